@@ -1,7 +1,7 @@
 """attestkit: hardware abstraction over confidential VMs.
 
-`open()` gives the TEE that this program runs in, or a simulated one; what it says about itself are
-values: `Quote`, `EventLog`, `Attestation`. Everything here is loaded when it is first used.
+`open()` returns an attester for the TEE that the program runs in, or for a simulated one. `verify`
+and `Verifier` appraise evidence. All names are imported on first use.
 """
 
 from importlib import import_module
@@ -78,7 +78,7 @@ __all__ = [
     "verify_signature",
 ]
 
-# Name: the module that has it, or that it is.
+# Public name: the module that defines it, or "" for a submodule.
 _HOME = {
     "AgentKeys": "keys",
     "AppCompose": "dstack.app_compose",
@@ -118,10 +118,10 @@ _HOME = {
 }
 
 
-if not TYPE_CHECKING:  # to whom every name would be there
+if not TYPE_CHECKING:  # with it, type checkers would accept any name
 
     def __getattr__(name: str) -> object:
-        """Load what is asked for, once."""
+        """Import a public name on first access."""
         home = _HOME.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

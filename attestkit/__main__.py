@@ -1,4 +1,4 @@
-"""The command line: `attestkit` and `python -m attestkit` are this same program."""
+"""Entry point of the command line, `attestkit` and `python -m attestkit`."""
 
 import sys
 
@@ -9,13 +9,14 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line on `arguments` (default: the process's own); return the exit code.
+    """Run the command line with `arguments` (default: `sys.argv`); return the exit status.
 
-    0 good, 1 usage, 2 evidence rejected, 3 network or device, 4 policy, 5 unreadable input.
+    0: success, 1: usage error, 2: evidence rejected, 3: network or device error, 4: policy, 5: the
+    input cannot be parsed.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    own_process = arguments is None  # else it is the caller's, and stays as it is
-    if words[:1] == ["serve"]:  # needs no terminal library, and must start fast
+    own_process = arguments is None  # do not change the settings of a caller's process
+    if words[:1] == ["serve"]:  # without the terminal libraries, to start fast
         from attestkit.serve.__main__ import main as serve
 
         return serve(words[1:], own_process=own_process)
@@ -28,22 +29,23 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stderr.write(f"attestkit: the memory of this process cannot be hidden: {error}\n")
             return 3
     try:
-        from attestkit.cli import run_words
+        from attestkit.cli import run_command
 
-        return run_words(words)
+        return run_command(words)
     except ModuleNotFoundError as error:
         if error.name not in {"click", "rich"}:
             raise
-        missing = UsageError(f"the command line needs {error.name}: pip install 'attestkit[cli]'")
-        sys.stderr.write(f"attestkit: {missing}\n")
+        sys.stderr.write(
+            f"attestkit: the command line needs {error.name}; pip install 'attestkit[cli]'\n"
+        )
         return 1
-    except UsageError as error:  # the environment wants a core that cannot be
+    except UsageError as error:  # the environment selects an unavailable native core
         sys.stderr.write(f"attestkit: {error}\n")
         return 1
 
 
 def _reads_key(words: list[str]) -> bool:
-    """Tell whether a command reads a private key of its user's."""
+    """Return whether a command reads a private key of the user."""
     signs = any(word.partition("=")[0] == "--ear-key" for word in words)
     return words[:1] == ["key"] or signs
 

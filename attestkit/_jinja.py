@@ -1,6 +1,6 @@
-"""Templates of pages: all that they show is escaped, and a name that nobody gave is an error.
+"""Jinja templates of HTML pages: autoescaped, and strict about undefined names.
 
-The library is slow to import, so whoever shows a page imports this when it does.
+Import this module lazily: Jinja is slow to import.
 """
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -10,7 +10,7 @@ __all__ = ["filled", "style", "templates"]
 
 
 def templates(package: str) -> Environment:
-    """Return the templates in a package's folder `templates`."""
+    """Return the environment for the templates in the directory `templates` of a package."""
     return Environment(
         loader=PackageLoader(package, "templates"),
         autoescape=True,
@@ -22,10 +22,10 @@ def templates(package: str) -> Environment:
 
 
 def style(package: str, name: str) -> Markup:
-    """Return a style sheet of that folder, a template without holes; pages name its hash."""
+    """Return a style sheet from that directory; pages contain its hash (CSP)."""
     return filled(templates(package).get_template(name))
 
 
 def filled(template: Template, **values: object) -> Markup:
-    """Return what a template makes of values, for another one: it is escaped already."""
+    """Render a template as markup that other templates include without escaping it again."""
     return template.make_module(values).__html__()

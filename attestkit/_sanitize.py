@@ -1,7 +1,7 @@
-"""A stranger's words in the text of an error: on one line, printable, and not long.
+"""Untrusted text in error messages: escaped, on one line, and cut to a maximum length.
 
-Texts of errors get into logs, onto terminals and into answers. A line end in one forges a line of a
-log, an escape sequence rules a terminal, and a text of a megabyte fills both.
+Error messages appear in logs, on terminals and in responses. A line break could forge a log line,
+an escape sequence could control a terminal, and a long text could fill both.
 """
 
 import re
@@ -11,17 +11,16 @@ from typing import Final
 __all__ = ["key", "near", "one_line", "shown", "without_hex"]
 
 _MOST: Final = 64  # characters
-_SECRET: Final = re.compile(r"[0-9A-Fa-f]{32,}")  # as a seed is written; with a slip, most of it
+_SECRET: Final = re.compile(r"[0-9A-Fa-f]{32,}")  # a seed, or most of one that is mistyped
 _LARGE: Final = 10**20  # more than 64 bits
 
 
 def shown(value: str | int, most: int = _MOST) -> str:
-    """Return text in quotes with what cannot be printed escaped, or a number.
+    """Return text in quotes with unprintable characters escaped, or the digits of an integer.
 
     Args:
-        value: What a stranger wrote.
-        most: Characters of a text; of a longer one the rest is left out. A number of more than 64
-            bits is only called so.
+        value: Untrusted text or integer. An integer of more than 64 bits is not written out.
+        most: Maximum number of characters of a text; the rest is cut.
     """
     if isinstance(value, str):
         return repr(value) if len(value) <= most else f"{value[:most]!r}..."
@@ -29,13 +28,13 @@ def shown(value: str | int, most: int = _MOST) -> str:
 
 
 def key(name: str, most: int = _MOST) -> str:
-    """Return a key of a file without quotes, in ASCII, the rest escaped; long ones are cut."""
+    """Return a key of a file without quotes, with non-ASCII characters escaped, cut to `most`."""
     return ascii(name[:most])[1:-1] + ("..." if len(name) > most else "")
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Return for the end of a clause which known names are nearest: up to three, or nothing."""
-    from difflib import get_close_matches  # late: only whoever mistypes pays
+    """Return "; did you mean ...?" with up to three similar known names, or an empty string."""
+    from difflib import get_close_matches  # lazy: only needed for mistyped names
 
     names = {one.lower(): one for one in known}
     found = [names[one] for one in get_close_matches(name[:_MOST].lower(), names)]
@@ -43,12 +42,12 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(text: str, most: int) -> str:
-    """Return text on one line, with blanks for what cannot be printed, cut to `most` characters."""
+    """Return text on one line, unprintable characters replaced by spaces, cut to `most`."""
     text = "".join(letter if letter.isprintable() else " " for letter in text[: 20 * most])
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def without_hex(text: str) -> str:
-    """Return text without what may be a seed that was put in the wrong place: 32 hex digits on."""
+    """Return text with every run of 32 or more hex digits removed: it may be a misplaced seed."""
     return _SECRET.sub("<hex, not shown>", text)

@@ -1,8 +1,7 @@
-"""The attester for asyncio.
+"""Attester for asyncio.
 
-A backend that waits for a device works in a thread of its own, one call at a time; one that does
-not, such as the simulator, is called where the caller stands, because a thread would cost more than
-the call.
+A backend that waits for a device runs in one worker thread. A non-blocking backend, such as the
+simulator, is called directly, because a switch of threads would take longer than the call.
 """
 
 import asyncio
@@ -26,18 +25,18 @@ T = TypeVar("T")
 
 @final
 class AsyncAttester(Generic[B_co]):
-    """An `Attester` whose methods are awaited; see there for what they do and raise.
+    """An asynchronous `Attester`; its methods do and raise the same as those of `Attester`.
 
-    A cancelled call ends for its caller at once; what the device was already doing is finished, so
-    an event is emitted wholly or, if its turn had not come, not at all.
+    A cancelled call returns at once, while the device finishes an operation in progress: an event
+    is emitted completely or, if its operation had not started, not at all.
     """
 
     def __init__(self, blocks: Callable[[], bool], make: Callable[[], Attester[B_co]]) -> None:
-        """Open nothing yet.
+        """Create the asynchronous attester; the TEE is opened when awaited or first used.
 
         Args:
-            blocks: Tells whether to call in a thread, before there is anything to call.
-            make: Opens the attester, in that thread where it blocks.
+            blocks: Returns whether opening may block.
+            make: Opens the attester; called in the device's thread if opening may block.
         """
         self._blocks = blocks
         self._make = make
@@ -56,7 +55,7 @@ class AsyncAttester(Generic[B_co]):
         try:
             await self._open()
         except asyncio.CancelledError:
-            self._abandon()  # the caller will never hold what is being opened
+            self._abandon()  # the caller does not get the object and cannot close it
             raise
         return self
 
@@ -69,11 +68,11 @@ class AsyncAttester(Generic[B_co]):
         await self.close()
 
     async def _open(self) -> "Attester[B_co]":
-        """Return the open attester; whoever comes first opens it, for all."""
+        """Return the open attester; the first of concurrent callers opens it."""
         if self._attester is not None:
             return self._attester
         if self._closed:
-            raise UsageError("this AsyncAttester is closed")
+            raise UsageError("AsyncAttester: closed", reason="closed")
         if self._opening is None and not self._blocks():
             self._attester = self._make()
             return self._attester
@@ -82,18 +81,18 @@ class AsyncAttester(Generic[B_co]):
         if self._opening is None:
             self._opening = self._thread.submit(self._make)
         try:
-            # Shielded: one caller may be cancelled, the device is opened for the others.
+            # Shielded: other callers may wait for the same device.
             attester = await asyncio.shield(asyncio.wrap_future(self._opening))
         except AttestKitError:
-            self._opening = None  # the next caller tries again
+            self._opening = None  # so that the next caller retries
             raise
-        if self._closed:  # meanwhile; what was being opened is closed behind us
-            raise UsageError("this AsyncAttester is closed")
+        if self._closed:  # meanwhile; `_abandon` closes the new attester
+            raise UsageError("AsyncAttester: closed", reason="closed")
         self._attester = attester
         return attester
 
     def _abandon(self) -> Future[None] | None:
-        """Close behind everything that is on its way to the device."""
+        """Close after the operations that are queued for the device."""
         self._closed = True
         attester, self._attester = self._attester, None
         opening, thread = self._opening, self._thread
@@ -113,9 +112,9 @@ class AsyncAttester(Generic[B_co]):
         return closing
 
     async def close(self) -> None:
-        """Let go of the backend once the calls on their way are done. A second call does nothing.
+        """Close the backend after calls in progress have finished. Idempotent.
 
-        Cancelling does not keep it from closing.
+        Cancellation does not prevent the backend from being closed.
         """
         if self._closed:
             return
@@ -124,34 +123,34 @@ class AsyncAttester(Generic[B_co]):
             await asyncio.shield(asyncio.wrap_future(closing))
 
     async def _call(self, method: Callable[[Attester], T]) -> T:
-        """Call where the caller stands, or in the device's thread."""
+        """Call directly, or in the worker thread if the backend blocks."""
         attester = await self._open()
         if self._thread is None:
             if not attester.blocking:
                 return method(attester)
-            self._thread = _device_thread()  # it has begun to: a fault was armed
+            self._thread = _device_thread()  # `blocking` may change: a fault was armed
         return await asyncio.wrap_future(self._thread.submit(method, attester))
 
-    # -- what an Attester does -----------------------------------------------------------------
+    # -- methods of Attester -------------------------------------------------------------------
 
     async def get_quote(self, report_data: bytes) -> Quote:
-        """Return a quote over `report_data`, 0 to 64 bytes, filled up with zeros."""
+        """Return a quote over `report_data`, 0 to 64 bytes, zero-padded to 64."""
         return await self._call(lambda attester: attester.get_quote(report_data))
 
     async def attest(self, report_data: bytes) -> Attestation:
-        """Return evidence over `report_data`, 0 to 64 bytes, filled up with zeros."""
+        """Return evidence over `report_data`, 0 to 64 bytes, zero-padded to 64."""
         return await self._call(lambda attester: attester.attest(report_data))
 
     async def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
-        """Return a quote over `report_data`, exactly 64 bytes, and the log that replays to it."""
+        """Return a quote over exactly 64 bytes, and the event log that replays to it."""
         return await self._call(lambda attester: attester.quote_and_log(report_data))
 
     async def event_log(self) -> EventLog:
-        """Return the firmware's log with the runtime events behind it."""
+        """Return the firmware event log followed by the runtime events."""
         return await self._call(lambda attester: attester.event_log())
 
     async def emit_event(self, name: str, payload: bytes) -> Event:
-        """Extend RTMR3 by an event and log it, or neither."""
+        """Extend RTMR3 by an event and append it to the log, atomically."""
         return await self._call(lambda attester: attester.emit_event(name, payload))
 
     async def registers(self) -> Rtmrs:
@@ -159,50 +158,53 @@ class AsyncAttester(Generic[B_co]):
         return await self._call(lambda attester: attester.registers())
 
     async def info(self) -> AppInfo:
-        """Return who the app is."""
+        """Return the identity of the app from fresh evidence."""
         return await self._call(lambda attester: attester.info())
 
-    # -- what it is: no device is asked, but an agent is, once, for what describes the app --------
+    # -- properties of Attester; an agent is queried once for the app's description --------------
 
     @property
     def _opened(self) -> "Attester[B_co]":
         if self._attester is None:
-            raise UsageError("this AsyncAttester is not open: await it first")
+            raise UsageError("AsyncAttester: not open; await it first", reason="closed")
         return self._attester
 
     @property
     def backend(self) -> B_co:
-        """The backend; take care not to disturb this object's turn."""
+        """The backend, for its additional methods; calls of it bypass this object's lock."""
         return self._opened.backend
 
     @property
     def simulated(self) -> bool:
-        """True if nothing that this TEE says is backed by hardware."""
+        """Whether the TEE is simulated, so that its evidence proves nothing about hardware."""
         return self._opened.simulated
 
     @property
     def blocking(self) -> bool:
-        """True if calls are made in a thread."""
+        """Whether calls are made in a worker thread."""
         return self._opened.blocking
 
     @property
     def app_compose(self) -> AppCompose:
-        """What the app was deployed from; UnsupportedError if nobody knows, see `Attester`."""
+        """The app's compose file; UnsupportedError if unknown."""
         return self._opened.app_compose
 
     @property
     def vm_config(self) -> str:
-        """The machine's configuration, JSON text; empty if nobody knows it."""
+        """The configuration of the VM as JSON; empty if unknown."""
         return self._opened.vm_config
 
     @property
     def keys(self) -> KeyDeriver:
-        """The app's keys; UnsupportedError if there are none."""
+        """The app's keys; UnsupportedError without keys."""
         return self._opened.keys
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Refuse: the other process would have to open the device itself."""
-        raise UsageError("an AsyncAttester does not pickle: open another where it is needed")
+        """Raise UsageError: another process has to open the device itself."""
+        raise UsageError(
+            "AsyncAttester: not picklable; open another one in the other process",
+            reason="not_picklable",
+        )
 
     def __repr__(self) -> str:
         return f"<AsyncAttester: {self._attester or 'not open'}>"

@@ -1,8 +1,8 @@
-"""Many quotes at once: each field of theirs as one column, for NumPy and its like.
+"""The fields of many quotes as columns, for NumPy and similar libraries.
 
-A column is one contiguous read-only buffer with a row for each quote, which `numpy.asarray` takes
-without a copy. Every quote is checked as `Quote.parse` checks it. All are of TDs: those of SGX
-enclaves have none of these fields and are refused, rather than given zeros to be taken for values.
+A column is a contiguous read-only buffer with one row per quote, which `numpy.asarray` uses without
+a copy. Every quote is checked as by `Quote.parse`. Quotes of SGX enclaves, which do not have these
+fields, are rejected.
 """
 
 from array import array
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 __all__ = ["QuoteColumns", "quote_columns"]
 
-_OFFSET_FORMATS: Final = tuple("QqLlIi")  # integers of 4 or 8 bytes, in the order of this machine
+_OFFSET_FORMATS: Final = tuple("QqLlIi")  # integers of 4 or 8 bytes, in native byte order
 
 _new = object.__new__
 
 
 class QuoteColumns:
-    """The fields of N quotes, each a `memoryview` of N rows of so many bytes. Immutable.
+    """The fields of N quotes, each a `memoryview` of shape (N, size of the field). Immutable.
 
-    Fields of one byte are flat, and so are all where N is 0. Names are those of `TdQuoteBody`,
-    which says what the fields mean, and `names` lists them. A column takes memory once it has been
-    asked for; until then there are 10 bytes for each quote, and the buffer, which is kept.
+    Fields of one byte, and all fields if N is 0, have one dimension. The names, listed in `names`,
+    are those of `TdQuoteBody`. A column is created on first use; without columns, an object takes
+    10 bytes per quote, and the buffer, to which it refers.
 
-    Equal are columns of equal buffers whose quotes start in the same places, zeros behind them
-    included. What is pickled is the buffer and the offsets, and is checked once more.
+    Objects are equal if their buffers, including padding, and offsets are equal. Pickling stores
+    the buffer and the offsets; unpickling checks the quotes again.
     """
 
     version: memoryview  # 4 or 5
-    tee_type: memoryview  # 0x81, TDX
-    body_type: memoryview  # 2: TDX 1.0; 3: TDX 1.5, only these have the last two fields
+    tee_type: memoryview  # 0x81 (TDX)
+    body_type: memoryview  # 2: TDX 1.0; 3: TDX 1.5, with the last two fields
     tee_tcb_svn: "Column[memoryview]" = Column(0, 16)
     mr_seam: "Column[memoryview]" = Column(16, 48)
     mr_signer_seam: "Column[memoryview]" = Column(64, 48)
@@ -52,12 +52,10 @@ class QuoteColumns:
     mr_config_id: "Column[memoryview]" = Column(184, 48)
     mr_owner: "Column[memoryview]" = Column(232, 48)
     mr_owner_config: "Column[memoryview]" = Column(280, 48)
-    rtmrs: "Column[_Four]" = Column(
-        328, 48, 4
-    )  # a tuple: rtmr0 to rtmr3, which are gathered together
+    rtmrs: "Column[_Four]" = Column(328, 48, 4)  # a tuple of four columns, created together
     report_data: "Column[memoryview]" = Column(520, 64)
-    tee_tcb_svn2: "Column[memoryview]" = Column(584, 16)  # zeros where the body type is 2
-    mr_service_td: "Column[memoryview]" = Column(600, 48)  # the same
+    tee_tcb_svn2: "Column[memoryview]" = Column(584, 16)  # zeros for body type 2
+    mr_service_td: "Column[memoryview]" = Column(600, 48)  # zeros for body type 2
 
     names: ClassVar[tuple[str, ...]] = ("version", "tee_type", "body_type", *TdQuoteBody._fields)
     """The columns, in the order of the fields in a quote."""
@@ -65,46 +63,48 @@ class QuoteColumns:
     _rows: "QuoteRows"
 
     def __init__(self) -> None:
-        raise UsageError("QuoteColumns are made by quote_columns")
+        raise UsageError(
+            "QuoteColumns: cannot be constructed; use quote_columns", reason="wrong_type"
+        )
 
     def __len__(self) -> int:
         return len(self.version)
 
     @property
     def offsets(self) -> memoryview:
-        """Where each quote starts in the buffer: N integers of 64 bits."""
+        """Offset of each quote in the buffer: N integers of 64 bits."""
         return memoryview(self._rows[1]).cast("Q")
 
     @property
     def mrtd(self) -> memoryview:
-        """What a `Quote` has under this name: `mr_td`, N times 48 bytes."""
+        """The column `mr_td`, by its name in `Quote`, N x 48 bytes."""
         return self.mr_td
 
     @property
     def rtmr0(self) -> memoryview:
-        """The column `rtmrs[0]`, N times 48 bytes."""
+        """The column `rtmrs[0]`, N x 48 bytes."""
         return self.rtmrs[0]
 
     @property
     def rtmr1(self) -> memoryview:
-        """The column `rtmrs[1]`, N times 48 bytes."""
+        """The column `rtmrs[1]`, N x 48 bytes."""
         return self.rtmrs[1]
 
     @property
     def rtmr2(self) -> memoryview:
-        """The column `rtmrs[2]`, N times 48 bytes."""
+        """The column `rtmrs[2]`, N x 48 bytes."""
         return self.rtmrs[2]
 
     @property
     def rtmr3(self) -> memoryview:
-        """The column `rtmrs[3]`, N times 48 bytes."""
+        """The column `rtmrs[3]`, N x 48 bytes."""
         return self.rtmrs[3]
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError("columns cannot be changed")
+        raise AttributeError("QuoteColumns: immutable")
 
     def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError("columns cannot be changed")
+        raise AttributeError("QuoteColumns: immutable")
 
     def __eq__(self, other: object) -> bool:
         return self._rows == other._rows if isinstance(other, QuoteColumns) else NotImplemented
@@ -113,7 +113,7 @@ class QuoteColumns:
         return hash(self._rows)
 
     def __reduce__(self) -> "tuple[Callable[..., QuoteColumns], tuple[bytes, array[int]]]":
-        # Of an array, which tells the machine that reads it how its integers are laid out.
+        # An array, whose pickle is portable between byte orders.
         return quote_columns, (self._rows[0], array("Q", self._rows[1]))
 
     def __copy__(self) -> "QuoteColumns":
@@ -132,46 +132,47 @@ def quote_columns(
     """Check all quotes in `buffer` and return their fields as columns.
 
     Args:
-        buffer: Quotes of TDs. Behind each may be zeros: 128 KiB with them.
-        offsets: Where each of N quotes starts, rising: integers, or a buffer of integers of 4 or 8
-            bytes. A quote ends where the next one starts, the last with the buffer; bytes before
-            the first are not looked at. None: the quotes lie one behind the other from the start
-            of the buffer, and their own lengths tell where they end.
+        buffer: Quotes of TDs, each at most 128 KiB with its zero padding.
+        offsets: Offsets of the quotes in increasing order: integers, or a buffer of integers of 4
+            or 8 bytes. A quote ends at the next offset or at the end of the buffer; bytes before
+            the first are ignored. None: the quotes are contiguous, without padding between them,
+            from the start of the buffer.
 
     Raises:
-        FormatError: A quote breaks its format, or is of an SGX enclave, or its offset is not behind
-            the one before it and inside the buffer. The text tells the first such, counted from 0,
-            `reason` the rule, `offset` the byte in `buffer`.
-        UsageError: `buffer` is not bytes, or `offsets` are not integers.
+        FormatError: If a quote is malformed or of an SGX enclave, or the offsets do not increase
+            or exceed the buffer. The text has the index of the quote, from 0; `offset` counts
+            from the start of `buffer`.
+        UsageError: If `buffer` is not `bytes`, or `offsets` are not integers.
     """
     if type(buffer) is not bytes:
-        raise UsageError(f"quotes for columns are bytes, not {type(buffer).__name__}")
+        raise UsageError(f"buffer: must be bytes, not {type(buffer).__name__}", reason="wrong_type")
     starts = None if offsets is None else _packed(offsets)
     columns = _new(QuoteColumns)
-    kept = columns.__dict__
-    _, _, versions, body_types = kept["_rows"] = quote_rows(buffer, starts)
-    kept["version"] = memoryview(versions)
-    kept["tee_type"] = memoryview(b"\x81" * len(versions))
-    kept["body_type"] = memoryview(body_types)
+    attributes = columns.__dict__  # not through __setattr__, which raises
+    _, _, versions, body_types = attributes["_rows"] = quote_rows(buffer, starts)
+    attributes["version"] = memoryview(versions)
+    attributes["tee_type"] = memoryview(b"\x81" * len(versions))
+    attributes["body_type"] = memoryview(body_types)
     return columns
 
 
 def _packed(offsets: "Sequence[SupportsIndex] | memoryview") -> bytes:
-    """Return offsets as the native core takes them: integers of 64 bits that nobody can change."""
+    """Return a copy of the offsets for the native core: integers of 64 bits."""
     try:
         view = memoryview(cast("ReadableBuffer", offsets))
     except TypeError:
-        pass  # no buffer: a sequence
+        pass  # a sequence
     else:
         if view.ndim != 1 or view.format not in _OFFSET_FORMATS:
-            raise UsageError("a buffer of offsets has integers of 4 or 8 bytes, in one dimension")
+            message = "offsets: a buffer must have integers of 4 or 8 bytes in one dimension"
+            raise UsageError(message, reason="wrong_type")
         if view.itemsize == 8:
             return view.tobytes()
         offsets = view.tolist()
     try:
         return array("Q", cast("Sequence[int]", offsets)).tobytes()
     except TypeError as error:
-        raise UsageError("offsets are integers") from error
+        raise UsageError("offsets: must be integers", reason="wrong_type") from error
     except OverflowError as error:
-        message = "an offset is negative, or has more than 64 bits"
+        message = "offsets: must be 0 to 2^64-1"
         raise FormatError(message, reason="offsets") from error

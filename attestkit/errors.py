@@ -1,26 +1,49 @@
-"""Every exception of attestkit, so that one `except AttestKitError` catches them all.
+"""All exceptions of attestkit.
 
 ```
 AttestKitError
-+-- FormatError                   bytes break their specification; tells the offset if known
-+-- UsageError                    the caller asked for something that cannot be
-+-- ConfigError                   a configuration or policy file; tells file, key and reason
-+-- NotFoundError                 no such method, container, page, key
-+-- UnsupportedError              this platform cannot do that
-+-- BackendError                  the platform answered wrongly
-|   +-- BackendUnavailableError   the platform is not here; tells what is missing
-|   +-- BackendBusyError          somebody else has the device; worth another try
-|   +-- QuoteUnavailableError     the platform is here, the quote is not
-+-- JournalError                  the runtime log on disk and the register disagree
-+-- CollateralError               endorsements are missing or cannot be fetched
-|   +-- CollateralExpiredError    they are too old for `now`; also a VerificationError
-+-- VerificationError             well formed, must not be believed; `.steps` says how far it got,
-    |                             `.reason` what is wrong, in one stable word
-    +-- SignatureError            a signature or a chain does not hold
-    +-- ReplayError               log and registers disagree
-    +-- PolicyError               true, but not what we accept
++-- FormatError                   bytes or text break their specification
++-- UsageError                    invalid arguments
++-- ConfigError                   an invalid configuration or policy file
++-- NotFoundError                 the server has no such method, container, page or key
++-- UnsupportedError              the platform does not have this ability
++-- BackendError                  the platform is available and failed
+|   +-- BackendUnavailableError   the platform is missing or not accessible
+|   +-- BackendBusyError          another process or an earlier request has the device
+|   +-- QuoteUnavailableError     the platform is available, but it returned no quote
++-- JournalError                  the runtime event log on disk is unusable
++-- CollateralError               endorsements are missing, malformed, or cannot be fetched
+|   +-- CollateralExpiredError    endorsements are out of date; also a VerificationError
++-- VerificationError             well-formed evidence fails verification
+    +-- SignatureError            a signature or a certificate chain is not valid
+    +-- ReplayError               event log and registers disagree
+    +-- PolicyError               authentic evidence that the policy does not accept
 ```
+
+Every error has a `reason`: one word of the closed list of its class, for programs. The message is
+for people, and its wording may change.
 """
+
+from typing import Literal, cast, get_args, get_origin, get_type_hints
+
+from attestkit._reasons import (
+    BackendBusyReason,
+    BackendReason,
+    BackendUnavailableReason,
+    CollateralExpiredReason,
+    CollateralReason,
+    ConfigReason,
+    FormatReason,
+    JournalReason,
+    NotFoundReason,
+    PolicyReason,
+    QuoteUnavailableReason,
+    ReplayReason,
+    SignatureReason,
+    UnsupportedReason,
+    UsageReason,
+    VerificationReason,
+)
 
 __all__ = [
     "AttestKitError",
@@ -44,120 +67,275 @@ __all__ = [
 
 
 class AttestKitError(Exception):
-    """Root of all errors that attestkit raises on purpose."""
+    """Base class of all errors that attestkit raises on purpose."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        Exception.__init__(self, message)  # not the next class of a subclass with two bases
+        self._reason = reason
+
+    @property
+    def reason(self) -> str:
+        """Stable reason, one word of the closed list of the error's class."""
+        return self._reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle without calling `__init__`, whose keywords BaseException does not keep."""
+        return _restore, (type(self), self.args), self.__dict__
+
+    @classmethod
+    def reasons(cls) -> frozenset[str]:
+        """Return the closed list of reasons of this class; empty for the base class."""
+        return _words(get_type_hints(cast("property", cls.reason).fget)["return"])
+
+
+def _words(hint: object) -> frozenset[str]:
+    """Return the strings of a `Literal`, or of a union of them."""
+    if get_origin(hint) is Literal:
+        return frozenset(get_args(hint))
+    return frozenset(word for part in get_args(hint) for word in _words(part))
+
+
+def _restore(kind: type[AttestKitError], args: tuple[object, ...]) -> AttestKitError:
+    return kind.__new__(kind, *args)
 
 
 class FormatError(AttestKitError, ValueError):
-    """Input breaks its specification, at byte `offset` where one is known.
+    """Bytes or text break their specification.
 
-    `reason` is a short stable name of the broken rule (`short_header`, `version`, ...) where the
-    format has such names, else an empty string.
+    `offset` is the byte of the input where it is broken, counted from 0, or None.
+    `message` is the text without that place.
     """
 
-    def __init__(self, message: str, *, offset: int | None = None, reason: str = "") -> None:
-        super().__init__(message if offset is None else f"{message} (byte {offset})")
+    def __init__(self, message: str, *, reason: FormatReason, offset: int | None = None) -> None:
+        text = message if offset is None else f"{message} (byte {offset})"
+        super().__init__(text, reason=reason)
         self.message = message
         self.offset = offset
-        self.reason = reason
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle with the keywords, which Exception's own way would lose."""
-        return _format_error, (self.message, self.offset, self.reason)
-
-
-def _format_error(message: str, offset: int | None, reason: str) -> FormatError:
-    return FormatError(message, offset=offset, reason=reason)
+    @property
+    def reason(self) -> FormatReason:
+        """Stable reason, one word of `FormatReason`."""
+        return cast("FormatReason", self._reason)
 
 
 class UsageError(AttestKitError, ValueError):
-    """The caller asked for something that cannot be: too long, an unknown algorithm."""
+    """The caller's arguments are not valid."""
+
+    def __init__(self, message: str, *, reason: UsageReason) -> None:
+        super().__init__(message, reason=reason)
+
+    @property
+    def reason(self) -> UsageReason:
+        """Stable reason, one word of `UsageReason`."""
+        return cast("UsageReason", self._reason)
 
 
 class ConfigError(AttestKitError):
-    """A configuration or policy file is wrong; the text names file, key and reason."""
+    """A configuration or policy file, or a variable of the environment, is not valid."""
+
+    def __init__(self, message: str, *, reason: ConfigReason) -> None:
+        super().__init__(message, reason=reason)
+
+    @property
+    def reason(self) -> ConfigReason:
+        """Stable reason, one word of `ConfigReason`."""
+        return cast("ConfigReason", self._reason)
 
 
 class NotFoundError(AttestKitError):
-    """There is no such method, container, page or key."""
+    """The server has no such method, container, page or key."""
+
+    def __init__(self, message: str, *, reason: NotFoundReason) -> None:
+        super().__init__(message, reason=reason)
+
+    @property
+    def reason(self) -> NotFoundReason:
+        """Stable reason, one word of `NotFoundReason`."""
+        return cast("NotFoundReason", self._reason)
 
 
 class UnsupportedError(AttestKitError):
-    """This platform cannot do that, whatever the arguments."""
+    """The platform does not have this ability, whatever the arguments."""
+
+    def __init__(self, message: str, *, reason: UnsupportedReason) -> None:
+        super().__init__(message, reason=reason)
+
+    @property
+    def reason(self) -> UnsupportedReason:
+        """Stable reason, one word of `UnsupportedReason`."""
+        return cast("UnsupportedReason", self._reason)
 
 
 class BackendError(AttestKitError):
-    """The platform is here and answered wrongly."""
+    """The platform is available and returned an error or an invalid answer.
+
+    `path` is the file, device or socket that the error is about, or empty.
+    """
+
+    def __init__(self, message: str, *, reason: BackendReason, path: str = "") -> None:
+        super().__init__(message, reason=reason)
+        self.path = path
+
+    @property
+    def reason(self) -> BackendReason:
+        """Stable reason, one word of `BackendReason`."""
+        return cast("BackendReason", self._reason)
 
 
 class BackendUnavailableError(BackendError):
-    """The platform is not here; the text names what is missing."""
+    """The platform is missing or not accessible to this process."""
+
+    def __init__(self, message: str, *, reason: BackendUnavailableReason, path: str = "") -> None:
+        super().__init__(message, reason=reason, path=path)
+
+    @property
+    def reason(self) -> BackendUnavailableReason:
+        """Stable reason, one word of `BackendUnavailableReason`."""
+        return cast("BackendUnavailableReason", self._reason)
 
 
 class BackendBusyError(BackendError):
-    """Somebody else has the device; the same call may succeed later."""
+    """Another process or an earlier request has the device; retry later."""
+
+    def __init__(self, message: str, *, reason: BackendBusyReason, path: str = "") -> None:
+        super().__init__(message, reason=reason, path=path)
+
+    @property
+    def reason(self) -> BackendBusyReason:
+        """Stable reason, one word of `BackendBusyReason`."""
+        return cast("BackendBusyReason", self._reason)
 
 
 class QuoteUnavailableError(BackendError):
-    """The platform is here, but it gave no quote."""
+    """The platform is available, but it returned no quote."""
+
+    def __init__(self, message: str, *, reason: QuoteUnavailableReason, path: str = "") -> None:
+        super().__init__(message, reason=reason, path=path)
+
+    @property
+    def reason(self) -> QuoteUnavailableReason:
+        """Stable reason, one word of `QuoteUnavailableReason`."""
+        return cast("QuoteUnavailableReason", self._reason)
 
 
 class JournalError(AttestKitError):
-    """The runtime log on disk and the register disagree."""
+    """The runtime event log on disk is unusable or does not match the register.
+
+    For the reason `mismatch`, `expected` is the value that the log replays to and `actual` the
+    value of RTMR3; otherwise both are empty.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: JournalReason,
+        expected: bytes = b"",
+        actual: bytes = b"",
+    ) -> None:
+        super().__init__(message, reason=reason)
+        self.expected = expected
+        self.actual = actual
+
+    @property
+    def reason(self) -> JournalReason:
+        """Stable reason, one word of `JournalReason`."""
+        return cast("JournalReason", self._reason)
 
 
 class CollateralError(AttestKitError):
-    """Endorsements are missing, malformed, or cannot be fetched.
+    """Endorsements are missing, malformed, or cannot be fetched."""
 
-    `reason` is a short stable name of what is wrong, where there is one, else an empty string.
-    """
+    def __init__(self, message: str, *, reason: CollateralReason) -> None:
+        super().__init__(message, reason=reason)
 
-    def __init__(self, message: str, *, reason: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle with the keyword, which Exception's own way would lose."""
-        return _collateral_error, (str(self), self.reason)
-
-
-def _collateral_error(message: str, reason: str) -> CollateralError:
-    return CollateralError(message, reason=reason)
+    @property
+    def reason(self) -> CollateralReason:
+        """Stable reason, one word of `CollateralReason`."""
+        return cast("CollateralReason", self._reason)
 
 
 class VerificationError(AttestKitError):
-    """Evidence is well formed and must not be believed.
+    """Well-formed evidence fails verification.
 
-    `steps` lists what had passed before. `reason` is a short stable name of what is wrong
-    (`untrusted_root`, `tcb_revoked`, `rtmr_mismatch`, ...), else an empty string.
+    `steps` lists the checks that had passed before.
     """
 
-    def __init__(self, message: str, *, steps: tuple[str, ...] = (), reason: str = "") -> None:
-        Exception.__init__(self, message)  # not its sibling's, in the class that is both
+    def __init__(
+        self, message: str, *, reason: VerificationReason, steps: tuple[str, ...] = ()
+    ) -> None:
+        AttestKitError.__init__(self, message, reason=reason)
         self.steps = steps
-        self.reason = reason
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle with the keywords, which Exception's own way would lose."""
-        return _verification_error, (type(self), str(self), self.steps, self.reason)
-
-
-def _verification_error(
-    kind: type[VerificationError], message: str, steps: tuple[str, ...], reason: str
-) -> VerificationError:
-    return kind(message, steps=steps, reason=reason)
+    @property
+    def reason(self) -> VerificationReason:
+        """Stable reason, one word of `VerificationReason`."""
+        return cast("VerificationReason", self._reason)
 
 
 class CollateralExpiredError(VerificationError, CollateralError):
-    """Endorsements are too old, or too new, for the time of the verification."""
+    """Endorsements are too old or too new for the time of the verification."""
+
+    def __init__(
+        self, message: str, *, reason: CollateralExpiredReason, steps: tuple[str, ...] = ()
+    ) -> None:
+        VerificationError.__init__(self, message, reason=reason, steps=steps)
+
+    @property
+    def reason(self) -> CollateralExpiredReason:
+        """Stable reason, one word of `CollateralExpiredReason`."""
+        return cast("CollateralExpiredReason", self._reason)
 
 
 class SignatureError(VerificationError):
-    """A signature or a certificate chain does not hold."""
+    """A signature or a certificate chain is not valid."""
+
+    def __init__(
+        self, message: str, *, reason: SignatureReason, steps: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message, reason=reason, steps=steps)
+
+    @property
+    def reason(self) -> SignatureReason:
+        """Stable reason, one word of `SignatureReason`."""
+        return cast("SignatureReason", self._reason)
 
 
 class ReplayError(VerificationError):
-    """Log and registers disagree; the text names the register and shows both values."""
+    """Event log and registers disagree.
+
+    `register` is the number of the first RTMR that differs, or None. `expected` is the value that
+    the log replays to, `actual` the value of the register; both are empty if not known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: ReplayReason,
+        steps: tuple[str, ...] = (),
+        register: int | None = None,
+        expected: bytes = b"",
+        actual: bytes = b"",
+    ) -> None:
+        super().__init__(message, reason=reason, steps=steps)
+        self.register = register
+        self.expected = expected
+        self.actual = actual
+
+    @property
+    def reason(self) -> ReplayReason:
+        """Stable reason, one word of `ReplayReason`."""
+        return cast("ReplayReason", self._reason)
 
 
 class PolicyError(VerificationError):
-    """The evidence is true, and not what the policy accepts."""
+    """The evidence is authentic, and the policy does not accept it."""
+
+    def __init__(self, message: str, *, reason: PolicyReason, steps: tuple[str, ...] = ()) -> None:
+        super().__init__(message, reason=reason, steps=steps)
+
+    @property
+    def reason(self) -> PolicyReason:
+        """Stable reason, one word of `PolicyReason`."""
+        return cast("PolicyReason", self._reason)

@@ -1,6 +1,6 @@
-"""`open` and `aopen`: the TEE that this program runs in, or the one that it names.
+"""`open` and `aopen`: open the TEE that this program runs in, or the backend of a given name.
 
-They know every backend by name alone, and load the one that they open.
+A backend is imported when it is opened.
 """
 
 from typing import TYPE_CHECKING, Literal, TypeVar, overload
@@ -24,7 +24,7 @@ __all__ = ["aopen", "make_backend", "open"]
 B = TypeVar("B", bound=Backend)
 
 
-# A name that a program spells out tells the backend's class, and so what `backend` can do.
+# A literal name determines the backend's class, and so the type of `Attester.backend`.
 @overload
 def open(
     backend: Literal["simulator"], *, platform: Literal["snp"], **options: object
@@ -51,17 +51,17 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester[B
     """Open the TEE that this program runs in.
 
     Args:
-        backend: The name of a backend, an object that is one, or None: then what
-            `$ATTESTKIT_BACKEND` names, else the first that can run here, never the simulator.
-        options: What the backend takes; for the simulator `seed`, `platform`, `scenario`,
-            `faults`, `quote_version`, `state_dir`, `app_compose`, `app_keys`, `vm_config` and
-            `app_id`, for others see their classes.
+        backend: The name of a backend, or a backend object. None: the backend in
+            `$ATTESTKIT_BACKEND`, else the first one that works here, but never the simulator.
+        options: Options of the backend. The simulator has `seed`, `platform`, `scenario`, `faults`,
+            `quote_version`, `state_dir`, `app_compose`, `app_keys`, `vm_config` and `app_id`; for
+            the others see their classes.
 
     Raises:
-        BackendUnavailableError: It cannot run here; or none can, and the text lists what was seen.
-        BackendBusyError: Somebody else has the device or the state folder.
-        UsageError: No backend is called so, or it does not take these options.
-        BackendError: Anything else that went wrong.
+        BackendUnavailableError: If the backend, or without a name every backend, is unusable here.
+        BackendBusyError: If another process uses the device or the state folder.
+        UsageError: If the name or an option is unknown or invalid.
+        BackendError: If the backend fails otherwise.
     """
     if backend is None or isinstance(backend, str):
         made = make_backend(backend, options)
@@ -71,19 +71,19 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester[B
             made.close()
             raise
     if options:
-        raise UsageError("a backend that is an object already takes no options")
+        raise UsageError("options: not valid with a backend object", reason="conflict")
     return Attester(backend)
 
 
 def make_backend(name: str | None, options: dict[str, object]) -> Backend:
-    """Return the backend called `name`, or what `open` takes for None."""
-    name = name or backends.named_by_environment()
+    """Return a new backend of that name; None: the backend that `open` selects."""
+    name = name or backends.backend_from_environment()
     cls = backends.detect() if name is None else backends.load(name)
-    # Not probed again if it was detected.
-    return cls() if name is None and not options else backends.make(cls, options)
+    # Detection has already probed it.
+    return cls() if name is None and not options else backends.create(cls, options)
 
 
-# As `attestkit.open`: a name that a program spells out tells the backend's class.
+# As in `attestkit.open`, a literal name determines the backend's class.
 @overload
 def aopen(
     backend: Literal["simulator"], *, platform: Literal["snp"], **options: object
@@ -109,8 +109,8 @@ def aopen(backend: str | Backend | None) -> "AsyncAttester[Backend]": ...
 def aopen(backend: str | Backend | None = None, **options: object) -> "AsyncAttester[Backend]":
     """Open the TEE that this program runs in, for asyncio.
 
-    `tee = await aopen()` opens it, `async with aopen() as tee` closes it as well. Arguments and
-    errors are those of `attestkit.open`; nothing is opened before it is awaited or first used.
+    `tee = await aopen()` opens it; `async with aopen() as tee` also closes it. Arguments and errors
+    are those of `attestkit.open`. The TEE is opened when awaited or first used.
     """
     from attestkit.aio import AsyncAttester  # late: it loads asyncio
 
@@ -121,6 +121,6 @@ def aopen(backend: str | Backend | None = None, **options: object) -> "AsyncAtte
 
 
 def _blocks(name: str | None) -> bool:
-    """Tell whether calls of what `open` takes for `name` wait for a device."""
-    name = name or backends.named_by_environment()
+    """Return whether the backend that `open(name)` opens may block."""
+    name = name or backends.backend_from_environment()
     return name is None or backends.load(name).blocking

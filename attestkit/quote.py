@@ -1,15 +1,16 @@
 """Quotes of Intel SGX and TDX: versions 3, 4 and 5 (Intel SGX and TDX DCAP Quoting Library APIs).
 
-Parsing says what the bytes look like, not who signed them. It is strict: the first broken rule is
-refused with its name and its byte, and a parsed quote has one canonical form, `raw`. Of the quote's
-cryptography one rule belongs to its form and is checked here: the QE report must contain the hash
-of the attestation key. All integers are little-endian.
+Parsing does not verify signatures. It is strict: an error has the first violated rule and its
+offset, and a parsed quote has one canonical form, `raw`. Parsing also checks that the report data
+of the QE report is the hash of the attestation key and the QE authentication data. All integers
+are little-endian.
 """
 
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 from attestkit._native import QuoteBase, quote_layout, quote_parsers
+from attestkit._native._status import numbered
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -38,12 +39,12 @@ _TD_10 = Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s")
 _TD_15 = Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s16s48s")
 _ENCLAVE = Struct("<16sI12x16s16s32s32x32s32x64sHHH42x16s64s")
 
-# What namedtuples are made with, without the Python function around it.
+# Faster than calling a named tuple: skips its Python-level constructor.
 _new_tuple = tuple.__new__
 
 
 class QuoteHeader(NamedTuple):
-    """First 48 bytes of a quote (Intel TDX DCAP Quoting Library API, A.3.1)."""
+    """Quote header, 48 bytes (Intel TDX DCAP Quoting Library API, A.3.1)."""
 
     version: int  # 2 bytes: 3, 4 or 5
     attestation_key_type: int  # 2 bytes: 2 is ECDSA P-256 with SHA-256
@@ -51,17 +52,17 @@ class QuoteHeader(NamedTuple):
     qe_svn: int | None  # 2 bytes; version 3 only, reserved later
     pce_svn: int | None  # 2 bytes; version 3 only, reserved later
     qe_vendor_id: bytes  # 16 bytes
-    user_data: bytes  # 20 bytes of the quoting enclave; the first 16 name the platform
+    user_data: bytes  # 20 bytes of the quoting enclave; the first 16 identify the platform
 
     @classmethod
     def parse(cls, data: bytes) -> "QuoteHeader":
-        """Read 48 bytes; no values are checked.
+        """Parse 48 bytes; values are not checked.
 
         Raises:
-            FormatError: there are not 48 bytes.
-            UsageError: `data` is not bytes.
+            FormatError: If `data` does not have 48 bytes.
+            UsageError: If `data` is not `bytes`.
         """
-        _want_size("a quote header", data, _HEADER.size)
+        _check_size("quote header", data, _HEADER.size)
         version, key_type, tee_type, qe_svn, pce_svn, vendor, user_data = _HEADER.unpack(data)
         if version != 3:
             qe_svn = pce_svn = None
@@ -69,75 +70,75 @@ class QuoteHeader(NamedTuple):
 
 
 class TdQuoteBody(NamedTuple):
-    """What a quote says of a TD: 584 bytes for TDX 1.0, 648 for TDX 1.5 (A.3.2, A.3.3)."""
+    """TD quote body: 584 bytes for TDX 1.0, 648 for TDX 1.5 (A.3.2, A.3.3)."""
 
-    tee_tcb_svn: bytes  # 16 bytes, a vector: compare byte by byte
+    tee_tcb_svn: bytes  # 16 bytes, an SVN each
     mr_seam: bytes  # 48 bytes: measurement of the TDX module
     mr_signer_seam: bytes  # 48 bytes: zero for Intel's module
     seam_attributes: bytes  # 8 bytes
     td_attributes: bytes  # 8 bytes; bit 0 is DEBUG
-    xfam: bytes  # 8 bytes: extended features the TD may use
-    mr_td: bytes  # 48 bytes: initial contents of the TD
-    mr_config_id: bytes  # 48 bytes, set by the owner at launch
-    mr_owner: bytes  # 48 bytes, the same
-    mr_owner_config: bytes  # 48 bytes, the same
+    xfam: bytes  # 8 bytes: extended features that the TD may use
+    mr_td: bytes  # 48 bytes: measurement of the initial contents of the TD
+    mr_config_id: bytes  # 48 bytes, set at launch
+    mr_owner: bytes  # 48 bytes, set at launch
+    mr_owner_config: bytes  # 48 bytes, set at launch
     rtmr0: bytes  # 48 bytes
     rtmr1: bytes  # 48 bytes
     rtmr2: bytes  # 48 bytes
     rtmr3: bytes  # 48 bytes
-    report_data: bytes  # 64 bytes of the caller
+    report_data: bytes  # 64 bytes, chosen by the caller
     tee_tcb_svn2: bytes | None = None  # 16 bytes, TDX 1.5: the SVNs after a module update
     mr_service_td: bytes | None = None  # 48 bytes, TDX 1.5: hash of the bound service TDs
 
     @classmethod
     def parse(cls, data: bytes) -> "TdQuoteBody":
-        """Read 584 or 648 bytes.
+        """Parse 584 or 648 bytes.
 
         Raises:
-            FormatError: there are neither 584 nor 648 bytes.
-            UsageError: `data` is not bytes.
+            FormatError: If `data` has neither 584 nor 648 bytes.
+            UsageError: If `data` is not `bytes`.
         """
-        _want_size("a TD quote body", data, _TD_10.size, _TD_15.size)
+        _check_size("TD quote body", data, _TD_10.size, _TD_15.size)
         if len(data) == _TD_15.size:
             return cls._make(_TD_15.unpack(data))
         return cls(*_TD_10.unpack(data))
 
     def to_bytes(self) -> bytes:
-        """Return the 584 or 648 bytes again."""
+        """Return the encoding, 584 or 648 bytes."""
         if self.tee_tcb_svn2 is None:
             return _TD_10.pack(*self[:15])
         return _TD_15.pack(*self)
 
 
 class EnclaveReport(NamedTuple):
-    """An SGX enclave's report, 384 bytes (Intel SGX ECDSA Quote Library API, A.4).
+    """Report body of an SGX enclave, 384 bytes (Intel SGX ECDSA Quote Library API, A.4).
 
-    It is the body of an SGX quote, and in any quote what the quoting enclave says of itself.
+    It is the body of an SGX quote, and the report of the quoting enclave (QE) in every quote.
     """
 
     cpu_svn: bytes  # 16 bytes
     misc_select: int  # 4 bytes
-    isv_ext_prod_id: bytes  # 16 bytes, with key separation
-    attributes: bytes  # 16 bytes: flags (bit 1 is DEBUG), then xfrm
+    isv_ext_prod_id: bytes  # 16 bytes, with key separation and sharing (KSS)
+    attributes: bytes  # 16 bytes: flags (bit 1 is DEBUG), then XFRM
     mr_enclave: bytes  # 32 bytes
     mr_signer: bytes  # 32 bytes
-    config_id: bytes  # 64 bytes, with key separation
+    config_id: bytes  # 64 bytes, with KSS
     isv_prod_id: int  # 2 bytes
     isv_svn: int  # 2 bytes
-    config_svn: int  # 2 bytes, with key separation
-    isv_family_id: bytes  # 16 bytes, with key separation
+    config_svn: int  # 2 bytes, with KSS
+    isv_family_id: bytes  # 16 bytes, with KSS
     report_data: bytes  # 64 bytes
-    raw: bytes  # all 384 bytes, which a signature covers
+    raw: bytes  # all 384 bytes, which the signature covers
 
     @classmethod
     def parse(cls, data: bytes) -> "EnclaveReport":
-        """Read 384 bytes; reserved ones may have any value.
+        """Parse 384 bytes; reserved bytes may have any value.
 
         Raises:
-            FormatError: there are not 384 bytes.
-            UsageError: `data` is not bytes.
+            FormatError: If `data` does not have 384 bytes.
+            UsageError: If `data` is not `bytes`.
         """
-        _want_size("an enclave report", data, _ENCLAVE.size)
+        _check_size("enclave report", data, _ENCLAVE.size)
         return cls._make((*_ENCLAVE.unpack(data), data))
 
 
@@ -145,18 +146,18 @@ QeReport = EnclaveReport
 
 
 class Certification(NamedTuple):
-    """How to find who certified the quoting enclave's key (Intel DCAP, certification data).
+    """QE certification data: identification of the PCK certificate (Intel DCAP).
 
-    Types: 1 PPID in clear, 2 and 3 PPID encrypted with RSA-2048 or RSA-3072, 4 PCK certificate,
-    5 PCK certificate chain. Nothing signs these bytes, and parsing does not look into them.
+    Types: 1 PPID in plain text, 2 and 3 PPID encrypted with RSA-2048 or RSA-3072, 4 PCK leaf
+    certificate, 5 PCK certificate chain. The data are not signed, and not parsed here.
     """
 
     type: int  # 1 to 5
     data: bytes
 
 
-def _late(make: "Callable[[Quote], _T]") -> "Callable[[Quote], _T]":
-    """Make a field when it is first asked for, and keep it."""
+def _lazy(make: "Callable[[Quote], _T]") -> "Callable[[Quote], _T]":
+    """Compute a field on first use, and cache it."""
     name = make.__name__
 
     def get(self: "Quote") -> "_T":
@@ -174,42 +175,42 @@ def _late(make: "Callable[[Quote], _T]") -> "Callable[[Quote], _T]":
 
 
 class Quote(QuoteBase):
-    """A signed statement of a quoting enclave about a TD or an SGX enclave. Immutable.
+    """A quote of a TD or of an SGX enclave, signed by a quoting enclave. Immutable.
 
-    Two quotes are equal if their `raw` bytes are.
+    Quotes are equal if their `raw` bytes are equal.
 
     Attributes:
         version: 3, 4 or 5.
-        tee_type: 0x00 SGX, 0x81 TDX.
-        padding: how many zero bytes followed the quote.
-        mrtd: 48 bytes, measured at launch. A quote of an SGX enclave has none: UsageError.
-        rtmrs: 4 times 48 bytes, extended at run time. The same.
-        report_data: the caller's 64 bytes.
+        tee_type: 0x00 (SGX) or 0x81 (TDX).
+        padding: Number of zero bytes after the quote.
+        mrtd: 48 bytes, measured at launch. UsageError for a quote of an SGX enclave.
+        rtmrs: 4 x 48 bytes, extended at run time. UsageError for a quote of an SGX enclave.
+        report_data: 64 bytes, chosen by the caller.
     """
 
     __slots__ = ()
 
     def __init__(self) -> None:
-        raise UsageError("a Quote is made by Quote.parse")
+        raise UsageError("Quote: cannot be constructed; use Quote.parse", reason="wrong_type")
 
     @staticmethod
     def parse(data: bytes) -> "Quote":
-        """Return the quote in `data`, which may have zero bytes after it: 128 KiB in all.
+        """Parse a quote, which may be zero-padded; at most 128 KiB in total.
 
         Raises:
-            FormatError: the quote breaks its format; `reason` names the rule, `offset` the byte.
-            UsageError: `data` is not bytes.
+            FormatError: If the quote is malformed; `reason` is the violated rule.
+            UsageError: If `data` is not `bytes`.
         """
         quote = _parse(data)
-        return _plain_or_refused(data) if quote is None else quote
+        return _parse_or_raise(data) if quote is None else quote
 
     @staticmethod
     def parse_many(quotes: "Iterable[bytes]") -> "list[Quote]":
-        """Return the parsed `quotes` in their order.
+        """Parse quotes; much faster than one by one.
 
         Raises:
-            FormatError: one of them breaks its format; the text tells which, counted from 0.
-            UsageError: one of them is not bytes.
+            FormatError: If a quote is malformed; the text has its index, from 0.
+            UsageError: If an item is not `bytes`.
         """
         several = tuple(quotes)
         parsed = _parse_many(several)
@@ -217,29 +218,28 @@ class Quote(QuoteBase):
             for data in several[len(parsed) :]:
                 parsed.append(Quote.parse(data))
         except FormatError as error:
-            message = f"quote {len(parsed)}: {error.message}"
-            raise FormatError(message, offset=error.offset, reason=error.reason) from error
+            raise numbered(error, len(parsed), error.offset) from error
         return parsed
 
     @property
-    @_late
+    @_lazy
     def raw(self) -> bytes:
-        """The quote without padding: hash and verify these bytes."""
+        """The quote without padding."""
         return self._data[: len(self._data) - self.padding]
 
     @property
     def header(self) -> QuoteHeader:
-        """The first 48 bytes."""
+        """The header."""
         return QuoteHeader.parse(self._data[: _HEADER.size])
 
     @property
-    @_late
+    @_lazy
     def body(self) -> TdQuoteBody | EnclaveReport:
-        """What the quote says, of a TD or of an SGX enclave."""
+        """The body: of a TD, or of an SGX enclave."""
         start = 48 if self.version < 5 else 54
         if self.tee_type == TEE_SGX:
             return EnclaveReport.parse(self._cut(start, _ENCLAVE.size))
-        # As TdQuoteBody.parse, in a quarter of the time.
+        # Inlined TdQuoteBody.parse, which takes four times as long.
         if self.version == 4 or self._data[48] == 2:
             fields = (*_TD_10.unpack_from(self._data, start), None, None)
         else:
@@ -248,78 +248,78 @@ class Quote(QuoteBase):
 
     @property
     def signed_region(self) -> bytes:
-        """Header and body, which `signature` covers."""
+        """Header and body, covered by `signature`."""
         start, size = self._layout[:2]
         return self._data[: start + size]
 
     @property
     def signature(self) -> bytes:
-        """ECDSA P-256 with SHA-256: r and s, 32 bytes each, big-endian."""
+        """ECDSA P-256 signature with SHA-256: r and s, 32 bytes each, big-endian."""
         return self._cut(self._layout[2], 64)
 
     @property
     def attestation_key(self) -> bytes:
-        """P-256 point: x and y, 32 bytes each, big-endian. Its key made `signature`."""
+        """Public key of `signature`, a P-256 point: x and y, 32 bytes each, big-endian."""
         return self._cut(self._layout[2] + 64, 64)
 
     @property
-    @_late
+    @_lazy
     def qe_report(self) -> EnclaveReport:
-        """What the quoting enclave says of itself; it vouches for `attestation_key`."""
+        """Report of the quoting enclave, which certifies `attestation_key`."""
         return EnclaveReport.parse(self._cut(self._layout[3], 384))
 
     @property
     def qe_report_signature(self) -> bytes:
-        """ECDSA P-256 over `qe_report.raw` by the PCK key: r and s, 32 bytes each, big-endian."""
+        """ECDSA P-256 signature over `qe_report.raw` with the PCK key, as `signature`."""
         return self._cut(self._layout[3] + 384, 64)
 
     @property
     def qe_auth_data(self) -> bytes:
-        """Bytes hashed with the attestation key into the QE report; 32 from hardware."""
+        """QE authentication data, hashed with the attestation key; 32 bytes from hardware."""
         return self._cut(*self._layout[4:6])
 
     @property
-    @_late
+    @_lazy
     def certification(self) -> Certification:
-        """Where the PCK certificate is to be had from."""
+        """QE certification data."""
         kind, start, end = self._layout[6:]
         return Certification(kind, self._data[start:end])
 
     @property
-    @_late
+    @_lazy
     def pck_chain(self) -> tuple[bytes, ...]:
-        """DER certificates in the order found, which nothing vouches for.
+        """Certificates of the PCK certificate chain in DER, in the order of the quote, unverified.
 
-        Empty unless the certification data are of type 5.
+        Empty if the certification data are not of type 5.
 
         Raises:
-            FormatError: the certification data are of type 5, and not certificates.
+            FormatError: If certification data of type 5 are malformed.
         """
         if self.certification.type != 5:
             return ()
-        # Late: few look into the chain, and base64 need not be loaded for the others.
+        # Lazy import: only few callers need the chain.
         from attestkit._crypto.x509.pem_chain import split_chain
 
         return split_chain(self.certification.data, self._layout[7])
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields for JSON: bytes in hex, nested values as dictionaries."""
+        """Return the fields as JSON values: bytes in hex, structures as dictionaries."""
         return {
             "version": self.version,
             "tee_type": self.tee_type,
             "padding": self.padding,
-            "header": _plain(self.header),
-            "body": _plain(self.body),
+            "header": _to_dict(self.header),
+            "body": _to_dict(self.body),
             "signature": self.signature.hex(),
             "attestation_key": self.attestation_key.hex(),
-            "qe_report": _plain(self.qe_report),
+            "qe_report": _to_dict(self.qe_report),
             "qe_report_signature": self.qe_report_signature.hex(),
             "qe_auth_data": self.qe_auth_data.hex(),
-            "certification": _plain(self.certification),
+            "certification": _to_dict(self.certification),
         }
 
     @property
-    @_late
+    @_lazy
     def _layout(self) -> "QuoteLayout":
         return quote_layout(self._data)
 
@@ -327,10 +327,10 @@ class Quote(QuoteBase):
         return self._data[start : start + size]
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError("a Quote cannot be changed")
+        raise AttributeError("Quote: immutable")
 
     def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError("a Quote cannot be changed")
+        raise AttributeError("Quote: immutable")
 
     def __eq__(self, other: object) -> bool:
         return self.raw == other.raw if isinstance(other, Quote) else NotImplemented
@@ -343,48 +343,51 @@ class Quote(QuoteBase):
 
     def __repr__(self) -> str:
         tee = "TDX" if self.tee_type == TEE_TDX else "SGX"
-        said = self.report_data[:8].hex()
-        return f"<Quote v{self.version} {tee}, {len(self.raw)} bytes, report_data {said}...>"
+        report_data = self.report_data[:8].hex()
+        return f"<Quote v{self.version} {tee}, {len(self.raw)} bytes, report_data {report_data}...>"
 
 
-_NO_REGISTERS = "this is the quote of an SGX enclave: it has no MRTD and no RTMRs"
+_NO_REGISTERS = "quote: of an SGX enclave, which has no MRTD and no RTMRs"
 
 
 class _EnclaveQuote(Quote):
-    """A quote of an SGX enclave, which has no registers of a TD."""
+    """A quote of an SGX enclave, which has no MRTD and no RTMRs."""
 
     __slots__ = ()
 
     @property
     def mrtd(self) -> NoReturn:
-        raise UsageError(_NO_REGISTERS)
+        raise UsageError(_NO_REGISTERS, reason="not_applicable")
 
     @property
     def rtmrs(self) -> NoReturn:
-        raise UsageError(_NO_REGISTERS)
+        raise UsageError(_NO_REGISTERS, reason="not_applicable")
 
 
 _parse, _parse_many = quote_parsers(Quote, _EnclaveQuote)
 
 
-def _plain_or_refused(data: object) -> Quote:
+def _parse_or_raise(data: object) -> Quote:
+    """Raise the error for data that the native parser rejected, or parse a subclass of `bytes`."""
     if type(data) is bytes:
         quote_layout(data)
-        raise AssertionError("one walk over the quote refuses it, the other does not")
-    if isinstance(data, bytes):  # a subclass, which may lie about its length
+        raise AssertionError("the two parsers of the native core disagree about a quote")
+    if isinstance(data, bytes):  # a subclass, whose `__len__` may be overridden
         return Quote.parse(bytes(memoryview(data)))
-    raise UsageError(f"a quote is bytes, not {type(data).__name__}")
+    raise UsageError(f"quote: must be bytes, not {type(data).__name__}", reason="wrong_type")
 
 
-def _want_size(what: str, data: bytes, *sizes: int) -> None:
+def _check_size(subject: str, data: bytes, *sizes: int) -> None:
     if type(data) is not bytes:
-        raise UsageError(f"{what} is bytes, not {type(data).__name__}")
+        message = f"{subject}: must be bytes, not {type(data).__name__}"
+        raise UsageError(message, reason="wrong_type")
     if len(data) not in sizes:
-        wanted = " or ".join(map(str, sizes))
-        raise FormatError(f"{what} has {wanted} bytes, not {len(data)}", reason="size")
+        allowed = " or ".join(map(str, sizes))
+        message = f"{subject}: must have {allowed} bytes, not {len(data)}"
+        raise FormatError(message, reason="wrong_size")
 
 
-def _plain(value: NamedTuple) -> dict[str, object]:
+def _to_dict(value: NamedTuple) -> dict[str, object]:
     return {
         name: item.hex() if isinstance(item, bytes) else item
         for name, item in zip(value._fields, value, strict=True)

@@ -1,7 +1,7 @@
-"""The 64 bytes that a caller seals into a report and a quote: padding, and binding to a content.
+"""Report data: the 64 bytes of the caller in a report or quote.
 
-The bindings are those of the dstack guest agent: a hash over tag, colon and content, so that what
-was hashed for one purpose is no evidence for another.
+Bindings follow the dstack guest agent: a hash over tag, colon and content. The tag separates
+purposes, so that a hash for one purpose is not valid for another.
 """
 
 import re
@@ -24,11 +24,11 @@ _APP_KEY_TEXTS: Final = {
 
 
 class ReportDataWarning(UserWarning):
-    """Report data looks like a mistake, such as hex text where the bytes were meant."""
+    """Report data is probably wrong, such as hex text instead of the bytes."""
 
 
 class ReportData:
-    """Ways to the 64 bytes of report data; every one returns plain `bytes`."""
+    """Functions that return the 64 bytes of report data."""
 
     SIZE: Final = _SIZE
     APP_DATA: Final = "app-data"
@@ -37,18 +37,20 @@ class ReportData:
 
     @staticmethod
     def pad(data: bytes) -> bytes:
-        """Return `data` (0 to 64 bytes), filled up with zeros on the right to 64 bytes.
+        """Return `data` (0 to 64 bytes), zero-padded on the right to 64 bytes.
 
-        Warns with `ReportDataWarning` if the bytes are 32 or more hex digits: then 64 characters of
-        text would be sealed, and most likely the 32 bytes that they write were meant.
+        Issues a `ReportDataWarning` if `data` is 32 or more hex digits: the caller probably meant
+        the bytes that they encode (`from_hex`).
 
         Raises:
-            UsageError: there are more than 64 bytes, or `data` is not `bytes`.
+            UsageError: If `data` is longer than 64 bytes or not `bytes`.
         """
         if not isinstance(data, bytes):
-            raise UsageError(f"report data is bytes, not {type(data).__name__}")
+            raise UsageError(
+                f"report data: must be bytes, not {type(data).__name__}", reason="wrong_type"
+            )
         if len(data) > _SIZE:
-            raise UsageError("Report data is too long")
+            raise UsageError("Report data is too long", reason="too_large")
         if len(data) >= 32 and _HEX_TEXT.fullmatch(data):
             warnings.warn(
                 "report data looks like hex text; ReportData.from_hex() turns it into bytes",
@@ -59,69 +61,76 @@ class ReportData:
 
     @staticmethod
     def bind(tag: str, content: bytes, algorithm: str = "sha512") -> bytes:
-        """Return the hash over `tag`, a colon and `content`, filled up with zeros to 64 bytes.
+        """Return the hash over `tag`, a colon and `content`, zero-padded to 64 bytes.
 
         Args:
-            tag: what the content is: `app-data`, `ratls-cert`, `kms-root-ca`, or one's own.
-            content: what to bind, of any length.
+            tag: Type of the content: `app-data`, `ratls-cert`, `kms-root-ca`, or any other text.
+            content: Bytes of any length.
             algorithm: sha256, sha384, sha512 (also the empty name), sha3-256, sha3-384, sha3-512,
-                keccak256, keccak384 or keccak512; `raw` takes 64 bytes of content as they are.
+                keccak256, keccak384 or keccak512; `raw` returns 64 bytes of content unchanged.
 
         Raises:
-            UsageError: there is no such algorithm, or `raw` content is not 64 bytes.
+            UsageError: If the algorithm is unknown, or `raw` content is not 64 bytes.
         """
         if not isinstance(content, bytes):
-            raise UsageError(f"content is bytes, not {type(content).__name__}")
+            raise UsageError(
+                f"content: must be bytes, not {type(content).__name__}", reason="wrong_type"
+            )
         if algorithm == "raw":
             if len(content) != _SIZE:
-                raise UsageError("invalid content length")
+                raise UsageError("invalid content length", reason="wrong_size")
             return content
         hashed = digest(algorithm or "sha512", _utf8("tag", tag) + b":" + content)
         return hashed.ljust(_SIZE, b"\0")
 
     @staticmethod
     def from_hex(text: str) -> bytes:
-        """Return the bytes that `text` writes in hex (`0x` may lead), filled up to 64 bytes.
+        """Return the bytes of hex text, with or without `0x`, zero-padded to 64 bytes.
 
         Raises:
-            UsageError: this is not hex, or more than 64 bytes.
+            UsageError: If `text` is not hex, or encodes more than 64 bytes.
         """
         try:
             data = bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
         except ValueError as error:
-            raise UsageError("report data is not hex text") from error
-        return _fill(data)
+            raise UsageError("report data: not hex", reason="encoding") from error
+        return _zero_pad(data)
 
     @staticmethod
     def from_text(text: str) -> bytes:
-        """Return `text` in UTF-8, filled up to 64 bytes; UsageError if that is more than 64."""
-        return _fill(_utf8("report data", text))
+        """Return `text` in UTF-8, zero-padded to 64 bytes.
+
+        Raises:
+            UsageError: If it is longer than 64 bytes, or contains an unpaired surrogate.
+        """
+        return _zero_pad(_utf8("report data", text))
 
     @staticmethod
     def for_app_key(algorithm: str, public_key: bytes) -> bytes:
-        """Return the report data that proves an application's signing key (64 bytes).
+        """Return the report data that binds an application's signing key to evidence.
 
         It is ASCII: `dip1::ed25519-pk:` or `dip1::secp256k1c-pk:` and the key in base64url without
-        padding, as GetAttestationForAppKey of the dstack guest agent writes it.
+        padding, as in GetAttestationForAppKey of the dstack guest agent.
 
         Args:
             algorithm: ed25519, secp256k1 or k256.
-            public_key: 32 bytes of Ed25519, or 33 of a compressed secp256k1 key.
+            public_key: Ed25519 key (32 bytes) or compressed secp256k1 key (33 bytes).
 
         Raises:
-            UsageError: the algorithm or the size of the key is another.
+            UsageError: If the algorithm is unknown, or the key has another size.
         """
         if algorithm not in _APP_KEY_TEXTS:
-            raise UsageError("Unsupported algorithm")
+            raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
         head, size = _APP_KEY_TEXTS[algorithm]
         if len(public_key) != size:
-            raise UsageError(f"a public key for {algorithm} is {size} bytes, not {len(public_key)}")
-        return _fill(head.encode() + urlsafe_b64encode(public_key).rstrip(b"="))
+            message = f"{algorithm} public key: must be {size} bytes, not {len(public_key)}"
+            raise UsageError(message, reason="wrong_size")
+        return _zero_pad(head.encode() + urlsafe_b64encode(public_key).rstrip(b"="))
 
 
-def _fill(data: bytes) -> bytes:
+def _zero_pad(data: bytes) -> bytes:
     if len(data) > _SIZE:
-        raise UsageError("Report data is too long")
+        raise UsageError("Report data is too long", reason="too_large")
     return data.ljust(_SIZE, b"\0")
 
 
@@ -129,4 +138,4 @@ def _utf8(what: str, text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"{what} is not Unicode text: it has half a surrogate pair") from error
+        raise UsageError(f"{what}: unpaired surrogate in text", reason="encoding") from error

@@ -1,12 +1,13 @@
-"""Attestation reports of AMD SEV-SNP, 1184 bytes (SEV-SNP Firmware ABI, ATTESTATION_REPORT).
+"""Attestation reports of AMD SEV-SNP: ATTESTATION_REPORT of the Firmware ABI, 1184 bytes.
 
-Versions 2 to 5. Parsing says what the bytes look like, not who signed them. All integers are
-little-endian, those of the signature too.
+Versions 2 to 5. Parsing does not verify the signature. All integers are little-endian, including
+those of the signature.
 """
 
 from struct import Struct
 from typing import NamedTuple
 
+from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
 
 __all__ = ["SnpReport", "SnpTcb"]
@@ -16,13 +17,13 @@ _SIGNATURE = 0x2A0
 
 _REPORT = Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8sBBB21x64s8sBBBxBBBx8sQQ152x72s72s368x")
 
-# Bytes that must be zero: in all reports, in version 2, in later ones, below version 5.
+# Bytes that must be zero: in all versions; in version 2; from version 3 on; before version 5.
 _RESERVED = ((0x4C, 0x50), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, _SIGNATURE), (0x330, SIZE))
 _RESERVED_CPUID = (0x188, 0x1A0)
 _RESERVED_AFTER_CPUID = (0x18B, 0x1A0)
 _RESERVED_MITIGATIONS = (0x1F8, 0x208)
 
-# CPUID family, first and last model, product.
+# CPUID family, first model, last model, product.
 _PRODUCTS = (
     (0x19, 0x00, 0x0F, "Milan"),
     (0x19, 0x10, 0x1F, "Genoa"),
@@ -34,14 +35,14 @@ _PRODUCTS = (
     (0x1A, 0xC0, 0xC7, "Venice"),
 )
 
-# Where a product has its security version numbers in the 8 bytes of a TCB version.
+# Offsets of the security version numbers in the 8 bytes of a TCB version, by product.
 _FAMILY_19 = {"boot_loader": 0, "tee": 1, "snp": 6, "microcode": 7}
 _FAMILY_1A = {"fmc": 0, "boot_loader": 1, "tee": 2, "snp": 3, "microcode": 7}
 _TCB = {"Milan": _FAMILY_19, "Genoa": _FAMILY_19, "Turin": _FAMILY_1A, "Venice": _FAMILY_1A}
 
 
 class SnpTcb(NamedTuple):
-    """Security version numbers of a platform; compare component by component."""
+    """Security version numbers (SVNs) of a platform."""
 
     boot_loader: int
     tee: int
@@ -51,31 +52,36 @@ class SnpTcb(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes, product: str) -> "SnpTcb":
-        """Read the 8 bytes of a TCB version as `product` lays them out.
+        """Parse a TCB version in the layout of `product`.
 
         Args:
             data: 8 bytes.
             product: Milan, Genoa, Turin or Venice.
 
         Raises:
-            FormatError: a byte that the product does not use is not zero.
-            UsageError: there are not 8 bytes, or no such product.
+            FormatError: If a byte that the product does not use is not zero.
+            UsageError: If `data` does not have 8 bytes, or the product is unknown.
         """
         layout = _TCB.get(product)
-        if layout is None or len(data) != 8:
-            raise UsageError(f"no TCB version of {product!r} in {len(data)} bytes")
+        if layout is None:
+            message = f"product: {product!r} is not one of {', '.join(_TCB)}"
+            raise UsageError(message, reason="unknown_name")
+        if len(data) != 8:
+            message = f"TCB version: must have 8 bytes, not {len(data)}"
+            raise UsageError(message, reason="wrong_size")
         for index, value in enumerate(data):
             if value and index not in layout.values():
-                raise _bad("tcb", f"TCB version has a byte that {product} does not use", index)
+                message = f"TCB version: a byte that {product} does not use must be zero"
+                raise FormatError(message, offset=index, reason="wrong_value")
         return cls(**{name: data[index] for name, index in layout.items()})
 
 
 class SnpReport(NamedTuple):
-    """What the secure processor says of a guest."""
+    """A report of the secure processor about a guest."""
 
     version: int  # 4 bytes: 2 to 5
     guest_svn: int  # 4 bytes
-    policy: int  # 8 bytes: the guest's; bit 19 is DEBUG
+    policy: int  # 8 bytes: guest policy; bit 19 is DEBUG
     family_id: bytes  # 16 bytes
     image_id: bytes  # 16 bytes
     vmpl: int  # 4 bytes: 0 to 3
@@ -83,18 +89,18 @@ class SnpReport(NamedTuple):
     current_tcb: bytes  # 8 bytes, see `tcb`
     platform_info: int  # 8 bytes
     key_info: int  # 4 bytes: see `signing_key`, `chip_key_masked`, `author_key_enabled`
-    report_data: bytes  # 64 bytes of the caller
-    measurement: bytes  # 48 bytes: initial contents of the guest
+    report_data: bytes  # 64 bytes, chosen by the caller
+    measurement: bytes  # 48 bytes: launch digest, of the initial contents of the guest
     host_data: bytes  # 32 bytes, set by the host at launch
     id_key_digest: bytes  # 48 bytes
     author_key_digest: bytes  # 48 bytes
     report_id: bytes  # 32 bytes
-    report_id_ma: bytes  # 32 bytes: of the migration agent
-    reported_tcb: bytes  # 8 bytes, see `tcb`; the signing key is bound to it
+    report_id_ma: bytes  # 32 bytes: report ID of the migration agent
+    reported_tcb: bytes  # 8 bytes, see `tcb`; the signing key is derived from it
     cpuid_family: int  # 1 byte, zero before version 3
     cpuid_model: int  # 1 byte, zero before version 3
     cpuid_stepping: int  # 1 byte, zero before version 3
-    chip_id: bytes  # 64 bytes; zero if masked; Turin uses the first 8
+    chip_id: bytes  # 64 bytes, on Turin 8 and zeros; zero if masked
     committed_tcb: bytes  # 8 bytes, see `tcb`
     current_build: int  # 1 byte
     current_minor: int  # 1 byte
@@ -103,7 +109,7 @@ class SnpReport(NamedTuple):
     committed_minor: int  # 1 byte
     committed_major: int  # 1 byte
     launch_tcb: bytes  # 8 bytes, see `tcb`
-    launch_mit_vector: int  # 8 bytes: mitigations, zero before version 5
+    launch_mit_vector: int  # 8 bytes: mitigation vector, zero before version 5
     current_mit_vector: int  # 8 bytes, zero before version 5
     signature_r: bytes  # 72 bytes, little-endian, below 2^384
     signature_s: bytes  # 72 bytes, little-endian, below 2^384
@@ -111,70 +117,76 @@ class SnpReport(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "SnpReport":
-        """Return the report in `data`, 1184 bytes.
+        """Parse a report of 1184 bytes.
 
         Raises:
-            FormatError: it breaks its format; `reason` is size, version, signature_algorithm,
-                policy, signing_key, reserved, signature or vmpl, `offset` the byte.
-            UsageError: `data` is not bytes.
+            FormatError: If the report is malformed: `wrong_size`, `unsupported_version`,
+                `unsupported_algorithm` or `wrong_value`; `offset` is that of the field.
+            UsageError: If `data` is not `bytes`.
         """
-        if type(data) is not bytes:  # a subclass may lie about its length
-            raise UsageError(f"an SEV-SNP report is bytes, not {type(data).__name__}")
+        if type(data) is not bytes:  # the `__len__` of a subclass may be overridden
+            raise UsageError(
+                f"SEV-SNP report: must be bytes, not {type(data).__name__}", reason="wrong_type"
+            )
         if len(data) != SIZE:
-            raise _bad("size", f"an SEV-SNP report has {SIZE} bytes", min(len(data), SIZE))
+            message = f"must have {SIZE} bytes, not {len(data)}"
+            raise _bad("wrong_size", message, min(len(data), SIZE))
         report = cls._make((*_REPORT.unpack(data), data))
         if report.version not in (2, 3, 4, 5):
-            raise _bad("version", "report version is not 2 to 5", 0x000)
+            message = f"version must be 2 to 5, not {report.version}"
+            raise _bad("unsupported_version", message, 0x000)
         if report.signature_algorithm != 1:
-            raise _bad("signature_algorithm", "signature algorithm is not 1 (ECDSA P-384)", 0x034)
+            message = f"signature algorithm must be 1 (P-384), not {report.signature_algorithm}"
+            raise _bad("unsupported_algorithm", message, 0x034)
         if not report.policy >> 17 & 1:
-            raise _bad("policy", "bit 17 of the policy is not set", 0x008)
+            raise _bad("wrong_value", "bit 17 of POLICY must be set", 0x008)
         if report.key_info >> 2 & 7 not in (0, 1):
-            raise _bad("signing_key", "signing key is neither a VCEK nor a VLEK", 0x048)
+            raise _bad("wrong_value", "SIGNING_KEY must be 0 (VCEK) or 1 (VLEK)", 0x048)
         _check_reserved(report)
         for name, start, number in (
             ("r", 0x2A0, report.signature_r),
             ("s", 0x2E8, report.signature_s),
         ):
             if any(number[48:]):
-                raise _bad("signature", f"{name} of the signature has over 384 bits", start + 48)
+                message = f"{name} of the signature must fit in 384 bits"
+                raise _bad("wrong_value", message, start + 48)
         if report.vmpl > 3:
-            raise _bad("vmpl", "VMPL is not 0 to 3", 0x030)
+            raise _bad("wrong_value", f"VMPL must be 0 to 3, not {report.vmpl}", 0x030)
         return report
 
     @property
     def signed_region(self) -> bytes:
-        """The first 672 bytes, which the signature covers."""
+        """The first 672 bytes, covered by the signature."""
         return self.raw[:_SIGNATURE]
 
     @property
     def signature(self) -> bytes:
-        """ECDSA P-384: r and s, 48 bytes each, big-endian as elsewhere."""
+        """ECDSA P-384 signature: r and s, 48 bytes each, big-endian."""
         return self.signature_r[47::-1] + self.signature_s[47::-1]
 
     @property
     def signing_key(self) -> str:
-        """Whose key signed: `VCEK`, the chip's, or `VLEK`, the cloud provider's."""
+        """Kind of the signing key: `VCEK` (of the chip) or `VLEK` (of the cloud provider)."""
         return "VLEK" if self.key_info >> 2 & 7 else "VCEK"
 
     @property
     def chip_key_masked(self) -> bool:
-        """Whether the chip's key is masked (MASK_CHIP_KEY), so that it signs no reports.
+        """Whether the chip's key does not sign reports (MASK_CHIP_KEY).
 
-        That the host hides chip_id is another setting of its, and shows there: it is zero.
+        Masking of `chip_id` is an independent setting: `chip_id` is then zero.
         """
         return bool(self.key_info >> 1 & 1)
 
     @property
     def author_key_enabled(self) -> bool:
-        """Whether author_key_digest means something."""
+        """Whether `author_key_digest` is valid."""
         return bool(self.key_info & 1)
 
     @property
     def product(self) -> str | None:
-        """Milan, Genoa, Turin or Venice; None before version 3 and for other processors.
+        """Milan, Genoa (with Bergamo and Siena), Turin or Venice.
 
-        Genoa includes Bergamo and Siena.
+        None before version 3 and for unknown processors.
         """
         if self.version < 3:
             return None
@@ -184,29 +196,32 @@ class SnpReport(NamedTuple):
         return None
 
     def tcb(self, which: str = "reported", product: str | None = None) -> SnpTcb:
-        """Return one of the report's TCB versions.
+        """Return a TCB version of the report.
 
         Args:
             which: current, reported, committed or launch.
-            product: whose layout it has, where the report cannot tell (`product` is None): then
-                the product that the signing key's certificate names.
+            product: Product in the certificate of the signing key; used for its layout if the
+                `product` of the report is None.
 
         Raises:
-            FormatError: a byte that the product does not use is not zero.
-            UsageError: no such TCB version, or neither the report nor the caller names a product.
+            FormatError: If a byte that the product does not use is not zero.
+            UsageError: If `which` is unknown, or the product is unknown or missing.
         """
         if which not in ("current", "reported", "committed", "launch"):
-            raise UsageError(f"a report has no {which!r} TCB version")
-        named = self.product or product
-        if named is None:
+            message = f"TCB version: {which!r} is not one of current, reported, committed, launch"
+            raise UsageError(message, reason="unknown_name")
+        layout = self.product or product
+        if layout is None:
             raise UsageError(
-                f"a version {self.version} report needs the product from a certificate"
+                f"product: not in a report of version {self.version}; pass the product of the "
+                "signing key's certificate",
+                reason="missing",
             )
         data: bytes = getattr(self, f"{which}_tcb")
-        return SnpTcb.parse(data, named)
+        return SnpTcb.parse(data, layout)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields for JSON, bytes in hex."""
+        """Return the fields as JSON values, bytes in hex."""
         return {
             name: value.hex() if isinstance(value, bytes) else value
             for name, value in self._asdict().items()
@@ -214,20 +229,20 @@ class SnpReport(NamedTuple):
         }
 
     def __repr__(self) -> str:
-        said = self.report_data[:8].hex()
-        return f"<SnpReport v{self.version}, {self.signing_key}, report_data {said}...>"
+        report_data = self.report_data[:8].hex()
+        return f"<SnpReport v{self.version}, {self.signing_key}, report_data {report_data}...>"
 
 
-def _bad(reason: str, message: str, offset: int) -> FormatError:
-    return FormatError(message, offset=offset, reason=reason)
+def _bad(reason: FormatReason, message: str, offset: int) -> FormatError:
+    return FormatError(f"SEV-SNP report: {message}", offset=offset, reason=reason)
 
 
 def _check_reserved(report: SnpReport) -> None:
     if report.key_info >> 5:
-        raise _bad("reserved", "a reserved bit of the key information is set", 0x048)
+        raise _bad("wrong_value", "reserved bit of the key information must be zero", 0x048)
     ranges = [*_RESERVED, _RESERVED_CPUID if report.version < 3 else _RESERVED_AFTER_CPUID]
     if report.version < 5:
         ranges.append(_RESERVED_MITIGATIONS)
     for start, end in sorted(ranges):
         if rest := report.raw[start:end].lstrip(b"\0"):
-            raise _bad("reserved", "a reserved byte is not zero", end - len(rest))
+            raise _bad("wrong_value", "reserved byte must be zero", end - len(rest))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from attestkit import _native
 from attestkit.cli.bench import event_logs
-from attestkit.cli.bench.cases import contenders
+from attestkit.cli.bench.cases import prepare_contenders
 from attestkit.cli.bench.timing import race
 from benchmarks.racing import summary
 from benchmarks.results import Result
@@ -21,10 +21,10 @@ __all__ = ["measured"]
 def measured(seconds: float) -> Iterator[Result]:
     """Race the rows that the level matters to, each for so many seconds."""
     level = _native.CPU_LEVEL
-    for row in event_logs.ROWS:
+    for row in event_logs.CASES:
         if row.id.startswith(("replay-", "batch-")):
-            found = summary(row, race(contenders(row, samples()).calls, seconds))
-            yield found._replace(row=f"{level}-{row.id}", what=f"{row.what}, {level} at best")
+            found = summary(row, race(prepare_contenders(row, samples()).calls, seconds))
+            yield found._replace(row=f"{level}-{row.id}", what=f"{row.title}, {level} at best")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from attestkit.cli.bench.cases import NOT_INSTALLED, OURS, Row, Samples, contenders
+from attestkit.cli.bench.cases import NOT_INSTALLED, OURS, Case, Samples, prepare_contenders
 from attestkit.cli.bench.timing import Call, Series, race, ratio
 from benchmarks.results import Result
 from benchmarks.samples import samples
@@ -57,10 +57,10 @@ class Ledger:
         """Enter a result."""
         self.results[result.row] = result
 
-    def raced(self, row: Row) -> Raced:
+    def raced(self, row: Case) -> Raced:
         """Return what a row's race found, for which all race if they have not yet."""
         if row.id not in self._raced:
-            field = contenders(row, samples())
+            field = prepare_contenders(row, samples())
             series = race(field.calls, SECONDS) if field.ready else {}
             self._raced[row.id] = Raced(series, field.left_out)
             if series:
@@ -68,11 +68,11 @@ class Ledger:
         return self._raced[row.id]
 
 
-def summary(row: Row, found: dict[str, Series], note: str = "") -> Result:
+def summary(row: Case, found: dict[str, Series], note: str = "") -> Result:
     """Return the result that a race comes to."""
     values = {name: series.median for name, series in found.items()}
     ratios = {name: ratio(found[OURS], series) for name, series in found.items() if name != OURS}
-    return Result(row.id, row.what, "s", values, ratios, note=note)
+    return Result(row.id, row.title, "s", values, ratios, note=note)
 
 
 def own_row(
@@ -80,27 +80,27 @@ def own_row(
     what: str,
     calls: Mapping[str, Callable[[], object]],
     values: Callable[[Any], object] | None = None,
-) -> Row:
+) -> Case:
     """Return a row of calls without arguments, which bring their own samples."""
 
     def maker(call: Callable[[], object]) -> Callable[[Samples], Call]:
         return lambda _: Call(lambda _: call(), None)
 
     makers = {name: maker(call) for name, call in calls.items()}
-    return Row(row, what, makers) if values is None else Row(row, what, makers, values)
+    return Case(row, what, makers) if values is None else Case(row, what, makers, values)
 
 
 class Entry(NamedTuple):
     """A contender of a row: what one test is about."""
 
-    row: Row
+    row: Case
     who: str
 
 
-def each(rows: Iterable[Row]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def each(rows: Iterable[Case]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a test one per contender of each row; it is given an `entry`, and hands it to `play`."""
     entries = [
-        pytest.param(Entry(row, who), id=f"{row.id}: {who}") for row in rows for who in row.makers
+        pytest.param(Entry(row, who), id=f"{row.id}: {who}") for row in rows for who in row.setups
     ]
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
@@ -115,9 +115,9 @@ def play(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
     """Give pytest-benchmark what a contender took; with `--benchmark-disable` see it work once."""
     row, who = entry
     pedantic: Callable[..., object] = benchmark.pedantic
-    benchmark.group = row.what
+    benchmark.group = row.title
     if benchmark.disabled:
-        _refuse(who, contenders(row, samples()).left_out)
+        _refuse(who, prepare_contenders(row, samples()).left_out)
         pedantic(lambda: None)
         return
     found, left_out = ledger.raced(row)

@@ -3,7 +3,14 @@
 import json
 from functools import cache
 
-from attestkit.cli.bench.cases import LONG, SHORT, Samples, padded, simulated, without_fill
+from attestkit.cli.bench.cases import (
+    LONG,
+    SHORT,
+    Samples,
+    lengthen_log,
+    simulate_samples,
+    without_padding,
+)
 from attestkit.event_log import EventLog
 from tests.quotes import sample
 from tests.vectors import HAVE_SHARED, data
@@ -20,9 +27,9 @@ ORIGIN = (
 def samples() -> Samples:
     """Return the same samples to all who ask in one run."""
     if not HAVE_SHARED:
-        return simulated()
-    ccel = without_fill(data("ccel/go-eventlog/cos-113-intel-tdx.bin"))
+        return simulate_samples()
+    ccel = without_padding(data("ccel/go-eventlog/cos-113-intel-tdx.bin"))
     report = json.loads(data("dstack/verifier/quote-report.json"))
-    long = padded("event", EventLog.from_ccel(ccel))
+    long = lengthen_log("event", EventLog.from_ccel(ccel))
     logs = {SHORT: report["event_log"], LONG: long.to_json()}
     return Samples(ORIGIN, sample("quotes/dcap-qvl/tdx_quote"), ccel, logs)

@@ -7,7 +7,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit._native import _python_log as twin
 from attestkit.cli.bench import event_logs
-from attestkit.cli.bench.cases import LONG, OURS, Row, Samples
+from attestkit.cli.bench.cases import LONG, OURS, Case, Samples
 from attestkit.cli.bench.timing import Call
 from attestkit.event_log import EventLog
 from benchmarks.racing import Entry, Ledger, each, play
@@ -27,7 +27,7 @@ def _dump(samples: Samples) -> Call:
 
 
 OTHERS: Final = (
-    Row(
+    Case(
         "json-checked",
         "JSON of a long log, its events' rules checked, to registers",
         {
@@ -36,7 +36,7 @@ OTHERS: Final = (
         },
         event_logs.registers,
     ),
-    Row(
+    Case(
         "ccel-events",
         "a CCEL to its events",
         {
@@ -45,7 +45,7 @@ OTHERS: Final = (
         },
         lambda _: None,
     ),
-    Row(
+    Case(
         "to-json",
         "a long log to JSON",
         {
@@ -56,7 +56,7 @@ OTHERS: Final = (
 )
 
 
-@each((*event_logs.ROWS, *OTHERS))
+@each((*event_logs.CASES, *OTHERS))
 def test_logs(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
     """One contender of a row."""
     play(benchmark, ledger, entry)

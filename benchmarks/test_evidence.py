@@ -102,8 +102,8 @@ def checked() -> Attestation:
 
 
 REMEMBERED: Final = (
-    vm_config._parse_again,
-    os_image._known_tdx_image,
+    vm_config._parse_cached,
+    os_image._cached_tdx_image,
     tdx._replay,
     tdx.td_hob_digest,
 )
@@ -121,7 +121,7 @@ def _read(encoding: Encoding) -> "Callable[[], object]":
 
 def _first_image() -> bytes:
     forget()
-    return os_image.verified_hash(EVIDENCE)
+    return os_image.verify_os_image(EVIDENCE)
 
 
 def _bare_image() -> bytes:
@@ -143,7 +143,7 @@ def everything(data: bytes) -> AppInfo:
     assert found.quote is not None
     found.event_log.check(found.quote, found.event_log.explained_registers())
     assert found.runtime_events == found.event_log.runtime
-    os_image.verified_hash(found.evidence, quote=found.quote)
+    os_image.verify_os_image(found.evidence, quote=found.quote)
     return found.app_info()
 
 
@@ -215,7 +215,7 @@ ROWS: Final = (
         "evidence-image",
         "evidence's OS image held to its quote",
         {
-            OURS: partial(os_image.verified_hash, EVIDENCE),
+            OURS: partial(os_image.verify_os_image, EVIDENCE),
             "json, hashlib": _bare_image,
             "attestkit, first of its image": _first_image,
         },
@@ -257,4 +257,4 @@ def test_values() -> None:
     assert bare_scale(ENCODED["v0"]) == [event[:5] for event in WIRE]
     assert bare_digests() == RTMRS[3]
     assert checked().event_log.replay() == RTMRS
-    assert os_image.verified_hash(EVIDENCE) == VmConfig.parse(MADE.config).os_image_hash
+    assert os_image.verify_os_image(EVIDENCE) == VmConfig.parse(MADE.config).os_image_hash

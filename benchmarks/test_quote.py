@@ -10,7 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit._native import _python_quote as twin
 from attestkit.cli.bench import quotes as bench_quotes
-from attestkit.cli.bench.cases import OURS, Row, Samples
+from attestkit.cli.bench.cases import OURS, Case, Samples
 from attestkit.cli.bench.timing import Call
 from attestkit.quote import Quote
 from benchmarks.racing import Entry, Ledger, each, play
@@ -34,7 +34,7 @@ def _they_parse_many(samples: Samples) -> Call:
 
 
 OTHERS: Final = (
-    Row(
+    Case(
         "quotes-machines",
         "1,000 quotes of as many machines to 8 fields each",
         {
@@ -43,9 +43,9 @@ OTHERS: Final = (
                 bench_quotes.dcap_qvl(s), bench_quotes.machines(s)
             ),
         },
-        bench_quotes.column_rows,
+        bench_quotes.column_fields,
     ),
-    Row(
+    Case(
         "body",
         "a quote to its whole body: all fields here, an object that copies on reading there",
         {
@@ -53,7 +53,7 @@ OTHERS: Final = (
             "dcap-qvl": _their_body,
         },
     ),
-    Row(
+    Case(
         "parse-many",
         "1,000 quotes parsed, no field read",
         {
@@ -62,7 +62,7 @@ OTHERS: Final = (
         },
         len,
     ),
-    Row(
+    Case(
         "padding",
         "the check of a quote's structure, compiled and in Python",
         {
@@ -74,7 +74,7 @@ OTHERS: Final = (
 )
 
 
-@each((*bench_quotes.ROWS, *OTHERS))
+@each((*bench_quotes.CASES, *OTHERS))
 def test_quotes(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
     """One contender of a row."""
     play(benchmark, ledger, entry)

@@ -18,7 +18,7 @@ import pytest
 from attestkit.cli.bench.cases import OURS
 from benchmarks.racing import Ledger
 from benchmarks.results import Result
-from tests.rigs.docker_engine import missing, running_engine
+from tests.rigs.docker_engine import missing_for_docker, running_engine
 from tests.serve.client import Connection, call
 from tests.serve.server import Server, environment, running_server
 
@@ -68,7 +68,7 @@ def _status(endpoint: str, verb: str, path: str, headers: dict[str, str] | None 
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A server, with a container engine where one can run."""
-    if missing():
+    if missing_for_docker():
         with running_server() as server:
             yield server
         return
@@ -95,4 +95,4 @@ def test_memory(server: Server, ledger: Ledger, *, quick: bool) -> None:
         note = f"{methods:.1f} MB after every method in JSON"
         ledger.add(Result("idle", what, "MB", {OURS: idle}, {}, idle))
         ledger.add(Result("every-route", after, "MB", {OURS: every}, {}, every, note))
-    assert statuses == [200] * (len(PAGES) + 1) or missing()
+    assert statuses == [200] * (len(PAGES) + 1) or missing_for_docker()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit._system.fifo_lock import Turns
+from attestkit._system.fifo_lock import FifoLock
 from attestkit._system.file_queue import FileQueue
 
 CLIENTS = 8
@@ -55,7 +55,7 @@ def overtaken(lock: AbstractContextManager[object], seconds: float) -> list[int]
     return sorted(found)
 
 
-@pytest.mark.parametrize("make", [threading.RLock, Turns], ids=["RLock", "Turns"])
+@pytest.mark.parametrize("make", [threading.RLock, FifoLock], ids=["RLock", "FifoLock"])
 def test_a_turn(make: Callable[[], AbstractContextManager[object]], *, quick: bool) -> None:
     """Print what a turn at one lock costs, and how many others go first."""
     found = overtaken(make(), 0.05 if quick else SECONDS)

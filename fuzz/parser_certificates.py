@@ -16,7 +16,7 @@ from typing import Final
 from attestkit import ra_tls
 from attestkit._crypto.der import DerReader, dotted_oid
 from attestkit._crypto.ecdsa import P256Key
-from attestkit._crypto.pem import armour, split_pem
+from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit._crypto.x509.amd_extension import read_amd_extension
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
@@ -112,7 +112,7 @@ def certificate_samples() -> list[bytes]:
         made.ask_der,
         made.vcek_der,
         aws.leaf(),
-        armour("CERTIFICATE", PKI.root_der).encode(),
+        encode_pem("CERTIFICATE", PKI.root_der).encode(),
         certificate_with({"2.5.29.17": b"\x30\x0e\x82\x01a\x87\x04\x7f\0\0\1\x82\x03b.c"}),
         certificate_with({"2.5.29.19": b"\x30\x06\x01\x01\xff\x02\x01\0"}),
     ]
@@ -141,7 +141,7 @@ def crl_samples() -> list[bytes]:
     return [found.pck_crl, issue_crl(Authority("CA", key), window=window, number=1, revoked=[1, 2])]
 
 
-# -- armour and chains -----------------------------------------------------------------------------
+# -- PEM and chains ------------------------------------------------------------------------------
 
 
 def _pem_text(raw: bytes) -> list[bytes]:
@@ -149,7 +149,7 @@ def _pem_text(raw: bytes) -> list[bytes]:
 
 
 def _pem(_raw: bytes, found: list[bytes]) -> None:
-    text = "".join(armour("CERTIFICATE", der) for der in found)
+    text = "".join(encode_pem("CERTIFICATE", der) for der in found)
     check_same("armoured again", split_pem(text), found)
     tried(lambda: chain_window(text), None, FormatError)
 
@@ -164,9 +164,9 @@ def _chain_pieces(_raw: bytes, found: tuple[bytes, ...]) -> None:
 
 def pem_samples() -> list[bytes]:
     """Return chains in PEM and DER, with what may stand around them."""
-    one = armour("CERTIFICATE", PKI.root_der).encode()
+    one = encode_pem("CERTIFICATE", PKI.root_der).encode()
     tiny = b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
-    zero = armour("CERTIFICATE", certificate_with({}, serial=b"\2\1\0")).encode()
+    zero = encode_pem("CERTIFICATE", certificate_with({}, serial=b"\2\1\0")).encode()
     return [one, zero, tiny, tiny + b" \n" + tiny + b"\0", b"\x30\0\x30\2\5\0", b"text\n" + tiny]
 
 
@@ -272,14 +272,14 @@ def _tls_answer(raw: bytes) -> ra_tls.Issued:
 
 def tls_answers() -> list[bytes]:
     """Return answers to GetTlsKey, with the key of nobody."""
-    key = armour("PRIVATE KEY", b"\x30\0")
-    chain = [armour("CERTIFICATE", PKI.root_der)]
+    key = encode_pem("PRIVATE KEY", b"\x30\0")
+    chain = [encode_pem("CERTIFICATE", PKI.root_der)]
     answers = ({"key": key, "certificate_chain": chain}, {"key": key, "certificate_chain": ["x"]})
     return [json.dumps(answer).encode() for answer in answers]
 
 
 def _whole_targets() -> list[ParserTarget]:
-    """Return the targets that read certificates, lists, and armour as they come."""
+    """Return the targets that read certificates, lists, and encode_pem as they come."""
     certificate = obeys(read_certificate, FormatError, accepted=_certificate)
     path = obeys(read_path_certificate, FormatError, accepted=_path_certificate)
     text = obeys(read_certificate_text, FormatError, accepted=_text)

@@ -34,9 +34,9 @@ from tests.vectors import data
 from tests.verifier.platforms import aws
 
 _ENCODE: Final[dict[str, Callable[[Evidence], bytes]]] = {
-    "v0": v0_scale.encode,
-    "v1": v1_msgpack.encode,
-    "cbor": v1_cbor.encode,
+    "v0": v0_scale.encode_evidence,
+    "v1": v1_msgpack.encode_evidence,
+    "cbor": v1_cbor.encode_evidence,
 }
 
 
@@ -133,14 +133,14 @@ def _scale(raw: bytes) -> list[object]:
 
 
 _WRITERS: Final[tuple[Callable[[Any], bytes], ...]] = (
-    scale.u32,
-    scale.u64,
-    scale.boolean,
-    scale.compact,
-    scale.blob,
-    scale.text,
-    lambda items: scale.vector(map(scale.text, items)),
-    lambda value: scale.option(None if value is None else scale.u64(value)),
+    scale.encode_u32,
+    scale.encode_u64,
+    scale.encode_boolean,
+    scale.encode_compact,
+    scale.encode_blob,
+    scale.encode_text,
+    lambda items: scale.encode_vector(map(scale.encode_text, items)),
+    lambda value: scale.encode_option(None if value is None else scale.encode_u64(value)),
 )
 
 
@@ -247,7 +247,7 @@ def _encoding(
 
     def read(raw: bytes) -> Evidence:
         if not raw or raw[0] not in marks:
-            raise FormatError("another encoding", offset=0)
+            raise FormatError("another encoding", offset=0, reason="syntax")
         return decode(raw)
 
     encoding = {"v0_scale": "v0", "v1_msgpack": "v1", "cbor_evidence": "cbor"}[name]
@@ -264,9 +264,9 @@ def targets() -> list[ParserTarget]:
     app_info = obeys(AppInfo.from_msgpack, FormatError, accepted=_app_info)
     nitro = obeys(read_nitro_document, FormatError, accepted=_nitro)
     return [
-        _encoding("v0_scale", v0_scale.FIRST_BYTES, v0_scale.decode),
-        _encoding("v1_msgpack", v1_msgpack.FIRST_BYTES, v1_msgpack.decode),
-        _encoding("cbor_evidence", v1_cbor.FIRST_BYTES, v1_cbor.decode),
+        _encoding("v0_scale", v0_scale.FIRST_BYTES, v0_scale.decode_evidence),
+        _encoding("v1_msgpack", v1_msgpack.FIRST_BYTES, v1_msgpack.decode_evidence),
+        _encoding("cbor_evidence", v1_cbor.FIRST_BYTES, v1_cbor.decode_evidence),
         ParserTarget("attestation", whole, short(evidence_samples), "evidence.dict"),
         ParserTarget("agent_response", response, short(response_samples), "evidence.dict"),
         ParserTarget(

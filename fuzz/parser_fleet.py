@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from attestkit.attestation import Attestation
-from attestkit.cli.batch.input_lines import Entry, Wanted, in_lines
-from attestkit.collateral.cache import _decode, _encode, _Entry
+from attestkit.cli.batch.input_lines import BatchEntry, EntryDefaults, read_lines
+from attestkit.collateral.cache import _CacheEntry, _decode, _encode
 from attestkit.errors import AttestKitError, CollateralError, FormatError, VerificationError
 from attestkit.quote import Quote
 from fuzz.parser_collateral import GOOD, bundle_samples
@@ -22,14 +22,14 @@ from tests.quotes import made_quote
 _OWN: Final = b"\0own"
 
 
-def _entries(raw: bytes) -> list[Entry]:
+def _entries(raw: bytes) -> list[BatchEntry]:
     """Read all lines; the first error, if there is one, is what they are refused by.
 
     The first byte says whether report data is given, and whether a bundle's collateral counts.
     """
     how = raw[0] if raw else 0
-    wanted = Wanted(_OWN if how & 1 else None, own_collateral=bool(how & 2))
-    entries = list(in_lines(io.BytesIO(raw[1:]), Path("lines"), wanted))
+    defaults = EntryDefaults(_OWN if how & 1 else None, own_collateral=bool(how & 2))
+    entries = list(read_lines(io.BytesIO(raw[1:]), Path("lines"), defaults))
     errors = [entry.error for entry in entries if entry.error is not None]
     for error in errors:
         check("a refusal, and no failure of ours", getattr(error, "reason", "") != "internal")
@@ -42,7 +42,7 @@ def _entries(raw: bytes) -> list[Entry]:
     return entries
 
 
-def _read_lines(raw: bytes, entries: list[Entry]) -> None:
+def _read_lines(raw: bytes, entries: list[BatchEntry]) -> None:
     for entry in entries:
         check("evidence", entry.evidence and isinstance(entry.evidence, _EVIDENCE))
         check("report data", entry.report_data is None or 1 <= len(entry.report_data) <= 64)
@@ -56,7 +56,7 @@ def _read_lines(raw: bytes, entries: list[Entry]) -> None:
 _EVIDENCE: Final = (bytes, Attestation, Quote)
 
 
-def _said(entries: list[Entry]) -> object:
+def _said(entries: list[BatchEntry]) -> object:
     return [(entry.number, entry.id, entry.report_data, type(entry.evidence)) for entry in entries]
 
 
@@ -85,7 +85,7 @@ _NOW: Final = datetime(2026, 6, 1, tzinfo=timezone.utc)
 _PARTS: Final = json.loads(GOOD.to_json())
 
 
-def _kept(raw: bytes) -> _Entry:
+def _kept(raw: bytes) -> _CacheEntry:
     """Read a file, or with another first byte than `f` what stands behind a right checksum.
 
     In that a text `=NAME` stands for this part of the simulator's collateral, which is 20 kB long.
@@ -101,13 +101,15 @@ def _kept(raw: bytes) -> _Entry:
     except CollateralError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise CollateralError(f"{type(error).__name__}: no file of this cache") from error
+        raise CollateralError(
+            f"{type(error).__name__}: no file of this cache", reason="fetch_failed"
+        ) from error
 
 
-def _still_kept(_raw: bytes, found: _Entry) -> None:
+def _still_kept(_raw: bytes, found: _CacheEntry) -> None:
     for age in (None, timedelta(), timedelta(days=1)):
         for now in (_NOW, datetime.min.replace(tzinfo=timezone.utc)):
-            found.holds(now, age)
+            found.is_usable(now, age)
     check_same("written and read again", _decode(_KEY, _encode(_KEY, found)), found)
 
 

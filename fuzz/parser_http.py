@@ -8,7 +8,7 @@ from http.client import HTTPConnection
 from types import SimpleNamespace
 from typing import Any, Final, Protocol, TypeVar
 
-from attestkit.backends.dstack_agent.client import MAX_ANSWER, AgentClient, Answer
+from attestkit.backends.dstack_agent.client import MAX_RESPONSE, AgentClient, AgentResponse
 from attestkit.collateral.http_getter import HttpGetter
 from attestkit.collateral.pccs_client import BODY_LIMIT, Response
 from attestkit.errors import (
@@ -18,12 +18,12 @@ from attestkit.errors import (
     UnsupportedError,
     UsageError,
 )
-from attestkit.serve.docker.engine import Containers
+from attestkit.serve.docker.engine import ContainerEngine
 from attestkit.serve.docker.responses import (
     MAX_LIST,
     NAME,
     Container,
-    Inspected,
+    ContainerDetails,
     read_container,
     read_list,
     read_version,
@@ -127,13 +127,13 @@ class _Agent(AgentClient):
         return _Socket(self._raw)
 
 
-def _post(raw: bytes) -> Answer:
+def _post(raw: bytes) -> AgentResponse:
     return _Agent(raw).post("GetQuote", {"report_data": ""})
 
 
-def _answered(raw: bytes, found: Answer) -> None:
+def _answered(raw: bytes, found: AgentResponse) -> None:
     check("types", (type(found.text), type(found.server)) == (str, str))
-    check("no more than there may be", len(found.text) <= MAX_ANSWER)
+    check("no more than there may be", len(found.text) <= MAX_RESPONSE)
     _is_told(raw, found.text.encode())
 
 
@@ -218,7 +218,9 @@ def _ask(raw: bytes) -> object:
         return answer
 
     docker: Any = SimpleNamespace(session=SimpleNamespace(get=get), docker_host="unix://localhost")
-    return _done(Containers("/engine.sock")._ask(docker, "path", read, most=MAX_LIST, name=name))
+    return _done(
+        ContainerEngine("/engine.sock")._request(docker, "path", read, most=MAX_LIST, name=name)
+    )
 
 
 def _done(question: Coroutine[Any, Any, T]) -> T:
@@ -232,7 +234,7 @@ def _done(question: Coroutine[Any, Any, T]) -> T:
 
 
 def _told(raw: bytes, found: object) -> None:
-    if isinstance(found, Inspected):
+    if isinstance(found, ContainerDetails):
         check("an id that may be in a path", NAME.fullmatch(found.id) and len(found.id) <= 1024)
         check("a boolean", type(found.terminal) is bool)
     elif isinstance(found, list):

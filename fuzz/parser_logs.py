@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from attestkit.cli.input.detect_format import Recognised, recognise
+from attestkit.cli.input.detect_format import FileContent, identify
 from attestkit.errors import FormatError, UnsupportedError, UsageError, VerificationError
 from attestkit.event_log import Event, EventLog, TpmEventLog
 from attestkit.event_log.cel import ENCODINGS
@@ -124,7 +124,7 @@ def file_samples() -> list[bytes]:
     ]
 
 
-def _kind(found: Recognised) -> object:
+def _kind(found: FileContent) -> object:
     return found.kind, found.raw, type(found.value)
 
 
@@ -136,7 +136,7 @@ def targets() -> list[ParserTarget]:
     any_log = obeys(EventLog.parse, FormatError, accepted=_log, said=_said)
     cel = obeys(EventLog.from_cel, FormatError, accepted=_cel, said=_said)
     lines = obeys(parse_runtime_lines, FormatError, accepted=_lines)
-    files = obeys(recognise, FormatError, VerificationError, said=_kind, grows=True)
+    files = obeys(identify, FormatError, VerificationError, said=_kind, grows=True)
     ccels, tpms = seeds.ccels, seeds.tpm_logs
     return [
         ParserTarget(

@@ -11,7 +11,7 @@ from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.tdx.qgs import parse_frame, parse_quote_response
 from attestkit.columns import QuoteColumns, quote_columns
-from attestkit.emulator.quote_service import answer
+from attestkit.emulator.quote_service import answer_request
 from attestkit.emulator.td import ReportQuoter
 from attestkit.errors import BackendError, FormatError, UsageError
 from attestkit.quote import TEE_TDX, Quote
@@ -160,7 +160,7 @@ class _Quoter(ReportQuoter):
     def quote(self, report: bytes) -> bytes:
         """Return the end of the report, as if it were a quote."""
         if not report[0]:
-            raise FormatError("no report", offset=0)
+            raise FormatError("no report", reason="unrecognized", offset=0)
         return report[-16:]
 
 
@@ -222,7 +222,7 @@ def _qgs_targets() -> list[ParserTarget]:
         ),
         ParserTarget(
             "qgs_request",
-            obeys(partial(answer, _Quoter()), FormatError, accepted=_replied),
+            obeys(partial(answer_request, _Quoter()), FormatError, accepted=_replied),
             qgs_requests,
             max_len=1200,
         ),

@@ -9,11 +9,16 @@ from attestkit.attestation import Attestation
 from attestkit.errors import AttestKitError, BackendError, FormatError
 from attestkit.event_log import EventLog
 from attestkit.serve.container_logs import query_parameters
-from attestkit.serve.container_logs.docker_frames import Frame, Frames, Lines, Splitter
-from attestkit.serve.container_logs.formatting import Form
+from attestkit.serve.container_logs.docker_frames import (
+    Frame,
+    FrameSplitter,
+    LineSplitter,
+    Splitter,
+)
+from attestkit.serve.container_logs.formatting import LogFormatter
 from attestkit.serve.counters import Stats, traffic_families
 from attestkit.serve.rpc import json_codec, messages, protobuf_codec, query_codec
-from attestkit.serve.rpc.event_log_json import COMPACT, INDENTED, LogText, tcb_info
+from attestkit.serve.rpc.event_log_json import COMPACT, INDENTED, EventLogJson, tcb_info
 from attestkit.serve.verifier_service.response import VerifyRequest
 from attestkit.serve.worker_pool import metrics_aggregation
 from fuzz import seeds
@@ -124,9 +129,9 @@ def _counted(_raw: bytes, found: Stats) -> None:
     check_same(
         "the counts once more", metrics_aggregation.encode(again), metrics_aggregation.encode(found)
     )
-    summed = metrics_aggregation.Tally()
-    summed.hear(1, metrics_aggregation.encode(found))
-    summed.lose(1)
+    summed = metrics_aggregation.MetricsAggregator()
+    summed.update(1, metrics_aggregation.encode(found))
+    summed.retire(1)
     check_same("verdicts", summed.total().verdicts, found.verdicts)
     check("what is shown of them", all(value >= 0 for value in _figures(found)))
 
@@ -187,7 +192,7 @@ def _shown(raw: bytes, frames: list[Frame]) -> None:
     check("no more than came", len(whole) <= len(raw))
     text, bare = bool(raw and raw[0] & 0x40), bool(raw and raw[0] & 0x80)
     for ansi in (False, True):
-        form = Form(text=text, bare=bare, ansi=ansi)
+        form = LogFormatter(text=text, bare=bare, ansi=ansi)
         written = b"".join([*map(form.write, frames), form.end(), form.error("é\n")])
         lines = written.decode()  # an error here is a finding
         if text and bare and not ansi:
@@ -221,10 +226,10 @@ def _log_text(raw: bytes) -> EventLog:
 def _written(_raw: bytes, log: EventLog) -> None:
     """What answers have of a log is JSON, and has the log's events."""
     for style in (COMPACT, INDENTED):
-        text = LogText(style).of(log)
+        text = EventLogJson(style).of(log)
         whole = "[" + "".join(text.pieces) + "]"
         check_same("its events", len(json.loads(whole)), len(log.events))
-    told = tcb_info({"mrtd": bytes(48), "none": None}, LogText(INDENTED).of(log), "{}")
+    told = tcb_info({"mrtd": bytes(48), "none": None}, EventLogJson(INDENTED).of(log), "{}")
     json.loads("".join(told.pieces))
 
 
@@ -260,8 +265,8 @@ def verify_samples() -> list[bytes]:
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     engine: tuple[type[AttestKitError], ...] = (BackendError,)
-    frames = obeys(partial(_frames, Frames), *engine, accepted=_shown)
-    lines = obeys(partial(_frames, Lines), *engine, accepted=_shown)
+    frames = obeys(partial(_frames, FrameSplitter), *engine, accepted=_shown)
+    lines = obeys(partial(_frames, LineSplitter), *engine, accepted=_shown)
     verify = obeys(VerifyRequest.from_json, FormatError, accepted=_evidence)
     large = obeys(_large_message, FormatError, accepted=_as_small, grows=True)
     log_parameters = obeys(_parameters, FormatError, accepted=_used_parameters)

@@ -206,7 +206,7 @@ def _recorded(found: RecordingFile) -> object:
     answers: list[object] = []
     for entry in found.entries:
         try:
-            answers.append((entry.key, entry.change, entry.answer.give()))
+            answers.append((entry.key, entry.change, entry.answer.get()))
         except AttestKitError as error:
             answers.append((entry.key, type(error), str(error)))
     return found.header, answers, found.complete
@@ -225,7 +225,7 @@ def recording_samples() -> list[bytes]:
         {"ask": "get_quote", "report_data": "00", "answer": "00ff"},
         {"ask": "read_rtmr", "register": 3, "answer": "00"},
         {"ask": "read_rtmr", "register": 3, "as": 3},
-        {"ask": "get_quote", "error": "QuoteUnavailableError", "text": "none", "reason": "x"},
+        {"ask": "get_quote", "error": "QuoteUnavailableError", "text": "none", "reason": "empty"},
         {"ask": "journal_version", "answer": 1},
         {"change": "extend_rtmr", "register": 3, "digest": "00", "answer": None},
         {"ask": "get_snp_report", "answer": {"report": "00", "certificates": ""}},
@@ -233,7 +233,10 @@ def recording_samples() -> list[bytes]:
         {"end": 8},
     ]
     text = "\n".join(map(json.dumps, lines)).encode()
-    host = {"app_compose": {"error": "ConfigError", "text": "none"}, "vm_config": {"answer": "{}"}}
+    host = {
+        "app_compose": {"error": "ConfigError", "text": "none", "reason": "missing"},
+        "vm_config": {"answer": "{}"},
+    }
     header = json.dumps({**lines[0], "host": host}).encode()
     return [text + b"\n", text[:400], header + b"\n", b""]
 

@@ -22,7 +22,16 @@ from attestkit.verifier.ear.result_token import (
 )
 from attestkit.verifier.result import AttestationResult, TcbStatus
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short
-from tests.verifier.ear.ears import ED25519, FORMS, NONCE, NOW, P256, cose_of, jwt_of, verdict
+from tests.verifier.ear.ears import (
+    ED25519,
+    FORMS,
+    NONCE,
+    NOW,
+    P256,
+    create_cose,
+    create_jwt,
+    create_small_result,
+)
 
 _HEADER_JWT: Final = {"alg": "EdDSA"}
 _HEADER_COSE: Final = {1: -8}
@@ -38,10 +47,10 @@ def _ear(raw: bytes) -> object:
     if kind == b"q":
         return EarRequest.from_request(rest, ((b"accept", rest[::2]),))
     token = {
-        b"j": lambda: jwt_of(_HEADER_JWT, rest),
-        b"c": lambda: cose_of(_HEADER_COSE, rest),
-        b"h": lambda: jwt_of(rest, b"{}"),
-        b"p": lambda: cose_of(rest, b"\xa0"),
+        b"j": lambda: create_jwt(_HEADER_JWT, rest),
+        b"c": lambda: create_cose(_HEADER_COSE, rest),
+        b"h": lambda: create_jwt(rest, b"{}"),
+        b"p": lambda: create_cose(rest, b"\xa0"),
     }.get(kind, lambda: rest)()
     key = P256 if kind == b"e" else ED25519
     return verify_ear(token, key.public, nonce=None, now=NOW, leeway=timedelta(minutes=5))
@@ -61,7 +70,7 @@ def _read(_raw: bytes, found: object) -> None:
 
 def ear_samples() -> list[bytes]:
     """Return tokens of each kind, their parts, keys, and queries."""
-    found = [b"e" + sign_ear(verdict(), P256, nonce=NONCE, form=form) for form in FORMS]
+    found = [b"e" + sign_ear(create_small_result(), P256, nonce=NONCE, form=form) for form in FORMS]
     for result in _results():
         more: dict[str, Any] = {"nonce": NONCE, "policy_id": "urn:p", "raw_evidence": b"\0\1"}
         for options in ({}, more):
@@ -75,10 +84,10 @@ def ear_samples() -> list[bytes]:
 def _results() -> list[AttestationResult]:
     """Return verdicts of each tier."""
     return [
-        verdict(),
-        verdict(status=TcbStatus.OUT_OF_DATE),
-        verdict(status=None, platform="dstack-amd-sev-snp"),
-        verdict(simulated=True, registers=(("rtmr0", bytes(48)),)),
+        create_small_result(),
+        create_small_result(status=TcbStatus.OUT_OF_DATE),
+        create_small_result(status=None, platform="dstack-amd-sev-snp"),
+        create_small_result(simulated=True, registers=(("rtmr0", bytes(48)),)),
     ]
 
 

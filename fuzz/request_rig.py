@@ -33,10 +33,10 @@ from attestkit.errors import NotFoundError
 from attestkit.keys import AppKeys
 from attestkit.serve import listener_apps
 from attestkit.serve.config.limits import Limits
-from attestkit.serve.docker.engine import Container, Containers, Log
+from attestkit.serve.docker.engine import Container, ContainerEngine, ContainerLog
 from attestkit.serve.http.absolute_target import TargetProtocol
 from attestkit.serve.http.asgi import App
-from attestkit.serve.http.listener_state import Shared
+from attestkit.serve.http.listener_state import ListenerState
 from attestkit.serve.http.protocol import ListenerConfig
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.services.context import Guest
@@ -212,18 +212,18 @@ class _Watched(TargetProtocol):
         super().on_message_complete()
 
 
-class _Engine(Containers):
+class _Engine(ContainerEngine):
     """A container engine with one container; its log says two lines, and then nothing more."""
 
-    async def list(self) -> list[Container]:
+    async def list_containers(self) -> list[Container]:
         return [Container("c0ffee", ("web",), "an image", "running", "Up 2 hours", _NOW - 7200)]
 
     @asynccontextmanager
-    async def logs(
+    async def open_log(
         self, name: str, parameters: Mapping[str, str], silence: float
-    ) -> AsyncIterator[Log]:
+    ) -> AsyncIterator[ContainerLog]:
         if name != "web":
-            raise NotFoundError(f"No such container: {name}")
+            raise NotFoundError(f"No such container: {name}", reason="path")
         pieces = [b"\x01\0\0\0\0\0\0\x05one\r\n", b"\x02\0\0\0\0\0\0\x04\xfftwo", b""]
 
         async def read() -> bytes:
@@ -345,7 +345,7 @@ class Rig:
         }
 
     def _config(self, name: str, app: App) -> ListenerConfig:
-        shared = Shared.of(name, _LIMITS, self._guest.stats.of(name), None)
+        shared = ListenerState.of(name, _LIMITS, self._guest.stats.of(name), None)
         config = ListenerConfig(app, shared)
         config.load()
         return config
@@ -355,7 +355,7 @@ class Rig:
     def _connect(self, plan: _Plan) -> _Wire:
         state, config = ServerState(), self._configs[plan.listener]
         # A sweep's timer is of the last run, whose loop has forgotten it.
-        config.shared = Shared.of(*config.shared[:4])
+        config.shared = ListenerState.of(*config.shared[:4])
         wire = _Wire(self.loop, self._socket, slow=plan.slow)
         wire.protocol = _Watched(config, state, {}, _loop=self.loop)
         wire.protocol.connection_made(wire)

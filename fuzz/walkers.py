@@ -121,7 +121,7 @@ def _as_given(data: bytes) -> bytes | str:
 def _read_json(package: Package, data: bytes) -> tuple[Any, ...]:
     log = package.event_log.EventLog.from_json(_as_given(data))
     wrong = _wrong_events(package, log)
-    return log.events, log.replay(), log.warnings, wrong, log._columns, log._fault
+    return log.events, log.replay(), log.warnings, wrong, log._columns, log._v2_error
 
 
 def _json_claim(package: Package, data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What all tests need of the process that runs them."""
+"""Settings of the test process."""
 
 import gc
 import os
@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, settings
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let an interrupt be one, and no property fail because the machine was busy.
+    """Enable interrupts, and keep Hypothesis from failing on a busy machine.
 
-    Whoever started us in the background had interrupts ignored. Hypothesis gives each example 200
-    ms, also the first, which may import a library, and drawing ten of them a second; neither says
-    anything of the property. Its other checks stay as they are, and so does a profile asked for.
+    A process that was started in the background ignores interrupts. Hypothesis limits an example to
+    200 ms, also the first one, which may import a library, and the drawing of ten to a second; both
+    limits are disabled. Its other checks, and a profile chosen by option, remain.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,10 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Keep the garbage collector from going through twenty thousand tests again and again.
+    """Keep the garbage collector from traversing 20,000 collected tests.
 
-    All that is there when they are collected stays until the end, so it is no garbage to look for:
-    neither while it is made, nor by any full collection of a test.
+    The collected objects live until the end, so they are frozen: neither collection of tests nor
+    any full garbage collection later has to traverse them.
     """
     gc.disable()
     try:
@@ -42,11 +42,11 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
-@pytest.hookimpl(optionalhook=True)  # unknown where pytest-xdist is not loaded
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist the hook is unknown
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many processes `-n auto` means: half as many again as cores.
+    """Return the number of processes for `-n auto`: 1.5 per core.
 
-    A fifth of the time a test waits: for a program to start, or for a server's patience to end.
+    Tests wait for a fifth of their time, for a program's start or a server's timeout.
     """
     return len(os.sched_getaffinity(0)) * 3 // 2
 
@@ -55,8 +55,8 @@ def pytest_xdist_auto_num_workers() -> int:
 def _programs_end_with_a_failure() -> Iterator[None]:
     """Kill the program of a `with subprocess.Popen(...)` whose block fails.
 
-    Python waits for it there, and what nobody tells to stop is waited for as long as the run may
-    take, which then says nothing of the failure.
+    Python waits for the program at the block's end; without a signal, it would wait until the time
+    limit of the whole run, and the failure would not be reported.
     """
     wait = subprocess.Popen.__exit__
 
@@ -77,7 +77,7 @@ def _programs_end_with_a_failure() -> Iterator[None]:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Leave cycles uncollected, so that what is in one stays for a test to see."""
+    """Disable the garbage collector, so that reference cycles remain visible to a test."""
     gc.disable()
     yield
     gc.enable()

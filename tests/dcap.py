@@ -1,4 +1,4 @@
-"""dcap-qvl, the verifier that others use, with types and with our values."""
+"""Typed access to dcap-qvl, an independent verifier, with attestkit's types."""
 
 from typing import Final, NamedTuple
 
@@ -10,16 +10,16 @@ REJECT: Final = "reject"
 
 
 class Verdict(NamedTuple):
-    """What dcap-qvl says of a quote."""
+    """The result of dcap-qvl for a quote."""
 
-    status: str  # Intel's word, or "reject"
+    status: str  # Intel's TCB status, or "reject"
     advisories: tuple[str, ...] = ()
-    text: str = ""  # why it was rejected
-    report: str = ""  # the accepted report, JSON
+    text: str = ""  # reason of a rejection
+    report: str = ""  # accepted report, JSON
 
 
 def judge(quote: bytes, collateral: Collateral, root: bytes | None, now: int) -> Verdict:
-    """Return dcap-qvl's verdict at `now`, trusting `root` (DER); None is Intel's, its default."""
+    """Return dcap-qvl's result at `now` for a root (DER); None: Intel's, its default."""
     theirs = dcap_qvl.QuoteCollateralV3(
         collateral.pck_crl_issuer_chain,
         collateral.root_ca_crl,
@@ -42,6 +42,6 @@ def judge(quote: bytes, collateral: Collateral, root: bytes | None, now: int) ->
 
 
 def through_json(text: str) -> str:
-    """Return collateral in JSON as dcap-qvl writes it after reading it."""
+    """Return JSON collateral after a round trip through dcap-qvl."""
     again: str = dcap_qvl.QuoteCollateralV3.from_json(text).to_json()
     return again

@@ -1,8 +1,8 @@
-"""Run the tests again and again, and write down how many runs failed: `make flake`.
+"""Repeat the test suite and record how many runs failed: `make flake`.
 
-The record, docs/records/flake.json, holds commit, machine, command, and for each run its seconds
-and pytest's closing line. With --seconds it stops after the run that passes that many, and then
-writes nothing: the form that continuous integration runs.
+The record, docs/records/flake.json, has commit, machine, command, and for each run its seconds
+and pytest's summary line. With --seconds it stops after the run that exceeds this time and writes
+no record, as in continuous integration.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.records import ROOT, write_record
 
-DEFAULT = ("-n", "auto", "-m", "not slow")  # as `make test` has it
+DEFAULT = ("-n", "auto", "-m", "not slow")  # the options of `make test`
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
-"""A fleet's evidence on a cluster of which a worker is killed: `make fleet`.
+"""Verify a fleet's evidence on a cluster while one worker is killed: `make fleet`.
 
-The record, docs/records/fleet.json, says how many pieces there were, in which ways some of them
-were altered, what each way's refusals say, and the time beside one process. Evidence is a
-simulator's: a TD each, with an event of its own, and so a log, registers and a quote of its own.
+The record, docs/records/fleet.json, has the number of evidence items, the kinds of alteration with
+the errors that each caused, and the time, compared to one process. Each item comes from a
+simulated TD of its own, with its own event, log, registers and quote.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from tests.records import write_record
 from tests.verifier import parcels
 
 PIECES: Final = 10_000
-ALTERED: Final = 100  # of them
+ALTERED: Final = 100  # items
 WORKERS: Final = 2
-# A cycle of dask's around bytes that somebody looks at; the collector may take it apart from the
-# wrong end.
+# dask's reference cycle around an exported buffer, which the collector may clear in the wrong
+# order.
 DASKS_OWN: Final = "ignore:Exception ignored in. <_io.B:pytest.PytestUnraisableExceptionWarning"
-PATIENCE: Final = 60  # seconds, for a cluster to begin
+PATIENCE: Final = 60  # seconds, for a cluster's start
 
 
 class Way(NamedTuple):
-    """One way in which evidence is altered, and what its refusal is."""
+    """A kind of alteration, and the error that it must cause."""
 
     alter: Callable[[Attestation, bytes], Item]
     error: str
@@ -72,19 +72,19 @@ WAYS: Final = {
 
 
 def nonce_of(number: int) -> bytes:
-    """Return what a piece is about: no two are alike, also backwards."""
+    """Return the nonce of an item: unique, also when reversed."""
     return b"piece %08d of a fleet" % number
 
 
 def way_of(number: int, pieces: int, altered: int = ALTERED) -> str:
-    """Return how a piece is altered; empty: it is not. They are spread over all of them."""
+    """Return the alteration of an item, or ""; altered items are spread evenly."""
     step = pieces // altered
     turn, rest = divmod(number, step)
     return list(WAYS)[turn % len(WAYS)] if rest == step // 2 and turn < altered else ""
 
 
 def items(pieces: int, altered: int = ALTERED) -> Iterator[Item]:
-    """Make the evidence: each is of a TD of its own."""
+    """Yield the evidence, each from its own TD."""
     for number in range(pieces):
         nonce = nonce_of(number)
         log = parcels.log_of((*parcels.BOOT, ("piece", nonce)))
@@ -95,12 +95,12 @@ def items(pieces: int, altered: int = ALTERED) -> Iterator[Item]:
 
 
 def judge() -> Verifier:
-    """Return the verifier of all."""
+    """Return the verifier of all items."""
     return Verifier(parcels.PKI.root_der, parcels.collateral())
 
 
 def told(outcome: Outcome) -> str:
-    """Return what an outcome is, in a word or two; an accepted one with whose it is."""
+    """Return an outcome in a few words; for an accepted one, with its nonce."""
     if isinstance(outcome, AttestationResult):
         return f"accepted {outcome.claims.report_data.rstrip(bytes(1)).decode()}"
     return f"{type(outcome).__name__} {getattr(outcome, 'reason', '')}".rstrip()
@@ -108,11 +108,11 @@ def told(outcome: Outcome) -> str:
 
 @contextmanager
 def cluster(workers: int = WORKERS) -> Iterator[Any]:
-    """Start a dask cluster of processes of this machine; yield its client."""
+    """Start a dask cluster of local processes; yield its client."""
     import dask
     from distributed import Client, LocalCluster
 
-    start: Any = LocalCluster  # neither has types
+    start: Any = LocalCluster  # both lack types
     connect: Any = Client
     settings = {"distributed.worker.daemon": False, "distributed.admin.tick.limit": "1h"}
     with (
@@ -131,14 +131,14 @@ def cluster(workers: int = WORKERS) -> Iterator[Any]:
 
 
 def kill_one(client: Any) -> int:
-    """Kill a worker as the kernel does when memory runs out; return its process."""
+    """Kill a worker by SIGKILL, like the kernel without memory; return its process id."""
     victim: int = next(iter(client.run(os.getpid).values()))
     os.kill(victim, signal.SIGKILL)
     return victim
 
 
 def is_running(process: int) -> bool:
-    """Tell whether a process is there; one that has ended and nobody asked about is not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -147,7 +147,7 @@ def is_running(process: int) -> bool:
 
 
 def on_cluster(client: Any, evidence: list[Item]) -> tuple[list[Outcome], float, int]:
-    """Judge all, while a worker is killed in the middle; return outcomes, seconds, and whom."""
+    """Verify all items while a worker is killed; return outcomes, seconds and its process id."""
     found: dict[int, Outcome] = {}
     killed = 0
     executor = client.get_executor()
@@ -163,7 +163,7 @@ def on_cluster(client: Any, evidence: list[Item]) -> tuple[list[Outcome], float,
 
 
 def check(outcomes: list[Outcome], altered: int = ALTERED) -> dict[str, Counter[str]]:
-    """Hold each outcome to what was done to its evidence; return the refusals of each way."""
+    """Compare each outcome with the item's alteration; return the errors of each kind."""
     refusals: dict[str, Counter[str]] = {name: Counter() for name in WAYS}
     for number, outcome in enumerate(outcomes):
         name, word = way_of(number, len(outcomes), altered), told(outcome)
@@ -178,7 +178,7 @@ def check(outcomes: list[Outcome], altered: int = ALTERED) -> dict[str, Counter[
 
 
 def main() -> int:
-    """Judge a fleet on the cluster and in one process, and write both down."""
+    """Verify a fleet on the cluster and in one process, and write the record."""
     parser = argparse.ArgumentParser(description="A fleet, of whose workers one is killed.")
     parser.add_argument("--pieces", type=int, default=PIECES, help="fewer write no record")
     pieces = parser.parse_args().pieces
@@ -187,7 +187,7 @@ def main() -> int:
     _say(f"{pieces} pieces, {len(raws)} of them distinct")
     with cluster() as client:
         warm = judge().verify_many(evidence[:64], client.get_executor(), now=parcels.NOW)
-        assert len(warm) == 64  # the workers have loaded what they need
+        assert len(warm) == 64  # the workers have imported all modules
         outcomes, took, victim = on_cluster(client, evidence)
         killed = int(bool(victim) and not is_running(victim))
         left = len(client.scheduler_info()["workers"])

@@ -1,4 +1,4 @@
-"""Exceptions that are kept for somebody else, as those of a thread are for who started it."""
+"""Exceptions stored for another thread, such as the one that started this thread."""
 
 from types import TracebackType
 from typing import final
@@ -6,9 +6,9 @@ from typing import final
 
 @final
 class Keeping:
-    """A block whose exception is kept and not raised; what is not of `only`'s kind is raised.
+    """A context manager that stores an exception of type `only`; others propagate.
 
-    It is kept in `error`, and at the end of the list `errors` if there is one.
+    It is stored in `error`, and appended to the list `errors` if given.
     """
 
     def __init__(

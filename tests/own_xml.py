@@ -1,8 +1,8 @@
-"""XML that our own programs wrote, read by Python's parser."""
+"""Parser for XML that our own programs wrote."""
 
 import xml.etree.ElementTree as ET
 
 
 def parse_xml(text: str) -> ET.Element:
-    """Return the root of a document, which is no stranger's: the parser expands entities."""
-    return ET.fromstring(text)  # noqa: S314 - what it reads are reports and pictures of our own
+    """Return the root element of a trusted document: the parser expands entities."""
+    return ET.fromstring(text)  # noqa: S314 - the input is our own reports and pictures

@@ -1,4 +1,4 @@
-"""The promises of docs/threat-model.md and the tests that hold them; `make promises` runs those."""
+"""The promises of docs/threat-model.md and their tests; `make promises` runs those."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ _NODE = re.compile(r"`(tests/[\w/]+\.py)::(\w+)(\[[^`]+\])?`")
 
 
 class Promise(NamedTuple):
-    """A line of the page: its number and words; of each test the file, function and parameters."""
+    """A line of the page: number, text, and the file, function and parameters of each test."""
 
     number: str
     words: str
@@ -21,21 +21,21 @@ class Promise(NamedTuple):
 
 
 def promises() -> list[Promise]:
-    """Return the promises in their order on the page."""
+    """Return the promises in the page's order."""
     rows = (_ROW.fullmatch(line) for line in PAGE.read_text().splitlines())
     return [Promise(row[1], row[2], _NODE.findall(row[3])) for row in rows if row]
 
 
 def nodes() -> list[str]:
-    """Return what pytest calls the tests of all promises, each once."""
+    """Return the pytest node ids of all promises' tests, without duplicates."""
     every = (test for promise in promises() for test in promise.tests)
     return list(dict.fromkeys(f"{file}::{name}{parameters}" for file, name, parameters in every))
 
 
 def main() -> int:
-    """Run each test of a promise once, in as many processes as there are cores; return the status.
+    """Run each test of a promise once, in one process per core; return the exit code.
 
-    What was skipped held nothing, so it is told with its reason, and the status says so.
+    A skipped test shows nothing, so it is printed with its reason, and the exit code is not 0.
     """
     command = [sys.executable, "-m", "pytest", "-n", "auto", "-p", "no:benchmark", *sys.argv[1:]]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Quotes for tests: the real samples, and well-formed ones that nobody signed."""
+"""Quotes for tests: the real samples, and well-formed ones without valid signatures."""
 
 import json
 from hashlib import sha256
@@ -27,7 +27,7 @@ def sample(path: str) -> bytes:
 
 
 def samples() -> list[bytes]:
-    """Return all real quotes that are well-formed, or none where the samples are missing."""
+    """Return all well-formed real quotes; without the samples, an empty list."""
     if not HAVE_SHARED:
         return []
     return [sample(v["path"]) for v in VECTORS if v["trailing_all_zero"]]
@@ -43,9 +43,9 @@ def made_quote(
     report: bytes = PATTERN[7:327],
     key: bytes = PATTERN[100:164],
 ) -> bytes:
-    """Return a well-formed quote whose signatures are not signatures.
+    """Return a well-formed quote with invalid signatures.
 
-    `body_type` is that of version 5; below it the body follows from the TEE type.
+    `body_type` applies to version 5; in older versions the TEE type determines the body.
     """
     size = BODY_SIZES[body_type or (2 if tee_type else 1)]
     header = pack("<HHI4x16s20s", version, 2, tee_type, INTEL, PATTERN[:20])
@@ -61,7 +61,7 @@ def made_quote(
 
 
 def made_quotes() -> list[bytes]:
-    """Return a made quote of every version, body and size of authentication data."""
+    """Return a generated quote of every version, body and size of authentication data."""
     return [
         made_quote(3, 0, 0, certification=(1, bytes(34))),
         made_quote(4, 0, 0, auth=b""),
@@ -73,5 +73,5 @@ def made_quotes() -> list[bytes]:
 
 
 def starts_of(quotes: list[bytes]) -> list[int]:
-    """Return where quotes start that are joined."""
+    """Return the offset of each quote in their concatenation."""
     return list(accumulate(map(len, quotes[:-1]), initial=0)) if quotes else []

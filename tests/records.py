@@ -1,4 +1,4 @@
-"""Where the figures of long runs are kept, and what every record says of its commit and machine."""
+"""Records of long runs, each with its commit and machine."""
 
 import json
 import os
@@ -14,7 +14,7 @@ DIRTY = "-dirty"
 
 
 def write_record(name: str, figures: dict[str, Any]) -> Path:
-    """Write docs/records/NAME.json with the commit, the machine, and then the figures."""
+    """Write docs/records/NAME.json with the commit, the machine and the figures."""
     system = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
     record = {
         "commit": commit(),
@@ -28,7 +28,7 @@ def write_record(name: str, figures: dict[str, Any]) -> Path:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, marked where files but for the records differ from it."""
+    """Return the commit of this checkout, marked if files other than records are modified."""
     name = _git("describe", "--always").stdout.strip()
     if not name:
         return ""

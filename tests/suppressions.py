@@ -1,7 +1,7 @@
-"""Where a checker is told to look away, and why: `python -m tests.suppressions` prints the list.
+"""Suppressed findings of checkers, with reasons: `python -m tests.suppressions` prints the list.
 
-First each comment that silences ruff, mypy, pyright, codespell, clang-format or clang-tidy in one
-place, then the rules that pyproject.toml does not apply, to a folder or anywhere.
+First each comment that suppresses ruff, mypy, pyright, codespell, clang-format or clang-tidy in one
+place, then the rules that pyproject.toml disables, for a folder or everywhere.
 """
 
 import io
@@ -29,7 +29,7 @@ _MARK: Final = re.compile(
 
 
 class Suppression(NamedTuple):
-    """What is silenced where, and the reason that is given, which is empty if none is."""
+    """A suppression: its place, its rules, and the reason given, or ""."""
 
     place: str
     what: str
@@ -37,7 +37,7 @@ class Suppression(NamedTuple):
 
 
 def inline() -> list[Suppression]:
-    """Return every comment of the tree that silences a checker."""
+    """Return every suppressing comment of the tree."""
     found = []
     for path in sorted(_files()):
         text = path.read_text("utf-8")
@@ -47,12 +47,12 @@ def inline() -> list[Suppression]:
 
 
 def suppressions_in(name: str, text: str) -> list[Suppression]:
-    """Return the comments of a file that silence a checker; strings and prose are none."""
+    """Return the suppressing comments of a file, not those in strings and prose."""
     python = name.endswith((".py", ".pyi"))
     found = []
     for line, comment in _comments(text) if python else enumerate(text.splitlines(), 1):
         marks = [mark for mark in _MARK.finditer(comment) if mark["opener"] == _opener(name)]
-        reason = ""  # of two in one comment the last may speak for both
+        reason = ""  # of two in one comment, the last may give the reason of both
         for number in reversed(range(len(marks))):
             end = marks[number + 1].start() if number + 1 < len(marks) else len(comment)
             own = comment[marks[number].end() : end].strip(" \t#-*/<>")
@@ -73,7 +73,7 @@ def _comments(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _files() -> Iterator[Path]:
-    """Return what git knows or would take up; without git, what is no product of a build."""
+    """Yield the files that git tracks or would add; without git, all but build products."""
     if (ROOT / ".git").exists():
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -94,9 +94,9 @@ _RULE: Final = r'"([A-Z]+\d*)"'
 
 
 def exceptions(text: str) -> list[Suppression]:
-    """Return the rules that a pyproject.toml does not apply, each with its line's comment.
+    """Return the rules that a pyproject.toml disables, each with its line's comment.
 
-    Where a line has none, the whole line of comment that stands above it and its like counts.
+    For a line without one, the preceding comment of its group counts.
     """
     found, section, key, above = [], "", "", ""
     for line in text.splitlines():

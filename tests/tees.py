@@ -1,6 +1,6 @@
-"""TEEs without a kernel below: a TD on two files, an SNP guest, and somebody else's agent.
+"""TEEs without a kernel: a TD on two files, an SNP guest, and a third-party guest agent.
 
-They say of themselves that they are hardware and that they block, as the real ones do.
+Like the real ones, they report that they are hardware and that their calls block.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ FIRMWARE: Final = replay_records(boot_records(simulated_image()))  # RTMR0 to RT
 
 
 class Machine:
-    """The hardware of a TD below `folder`: its RTMR3 and its boot id outlive every program."""
+    """The hardware of a TD in `folder`: RTMR3 and boot id persist across processes."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log"
@@ -48,13 +48,13 @@ class Machine:
             self.boot("boot-1")
 
     def boot(self, boot_id: str, register: bytes = bytes(48)) -> None:
-        """Boot; a kexec leaves the register as it was."""
+        """Boot; after a kexec, pass the register's old value."""
         self._put(self._register, register)
         self._put(self._boot_id, boot_id.encode())
 
     @property
     def boot_id(self) -> str:
-        """What changes with every boot."""
+        """The boot id, which changes with every boot."""
         return self._boot_id.read_text()
 
     def read(self) -> bytes:
@@ -72,7 +72,7 @@ class Machine:
 
 
 class FakeTd:
-    """A TD on a machine, with the journal that hardware has; every call may take its time."""
+    """A TD on a machine, with the journal of the hardware backends; a quote may take time."""
 
     name = "fake_td"
     simulated = False
@@ -80,15 +80,15 @@ class FakeTd:
 
     def __init__(self, machine: Machine, *, seconds: float = 0) -> None:
         self.machine = machine
-        self.seconds = seconds  # that a quote takes
+        self.seconds = seconds  # for a quote
         self.firmware_log = FIRMWARE_LOG
-        self.threads: set[int] = set()  # that asked it anything
+        self.threads: set[int] = set()  # that called it
         self.closed = 0
         self._journal: Journal | None = None
 
     @classmethod
     def probe(cls) -> None:
-        """It runs."""
+        """Accept: the TD is available."""
 
     def _asked(self) -> None:
         self.threads.add(threading.get_ident())
@@ -97,7 +97,7 @@ class FakeTd:
         """Sign the registers."""
         self._asked()
         if len(report_data) != 64:
-            raise UsageError("report_data is 64 bytes")
+            raise UsageError("report_data: must be 64 bytes", reason="wrong_size")
         time.sleep(self.seconds)
         zero, one, two = FIRMWARE
         body = TdBody(
@@ -119,18 +119,18 @@ class FakeTd:
         """Read a register."""
         self._asked()
         if register not in (0, 1, 2, 3):
-            raise UsageError(f"there is no RTMR{register}")
+            raise UsageError(f"register: must be 0 to 3: {register}", reason="out_of_range")
         return (*FIRMWARE, self.machine.read())[register]
 
     def extend_rtmr(self, register: int, digest: bytes) -> None:
         """Extend RTMR3."""
         self._asked()
         if register != 3 or len(digest) != 48:
-            raise UsageError("RTMR3 is extended by 48 bytes")
+            raise UsageError("digest: must be 48 bytes", reason="wrong_size")
         self.machine.extend(digest)
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
-        """Return the log of runtime events beside the machine."""
+        """Return the log of runtime events, stored beside the machine's files."""
         self._asked()
         if self._journal is None:
             access = RegisterAccess(self.machine.read, self.machine.extend)
@@ -147,7 +147,7 @@ class FakeTd:
 
 
 class FakeSnp:
-    """An SNP guest of the simulated chip."""
+    """An SNP guest on the simulated chip."""
 
     name = "fake_snp"
     simulated = False
@@ -157,17 +157,17 @@ class FakeSnp:
         self.host_data = host_data
         self.table = CHIP.certificates if table is None else table
         self.asked = 0
-        self.change: Change = bytes  # what a test does to a report
+        self.change: Change = bytes  # applied to each report
         self.refusal: BackendError | None = None
 
     @classmethod
     def probe(cls) -> None:
-        """It runs."""
+        """Accept: the guest is available."""
 
     def get_snp_report(self, report_data: bytes) -> SnpEvidence:
-        """Return a report, and the host's certificates."""
+        """Return a report, and the host's certificate table."""
         if len(report_data) != 64:
-            raise UsageError("report_data is 64 bytes")
+            raise UsageError("report_data: must be 64 bytes", reason="wrong_size")
         self.asked += 1
         if self.refusal is not None:
             raise self.refusal
@@ -179,15 +179,15 @@ class FakeSnp:
         return self.get_snp_report(report_data).report
 
     def read_event_log(self) -> bytes:
-        """There is none."""
+        """Return no log: SEV-SNP has none."""
         return b""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no resource is open."""
 
 
 class FakeAgent:
-    """A guest agent in front of a simulated TD, as a client sees it."""
+    """A client's view of a guest agent in front of a simulated TD."""
 
     name = "fake_agent"
     simulated = True
@@ -196,13 +196,13 @@ class FakeAgent:
     def __init__(self) -> None:
         self.td = Simulator(seed=SEED)
         self.hidden = False
-        self.deaf = False  # takes events and throws them away
+        self.deaf = False  # accepts events and drops them
         self.change: ChangeAnswer = dict
         self.asked = 0
 
     @classmethod
     def probe(cls) -> None:
-        """It runs."""
+        """Accept: the agent is available."""
 
     @property
     def keys(self) -> KeyDeriver:
@@ -214,7 +214,7 @@ class FakeAgent:
         return EventLog.from_ccel(FIRMWARE_LOG).with_runtime(events).trimmed().to_json()
 
     def get_quote_response(self, report_data: bytes) -> str:
-        """Answer as GetQuote does."""
+        """Return the agent's response to GetQuote."""
         self.asked += 1
         quote = self.td.get_quote(report_data)
         answer = {
@@ -226,26 +226,26 @@ class FakeAgent:
         return json.dumps(self.change(answer))
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return the quote alone."""
+        """Return the quote only."""
         return Quote.parse(self.td.get_quote(report_data)).raw
 
     def read_event_log(self) -> bytes:
-        """Return the log as it is in answers."""
+        """Return the log in the encoding of the agent's responses."""
         return self._log().encode()
 
     def emit_event(self, name: str, payload: bytes) -> None:
-        """Emit, as far as the TD knows."""
+        """Emit an event on the TD, unless `deaf`."""
         if not self.deaf:
             self.td.open_journal().emit(self.event(name, payload))
 
     def event(self, name: str, payload: bytes) -> Event:
-        """Return an event of the TD's version."""
+        """Return an event in the TD's version."""
         return runtime_event(name, payload, self.td.open_journal().version)
 
     def read_app_compose(self) -> bytes:
-        """Return what the app was deployed from."""
+        """Return the app-compose file."""
         if self.hidden:
-            raise UnsupportedError("the agent hides it")
+            raise UnsupportedError("app-compose: hidden by the agent", reason="no_app")
         return self.td.app_compose.raw
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""For asyncio a device has a thread of its own, and a cancelled call leaves nothing half done."""
+"""In asyncio each device has its own thread, and a cancelled call leaves consistent state."""
 
 import asyncio
 import pickle
@@ -14,19 +14,20 @@ from attestkit.aio import AsyncAttester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError, UnsupportedError, UsageError
 from attestkit.factory import aopen
+from tests.raising import raises
 from tests.tees import FakeAgent, FakeSnp, FakeTd, Machine
 
 SEED = bytes(32)
 T = TypeVar("T")
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run on a loop of its own, and give up rather than hang."""
+def run_on_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Run on a new loop with a timeout."""
     return asyncio.run(asyncio.wait_for(main, 60))
 
 
-class Device(Simulator):
-    """A simulator that makes its caller wait, as a device does."""
+class BlockingSimulator(Simulator):
+    """A simulator whose calls block, like those of a device."""
 
     name = "device"
     blocking = True
@@ -35,38 +36,38 @@ class Device(Simulator):
         super().__init__(seed=SEED)
         self.threads: list[str] = []
         self.entered = threading.Event()
-        self.go_on = threading.Event()
-        self.go_on.set()
+        self.may_continue = threading.Event()
+        self.may_continue.set()
         self.closed = threading.Event()
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Wait until the test lets it go on."""
+        """Wait until the test allows continuing."""
         self.threads.append(threading.current_thread().name)
         self.entered.set()
-        assert self.go_on.wait(30)
+        assert self.may_continue.wait(30)
         return super().get_quote(report_data)
 
     def close(self) -> None:
-        """Close, and tell."""
+        """Close, and set the event."""
         super().close()
         self.closed.set()
 
 
-def devices_are_let_go() -> None:
-    """Require that every device's thread ends; it may be on its last steps when a close returns."""
+def join_device_threads() -> None:
+    """Require that every device thread ends; it may still be ending when close returns."""
     for thread in threading.enumerate():
         if "attestkit-device" in thread.name:
             thread.join(30)
             assert not thread.is_alive()
 
 
-async def reached(event: threading.Event) -> None:
-    """Wait for a thread without keeping the loop from running."""
+async def wait_for_event(event: threading.Event) -> None:
+    """Wait for an event of a thread without blocking the loop."""
     assert await asyncio.to_thread(event.wait, 30)
 
 
-def test_the_first_journey() -> None:
-    """Everything an Attester does, awaited."""
+def test_async_attester_offers_attester_methods() -> None:
+    """Every method of an Attester can be awaited."""
 
     async def main() -> None:
         async with attestkit.aopen("simulator", seed=SEED) as tee:
@@ -86,11 +87,11 @@ def test_the_first_journey() -> None:
             assert tee.vm_config == tee.backend.vm_config
             assert "simulator" in repr(tee)
 
-    run(main())
+    run_on_loop(main())
 
 
-def test_every_way_to_open_is_a_way() -> None:
-    """Awaited, as a context manager, both, or at the first call."""
+def test_aopen_may_be_awaited_or_entered() -> None:
+    """Opened by await, as a context manager, by both, or at the first call."""
 
     async def main() -> None:
         tee = await aopen("simulator")
@@ -100,7 +101,7 @@ def test_every_way_to_open_is_a_way() -> None:
             await tee.get_quote(b"")
         tee = aopen("simulator")
         assert "not open" in repr(tee)
-        with pytest.raises(UsageError, match="await it first"):
+        with raises(UsageError, "closed"):
             _ = tee.backend
         await tee.get_quote(b"")
         assert tee.backend.name == "simulator"
@@ -108,12 +109,12 @@ def test_every_way_to_open_is_a_way() -> None:
         unused = aopen("simulator")
         await unused.close()
 
-    run(main())
+    run_on_loop(main())
 
 
-def test_the_simulator_is_called_where_the_caller_stands() -> None:
-    """No thread is made for it."""
-    devices_are_let_go()  # those of other tests
+def test_simulator_is_called_in_loop_thread() -> None:
+    """No thread is started for a non-blocking backend."""
+    join_device_threads()  # threads of other tests
 
     async def main() -> None:
         before = threading.active_count()
@@ -121,11 +122,11 @@ def test_the_simulator_is_called_where_the_caller_stands() -> None:
             await asyncio.gather(*(tee.get_quote(b"") for _ in range(10)))
             assert threading.active_count() == before
 
-    run(main())
+    run_on_loop(main())
 
 
-def test_a_simulator_that_waits_gets_a_thread() -> None:
-    """From the fault that takes time on: while the host is slow, the loop goes on."""
+def test_simulator_with_slow_fault_gets_thread() -> None:
+    """With a fault that takes time, calls run in a thread and the loop continues."""
     waits, go_on = threading.Event(), threading.Event()
 
     def wait(_: float) -> None:
@@ -139,7 +140,7 @@ def test_a_simulator_that_waits_gets_a_thread() -> None:
             tee.backend.faults.arm("slow:1s")
             assert tee.blocking
             slow = asyncio.ensure_future(tee.get_quote(b"slow"))
-            await reached(waits)
+            await wait_for_event(waits)
             quick = asyncio.ensure_future(tee.get_quote(b"quick"))
             assert not slow.done()
             go_on.set()
@@ -147,48 +148,48 @@ def test_a_simulator_that_waits_gets_a_thread() -> None:
             assert [quote.report_data[:1] for quote in quotes] == [b"s", b"q"]
             attester = tee._attester
             assert attester is not None
-        with pytest.raises(UsageError, match="closed"):
+        with raises(UsageError, "closed"):
             attester.get_quote(b"")
 
-    run(main())
-    devices_are_let_go()
+    run_on_loop(main())
+    join_device_threads()
 
 
-def test_a_device_has_one_thread_and_the_loop_goes_on() -> None:
-    """While the device is busy, the loop is not; calls take turns in the one thread."""
-    device = Device()
+def test_blocking_backend_has_one_thread() -> None:
+    """Calls of a blocking backend run in sequence in one thread; the loop continues."""
+    device = BlockingSimulator()
 
     async def main() -> None:
         async with aopen(device) as tee:
             assert tee.blocking
-            device.go_on.clear()
+            device.may_continue.clear()
             calls = [asyncio.ensure_future(tee.get_quote(bytes([n]))) for n in range(5)]
-            await reached(device.entered)
+            await wait_for_event(device.entered)
             assert len(device.threads) == 1
             assert not any(call.done() for call in calls)
-            device.go_on.set()
+            device.may_continue.set()
             quotes = await asyncio.gather(*calls)
             assert [quote.report_data[0] for quote in quotes] == list(range(5))
             (name,) = set(device.threads)
             assert name.startswith("attestkit-device")
 
-    run(main())
+    run_on_loop(main())
     assert device.closed.is_set()
-    devices_are_let_go()
+    join_device_threads()
 
 
-def td_on_files(folder: Path) -> FakeTd:
-    """Return a TD that takes its time."""
+def open_slow_td(folder: Path) -> FakeTd:
+    """Return a TD with delays."""
     return FakeTd(Machine(folder), seconds=0.2)
 
 
 @pytest.mark.parametrize(
-    "make", [td_on_files, lambda _: FakeSnp(), lambda _: FakeAgent()], ids=["td", "snp", "agent"]
+    "make", [open_slow_td, lambda _: FakeSnp(), lambda _: FakeAgent()], ids=["td", "snp", "agent"]
 )
-def test_every_kind_of_backend_works(
+def test_every_kind_of_backend_does_not_block_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Any]
 ) -> None:
-    """Whatever kind it is, it is asked in its thread, and the loop goes on meanwhile."""
+    """Each kind of backend runs in its thread, and the loop continues meanwhile."""
     monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
     backend = make(tmp_path)
 
@@ -203,39 +204,39 @@ def test_every_kind_of_backend_works(
             await tee.event_log()
             return turns
 
-    turns = run(main())
+    turns = run_on_loop(main())
     if isinstance(backend, FakeTd):
-        assert turns > 20  # it slept for 0.2 s
+        assert turns > 20  # the backend slept for 0.2 s
         assert backend.threads
         assert threading.get_ident() not in backend.threads
 
 
-def test_cancelling_what_waits_means_that_it_never_happens() -> None:
-    """An event whose turn had not come is not emitted."""
-    device = Device()
+def test_cancelled_waiting_call_is_not_executed() -> None:
+    """An event whose call was still waiting is not emitted."""
+    device = BlockingSimulator()
 
     async def main() -> None:
         async with aopen(device) as tee:
-            device.go_on.clear()
+            device.may_continue.clear()
             quote = asyncio.ensure_future(tee.get_quote(b""))
-            await reached(device.entered)
+            await wait_for_event(device.entered)
             waiting = asyncio.ensure_future(tee.emit_event("cancelled", b""))
             await asyncio.sleep(0)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            device.go_on.set()
+            device.may_continue.set()
             await quote
             names = [event.name for event in (await tee.event_log()).runtime]
             assert "cancelled" not in names
             await tee.attest(b"")
 
-    run(main())
+    run_on_loop(main())
 
 
-def test_cancelling_what_runs_does_not_break_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller is free at once; the event is emitted wholly, and the next call comes after it."""
-    device = Device()
+def test_cancelled_running_call_completes_in_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller returns at once; the event is emitted completely, before the next call."""
+    device = BlockingSimulator()
     started, go_on = threading.Event(), threading.Event()
     journal = device.open_journal()
     emit = journal.emit
@@ -245,12 +246,12 @@ def test_cancelling_what_runs_does_not_break_it_off(monkeypatch: pytest.MonkeyPa
         assert go_on.wait(30)
         emit(event)
 
-    monkeypatch.setattr(journal, "emit", slow_emit)  # the device takes its time
+    monkeypatch.setattr(journal, "emit", slow_emit)  # the device is slow
 
     async def main() -> None:
         async with aopen(device) as tee:
             running = asyncio.ensure_future(tee.emit_event("half-way", b""))
-            await reached(started)
+            await wait_for_event(started)
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running
@@ -258,59 +259,59 @@ def test_cancelling_what_runs_does_not_break_it_off(monkeypatch: pytest.MonkeyPa
             evidence = await tee.attest(b"")
             assert evidence.runtime_events[-1].name == "half-way"
 
-    run(main())
+    run_on_loop(main())
 
 
-def test_closing_waits_for_the_device() -> None:
-    """What is on its way is answered, what comes later is refused."""
-    device = Device()
+def test_close_waits_for_running_call() -> None:
+    """A running call is completed, later calls are rejected."""
+    device = BlockingSimulator()
 
     async def main() -> None:
         tee = await aopen(device)
-        device.go_on.clear()
+        device.may_continue.clear()
         quote = asyncio.ensure_future(tee.get_quote(b"last"))
-        await reached(device.entered)
+        await wait_for_event(device.entered)
         closing = asyncio.ensure_future(tee.close())
         await asyncio.sleep(0)
         assert not closing.done()
-        with pytest.raises(UsageError, match="closed"):
+        with raises(UsageError, "closed"):
             await tee.get_quote(b"")
         assert not device.closed.is_set()
-        device.go_on.set()
+        device.may_continue.set()
         assert (await quote).report_data[:4] == b"last"
         await closing
         assert device.closed.is_set()
         await tee.close()
-        with pytest.raises(UsageError, match="closed"):
+        with raises(UsageError, "closed"):
             await tee
 
-    run(main())
+    run_on_loop(main())
 
 
-def test_a_cancelled_close_closes_all_the_same() -> None:
-    """Whoever is in a hurry does not leave the device open."""
-    device = Device()
+def test_cancelled_close_still_closes() -> None:
+    """Cancelling `close` does not leave the device open."""
+    device = BlockingSimulator()
 
     async def main() -> None:
         tee = await aopen(device)
-        device.go_on.clear()
+        device.may_continue.clear()
         quote = asyncio.ensure_future(tee.get_quote(b""))
-        await reached(device.entered)
+        await wait_for_event(device.entered)
         closing = asyncio.ensure_future(tee.close())
         await asyncio.sleep(0)
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
-        device.go_on.set()
+        device.may_continue.set()
         await quote
-        await reached(device.closed)
+        await wait_for_event(device.closed)
 
-    run(main())
+    run_on_loop(main())
 
 
-def test_a_cancelled_opening_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody will ever hold what was being opened, so it is closed when it is there."""
-    device, opening, go_on = Device(), threading.Event(), threading.Event()
+def test_cancelled_open_closes_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that finishes opening after the cancellation is closed."""
+    device, opening, go_on = BlockingSimulator(), threading.Event(), threading.Event()
 
     def slow_open(*_: object, **__: object) -> attestkit.Attester:
         opening.set()
@@ -321,20 +322,20 @@ def test_a_cancelled_opening_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch
 
     async def main() -> None:
         entering = asyncio.ensure_future(aopen(device).__aenter__())
-        await reached(opening)
+        await wait_for_event(opening)
         entering.cancel()
         with pytest.raises(asyncio.CancelledError):
             await entering
         assert not device.closed.is_set()
         go_on.set()
-        await reached(device.closed)
+        await wait_for_event(device.closed)
 
-    run(main())
+    run_on_loop(main())
 
 
-def test_closing_while_another_opens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waited for the opening is told that it is closed, and so is whoever comes later."""
-    device, opening, go_on = Device(), threading.Event(), threading.Event()
+def test_close_during_open_rejects_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers that wait for the opening, and later ones, get an error."""
+    device, opening, go_on = BlockingSimulator(), threading.Event(), threading.Event()
 
     def slow_open(*_: object, **__: object) -> attestkit.Attester:
         opening.set()
@@ -346,108 +347,108 @@ def test_closing_while_another_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         tee = aopen(device)
         quoting = asyncio.ensure_future(tee.get_quote(b""))
-        await reached(opening)
+        await wait_for_event(opening)
         closing = asyncio.ensure_future(tee.close())
         await asyncio.sleep(0)
         go_on.set()
         await closing
         assert device.closed.is_set()
         for call in (quoting, tee.get_quote(b"")):
-            with pytest.raises(UsageError, match="closed"):
+            with raises(UsageError, "closed"):
                 await call
 
-    run(main())
+    run_on_loop(main())
 
 
-def test_whoever_comes_first_opens_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls at the same time on an unopened one open it once."""
-    device, opened = Device(), []
+def test_concurrent_first_calls_open_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Concurrent first calls open the device once."""
+    device, opened = BlockingSimulator(), []
 
-    def counted(*_: object, **__: object) -> attestkit.Attester:
+    def count_open(*_: object, **__: object) -> attestkit.Attester:
         opened.append(threading.current_thread().name)
         return attestkit.Attester(device)
 
-    monkeypatch.setattr("attestkit.factory.open", counted)
+    monkeypatch.setattr("attestkit.factory.open", count_open)
 
     async def main() -> None:
         tee = aopen(device)
         await asyncio.gather(*(tee.get_quote(b"") for _ in range(5)))
         await tee.close()
 
-    run(main())
+    run_on_loop(main())
     assert len(opened) == 1
     assert opened[0].startswith("attestkit-device")
 
 
-def test_errors_come_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of opening and those of calls, from the thread as well; a second try is one."""
+def test_errors_of_open_and_calls_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of opening and of calls in the thread are raised; opening can be retried."""
     monkeypatch.delenv("ATTESTKIT_BACKEND", raising=False)
 
     async def main() -> None:
-        with pytest.raises(UsageError, match="nobody"):
+        with raises(UsageError, "unknown_name"):
             await aopen("nobody")
-        with pytest.raises(UsageError, match="no_such"):
+        with raises(UsageError, "unknown_name"):
             await aopen("simulator", no_such=1)
         tee = aopen()
         for _ in range(2):
-            with pytest.raises(BackendUnavailableError, match="no TEE"):
+            with raises(BackendUnavailableError, "no_backend"):
                 await tee
         await tee.close()
-        async with aopen(Device()) as device:
-            with pytest.raises(UsageError, match="too long"):
+        async with aopen(BlockingSimulator()) as device:
+            with raises(UsageError, "too_large"):
                 await device.get_quote(bytes(65))
-            with pytest.raises(UsageError, match="reserved"):
+            with raises(UsageError, "reserved"):
                 await device.emit_event("app-id", b"")
 
-    run(main())
-    devices_are_let_go()
+    run_on_loop(main())
+    join_device_threads()
 
 
-def test_the_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """$ATTESTKIT_BACKEND counts where none is named, as for `open`."""
+def test_aopen_uses_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """$ATTESTKIT_BACKEND selects the backend by default, as for `open`."""
     monkeypatch.setenv("ATTESTKIT_BACKEND", "simulator")
 
     async def main() -> None:
         async with aopen() as tee:
             assert tee.simulated
 
-    run(main())
+    run_on_loop(main())
 
 
-def test_it_does_not_pickle() -> None:
-    """There is one owner of a device."""
-    with pytest.raises(UsageError, match="does not pickle"):
+def test_async_attester_cannot_be_pickled() -> None:
+    """A device has one owner."""
+    with raises(UsageError, "not_picklable"):
         pickle.dumps(aopen("simulator"))
 
 
-def test_missing_abilities_are_named() -> None:
-    """Properties raise what an Attester's do."""
+def test_async_attester_missing_feature_raises_unsupported() -> None:
+    """Properties raise the errors of an Attester."""
 
-    class Bare:
-        """A backend that can do nothing but quotes."""
+    class QuoteOnlyBackend:
+        """A backend that only makes quotes."""
 
         name, simulated, blocking = "bare", True, False
 
         @classmethod
         def probe(cls) -> None:
-            """It runs."""
+            """Report availability."""
 
         def get_quote(self, report_data: bytes) -> bytes:
-            """Return no quote."""
+            """Return an empty quote."""
             return report_data
 
         def read_event_log(self) -> bytes:
-            """Return no log."""
+            """Return an empty log."""
             return b""
 
         def close(self) -> None:
-            """Nothing is open."""
+            """Do nothing."""
 
     async def main() -> None:
-        async with aopen(Bare()) as tee:
+        async with aopen(QuoteOnlyBackend()) as tee:
             with pytest.raises(UnsupportedError):
                 _ = tee.keys
             with pytest.raises(UnsupportedError):
                 await tee.registers()
 
-    run(main())
+    run_on_loop(main())

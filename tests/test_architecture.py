@@ -1,4 +1,4 @@
-"""docs/architecture.md and its picture show the imports of the code as they are."""
+"""docs/architecture.md and its picture show the actual imports."""
 
 from collections import Counter
 
@@ -7,25 +7,25 @@ import pytest
 from tests import architecture
 from tests.records import ROOT
 
-LARGEST = 15  # files of a folder
+LARGEST = 15  # files in a folder
 
 pytestmark = pytest.mark.skipif(not architecture.PAGE.exists(), reason="the page is not here")
 
 
-def test_the_page_is_what_the_code_gives() -> None:
-    """Table and circles are of this tree; `make architecture` brings them up to date."""
+def test_page_matches_code() -> None:
+    """Table and cycles match this tree; `make architecture` regenerates them."""
     text = architecture.PAGE.read_text()
     assert text == architecture.page(text)
     assert text.count(architecture.BEGIN) == text.count(architecture.END) == 1
 
 
-def test_the_picture_is_what_the_code_gives() -> None:
-    """So is the matrix."""
+def test_picture_matches_code() -> None:
+    """The matrix matches this tree."""
     assert architecture.PICTURE.read_text() == architecture.picture()
 
 
-def test_parts_import_only_what_is_in_layers_below() -> None:
-    """No dot is on the diagonal's other side, nor between two parts of one layer but the top."""
+def test_parts_import_lower_layers_only() -> None:
+    """A part imports from lower layers only, not from another part of its layer but the top."""
     layer = {part.name: part.layer for part in architecture.parts()}
     found = {pair for pair in architecture.imports() if set(pair) <= layer.keys()}
     assert ("verifier", "attestation") in found
@@ -33,7 +33,7 @@ def test_parts_import_only_what_is_in_layers_below() -> None:
 
 
 def test_no_modules_import_each_other() -> None:
-    """Nor inside of functions, nor by way of others: for type checkers alone they may."""
+    """No cycles, also by imports inside of functions; imports for type checkers are exempt."""
     assert architecture.circles() == []
 
 

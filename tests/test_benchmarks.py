@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic: verdicts, the table, the pictures, exponents; not their times."""
+"""The benchmarks' arithmetic: verdicts, the table, the pictures, exponents; not their times."""
 
 import subprocess
 from pathlib import Path
@@ -30,7 +30,7 @@ CORES = {"one": 2.0, "all": 1.0, "cores": 2, "had": 1.9, "speed-up": 2.0}
 
 
 def reaching(row: str, target: Target, *, times: float = 1) -> Result:
-    """Return a result that reaches so many times its target."""
+    """Return a result of `times` its target."""
     if target.peer is None:
         figure = target.target / times
         return Result(row, target.what, target.unit, {OURS: figure}, {}, figure)
@@ -47,7 +47,7 @@ def every(times: float = 1) -> dict[str, Result]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A file of results that all meet their targets, and one that no target is about."""
+    """A file of results that meet all targets, with one row that has no target."""
     path = tmp_path / "run.json"
     other = Result("other", "something else", "s", {OURS: 2e-3, "x": 1e-3}, {"x": 0.5}, note="n")
     save(path, FACTS, [*every().values(), other])
@@ -58,34 +58,34 @@ def run(tmp_path: Path) -> Path:
     ("figure", "said"),
     [(4.99, "missed"), (5, "met"), (7.9, "met"), (8, "stretch met"), (80, "stretch met")],
 )
-def test_more_times_a_peer_is_better(figure: float, said: str) -> None:
-    """A ratio must reach its target."""
+def test_ratio_passes_from_target_upwards(figure: float, said: str) -> None:
+    """A ratio passes from its target upwards."""
     assert verdict(Target("a", "peer", 5, 8), figure) == said
 
 
 @pytest.mark.parametrize(
     ("figure", "said"), [(46, "missed"), (45, "met"), (30.1, "met"), (30, "stretch met")]
 )
-def test_less_of_a_figure_is_better(figure: float, said: str) -> None:
-    """Milliseconds and megabytes must stay below theirs."""
+def test_figure_passes_up_to_target(figure: float, said: str) -> None:
+    """Milliseconds and megabytes pass up to their target."""
     assert verdict(Target("a", None, 45, 30, "ms"), figure) == said
 
 
-def test_a_target_without_stretch_is_met_at_best() -> None:
-    """However far it is exceeded."""
+def test_target_without_stretch_is_met_at_best() -> None:
+    """The best verdict of a target without a stretch value is "met", however far it is exceeded."""
     assert verdict(Target("a", "peer", 3), 300) == "met"
 
 
 def test_targets_are_harder_where_they_stretch() -> None:
-    """A stretch value that the target implies would say nothing."""
+    """A stretch value is stricter than its target."""
     for row, target in TARGETS.items():
         if target.stretch is not None:
             assert (target.stretch < target.target) == target.at_most, row
 
 
 def test_targets_are_about_rows_that_exist() -> None:
-    """A row that was renamed would never be judged again; nor may its peer be."""
-    rows = {row.id: set(row.makers) for row in (*quotes.ROWS, *event_logs.ROWS)}
+    """Every target names an existing row and an existing peer."""
+    rows = {row.id: set(row.setups) for row in (*quotes.CASES, *event_logs.CASES)}
     for row, makers in rows.items():
         if row in TARGETS:
             assert TARGETS[row].peer in makers
@@ -95,7 +95,7 @@ def test_targets_are_about_rows_that_exist() -> None:
 
 @pytest.mark.parametrize("kernels", ["avx2", "portable", "none"])
 def test_without_avx512_replay_need_only_be_three_times_hashlib(kernels: str) -> None:
-    """Rows of levels that the CPU lacks are no targets; those of other work stay as they are."""
+    """Targets of rows above the CPU's level are dropped, replay's is lowered, all others stay."""
     found = targets_on(kernels)
     absent = set(TARGETS) - set(found)
     if kernels == "avx2":
@@ -113,14 +113,14 @@ def test_without_avx512_replay_need_only_be_three_times_hashlib(kernels: str) ->
 
 
 def test_with_avx512_every_target_counts() -> None:
-    """None is lowered, and none is left out."""
+    """With AVX-512 no target is lowered or dropped."""
     assert targets_on("avx512") == TARGETS
 
 
-def test_a_whole_run_on_a_lesser_cpu_writes_its_documents(
+def test_full_run_on_lesser_cpu_writes_documents(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the CPU cannot have is not missing; the page says so, and what targets were set with."""
+    """Rows above the CPU's level are not missing; the page states this and the targets' CPU."""
     path = tmp_path / "run.json"
     results = {row: reaching(row, target) for row, target in targets_on("portable").items()}
     save(path, FACTS | {"kernels": "portable"}, results.values())
@@ -133,10 +133,10 @@ def test_a_whole_run_on_a_lesser_cpu_writes_its_documents(
         assert "target ≥ 45, stretch 60; set with AVX-512, which is not here" in shown
 
 
-def test_files_that_differ_from_their_commit_write_nothing(
+def test_uncommitted_files_write_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nobody could run them again; the verdicts are printed all the same."""
+    """Results of uncommitted files are not reproducible: only the verdicts are printed."""
     path, folder = tmp_path / "run.json", tmp_path / "docs"
     save(path, FACTS | {"commit": "abc-dirty"}, every().values())
     assert compare.main([str(path), "--folder", str(folder)]) == 0
@@ -147,14 +147,14 @@ def test_files_that_differ_from_their_commit_write_nothing(
 
 
 @pytest.mark.parametrize(("commit", "written"), [("abc", True), ("abc-dirty", False)])
-def test_growth_of_files_that_differ_is_printed_only(
+def test_growth_of_uncommitted_files_is_printed_only(
     commit: str,
     written: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A tree that is no commit prints its figures, and leaves the page as it is."""
+    """Growth of an uncommitted tree is printed, and its page stays unchanged."""
     found = {(point.subject, point.size): point for point in points(1)}
     monkeypatch.setattr(growth, "_in_child", lambda name, size, _: found[name, size])
     monkeypatch.setattr(growth, "both_cores", lambda: CORES)
@@ -169,7 +169,7 @@ def test_growth_of_files_that_differ_is_printed_only(
 def test_records_do_not_make_their_own_checkout_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record may be written after another, but not after a change of what is measured."""
+    """Records may be written one after another, but not after a change of measured code."""
 
     def git(*words: str) -> None:
         who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
@@ -196,16 +196,16 @@ def test_records_do_not_make_their_own_checkout_differ(
 
 
 def test_results_survive_their_file(run: Path) -> None:
-    """What is read is what was written."""
+    """Results read from a file equal the written ones."""
     facts, results = load(run)
     assert facts == FACTS
     assert {row: results[row] for row in TARGETS} == every()
 
 
-def test_a_whole_run_writes_table_and_picture(
+def test_full_run_writes_table_and_picture(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every target's line has its ratio and verdict; other rows follow; the picture is an SVG."""
+    """Every target's line has ratio and verdict; other rows follow; the picture is an SVG."""
     folder = tmp_path / "docs"
     assert compare.main([str(run), "--folder", str(folder), "--strict"]) == 0
     page = (folder / "README.md").read_text()
@@ -224,8 +224,8 @@ def test_a_whole_run_writes_table_and_picture(
     assert f"{len(TARGETS)} of {len(TARGETS)} targets met" in told
 
 
-def test_the_picture_is_the_same_every_time(run: Path, tmp_path: Path) -> None:
-    """A new commit of it means new numbers."""
+def test_picture_is_reproducible(run: Path, tmp_path: Path) -> None:
+    """Equal results give an equal picture, so each commit of it has new figures."""
     pictures = []
     for name in ("a", "b"):
         assert compare.main([str(run), "--folder", str(tmp_path / name)]) == 0
@@ -233,8 +233,8 @@ def test_the_picture_is_the_same_every_time(run: Path, tmp_path: Path) -> None:
     assert pictures[0] == pictures[1]
 
 
-def test_a_part_of_a_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The documents are of one run; what lacks is named, and is no success where it must be."""
+def test_partial_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A partial run writes no documents, names the missing rows, and fails under --strict."""
     path, folder = tmp_path / "run.json", tmp_path / "docs"
     save(path, FACTS, [reaching("quote", TARGETS["quote"])])
     assert compare.main([str(path), "--folder", str(folder)]) == 0
@@ -245,10 +245,10 @@ def test_a_part_of_a_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert compare.main([str(path), "--folder", str(folder), "--strict"]) == 1
 
 
-def test_a_missed_target_is_loud_and_fails_if_it_must(
+def test_missed_target_is_reported_and_fails_if_strict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On stderr by name; exit code 1 with --strict only."""
+    """A missed target is named on stderr; the exit code is 1 with --strict only."""
     path = tmp_path / "run.json"
     results = every() | {"start": reaching("start", TARGETS["start"], times=0.5)}
     save(path, FACTS, results.values())
@@ -258,23 +258,23 @@ def test_a_missed_target_is_loud_and_fails_if_it_must(
     assert compare.main([*options, "--strict"]) == 1
 
 
-def test_a_peer_that_was_not_there_leaves_its_target_unmeasured() -> None:
-    """No ratio, no verdict."""
+def test_missing_peer_leaves_target_unmeasured() -> None:
+    """A missing peer gives no ratio and no verdict."""
     alone = Result("quote", "a quote", "s", {OURS: 1e-6}, {})
     assert list(compare.judged(TARGETS, {"quote": alone})) == []
     assert "quote" in compare.missing(TARGETS, {"quote": alone})
 
 
 def test_facts_name_commit_and_machine() -> None:
-    """Numbers without them mean nothing."""
+    """The facts name the commit and the machine."""
     facts = machine_facts()
     assert facts["commit"]
     assert facts["cpu"]
     assert facts["peers"]["dcap-qvl"]
 
 
-def test_the_tape_plays_a_race_back() -> None:
-    """A look before and one after each turn, whose difference is that of all its calls."""
+def test_tape_replays_race() -> None:
+    """The tape has a reading before the race and after each turn, for the time of its calls."""
     tape = Tape()
     tape.insert(Series(4, (0.5, 0.25)))
     assert [tape() for _ in range(4)] == [0, 2, 0, 1]
@@ -282,13 +282,13 @@ def test_the_tape_plays_a_race_back() -> None:
 
 @pytest.mark.parametrize("power", [0.5, 1, 2])
 def test_exponent_of_a_power(power: float) -> None:
-    """Whatever the factor."""
+    """The exponent does not depend on the factor."""
     sizes = [1000, 10_000, 65_536]
     assert exponent(sizes, [3e-9 * size**power for size in sizes]) == pytest.approx(power)
 
 
 def points(power: float) -> list[Point]:
-    """Return points of all subjects that grow so."""
+    """Return points of all subjects with this growth."""
     return [
         Point(name, size, 1e-7 * size**power, 1e-6 * size, int(500 * size**power), 100 * size)
         for name, subject in SUBJECTS.items()
@@ -296,8 +296,8 @@ def points(power: float) -> list[Point]:
     ]
 
 
-def test_what_is_linear_has_no_fault_and_what_is_not_has() -> None:
-    """Time and memory are judged each."""
+def test_nonlinear_growth_is_a_fault() -> None:
+    """Growth of time and of memory are each checked."""
     assert list(growth.faults(points(1))) == []
     found = list(growth.faults(points(1.5)))
     assert f"{next(iter(SUBJECTS))}: time grows with exponent 1.50" in found
@@ -305,7 +305,7 @@ def test_what_is_linear_has_no_fault_and_what_is_not_has() -> None:
 
 
 def test_growth_page_states_memory_per_unit() -> None:
-    """A line per subject with time, exponent and bytes."""
+    """A line per subject has time, exponent and bytes."""
     text = growth.page(FACTS, points(1), CORES)
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + len(SUBJECTS)
@@ -322,7 +322,7 @@ def test_growth_page_states_memory_per_unit() -> None:
         ({"cores": 1, "had": 1.0}, "as there is but one"),
     ],
 )
-def test_growth_page_says_that_cores_were_not_to_be_had(cores: dict[str, float], why: str) -> None:
-    """A speed-up that others prevented is not ours."""
+def test_growth_page_reports_busy_cores(cores: dict[str, float], why: str) -> None:
+    """A speed-up that other processes prevented is not reported as a fault."""
     text = growth.page(FACTS, points(1), CORES | cores)
     assert f"Not shown: what more than one core brings, {why}." in text

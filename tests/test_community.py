@@ -1,4 +1,4 @@
-"""What meets a stranger first is well-formed, and says what is so."""
+"""Project files for users and contributors are well-formed and correct."""
 
 import importlib
 import re
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "CONTRIBUTING.md"
 GITHUB = ROOT / ".github"
 CHANGES = ROOT / "CHANGELOG.md"
-yaml = importlib.import_module("yaml")  # which ships no types
+yaml = importlib.import_module("yaml")  # ships no types
 
 pytestmark = pytest.mark.skipif(not GITHUB.exists(), reason="this is not a checkout")
 
@@ -27,16 +27,16 @@ def _project() -> dict[str, Any]:
     return found
 
 
-def test_the_citation_is_of_this_version() -> None:
-    """Version and licence are the package's, and the fields that its schema asks for are there."""
+def test_citation_has_this_version() -> None:
+    """Version and licence are the package's; all fields that the schema requires are present."""
     cited, project = _read(ROOT / "CITATION.cff"), _project()
     assert (cited["version"], cited["license"]) == (project["version"], project["license"])
     assert cited["title"] == project["name"]
     assert {"cff-version", "message", "title", "authors"} <= cited.keys()
 
 
-def test_the_changelog_begins_with_this_version() -> None:
-    """Newest first, each with the day of its release or as unreleased."""
+def test_changelog_begins_with_this_version() -> None:
+    """The newest version is first; each has its release date or is unreleased."""
     heads = re.findall(r"^## (.+)$", CHANGES.read_text(), re.MULTILINE)
     assert all(re.fullmatch(r"\[[0-9.]+\] - (\d{4}-\d\d-\d\d|unreleased)", head) for head in heads)
     assert heads[0].startswith(f"[{_project()['version']}] ")
@@ -44,8 +44,8 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
-def test_contributing_names_what_there_is() -> None:
-    """Each folder, file and `make` target in it is there."""
+def test_contributing_names_existing_files() -> None:
+    """Each folder, file and `make` target that the guide names exists."""
     text = GUIDE.read_text()
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"(?:^|`)make ([a-z]+)\b", text, re.MULTILINE)) <= set(targets)
@@ -57,8 +57,8 @@ def test_contributing_names_what_there_is() -> None:
         assert (ROOT / link).exists(), link
 
 
-def test_every_folder_has_its_line() -> None:
-    """Whoever adds one at the root says what it is for."""
+def test_every_folder_is_described() -> None:
+    """Every folder at the root has a line in the guide."""
     folders = {path.name for path in ROOT.iterdir() if (path.is_dir() and path.name[0] != ".")}
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     kept = folders - {line.strip("/") for line in ignored if line.endswith("/")}
@@ -66,8 +66,8 @@ def test_every_folder_has_its_line() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(GITHUB.glob("ISSUE_TEMPLATE/*.yml")), ids=lambda p: p.name)
-def test_the_forms_are_forms(path: Path) -> None:
-    """Each asks for something, and everything that it asks has a name of its own."""
+def test_issue_forms_are_valid(path: Path) -> None:
+    """Each form has an input, and each input a unique id."""
     form = _read(path)
     if path.name == "config.yml":
         assert form == {"blank_issues_enabled": True}
@@ -79,8 +79,8 @@ def test_the_forms_are_forms(path: Path) -> None:
     assert all(field["attributes"]["label"] for field in asked)
 
 
-def test_the_workflow_runs_what_we_run() -> None:
-    """It calls .ci/run, may write nothing, and ends."""
+def test_workflow_calls_ci_script() -> None:
+    """The workflow calls .ci/run, has read permissions only, and has a time limit."""
     text = (GITHUB / "workflows" / "ci.yml").read_text()
     flow = yaml.safe_load(text)
     assert flow["permissions"] == {"contents": "read"}

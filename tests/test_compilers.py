@@ -1,4 +1,4 @@
-"""Every C compiler that is here takes every file of the core without a word; `make compilers`."""
+"""Every installed C compiler compiles every file of the core without warnings; `make compilers`."""
 
 import faulthandler
 import os
@@ -18,14 +18,14 @@ from fuzz.drivers import CLANGS, NATIVE, asks_python, clang
 from tests.rigs.checkout import copy_checkout, core_tests, run_tests
 
 OTHERS = ("gcc-12", "gcc-14", "clang-14", "clang-19", "aarch64-linux-gnu-gcc")
-# These warn on what cffi generates, too, so they are for our own files alone.
+# They also warn about code that cffi generates, so they apply to our own files only.
 STRICTER = ("-Wcast-qual", "-Wmissing-prototypes", "-Werror")
-# Of this machine; for another one the rig of that machine has them, and compiles with them.
+# For this machine's architecture; the rig of another one compiles with its compilers.
 PYTHON = ("-isystem", sysconfig.get_path("include"))
 
 
 def found(compiler: str) -> str:
-    """Return where a compiler is, or skip."""
+    """Return the path of a compiler, or skip."""
     path = shutil.which(compiler)
     if path is None:
         pytest.skip(f"{compiler} is not here")
@@ -35,13 +35,13 @@ def found(compiler: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["gcc", *OTHERS])
 def test_no_compiler_warns(compiler: str, tmp_path: Path, subtests: pytest.Subtests) -> None:
-    """With the build's own flags and stricter ones, a warning is an error."""
+    """With the build's flags and stricter ones, a warning is an error."""
     flags = [*build_cffi.FLAGS, build_cffi.FRAMES, *STRICTER, *PYTHON]
     command = [found(compiler), *flags, "-I.", "-c"]
     for source in build_cffi.SOURCES:
         if "aarch64" in compiler and asks_python(source):
             continue
-        # Python's tables of slots hold functions as `void *`, which is POSIX and not ISO C.
+        # Python's slot tables store functions as `void *`, which POSIX allows and ISO C does not.
         pedantic = [] if asks_python(source) else ["-Wpedantic"]
         with subtests.test(source):
             done = subprocess.run(
@@ -54,8 +54,8 @@ def test_no_compiler_warns(compiler: str, tmp_path: Path, subtests: pytest.Subte
             assert not done.returncode, done.stderr
 
 
-def test_a_warning_is_seen(tmp_path: Path) -> None:
-    """The flags above do refuse: a narrowing conversion does not get through."""
+def test_warning_is_an_error(tmp_path: Path) -> None:
+    """The flags above reject a narrowing conversion."""
     source = tmp_path / "narrow.c"
     source.write_text("int f(long x);\nint f(long x)\n{\n    return x;\n}\n")
     done = subprocess.run(
@@ -70,8 +70,8 @@ def test_a_warning_is_seen(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_core_of_another_compiler(tmp_path: Path) -> None:
-    """Clang's core passes the tests of the core, on whatever kernels this CPU can run."""
-    faulthandler.cancel_dump_traceback_later()  # the run has a deadline of its own
+    """The core built by clang passes its tests at every level that this CPU supports."""
+    faulthandler.cancel_dump_traceback_later()  # the run has its own deadline
     compiler = clang()
     if compiler is None:
         pytest.skip(f"none of {', '.join(CLANGS)} is here")

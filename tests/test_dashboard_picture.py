@@ -1,4 +1,4 @@
-"""The picture of the dashboard shows today's page, and can be made anew by its command."""
+"""The dashboard's picture shows the current page, and its command can take it again."""
 
 import importlib.util
 import io
@@ -28,30 +28,28 @@ def script() -> ModuleType:
     return module
 
 
-def test_the_picture_is_of_today_s_page(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Page and files that it loads are those that the picture was taken of; and others show."""
+def test_picture_shows_current_page(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture's digest is that of the page and its files, and changes with them."""
     kept = script.PICTURE.read_bytes()
     assert len(kept) < 200_000
     digest = script.page_digest()
     assert script.kept_digest(kept) == digest, f"{SCRIPT.relative_to(ROOT)} takes it anew"
-    found = script.asset("dashboard.css")
+    found = script.get_asset("dashboard.css")
     changed = Asset(found.content + b"\n", found.digest)
-    monkeypatch.setattr(script, "asset", lambda _: changed)
+    monkeypatch.setattr(script, "get_asset", lambda _: changed)
     assert script.page_digest() != digest
 
 
-def test_the_page_says_what_is_made_up(script: ModuleType) -> None:
-    """Whoever sees the picture sees that the TEE in it is none."""
+def test_page_states_simulation(script: ModuleType) -> None:
+    """The page in the picture states that its TEE is simulated."""
     assert "This TEE is simulated: its quotes prove nothing." in script.page()
 
 
 @pytest.mark.rig
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
-def test_the_picture_can_be_taken_anew(script: ModuleType) -> None:
-    """It has the size, carries the digest, and shows a page: most of it paper, and some ink."""
+def test_picture_can_be_taken_again(script: ModuleType) -> None:
+    """The picture has its size and digest, and shows a page: mostly background, with some text."""
     fresh = script.shoot()
     assert script.kept_digest(fresh) == script.page_digest()
     with Image.open(io.BytesIO(fresh)) as image:

@@ -1,4 +1,4 @@
-"""What deploy/ says holds: units that systemd takes, options that exist, an image of this tree."""
+"""deploy/: units that systemd accepts, options that exist, and an image of this tree."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def all_of(unit: str, name: str) -> list[str]:
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """The units, with a Python that is on this machine."""
+    """The units, with a Python of this machine."""
     for unit in UNITS:
         text = (DEPLOY / unit).read_text().replace(PYTHON, sys.executable)
         (tmp_path / unit).write_text(text)
@@ -55,20 +55,20 @@ def analyze(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def verify_units(*paths: Path) -> tuple[int, list[str]]:
-    """Return the exit code of `systemd-analyze verify`, and what it reports of our units."""
+    """Return the exit code of `systemd-analyze verify`, and its messages about our units."""
     done = analyze("verify", "--man=no", *map(str, paths))
     return done.returncode, [line for line in done.stderr.splitlines() if "attestkit" in line]
 
 
 def needs_systemd(version: int, what: str) -> None:
-    """Skip on a systemd that is older than the one that introduced something."""
+    """Skip if systemd is older than the version that introduced `what`."""
     found = int(analyze("--version").stdout.split()[1])
     if found < version:
         pytest.skip(f"{what}: needs systemd {version}, this is {found}")
 
 
 def write_verifier(folder: Path) -> Path:
-    """Write an instance of the verifiers' unit, with a Python that is on this machine."""
+    """Write an instance of the verifiers' unit, with a Python of this machine."""
     path = folder / VERIFIERS.replace("@", "@8081")
     path.write_text((DEPLOY / VERIFIERS).read_text().replace(PYTHON, sys.executable))
     return path
@@ -77,28 +77,26 @@ def write_verifier(folder: Path) -> Path:
 # -- systemd ---------------------------------------------------------------------------------------
 
 
-def test_the_unit_says_how_to_name_the_app() -> None:
-    """On a machine of no dstack host it does not start without; the line is ready to be taken."""
+def test_unit_shows_how_to_name_the_app() -> None:
+    """Without a dstack host the unit needs an app's name; a line to uncomment shows how."""
     text = (DEPLOY / "attestkit.service").read_text()
     [line] = [line for line in text.splitlines() if line.startswith("#ExecStart=")]
     [used] = all_of("attestkit.service", "ExecStart")
     assert line == f"#ExecStart={used} --app-compose /etc/attestkit/app-compose.json"
 
 
-def test_systemd_takes_the_units(units: Path) -> None:
-    """No unknown setting, no value that systemd would ignore."""
+def test_systemd_accepts_units(units: Path) -> None:
+    """No setting is unknown, and no value is ignored by systemd."""
     assert verify_units(*(units / unit for unit in UNITS)) == (0, [])
 
 
-# In tenths, as systemd-analyze has thresholds: below 1 it calls a service safe, below 3 OK.
+# In tenths, the unit of systemd-analyze's threshold: below 10 a service is safe, below 30 OK.
 EXPOSURES = [((), 20), (("user",), 16), (("offline",), 11), (("offline", "user"), 8)]
 
 
 @pytest.mark.parametrize(("drop_ins", "exposure"), EXPOSURES)
-def test_the_service_is_exposed_to_little(
-    units: Path, drop_ins: tuple[str, ...], exposure: int
-) -> None:
-    """The measure is systemd's own, and what each drop-in is worth."""
+def test_service_exposure_is_low(units: Path, drop_ins: tuple[str, ...], exposure: int) -> None:
+    """systemd-analyze rates the exposure as low, and shows the effect of each drop-in."""
     path = units / "attestkit.service"
     folder = units / "attestkit.service.d"
     folder.mkdir()
@@ -113,13 +111,13 @@ def test_the_service_is_exposed_to_little(
     assert [line for line in checked.stderr.splitlines() if str(units) in line] == []
 
 
-def test_a_core_has_no_keys_in_it() -> None:
-    """The unit lets none be written; limits of systemd's come before the program."""
+def test_core_dumps_are_disabled() -> None:
+    """Core dumps, which would contain keys, are disabled in the unit."""
     assert all_of("attestkit.service", "LimitCORE") == ["0"]
 
 
-def test_each_drop_in_takes_away() -> None:
-    """No drop-in widens a list: what it adds to is emptied first."""
+def test_drop_ins_widen_no_list() -> None:
+    """A drop-in empties each list before it sets it, so that none is widened."""
     for name in ("user", "offline"):
         lines = (DEPLOY / f"attestkit-{name}.conf").read_text().splitlines()
         for setting in ("RestrictAddressFamilies", "DeviceAllow", "ReadWritePaths", "ExecStart"):
@@ -130,8 +128,8 @@ def test_each_drop_in_takes_away() -> None:
                 assert set(" ".join(values).split()) <= set(usual)
 
 
-def test_udev_takes_the_rules() -> None:
-    """Names of users aside, which this machine need not have."""
+def test_udev_accepts_rules() -> None:
+    """The rules pass udevadm, except for names of users that this machine may lack."""
     udevadm = shutil.which("udevadm")
     if udevadm is None:
         pytest.skip("no udevadm (Debian: apt install udev)")
@@ -150,14 +148,14 @@ def test_udev_takes_the_rules() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_who_runs_the_server_is_who_gets_the_device() -> None:
-    """User, rules, and what systemd makes of both name the same user, and the same register."""
+def test_device_belongs_to_server_user() -> None:
+    """The unit, sysusers and the udev rules name the same user and the same register."""
     conf = (DEPLOY / "attestkit-user.conf").read_text()
     rules = (DEPLOY / "60-attestkit.rules").read_text()
     [user] = re.findall(r"^User=(\w+)$", conf, re.MULTILINE)
     assert f'OWNER="{user}", GROUP="root", MODE="0600"' in rules
     assert f"u {user} - " in (DEPLOY / "attestkit-user.sysusers").read_text()
-    owned = re.findall(r"^z (\S+) 0400 (\w+) root -$", text_of_tmpfiles(), re.MULTILINE)
+    owned = re.findall(r"^z (\S+) 0400 (\w+) root -$", read_tmpfiles(), re.MULTILINE)
     assert owned == [
         (str(path), user) for path in (KernelPaths().ccel_table, KernelPaths().ccel_data)
     ]
@@ -165,13 +163,13 @@ def test_who_runs_the_server_is_who_gets_the_device() -> None:
     assert re.findall(r"^Environment=ATTESTKIT_BACKEND=(\w+)$", conf, re.MULTILINE) == ["tdx_ioctl"]
 
 
-def text_of_tmpfiles() -> str:
-    """Return what systemd-tmpfiles is told."""
+def read_tmpfiles() -> str:
+    """Return the configuration of systemd-tmpfiles."""
     return (DEPLOY / "attestkit-user.tmpfiles").read_text()
 
 
-def test_the_order_of_the_sockets_is_the_servers() -> None:
-    """The first is dstack.sock, the second tappd.sock; the external one is known by its name."""
+def test_sockets_have_server_order() -> None:
+    """The first socket is dstack.sock, the second tappd.sock; the external one has its name."""
     assert all_of("attestkit.socket", "ListenStream") == ["/run/dstack.sock", "/run/tappd.sock"]
     assert all_of("attestkit.socket", "FileDescriptorName") == []
     assert all_of("attestkit-http.socket", "FileDescriptorName") == ["http"]
@@ -180,8 +178,8 @@ def test_the_order_of_the_sockets_is_the_servers() -> None:
         assert all_of(socket, "Service") == ["attestkit.service"]
 
 
-def test_the_service_starts_a_server_that_answers_the_watchdog() -> None:
-    """Its options are ours, and it has what the option needs."""
+def test_service_supports_watchdog() -> None:
+    """The command's options exist, and the unit has the settings that the watchdog needs."""
     [command] = all_of("attestkit.service", "ExecStart")
     python, *words = shlex.split(command)
     assert (python, words[:2]) == ("/opt/attestkit/bin/python", ["-m", "attestkit.serve"])
@@ -192,13 +190,13 @@ def test_the_service_starts_a_server_that_answers_the_watchdog() -> None:
     assert [f"/run/{name}" for name in folders] == [options.dir, "/run/log/dstack"]
 
 
-def test_the_log_of_events_outlives_the_service() -> None:
-    """Without its log a boot whose registers have events has evidence of nothing."""
+def test_event_log_outlives_service() -> None:
+    """The event log persists: without it, registers with events cannot be replayed."""
     assert all_of("attestkit.service", "RuntimeDirectoryPreserve") == ["yes"]
 
 
-def test_systemd_takes_the_verifiers(tmp_path: Path) -> None:
-    """An instance for a port has no setting that systemd would ignore, and is exposed to little."""
+def test_systemd_accepts_verifiers(tmp_path: Path) -> None:
+    """An instance for a port has no setting that systemd ignores, and low exposure."""
     path = write_verifier(tmp_path)
     assert verify_units(path) == (0, [])
     words = ("security", "--offline=yes", "--no-pager", "--threshold=11")
@@ -206,8 +204,8 @@ def test_systemd_takes_the_verifiers(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, ""), done.stdout.splitlines()[-1]
 
 
-def test_the_verifiers_are_where_the_proxy_looks() -> None:
-    """The options are ours; the ports in the unit's first lines are those of the proxy."""
+def test_verifiers_listen_on_proxy_ports() -> None:
+    """The options exist; the ports in the unit's first lines are those of the proxy."""
     [command] = all_of(VERIFIERS, "ExecStart")
     python, *words = shlex.split(command)
     assert (python, words[:2]) == (PYTHON, ["-m", "attestkit.serve"])
@@ -220,19 +218,19 @@ def test_the_verifiers_are_where_the_proxy_looks() -> None:
     assert all_of(VERIFIERS, "CacheDirectory") == ["attestkit-verifier"]
     ports = re.findall(r"attestkit-verifier@(\d+)", unit_text())
     assert re.findall(r'"\$\{VERIFIER_\d-127\.0\.0\.1:(\d+)\}"', PROXY.read_text()) == ports
-    # systemd would tell each process itself, and so not let the foreman close the door first.
+    # With control-group, systemd would signal workers before the supervisor closes the listener.
     assert all_of(VERIFIERS, "KillMode") == ["mixed"]
 
 
-def test_a_verifier_is_started_again_however_often_it_ends() -> None:
-    """No count of starts leaves it failed."""
+def test_verifier_restarts_without_limit() -> None:
+    """The number of restarts is unlimited."""
     assert all_of(VERIFIERS, "Restart") == ["always"]
     assert all_of(VERIFIERS, "StartLimitIntervalSec") == ["0"]
     assert all_of(VERIFIERS, "StartLimitBurst") == []
 
 
 def test_verifier_backoff_is_bounded_and_accepted_by_systemd(tmp_path: Path) -> None:
-    """The drop-in waits longer before each restart, up to ten seconds; systemd 254 has that."""
+    """The drop-in delays each restart longer, up to 10 s; this requires systemd 254."""
     assert all_of(BACKOFF, "RestartSteps") == ["5"]
     assert all_of(BACKOFF, "RestartMaxDelaySec") == ["10s"]
     needs_systemd(254, "RestartSteps= and RestartMaxDelaySec=")
@@ -244,7 +242,7 @@ def test_verifier_backoff_is_bounded_and_accepted_by_systemd(tmp_path: Path) -> 
 
 
 def decide(options: Options) -> VerifierSettings:
-    """Return what a verifier with a PCCS of its environment is to do."""
+    """Return the settings of a verifier whose environment names a PCCS."""
     found = decide_verifier(options, {"PCCS_URL": "https://pccs"})
     assert found is not None
     return found
@@ -258,8 +256,8 @@ def unit_text() -> str:
 # -- the proxy -------------------------------------------------------------------------------------
 
 
-def test_haproxy_takes_its_configuration() -> None:
-    """Without a warning, with the addresses of the file and with those of the compose file."""
+def test_haproxy_accepts_configuration() -> None:
+    """HAProxy accepts the file without warnings, with its own addresses and the compose file's."""
     haproxy = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
     if haproxy is None:
         pytest.skip("no haproxy (Debian: apt install haproxy)")
@@ -273,18 +271,18 @@ def test_haproxy_takes_its_configuration() -> None:
             timeout=60,
             check=False,
         )
-        # A machine without a name server is none of the file's faults.
+        # This machine may have no name server.
         warned = [line for line in done.stderr.splitlines() if "resolv" not in line]
         assert (done.returncode, warned) == (0, [])
 
 
-def test_the_proxy_asks_what_a_verifier_answers_and_repeats_little() -> None:
-    """Its check is our path; what has reached a verifier is not sent to the next."""
+def test_proxy_checks_existing_path_and_repeats_little() -> None:
+    """The health check's path exists; a request that reached a verifier is not repeated."""
     lines = [line.strip() for line in PROXY.read_text().splitlines()]
     [check] = [line for line in lines if line.startswith("http-check send")]
     assert check == "http-check send meth GET uri /health hdr Host localhost"
     assert [line for line in lines if line.startswith("retry-on")] == ["retry-on conn-failure"]
-    # What is looked up once would leave a verifier down that was made anew elsewhere.
+    # A single look-up would keep a verifier down after it restarted at another address.
     assert "default-server resolvers names init-addr last,libc,none" in lines
     assert "parse-resolv-conf" in lines[lines.index("resolvers names") :]
     [seconds] = [line.split()[2] for line in lines if line.startswith("timeout server")]
@@ -301,14 +299,14 @@ def dockerfile() -> list[str]:
 
 
 def instruction(name: str) -> list[str]:
-    """Return the words of the last instruction of that name, in its exec form."""
+    """Return the words of the last such instruction, in its exec form."""
     [*_, line] = [line for line in dockerfile() if line.startswith(f"{name} ")]
     words: list[str] = json.loads(line.removeprefix(f"{name} "))
     return words
 
 
-def test_the_image_starts_our_server_as_nobody() -> None:
-    """Entry point and command are options of ours; it is not root, nor a simulator by itself."""
+def test_image_starts_server_without_root() -> None:
+    """Entry point and command have valid options; the user is not root, the backend no default."""
     entry = instruction("ENTRYPOINT")
     assert entry[:3] == ["python", "-m", "attestkit.serve"]
     options = parse_options([*entry[3:], *instruction("CMD")])
@@ -317,8 +315,8 @@ def test_the_image_starts_our_server_as_nobody() -> None:
     assert "USER attestkit" in dockerfile()
 
 
-def test_the_image_is_built_from_what_a_wheel_is_built_from() -> None:
-    """Nothing else gets into the context: no .git, no virtual environment, no built core."""
+def test_image_context_is_that_of_wheel() -> None:
+    """The build context contains no .git, no virtual environment and no built core."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and line[0] != "#"]
     assert rules[0] == "*"
@@ -332,8 +330,8 @@ def test_the_image_is_built_from_what_a_wheel_is_built_from() -> None:
     assert set(kept) == needed
 
 
-def test_the_image_installs_what_is_locked() -> None:
-    """Every installation has hashes, or is of our own wheel and fetches nothing."""
+def test_image_installs_locked_packages() -> None:
+    """Every installation has hashes, or installs the built wheel without downloads."""
     runs = " ".join(line for line in dockerfile() if line.startswith("RUN "))
     pip = re.findall(r"/bin/pip (?:install|wheel) (.*?)(?= &&|$| RUN)", runs)
     locks = [re.findall(r"-r requirements/(\S+)", words) for words in pip]
@@ -344,7 +342,7 @@ def test_the_image_installs_what_is_locked() -> None:
 
 
 def test_compose_starts_the_simulator_and_an_app() -> None:
-    """The options exist, the app finds the socket in the volume, and compose takes the file."""
+    """The options exist, the app uses the socket in the volume, and compose accepts the file."""
     text = (DEPLOY / "compose.yaml").read_text()
     options = parse_options(
         [*instruction("ENTRYPOINT")[3:], *re.findall(r"^      - (--\S+)", text, re.MULTILINE)]
@@ -357,14 +355,14 @@ def test_compose_starts_the_simulator_and_an_app() -> None:
 
 
 def check_compose(name: str) -> None:
-    """Have compose read a file."""
+    """Have compose parse a file."""
     compose = shutil.which("docker-compose")
     if compose is None:
         pytest.skip("no docker-compose: the file was not given to it")
     version = subprocess.run(
         [compose, "--version"], capture_output=True, text=True, timeout=60, check=True
     ).stdout.strip()
-    if re.search(r"version v?1\.", version):  # Debian 12's
+    if re.search(r"version v?1\.", version):  # Debian 12
         pytest.skip(f"Compose 1 knows no `name:`, nor a seccomp profile beside the file: {version}")
     done = subprocess.run(
         [compose, "-f", str(DEPLOY / name), "config", "--quiet"],
@@ -377,7 +375,7 @@ def check_compose(name: str) -> None:
 
 
 def test_compose_starts_verifiers_behind_the_proxy() -> None:
-    """The options exist, and the proxy finds each of the three by its name and port."""
+    """The options exist, and the proxy resolves each of the three by name and port."""
     text = (DEPLOY / "compose.verifier.yaml").read_text()
     found = decide(parse_options(re.findall(r"^    - (--\S+)", text, re.MULTILINE)))
     assert (found.alone, str(found.address)) == (True, "0.0.0.0:8080")

@@ -1,4 +1,4 @@
-"""The tables and examples of docs/policy.md are what the code does; its blocks run as a page."""
+"""Tables and examples of docs/policy.md match the code; tests/docs runs its blocks."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def _blocks(language: str) -> list[str]:
 
 
 def _table(first: str) -> list[list[str]]:
-    """Return the cells of the table whose first column is called so, without its head."""
+    """Return the cells of the table whose first column has this title, without its head."""
     lines = GUIDE.read_text().splitlines()
     start = next(at for at, line in enumerate(lines) if line.startswith(f"| {first} |"))
     rows = []
@@ -30,8 +30,8 @@ def _table(first: str) -> list[list[str]]:
     return [rows[0], *rows[2:]]
 
 
-def test_the_toml_examples_are_policies() -> None:
-    """Each is a whole policy, and says what the text beside it says."""
+def test_toml_examples_are_policies() -> None:
+    """Each example is a valid policy with the values in the text beside it."""
     first, second = map(AppraisalPolicy.from_toml, _blocks("toml"))
     assert first.platform_grace_period == first.qe_grace_period
     assert first.app_id is not None
@@ -42,8 +42,8 @@ def test_the_toml_examples_are_policies() -> None:
     assert second.minimum_svns == (("boot_loader", 4), ("microcode", 213), ("snp", 23))
 
 
-def test_the_presets_are_those_of_the_table() -> None:
-    """A row for every status, a column for every preset; "grace" is no acceptance."""
+def test_presets_match_table() -> None:
+    """There is a row per status and a column per preset; "grace" does not count as accepted."""
     head, *rows = _table("TCB status")
     assert head[1:] == list(PRESETS)
     assert [row[0] for row in rows] == [status.value for status in TcbStatus]
@@ -52,8 +52,8 @@ def test_the_presets_are_those_of_the_table() -> None:
             assert (cell == "yes") == (TcbStatus(status) in preset().accepted_statuses), status
 
 
-def test_the_platforms_are_those_of_the_table() -> None:
-    """A column for every platform that is verified here."""
+def test_platforms_match_table() -> None:
+    """There is a column for every platform that can be verified."""
     head, *rows = _table("rule")
     assert [name.strip("`") for name in head[1:]] == list(VERIFIED_PLATFORMS)
     assert all(len(row) == len(head) for row in rows)

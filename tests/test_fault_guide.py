@@ -1,4 +1,4 @@
-"""docs/faults.md says of every fault what it does: each row is run where it says so."""
+"""docs/faults.md describes the effect of every fault: each row is executed where it applies."""
 
 import contextlib
 import re
@@ -44,12 +44,12 @@ class Row(NamedTuple):
 
     @property
     def armed(self) -> str:
-        """The fault to arm, whose seconds are made short here."""
+        """The fault to arm, with its seconds shortened."""
         return self.fault.replace("2s", "50ms")
 
 
 def text() -> str:
-    """Return the guide, nothing where it is not."""
+    """Return the guide; without the file, an empty text."""
     return GUIDE.read_text() if GUIDE.exists() else ""
 
 
@@ -61,12 +61,12 @@ def rows() -> list[Row]:
 
 
 ROWS = rows()
-ITS_OWN_WORDS = {"wrong_report_data", "foreign_extend"}  # the Attester's, not the fault's
+ATTESTER_ERRORS = {"wrong_report_data", "foreign_extend"}  # raised by the Attester
 each_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 
 
 def error_of(cell: str) -> type[AttestKitError] | None:
-    """Return the error that a cell begins with, None if it says that the call succeeds."""
+    """Return the error class at the start of a cell; None if the call succeeds."""
     if re.match(r"evidence|an event", cell):
         return None
     found = re.match(r"(?:the same: )?`(\w+Error)`", cell)
@@ -77,7 +77,7 @@ def error_of(cell: str) -> type[AttestKitError] | None:
 
 
 def act(tee: Attester, row: Row) -> None:
-    """Do what the fault strikes."""
+    """Call the operation that the fault affects."""
     if row.strikes == "event":
         tee.emit_event("event", b"")
     else:
@@ -85,7 +85,7 @@ def act(tee: Attester, row: Row) -> None:
 
 
 def check(tee: Attester, row: Row, cell: str) -> None:
-    """Act, and compare with what the cell says; the next time it is well, or is not."""
+    """Call, compare with the cell, and check whether the next call succeeds."""
     expected = error_of(cell)
     with contextlib.ExitStack() as stack:
         if expected is not None:
@@ -102,17 +102,17 @@ def check(tee: Attester, row: Row, cell: str) -> None:
         assert names.count("event") == (row.strikes == "event") * (1 if lost else 2)
 
 
-# -- what the table has ----------------------------------------------------------------------------
+# -- contents of the table -------------------------------------------------------------------------
 
 
 def test_every_fault_has_a_row() -> None:
-    """In the order of --list-faults; and nothing is in the table that is no fault."""
+    """The rows have the order of --list-faults, and name no unknown fault."""
     assert [row.name for row in ROWS] == list(NAMED)
     assert {row.strikes for row in ROWS} == {"report", "event"}
 
 
-def test_the_table_of_operations() -> None:
-    """It is what the simulator lets fail."""
+def test_operations_match_table() -> None:
+    """The table lists the operations that the simulator lets fail."""
     table = text().partition("## By operation")[2]
     found = [
         operation
@@ -122,21 +122,19 @@ def test_the_table_of_operations() -> None:
     assert sorted(found) == sorted(injection._OPERATIONS["tdx"])
 
 
-def test_what_snp_has_not() -> None:
-    """The sentence about SEV-SNP names what is refused there."""
-    [sentence] = re.findall(
-        r"On SEV-SNP there are no registers: (.*?) are refused", text(), re.DOTALL
-    )
+def test_snp_unsupported_faults_are_named() -> None:
+    """The sentence about SEV-SNP names the faults that are unsupported there."""
+    [sentence] = re.findall(r"SEV-SNP has no registers: (.*?) are refused", text(), re.DOTALL)
     missing = set(injection._NAMES["tdx"]) - set(injection._NAMES["snp"])
     assert set(re.findall(r"`(\w+)`", sentence)) == missing
 
 
-# -- each row, where it says so --------------------------------------------------------------------
+# -- each row where it applies ---------------------------------------------------------------------
 
 
 @each_row
-def test_on_the_simulator(row: Row, tmp_path: Path) -> None:
-    """The class, what the next call gets, and what is in the log."""
+def test_simulator_fault_matches_row(row: Row, tmp_path: Path) -> None:
+    """The error's class, the result of the next call, and the log match the row."""
     if row.simulator == REFUSED:
         with pytest.raises(UsageError, match=row.name):
             Simulator(faults=row.armed)
@@ -150,11 +148,11 @@ def test_on_the_simulator(row: Row, tmp_path: Path) -> None:
 
 
 def quick_and_slow() -> list[Any]:
-    """Return the rows, of which only the first of those that say the same of a server is quick.
+    """Return the rows; of those with equal effects on a server, only the first is quick.
 
-    A server each is a quarter of a second; what tells the rows apart is the simulator's, above.
+    A server takes 0.25 s; the simulator's test above covers the differences of the others.
     """
-    first = {(row.strikes, row.server, row.name in ITS_OWN_WORDS): row for row in reversed(ROWS)}
+    first = {(row.strikes, row.server, row.name in ATTESTER_ERRORS): row for row in reversed(ROWS)}
     quick = first.values()
     return [
         pytest.param(row, id=row.name, marks=() if row in quick else pytest.mark.slow)
@@ -163,15 +161,15 @@ def quick_and_slow() -> list[Any]:
 
 
 def ask(server: Server, row: Row, method: str) -> Answer:
-    """Do over HTTP what the fault strikes."""
+    """Call the affected operation over HTTP."""
     if row.strikes == "event":
         return call(server.dstack, "EmitEvent", {"event": "event", "payload": ""})
     return call(server.dstack, method, {"report_data": "00"})
 
 
 @pytest.mark.parametrize("row", quick_and_slow())
-def test_on_the_server(row: Row, tmp_path: Path) -> None:
-    """The status, our own text, and what the next request gets."""
+def test_server_fault_matches_row(row: Row, tmp_path: Path) -> None:
+    """The status, the fixed text, and the result of the next request match the row."""
     if row.server == REFUSED:
         options = ("--backend", "simulator", "--dir", str(tmp_path), "--http", "none")
         refused = refusal(*options, "--fault", row.armed, folder=tmp_path, code=1)
@@ -183,7 +181,7 @@ def test_on_the_server(row: Row, tmp_path: Path) -> None:
         assert answer.status == status, answer.body
         if status != 200:
             assert list(answer.json()) == ["error"]
-            if row.name not in ITS_OWN_WORDS:
+            if row.name not in ATTESTER_ERRORS:
                 assert f"simulated fault {row.name}" in answer.json()["error"]
         until = "until" in row.server
         assert ask(server, row, "Attest").status == (status if until else 200)
@@ -192,7 +190,7 @@ def test_on_the_server(row: Row, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Callable[[str], Emulator]]:
-    """Return the machine that a backend is for, one for the whole module."""
+    """Return a function that gives each backend its machine, one per module."""
     kinds = {
         "configfs_tsm": {},
         "tdx_ioctl": {"kernel": "6.12", "driver": "C'", "qgs": True},
@@ -213,8 +211,8 @@ def machines() -> Iterator[Callable[[str], Emulator]]:
 @pytest.mark.rig
 @requires_fuse
 @each_row
-def test_on_the_kernels_files(row: Row, machines: Callable[[str], Emulator]) -> None:
-    """The class, what the next call gets, and what is in the log; with either of two backends."""
+def test_kernel_files_fault_matches_row(row: Row, machines: Callable[[str], Emulator]) -> None:
+    """The error's class, the next call and the log match the row with both backends."""
     kind = "tdx_ioctl" if "tdx_ioctl" in row.kernel else "configfs_tsm"
     machine = machines(kind)
     qgs = {"qgs": machine.qgs} if kind == "tdx_ioctl" else {}
@@ -226,13 +224,13 @@ def test_on_the_kernels_files(row: Row, machines: Callable[[str], Emulator]) -> 
 
 # -- SEV-SNP ---------------------------------------------------------------------------------------
 
-# What the kernel's files are asked for again is armed as often as that takes; ebusy is for 30 s.
+# Faults of requests that the driver repeats are armed for each repetition; ebusy lasts 30 s.
 AGAIN = {"eintr": "eintr:2", "generation_race": "generation_race:3", "slow": "slow:50ms"}
 SNP = [name for name in injection._NAMES["snp"] if name != "ebusy"]
 
 
 def attested(tee: Attester) -> type[AttestKitError] | None:
-    """Return the class of what evidence fails with, None if it is made."""
+    """Return the class of the error that making evidence causes; None if it succeeds."""
     try:
         tee.attest(ASKED)
     except AttestKitError as error:
@@ -253,7 +251,7 @@ def snp() -> Iterator[Emulator]:
 def test_snp_fails_alike(
     snp: Emulator, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Evidence of the simulated guest fails with the class that the kernel's files end in."""
+    """Evidence of the simulated guest fails with the same class as the kernel's files."""
     monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
     snp.clear_faults()
     snp.reboot()

@@ -1,4 +1,4 @@
-"""The campaign of all fuzzers: what it counts, what it runs next, and how it ends."""
+"""The campaign of all fuzzers: its figures, its choice of targets, and its end."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ from fuzz.campaign_targets import (
     request_target,
 )
 
-# -- what is counted -------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------
 
 SAID = """INFO: seed corpus: files: 2 min: 1b max: 2b total: 3b rss: 30Mb
 #3\tINITED cov: 10 ft: 11 corp: 2/3b exec/s: 0 rss: 30Mb
@@ -40,16 +40,16 @@ stat::number_of_executed_units: 100
 """
 
 
-def test_what_lib_fuzzer_says() -> None:
-    """Executions, edges over time, and inputs; before the corpus is read there is nothing."""
+def test_lib_fuzzer_output_is_read() -> None:
+    """Executions, edges over time and inputs are read; before the corpus is loaded, none are."""
     part = part_of(SAID, 2.0)
     assert (part.executions, part.seconds, part.corpus) == (100, 2.0, 3)
     assert part.edges == [(3, 10), (50, 12), (90, 12), (100, 12)]
     assert part_of("no such program", 1.0).executions == 0
 
 
-def test_parts_add_up(tmp_path: Path) -> None:
-    """A new edge is one that no part of that size had; what a corpus reaches at first is old."""
+def test_parts_are_added_up(tmp_path: Path) -> None:
+    """An edge is new if no part of that input size reached it; edges of the start are old."""
     done = Progress()
     done.add(part_of(SAID, 2.0), "small")
     assert (done.executions, done.last_new) == (100, 50)
@@ -65,10 +65,10 @@ def test_parts_add_up(tmp_path: Path) -> None:
     assert load(tmp_path / "other.json") == Progress()
 
 
-def test_parts_of_two_commits(tmp_path: Path) -> None:
-    """Each is counted by its own; what changed code has more of is new, what it lost is not missed.
+def test_parts_of_two_commits_are_counted_separately(tmp_path: Path) -> None:
+    """Edges of two commits are counted separately: additional ones are new, lost ones not missed.
 
-    Once: the next part of the same commit begins where that one ended.
+    They count once: the next part of the same commit starts from the previous one's count.
     """
     done = Progress()
     done.add(Part(100, 1.0, [(3, 10), (50, 12)]), "small", "aaa")
@@ -87,8 +87,8 @@ def test_parts_of_two_commits(tmp_path: Path) -> None:
     assert load(tmp_path / "x.json") == done
 
 
-def test_it_goes_on_from_a_record(tmp_path: Path) -> None:
-    """Where nothing was kept; what was done since is added to it, and what was found is in it."""
+def test_campaign_continues_from_record(tmp_path: Path) -> None:
+    """Without stored parts a record is the starting point; later figures and findings are added."""
     done = Progress()
     done.add(Part(100, 2.0, [(3, 10), (50, 12)], 7, ["x"]), "small", "aaa")
     figures = json.loads(json.dumps(done.figures()))
@@ -102,8 +102,8 @@ def test_it_goes_on_from_a_record(tmp_path: Path) -> None:
     assert load(tmp_path / "x.json", figures) == other
 
 
-def test_a_finding_is_open_until_its_file_is_gone(tmp_path: Path) -> None:
-    """Three such end a target; one that is mended lets it go on, and is counted all the same."""
+def test_finding_is_open_until_its_file_is_removed(tmp_path: Path) -> None:
+    """Three open findings end a target; a fixed one lets it continue, and stays in the count."""
     files = [tmp_path / name for name in "abc"]
     for file in files:
         file.write_text("")
@@ -116,19 +116,19 @@ def test_a_finding_is_open_until_its_file_is_gone(tmp_path: Path) -> None:
     assert (figures["findings"], figures["open_findings"]) == (3, 2)
 
 
-def test_what_afl_counts() -> None:
-    """Its figures are of all its runs in a folder; what is counted is what came since."""
+def test_afl_figures_are_increases() -> None:
+    """AFL++'s figures cover all runs in a folder; only the increase is counted."""
     first = {"executions": 100, "seconds": 10.0, "coverage": [[0.0, 5], [10.0, 7]], "corpus": 3}
     then = {"executions": 400, "seconds": 20.0, "coverage": [[0.0, 5], [10.0, 7], [15.0, 9]]}
     then["corpus"] = 4
     assert afl_part(first, {}) == Part(100, 10.0, [(0, 5), (100, 7)], 3)
     assert afl_part(then, first) == Part(300, 10.0, [(0, 7), (150, 9)], 4)
-    then["coverage"] = [[10.0, 7], [15.0, 4], [16.0, 8]]  # of code that is less
+    then["coverage"] = [[10.0, 7], [15.0, 4], [16.0, 8]]  # of a commit with fewer edges
     assert afl_part(then, first) == Part(300, 10.0, [(0, 4), (150, 4), (180, 8)], 4)
 
 
-def test_a_record_is_short() -> None:
-    """However often an edge was new; the first point and the last are in it."""
+def test_record_has_few_points() -> None:
+    """A record has few points, however many edges were new; the first and last are included."""
     done = Progress(executions=5000, edges=[(n, n) for n in range(1, 1000)], last_new=999)
     shown = done.figures()["coverage"]
     assert len(shown) <= 25
@@ -136,34 +136,34 @@ def test_a_record_is_short() -> None:
     assert done.figures()["last_new_edge"] == 0.2
 
 
-# -- what is run next ------------------------------------------------------------------------------
+# -- choice of the next target ---------------------------------------------------------------------
 
 
 def entry(executions: int, last_new: int = 0, *, running: int = 0, **more: bool) -> Entry:
-    """Return a target whose goal is a thousand executions."""
+    """Return a target whose goal is 1,000 executions."""
     target = Target("made", "none", (), python=False, run=lambda *_: Part(), **more)
     done = Progress(executions, seconds=1.0, last_new=last_new)
     return Entry(target, 1000, done, running=running)
 
 
-def test_a_part_is_as_long_as_what_is_wanted() -> None:
-    """Of a target that is slow the longest, of one that is fast or unknown the shortest."""
+def test_part_length_follows_remaining_executions() -> None:
+    """A slow target gets the longest part, a fast or unknown one the shortest."""
     fast, slow, late, done = entry(100), entry(100), entry(1000, 900), entry(1000)
     fast.progress.seconds, slow.progress.seconds, late.progress.seconds = 0.1, 100.0, 200.0
     assert part_seconds(fast) == part_seconds(entry(0)) == FIRST
     assert part_seconds(slow) == part_seconds(done) == PART
-    assert part_seconds(late) == pytest.approx(1.2 * 200 * 0.2)  # 1200 executions are wanted
+    assert part_seconds(late) == pytest.approx(1.2 * 200 * 0.2)  # 1200 executions are required
 
 
-def test_what_is_picked(tmp_path: Path) -> None:
-    """What is furthest from its goal; what found an edge late goes on; then the fastest.
+def test_pick_prefers_target_furthest_from_goal(tmp_path: Path) -> None:
+    """The target furthest from its goal runs first, then one with late new edges, then the fastest.
 
-    What failed three times, or ran for 32 goals, runs no more.
+    A target with three failures, or that ran for 32 goals, is not picked again.
     """
     near, far = entry(900), entry(100)
     assert pick([near, far], 0) is far
     far.running = 1
-    assert pick([near, far], 0) is near  # of which none runs
+    assert pick([near, far], 0) is near  # with none of them running
     late, early = entry(1000, 800), entry(1000, 700)
     assert (late.reached, early.reached) == (False, True)
     assert pick([late, early], 0) is late
@@ -180,13 +180,13 @@ def test_what_is_picked(tmp_path: Path) -> None:
 
 
 def campaign_of(target: Target, tmp_path: Path, goal: int) -> tuple[Campaign, Entry]:
-    """Return a campaign of one target, which goes on from what is in the folder."""
+    """Return a campaign of one target, continued from the folder."""
     made = Entry(target, goal, load(tmp_path / f"{target.name}.json"))
     return Campaign([made], tmp_path / "w", tmp_path, tmp_path / "f", Processes()), made
 
 
 def counted(executions: int, asked: list[Ask]) -> Target:
-    """Return a target that remembers what it was asked for."""
+    """Return a target that records its calls."""
 
     def run(ask: Ask, _: Processes) -> Part:
         asked.append(ask)
@@ -195,13 +195,13 @@ def counted(executions: int, asked: list[Ask]) -> Target:
     return Target("counted", "none", (), python=False, run=run)
 
 
-def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Parts of two runs are added up, and one in eight is of large inputs."""
+def test_campaign_continues_from_folder(tmp_path: Path) -> None:
+    """Parts of two runs are added up, and one part in eight uses large inputs."""
     asked: list[Ask] = []
     first, _ = campaign_of(counted(100, asked), tmp_path, 300)
     first.long(0, 1, float("inf"))
     assert len(asked) == 3
-    assert (tmp_path / "counted.json").exists()  # whatever the commit
+    assert (tmp_path / "counted.json").exists()  # independent of the commit
     again, made = campaign_of(counted(100, asked), tmp_path, 1200)
     again.long(0, 1, float("inf"))
     assert made.progress.executions == 1200
@@ -210,7 +210,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_seconds_are_shared(tmp_path: Path) -> None:
-    """Each target once, all together as long as so many cores take so long, the longest first."""
+    """Each target runs once, the longest first, within the given time times the cores."""
     asked: list[Ask] = []
     shared, made = campaign_of(counted(7, asked), tmp_path, 10**9)
     shared.entries.append(Entry(replace(counted(7, asked), weight=4), 10**9, Progress()))
@@ -222,13 +222,13 @@ def test_seconds_are_shared(tmp_path: Path) -> None:
 
 
 def no_engine(*_: object) -> list[Target]:
-    """Stand for an engine that is not here."""
+    """Raise as an engine does that is not installed."""
     raise MissingError("AFL++: afl-fuzz is not here")
 
 
 @pytest.fixture
 def only_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Ask]:
-    """A campaign of one target; another engine is missing."""
+    """A campaign with one target, whose second engine is missing."""
     asked: list[Ask] = []
     monkeypatch.setattr(campaign, "STATE", tmp_path)
     monkeypatch.setattr(campaign, "RECORD", tmp_path / "fuzz.json")
@@ -242,15 +242,15 @@ def only_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Ask]:
 
 
 def run_with(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Run the program with these words."""
+    """Run the program with these arguments."""
     monkeypatch.setattr("sys.argv", ["campaign", *words])
     return campaign.main()
 
 
-def test_a_missing_engine(
+def test_missing_engine_is_reported(
     only_counted: list[Ask], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The short form leaves it out and says so; in the long form it is an error."""
+    """The short form reports and skips a missing engine; in the long form it is an error."""
     assert run_with(monkeypatch, "--seconds", "1") == 0
     assert "left out:\n  AFL++: afl-fuzz is not here" in capsys.readouterr().out
     assert len(only_counted) == 2
@@ -259,10 +259,10 @@ def test_a_missing_engine(
     assert len(only_counted) == 2
 
 
-def test_a_record_of_all_goals(
+def test_record_states_all_goals(
     only_counted: list[Ask], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The long form alone writes one, which says of each target what it is asked to."""
+    """Only the long form writes a record; it states the goal of each target."""
     written: dict[str, Any] = {}
     monkeypatch.setattr(campaign, "request_target", lambda: counted(50, only_counted))
     monkeypatch.setattr(campaign, "GOAL", 200)
@@ -279,9 +279,9 @@ def test_a_record_of_all_goals(
     assert "executions in all" in capsys.readouterr().out
 
 
-def test_the_hours_that_are_left() -> None:
-    """What is to be done at each target's rate, and what lacks in all at that of the fastest."""
-    slow, fast, over = entry(100), entry(400), entry(5000)  # in a second each
+def test_remaining_hours_follow_rates() -> None:
+    """The estimate uses each target's rate, and for a shared remainder that of the fastest."""
+    slow, fast, over = entry(100), entry(400), entry(5000)  # executions in one second each
     assert hours_left([slow, fast], 0) * 3600 == 900 / 100 + 600 / 400
     assert hours_left([over], 0) == 0
     assert hours_left([over], 15_000) * 3600 == 2
@@ -290,10 +290,10 @@ def test_the_hours_that_are_left() -> None:
     assert hours_left([fresh], 0) * 3600 == campaign.GOAL / campaign.GUESSED[False]
 
 
-def test_the_list_says_how_long(
+def test_list_shows_hours(
     only_counted: list[Ask], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of each target and of all, and what is missing; nothing runs."""
+    """The list shows the hours of each target and of all, and what is missing; nothing runs."""
     assert run_with(monkeypatch, "--list", "--goal", "400000") == 0
     first, _, in_all, missing = capsys.readouterr().out.splitlines()
     assert " ".join(first.split()) == "counted 0 of 400000, 0.00 hours of a core left"
@@ -302,8 +302,10 @@ def test_the_list_says_how_long(
     assert only_counted == []
 
 
-def test_a_name_of_nothing(only_counted: list[Ask], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said which there are."""
+def test_unknown_target_is_refused(
+    only_counted: list[Ask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unknown name is refused with the list of names."""
     with pytest.raises(SystemExit, match="no target nosuch; there are counted"):
         run_with(monkeypatch, "nosuch")
     assert only_counted == []
@@ -313,13 +315,13 @@ def test_a_name_of_nothing(only_counted: list[Ask], monkeypatch: pytest.MonkeyPa
 
 
 def engine(code: str, tmp_path: Path, processes: Processes) -> Part:
-    """Run Python code as if it were libFuzzer."""
+    """Run Python code in place of libFuzzer."""
     ask = Ask(60, None, large=False, work=tmp_path / "work", failures=tmp_path / "failures")
     return _lib_fuzzer("made", [sys.executable, "-c", code], ask, processes)
 
 
 def test_any_status_is_a_finding(tmp_path: Path) -> None:
-    """Also one without an input, of which only the log tells: an alarm clock, a killed process."""
+    """Any other exit code is a finding, also without an input: a timeout, a killed process."""
     assert engine("print('#9 DONE cov: 1 ft: 1')", tmp_path, Processes()).findings == []
     part = engine("import sys; print('Alarm clock'); sys.exit(142)", tmp_path, Processes())
     assert len(part.findings) == 1
@@ -328,9 +330,9 @@ def test_any_status_is_a_finding(tmp_path: Path) -> None:
     assert "made ended with -14" in Path(part.findings[0]).read_text()
 
 
-def test_what_takes_too_long_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a core as well as waiting; but one that is given little of a core has more time."""
-    monkeypatch.setattr("fuzz.campaign_targets.GRACE", -59.9)  # of 60 seconds that are asked for
+def test_timeout_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit holds for CPU and waiting time; a process with little CPU gets more time."""
+    monkeypatch.setattr("fuzz.campaign_targets.GRACE", -59.9)  # of 60 requested seconds
     part = engine("while True: pass", tmp_path, Processes())
     assert "made ended with -9" in Path(part.findings[0]).read_text()
     idle = "import select; select.select([], [], [], 0.3); print('#9 DONE cov: 1 ft: 1')"
@@ -350,7 +352,7 @@ signal.pause()
 
 
 def when_there(path: Path, act: Callable[[], None]) -> Thread:
-    """Do something in a thread as soon as a file is there; return the thread, which runs."""
+    """Call a function in a thread once a file exists; return the running thread."""
 
     def wait() -> None:
         pause = Event()
@@ -366,7 +368,7 @@ def when_there(path: Path, act: Callable[[], None]) -> Thread:
 def test_an_engine_that_does_not_end_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When it is told to and takes no notice; that is no finding, but an input of before is one."""
+    """An engine that ignores its end is killed without a finding; earlier inputs are findings."""
     monkeypatch.setattr("fuzz.campaign_targets.PATIENCE", 0.01)
     written = f"print('Test unit written to {tmp_path / 'x'}', flush=True)"
     for said, found in (("", 0), (written, 1)):
@@ -375,13 +377,13 @@ def test_an_engine_that_does_not_end_is_killed(
         part = engine(said + STUBBORN.format(str(ready)), tmp_path, processes)
         thread.join()
         assert len(part.findings) == found
-        assert part.seconds < 60  # of which it was given as many, and then some grace
+        assert part.seconds < 60  # its time limit, with a grace period after it
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("afl-fuzz") is None, reason="afl-fuzz is not here: install afl++")
-def test_afl_ends_when_it_is_told_to(tmp_path: Path) -> None:
-    """Long before its time, and what it did is counted."""
+def test_afl_ends_on_request(tmp_path: Path) -> None:
+    """AFL++ ends early on request, and its figures are counted."""
     processes = Processes()
     thread = when_there(tmp_path / "work/default/fuzzer_stats", processes.end)
     ask = Ask(3600, None, large=False, work=tmp_path / "work", failures=tmp_path / "failures")
@@ -396,7 +398,7 @@ def test_afl_ends_when_it_is_told_to(tmp_path: Path) -> None:
 
 
 def run_campaign(*words: str) -> "subprocess.CompletedProcess[str]":
-    """Run the program in a process of its own."""
+    """Run the program in a subprocess."""
     if drivers.clang() is None:
         pytest.skip(f"none of {', '.join(drivers.CLANGS)} is here")
     return subprocess.run(
@@ -412,8 +414,8 @@ def run_campaign(*words: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     ("wrong", "said"), [("overread", "heap-buffer-overflow"), ("undefined", "integer overflow")]
 )
-def test_a_planted_mistake_is_found(wrong: str, said: str, tmp_path: Path) -> None:
-    """It is kept with what the sanitizer said, and the status tells."""
+def test_planted_mistake_is_found(wrong: str, said: str, tmp_path: Path) -> None:
+    """The input is stored with the sanitizer's report, and the exit code is 1."""
     words = ("--seconds", "4", "--failures", str(tmp_path), f"core-{wrong}")
     done = run_campaign(*words)
     if "runtime" in done.stderr:
@@ -426,7 +428,7 @@ def test_a_planted_mistake_is_found(wrong: str, said: str, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_targets_run(tmp_path: Path) -> None:
-    """One without Python and one with it, with real figures and nothing found."""
+    """A target without Python and one with it run, with real figures and no findings."""
     words = ("--seconds", "8", "--failures", str(tmp_path), "core-tpm", "objects-log")
     done = run_campaign(*words)
     assert done.returncode == 0, done.stdout + done.stderr

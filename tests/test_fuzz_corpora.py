@@ -18,14 +18,14 @@ from fuzz.campaign_targets import _LENGTHS, CORPORA, folder_name
 from fuzz.samples import object_samples, samples
 from tests.vectors import data, needs_shared
 
-LEVELS = (0, 0x7, 0xF, 2**32 - 1)  # AK_CPU_*: portable; with AVX2; with AVX-512; what there is
+LEVELS = (0, 0x7, 0xF, 2**32 - 1)  # AK_CPU_*: portable; AVX2; AVX-512; all of this CPU
 LARGEST = 2_000_000  # bytes of all corpora
 OBJECT_FILES = sorted(name for name in build_cffi.SOURCES if name.endswith("_object.c"))
 
 
 @pytest.fixture(scope="module")
 def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program that gives files to a target, which counts the calls of each function."""
+    """A driver that runs a target on files and counts the calls of each function."""
     if shutil.which("gcc") is None or shutil.which("gcov") is None:
         pytest.skip("gcc or gcov is not here")
     return drivers.build(
@@ -34,7 +34,7 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def replayed(program: Path, target: str) -> set[str]:
-    """Give a target its corpus, at each level of the CPU; return the different things it wrote."""
+    """Run a target on its corpus at each CPU level; return the distinct outputs."""
     files = sorted(str(file) for file in (CORPORA / folder_name(target)).iterdir())
     assert files
     said = set()
@@ -48,7 +48,7 @@ def replayed(program: Path, target: str) -> set[str]:
 
 
 def calls(folder: Path) -> dict[str, int]:
-    """Return how often each function was called, by the counts that programs left in a folder."""
+    """Return the calls of each function, from the coverage files in a folder."""
     left = sorted(str(file) for file in folder.glob("*.gcda"))
     done = subprocess.run(
         ["gcov", "--json-format", "--stdout", *left],
@@ -66,17 +66,17 @@ def calls(folder: Path) -> dict[str, int]:
 
 
 def declared() -> set[str]:
-    """Return the functions that the core's files have for each other and for cffi."""
+    """Return the functions that the core's headers declare."""
     found = set()
     for header in drivers.NATIVE.glob("*.h"):
-        if header.name != "ak_objects.h":  # of which object_targets.py is the user
+        if header.name != "ak_objects.h":  # used by object_targets.py only
             text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.DOTALL)
             found |= set(re.findall(r"^(?!static)[a-z]\w* [\w *]*?(ak_\w+)\(", text, re.MULTILINE))
     return found
 
 
 def test_corpora_reach_every_function(counting: Path) -> None:
-    """Every kernel writes the same of each file, and no function is without a target."""
+    """Every kernel gives the same output for each file, and every function has a target."""
     for file in counting.parent.glob("*.gcda"):
         file.unlink()
     for target in samples():
@@ -87,13 +87,13 @@ def test_corpora_reach_every_function(counting: Path) -> None:
     assert len(functions) > 25
     before = calls(counting.parent)
     assert {name for name in functions if not before.get(name)} == {"ak_cpuid"}
-    replayed(counting, "cpuid")  # so what a single target alone reaches is seen to be missing
+    replayed(counting, "cpuid")  # a function that only one target reaches must be seen as missing
     after = calls(counting.parent)
     assert not {name for name in functions if not after.get(name)}
 
 
 def test_every_target_has_a_corpus() -> None:
-    """Small ones, which the repository keeps; and each has its bounds in a campaign."""
+    """Every target has a small corpus in the repository, and bounds in a campaign."""
     names = {*samples(), *object_samples()}
     assert names == set(_LENGTHS)
     there = {folder.name for folder in CORPORA.iterdir()}
@@ -104,8 +104,8 @@ def test_every_target_has_a_corpus() -> None:
 
 
 @needs_shared
-def test_corpora_borrow_from_those_alone_that_are_named() -> None:
-    """Fuzzers also start from data whose licences would have to come with it."""
+def test_corpora_use_listed_sources_only() -> None:
+    """Other corpora, whose licences would have to be included, are not used."""
     for name in ("dcap-qvl/sgx_quote", "dcap-qvl/tdx-quote.hex", "intel-qvl/quote.dat"):
         assert has_borrowed_piece(b"before" + data(f"quotes/{name}")[100:800])
     assert not has_borrowed_piece(data("quotes/go-tdx-guest/quote_v5_sample.dat"))
@@ -114,14 +114,14 @@ def test_corpora_borrow_from_those_alone_that_are_named() -> None:
 
 
 def methods() -> set[str]:
-    """Return what the core's files for Python define: functions and methods."""
+    """Return the functions and methods that the core's Python bindings define."""
     text = "".join((drivers.NATIVE / name).read_text() for name in OBJECT_FILES)
     return set(re.findall(r'\{"(\w+)", \(?\w+.*?METH_', text))
 
 
 @pytest.mark.slow
 def test_corpora_reach_every_function_for_python(tmp_path: Path) -> None:
-    """Each function of the files that talk to Python, static ones too, by llvm's counts."""
+    """Counts of llvm show a call of each function of the Python bindings, static ones included."""
     compiler = drivers.clang()
     suffix = (compiler or "").removeprefix("clang")
     profdata, cov = (shutil.which(f"{tool}{suffix}") for tool in ("llvm-profdata", "llvm-cov"))

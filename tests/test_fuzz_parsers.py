@@ -1,4 +1,4 @@
-"""The fuzzers of parsers: they notice what is planted, leave no parser out, and hold on seeds."""
+"""The parsers' fuzzers: they detect planted bugs, cover every parser, and accept their seeds."""
 
 import ast
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from subprocess import CompletedProcess, run
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -24,27 +25,28 @@ from fuzz.parser_corpora import BUDGET, kept
 from fuzz.parser_settings import key_samples, secrets
 from fuzz.parser_target import CORPORA
 from fuzz.parsers import LEFT_OUT, READERS, TARGETS
+from tests.untyped import untyped
 
 PACKAGE = Path(attestkit.__file__).parent
 DICTIONARIES = sorted(parser_target.DICTIONARIES.glob("*.dict"))
-# What a function is called that reads; it counts if an argument is bytes, text or what JSON has.
+# Names of reading functions; one counts if an argument is bytes, text or a JSON value.
 READS = re.compile(
-    r"_?((parse|decode|read|load|split|recognise|decrypt|open|feed)(_[a-z0-9_]+)?"
-    r"|from_[a-z0-9_]+|[a-z0-9_]+_(from_[a-z]+|object|window)|complete_evidence)"
+    r"_?((parse|decode|read|load|split|identify|decrypt|open|feed)(_[a-z0-9_]+)?"
+    r"|from_[a-z0-9_]+|[a-z0-9_]+_(from_[a-z]+|object|window))"
 )
-# What takes bytes from a connection or a stream: it is called, or is called by who has them.
+# Calls that take bytes from a connection or a stream, and methods that such a caller calls.
 TAKES = {
     *("recv", "recv_into", "recvfrom", "recvmsg", "sock_recv", "makefile", "getresponse"),
     *("readany", "readinto", "readline", "readuntil", "readexactly", "data_received"),
 }
 SENT = re.compile(r"\b(bytes|str|Mapping|object)\b")
-# Targets for which every input is good: lines of a terminal are whatever it shows.
+# Targets that accept every input: a terminal shows any line.
 TAKES_ALL = {"docker_lines"}
 OF_THE_CORE = _DICTIONARIES.keys()
-LONGEST_WORD = 64  # bytes: libFuzzer leaves longer ones out
-BROKEN = 12  # inputs made of each target's seeds
+LONGEST_WORD = 64  # bytes: libFuzzer ignores longer words
+BROKEN = 12  # inputs derived from each target's seeds
 
-# Targets that know from the bytes what the value must be.
+# Targets whose expected value follows from the bytes.
 TIED = (
     *("quote", "quote_columns", "td_report", "snp_report", "v0_scale", "scale", "mr_config"),
     *("app_compose", "path_certificate", "signed_body", "large_json"),
@@ -54,14 +56,14 @@ every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 
 
 def contract(target: ParserTarget) -> Contract[object]:
-    """Return what a target holds its parser to."""
+    """Return the contract that a target requires of its parser."""
     assert isinstance(target.run, Contract)
     return target.run
 
 
 @every_target
 def test_seeds_keep_the_contract(target: ParserTarget) -> None:
-    """All do, some are accepted, and none is longer than the fuzzer's inputs."""
+    """All seeds satisfy the contract, some are accepted, and none exceeds the fuzzer's size."""
     seeds = target.seeds()
     for seed in seeds:
         target.run(seed)
@@ -71,7 +73,7 @@ def test_seeds_keep_the_contract(target: ParserTarget) -> None:
 
 @every_target
 def test_broken_seeds_keep_the_contract(target: ParserTarget) -> None:
-    """Cut and changed ones, of which some are refused."""
+    """Truncated and changed seeds satisfy the contract, and some are refused."""
     dice, seeds = Random(target.name), target.seeds()
     refused = 0
     for _ in range(BROKEN):
@@ -83,11 +85,16 @@ def test_broken_seeds_keep_the_contract(target: ParserTarget) -> None:
     assert refused or target.name in TAKES_ALL
 
 
-# -- what is planted is noticed --------------------------------------------------------------------
+# -- planted bugs are detected ---------------------------------------------------------------------
+
+
+def reason_of(kind: type[AttestKitError]) -> Any:
+    """Return one of the reasons of an error class."""
+    return min(kind.reasons())
 
 
 def raises(error: BaseException) -> Callable[[bytes], object]:
-    """Return a parser that raises this."""
+    """Return a parser that raises this error."""
 
     def read(_data: bytes) -> object:
         raise error
@@ -96,28 +103,29 @@ def raises(error: BaseException) -> Callable[[bytes], object]:
 
 
 @every_target
-def test_another_error_is_noticed(target: ParserTarget) -> None:
-    """Whatever a parser does not name goes through to the fuzzer, our own errors too."""
-    unnamed = AttestKitError("no parser names the root of our errors")
+def test_undeclared_error_is_detected(target: ParserTarget) -> None:
+    """An error outside of a parser's contract reaches the fuzzer, also one of attestkit's own."""
+    unnamed = AttestKitError("no parser names the root of our errors", reason="internal")
     for error in (KeyError("key"), RecursionError(), UnicodeError("text"), unnamed):
         with pytest.raises(type(error)):
             replace(contract(target), read=raises(error))(b"data")
 
 
 @every_target
-def test_an_error_that_is_no_line_is_noticed(target: ParserTarget) -> None:
-    """One of two lines, one with an escape sequence, a long one, and none."""
+def test_error_text_not_one_line_is_detected(target: ParserTarget) -> None:
+    """A text of two lines, with an escape sequence, too long or empty is detected."""
     named, longest = contract(target).refusals[0], contract(target).longest
     for text in ("two\nlines", "\x1b[31mred", "x" * (longest + 1), "\u202eright to left", ""):
         with pytest.raises(BrokenContractError):
-            replace(contract(target), read=raises(named(text)))(b"data")
+            replace(contract(target), read=raises(named(text, reason=reason_of(named))))(b"data")
 
 
 @every_target
-def test_another_answer_to_the_same_is_noticed(target: ParserTarget) -> None:
-    """A parser that accepts an input and then refuses it."""
+def test_inconsistent_result_is_detected(target: ParserTarget) -> None:
+    """A parser that accepts an input and then refuses it is detected."""
     good = next(seed for seed in target.seeds() if contract(target).answer(seed)[0])
-    refusal = raises(contract(target).refusals[0]("refused"))
+    kind = contract(target).refusals[0]
+    refusal = raises(kind("refused", reason=reason_of(kind)))
     turns = cycle((contract(target).read, refusal))
 
     def read(data: bytes) -> object:
@@ -128,8 +136,8 @@ def test_another_answer_to_the_same_is_noticed(target: ParserTarget) -> None:
 
 
 @pytest.mark.parametrize("name", TIED)
-def test_the_value_of_other_bytes_is_noticed(name: str) -> None:
-    """A parser that gives what it read of another input."""
+def test_value_of_other_input_is_detected(name: str) -> None:
+    """A parser that returns the value of another input is detected."""
     held = contract(TARGETS[name])
     good = [seed for seed in TARGETS[name].seeds() if held.answer(seed)[0]]
     first = good[0]
@@ -142,23 +150,22 @@ def test_the_value_of_other_bytes_is_noticed(name: str) -> None:
 
 
 def answers(value: object) -> Callable[[bytes], object]:
-    """Return a parser that has one answer."""
+    """Return a parser that always returns this value."""
     return lambda _data: value
 
 
 @pytest.mark.parametrize(
     ("error", "holds"),
     [
-        (FormatError("text", offset=4), True),
-        (FormatError("text", offset=5), False),
-        (FormatError("text", offset=-1), False),
-        (FormatError("text", reason="a_reason"), True),
-        (FormatError("text", reason="A reason"), False),
-        (FormatError("x" * LONGEST), True),
+        (FormatError("text", offset=4, reason="syntax"), True),
+        (FormatError("text", offset=5, reason="syntax"), False),
+        (FormatError("text", offset=-1, reason="syntax"), False),
+        (FormatError("text", reason=untyped("quorum")), False),
+        (FormatError("x" * LONGEST, reason="syntax"), True),
     ],
 )
-def test_offsets_and_reasons(error: FormatError, *, holds: bool) -> None:
-    """An offset is within the input or at its end, a reason is a word."""
+def test_offsets_and_reasons_are_checked(error: FormatError, *, holds: bool) -> None:
+    """An offset is within the input or at its end; a reason is listed in its class."""
     held = obeys(raises(error), FormatError)
     if holds:
         held(b"data")
@@ -167,36 +174,36 @@ def test_offsets_and_reasons(error: FormatError, *, holds: bool) -> None:
             held(b"data")
 
 
-def told() -> Iterator[ConfigError]:
-    """Return errors that have a secret in them, each in another place."""
+def errors_with_secret() -> Iterator[ConfigError]:
+    """Yield errors that contain a secret, each in another place."""
     for inner in (
         ValueError("5ec2e75ec2e7ab"),
         UnicodeDecodeError("utf-8", b"5ec2e75ec2e7", 0, 1, ""),
     ):
-        error = ConfigError("wrong")
+        error = ConfigError("wrong", reason="wrong_value")
         error.__cause__ = inner
         yield error
-        other = ConfigError("wrong")
+        other = ConfigError("wrong", reason="wrong_value")
         other.__context__ = inner
         yield other
-    yield ConfigError("k256_key: 5ec2e75ec2e7")
+    yield ConfigError("k256_key: 5ec2e75ec2e7", reason="wrong_value")
 
 
-def test_a_secret_in_an_error_is_noticed() -> None:
-    """In its text, in what caused it, and in what was being handled."""
+def test_secret_in_error_is_detected() -> None:
+    """A secret is found in an error's text, in its cause, and in its context."""
     data = key_samples()[0]
     assert "5ec2e75ec2e7" in secrets(data)
-    for error in told():
+    for error in errors_with_secret():
         with pytest.raises(BrokenContractError, match="a secret"):
             obeys(raises(error), ConfigError, secret=secrets)(data)
-    obeys(raises(ConfigError("wrong")), ConfigError, secret=secrets)(data)
+    obeys(raises(ConfigError("wrong", reason="wrong_value")), ConfigError, secret=secrets)(data)
 
 
-# -- no parser is left out -------------------------------------------------------------------------
+# -- coverage of parsers ---------------------------------------------------------------------------
 
 
-def modules_that_read() -> set[str]:
-    """Return the modules that read what was sent."""
+def reading_modules() -> set[str]:
+    """Return the modules that read untrusted input."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         if any(map(reads, ast.walk(ast.parse(path.read_text())))):
@@ -206,9 +213,11 @@ def modules_that_read() -> set[str]:
 
 
 def reads(node: ast.AST) -> bool:
-    """Tell what reads: a function that is called so, and whatever takes bytes from a stream."""
+    """Return whether a node reads input: by the function's name, or by its use of a stream."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return node.name in TAKES or bool(READS.fullmatch(node.name) and takes_what_was_sent(node))
+        return node.name in TAKES or bool(
+            READS.fullmatch(node.name) and takes_untrusted_input(node)
+        )
     return (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
@@ -216,16 +225,16 @@ def reads(node: ast.AST) -> bool:
     )
 
 
-def takes_what_was_sent(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Tell whether an argument may be what a stranger sent."""
+def takes_untrusted_input(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Return whether an argument may hold untrusted input."""
     arguments = [*function.args.posonlyargs, *function.args.args]
     annotations = [argument.annotation for argument in arguments if argument.annotation]
     return any(SENT.search(ast.unparse(annotation)) for annotation in annotations)
 
 
 def test_every_module_that_reads_has_a_target() -> None:
-    """A new one is given one, or a reason why it has none."""
-    reading = modules_that_read()
+    """A module that reads input has a target, or a stated reason for its absence."""
+    reading = reading_modules()
     assert reading - READERS.keys() - LEFT_OUT.keys() == set()
     assert LEFT_OUT.keys() - reading == set()
     assert LEFT_OUT.keys() & READERS.keys() == set()
@@ -248,14 +257,14 @@ def test_every_module_that_reads_has_a_target() -> None:
         ("def _reader(data: bytes): ...", False),
     ],
 )
-def test_what_reads_is_found(code: str, *, found: bool) -> None:
-    """By its name, whether it is for others or not, or by where it takes its bytes from."""
+def test_reader_is_found(code: str, *, found: bool) -> None:
+    """A reader is found by its name, public or private, or by its source of bytes."""
     assert any(map(reads, ast.walk(ast.parse(code)))) == found
 
 
 @pytest.mark.parametrize("name", sorted(set(READERS.values())))
-def test_a_target_gets_to_the_modules_it_is_for(name: str) -> None:
-    """Its seeds run functions of each."""
+def test_target_reaches_its_modules(name: str) -> None:
+    """The target's seeds run functions of each of its modules."""
     called: set[str] = set()
 
     def note(frame: FrameType, event: str, _argument: object) -> None:
@@ -272,8 +281,8 @@ def test_a_target_gets_to_the_modules_it_is_for(name: str) -> None:
     assert wanted - called == set()
 
 
-def test_the_names_are_the_targets() -> None:
-    """And every dictionary that one names is there, and used."""
+def test_names_match_targets() -> None:
+    """Targets and names match, and every named dictionary exists and is used."""
     assert all(name == target.name for name, target in TARGETS.items())
     assert set(READERS.values()) <= TARGETS.keys()
     for module in READERS:
@@ -284,10 +293,10 @@ def test_the_names_are_the_targets() -> None:
 
 
 @pytest.mark.parametrize("path", DICTIONARIES, ids=lambda path: path.stem)
-def test_a_dictionary_is_one_of_libfuzzer(path: Path) -> None:
-    """Comments, and words in quotes of 1 to 64 bytes, with or without names; none is there twice.
+def test_dictionary_has_libfuzzer_syntax(path: Path) -> None:
+    """A dictionary has comments, and quoted words of 1 to 64 bytes, with or without unique names.
 
-    The escapes of a backslash, of a quote, and of a byte are all that libFuzzer knows.
+    libFuzzer supports the escapes of a backslash, a quote and a byte only.
     """
     line_of = re.compile(r'([a-z_0-9]+=)?"((?:[ !#-\[\]-~]|\\\\|\\"|\\x[0-9a-f]{2})+)"')
     words, names = [], []
@@ -304,15 +313,15 @@ def test_a_dictionary_is_one_of_libfuzzer(path: Path) -> None:
 
 
 def unescaped(found: re.Match[str]) -> str:
-    """Return what an escape stands for."""
+    """Return the byte of an escape sequence."""
     return chr(int(found[1], 16)) if found[1] else found[2]
 
 
 # -- the program -----------------------------------------------------------------------------------
 
 
-def test_without_atheris_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one line, and with a status that is not success."""
+def test_missing_atheris_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without atheris the program prints one line and fails."""
     monkeypatch.setitem(sys.modules, "atheris", None)
     with pytest.raises(SystemExit) as ended:
         parser_target.main(["quote"])
@@ -322,7 +331,7 @@ def test_without_atheris_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_new_seeds_reach_an_old_corpus(tmp_path: Path) -> None:
-    """A campaign that goes on gets what its target has learnt; nothing is there twice."""
+    """A continued campaign receives new seeds; no input is stored twice."""
     folder = tmp_path / "corpus"
     parser_target.write_seeds(folder, [b"one", b"two"])
     assert sorted(path.read_bytes() for path in folder.iterdir()) == [b"one", b"two"]
@@ -331,7 +340,7 @@ def test_new_seeds_reach_an_old_corpus(tmp_path: Path) -> None:
 
 
 def test_all_targets_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first byte says which, and each gets what it would alone: seeds, corpus, length."""
+    """The first byte selects the target, which gets its own seeds, corpus and maximum length."""
     monkeypatch.setattr(parser_target, "CORPORA", tmp_path)
     (tmp_path / "parser-second").mkdir()
     (tmp_path / "parser-second" / "kept").write_bytes(b"kept")
@@ -349,8 +358,8 @@ def test_all_targets_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(TARGETS) <= 256
 
 
-def test_what_reaches_nothing_new_is_not_kept() -> None:
-    """Of those that reach the same the shortest is kept; none is, beyond what a corpus may have."""
+def test_input_without_new_coverage_is_dropped() -> None:
+    """The shortest of inputs with equal coverage is kept, and none above the corpus's limit."""
     target = TARGETS["options"]
     limit, longer = b"\1body=x", b"\1body=xyz"
     assert kept(target, target.seeds()) == []
@@ -359,8 +368,8 @@ def test_what_reaches_nothing_new_is_not_kept() -> None:
 
 
 @every_target
-def test_the_corpus_keeps_the_contract(target: ParserTarget) -> None:
-    """What campaigns have found, a few files of each parser, and within bounds."""
+def test_corpus_keeps_the_contract(target: ParserTarget) -> None:
+    """The committed findings satisfy the contract, and each corpus stays within its limits."""
     files = sorted((CORPORA / f"parser-{target.name}").glob("*"))
     inputs = [path.read_bytes() for path in files]
     assert sum(map(len, inputs)) <= BUDGET
@@ -385,8 +394,8 @@ print(len(TARGETS))
 
 
 @pytest.mark.slow
-def test_nothing_deep_overflows_the_stack() -> None:
-    """A hundred thousand brackets, arrays or elements: in a process of its own, which lives."""
+def test_deep_nesting_does_not_overflow_stack() -> None:
+    """100,000 nested brackets, arrays or elements do not crash a process."""
     command = [sys.executable, "-c", DEEP]
     ended = run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
     assert (ended.returncode, ended.stdout.strip()) == (0, str(len(TARGETS))), ended.stderr
@@ -399,8 +408,8 @@ def fuzzer(*arguments: str) -> CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_run(tmp_path: Path) -> None:
-    """It instruments attestkit and nothing else, starts from the seeds, and ends well."""
+def test_run_instruments_attestkit_only(tmp_path: Path) -> None:
+    """A run instruments attestkit only, starts from the seeds, and succeeds."""
     pytest.importorskip("atheris")
     ended = fuzzer("qgs", "-runs=300", str(tmp_path))
     assert ended.returncode == 0, ended.stderr

@@ -1,4 +1,4 @@
-"""What AFL++ runs: the rig sees what is broken, the corpus holds, and a planted bug is found."""
+"""The AFL++ target: it detects faults, its corpus passes, and AFL++ finds a planted bug."""
 
 import asyncio
 import os
@@ -37,14 +37,14 @@ PLANTED_BODY = b'{"path":"/"}'
 
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
-    """All listeners."""
+    """Return a rig with all listeners."""
     rig = Rig()
     yield rig
     rig.close()
 
 
 def test_every_kept_input_and_every_seed_holds(rig: Rig) -> None:
-    """What earlier runs found is answered as promised, and so is each path of each listener."""
+    """Committed findings get the documented response, and so does each path of each listener."""
     corpus = [path.read_bytes() for path in sorted(CORPUS.iterdir())]
     assert len(corpus) >= 50
     for data in [*seeds(), *corpus]:
@@ -53,7 +53,7 @@ def test_every_kept_input_and_every_seed_holds(rig: Rig) -> None:
         (name, status)
         for name in LISTENERS
         for _, status in rig._guest.stats.of(name).requests
-        if name != "verifier"  # counts for itself
+        if name != "verifier"  # has its own count
     }
     assert {(name, 200) for name in LISTENERS if name != "verifier"} <= seen
     assert {(name, 400) for name in ("dstack", "tappd", "http", "dev_http")} <= seen
@@ -62,46 +62,44 @@ def test_every_kept_input_and_every_seed_holds(rig: Rig) -> None:
 @pytest.mark.parametrize("listener", LISTENERS)
 @pytest.mark.parametrize("end", ["silent", "eof", "reset"])
 @pytest.mark.parametrize("slow", [False, True])
-def test_each_way_to_end_holds(rig: Rig, listener: str, end: str, *, slow: bool) -> None:
-    """Byte by byte, too."""
+def test_each_connection_end_passes(rig: Rig, listener: str, end: str, *, slow: bool) -> None:
+    """Each kind of connection end passes, also with requests sent byte by byte."""
     for pieces in (0, 1, 30):
         assert rig.run(head(listener, end, slow=slow, pieces=pieces) + GET + GET[:-3])
 
 
 @pytest.mark.parametrize("end", ["silent", "eof"])
-def test_what_is_behind_a_log_that_is_followed(rig: Rig, end: str) -> None:
-    """It gets its answer when the log ends; of who says no more neither is awaited any longer."""
+def test_request_behind_followed_log_is_answered(rig: Rig, end: str) -> None:
+    """A request behind a followed log is answered at its end, unless the client disconnects."""
     assert rig.run(head("http", end) + FOLLOW + GET)
     assert rig.run(head("http", end) + FOLLOW + GET + GET)
 
 
-def test_an_answer_that_is_cut_for_nothing_is_seen(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The client is there, and has asked for more."""
+def test_truncated_response_is_detected(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A response cut short without cause is detected while the client still waits for it."""
     monkeypatch.setattr(HttpProtocol, "check", lambda self, _: self.transport.close())
     with pytest.raises(BrokenPromiseError, match="1 answers for 2 whole requests"):
         rig.run(head("http", "silent") + FOLLOW + GET)
 
 
-def test_short_inputs_are_none(rig: Rig) -> None:
-    """AFL++ gives them all the same."""
+def test_short_inputs_are_ignored(rig: Rig) -> None:
+    """Inputs that are too short are all ignored alike."""
     assert all(rig.run(data) for data in (b"", b"\0", b"\0\0"))
 
 
-def test_an_event_changes_the_guest_for_good(rig: Rig) -> None:
-    """Then the next input gets a fresh process."""
+def test_event_requires_fresh_process(rig: Rig) -> None:
+    """An emitted event changes the guest, so the next input needs a fresh process."""
     body = b'{"event":"e","payload":""}'
     request = KEY.replace(b"GetKey", b"EmitEvent") % (len(body), body)
     assert not rig.run(head("dstack") + request)
     assert rig.run(head("dstack") + GET)
 
 
-# -- what is broken is seen ------------------------------------------------------------------------
+# -- faults are detected ---------------------------------------------------------------------------
 
 
-def test_a_method_that_raises_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client gets a 500 in good order, so only the log tells."""
+def test_exception_in_method_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client gets a well-formed 500, so the exception shows only in the log."""
     monkeypatch.setenv(PLANTED, "1")
     rig = Rig()
     rig.run(head("dstack") + KEY % (2, b"{}"))
@@ -110,8 +108,8 @@ def test_a_method_that_raises_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     rig.close()
 
 
-def test_a_task_that_is_left_over_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something that waits for ever for nobody."""
+def test_leaked_task_is_detected(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that waits for ever after its connection ended is detected."""
     respond = RpcApp.respond
 
     def leave(*args: Any) -> object:
@@ -136,20 +134,20 @@ def test_a_task_that_is_left_over_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPa
         ("flush", lambda self: self._out.clear(), "0 answers for 1 whole requests"),
     ],
 )
-def test_a_broken_connection_is_seen(
+def test_broken_connection_is_detected(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, name: str, broken: object, said: str
 ) -> None:
-    """It stays, or an answer never comes."""
+    """A connection that stays open, or a response that never arrives, is detected."""
     monkeypatch.setattr(HttpProtocol, name, broken)
     with pytest.raises(BrokenPromiseError, match=said):
         rig.run(head("dstack", "silent") + GET)
     monkeypatch.undo()
-    for config in rig._configs.values():  # of what could not be told that a connection ended
+    for config in rig._configs.values():  # their ends could not be detected
         config.shared.traffic.connections = 0
 
 
-def test_a_request_that_nobody_sent_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of a body, where heads are changed and their end is looked for in one piece alone."""
+def test_body_read_as_request_is_detected(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a body read as a request is detected."""
     hidden = b"GET /Version HTTP/1.1\r\nA: aaaaa\r\n\r\n"
     body = b"x" + b"\r\nupgrade:" * (len(hidden) // 7) + b"\r\n\r\n" + hidden
     start = b"POST /docs HTTP/1.1\r\nContent-Length: %d\r\n" % len(body)
@@ -164,16 +162,16 @@ def test_a_request_that_nobody_sent_is_seen(rig: Rig, monkeypatch: pytest.Monkey
         rig.run(sent)
 
 
-def test_a_body_that_ends_in_a_wish_for_another_protocol(rig: Rig) -> None:
-    """No such wish is one, also where half of it is of the next request."""
+def test_upgrade_field_in_body_is_ignored(rig: Rig) -> None:
+    """An Upgrade field inside of a body is ignored, also where half of it is the next request."""
     start = (
         b"POST /Version HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 4\r\n"
     )
     assert rig.run(head("dstack") + start + b"\r\n\r\nupgrade: h2c\r\n\r\n")
 
 
-def test_a_wrong_length_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an error of the listener."""
+def test_wrong_content_length_is_detected(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong Content-Length of an error response is detected."""
 
     class Longer(bytes):
         def __len__(self) -> int:
@@ -207,22 +205,22 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nx\r\n", "a chunk without a size"),
     ],
 )
-def test_an_answer_that_is_none_is_seen(sent: bytes, said: str) -> None:
-    """Whatever is wrong with it."""
+def test_malformed_response_is_detected(sent: bytes, said: str) -> None:
+    """Each malformed response is detected."""
     assert len(read_answers(OK + OK, [b"GET", b"GET"], ended=False)) == 2
     with pytest.raises(BrokenPromiseError, match=said):
         read_answers(sent, [b"GET"], ended=False)
 
 
-def test_a_body_for_head_is_seen() -> None:
-    """There must be none, whatever length is told."""
+def test_body_of_head_response_is_detected() -> None:
+    """A response to HEAD has no body, whatever its Content-Length."""
     assert len(read_answers(OK[:-2] + OK, [b"HEAD", b"GET"], ended=False)) == 2
     with pytest.raises(BrokenPromiseError, match="a head without its end"):
         read_answers(OK, [b"HEAD"], ended=True)
 
 
 def answered(body: bytes, status: int = 200) -> list[Answer]:
-    """Return an answer in JSON with that body."""
+    """Return a JSON response with that body."""
     sent = OK.replace(b"200", b"%d" % status).replace(b": 2\r\n\r\n{}", b": %d\r\n\r\n" % len(body))
     return [*read_answers(sent + body, [b"GET"], ended=False)]
 
@@ -239,17 +237,17 @@ def answered(body: bytes, status: int = 200) -> list[Answer]:
         ("pccs", b'{"error":"a"}', 500, "an unknown status"),
     ],
 )
-def test_what_an_answer_must_not_say_is_seen(
+def test_disclosure_in_response_is_detected(
     listener: str, body: bytes, status: int, said: str
 ) -> None:
-    """Secrets, the insides of the server, and what is not of the promised form."""
+    """Secrets, server internals and undocumented members in a response are detected."""
     check(untyped(listener), b"", answered(b'{"error":"a"}', 400), _SECRETS)
     with pytest.raises(BrokenPromiseError, match=said):
         check(untyped(listener), b"", answered(body, status), _SECRETS)
 
 
-def test_what_the_client_brought_may_come_back() -> None:
-    """An error may quote a path."""
+def test_error_may_quote_request() -> None:
+    """An error may quote the path of the request."""
     body = b'{"error":"No such path: /PRIVATE KEY"}'
     check("http", b"GET /PRIVATE%20KEY", answered(body, 404), _SECRETS)
 
@@ -257,8 +255,8 @@ def test_what_the_client_brought_may_come_back() -> None:
 # -- the parts -------------------------------------------------------------------------------------
 
 
-def test_the_loop_lets_time_pass_only_when_told() -> None:
-    """Timers come in their order, and what a callback raises is noted."""
+def test_loop_time_advances_on_request_only() -> None:
+    """Timers fire in order, and exceptions of callbacks are recorded."""
     called: list[str] = []
     loop: InstantLoop = untyped(InstantLoop)()
     loop.call_later(5.0, called.append, "late")
@@ -277,8 +275,8 @@ def test_the_loop_lets_time_pass_only_when_told() -> None:
     assert "KeyError" in loop.problems[0]
 
 
-def test_edges_tell_one_way_from_another() -> None:
-    """And count in the files of the folder alone."""
+def test_edges_distinguish_paths() -> None:
+    """Different paths give different edges, counted in the files of the folder only."""
 
     def reached(text: str, folder: Path) -> bytes:
         area = shared_map()
@@ -297,11 +295,11 @@ def test_edges_tell_one_way_from_another() -> None:
     assert first == again != other
     assert sum(map(bool, first)) > 10
     elsewhere = reached("body=1MiB", ours / "cli")
-    assert (elsewhere[0], sum(elsewhere)) == (1, 1)  # the mark that there was a run
+    assert (elsewhere[0], sum(elsewhere)) == (1, 1)  # the mark of a run
 
 
-def test_words_are_those_of_the_server() -> None:
-    """Every method and field is among them, written as AFL++ reads it."""
+def test_dictionary_matches_server() -> None:
+    """The dictionary contains every method and field, in AFL++'s syntax."""
     words = set(dictionary().values())
     for service in (dstack_guest.SERVICE, tappd.SERVICE, worker_api.SERVICE):
         assert {f"{service.mount}{name}".encode() for name in service.methods} <= words
@@ -310,8 +308,8 @@ def test_words_are_those_of_the_server() -> None:
     assert lines == 'a="x\\x22\\x5c\\x0d\\x0a\\xff~"\n'
 
 
-def test_what_reaches_nothing_new_is_not_kept() -> None:
-    """Of several that reach the same the shortest is."""
+def test_input_without_new_coverage_is_dropped() -> None:
+    """The shortest of inputs with equal coverage is kept."""
     short, long = (
         head("dstack") + GET,
         head("dstack") + GET.replace(b"\r\n\r\n", b"\r\nA: b\r\n\r\n"),
@@ -321,8 +319,8 @@ def test_what_reaches_nothing_new_is_not_kept() -> None:
     assert kept([short], [nonsense + b"more", nonsense, short]) == [nonsense]
 
 
-def test_the_target_alone_shows_what_is_wrong(tmp_path: Path) -> None:
-    """With a traceback, and as a crash."""
+def test_target_run_alone_prints_traceback(tmp_path: Path) -> None:
+    """Run on one input, the target prints a traceback and crashes."""
     path = tmp_path / "input"
     path.write_bytes(head("dstack") + KEY % (len(PLANTED_BODY), PLANTED_BODY))
     for planted, status in (("", 0), ("1", -6)):
@@ -342,15 +340,15 @@ def test_the_target_alone_shows_what_is_wrong(tmp_path: Path) -> None:
 # -- AFL++ -----------------------------------------------------------------------------------------
 
 
-def test_without_afl_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It names what to install."""
+def test_missing_afl_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The line names the package to install."""
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(RuntimeError, match="install afl"):
         campaign(1, tmp_path)
 
 
-def test_a_report_has_what_afl_wrote(tmp_path: Path) -> None:
-    """Of its two files."""
+def test_report_contains_afl_files(tmp_path: Path) -> None:
+    """The report contains the values of both AFL++ files."""
     values = ["execs_done: 9", "run_time : 7", "saved_crashes: 1", "saved_hangs: 2"]
     values += ["corpus_count: 3", "edges_found: 5"]
     (tmp_path / "fuzzer_stats").write_text("\n".join(values))
@@ -367,15 +365,15 @@ def test_a_report_has_what_afl_wrote(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("afl-fuzz") is None, reason="afl-fuzz is not here: install afl++")
-def test_afl_finds_a_planted_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It changes a good request until it does, and each run goes on where the one before ended."""
+def test_afl_finds_planted_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AFL++ finds the bug by changing a valid request; each run continues the previous one."""
     asks = b"GET /GetKey?path=a&purpose=a HTTP/1.1\r\n\r\n"
     monkeypatch.setattr(request_path, "CORPUS", tmp_path / "none")
     monkeypatch.setattr(request_path, "seeds", lambda: [head("dstack") + asks])
     executions = 0
     for _ in range(10):
         planted = {PLANTED: "1", "AFL_BENCH_UNTIL_CRASH": "1"} if executions else {}
-        # The crash ends it. AFL++ 4.04 begins its queue anew in each run, so that 20 s can be few.
+        # The crash ends it. AFL++ 4.04 restarts its queue in each run, so 20 s may not suffice.
         found = campaign(60 if planted else 2, tmp_path / "run", planted)
         assert isinstance(found["executions"], int)
         assert found["executions"] > executions

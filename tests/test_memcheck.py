@@ -1,7 +1,7 @@
-"""The C core reads and writes what it may, over all samples: memcheck, and clang's sanitizers.
+"""Memory safety of the C core over all samples: memcheck, and clang's sanitizers.
 
-Memcheck knows nothing of AVX-512, so it sees the kernels of lesser CPUs; the sanitizers see those
-of this CPU at every level. All of them must write the same.
+Memcheck does not support AVX-512, so it runs the kernels of older CPUs; the sanitizers run those
+of this CPU at every level. All kernels must write the same output.
 """
 
 import faulthandler
@@ -32,18 +32,18 @@ needs_core = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_
 
 SECONDS = 300
 EVERY_FEATURE = 2**32 - 1
-LEVELS = (0, 0x7, EVERY_FEATURE)  # portable; SHA-NI, BMI2 and AVX2; what there is
-# By tool, which is a fixture.
+LEVELS = (0, 0x7, EVERY_FEATURE)  # portable; SHA-NI, BMI2 and AVX2; all of this CPU
+# By tool, which is the name of a fixture.
 TOOLS = {"memcheck": (EVERY_FEATURE,), "sanitized": LEVELS}
-# A cut at each length takes the square of it.
-WHOLE = 6000  # bytes of the longest file that is cut everywhere; others at so many places
+# The cost of cutting at each length is quadratic.
+WHOLE = 6000  # bytes: longer files are cut at this many places
 MEMCHECK = ("valgrind", "--quiet", "--error-exitcode=9", "--exit-on-first-error=yes")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def found(program: str) -> str:
-    """Return where a program is, or skip."""
+    """Return the path of a program, or skip."""
     path = shutil.which(program)
     if path is None:
         pytest.skip(f"{program} is not here")
@@ -70,7 +70,7 @@ def runner(program: Path, *before: str) -> Run:
 
 @pytest.fixture(scope="module")
 def memcheck(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The driver with the flags of the build, under valgrind."""
+    """The driver, built with the package's flags, under valgrind."""
     found("valgrind")
     found("gcc")
     program = drivers.build("replay.c", tmp_path_factory.mktemp("plain"), "gcc")
@@ -78,7 +78,7 @@ def memcheck(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def links(compiler: str, folder: Path) -> bool:
-    """Tell whether a compiler can make any program with sanitizers: their runtime is a package."""
+    """Return whether a compiler can link sanitizers, whose runtime is a separate package."""
     source = folder / "nothing.c"
     source.write_text("int main(void)\n{\n    return 0;\n}\n")
     command = [compiler, *drivers.SANITIZERS, str(source), "-o", str(folder / "nothing")]
@@ -99,7 +99,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
-    """All samples of each function, with what a short fuzzing made of them."""
+    """All samples of each function, and inputs fuzzed from them for a short time."""
     folder = tmp_path_factory.mktemp("samples")
     samples_of = samples()
     for name, walker in walkers().items():
@@ -108,27 +108,27 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 
 
 def step_for(file: Path) -> int:
-    """Return between how many bytes a file is cut."""
+    """Return the number of bytes between the places where a file is cut."""
     size = file.stat().st_size
     return 1 if size <= WHOLE else size // 300
 
 
 @pytest.mark.parametrize("target", list(samples()))
-def test_samples_whole_and_cut(
+def test_whole_and_truncated_samples_are_memory_safe(
     target: str,
     files: dict[str, list[Path]],
     request: pytest.FixtureRequest,
     subtests: pytest.Subtests,
 ) -> None:
-    """No byte is read that is not there or was not written; every kernel writes the same."""
-    faulthandler.cancel_dump_traceback_later()  # each run has a deadline of its own
+    """No byte is read out of bounds or uninitialised; every kernel writes the same output."""
+    faulthandler.cancel_dump_traceback_later()  # each run has its own deadline
     groups: dict[int, list[Path]] = {}
     for file in files[target]:
         groups.setdefault(step_for(file), []).append(file)
-    sums: dict[int, str] = {}  # by step: what the first tool that is here wrote
+    sums: dict[int, str] = {}  # by step: the output of the first available tool
     for tool, levels in TOOLS.items():
         with subtests.test(tool):
-            run: Run = request.getfixturevalue(tool)  # skips where it is not here
+            run: Run = request.getfixturevalue(tool)  # skips if it is not installed
             for (step, group), level in product(groups.items(), levels):
                 done = run(target, level, step, group)
                 assert done.returncode == 0, done.stderr
@@ -139,8 +139,8 @@ def test_samples_whole_and_cut(
 
 
 @pytest.mark.parametrize("wrong", ["overread", "unwritten"])
-def test_memcheck_sees(memcheck: Run, wrong: str, tmp_path: Path) -> None:
-    """One byte read too many, and one read that nobody wrote."""
+def test_memcheck_detects_planted_bug(memcheck: Run, wrong: str, tmp_path: Path) -> None:
+    """Memcheck detects a read out of bounds and one of uninitialised memory."""
     [file] = drivers.write_samples(tmp_path / "x", [b"some bytes"])
     done = memcheck(wrong, EVERY_FEATURE, 0, [file])
     assert done.returncode == 9
@@ -149,8 +149,8 @@ def test_memcheck_sees(memcheck: Run, wrong: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["overread", "undefined"])
-def test_the_sanitizers_see(sanitized: Run, wrong: str, tmp_path: Path) -> None:
-    """One byte read too many, and arithmetic that is undefined."""
+def test_sanitizers_detect_planted_bug(sanitized: Run, wrong: str, tmp_path: Path) -> None:
+    """The sanitizers detect a read out of bounds and undefined arithmetic."""
     [file] = drivers.write_samples(tmp_path / "x", [b"some bytes"])
     done = sanitized(wrong, EVERY_FEATURE, 0, [file])
     assert done.returncode not in (0, 2)
@@ -158,14 +158,14 @@ def test_the_sanitizers_see(sanitized: Run, wrong: str, tmp_path: Path) -> None:
     assert said[wrong] in done.stderr
 
 
-# -- the part that talks to Python -----------------------------------------------------------------
+# -- bindings for Python ---------------------------------------------------------------------------
 
 
-def of_the_core(report: Path) -> list[str]:
-    """Return what memcheck has against the core, of all that it has against a Python.
+def findings_in_core(report: Path) -> list[str]:
+    """Return memcheck's findings about the core, without those about Python.
 
-    An error is the core's if it happens in its code, a leak if the memory was asked for from there;
-    what a module holds for as long as Python runs is none.
+    An error counts if it happens in the core's code, a leak if the core allocated the memory;
+    memory that a module holds until Python exits does not count.
     """
     complaints = []
     for error in parse_xml(report.read_text()).iter("error"):
@@ -183,7 +183,7 @@ def of_the_core(report: Path) -> list[str]:
 
 
 def objects_under_memcheck(report: Path, *words: str) -> list[str]:
-    """Run fuzz.objects under valgrind; return what there is against the core."""
+    """Run fuzz.objects under valgrind; return the findings about the core."""
     leaks = ("--leak-check=full", "--show-leak-kinds=definite", "--num-callers=30")
     command = [found("valgrind"), "--quiet", *leaks, "--xml=yes", f"--xml-file={report}"]
     done = subprocess.run(
@@ -196,13 +196,13 @@ def objects_under_memcheck(report: Path, *words: str) -> list[str]:
         check=False,
     )
     assert done.stdout == "compiled\n", done.stderr
-    return of_the_core(report)
+    return findings_in_core(report)
 
 
 @needs_core
-def test_objects_of_samples(files: dict[str, list[Path]], tmp_path: Path) -> None:
-    """Quotes and logs as Python sees them: nothing is read that is not there, nothing leaks."""
-    faulthandler.cancel_dump_traceback_later()  # the run has a deadline of its own
+def test_objects_of_samples_are_memory_safe(files: dict[str, list[Path]], tmp_path: Path) -> None:
+    """Python objects of quotes and logs read no byte out of bounds, and do not leak."""
+    faulthandler.cancel_dump_traceback_later()  # the run has its own deadline
     paths = [path for name in ("quote", "ccel", "tpm", "json") for path in files[name]]
     short = [str(path) for path in paths if path.stat().st_size < 20000]
     assert objects_under_memcheck(tmp_path / "report.xml", *short) == []
@@ -213,7 +213,9 @@ def test_objects_of_samples(files: dict[str, list[Path]], tmp_path: Path) -> Non
     ("wrong", "kind", "function"),
     [("overread", "InvalidRead", "ak_sha384"), ("leak", "Leak_DefinitelyLost", "agent_json_walk")],
 )
-def test_a_mistake_in_objects_is_seen(wrong: str, kind: str, function: str, tmp_path: Path) -> None:
-    """Bytes that are not there, and an object that nobody lets go of."""
+def test_planted_bug_in_objects_is_detected(
+    wrong: str, kind: str, function: str, tmp_path: Path
+) -> None:
+    """A read out of bounds and a leaked object are detected."""
     seen = objects_under_memcheck(tmp_path / "report.xml", wrong)
     assert any(one.startswith(kind) and function in one for one in seen), seen

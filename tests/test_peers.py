@@ -1,4 +1,4 @@
-"""What docs/peers.md says of the packages that are installed is what they do when they are run."""
+"""docs/peers.md matches the behaviour of the installed packages."""
 
 import importlib
 import importlib.util
@@ -22,7 +22,7 @@ from tests.vectors import data, needs_shared
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "peers.md"
 AT: Final = 1_790_000_000
 SEED: Final = bytes(32)
-NONE: Final[Any] = SimpleNamespace()  # samples that nobody looks at
+NONE: Final[Any] = SimpleNamespace()  # samples that are not used
 MODULES: Final = {
     "dcap-qvl": "dcap_qvl",
     "dstack-sdk": "dstack_sdk",
@@ -34,13 +34,13 @@ MODULES: Final = {
 OURS: Final = "attestkit"
 
 pytestmark = [
-    pytest.mark.slow,  # the peers are many, and slow to import
+    pytest.mark.slow,  # there are many peers, which import slowly
     pytest.mark.skipif(not PAGE.exists(), reason="docs/peers.md is not here"),
 ]
 
 
 def _cells() -> dict[str, dict[str, str]]:
-    """Return the table of what was run: by row and package one of "yes", "no" and "-"."""
+    """Return the table of executed checks: "yes", "no" or "-" by row and package."""
     text = PAGE.read_text().split("## What we ran")[1].split("\n## ")[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -52,8 +52,8 @@ def _cells() -> dict[str, dict[str, str]]:
     }
 
 
-def _said(name: str) -> str:
-    """Return the version of a package that the page names."""
+def _version_on_page(name: str) -> str:
+    """Return the version of a package on the page."""
     found = re.search(
         rf"^\|[^|]*\b{name}\b[^|0-9]* ([0-9.]+) [^|]*\|", PAGE.read_text(), re.MULTILINE
     )
@@ -90,15 +90,15 @@ READERS: Final[Mapping[str, Callable[[bytes], tuple[Any, ...]]]] = {
     "evidence-api": _evidence_api_quote,
     "cctrusted-vm": _cctrusted_quote,
 }
-"""What gives a quote's fields; RTMR3 is the last but one."""
-# What they raise at a quote that they do not know.
-STRANGE: Final = (AttributeError, LookupError, TypeError, ValueError, FormatError)
+"""Return a quote's fields; RTMR3 is the last but one."""
+# Exceptions of the packages for an unsupported quote.
+UNSUPPORTED: Final = (AttributeError, LookupError, TypeError, ValueError, FormatError)
 
 
 def _reads(name: str, quote_version: int) -> bool:
-    """Tell whether a package finds the RTMR3 that is in a quote."""
+    """Return whether a package finds the RTMR3 of a quote."""
     quote = _quote(quote_version)
-    refusals: tuple[type[Exception], ...] = STRANGE
+    refusals: tuple[type[Exception], ...] = UNSUPPORTED
     if name == "dk-tee-attestation":
         from dk_tee_attestation.AttestationExceptions import AttestationError
 
@@ -110,8 +110,8 @@ def _reads(name: str, quote_version: int) -> bool:
     return (bytes.fromhex(found) if isinstance(found, str) else found) == quote.rtmrs[3]
 
 
-def _judges(name: str) -> bool:
-    """Tell whether a package accepts a sound quote, with root, collateral and time handed in."""
+def _verifies(name: str) -> bool:
+    """Return whether a package accepts a valid quote, given root, collateral and time."""
     simulator = Simulator(seed=SEED, now=lambda: AT)
     root, collateral = simulator.trust_anchor, simulator.collateral(AT)
     with Attester(simulator) as tee:
@@ -119,13 +119,13 @@ def _judges(name: str) -> bool:
     if name == OURS:
         verifier = attestkit.Verifier(root, collateral)
         return verifier.verify(raw, report_data=b"nonce", now=AT).simulated
-    dcap_qvl = importlib.import_module("dcap_qvl")  # which ships no types
+    dcap_qvl = importlib.import_module("dcap_qvl")  # ships no types
     theirs = dcap_qvl.QuoteCollateralV3.from_json(collateral.to_json())
     return bool(dcap_qvl.verify_with_root_ca(raw, theirs, root, AT).status == "UpToDate")
 
 
 def _reads_sgx(name: str) -> bool:
-    """Tell whether a package reads the quote of an SGX enclave."""
+    """Return whether a package reads the quote of an SGX enclave."""
     quote = data("quotes/dcap-qvl/sgx_quote")
     if name == OURS:
         return attestkit.Quote.parse(quote).report_data == quote[368:432]
@@ -134,7 +134,7 @@ def _reads_sgx(name: str) -> bool:
 
 
 def _reads_snp(name: str) -> bool:
-    """Tell whether a package finds the report data in an SEV-SNP report."""
+    """Return whether a package finds the report data in an SEV-SNP report."""
     raw = data("snp/go-sev-guest/attestation.bin")
     if name == OURS:
         return attestkit.SnpReport.parse(raw).report_data == raw[0x50:0x90]
@@ -150,7 +150,7 @@ def _reads_snp(name: str) -> bool:
 
 
 def _replays_ccel(name: str) -> bool:
-    """Tell whether a package replays a captured CCEL to the registers that we find."""
+    """Return whether a package replays a captured CCEL to the same registers as attestkit."""
     area = data("ccel/go-eventlog/cos-113-intel-tdx.bin")
     ours = attestkit.EventLog.from_ccel(area).replay()
     if name == OURS:
@@ -162,7 +162,7 @@ def _replays_ccel(name: str) -> bool:
 
 
 def _replays_json(name: str) -> bool:
-    """Tell whether a package replays the guest agent's log to the quoted registers."""
+    """Return whether a package replays the guest agent's log to the quoted registers."""
     with Attester(Simulator(seed=SEED)) as tee:
         tee.emit_event("model-loaded", b"llama")
         quote, text = tee.get_quote(b"nonce"), tee.event_log().to_json()
@@ -173,7 +173,7 @@ def _replays_json(name: str) -> bool:
 
 
 def _is_typed(name: str) -> bool:
-    """Tell whether type checkers take the package's types: it has the file that says so."""
+    """Return whether a package is typed: it contains py.typed."""
     spec = importlib.util.find_spec(MODULES.get(name, name))
     assert spec is not None
     assert spec.origin is not None
@@ -185,18 +185,18 @@ PROBES: Final[Mapping[str, tuple[Callable[[str], bool], set[str]]]] = {
     "reads a TDX quote, version 5": (lambda name: _reads(name, 5), set(READERS)),
     "reads an SGX quote": (_reads_sgx, {OURS, "dcap-qvl"}),
     "reads an SEV-SNP report": (_reads_snp, {OURS, "cvm-attest", "dk-tee-attestation"}),
-    "judges a quote without a network": (_judges, {OURS, "dcap-qvl"}),
+    "verifies a quote without a network": (_verifies, {OURS, "dcap-qvl"}),
     "replays a CCEL": (_replays_ccel, {OURS, "evidence-api", "cctrusted-vm"}),
     "replays the guest agent's log": (_replays_json, {OURS, "dstack-sdk"}),
-    "says that it has types": (_is_typed, {OURS, *MODULES}),
+    "declares its types": (_is_typed, {OURS, *MODULES}),
 }
-"""What is asked of whom; of the others the page says "-": they have nothing that could be asked."""
+"""The check and the packages of each row; for other packages the page has "-"."""
 
 
 @needs_shared
 @pytest.mark.parametrize("row", PROBES)
-def test_each_cell_is_what_the_package_does(row: str) -> None:
-    """Yes where it works, no where it was tried and does not, a dash where nothing can be tried."""
+def test_cell_matches_package(row: str) -> None:
+    """A cell is "yes" if the check passes, "no" if it fails, "-" if it does not apply."""
     probe, asked = PROBES[row]
     for name, cell in _cells()[row].items():
         if name not in asked:
@@ -207,13 +207,13 @@ def test_each_cell_is_what_the_package_does(row: str) -> None:
         assert cell == ("yes" if probe(name) else "no"), name
 
 
-def test_every_row_is_asked() -> None:
-    """No cell of what was run is there without a test."""
+def test_every_row_has_a_check() -> None:
+    """Every row of executed checks has a test."""
     assert list(_cells()) == list(PROBES)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_versions_are_those_that_were_run(name: str) -> None:
-    """What was found of one release is not said of another."""
+def test_versions_are_installed_ones(name: str) -> None:
+    """The page's versions are the installed ones, as results hold for one release only."""
     pytest.importorskip(MODULES[name])
-    assert version(name) == _said(name)
+    assert version(name) == _version_on_page(name)

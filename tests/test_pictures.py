@@ -1,4 +1,4 @@
-"""The drawn pictures are what docs/pictures/draw.py draws, and say where a quote's bytes are."""
+"""The drawn pictures match docs/pictures/draw.py and a quote's layout."""
 
 import re
 from pathlib import Path
@@ -15,22 +15,22 @@ pytestmark = pytest.mark.skipif(not HERE.exists(), reason="docs/pictures is not 
 
 @pytest.fixture(scope="module", name="drawn")
 def _drawn() -> dict[str, str]:
-    """Every picture, drawn now."""
-    from docs.pictures.draw import PICTURES  # late: an sdist may lack them
+    """Every picture, drawn again."""
+    from docs.pictures.draw import PICTURES  # lazy: an sdist may lack them
 
     return {name: draw() for name, draw in PICTURES.items()}
 
 
-def test_the_pictures_are_the_scripts(drawn: dict[str, str]) -> None:
-    """None was edited by hand or left behind; `python -m docs.pictures.draw` draws them anew."""
+def test_pictures_match_script(drawn: dict[str, str]) -> None:
+    """No picture was edited or is obsolete; `python -m docs.pictures.draw` draws them again."""
     assert {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("*.svg")} == drawn
 
 
-def test_each_has_words_for_who_does_not_see_it(drawn: dict[str, str]) -> None:
-    """Each is well-formed, loads nothing, and has a title and a description of its own."""
+def test_pictures_have_title_and_description(drawn: dict[str, str]) -> None:
+    """Each is well-formed, loads nothing, and has its own title and description."""
     described = set()
     for text in drawn.values():
-        expat.ParserCreate().Parse(text, True)  # raises where it is not well-formed
+        expat.ParserCreate().Parse(text, True)  # raises if not well-formed
         found = re.search(r"<title id=.*?>(.+)</title>\n<desc id=.*?>(.+)</desc>", text)
         assert found
         assert "href" not in text
@@ -38,8 +38,8 @@ def test_each_has_words_for_who_does_not_see_it(drawn: dict[str, str]) -> None:
     assert len(described) == len(drawn)
 
 
-def test_offsets_are_those_of_a_quote() -> None:
-    """What stands at the drawn offsets of a quote's body is what `Quote` says is there."""
+def test_drawn_offsets_match_quote() -> None:
+    """The bytes at the drawn offsets of a quote's body are the fields of `Quote`."""
     from docs.pictures.quotes import body_parts, quote_parts
 
     with attestkit.open("simulator") as tee:
@@ -58,8 +58,8 @@ def test_offsets_are_those_of_a_quote() -> None:
     assert at("header") + at("body") == quote.signed_region
 
 
-def test_text_that_does_not_fit_is_refused() -> None:
-    """A line wider or higher than its box is an error, and no overlap in the picture."""
+def test_text_larger_than_box_is_refused() -> None:
+    """A text larger than its box is an error, so that none overlap."""
     from docs.pictures.canvas import Box, Canvas
 
     canvas = Canvas(100, "title", "description")

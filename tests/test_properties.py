@@ -1,11 +1,11 @@
-"""Properties are held to what they say, not to how busy the machine is."""
+"""Property tests have no time limit, so a busy machine cannot fail them."""
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 
 def test_no_property_is_timed(pytestconfig: pytest.Config) -> None:
-    """Neither an example nor the drawing of some; the other checks of health are made."""
+    """No limit applies to an example or to drawing; the other health checks are active."""
     if pytestconfig.getoption("--hypothesis-profile", default=None):
         pytest.skip("another profile was asked for")
     assert settings().deadline is None

@@ -1,4 +1,4 @@
-"""The names of the package are there whatever was imported, and importing it costs little."""
+"""Public names are complete and independent of imports; importing the package is cheap."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from attestkit.errors import AttestKitError
 from tests.vectors import SHARED, needs_shared
 
 ROOT = Path(__file__).parents[1]
-CONTRACT = [  # names that documentation and outside checks are written against
+PROMISED = [  # names that documentation and external checks use
     "AgentKeys",
     "AppKeys",
     "AppraisalPolicy",
@@ -68,8 +68,8 @@ HEAVY = [
 ]
 
 
-def python(program: str, *arguments: str) -> Any:
-    """Run a program in a fresh interpreter, and return the JSON that it prints."""
+def run_python(program: str, *arguments: str) -> Any:
+    """Run a program in a new interpreter, and return the JSON that it prints."""
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         check=True,
@@ -81,13 +81,13 @@ def python(program: str, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_contract_is_there() -> None:
-    """Nothing that was promised is missing."""
-    assert set(CONTRACT) <= set(attestkit.__all__)
+def test_all_contains_promised_names() -> None:
+    """Every promised name is exported."""
+    assert set(PROMISED) <= set(attestkit.__all__)
 
 
-def test_every_name_is_there() -> None:
-    """`__all__` is sorted, complete, and leads to what it says; `dir` shows it."""
+def test_all_is_sorted_and_resolvable() -> None:
+    """`__all__` is sorted and complete, each name resolves, and `dir` lists it."""
     assert list(attestkit.__all__) == sorted(attestkit.__all__)
     assert attestkit._HOME.keys() == set(attestkit.__all__)
     assert set(attestkit.__all__) <= set(dir(attestkit))
@@ -99,15 +99,15 @@ def test_every_name_is_there() -> None:
         getattr(attestkit, missing)
 
 
-def test_no_submodule_takes_a_name_away() -> None:
-    """Importing every submodule leaves the public names what they were."""
+def test_importing_submodules_keeps_public_names() -> None:
+    """Importing every submodule does not replace a public name."""
     before = {name: getattr(attestkit, name) for name in attestkit.__all__}
     for module in pkgutil.walk_packages(attestkit.__path__, "attestkit.", lambda _: None):
         if module.name.endswith(("__main__", "_lib")):
             continue
         try:
             import_module(module.name)
-        except ModuleNotFoundError as error:  # an extra that is not installed here
+        except ModuleNotFoundError as error:  # an extra that is not installed
             if str(error.name).startswith("attestkit"):
                 raise
     assert {name: getattr(attestkit, name) for name in attestkit.__all__} == before
@@ -115,8 +115,8 @@ def test_no_submodule_takes_a_name_away() -> None:
     assert callable(attestkit.verify_signature)
 
 
-def test_errors_are_of_one_family() -> None:
-    """One `except` catches them all."""
+def test_errors_derive_from_attestkit_error() -> None:
+    """Every error is an AttestKitError."""
     for name in attestkit.errors.__all__:
         assert issubclass(getattr(attestkit.errors, name), AttestKitError)
 
@@ -137,30 +137,30 @@ print(json.dumps([quote.version, quote.report_data.hex(), sorted(set(sys.modules
 """
 
 
-def loaded(modules: list[str]) -> list[str]:
-    """Return which heavy modules are among `modules`."""
+def heavy_modules_in(modules: list[str]) -> list[str]:
+    """Return the heavy modules among `modules`."""
     return [heavy for heavy in HEAVY if any(f"{name}.".startswith(f"{heavy}.") for name in modules)]
 
 
-def test_importing_loads_nothing_heavy() -> None:
-    """Not even our own parts: those come when they are used."""
-    modules = python(IMPORTED)
-    assert loaded(modules) == []
+def test_import_loads_no_heavy_modules() -> None:
+    """Importing attestkit loads no submodule."""
+    modules = run_python(IMPORTED)
+    assert heavy_modules_in(modules) == []
     assert [name for name in modules if name.startswith("attestkit")] == ["attestkit"]
 
 
 @needs_shared
-def test_the_first_quote_needs_nothing_heavy() -> None:
-    """Whoever only parses quotes does not pay for anything else."""
+def test_parsing_a_quote_loads_no_heavy_modules() -> None:
+    """Parsing a quote imports only what it needs."""
     path = SHARED / "data/quotes/dcap-qvl/tdx_quote"
-    version, report_data, modules = python(FIRST_QUOTE, str(path))
+    version, report_data, modules = run_python(FIRST_QUOTE, str(path))
     assert version == 4
     assert bytes.fromhex(report_data) == path.read_bytes()[568:632]
-    assert loaded(modules) == []
+    assert heavy_modules_in(modules) == []
 
 
-def test_the_core_can_be_left_out() -> None:
-    """In plain Python the same names do the same."""
+def test_api_in_pure_python_gives_equal_results() -> None:
+    """The pure Python core gives the same results."""
     program = """
 import json, os
 os.environ["ATTESTKIT_PURE_PYTHON"] = "1"
@@ -172,12 +172,12 @@ with attestkit.open("simulator", seed=bytes(32)) as tee:
     log.check(quote)
     print(json.dumps([_native.CORE, quote.raw.hex()]))
 """
-    core, raw = python(program)
+    core, raw = run_python(program)
     assert core == "python"
     with attestkit.open("simulator", seed=bytes(32)) as tee:
         assert tee.get_quote(b"").raw.hex() == raw
 
 
-def test_types_are_shipped() -> None:
-    """Type checkers may believe our annotations."""
+def test_package_has_py_typed() -> None:
+    """The package contains the py.typed marker (PEP 561)."""
     assert (Path(attestkit.__file__).parent / "py.typed").exists()

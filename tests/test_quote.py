@@ -1,4 +1,4 @@
-"""Quotes say what their bytes say; one that breaks a rule is refused by that rule's name."""
+"""Quotes are parsed field by field; a quote that violates a rule is rejected with its reason."""
 
 import copy
 import json
@@ -24,21 +24,17 @@ from attestkit.quote import (
     TdQuoteBody,
 )
 from tests.quotes import PATTERN, VECTORS, made_quote, made_quotes, sample
+from tests.raising import raises
 from tests.thorough import thorough
-from tests.untyped import untyped
-from tests.vectors import load, needs_shared
+from tests.untyped import untyped, with_false_length
+from tests.vectors import load, needs_shared, path_of
 
 NEGATIVE: list[dict[str, Any]] = load("quotes.json").get("negative", [])
 GOOD = [v for v in VECTORS if v["trailing_all_zero"]]
 
 
-def path_of(vector: dict[str, Any]) -> str:
-    """Return the name of a vector, for pytest."""
-    return str(vector["path"])
-
-
-def check_enclave(report: EnclaveReport, listed: dict[str, Any]) -> None:
-    """Compare a report with the fields a vector lists."""
+def check_enclave_report(report: EnclaveReport, listed: dict[str, Any]) -> None:
+    """Compare a report with the fields of a vector."""
     for name, value in listed.items():
         if not name.startswith("reserved"):
             field = getattr(report, name)
@@ -49,7 +45,7 @@ def check_enclave(report: EnclaveReport, listed: dict[str, Any]) -> None:
 
 
 def check_header(header: QuoteHeader, listed: dict[str, Any]) -> None:
-    """Compare a header with the fields a vector lists."""
+    """Compare a header with the fields of a vector."""
     assert header.version == listed["version"]
     assert header.attestation_key_type == listed["att_key_type"]
     assert header.tee_type == listed["tee_type"]
@@ -60,10 +56,10 @@ def check_header(header: QuoteHeader, listed: dict[str, Any]) -> None:
 
 
 def check_signature_data(quote: Quote, listed: dict[str, Any]) -> None:
-    """Compare what follows the body with the fields a vector lists."""
+    """Compare the part after the body with the fields of a vector."""
     assert quote.signature.hex() == listed["ecdsa_signature"]
     assert quote.attestation_key.hex() == listed["attestation_key"]
-    check_enclave(quote.qe_report, listed["qe_report"])
+    check_enclave_report(quote.qe_report, listed["qe_report"])
     assert quote.qe_report_signature.hex() == listed["qe_report_signature"]
     assert quote.qe_auth_data.hex() == listed["qe_auth_data"]
     prefix = "inner_" if listed["version"] > 3 else ""
@@ -73,8 +69,8 @@ def check_signature_data(quote: Quote, listed: dict[str, Any]) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("vector", GOOD, ids=path_of)
-def test_every_listed_field(vector: dict[str, Any]) -> None:
-    """A real quote has the fields that other parsers found in it."""
+def test_quote_of_hardware_matches_vector(vector: dict[str, Any]) -> None:
+    """A captured quote has the fields that other parsers found in it."""
     data = sample(vector["path"])
     quote = Quote.parse(data)
     assert len(data) == vector["total_len"]
@@ -87,7 +83,7 @@ def test_every_listed_field(vector: dict[str, Any]) -> None:
     check_signature_data(quote, vector)
     if vector["tee_type"] == TEE_SGX:
         assert isinstance(quote.body, EnclaveReport)
-        check_enclave(quote.body, vector["body"])
+        check_enclave_report(quote.body, vector["body"])
     else:
         assert isinstance(quote.body, TdQuoteBody)
         listed = {name: bytes.fromhex(value) for name, value in vector["body"].items()}
@@ -99,8 +95,8 @@ def test_every_listed_field(vector: dict[str, Any]) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("vector", GOOD, ids=path_of)
-def test_pck_chain(vector: dict[str, Any]) -> None:
-    """The certificates of a chain come out whole and in the order they are in."""
+def test_quote_pck_chain_matches_vector(vector: dict[str, Any]) -> None:
+    """The certificates of the chain are complete and in order."""
     from cryptography.x509 import load_der_x509_certificate
 
     chain = Quote.parse(sample(vector["path"])).pck_chain
@@ -118,8 +114,8 @@ def test_pck_chain(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "vector", NEGATIVE, ids=[f"{v['expect']}-{i}" for i, v in enumerate(NEGATIVE)]
 )
-def test_every_mutation_by_its_name(vector: dict[str, Any]) -> None:
-    """Each listed way to break a quote is refused with the listed reason, and with a byte."""
+def test_quote_mutation_fails_with_listed_reason(vector: dict[str, Any]) -> None:
+    """Each listed mutation is rejected with its reason and an offset."""
     data = bytearray(sample(vector["base"]))
     for name, *arguments in vector["ops"]:
         if name == "truncate":
@@ -145,8 +141,8 @@ def test_every_mutation_by_its_name(vector: dict[str, Any]) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("vector", VECTORS, ids=path_of)
-def test_cut_at_every_length(vector: dict[str, Any]) -> None:
-    """A quote that ends too early is refused, and the error names the byte where it ends."""
+def test_quote_truncated_fails_at_its_end(vector: dict[str, Any]) -> None:
+    """The error of a truncated quote names the byte at which it ends."""
     data = sample(vector["path"])[: vector["canonical_len"]]
     for size in range(len(data)):
         with pytest.raises(FormatError) as caught:
@@ -156,8 +152,8 @@ def test_cut_at_every_length(vector: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("data", made_quotes(), ids=len)
-def test_made_quotes(data: bytes) -> None:
-    """Versions and bodies of which there is no real sample are read as they are laid out."""
+def test_quote_of_every_version_and_body_is_read(data: bytes) -> None:
+    """Versions and bodies without a captured sample are read by their layout."""
     quote = Quote.parse(data)
     start = 54 if quote.version == 5 else 48
     if quote.tee_type == TEE_TDX:
@@ -180,14 +176,14 @@ def test_made_quotes(data: bytes) -> None:
     assert quote.raw == data
 
 
-def test_fields_of_an_enclave_report() -> None:
-    """The fields of key separation lie where the reserved bytes of old reports were."""
+def test_enclave_report_key_separation_fields() -> None:
+    """The key separation fields are where older reports have reserved bytes."""
     report = EnclaveReport.parse(PATTERN[:384])
     assert report.cpu_svn == PATTERN[:16]
     assert report.misc_select == 0x13121110
     assert report.isv_ext_prod_id == PATTERN[32:48]
     assert report.config_id == PATTERN[192:256]
-    assert report.isv_prod_id == 0x0605  # the pattern is 251 bytes long
+    assert report.isv_prod_id == 0x0605  # the pattern repeats after 251 bytes
     assert report.config_svn == 0x0A09
     assert report.isv_family_id == PATTERN[304:320]
     assert report.raw == PATTERN[:384]
@@ -198,9 +194,9 @@ def test_fields_of_an_enclave_report() -> None:
     "quote", [made_quote(3, 0), made_quote(4, 0), made_quote(5, 0, 1)], ids=len
 )
 @pytest.mark.parametrize("name", ["mrtd", "rtmrs"])
-def test_enclaves_have_no_registers(quote: bytes, name: str) -> None:
-    """Asking an SGX quote for a TD's registers is a mistake of the caller, and says so."""
-    with pytest.raises(UsageError, match="SGX enclave"):
+def test_enclave_quote_registers_are_not_applicable(quote: bytes, name: str) -> None:
+    """Access to a TD's registers of an SGX quote is a usage error."""
+    with raises(UsageError, "not_applicable"):
         getattr(Quote.parse(quote), name)
 
 
@@ -218,24 +214,24 @@ def test_enclaves_have_no_registers(quote: bytes, name: str) -> None:
         (bytes(1 << 20), "too_long", 131072),
     ],
 )
-def test_rules_by_name(quote: bytes, reason: str, offset: int) -> None:
-    """Rules that no listed mutation breaks are refused by their names, at the value at fault."""
-    with pytest.raises(FormatError) as caught:
+def test_quote_violating_rule_names_reason_and_offset(
+    quote: bytes, reason: str, offset: int
+) -> None:
+    """Rules without a listed mutation are enforced with their reason and offset."""
+    with raises(FormatError, reason, offset=offset):
         Quote.parse(quote)
-    assert (caught.value.reason, caught.value.offset) == (reason, offset)
 
 
-def test_extended_body_is_refused() -> None:
-    """Body type 4 has never been seen signed, so it is not taken for anything."""
+def test_quote_of_body_type_4_fails() -> None:
+    """Body type 4 has not been published in a signed quote, so it is rejected."""
     data = bytearray(made_quote(5, 0x81, 3))
     data[48] = 4
-    with pytest.raises(FormatError, match="body type") as caught:
+    with raises(FormatError, "body_type", offset=48):
         Quote.parse(bytes(data))
-    assert caught.value.reason == "body_type"
 
 
-def test_binding_covers_all_64_bytes() -> None:
-    """The second half of the QE's report data is zero, not somebody's to choose."""
+def test_quote_binding_covers_64_bytes() -> None:
+    """The second half of the QE's report data must be zero."""
     data = bytearray(made_quote())
     data[770 + 320 + 63] = 1
     with pytest.raises(FormatError) as caught:
@@ -243,8 +239,8 @@ def test_binding_covers_all_64_bytes() -> None:
     assert (caught.value.reason, caught.value.offset) == ("qe_binding", 770 + 320)
 
 
-def test_padding_is_not_part_of_a_quote() -> None:
-    """Zero bytes behind a quote are counted and cut off; it stays the same quote."""
+def test_quote_padding_is_counted_and_ignored() -> None:
+    """Zero bytes after a quote are counted, and do not take part in equality."""
     bare, padded = Quote.parse(made_quote()), Quote.parse(made_quote() + bytes(70))
     assert (bare.padding, padded.padding) == (0, 70)
     assert bare == padded
@@ -256,18 +252,18 @@ def test_padding_is_not_part_of_a_quote() -> None:
 
 
 @pytest.mark.parametrize("data", [made_quote(), made_quote(3, 0) + bytes(3)], ids=len)
-def test_pickle_and_copy(data: bytes) -> None:
-    """A quote survives pickling and copying, with its padding."""
+def test_quote_pickle_and_copy_keep_padding(data: bytes) -> None:
+    """Pickling and copying keep a quote and its padding."""
     quote = Quote.parse(data)
-    for twin in (pickle.loads(pickle.dumps(quote)), copy.copy(quote), copy.deepcopy(quote)):
-        assert twin == quote
-        assert type(twin) is type(quote)
-        assert twin.padding == quote.padding
-        assert twin.body == quote.body
+    for copied in (pickle.loads(pickle.dumps(quote)), copy.copy(quote), copy.deepcopy(quote)):
+        assert copied == quote
+        assert type(copied) is type(quote)
+        assert copied.padding == quote.padding
+        assert copied.body == quote.body
 
 
-def test_immutable() -> None:
-    """Nothing of a quote can be set, deleted or added."""
+def test_quote_is_immutable() -> None:
+    """Attributes of a quote cannot be set, deleted or added."""
     quote = Quote.parse(made_quote())
     for name in ("mrtd", "raw", "body", "other"):
         with pytest.raises(AttributeError):
@@ -281,16 +277,16 @@ def test_immutable() -> None:
     assert quote.mrtd == made_quote()[184:232]
 
 
-def test_short_repr() -> None:
-    """The text of a quote is one short line."""
+def test_quote_repr_is_one_short_line() -> None:
+    """The repr is one short line."""
     text = repr(Quote.parse(made_quote()))
     assert text == f"<Quote v4 TDX, 1258 bytes, report_data {made_quote()[568:576].hex()}...>"
     assert repr(Quote.parse(made_quote(3, 0))).startswith("<Quote v3 SGX, ")
 
 
 @pytest.mark.parametrize("data", made_quotes(), ids=len)
-def test_dictionary(data: bytes) -> None:
-    """to_dict has every field once, as JSON takes it."""
+def test_quote_to_dict_has_every_field(data: bytes) -> None:
+    """to_dict returns every field once, in JSON types."""
     quote = Quote.parse(data)
     fields = json.loads(json.dumps(quote.to_dict()))
     assert fields["version"] == quote.version
@@ -302,47 +298,41 @@ def test_dictionary(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", ["00", bytearray(made_quote()), memoryview(made_quote()), None])
-def test_only_bytes(data: object) -> None:
-    """A quote is bytes; anything else is a mistake of the caller."""
-    with pytest.raises(UsageError, match="a quote is bytes, not"):
+def test_quote_of_other_type_is_usage_error(data: object) -> None:
+    """A quote is bytes."""
+    with raises(UsageError, "wrong_type"):
         Quote.parse(untyped(data))
 
 
-def test_lying_subclass_of_bytes() -> None:
-    """A subclass of bytes that lies about its length is read for what it holds."""
-
-    class Lying(bytes):
-        def __len__(self) -> int:
-            return 1 << 40
-
-    assert Quote.parse(Lying(made_quote())) == Quote.parse(made_quote())
-    some = [made_quote(), Lying(made_quote()), made_quote()]
+def test_quote_of_bytes_subclass_uses_stored_bytes() -> None:
+    """An overridden length of a bytes subclass is ignored."""
+    assert Quote.parse(with_false_length(made_quote(), 1 << 40)) == Quote.parse(made_quote())
+    some = [made_quote(), with_false_length(made_quote(), 1 << 40), made_quote()]
     assert Quote.parse_many(some) == [Quote.parse(made_quote())] * 3
-    with pytest.raises(FormatError, match="quote 3: the quote ends inside"):
+    with raises(FormatError, "short_header", message="quote 3: truncated in the 48-byte header"):
         Quote.parse_many([*some, b"\4"])
-    with pytest.raises(FormatError):
-        Quote.parse(Lying(b"\4"))
+    with raises(FormatError, "short_header"):
+        Quote.parse(with_false_length(b"\4", 1 << 40))
 
 
-def test_parse_many() -> None:
-    """Many quotes come back in their order; a bad one is told by its number."""
+def test_parse_many_keeps_order_and_names_invalid_quote() -> None:
+    """Quotes are returned in order, and an error names the number of the quote."""
     quotes = made_quotes()
     assert Quote.parse_many(quotes) == [Quote.parse(data) for data in quotes]
     assert Quote.parse_many(iter(())) == []
-    with pytest.raises(FormatError, match="quote 2: the quote ends inside") as caught:
+    with raises(FormatError, "short_header", offset=1) as caught:
         Quote.parse_many([*quotes[:2], b"\4"])
-    assert (caught.value.reason, caught.value.offset) == ("short_header", 1)
-    with pytest.raises(UsageError):
+    assert caught.value.message.startswith("quote 2: ")
+    with raises(UsageError, "wrong_type"):
         Quote.parse_many([quotes[0], untyped("00")])
 
 
 @pytest.mark.parametrize("size", [0, 47, 49, 383, 385, 583, 585, 647, 649])
-def test_parts_want_their_sizes(size: int) -> None:
-    """A header, a body or a report of another size is refused."""
+def test_quote_part_of_wrong_size_fails(size: int) -> None:
+    """A header, a body and a report have fixed sizes."""
     for part in (QuoteHeader, TdQuoteBody, EnclaveReport):
-        with pytest.raises(FormatError) as caught:
+        with raises(FormatError, "wrong_size"):
             part.parse(bytes(size))
-        assert caught.value.reason == "size"
         with pytest.raises(UsageError):
             part.parse(untyped(bytearray(size)))
 
@@ -352,32 +342,31 @@ def test_parts_want_their_sizes(size: int) -> None:
     few=300,
     many=2000,
 )
-def test_any_bytes(data: bytes) -> None:
-    """Whatever bytes come, only our own errors come out."""
+def test_quote_of_arbitrary_bytes_raises_only_attestkit_errors(data: bytes) -> None:
+    """Arbitrary bytes raise only an AttestKitError."""
     with pytest.raises(AttestKitError):
         Quote.parse(data)
 
 
 @pytest.mark.parametrize("kind", [1, 2, 3, 4])
-def test_no_chain(kind: int) -> None:
-    """Certification data of other types hold no chain, whatever is in them."""
+def test_quote_pck_chain_of_other_certification_is_empty(kind: int) -> None:
+    """Certification data of other types contain no chain."""
     assert Quote.parse(made_quote(certification=(kind, b"\x30\0"))).pck_chain == ()
 
 
-def test_chain_when_asked_for() -> None:
-    """Certification data may hold anything; asking for a chain that is none tells the byte."""
+def test_quote_pck_chain_if_malformed_fails_on_access() -> None:
+    """Certification data may be anything; access to a malformed chain names the byte."""
     quote = Quote.parse(made_quote(certification=(5, b"\x30\0")))
     assert quote.pck_chain == (b"\x30\0",)
     assert quote.pck_chain is quote.pck_chain
     quote = Quote.parse(made_quote(certification=(5, b"\x30\0\x30\1")))
     assert quote.certification == Certification(5, b"\x30\0\x30\1")
-    with pytest.raises(FormatError) as caught:
+    with raises(FormatError, "truncated", offset=1258 + 2):
         _ = quote.pck_chain
-    assert (caught.value.reason, caught.value.offset) == ("pck_chain", 1258 + 2)
 
 
-def test_what_parsing_loads() -> None:
-    """The first quote costs neither dataclasses nor X.509 nor asyncio nor the package metadata."""
+def test_quote_parse_imports_no_heavy_modules() -> None:
+    """Parsing imports neither dataclasses nor X.509 nor asyncio nor importlib.metadata."""
     code = (
         "import sys; from attestkit.quote import Quote; quote = bytes.fromhex(sys.argv[1]);"
         "q = Quote.parse(quote); q.body, q.qe_report, q.certification; print(*sys.modules)"

@@ -1,4 +1,4 @@
-"""The file that docs/recording.md shows is one; its program runs as a page, see tests/docs."""
+"""The recording in docs/recording.md is valid; tests/docs runs its program."""
 
 import json
 import re
@@ -20,15 +20,15 @@ def _block(language: str) -> str:
     return str(found)
 
 
-def test_the_file_is_as_shown(tmp_path: Path) -> None:
-    """With its bytes filled in it is read; its limits are those of the code."""
+def test_shown_file_is_valid(tmp_path: Path) -> None:
+    """With its bytes filled in the file can be read; its limits are those of the code."""
     text = re.sub(r'"[0-9a-f]{6}\.\.\."', '"00"', _block("json"))
     path = tmp_path / "tee.jsonl"
     path.write_text(text)
     found = recording_file.read_recording(path)
     assert found.complete
     assert [entry.key[0] for entry in found.entries] == ["read_rtmr", "extend_rtmr", "get_quote"]
-    assert all(CALLS[entry.key[0]].change == entry.change for entry in found.entries)
+    assert all(CALLS[entry.key[0]].changes_state == entry.change for entry in found.entries)
     assert json.loads(text.splitlines()[0])["version"] == recording_file.VERSION
     assert recording_file.LARGEST == 256 << 20
     assert recording_file.MOST == 1_000_000

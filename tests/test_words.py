@@ -1,4 +1,4 @@
-"""docs/glossary.md and docs/faq.md name what there is: Python's names, and tests."""
+"""docs/glossary.md and docs/faq.md name existing Python objects and tests."""
 
 import re
 from importlib import import_module
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not GLOSSARY.exists(), reason="docs/glossary.md 
 
 
 def _found(name: str) -> object:
-    """Return what a dotted name stands for, modules on its way loaded."""
+    """Return the object of a dotted name, importing modules as needed."""
     value: object = attestkit
     path = "attestkit"
     for part in name.removeprefix("attestkit.").split("."):
@@ -25,8 +25,8 @@ def _found(name: str) -> object:
     return value
 
 
-def test_the_glossarys_names_are_there() -> None:
-    """Each name in its last column is one of attestkit's: a class, a field, a module."""
+def test_glossary_names_exist() -> None:
+    """Each name in the last column is a class, a field or a module of attestkit."""
     cells = [row.rstrip(" |").rsplit("|", 1)[-1] for row in GLOSSARY.read_text().splitlines()]
     names = re.findall(r"`((?:attestkit\.|[A-Z])[\w.]+)`", "\n".join(cells))
     assert len(names) > 40
@@ -34,14 +34,14 @@ def test_the_glossarys_names_are_there() -> None:
         assert _found(name) is not None, name
 
 
-def test_the_glossary_is_in_order() -> None:
-    """A word is where one looks for it."""
+def test_glossary_is_sorted() -> None:
+    """The entries are sorted."""
     words = re.findall(r"^\| ([^|]+?) \|", GLOSSARY.read_text(), re.MULTILINE)[1:]
     assert words == sorted(words, key=str.casefold)
 
 
-def test_the_tests_that_answers_name_are_there() -> None:
-    """Each test or folder of tests that an answer rests on exists."""
+def test_tests_named_in_answers_exist() -> None:
+    """Each test or folder of tests that an answer cites exists."""
     named = re.findall(r"`(tests/[\w/.]+)(?:::(\w+))?`", QUESTIONS.read_text())
     assert len(named) > 8
     for file, test in named:

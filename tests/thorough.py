@@ -1,8 +1,8 @@
-"""What the default run has few of, and slow tests all: examples of a property, or like parameters.
+"""Reduce expensive tests in the default run: fewer examples of a property, fewer parameters.
 
-What costs a second or more of processor at every `make test` shows little with its last thousand
-examples that it did not with the first few hundred, or with a sixteenth program that is started to
-refuse an option. Those who have the time try them all.
+A property test with thousands of examples rarely finds more than with a few hundred, and a
+sixteenth rejected option rarely more than the first; each costs a second or more of CPU per
+`make test`. The slow tests run them all.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Property = Callable[..., None]
 
 
 def thorough(*drawn: SearchStrategy[Any], few: int, many: int) -> Callable[[Property], Property]:
-    """Return a decorator that stands for `given` and `settings`: two tests, the second one slow."""
+    """Return a decorator like `given` and `settings` that makes two tests, the second one slow."""
 
     def decorate(holds: Property) -> Property:
         @pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
@@ -29,12 +29,12 @@ def thorough(*drawn: SearchStrategy[Any], few: int, many: int) -> Callable[[Prop
             settings(max_examples=examples, database=None, deadline=None)(check)()
 
         both.__name__, both.__doc__ = holds.__name__, holds.__doc__
-        untyped(both).place_as = holds  # where pytest says it is
+        untyped(both).place_as = holds  # the place that pytest reports
         return both
 
     return decorate
 
 
 def slow(*rows: tuple[Any, ...]) -> list[Any]:
-    """Return rows of parameters as slow ones, to be put behind those that stand for them."""
+    """Mark rows of parameters as slow; put them behind representative rows that are not."""
     return [pytest.param(*row, marks=pytest.mark.slow) for row in rows]

@@ -1,12 +1,22 @@
-"""A way past the type checker for calls that are wrong on purpose, and for stand-ins."""
+"""Values hidden from type checkers, and values that misreport themselves."""
 
 from typing import Any
 
 
 def untyped(value: object) -> Any:
-    """Return the value, of whose type a checker shall know nothing.
+    """Return the value with the type Any.
 
-    For what a program without types could do: arguments of a wrong type, attributes set that are
-    not to be set, and stand-ins that have as much of a type as is used.
+    For calls that are wrong on purpose: arguments of a wrong type, assignments to read-only
+    attributes, and stand-ins that implement a part of a type.
     """
     return value
+
+
+def with_false_length(data: bytes, length: int) -> bytes:
+    """Return `data` as an instance of a bytes subclass that reports another length."""
+
+    class BytesWithFalseLength(bytes):
+        def __len__(self) -> int:
+            return length
+
+    return BytesWithFalseLength(data)

@@ -1,7 +1,7 @@
-"""Where the shared samples and vectors are, and how a test says that it needs them.
+"""Access to the shared samples and vectors, and a mark for tests that need them.
 
-They are present in development and in continuous integration, not in a release; tests that need
-them skip with that reason elsewhere.
+They exist in development and in continuous integration, not in a release; elsewhere the tests
+skip with this reason.
 """
 
 import json
@@ -12,14 +12,19 @@ import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 HAVE_SHARED = (SHARED / "vectors").is_dir()
-needs_shared = pytest.mark.skipif(not HAVE_SHARED, reason="the shared vectors are not here")
+needs_shared = pytest.mark.skipif(not HAVE_SHARED, reason="the shared vectors are missing")
 
 
 def load(name: str) -> Any:
-    """Return the JSON of `vectors/<name>`, or an empty object where the vectors are missing."""
+    """Return the JSON of `vectors/<name>`, or an empty object without the vectors."""
     return json.loads((SHARED / "vectors" / name).read_text()) if HAVE_SHARED else {}
 
 
 def data(name: str) -> bytes:
-    """Return the bytes of `data/<name>`, or none where the samples are missing."""
+    """Return the bytes of `data/<name>`, or no bytes without the samples."""
     return (SHARED / "data" / name).read_bytes() if HAVE_SHARED else b""
+
+
+def path_of(vector: dict[str, Any]) -> str:
+    """Return the path of a vector's sample, as an id for pytest."""
+    return str(vector["path"])

@@ -1,1 +1,4 @@
-"""The only importer of cryptography, coincurve, nacl and Keccak: bytes in, our errors out."""
+"""Cryptography: the only package that imports cryptography, coincurve, PyNaCl and PyCryptodome.
+
+Arguments are bytes; the libraries' exceptions are converted to those of attestkit.
+"""

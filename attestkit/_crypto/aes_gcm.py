@@ -14,28 +14,30 @@ TAG_SIZE: Final = 16
 
 
 def aes_gcm_encrypt(key: bytes, iv: bytes, plaintext: bytes) -> bytes:
-    """Return ciphertext and tag (16 bytes longer than the plaintext).
+    """Return the ciphertext followed by the tag of 16 bytes.
 
     Raises:
-        UsageError: the key is not 32 bytes or the IV not 12.
+        UsageError: If the key does not have 32 bytes, or the IV 12.
     """
     return _cipher(key, iv).encrypt(iv, plaintext, None)
 
 
 def aes_gcm_decrypt(key: bytes, iv: bytes, ciphertext: bytes) -> bytes:
-    """Return the plaintext of ciphertext and tag.
+    """Return the plaintext of a ciphertext followed by its tag.
 
     Raises:
-        VerificationError: the tag does not hold, or is cut.
-        UsageError: the key is not 32 bytes or the IV not 12.
+        VerificationError: If the tag is not valid, or truncated.
+        UsageError: If the key does not have 32 bytes, or the IV 12.
     """
     try:
         return _cipher(key, iv).decrypt(iv, ciphertext, None)
     except InvalidTag as error:
-        raise VerificationError("AES-GCM: the tag does not hold") from error
+        message = "AES-GCM: authentication tag is not valid"
+        raise VerificationError(message, reason="bad_signature") from error
 
 
 def _cipher(key: bytes, iv: bytes) -> AESGCM:
     if len(key) != 32 or len(iv) != IV_SIZE:
-        raise UsageError(f"AES-256-GCM wants 32 and {IV_SIZE} bytes of key and IV")
+        message = f"AES-256-GCM: key must have 32 bytes and IV {IV_SIZE}"
+        raise UsageError(message, reason="wrong_size")
     return AESGCM(key)

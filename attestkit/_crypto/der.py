@@ -1,10 +1,11 @@
-"""A cursor over DER (X.690), for what the X.509 of `cryptography` does not read.
+"""A strict DER reader (X.690), for structures that `cryptography` does not parse.
 
-Strict: definite lengths in their shortest form, tags of one byte, nothing behind the last element.
+Lengths must be definite and in their shortest form, and tags have one byte.
 """
 
 from typing import Final
 
+from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
 
 __all__ = [
@@ -31,7 +32,7 @@ IA5_STRING: Final = 0x16
 UTC_TIME: Final = 0x17
 GENERALIZED_TIME: Final = 0x18
 SEQUENCE: Final = 0x30
-# The least length that takes so many bytes; four hold 4 GiB, more than anything here.
+# The smallest length that needs this number of bytes; four bytes (4 GiB) are sufficient.
 _LONG: Final = {1: 0x80, 2: 1 << 8, 3: 1 << 16, 4: 1 << 24}
 
 
@@ -41,7 +42,7 @@ def context(number: int) -> int:
 
 
 class DerReader:
-    """Reads elements one after the other; what cannot be is a FormatError with its offset."""
+    """A cursor over DER elements; its methods raise FormatError if an element is malformed."""
 
     __slots__ = ("_data", "_end", "at")
 
@@ -51,7 +52,7 @@ class DerReader:
         self.at = at
 
     def tag(self) -> int | None:
-        """Return the tag of the next element without reading it; None at the end."""
+        """Return the tag of the next element, or None at the end; do not read it."""
         return self._data[self.at] if self.at < self._end else None
 
     def content(self, tag: int) -> bytes:
@@ -60,24 +61,25 @@ class DerReader:
         return self._data[start:end]
 
     def whole(self, tag: int) -> bytes:
-        """Read an element and return it with its tag and length."""
+        """Read an element and return it, including tag and length."""
         at = self.at
         _, end = self._element(tag)
         return self._data[at:end]
 
     def enter(self, tag: int) -> "DerReader":
-        """Read an element and return a reader of its content."""
+        """Read an element and return a reader for its content."""
         start, end = self._element(tag)
         return DerReader(self._data, start, end)
 
     def integer(self) -> int:
-        """Read an INTEGER of at most 32 bytes, which may be negative."""
+        """Read a signed INTEGER of at most 32 bytes."""
         at = self.at
         content = self.content(INTEGER)
-        # X.690, 8.3.2: the first nine bits are neither all zero nor all one.
+        # X.690, 8.3.2: the first nine bits must be neither all zero nor all one.
         padded = len(content) > 1 and int.from_bytes(content[:2], "big") >> 7 in {0, 0x1FF}
         if not content or len(content) > 32 or padded:
-            raise FormatError("not an INTEGER of 1 to 32 bytes in its shortest form", offset=at)
+            message = "INTEGER must have 1 to 32 bytes in its shortest form"
+            raise _bad(message, at, "not_canonical" if padded else "wrong_size")
         return int.from_bytes(content, "big", signed=True)
 
     def boolean(self) -> bool:
@@ -85,31 +87,32 @@ class DerReader:
         at = self.at
         content = self.content(BOOLEAN)
         if content not in {b"\0", b"\xff"}:
-            raise FormatError("not a BOOLEAN", offset=at)
+            raise _bad("BOOLEAN must be 00 or FF", at, "wrong_value")
         return content == b"\xff"
 
     def bits(self) -> tuple[int, bytes]:
-        """Read a BIT STRING: the number of unused bits at its end, all zero, and its bytes."""
+        """Read a BIT STRING; return the number of unused bits, which must be zero, and bytes."""
         at = self.at
         content = self.content(BIT_STRING)
         unused = content[0] if content else 8
-        last = content[-1] if len(content) > 1 else 0xFF  # so that no bits have none unused
+        last = content[-1] if len(content) > 1 else 0xFF  # an empty string has no unused bits
         if unused > 7 or last & (1 << unused) - 1:
-            raise FormatError("not a BIT STRING", offset=at)
+            raise _bad("BIT STRING has invalid unused bits", at, "wrong_value")
         return unused, content[1:]
 
     def finish(self) -> None:
-        """Refuse anything behind what was read."""
+        """Raise FormatError unless all elements were read."""
         if self.at != self._end:
-            raise FormatError("something stands behind the last element", offset=self.at)
+            raise _bad("data follow the last element", self.at, "trailing_data")
 
     def _element(self, tag: int) -> tuple[int, int]:
-        """Move behind the next element; return where its content starts and ends."""
+        """Skip the next element; return start and end of its content."""
         at = self.at
         head = self._data[at : min(at + 6, self._end)]
         if len(head) < 2 or head[0] != tag:
             found = f"tag {head[0]:#04x}" if head else "the end"
-            raise FormatError(f"DER tag {tag:#04x} wanted, {found} found", offset=at)
+            reason: FormatReason = "wrong_type" if head and head[0] != tag else "truncated"
+            raise _bad(f"expected tag {tag:#04x}, found {found}", at, reason)
         size, start = head[1], at + 2
         if size >= 0x80:
             width = size - 0x80
@@ -117,26 +120,31 @@ class DerReader:
             start += width
             least = _LONG.get(width)
             if least is None or len(head) < 2 + width or size < least:
-                raise FormatError("not a DER length", offset=at + 1)
+                raise _bad("invalid length", at + 1, "syntax")
         if size > self._end - start:
-            raise FormatError(f"{size} bytes wanted, {self._end - start} left", offset=at)
+            raise _bad(f"{size} bytes expected, {self._end - start} left", at, "truncated")
         self.at = start + size
         return start, self.at
 
 
+def _bad(message: str, at: int, reason: FormatReason) -> FormatError:
+    return FormatError(f"DER: {message}", offset=at, reason=reason)
+
+
 def dotted_oid(content: bytes) -> str:
-    """Return the content of an OBJECT IDENTIFIER in its dotted form, such as 2.5.29.19.
+    """Return the dotted form of the content of an OBJECT IDENTIFIER, such as 2.5.29.19.
 
     Raises:
-        FormatError: It is none.
+        FormatError: If the content is malformed.
     """
     if not content or content[-1] & 0x80 or len(content) > 64:
-        raise FormatError("not an OBJECT IDENTIFIER")
+        raise FormatError("DER: malformed OBJECT IDENTIFIER", reason="syntax")
     arcs: list[int] = []
     arc = 0
     for byte in content:
         if not arc and byte == 0x80:
-            raise FormatError("an OBJECT IDENTIFIER has an arc that is not in its shortest form")
+            message = "DER: arc of an OBJECT IDENTIFIER is not in its shortest form"
+            raise FormatError(message, reason="not_canonical")
         arc = arc << 7 | byte & 0x7F
         if not byte & 0x80:
             arcs.append(arc)

@@ -1,7 +1,7 @@
-"""ECDSA on secp256k1 and P-256. Every nonce is RFC 6979's, so every signature can be repeated.
+"""ECDSA on secp256k1 and P-256, with deterministic signatures (RFC 6979).
 
-Secrets are handed on to coincurve as bytes, which are wiped when their key goes, and to OpenSSL as
-numbers: it wipes its own, Python does not. docs/secrets.md tells what stays.
+coincurve gets secrets as bytes, which are wiped when the key object is destroyed. OpenSSL gets them
+as Python integers, which cannot be wiped; see docs/secrets.md.
 """
 
 import hmac
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 )
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from attestkit._crypto.pem import armour
+from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.zeroize import Secret, own_copy, wipe, wipe_field
 from attestkit.errors import FormatError, SignatureError, UsageError
 
@@ -35,24 +35,25 @@ __all__ = [
     "p256_verify_der",
 ]
 
+_K256_RANGE: Final = "secp256k1 secret: must be in 1..n-1"
 _CURVE: Final = ec.SECP256R1()
-# Made once: making it takes about 2 us, a tenth of a signature.
+# A constant, because creating it takes about 2 us, a tenth of a signature.
 _P256_SIGNATURE: Final = ec.ECDSA(SHA256(), deterministic_signing=True)
 _K256_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-# RFC 5958 and RFC 5915 around the scalar, the curve named in the algorithm alone.
+# PKCS#8 (RFC 5958, RFC 5915) before the scalar; the curve is in the algorithm only.
 _PKCS8_HEAD: Final = bytes.fromhex(
     "308187020100301306072a8648ce3d020106082a8648ce3d030107046d306b0201010420"
 )
 _PKCS8_POINT: Final = bytes.fromhex("a14403420004")
-# RFC 5480, up to and with the 04 of the point.
+# SubjectPublicKeyInfo (RFC 5480) before the coordinates, including the 04 of the point.
 P256_SPKI_HEAD: Final = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 
 
 class _Signer(PrivateKey):
-    """coincurve's key on our own bytes, without its second half for Schnorr signatures.
+    """coincurve's key without its Schnorr key pair, on bytes that this module can wipe.
 
-    The making of that leaves a copy of the secret in memory, and takes as long as a signature.
+    Creating the key pair leaves a copy of the secret in memory, and takes as long as a signature.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -62,28 +63,32 @@ class _Signer(PrivateKey):
 
 
 class K256Key(Secret):
-    """A secp256k1 key, prepared once for many signatures; its secret is wiped when it goes."""
+    """A secp256k1 key; its secret is wiped when the object is destroyed."""
 
     __slots__ = ("_key", "_secret", "public_key")
 
     def __init__(self, secret: bytes) -> None:
-        """Take the 32-byte big-endian scalar; UsageError if it is not 32 bytes or not in 1..n-1."""
-        _check_size("a secp256k1 secret", secret, 32)
+        """Create a key from its scalar, 32 bytes, big-endian.
+
+        Raises:
+            UsageError: If the secret does not have 32 bytes, or is not in 1..n-1.
+        """
+        _check_size("secp256k1 secret", secret, 32)
         self._secret = own_copy(secret)
         try:
             self._key = _Signer(self._secret)
         except ValueError as error:
-            raise UsageError("a secp256k1 secret must be in 1..n-1") from error
+            raise UsageError(_K256_RANGE, reason="invalid_key") from error
         self.public_key: bytes = self._key.public_key.format()  # 33 bytes, compressed SEC1
 
     def sign_recoverable(self, digest: bytes) -> bytes:
-        """Return r, s and v (65 bytes; s low, v 0 or 1) over a 32-byte digest."""
-        _check_size("a digest", digest, 32)
+        """Return r, s and v over a 32-byte digest: 65 bytes, with low s, and v 0 or 1."""
+        _check_size("digest", digest, 32)
         signature: bytes = self._key.sign_recoverable(digest, hasher=None)
         return signature
 
     def sign(self, digest: bytes) -> bytes:
-        """Return r and s (64 bytes, s low) over a 32-byte digest."""
+        """Return r and s over a 32-byte digest: 64 bytes, with low s."""
         return self.sign_recoverable(digest)[:64]
 
     def __del__(self, *, _wipe: Callable[[object, str], None] = wipe_field) -> None:
@@ -94,21 +99,21 @@ class K256Key(Secret):
 
 
 def k256_public_key(secret: bytes, *, compressed: bool = True) -> bytes:
-    """Return the SEC1 public key of a 32-byte scalar, 33 bytes compressed or else 65.
+    """Return the SEC1 public key of a 32-byte scalar: 33 bytes if compressed, else 65.
 
     Raises:
-        UsageError: the secret is not 32 bytes or not in 1..n-1.
+        UsageError: If the secret does not have 32 bytes, or is not in 1..n-1.
     """
-    _check_size("a secp256k1 secret", secret, 32)
+    _check_size("secp256k1 secret", secret, 32)
     try:
         public: bytes = PublicKey.from_secret(secret).format(compressed)
     except ValueError as error:
-        raise UsageError("a secp256k1 secret must be in 1..n-1") from error
+        raise UsageError(_K256_RANGE, reason="invalid_key") from error
     return public
 
 
 def k256_sign(secret: bytes, digest: bytes) -> bytes:
-    """Return r and s (64 bytes, s low) over a 32-byte digest; UsageError as `K256Key`."""
+    """Return r and s over a 32-byte digest: 64 bytes, with low s; UsageError as `K256Key`."""
     return K256Key(secret).sign(digest)
 
 
@@ -118,107 +123,117 @@ def k256_sign_recoverable(secret: bytes, digest: bytes) -> bytes:
 
 
 def k256_recover(signature: bytes, digest: bytes) -> bytes:
-    """Return the compressed public key (33 bytes) that made the 65-byte `signature` over `digest`.
+    """Recover the public key (33 bytes, compressed) of a 65-byte signature over a digest.
 
-    Recovery alone proves nothing: compare the result with the key that you expect.
+    Recovery does not verify anything: compare the result with the expected key.
 
     Raises:
-        SignatureError: the signature is not 65 bytes, or no key can have made it.
-        UsageError: the digest is not 32 bytes.
+        SignatureError: If the signature does not have 65 bytes, or no key matches it.
+        UsageError: If the digest does not have 32 bytes.
     """
-    _check_size("a digest", digest, 32)
+    _check_size("digest", digest, 32)
     if len(signature) != 65:
-        raise SignatureError(f"a recoverable signature is 65 bytes, not {len(signature)}")
+        message = f"secp256k1: recoverable signature must have 65 bytes, not {len(signature)}"
+        raise SignatureError(message, reason="bad_signature")
     try:
         key = PublicKey.from_signature_and_message(signature, digest, hasher=None)
     except ValueError as error:
-        raise SignatureError("no secp256k1 key can have made this signature") from error
+        message = "secp256k1: no public key matches the signature"
+        raise SignatureError(message, reason="bad_signature") from error
     public: bytes = key.format()
     return public
 
 
 def k256_verify(public_key: bytes, signature: bytes, digest: bytes) -> bool:
-    """Tell whether r and s over a 32-byte digest hold; a high s never does.
+    """Return whether a signature over a digest is valid; one with high s is not.
 
     Args:
-        public_key: SEC1, compressed (33 bytes) or uncompressed (65).
+        public_key: SEC1, compressed (33 bytes) or uncompressed (65 bytes).
         signature: r and s, 64 bytes.
         digest: 32 bytes.
 
     Raises:
-        UsageError: the key is no point, the signature is not 64 bytes or r or s is not in
-            1..n-1, or the digest is not 32 bytes.
+        UsageError: If the key is not a point of the curve, r or s is not in 1..n-1, or an argument
+            has another size.
     """
     head = public_key[:1]
-    # libsecp256k1 would take the hybrid form (06, 07) too, which nobody else in this world does.
+    # libsecp256k1 also accepts the hybrid form (06, 07), which other implementations reject.
     if (len(public_key), head) not in {(33, b"\x02"), (33, b"\x03"), (65, b"\x04")}:
-        raise UsageError("invalid public key: want 33 or 65 bytes of SEC1")
+        message = "invalid public key: must be 33 or 65 bytes of SEC1"
+        raise UsageError(message, reason="invalid_key")
     try:
         key = PublicKey(public_key)
     except ValueError as error:
-        raise UsageError("invalid public key: not on secp256k1") from error
+        message = "invalid public key: not on the curve secp256k1"
+        raise UsageError(message, reason="invalid_key") from error
     r, s = _split(signature, _K256_ORDER)
-    _check_size("a digest", digest, 32)
+    _check_size("digest", digest, 32)
     valid: bool = key.verify(encode_dss_signature(r, s), digest, hasher=None)
     return valid
 
 
 class P256Key(Secret):
-    """A P-256 key pair, with its encodings byte for byte as the guest agent writes them.
+    """A P-256 key pair, with the encodings of the dstack guest agent.
 
-    Make one with `from_scalar` or `from_pem`. Equal scalars make equal keys.
+    Create it with `from_scalar` or `from_pem`. Keys are equal if their scalars are equal.
     """
 
     __slots__ = ("_scalar", "private", "public_point")
 
     def __init__(self, private: ec.EllipticCurvePrivateKey, scalar: bytes = b"") -> None:
-        """Take the key, and its scalar where that is known.
+        """Create a key pair from OpenSSL's key and, if known, its scalar.
 
-        To ask OpenSSL for it leaves copies behind that nobody can wipe.
+        Exporting the scalar from OpenSSL leaves copies that cannot be wiped.
         """
         self._scalar = own_copy(scalar)
-        self.private: ec.EllipticCurvePrivateKey = private  # for attestkit._crypto alone
+        self.private: ec.EllipticCurvePrivateKey = private  # for attestkit._crypto only
         point = private.public_key().public_numbers()
         x, y = point.x.to_bytes(32, "big"), point.y.to_bytes(32, "big")
         self.public_point: bytes = x + y
 
     @classmethod
     def from_scalar(cls, scalar: bytes) -> "P256Key":
-        """Take the 32-byte big-endian scalar; UsageError if it is not 32 bytes or not in 1..n-1."""
-        _check_size("a P-256 scalar", scalar, 32)
+        """Create a key pair from its scalar, 32 bytes, big-endian.
+
+        Raises:
+            UsageError: If the scalar does not have 32 bytes, or is not in 1..n-1.
+        """
+        _check_size("P-256 scalar", scalar, 32)
         number = int.from_bytes(scalar, "big")
         if not 0 < number < P256_ORDER:
-            raise UsageError("a P-256 scalar must be in 1..n-1")
+            raise UsageError("P-256 scalar: must be in 1..n-1", reason="invalid_key")
         return cls(ec.derive_private_key(number, _CURVE), scalar)
 
     @classmethod
     def from_pem(cls, text: str) -> "P256Key":
-        """Read PEM, PKCS#8 or SEC1, not encrypted.
+        """Parse an unencrypted private key in PEM, PKCS#8 or SEC1.
 
         Raises:
-            FormatError: this is no PEM private key, or one of another kind.
+            FormatError: If the key is malformed, encrypted, or not a P-256 key.
         """
-        # Late: it brings ciphers and SSH, and most programs read no key.
+        # Lazy import: it loads ciphers and SSH, and most programs do not parse keys.
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-        # Replaced, because the error of an encoder would carry the secret.
+        # "replace", because a UnicodeEncodeError would contain the secret.
         data = text.encode("ascii", "replace")
         key = None
         try:
             key = load_pem_private_key(data, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm, InternalError):
-            pass  # its text quotes the lines around the key, in which a part of it may be
+            pass  # raised below: the text of this error may contain a part of the key
         finally:
             wipe(data)
         if key is None:
-            raise FormatError("not the PEM of an unencrypted private key")
+            message = "private key: not the PEM of an unencrypted private key"
+            raise FormatError(message, reason="syntax")
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != _CURVE.name:
-            raise FormatError("the PEM holds a private key of another kind than P-256")
+            message = "private key: must be a P-256 key"
+            raise FormatError(message, reason="unsupported_algorithm")
         return cls(key)
 
     @property
     def scalar(self) -> bytes:
-        """The secret, 32 bytes big-endian."""
+        """The secret scalar, 32 bytes, big-endian."""
         if not self._scalar:
             number = self.private.private_numbers().private_value
             self._scalar = number.to_bytes(32, "big")
@@ -231,7 +246,7 @@ class P256Key(Secret):
 
     @property
     def pkcs8_der(self) -> bytes:
-        """The private key in DER with its public key, 138 bytes (RFC 5958)."""
+        """The private key with its public key in DER, 138 bytes (RFC 5958)."""
         scalar = self.scalar
         der = b"".join((_PKCS8_HEAD, scalar, _PKCS8_POINT, self.public_point))
         wipe(scalar)
@@ -239,18 +254,18 @@ class P256Key(Secret):
 
     @property
     def pkcs8_pem(self) -> str:
-        """The private key in PEM: 64 characters a line, LF, one at the end too."""
+        """The private key in PEM, with 64 characters per line and LF line ends."""
         der = self.pkcs8_der
-        text = armour("PRIVATE KEY", der)
+        text = encode_pem("PRIVATE KEY", der)
         wipe(der)
         return text
 
     def sign(self, data: bytes) -> bytes:
-        """Return r and s (64 bytes) over the SHA-256 of `data`; s is not made low."""
+        """Return r and s over the SHA-256 of `data`: 64 bytes; s may be high."""
         return _raw(self.sign_der(data))
 
     def sign_der(self, data: bytes) -> bytes:
-        """Return the signature over the SHA-256 of `data` in DER, as X.509 has it."""
+        """Return the signature over the SHA-256 of `data` in DER, as in X.509."""
         return self.private.sign(data, _P256_SIGNATURE)
 
     def __eq__(self, other: object) -> bool:
@@ -274,52 +289,55 @@ class P256Key(Secret):
 
 
 def _raw(der: bytes) -> bytes:
-    """Return r and s of a P-256 signature that was written here; a third of a parser's time."""
+    """Return r and s of a P-256 signature created here; three times as fast as a parser."""
     r_end = 4 + der[3]
     r, s = der[4:r_end], der[r_end + 2 :]
     return r[-32:].rjust(32, b"\0") + s[-32:].rjust(32, b"\0")
 
 
 def p256_verify(public_point: bytes, signature: bytes, data: bytes) -> None:
-    """Check r and s (64 bytes) over the SHA-256 of `data` with the key x and y (64 bytes).
+    """Verify r and s (64 bytes) over the SHA-256 of `data` with the key x and y (64 bytes).
 
     Raises:
-        SignatureError: the signature does not hold, or it or the key is malformed.
+        SignatureError: If the signature is not valid, or signature or key are malformed.
     """
     try:
         r, s = _split(signature, P256_ORDER)
     except UsageError as error:
-        raise SignatureError(f"P-256: {error}") from error
+        raise SignatureError(f"P-256: {error}", reason="bad_signature") from error
     p256_verify_der(public_point, encode_dss_signature(r, s), data)
 
 
 def p256_verify_der(public_point: bytes, signature: bytes, data: bytes) -> None:
-    """Check a signature in DER over the SHA-256 of `data` with the key x and y (64 bytes).
+    """Verify a signature in DER over the SHA-256 of `data` with the key x and y (64 bytes).
 
     Raises:
-        SignatureError: the signature does not hold, or it or the key is malformed.
+        SignatureError: If the signature is not valid, or signature or key are malformed.
     """
     if len(public_point) != 64:
-        raise SignatureError(f"P-256: a public key is 64 bytes, not {len(public_point)}")
+        message = f"P-256: public key must have 64 bytes, not {len(public_point)}"
+        raise SignatureError(message, reason="invalid_key")
     try:
         key = ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, b"\x04" + public_point)
     except ValueError as error:
-        raise SignatureError("P-256: the public key is not on the curve") from error
+        message = "P-256: public key is not on the curve"
+        raise SignatureError(message, reason="invalid_key") from error
     try:
         key.verify(signature, data, ec.ECDSA(SHA256()))
     except InvalidSignature as error:
-        raise SignatureError("P-256: the signature does not hold") from error
+        raise SignatureError("P-256: invalid signature", reason="bad_signature") from error
 
 
 def _split(signature: bytes, order: int) -> tuple[int, int]:
-    """Return r and s of a 64-byte signature, each in 1..order-1."""
-    _check_size("a signature", signature, 64)
+    """Return r and s of a 64-byte signature; both must be in 1..order-1."""
+    _check_size("signature", signature, 64)
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
     if not (0 < r < order and 0 < s < order):
-        raise UsageError("invalid signature: r and s must be in 1..n-1")
+        raise UsageError("invalid signature: r and s must be in 1..n-1", reason="out_of_range")
     return r, s
 
 
-def _check_size(what: str, data: bytes, size: int) -> None:
+def _check_size(argument: str, data: bytes, size: int) -> None:
     if len(data) != size:
-        raise UsageError(f"{what} is {size} bytes, not {len(data)}")
+        message = f"{argument}: must have {size} bytes, not {len(data)}"
+        raise UsageError(message, reason="wrong_size")

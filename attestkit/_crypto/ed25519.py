@@ -28,7 +28,7 @@ __all__ = [
     "x25519_public_key",
 ]
 
-# RFC 8410, 7: version 1 of PKCS#8 around the seed, as OpenSSL writes it.
+# PKCS#8 version 1 (RFC 8410, 7) before the seed, as written by OpenSSL.
 _PKCS8_HEAD: Final = bytes.fromhex("302e020100300506032b657004220420")
 _ARMOUR: Final = ("-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----")
 _FIELD: Final = 2**255 - 19
@@ -36,25 +36,25 @@ _D: Final = -121665 * pow(121666, -1, _FIELD) % _FIELD  # the curve's constant (
 
 
 class Ed25519Key(Secret):
-    """An Ed25519 key, prepared once for many signatures; its secret is wiped when it goes."""
+    """An Ed25519 key; its secret is wiped when the object is destroyed."""
 
     __slots__ = ("_secret", "public_key")
 
     def __init__(self, seed: bytes) -> None:
-        """Take the 32-byte seed; UsageError for another size."""
-        _check_size("an Ed25519 seed", seed, 32)
+        """Create a key from its 32-byte seed; UsageError for another size."""
+        _check_size("Ed25519 seed", seed, 32)
         self.public_key: bytes = _public_key(seed)  # 32 bytes
         self._secret: bytes = b"".join((seed, self.public_key))  # as libsodium's crypto_sign has it
 
     @classmethod
     def from_pem(cls, text: str) -> "Ed25519Key | None":
-        """Read the PEM of PKCS#8 (RFC 8410), not encrypted; None where that is no Ed25519 key.
+        """Parse an unencrypted key in PEM (PKCS#8, RFC 8410); return None for other keys.
 
         Raises:
-            FormatError: it begins as an Ed25519 key, and goes on as none.
+            FormatError: If the key has the header of an Ed25519 key, and another size.
         """
         lines = text.split()
-        body = "".join(lines[3:-3])  # the armour has blanks
+        body = "".join(lines[3:-3])  # the BEGIN and END lines have three words each
         if (" ".join(lines[:3]), " ".join(lines[-3:])) != _ARMOUR:
             return None
         try:
@@ -64,7 +64,8 @@ class Ed25519Key(Secret):
         if not der.startswith(_PKCS8_HEAD):
             return None
         if len(der) != len(_PKCS8_HEAD) + 32:
-            raise FormatError("the PEM of an Ed25519 key has another size than RFC 8410's")
+            message = f"Ed25519 key: PKCS#8 must have {len(_PKCS8_HEAD) + 32} bytes"
+            raise FormatError(message, reason="wrong_size")
         seed = der[len(_PKCS8_HEAD) :]
         try:
             return cls(seed)
@@ -111,17 +112,17 @@ def ed25519_sign(seed: bytes, data: bytes) -> bytes:
 
 
 def ed25519_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
-    """Tell whether the signature over `data` holds: cofactorless, and without libsodium's extras.
+    """Return whether a signature over `data` is valid by the cofactorless equation of RFC 8032.
 
-    Points of small order are not refused, as the guest agent does not.
+    Keys of small order are accepted, as by the dstack guest agent.
 
     Raises:
-        UsageError: the key is not 32 bytes or no point of the curve, or the signature is not 64.
+        UsageError: If the key is not a point of the curve, or an argument has another size.
     """
     if len(public_key) != 32:
-        raise UsageError("invalid public key")
-    _check_size("a signature", signature, 64)
-    # What libsodium accepts holds, and it takes half of OpenSSL's time; what it refuses may hold.
+        raise UsageError("invalid public key", reason="invalid_key")
+    _check_size("signature", signature, 64)
+    # libsodium takes half of OpenSSL's time, but rejects some signatures that are valid here.
     try:
         crypto_sign_open(signature + data, public_key)
     except BadSignatureError:
@@ -133,15 +134,15 @@ def _openssl_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
     except InvalidSignature as error:
-        # OpenSSL does not tell a key that is no point from a wrong signature.
+        # OpenSSL raises the same error for an invalid key.
         if not _is_point(public_key):
-            raise UsageError("invalid public key") from error
+            raise UsageError("invalid public key", reason="invalid_key") from error
         return False
     return True
 
 
 def _is_point(encoded: bytes) -> bool:
-    """Tell whether (y^2 - 1) / (d y^2 + 1) is a square, so that an x exists (RFC 8032, 5.1.3)."""
+    """Return whether (y^2 - 1) / (d y^2 + 1) is a square, so that x exists (RFC 8032, 5.1.3)."""
     y = int.from_bytes(encoded, "little") & ((1 << 255) - 1)
     square = y * y % _FIELD
     x_square = (square - 1) * pow(_D * square + 1, -1, _FIELD) % _FIELD
@@ -149,27 +150,31 @@ def _is_point(encoded: bytes) -> bool:
 
 
 def x25519(secret: bytes, public_key: bytes) -> bytes:
-    """Return the 32 shared bytes of a 32-byte secret (clamped here) and a 32-byte public key.
+    """Return the shared secret, 32 bytes, of a 32-byte secret and a 32-byte public key.
+
+    The secret is clamped here (RFC 7748).
 
     Raises:
-        UsageError: a size is wrong, or the shared bytes are all zero (a point of small order).
+        UsageError: If an argument has another size, or the shared secret is all zeros (a public
+            key of small order).
     """
-    _check_size("an X25519 secret", secret, 32)
-    _check_size("an X25519 public key", public_key, 32)
+    _check_size("X25519 secret", secret, 32)
+    _check_size("X25519 public key", public_key, 32)
     # PyNaCl's crypto_scalarmult frees a buffer with the shared bytes and does not wipe it.
     try:
         private = X25519PrivateKey.from_private_bytes(secret)
         return private.exchange(X25519PublicKey.from_public_bytes(public_key))
     except ValueError as error:
-        raise UsageError("invalid X25519 shared secret") from error
+        raise UsageError("invalid X25519 shared secret", reason="invalid_key") from error
 
 
 def x25519_public_key(secret: bytes) -> bytes:
-    """Return the 32-byte public key of a 32-byte secret (clamped here); UsageError as `x25519`."""
-    _check_size("an X25519 secret", secret, 32)
+    """Return the 32-byte public key of a 32-byte secret, which is clamped here."""
+    _check_size("X25519 secret", secret, 32)
     return bytes(crypto_scalarmult_base(secret))
 
 
-def _check_size(what: str, data: bytes, size: int) -> None:
+def _check_size(argument: str, data: bytes, size: int) -> None:
     if len(data) != size:
-        raise UsageError(f"{what} is {size} bytes, not {len(data)}")
+        message = f"{argument}: must have {size} bytes, not {len(data)}"
+        raise UsageError(message, reason="wrong_size")

@@ -1,6 +1,6 @@
-"""Hashes and HKDF, by the names that the dstack guest agent API gives them.
+"""Hashes, by their names in the dstack guest agent API, and HKDF.
 
-Only hashlib is loaded with this module; Keccak comes with its first use.
+Keccak is imported on first use.
 """
 
 import hashlib
@@ -39,12 +39,12 @@ def sha512(data: bytes) -> bytes:
 
 
 def keccak256(data: bytes) -> bytes:
-    """Return the 32-byte Keccak-256 of `data`, Ethereum's hash: padding 0x01, not SHA3's 0x06."""
+    """Return the 32-byte Keccak-256 of `data` (Ethereum's hash; its padding is not SHA-3's)."""
     return _keccak(data, 256)
 
 
 def _keccak(data: bytes, bits: int) -> bytes:
-    from Crypto.Hash import keccak  # late: `import attestkit` reaches this module
+    from Crypto.Hash import keccak  # lazy: `import attestkit` loads this module
 
     return keccak.new(data=data, digest_bits=bits).digest()
 
@@ -65,14 +65,14 @@ ALGORITHMS: Final = tuple(_DIGESTS)
 
 
 def digest(name: str, data: bytes) -> bytes:
-    """Return the digest of `data` by the algorithm called `name`, one of `ALGORITHMS`.
+    """Return the digest of `data` by the algorithm `name`, one of `ALGORITHMS`.
 
     Raises:
-        UsageError: there is no such algorithm.
+        UsageError: If the algorithm is unknown.
     """
     algorithm = _DIGESTS.get(name)
     if algorithm is None:
-        raise UsageError("invalid hash algorithm")
+        raise UsageError("invalid hash algorithm", reason="unsupported_algorithm")
     return algorithm(data)
 
 
@@ -80,16 +80,17 @@ def hkdf_sha256(ikm: bytes | bytearray, info: bytes, length: int, salt: bytes) -
     """Return `length` bytes of HKDF with SHA-256 (RFC 5869).
 
     Raises:
-        UsageError: `length` is not in 0 to 8160.
+        UsageError: If `length` is not 0 to 8160.
     """
     if not 0 <= length <= _HKDF_LIMIT:
-        raise UsageError(f"HKDF gives 0 to {_HKDF_LIMIT} bytes, not {length}")
-    from attestkit._crypto.zeroize import wipe  # late, as Keccak is
+        message = f"HKDF length: must be 0 to {_HKDF_LIMIT}, not {length}"
+        raise UsageError(message, reason="out_of_range")
+    from attestkit._crypto.zeroize import wipe  # lazy, as Keccak
 
     key = hmac.digest(salt, ikm, "sha256")
     block = hmac.digest(key, info + b"\x01", "sha256")
     blocks = [block]
     for number in range(2, (length + 31) // 32 + 1):
         blocks.append(hmac.digest(key, blocks[-1] + info + bytes([number]), "sha256"))
-    wipe(key)  # from which all that the root derives follows, too
+    wipe(key)  # the pseudorandom key, from which every output can be derived
     return block[:length] if length <= 32 else b"".join(blocks)[:length]

@@ -1,6 +1,6 @@
-"""ECDSA on P-384 with SHA-384: reports of AMD's chips and documents of AWS's enclaves.
+"""ECDSA P-384 with SHA-384, for SEV-SNP reports and Nitro attestation documents.
 
-Keys are for simulated chips alone; what they sign can be repeated (RFC 6979).
+Private keys are those of simulated chips; their signatures are deterministic (RFC 6979).
 """
 
 from typing import Final
@@ -31,22 +31,22 @@ P384_ORDER: Final = int(
     "FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973",
     16,
 )
-# RFC 5480, up to and with the 04 of the point.
+# SubjectPublicKeyInfo (RFC 5480) before the coordinates, including the 04 of the point.
 P384_SPKI_HEAD: Final = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
 
 _SIGNATURE: Final = ec.ECDSA(SHA384(), deterministic_signing=True)
 
 
 class P384Key(Secret):
-    """A P-384 key pair; its number is the caller's to choose."""
+    """A P-384 key pair."""
 
     __slots__ = ("private", "spki")
 
     def __init__(self, number: int) -> None:
-        """Take the secret number; UsageError if it is not in 1..n-1."""
+        """Create a key pair from its scalar; UsageError if it is not in 1..n-1."""
         if not 0 < number < P384_ORDER:
-            raise UsageError("a P-384 secret must be in 1..n-1")
-        self.private = ec.derive_private_key(number, ec.SECP384R1())  # for attestkit._crypto alone
+            raise UsageError("P-384 secret: must be in 1..n-1", reason="invalid_key")
+        self.private = ec.derive_private_key(number, ec.SECP384R1())  # for attestkit._crypto only
         point = self.private.public_key().public_bytes(
             Encoding.X962, PublicFormat.UncompressedPoint
         )
@@ -61,35 +61,37 @@ class P384Key(Secret):
 
 
 def p384_verify(spki: bytes, signature: bytes, data: bytes) -> None:
-    """Check r and s (96 bytes, big-endian) over the SHA-384 of `data`.
+    """Verify r and s over the SHA-384 of `data`.
 
     Args:
-        spki: the key as SubjectPublicKeyInfo in DER, its point not compressed.
-        signature: r and s, 48 bytes each.
-        data: what was signed.
+        spki: Public key as SubjectPublicKeyInfo in DER, with an uncompressed point.
+        signature: r and s, 48 bytes each, big-endian.
+        data: The signed data.
 
     Raises:
-        SignatureError: the signature does not hold, or it or the key is malformed.
+        SignatureError: If the signature is not valid, or signature or key are malformed.
     """
     if len(signature) != P384_SIGNATURE_SIZE:
         raise SignatureError(
-            f"a P-384 signature is {P384_SIGNATURE_SIZE} bytes, not {len(signature)}"
+            f"P-384: signature must have {P384_SIGNATURE_SIZE} bytes, not {len(signature)}",
+            reason="bad_signature",
         )
     r, s = int.from_bytes(signature[:48], "big"), int.from_bytes(signature[48:], "big")
     p384_verify_der(spki, encode_dss_signature(r, s), data)
 
 
 def p384_verify_der(spki: bytes, signature: bytes, data: bytes) -> None:
-    """Check a signature in DER over the SHA-384 of `data`; otherwise as `p384_verify`."""
+    """Verify a signature in DER over the SHA-384 of `data`; see `p384_verify`."""
     size = len(P384_SPKI_HEAD) + 96
     if len(spki) != size or not spki.startswith(P384_SPKI_HEAD):
-        raise SignatureError("the key is not P-384")
+        raise SignatureError("public key: not P-384", reason="invalid_key")
     try:
         point = spki[len(P384_SPKI_HEAD) - 1 :]
         key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)
     except ValueError as error:
-        raise SignatureError("the P-384 key is not on the curve") from error
+        message = "P-384: public key is not on the curve"
+        raise SignatureError(message, reason="invalid_key") from error
     try:
         key.verify(signature, data, ec.ECDSA(SHA384()))
     except InvalidSignature as error:
-        raise SignatureError("the P-384 signature does not hold") from error
+        raise SignatureError("P-384: invalid signature", reason="bad_signature") from error

@@ -1,4 +1,4 @@
-"""RSASSA-PSS with SHA-384, MGF1 with SHA-384 and a salt of 48 bytes, as AMD signs certificates."""
+"""RSASSA-PSS with SHA-384, MGF1 with SHA-384 and a salt of 48 bytes, as in AMD's certificates."""
 
 from typing import Final
 
@@ -17,25 +17,26 @@ _LEAST_BITS: Final = 2048
 
 
 def rsa_pss_verify(spki: bytes, signature: bytes, data: bytes) -> None:
-    """Check a signature over the SHA-384 of `data`.
+    """Verify a signature over the SHA-384 of `data`.
 
     Args:
-        spki: the key as SubjectPublicKeyInfo in DER; AMD's have 4096 bits, 2048 are the least.
-        signature: as long as the modulus.
-        data: what was signed.
+        spki: Public key as SubjectPublicKeyInfo in DER, of at least 2048 bits (AMD's have 4096).
+        signature: As long as the modulus.
+        data: The signed data.
 
     Raises:
-        SignatureError: the signature does not hold, or the key is malformed or too short.
+        SignatureError: If the signature is not valid, or the key is malformed or too short.
     """
     try:
         key = load_der_public_key(spki)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise SignatureError("the RSA key is malformed") from error
+        raise SignatureError("RSA-PSS: malformed key", reason="invalid_key") from error
     if not isinstance(key, RSAPublicKey):
-        raise SignatureError("the key is not RSA")
+        raise SignatureError("public key: not RSA", reason="invalid_key")
     if key.key_size < _LEAST_BITS:
-        raise SignatureError(f"the RSA key has {key.key_size} bits, under {_LEAST_BITS}")
+        message = f"RSA-PSS: key must have at least {_LEAST_BITS} bits, not {key.key_size}"
+        raise SignatureError(message, reason="invalid_key")
     try:
         key.verify(signature, data, _PADDING, SHA384())
     except InvalidSignature as error:
-        raise SignatureError("the RSA-PSS signature does not hold") from error
+        raise SignatureError("RSA-PSS: invalid signature", reason="bad_signature") from error

@@ -1,4 +1,4 @@
-"""What all objects with a secret in them have in common, and how a secret's bytes are wiped."""
+"""A base class for objects with secrets, and functions that wipe secrets in memory."""
 
 import ctypes
 from collections.abc import Callable
@@ -10,32 +10,36 @@ __all__ = ["Secret", "own_copy", "wipe", "wipe_field"]
 
 
 class Secret:
-    """A base without fields: no pickle, no copy. A subclass writes a `__repr__` without secrets."""
+    """Base class that prevents pickling and copying.
+
+    Subclasses need a `__repr__` without secrets.
+    """
 
     __slots__ = ()
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Refuse, so that a secret does not get into a file or a queue by accident."""
-        raise UsageError(f"a {type(self).__name__} holds a secret and does not pickle")
+        """Raise UsageError, so that a secret is not written to a file or a queue by accident."""
+        message = f"{type(self).__name__}: contains a secret and cannot be pickled"
+        raise UsageError(message, reason="not_picklable")
 
 
 def own_copy(secret: bytes | bytearray) -> bytes:
-    """Return bytes that nobody else has, so that they may be wiped."""
-    return bytes(memoryview(secret))  # bytes() of bytes would be the same object
+    """Return a copy that is not shared with other code, so that it may be wiped."""
+    return bytes(memoryview(secret))  # bytes(secret) would return the same object
 
 
 def wipe(
     secret: bytes | bytearray,
-    # Kept here: `wipe_field` may run when this module's names are gone.
+    # Defaults, because `wipe_field` may run at exit, after the module's globals are cleared.
     *,
     _set: Callable[..., object] = ctypes.memset,
     _pointer: Callable[[bytes], object] = ctypes.c_char_p,
 ) -> None:
-    """Write zeros over a secret, where it is.
+    """Overwrite a secret with zeros in memory.
 
-    Bytes are not meant to change: only those may be wiped that were made here, whose last user is
-    done, and that no other name leads to. CPython has one object for each single byte and for none,
-    which stay. Elsewhere than in CPython bytes may be out of reach.
+    `bytes` are immutable by contract: wipe only objects that were created here, are not referenced
+    elsewhere and are not used again. CPython shares objects of length 0 and 1, which are not
+    wiped. On other interpreters, `bytes` may not be accessible.
     """
     if isinstance(secret, bytearray):
         secret[:] = bytes(len(secret))
@@ -46,6 +50,6 @@ def wipe(
 def wipe_field(
     owner: object, name: str, *, _wipe: Callable[[bytes | bytearray], None] = wipe
 ) -> None:
-    """Wipe what a field holds, if its owner got as far as to have it."""
+    """Wipe a field of an object, if it exists; the object may be partly initialised."""
     if (secret := getattr(owner, name, None)) is not None:
         _wipe(secret)

@@ -1,4 +1,4 @@
-"""Readers of CBOR, JSON and TOML that take hostile input: strict, bounded in depth, our errors out.
+"""Strict readers of CBOR, JSON and TOML for untrusted input: limited depth and size, our errors.
 
-They know the form alone; what a document means is known where it is used.
+They check syntax only; the meaning of a document is checked where it is used.
 """

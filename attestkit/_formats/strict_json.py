@@ -1,10 +1,8 @@
-"""JSON read strictly: bounded in depth, no key twice, and no error but FormatError.
+"""Strict JSON: a limit of depth, no duplicate keys, and no NaN or Infinity.
 
-The depth is to be asked for before any parser sees the text.
-
-Python's parsers recurse in C up to the interpreter's recursion limit. That limit is the process's,
-and libraries raise it (one that Ethereum tools import does, to 100,000), after which two hundred
-thousand brackets overflow the C stack and end the process.
+Call `check_depth` before any other parser. Python's JSON parsers recurse in C up to the recursion
+limit of the interpreter. Some libraries raise it (one that Ethereum tools import, to 100,000);
+200,000 brackets then overflow the C stack and crash the process.
 """
 
 import binascii
@@ -16,11 +14,13 @@ from typing import Any, Final, NoReturn
 
 from attestkit import _native
 from attestkit._native import json_depth
+from attestkit._reasons import ConfigReason, FormatReason
 from attestkit.errors import FormatError
 
 __all__ = [
     "MAX_DEPTH",
     "check_depth",
+    "config_reason",
     "decode_at",
     "decode_strictly",
     "from_base64",
@@ -34,99 +34,125 @@ __all__ = [
 
 MAX_DEPTH: Final = 200  # levels; the deepest real document has nine
 
+_CONFIG_REASONS: Final[Mapping[FormatReason, ConfigReason]] = {
+    "duplicate": "duplicate",
+    "encoding": "encoding",
+    "too_deep": "too_deep",
+    "too_large": "too_large",
+}
+
 
 def check_depth(text: str | bytes) -> None:
-    """Refuse text whose brackets nest deeper than 200 levels; it need not be JSON.
+    """Check that brackets nest at most 200 levels deep; the text need not be valid JSON.
 
-    It takes time in proportion to the text, whatever that is: quotes that do not close included.
+    Takes linear time for any text, unterminated strings included.
 
     Raises:
-        FormatError: It nests deeper; the offset is one in bytes, also of a `str`, as in UTF-8.
+        FormatError: If they nest deeper. The offset counts bytes of UTF-8, also for a `str`.
     """
     if len(text) <= MAX_DEPTH:
         return
     if isinstance(text, str):
-        text = text.encode(errors="surrogatepass")  # lone ones are no JSON; that comes out later
+        text = text.encode(errors="surrogatepass")  # the parser refuses unpaired surrogates
     if (offset := json_depth(text, MAX_DEPTH)) >= 0:
-        raise FormatError(f"JSON nests deeper than {MAX_DEPTH} levels", offset=offset)
+        message = f"JSON nests deeper than {MAX_DEPTH} levels"
+        raise FormatError(message, reason="too_deep", offset=offset)
 
 
-def decode_strictly(text: str | bytes, told: Collection[str] | None = None) -> object:
-    """Return what JSON says, if it says it once and in the words of RFC 8259.
+def decode_strictly(text: str | bytes, known_keys: Collection[str] | None = None) -> object:
+    """Decode JSON as RFC 8259 defines it, without duplicate keys.
 
-    Python's parser takes the last of several members with one name, where others take the first or
-    refuse, and knows numbers that JSON has not, NaN and Infinity.
+    Python's parser keeps the last of several members with one name, others keep the first, and it
+    accepts NaN and Infinity, which are not JSON.
 
     Args:
         text: The document.
-        told: Names of members that an error may tell; None: any. In a file of secrets a name that
-            nobody knows may be one, put where it does not belong.
+        known_keys: Keys that may appear in the text of an error; None for all. In a file of secrets
+            an unknown key may be a misplaced secret.
 
     Raises:
-        FormatError: It is no such JSON, or nests too deeply; the text shows no value, and the error
-            has no part of the document in its cause.
+        FormatError: If the document is malformed or nests too deeply. Neither the text of the error
+            nor its cause contains a value of the document.
     """
     check_depth(text)
-    problem, offset = "", None
+    reason: FormatReason
+    offset: int | None = None
     try:
         text = text.decode() if isinstance(text, bytes) else text
         return json.loads(
-            text, object_pairs_hook=partial(_unique, told), parse_constant=_no_constant
+            text, object_pairs_hook=partial(_unique, known_keys), parse_constant=_no_constant
         )
     except UnicodeDecodeError as error:
-        problem, offset = "not UTF-8 text", error.start
+        reason, problem, offset = "encoding", "not UTF-8 text", error.start
     except json.JSONDecodeError as error:
+        reason = "syntax"
         problem = f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-    except (_TwiceError, _ConstantError) as error:
-        problem = str(error)
-    except (ValueError, RecursionError):  # numbers of thousands of digits
-        problem = "not JSON that can be read"
-    raise FormatError(problem, offset=offset)  # here, because those errors carry the whole text
+    except (_DuplicateKeyError, _ConstantError) as error:
+        reason, problem = error.reason, str(error)
+    except (ValueError, RecursionError) as error:
+        reason, problem = _limit(error)
+    # Outside of the handlers, because those errors hold the whole text.
+    raise FormatError(problem, reason=reason, offset=offset)
+
+
+def config_reason(error: FormatError) -> ConfigReason:
+    """Return the reason of the ConfigError that replaces an error of this module."""
+    return _CONFIG_REASONS.get(error.reason, "syntax")
 
 
 def decode_at(text: str, at: int) -> tuple[object, int]:
-    """Return the value that begins at a character of JSON, and the character behind it.
+    """Decode the JSON value that begins at a character; return it and the index after its end.
 
     Args:
-        text: What `check_depth` has passed.
-        at: Where the value begins; nothing may be before it there, blanks included.
+        text: Text that `check_depth` accepted.
+        at: Index of the first character of the value; white space is not skipped.
 
     Raises:
-        FormatError: It is none, as `decode_strictly` reads them; the offset is one in bytes.
+        FormatError: If the value is malformed, as for `decode_strictly`. The offset counts bytes of
+            UTF-8.
     """
-    problem, place = "", at
+    reason: FormatReason
+    place = at
     try:
         return _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
-        problem, place = f"not JSON: {error.msg}", error.pos
-    except (_TwiceError, _ConstantError) as error:
-        problem = str(error)
-    except (ValueError, RecursionError):  # numbers of thousands of digits
-        problem = "not JSON that can be read"
-    raise FormatError(problem, offset=len(text[:place].encode(errors="surrogatepass")))
+        reason, problem, place = "syntax", f"not JSON: {error.msg}", error.pos
+    except (_DuplicateKeyError, _ConstantError) as error:
+        reason, problem = error.reason, str(error)
+    except (ValueError, RecursionError) as error:
+        reason, problem = _limit(error)
+    offset = len(text[:place].encode(errors="surrogatepass"))
+    raise FormatError(problem, reason=reason, offset=offset)
 
 
-class _TwiceError(ValueError):
-    pass
+def _limit(error: Exception) -> tuple[FormatReason, str]:
+    """Return reason and text for a limit of the interpreter: recursion or digits of an integer."""
+    if isinstance(error, RecursionError):
+        return "too_deep", "JSON: nested too deeply for the stack that is left"
+    return "too_large", "JSON: a number has too many digits"
+
+
+class _DuplicateKeyError(ValueError):
+    reason: Final[FormatReason] = "duplicate"
 
 
 class _ConstantError(ValueError):
-    pass
+    reason: Final[FormatReason] = "syntax"
 
 
-def _unique(told: Collection[str] | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(known_keys: Collection[str] | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         counts = Counter(key for key, _ in pairs)
-        twice = next(key for key, count in counts.items() if count > 1)
-        known = told is None or twice in told
-        name = ascii(twice[:64])[1:-1] if known else "an unknown name"
-        raise _TwiceError(f"{name}: occurs twice")
+        duplicate = next(key for key, count in counts.items() if count > 1)
+        known = known_keys is None or duplicate in known_keys
+        name = ascii(duplicate[:64])[1:-1] if known else "unknown key"
+        raise _DuplicateKeyError(f"{name}: occurs twice")
     return found
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise _ConstantError(f"not JSON: {name} is no number")
+    raise _ConstantError(f"not JSON: {name} is not a number")
 
 
 _DECODER: Final = json.JSONDecoder(
@@ -134,95 +160,93 @@ _DECODER: Final = json.JSONDecoder(
 )
 
 
-# JSON inside evidence, read strictly: hostile text raises FormatError and nothing else.
+# Strict decoding of JSON in evidence; untrusted text raises only FormatError.
 
 
-def read(text: str | bytes, what: str) -> object:
-    """Return what `text` holds; `what` names it in errors.
+def read(text: str | bytes, what: str = "") -> object:
+    """Decode JSON; `what` is the subject of errors.
 
     Raises:
-        FormatError: It is no JSON, nests too deeply, has NaN or infinity, a key twice in one
-            object, or half a surrogate pair in a string.
+        FormatError: If the JSON is malformed, nests too deeply, or has NaN, Infinity, duplicate
+            keys or unpaired surrogates.
     """
+    prefix = f"{what}: " if what else ""
     try:
-        if isinstance(text, bytes):
-            text = text.decode()
-        else:
-            text.encode()
-        check_depth(text)
-        found = json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_refuse_constant)
-        if "\\u" in text:  # half a surrogate pair, escaped, would come out as text without UTF-8
+        if isinstance(text, str):
+            text = text.encode()
+        found = decode_strictly(text)
+        if b"\\u" in text:  # an escaped unpaired surrogate
             json.dumps(found, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{what} is not well-formed JSON") from error
+    except FormatError as error:
+        message = f"{prefix}{error.message}"
+        raise FormatError(message, reason=error.reason, offset=error.offset) from error
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{prefix}unpaired surrogate in text", reason="encoding") from error
     return found
 
 
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """Return the object that `text` holds; like `read`, and anything but an object is refused."""
+    """Decode a JSON object; see `read`."""
     found = read(text, what)
     if not isinstance(found, dict):
-        raise FormatError(f"{what} is not a JSON object")
+        raise FormatError(f"{what}: must be a JSON object", reason="wrong_type")
     return found
 
 
 def from_hex(value: object, what: str, size: int | None = None) -> bytes:
-    """Return the bytes of hex text without prefix or spaces, exactly `size` of them if given."""
-    if not isinstance(value, str):
-        raise FormatError(f"{what} is not hex text")
-    found = _native.unhex(value)
+    """Decode hex without prefix or spaces, of exactly `size` bytes if given."""
+    found = _native.unhex(_text(value, what))
     if found is None:
-        raise FormatError(f"{what} is not hex text")
+        raise FormatError(f"{what}: not hex", reason="encoding")
     if size is not None and len(found) != size:
-        raise FormatError(f"{what} must have {size} bytes, not {len(found)}")
+        message = f"{what}: must be {size} bytes, not {len(found)}"
+        raise FormatError(message, reason="wrong_size")
     return found
 
 
 def from_base64(value: object, what: str) -> bytes:
-    """Return the bytes of standard padded base64 text."""
-    if not isinstance(value, str):
-        raise FormatError(f"{what} is not base64 text")
+    """Decode standard base64 with padding."""
+    text = _text(value, what)
     try:
-        # Not strict_mode, which is new in Python 3.11: decode and compare does the same.
-        found = binascii.a2b_base64(value)
+        # Instead of strict_mode, which needs Python 3.11, encode the result and compare.
+        found = binascii.a2b_base64(text)
     except ValueError as error:
-        raise FormatError(f"{what} is not base64 text") from error
-    if binascii.b2a_base64(found, newline=False) != value.encode():
-        raise FormatError(f"{what} is not base64 text")
+        raise FormatError(f"{what}: not base64", reason="encoding") from error
+    if binascii.b2a_base64(found, newline=False) != text.encode():
+        raise FormatError(f"{what}: not base64", reason="encoding")
     return found
 
 
 def string(fields: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    """Return the text under `name`; where it is missing or null, `default` if that is given."""
+    """Return a text field; if it is missing or null, `default` unless that is None."""
     value = fields.get(name)
     if value is None and default is not None:
         return default
-    if not isinstance(value, str):
-        raise FormatError(f"{name} is not a string")
-    return value
+    return _text(value, name)
 
 
 def hex_field(fields: Mapping[str, Any], name: str) -> bytes:
-    """Return the bytes of the hex text under `name`; none where it is missing or null."""
+    """Return the bytes of a hex field; empty if it is missing or null."""
     return from_hex(string(fields, name, ""), name)
 
 
 def number_field(
     fields: Mapping[str, Any], name: str, bits: int, default: int | None = None
 ) -> int:
-    """Return the number under `name`, not negative and below 2**`bits`."""
+    """Return an integer field, 0 to 2**`bits` - 1; `default` if it is missing."""
     value = fields.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << bits:
-        raise FormatError(f"{name} is not a number of {bits} bits")
+    if value is None:
+        raise FormatError(f"{name}: missing", reason="missing")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise FormatError(f"{name}: must be an integer", reason="wrong_type")
+    if not 0 <= value < 1 << bits:
+        raise FormatError(f"{name}: must be 0 to 2**{bits} - 1", reason="wrong_value")
     return value
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(name)
+def _text(value: object, what: str) -> str:
+    if value is None:
+        raise FormatError(f"{what}: missing", reason="missing")
+    if not isinstance(value, str):
+        raise FormatError(f"{what}: must be a string", reason="wrong_type")
+    return value

@@ -1,4 +1,4 @@
-"""TOML of people's files, with bounds on what its parser would take long or deep for."""
+"""TOML decoder with limits on size, depth and number of tables."""
 
 import re
 import sys
@@ -15,19 +15,20 @@ else:
 __all__ = ["LARGEST", "decode"]
 
 LARGEST: Final = 1 << 20
-"""Bytes of a file that is read: 1 MiB."""
+"""Largest size of a file in bytes (1 MiB)."""
 
-_LONGEST: Final = 200  # characters of what the parser says
-_DEEPEST: Final = 16  # brackets in brackets; our files have three
-_MOST_DOTS: Final = 16  # in a line, outside of text; our keys have three
-# Dots and opening brackets of a file, outside of text. Each may make a table, and what the parser
-# notes of it, about a KiB; our largest files have some hundred.
+_LONGEST: Final = 200  # characters of the parser's message in an error
+_DEEPEST: Final = 16  # nested brackets; attestkit's files have three
+_MOST_DOTS: Final = 16  # in a line, outside of strings; attestkit's keys have three
+# Dots and opening brackets in a file, outside of strings. Each can create a table, for which the
+# parser needs about 1 KiB; the largest real files have some hundred.
 _MOST_TABLES: Final = 16_384
-# Text and comments, which may hold anything, and the marks that count.
-_MARKS: Final = re.compile(
-    # The last two quotes may be text. A backslash may be the file's last character: where a text
-    # could fail at its end, each of many that begin would be read to there. As none can, runs of
-    # plain characters are no risk, and a repetition that remembers each of them takes much memory.
+# Strings and comments, which are skipped, and the characters that count.
+_TOKENS: Final = re.compile(
+    # Up to two quotes may precede the closing three. Every alternative matches to its end, also in
+    # an unterminated string or after a final backslash: with a failure there, each of many opening
+    # quotes would be scanned to the end of the file, in quadratic time. Runs of plain characters
+    # are one repetition each, because the regex engine stores a state for every repetition.
     r'"""(?:[^\\"]+|\\(?:.|\Z)|"(?!""))*(?:"{3,5}|\Z)'
     r"|'''(?:[^']+|'(?!''))*(?:'{3,5}|\Z)"
     r'|"(?:[^"\\\n]+|\\.)*"?'
@@ -39,34 +40,36 @@ _MARKS: Final = re.compile(
 
 
 def decode(text: str | bytes) -> dict[str, Any]:
-    """Return what TOML of at most 1 MiB says.
+    """Decode TOML of at most 1 MiB.
 
     Raises:
-        ConfigError: It is no TOML, or longer, or nests too deeply; the text shows no value.
+        ConfigError: If the document is malformed or exceeds a limit. The text contains no value.
     """
     if len(text) > LARGEST:
-        raise ConfigError(f"longer than {LARGEST} bytes")
+        raise ConfigError(f"longer than {LARGEST} bytes", reason="too_large")
     try:
         text = text.decode() if isinstance(text, bytes) else text
         _check_nesting(text)
         return tomllib.loads(text)
     except UnicodeDecodeError as error:
-        raise ConfigError("not UTF-8 text") from error
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and numbers of many digits
-        # Keys, of any length, may be in the first part; the second is their place.
-        told, at, place = str(error).rpartition(" (at ")
-        raise ConfigError(f"not TOML: {one_line(told, _LONGEST)}{at}{place}") from error
+        raise ConfigError("not UTF-8 text", reason="encoding") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError; int() of too many digits
+        # The first part may contain a key of any length, the second is its line and column.
+        problem, at, place = str(error).rpartition(" (at ")
+        message = f"not TOML: {one_line(problem, _LONGEST)}{at}{place}"
+        raise ConfigError(message, reason="syntax") from error
 
 
 def _check_nesting(text: str) -> None:
-    """Bound what the parser calls itself for, and what it takes much time and memory for.
+    """Limit the recursion of the parser, and its time and memory for tables.
 
     Raises:
-        ConfigError: Brackets nest too deeply, a key has too many dots, or the file too many tables.
+        ConfigError: If brackets nest too deeply, a key has too many dots, or the file has too many
+            tables.
     """
     depth = dots = tables = 0
-    for mark in _MARKS.finditer(text):
-        first = mark[0][0]
+    for token in _TOKENS.finditer(text):
+        first = token[0][0]
         tables += first in "[{."
         if first in "[{":
             depth += 1
@@ -77,8 +80,9 @@ def _check_nesting(text: str) -> None:
         elif first == "\n":
             dots = 0
         if depth > _DEEPEST:
-            raise ConfigError(f"brackets nest deeper than {_DEEPEST} levels")
+            raise ConfigError(f"brackets nest deeper than {_DEEPEST} levels", reason="too_deep")
         if dots > _MOST_DOTS:
-            raise ConfigError(f"a line has more than {_MOST_DOTS} dots")
+            raise ConfigError(f"a line has more than {_MOST_DOTS} dots", reason="too_deep")
         if tables > _MOST_TABLES:
-            raise ConfigError(f"more than {_MOST_TABLES} dots and opening brackets")
+            message = f"more than {_MOST_TABLES} dots and opening brackets"
+            raise ConfigError(message, reason="too_many")

@@ -1,62 +1,73 @@
-"""JSON files of the agent, read into a shape; what is wrong is told by key and reason."""
+"""JSON files of the guest agent, decoded into msgspec types; errors name the key."""
 
 import re
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
 from attestkit import _sanitize
-from attestkit._formats.strict_json import check_depth, decode_strictly
+from attestkit._formats.strict_json import check_depth, config_reason, decode_strictly
 from attestkit.errors import ConfigError, FormatError
+
+if TYPE_CHECKING:
+    from attestkit._reasons import ConfigReason
 
 __all__ = ["decode_typed"]
 
 _T = TypeVar("_T")
-_LARGEST: Final = 16 << 20  # bytes or characters, as many as are read of a file of the agent's
+_LARGEST: Final = 16 << 20  # bytes or characters, the read limit for files of the guest agent
 _WHERE: Final = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
 _FIELD: Final = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
-_LONGEST: Final = 200  # characters of a path, or of a reason, in which a value may be
+_LONGEST: Final = 200  # characters of a path or a problem, which may contain untrusted text
 
 
-def decode_typed(data: bytes | str, shape: type[_T], where: str = "") -> _T:
-    """Return JSON as a value of `shape`.
-
-    A key that occurs twice is an error: the file's readers would not agree on what it says.
+def decode_typed(data: bytes | str, schema: type[_T], where: str = "") -> _T:
+    """Decode JSON into a value of `schema`; duplicate keys are refused.
 
     Args:
-        data: The text.
-        shape: Of msgspec.
-        where: The key that holds this text, where it stands inside another file.
+        data: The document.
+        schema: A type that msgspec supports.
+        where: Key of the member of another file that contains the document; a prefix of errors.
 
     Raises:
-        ConfigError: It is no JSON, over 16 MiB, or of another shape.
+        ConfigError: If the document is malformed, over 16 MiB, or does not match the schema.
     """
     prefix = f"{where}: " if where else ""
     if len(data) > _LARGEST:
-        raise ConfigError(f"{prefix}longer than {_LARGEST} bytes")
+        raise ConfigError(f"{prefix}longer than {_LARGEST} bytes", reason="too_large")
     try:
         data = data.decode() if isinstance(data, bytes) else data
         check_depth(data)
-        found = msgspec.json.decode(data, type=shape)
+        found = msgspec.json.decode(data, type=schema)
         decode_strictly(data)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), where) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{prefix}not UTF-8 text (byte {error.start})") from error
-    except (msgspec.DecodeError, UnicodeError, RecursionError, FormatError) as error:
-        told = str(error)
-        told = told if told.startswith("not ") or "occurs twice" in told else f"not JSON: {told}"
-        raise ConfigError(f"{prefix}{told}") from error
+        message = f"{prefix}not UTF-8 text (byte {error.start})"
+        raise ConfigError(message, reason="encoding") from error
+    except UnicodeError as error:
+        raise ConfigError(f"{prefix}unpaired surrogate in text", reason="encoding") from error
+    except FormatError as error:
+        raise ConfigError(f"{prefix}{error}", reason=config_reason(error)) from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ConfigError(f"{prefix}not JSON: {error}", reason="syntax") from error
     return found
 
 
 def _invalid(message: str, where: str) -> ConfigError:
-    """Return the error of msgspec with the key in front."""
+    """Return the error for a message of msgspec, with the key at its beginning."""
     found = _WHERE.fullmatch(message)
-    reason, path = (found[1], found[2] or "") if found else (message, "")
+    problem, path = (found[1], found[2] or "") if found else (message, "")
     keys = [where, _sanitize.key(path, _LONGEST)]
-    if field_name := _FIELD.fullmatch(reason):
+    reason: ConfigReason = "wrong_value"
+    if field_name := _FIELD.fullmatch(problem):
         keys.append(_sanitize.key(field_name[2]))
-        reason = "missing" if field_name[1] == "missing required" else "unknown"
-    told = (".".join(filter(None, keys)), _sanitize.one_line(reason, _LONGEST))
-    return ConfigError(": ".join(filter(None, told)))
+        missing = field_name[1] == "missing required"
+        problem = "missing" if missing else "unknown"
+        reason = "missing" if missing else "unknown_key"
+    elif problem.startswith("Expected ") and ", got `" in problem:  # "Expected `int`, got `str`"
+        reason = "wrong_type"
+    elif problem.startswith("Invalid base64"):
+        reason = "encoding"
+    parts = (".".join(filter(None, keys)), _sanitize.one_line(problem, _LONGEST))
+    return ConfigError(": ".join(filter(None, parts)), reason=reason)

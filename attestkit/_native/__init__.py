@@ -1,13 +1,11 @@
-"""The native core: the compiled one where it is there, else the same functions in plain Python.
+"""The native core: compiled C if available, else the same functions in pure Python.
 
-Only `bytes` get in, and text where it is JSON or hex. What a core refuses becomes a `FormatError`
-with the offset and the reason, in both of them through `_status.refuse`.
+Arguments are `bytes`, or `str` for JSON and hex. Both cores raise the errors of `_status.refuse`.
 
-Whatever walks, checks or hashes bytes is C that knows nothing of Python. Python has it in one of
-two ways: through cffi (`lib`, declared in ak_api.cdef.h; below as `_compiled_<name>` where the C
-function alone is not the face), or, where making many small objects is most of the work, through
-`_objects` (objects.c), whose functions make them in the same call. Both are in one library, and a
-function of either is written once more in plain Python.
+The C code that parses and hashes does not use the Python API. It is called in one of two ways:
+through cffi (`lib`, declared in ak_api.cdef.h, with wrappers `_compiled_<name>`), or through the
+extension module `_objects` (objects.c), which creates the Python objects in the same call and is
+used where that takes most of the time. Both are in one shared library.
 """
 
 import os
@@ -25,9 +23,9 @@ from attestkit.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    # Packed records, registers and digests of those that extend, and where they end.
+    # Returns packed records, registers and digests of those that extend, and their end.
     CcelWalk = Callable[[bytes], tuple[bytes, bytes, bytes, int]]
-    # Algorithms with their digest sizes, and packed records.
+    # Returns algorithms with their digest sizes, and packed records.
     TpmWalk = Callable[[bytes], tuple["Banks", bytes]]
 
 __all__ = [
@@ -56,7 +54,7 @@ __all__ = [
 
 
 def _second_module(library: str) -> ModuleType:
-    """Load the module of objects.c, for which the import system does not look in cffi's library."""
+    """Load the module of objects.c from cffi's library, where the import system does not look."""
     loader = ExtensionFileLoader("attestkit._native._objects", library)
     spec = ModuleSpec(loader.name, loader, origin=library)
     module = loader.create_module(spec)
@@ -65,7 +63,7 @@ def _second_module(library: str) -> ModuleType:
     return module
 
 
-# Why the plain core runs, or None where the compiled one does.
+# Why the pure Python core is used; None if the compiled core is used.
 _PLAIN: str | None = None
 if os.environ.get("ATTESTKIT_PURE_PYTHON") == "1":
     _PLAIN = "ATTESTKIT_PURE_PYTHON=1"
@@ -79,32 +77,32 @@ else:
         _PLAIN = f"the compiled core cannot be loaded: {error}"
 
 CORE: Literal["compiled", "python"] = "python" if _PLAIN else "compiled"
-CORE_REASON: str = _PLAIN or "attestkit._native._lib is there"
+CORE_REASON: str = _PLAIN or "attestkit._native._lib is available"
 
 CPU_LEVEL: str | None
-"""What the compiled core's kernels may use: portable, avx2, avx512; None in the plain core."""
+"""Instruction set level of the compiled core: portable, avx2 or avx512; None in pure Python."""
 CPU_LEVEL, _limit = choose(os.environ.get(VARIABLE), None if _PLAIN else lib.ak_cpu_features())
 
-# Offsets and sizes, in the order of `ak_quote`: body and its size, signature, QE report, QE
-# authentication data and their size, certification data's type and offset, end of the quote.
+# Offsets and sizes, in the order of `ak_quote`: body, body size, signature, QE report, QE
+# authentication data, their size, certification data type, certification data, end of the quote.
 QuoteLayout = tuple[int, int, int, int, int, int, int, int, int]
 _QUOTE = struct.Struct("=8x9Q")
 
-# The data; where quotes start, 64 bits each; their versions, 4 or 5; their body types, 2 or 3.
+# The data; offsets of the quotes, 64 bits each; versions, 4 or 5; body types, 2 or 3.
 QuoteRows = tuple[bytes, bytes, bytes, bytes]
 
 LOG_RECORD = struct.Struct("=7I")
-"""A record of a TCG log, as `ccel_walk` and `tpm_walk` pack it: offset of the record, index, type,
-offset of its digests, number of digests, offset of the event data, their size."""
+"""A packed record of `ccel_walk` and `tpm_walk`: offset of the record, index, event type, offset of
+the digests, number of digests, offset of the event data, their size."""
 
 AGENT_ROW = struct.Struct("=4B6I")
-"""An event of the guest agent's log, as `agent_json_walk` packs it: register, version, bytes of the
-digest, whether the name has escapes; event type, offset of the digest, offset and size of the name,
-offset and size of the payload. Offsets and sizes are those of the texts between the quotes."""
+"""A packed event of `agent_json_walk`: register, version, size of the digest in bytes, whether the
+name has escapes; event type, offset of the digest, offset and size of the name, offset and size of
+the payload. Offsets and sizes are those of the strings without quotation marks."""
 
 AgentLog = tuple[bytes, bytes, bytes, bool]
-"""Packed rows; registers and digests of what extends, those of runtime events computed; whether
-RTMR3 has all the runtime events and no others, and no name of version 1 a colon."""
+"""Packed events; registers and digests of those that extend (digests of runtime events computed);
+whether RTMR3 has all runtime events and no other events, and no version 1 name has a colon."""
 
 Banks = tuple[tuple[int, int], ...]
 Registers = tuple[bytes, bytes, bytes, bytes]
@@ -118,49 +116,51 @@ def _compiled_quote_layout(data: bytes) -> QuoteLayout:
     return _QUOTE.unpack(ffi.buffer(quote))
 
 
-# A log of more events is replayed as a batch is, so that other threads may run meanwhile.
+# From this number of events on, the GIL is released during the replay.
 _MANY_EVENTS = 8192
-# So many events are worth a thread of their own, which does a quarter of them at a time.
-_EVENTS_OF_A_THREAD = 4 * _MANY_EVENTS
+# Number of events per thread; a thread takes a quarter of them at a time.
+_EVENTS_PER_THREAD = 4 * _MANY_EVENTS
 
 
-def _cannot_replay(columns: "Sequence[tuple[bytes, bytes]]") -> Exception:
+def _replay_error(columns: "Sequence[tuple[bytes, bytes]]") -> Exception:
     """Return the error for the first log that cannot be replayed."""
     for log in columns:
-        if not _fit(log):
+        if not _are_columns(log):
             break
         for at, register in enumerate(log[0]):
             if register > 3:
                 return refuse(lib.AK_E_REGISTER, at)
-    return UsageError("replay wants 48 bytes of digest for each register number")
+    return UsageError(
+        "replay: digests must have 48 bytes for each register number", reason="wrong_size"
+    )
 
 
-def _fit(log: tuple[bytes, bytes]) -> bool:
-    """Tell whether columns are no more and no less than `bytes`, and as long as they should be."""
+def _are_columns(log: tuple[bytes, bytes]) -> bool:
+    """Return whether both columns are exactly of type `bytes`, and of matching sizes."""
     registers, digests = log
     if type(registers) is not bytes or type(digests) is not bytes:
         return False
     return len(digests) == 48 * len(registers)
 
 
-def _replay_otherwise(registers: bytes, digests: bytes) -> Registers:
-    """Replay what the core's own function does not: very much, and what cannot be replayed."""
+def _replay_fallback(registers: bytes, digests: bytes) -> Registers:
+    """Replay a large log, or raise the error for a log that cannot be replayed."""
     log = (registers, digests)
-    if len(registers) >= _MANY_EVENTS and _fit(log):
+    if len(registers) >= _MANY_EVENTS and _are_columns(log):
         return _replay_part([log])[0]
-    raise _cannot_replay([log])
+    raise _replay_error([log])
 
 
-def _replay_many_otherwise(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
-    """Do for many logs what _replay_otherwise does for one."""
+def _replay_many_fallback(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
+    """Replay a large batch in threads, or raise the error for a log that cannot be replayed."""
     counts = [len(registers) for registers, _ in columns]
-    if not all(map(_fit, columns)) or sum(counts) < 2 * _EVENTS_OF_A_THREAD:
-        raise _cannot_replay(columns)
-    return in_parts(_replay_part, columns, counts, _EVENTS_OF_A_THREAD)
+    if not all(map(_are_columns, columns)) or sum(counts) < 2 * _EVENTS_PER_THREAD:
+        raise _replay_error(columns)
+    return in_parts(_replay_part, columns, counts, _EVENTS_PER_THREAD)
 
 
-def _replay_part_otherwise(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
-    raise _cannot_replay(columns)
+def _replay_part_fallback(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
+    raise _replay_error(columns)
 
 
 def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
@@ -170,9 +170,9 @@ def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
     return eax, ebx, ecx, edx
 
 
-json_depth: "Callable[[bytes, int], int]"  # by text and the most levels
+json_depth: "Callable[[bytes, int], int]"  # arguments: text, maximum depth
 quote_layout: "Callable[[bytes], QuoteLayout]"
-quote_rows: "Callable[[bytes, bytes | None], QuoteRows]"  # the data, where quotes start if known
+quote_rows: "Callable[[bytes, bytes | None], QuoteRows]"  # arguments: data, offsets or None
 ccel_walk: "CcelWalk"
 tpm_walk: "TpmWalk"
 agent_json_walk: "Callable[[bytes | str], AgentLog | Literal['refused', 'left']]"
@@ -183,7 +183,7 @@ sha384: "Callable[[bytes], bytes]"
 unhex: "Callable[[bytes | str], bytes | None]"
 hexlify: "Callable[[bytes], bytes]"
 sha384_many: "Callable[[Sequence[bytes]], list[bytes]]"
-cpuid: "Callable[[int, int], CpuRegisters | None]"  # by leaf and subleaf; None: plain core
+cpuid: "Callable[[int, int], CpuRegisters | None]"  # arguments: leaf, subleaf; None: pure Python
 
 if CORE == "compiled":
     lib.ak_cpu_limit(_limit)
@@ -192,15 +192,15 @@ if CORE == "compiled":
     quote_rows = _objects.quote_checker(refuse_one)
     ccel_walk, tpm_walk = _objects.log_walkers(refuse)
     agent_json_walk = _objects.agent_json_walk
-    replay = _objects.replayer(_MANY_EVENTS, _replay_otherwise)
-    replay_many = _objects.many_replayer(2 * _EVENTS_OF_A_THREAD, _replay_many_otherwise)
-    _replay_part = _objects.many_replayer(sys.maxsize, _replay_part_otherwise)
+    replay = _objects.replayer(_MANY_EVENTS, _replay_fallback)
+    replay_many = _objects.many_replayer(2 * _EVENTS_PER_THREAD, _replay_many_fallback)
+    _replay_part = _objects.many_replayer(sys.maxsize, _replay_part_fallback)
     sha384, sha384_many = _objects.sha384, _objects.sha384_many
     unhex, hexlify = _objects.unhex, _objects.hexlify
     cpuid = _compiled_cpuid
     json_depth = _objects.json_depth
 else:
-    # Late, so that the compiled core does not pay for its twin.
+    # Lazy import: not needed with the compiled core.
     from attestkit._native import _python
 
     quote_layout = _python.quote_layout

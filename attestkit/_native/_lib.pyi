@@ -1,4 +1,4 @@
-# Types of the module that cffi generates from ak_api.cdef.h (a test compares the two).
+# Types of the module that cffi generates from ak_api.cdef.h (compared by a test).
 
 from cffi import FFI
 

@@ -1,6 +1,6 @@
-"""The native core in plain Python: the fallback without a compiler, and the oracle in tests.
+"""The native core in pure Python: the fallback without the C core, and the reference in tests.
 
-One file per subject, as in C; this one puts them together.
+This module collects the functions of the others.
 """
 
 from attestkit._native._python_columns import Column, quote_rows

@@ -1,11 +1,11 @@
-"""quote_columns.c in plain Python: the fields of many quotes, turned into columns."""
+"""The columns of quote_columns.c in pure Python."""
 
 from array import array
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from attestkit._native._python_quote import quote_layout, quote_layout_among
-from attestkit._native._status import refuse_one
+from attestkit._native._status import numbered, refuse_one
 from attestkit.errors import FormatError
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ __all__ = ["Column", "quote_rows"]
 
 _TD_10, _TD_15 = 584, 648
 
-Found = tuple[int, int]  # where a quote starts, the size of its body
+Found = tuple[int, int]  # offset of a quote, size of its body
 Rows = tuple[bytes, bytes, bytes, bytes]
 
 
 def _given(data: bytes, starts: "array[int]") -> "Iterator[Found]":
-    """Check quotes of which is known where they start."""
+    """Check quotes at given offsets."""
     for number, start in enumerate(starts):
         if start >= len(data) or (number > 0 and start <= starts[number - 1]):
             raise refuse_one(29, number, start)
@@ -36,7 +36,7 @@ def _given(data: bytes, starts: "array[int]") -> "Iterator[Found]":
 
 
 def _found(data: bytes) -> "Iterator[Found]":
-    """Check quotes that lie one behind the other."""
+    """Check contiguous quotes."""
     start = number = 0
     while start < len(data):
         try:
@@ -51,15 +51,14 @@ def _found(data: bytes) -> "Iterator[Found]":
 
 
 def _numbered(error: FormatError, number: int, start: int) -> FormatError:
-    message = f"quote {number}: {error.message}"
-    return FormatError(message, offset=start + (error.offset or 0), reason=error.reason)
+    return numbered(error, number, start + (error.offset or 0))
 
 
 def quote_rows(data: bytes, starts: bytes | None) -> Rows:
-    """Check quotes of TDs; return data, where they start, their versions and their body types.
+    """Check quotes of TDs; return the data, and the offsets, versions and body types of the quotes.
 
     Raises:
-        FormatError: the first start that is misplaced, else the first quote that is refused.
+        FormatError: For the first invalid offset, else for the first malformed quote.
     """
     found = list(_found(data) if starts is None else _given(data, array("Q", starts)))
     return (
@@ -71,9 +70,9 @@ def quote_rows(data: bytes, starts: bytes | None) -> Rows:
 
 
 class Column:
-    """A field of all quotes, or four side by side, gathered when first asked for; then kept.
+    """Descriptor of a column: one field of all quotes, or four adjacent ones, created on first use.
 
-    It is for a class whose objects have in their `_rows` what `quote_rows` returned.
+    The class that uses it must have the result of `quote_rows` in the attribute `_rows`.
     """
 
     def __init__(self, at: int, width: int, count: int = 1) -> None:
@@ -84,21 +83,21 @@ class Column:
 
     def __get__(self, owner: object, _: type | None = None) -> object:
         if owner is None:
-            raise AttributeError("a column is one of certain quotes")
-        # Where Python finds it without coming here, as this has no __set__.
-        kept = vars(owner)
-        made = [_gathered(kept["_rows"], *cut) for cut in self._cuts]
-        found = kept[self._name] = tuple(made) if len(made) > 1 else made[0]
+            raise AttributeError("column: available on instances only")
+        # This descriptor has no __set__, so the instance attribute takes precedence from now on.
+        attributes = vars(owner)
+        columns = [_gather(attributes["_rows"], *cut) for cut in self._cuts]
+        found = attributes[self._name] = tuple(columns) if len(columns) > 1 else columns[0]
         return found
 
 
-def _gathered(rows: Rows, at: int, width: int) -> memoryview:
+def _gather(rows: Rows, at: int, width: int) -> memoryview:
     data, starts, versions, body_types = rows
     fields = []
     for start, version, body_type in zip(array("Q", starts), versions, body_types, strict=True):
         body = start + (54 if version == 5 else 48)
-        there = at < _TD_10 or body_type == 3
-        fields.append(data[body + at : body + at + width] if there else bytes(width))
+        exists = at < _TD_10 or body_type == 3
+        fields.append(data[body + at : body + at + width] if exists else bytes(width))
     flat = memoryview(b"".join(fields))
-    # Python has no views of no rows with a width.
+    # A memoryview cannot have the shape (0, width).
     return flat.cast("B", (len(fields), width)) if fields else flat

@@ -1,6 +1,6 @@
-"""The agent's JSON and hex in plain Python: what agent_json.c and hex.c do.
+"""The functions of agent_json.c and hex.c in pure Python.
 
-The plain reader of the agent's JSON is `event_log.agent_json`, so this one leaves all to it.
+The pure Python parser of the agent's event log is `event_log.agent_json`.
 """
 
 import binascii
@@ -11,13 +11,13 @@ __all__ = ["agent_json_walk", "cpuid", "hexlify", "json_depth", "unhex"]
 
 
 def agent_json_walk(data: bytes | str) -> Literal["left"]:
-    """Leave every text to the parser in `event_log.agent_json`."""
+    """Return "left": every text is left to `event_log.agent_json`."""
     del data
     return "left"
 
 
 def unhex(text: bytes | str) -> bytes | None:
-    """Return the bytes of hex digits in either case, or None where it is not hex alone."""
+    """Return the bytes of hex digits in upper or lower case, or None if the text is not hex."""
     try:
         return binascii.unhexlify(text)
     except ValueError:
@@ -25,27 +25,27 @@ def unhex(text: bytes | str) -> bytes | None:
 
 
 def hexlify(data: bytes) -> bytes:
-    """Return the hex digits of bytes, in lower case."""
+    """Return the bytes in hex, in lower case."""
     return binascii.hexlify(data)
 
 
-# The CPU as plain Python sees it: not at all.
+# CPUID in pure Python: not available.
 
 
 def cpuid(leaf: int, subleaf: int) -> None:
-    """Return None: a CPUID leaf cannot be read from plain Python."""
+    """Return None: pure Python cannot execute CPUID."""
 
 
-# json_depth.c in plain Python: how deep the brackets of JSON nest.
+# The nesting depth of JSON brackets (json_depth.c) in pure Python.
 
-_MARKS = re.compile(rb'"[^"]*"?|[\[{\]}]')  # a string that does not end is one to the end
+_MARKS = re.compile(rb'"[^"]*"?|[\[{\]}]')  # an unterminated string extends to the end
 
 
 def json_depth(text: bytes, most: int) -> int:
-    """Return the offset of the first bracket that nests deeper than `most` levels; -1: none."""
+    """Return the offset of the first bracket nested deeper than `most` levels, or -1."""
     if text.count(b"[") + text.count(b"{") <= most:
         return -1
-    # Blank out the escapes of strings, so that every quote left is a border of one.
+    # Remove escapes, so that every remaining quotation mark starts or ends a string.
     text = text.replace(b"\\\\", b"__").replace(b'\\"', b"__")
     depth = 0
     for mark in _MARKS.finditer(text):
@@ -54,6 +54,6 @@ def json_depth(text: bytes, most: int) -> int:
             depth += 1
             if depth > most:
                 return mark.start()
-        elif first != 0x22:  # a quote
+        elif first != 0x22:  # a quotation mark
             depth -= 1
     return -1

@@ -1,4 +1,4 @@
-"""Event logs in plain Python: what tcg_log.c, rtmr_replay.c and sha384.c do, in the same order."""
+"""The functions of tcg_log.c, rtmr_replay.c and sha384.c in pure Python, in the same order."""
 
 import hashlib
 import struct
@@ -21,7 +21,7 @@ _NO_INDEX = 0xFFFFFFFF
 _SHA384 = 0x000C
 _SPEC_ID = b"Spec ID Event03\0"
 
-# Digest sizes of the algorithms that the TCG registry names.
+# Digest sizes of the TCG Algorithm Registry, in bytes.
 _SIZES = {
     0x0004: 20,  # SHA-1
     0x000B: 32,  # SHA-256
@@ -43,25 +43,25 @@ Row = tuple[int, int, int, int, int, int, int]
 
 
 class _Walk(NamedTuple):
-    """A log being walked: its bytes and the rules of its kind."""
+    """A log that is being parsed: its bytes and its format."""
 
     data: bytes
     ccel: bool
     banks: dict[int, int]
 
     def need(self, at: int, size: int) -> int:
-        """Return the offset behind `size` bytes at `at`, all of which must be there."""
+        """Return the offset after `size` bytes at `at`; raise FormatError if they are missing."""
         if size > len(self.data) - at:
             raise refuse(64, at)
         return at + size
 
     def u32(self, at: int) -> int:
-        """Read 4 bytes that are known to be there."""
+        """Read 4 bytes, which must exist."""
         value: int = _U32.unpack_from(self.data, at)[0]
         return value
 
     def event_data(self, at: int) -> tuple[int, int]:
-        """Return where the event data behind their 4-byte size are, and how many bytes."""
+        """Return offset and size of the event data, whose 4-byte size is at `at`."""
         start = self.need(at, 4)
         size = self.u32(at)
         if size > _MAX_EVENT:
@@ -70,7 +70,7 @@ class _Walk(NamedTuple):
         return start, size
 
     def check_index(self, at: int, index: int, event_type: int, *, ccel: bool) -> None:
-        """Refuse a record for a register that does not exist or cannot be extended."""
+        """Raise FormatError for a register that does not exist or cannot be extended."""
         if ccel:
             allowed = index <= 4 and (index != 0 or event_type == _NO_ACTION)
         else:
@@ -79,7 +79,7 @@ class _Walk(NamedTuple):
             raise refuse(70, at)
 
     def old_event(self, at: int) -> Row:
-        """Read a TCG_PCR_EVENT: index, type, SHA-1 digest, event data."""
+        """Parse a TCG_PCR_EVENT: index, type, SHA-1 digest, event data."""
         end = self.need(at, 28)
         index, event_type = self.u32(at), self.u32(at + 4)
         self.check_index(at, index, event_type, ccel=False)
@@ -87,7 +87,7 @@ class _Walk(NamedTuple):
         return at, index, event_type, at + 8, 1, start, size
 
     def event(self, at: int) -> Row:
-        """Read a TCG_PCR_EVENT2: index, type, digests of the header's algorithms, event data."""
+        """Parse a TCG_PCR_EVENT2: index, type, digests of the header's algorithms, event data."""
         digests = self.need(at, 12)
         index, event_type, count = _HEAD.unpack_from(self.data, at)
         self.check_index(at, index, event_type, ccel=self.ccel)
@@ -110,7 +110,7 @@ class _Walk(NamedTuple):
         return at, index, event_type, digests, count, start, size
 
     def ended(self, at: int) -> bool:
-        """Tell whether the records end here: a TPM's log with its bytes, a CCEL also at fill."""
+        """Return whether the records end here: at the end of the data, a CCEL also at padding."""
         if at == len(self.data):
             return True
         if not self.ccel:
@@ -118,7 +118,7 @@ class _Walk(NamedTuple):
         return self.data[at : at + 4] == b"\xff" * 4 or self.data[at : at + 12] == bytes(12)
 
     def spec_id(self, at: int, size: int) -> None:
-        """Read the algorithms out of a Spec ID event of at least 29 bytes."""
+        """Parse the algorithms of a Spec ID event of at least 29 bytes."""
         count = self.u32(at + 24)
         if not 1 <= count <= _MAX_BANKS or 29 + 4 * count > size:
             raise refuse(65, at + 24)
@@ -137,7 +137,7 @@ class _Walk(NamedTuple):
             raise refuse(69, at + 28)
 
     def header(self) -> int:
-        """Read the first record; return where the log's own records start, 0 in the old format."""
+        """Parse the header; return the offset of the first record, 0 in the SHA-1 format."""
         _, index, event_type, _, _, start, size = self.old_event(0)
         if event_type == _NO_ACTION and size >= 29 and self.data.startswith(_SPEC_ID, start):
             if index > (1 if self.ccel else 0):
@@ -150,7 +150,7 @@ class _Walk(NamedTuple):
 
 
 def _walk(data: bytes, *, ccel: bool) -> tuple[dict[int, int], list[Row], int]:
-    """Return the header's algorithms (none in the old format), a row per record, and the end."""
+    """Return the header's algorithms (none in the SHA-1 format), a row per record, and the end."""
     if len(data) > _MAX_SIZE:
         raise refuse(74, 0)
     walk = _Walk(data, ccel, {})
@@ -169,13 +169,13 @@ def _pack(rows: list[Row]) -> bytes:
 
 
 def tpm_walk(data: bytes) -> tuple[tuple[tuple[int, int], ...], bytes]:
-    """Check a TPM's log; return algorithms with digest sizes, and the packed rows."""
+    """Check a TPM log; return the algorithms with their digest sizes, and the packed rows."""
     banks, rows, _ = _walk(data, ccel=False)
     return tuple(banks.items()), _pack(rows)
 
 
 def ccel_walk(data: bytes) -> tuple[bytes, bytes, bytes, int]:
-    """Check a CCEL; return packed rows, registers and digests of what extends, and the end."""
+    """Check a CCEL; return packed rows, registers and digests of extending records, and the end."""
     _, rows, end = _walk(data, ccel=True)
     extending = [row for row in rows if row[2] != _NO_ACTION]
     registers = bytes([row[1] - 1 for row in extending])
@@ -184,9 +184,11 @@ def ccel_walk(data: bytes) -> tuple[bytes, bytes, bytes, int]:
 
 
 def replay(registers: bytes, digests: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    """Fold 48-byte digests into the registers they are for."""
+    """Return the four registers after extending them by 48-byte digests."""
     if len(digests) != 48 * len(registers):
-        raise UsageError("replay wants 48 bytes of digest for each register number")
+        raise UsageError(
+            "replay: digests must have 48 bytes for each register number", reason="wrong_size"
+        )
     values = [bytes(48)] * 4
     for i, register in enumerate(registers):
         if register > 3:
@@ -199,7 +201,7 @@ def replay(registers: bytes, digests: bytes) -> tuple[bytes, bytes, bytes, bytes
 def replay_many(
     columns: Sequence[tuple[bytes, bytes]],
 ) -> list[tuple[bytes, bytes, bytes, bytes]]:
-    """Replay many logs, each given as registers and digests."""
+    """Replay logs, each given as registers and digests."""
     return [replay(registers, digests) for registers, digests in columns]
 
 

@@ -1,6 +1,6 @@
-"""quote.c and quote_object.c in plain Python: check a quote, tell where its parts are, make it.
+"""The functions of quote.c and quote_object.c in pure Python: check quotes and create objects.
 
-The checks have the order of quote.c, and refuse with the same status at the same byte.
+The checks have the order of quote.c, and the same status and offset.
 """
 
 import re
@@ -24,7 +24,7 @@ _BODY_SIZES = {1: 384, 2: 584, 3: 648}
 _HEADER = Struct("<HHI4x16s20x")
 _TYPE_AND_SIZE = Struct("<HI")
 _ZEROS = re.compile(rb"\0+")
-# What people read most from the body of a TD, at one go.
+# The most frequently used fields of a TD quote body, unpacked together.
 _TD_FIELDS = Struct("<136x48s144x48s48s48s48s64s")
 
 
@@ -32,7 +32,7 @@ Layout = tuple[int, int, int, int, int, int, int, int, int]
 
 
 class _Cursor:
-    """What has not been looked at, from `at` to `end`."""
+    """A cursor over the data from `at` to `end`."""
 
     def __init__(self, data: bytes, at: int = 0) -> None:
         self.data = data
@@ -40,7 +40,7 @@ class _Cursor:
         self.end = len(data)
 
     def take(self, size: int, status: int) -> int:
-        """Step over `size` bytes and return where they start; refuse where they are not there."""
+        """Skip `size` bytes and return their offset; raise the error of `status` if truncated."""
         if size > self.end - self.at:
             raise refuse(status, self.end)
         start = self.at
@@ -48,12 +48,12 @@ class _Cursor:
         return start
 
     def integer(self, size: int, status: int) -> int:
-        """Take a little-endian integer of `size` bytes."""
+        """Read a little-endian integer of `size` bytes."""
         start = self.take(size, status)
         return int.from_bytes(self.data[start : self.at], "little")
 
     def type_and_size(self, status: int) -> tuple[int, int, int]:
-        """Take a type of two bytes and a size of four; return them after their offset."""
+        """Read a type of 2 bytes and a size of 4 bytes; return their offset, type and size."""
         start = self.take(6, status)
         kind, size = _TYPE_AND_SIZE.unpack_from(self.data, start)
         return start, kind, size
@@ -87,7 +87,7 @@ def _body(c: _Cursor, version: int, tee_type: int) -> tuple[int, int]:
 
 
 def _extent(c: _Cursor) -> tuple[int, int, int, int]:
-    """Step over the quote; return version, where body and signature data are, the body's size."""
+    """Skip the quote; return version, offset and size of the body, offset of signature data."""
     version, tee_type = _header(c)
     body, body_size = _body(c, version, tee_type)
     size = c.integer(4, 11)
@@ -115,7 +115,7 @@ def _certification(c: _Cursor) -> int:
 
 
 def _inside(c: _Cursor, extent: tuple[int, int, int, int]) -> Layout:
-    """Go back to the signature data, which end here, and check what is in them."""
+    """Check the signature data, which end at the cursor."""
     data = c.data
     version, body, body_size, signature = extent
     c.at, c.end = signature, c.at
@@ -126,17 +126,17 @@ def _inside(c: _Cursor, extent: tuple[int, int, int, int]) -> Layout:
     auth = c.take(auth_size, 22)
     kind = _certification(c)
     key = data[signature + 64 : signature + 128]
-    vouched = data[report + 320 : report + 384]
-    if vouched != sha256(key + data[auth : auth + auth_size]).digest() + bytes(32):
+    report_data = data[report + 320 : report + 384]
+    if report_data != sha256(key + data[auth : auth + auth_size]).digest() + bytes(32):
         raise refuse(26, report + 320)
     return body, body_size, signature, report, auth, auth_size, kind, c.at, c.end
 
 
 def quote_layout(data: bytes) -> Layout:
-    """Check a quote; return where its parts are, as `ak_quote` has them.
+    """Check a quote; return the offsets of its parts, in the order of `ak_quote`.
 
     Raises:
-        FormatError: the first rule that the quote breaks.
+        FormatError: For the first violated rule.
     """
     if len(data) > _MAX_SIZE:
         raise refuse(27, _MAX_SIZE)
@@ -148,13 +148,13 @@ def quote_layout(data: bytes) -> Layout:
 
 
 def quote_layout_among(data: bytes, start: int) -> tuple[Layout, int]:
-    """Check one of quotes that lie one behind the other; return where its parts are in `data`.
+    """Check one of several contiguous quotes; return the offsets of its parts in `data`.
 
     Returns:
-        The same as `quote_layout`, and where the zeros behind the quote end.
+        The result of `quote_layout`, and the end of the quote's zero padding.
 
     Raises:
-        FormatError: the first rule that the quote breaks, at a byte of `data`.
+        FormatError: For the first violated rule, with an offset in `data`.
     """
     c = _Cursor(data, start)
     extent = _extent(c)
@@ -166,7 +166,7 @@ def quote_layout_among(data: bytes, start: int) -> tuple[Layout, int]:
 
 
 def _padding(data: bytes) -> int:
-    """Check a quote and count the zero bytes behind it; -1 where it is refused."""
+    """Check a quote and return the size of its zero padding; -1 if it is malformed."""
     try:
         return len(data) - quote_layout(data)[-1]
     except FormatError:
@@ -174,7 +174,7 @@ def _padding(data: bytes) -> int:
 
 
 class QuoteBase:
-    """What a quote holds; open to be filled in, where the compiled core's is closed."""
+    """Fields of a quote; writable, unlike those of the compiled core."""
 
     __slots__ = (
         "_data",
@@ -197,17 +197,17 @@ class QuoteBase:
     report_data: bytes
 
     def hold(self, data: bytes) -> None:
-        """Keep the bytes that it is made of; nothing else is made of them yet."""
+        """Store the encoded quote, without cached fields."""
         self._data, self._made = data, None
 
 
 def quote_parsers(
     quote: type[QuoteBase], enclave: type[QuoteBase]
 ) -> "tuple[Callable[[object], QuoteBase | None], Callable[[tuple[object, ...]], list[QuoteBase]]]":
-    """Return two functions that make quotes of these classes, one and many.
+    """Return two functions that parse quotes into objects of these classes: one quote, and many.
 
-    One returns None for what is no quote or not bytes; many returns the quotes before the first
-    such.
+    The first returns None if its argument is malformed or not `bytes`; the second returns the
+    quotes before the first such item.
     """
 
     def parse(data: object) -> QuoteBase | None:

@@ -1,4 +1,4 @@
-"""Work that drops the GIL, on all the CPUs that this process may use."""
+"""Parallel execution of work that releases the GIL, on all CPUs available to this process."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,14 +11,14 @@ R = TypeVar("R")
 
 
 def cpus() -> int:
-    """Return how many CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _spans(sizes: Sequence[int], part: int) -> list[tuple[int, int]]:
-    """Return starts and ends of neighbours that come to `part` or more, all but the last."""
+    """Return starts and ends of runs of items whose sizes, except the last, sum up to `part`."""
     spans = []
     start = size = 0
     for end, more in enumerate(sizes, 1):
@@ -29,9 +29,9 @@ def _spans(sizes: Sequence[int], part: int) -> list[tuple[int, int]]:
     return spans
 
 
-def _side_by_side(task: Callable[[], None], count: int) -> None:
-    """Run a task in so many threads, this one among them; in fewer where no more are to be had."""
-    from threading import Thread  # late: only large batches need it
+def _run_in_threads(task: Callable[[], None], count: int) -> None:
+    """Run a task in `count` threads, including this one, or in fewer if threads cannot start."""
+    from threading import Thread  # lazy: only large batches need it
 
     threads = [Thread(target=task) for _ in range(count - 1)]
     for number, thread in enumerate(threads):
@@ -46,19 +46,19 @@ def _side_by_side(task: Callable[[], None], count: int) -> None:
 
 
 def in_parts(
-    work: Callable[[Sequence[T]], list[R]], things: Sequence[T], sizes: Sequence[int], share: int
+    work: Callable[[Sequence[T]], list[R]], items: Sequence[T], sizes: Sequence[int], share: int
 ) -> list[R]:
-    """Return the results of `work` for all things, some of them at a time.
+    """Apply `work` to parts of the items in threads; return all results in order.
 
     Args:
-        work: Turns things into a result each.
-        things: What to work on.
-        sizes: How much work each of them is.
-        share: How much work is worth a thread. A quarter of it is done at a time, so that a thread
-            that is slow does less of it all.
+        work: Returns one result per item.
+        items: The items.
+        sizes: Amount of work of each item.
+        share: Amount of work per thread. A thread takes a quarter of it at a time, so that slow
+            threads do less.
 
     Raises:
-        BaseException: What `work` raised first, after all threads have ended.
+        BaseException: The first exception of `work`, after all threads have ended.
     """
     spans = _spans(sizes, share // 4)
     waiting = spans[::-1]
@@ -72,14 +72,14 @@ def in_parts(
             except IndexError:  # another thread was faster
                 return
             try:
-                results[start] = work(things[start:end])
+                results[start] = work(items[start:end])
             except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
                 errors.append(error)
 
-    _side_by_side(take_parts, min(cpus(), sum(sizes) // share))
+    _run_in_threads(take_parts, min(cpus(), sum(sizes) // share))
     try:
         if errors:
             raise errors[0]
     finally:
-        errors.clear()  # which its own traceback holds, and so all that `work` was given
+        errors.clear()  # breaks the cycle with the traceback, which keeps the items alive
     return [result for start, _ in spans for result in results[start]]

@@ -1,13 +1,12 @@
-/* The guest agent's event log, from JSON to registers and digests in one pass.
+/* The event log of the dstack guest agent, from JSON to registers and digests in one pass.
  *
- * The parser in agent_json.py decides what such a log is, and has the words for what is not. This
- * pass agrees with it on every text, or leaves the text to it. Besides what ak_json.h names, left
- * are:
+ * The parser in agent_json.py defines the format and has the error texts. This pass gives the same
+ * result, or leaves the text to that parser. Besides the cases of ak_json.h, it leaves:
  *
- *   - keys of an event that have escapes, and more than MAX_OTHERS unknown ones
- *   - a version 2 runtime event whose name has escapes
- *   - a runtime event that came with another digest, or in version 2 another preimage or none
- *   - more events, or bytes, than a log may have */
+ *   - keys with escapes, and more than MAX_OTHERS unknown keys in an event
+ *   - version 2 runtime events whose names have escapes
+ *   - runtime events with another digest or, in version 2, without preimage or with another one
+ *   - logs that exceed the maximum number of events or the maximum size */
 #include "ak_json.h"
 #include "ak_sha512.h"
 
@@ -21,7 +20,7 @@
 
 #define MAX_EVENTS 65536
 #define MAX_OTHERS 8
-#define SHORTEST 63 /* a runtime event without digest, name and payload, and a comma */
+#define SHORTEST 63 /* a runtime event with empty digest, name and payload, and a comma */
 #define DIGEST 48
 
 /* The keys of an event; each is a bit of `seen`. */
@@ -29,7 +28,7 @@ enum { IMR, EVENT_TYPE, DIGEST_HEX, EVENT, EVENT_PAYLOAD, VERSION, PREIMAGE, KEY
 #define BIT(key) (1U << (key))
 #define NEEDED (BIT(IMR) | BIT(EVENT_TYPE) | BIT(EVENT) | BIT(EVENT_PAYLOAD))
 
-/* A log being read, and what was found in it so far. */
+/* A log that is being parsed, and the result so far. */
 typedef struct {
     ak_json json;
     const uint8_t *start;
@@ -37,7 +36,7 @@ typedef struct {
     size_t capacity, count;
     uint8_t *registers, *digests; /* of the `extending` ones */
     size_t extending;
-    uint32_t *offsets, *sizes; /* of the preimages of the `runtimes` ones */
+    uint32_t *offsets, *sizes; /* preimages of `runtimes` events */
     uint8_t *own;              /* and their digests */
     size_t runtimes;
     uint8_t *preimages; /* `used` bytes of `room` */
@@ -45,7 +44,7 @@ typedef struct {
     bool regular;
 } walk;
 
-/* The event being read: what its keys were, and its texts. */
+/* The event that is being parsed: its keys and strings. */
 typedef struct {
     uint32_t seen;
     uint32_t other_count;
@@ -63,7 +62,7 @@ static bool is(const ak_json_text *key, const char *name)
     return strlen(name) == key->size && memcmp(name, key->p, key->size) == 0;
 }
 
-/* Remember an unknown key. */
+/* Record an unknown key, to detect duplicates. */
 static ak_json_outcome other_key(event *e, const ak_json_text *key)
 {
     for (size_t i = 0; i < e->other_count; i++)
@@ -75,12 +74,12 @@ static ak_json_outcome other_key(event *e, const ak_json_text *key)
     return ACCEPTED;
 }
 
-/* Read a key and its colon; KEYS stands for all unknown ones. */
+/* Parse a key and its colon; return KEYS for an unknown key. */
 static ak_json_outcome read_key(walk *w, event *e, unsigned *key)
 {
     static const char *const names[KEYS] = {"imr",           "event_type", "digest",  "event",
                                             "event_payload", "version",    "preimage"};
-    /* What tells a record of a Canonical Event Log. */
+    /* Keys that identify a record of a Canonical Event Log. */
     static const char *const cel[] = {"recnum", "digests", "content_type"};
     ak_json_text found;
 
@@ -102,7 +101,7 @@ static ak_json_outcome read_key(walk *w, event *e, unsigned *key)
     return ACCEPTED;
 }
 
-/* Read a digest into the place of the next one that extends a register. */
+/* Parse a digest, and store it as that of the next extending event. */
 static ak_json_outcome read_digest(walk *w, ak_agent_row *row)
 {
     ak_json_text hex;
@@ -118,7 +117,7 @@ static ak_json_outcome read_digest(walk *w, ak_agent_row *row)
     return ACCEPTED;
 }
 
-/* Read a number of at most three. */
+/* Parse an integer of at most 3. */
 static ak_json_outcome read_small(walk *w, uint32_t least, uint32_t most, uint8_t *out)
 {
     uint32_t number;
@@ -130,7 +129,7 @@ static ak_json_outcome read_small(walk *w, uint32_t least, uint32_t most, uint8_
     return number < least ? REFUSED : ACCEPTED;
 }
 
-/* Read one member of an event. */
+/* Parse a member of an event. */
 static ak_json_outcome read_member(walk *w, event *e, ak_agent_row *row)
 {
     unsigned key;
@@ -159,11 +158,11 @@ static ak_json_outcome read_member(walk *w, event *e, ak_agent_row *row)
     }
 }
 
-/* Read the members that every event has, in the agent's order and without blanks. Where the text
- * has another form, or something is wrong with it, the members are to be read one by one. */
+/* Fast path: parse the mandatory members in the agent's order and without white space. If the text
+ * differs, the members are parsed one by one. */
 static bool read_compact(walk *w, event *e, ak_agent_row *row)
 {
-    ak_cursor c = w->json.at; /* a copy, so that it can be in registers */
+    ak_cursor c = w->json.at; /* a local copy, which the compiler keeps in registers */
     uint32_t imr;
 
     if (!AK_JSON_FIXED(&c, "{\"imr\":") || !ak_json_digits(&c, 3, &imr) ||
@@ -181,7 +180,7 @@ static bool read_compact(walk *w, event *e, ak_agent_row *row)
     }
     e->seen = NEEDED | BIT(DIGEST_HEX);
     e->name = (ak_json_text){.p = c.p};
-    if (!AK_JSON_FIXED(&c, "\",\"event_payload\":")) { /* it has a name */
+    if (!AK_JSON_FIXED(&c, "\",\"event_payload\":")) { /* the name is not empty */
         w->json.at = c;
         if (ak_json_string_rest(&w->json, &e->name) != ACCEPTED ||
             !AK_JSON_FIXED(&w->json.at, ",\"event_payload\":"))
@@ -192,7 +191,7 @@ static bool read_compact(walk *w, event *e, ak_agent_row *row)
     return ak_json_hex(&w->json, &e->payload) == ACCEPTED;
 }
 
-/* Write a version 1 preimage: type, name and payload, with colons between. */
+/* Write a version 1 preimage: type, name and payload, joined by colons. */
 static ak_json_outcome preimage_v1(walk *w, const event *e, uint8_t *out, size_t *size)
 {
     static const uint8_t type[] = {1, 0, 0, 8, ':'};
@@ -212,7 +211,7 @@ static ak_json_outcome preimage_v1(walk *w, const event *e, uint8_t *out, size_t
     return ACCEPTED;
 }
 
-/* Write a version 2 preimage, canonical JSON (RFC 8785), and see that it is what came along. */
+/* Write a version 2 preimage, canonical JSON (RFC 8785), and compare it with the received one. */
 static ak_json_outcome preimage_v2(walk *w, const event *e, uint8_t *out, size_t *size)
 {
     static const char name[] = "{\"name\":\"", payload[] = "\",\"payload\":\"",
@@ -228,7 +227,7 @@ static ak_json_outcome preimage_v2(walk *w, const event *e, uint8_t *out, size_t
     memcpy(p, payload, sizeof payload - 1);
     p += sizeof payload - 1;
     for (size_t i = 0; i < e->payload.size; i++)
-        *p++ = e->payload.p[i] | 0x20; /* in lower case; figures have the bit */
+        *p++ = e->payload.p[i] | 0x20; /* to lower case; digits have this bit set */
     memcpy(p, type, sizeof type - 1);
     p += sizeof type - 1;
     *size = (size_t)(p - out);
@@ -238,7 +237,7 @@ static ak_json_outcome preimage_v2(walk *w, const event *e, uint8_t *out, size_t
     return memcmp(out, p, *size) == 0 ? ACCEPTED : LEFT;
 }
 
-/* Put down what the digest of a runtime event covers. */
+/* Write the preimage of a runtime event. */
 static ak_json_outcome add_preimage(walk *w, const event *e, const ak_agent_row *row)
 {
     uint8_t *out = w->preimages + w->used;
@@ -254,7 +253,7 @@ static ak_json_outcome add_preimage(walk *w, const event *e, const ak_agent_row 
     return ACCEPTED;
 }
 
-/* See that an event has all it needs, and count it in. */
+/* Check that an event is complete, and add it to the result. */
 static ak_json_outcome end_event(walk *w, const event *e, ak_agent_row *row)
 {
     const bool runtime = row->event_type == RUNTIME_EVENT;
@@ -310,7 +309,7 @@ static ak_json_outcome read_event(walk *w)
     return ak_json_eat(&w->json, '}') ? end_event(w, &e, row) : REFUSED;
 }
 
-/* Read the array, and see that it is all there is. */
+/* Parse the array, which must be the whole text. */
 static ak_json_outcome read_array(walk *w, size_t size)
 {
     if (!ak_json_eat(&w->json, '['))
@@ -330,8 +329,7 @@ static ak_json_outcome read_array(walk *w, size_t size)
     return ACCEPTED;
 }
 
-/* Put the digests of the runtime events into their places, where those that came along must be no
- * others. */
+/* Store the computed digests of the runtime events; received digests must be equal to them. */
 static ak_json_outcome add_digests(const walk *w)
 {
     const uint8_t *own = w->own;
@@ -352,7 +350,7 @@ static ak_json_outcome add_digests(const walk *w)
     return ACCEPTED;
 }
 
-/* Divide the room up; false where it is too small. */
+/* Partition the buffer; return false if it is too small. */
 static bool divide(walk *w, uint8_t *room, size_t size)
 {
     const size_t n = w->capacity, each = sizeof *w->rows + 2 * (DIGEST + sizeof *w->sizes) + 1;

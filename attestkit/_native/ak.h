@@ -1,4 +1,4 @@
-/* Everything the C core offers, for its own files and for cffi. */
+/* The public interface of the C core, for its own files and for cffi. */
 #ifndef AK_H
 #define AK_H
 

@@ -1,7 +1,7 @@
-/* The public declarations of the C core. The compiler and cffi read this same file, so they
- * cannot drift apart; cffi wants it free of preprocessor lines. */
+/* The public declarations of the C core, for the compiler and for cffi, which does not support
+ * preprocessor directives. */
 
-/* Why bytes were refused. _status.py gives each number its reason and its words. */
+/* Status codes. _status.py has the reason and the error message of each. */
 typedef enum {
     AK_OK = 0,
 
@@ -52,9 +52,9 @@ typedef enum {
     AK_E_REGISTER = 76          /* RTMR4 */
 } ak_status;
 
-/* Where the parts of a quote are, in bytes from its start. */
+/* Offsets and sizes of the parts of a quote, in bytes from its start. */
 typedef struct {
-    uint64_t at; /* of a refused quote: the byte where it breaks */
+    uint64_t at; /* offset of the error, if the quote is malformed */
     uint64_t body;
     uint64_t body_size; /* 384, 584 or 648 */
     uint64_t signature; /* 64 bytes, then the attestation key, 64 bytes */
@@ -66,74 +66,74 @@ typedef struct {
     uint64_t end; /* the quote without its padding */
 } ak_quote;
 
-/* Bytes of the longest quote, zeros behind it included; the parts of one hardly take half of it. */
+/* Maximum size of a quote in bytes, including zero padding. */
 enum { AK_QUOTE_MAX_SIZE = 131072 };
 
-/* Check a quote of version 3, 4 or 5 and tell where its parts are. */
+/* Check a quote of version 3, 4 or 5, and get the offsets of its parts. */
 ak_status ak_quote_walk(const uint8_t *data, size_t size, ak_quote *quote);
 
-/* The CPU features the kernels may use: AK_CPU_* bits. A limit lowers them, for tests. */
+/* CPU features that may be used, AK_CPU_* bits; ak_cpu_limit restricts them, for tests. */
 uint32_t ak_cpu_features(void);
 void ak_cpu_limit(uint32_t features);
 
-/* EAX, EBX, ECX, EDX of a CPUID leaf; zeros where the CPU has none of that number, or no CPUID. */
+/* EAX, EBX, ECX, EDX of a CPUID leaf; zeros if the CPU does not have the leaf, or CPUID. */
 void ak_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *registers);
 
-/* Fold 48-byte digests into the registers they are for: 4 values of 48 bytes. */
+/* Extend the four registers by 48-byte digests: 4 values of 48 bytes. */
 ak_status ak_replay(const uint8_t *registers, const uint8_t *digests, size_t count,
                     uint8_t *values);
 
-/* The same for many logs, laid one behind the other; `counts` tells how long each is. */
+/* The same for many concatenated logs; `counts` has the number of events of each. */
 ak_status ak_replay_many(const uint8_t *registers, const uint8_t *digests, const uint32_t *counts,
                          size_t logs, uint8_t *values);
 
 /* SHA-384: 48 bytes. */
 void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest);
 
-/* SHA-384 of many messages: message i is the sizes[i] bytes at data + offsets[i], or where the one
- * before ends if there are no offsets; its digest the 48 bytes at digests + 48 * i. */
+/* SHA-384 of many messages. Message i has sizes[i] bytes at data + offsets[i]; without offsets,
+ * messages are concatenated. Its digest is written to digests + 48 * i. */
 void ak_sha384_many(const uint8_t *data, const uint32_t *offsets, const uint32_t *sizes,
                     size_t count, uint8_t *digests);
 
-/* What a pass over JSON says: accepted, with values; refused, as Python's parser refuses it; or
- * left to that parser, which may do either. */
+/* Result of parsing JSON: accepted; refused, as by Python's parser; or left to that parser, which
+ * may accept or refuse the text. */
 typedef enum { AK_JSON_ACCEPTED = 0, AK_JSON_REFUSED = 1, AK_JSON_LEFT = 2 } ak_json_outcome;
 
-/* One event of the guest agent's log. Offsets and sizes are those of the texts between quotes. */
+/* One event of the agent's log. Offsets and sizes are those of strings without quotation marks. */
 typedef struct {
     uint8_t imr;          /* 0 to 3 */
-    uint8_t version;      /* 1 or 2; 1 where it is not there */
-    uint8_t digest_size;  /* bytes: 48, or of a runtime event 0 */
+    uint8_t version;      /* 1 or 2; 1 if absent */
+    uint8_t digest_size;  /* in bytes: 48, or 0 for a runtime event */
     uint8_t name_escaped; /* 1: the name has escapes */
     uint32_t event_type;
-    uint32_t digest; /* hex; means nothing where digest_size is 0 */
+    uint32_t digest; /* hex; undefined if digest_size is 0 */
     uint32_t name;
     uint32_t name_size;
     uint32_t payload; /* hex */
     uint32_t payload_size;
 } ak_agent_row;
 
-/* What was found in the guest agent's log. Offsets are in bytes from the start of this. */
+/* The result of parsing the agent's log. Offsets are in bytes from the start of this struct. */
 typedef struct {
     uint32_t count; /* of the events */
     uint32_t rows;
-    uint32_t extending; /* how many of them extend a register */
-    uint32_t registers; /* the register number, 0 to 3, of each that does */
-    uint32_t digests;   /* and its digest, 48 bytes; of runtime events computed */
-    uint32_t regular;   /* 1: RTMR3 has all the runtime events and no other that extends, and no
-                           name of version 1 has a colon */
+    uint32_t extending; /* number of events that extend a register */
+    uint32_t registers; /* their register numbers, 0 to 3 */
+    uint32_t digests;   /* their digests, 48 bytes each; computed for runtime events */
+    uint32_t regular;   /* 1: RTMR3 has all runtime events and no other extending events, and no
+                           version 1 name has a colon */
 } ak_agent_log;
 
-/* Bytes of the longest text of such a log. */
+/* Maximum size of such a log in bytes. */
 enum { AK_AGENT_MAX_SIZE = 16777216 };
 
-/* Read the guest agent's log. The room, aligned as malloc does it, is scratch and result: at its
- * start is an ak_agent_log. Four bytes for each of the text and 256 more are enough. */
+/* Parse the agent's log. The buffer `room`, aligned as by malloc, is used for the result, which
+ * starts with an ak_agent_log, and as scratch space. 4 * size + 256 bytes are sufficient. */
 ak_json_outcome ak_agent_json_walk(const uint8_t *data, size_t size, uint8_t *room,
                                    size_t room_size);
 
-/* Write the bytes of hex digits of either case; 0 where the text is not an even number of them. */
+/* Decode hex in upper or lower case; returns 0 if the text is not an even number of digits. */
 int ak_hex_decode(const uint8_t *text, size_t size, uint8_t *found);
 
-/* Write two digits for each byte, in lower case. */
+/* Encode bytes in hex, in lower case. */
 void ak_hex_encode(const uint8_t *data, size_t size, uint8_t *text);

@@ -1,4 +1,4 @@
-/* CPU features that kernels ask for before they use them. */
+/* CPU features that the code for instruction set extensions requires. */
 #ifndef AK_CPU_H
 #define AK_CPU_H
 
@@ -6,8 +6,8 @@
 
 #include "ak.h"
 
-/* Whether the files for instruction sets of x86-64 have anything in them: they ask for theirs with
- * pragmas and attributes of gcc and clang. */
+/* Whether the code for x86-64 extensions is compiled: it uses pragmas and attributes of gcc and
+ * clang. */
 #if defined(__x86_64__) && defined(__GNUC__)
 #define AK_X86_64 1
 #else
@@ -16,16 +16,16 @@
 
 #define AK_ALWAYS_INLINE __attribute__((always_inline))
 
-/* The SHA extensions of x86-64, with the SSSE3 and SSE4.1 their code needs. */
+/* The SHA extensions of x86-64, with SSSE3 and SSE4.1. */
 #define AK_CPU_SHA_NI 1U
-/* Rotations that leave the flags and their source alone. */
+/* Rotations that do not change the flags or the source operand. */
 #define AK_CPU_BMI2 2U
-/* 256-bit integers, in registers that the operating system saves. */
+/* 256-bit integers; the operating system saves the registers. */
 #define AK_CPU_AVX2 4U
-/* F, BW, DQ and VL: masks, and 64-bit rotations and three-way logic in every width; the operating
- * system saves the 512-bit and the mask registers. */
+/* F, BW, DQ and VL: masks, 64-bit rotations and ternary logic in all widths; the operating system
+ * saves the 512-bit and the mask registers. */
 #define AK_CPU_AVX512 8U
-/* Bytes picked from a whole 512-bit register; never without AK_CPU_AVX512. */
+/* VBMI: byte permutations of a 512-bit register; only together with AK_CPU_AVX512. */
 #define AK_CPU_VBMI 16U
 
 #endif

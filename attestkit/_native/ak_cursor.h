@@ -1,7 +1,7 @@
-/* A bounds-checked cursor over bytes that nobody has vouched for.
+/* A bounds-checked cursor over untrusted bytes.
  *
- * Every read goes through ak_take, which compares a length with what is left and never adds it
- * to an offset, so nothing wraps. */
+ * All reads use ak_take, which compares a size with the number of remaining bytes and does not add
+ * it to an offset, so that nothing overflows. */
 #ifndef AK_CURSOR_H
 #define AK_CURSOR_H
 
@@ -19,7 +19,7 @@ static inline size_t ak_left(const ak_cursor *c)
     return (size_t)(c->end - c->p);
 }
 
-/* Hand out the next n bytes. On failure the cursor does not move. */
+/* Return the next n bytes and skip them; if there are fewer, do not move the cursor. */
 static inline bool ak_take(ak_cursor *c, size_t n, const uint8_t **data)
 {
     if (n > ak_left(c))

@@ -1,5 +1,5 @@
-/* The one table of SHA-512 implementations: what each needs is in its entry, the best comes first,
- * the last needs nothing. */
+/* The table of SHA-512 implementations with the features they need, best first; the last needs
+ * none. */
 #ifndef AK_DISPATCH_H
 #define AK_DISPATCH_H
 
@@ -13,7 +13,7 @@ static const ak_sha512_impl *const ak_sha512_impls[] = {
     &ak_sha512_portable,
 };
 
-/* The implementation for this many messages, at least one. */
+/* Return the implementation for this number of messages, at least one. */
 static inline const ak_sha512_impl *ak_sha512_for(size_t messages)
 {
     const uint32_t features = ak_cpu_features();

@@ -1,4 +1,4 @@
-/* Hex digits inside the core: one set of three functions per instruction set. */
+/* Internal hex functions: three functions per instruction set. */
 #ifndef AK_HEX_H
 #define AK_HEX_H
 
@@ -8,16 +8,16 @@
 
 typedef struct {
     uint32_t needs; /* AK_CPU_* bits */
-    /* How many digits of either case a text begins with. */
+    /* Return the number of hex digits, in upper or lower case, at the start of a text. */
     size_t (*span)(const uint8_t *text, size_t size);
-    /* Write the size / 2 bytes of that many digits, size even. False where one is no digit; what
-     * is written then means nothing. */
+    /* Decode `size` digits, an even number. Returns false, with undefined output, if a character is
+     * not a digit. */
     bool (*decode)(const uint8_t *text, size_t size, uint8_t *bytes);
-    /* Write the 2 * size digits of that many bytes, in lower case. */
+    /* Encode `size` bytes in lower case. */
     void (*encode)(const uint8_t *bytes, size_t size, uint8_t *text);
 } ak_hex_impl;
 
-/* The best that the CPU has and ak_cpu_limit allows. */
+/* The best implementation that the CPU supports and ak_cpu_limit allows. */
 const ak_hex_impl *ak_hex(void);
 
 #endif

@@ -1,7 +1,7 @@
-/* JSON inside the core, as Python's parser reads it: pieces of text that are passed over or read.
+/* Internal JSON functions, compatible with Python's parser: they parse or skip parts of a text.
  *
- * Each piece is accepted, refused, or left to Python, where what Python would say is not certain
- * or not worth the code. A text that is refused here Python refuses, whatever follows the piece. */
+ * Each part is accepted, refused, or left to Python's parser, if its result is not certain or not
+ * worth the code. If a part is refused, Python's parser refuses every text that starts so. */
 #ifndef AK_JSON_H
 #define AK_JSON_H
 
@@ -12,48 +12,49 @@
 #include "ak_cursor.h"
 #include "ak_hex.h"
 
-/* Text being read. */
+/* The text that is being parsed. */
 typedef struct {
     ak_cursor at;
     const ak_hex_impl *hex;
-    bool ascii; /* no other character was in a string so far */
+    bool ascii; /* whether all strings so far are ASCII */
 } ak_json;
 
-/* What is between the quotes of a string. */
+/* The content of a string, without quotation marks. */
 typedef struct {
     const uint8_t *p;
     size_t size;
     bool escaped;
 } ak_json_text;
 
-/* Read a string, or what follows its opening quote. Whether it is UTF-8 is for ak_json_utf8. */
+/* Parse a string, or the rest of it after the opening quotation mark. UTF-8 is not checked here,
+ * but by ak_json_utf8. */
 ak_json_outcome ak_json_string(ak_json *j, ak_json_text *out);
 ak_json_outcome ak_json_string_rest(ak_json *j, ak_json_text *out);
 
-/* Read a string of an even number of hex digits. One with escapes is left. */
+/* Parse a string of an even number of hex digits. Strings with escapes are left. */
 ak_json_outcome ak_json_hex(ak_json *j, ak_json_text *out);
 
-/* Read a whole number of at most `max`. One with a minus is left: -0 is a whole number, and 0. What
- * makes it another number, an eleventh digit, a point, an exponent, is not what may follow it. */
+/* Parse an integer of at most `max`. One with a minus sign is left, because -0 is 0. An eleventh
+ * digit, a decimal point or an exponent is refused as the text that follows the integer. */
 ak_json_outcome ak_json_number(ak_json *j, uint32_t max, uint32_t *out);
 
-/* Pass over any value of at most AK_JSON_MAX_DEPTH levels. A number that is too long for Python to
- * convert, as its user may have set it, is left. */
+/* Skip any value of at most AK_JSON_MAX_DEPTH levels. Numbers that may exceed Python's limit for
+ * integer conversion, which users can change, are left. */
 enum { AK_JSON_MAX_DEPTH = 198 };
 ak_json_outcome ak_json_value(ak_json *j);
 
-/* Write what a string with escapes stands for, as UTF-8, which takes no more bytes than the string.
- * SIZE_MAX where that has a lone surrogate, else how many bytes it is. */
+/* Decode a string with escapes to UTF-8, which is not longer than the string. Returns the size in
+ * bytes, or SIZE_MAX if there is a lone surrogate. */
 size_t ak_json_unescape(const ak_json *j, const ak_json_text *text, uint8_t *out);
 
-/* Tell whether bytes are UTF-8 (RFC 3629). */
+/* Return whether bytes are valid UTF-8 (RFC 3629). */
 bool ak_json_utf8(const uint8_t *p, size_t size);
 
-/* Find the first bracket that nests deeper than `most` levels: its offset, or -1. Those in strings
- * do not count. The text need not be JSON, and a string may lack its end. */
+/* Return the offset of the first bracket nested deeper than `most` levels, or -1. Brackets in
+ * strings are ignored. The text may be invalid JSON, and strings may be unterminated. */
 int64_t ak_json_depth(const uint8_t *text, size_t size, uint32_t most);
 
-/* Take these very characters. */
+/* Skip these characters, if they are next. */
 static inline bool ak_json_fixed(ak_cursor *c, const char *wanted, size_t size)
 {
     if (ak_left(c) < size || memcmp(c->p, wanted, size) != 0)
@@ -63,7 +64,7 @@ static inline bool ak_json_fixed(ak_cursor *c, const char *wanted, size_t size)
 }
 #define AK_JSON_FIXED(cursor, literal) ak_json_fixed(cursor, literal, sizeof(literal) - 1)
 
-/* Read a whole number of at most `max`, of ten digits at most; false where it is none. */
+/* Parse an integer of at most `max` and ten digits; return false if it is missing. */
 static inline bool ak_json_digits(ak_cursor *c, uint32_t max, uint32_t *out)
 {
     const uint8_t *start = c->p;
@@ -84,7 +85,7 @@ static inline void ak_json_skip_blanks(ak_json *j)
         c->p++;
 }
 
-/* Take one character, with blanks before it or not. */
+/* Skip a character, if it is next, and white space before it. */
 static inline bool ak_json_eat(ak_json *j, char wanted)
 {
     ak_json_skip_blanks(j);

@@ -1,6 +1,6 @@
-/* The part of the core that talks to Python itself: what is made of many small objects.
+/* The files that use the Python API, because most of their work is to create objects.
  *
- * Nothing here looks at bytes that nobody has checked; that is for the files without Python. */
+ * They do not parse untrusted bytes; that is done in the files without Python. */
 #ifndef AK_OBJECTS_H
 #define AK_OBJECTS_H
 

@@ -1,4 +1,4 @@
-/* The SHA-512 family inside the core: constants, and how each instruction set folds blocks. */
+/* Internal interface of SHA-512: constants, and the block functions per instruction set. */
 #ifndef AK_SHA512_H
 #define AK_SHA512_H
 
@@ -7,26 +7,25 @@
 
 #include "ak_cpu.h"
 
-/* Round constants, FIPS 180-4, 4.2.3. Outside of the files that use them, because gcc makes a
- * broadcast register of each constant it can see. */
+/* Round constants, FIPS 180-4, 4.2.3. Not defined in the files that use them, because gcc would
+ * broadcast each visible constant to a register. */
 extern const uint64_t ak_sha512_k[80];
 
 /* Initial state of SHA-384, FIPS 180-4, 5.3.4. */
 extern const uint64_t ak_sha384_start[8];
 
-/* The most messages that any implementation hashes side by side, and how arrays with a word of
- * each are aligned. */
+/* Maximum number of lanes (messages hashed in parallel), and alignment of arrays of lane words. */
 #define AK_SHA512_LANES 8
 #define AK_SHA512_ALIGNED _Alignas(64)
 
-/* One way to hash `lanes` messages side by side. Words are in host order, word i of a lane at
- * [lanes * i + lane]. */
+/* An implementation that hashes `lanes` messages in parallel. Words are in host byte order, word i
+ * of a lane at index [lanes * i + lane]. */
 typedef struct {
     const char *name;
     uint32_t needs; /* AK_CPU_* bits */
     unsigned lanes;
-    unsigned least; /* for fewer messages than this one with fewer lanes is faster */
-    /* Fold the 128 bytes at p[lane] into the eight words of state. */
+    unsigned least; /* for fewer messages, an implementation with fewer lanes is faster */
+    /* Hash the block of 128 bytes at p[lane] into the eight words of state. */
     void (*block)(uint64_t *state, const uint8_t *const *p);
     /* Replace the six words of value by SHA-384(value || the 48 bytes at p[lane]). */
     void (*extend)(uint64_t *value, const uint8_t *const *p);
@@ -36,7 +35,7 @@ extern const ak_sha512_impl ak_sha512_avx512_x8, ak_sha512_avx512_x4, ak_sha512_
 extern const ak_sha512_impl ak_sha512_avx2_x4, ak_sha512_avx2;
 extern const ak_sha512_impl ak_sha512_portable;
 
-/* Written out so that compilers see one load or store with its bytes swapped. */
+/* Compilers recognise this form as one load or store with a byte swap. */
 static inline uint64_t ak_be64(const uint8_t *p)
 {
     return (uint64_t)p[0] << 56 | (uint64_t)p[1] << 48 | (uint64_t)p[2] << 40 |

@@ -1,5 +1,5 @@
-/* CPU features, asked once when the library is loaded; a limit that tests may lower. And the CPUID
- * instruction as such, by which a guest tells what it runs on. */
+/* CPU features, determined once, with a limit for tests; and the CPUID instruction, with which a
+ * guest identifies its platform. */
 #include <string.h>
 
 #include "ak_cpu.h"
@@ -7,12 +7,12 @@
 #if AK_X86_64
 #include <cpuid.h>
 
-/* Which registers the operating system saves: bits of XCR0. The instruction is there if OSXSAVE is
+/* XCR0: the registers that the operating system saves. The instruction XGETBV requires OSXSAVE
  * (CPUID 1, ECX bit 27). */
 static uint32_t saved_registers(void)
 {
     uint32_t low, high;
-    /* volatile: else it might be done before it is known to be there */
+    /* volatile: must not be moved before the check of OSXSAVE */
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return low;
 }
@@ -45,18 +45,18 @@ static uint32_t detect(void)
     return found;
 }
 
-/* Tell whether the CPU has a leaf: one that has it not answers another question. */
+/* Return whether the CPU has a leaf; for others, CPUID returns unrelated data. */
 static bool has_leaf(uint32_t leaf)
 {
     const uint32_t range = leaf & 0xC0000000U;
     unsigned max, b, c, d;
-    if (range == 0x40000000U) { /* the hypervisor's, and none of them on bare metal */
+    if (range == 0x40000000U) { /* hypervisor leaves, not available on bare metal */
         __cpuid(1, max, b, c, d);
         if (!(c & 1U << 31))
             return false;
     }
     __cpuid(range, max, b, c, d);
-    return leaf == 0x40000000U || (range <= max && leaf <= max); /* old KVM: max is 0 there */
+    return leaf == 0x40000000U || (range <= max && leaf <= max); /* old KVM sets max to 0 */
 }
 
 void ak_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *registers)
@@ -84,7 +84,7 @@ static uint32_t limit = UINT32_MAX;
 uint32_t ak_cpu_features(void)
 {
     static uint32_t cached = UINT32_MAX;
-    /* Two threads may both ask; both write the same answer. */
+    /* If two threads run this concurrently, both write the same value. */
     uint32_t found = __atomic_load_n(&cached, __ATOMIC_RELAXED);
     if (found == UINT32_MAX) {
         found = detect();

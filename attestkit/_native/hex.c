@@ -1,9 +1,9 @@
-/* Hex both ways: 64 digits at a time (AVX-512 VBMI), 32 (AVX2), or one after the other. */
+/* Hex encoding and decoding: 64 digits at a time (AVX-512 VBMI), 32 (AVX2), or one. */
 #include "ak.h"
 #include "ak_cpu.h"
 #include "ak_hex.h"
 
-/* Digits and their values; 0 is none. */
+/* Values of the digits; entries of other characters are 0. */
 #define DIGIT 0x80
 #define IS(n) (DIGIT | (n))
 static const uint8_t values[256] __attribute__((aligned(64))) = {
@@ -49,7 +49,7 @@ static const ak_hex_impl portable = {0, span_portable, decode_portable, encode_p
 
 #define WITH_AVX2 __attribute__((target("avx2")))
 
-/* Values of 32 characters; a byte of `is` is all ones where the character is a digit. */
+/* Decode 32 characters; a byte of `is` is 0xff if the character is a digit. */
 WITH_AVX2 static inline __m256i values_avx2(const uint8_t *text, __m256i *is)
 {
     const __m256i c = _mm256_loadu_si256((const __m256i *)text);
@@ -80,7 +80,7 @@ WITH_AVX2 static size_t span_avx2(const uint8_t *text, size_t size)
 
 WITH_AVX2 static bool decode_avx2(const uint8_t *text, size_t size, uint8_t *bytes)
 {
-    const __m256i join = _mm256_set1_epi16(0x0110); /* 16 times the first and the second */
+    const __m256i join = _mm256_set1_epi16(0x0110); /* 16 * first + second digit */
     __m256i all = _mm256_set1_epi8(-1);
     size_t at = 0;
 
@@ -114,13 +114,13 @@ static const ak_hex_impl avx2 = {AK_CPU_AVX2, span_avx2, decode_avx2, encode_avx
 
 #define WITH_VBMI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi,bmi2")))
 
-/* The first `n` of 64 lanes, or all of them. */
+/* Mask of the first `n` of 64 lanes, at most all. */
 WITH_VBMI static inline __mmask64 lanes(size_t n)
 {
     return n < 64 ? _bzhi_u64(UINT64_MAX, (unsigned)n) : UINT64_MAX;
 }
 
-/* Look up 64 characters. Those that are none (0x80 and over) find what they must not. */
+/* Look up 64 characters; characters from 0x80 on find invalid entries. */
 WITH_VBMI static inline __m512i values_vbmi(__m512i c)
 {
     return _mm512_permutex2var_epi8(_mm512_load_si512(values), c, _mm512_load_si512(values + 64));
@@ -164,9 +164,9 @@ WITH_VBMI static bool decode_vbmi(const uint8_t *text, size_t size, uint8_t *byt
     return which_are(c, _mm512_and_si512(all, found)) == UINT64_MAX;
 }
 
-/* The four bytes at the bottom of each word become eight digits, the high nibble's first. A lookup
- * takes the low six of the eight bits that begin at a nibble, so the table says its sixteen digits
- * four times. */
+/* The low four bytes of each word become eight digits, high nibbles first. A lookup uses the low
+ * six of the eight bits that start at a nibble, so the table repeats its sixteen digits four
+ * times. */
 WITH_VBMI static inline __m512i digits_vbmi(__m256i bytes)
 {
     const __m512i starts = _mm512_set1_epi64(0x181c1014080c0004);

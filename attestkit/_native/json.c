@@ -1,14 +1,14 @@
-/* JSON text (RFC 8259), piece by piece, with no more leniency than Python's parser has. */
+/* Parts of JSON texts (RFC 8259), parsed at least as strictly as by Python's parser. */
 #include "ak_json.h"
 
 #define ACCEPTED AK_JSON_ACCEPTED
 #define REFUSED AK_JSON_REFUSED
 #define LEFT AK_JSON_LEFT
 
-#define MAX_NUMBER 640 /* characters: the lowest limit that Python lets its user set */
+#define MAX_NUMBER 640 /* digits: the lowest limit that users of Python can set */
 
-/* Tell whether a plain run of a string ends in eight bytes: at a quote, a backslash or a control
- * character. */
+/* Return whether eight bytes contain the end of a plain run of a string: a quotation mark, a
+ * backslash or a control character. */
 static bool ends(uint64_t bytes)
 {
     const uint64_t ones = 0x0101010101010101;
@@ -18,7 +18,7 @@ static bool ends(uint64_t bytes)
     return (below & 0x80 * ones) != 0;
 }
 
-/* Pass over the plain run of a string. */
+/* Skip the plain run of a string. */
 static void plain_run(ak_json *j)
 {
     ak_cursor *c = &j->at;
@@ -38,7 +38,7 @@ static void plain_run(ak_json *j)
 
 static const char escaped[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
 
-/* Pass over one escape. */
+/* Skip an escape sequence. */
 static bool escape(ak_json *j)
 {
     const uint8_t *p;
@@ -91,7 +91,7 @@ ak_json_outcome ak_json_number(ak_json *j, uint32_t max, uint32_t *out)
     return ak_json_digits(&j->at, max, out) ? ACCEPTED : REFUSED;
 }
 
-/* Pass over decimal digits; false where there are none. */
+/* Skip decimal digits; return false if the first is missing. */
 static bool some_digits(ak_cursor *c)
 {
     const uint8_t *start = c->p;
@@ -100,7 +100,7 @@ static bool some_digits(ak_cursor *c)
     return c->p > start;
 }
 
-/* Pass over a number of any kind. */
+/* Skip a number. */
 static ak_json_outcome any_number(ak_json *j)
 {
     const uint8_t *start = j->at.p;
@@ -119,7 +119,7 @@ static ak_json_outcome any_number(ak_json *j)
     return j->at.p - start > MAX_NUMBER ? LEFT : ACCEPTED;
 }
 
-/* Pass over a value that has no parts. */
+/* Skip a value that is not an array or an object. */
 static ak_json_outcome scalar(ak_json *j)
 {
     ak_json_text any;
@@ -132,7 +132,7 @@ static ak_json_outcome scalar(ak_json *j)
     return any_number(j);
 }
 
-/* Pass over a member's name and its colon. */
+/* Skip the name of a member and its colon. */
 static ak_json_outcome name(ak_json *j)
 {
     ak_json_text any;
@@ -142,7 +142,7 @@ static ak_json_outcome name(ak_json *j)
 
 ak_json_outcome ak_json_value(ak_json *j)
 {
-    char closing[AK_JSON_MAX_DEPTH]; /* of what is open, the innermost last */
+    char closing[AK_JSON_MAX_DEPTH]; /* closing brackets of the open containers, innermost last */
     size_t depth = 0;
 
     for (;;) {
@@ -152,7 +152,7 @@ ak_json_outcome ak_json_value(ak_json *j)
             if (depth == AK_JSON_MAX_DEPTH)
                 return REFUSED;
             closing[depth++] = array ? ']' : '}';
-            if (!ak_json_eat(j, closing[depth - 1])) { /* it is not empty */
+            if (!ak_json_eat(j, closing[depth - 1])) { /* the container is not empty */
                 if (object && name(j) != ACCEPTED)
                     return REFUSED;
                 continue;
@@ -170,7 +170,7 @@ ak_json_outcome ak_json_value(ak_json *j)
     }
 }
 
-/* The sixteen bits of four hex digits. */
+/* Return the 16-bit value of four hex digits. */
 static uint32_t four_digits(const ak_json *j, const uint8_t *p)
 {
     uint8_t two[2];
@@ -229,7 +229,7 @@ size_t ak_json_unescape(const ak_json *j, const ak_json_text *text, uint8_t *out
     return (size_t)(out - start);
 }
 
-/* How many bytes the character that begins here has; 0 where none does. */
+/* Return the size in bytes of the UTF-8 character that starts here, or 0 if it is invalid. */
 static size_t character(const uint8_t *p, size_t left)
 {
     const size_t size = *p < 0x80 ? 1 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : 4;

@@ -1,16 +1,17 @@
-/* How deep the brackets of JSON nest. Strings are skipped with memchr: in logs and evidence nearly
- * all bytes are hex inside strings. */
+/* The nesting depth of JSON brackets. Strings are skipped with memchr, because most bytes of logs
+ * and evidence are hex in strings. */
 #include "ak_json.h"
 
 #include <string.h>
 
-/* Return where the string whose content starts at `from` is over: behind its quote, or at `end`. */
+/* Return the end of the string whose content starts at `from`: after its quotation mark, or
+ * `end`. */
 static const uint8_t *behind_string(const uint8_t *from, const uint8_t *end)
 {
     for (const uint8_t *p = from; p < end; p++) {
         if ((p = memchr(p, '"', (size_t)(end - p))) == NULL)
             break;
-        /* A run of backslashes has one quote behind it, so no byte is looked at a third time. */
+        /* A byte is examined at most twice: a run of backslashes precedes one mark only. */
         const uint8_t *run = p;
         while (run > from && run[-1] == '\\')
             run--;
@@ -34,12 +35,12 @@ int64_t ak_json_depth(const uint8_t *text, size_t size, uint32_t most)
             break;
         case ']':
         case '}':
-            depth--; /* below zero too: what closes nothing is the parser's to refuse */
+            depth--; /* may become negative: the parser refuses an unmatched bracket */
             break;
         case '"':
             p = behind_string(p, end);
             break;
-        case '\\': /* no JSON out here; a quote behind it starts no string all the same */
+        case '\\': /* invalid outside of strings; an escaped mark does not start a string */
             if (p < end && (*p == '"' || *p == '\\'))
                 p++;
             break;

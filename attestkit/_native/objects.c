@@ -1,10 +1,10 @@
-/* The module `attestkit._native._objects`: functions and a class whose work is to make many small
- * objects, for which calls through cffi and Python code behind them would take longer than the
- * work. All that walks, hashes or checks bytes is in files that know nothing of Python, and is
- * declared to cffi.
+/* The extension module `attestkit._native._objects`: functions and types that create many small
+ * objects, for which calls through cffi would take longer than the actual work. Code that parses,
+ * checks or hashes bytes is in files that do not use the Python API, and is declared to cffi.
  *
- * It is in the same library as cffi's module, which _native/__init__.py loads a second time, under
- * this one's name; initialisation in phases (PEP 489) gives each interpreter its own. */
+ * The module is in the same shared library as cffi's module; _native/__init__.py loads the library
+ * a second time under this module's name. Multi-phase initialisation (PEP 489) gives each
+ * interpreter its own module. */
 #include "ak_objects.h"
 
 static int fill(PyObject *module)

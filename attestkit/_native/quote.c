@@ -1,8 +1,8 @@
-/* Check Intel SGX and TDX quotes and tell where their parts are.
+/* Check Intel SGX and TDX quotes, and get the offsets of their parts.
  *
- * The layouts are those of the quoting libraries of Intel DCAP (quote versions 3, 4 and 5). The
- * checks run from the first byte to the last, so the first broken rule is the one reported: where
- * bytes run out at the end of what there is, where a value is wrong at that value. */
+ * The layouts are those of Intel DCAP's quoting libraries (quote versions 3, 4 and 5). The checks
+ * are in the order of the bytes. The first violated rule is reported, with the end of the data as
+ * offset if they are truncated, else with the offset of the invalid value. */
 #include "ak_cursor.h"
 #include "ak_quote.h"
 #include "ak_sha256.h"
@@ -18,17 +18,17 @@ enum {
     TD_15_SIZE = 648,
     SIGNATURE_SIZE = 64,
     KEY_SIZE = 64,
-    REPORT_DATA = 320, /* of an enclave report, 64 bytes */
+    REPORT_DATA = 320, /* offset in an enclave report; 64 bytes */
 };
 
 static const uint8_t INTEL[16] = {0x93, 0x9a, 0x72, 0x33, 0xf7, 0x9c, 0x4c, 0xa9,
                                   0x94, 0x0a, 0x0d, 0xb3, 0x95, 0x7f, 0x06, 0x07};
 
-/* What the checks hand on to each other. */
+/* State that the checks share. */
 typedef struct {
     const uint8_t *start;
-    ak_cursor c;       /* what has not been looked at */
-    ak_quote *quote;   /* where the answers go */
+    ak_cursor c;       /* the unchecked data */
+    ak_quote *quote;   /* the result */
     unsigned version;  /* 3, 4 or 5 */
     uint32_t tee_type; /* TEE_SGX or TEE_TDX */
     const uint8_t *attestation_key;
@@ -39,7 +39,7 @@ static size_t offset(const walk *w, const uint8_t *p)
     return (size_t)(p - w->start);
 }
 
-/* Refuse, and tell the byte. */
+/* Set the offset of an error, and return its status. */
 static ak_status broken(walk *w, ak_status why, const uint8_t *at)
 {
     w->quote->at = offset(w, at);
@@ -64,8 +64,8 @@ static ak_status header(walk *w)
     return AK_OK;
 }
 
-/* The size of the body: by the TEE, and from version 5 on by a descriptor. Type 4, the TD 1.5
- * body with migration history, has never been seen signed and is refused. */
+/* The size of the body, which depends on the TEE type or, from version 5 on, on a descriptor. Body
+ * type 4 (TD 1.5 with migration history) is not supported for lack of a signed sample. */
 static ak_status body_size(walk *w, uint32_t *size)
 {
     static const uint32_t sizes[] = {0, ENCLAVE_REPORT_SIZE, TD_10_SIZE, TD_15_SIZE};
@@ -100,7 +100,7 @@ static ak_status body(walk *w)
     return AK_OK;
 }
 
-/* Step over the signature data and what is before them; there the quote ends. */
+/* Skip everything up to the end of the signature data, which is the end of the quote. */
 static ak_status extent(walk *w)
 {
     const uint8_t *p;
@@ -117,7 +117,7 @@ static ak_status extent(walk *w)
     return AK_OK;
 }
 
-/* The quote's signature and key; from version 4 on the envelope of the certification data. */
+/* Signature and attestation key; from version 4 on, the outer certification data header. */
 static ak_status signature(walk *w)
 {
     const uint8_t *p;
@@ -176,7 +176,7 @@ static bool same_binding(const ak_binding *a, const ak_binding *b)
            memcmp(a->auth, b->auth, b->auth_size) == 0;
 }
 
-/* The QE's report data are the hash of the attestation key and the authentication data. */
+/* The QE report data must be the hash of attestation key and QE authentication data. */
 static ak_status binding(walk *w, ak_bindings *known)
 {
     static const uint8_t zeros[32];
@@ -198,7 +198,7 @@ static ak_status binding(walk *w, ak_bindings *known)
     return AK_OK;
 }
 
-/* What there is to check when the end of the quote is known. */
+/* The checks after the end of the quote is known. */
 static ak_status inside(walk *w, ak_bindings *known)
 {
     ak_status status;

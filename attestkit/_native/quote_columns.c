@@ -1,27 +1,27 @@
-/* Many quotes at once: check them all, and turn a field of theirs into a column when it is asked
- * for.
+/* Batches of quotes: check them all, and create a column of a field on first use.
  *
- * Where all that is touched of 1,000 quotes of 5 kB fits into L2, to check one takes 8 ns: 170
- * instructions, 10 cache lines. To copy MRTD, RTMRs and report data takes 8 more: 7 lines read, 5
- * written, and nothing can be faster by more than those. Wider vectors would save 1 ns of the 16; a
- * hash for a binding that is not known takes 65. Beyond L2 lines are all there is: 25 ns to check
- * from L3, 41 from memory, where it was 31 and 65 without asking ahead (Sapphire Rapids, 4 GHz). */
+ * If the accessed parts of 1,000 quotes of 5 kB fit into L2, checking a quote takes 8 ns: 170
+ * instructions, 10 cache lines. Copying MRTD, RTMRs and report data takes another 8 ns: 7 cache
+ * lines read, 5 written, which is the lower bound. Wider vectors would save 1 of these 16 ns; the
+ * hash of a new binding takes 65 ns. Beyond L2, cache misses dominate: checking takes 25 ns from L3
+ * and 41 ns from memory, compared with 31 and 65 ns without prefetching (Sapphire Rapids, 4
+ * GHz). */
 #include "ak_quote.h"
 
 enum { TD_10_SIZE = 584, TD_15_SIZE = 648 };
 
-/* Header, body, length; signature and key, envelope, QE report, signature, two lengths. */
+/* Header, body, length; signature and key, outer header, QE report, signature, two lengths. */
 _Static_assert(AK_QUOTE_TD_MIN_SIZE == 48 + TD_10_SIZE + 4 + 128 + 6 + 384 + 64 + 2 + 6,
                "there is room for all rows");
 _Static_assert(AK_QUOTE_TD_MIN_SIZE >= 54 + AK_QUOTE_TD_BODY_SIZE, "columns are inside quotes");
 
-/* Where things are in nearly all quotes of TDs: version 4, authentication data of 32 bytes. */
+/* Offsets in the most common TD quotes: version 4, QE authentication data of 32 bytes. */
 enum {
     VENDOR = 12,
     LENGTH = 632, /* of the signature data */
     SIGNATURE = 636,
     KEY = 700,
-    ENVELOPE = 764, /* type and size of the rest, as for the certification data */
+    ENVELOPE = 764, /* type and size of the certification data */
     VOUCHED = 1090,
     AUTH_SIZE = 1218,
     AUTH = 1220,
@@ -29,10 +29,10 @@ enum {
     USUAL_SIZE = 1258,
 };
 
-/* How many quotes on the lines are that are asked for, to be read and to be written. */
+/* Prefetch distances, in quotes, for reading and for writing. */
 enum { AHEAD = 8, WRITTEN_AHEAD = 10 };
 
-/* Zeros where 16, 32 or 64 bytes are the same. No loops: compilers leave them as they are. */
+/* Zeros if 16, 32 or 64 bytes are equal. Without loops, which compilers do not unroll here. */
 static inline ak_pair differ_16(const uint8_t *a, const uint8_t *b)
 {
     return ak_load_pair(a) ^ ak_load_pair(b);
@@ -48,8 +48,8 @@ static inline ak_pair differ_64(const uint8_t *a, const uint8_t *b)
     return differ_32(a, b) | differ_32(a + 32, b + 32);
 }
 
-/* What is known of bindings, and a copy of the last one that was met: to compare with what has a
- * fixed place saves a tenth of the check. */
+/* The cache of bindings, and a copy of the last one used: comparing with a fixed address saves a
+ * tenth of the time of a check. */
 typedef struct {
     _Alignas(16) uint8_t key[64];
     uint8_t vouched[64];
@@ -76,12 +76,13 @@ static inline __attribute__((always_inline)) bool is_known(const uint8_t *start,
     return true;
 }
 
-/* The size, without zeros behind it, of a quote with all that nearly all quotes have, of a binding
- * that is known; else 0: then it is for ak_quote_walk_among, which accepts all that this does. */
+/* Fast path: return the size without padding of a quote of the common layout with a cached
+ * binding; else return 0, and ak_quote_walk_among checks the quote. It accepts every quote that
+ * this function accepts. */
 static inline __attribute__((always_inline)) size_t usual(const uint8_t *start, size_t size,
                                                           memory *m)
 {
-    /* Version 4, key type 2, a TD; and Intel's number. */
+    /* Version 4, key type 2, TDX; and Intel's QE vendor ID. */
     static const uint8_t first[8] = {4, 0, 2, 0, 0x81, 0, 0, 0};
     static const uint8_t vendor[16] = {0x93, 0x9a, 0x72, 0x33, 0xf7, 0x9c, 0x4c, 0xa9,
                                        0x94, 0x0a, 0x0d, 0xb3, 0x95, 0x7f, 0x06, 0x07};
@@ -98,7 +99,7 @@ static inline __attribute__((always_inline)) size_t usual(const uint8_t *start, 
     return type >= 1 && type <= 5 && is_known(start, m) ? end : 0;
 }
 
-/* Whether there are zeros alone from p to end, behind eight bytes or more of a quote. */
+/* Return whether all bytes from p to end are zero; at least eight bytes of a quote precede p. */
 static inline bool only_zeros(const uint8_t *p, const uint8_t *end)
 {
     for (; end - p >= 64; p += 64)
@@ -110,8 +111,7 @@ static inline bool only_zeros(const uint8_t *p, const uint8_t *end)
     return p == end || ak_le64(end - 8) >> (64 - 8 * (end - p)) == 0;
 }
 
-/* Have the lines that the above reads of a later quote brought nearer, and those of the zeros
- * before it. */
+/* Prefetch the cache lines of a later quote that the above reads, and of the padding before it. */
 static inline void look_ahead(const uint8_t *data, size_t size, size_t start)
 {
     if (start < 64 || start + USUAL_SIZE > size)
@@ -129,7 +129,7 @@ static inline void look_ahead(const uint8_t *data, size_t size, size_t start)
     __builtin_prefetch(quote + USUAL_SIZE - 1);
 }
 
-/* Check a quote of any layout, and tell its body type. */
+/* Check a quote of any layout, and get its body type. */
 static ak_status walk_one(const uint8_t *start, size_t size, ak_bindings *known, size_t *next,
                           uint8_t *body_type, ak_quote_place *place)
 {
@@ -146,8 +146,7 @@ static ak_status walk_one(const uint8_t *start, size_t size, ak_bindings *known,
     return status;
 }
 
-/* The first start that is not behind the one before it and inside the data, or the count of them.
- */
+/* Return the index of the first offset that does not increase or exceeds the data, or the count. */
 static size_t first_misplaced(const uint64_t *starts, size_t count, size_t size)
 {
     for (size_t i = 0; i < count; i++)
@@ -160,7 +159,7 @@ ak_status ak_quote_rows_given(const uint8_t *data, size_t size, const ak_quote_r
                               ak_quote_place *place)
 {
     memory m = {.have_last = false};
-    const ak_quote_rows r = *rows; /* a copy, which what is written cannot be taken to change */
+    const ak_quote_rows r = *rows; /* a copy: the compiler knows that writes do not change it */
     const size_t misplaced = first_misplaced(r.starts, r.count, size);
     if (misplaced < r.count) {
         *place = (ak_quote_place){misplaced, r.starts[misplaced]};
@@ -191,15 +190,15 @@ ak_status ak_quote_rows_found(const uint8_t *data, size_t size, ak_quote_rows *r
 {
     memory m = {.have_last = false};
     const ak_quote_rows r = *rows;
-    size_t row = 0, step = 0; /* from this quote to the next */
+    size_t row = 0, step = 0; /* offset from this quote to the next */
     for (size_t start = 0; start < size; start += step, row++) {
         const uint8_t *quote = data + start;
         const size_t left = size - start;
         uint8_t body_type = 2;
-        look_ahead(data, size, start + AHEAD * step); /* if quotes go on to be as long */
+        look_ahead(data, size, start + AHEAD * step); /* assuming that quotes have the same size */
         const size_t used = usual(quote, left, &m);
-        /* The guess is that it takes as many bytes as the one before, so that the processor need
-         * not wait for its length to go on. */
+        /* Assume that it has the size of the previous quote, so that the processor does not wait
+         * for its length. */
         if (used == 0 || used > step || step > left || !only_zeros(quote + used, quote + step) ||
             (step < left && quote[step] == 0)) {
             size_t next = 0;
@@ -221,7 +220,7 @@ ak_status ak_quote_rows_found(const uint8_t *data, size_t size, ak_quote_rows *r
     return AK_OK;
 }
 
-/* Where the body of a checked quote is, or NULL where there is none. */
+/* Return the body of a checked quote, or NULL if the offset is invalid. */
 static inline const uint8_t *body_of(const uint8_t *data, size_t size, const ak_quote_rows *rows,
                                      size_t row, bool mixed)
 {
@@ -231,11 +230,11 @@ static inline const uint8_t *body_of(const uint8_t *data, size_t size, const ak_
     return data + start + (mixed && rows->versions[row] == 5 ? 54 : 48);
 }
 
-/* Gather one field, of a width that the compiler knows. */
+/* Copy one field, whose width is a compile-time constant. */
 static inline bool gather(const uint8_t *data, size_t size, const ak_quote_rows *rows, bool mixed,
                           size_t at, size_t width, uint8_t *column)
 {
-    const ak_quote_rows r = *rows; /* a copy, which what is written cannot be taken to change */
+    const ak_quote_rows r = *rows; /* a copy: the compiler knows that writes do not change it */
     for (size_t row = 0; row < r.count; row++) {
         const uint8_t *body = body_of(data, size, &r, row, mixed);
         if (body == NULL)
@@ -245,8 +244,8 @@ static inline bool gather(const uint8_t *data, size_t size, const ak_quote_rows 
     return true;
 }
 
-/* Gather four fields of 48 bytes that are side by side. Each line is read once so, which counts
- * most where quotes are not in the cache; and lines that are going to be written are asked for. */
+/* Copy four adjacent fields of 48 bytes. So each cache line is read once, which matters if quotes
+ * are not in the cache; the lines of the columns are prefetched for writing. */
 static inline bool gather_four(const uint8_t *data, size_t size, const ak_quote_rows *rows,
                                bool mixed, size_t at, uint8_t *columns)
 {
@@ -271,7 +270,7 @@ static inline bool gather_four(const uint8_t *data, size_t size, const ak_quote_
     return true;
 }
 
-/* A quote of version 5 has more before its body; where there is none, loops are a fifth faster. */
+/* In version 5, a descriptor precedes the body; without such quotes, loops are a fifth faster. */
 static bool has_version_5(const ak_quote_rows *rows)
 {
     return memchr(rows->versions, 5, rows->count) != NULL;

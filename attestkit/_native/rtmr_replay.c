@@ -1,5 +1,5 @@
-/* Replay: fold the digests of a log into its four registers. A register is a chain, one digest
- * after the other; the chains of a log, or of many, are folded side by side. */
+/* Replay: extend the four registers by the digests of a log. The digests of a register are a chain;
+ * the chains of one log, or of many, are hashed in parallel lanes. */
 #include "ak.h"
 #include "ak_dispatch.h"
 
@@ -9,15 +9,15 @@
 #define DIGEST 48
 #define WORDS 6 /* of 64 bits in a SHA-384 value */
 
-/* A window is as much of the logs as is sorted into chains at a time, on the stack: 14 kB, for
- * there are threads that have only 128. At its end lanes run empty; a log may go on in the next.
- * Four times as large it is 3 % faster. */
+/* A window is the part of the logs that is sorted into chains at a time. It has 14 kB on the stack,
+ * because some threads have only 128 kB. Lanes run empty at its end, and a log may continue in the
+ * next window. A window of four times the size is 3 % faster. */
 enum { WINDOW_EVENTS = 1024, WINDOW_CHAINS = 256 };
 
 typedef struct {
     const uint16_t *places; /* of its digests, counted from the first in the window */
-    size_t left;            /* how many these are */
-    uint8_t *value;         /* of the register: before them, and then after */
+    size_t left;            /* number of these digests */
+    uint8_t *value;         /* value of the register, before and then after them */
 } chain;
 
 typedef struct {
@@ -27,7 +27,7 @@ typedef struct {
     chain chain[WINDOW_CHAINS];
 } window;
 
-/* The chain of each lane; its value is kept in `words`. */
+/* The chain of each lane; its value is in `words`. */
 typedef struct {
     AK_SHA512_ALIGNED uint64_t words[WORDS * AK_SHA512_LANES];
     chain chain[AK_SHA512_LANES];
@@ -51,7 +51,7 @@ static void begin(work *at, size_t lanes, size_t i, const chain *c)
     load_value(at->words + i, lanes, c->value);
 }
 
-/* Let a lane for which there is no chain do what the lane with the most left to do does. */
+/* Let an idle lane repeat the work of the lane with the most digests left. */
 static void idle(work *at, size_t lanes, size_t i)
 {
     size_t longest = 0;
@@ -63,8 +63,8 @@ static void idle(work *at, size_t lanes, size_t i)
     at->chain[i].value = NULL;
 }
 
-/* Extend each lane as often as the shortest chain has digests left. Returns a bit for each lane
- * that is done. Without branches, which nothing could predict. */
+/* Extend each lane by as many digests as the shortest chain has left. Returns a bit for each lane
+ * that is done. Branch-free, because the branches would be unpredictable. */
 static uint32_t extend_lanes(const ak_sha512_impl *impl, work *at, const uint8_t *digests)
 {
     const uint8_t *digest[AK_SHA512_LANES];
@@ -87,8 +87,9 @@ static uint32_t extend_lanes(const ak_sha512_impl *impl, work *at, const uint8_t
     return done;
 }
 
-/* Fold chains, a lane each, the next as soon as one is done, until so few are left that fewer lanes
- * are faster. These are then the first of `chains`; returns how many. */
+/* Process chains, one per lane, and start the next as soon as one is done, until so few are left
+ * that an implementation with fewer lanes is faster. The rest is moved to the front of `chains`;
+ * returns its number. */
 static size_t fold(chain *chains, size_t count, const uint8_t *digests)
 {
     const ak_sha512_impl *impl = ak_sha512_for(count);
@@ -131,8 +132,8 @@ static void fold_window(window *w)
     w->events = 0;
 }
 
-/* Sort the events of a log, or of a part of it, into chains. How many each has so far are 16 bits
- * each of one word, which is faster than four counters. */
+/* Sort the events of a log, or of a part of it, into chains. The four counters are 16-bit parts of
+ * one word, which is faster. */
 static bool sort_events(window *w, const uint8_t *registers, size_t count, uint8_t *values)
 {
     uint16_t *const place = w->place + REGISTERS * w->events; /* `count` for each register */
@@ -156,7 +157,7 @@ static bool sort_events(window *w, const uint8_t *registers, size_t count, uint8
     return true;
 }
 
-/* Put a log into the window; fold as often as it is full. */
+/* Add a log to the window; process the window whenever it is full. */
 static bool add_log(window *w, const uint8_t *registers, const uint8_t *digests, size_t count,
                     uint8_t *values)
 {

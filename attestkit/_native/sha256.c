@@ -1,7 +1,7 @@
-/* SHA-256 (FIPS 180-4): one block function in portable C, one with the SHA extensions of x86-64.
+/* SHA-256 (FIPS 180-4): a block function in portable C, and one with the SHA extensions of x86-64.
  *
- * A quote's key binding hashes 96 bytes, two blocks. With the extensions that is 63 ns of the 90 ns
- * that checking a quote takes, with the portable rounds 370 ns (Zen 4). */
+ * The key binding of a quote hashes 96 bytes, two blocks. This takes 63 ns of the 90 ns of a check
+ * with the extensions, and 370 ns in portable C (Zen 4). */
 #include "ak_cpu.h"
 #include "ak_sha256.h"
 
@@ -35,7 +35,7 @@ static void put_be32(uint8_t *p, uint32_t x)
         p[i] = (uint8_t)(x >> (24 - 8 * i));
 }
 
-/* One round. Instead of moving the eight words, the next round names them one further on. */
+/* One round. Instead of moving the eight words, the next round rotates their names. */
 #define ROUND(a, b, c, d, e, f, g, h, i)                                                           \
     do {                                                                                           \
         h += (ror(e, 6) ^ ror(e, 11) ^ ror(e, 25)) + (g ^ (e & (f ^ g))) + K[i] + w[i];            \
@@ -78,7 +78,7 @@ static void blocks_portable(uint32_t state[8], const uint8_t *p, size_t nblocks)
 WITH_SHA_NI static void blocks_sha_ni(uint32_t state[8], const uint8_t *p, size_t nblocks)
 {
     const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
-    /* The instructions want the state as ABEF and CDGH, the highest lane first. */
+    /* The instructions use the state as ABEF and CDGH, highest lane first. */
     const __m128i dcba = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i *)state), 0xb1);
     const __m128i hgfe = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i *)(state + 4)), 0x1b);
     __m128i abef = _mm_alignr_epi8(dcba, hgfe, 8);
@@ -96,7 +96,7 @@ WITH_SHA_NI static void blocks_sha_ni(uint32_t state[8], const uint8_t *p, size_
             abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(wk, 0x0e));
             if (i >= 12)
                 continue;
-            /* The words of four rounds, four groups from here. */
+            /* Message words of four rounds, four groups ahead. */
             const __m128i sum = _mm_add_epi32(_mm_sha256msg1_epu32(now, w[(i + 1) % 4]),
                                               _mm_alignr_epi8(last, w[(i + 2) % 4], 4));
             w[i % 4] = _mm_sha256msg2_epu32(sum, last);
@@ -126,8 +126,8 @@ void ak_sha256_key_and(const uint8_t *key, const uint8_t *data, size_t size, uin
 {
     uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                          0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-    /* Blocks made here: the key; what whole blocks leave over, a one bit, zeros and the length in
-     * bits. Usually that is all there is, so it is hashed at one go. */
+    /* The first block (the key) and the last blocks: remaining data, a one bit, zeros and the
+     * length in bits. Usually these are the whole message, so they are hashed in one call. */
     uint8_t made[3 * BLOCK] = {0};
     const size_t left = size % BLOCK, nmade = left < BLOCK - 8 ? 2 : 3;
     memcpy(made, key, BLOCK);

@@ -32,14 +32,14 @@ const uint64_t ak_sha384_start[8] = {
     0x67332667ffc00b31, 0x8eb44a8768581511, 0xdb0c2e0d64f98fa7, 0x47b5481dbefa4fa4,
 };
 
-/* The block, or the two, that end a message: what its whole blocks leave over, a one bit, zeros and
- * the length in bits. Returns how many bytes. */
+/* Write the last one or two blocks of a message: remaining data, a one bit, zeros and the length in
+ * bits. Returns their size in bytes. */
 static size_t pad(uint8_t last[256], const uint8_t *data, size_t size)
 {
     const size_t rest = size % 128, padded = rest < 112 ? 128 : 256;
 
-    /* In steps, and memmove for what does not overlap: else gcc writes string instructions, which
-     * take a sixth of the time of a block to begin. */
+    /* In steps, and with memmove although nothing overlaps: gcc would otherwise use string
+     * instructions, whose startup takes a sixth of the time of a block. */
     for (size_t at = 0; at < padded; at += 64)
         memset(last + at, 0, 64);
     if (rest > 0)
@@ -71,17 +71,17 @@ void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest)
     put_digest(digest, state, 1);
 }
 
-/* A message under way. */
+/* A message that is being hashed. */
 typedef struct {
-    const uint8_t *p; /* its next blocks: of the message itself, then of what ends it */
-    size_t blocks;    /* how many these are */
-    size_t ending;    /* blocks at `last`, 0 where `p` is there already */
-    uint8_t *digest;  /* where its digest goes; NULL: no message */
+    const uint8_t *p; /* its next blocks: those of the message, then the last blocks */
+    size_t blocks;    /* number of these blocks */
+    size_t ending;    /* number of blocks at `last`; 0 once `p` points to them */
+    uint8_t *digest;  /* output; NULL: no message */
     uint64_t state[8];
     uint8_t last[256];
 } message;
 
-/* The messages not begun yet. */
+/* The messages that are not started. */
 typedef struct {
     const uint8_t *data;
     const uint32_t *offsets, *sizes;
@@ -89,7 +89,7 @@ typedef struct {
     size_t count;
 } messages;
 
-/* Go on with what ends a message; false where that is done too. */
+/* Continue with the last blocks of a message; return false if these are done, too. */
 static bool to_ending(message *m)
 {
     m->p = m->last;
@@ -130,8 +130,8 @@ static void swap(message **lane, size_t i, size_t j)
     lane[j] = m;
 }
 
-/* Fold as many blocks of each lane's message as the shortest stretch of blocks has. Lanes without a
- * message do what another does. */
+/* Hash as many blocks of each lane as the lane with the fewest blocks has. Idle lanes repeat the
+ * work of another lane. */
 static void fold_blocks(const ak_sha512_impl *impl, uint64_t *states, message *const *lane)
 {
     const uint8_t *p[AK_SHA512_LANES];
@@ -155,8 +155,8 @@ static void fold_blocks(const ak_sha512_impl *impl, uint64_t *states, message *c
         }
 }
 
-/* Hash messages, a lane each, the next as soon as one is done, until so few are left that fewer
- * lanes are faster. The first `under_way` are begun; the others' room is free. */
+/* Hash messages, one per lane, and start the next as soon as one is done, until so few are left
+ * that fewer lanes are faster. The first `under_way` entries are started, the others are free. */
 static void hash_some(message **lane, size_t under_way, messages *waiting)
 {
     const ak_sha512_impl *impl = ak_sha512_for(under_way + waiting->count);

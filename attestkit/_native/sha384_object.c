@@ -1,6 +1,5 @@
-/* SHA-384 as functions of Python's. Through cffi, with memory from there, a message of one block
- * took 0.46 us and takes 0.25 so; eight of them took 2.3 and take 0.83 (CPython 3.11, Sapphire
- * Rapids). */
+/* Python functions for SHA-384. A message of one block takes 0.25 us, compared with 0.46 us through
+ * cffi; eight messages take 0.83 us, compared with 2.3 us (CPython 3.11, Sapphire Rapids). */
 #include "ak_objects.h"
 
 #include <stdbool.h>
@@ -10,8 +9,8 @@
 
 enum { DIGEST = 48 };
 
-/* Bytes of messages that are laid one behind the other, to be hashed in lanes; where there are more
- * of them, memory is worth more than lanes. */
+/* Maximum total size of messages that are concatenated and hashed in lanes; larger batches are
+ * hashed one by one, to save memory. */
 #define MAX_JOINED (1U << 24)
 
 static PyObject *digest_of(PyObject *message)
@@ -31,7 +30,7 @@ static PyObject *sha384(PyObject *module, PyObject *message)
     return digest_of(message);
 }
 
-/* How many bytes all messages have; SIZE_MAX where they are not to be joined. */
+/* Return the total size of the messages; SIZE_MAX if they are not to be concatenated. */
 static size_t size_of(PyObject *messages, Py_ssize_t count)
 {
     size_t size = 0;
@@ -44,7 +43,7 @@ static size_t size_of(PyObject *messages, Py_ssize_t count)
     return size <= MAX_JOINED ? size : SIZE_MAX;
 }
 
-/* Lay messages of so many bytes one behind the other and hash them: a list of digests. */
+/* Concatenate messages of this total size, hash them, and return a list of digests. */
 static PyObject *hash_joined(PyObject *messages, Py_ssize_t count, size_t size)
 {
     const size_t n = (size_t)count;

@@ -1,11 +1,12 @@
-/* SHA-512 with AVX2 and with BMI2, whose rotation keeps its source: one message and four. An extend
- * takes 627 cycles, four take 1453 (a Sapphire Rapids guest); in plain C one takes 860. */
+/* SHA-512 with AVX2, and with the non-destructive rotation of BMI2: one and four messages. An
+ * extend takes 627 cycles, four take 1453 (a Sapphire Rapids guest); in portable C one takes
+ * 860. */
 #include "ak_sha512.h"
 
 #if AK_X86_64
 #include <immintrin.h>
 
-/* For gcc as in sha512_avx512.c. */
+/* See sha512_avx512.c. */
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,bmi2"))), apply_to = function)
 #else
@@ -39,8 +40,8 @@ const ak_sha512_impl ak_sha512_avx2 = {
     .extend = extend_1,
 };
 
-/* A rotation takes three instructions here: four lanes take as long as 2.3 messages alone, on Zen 4
- * as 3.1. */
+/* A vector rotation takes three instructions: four lanes take as long as 2.3 single messages, or
+ * 3.1 on Zen 4. */
 const ak_sha512_impl ak_sha512_avx2_x4 = {
     .name = "avx2 x4",
     .needs = NEEDS,

@@ -1,22 +1,22 @@
-/* SHA-512 with AVX-512, whose rotations and three-way logic are one instruction each: for one
- * message, four and eight.
+/* SHA-512 with AVX-512, which has rotations and ternary logic as single instructions: one, four and
+ * eight messages.
  *
- * An extend, measured on a Sapphire Rapids guest at 4.1 GHz (gcc 12 and 14; with clang 19 eight and
- * four lanes take 2 % longer, one message 10 %):
+ * Time of an extend on a Sapphire Rapids guest at 4.1 GHz (gcc 12 and 14; with clang 19, four and
+ * eight lanes take 2 % longer, one message 10 %), and the theoretical minimum:
  *
- *   one message    571 cycles, 140 ns    five a round wait for each other: 400
+ *   one message    571 cycles, 140 ns    dependency chain of five cycles per round: 400
  *   four lanes     730 cycles, 45 ns     2064 operations, three ports for 256 bits: 688
  *   eight lanes   1064 cycles, 32.5 ns   2064 operations, two ports for 512 bits: 1032
  *
- * Eight lanes as two interleaved halves of 256 bits took 1421. Reckoning beforehand with the
- * padding of a register's 96 bytes and with the first state would spare 2.5 % of the operations. */
+ * Eight lanes as two interleaved halves of 256 bits took 1421 cycles. Precomputing the constant
+ * padding of 96 bytes and the initial state would save 2.5 % of the operations. */
 #include "ak_sha512.h"
 
 #if AK_X86_64
 #include <immintrin.h>
 
-/* gcc would reassociate additions, which takes 2 to 3 % longer, and copy words in vectors of
- * another width than they are read in, which takes 3 % longer. */
+/* gcc would reassociate additions (2 to 3 % slower), and copy words in vectors of another width
+ * than they are read with (3 % slower). */
 #ifdef __clang__
 #pragma clang attribute push(                                                                      \
     __attribute__((target("avx2,bmi2,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)

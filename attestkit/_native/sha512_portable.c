@@ -1,4 +1,4 @@
-/* SHA-512 in plain C, for every machine. */
+/* SHA-512 in portable C. */
 #include "ak_sha512.h"
 
 #define NAME(x) x##_portable

@@ -1,6 +1,6 @@
-/* Walk the records of a TCG event log and note where their parts lie (TCG PC Client Platform
- * Firmware Profile, 10.2; the confidential-computing dialect is that of the UEFI CC measurement
- * protocol). Three kinds: crypto-agile TPM logs, TPM logs in the SHA-1 format, CCELs. */
+/* Check the records of a TCG event log and get the offsets of their parts (TCG PC Client Platform
+ * Firmware Profile, 10.2; for CCELs, the CC measurement protocol of the UEFI specification). The
+ * formats are: crypto-agile TPM logs, TPM logs in the SHA-1 format, and CCELs. */
 #include "ak_log.h"
 
 #include "ak_cursor.h"
@@ -8,14 +8,14 @@
 #include <string.h>
 
 #define EV_NO_ACTION 3
-#define RUNTIME_EVENT 0x08000001 /* means nothing without a name, which a CCEL cannot give */
+#define RUNTIME_EVENT 0x08000001 /* requires a name, which a CCEL does not have */
 #define ALG_SHA384 0x000c
 #define NO_INDEX 0xffffffff
 #define LAST_REGISTER 4 /* CCEL index of RTMR3 */
 #define LAST_PCR 23
 #define MAX_DIGEST 64
 
-/* A log being walked: its bytes, the next one, and the rules of its kind. */
+/* A log that is being checked: its bytes, the position, and its format. */
 typedef struct {
     const uint8_t *start;
     ak_cursor at;
@@ -34,7 +34,7 @@ static ak_status fail(walk *w, const uint8_t *where, ak_status why)
     return why;
 }
 
-/* Digest size of the algorithms that the TCG registry names, else 0. */
+/* Digest size of an algorithm of the TCG Algorithm Registry, else 0. */
 static uint32_t known_size(uint16_t algorithm)
 {
     switch (algorithm) {
@@ -55,7 +55,7 @@ static uint32_t known_size(uint16_t algorithm)
     }
 }
 
-/* Position of an algorithm in the header, or the number of algorithms if it is not there. */
+/* Return the index of an algorithm in the header, or the number of algorithms if it is missing. */
 static uint32_t bank_of(const ak_log *log, uint16_t algorithm)
 {
     uint32_t i = 0;
@@ -64,7 +64,7 @@ static uint32_t bank_of(const ak_log *log, uint16_t algorithm)
     return i;
 }
 
-/* One algorithm of the header: 2 bytes id, 2 bytes digest size. */
+/* One algorithm of the header: 2 bytes ID, 2 bytes digest size. */
 static ak_status add_bank(walk *w, const uint8_t *p)
 {
     ak_log *log = w->log;
@@ -80,7 +80,7 @@ static ak_status add_bank(walk *w, const uint8_t *p)
     return AK_OK;
 }
 
-/* The 29 or more bytes of a Spec ID event: which algorithms the log uses. */
+/* The Spec ID event, at least 29 bytes, with the algorithms of the log. */
 static ak_status spec_id(walk *w, const uint8_t *spec, uint32_t size)
 {
     const uint32_t count = ak_le32(spec + 24);
@@ -99,7 +99,7 @@ static ak_status spec_id(walk *w, const uint8_t *spec, uint32_t size)
     return AK_OK;
 }
 
-/* 4 bytes size and that many bytes of event data. */
+/* 4 bytes size, then the event data. */
 static ak_status event_data(walk *w, ak_log_record *r)
 {
     const uint8_t *size, *data;
@@ -115,7 +115,7 @@ static ak_status event_data(walk *w, ak_log_record *r)
     return AK_OK;
 }
 
-/* Which registers a record may name; 0 of a CCEL is MRTD, which nothing can extend. */
+/* Valid register indexes of a record; index 0 of a CCEL is MRTD, which cannot be extended. */
 static bool index_allowed(const walk *w, const ak_log_record *r)
 {
     if (w->ccel)
@@ -140,8 +140,7 @@ static ak_status old_event(walk *w, ak_log_record *r)
     return event_data(w, r);
 }
 
-/* A record's digests: 2 bytes algorithm and its digest, each algorithm of the header once at most.
- */
+/* The digests of a record: 2 bytes algorithm and the digest; each algorithm at most once. */
 static ak_status digests(walk *w, const ak_log_record *r)
 {
     uint32_t seen = 0;
@@ -184,8 +183,8 @@ static ak_status event(walk *w, ak_log_record *r)
     return status == AK_OK ? event_data(w, r) : status;
 }
 
-/* A TPM log ends with its bytes. A CCEL also at an index of all ones, as OVMF fills the area, and
- * at twelve zeros, as td-shim does; fewer zeros can be the start of a record about MRTD. */
+/* A TPM log ends at the end of the data. A CCEL also ends at an index of all ones, with which OVMF
+ * fills the area, or at twelve zeros, as in td-shim; fewer zeros may start a record for MRTD. */
 static bool ended(const walk *w)
 {
     static const uint8_t zeros[12];
@@ -199,7 +198,7 @@ static bool ended(const walk *w)
            (left >= sizeof zeros && memcmp(w->at.p, zeros, sizeof zeros) == 0);
 }
 
-/* Read the first record: a Spec ID event starts a crypto-agile log and belongs to no register. */
+/* Parse the first record: a crypto-agile log starts with a Spec ID event, which is informative. */
 static ak_status header(walk *w)
 {
     static const char signature[16] = "Spec ID Event03";

@@ -1,4 +1,4 @@
-"""The operating system below everything else: files of strangers, locks, and the process itself.
+"""Interface to the operating system: untrusted files, locks, atomic writes, process hardening.
 
-Nothing here knows what is kept in a file, or why something is locked.
+The contents of the files are the caller's business.
 """

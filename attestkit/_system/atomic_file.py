@@ -1,4 +1,4 @@
-"""Files that hold their old or their new content, never a part of one, also across a crash."""
+"""Atomic replacement of files, also across a crash."""
 
 import os
 import tempfile
@@ -8,18 +8,17 @@ __all__ = ["replace_file"]
 
 
 def replace_file(path: Path, content: bytes, *, mode: int) -> None:
-    """Write `content` beside `path`, flush it to the disk, and put it in its place.
+    """Write `content` to a temporary file, flush it to disk, and rename it to `path`.
 
-    A process that is killed on the way leaves a file whose name begins with a dot and that of
-    `path`, and then has another dot.
+    A killed process may leave a temporary file `.NAME.*` in the same folder.
 
     Args:
-        path: Where; its folder is there.
-        content: All of it.
-        mode: The permission bits of the new file.
+        path: File in an existing folder.
+        content: New content of the file.
+        mode: Permission bits of the new file.
 
     Raises:
-        OSError: It cannot be written; the old content is still there.
+        OSError: If the file cannot be written; it then has its old content.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

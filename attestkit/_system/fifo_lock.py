@@ -1,12 +1,12 @@
-"""A lock whose waiters are served in the order they came: nobody starves, nobody overtakes.
+"""A re-entrant lock that threads acquire in first-in, first-out order.
 
-`threading.RLock` lets the thread that releases it take it again before the one that was woken has
-run; a program that asks in a loop so keeps its other threads waiting. Here a queue stands before
-such a lock: only its head asks for the lock, and whoever releases comes behind all who wait.
+With `threading.RLock` the releasing thread can acquire the lock again before the thread that it
+woke has run, so that a loop starves the other threads. Here threads wait in a queue; only its head
+acquires the lock, and a thread that released it queues behind all others.
 
-An interrupt (Ctrl-C) while waiting costs a place, and never the lock. The end of a turn is the
-lock's own, in C, because Python looks for interrupts where a function of Python's begins: an
-`__exit__` written in Python can be over before its first line, and the lock kept for ever.
+An interrupt (Ctrl-C) while waiting loses the place in the queue, and never the lock. The lock is
+released by the C method of `RLock`: Python delivers interrupts at the start of a Python function,
+so an `__exit__` in Python could be aborted before its first line and leave the lock held.
 """
 
 import contextlib
@@ -17,49 +17,49 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
 
-    class RLock:  # typeshed calls it final, which it is not, and leaves out what Condition uses
-        """The lock that a thread may take again."""
+    class RLock:  # typeshed wrongly declares it final, and omits what Condition uses
+        """Re-entrant lock."""
 
         def acquire(self) -> bool:
-            """Take it."""
+            """Acquire the lock."""
             ...
 
         def release(self) -> None:
-            """Let it go, as often as it was taken."""
+            """Release the lock once."""
 
         def _is_owned(self) -> bool: ...
 
         def __exit__(self, *_: object) -> None: ...
 
 else:
-    from _thread import RLock  # in C; that of threading is a function until 3.13
+    from _thread import RLock  # the C class; threading.RLock is a function before Python 3.13
 
-__all__ = ["SteppedTurns", "Turns"]
+__all__ = ["FifoLock", "HookedFifoLock"]
 
-# Seconds after which a waiter looks for itself, in case an interrupt swallowed the wake-up.
-_LOOK: Final = 1.0
+# Seconds after which a waiter checks its place, in case an interrupt lost the wake-up.
+_CHECK_INTERVAL: Final = 1.0
 
 
-class Turns(RLock):
-    """A re-entrant lock, first come first served; a context manager.
+class FifoLock(RLock):
+    """Re-entrant FIFO lock; a context manager.
 
-    Whoever may have it already should look at `mine` rather than enter again: an interrupt right
-    behind an inner entry would keep it.
+    Check `held` instead of entering again where possible: an interrupt directly after an inner
+    entry would leave the lock held.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # A place is a lock, closed while its thread sleeps; only the head asks for the turn.
+        # One lock per waiting thread, on which it sleeps; only the head acquires `self`.
         self._queue: deque[Lock] = deque()
 
     @property
-    def mine(self) -> bool:
-        """True while this thread has the turn."""
+    def held(self) -> bool:
+        """Whether this thread holds the lock."""
         return self._is_owned()
 
     @property
     def waiting(self) -> int:
-        """How many threads wait for the turn."""
+        """Number of threads that wait for the lock."""
         return len(self._queue)
 
     def __enter__(self) -> None:
@@ -72,7 +72,7 @@ class Turns(RLock):
             if queue[0] is not place:
                 self._wait(place)
             self.acquire()
-            queue.popleft()  # this place: only the head gets here
+            queue.popleft()  # `place`: only the head gets here
             if queue:
                 self._wake()
         except BaseException:
@@ -84,40 +84,39 @@ class Turns(RLock):
     def _wait(self, place: Lock) -> None:
         """Sleep until `place` is the head."""
         place.acquire()
-        # Whoever makes it the head opens it afterwards: it was closed before then, or is not asked.
+        # The thread that makes `place` the head releases it afterwards, so this cannot miss it.
         while self._queue[0] is not place:
-            place.acquire(timeout=_LOOK)
+            place.acquire(timeout=_CHECK_INTERVAL)
 
     def _quit(self, place: Lock) -> None:
-        """Leave the queue, wherever in it."""
+        """Leave the queue from any position."""
         try:
-            with contextlib.suppress(ValueError):  # it has left, or an interrupt came before it
+            with contextlib.suppress(ValueError):  # it has left already, or never entered
                 self._queue.remove(place)
         finally:
             self._wake()
 
     def _wake(self) -> None:
-        """Open the place at the head of the queue; one whose thread is awake takes no harm."""
-        with contextlib.suppress(IndexError, RuntimeError):  # nobody is there, or it is open
+        """Wake the thread at the head of the queue; harmless if it is awake."""
+        with contextlib.suppress(IndexError, RuntimeError):  # the queue is empty, or it is awake
             self._queue[0].release()
 
 
-class SteppedTurns(Turns):
-    """Turns that begin and end with a step of somebody's.
+class HookedFifoLock(FifoLock):
+    """FIFO lock with callbacks on the outermost acquire and release.
 
-    These end in Python, so an interrupt at that very moment keeps the turn with its thread.
+    It is released in Python, so an interrupt at that moment can leave it held by its thread.
 
     Args:
-        enter: Called when a turn begins, and not when it is entered again within. If it raises,
-            the turn is over.
-        leave: Called when a turn ends.
+        enter: Called after the outermost acquire. If it raises, the lock is released.
+        leave: Called before the outermost release.
     """
 
     def __init__(self, enter: Callable[[], None], leave: Callable[[], None]) -> None:
         super().__init__()
         self._enter = enter
         self._leave = leave
-        self._depth = 0  # how often it was entered again
+        self._depth = 0  # nested entries
 
     def __enter__(self) -> None:
         if self._is_owned():

@@ -1,15 +1,14 @@
-"""A queue of threads of several programs before one lock, in the order they came.
+"""A first-in, first-out queue for a file lock, shared by threads of several programs.
 
-`flock` wakes all who wait and lets the quickest have it, often the one that has just let it go; of
-eight threads in one program and one in another the latter then has half of all turns. So whoever
-wants the journal's lock draws a number first and waits for the one before. It is a courtesy among
-attestkit's programs: the lock is what counts, and others, such as the dstack guest agent, take it
-without a number.
+`flock` is not fair: it wakes all waiters, and the one that has just released it often gets it
+again. So each thread takes a ticket before it requests the journal's lock, and waits for the ticket
+before its own. The queue is advisory: mutual exclusion depends on the lock alone, which other
+programs, such as the dstack guest agent, take without a ticket.
 
-The file holds the last number drawn. A place in the queue is a locked byte of it, which the kernel
-unlocks when its program dies; to wait is to ask for the lock on the byte before one's own. A
-program that is stopped in the queue (Ctrl-Z) keeps those behind it waiting, as one that is stopped
-while it has the lock does.
+The file contains the last ticket number. A ticket is a locked byte of the file, which the kernel
+unlocks when the program dies. To wait for the previous ticket is to lock its byte. A program that
+is stopped while it has a ticket (Ctrl-Z) blocks those after it, as does one that is stopped while
+it has the lock.
 """
 
 import contextlib
@@ -24,30 +23,31 @@ from attestkit._system.untrusted_files import open_regular
 __all__ = ["FileQueue"]
 
 _FLOCK: Final = Struct("hhqqi0q")  # struct flock: type, whence, start, length, pid
-_COUNTER: Final = 0  # byte whose lock guards the number
-_FIRST: Final = 8  # byte of number 0
+_COUNTER: Final = 0  # byte whose lock guards the ticket number
+_FIRST: Final = 8  # byte of ticket 0
 _NUMBERS: Final = 1 << 62
 
 
 class FileQueue:
-    """The queue in the file `path`, which is made where its folder exists.
+    """A queue in the file `path`, which is created if its folder exists.
 
-    It orders threads too, since each place is an open file of its own. Locks of open files are
-    Linux's; elsewhere, and where the file cannot be used, nobody gets a place and nobody waits.
+    Each thread has a file descriptor of its own, so that threads of a process are ordered, too.
+    Needs open file description locks (Linux); without them, or if the file cannot be used, `enter`
+    returns at once.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._places: dict[int, int] = {}  # by thread its open file
-        self._spare: list[int] = []  # open files that nobody uses
+        self._descriptors: dict[int, int] = {}  # by thread ID
+        self._spare: list[int] = []  # open descriptors that are not in use
         self._closed = False
 
     def enter(self) -> None:
-        """Wait until all who came before have left. `leave` is due, also after an interrupt."""
+        """Wait until earlier threads have left. Call `leave` after it, also after an interrupt."""
         if hasattr(fcntl, "F_OFD_SETLKW"):
             try:
-                place = self._places[get_ident()] = self._open()
-                _lock(place, self._draw(place) - 1)
+                fd = self._descriptors[get_ident()] = self._open()
+                _lock(fd, self._take_ticket(fd) - 1)
             except OSError:
                 self.leave()
 
@@ -57,45 +57,45 @@ class FileQueue:
         except IndexError:
             return open_regular(self._path, os.O_RDWR | os.O_CREAT)
 
-    def _draw(self, place: int) -> int:
-        """Take the next number, and lock its byte before anybody can know of it."""
-        _lock(place, _COUNTER)
-        number = (int.from_bytes(os.pread(place, 8, 0), "little") + 1) % _NUMBERS
-        os.pwrite(place, number.to_bytes(8, "little"), 0)
-        _lock(place, _FIRST + number)
-        _unlock(place, _COUNTER, 1)
+    def _take_ticket(self, fd: int) -> int:
+        """Take the next ticket; return its byte, which is locked before the number is visible."""
+        _lock(fd, _COUNTER)
+        number = (int.from_bytes(os.pread(fd, 8, 0), "little") + 1) % _NUMBERS
+        os.pwrite(fd, number.to_bytes(8, "little"), 0)
+        _lock(fd, _FIRST + number)
+        _unlock(fd, _COUNTER, 1)
         return _FIRST + number
 
     def leave(self) -> None:
-        """Let the next one have its turn; nothing happens to a thread without a place."""
-        me = get_ident()
-        place = self._places.get(me)
-        if place is None:
+        """Return the ticket; do nothing if this thread has none."""
+        thread = get_ident()
+        fd = self._descriptors.get(thread)
+        if fd is None:
             return
         try:
-            _unlock(place, 0, 0)
+            _unlock(fd, 0, 0)
         except BaseException as error:
-            del self._places[me]
-            os.close(place)  # which unlocks as well
-            if not isinstance(error, OSError):  # an interrupt: all who come after would wait
+            del self._descriptors[thread]
+            os.close(fd)  # releases the locks, so that an interrupt does not block later threads
+            if not isinstance(error, OSError):
                 raise
         else:
-            del self._places[me]
-            self._spare.append(place)
+            del self._descriptors[thread]
+            self._spare.append(fd)
             if self._closed:
                 self.close()
 
     def close(self) -> None:
-        """Close what is open; what a place uses is closed when it is left."""
+        """Close unused descriptors; those in use are closed by `leave`."""
         self._closed = True
         with contextlib.suppress(IndexError):
             while True:
                 os.close(self._spare.pop())
 
 
-def _lock(place: int, byte: int) -> None:
-    fcntl.fcntl(place, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+def _lock(fd: int, byte: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
 
 
-def _unlock(place: int, start: int, size: int) -> None:
-    fcntl.fcntl(place, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, start, size, 0))
+def _unlock(fd: int, start: int, size: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, start, size, 0))

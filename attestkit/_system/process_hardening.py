@@ -1,7 +1,7 @@
-"""What a process with secrets in it hides from others: its memory, and a seed in its command line.
+"""Protection of a process that holds secrets: its memory, and a seed in its command line.
 
-Only programs do this to themselves, not the library: a process that may not be looked into cannot
-be debugged or profiled by its user either, which is for its owner to choose.
+Only attestkit's programs use this, never the library: it also prevents the user from debugging or
+profiling the process.
 """
 
 import errno
@@ -14,42 +14,42 @@ __all__ = ["hide_memory", "hide_seed"]
 
 _PR_GET_DUMPABLE: Final = 3  # include/uapi/linux/prctl.h
 _PR_SET_DUMPABLE: Final = 4
-_ARG_START: Final = 48 - 3  # place in /proc/PID/stat (proc_pid_stat(5)), behind the name
-# A seed, which `@` would make the name of a file: as an option, or as one of a backend.
+_ARG_START: Final = 48 - 3  # index in /proc/PID/stat (proc_pid_stat(5)) after the process name
+# A seed, as an option of a command or of a backend; `@` introduces a file name instead.
 _SEED: Final = re.compile(rb"(?<=\0)(?:--seed[=\0]|(?:--option=)?seed=)([^@\0][^\0]*)")
 
 
 def hide_memory() -> None:
-    """Leave no core file, and let no other process of this user look into this one.
+    """Disable core dumps, and access to this process's memory by other processes of the user.
 
-    From then on `/proc/PID/mem`, `environ` and `maps` are root's, and so is tracing. It ends with
-    the next exec; a fork keeps it.
+    Only root can then trace the process, and read its `/proc/PID/mem`, `environ` and `maps`. The
+    setting is inherited by fork and reset by exec.
 
     Raises:
-        OSError: The system does not do that, or a filter of system calls forbids it.
+        OSError: If the system does not support it, or a seccomp filter forbids it.
     """
     import ctypes
     import resource
 
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, most))
-    # The limit does not bind a program that is handed the memory (core_pattern); this does.
+    # A core_pattern that pipes to a program ignores RLIMIT_CORE, but not PR_SET_DUMPABLE.
     prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
     if prctl is None:
-        raise OSError("there is no prctl on this system")
+        raise OSError("prctl: not available on this system")
     unused = (ctypes.c_ulong(0),) * 3
     if prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), *unused):
         number = ctypes.get_errno()
         raise OSError(number, f"prctl(PR_SET_DUMPABLE): {os.strerror(number)}")
-    if prctl(_PR_GET_DUMPABLE, ctypes.c_ulong(0), *unused):  # a sandbox says yes and does nothing
-        raise OSError(errno.ENOSYS, "prctl(PR_SET_DUMPABLE) succeeds and changes nothing here")
+    if prctl(_PR_GET_DUMPABLE, ctypes.c_ulong(0), *unused):  # some sandboxes ignore the call
+        raise OSError(errno.ENOSYS, "prctl(PR_SET_DUMPABLE): no effect on this system")
 
 
 def hide_seed() -> None:
-    """Write over a seed in this process's command line, which everybody may read.
+    """Overwrite a seed in this process's command line, which every user can read.
 
-    Somebody who looked before has seen it, and so may have the shell's history: a file is better.
-    Where the system does not say where the command line is, it stays.
+    Another process may have read it before, and the shell may keep it in its history: prefer a
+    file. Does nothing on systems that do not report the address of the command line.
     """
     try:
         line = Path("/proc/self/cmdline").read_bytes()

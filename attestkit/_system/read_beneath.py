@@ -1,12 +1,12 @@
-"""Files of a folder that somebody else fills, whose links are followed as long as they stay in it.
+"""Read a file beneath an untrusted directory, following only symbolic links that stay inside it.
 
-Orchestrators lay files down so: of a Kubernetes ConfigMap `app-compose.json` is a link to
-`..data/app-compose.json`, and `..data` one to the folder of the version that holds. A link that
-leads out of the folder would have one of the reader's own files read, and is refused.
+Links are needed: in a Kubernetes ConfigMap, `app-compose.json` links to `..data/app-compose.json`,
+and `..data` to the directory of the current version. A link that leaves the directory would expose
+other files of the reader.
 
-The way is gone by descriptors, a name at a time, and no link is left for the kernel to follow: what
-is opened is what was looked at, whoever changes the folder meanwhile. (Linux' openat2 does the same
-with RESOLVE_BENEATH; Python has it not.)
+The path is resolved component by component with directory descriptors and without letting the
+kernel follow links, so concurrent changes of the directory cannot redirect it. This is openat2(2)
+with RESOLVE_BENEATH, which Python does not offer.
 """
 
 import errno
@@ -15,45 +15,45 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
-from attestkit._system.untrusted_files import path_flag, read_regular
+from attestkit._system.untrusted_files import o_path_flag, read_regular
 
 __all__ = ["read_beneath"]
 
-_MOST_LINKS: Final = 8  # on one way; Kubernetes has two
-_DEEPEST: Final = 16  # folders on the way, each of which is open
-_OUT: Final = "a link that leads out of its folder, which is not followed here"
-_LONG: Final = "a link that leads on and on, which is not followed here"
+_MOST_LINKS: Final = 8  # in one path; Kubernetes uses two
+_DEEPEST: Final = 16  # directories in one path, each of which is kept open
+_OUT: Final = "symbolic link leaves its directory"
+_LONG: Final = "too many symbolic links or directories"
 _FOLDER: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def read_beneath(folder: Path, name: str, most: int) -> bytes:
-    """Return what a regular file holds, at most so many bytes; the object is the caller's alone.
+    """Return the content of a regular file.
 
     Args:
-        folder: Where; this may be a link itself, for whoever names it has chosen it.
-        name: The file's name in it: the file, or a link to another file beneath the folder.
-        most: Bytes.
+        folder: The directory; it may be a symbolic link.
+        name: The name in `folder` of the file, or of a symbolic link to a file beneath `folder`.
+        most: Read at most this many bytes.
 
     Raises:
-        OSError: It cannot be read, is no regular file, or is a link that leads out of the folder
-            (ELOOP), as every absolute one does, or on and on.
-        UnsupportedError: This is no Linux.
+        OSError: If the file cannot be read or is not a regular file; with errno ELOOP if a link is
+            absolute, leaves the directory, or the path has too many links or directories.
+        UnsupportedError: If the system is not Linux.
     """
-    way = [os.open(folder, path_flag() | os.O_DIRECTORY | os.O_CLOEXEC)]
+    folders = [os.open(folder, o_path_flag() | os.O_DIRECTORY | os.O_CLOEXEC)]
     try:
-        last = _go(way, name)
-        # The descriptor stands for the folder; the last part, if it is a link now, is refused.
-        return read_regular(f"/proc/self/fd/{way[-1]}/{last}", most)
+        last = _resolve(folders, name)
+        # read_regular refuses the last component if it has become a link.
+        return read_regular(f"/proc/self/fd/{folders[-1]}/{last}", most)
     finally:
-        for fd in way:
+        for fd in folders:
             os.close(fd)
 
 
-def _go(way: list[int], name: str) -> str:
-    """Go from the first folder to that of the file, `way` being the folders gone through.
+def _resolve(folders: list[int], name: str) -> str:
+    """Open the directory of the file, and return the name of the file in it.
 
-    Return the file's name in the last of them. The way back is the one that was gone: where `..`
-    leads by now, should somebody have moved a folder, does not matter.
+    `folders` is a stack of descriptors; `..` pops it instead of following the file system, where a
+    directory may have been moved.
     """
     links = 0
     parts = deque([name])
@@ -62,11 +62,11 @@ def _go(way: list[int], name: str) -> str:
         if part in {"", "."}:
             continue
         if part == "..":
-            if len(way) == 1:
+            if len(folders) == 1:
                 raise OSError(errno.ELOOP, _OUT)
-            os.close(way.pop())
+            os.close(folders.pop())
             continue
-        target = _target(part, way[-1])
+        target = _link_target(part, folders[-1])
         if target is not None:
             links += 1
             if links > _MOST_LINKS:
@@ -76,15 +76,15 @@ def _go(way: list[int], name: str) -> str:
             parts.extendleft(reversed(target.split("/")))
         elif not parts:
             return part
-        elif len(way) > _DEEPEST:
+        elif len(folders) > _DEEPEST:
             raise OSError(errno.ELOOP, _LONG)
         else:
-            way.append(os.open(part, path_flag() | _FOLDER, dir_fd=way[-1]))
+            folders.append(os.open(part, o_path_flag() | _FOLDER, dir_fd=folders[-1]))
     raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
-def _target(name: str, folder: int) -> str | None:
-    """Return where a link leads, None for what is no link."""
+def _link_target(name: str, folder: int) -> str | None:
+    """Return the target of a symbolic link, or None for any other file."""
     try:
         return os.readlink(name, dir_fd=folder)
     except OSError as error:

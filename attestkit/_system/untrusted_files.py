@@ -1,9 +1,9 @@
-"""Files in folders that others may write, too: what is there need not be what it should be.
+"""Safe access to files in directories that other users can write to.
 
-Somebody else may have put a link to a file of ours or of root's there, a pipe whose other end
-never comes, or a device. What is opened here is a regular file, found out from the open file and
-not from its name, and nothing has happened to it before that is known. What is made is its owner's
-alone, whatever the umask.
+Another user may have created a link to a file of this user or of root there, a pipe without a
+writer, or a device. `open_regular` checks the type on the open descriptor, not on the path, and
+changes nothing before that check. New files and directories are private to their owner, whatever
+the umask.
 """
 
 import contextlib
@@ -21,26 +21,26 @@ from attestkit.errors import UnsupportedError
 __all__ = [
     "change_group",
     "change_mode",
-    "close_folder",
-    "is_there",
     "make_folder",
+    "make_private",
+    "o_path_flag",
     "open_regular",
-    "path_flag",
+    "path_exists",
     "read_regular",
 ]
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 
-_OURS: Final = 0o600
-_PATIENCE: Final = 1000  # milliseconds that a pipe is waited for without a word
-# A pipe is not waited for, a terminal not taken on.
-_CAUTIOUSLY: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-# Descriptors that whoever started us handed over, as a shell does with `<(...)`: no stranger's.
-_HANDED_OVER: Final = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
+_PRIVATE_FILE: Final = 0o600
+_PIPE_WARNING_AFTER: Final = 1000  # milliseconds
+# Do not block on a pipe, and do not acquire a controlling terminal.
+_SAFE_FLAGS: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+# Descriptors inherited from the parent process, as a shell passes them for `<(...)`.
+_INHERITED: Final = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 
 
-def is_there(path: Path) -> bool:
-    """Tell whether something is at a path; False where nobody can tell, as in closed folders."""
+def path_exists(path: Path) -> bool:
+    """Return whether a path exists; False if that cannot be determined, for lack of permission."""
     try:
         path.stat()
     except (OSError, ValueError):
@@ -49,28 +49,32 @@ def is_there(path: Path) -> bool:
 
 
 def open_regular(path: AnyPath, flags: int, *, follow: bool = False) -> int:
-    """Open a regular file and return its descriptor; a file that is made has mode 0600.
+    """Open a regular file and return its descriptor; a created file has mode 0600.
 
     Args:
-        path: Where.
-        flags: Those of open(2). O_TRUNC is done when the file is known to be one.
-        follow: Whether the last part of the path may be a link, as in what a user has named.
+        path: Path of the file.
+        flags: Flags of open(2). O_TRUNC takes effect after the checks.
+        follow: Whether the last component may be a symbolic link, as in a path that the user gave.
 
     Raises:
-        OSError: It cannot be opened, is a link or no regular file; or it is to be written, and
-            belongs to somebody who is neither we nor root nor the folder's owner, or has a second
-            name (a hard link).
+        OSError: If the file cannot be opened, is a symbolic link or not a regular file; or if it is
+            opened for writing, and is owned by neither this user, root nor the owner of the
+            directory, or has more than one hard link.
     """
-    emptied, flags = flags & os.O_TRUNC, flags & ~os.O_TRUNC
-    fd, made = _open(path, flags | _CAUTIOUSLY | (0 if follow else os.O_NOFOLLOW))
+    truncate, flags = flags & os.O_TRUNC, flags & ~os.O_TRUNC
+    fd, created = _open(path, flags | _SAFE_FLAGS | (0 if follow else os.O_NOFOLLOW))
     try:
         found = os.fstat(fd)
-        _check_kind(found, path)
+        _check_type(found, path)
         if flags & (os.O_WRONLY | os.O_RDWR):
-            _check_owner(found, path, made=made)
-        if flags & os.O_CREAT and not found.st_size and found.st_mode & _OURS != _OURS:
-            os.fchmod(fd, _OURS)  # the umask took our own rights away
-        if emptied:
+            _check_owner(found, path, created=created)
+        if (
+            flags & os.O_CREAT
+            and not found.st_size
+            and found.st_mode & _PRIVATE_FILE != _PRIVATE_FILE
+        ):
+            os.fchmod(fd, _PRIVATE_FILE)  # the umask removed the owner's permissions
+        if truncate:
             os.ftruncate(fd, 0)
     except BaseException as error:
         os.close(fd)
@@ -81,47 +85,47 @@ def open_regular(path: AnyPath, flags: int, *, follow: bool = False) -> int:
 
 
 def _open(path: AnyPath, flags: int) -> tuple[int, bool]:
-    """Open a file; tell whether we have just made it."""
+    """Open a file; return its descriptor, and whether this call created it."""
     try:
         if flags & os.O_CREAT:
             with contextlib.suppress(FileExistsError):
-                return os.open(path, flags | os.O_EXCL, _OURS), True
-        return os.open(path, flags, _OURS), False
+                return os.open(path, flags | os.O_EXCL, _PRIVATE_FILE), True
+        return os.open(path, flags, _PRIVATE_FILE), False
     except OSError as error:
         if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
-            raise _refusal(errno.ELOOP, "a link, which is not followed here", path) from error
+            raise _error(errno.ELOOP, "symbolic link, not followed", path) from error
         raise
 
 
-def _check_kind(found: os.stat_result, path: AnyPath) -> None:
+def _check_type(found: os.stat_result, path: AnyPath) -> None:
     if stat.S_ISDIR(found.st_mode):
-        raise _refusal(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        raise _error(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISREG(found.st_mode):
-        raise _refusal(errno.EINVAL, "not a regular file", path)
+        raise _error(errno.EINVAL, "not a regular file", path)
 
 
-def _check_owner(found: os.stat_result, path: AnyPath, *, made: bool) -> None:
-    """Refuse to write what is somebody else's.
+def _check_owner(found: os.stat_result, path: AnyPath, *, created: bool) -> None:
+    """Refuse to write to a file of another user.
 
-    What we have just made is ours, though a server of files may call its owner otherwise (NFS with
-    root_squash).
+    A file that this process created is accepted: a file server may report another owner for it (NFS
+    with root_squash).
     """
-    if not made and found.st_uid not in {os.geteuid(), 0, Path(path).parent.stat().st_uid}:
-        raise _refusal(errno.EPERM, f"belongs to user {found.st_uid}, not to us", path)
+    if not created and found.st_uid not in {os.geteuid(), 0, Path(path).parent.stat().st_uid}:
+        raise _error(errno.EPERM, f"owned by user {found.st_uid}", path)
     if found.st_nlink > 1:
-        raise _refusal(errno.EMLINK, "has a second name (a hard link)", path)
+        raise _error(errno.EMLINK, "has more than one hard link", path)
 
 
 def read_regular(path: AnyPath, most: int, *, follow: bool = False) -> bytes:
-    """Return what a regular file holds, at most so many bytes; the object is the caller's alone.
+    """Return at most `most` bytes of a regular file, in an object that is not shared (`wipe`).
 
-    With `follow`, which is for what a user has named, it may also be a named pipe, and is waited
-    for; or a descriptor that was handed over, as `/dev/fd/3` or `/dev/stdin`.
+    With `follow`, for a path that the user gave, the file may also be a named pipe, for whose
+    writer the call waits, or an inherited descriptor such as `/dev/fd/3` or `/dev/stdin`.
 
     Raises:
-        OSError: As `open_regular`.
+        OSError: As for `open_regular`.
     """
-    if follow and os.fspath(path).startswith(_HANDED_OVER):
+    if follow and os.fspath(path).startswith(_INHERITED):
         with Path(path).open("rb") as file:
             return file.read(most)
     fd = _open_named(path) if follow else open_regular(path, os.O_RDONLY)
@@ -130,7 +134,7 @@ def read_regular(path: AnyPath, most: int, *, follow: bool = False) -> bytes:
         size = 0
         while got := file.readinto(memoryview(buffer)[size:]):
             size += got
-            if size == len(buffer) < most:  # it has grown, or does not tell its size
+            if size == len(buffer) < most:  # it has grown, or reports no size, as in /proc
                 buffer.extend(bytes(min(most - size, max(size, 4096))))
         data = bytes(memoryview(buffer)[:size])
         buffer[:] = bytes(len(buffer))
@@ -138,18 +142,18 @@ def read_regular(path: AnyPath, most: int, *, follow: bool = False) -> bytes:
 
 
 def _open_named(path: AnyPath) -> int:
-    """Open what a user has named to read it: a regular file, or a pipe once somebody writes to it.
+    """Open a path that the user gave for reading: a regular file, or a pipe once it has a writer.
 
-    No device: some are read for ever, or do something when they are opened.
+    Devices are refused: some never end, or have side effects on open.
     """
-    fd, _ = _open(path, os.O_RDONLY | _CAUTIOUSLY)
+    fd, _ = _open(path, os.O_RDONLY | _SAFE_FLAGS)
     try:
         found = os.fstat(fd)
         if stat.S_ISFIFO(found.st_mode):
             _wait_for_writer(fd, path)
             os.set_blocking(fd, True)
         else:
-            _check_kind(found, path)
+            _check_type(found, path)
     except BaseException:
         os.close(fd)
         raise
@@ -157,107 +161,108 @@ def _open_named(path: AnyPath) -> int:
 
 
 def _wait_for_writer(fd: int, path: AnyPath) -> None:
-    """Wait until there is something in a pipe, or its writer is gone; say so if that takes long."""
-    waiting = select.poll()
-    waiting.register(fd, select.POLLIN)  # the end, POLLHUP, is told in any case
-    if not waiting.poll(_PATIENCE):
-        import logging  # late: few wait
+    """Wait until a pipe has data or its writer has closed it; log a warning after a second."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)  # POLLHUP is always reported
+    if not poll.poll(_PIPE_WARNING_AFTER):
+        import logging  # lazy: rarely needed
 
-        logging.getLogger("attestkit").warning("%s: a pipe: waiting for who writes to it", path)
-        waiting.poll()
+        logging.getLogger("attestkit").warning("%s: pipe has no writer yet; waiting", path)
+        poll.poll()
 
 
 def make_folder(path: AnyPath) -> bool:
-    """Make a folder, and those above it, mode 0700 whatever the umask; tell whether it is new.
+    """Create a directory and its parents with mode 0700, whatever the umask.
+
+    Returns:
+        Whether the directory is new.
 
     Raises:
-        OSError: One of them cannot be made, or what is there is no folder.
-        UnsupportedError: This is no Linux.
+        OSError: If a directory cannot be created, or the path is not a directory.
+        UnsupportedError: If the system is not Linux.
     """
     path = Path(path)
     if path.is_dir():
         return False
     if path.parent != path:
         make_folder(path.parent)
-    flags = path_flag() | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = o_path_flag() | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
-        if path.is_dir():  # somebody was quicker
+        if path.is_dir():  # another process created it meanwhile
             return False
         raise
     fd = os.open(path, flags)
     try:
-        change_mode(fd, 0o700)  # else the umask could take our own rights away
+        change_mode(fd, 0o700)  # the umask may have removed the owner's permissions
     finally:
         os.close(fd)
     return True
 
 
-def path_flag() -> int:
-    """Return O_PATH, with which a descriptor stands for a file or folder that it does not read.
+def o_path_flag() -> int:
+    """Return the flag O_PATH of open(2): a descriptor that identifies a file without access to it.
 
     Raises:
-        UnsupportedError: This is no Linux, which alone has it.
+        UnsupportedError: If the system is not Linux.
     """
     flag: int | None = getattr(os, "O_PATH", None)
     if flag is None:
-        raise UnsupportedError(
-            "this needs O_PATH, by which nobody puts another file in the place of ours, and which "
-            f"{sys.platform} has not: use Linux"
-        )
+        message = f"O_PATH: not available on {sys.platform}; use Linux"
+        raise UnsupportedError(message, reason="feature")
     return flag
 
 
 def change_mode(fd: int, mode: int) -> None:
-    """Change the mode of what a descriptor of O_PATH stands for, which fchmod does not take.
+    """Change the mode of the file of an O_PATH descriptor, which fchmod does not accept.
 
     Raises:
-        OSError: It cannot be changed; where there is no /proc, that says so.
+        OSError: If the mode cannot be changed, or /proc is not mounted.
     """
     if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
-        with _by_proc(f"mode {mode:o}"):
+        with _require_proc(f"mode {mode:o}"):
             Path(f"/proc/self/fd/{fd}").chmod(mode)
 
 
 def change_group(fd: int, group: int) -> None:
-    """Change the group (its number) of what a descriptor of O_PATH stands for, as `change_mode`."""
+    """Change the group (its number) of the file of an O_PATH descriptor; see `change_mode`."""
     if os.fstat(fd).st_gid != group:
-        with _by_proc(f"group {group}"):
+        with _require_proc(f"group {group}"):
             os.chown(f"/proc/self/fd/{fd}", -1, group)
 
 
 @contextlib.contextmanager
-def _by_proc(what: str) -> Iterator[None]:
-    """Say what is missing where there is no /proc."""
+def _require_proc(what: str) -> Iterator[None]:
+    """Replace the FileNotFoundError of a missing /proc by an error with the remedy."""
     try:
         yield
-    except FileNotFoundError as error:  # the descriptor is open
-        reason = f"cannot be given {what}, for /proc is not mounted: mount it"
-        raise OSError(errno.ENOENT, reason) from error
+    except FileNotFoundError as error:  # not the file, whose descriptor is open
+        problem = f"cannot set {what}: /proc is not mounted; mount it"
+        raise OSError(errno.ENOENT, problem) from error
 
 
-def close_folder(path: AnyPath) -> None:
-    """Close a folder of ours to others.
+def make_private(path: AnyPath) -> None:
+    """Remove the permissions of group and others from a directory of this user.
 
-    A link to it is followed where we or root have made that.
+    A symbolic link is followed if this user or root owns it.
 
     Raises:
-        OSError: It is somebody else's, or a link that is.
+        OSError: If another user owns the directory or the link.
     """
     link = os.lstat(path)
     if stat.S_ISLNK(link.st_mode) and link.st_uid not in {os.geteuid(), 0}:
-        raise _refusal(errno.ELOOP, f"a link of user {link.st_uid}'s, which is not followed", path)
+        raise _error(errno.ELOOP, f"symbolic link owned by user {link.st_uid}, not followed", path)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
         if found.st_uid != os.geteuid():
-            raise _refusal(errno.EPERM, f"belongs to user {found.st_uid}, not to us", path)
+            raise _error(errno.EPERM, f"owned by user {found.st_uid}", path)
         if stat.S_IMODE(found.st_mode) & 0o077:
             os.fchmod(fd, 0o700)
     finally:
         os.close(fd)
 
 
-def _refusal(number: int, reason: str, path: AnyPath) -> OSError:
-    return OSError(number, reason, os.fspath(path))
+def _error(number: int, problem: str, path: AnyPath) -> OSError:
+    return OSError(number, problem, os.fspath(path))

@@ -1,8 +1,8 @@
-"""Attestation: one parcel of evidence, as an attester sends it and a relying party receives it.
+"""Attestation: evidence as an attester sends it to a verifier or relying party.
 
-It holds what the platform signed (a TDX quote, an SNP report, a Nitro document), the event log, the
-runtime events and the configuration of the VM. Reading says what the bytes look like; whether they
-may be believed is the verifier's question.
+It contains the signed part (TDX quote, SEV-SNP report or Nitro document), the event log, the
+runtime events and the VM configuration. This package decodes and encodes evidence; the verifier
+appraises it.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,42 +29,43 @@ from attestkit.attestation.wire.evidence_parts import (
 from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import Event, EventLog
-from attestkit.event_log.event import RUNTIME_REGISTER, WireEvent, received
+from attestkit.event_log.event import RUNTIME_REGISTER, WireEvent, event_from_wire
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 
 if TYPE_CHECKING:
+    from attestkit._reasons import FormatReason
     from attestkit.collateral import Collateral
 
 __all__ = ["MAX_SIZE", "AppInfo", "Attestation", "Encoding"]
 
 Encoding = Literal["v0", "v1", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor"]
-"""V0 is SCALE, V1 msgpack, `v1-cbor` the same in CBOR; all others are a CMW.
+"""Encodings of evidence: `v0` is SCALE, `v1` msgpack, `v1-cbor` the same structure in CBOR.
 
-That is the RATS Conceptual Message Wrapper (draft-ietf-rats-msg-wrap): `cbor` and `json` are a
-collection with a message for each part, which alone has room for collateral; `cbor-record`,
-`json-record` and `cbor-tag` are one message that holds a `v1-cbor`.
+All others are a RATS Conceptual Message Wrapper (CMW, draft-ietf-rats-msg-wrap): `cbor` and `json`
+are a collection with one record for each part, and the only ones that can include collateral;
+`cbor-record`, `json-record` and `cbor-tag` are one message that contains a `v1-cbor`.
 """
 
 MAX_SIZE: Final = 10_485_760
-"""Bytes that encoded evidence may have: 10 MiB."""
+"""Largest size of encoded evidence in bytes (10 MiB)."""
 
 _NO_LOG: Final = WireLog()
 _ENCODE: Final[Mapping[Encoding, Callable[[Evidence, bytes | None], bytes]]] = {
-    "v0": lambda evidence, _: v0_scale.encode(evidence),
-    "v1": lambda evidence, _: v1_msgpack.encode(evidence),
-    "cbor": partial(cmw_evidence.encode, "cbor"),
-    "cbor-record": partial(cmw_evidence.encode, "cbor-record"),
-    "cbor-tag": partial(cmw_evidence.encode, "cbor-tag"),
-    "json": partial(cmw_evidence.encode, "json"),
-    "json-record": partial(cmw_evidence.encode, "json-record"),
-    "v1-cbor": lambda evidence, _: v1_cbor.encode(evidence),
+    "v0": lambda evidence, _: v0_scale.encode_evidence(evidence),
+    "v1": lambda evidence, _: v1_msgpack.encode_evidence(evidence),
+    "cbor": partial(cmw_evidence.encode_evidence, "cbor"),
+    "cbor-record": partial(cmw_evidence.encode_evidence, "cbor-record"),
+    "cbor-tag": partial(cmw_evidence.encode_evidence, "cbor-tag"),
+    "json": partial(cmw_evidence.encode_evidence, "json"),
+    "json-record": partial(cmw_evidence.encode_evidence, "json-record"),
+    "v1-cbor": lambda evidence, _: v1_cbor.encode_evidence(evidence),
 }
 
 
 class Attestation:
-    """One parcel of evidence. Immutable; equal to another that says the same in any encoding."""
+    """Evidence of one TEE. Immutable; equality ignores the encoding and enclosed collateral."""
 
     __slots__ = ("_collateral", "_encoding", "_event_log", "_evidence", "_quote", "_runtime_events")
 
@@ -77,9 +78,9 @@ class Attestation:
         """Wrap `evidence`.
 
         Args:
-            evidence: What it says.
-            encoding: The one it came in, None for evidence made here.
-            collateral: What lay beside it in a CMW, unread.
+            evidence: The decoded evidence.
+            encoding: Encoding in which it was received; None for new evidence.
+            collateral: Collateral from the same CMW, not parsed.
         """
         self._evidence = evidence
         self._collateral = collateral
@@ -90,57 +91,59 @@ class Attestation:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Attestation":
-        """Read evidence of at most 10 MiB in SCALE (V0), msgpack (V1), CBOR or any form of a CMW.
+        """Decode evidence of at most 10 MiB in any `Encoding`.
 
-        Only its shape is checked; a quote or report inside is parsed on first use, and collateral
-        beside it if it is asked for.
+        Quote, report and enclosed collateral are parsed on first access.
 
         Raises:
-            UsageError: `data` is not `bytes`.
-            FormatError: It breaks its format, is too large, or of an unknown kind.
+            UsageError: If `data` is not `bytes`.
+            FormatError: If `data` is malformed, too large, or in an unknown encoding.
         """
         if not isinstance(data, bytes):
-            raise UsageError(f"evidence is bytes, not {type(data).__name__}")
+            raise UsageError(
+                f"evidence: must be bytes, not {type(data).__name__}", reason="wrong_type"
+            )
         if not data:
-            raise FormatError("Empty attestation bytes")
+            raise FormatError("Empty attestation bytes", reason="missing")
         if len(data) > MAX_SIZE:
-            raise FormatError(f"attestation bytes too large: {len(data)} > {MAX_SIZE}")
+            message = f"attestation bytes too large: {len(data)} > {MAX_SIZE}"
+            raise FormatError(message, reason="too_large")
         if data[0] in v0_scale.FIRST_BYTES:
-            return cls(v0_scale.decode(data), "v0")
+            return cls(v0_scale.decode_evidence(data), "v0")
         if cmw_evidence.is_cmw(data):
-            wrapped = cmw_evidence.decode(data)
-            return cls(wrapped.evidence, wrapped.form, wrapped.collateral)
+            content = cmw_evidence.decode_evidence(data)
+            return cls(content.evidence, content.encoding, content.collateral)
         if data[0] in v1_msgpack.FIRST_BYTES:
-            return cls(v1_msgpack.decode(data), "v1")
+            return cls(v1_msgpack.decode_evidence(data), "v1")
         if data[0] in v1_cbor.FIRST_BYTES:
-            return cls(v1_cbor.decode(data), "v1-cbor")
-        raise FormatError("Unknown attestation wire format")
+            return cls(v1_cbor.decode_evidence(data), "v1-cbor")
+        raise FormatError("Unknown attestation wire format", reason="unrecognized")
 
     @classmethod
     def from_agent_response(cls, response: str | bytes | Mapping[str, object]) -> "Attestation":
-        """Read what a guest agent answered to Attest, GetQuote, TdxQuote or RawQuote.
+        """Decode the response of a guest agent to Attest, GetQuote, TdxQuote or RawQuote.
 
         Args:
-            response: JSON text or the parsed object, byte strings in hex. `attestation` wins if it
-                is there; else `quote` and `event_log` make the evidence, with `vm_config` as its
-                configuration.
+            response: JSON text or the parsed object; byte strings are hex. The member `attestation`
+                is used if present; otherwise the evidence is built from `quote`, `event_log` and
+                `vm_config`.
 
         Raises:
-            FormatError: It is no such answer, over 32 MiB, or its evidence is malformed.
+            FormatError: If the response or its evidence is malformed, or over 32 MiB.
         """
-        fields = agent_response.parse(response)
-        if (data := agent_response.complete_evidence(fields)) is not None:
+        fields = agent_response.parse_response(response)
+        if (data := agent_response.decode_attestation(fields)) is not None:
             return cls.from_bytes(data)
-        return cls(agent_response.quote_and_log(fields))
+        return cls(agent_response.parse_quote_response(fields))
 
     @classmethod
     def from_quote_and_log(cls, quote: bytes, event_log: str, config: str = "") -> "Attestation":
-        """Make evidence of a raw TDX quote and an event log as the guest agent's JSON array.
+        """Build evidence from a raw TDX quote and the event log, a JSON array of a guest agent.
 
         Raises:
-            FormatError: One of the two is malformed.
+            FormatError: If quote or event log is malformed.
         """
-        return cls(agent_response.from_quote_and_log(quote, event_log, config))
+        return cls(agent_response.parse_quote_and_log(quote, event_log, config))
 
     @classmethod
     def for_tdx(
@@ -152,67 +155,73 @@ class Attestation:
         *,
         known: WireLog = _NO_LOG,
     ) -> "Attestation":
-        """Make evidence from what a TD has.
+        """Build evidence of a TD.
 
         Args:
-            quote: The quote.
-            event_log: The log that replays to its registers; also the runtime events' source.
-            config: The VM's configuration, JSON text.
+            quote: The TD quote.
+            event_log: Log that replays to the RTMRs of the quote, with the runtime events.
+            config: VM configuration, JSON text.
             report_data: 64 bytes, if not those of the quote.
-            known: The log, or its start, as evidence carries it, if that was made before.
+            known: Wire form of this log or of its beginning, to save the conversion.
 
         Raises:
-            UsageError: `report_data` does not have 64 bytes.
+            UsageError: If `report_data` is not 64 bytes.
         """
-        sealed = quote.report_data if report_data is None else report_data
-        if len(sealed) != 64:
-            raise UsageError(f"report data has 64 bytes, not {len(sealed)}")
-        _, events, runtime = known.of(event_log)
-        made = cls(Evidence(Tdx(quote.raw, events), Stack(sealed, runtime, config)))
-        made._quote, made._event_log = quote, event_log
+        if report_data is None:
+            report_data = quote.report_data
+        if len(report_data) != 64:
+            message = f"report data: must be 64 bytes, not {len(report_data)}"
+            raise UsageError(message, reason="wrong_size")
+        _, events, runtime = known.extend_to(event_log)
+        found = cls(Evidence(Tdx(quote.raw, events), Stack(report_data, runtime, config)))
+        found._quote, found._event_log = quote, event_log
         if all(event.digest for event in event_log.runtime):
-            made._runtime_events = event_log.runtime
-        return made
+            found._runtime_events = event_log.runtime
+        return found
 
     def to_bytes(self, encoding: Encoding | None = None) -> bytes:
-        """Return the evidence encoded.
+        """Encode the evidence.
 
         Args:
-            encoding: One of `Encoding`. None: as it was received; evidence made here is V0 as long
-                as no event has version 2, which only the others can carry, and `cbor` once it has
-                collateral beside it, which the other encodings leave out.
+            encoding: One of `Encoding`; None for the encoding in which the evidence was received.
+                The default of new evidence is `cbor` if it has collateral, `v1` if an event has
+                version 2, otherwise `v0`. Only `cbor` and `json` include the collateral.
 
         Raises:
-            UsageError: There is no such encoding, V0 cannot carry this evidence, or it is so large
-                (10 MiB, 65,536 events) that nobody would read it.
+            UsageError: If the encoding is unknown, `v0` cannot represent the evidence, or the
+                evidence exceeds a limit of decoders (10 MiB, 65,536 events).
         """
-        chosen = encoding or self._encoding or self._usual_encoding()
-        if chosen not in tuple(_ENCODE):  # which need not even be hashable
-            known = ", ".join(_ENCODE)
-            raise UsageError(f"unknown encoding {ascii(chosen)[:64]}: none of {known}")
+        chosen = encoding or self._encoding or self._default_encoding()
+        if chosen not in tuple(_ENCODE):  # a tuple: `chosen` may be unhashable
+            message = f"encoding: unknown: {ascii(chosen)[:64]}; use one of {', '.join(_ENCODE)}"
+            raise UsageError(message, reason="unknown_name")
+        if (count := len(self._wire_events())) > MAX_ITEMS:
+            message = f"evidence: {count} events exceed the limit of {MAX_ITEMS}"
+            raise UsageError(message, reason="too_many")
         encoded = _ENCODE[chosen](self._evidence, self._collateral)
-        if len(encoded) > MAX_SIZE or len(self._wire_events()) > MAX_ITEMS:
-            raise UsageError(f"evidence is over {MAX_SIZE} bytes or {MAX_ITEMS} events")
+        if len(encoded) > MAX_SIZE:
+            message = f"evidence: {len(encoded)} bytes exceed the limit of {MAX_SIZE}"
+            raise UsageError(message, reason="too_large")
         return encoded
 
     @property
     def evidence(self) -> Evidence:
-        """The evidence exactly as it stands on the wire."""
+        """The evidence with all fields as they are on the wire."""
         return self._evidence
 
     @property
     def encoding(self) -> Encoding | None:
-        """The encoding it was received in; None for evidence made here."""
+        """The encoding in which it was received; None for new evidence."""
         return self._encoding
 
     @property
     def platform(self) -> str:
-        """The platform's name: `dstack-tdx`, `dstack-gcp-tdx`, `dstack-amd-sev-snp`, ..."""
+        """Name of the platform: `dstack-tdx`, `dstack-gcp-tdx`, `dstack-amd-sev-snp`, ..."""
         return PLATFORM_NAMES[type(self._evidence.platform)]
 
     @property
     def quote(self) -> Quote | None:
-        """The TDX quote; None on platforms without. Raises FormatError if it is malformed."""
+        """The TDX quote; None on other platforms. Raises FormatError if it is malformed."""
         platform = self._evidence.platform
         if self._quote is None and isinstance(platform, (Tdx, GcpTdx)):
             self._quote = Quote.parse(platform.quote)
@@ -220,13 +229,13 @@ class Attestation:
 
     @property
     def snp_report(self) -> SnpReport | None:
-        """The SNP report; None elsewhere. Raises FormatError if it is malformed."""
+        """The SEV-SNP report; None on other platforms. Raises FormatError if it is malformed."""
         platform = self._evidence.platform
         return SnpReport.parse(platform.report) if isinstance(platform, SevSnp) else None
 
     @property
     def nitro_document(self) -> cose.NitroDocument | None:
-        """The signed document of AWS Nitro; None elsewhere. Raises FormatError if malformed."""
+        """The AWS Nitro document; None on other platforms. Raises FormatError if malformed."""
         platform = self._evidence.platform
         if isinstance(platform, NitroEnclave):
             return cose.read_nitro_document(platform.nsm_quote)
@@ -236,7 +245,7 @@ class Attestation:
 
     @property
     def event_log(self) -> EventLog:
-        """The TD's event log, digests of runtime events recomputed; empty on other platforms.
+        """Event log of a TD, with recomputed digests of runtime events; empty on other platforms.
 
         Raises FormatError if an event is malformed.
         """
@@ -246,111 +255,115 @@ class Attestation:
 
     @property
     def runtime_events(self) -> tuple[Event, ...]:
-        """The runtime events from which the app's identity is read, also on platforms but TDX."""
+        """Runtime events of any platform; they contain the identity of the application."""
         if self._runtime_events is None:
-            told = self._evidence.stack.runtime_events
-            measured = self._event_log.runtime if self._event_log is not None else ()
-            # Most often they are those of the log, whose digests need not be computed again; a log
-            # that was stripped here, and not read, has none.
-            same = tuple([(event.name, event.payload, event.version) for event in measured]) == told
-            if not same or not all(event.digest for event in measured):
-                measured = tuple([_runtime_event(event, at) for at, event in enumerate(told)])
-            self._runtime_events = measured
+            stated = self._evidence.stack.runtime_events
+            logged = self._event_log.runtime if self._event_log is not None else ()
+            # Usually they equal those of the log; reuse its digests then. A stripped log has none.
+            same = tuple([(event.name, event.payload, event.version) for event in logged]) == stated
+            if not same or not all(event.digest for event in logged):
+                logged = tuple([_runtime_event(event, at) for at, event in enumerate(stated)])
+            self._runtime_events = logged
         return self._runtime_events
 
     @property
     def report_data(self) -> bytes:
-        """The 64 bytes that the evidence says it was asked for."""
+        """The report data (64 bytes) beside the quote; a verifier compares it with the quote."""
         return self._evidence.stack.report_data
 
     @property
     def config(self) -> str:
-        """The VM's configuration: JSON text, or empty."""
+        """The VM configuration: JSON text or empty."""
         return self._evidence.stack.config
 
     @property
     def enclosed_collateral(self) -> "Collateral | None":
-        """The collateral that came beside the evidence in a CMW; None where there was none.
+        """The collateral that a CMW contains beside the evidence, or None.
 
-        Whoever sent the evidence chose it, so no verifier looks at it unasked. To use it, hand it
-        to `Verifier(collateral=...)`: that checks its signatures and dates like any other's.
+        The sender of the evidence chose it, so verifiers ignore it. To use it, pass it to
+        `Verifier(collateral=...)`, which verifies its signatures and dates.
 
         Raises FormatError if it is malformed.
         """
         if self._collateral is None:
             return None
-        from attestkit.collateral import Collateral  # late: few parcels have any
+        from attestkit.collateral import Collateral  # lazy: evidence rarely includes collateral
         from attestkit.errors import CollateralError
 
         try:
             return Collateral.from_json(self._collateral)
         except CollateralError as error:
-            raise FormatError(f"collateral: {error}") from error
+            reason: FormatReason = "too_large" if error.reason == "too_large" else "wrong_value"
+            raise FormatError(f"collateral: {error}", reason=reason) from error
 
     def with_collateral(self, collateral: "Collateral | None") -> "Attestation":
-        """Return a copy with `collateral` beside the evidence, or with none.
+        """Return a copy with other collateral beside the evidence, or without.
 
-        It goes out with the encodings `cbor` and `json`, and is no part of the evidence: neither
-        equality nor a verdict depends on it.
+        The encodings `cbor` and `json` include it. It is not part of the evidence: neither equality
+        nor the appraisal depends on it.
 
         Raises:
-            UsageError: `collateral` is something else, such as its bytes.
+            UsageError: If `collateral` is not a `Collateral`.
         """
         if collateral is None:
             return Attestation(self._evidence, self._encoding)
-        from attestkit.collateral import Collateral  # late: few parcels have any
+        from attestkit.collateral import Collateral  # lazy: evidence rarely includes collateral
 
         if not isinstance(collateral, Collateral):
-            raise UsageError(f"collateral is a Collateral, not {type(collateral).__name__}")
+            raise UsageError(
+                f"collateral: must be a Collateral, not {type(collateral).__name__}",
+                reason="wrong_type",
+            )
         return Attestation(self._evidence, self._encoding, collateral.to_json().encode())
 
     def app_info(self, *, boottime: bool = False, config: str = "", device: bytes = b"") -> AppInfo:
-        """Read who the app is.
+        """Return the identity of the application, from the event log or the mr_config document.
 
         Args:
-            boottime: What was known when keys were asked for: the log up to `boot-mr-done`, and no
-                key provider.
-            config: The VM's configuration, if not the one inside the evidence.
-            device: What names the device once that is verified, such as a PPID.
+            boottime: Use the state at the time of the key request: the log up to `boot-mr-done`,
+                and no key provider.
+            config: VM configuration, if not the one in the evidence.
+            device: Verified identity of the device, such as a PPID.
 
         Raises:
-            FormatError: Quote, report, events or configuration are malformed.
-            ReplayError: The sealed configuration or a register contradicts what the evidence says.
+            FormatError: If quote, report, events or configuration are malformed.
+            ReplayError: If HOST_DATA or a PCR contradicts the rest of the evidence.
         """
-        told = self._runtime_events
-        digests = None if told is None else [event.digest for event in told]
-        known = _app_info.Known(self._quote, digests)
-        return _app_info.decode(
-            self._evidence, config=config, boottime=boottime, device=device, known=known
+        events = self._runtime_events
+        digests = None if events is None else [event.digest for event in events]
+        parsed = _app_info.ParsedParts(self._quote, digests)
+        return _app_info.read_app_info(
+            self._evidence, config=config, boottime=boottime, device=device, parsed=parsed
         )
 
     def stripped(self) -> "Attestation":
-        """Return the smaller form that certificates carry, in the same encoding.
+        """Return the smaller form for certificates, in the same encoding.
 
-        On TDX the log keeps RTMR3's events without what follows from the rest, and the events that
-        measure ACPI tables. Runtime events, report data and configuration stay; collateral beside
-        the evidence does not.
+        On TDX the log keeps the events of RTMR3, without fields that can be recomputed, and those
+        of the ACPI tables. Runtime events, report data and configuration stay; collateral is
+        removed.
         """
         platform = self._evidence.platform.stripped()
         return Attestation(self._evidence._replace(platform=platform), self._encoding)
 
     def with_report_data(self, report_data: bytes) -> "Attestation":
-        """Return a copy that shows other report data, in the quote or SNP report too.
+        """Return a copy with other report data, also in the quote or SEV-SNP report.
 
-        The signature no longer holds: this is for tests and simulations.
+        The signature is then not valid: use it only for tests and simulation.
 
         Raises:
-            UsageError: `report_data` does not have 64 bytes, or the quote is too short for it.
+            UsageError: If `report_data` is not 64 bytes, or the quote or report is too short.
         """
         if len(report_data) != 64:
-            raise UsageError(f"report data has 64 bytes, not {len(report_data)}")
+            message = f"report data: must be 64 bytes, not {len(report_data)}"
+            raise UsageError(message, reason="wrong_size")
         platform, stack = self._evidence
         replaced = Evidence(
             platform.with_report_data(report_data), stack._replace(report_data=report_data)
         )
         return Attestation(replaced, self._encoding, self._collateral)
 
-    def _usual_encoding(self) -> Encoding:
+    def _default_encoding(self) -> Encoding:
         if self._collateral is not None:
             return "cbor"
         return "v1" if self._evidence.has_v2_event() else "v0"
@@ -362,7 +375,7 @@ class Attestation:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Attestation):
             return NotImplemented
-        # Tuples of different platforms can be equal, so the platforms are compared too.
+        # Named tuples of different platforms can be equal, so compare the platforms too.
         return self.platform == other.platform and self._evidence == other.evidence
 
     def __hash__(self) -> int:
@@ -379,4 +392,4 @@ class Attestation:
 def _runtime_event(event: RuntimeEvent, index: int) -> Event:
     payload, version = event.payload, event.version
     wire = WireEvent(RUNTIME_REGISTER, RUNTIME_EVENT_TYPE, b"", event.event, payload, version)
-    return received(wire, index)
+    return event_from_wire(wire, index)

@@ -1,8 +1,8 @@
-"""Who the app in the evidence is: read from boot events, or from the sealed configuration.
+"""AppInfo: the identity of the application, from boot events or the mr_config document.
 
-On platforms whose runtime events are measured, the app's identity is read only from events before
-`system-ready`, so that nothing an app emits later can change it; a log without that event names
-nobody. Nothing here verifies a signature.
+On platforms that measure runtime events, the identity comes only from events before
+`system-ready`, so that the application cannot change it later; without that event the identity is
+empty. Signatures are not verified here.
 """
 
 import hmac
@@ -31,14 +31,14 @@ from attestkit.event_log.runtime_events import runtime_digest, runtime_preimage
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 
-__all__ = ["AppInfo", "Known", "decode"]
+__all__ = ["AppInfo", "ParsedParts", "read_app_info"]
 
 _BOOT_END = "system-ready"
 _BOOTTIME_END = "boot-mr-done"
 
 
 class AppInfo(NamedTuple):
-    """An app's identity; bytes that are missing are empty."""
+    """Identity of an application; missing values are empty."""
 
     app_id: bytes  # 20 bytes
     compose_hash: bytes  # 32 bytes
@@ -48,10 +48,10 @@ class AppInfo(NamedTuple):
     mr_aggregated: bytes  # 32 bytes
     os_image_hash: bytes  # 32 bytes
     key_provider_info: bytes  # JSON text: {"name":"...","id":"<hex>"}
-    init_script_hashes: tuple[bytes, ...] | None  # 32 bytes each, at most 5; None: not known
+    init_script_hashes: tuple[bytes, ...] | None  # 32 bytes each, at most 5; None if unknown
 
     def to_dict(self) -> dict[str, object]:
-        """Return the form of the agent's JSON: hex text, keys in their order."""
+        """Return the JSON object of the guest agent API: hex text, keys in order."""
         hashes = self.init_script_hashes
         found: dict[str, Any] = {name: value.hex() for name, value in self._bytes().items()}
         found["init_script_hashes"] = None if hashes is None else [h.hex() for h in hashes]
@@ -59,47 +59,51 @@ class AppInfo(NamedTuple):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> "AppInfo":
-        """Read the form that `to_dict` returns; the hashes of scripts may be missing.
+        """Parse the result of `to_dict`; `init_script_hashes` is optional.
 
         Raises:
-            FormatError: A field is missing or no hex text.
+            FormatError: If a field is missing or not hex.
         """
         values = [strict_json.from_hex(fields.get(name), name) for name in cls._fields[:-1]]
         hashes = fields.get("init_script_hashes")
         if hashes is None:
             return cls._make([*values, None])
         if not isinstance(hashes, (list, tuple)) or len(hashes) > MAX_INIT_SCRIPTS:
-            raise FormatError("init_script_hashes is not a short array")
+            message = f"init_script_hashes: must be an array of at most {MAX_INIT_SCRIPTS} hashes"
+            raise FormatError(message, reason="wrong_value")
         found = tuple([strict_json.from_hex(item, "init_script_hashes", 32) for item in hashes])
         return cls._make([*values, found])
 
     def to_msgpack(self) -> bytes:
-        """Return the form of the certificate extension: an array of 9."""
-        import msgspec.msgpack  # late: only who issues certificates pays for it
+        """Return the content of the certificate extension: a msgpack array of 9 items."""
+        import msgspec.msgpack  # lazy: only needed to issue certificates
 
         return msgspec.msgpack.encode([*self._bytes().values(), self.init_script_hashes])
 
     @classmethod
     def from_msgpack(cls, data: bytes) -> "AppInfo":
-        """Read an array of 9, or one of 8 as agents up to 0.5.11 wrote it.
+        """Parse the content of the certificate extension: 9 items, or 8 of agents up to 0.5.11.
 
         Raises:
-            FormatError: `data` is something else, or goes on behind the array.
+            FormatError: If `data` is malformed, or has bytes after the array.
         """
         reader = MsgpackReader(data)
         count = reader.count()
         if count not in {8, 9}:
-            raise FormatError(f"app info has 8 or 9 items, not {count}", offset=0)
+            message = f"app info: must have 8 or 9 items, not {count}"
+            raise FormatError(message, reason="wrong_size", offset=0)
         values = [reader.blob() for _ in range(8)]
         hashes = None
         if count == 9 and not reader.nil():
             at, size = reader.at, reader.count()
-            # Counted first: each would be an object.
+            # Limit the number of objects before checking the count.
             hashes = tuple([reader.blob() for _ in range(min(size, MAX_INIT_SCRIPTS))])
             if size > MAX_INIT_SCRIPTS or any(len(found) != 32 for found in hashes):
-                raise FormatError("at most 5 hashes of 32 bytes are allowed", offset=at)
+                message = f"init_script_hashes: must be at most {MAX_INIT_SCRIPTS} of 32 bytes"
+                raise FormatError(message, reason="wrong_value", offset=at)
         if left := len(data) - reader.at:
-            raise FormatError(f"{left} bytes behind the app info", offset=reader.at)
+            message = f"app info: {left} bytes after the array"
+            raise FormatError(message, reason="trailing_data", offset=reader.at)
         return cls._make([*values, hashes])
 
     def _bytes(self) -> dict[str, bytes]:
@@ -107,7 +111,7 @@ class AppInfo(NamedTuple):
 
 
 class _Identity(NamedTuple):
-    """What boot events say."""
+    """Identity from the boot events."""
 
     app_id: bytes
     compose_hash: bytes
@@ -135,38 +139,38 @@ class _Identity(NamedTuple):
         )
 
 
-class Known(NamedTuple):
-    """Parts of a TD's evidence that have been read before; it must be the same evidence."""
+class ParsedParts(NamedTuple):
+    """Parts of the same TD's evidence that the caller has parsed already."""
 
     quote: Quote | None = None
-    digests: Sequence[bytes] | None = None  # of all runtime events beside the log
+    digests: Sequence[bytes] | None = None  # of all runtime events of the stack
 
 
-_NOTHING = Known()
+_NOTHING = ParsedParts()
 
 
-def decode(
+def read_app_info(
     evidence: Evidence,
     *,
     config: str = "",
     boottime: bool = False,
     device: bytes = b"",
-    known: Known = _NOTHING,
+    parsed: ParsedParts = _NOTHING,
 ) -> AppInfo:
-    """Read the identity of the app.
+    """Return the identity of the application in the evidence.
 
     Args:
-        evidence: What to read.
-        config: The VM's configuration, if not the one inside the evidence.
-        boottime: Read what was known when keys were asked for: the log up to `boot-mr-done`, and
-            no key provider. Changes nothing on SEV-SNP.
-        device: What names the device, once verified: the PPID of the PCK certificate or the module
-            id; nothing as long as the evidence is not verified. SEV-SNP has its chip id.
-        known: What the caller has read of the evidence already, and need not be read again.
+        evidence: The decoded evidence.
+        config: VM configuration, if not the one in the evidence.
+        boottime: Use the state at the time of the key request: the log up to `boot-mr-done`, and no
+            key provider. Has no effect on SEV-SNP.
+        device: Verified identity of the device: the PPID of the PCK certificate, or the module id;
+            empty if not verified. Ignored on SEV-SNP, which has a chip id.
+        parsed: Parts of the evidence that are parsed already.
 
     Raises:
-        FormatError: The evidence, or a document inside it, is malformed.
-        ReplayError: HOST_DATA is not the hash of the configuration document, or PCR 14 not the
+        FormatError: If the evidence, or a document in it, is malformed.
+        ReplayError: If HOST_DATA is not the hash of the mr_config document, or PCR 14 is not the
             replay of the events.
     """
     platform, stack = evidence
@@ -174,29 +178,30 @@ def decode(
     if isinstance(platform, SevSnp):
         return _sev_snp(platform, os_image_hash)
     device_id = sha256(device)
-    events = _until(stack.runtime_events, _BOOTTIME_END) if boottime else stack.runtime_events
+    all_events = stack.runtime_events
+    events = _events_until(all_events, _BOOTTIME_END) if boottime else all_events
     if isinstance(platform, NitroEnclave):
         return _nitro_enclave(platform, events, os_image_hash, device_id)
-    who = _identity(stack.runtime_events, boottime=boottime)
+    identity = _boot_identity(all_events, boottime=boottime)
     if isinstance(platform, Tdx):
-        system, aggregated = _tdx_registers(platform, who, events, known)
+        system, aggregated = _tdx_registers(platform, identity, events, parsed)
     elif isinstance(platform, GcpTdx):
-        system, aggregated = _gcp_registers(platform, who, events, os_image_hash)
+        system, aggregated = _gcp_registers(platform, identity, events, os_image_hash)
     else:
-        system, aggregated = _nitro_tpm_registers(platform, who, events, stack.runtime_events)
-    return who.app_info(device_id, sha256(system), sha256(aggregated), os_image_hash)
+        system, aggregated = _nitro_tpm_registers(platform, identity, events, all_events)
+    return identity.app_info(device_id, sha256(system), sha256(aggregated), os_image_hash)
 
 
-def _identity(events: Sequence[RuntimeEvent], *, boottime: bool) -> _Identity:
-    """Read events before the one that ends the boot; without that one, nobody booted here."""
+def _boot_identity(events: Sequence[RuntimeEvent], *, boottime: bool) -> _Identity:
+    """Return the identity from the events before the end of the boot; empty without that event."""
     ends = {_BOOT_END, _BOOTTIME_END} if boottime else {_BOOT_END}
     end = next((at for at, event in enumerate(events) if event.event in ends), 0)
-    found = _read(events[:end])
+    found = _identity(events[:end])
     return found._replace(key_provider_info=b"") if boottime else found
 
 
-def _read(events: Sequence[RuntimeEvent]) -> _Identity:
-    """Read what events say; of several that have one name, the first counts."""
+def _identity(events: Sequence[RuntimeEvent]) -> _Identity:
+    """Return the identity from events; the first of several events with one name is used."""
     first = {event.event: event.payload for event in reversed(events)}
     return _Identity(
         first.get("app-id", b""),
@@ -207,8 +212,8 @@ def _read(events: Sequence[RuntimeEvent]) -> _Identity:
     )
 
 
-def _until(events: Sequence[RuntimeEvent], name: str) -> Sequence[RuntimeEvent]:
-    """Return the events up to and with the first called `name`; all of them without one."""
+def _events_until(events: Sequence[RuntimeEvent], name: str) -> Sequence[RuntimeEvent]:
+    """Return the events up to and including the first with that name; all without one."""
     for at, event in enumerate(events):
         if event.event == name:
             return events[: at + 1]
@@ -230,41 +235,42 @@ def _replay_sha256(events: Sequence[RuntimeEvent]) -> bytes:
 
 def _tdx_registers(
     platform: Tdx,
-    who: _Identity,
+    identity: _Identity,
     events: Sequence[RuntimeEvent],
-    known: Known,
+    parsed: ParsedParts,
 ) -> tuple[bytes, bytes]:
-    body = td_body(platform.quote if known.quote is None else known.quote)
+    body = td_body(platform.quote if parsed.quote is None else parsed.quote)
     launch = body.mr_td + body.rtmr0 + body.rtmr1 + body.rtmr2
     owner = body.mr_config_id + body.mr_owner + body.mr_owner_config
-    digests = None if known.digests is None else known.digests[: len(events)]
+    digests = None if parsed.digests is None else parsed.digests[: len(events)]
     replayed = _replay_sha384(events, digests)
     aggregated = launch + replayed + (owner if any(owner) else b"")
-    return launch + who.mr_key_provider, aggregated
+    return launch + identity.mr_key_provider, aggregated
 
 
 def _gcp_registers(
-    platform: GcpTdx, who: _Identity, events: Sequence[RuntimeEvent], os_image_hash: bytes
+    platform: GcpTdx, identity: _Identity, events: Sequence[RuntimeEvent], os_image_hash: bytes
 ) -> tuple[bytes, bytes]:
     pcrs = {p.number: p.value for p in platform.tpm_quote.pcr_values if p.algorithm == "sha256"}
     for index in (0, 2):
         if index not in pcrs:
-            raise FormatError(f"the TPM quote has no PCR {index}")
-    return os_image_hash + who.mr_key_provider, pcrs[0] + pcrs[2] + _replay_sha256(events)
+            raise FormatError(f"TPM quote: PCR {index} missing", reason="missing")
+    return os_image_hash + identity.mr_key_provider, pcrs[0] + pcrs[2] + _replay_sha256(events)
 
 
 def _nitro_tpm_registers(
     platform: NitroTpm,
-    who: _Identity,
+    identity: _Identity,
     events: Sequence[RuntimeEvent],
     all_events: Sequence[RuntimeEvent],
 ) -> tuple[bytes, bytes]:
     document = nitro_document.read_nitro_document(platform.attestation_doc)
     quoted, replayed = document.pcr(14), _replay_sha384(all_events)
     if quoted != replayed:
-        raise ReplayError(f"PCR14 mismatch, quoted: {quoted.hex()}, replayed: {replayed.hex()}")
+        message = f"PCR14 mismatch, quoted: {quoted.hex()}, replayed: {replayed.hex()}"
+        raise ReplayError(message, reason="rtmr_mismatch")
     launch = document.pcr(4) + document.pcr(7) + document.pcr(12)
-    return launch + who.mr_key_provider, launch + _replay_sha384(events)
+    return launch + identity.mr_key_provider, launch + _replay_sha384(events)
 
 
 def _nitro_enclave(
@@ -273,15 +279,15 @@ def _nitro_enclave(
     os_image_hash: bytes,
     device_id: bytes,
 ) -> AppInfo:
-    """Read an enclave's identity, which is its image's.
+    """Return the identity of an enclave, which is that of its image.
 
-    There is no runtime register and no boot sequence: the agent writes one event `app-id`, nothing
-    authenticates it, and apps cannot emit others. So it is read without asking for `system-ready`.
+    Enclaves have no runtime register and no boot sequence: the agent writes one unauthenticated
+    event `app-id`, and applications cannot emit events. So `system-ready` is not required.
     """
     document = nitro_document.read_nitro_document(platform.nsm_quote)
     registers = sha256(document.pcr(0) + document.pcr(1) + document.pcr(2))
-    who = _read(_until(events, _BOOT_END))
-    found = who.app_info(device_id, registers, registers, os_image_hash)
+    identity = _identity(_events_until(events, _BOOT_END))
+    found = identity.app_info(device_id, registers, registers, os_image_hash)
     return found._replace(compose_hash=os_image_hash)
 
 
@@ -291,7 +297,8 @@ def _sev_snp(platform: SevSnp, os_image_hash: bytes) -> AppInfo:
     if not hmac.compare_digest(report.host_data, expected):
         raise ReplayError(
             f"amd sev-snp HOST_DATA mismatch, quoted: {report.host_data.hex()}, "
-            f"expected: {expected.hex()}"
+            f"expected: {expected.hex()}",
+            reason="host_data_mismatch",
         )
     document = MrConfig.parse(platform.mr_config)
     return AppInfo(

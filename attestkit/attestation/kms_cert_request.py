@@ -1,7 +1,7 @@
-"""The request with which an agent has a key service sign a certificate (SignCert of dstack-kms).
+"""Certificate signing request of dstack-kms (method SignCert).
 
-It is SCALE, and its bytes are what the requested key signs. Nothing but the evidence at its end
-makes the request credible.
+It is encoded in SCALE; the requested key signs the encoded bytes. Only the evidence in the request
+authenticates it.
 """
 
 from typing import Final, NamedTuple
@@ -19,7 +19,7 @@ _P256_SPKI_SIZE: Final = 91
 
 
 class CertRequest(NamedTuple):
-    """A request of version 2; its evidence is read and written as it is."""
+    """A request of version 2; the encoding of its evidence is kept."""
 
     pubkey: bytes  # SubjectPublicKeyInfo in DER
     subject: str
@@ -35,10 +35,10 @@ class CertRequest(NamedTuple):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "CertRequest":
-        """Read a request.
+        """Decode a request.
 
         Raises:
-            FormatError: It breaks the format, or the evidence in it does.
+            FormatError: If the request, or the evidence in it, is malformed.
         """
         reader = ScaleReader(data)
         _confirm(reader)
@@ -62,32 +62,34 @@ class CertRequest(NamedTuple):
         )
 
     def to_bytes(self) -> bytes:
-        """Return the bytes that are sent, and signed."""
+        """Encode the request; the result is also the message of the signature."""
         first, last = self.not_before, self.not_after
         return b"".join(
             [
-                scale.text(_CONFIRM),
-                scale.blob(self.pubkey),
-                scale.option(None if self.org_name is None else scale.text(self.org_name)),
-                scale.text(self.subject),
-                scale.vector(map(scale.text, self.subject_alt_names)),
-                scale.boolean(self.usage_server_auth),
-                scale.boolean(self.usage_client_auth),
-                scale.boolean(self.ext_quote),
-                scale.boolean(self.ext_app_info),
-                scale.option(None if first is None else scale.u64(first)),
-                scale.option(None if last is None else scale.u64(last)),
+                scale.encode_text(_CONFIRM),
+                scale.encode_blob(self.pubkey),
+                scale.encode_option(
+                    None if self.org_name is None else scale.encode_text(self.org_name)
+                ),
+                scale.encode_text(self.subject),
+                scale.encode_vector(map(scale.encode_text, self.subject_alt_names)),
+                scale.encode_boolean(self.usage_server_auth),
+                scale.encode_boolean(self.usage_client_auth),
+                scale.encode_boolean(self.ext_quote),
+                scale.encode_boolean(self.ext_app_info),
+                scale.encode_option(None if first is None else scale.encode_u64(first)),
+                scale.encode_option(None if last is None else scale.encode_u64(last)),
                 self.attestation.to_bytes(),
             ]
         )
 
     def sign(self, key: P256Key) -> bytes:
-        """Return the signature by `key`, whose public half is to be `pubkey`: ECDSA in DER."""
+        """Sign the request with `key`, the private key of `pubkey`; return ECDSA in DER."""
         return key.sign_der(self.to_bytes())
 
 
 class QuoteCertRequest(NamedTuple):
-    """A request of version 1, of older agents: quote and event log apart, fewer fields."""
+    """A request of version 1, of older agents: separate quote and event log, fewer fields."""
 
     pubkey: bytes  # SubjectPublicKeyInfo in DER
     subject: str
@@ -101,10 +103,10 @@ class QuoteCertRequest(NamedTuple):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "QuoteCertRequest":
-        """Read a request.
+        """Decode a request.
 
         Raises:
-            FormatError: It breaks the format, or goes on behind it.
+            FormatError: If the request is malformed, or has trailing bytes.
         """
         reader = ScaleReader(data)
         _confirm(reader)
@@ -114,7 +116,8 @@ class QuoteCertRequest(NamedTuple):
         server, client, ext_quote = (reader.boolean() for _ in range(3))
         quote, event_log = reader.blob(), reader.blob()
         if reader.remaining:
-            raise FormatError(f"{reader.remaining} bytes behind the request", offset=reader.at)
+            message = f"certificate request: {reader.remaining} bytes after its end"
+            raise FormatError(message, reason="trailing_data", offset=reader.at)
         return cls(
             pubkey=pubkey,
             subject=subject,
@@ -128,42 +131,44 @@ class QuoteCertRequest(NamedTuple):
         )
 
     def to_bytes(self) -> bytes:
-        """Return the bytes that are sent, and signed."""
+        """Encode the request; the result is also the message of the signature."""
         return b"".join(
             [
-                scale.text(_CONFIRM),
-                scale.blob(self.pubkey),
-                scale.option(None if self.org_name is None else scale.text(self.org_name)),
-                scale.text(self.subject),
-                scale.vector(map(scale.text, self.subject_alt_names)),
-                scale.boolean(self.usage_server_auth),
-                scale.boolean(self.usage_client_auth),
-                scale.boolean(self.ext_quote),
-                scale.blob(self.quote),
-                scale.blob(self.event_log),
+                scale.encode_text(_CONFIRM),
+                scale.encode_blob(self.pubkey),
+                scale.encode_option(
+                    None if self.org_name is None else scale.encode_text(self.org_name)
+                ),
+                scale.encode_text(self.subject),
+                scale.encode_vector(map(scale.encode_text, self.subject_alt_names)),
+                scale.encode_boolean(self.usage_server_auth),
+                scale.encode_boolean(self.usage_client_auth),
+                scale.encode_boolean(self.ext_quote),
+                scale.encode_blob(self.quote),
+                scale.encode_blob(self.event_log),
             ]
         )
 
 
 def check_signature(pubkey: bytes, signature: bytes, data: bytes) -> None:
-    """Check the signature over a request, whose bytes are `data`.
+    """Verify the signature over an encoded request.
 
     Args:
-        pubkey: The request's SubjectPublicKeyInfo, which must be of P-256.
+        pubkey: SubjectPublicKeyInfo of the request, a P-256 key.
         signature: ECDSA with SHA-256, DER.
-        data: The request as it came in.
+        data: The request as received.
 
     Raises:
-        SignatureError: The signature does not hold, or the key is of another kind.
+        SignatureError: If the signature is not valid, or the key is not a P-256 key.
     """
     if len(pubkey) != _P256_SPKI_SIZE or not pubkey.startswith(P256_SPKI_HEAD):
-        raise SignatureError("Unsupported algorithm")
+        raise SignatureError("Unsupported algorithm", reason="invalid_key")
     try:
         p256_verify_der(pubkey[len(P256_SPKI_HEAD) :], signature, data)
     except SignatureError as error:
-        raise SignatureError("Invalid signature") from error
+        raise SignatureError("Invalid signature", reason="bad_signature") from error
 
 
 def _confirm(reader: ScaleReader) -> None:
     if reader.text() != _CONFIRM:
-        raise FormatError("Invalid confirm word")
+        raise FormatError("Invalid confirm word", reason="wrong_value")

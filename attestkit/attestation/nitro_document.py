@@ -1,6 +1,6 @@
-"""The signed documents of AWS Nitro: a COSE_Sign1 envelope around a map of registers.
+"""Attestation documents of AWS Nitro: COSE_Sign1 structures with PCRs.
 
-Only the shape is read here; signature and certificates are the verifier's work.
+The verifier verifies signature and certificates; this module only parses.
 """
 
 from typing import NamedTuple, TypeVar
@@ -12,57 +12,54 @@ __all__ = ["NitroDocument", "read_nitro_document"]
 
 _COSE_SIGN1 = 18  # RFC 9052, 2
 
-_Kind = TypeVar("_Kind", bytes, str)
+_T = TypeVar("_T", bytes, str)
 
 
 class NitroDocument(NamedTuple):
-    """What a Nitro document says: who signed, and the registers, 48 bytes each.
-
-    A field that the document does not have is empty, its time is None.
-    """
+    """A parsed Nitro attestation document; missing fields are empty, a missing time None."""
 
     module_id: str
-    pcrs: dict[int, bytes]
+    pcrs: dict[int, bytes]  # 48 bytes each
     user_data: bytes  # of the caller, up to 512 bytes
-    tpm: bool = False  # a NitroTPM's, whose registers are called `nitrotpm_pcrs`
-    digest: str = ""  # of the registers: SHA384
+    tpm: bool = False  # from a NitroTPM, with the key `nitrotpm_pcrs`
+    digest: str = ""  # hash algorithm of the PCRs: SHA384
     timestamp_ms: int | None = None  # milliseconds since 1970
-    certificate: bytes = b""  # DER, of the key that signed
+    certificate: bytes = b""  # DER, of the signing key
     cabundle: tuple[bytes, ...] = ()  # DER, from the root down to the issuer of `certificate`
     public_key: bytes = b""  # of the caller, up to 1,024 bytes
     nonce: bytes = b""  # of the caller, up to 512 bytes
-    protected: bytes = b""  # header that the signature covers, a map in CBOR or nothing
-    unprotected: frozenset[int | str] = frozenset()  # labels of the header that it does not cover
-    payload: bytes = b""  # the fields above in CBOR
+    protected: bytes = b""  # protected header, a CBOR map or empty
+    unprotected: frozenset[int | str] = frozenset()  # labels of the unprotected header
+    payload: bytes = b""  # the fields above as CBOR
     signature: bytes = b""  # r and s, 48 bytes each
 
     def pcr(self, index: int) -> bytes:
-        """Return one register, 48 bytes.
+        """Return a PCR, 48 bytes.
 
         Raises:
-            FormatError: The document does not have it.
+            FormatError: If the document does not contain it.
         """
         if (value := self.pcrs.get(index)) is None:
-            raise FormatError(f"the Nitro document has no PCR {index}")
+            raise FormatError(f"Nitro document: PCR {index} missing", reason="missing")
         return value
 
     @property
     def signed_region(self) -> bytes:
-        """What the signature covers (RFC 9052, 4.4: Sig_structure)."""
-        import cbor2  # late: only who verifies pays for it
+        """The Sig_structure that the signature covers (RFC 9052, 4.4)."""
+        import cbor2  # lazy: only needed for verification
 
         return cbor2.dumps(["Signature1", self.protected, b"", self.payload])
 
 
 def read_nitro_document(data: bytes) -> NitroDocument:
-    """Read the document of a Nitro Enclave or of a NitroTPM (key `nitrotpm_pcrs`).
+    """Parse the document of a Nitro Enclave or a NitroTPM.
 
     Raises:
-        FormatError: `data` is no COSE_Sign1 with such a document inside.
+        FormatError: If `data` is not a COSE_Sign1 structure with a Nitro document.
     """
     envelope = read_value(data, tag=_COSE_SIGN1)
     if not isinstance(envelope, list) or len(envelope) != 4:
-        raise FormatError("no COSE_Sign1 document")
+        raise FormatError("Nitro document: not a COSE_Sign1 structure", reason="unrecognized")
     protected, unprotected, inside, signature = envelope
     if (
         not isinstance(protected, bytes)
@@ -70,10 +67,10 @@ def read_nitro_document(data: bytes) -> NitroDocument:
         or not isinstance(inside, bytes)
         or not isinstance(signature, bytes)
     ):
-        raise FormatError("no COSE_Sign1 document")
+        raise FormatError("Nitro document: not a COSE_Sign1 structure", reason="unrecognized")
     payload = read_value(inside)
     if not isinstance(payload, dict):
-        raise FormatError("the payload of the Nitro document is no map")
+        raise FormatError("Nitro document: payload: must be a map", reason="wrong_type")
     module_id = payload.get("module_id")
     if not isinstance(module_id, str):
         raise _wrong_type("module_id")
@@ -98,19 +95,21 @@ def read_nitro_document(data: bytes) -> NitroDocument:
 def _pcrs(payload: dict[Value, Value]) -> dict[int, bytes]:
     found = payload.get("nitrotpm_pcrs", payload.get("pcrs"))
     if not isinstance(found, dict):
-        raise FormatError("the Nitro document has no PCRs")
+        raise FormatError("Nitro document: PCRs missing", reason="missing")
     registers: dict[int, bytes] = {}
     for index, value in found.items():
         if isinstance(index, bool) or not isinstance(index, int):
-            raise FormatError("an index of the Nitro document's PCRs is no number")
+            message = "Nitro document: PCR index: must be an integer"
+            raise FormatError(message, reason="wrong_type")
         if not isinstance(value, bytes) or len(value) != 48:
-            raise FormatError(f"PCR {index} of the Nitro document does not have 48 bytes")
+            message = f"Nitro document: PCR {index}: must be 48 bytes"
+            raise FormatError(message, reason="wrong_size")
         registers[index] = value
     return registers
 
 
-def _field(payload: dict[Value, Value], name: str, empty: _Kind) -> _Kind:
-    """Return a field of the type of `empty`, which stands for one that is null or not there."""
+def _field(payload: dict[Value, Value], name: str, empty: _T) -> _T:
+    """Return a field, which must have the type of `empty`; `empty` if it is null or missing."""
     value = payload.get(name)
     if value is None:
         return empty
@@ -139,14 +138,15 @@ def _cabundle(payload: dict[Value, Value]) -> tuple[bytes, ...]:
 
 
 def _labels(header: dict[Value, Value]) -> frozenset[int | str]:
-    """Return the labels of a header; RFC 9052, 1.4 has numbers and text for them."""
+    """Return the labels of a header, integers or text (RFC 9052, 1.4)."""
     labels = [
         label for label in header if isinstance(label, (int, str)) and not isinstance(label, bool)
     ]
     if len(labels) != len(header):
-        raise FormatError("a label in a header of the Nitro document is no number or text")
+        message = "Nitro document: header labels: must be integers or text"
+        raise FormatError(message, reason="wrong_type")
     return frozenset(labels)
 
 
 def _wrong_type(name: str) -> FormatError:
-    return FormatError(f"{name} of the Nitro document is of the wrong type")
+    return FormatError(f"Nitro document: {name}: wrong type", reason="wrong_type")

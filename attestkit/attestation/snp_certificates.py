@@ -1,9 +1,8 @@
-"""The certificate table that an SEV-SNP host hands to its guest.
+"""Certificate table of an SEV-SNP host.
 
-Its layout is in the GHCB specification, under SNP Extended Guest Request: entries of 24 bytes
-(GUID, offset, length; little-endian), a zero entry that ends them, and behind it the certificates.
-All of it is the host's word. Parsing says where things are; whoever believes a certificate has to
-follow its chain to one of AMD's roots first.
+Layout: GHCB specification, SNP Extended Guest Request. Entries of 24 bytes (GUID, offset, length;
+little-endian) end with a zero entry; the certificates follow. The host is not trusted: verify the
+chain of a certificate up to a root of AMD before using it.
 """
 
 from struct import Struct
@@ -28,24 +27,25 @@ _FIELDS: Final = {
 
 
 class SnpCertificates(NamedTuple):
-    """What the host says the report is signed by; certificates in DER, None where it has none."""
+    """Certificates of a table in DER; None for those that it does not contain."""
 
-    vcek: bytes | None = None  # the chip's key
-    vlek: bytes | None = None  # the cloud provider's key
-    ask: bytes | None = None  # signs a VCEK; of a VLEK's chain it is the ASVK
-    ark: bytes | None = None  # AMD's root, as the host has it
-    crl: bytes | None = None  # as it came, DER or PEM
-    others: tuple[tuple[str, bytes], ...] = ()  # GUID and content, as they came
+    vcek: bytes | None = None  # Versioned Chip Endorsement Key
+    vlek: bytes | None = None  # Versioned Loaded Endorsement Key, of a cloud provider
+    ask: bytes | None = None  # AMD SEV Signing Key, or the ASVK for a VLEK
+    ark: bytes | None = None  # AMD Root Key, as the host has it
+    crl: bytes | None = None  # DER or PEM, unchanged
+    others: tuple[tuple[str, bytes], ...] = ()  # GUID and content of unknown entries
 
     @classmethod
     def parse(cls, data: bytes) -> "SnpCertificates":
-        """Read a table; no bytes at all are one without certificates.
+        """Parse a table; empty `data` is a table without certificates.
 
-        Of several entries with one GUID the first counts. Certificates may be DER or PEM.
+        Certificates may be DER or PEM. The first of several entries with one GUID is used.
 
         Raises:
-            FormatError: no zero entry ends the table, an entry points into it or behind `data`,
-                all together are longer than `data`, or a certificate is neither DER nor PEM.
+            FormatError: If the table has no zero entry, an entry points into the table or beyond
+                `data`, the contents together are longer than `data`, or a certificate is neither
+                DER nor PEM.
         """
         fields: dict[str, bytes] = {}
         others: dict[str, bytes] = {}
@@ -58,32 +58,36 @@ class SnpCertificates(NamedTuple):
         return cls(**fields, others=tuple(others.items()))
 
     def __repr__(self) -> str:
-        there = [name for name in _FIELDS.values() if getattr(self, name) is not None]
-        return f"<SnpCertificates {', '.join(there) or 'none'}>"
+        present = [name for name in _FIELDS.values() if getattr(self, name) is not None]
+        return f"<SnpCertificates {', '.join(present) or 'none'}>"
 
 
 def _entries(data: bytes) -> list[tuple[int, str, bytes]]:
-    """Return where each content is, its GUID and its bytes; entries without a byte are left out."""
+    """Return offset, GUID and content of each entry that is not empty."""
     end = 0
     entries: list[tuple[int, bytes, int, int]] = []
-    while data:  # so an empty table needs no end
+    while data:  # an empty table needs no zero entry
         entry = data[end : end + _ENTRY.size]
         if len(entry) < _ENTRY.size:
-            raise _bad("end", "no zero entry ends the certificate table", end)
+            message = "SNP certificate table: truncated: no zero entry at its end"
+            raise FormatError(message, reason="truncated", offset=end)
         if entry == _END:
             break
         entries.append((end, *_ENTRY.unpack(entry)))
         end += _ENTRY.size
     end += _ENTRY.size
     found: list[tuple[int, str, bytes]] = []
-    left = len(data)  # contents may overlap, but not grow into many times what came
+    left = len(data)  # contents may overlap, but copies must not multiply the input
     for at, guid, offset, length in entries:
         if offset < end:
-            raise _bad("offset", "a certificate begins inside the table of them", at + 16)
+            message = "SNP certificate table: a certificate overlaps the table"
+            raise FormatError(message, reason="wrong_value", offset=at + 16)
         if offset + length > len(data):
-            raise _bad("length", f"a certificate ends behind the {len(data)} bytes", at + 20)
+            message = f"SNP certificate table: a certificate ends beyond its {len(data)} bytes"
+            raise FormatError(message, reason="truncated", offset=at + 20)
         if (left := left - length) < 0:
-            raise _bad("length", f"all together are longer than the {len(data)} bytes", at + 20)
+            message = f"SNP certificate table: certificates exceed {len(data)} bytes in all"
+            raise FormatError(message, reason="too_large", offset=at + 20)
         if length:
             found.append((offset, _guid(guid), data[offset : offset + length]))
     return found
@@ -95,19 +99,18 @@ def _guid(data: bytes) -> str:
 
 
 def _der(content: bytes, name: str, at: int) -> bytes:
-    """Return a certificate in DER, where it begins with the tag of a SEQUENCE, as no PEM does."""
+    """Return a certificate in DER; DER begins with the tag of a SEQUENCE, PEM does not."""
     if content[0] == 0x30:
         return content
     try:
         found = split_pem(content.decode("ascii"))
     except (UnicodeDecodeError, FormatError) as error:
-        raise _bad("certificate", f"the {name.upper()} is neither DER nor PEM", at) from error
+        message = f"{name.upper()} certificate: neither DER nor PEM"
+        raise FormatError(message, reason="encoding", offset=at) from error
     if not found[0].startswith(b"\x30"):
-        raise _bad("certificate", f"the {name.upper()} is neither DER nor PEM", at)
+        message = f"{name.upper()} certificate: neither DER nor PEM"
+        raise FormatError(message, reason="encoding", offset=at)
     if len(found) != 1:
-        raise _bad("certificate", f"{len(found)} certificates in place of the {name.upper()}", at)
+        message = f"{name.upper()} certificate: {len(found)} certificates instead of one"
+        raise FormatError(message, reason="too_many", offset=at)
     return found[0]
-
-
-def _bad(reason: str, message: str, offset: int) -> FormatError:
-    return FormatError(message, offset=offset, reason=reason)

@@ -1,7 +1,7 @@
-"""Attester: the TEE that this program runs in, making evidence about itself.
+"""Attester: evidence about the TEE that this program runs in.
 
-It owns one backend and takes turns on it, in the order of asking. What a quote says and what the
-event log says always agree: both are read under one lock, and compared before they leave.
+An Attester owns one backend and serialises calls of it in FIFO order. Quote and event log are read
+under one lock and compared before they are returned, so they always agree.
 """
 
 import os
@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, NoReturn, final
 
 from attestkit import backends
-from attestkit._system.fifo_lock import Turns
+from attestkit._system.fifo_lock import FifoLock
 from attestkit.attestation import AppInfo, Attestation
-from attestkit.attester.evidence_source import HostApp, Owner, Source, app_info
+from attestkit.attester.evidence_source import EvidenceSource, HostApp, SourceContext, app_info
 from attestkit.attester.tdx_source import TdSource
 from attestkit.backends.base import (
     AppHost,
@@ -29,7 +29,7 @@ from attestkit.quote import Quote
 from attestkit.report_data import ReportData
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar  # of type checkers, which have it always
+    from typing_extensions import TypeVar  # only for type checkers, which bundle it
 
     from attestkit.dstack.host_shared_folder import HostShared
 
@@ -46,107 +46,110 @@ __all__ = ["Attester", "app_info"]
 
 @final
 class Attester(Generic[B_co]):
-    """One TEE, open. A context manager; it survives neither a fork nor pickling.
+    """An open TEE. A context manager; it can be used neither after a fork nor after pickling.
 
-    Threads may share it, and are served in the order they came. Every method that asks the platform
-    can raise BackendError, and UsageError once it is closed.
+    Thread-safe; concurrent calls are processed in FIFO order. Methods that use the platform may
+    raise BackendError, and after `close` UsageError.
     """
 
     def __init__(self, backend: B_co, host: AppHost | None = None) -> None:
-        """Take `backend` over; `close` closes it.
+        """Take ownership of `backend`; `close` closes it.
 
         Args:
             backend: The TEE.
-            host: Who knows the app, which stays the caller's. None: the backend if it does; on
-                hardware otherwise the folder that the host shares with its guest, see
-                `attestkit.dstack.host_shared_folder`.
+            host: Source of the app's description and keys; the caller closes it. None: the backend
+                if it is an AppHost, else on hardware the folder that the host shares with its
+                guest (`attestkit.dstack.host_shared_folder`).
 
         Raises:
-            UsageError: It is no backend; or `$DSTACK_HOST_SHARED_DIR` is not an absolute path.
+            UsageError: If `backend` is not a backend, or `$DSTACK_HOST_SHARED_DIR` is not an
+                absolute path.
         """
         if not _is_backend(backend):
-            raise UsageError(f"{backend!r} is no backend: see attestkit.backends.base")
+            raise UsageError(
+                f"backend: {backend!r} is not a backend (attestkit.backends.base.Backend)",
+                reason="wrong_type",
+            )
         self._backend = backend
-        self._device = Turns()  # always taken inside the journal's lock, never outside
+        self._device = FifoLock()  # lock order: the journal's lock first
         self._process = os.getpid()
         self._closed = False
-        self._shared: HostShared | None = None  # opened here
+        self._shared: HostShared | None = None  # closed by `close`
         self._host = self._find_host() if host is None else host
         self._source = self._make_source()
 
     def _find_host(self) -> AppHost | None:
-        """Return who knows the app: the backend, or the folder that a machine's host shares."""
+        """Return the source of the app's description: the backend, or the host's shared folder."""
         backend: Backend = self._backend
         if hosts_app(backend):
             return backend
         if backend.simulated or isinstance(backend, GuestAgent):
             return None
-        from attestkit.dstack.host_shared_folder import (
-            HostShared,  # only hardware has such a folder
-        )
+        from attestkit.dstack.host_shared_folder import HostShared  # lazy: only needed on hardware
 
-        self._shared = HostShared(backends.host_shared_folder())
+        self._shared = HostShared(backends.find_host_shared_folder())
         return self._shared
 
-    def _make_source(self) -> Source:
-        """Return what makes evidence with such a backend."""
+    def _make_source(self) -> EvidenceSource:
+        """Return the source of evidence for this kind of backend."""
         backend: Backend = self._backend
-        owner = Owner(self._device, self._check_usable)
+        context = SourceContext(self._device, self._check_usable)
         if isinstance(backend, GuestAgent):
             from attestkit.attester.agent_source import (
-                AgentSource,  # only who has an agent needs it
+                AgentSource,  # lazy: only needed with an agent
             )
 
-            return AgentSource(backend, backend, owner)
+            return AgentSource(backend, backend, context)
         app = HostApp(self._host)
         if isinstance(backend, SnpReporter) and not isinstance(backend, RegisterExtender):
-            from attestkit.attester.snp_source import SnpSource  # only who has SNP needs it
+            from attestkit.attester.snp_source import SnpSource  # lazy: only needed on SEV-SNP
 
-            return SnpSource(backend, owner, app)
-        return TdSource(backend, owner, app)
+            return SnpSource(backend, context, app)
+        return TdSource(backend, context, app)
 
-    # -- what it is ----------------------------------------------------------------------------
+    # -- properties ----------------------------------------------------------------------------
 
     @property
     def backend(self) -> B_co:
-        """The backend, for what only it can do; take care not to disturb this object's turn."""
+        """The backend, for its additional methods; calls of it bypass this object's lock."""
         return self._backend
 
     @property
     def simulated(self) -> bool:
-        """True if nothing that this TEE says is backed by hardware."""
+        """Whether the TEE is simulated, so that its evidence proves nothing about hardware."""
         return self._backend.simulated
 
     @property
     def blocking(self) -> bool:
-        """True if calls wait for a device, so that an event loop should make them in a thread."""
+        """Whether calls wait for a device; an event loop should then make them in a thread."""
         return self._backend.blocking
 
     @property
     def has_quotes(self) -> bool:
-        """False where evidence is no TDX quote, as on SEV-SNP: then ask for evidence alone."""
+        """Whether the platform has TDX quotes; without them, as on SEV-SNP, use `attest`."""
         return self._source.has_quotes
 
     @property
     def host(self) -> AppHost | None:
-        """Who knows the app and has its keys; None if nobody does, or an agent keeps them."""
+        """Source of the app's description and keys; None without one, or with an agent."""
         return self._host
 
     @property
     def app_compose(self) -> AppCompose:
-        """What the app was deployed from; an agent is asked for it, once.
+        """The app's compose file; an agent's is requested once.
 
         Raises:
-            UnsupportedError: Nobody knows; the text says what is missing.
-            ConfigError: The file is wrong.
+            UnsupportedError: If there is no app-compose.
+            ConfigError: If the file is invalid.
         """
         return self._source.app.app_compose
 
     @property
     def vm_config(self) -> str:
-        """The machine's configuration, JSON text; empty if nobody knows it.
+        """The configuration of the VM as JSON; empty if unknown. An agent's is requested once.
 
-        An agent is asked for it, once. Raises ConfigError if the host's file is wrong.
+        Raises:
+            ConfigError: If the host's file is invalid.
         """
         return self._source.app.vm_config
 
@@ -155,8 +158,8 @@ class Attester(Generic[B_co]):
         """The app's keys.
 
         Raises:
-            UnsupportedError: There are none; the text says what is missing.
-            ConfigError: The file of keys is wrong.
+            UnsupportedError: If there are no keys.
+            ConfigError: If the key file is invalid.
         """
         self._check_usable()
         return self._source.app.keys
@@ -164,137 +167,139 @@ class Attester(Generic[B_co]):
     # -- evidence ------------------------------------------------------------------------------
 
     def get_quote(self, report_data: bytes) -> Quote:
-        """Return a TDX quote over `report_data`, 0 to 64 bytes, filled up with zeros.
+        """Return a TDX quote over `report_data`, 0 to 64 bytes, zero-padded to 64.
 
         Raises:
-            UsageError: There are more than 64 bytes.
-            UnsupportedError: This platform has no TDX quotes; `attest` works.
-            BackendError: The platform gave no quote, or one that is malformed or over other bytes.
+            UsageError: If `report_data` has more than 64 bytes.
+            UnsupportedError: If the platform has no TDX quotes; use `attest`.
+            BackendError: If the platform returns no quote, a malformed one, or one over other
+                report data.
         """
         padded = ReportData.pad(report_data)
         self._check_usable()
         return self._source.get_quote(padded)
 
     def attest(self, report_data: bytes) -> Attestation:
-        """Return evidence over `report_data`, 0 to 64 bytes, filled up with zeros.
+        """Return evidence over `report_data`, 0 to 64 bytes, zero-padded to 64.
 
         Raises:
-            UsageError: There are more than 64 bytes.
-            ReplayError: The event log does not explain the registers in the quote; or the machine
-                was not launched with the configuration that its host shows.
-            JournalError: The log of runtime events cannot be read.
-            ConfigError: A file of the host is wrong.
-            BackendError: As `get_quote`.
+            UsageError: If `report_data` has more than 64 bytes.
+            ReplayError: If the event log does not replay to the registers in the quote, or an
+                SEV-SNP guest was launched with another mr_config document than the host's.
+            JournalError: If the runtime event log cannot be read.
+            ConfigError: If a file of the host is invalid.
+            BackendError: As for `get_quote`.
         """
         return self.evidence(ReportData.pad(report_data))
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return evidence over `report_data`, exactly 64 bytes that are meant as they are."""
-        _check_whole(report_data)
+        """Return evidence over exactly 64 bytes of report data; raises what `attest` does."""
+        _check_report_data(report_data)
         self._check_usable()
         return self._source.evidence(report_data)
 
     def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
-        """Return a quote over exactly 64 bytes, and the log that replays to its registers.
+        """Return a quote over exactly 64 bytes, and the event log that replays to its registers.
 
-        As long as the log does not grow it is the same log object.
+        The same log object is returned until an event is added.
 
         Raises:
-            UsageError: `report_data` is not 64 bytes.
-            UnsupportedError: This platform has no TDX quotes; `attest` works.
-            ReplayError: The log does not explain the registers in the quote.
-            JournalError: The log of runtime events cannot be read.
-            ConfigError: The app-compose that says how events are hashed is wrong.
-            BackendError: As `get_quote`.
+            UsageError: If `report_data` is not 64 bytes.
+            UnsupportedError: If the platform has no TDX quotes; use `attest`.
+            ReplayError: If the log does not replay to the registers in the quote.
+            JournalError: If the runtime event log cannot be read.
+            ConfigError: If the app-compose, which selects the digest version, is invalid.
+            BackendError: As for `get_quote`.
         """
-        _check_whole(report_data)
+        _check_report_data(report_data)
         self._check_usable()
         return self._source.quote_and_log(report_data)
 
     def event_log(self) -> EventLog:
-        """Return the firmware's log with the runtime events behind it; empty where there is none.
+        """Return the firmware event log followed by the runtime events; empty if there is none.
 
         Raises:
-            JournalError: The log of runtime events cannot be read.
-            ConfigError: The app-compose that says how events are hashed is wrong.
-            BackendError: The firmware's log cannot be read, or is malformed.
+            JournalError: If the runtime event log cannot be read.
+            ConfigError: If the app-compose, which selects the digest version, is invalid.
+            BackendError: If the firmware event log cannot be read, or is malformed.
         """
         self._check_usable()
         return self._source.event_log()
 
     def info(self) -> AppInfo:
-        """Return who the app is, as evidence made now would say; raises what `attest` does.
+        """Return the identity of the app from fresh evidence; raises also what `attest` does.
 
         Raises:
-            UnsupportedError: On SEV-SNP, if the host gave no document that says so.
-            FormatError: That document, or the configuration in the evidence, is malformed.
+            UnsupportedError: If an SEV-SNP guest has no mr_config document.
+            FormatError: If that document, or the VM configuration in the evidence, is malformed.
         """
         return app_info(self.evidence(bytes(64)))
 
     # -- registers -----------------------------------------------------------------------------
 
     def registers(self) -> Rtmrs:
-        """Return RTMR0 to RTMR3, 48 bytes each; UnsupportedError where there are none."""
+        """Return RTMR0 to RTMR3, 48 bytes each; UnsupportedError if the platform has none."""
         self._check_usable()
         return self._source.registers()
 
     def emit_event(self, name: str, payload: bytes) -> Event:
-        """Extend RTMR3 by an event and log it, or neither; it is in all later evidence.
+        """Extend RTMR3 by an event and append it to the log, atomically.
 
         Args:
-            name: Any text but none, and none of an agent's boot events. Where this boot's events
-                are of version 1, whose digest joins name and payload by a colon, without a colon.
-            payload: Any bytes that evidence of at most 10 MiB has room for: it has them twice, six
-                times where this boot's events are of version 2.
+            name: Non-empty text, other than the names of boot events. With digest version 1, which
+                joins name and payload by a colon, it must not contain a colon.
+            payload: Any bytes. Evidence is limited to 10 MiB and contains the payload twice (digest
+                version 1) or six times (version 2).
 
         Raises:
-            UsageError: The name or the payload cannot be.
-            UnsupportedError: This platform has no such register.
-            JournalError: The register and the log of runtime events disagree, the log cannot be
-                written, or it is full.
-            BackendError: The platform refused; nothing was changed.
+            UsageError: If the name or the payload is invalid.
+            UnsupportedError: If the platform has no run-time registers.
+            JournalError: If the log does not match the register, cannot be written, or is full.
+            BackendError: If the platform rejects the extend; nothing has changed then.
         """
         self._check_usable()
         return self._source.emit_event(name, payload)
 
     def measure_app(self, app_id: bytes | None = None) -> tuple[Event, ...]:
-        """Measure the app into RTMR3 as a dstack guest does while it boots, and return the events.
+        """Measure the app into RTMR3 as a dstack guest does at boot, and return the events.
 
-        For hardware whose system does not do it. It must come before anything else is emitted; if
-        this boot has measured exactly this already, nothing is done. The app is what the files say
-        that the host shares.
+        For hardware whose system does not measure its app. The app is described by the files that
+        the host shares. Call it before any other event is emitted; it is idempotent within a boot.
 
         Args:
-            app_id: 20 bytes. None: the head of the compose hash.
+            app_id: 20 bytes. None: the first 20 bytes of the compose hash.
 
         Raises:
-            UsageError: `app_id` is something else.
-            UnsupportedError: This platform has no such register, or boots by itself; or the host
-                shares no app-compose.
-            ConfigError: A file of the host is wrong.
-            JournalError: Something was emitted before; the text says what to do.
-            BackendError: The platform refused. What was emitted until then stays.
+            UsageError: If `app_id` is not 20 bytes.
+            UnsupportedError: If the platform has no run-time registers or measures the app itself,
+                or the host shares no app-compose.
+            ConfigError: If a file of the host is invalid.
+            JournalError: If other events were emitted before.
+            BackendError: If the platform rejects an extend; earlier events remain.
         """
         self._check_usable()
         return self._source.measure_app(app_id)
 
-    # -- the end -------------------------------------------------------------------------------
+    # -- closing -------------------------------------------------------------------------------
 
     def _check_usable(self) -> None:
         if self._process != os.getpid():
-            raise UsageError("an Attester does not survive a fork: open another in this process")
+            raise UsageError(
+                "Attester: opened in another process; open another one after a fork",
+                reason="wrong_process",
+            )
         if self._closed:
-            raise UsageError("this Attester is closed")
+            raise UsageError("Attester: closed", reason="closed")
 
     def close(self) -> None:
-        """Let go of the backend once calls on their way are done. A second call does nothing."""
+        """Close the backend after calls in progress have finished. Idempotent."""
         if self._closed or self._process != os.getpid():
-            return  # what a fork inherited is its parent's to close
-        with self._source.alone():
+            return  # after a fork, the parent closes
+        with self._source.exclusive():
             self._close_once()
 
     def _close_once(self) -> None:
-        if self._closed:  # by another thread, while this one waited
+        if self._closed:  # by another thread meanwhile
             return
         self._closed = True
         try:
@@ -316,18 +321,23 @@ class Attester(Generic[B_co]):
         self.close()
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Refuse: the other process would have to open the device itself."""
-        raise UsageError("an Attester does not pickle: open another where it is needed")
+        """Raise UsageError: another process has to open the device itself."""
+        raise UsageError(
+            "Attester: not picklable; open another one in the other process",
+            reason="not_picklable",
+        )
 
     def __repr__(self) -> str:
         simulated = ", simulated" if self.simulated else ""
         return f"<Attester on {self._backend.name}{simulated}>"
 
 
-def _is_backend(thing: object) -> bool:
-    return isinstance(thing, Backend) and not isinstance(thing, type)
+def _is_backend(value: object) -> bool:
+    return isinstance(value, Backend) and not isinstance(value, type)
 
 
-def _check_whole(report_data: object) -> None:
-    if not isinstance(report_data, bytes) or len(report_data) != ReportData.SIZE:
-        raise UsageError("report data is 64 bytes here")
+def _check_report_data(report_data: object) -> None:
+    if not isinstance(report_data, bytes):
+        raise UsageError("report_data: must be bytes", reason="wrong_type")
+    if len(report_data) != ReportData.SIZE:
+        raise UsageError(f"report_data: must be {ReportData.SIZE} bytes", reason="wrong_size")

@@ -1,4 +1,4 @@
-"""Evidence of somebody else's guest agent, held against what was asked and against itself."""
+"""Evidence from a guest agent, checked against the request and for consistency."""
 
 import hmac
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
-from attestkit.attester.evidence_source import NO_REGISTERS, Owner, check_name
+from attestkit.attester.evidence_source import NO_REGISTERS, SourceContext, check_name
 from attestkit.attester.snp_source import check_host_data, parse_report
 from attestkit.backends.base import Backend, GuestAgent
 from attestkit.dstack.app_compose import AppCompose
@@ -30,14 +30,14 @@ T = TypeVar("T")
 
 
 class AgentSource:
-    """A backend behind which an agent has the log and the keys; it is the app's source, too."""
+    """Evidence and description of an app whose event log and keys an agent holds."""
 
     has_quotes = True
 
-    def __init__(self, backend: Backend, agent: GuestAgent, owner: Owner) -> None:
+    def __init__(self, backend: Backend, agent: GuestAgent, context: SourceContext) -> None:
         self._backend = backend
         self._agent = agent
-        self._device, self._check_usable = owner
+        self._device, self._check_usable = context
         self._app_compose: AppCompose | None = None
         self._vm_config: str | None = None
 
@@ -48,12 +48,12 @@ class AgentSource:
         return self.quote_and_log(report_data)[0]
 
     def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
-        """Return a quote over exactly 64 bytes, and the log that replays to its registers."""
+        """Return a quote over exactly 64 bytes, and the event log that replays to it."""
         evidence = self.evidence(report_data)
         if evidence.quote is None:
             raise UnsupportedError(
-                f"the agent runs on {evidence.platform}, which has no TDX quotes: ask for evidence "
-                "with attest()"
+                f"the agent runs on {evidence.platform}, which has no TDX quotes; use attest()",
+                reason="no_quote",
             )
         return evidence.quote, evidence.event_log
 
@@ -64,87 +64,94 @@ class AgentSource:
             return self._evidence(report_data)
 
     def _evidence(self, report_data: bytes) -> Attestation:
-        answer = self._agent.get_quote_response(report_data)
-        evidence = _read(lambda: Attestation.from_agent_response(answer))
-        sealed = _read(lambda: _sealed(evidence))
-        both = (sealed, evidence.report_data)
-        if not all(hmac.compare_digest(signed, report_data) for signed in both):
-            raise BackendError("the agent gave evidence over other report data than asked")
+        response = self._agent.get_quote_response(report_data)
+        evidence = _parse(lambda: Attestation.from_agent_response(response))
+        found = (_parse(lambda: _signed_report_data(evidence)), evidence.report_data)
+        if not all(hmac.compare_digest(one, report_data) for one in found):
+            raise BackendError(
+                "the agent returned evidence over other report data than requested",
+                reason="wrong_report_data",
+            )
         if (quote := evidence.quote) is not None:
-            _read(lambda: evidence.event_log).check(quote)
+            _parse(lambda: evidence.event_log).check(quote)
         return evidence
 
     def event_log(self) -> EventLog:
-        """Return the agent's log; nothing holds it against the registers."""
+        """Return the agent's event log, which is not compared with the registers."""
         with self._device:
             self._check_usable()
             data = self._backend.read_event_log()
-            return _read(lambda: EventLog.parse(data) if data else EventLog())
+            return _parse(lambda: EventLog.parse(data) if data else EventLog())
 
     # -- registers -----------------------------------------------------------------------------
 
     def registers(self) -> Rtmrs:
-        """Return RTMR0 to RTMR3, as a fresh quote has them."""
+        """Return RTMR0 to RTMR3 from a fresh quote."""
         quote = self.evidence(bytes(64)).quote
         if quote is None:
-            raise UnsupportedError(NO_REGISTERS)
+            raise UnsupportedError(NO_REGISTERS, reason="no_registers")
         return quote.rtmrs
 
     def emit_event(self, name: str, payload: bytes) -> Event:
-        """Have the agent emit an event, and find it in the agent's evidence."""
+        """Emit an event through the agent, and return it as found in fresh evidence."""
         check_name(name)
         with self._device:
             self._check_usable()
             before = self._runtime_events()
-            # Without events nobody knows the version yet; names are then the agent's to refuse.
+            # Without events the digest version is unknown; version 2 allows every name.
             runtime_event(name, payload, before[-1].version if before else 2)
             self._agent.emit_event(name, payload)
             try:
                 after = self._runtime_events()
-            except AttestKitError as error:  # of whatever kind: asking again would emit it twice
+            except AttestKitError as error:  # a retry would emit the event twice
                 raise BackendError(
-                    f"the agent took the event {name!r}, and whether its log has it is not known: "
-                    f"{error}; look for it in the log before emitting it again"
+                    f"event {name!r}: accepted by the agent, but reading its log failed: {error}; "
+                    "check the log before emitting it again",
+                    reason="outcome_unknown",
                 ) from error
-        old, new = _called(before, name, payload), _called(after, name, payload)
+        old, new = _find_events(before, name, payload), _find_events(after, name, payload)
         if len(new) <= len(old):
             raise BackendError(
-                f"the agent took the event {name!r}, and its log does not have it: agents that "
-                "simulate a TEE may throw events away"
+                f"event {name!r}: accepted by the agent, but not in its log; an agent that "
+                "simulates a TEE may discard events",
+                reason="register_unchanged",
             )
         return new[-1]
 
     def _runtime_events(self) -> tuple[Event, ...]:
         evidence = self._evidence(bytes(64))
         if evidence.quote is None:
-            raise UnsupportedError(NO_REGISTERS)
+            raise UnsupportedError(NO_REGISTERS, reason="no_registers")
         return evidence.event_log.runtime
 
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
-        """Refuse: the agent's guest did when it booted."""
+        """Raise UnsupportedError: the agent's guest measures its app at boot."""
         del app_id
-        raise UnsupportedError("behind an agent the guest measures its app itself, when it boots")
+        raise UnsupportedError(
+            "measure_app: not available with an agent, whose guest measures the app at boot",
+            reason="feature",
+        )
 
     # -- the app -------------------------------------------------------------------------------
 
     @property
     def app(self) -> "AgentSource":
-        """Itself: the agent knows its app."""
+        """This object."""
         return self
 
     @property
     def app_compose(self) -> AppCompose:
-        """What the app was deployed from; the agent is asked once."""
+        """The app's compose file, requested once."""
         with self._device:
             if self._app_compose is None:
                 self._check_usable()
                 data = self._agent.read_app_compose()
-                self._app_compose = _read(lambda: AppCompose.parse(data))
+                self._app_compose = _parse(lambda: AppCompose.parse(data))
             return self._app_compose
 
     @property
     def vm_config(self) -> str:
-        """The machine's configuration as it is in evidence; the agent is asked once."""
+        """The configuration of the VM from evidence, requested once."""
         with self._device:
             if self._vm_config is None:
                 self._check_usable()
@@ -153,31 +160,33 @@ class AgentSource:
 
     @property
     def keys(self) -> KeyDeriver:
-        """The app's keys, which stay with the agent."""
+        """The app's keys, which remain in the agent."""
         return self._agent.keys
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Wait until nobody works with the backend, and keep it so."""
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Wait for calls in progress and block further ones."""
         return self._device
 
 
-def _read(read: Callable[[], T]) -> T:
-    """Return what the agent's answer holds; what is malformed in it is the platform's fault."""
+def _parse(parse: Callable[[], T]) -> T:
+    """Return the result of `parse`; BackendError if the agent's response is malformed."""
     try:
-        return read()
+        return parse()
     except (FormatError, ConfigError, UsageError) as error:
-        raise BackendError(f"the agent's answer is malformed: {error}") from error
+        raise BackendError(
+            f"malformed response of the agent: {error}", reason="malformed_response"
+        ) from error
 
 
-def _called(events: tuple[Event, ...], name: str, payload: bytes) -> list[Event]:
+def _find_events(events: tuple[Event, ...], name: str, payload: bytes) -> list[Event]:
     return [event for event in events if (event.name, event.payload) == (name, payload)]
 
 
-def _sealed(evidence: Attestation) -> bytes:
-    """Return the report data that the platform signed, or, where it is not known, that is claimed.
+def _signed_report_data(evidence: Attestation) -> bytes:
+    """Return the report data in the signed part, or for an unknown platform the claimed one.
 
     Raises:
-        ReplayError: An SNP guest was launched with another document than the evidence has.
+        ReplayError: If an SEV-SNP guest was launched with another mr_config document.
     """
     platform = evidence.evidence.platform
     if isinstance(platform, SevSnp):

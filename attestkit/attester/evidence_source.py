@@ -1,11 +1,11 @@
-"""Where an Attester's evidence comes from: one class per kind of backend behind one protocol."""
+"""Sources of an Attester's evidence: the protocol, and what its implementations share."""
 
 import hmac
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple, Protocol
 
-from attestkit._system.fifo_lock import Turns
+from attestkit._system.fifo_lock import FifoLock
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.backends.base import AppHost
@@ -19,36 +19,36 @@ from attestkit.quote import Quote
 __all__ = [
     "NO_REGISTERS",
     "App",
+    "EvidenceSource",
     "HostApp",
-    "Owner",
-    "Source",
+    "SourceContext",
     "app_info",
     "check_name",
     "parse_quote",
 ]
 
 NO_REGISTERS: Final = "this platform has no run-time registers that a program can extend"
-NO_APP: Final = "this backend knows no app: it has neither its description nor its keys"
+NO_APP: Final = "this backend has no app: neither an app-compose nor keys"
 
 
-class Owner(NamedTuple):
-    """What a source has from its Attester."""
+class SourceContext(NamedTuple):
+    """Lock and state check that a source shares with its Attester."""
 
-    device: Turns  # taken around every call of the backend, inside the journal's lock if any
-    check_usable: Callable[[], None]  # raises UsageError; asked again once the device is ours
+    device: FifoLock  # held during every call of the backend; lock order: the journal's lock first
+    check_usable: Callable[[], None]  # raises UsageError; called again with the lock held
 
 
 class App(Protocol):
-    """What a source knows about the app; each raises UnsupportedError where it does not."""
+    """The app's description; each property raises UnsupportedError if it is unknown."""
 
     @property
     def app_compose(self) -> AppCompose:
-        """What the app was deployed from."""
+        """The app's compose file."""
         ...
 
     @property
     def vm_config(self) -> str:
-        """The machine's configuration, JSON text; empty where nobody knows it."""
+        """The configuration of the VM as JSON; empty if unknown."""
         ...
 
     @property
@@ -57,14 +57,14 @@ class App(Protocol):
         ...
 
 
-class Source(Protocol):
-    """Makes evidence with one backend. Threads may share it; errors are those of `Attester`."""
+class EvidenceSource(Protocol):
+    """A thread-safe source of evidence from one backend; it raises the errors of `Attester`."""
 
-    has_quotes: bool  # False: its evidence is no TDX quote
+    has_quotes: bool  # whether evidence contains a TDX quote
 
     @property
     def app(self) -> App:
-        """The app, as this source knows it."""
+        """The app's description."""
         ...
 
     def get_quote(self, report_data: bytes) -> Quote:
@@ -72,15 +72,15 @@ class Source(Protocol):
         ...
 
     def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
-        """Return a quote over exactly 64 bytes, and the log that replays to its registers."""
+        """Return a quote over exactly 64 bytes, and the event log that replays to it."""
         ...
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return evidence over exactly 64 bytes, which agrees with itself."""
+        """Return consistent evidence over exactly 64 bytes."""
         ...
 
     def event_log(self) -> EventLog:
-        """Return the log as it is now."""
+        """Return the current event log."""
         ...
 
     def registers(self) -> Rtmrs:
@@ -88,87 +88,93 @@ class Source(Protocol):
         ...
 
     def emit_event(self, name: str, payload: bytes) -> Event:
-        """Extend RTMR3 by an event and log it, or neither."""
+        """Extend RTMR3 by an event and append it to the log, atomically."""
         ...
 
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
-        """Measure the app as a guest does while it boots, unless that has been done."""
+        """Measure the app as a dstack guest does at boot, unless that has been done."""
         ...
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Wait until nobody works with the backend, and keep it so."""
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Wait for calls in progress and block further ones."""
         ...
 
 
 class HostApp:
-    """The app as the backend, or its host's folder, has it. None: nobody knows one."""
+    """The app's description from an `AppHost`; None: unknown."""
 
     def __init__(self, host: AppHost | None) -> None:
         self.host = host
         self._keys: KeyDeriver | None = None
 
-    def _known(self) -> AppHost:
+    def _require_host(self) -> AppHost:
         if self.host is None:
-            raise UnsupportedError(NO_APP)
+            raise UnsupportedError(NO_APP, reason="no_app")
         return self.host
 
     @property
     def app_compose(self) -> AppCompose:
-        """What the app was deployed from."""
-        return self._known().app_compose
+        """The app's compose file."""
+        return self._require_host().app_compose
 
     @property
     def vm_config(self) -> str:
-        """The machine's configuration, JSON text; empty where nobody knows it."""
+        """The configuration of the VM as JSON; empty if unknown."""
         return "" if self.host is None else self.host.vm_config
 
     @property
     def keys(self) -> KeyDeriver:
         """The app's keys."""
         if self._keys is None:
-            self._keys = LocalKeys(self._known().app_keys)
+            self._keys = LocalKeys(self._require_host().app_keys)
         return self._keys
 
     @property
     def event_version(self) -> int | None:
-        """The digest version that the app wants of its runtime events; None if nobody knows it."""
+        """The digest version of runtime events in the app-compose; None without one."""
         try:
-            return self._known().app_compose.event_log_version
+            return self._require_host().app_compose.event_log_version
         except UnsupportedError:
             return None
 
 
 def app_info(evidence: Attestation) -> AppInfo:
-    """Return who the app in `evidence` is.
+    """Return the identity of the app in `evidence`.
 
     Raises:
-        UnsupportedError: On SEV-SNP, if the host gave no document that says so.
-        FormatError: Something in the evidence is malformed.
-        ReplayError: The evidence contradicts itself.
+        UnsupportedError: If evidence of an SEV-SNP guest has no mr_config document.
+        FormatError: If a part of the evidence is malformed.
+        ReplayError: If the evidence is inconsistent.
     """
     platform = evidence.evidence.platform
     if isinstance(platform, SevSnp) and not platform.mr_config:
         raise UnsupportedError(
-            "the host gave no mr_config document, which on SEV-SNP says who the app is: it belongs "
-            "into .sys-config.json in the folder that the host shares"
+            "no mr_config document, which identifies the app on SEV-SNP; the host has to put it "
+            "into .sys-config.json in the folder that it shares",
+            reason="no_app",
         )
     return evidence.app_info()
 
 
 def parse_quote(raw: bytes, report_data: bytes) -> Quote:
-    """Return a quote that is well formed and over what was asked; BackendError otherwise."""
+    """Return the parsed quote; BackendError if malformed or over other report data."""
     try:
         quote = Quote.parse(raw)
     except (FormatError, UsageError) as error:
-        raise BackendError(f"the platform gave a malformed quote: {error}") from error
+        raise BackendError(
+            f"the platform returned a malformed quote: {error}", reason="malformed_response"
+        ) from error
     if not hmac.compare_digest(quote.report_data, report_data):
-        raise BackendError("the platform gave a quote over other report data than asked")
+        raise BackendError(
+            "the platform returned a quote over other report data than requested",
+            reason="wrong_report_data",
+        )
     return quote
 
 
 def check_name(name: object) -> None:
-    """Raise UsageError for the name of an event that no app may emit."""
+    """Raise UsageError if an app must not emit an event of this name."""
     if name == "":
-        raise UsageError("event name cannot be empty")
+        raise UsageError("event name cannot be empty", reason="missing")
     if isinstance(name, str) and name in RESERVED_NAMES:
-        raise UsageError(f"event name {name!r} is reserved: only a boot measures it")
+        raise UsageError(f"event name {name!r} is reserved for boot events", reason="reserved")

@@ -1,7 +1,7 @@
-"""Evidence of an AMD SEV-SNP guest: the secure processor's report, and what it was launched with.
+"""Evidence of an AMD SEV-SNP guest: attestation report, certificates and mr_config document.
 
-There are no run-time registers, so no log and no events. Who the app is stands in a document of the
-host, whose hash is in the report as HOST_DATA.
+SEV-SNP has no run-time registers, so there is no event log. The app is identified by an mr_config
+document from the host, whose hash is HOST_DATA in the report.
 """
 
 import hmac
@@ -13,7 +13,7 @@ from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.snp_certificates import SnpCertificates
 from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack
-from attestkit.attester.evidence_source import NO_REGISTERS, HostApp, Owner
+from attestkit.attester.evidence_source import NO_REGISTERS, HostApp, SourceContext
 from attestkit.backends.base import LaunchRecord, SnpReporter
 from attestkit.errors import (
     BackendError,
@@ -29,32 +29,32 @@ from attestkit.snp_report import SnpReport
 
 __all__ = ["SnpSource", "check_host_data", "parse_report"]
 
-NO_QUOTE: Final = "SEV-SNP has no TDX quotes: ask for evidence with attest()"
+NO_QUOTE: Final = "SEV-SNP has no TDX quotes; use attest()"
 REPORT_SIZE: Final = 1184  # bytes
 
 
 class SnpSource:
-    """A backend with SNP reports."""
+    """Evidence from a backend with SNP reports."""
 
     has_quotes = False
 
-    def __init__(self, reporter: SnpReporter, owner: Owner, app: HostApp) -> None:
+    def __init__(self, reporter: SnpReporter, context: SourceContext, app: HostApp) -> None:
         self.app = app
         self._reporter = reporter
-        self._device, self._check_usable = owner
+        self._device, self._check_usable = context
 
     def get_quote(self, report_data: bytes) -> Quote:
-        """Refuse: there are none."""
+        """Raise UnsupportedError."""
         del report_data
-        raise UnsupportedError(NO_QUOTE)
+        raise UnsupportedError(NO_QUOTE, reason="no_quote")
 
     def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
-        """Refuse: there are none."""
+        """Raise UnsupportedError."""
         del report_data
-        raise UnsupportedError(NO_QUOTE)
+        raise UnsupportedError(NO_QUOTE, reason="no_quote")
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return a report over exactly 64 bytes, certificates and documents of the host with it."""
+        """Return a report over exactly 64 bytes, with the host's certificates and documents."""
         config, document = self.app.vm_config, _launch_document(self.app)
         with self._device:
             self._check_usable()
@@ -62,8 +62,9 @@ class SnpSource:
         report = parse_report(raw)
         if not hmac.compare_digest(report.report_data, report_data):
             raise BackendError(
-                "the platform gave a report over other report data than asked; where a service of "
-                "an SVSM was named it is over the service's: use the backend's get_service_report"
+                "the platform returned a report over other report data than requested; for the "
+                "report of an SVSM service use the backend's get_service_report",
+                reason="wrong_report_data",
             )
         if document:
             check_host_data(report, document)
@@ -71,66 +72,76 @@ class SnpSource:
         return Attestation(Evidence(platform, Stack(report_data, (), config)))
 
     def event_log(self) -> EventLog:
-        """Return a log without events: no register could vouch for any."""
+        """Return an empty log."""
         return EventLog()
 
     def registers(self) -> Rtmrs:
-        """Refuse: there are none."""
-        raise UnsupportedError(NO_REGISTERS)
+        """Raise UnsupportedError."""
+        raise UnsupportedError(NO_REGISTERS, reason="no_registers")
 
     def emit_event(self, name: str, payload: bytes) -> Event:
-        """Refuse: nothing could vouch for it."""
+        """Raise UnsupportedError."""
         del name, payload
-        raise UnsupportedError(NO_REGISTERS)
+        raise UnsupportedError(NO_REGISTERS, reason="no_registers")
 
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
-        """Refuse: who the app is was fixed at launch."""
+        """Raise UnsupportedError: the app is measured at launch."""
         del app_id
-        raise UnsupportedError(f"{NO_REGISTERS}; on SEV-SNP the host measures the app at launch")
+        raise UnsupportedError(
+            f"{NO_REGISTERS}; on SEV-SNP the host measures the app at launch",
+            reason="no_registers",
+        )
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Wait until nobody works with the backend, and keep it so."""
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Wait for calls in progress and block further ones."""
         return self._device
 
 
 def parse_report(raw: bytes) -> SnpReport:
-    """Return a report that is well formed; BackendError otherwise."""
+    """Return the parsed report; BackendError if malformed."""
     if (size := len(raw)) != REPORT_SIZE:
-        raise BackendError(f"the platform gave {size} bytes, and a report has {REPORT_SIZE}")
+        raise BackendError(
+            f"the platform returned a report of {size} bytes, not {REPORT_SIZE}",
+            reason="truncated" if size < REPORT_SIZE else "too_large",
+        )
     try:
         return SnpReport.parse(raw)
     except (FormatError, UsageError) as error:
-        raise BackendError(f"the platform gave a malformed report: {error}") from error
+        raise BackendError(
+            f"the platform returned a malformed report: {error}", reason="malformed_response"
+        ) from error
 
 
 def check_host_data(report: SnpReport, document: str) -> None:
-    """Raise ReplayError unless the guest was launched with `document`."""
+    """Raise ReplayError unless the hash of `document` is the report's HOST_DATA."""
     if not hmac.compare_digest(report.host_data, expected := host_data(document)):
         raise ReplayError(
             f"HOST_DATA is {report.host_data.hex()}, but the hash of the host's mr_config document "
-            f"is {expected.hex()}: the guest was launched with another one",
+            f"is {expected.hex()}; the guest was launched with another document",
             reason="host_data_mismatch",
         )
 
 
 def _launch_document(app: HostApp) -> str:
-    """Return the document that the host says it launched the guest with, if it says so."""
+    """Return the host's mr_config document; empty if it has none."""
     host: object = app.host
     if isinstance(host, LaunchRecord):
         return host.mr_config
     try:
         found = VmConfig.parse(app.vm_config).find("mr_config")
     except FormatError as error:
-        raise ConfigError(f"vm_config: {error}") from error
+        raise ConfigError(f"vm_config: {error}", reason="wrong_value") from error
     return found if isinstance(found, str) else ""
 
 
 def _certificates(table: bytes) -> tuple[bytes, ...]:
-    """Return what evidence carries: ASK and VCEK, else the table as it came, if it has any."""
+    """Return the certificates for evidence: ASK and VCEK, or else a non-empty table itself."""
     try:
         found = SnpCertificates.parse(table)
     except FormatError as error:
-        raise BackendError(f"the host's certificate table is malformed: {error}") from error
+        raise BackendError(
+            f"malformed certificate table of the host: {error}", reason="malformed_response"
+        ) from error
     if found.ask is not None and found.vcek is not None:
         return found.ask, found.vcek
     return (table,) if found != SnpCertificates() else ()

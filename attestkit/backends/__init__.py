@@ -1,8 +1,7 @@
-"""The registry of backends: by name, or the first that can run here.
+"""Registry of backends: load one by name, or detect the first usable one.
 
-Built-in ones are in a table, so that looking one up costs nothing; others come from packages that
-name theirs under the entry point group `attestkit.backends`. A plugin is only used by its name,
-and cannot take a built-in's.
+Built-in backends are in a table. Plugins are found by the entry point group `attestkit.backends`;
+they are used only by name, and a plugin cannot replace a built-in backend.
 """
 
 import os
@@ -25,19 +24,19 @@ __all__ = [
     "AUTO_ORDER",
     "BUILTIN",
     "HARDWARE",
-    "Sign",
-    "agent_endpoint",
+    "HardwareSign",
+    "backend_from_environment",
+    "check_hardware_signs",
+    "create",
     "detect",
+    "detect_hardware",
+    "find_agent_endpoint",
+    "find_host_shared_folder",
     "find_kernel_paths",
-    "host_shared_folder",
     "load",
-    "look_for_hardware",
-    "make",
-    "named_by_environment",
-    "named_recording",
     "names",
     "probe_all",
-    "signs_of_hardware",
+    "recording_from_environment",
 ]
 
 BUILTIN: Final = {
@@ -47,34 +46,36 @@ BUILTIN: Final = {
     "simulator": "Simulator",
     "recording": "Recording",
 }
-# Who is asked when nobody was named. Not the simulator, nor a recording: evidence is never made up
-# by itself.
+# Order of detection. Without the simulator and recordings: their evidence is never used by default.
 AUTO_ORDER: Final = ("dstack_agent", "configfs_tsm", "tdx_ioctl")
-# Whose probe takes the kernel's paths, so that they can be asked below another root.
+# Backends whose probe accepts KernelPaths.
 HARDWARE: Final = ("configfs_tsm", "tdx_ioctl")
 GROUP: Final = "attestkit.backends"
-_LONGEST_CAUSE: Final = 200  # characters of why a plugin cannot be loaded
+_LONGEST_CAUSE: Final = 200  # characters of an import error in a message
 
 
-def named_by_environment() -> str | None:
-    """Return the backend that `$ATTESTKIT_BACKEND` names, None if it is unset or empty."""
+def backend_from_environment() -> str | None:
+    """Return `$ATTESTKIT_BACKEND`, or None if it is unset or empty."""
     return os.environ.get("ATTESTKIT_BACKEND") or None
 
 
-def named_recording() -> Path | None:
-    """Return the file that `$ATTESTKIT_RECORDING` names, None if it is unset or empty."""
+def recording_from_environment() -> Path | None:
+    """Return the path in `$ATTESTKIT_RECORDING`, or None if it is unset or empty."""
     return Path(text) if (text := os.environ.get("ATTESTKIT_RECORDING")) else None
 
 
 def find_kernel_paths(root: str | os.PathLike[str] | None = None) -> KernelPaths:
-    """Return where the kernel's interfaces are: below `root`, or as the environment says.
+    """Return the paths of the kernel's interfaces.
 
-    Without a `root` these variables count, each an absolute path: `$DCAP_TDX_QUOTE_CONFIGFS_PATH`
-    (a ready-made report entry), `$DCAP_TDX_RTMR_SYSFS_PATH` (the folder of measurement files) and
-    `$DSTACK_CCEL_FILE` (a copy of the firmware's log).
+    Without `root`, these environment variables override the defaults; each is an absolute path:
+    `$DCAP_TDX_QUOTE_CONFIGFS_PATH` (an existing report entry), `$DCAP_TDX_RTMR_SYSFS_PATH` (the
+    directory of the RTMR files) and `$DSTACK_CCEL_FILE` (a copy of the boot log).
+
+    Args:
+        root: The directory to use in place of `/`; the environment is then ignored.
 
     Raises:
-        UsageError: One of them is not absolute, or too long.
+        UsageError: If a variable is not an absolute path or is too long.
     """
     if root is not None:
         return KernelPaths.below(root)
@@ -82,7 +83,7 @@ def find_kernel_paths(root: str | os.PathLike[str] | None = None) -> KernelPaths
     if (entry := _path_from("DCAP_TDX_QUOTE_CONFIGFS_PATH", longest=239)) is not None:
         paths = paths._replace(tsm_entry=entry)
     if (folder := _path_from("DCAP_TDX_RTMR_SYSFS_PATH")) is not None:
-        paths = paths._replace(measurements=folder, measurements_named=True)
+        paths = paths._replace(measurements=folder, measurements_configured=True)
     if (file := _path_from("DSTACK_CCEL_FILE")) is not None:
         paths = paths._replace(ccel_file=file)
     return paths
@@ -93,29 +94,29 @@ def _path_from(variable: str, longest: int = 4095) -> Path | None:
     if not text:
         return None
     if not text.startswith("/"):
-        raise UsageError(f"${variable} is {text!r}: want an absolute path")
+        raise UsageError(f"${variable}: not an absolute path: {text!r}", reason="wrong_value")
     if len(os.fsencode(text)) > longest:
-        raise UsageError(f"${variable} is longer than {longest} bytes")
+        raise UsageError(f"${variable}: longer than {longest} bytes", reason="too_large")
     return Path(text)
 
 
-def host_shared_folder() -> Path:
-    """Return where the host put the app's files: `$DSTACK_HOST_SHARED_DIR`, or the agent's place.
+def find_host_shared_folder() -> Path:
+    """Return the directory that the host shares: `$DSTACK_HOST_SHARED_DIR`, or dstack's default.
 
     Raises:
-        UsageError: The variable is not an absolute path.
+        UsageError: If the variable is not an absolute path.
     """
     return _path_from("DSTACK_HOST_SHARED_DIR") or Path("/dstack/.host-shared")
 
 
-def agent_endpoint() -> tuple[str, bool]:
-    """Return where a guest agent is, and whether the environment named it.
+def find_agent_endpoint() -> tuple[str, bool]:
+    """Return the endpoint of the guest agent, and whether the environment selected it.
 
-    It is `$DSTACK_SIMULATOR_ENDPOINT`, a URL or the path of a socket, whatever is there; without it
-    the first of the usual sockets that exists.
+    The endpoint is `$DSTACK_SIMULATOR_ENDPOINT`, a URL or the path of a socket, which is not
+    checked; otherwise the first of `AGENT_SOCKETS` that exists.
 
     Raises:
-        BackendUnavailableError: There is none; the text says where it was looked for.
+        BackendUnavailableError: If the variable is not set and no socket exists.
     """
     if named := os.environ.get("DSTACK_SIMULATOR_ENDPOINT"):
         return named, True
@@ -125,26 +126,27 @@ def agent_endpoint() -> tuple[str, bool]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError:
-            pass  # it is there, or may be: what is wrong shows when it is used
+            pass  # it may exist; the connection will report the error
         return path, False
     raise BackendUnavailableError(
-        f"no guest agent: $DSTACK_SIMULATOR_ENDPOINT is not set, and there is no socket at "
-        f"{', '.join(linux_paths.AGENT_SOCKETS)}; in a container, mount the host's"
+        f"guest agent: no socket found at {', '.join(linux_paths.AGENT_SOCKETS)}; set "
+        "$DSTACK_SIMULATOR_ENDPOINT, or mount the host's socket into the container",
+        reason="missing",
     )
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all backends, built-in ones first, then installed plugins."""
+    """Return the names of the built-in backends, then of the installed plugins."""
     plugins = {plugin.name for plugin in _plugins()} - BUILTIN.keys()
     return (*BUILTIN, *sorted(plugins))
 
 
 def load(name: str) -> "type[Backend]":
-    """Return the class of the backend called `name`.
+    """Return the class of the backend `name`.
 
     Raises:
-        UsageError: No backend is called so.
-        BackendError: Several plugins are called so, or the plugin cannot be imported.
+        UsageError: If no backend has this name.
+        BackendError: If several plugins have this name, or the plugin cannot be imported.
     """
     if class_name := BUILTIN.get(name):
         cls: type[Backend] = getattr(import_module(f"attestkit.backends.{name}"), class_name)
@@ -152,59 +154,65 @@ def load(name: str) -> "type[Backend]":
     found = [plugin for plugin in _plugins() if plugin.name == name]
     if not found:
         known = ", ".join(names())
-        raise UsageError(f"no backend is called {name!r}; there are: {known}")
+        raise UsageError(
+            f"backend: unknown name: {name!r}; use one of {known}", reason="unknown_name"
+        )
     if len(found) > 1:
-        raise BackendError(f"{len(found)} installed packages have a backend called {name!r}")
+        raise BackendError(
+            f"backend {name!r}: provided by {len(found)} installed packages; uninstall all but one",
+            reason="plugin",
+        )
     try:
         plugin: type[Backend] = found[0].load()
     except Exception as error:
         why = one_line(f"{type(error).__name__}: {error}", _LONGEST_CAUSE)
-        text = f"the backend {name!r} of {found[0].value} cannot be loaded: {why}"
-        raise BackendError(text) from error
+        text = f"backend {name!r}: cannot import the plugin {found[0].value}: {why}"
+        raise BackendError(text, reason="plugin") from error
     return plugin
 
 
-def make(cls: "type[Backend]", options: "Mapping[str, object]") -> "Backend":
-    """Return a backend of this class; without options it is probed first.
+def create(cls: "type[Backend]", options: "Mapping[str, object]") -> "Backend":
+    """Create a backend; without options, probe it first.
 
     Raises:
-        UsageError: It does not take these options.
-        AttestKitError: What its probe and its constructor raise.
+        UsageError: If the backend does not accept these options.
+        AttestKitError: Errors of the probe and of the constructor.
     """
     if not options:
         cls.probe()
         return cls()
-    from inspect import signature  # slow to import, so only whoever has options pays
+    from inspect import signature  # slow to import
 
     try:
         signature(cls).bind(**options)
     except TypeError as error:
-        raise UsageError(f"backend {cls.name}: {error}") from error
-    # Not probed: options may say that it is elsewhere, so only its constructor can tell.
+        raise UsageError(
+            f"backend {cls.name}: invalid options: {error}", reason="unknown_name"
+        ) from error
+    # Not probed, because the options may select another device.
     made: Backend = cast("Any", cls)(**options)
     return made
 
 
 def _plugins() -> "list[EntryPoint]":
-    from importlib.metadata import entry_points  # slow to import, so only plugin users pay
+    from importlib.metadata import entry_points  # slow to import
 
     return list(entry_points(group=GROUP))
 
 
 def detect(*, leave_out: "Container[str]" = ()) -> "type[Backend]":
-    """Return the class of the first backend that can run here; never the simulator.
+    """Return the class of the first usable backend in `AUTO_ORDER`; never the simulator.
 
-    In the order of `AUTO_ORDER`. A backend that is found but was not named may want more than one
-    that was: a class with `probe_unnamed` is asked by that, else by `probe`. Whatever else goes
-    wrong than that a backend is not here is raised, and is no reason to take the next.
+    A class with a method `probe_for_detection` is probed by it, otherwise by `probe`: detection may
+    require more than a backend selected by name. Only BackendUnavailableError continues the search.
 
     Args:
-        leave_out: Names of backends not to be asked.
+        leave_out: Names of backends to skip.
 
     Raises:
-        BackendUnavailableError: None can. The text says what each one saw, and what to do.
-        BackendError: One is here, and answers wrongly.
-        UsageError: A variable of the environment is wrong.
+        BackendUnavailableError: If no backend is usable; the text has the error of each.
+        BackendError: If a backend is available but fails.
+        UsageError: If an environment variable is invalid.
     """
     reports = []
     for name in AUTO_ORDER:
@@ -212,38 +220,38 @@ def detect(*, leave_out: "Container[str]" = ()) -> "type[Backend]":
             continue
         backend = load(name)
         try:
-            getattr(backend, "probe_unnamed", backend.probe)()
+            getattr(backend, "probe_for_detection", backend.probe)()
         except BackendUnavailableError as error:
             reports.append(f"{name}: {error}")
         else:
             return backend
-    raise BackendUnavailableError(_nothing_found(reports))
+    raise BackendUnavailableError(_no_backend_text(reports), reason="no_backend")
 
 
-def _nothing_found(reports: list[str]) -> str:
+def _no_backend_text(reports: list[str]) -> str:
     from attestkit.backends.linux.host_inspection import (
-        platforms,  # only whoever finds nothing pays
+        detect_platforms,  # only needed for the error
     )
 
-    signs = look_for_hardware()
-    lines = ["no TEE can be used here"]
+    signs = check_hardware_signs()
+    lines = ["no usable TEE found"]
     lines += reports
     lines += [f"{sign.what}: {sign.saw}" for sign in signs]
-    lines += [f"{found.name} ({found.saw}): {found.advice}" for found in platforms()]
+    lines += [f"{found.name} ({found.saw}): {found.advice}" for found in detect_platforms()]
     if any(sign.positive for sign in signs):
-        lines.append(
-            "there are signs of a TEE: attestkit doctor says what keeps it from being used"
-        )
-    lines.append('for development name the simulator: attestkit.open("simulator")')
-    lines.append("or ATTESTKIT_BACKEND=simulator")
+        lines.append("a TEE was detected; run `attestkit doctor` to find out why it is not usable")
+    lines.append(
+        'for development, use the simulator: attestkit.open("simulator") or '
+        "ATTESTKIT_BACKEND=simulator"
+    )
     return "; ".join(lines)
 
 
 def probe_all(paths: KernelPaths | None = None) -> dict[str, str | None]:
-    """Return for each backend, plugins too, why it cannot run here; None if it can.
+    """Return the error text of each backend's probe, including plugins; None if it succeeded.
 
     Args:
-        paths: Where those of `HARDWARE` are to look, if not where the environment says.
+        paths: The paths for the backends in `HARDWARE`. None: `find_kernel_paths()`.
     """
     found: dict[str, str | None] = {}
     for name in names():
@@ -253,18 +261,18 @@ def probe_all(paths: KernelPaths | None = None) -> dict[str, str | None]:
             probe(*arguments)
         except AttestKitError as error:
             found[name] = str(error)
-        except Exception as error:  # noqa: BLE001 - a plugin's mistake must not hide the others
-            found[name] = f"its probe failed: {type(error).__name__}: {error}"
+        except Exception as error:  # noqa: BLE001 - a bug in one plugin must not hide the others
+            found[name] = f"probe failed: {type(error).__name__}: {error}"
         else:
             found[name] = None
     return found
 
 
-class Sign(NamedTuple):
-    """One place where a TEE would show, and what was seen there.
+class HardwareSign(NamedTuple):
+    """An indication that this machine is a TDX or SEV-SNP guest.
 
-    All of it is in the hands of the host until a quote has been verified: a sign chooses a code
-    path, it proves nothing.
+    It is not authenticated: the host controls it until a quote has been verified. `doctor --json`
+    prints the fields: the name of the indication, whether it is present, and the details.
     """
 
     what: str
@@ -272,7 +280,7 @@ class Sign(NamedTuple):
     saw: str
 
 
-CPUINFO_READ: Final = 65536  # bytes; the first CPU, whose flags all have, takes about 2 KiB
+CPUINFO_READ: Final = 65536  # bytes; the entry of the first CPU has about 2 KiB
 PATHS: Final = (
     ("CCEL table", "sys/firmware/acpi/tables/CCEL"),
     ("/dev/tdx_guest", "dev/tdx_guest"),
@@ -281,39 +289,39 @@ PATHS: Final = (
 )
 
 
-def look_for_hardware(root: str | os.PathLike[str] = "/") -> tuple[Sign, ...]:
-    """Look at each place where a TDX or SEV-SNP guest shows, below `root`."""
+def check_hardware_signs(root: str | os.PathLike[str] = "/") -> tuple[HardwareSign, ...]:
+    """Check the CPU flags and the paths that exist in a TDX or SEV-SNP guest, below `root`."""
     return (_cpu_flags(Path(root)), *(_path(Path(root), *place) for place in PATHS))
 
 
-def signs_of_hardware(root: str | os.PathLike[str] = "/") -> tuple[str, ...]:
-    """Return the places, in words, where a TEE shows; none on an ordinary machine."""
-    return tuple(sign.what for sign in look_for_hardware(root) if sign.positive)
+def detect_hardware(root: str | os.PathLike[str] = "/") -> tuple[str, ...]:
+    """Return the names of the positive signs of a TEE."""
+    return tuple(sign.what for sign in check_hardware_signs(root) if sign.positive)
 
 
-def _cpu_flags(root: Path) -> Sign:
-    """Look for the kernel's own word; an SNP host has the flag too, but is no guest."""
+def _cpu_flags(root: Path) -> HardwareSign:
+    """Check the flags of the CPU. An SNP host has `sev_snp` too, but not `hypervisor`."""
     try:
         with (root / "proc/cpuinfo").open("rb") as file:
             text = file.read(CPUINFO_READ).decode("utf-8", errors="replace")
     except OSError as error:
-        return Sign("CPU flags", positive=False, saw=_why(error))
+        return HardwareSign("CPU flags", positive=False, saw=_error_text(error))
     line = next((line for line in text.splitlines() if line.startswith("flags")), "")
     flags = set(line.partition(":")[2].split())
     if "tdx_guest" in flags:
-        return Sign("CPU flag tdx_guest", positive=True, saw="present")
+        return HardwareSign("CPU flag tdx_guest", positive=True, saw="present")
     if "sev_snp" in flags and "hypervisor" in flags:
-        return Sign("CPU flag sev_snp", positive=True, saw="present")
-    return Sign("CPU flags", positive=False, saw="neither tdx_guest nor sev_snp")
+        return HardwareSign("CPU flag sev_snp", positive=True, saw="present")
+    return HardwareSign("CPU flags", positive=False, saw="neither tdx_guest nor sev_snp")
 
 
-def _path(root: Path, what: str, path: str) -> Sign:
+def _path(root: Path, name: str, path: str) -> HardwareSign:
     try:
         (root / path).stat()
-    except OSError as error:  # hidden is no sign: an ordinary machine may hide its folders too
-        return Sign(what, positive=False, saw=_why(error))
-    return Sign(what, positive=True, saw="present")
+    except OSError as error:  # also where access is denied, which ordinary machines do too
+        return HardwareSign(name, positive=False, saw=_error_text(error))
+    return HardwareSign(name, positive=True, saw="present")
 
 
-def _why(error: OSError) -> str:
+def _error_text(error: OSError) -> str:
     return (error.strerror or str(error)).lower()

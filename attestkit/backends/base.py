@@ -1,8 +1,8 @@
-"""What a backend is: one door to a TEE. Bytes in, bytes out; it never parses.
+"""Protocols of backends. A backend is the interface to one TEE; it does not parse evidence.
 
-An ability that some backends lack is a protocol of its own: `RegisterExtender` for a TEE whose
-registers a program may extend, `SnpReporter` for one whose evidence is an SNP report, `GuestAgent`
-for one behind somebody else's agent, `AppHost` for one that knows the app it runs.
+Optional abilities are separate protocols: `RegisterExtender` (RTMRs that a program can extend),
+`SnpReporter` (SEV-SNP reports), `GuestAgent` (a TEE behind a guest agent), `AppHost` (the
+configuration and keys of the app).
 """
 
 from typing import Final, NamedTuple, Protocol, TypeGuard, runtime_checkable
@@ -16,7 +16,7 @@ __all__ = [
     "Backend",
     "GuestAgent",
     "LaunchRecord",
-    "Recorded",
+    "RecordedBackend",
     "RegisterExtender",
     "SnpEvidence",
     "SnpReporter",
@@ -26,154 +26,159 @@ __all__ = [
 
 @runtime_checkable
 class Backend(Protocol):
-    """One door to a TEE. Callers take turns; errors are attestkit's."""
+    """The interface to a TEE. Calls are serialised by the caller; errors are AttestKitErrors."""
 
     name: str  # "simulator"
-    simulated: bool  # True: nothing it says is backed by hardware
-    blocking: bool  # True: calls wait for a device, so an event loop puts them in a thread
+    simulated: bool  # True: the evidence is not backed by hardware
+    blocking: bool  # True: calls wait for a device, so asyncio code runs them in a thread
 
     @classmethod
     def probe(cls) -> None:
-        """Raise BackendUnavailableError, saying what is missing, if it cannot run here."""
+        """Raise BackendUnavailableError if the backend cannot be used on this machine."""
         ...
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return a raw quote over `report_data`, exactly 64 bytes; from an SnpReporter its report.
+        """Return a raw quote over `report_data`, or the report of an SnpReporter.
+
+        Args:
+            report_data: Exactly 64 bytes.
 
         Raises:
-            UsageError: `report_data` is not 64 bytes.
-            QuoteUnavailableError: The platform is here and gave no quote.
-            BackendBusyError: Somebody else has the device.
-            BackendError: Anything else that went wrong.
+            UsageError: If `report_data` is not 64 bytes.
+            QuoteUnavailableError: If the platform returned no quote.
+            BackendBusyError: If the device is busy.
+            BackendError: If the request failed for another reason.
         """
         ...
 
     def read_event_log(self) -> bytes:
-        """Return the log as `EventLog.parse` takes it; empty if there is none.
+        """Return the event log as `EventLog.parse` accepts it; empty without a log.
 
-        It is the firmware's, the whole area with its fill; a GuestAgent's has all events. A TD
-        without one gives quotes, but evidence only while its registers are all zero: nothing
-        explains them otherwise, and `attestkit.testing.contract` fails it as `attest` does.
+        It is the boot log of the firmware, the whole area with its padding; that of a GuestAgent
+        also has the runtime events. Without a boot log, quotes work, but `attest` fails unless all
+        registers are zero, because the log must replay to the registers.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the device. A second call does nothing."""
+        """Release the device. A second call has no effect."""
         ...
 
 
 @runtime_checkable
 class RegisterExtender(Protocol):
-    """A TEE with run-time measurement registers, RTMR0 to RTMR3, of 48 bytes each."""
+    """A TEE with run-time measurement registers: RTMR0 to RTMR3 of 48 bytes each."""
 
     def read_rtmr(self, register: int) -> bytes:
-        """Return what a register, 0 to 3, holds now."""
+        """Return the current value of a register, 0 to 3: 48 bytes."""
         ...
 
     def extend_rtmr(self, register: int, digest: bytes) -> None:
-        """Extend a register by a digest of 48 bytes; programs may extend RTMR2 and RTMR3."""
+        """Extend RTMR2 or RTMR3 by a digest of 48 bytes."""
         ...
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
-        """Return the runtime events of this TEE; every call the same object.
+        """Return the log of runtime events; every call returns the same object.
 
-        `version` is the digest version that the app asks for, None if it asks for none; the first
-        call's counts.
+        Args:
+            version: The digest version of the app, or None; only that of the first call counts.
         """
         ...
 
 
 class SnpEvidence(NamedTuple):
-    """What AMD SEV-SNP says: both of one request."""
+    """An SEV-SNP report and its certificates, from one request."""
 
     report: bytes  # 1184 bytes
-    certificates: bytes  # the host's table of certificates; empty where it has none
+    certificates: bytes  # the certificate table of the host; may be empty
 
 
 @runtime_checkable
 class SnpReporter(Protocol):
-    """An SEV-SNP guest: it has reports in place of quotes, and no registers to extend."""
+    """An SEV-SNP guest: it has reports instead of quotes, and no RTMRs."""
 
     def get_snp_report(self, report_data: bytes) -> SnpEvidence:
-        """Return a report over `report_data`, exactly 64 bytes; errors as `Backend.get_quote`."""
+        """Return a report over `report_data`, exactly 64 bytes; raise as `Backend.get_quote`."""
         ...
 
 
 @runtime_checkable
 class GuestAgent(Protocol):
-    """A TEE behind a guest agent, which keeps the log and the keys, and extends the register."""
+    """A TEE behind a guest agent, which has the event log and the keys and extends RTMR3."""
 
     def get_quote_response(self, report_data: bytes) -> str:
-        """Return the agent's whole answer, JSON as `Attestation.from_agent_response` takes it.
+        """Return the response of the agent, JSON as `Attestation.from_agent_response` accepts it.
 
-        `report_data` is exactly 64 bytes; errors are those of `Backend.get_quote`.
+        `report_data` is exactly 64 bytes. Raise as `Backend.get_quote`.
         """
         ...
 
     def emit_event(self, name: str, payload: bytes) -> None:
-        """Have RTMR3 extended by an event; errors are those of `Attester.emit_event`."""
+        """Emit a runtime event, which extends RTMR3; raise as `Attester.emit_event`."""
         ...
 
     def read_app_compose(self) -> bytes:
-        """Return what the app was deployed from; UnsupportedError if the agent hides it."""
+        """Return the app-compose; raise UnsupportedError if the agent does not return it."""
         ...
 
     @property
     def keys(self) -> KeyDeriver:
-        """The app's keys, which stay with the agent; nothing is asked yet."""
+        """The keys of the app, which stay in the agent; this sends no request."""
         ...
 
 
 @runtime_checkable
 class AppHost(Protocol):
-    """A TEE that knows its app: the files of a guest agent live beside this backend.
+    """A backend with the configuration and the keys of the app.
 
-    Each attribute raises UnsupportedError where it is not known. So ask `hosts_app` whether a
-    backend is one: before Python 3.12 `isinstance` reads the attributes, and raises that too.
+    Each attribute raises UnsupportedError if it is not available. Use `hosts_app` instead of
+    `isinstance`, which reads the attributes before Python 3.12.
     """
 
     @property
     def app_compose(self) -> AppCompose:
-        """What the app was deployed from."""
+        """The app-compose of the app."""
         ...
 
     @property
     def vm_config(self) -> str:
-        """The machine's configuration, JSON text, as it was handed in."""
+        """The VM configuration, JSON text, unchanged."""
         ...
 
     @property
     def app_keys(self) -> AppKeys:
-        """The app's keys."""
+        """The keys of the app."""
         ...
 
 
 @runtime_checkable
 class LaunchRecord(Protocol):
-    """An AppHost that has the document of its guest's launch, which says who the app is."""
+    """An AppHost with the mr_config document, which identifies the app."""
 
     @property
     def mr_config(self) -> str:
-        """The document whose hash is sealed at launch, JSON text; empty if there is none."""
+        """The document whose hash is measured at launch, JSON text; may be empty."""
         ...
 
 
-_OF_AN_APP_HOST: Final = ("app_compose", "vm_config", "app_keys")
+_APP_HOST_ATTRIBUTES: Final = ("app_compose", "vm_config", "app_keys")
 
 
-class _Hosting(Backend, AppHost, Protocol):
-    """Both."""
+class _AppHostBackend(Backend, AppHost, Protocol):
+    """A Backend that is an AppHost."""
 
 
-def hosts_app(backend: Backend) -> TypeGuard[_Hosting]:
-    """Tell whether `backend` is an `AppHost`, without asking it for anything."""
-    return all(hasattr(type(backend), name) or hasattr(backend, name) for name in _OF_AN_APP_HOST)
+def hosts_app(backend: Backend) -> TypeGuard[_AppHostBackend]:
+    """Return whether `backend` is an `AppHost`, without reading its attributes."""
+    return all(
+        hasattr(type(backend), name) or hasattr(backend, name) for name in _APP_HOST_ATTRIBUTES
+    )
 
 
 @runtime_checkable
-class Recorded(Protocol):
-    """A backend that answers what another one did, or is recording it."""
+class RecordedBackend(Protocol):
+    """A backend that records another backend, or replays its responses."""
 
-    recorded: str  # the name of that one
-    recorded_simulated: bool  # and what it says of itself
-    trust_anchor: bytes | None  # root certificate (DER) that vouches for its evidence, if simulated
+    recorded: str  # the name of the other backend
+    recorded_simulated: bool  # its `simulated`
+    trust_anchor: bytes | None  # root certificate (DER) of its evidence, if simulated

@@ -1,6 +1,6 @@
-"""Evidence through Linux's configfs-tsm: quotes of Intel TDX, reports of AMD SEV-SNP.
+"""Backend for configfs-tsm of Linux: quotes of Intel TDX and reports of AMD SEV-SNP.
 
-Linux 6.7 and later with a driver for the TEE; root, or a container that root gave the folder to.
+It needs Linux 6.7 or later with the driver of the TEE, and root or write access to the directory.
 """
 
 import os
@@ -12,7 +12,7 @@ from attestkit.backends.base import SnpEvidence
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tdx.guest import TdGuest
 from attestkit.backends.tsm.configfs_files import TsmSystem
-from attestkit.backends.tsm.report import TsmAnswer, TsmReports, TsmRequest
+from attestkit.backends.tsm.report import TsmClient, TsmRequest, TsmResponse
 from attestkit.errors import (
     BackendError,
     BackendUnavailableError,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConfigfsSnp", "ConfigfsTdx", "ConfigfsTsm"]
 
-_SHORTEST_QUOTE: Final = 1020  # bytes: of version 4, with the smallest certification data
+_SHORTEST_QUOTE: Final = 1020  # bytes: version 4 with the smallest certification data
 _REPORT_SIZE: Final = 1184  # bytes of an SNP report
 _GUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
@@ -33,27 +33,24 @@ _Options = tuple[tuple[str, bytes], ...]
 
 
 class ConfigfsTsm:
-    """Makes a ConfigfsTdx or a ConfigfsSnp, by what the kernel says there is.
+    """Factory and base class: constructing it returns a ConfigfsTdx or a ConfigfsSnp.
 
-    Only what belongs to a request is open during it, so it can be used after a fork, and threads
-    may share it. While the kernel makes one report, every other request on the machine waits: for
-    seconds usually, 30 s possibly.
+    It holds no file open between requests; it is thread-safe and works after a fork. The kernel
+    serialises all requests of the machine, so a request can wait for others, up to 30 s each.
 
     Args:
-        root: Where to look for the kernel's files, for a rig; None: at their own places, and where
-            the environment says (see `backends.find_kernel_paths`).
-        paths: All of these places; then `root` is not looked at.
-        privlevel: SNP: the VMPL that the report is about, 0 to 3. None: the kernel's choice, 0.
-        service_provider: SNP under an SVSM: "svsm", for a report about it and its services.
-        service_guid: With that: the one service; None: all of them.
-        service_manifest_version: With that: the version of the service's manifest, 32 bits.
-        system: What is needed of the machine; for tests.
+        root: The directory to use in place of `/`; None: `backends.find_kernel_paths()`.
+        paths: The kernel's paths; overrides `root`.
+        privlevel: SNP: the VMPL of the report, 0 to 3. None: the default of the kernel, 0.
+        service_provider: SNP with an SVSM: "svsm", for a report about its services.
+        service_guid: With `service_provider`: one service; None: all services.
+        service_manifest_version: With `service_provider`: the manifest version, 32 bits.
+        system: The system interface; for tests.
 
     Raises:
-        UsageError: An option has a value it cannot have, or is not for this TEE.
-        BackendUnavailableError: There is no configfs-tsm that this process can use; the text says
-            what to do.
-        BackendError: Anything else that went wrong.
+        UsageError: If an option is invalid or does not apply to this TEE.
+        BackendUnavailableError: If configfs-tsm is missing or not accessible.
+        BackendError: If the kernel returned another error.
     """
 
     name = "configfs_tsm"
@@ -61,7 +58,7 @@ class ConfigfsTsm:
     blocking = True
 
     _paths: KernelPaths
-    _tsm: TsmReports
+    _tsm: TsmClient
     _options: _Options
     _has_certificates = False
 
@@ -76,21 +73,25 @@ class ConfigfsTsm:
         service_manifest_version: int | None = None,
         system: TsmSystem | None = None,
     ) -> "Self":
-        """Ask the kernel which TEE this is, and make its backend."""
+        """Create the backend of the TEE that the kernel reports."""
         options = (
             *_privlevel(privlevel),
             *_services(service_provider, service_guid, service_manifest_version),
         )
         paths = backends.find_kernel_paths(root) if paths is None else paths
-        tsm = _reports(paths, system)
+        tsm = _client(paths, system)
         kind = _KINDS[tsm.identify()]
         if not issubclass(kind, cls):
             raise BackendUnavailableError(
-                f"{paths.tsm_entry or paths.tsm_report}: the TEE here is for {kind.__name__}, "
-                f"not for {cls.__name__}"
+                f"{_tsm_path(paths)}: wrong platform for {cls.__name__}; use {kind.__name__}",
+                reason="wrong_platform",
+                path=_tsm_path(paths),
             )
         if options and kind is ConfigfsTdx:
-            raise UsageError(f"{options[0][0]} is an option of SEV-SNP, and this is a TDX guest")
+            raise UsageError(
+                f"{options[0][0]}: an option of SEV-SNP, but this is a TDX guest; omit it",
+                reason="not_applicable",
+            )
         tsm.remove_stale()
         self = super().__new__(kind)
         self._paths = paths
@@ -100,69 +101,74 @@ class ConfigfsTsm:
 
     @classmethod
     def probe(cls, paths: KernelPaths | None = None, *, system: TsmSystem | None = None) -> None:
-        """Make an entry, look whose it is, and remove it.
+        """Create a report entry, read its provider, and remove it.
 
-        While the kernel makes a report for somebody else this waits: up to 30 s.
+        This waits, up to 30 s, while the kernel works on a request of another process.
 
         Raises:
-            BackendUnavailableError: It cannot run here; the text names path and errno, and says
-                what to do.
-            BackendError: The kernel is there, and refuses for another reason.
-            UsageError: A variable of the environment does not name a path.
+            BackendUnavailableError: If the backend cannot be used on this machine.
+            BackendError: If the kernel returned another error.
+            UsageError: If an environment variable is invalid.
         """
         paths = backends.find_kernel_paths() if paths is None else paths
-        kind = _KINDS[_reports(paths, system).identify()]
+        kind = _KINDS[_client(paths, system).identify()]
         if not issubclass(kind, cls):
-            raise BackendUnavailableError(f"the TEE here is for {kind.__name__}")
+            raise BackendUnavailableError(
+                f"{_tsm_path(paths)}: wrong platform for {cls.__name__}; use {kind.__name__}",
+                reason="wrong_platform",
+                path=_tsm_path(paths),
+            )
 
     @classmethod
-    def probe_unnamed(cls) -> None:
-        """Probe for whoever takes the first backend that can run.
+    def probe_for_detection(cls) -> None:
+        """Probe for detection (`backends.detect`).
 
-        If the environment names an entry it has to be this one: another way to a quote would hide
-        that the entry is wrong.
+        If the environment selects an entry that is not usable, detection must not continue with
+        another backend: it would hide the error.
 
         Raises:
             AttestKitError: As `probe`.
-            UsageError: The entry that the environment names cannot be used.
+            UsageError: If the entry that the environment selects is not usable.
         """
         try:
             cls.probe()
         except BackendUnavailableError as error:
             if backends.find_kernel_paths().tsm_entry is None:
                 raise
-            raise UsageError(f"$DCAP_TDX_QUOTE_CONFIGFS_PATH: {error}") from error
+            raise UsageError(
+                f"$DCAP_TDX_QUOTE_CONFIGFS_PATH: {error}", reason="wrong_value"
+            ) from error
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return a raw quote of TDX, or a report of SNP, over `report_data`, exactly 64 bytes.
+        """Return a raw TDX quote or an SNP report over `report_data`, exactly 64 bytes.
 
         Raises:
-            UsageError: `report_data` is not 64 bytes, this object is closed, or a privlevel was
-                asked for that this guest cannot have.
-            UnsupportedError: An option was asked for that this guest's kernel does not offer.
-            QuoteUnavailableError: The host gave none; the text says what to look at.
-            BackendBusyError: Somebody else has the device, or an earlier request is not over.
-            BackendUnavailableError: The driver is gone, or there is no permission.
-            BackendError: Anything else that went wrong.
+            UsageError: If `report_data` is not 64 bytes, the backend is closed, or the privlevel is
+                not available to this guest.
+            UnsupportedError: If the kernel does not have an option.
+            QuoteUnavailableError: If the host returned no quote.
+            BackendBusyError: If the device is busy or an earlier request is still in flight.
+            BackendUnavailableError: If the driver was unloaded or access is denied.
+            BackendError: If the kernel returned another error.
         """
-        return self._ask(report_data).report
+        return self._request(report_data).report
 
-    def _ask(self, report_data: object) -> TsmAnswer:
-        """Return the answer to one request, whatever its sizes are."""
+    def _request(self, report_data: object) -> TsmResponse:
+        """Make one request; subclasses check the size of the response."""
         if not isinstance(report_data, bytes) or len(report_data) != 64:
-            raise UsageError("report_data is 64 bytes")
+            raise UsageError("report_data: must be 64 bytes", reason="wrong_size")
         manifest = any(name == "service_provider" for name, _ in self._options)
         request = TsmRequest(
             report_data, self._options, certificates=self._has_certificates, manifest=manifest
         )
-        return self._tsm.ask(request)
+        return self._tsm.request(request)
 
     def read_event_log(self) -> bytes:
-        """Return the firmware's log; empty where no register could vouch for one."""
+        """Return the boot log; empty on SEV-SNP, which has no registers for it."""
         return b""
 
     def close(self) -> None:
-        """End; a second call does nothing."""
+        """Close the backend. A second call has no effect."""
         self._tsm.close()
 
 
@@ -172,21 +178,23 @@ class ConfigfsTdx(TdGuest, ConfigfsTsm):
     def __init__(self, **_options: object) -> None:
         super().__init__(self._paths)
 
-    def _ask(self, report_data: object) -> TsmAnswer:
-        """Return the answer to one request; its quote is at least as long as the shortest."""
-        answer = super()._ask(report_data)
-        if (size := len(answer.report)) < _SHORTEST_QUOTE:
-            # Before Linux 7.1 this, and no errno, says that the host failed. It is kept with the
-            # report data, so nothing but another request can come to anything else.
+    def _request(self, report_data: object) -> TsmResponse:
+        """Make one request; check the minimum size of the quote."""
+        response = super()._request(report_data)
+        if (size := len(response.report)) < _SHORTEST_QUOTE:
+            # Before Linux 7.1 an empty outblob is the only sign that the host failed. The kernel
+            # caches it until the next write of inblob, so reading again does not help.
             raise QuoteUnavailableError(
-                f"{self._paths.tsm_entry or self._paths.tsm_report}: the host gave {size} bytes in "
-                "place of a quote, so its quoting service (QGS) made none; see on the host that it "
-                "runs, that the VMM reaches it, and what its log says, then try again"
+                f"{_tsm_path(self._paths)}: the host returned no quote: {size} bytes; check on the "
+                "host that the quoting service (QGS) runs, that the VMM can connect to it, and its "
+                "log, then retry",
+                reason="too_short" if size else "empty",
+                path=_tsm_path(self._paths),
             )
-        return answer
+        return response
 
     def close(self) -> None:
-        """Close the journal, which lets its lock go. A second call does nothing."""
+        """Close the journal and release its lock. A second call has no effect."""
         ConfigfsTsm.close(self)
         TdGuest.close(self)
 
@@ -194,8 +202,8 @@ class ConfigfsTdx(TdGuest, ConfigfsTsm):
 class ConfigfsSnp(ConfigfsTsm):
     """An AMD SEV-SNP guest: reports with the host's certificates, no registers.
 
-    A request that fails may cost the kernel the key it speaks to the secure processor with, so
-    after an EIO or ETIMEDOUT this object asks for nothing more.
+    After a failed request the driver may wipe its key for the secure processor (VMPCK), so this
+    object makes no further requests after EIO or ETIMEDOUT.
     """
 
     _has_certificates = True
@@ -203,65 +211,77 @@ class ConfigfsSnp(ConfigfsTsm):
     def get_snp_report(self, report_data: bytes) -> SnpEvidence:
         """Return a report over `report_data`, exactly 64 bytes, and the host's certificates.
 
-        With a `service_provider` the report data in the report are the SVSM's, made of these and of
-        its manifest: see `get_service_report`.
+        With a `service_provider`, the report data of the report are a hash by the SVSM of
+        `report_data` and its manifest: see `get_service_report`.
 
         Raises:
             AttestKitError: As `get_quote`.
         """
-        answer = self._ask(report_data)
-        return SnpEvidence(answer.report, answer.certificates)
+        response = self._request(report_data)
+        return SnpEvidence(response.report, response.certificates)
 
-    def get_service_report(self, report_data: bytes) -> TsmAnswer:
-        """Return report, certificates and, with a `service_provider`, the SVSM's manifest.
+    def get_service_report(self, report_data: bytes) -> TsmResponse:
+        """Return the report, the certificates and, with a `service_provider`, the SVSM's manifest.
 
         Raises:
             AttestKitError: As `get_quote`.
         """
-        return self._ask(report_data)
+        return self._request(report_data)
 
-    def _ask(self, report_data: object) -> TsmAnswer:
-        """Return the answer to one request; its report has the right size."""
-        answer = super()._ask(report_data)
-        if (size := len(answer.report)) != _REPORT_SIZE:
+    def _request(self, report_data: object) -> TsmResponse:
+        """Make one request; check the size of the report."""
+        response = super()._request(report_data)
+        if (size := len(response.report)) != _REPORT_SIZE:
             raise BackendError(
-                f"{self._paths.tsm_entry or self._paths.tsm_report}: the kernel gave {size} bytes "
-                f"in place of an SNP report of {_REPORT_SIZE}"
+                f"{_tsm_path(self._paths)}: wrong size of the SNP report: {size} bytes, expected "
+                f"{_REPORT_SIZE}",
+                reason="malformed_response",
+                path=_tsm_path(self._paths),
             )
-        return answer
+        return response
 
 
 _KINDS: Final[dict[str, type[ConfigfsTsm]]] = {"tdx": ConfigfsTdx, "snp": ConfigfsSnp}
 
 
-def _reports(paths: KernelPaths, system: TsmSystem | None) -> TsmReports:
+def _tsm_path(paths: KernelPaths) -> str:
+    return str(paths.tsm_entry or paths.tsm_report)
+
+
+def _client(paths: KernelPaths, system: TsmSystem | None) -> TsmClient:
     entry = None if paths.tsm_entry is None else str(paths.tsm_entry)
-    return TsmReports(str(paths.tsm_report), entry, system)
+    return TsmClient(str(paths.tsm_report), entry, system)
 
 
 def _privlevel(level: object) -> _Options:
     if level is None:
         return ()
     if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level <= 3:
-        raise UsageError(f"privlevel is 0 to 3, not {level!r}")
+        raise UsageError(f"privlevel: must be 0 to 3: {level!r}", reason="out_of_range")
     return (("privlevel", b"%d" % level),)
 
 
 def _services(provider: object, guid: object, version: object) -> _Options:
-    """Return what to write for a report about an SVSM's services."""
+    """Return the options of a report about an SVSM's services."""
     if provider is None:
         if guid is not None or version is not None:
-            raise UsageError("a service is one of a service_provider's: name that too")
+            raise UsageError(
+                "service_guid, service_manifest_version: used without service_provider; add it",
+                reason="missing",
+            )
         return ()
     if provider != "svsm":
-        raise UsageError(f"service_provider is 'svsm', which Linux knows alone, not {provider!r}")
+        raise UsageError(f"service_provider: must be 'svsm': {provider!r}", reason="wrong_value")
     options = [("service_provider", b"svsm")]
     if guid is not None:
         if not isinstance(guid, str) or not _GUID.fullmatch(guid):
-            raise UsageError(f"service_guid is a GUID in text, not {guid!r}")
+            raise UsageError(f"service_guid: not a GUID: {guid!r}", reason="encoding")
         options.append(("service_guid", guid.encode()))
     if version is not None:
         if not isinstance(version, int) or isinstance(version, bool) or not 0 <= version < 2**32:
-            raise UsageError(f"service_manifest_version has 32 bits and no sign, not {version!r}")
+            raise UsageError(
+                f"service_manifest_version: must be 0 to {2**32 - 1}: {version!r}",
+                reason="out_of_range",
+            )
         options.append(("service_manifest_version", b"%d" % version))
     return tuple(options)

@@ -1,7 +1,7 @@
-"""The command tree, and one place where errors become exit codes.
+"""The command tree, and the conversion of errors to exit codes.
 
-People's output goes to stdout through rich (colours only on a terminal); `--json` on every
-command gives machine output instead; errors are one line on stderr.
+Readable output goes to stdout through rich, with colours on a terminal only; `--json` selects
+JSON output; errors are one line on stderr.
 """
 
 import errno
@@ -16,11 +16,11 @@ from attestkit._sanitize import without_hex
 from attestkit.cli.exit_codes import (
     INTERRUPTED,
     USAGE,
-    complain,
-    decided,
-    drop,
+    chosen_exit_code,
+    discard_output,
     exit_code,
-    tell,
+    print_error,
+    write_stderr,
 )
 from attestkit.cli.options.shell_values import COMPLETE
 from attestkit.errors import AttestKitError
@@ -28,44 +28,44 @@ from attestkit.errors import AttestKitError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["COMMANDS", "command_tree", "run_words"]
+__all__ = ["COMMANDS", "command_tree", "run_command"]
 
-# A command is the function of its name (`_` for `-`) in the module of its name, which is loaded
-# once it is called: what one of them needs is not the others' to wait for.
+# A command is a function in the module of the same name (`_` for `-`). The module is imported when
+# the command is called, so that a command pays only for its own imports.
 COMMANDS: Final = {
-    "attest": "Make evidence about this machine.",
-    "bench": "Measure this machine beside the peers.",
-    "completion": "Print what makes a shell complete attestkit's words.",
-    "doctor": "Say what was found, what is missing, and what to do.",
-    "ear": "Check a signed verdict, and show what it says.",
-    "emit": "Extend RTMR3 by an event, and log it.",
-    "key": "Derive a key of the app.",
-    "mount": "Mount the simulator as the kernel's files.",
-    "policy": "Pin what evidence shows, as a policy ready to edit.",
+    "attest": "Create evidence about this machine.",
+    "bench": "Measure attestkit and comparable packages on this machine.",
+    "completion": "Print a completion script for a shell.",
+    "doctor": "Diagnose this machine and suggest remedies.",
+    "ear": "Verify a signed attestation result (EAR) and show it.",
+    "emit": "Extend RTMR3 by an event and log it.",
+    "key": "Derive an app key.",
+    "mount": "Mount the simulator as kernel files.",
+    "policy": "Write a policy from the values of known-good evidence.",
     "quote": "Get a raw quote from the hardware.",
     "replay": "Replay an event log into registers.",
-    "report": "Write evidence and its verdict as one HTML page.",
-    "run": "Run a program with the simulator as the kernel's files.",
+    "report": "Write evidence and its verification result as one HTML page.",
+    "run": "Run a program with the simulator as kernel files.",
     "serve": "Serve the guest agent API.",
-    "show": "Show any quote, log, evidence or certificate.",
-    "verify": "Verify evidence: a verdict per file.",
-    "verify-many": "Verify a fleet's evidence: a line of JSON for each.",
+    "show": "Show a quote, event log, evidence or certificate.",
+    "verify": "Verify evidence files.",
+    "verify-many": "Verify evidence in bulk, with one line of JSON per result.",
 }
 _EPILOG: Final = (
     "Exit codes: 0 good, 1 usage, 2 evidence rejected, 3 network or device, 4 refused by policy, "
-    "5 unreadable input.\n\nattestkit COMMAND --help tells of a command."
+    "5 unreadable input.\n\nSee attestkit COMMAND --help for a command's options."
 )
-# What writing to a full disk, or to a descriptor that is none, fails with.
+# Errors of writing to a full disk or to a closed descriptor.
 _UNWRITABLE: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EROFS}
 )
 
 
 class _Commands(click.Group):
-    """A group that loads the command that is called.
+    """A group that imports a command when it is called.
 
-    A reader of its output that has seen enough is no failure: a command whose exit code is a
-    verdict has said it beforehand, with `decide`.
+    A closed pipe at stdout is not an error. A command whose exit code depends on its result stores
+    it with `set_exit_code` before it writes output.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -74,7 +74,7 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Load a command; None if there is none of that name."""
+        """Import and return a command, or None if the name is unknown."""
         del ctx
         if cmd_name not in COMMANDS:
             return None
@@ -83,13 +83,13 @@ class _Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands, without loading any."""
+        """Write the list of commands without importing them."""
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
-        """Return commands and options that begin so, without loading any."""
+        """Return matching commands and options, without importing the commands."""
         from click.shell_completion import CompletionItem
 
         items = COMMANDS.items()
@@ -97,26 +97,26 @@ class _Commands(click.Group):
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words before the command; the help that one of them asks for is output, too."""
+        """Parse the options before the command; --help may write to a closed pipe."""
         try:
             return super().parse_args(ctx, args)
         except BrokenPipeError:
-            drop(sys.stdout)
+            discard_output(sys.stdout)
             raise click.exceptions.Exit(0) from None
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command to its last byte of output, before click has an opinion about it."""
+        """Run the command and flush its output before click handles exceptions."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            drop(sys.stdout)
-            return decided(ctx)
-        except KeyboardInterrupt as stop:  # click would begin a line of its own
+            discard_output(sys.stdout)
+            return chosen_exit_code(ctx)
+        except KeyboardInterrupt as stop:  # click would print an additional line
             raise click.Abort from stop
-        except SystemExit as stop:  # rich has done the same, and ends with a failure
+        except SystemExit as stop:  # rich exits with a failure on a closed pipe
             if isinstance(stop.__context__, BrokenPipeError):
-                return decided(ctx)
+                return chosen_exit_code(ctx)
             raise
         return result
 
@@ -139,53 +139,53 @@ def command_tree(ctx: click.Context, *, version: bool) -> int:
         click.echo(f"attestkit, version {own_version()}")
         ctx.exit()
     if ctx.invoked_subcommand is None:
-        tell(f"{ctx.get_help()}\n")
+        write_stderr(f"{ctx.get_help()}\n")
         return USAGE
     return 0
 
 
-def run_words(words: list[str]) -> int:
-    """Run one command; return its exit code, with any error told in one line on stderr."""
-    _open_closed()
-    if asked := os.environ.get(COMPLETE):
+def run_command(words: list[str]) -> int:
+    """Run one command and return its exit code; errors are one line on stderr."""
+    _reopen_closed_streams()
+    if shell := os.environ.get(COMPLETE):
         from attestkit.cli.commands.completion import (
-            complete,  # late: for the shell's questions alone
+            complete,  # lazy: for completion only
         )
 
-        return complete(command_tree, asked)
+        return complete(command_tree, shell)
     try:
         code = command_tree.main(words, prog_name="attestkit", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (click.Abort, KeyboardInterrupt):
-        complain("interrupted")
+        print_error("interrupted")
         return INTERRUPTED
     except (click.ClickException, AttestKitError) as error:
-        complain(_text(error))
+        print_error(_format_error(error))
         return exit_code(error) if isinstance(error, AttestKitError) else USAGE
-    except OSError as error:  # all others are wrapped: this is about the output
+    except OSError as error:  # other OSErrors are wrapped by now; this one is from stdout
         if error.errno not in _UNWRITABLE:
             raise
-        drop(sys.stdout)
-        complain(f"stdout cannot be written: {error.strerror}")
+        discard_output(sys.stdout)
+        print_error(f"stdout: cannot write: {error.strerror}")
         return USAGE
     return code if isinstance(code, int) else 0
 
 
-def _open_closed() -> None:
-    """Have what goes to a stream that whoever started us closed go nowhere.
+def _reopen_closed_streams() -> None:
+    """Open /dev/null in place of a stdout or stderr that is closed at start.
 
-    Its descriptor is taken then, too, and does not become that of a file.
+    Files that are opened later do not get its descriptor then.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            # Not to be closed, and so not missed at the end by Python's development mode.
-            setattr(sys, name, os.fdopen(nowhere, "w", encoding="utf-8", closefd=False))
+            null = os.open(os.devnull, os.O_WRONLY)
+            # closefd=False avoids a ResourceWarning at exit.
+            setattr(sys, name, os.fdopen(null, "w", encoding="utf-8", closefd=False))
 
 
-def _text(error: click.ClickException | AttestKitError) -> str:
-    """Return what went wrong, and where to read how it is done; a stray seed is not repeated."""
+def _format_error(error: click.ClickException | AttestKitError) -> str:
+    """Return the text of an error, without long hex (perhaps a seed); usage errors name --help."""
     if isinstance(error, click.UsageError):
         path = "attestkit" if error.ctx is None else error.ctx.command_path
         return f"{without_hex(error.format_message()).rstrip('.')}. See {path} --help."

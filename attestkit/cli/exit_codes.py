@@ -1,4 +1,4 @@
-"""How an error ends the program: its exit code, and its text in one line."""
+"""Exit codes of the program, and its error output on stderr."""
 
 import contextlib
 import os
@@ -29,22 +29,22 @@ __all__ = [
     "REJECTED",
     "UNREADABLE",
     "USAGE",
-    "complain",
-    "decide",
-    "decided",
-    "drop",
-    "ended_in_order",
+    "chosen_exit_code",
+    "clean_up_on_signals",
+    "discard_output",
     "exit_code",
-    "gravest",
+    "most_severe_code",
     "one_line",
-    "tell",
+    "print_error",
+    "set_exit_code",
+    "write_stderr",
 ]
 
 USAGE, REJECTED, NETWORK, POLICY, UNREADABLE = 1, 2, 3, 4, 5
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 
-# The first that fits decides; PolicyError before the VerificationError it is.
-_CODES: Final[tuple[tuple[type[AttestKitError], int], ...]] = (
+# The first match counts: PolicyError is a subclass of VerificationError.
+_EXIT_CODES: Final[tuple[tuple[type[AttestKitError], int], ...]] = (
     (PolicyError, POLICY),
     (VerificationError, REJECTED),
     (FormatError, UNREADABLE),
@@ -53,89 +53,89 @@ _CODES: Final[tuple[tuple[type[AttestKitError], int], ...]] = (
     (BackendError, NETWORK),
     (CollateralError, NETWORK),
 )
-# A forged one among many must not be hidden by one that could not be read.
-_GRAVEST_FIRST: Final = (REJECTED, POLICY, NETWORK, UNREADABLE, USAGE)
-_DECIDED: Final = "attestkit.exit_code"
+# One forged piece of evidence among many must not be hidden by an unreadable one.
+_MOST_SEVERE_FIRST: Final = (REJECTED, POLICY, NETWORK, UNREADABLE, USAGE)
+_EXIT_CODE_KEY: Final = "attestkit.exit_code"
 
 
 def exit_code(error: AttestKitError) -> int:
-    """Return the exit code for an error: 1 usage, 2 rejected, 3 device, 4 policy, 5 unreadable."""
-    return next((code for kind, code in _CODES if isinstance(error, kind)), NETWORK)
+    """Return the exit code of an error: 1 usage, 2 rejected, 3 device, 4 policy, 5 unreadable."""
+    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), NETWORK)
 
 
-def gravest(codes: Iterable[int]) -> int:
-    """Return the one code for many outcomes: rejected, policy, network, unreadable, usage, good."""
+def most_severe_code(codes: Iterable[int]) -> int:
+    """Return the most severe code: rejected, policy, network, unreadable, usage, good."""
     found = set(codes)
-    return next((code for code in _GRAVEST_FIRST if code in found), 0)
+    return next((code for code in _MOST_SEVERE_FIRST if code in found), 0)
 
 
 def one_line(text: str) -> str:
-    """Fold white space and show control characters, so that no input can draw on a terminal."""
+    """Collapse white space and escape control characters, so that input cannot drive a terminal."""
     folded = " ".join(text.split())
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in folded)
 
 
-def complain(text: str) -> None:
-    """Say what went wrong, in one line on stderr."""
-    tell(f"attestkit: {one_line(text)}\n")
+def print_error(text: str) -> None:
+    """Print an error message as one line on stderr."""
+    write_stderr(f"attestkit: {one_line(text)}\n")
 
 
-def tell(text: str) -> None:
-    """Write to stderr; that nobody can be told changes neither what is done nor the exit code."""
+def write_stderr(text: str) -> None:
+    """Write to stderr; ignore failures, which affect neither the output nor the exit code."""
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
     except (OSError, ValueError):
-        drop(sys.stderr)
+        discard_output(sys.stderr)
 
 
-def drop(stream: TextIO) -> None:
-    """Have what is still buffered go nowhere: the interpreter flushes once more at its end."""
+def discard_output(stream: TextIO) -> None:
+    """Redirect a stream to /dev/null, because the interpreter flushes its buffer at exit."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
-def decide(code: int) -> int:
-    """Keep the exit code of the running command, also if nobody reads its output; return it."""
-    click.get_current_context().meta[_DECIDED] = code
+def set_exit_code(code: int) -> int:
+    """Store and return the exit code of the running command; it holds if stdout is closed later."""
+    click.get_current_context().meta[_EXIT_CODE_KEY] = code
     return code
 
 
-def decided(context: click.Context) -> int:
-    """Return the exit code that the command has decided on, or 0."""
-    code: int = context.meta.get(_DECIDED, 0)
+def chosen_exit_code(context: click.Context) -> int:
+    """Return the exit code that the command stored, or 0."""
+    code: int = context.meta.get(_EXIT_CODE_KEY, 0)
     return code
 
 
-class _EndedError(BaseException):
-    """A signal that ends the process came."""
+class _TerminatedError(BaseException):
+    """A terminating signal was received."""
 
 
 @contextlib.contextmanager
-def ended_in_order() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP leave the block first, which puts things in order, and then end us.
+def clean_up_on_signals() -> Iterator[None]:
+    """On SIGTERM or SIGHUP leave the block, so that its cleanup runs, then end the process.
 
-    A signal that somebody handles or ignores is left to them.
+    Signals that are ignored or have a handler already are not changed.
     """
-    came: list[int] = []
+    received: list[int] = []
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def leave_block(number: int, frame: FrameType | None) -> None:
         del frame
-        came.append(number)
-        raise _EndedError
+        received.append(number)
+        raise _TerminatedError
 
-    taken: list[int] = []
-    if threading.current_thread() is threading.main_thread():  # which alone may take them
-        deadly = (signal.SIGTERM, signal.SIGHUP)
-        taken = [one for one in deadly if signal.getsignal(one) is signal.SIG_DFL]
+    handled: list[int] = []
+    if threading.current_thread() is threading.main_thread():  # required by signal.signal
+        terminating = (signal.SIGTERM, signal.SIGHUP)
+        handled = [one for one in terminating if signal.getsignal(one) is signal.SIG_DFL]
     try:
-        for number in taken:
-            signal.signal(number, leave)
+        for number in handled:
+            signal.signal(number, leave_block)
         yield
     finally:
-        for number in taken:
+        for number in handled:
             signal.signal(number, signal.SIG_DFL)
-        if came:
-            os.kill(os.getpid(), came[0])
+        if received:
+            os.kill(os.getpid(), received[0])

@@ -1,6 +1,6 @@
-"""One file judged, and what came out of it.
+"""Verification of one file with the options of a command.
 
-An outcome exists for every file, whatever is in it, and knows the exit code that it stands for.
+Each file has an outcome with an exit code, whatever the file contains.
 """
 
 import hmac
@@ -20,9 +20,9 @@ from attestkit.cli.exit_codes import (
     exit_code,
     one_line,
 )
-from attestkit.cli.input.detect_format import Recognised, recognise
+from attestkit.cli.input.detect_format import FileContent, identify
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.verification import Asked
+from attestkit.cli.options.verification import VerificationOptions
 from attestkit.collateral import Collateral
 from attestkit.errors import (
     AttestKitError,
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from attestkit.verifier.evidence_bundle import EvidenceBundle
     from attestkit.verifier.result import AttestationResult
 
-__all__ = ["VERDICTS", "Judge", "Outcome", "code_of", "evidence_in"]
+__all__ = ["VERDICTS", "FileOutcome", "FileVerifier", "evidence_exit_code", "extract_evidence"]
 
-_Got = TypeVar("_Got")
+_T = TypeVar("_T")
 
 VERDICTS: Final = {
     0: "accepted",
@@ -56,85 +56,89 @@ VERDICTS: Final = {
     UNREADABLE: "unreadable",
 }
 _IMAGE_LEFT_OUT: Final = "the OS image was left out: "
-_OF_KEY: Final = (
-    "the evidence is about the certificate's key; whether who sent it holds that key, and when the "
-    "evidence was made, was not checked"
+_BOUND_TO_KEY: Final = (
+    "the evidence is bound to the certificate's key; possession of the key and freshness of the "
+    "evidence were not checked"
 )
-_NAMED: Final = "the report data is the one that the bundle names, which by itself shows nothing"
+_NAMED: Final = "the report data is as the bundle names it, which alone does not show freshness"
 
 
-class Outcome(NamedTuple):
-    """What came out for one file: a result or an error, never both."""
+class FileOutcome(NamedTuple):
+    """The outcome for one file: either a result or an error."""
 
     path: Path
-    found: Recognised | None  # None: it could not be read
-    evidence: Attestation | Quote | None  # in it, as it was judged
+    content: FileContent | None  # None: unreadable
+    evidence: Attestation | Quote | None  # the verified evidence
     result: "AttestationResult | None"
     error: AttestKitError | None
     code: int
-    at: datetime  # the instant of the verification, aware
-    policy: str  # name of the preset, or of the file, by which it was judged
-    collateral: Collateral | None = None  # that was used
-    report_data: bytes | None = None  # that the caller held it to
-    fresh: bool = False  # whether there is such
-    of_key: bool = False  # whether it is about the key of the certificate that it stands in
-    own_instant: bool = False  # whether `at` is a bundle's word
-    own_collateral: bool = False  # whether that came in the bundle
-    named: bytes | None = None  # report data that a bundle names and nobody asked for
-    certificates: tuple[bytes, ...] = ()  # AMD's, of options
+    at: datetime  # verification time, aware
+    policy: str  # name of the preset or of the file
+    collateral: Collateral | None = None  # used for verification
+    report_data: bytes | None = None  # expected by the caller
+    fresh: bool = False  # whether report data was expected and found
+    bound_to_key: bool = False  # to the key of the certificate that contains the evidence
+    own_instant: bool = False  # whether `at` is from the bundle
+    own_collateral: bool = False  # whether the collateral is from the bundle
+    bundle_report_data: bytes | None = None  # of the bundle, if the caller expects none
+    certificates: tuple[bytes, ...] = ()  # AMD certificates of options
 
     @property
     def verdict(self) -> str:
-        """The verdict in a word or three."""
+        """The verdict, one to three words."""
         return VERDICTS[self.code]
 
     @property
     def reason(self) -> str:
-        """The stable word for what is wrong; empty if nothing is, or it has none."""
+        """The reason of the error; empty without an error."""
         return str(getattr(self.error, "reason", ""))
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """What was checked; of a refused file as far as it got."""
+        """The verification steps; on an error, those before it."""
         if self.result is None:
             return self.error.steps if isinstance(self.error, VerificationError) else ()
-        named = () if self.named is None else (_NAMED,)
-        return (*self.result.steps, *named, *((_OF_KEY,) if self.of_key else ()))
+        named = () if self.bundle_report_data is None else (_NAMED,)
+        return (*self.result.steps, *named, *((_BOUND_TO_KEY,) if self.bound_to_key else ()))
 
     @property
     def os_image(self) -> str:
-        """The hash of the verified OS image, else why there is none; empty without a result."""
+        """The hash of the verified OS image, else why it is missing; empty without a result."""
         if self.result is None:
             return ""
         if image := self.result.claims.os_image_hash:
             return image.hex()
-        why = (s for s in self.result.steps if s.startswith(_IMAGE_LEFT_OUT))
-        return f"not verified: {next(why, '').removeprefix(_IMAGE_LEFT_OUT)}".rstrip(": ")
+        reasons = (s for s in self.result.steps if s.startswith(_IMAGE_LEFT_OUT))
+        return f"not verified: {next(reasons, '').removeprefix(_IMAGE_LEFT_OUT)}".rstrip(": ")
 
     @property
     def problem(self) -> str:
-        """What is wrong, without the file's name."""
+        """The text of the error, without the file name."""
         return str(self.error).removeprefix(f"{self.path}: ")
 
-    def complaint(self) -> str:
-        """Return what is wrong, with the file's name in front."""
+    def error_line(self) -> str:
+        """Return the text of the error, after the file name."""
         return f"{self.path}: {self.problem}"
 
     def bundle(self) -> "EvidenceBundle":
-        """Return what it takes to verify this again without a network: evidence and collateral."""
-        from attestkit.verifier.evidence_bundle import EvidenceBundle  # late: few are saved
+        """Return an evidence bundle, for later verification without network access."""
+        from attestkit.verifier.evidence_bundle import (
+            EvidenceBundle,
+        )  # lazy: few runs save a bundle
 
         evidence = self.evidence
         assert evidence is not None
         evidence = _with_certificates(evidence, self.certificates)
         raw = evidence.raw if isinstance(evidence, Quote) else evidence.to_bytes()
-        return EvidenceBundle(raw, self.collateral, self.at, self.report_data or self.named)
+        return EvidenceBundle(
+            raw, self.collateral, self.at, self.report_data or self.bundle_report_data
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values ready for JSON."""
-        told = {
+        fields = {
             "file": str(self.path),
-            "kind": None if self.found is None else self.found.kind,
+            "kind": None if self.content is None else self.content.kind,
             "verdict": self.verdict,
             "exit_code": self.code,
             "at": self.at.isoformat(),
@@ -142,12 +146,12 @@ class Outcome(NamedTuple):
             "own_collateral": self.own_collateral,
             "policy": self.policy,
             "freshness_checked": self.fresh,
-            "bound_to": "certificate key" if self.of_key else None,
+            "bound_to": "certificate key" if self.bound_to_key else None,
         }
         if self.result is not None:
-            return {**told, **self.result.to_dict(), "steps": list(self.steps)}
+            return {**fields, **self.result.to_dict(), "steps": list(self.steps)}
         return {
-            **told,
+            **fields,
             "error": one_line(str(self.error)),
             "error_type": type(self.error).__name__,
             "reason": self.reason or None,
@@ -159,219 +163,238 @@ def _now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-class Judge:
-    """Verifies file after file at one instant; what they share is read and checked once."""
+class FileVerifier:
+    """Verifier of files with the same options and time; shared inputs are read once."""
 
-    def __init__(self, asked: Asked, *, clock: Callable[[], datetime] = _now) -> None:
-        from attestkit.verifier.pipeline import Verifier  # late: other commands do not verify
+    def __init__(
+        self, options: VerificationOptions, *, clock: Callable[[], datetime] = _now
+    ) -> None:
+        from attestkit.verifier.pipeline import Verifier  # lazy: loads the verifier
 
-        self.asked = asked
-        self._now = asked.at or clock()
+        self.options = options
+        self._now = options.at or clock()
         self._verifier = Verifier(
-            asked.trust_anchor,
-            policy=asked.policy,
-            snp_certificates=asked.certificates,
+            options.trust_anchor,
+            policy=options.policy,
+            snp_certificates=options.certificates,
             tcb_details=True,
         )
         self._cache: CollateralCache | None = None
 
-    def outcome(self, path: Path) -> Outcome:
-        """Judge a file; whatever is in it, the answer is an outcome."""
-        asked = self.asked
-        out = Outcome(
+    def verify(self, path: Path) -> FileOutcome:
+        """Verify a file; all errors are part of the outcome."""
+        options = self.options
+        out = FileOutcome(
             path=path,
-            found=None,
+            content=None,
             evidence=None,
             result=None,
             error=None,
             code=0,
             at=self._now,
-            policy=asked.policy_name,
-            report_data=asked.report_data,
-            fresh=asked.report_data is not None,
-            certificates=asked.certificates,
+            policy=options.policy_name,
+            report_data=options.report_data,
+            fresh=options.report_data is not None,
+            certificates=options.certificates,
         )
         try:
             data = read_file(path)
-            found = _about_evidence(lambda: recognise(data))
-            out = out._replace(found=found)
-            evidence = _about_evidence(lambda: evidence_in(found))
-            out = self._prepared(out._replace(evidence=evidence), found, evidence)
-            result = self._judged(out, found, evidence)
-            return out._replace(result=result, of_key=found.in_certificate)
+            content = _reject_usage_errors(lambda: identify(data))
+            out = out._replace(content=content)
+            evidence = _reject_usage_errors(lambda: extract_evidence(content))
+            out = self._select_inputs(out._replace(evidence=evidence), content, evidence)
+            result = self._verify_content(out, content, evidence)
+            return out._replace(result=result, bound_to_key=content.in_certificate)
         except AttestKitError as error:
-            return out._replace(error=error, code=code_of(error), fresh=False)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is no acceptance
-            return out._replace(error=_no_end(error), code=REJECTED, fresh=False)
+            return out._replace(error=error, code=evidence_exit_code(error), fresh=False)
+        except Exception as error:  # noqa: BLE001 - any other error rejects the evidence
+            return out._replace(error=_internal_error(error), code=REJECTED, fresh=False)
 
-    def _prepared(self, out: Outcome, found: Recognised, evidence: Attestation | Quote) -> Outcome:
-        """Settle by what this file is judged: our instant and collateral, or a bundle's."""
-        asked = self.asked
-        bundle = _bundle(found) if found.kind == "evidence bundle" else None
-        if asked.own_instant and bundle is None:
-            raise UsageError(f"--at bundle: this is no evidence bundle, but {found.kind}")
-        if found.in_certificate and asked.report_data is not None:
+    def _select_inputs(
+        self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
+    ) -> FileOutcome:
+        """Select verification time and collateral: those of the options or of a bundle."""
+        options = self.options
+        bundle = _bundle(content) if content.kind == "evidence bundle" else None
+        if options.own_instant and bundle is None:
             raise UsageError(
-                "the report data of a certificate is the hash of its key: leave --report-data, "
-                "--text and --file out"
+                f"--at bundle: not an evidence bundle: {content.kind}",
+                reason="not_applicable",
             )
-        if bundle is not None and asked.report_data is None:
-            out = out._replace(named=bundle.report_data)
-        if bundle is not None and asked.own_instant:
+        if content.in_certificate and options.report_data is not None:
+            raise UsageError(
+                "report data: always the key's hash for an RA-TLS certificate; omit --report-data, "
+                "--text and --file",
+                reason="not_applicable",
+            )
+        if bundle is not None and options.report_data is None:
+            out = out._replace(bundle_report_data=bundle.report_data)
+        if bundle is not None and options.own_instant:
             out = out._replace(at=bundle.at, own_instant=True)
         quote = evidence if isinstance(evidence, Quote) else evidence.quote
         if quote is None:
             return out
-        _need_dcap_qvl()
-        brought = None if bundle is None else bundle.collateral
-        collateral = self._collateral(quote, brought)
+        _check_dcap_qvl()
+        bundled = None if bundle is None else bundle.collateral
+        collateral = self._find_collateral(quote, bundled)
         return out._replace(
-            collateral=collateral, own_collateral=brought is not None and collateral is brought
+            collateral=collateral, own_collateral=bundled is not None and collateral is bundled
         )
 
-    def _collateral(self, quote: Quote, brought: Collateral | None) -> Collateral:
-        """Return the collateral that was handed in, else fetched if that was asked for.
+    def _find_collateral(self, quote: Quote, bundled: Collateral | None) -> Collateral:
+        """Return the collateral of the options or of a bundle, or fetch it.
 
-        What a bundle brought gives way to options, and not to the environment.
+        Options have precedence over the bundle, and the bundle over $PCCS_URL.
         """
-        asked = self.asked
-        if asked.collateral is not None:
-            return asked.collateral
-        if brought is not None and not asked.pccs_named:
-            return brought
-        if asked.pccs_url is None:
+        options = self.options
+        if options.collateral is not None:
+            return options.collateral
+        if bundled is not None and not options.pccs_named:
+            return bundled
+        if options.pccs_url is None:
             raise CollateralError(
-                "no collateral, which the platform's verdict rests on: hand it in with "
-                "--collateral FILE, or name a service to fetch it from with --pccs URL"
+                "collateral: missing, but required to verify the platform; use --collateral FILE, "
+                "or --pccs URL to fetch it",
+                reason="missing",
             )
         if self._cache is None:
-            from attestkit.collateral.cache import CollateralCache  # late: only who fetches pays
+            from attestkit.collateral.cache import (
+                CollateralCache,
+            )  # lazy: not needed without fetching
 
-            # By the clock of the verification, so that many files at one instant ask once.
+            # The cache uses the verification time, so that many files share one request.
             self._cache = CollateralCache(None, clock=lambda: self._now)
-        return Collateral.fetch(quote, asked.pccs_url, cache=self._cache)
+        return Collateral.fetch(quote, options.pccs_url, cache=self._cache)
 
-    def _judged(
-        self, out: Outcome, found: Recognised, evidence: Attestation | Quote
+    def _verify_content(
+        self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
     ) -> "AttestationResult":
-        """Return the result for evidence that is accepted, and is what its bundle says it is."""
+        """Verify evidence, and compare its report data with that of its bundle."""
         try:
-            result = _about_evidence(lambda: self._verify(out, found, evidence))
+            result = _reject_usage_errors(lambda: self._verify(out, content, evidence))
         except CollateralExpiredError as error:
-            if found.kind != "evidence bundle" or out.own_instant:
+            if content.kind != "evidence bundle" or out.own_instant:
                 raise
-            text = f"{error}; the bundle can be judged at its own instant, with --at bundle"
+            text = f"{error}; use --at bundle for the time of the bundle"
             raise CollateralExpiredError(text, steps=error.steps, reason=error.reason) from error
-        if out.named is not None:
-            _check_named(result, out.named)
+        if out.bundle_report_data is not None:
+            _check_bundle_report_data(result, out.bundle_report_data)
         return result
 
     def _verify(
-        self, out: Outcome, found: Recognised, evidence: Attestation | Quote
+        self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
     ) -> "AttestationResult":
-        if not found.in_certificate:
+        if not content.in_certificate:
             return self._verifier.verify(
                 evidence,
                 report_data=out.report_data,
                 now=out.at,
                 collateral=out.collateral,
             )
-        from attestkit import ra_tls  # late: loads X.509
+        from attestkit import ra_tls  # lazy: loads X.509
         from attestkit.verifier.pipeline import Verifier
 
         verifier = self._verifier
-        if out.collateral is not None:  # which a certificate's verification takes from it alone
-            asked = self.asked
+        if out.collateral is not None:  # ra_tls.verify takes collateral from the verifier
+            options = self.options
             verifier = Verifier(
-                asked.trust_anchor,
+                options.trust_anchor,
                 out.collateral,
-                policy=asked.policy,
-                snp_certificates=asked.certificates,
+                policy=options.policy,
+                snp_certificates=options.certificates,
                 tcb_details=True,
             )
-        return ra_tls.verify(found.raw, verifier, now=out.at)
+        return ra_tls.verify(content.raw, verifier, now=out.at)
 
 
-def _need_dcap_qvl() -> None:
-    """Say that it is not installed before evidence takes the blame."""
-    from attestkit.verifier.dcap.authenticate import Dcap  # late: it is slow to import
+def _check_dcap_qvl() -> None:
+    """Raise UsageError if dcap-qvl is not installed, before evidence could be rejected for it."""
+    from attestkit.verifier.dcap.authenticate import Dcap  # lazy: slow to import
 
     Dcap()
 
 
-def _about_evidence(step: Callable[[], _Got]) -> _Got:
-    """Take a step that options have no part in: who complains of its use means the evidence."""
+def _reject_usage_errors(step: Callable[[], _T]) -> _T:
+    """Run a step that does not depend on options; its UsageError is about the evidence."""
     try:
         return step()
     except UsageError as error:
         raise VerificationError(str(error), reason="unusable") from error
 
 
-def _check_named(result: "AttestationResult", named: bytes) -> None:
-    """Refuse evidence that is about something else than its bundle says.
+def _check_bundle_report_data(result: "AttestationResult", report_data: bytes) -> None:
+    """Raise PolicyError if the report data of evidence differs from that of its bundle.
 
-    It is no sign of freshness: whoever made the bundle wrote both.
+    Equality does not show freshness, since the bundle's creator chose both.
     """
-    signed, wanted = result.claims.report_data, ReportData.pad(named)
-    if not hmac.compare_digest(signed.ljust(len(wanted), b"\0"), wanted):
+    signed, expected = result.claims.report_data, ReportData.pad(report_data)
+    if not hmac.compare_digest(signed.ljust(len(expected), b"\0"), expected):
         raise PolicyError(
-            f"the report data is {signed.hex()}, and the bundle says that it is {wanted.hex()}: "
-            "its evidence was made for another request",
+            f"report data: {signed.hex()}, but the bundle names {expected.hex()}; the evidence was "
+            "created for another request",
             steps=result.steps,
             reason="report_data",
         )
 
 
-def _no_end(error: Exception) -> VerificationError:
-    """Return the refusal of what nobody expected, from here: no frame of `error` is to hold it."""
-    text = f"the verification came to no end ({type(error).__name__}): refused"
-    refused = VerificationError(text, reason="internal")
-    refused.__cause__ = error
-    return refused
+def _internal_error(error: Exception) -> VerificationError:
+    """Return a VerificationError for an unexpected error.
+
+    It is created here and not in the caller's frame, which `error` refers to: a reference cycle.
+    """
+    text = f"verification failed with an internal error: {type(error).__name__}"
+    rejection = VerificationError(text, reason="internal")
+    rejection.__cause__ = error
+    return rejection
 
 
-def code_of(error: AttestKitError) -> int:
+def evidence_exit_code(error: AttestKitError) -> int:
     """Return the exit code for evidence that is not accepted."""
-    # A platform that nobody verified has not been accepted.
+    # Evidence of an unsupported platform is rejected.
     return REJECTED if isinstance(error, UnsupportedError) else exit_code(error)
 
 
-def _bundle(found: Recognised) -> "EvidenceBundle":
+def _bundle(content: FileContent) -> "EvidenceBundle":
     from attestkit.verifier.evidence_bundle import EvidenceBundle
 
-    assert isinstance(found.value, EvidenceBundle)
-    return found.value
+    assert isinstance(content.value, EvidenceBundle)
+    return content.value
 
 
-def evidence_in(found: Recognised) -> Attestation | Quote:
-    """Return the evidence that a file holds.
+def extract_evidence(content: FileContent) -> Attestation | Quote:
+    """Return the evidence in a file.
 
     Raises:
-        FormatError: It holds something else; the text says what to do with that.
-        VerificationError: It is a certificate, and there is no evidence in it.
+        FormatError: If the file contains something else; the text has a remedy.
+        VerificationError: If the file is a certificate without evidence.
     """
-    if isinstance(found.value, Attestation | Quote):
-        return found.value
-    if isinstance(found.value, SnpReport):  # bare, as a guest's firmware gives it
-        stack = Stack(found.value.report_data, (), "")
-        return Attestation(Evidence(SevSnp(found.value.raw, (), ""), stack))
-    if found.kind == "evidence bundle":
-        inner = recognise(_bundle(found).evidence)
+    if isinstance(content.value, Attestation | Quote):
+        return content.value
+    if isinstance(content.value, SnpReport):  # a bare report of the firmware
+        stack = Stack(content.value.report_data, (), "")
+        return Attestation(Evidence(SevSnp(content.value.raw, (), ""), stack))
+    if content.kind == "evidence bundle":
+        inner = identify(_bundle(content).evidence)
         if inner.kind not in {"evidence", "quote"}:
-            raise FormatError(f"the evidence in the bundle is none: {inner.kind}")
-        return evidence_in(inner)
-    if found.kind == "certificate without evidence":
+            raise FormatError(
+                f"evidence bundle: contains no evidence but another format: {inner.kind}",
+                reason="unrecognized",
+            )
+        return extract_evidence(inner)
+    if content.kind == "certificate without evidence":
         raise VerificationError(
-            "this certificate carries no evidence: nothing about its key is attested",
+            "certificate: contains no evidence, so its key is not attested",
             reason="no_evidence",
         )
-    raise FormatError(f"{found.kind}: {_ADVICE.get(found.kind, _ADVICE_ON_LOGS)}")
+    raise FormatError(
+        f"{content.kind}: {_REMEDIES.get(content.kind, _LOG_REMEDY)}", reason="unsupported"
+    )
 
 
 def _with_certificates(
     evidence: Attestation | Quote, certificates: tuple[bytes, ...]
 ) -> Attestation | Quote:
-    """Put certificates into evidence of SEV-SNP that has none; other evidence stays."""
+    """Add certificates to SEV-SNP evidence without them; return other evidence unchanged."""
     if isinstance(evidence, Quote) or not certificates:
         return evidence
     platform, stack = evidence.evidence
@@ -381,9 +404,9 @@ def _with_certificates(
     return Attestation(Evidence(platform, stack), evidence.encoding)
 
 
-_ADVICE_ON_LOGS: Final = "a log vouches for nothing by itself; attestkit replay holds it to a quote"
-_ADVICE: Final = {
-    "collateral": "no evidence; hand it in with --collateral beside the evidence",
-    "recording": "no evidence; attestkit attest --backend recording --option path=FILE gives it",
-    "TD report": "good on the machine that made it only; a quote says the same to others",
+_LOG_REMEDY: Final = "not evidence; compare a log with a quote by attestkit replay"
+_REMEDIES: Final = {
+    "collateral": "not evidence; use it with --collateral",
+    "recording": "not evidence; use attestkit attest --backend recording --option path=FILE",
+    "TD report": "can be verified on the machine that created it only; use a quote",
 }

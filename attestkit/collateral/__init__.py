@@ -1,7 +1,7 @@
-"""Endorsements of Intel about a platform: one value, where it is fetched, and where it is kept.
+"""Endorsements of Intel for a platform: one value, its retrieval, and its cache.
 
-Nothing here is believed: a `Collateral` has the right shape and a span of validity, and a verifier
-checks its signatures.
+A `Collateral` is well formed and has a period of validity; its signatures are verified by the
+verifier.
 """
 
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ def _fetch(
     cache: "CollateralCache | None",
     max_age: "timedelta | None",
 ) -> Collateral:
-    # Late: only who fetches pays for it.
+    # Lazy: only fetching needs it.
     from attestkit.collateral.caching_source import CollateralSource
 
     source = CollateralSource(pccs_url, getter=getter, cache=cache, max_age=max_age)

@@ -1,16 +1,15 @@
-"""Collateral for a verifier: a service, a cache before it, and a second try where that is doubtful.
+"""Collateral source of a verifier: a PCCS or Intel's PCS with a cache and rollback protection.
 
-Nothing fetched is believed, so a cache may hold an answer that somebody altered on its way, with
-a next update that is years off. It stays until a verification has refused evidence over it: then
-the service is asked once more, unless the same collateral has passed before, for then the evidence
-is to blame. Who sends bad evidence can so neither displace what has passed, nor have a service
-asked more than once a minute for a platform that it knows.
+Fetched collateral is not authenticated, so the cache may contain a response that was altered in
+transit, with a next update years ahead. If a verification fails with cached collateral, it is
+fetched again, unless the same collateral was verified before: then the evidence is at fault.
+Invalid evidence can therefore neither evict verified collateral nor cause more than one request a
+minute for a known platform.
 
-Nor does an answer that is older, though Intel's and in date. What has passed is kept in the cache
-apart from what was fetched, for each root, also where it has ended; of whatever is fetched later,
-by any process on the folder and after a restart, each part gives way to a newer one there
-(`merge`). What has not passed is compared with nothing: a forged part, however new it says it is,
-must not lock out the true one.
+Rollback protection: verified collateral is stored in the cache apart from fetched collateral, for
+each root, even past its expiry. In collateral fetched later, by any process with the folder and
+after a restart, each part is replaced by the verified one if that is newer (`merge`). Unverified
+collateral is never compared: a forged part with a late date must not replace a genuine one.
 """
 
 import logging
@@ -26,10 +25,10 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from attestkit.collateral.cache import CollateralCache, Key
 from attestkit.collateral.intel_collateral import Collateral
-from attestkit.collateral.merge import newest, root_of
+from attestkit.collateral.merge import merge_newest, root_key_id
 from attestkit.collateral.pccs_client import (
     Getter,
-    HiddenPlatform,
+    PckCertQuery,
     Platform,
     Service,
     base_url,
@@ -38,38 +37,38 @@ from attestkit.collateral.pccs_client import (
 from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.quote import TEE_SGX, Quote
 
-__all__ = ["CollateralSource", "Found"]
+__all__ = ["CollateralLookup", "CollateralSource"]
 
-_PAUSE: Final = 60.0  # seconds between two second tries for one platform
-_REMEMBERED: Final = 256  # platforms, of each kind of memory
-_KEEP_SECONDS: Final = 1.0  # to wait for another process that keeps what has passed
+_PAUSE: Final = 60.0  # seconds between two repeated fetches for one platform
+_REMEMBERED: Final = 256  # entries of each dictionary
+_STORE_SECONDS: Final = 1.0  # wait for another process that stores verified collateral
 _Name = TypeVar("_Name")
 _Value = TypeVar("_Value")
 _logger = logging.getLogger("attestkit.collateral")
 
 
-class Found(NamedTuple):
-    """Collateral for a quote, and where it was."""
+class CollateralLookup(NamedTuple):
+    """Result of a lookup: collateral for a quote, and its origin."""
 
     collateral: Collateral
     key: Key  # of `shared` in the cache
-    cached: bool  # whether it was in the cache, perhaps for long
-    shared: Collateral  # the same without the certificate of one platform
-    hidden: HiddenPlatform | None  # whose certificate that is
+    cached: bool  # whether it was in the cache
+    shared: Collateral  # the same without pck_certificate_chain
+    query: PckCertQuery | None  # of pck_certificate_chain
 
 
-Before: TypeAlias = Callable[[str | None], object]
+BeforeFetch: TypeAlias = Callable[[str | None], object]
 
 
-def _nothing(_: str | None) -> None:
-    """Have nothing against asking a service."""
+def _allow(_: str | None) -> None:
+    """Allow every fetch."""
 
 
 class CollateralSource:
-    """A PCCS or Intel's service with a cache before it; any number of threads may share it.
+    """PCCS or Intel's PCS with a cache; threads may share it.
 
-    Threads that want the same at once wait for one fetch, and so do processes whose caches are in
-    one folder.
+    Concurrent lookups of the same collateral wait for a single fetch, in threads and in processes
+    whose caches share a folder.
     """
 
     def __init__(
@@ -81,167 +80,174 @@ class CollateralSource:
         max_age: timedelta | None = None,
         timer: Callable[[], float] = monotonic,
     ) -> None:
-        """Set up for a service; nothing is asked yet.
+        """Create a source without sending a request.
 
         Args:
-            pccs_url: The service, as for `Collateral.fetch`; also the next three.
-            getter: What gets a URL; None is HTTP.
-            cache: Where answers are kept; None keeps none.
-            max_age: How old an answer from the cache may be.
-            timer: Seconds that pass, for the pause between second tries.
+            pccs_url: Base URL of the service, as for `Collateral.fetch`.
+            getter: Function that gets a URL; None is `HttpGetter`.
+            cache: Cache of responses; None fetches each time.
+            max_age: Maximum age of cached responses.
+            timer: Monotonic clock in seconds, for the pause between repeated fetches.
 
         Raises:
-            UsageError: `pccs_url` is no http or https URL, or holds a password.
+            UsageError: If `pccs_url` is not an http or https URL, or contains a password.
         """
         self._base = base_url(pccs_url)
         self._getter, self._cache, self._max_age = getter, cache, max_age
         self._timer = timer
-        self._lock, self._keeping = Lock(), Lock()
+        self._lock, self._storing = Lock(), Lock()
         self._running: dict[Key, Future[Collateral | None]] = {}
-        # What has passed a verification, by platform; the oldest first, as in all of these.
-        self._passed: dict[Key, Collateral] = {}
-        self._certificates: dict[HiddenPlatform, tuple[Platform, str]] = {}
-        self._tried_again: dict[Key, float] = {}
+        # Verified collateral by key; all dictionaries are ordered, oldest first.
+        self._verified: dict[Key, Collateral] = {}
+        self._certificates: dict[PckCertQuery, tuple[Platform, str]] = {}
+        self._refetched_at: dict[Key, float] = {}
 
-    def find(self, quote: Quote, before: Before = _nothing) -> Found:
-        """Return the collateral for `quote`, from the cache if it is there; see `fetch` for errors.
+    def find(self, quote: Quote, before: BeforeFetch = _allow) -> CollateralLookup:
+        """Return the collateral for `quote`, from the cache or the service.
 
-        A quote with an encrypted PPID has one request more, for the platform's certificate, until
-        that has passed a verification: strangers can invent such names without end.
+        For a quote with an encrypted PPID, the platform's PCK certificate is requested first. It is
+        cached only after a verification, because untrusted quotes can name any number of PPIDs.
 
         Args:
-            quote: Of a TD or an SGX enclave.
-            before: Called before the service is asked, or another's request is waited for. It is
-                handed the chain of the PCK certificate if the service has told it, and what it
-                raises comes out.
+            quote: Quote of a TD or an SGX enclave.
+            before: Function that is called before a request, or the wait for another one; its
+                exception cancels the fetch. Its argument is the PCK certificate chain, if the
+                service returned one.
+
+        Raises:
+            AttestKitError: As `Collateral.fetch`.
         """
         if not isinstance(quote, Quote):
-            raise UsageError(f"quote is a Quote, not {type(quote).__name__}: see Quote.parse")
+            raise UsageError(
+                f"quote: wrong type: {type(quote).__name__}, must be a Quote; use Quote.parse",
+                reason="wrong_type",
+            )
         tee = "sgx" if quote.tee_type == TEE_SGX else "tdx"
-        platform, hidden, chain = platform_of(quote), None, None
-        if isinstance(platform, HiddenPlatform):
-            hidden = platform
-            known = self._certificates.get(hidden)
+        platform, query, chain = platform_of(quote), None, None
+        if isinstance(platform, PckCertQuery):
+            query = platform
+            known = self._certificates.get(query)
             if known is None:
                 before(None)
-            platform, chain = known or self._service().find(hidden)
+            platform, chain = known or self._service().find(query)
         key = (self._base, tee, *platform)
-        shared, cached = self._held(key), True
+        shared, cached = self._find_cached(key), True
         if shared is None:
             before(chain)
-        while shared is None:  # a second try of another thread may end without
-            shared, cached = self._once(
-                key, lambda: self._held(key), lambda: self._ask(key, tee, platform)
+        while shared is None:  # a refetch of another thread may return None
+            shared, cached = self._fetch_once(
+                key, lambda: self._find_cached(key), lambda: self._fetch(key, tee, platform)
             )
-        return _found(shared, key, hidden, chain, cached=cached)
+        return _lookup(shared, key, query, chain, cached=cached)
 
-    def find_again(self, doubted: Found, before: Before = _nothing) -> Found | None:
-        """Return other collateral in place of some over which evidence was refused.
+    def refetch(
+        self, doubted: CollateralLookup, before: BeforeFetch = _allow
+    ) -> CollateralLookup | None:
+        """Return other collateral after a verification with `doubted` has failed.
 
-        None if there is none: it was fetched just now, or has passed a verification before, or the
-        service has been asked lately, has the same or what is older, or cannot be reached. `before`
-        is as for `find`.
+        None if `doubted` was fetched just now or has been verified before, if the last repeated
+        fetch was less than a minute ago, or if the service has the same or older collateral or
+        cannot be reached. `before` is as for `find`.
         """
         key, old = doubted.key, doubted.shared
-        if doubted.hidden is not None:
-            with self._lock:  # another thread may be about to let go of the oldest
-                self._certificates.pop(doubted.hidden, None)
-        if not doubted.cached or self._passed.get(key) == old:
+        if doubted.query is not None:
+            with self._lock:  # another thread may be removing the oldest entry
+                self._certificates.pop(doubted.query, None)
+        if not doubted.cached or self._verified.get(key) == old:
             return None
         _, tee, *names = key
 
         def newer() -> Collateral | None:
-            held = self._held(key)
+            held = self._find_cached(key)
             return None if held == old else held
 
         def ask() -> Collateral | None:
-            if self._asked_lately(key):
+            if self._refetched_recently(key):
                 return None
-            self._remember(self._tried_again, key, self._timer())
-            return self._ask(key, tee, Platform(*names))
+            self._remember(self._refetched_at, key, self._timer())
+            return self._fetch(key, tee, Platform(*names))
 
         shared = newer()
         if shared is None:
-            if self._asked_lately(key) and key not in self._running:
+            if self._refetched_recently(key) and key not in self._running:
                 return None
             before(doubted.collateral.pck_certificate_chain)
             try:
-                shared, _ = self._once(key, newer, ask)
-            except AttestKitError:  # that the evidence was refused says more
+                shared, _ = self._fetch_once(key, newer, ask)
+            except AttestKitError:  # the first verification's error is more useful
                 return None
         if shared is None or shared == old:
             return None
         chain = doubted.collateral.pck_certificate_chain
-        return _found(shared, key, doubted.hidden, chain, cached=False)
+        return _lookup(shared, key, doubted.query, chain, cached=False)
 
-    def passed(self, found: Found) -> None:
-        """Remember collateral with which a verification has passed."""
-        if self._passed.get(found.key) is not found.shared and self._keep(found.key, found.shared):
-            self._remember(self._passed, found.key, found.shared)
+    def mark_verified(self, found: CollateralLookup) -> None:
+        """Remember the collateral of a successful verification."""
+        if self._verified.get(found.key) is not found.shared and self._store_verified(
+            found.key, found.shared
+        ):
+            self._remember(self._verified, found.key, found.shared)
         chain = found.collateral.pck_certificate_chain
-        if found.hidden is not None and found.hidden not in self._certificates and chain:
-            self._remember(self._certificates, found.hidden, (Platform(*found.key[2:]), chain))
+        if found.query is not None and found.query not in self._certificates and chain:
+            self._remember(self._certificates, found.query, (Platform(*found.key[2:]), chain))
 
-    def _held(self, key: Key) -> Collateral | None:
+    def _find_cached(self, key: Key) -> Collateral | None:
         if self._cache is None:
             return None
         held = self._cache.get(key, max_age=self._max_age)
-        if held is None or self._passed.get(key) is held:
+        if held is None or self._verified.get(key) is held:
             return held
-        newer = self._not_older(key, held, self._cache)  # it may be from before that has passed
-        return held if newer is held else self._cache.amend(key, held, newer, self._max_age)
+        newer = self._replace_older_parts(key, held, self._cache)  # cached before the verified one
+        return held if newer is held else self._cache.replace(key, held, newer, self._max_age)
 
-    def _asked_lately(self, key: Key) -> bool:
-        last = self._tried_again.get(key)
+    def _refetched_recently(self, key: Key) -> bool:
+        last = self._refetched_at.get(key)
         return last is not None and self._timer() - last < _PAUSE
 
-    def _ask(self, key: Key, tee: str, platform: Platform) -> Collateral:
+    def _fetch(self, key: Key, tee: str, platform: Platform) -> Collateral:
         fetched = self._service().collateral(tee, platform)
         if self._cache is None:
             return fetched
-        collateral = self._not_older(key, fetched, self._cache)
+        collateral = self._replace_older_parts(key, fetched, self._cache)
         if collateral is not fetched:
-            text = "%s has older collateral for %s than has passed before: what is newer stays"
+            text = "%s returned older collateral for %s than verified; keeping the newer parts"
             _logger.warning(text, self._base, platform.fmspc)
         self._cache.put(key, collateral)
         return collateral
 
     @staticmethod
-    def _not_older(key: Key, found: Collateral, cache: CollateralCache) -> Collateral:
-        """Return what was found, but for those parts of which newer ones have passed anywhere."""
-        last = cache.kept(_kept(key, found))
-        return found if last is None else newest(last, found)
+    def _replace_older_parts(key: Key, found: Collateral, cache: CollateralCache) -> Collateral:
+        """Return `found`, with the parts replaced for which a newer one has been verified."""
+        last = cache.get_verified(_verified_key(key, found))
+        return found if last is None else merge_newest(last, found)
 
-    def _keep(self, key: Key, passed: Collateral) -> bool:
-        """Keep what has passed for other processes, and for after this one, unless it is older.
-
-        Tell whether it is not.
-        """
+    def _store_verified(self, key: Key, passed: Collateral) -> bool:
+        """Store verified collateral for other and later processes; return whether all is newest."""
         if self._cache is None:
             return True
-        kept = _kept(key, passed)
-        with self._keeping, self._cache.turn(kept, _KEEP_SECONDS):
-            last = self._cache.kept(kept)
-            whole = passed if last is None else newest(last, passed)
-            if whole != last:
-                self._cache.keep(kept, whole)
-        return whole is passed
+        verified_key = _verified_key(key, passed)
+        with self._storing, self._cache.fetch_lock(verified_key, _STORE_SECONDS):
+            last = self._cache.get_verified(verified_key)
+            merged = passed if last is None else merge_newest(last, passed)
+            if merged != last:
+                self._cache.put_verified(verified_key, merged)
+        return merged is passed
 
     def _service(self) -> Service:
         getter = self._getter
         if getter is None:
-            from attestkit.collateral.http_getter import HttpGetter  # late: loads http and ssl
+            from attestkit.collateral.http_getter import HttpGetter  # lazy: loads http and ssl
 
             getter = HttpGetter()
         return Service(self._base, getter)
 
-    def _once(
+    def _fetch_once(
         self,
         key: Key,
         held: Callable[[], Collateral | None],
         ask: Callable[[], Collateral | None],
     ) -> tuple[Collateral | None, bool]:
-        """Return what is held, or asked for by one thread for all that want it; and which."""
+        """Return the cached or fetched value, and whether it was cached."""
         mine = Future[Collateral | None]()
         with self._lock:
             running = self._running.get(key)
@@ -251,13 +257,13 @@ class CollateralSource:
             try:
                 return running.result(), False
             except AttestKitError as error:
-                raise copy(error) from error  # each thread's own
+                raise copy(error) from error  # one instance per thread
         try:
-            value = held()  # another thread may have been quicker
+            value = held()  # another thread may have stored it
             cached = value is not None
             if value is None:
-                with self._turn(key):
-                    value = held()  # or another process
+                with self._fetch_lock(key):
+                    value = held()  # another process may have stored it
                     cached = value is not None
                     value = ask() if value is None else value
             mine.set_result(value)
@@ -265,31 +271,33 @@ class CollateralSource:
             mine.set_exception(error)
             raise
         except BaseException:
-            mine.set_exception(CollateralError("the fetch of the collateral was broken off"))
+            mine.set_exception(
+                CollateralError("collateral: fetch was interrupted", reason="fetch_failed")
+            )
             raise
         finally:
             with self._lock:
                 del self._running[key]
         return value, cached
 
-    def _turn(self, key: Key) -> AbstractContextManager[object]:
-        return nullcontext() if self._cache is None else self._cache.turn(key)
+    def _fetch_lock(self, key: Key) -> AbstractContextManager[object]:
+        return nullcontext() if self._cache is None else self._cache.fetch_lock(key)
 
     def _remember(self, memory: dict[_Name, _Value], name: _Name, value: _Value) -> None:
         with self._lock:
-            memory.pop(name, None)  # so that it goes to the end
+            memory.pop(name, None)  # so that it moves to the end
             memory[name] = value
             while len(memory) > _REMEMBERED:
                 del memory[next(iter(memory))]
 
 
-def _kept(key: Key, collateral: Collateral) -> Key:
-    """Return under what the cache keeps that which has passed for `key` and the root of this."""
-    return (root_of(collateral) or "", *key)
+def _verified_key(key: Key, collateral: Collateral) -> Key:
+    """Return the cache key of verified collateral: `key` and the root of `collateral`."""
+    return (root_key_id(collateral) or "", *key)
 
 
-def _found(
-    shared: Collateral, key: Key, hidden: HiddenPlatform | None, chain: str | None, *, cached: bool
-) -> Found:
-    whole = shared if chain is None else replace(shared, pck_certificate_chain=chain)
-    return Found(whole, key, cached, shared, hidden)
+def _lookup(
+    shared: Collateral, key: Key, query: PckCertQuery | None, chain: str | None, *, cached: bool
+) -> CollateralLookup:
+    merged = shared if chain is None else replace(shared, pck_certificate_chain=chain)
+    return CollateralLookup(merged, key, cached, shared, query)

@@ -1,8 +1,8 @@
-"""Getting a URL with nothing but the standard library, from a server that nobody trusts.
+"""HTTP client for collateral, with the standard library only; the server is untrusted.
 
-Plain http is allowed as well as https: collateral is signed, and whoever sits in between can only
-withhold it, or replay what holds still. Certificates of https are verified against the system's
-authorities.
+Plain http is allowed as well as https: collateral is signed, so a network attacker can only
+withhold it, or replay collateral that is still valid. Certificates are verified against the
+system's CAs.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HttpGetter"]
 
-HEAD_LIMIT: Final = 128 * 1024  # bytes of status, headers and the framing of a body
+HEAD_LIMIT: Final = 128 * 1024  # bytes of status line, header section and chunk framing
 _HEADERS: Final = {
     "Accept": "*/*",
     "Accept-Encoding": "identity",
@@ -33,33 +33,36 @@ _HEADERS: Final = {
 
 
 class HttpGetter:
-    """A getter over http and https.
+    """A getter for http and https.
 
-    Redirects are not followed, cookies and credentials not sent, and proxies of the environment
-    (`HTTPS_PROXY` and the like) not used: where one is needed, hand in another getter. An answer is
-    at most 1 MiB, behind at most 128 KiB of headers.
+    It does not follow redirects, send cookies or credentials, or use the proxies of the environment
+    (`HTTPS_PROXY`); pass another getter for that. A body has at most 1 MiB, a header section
+    128 KiB.
 
     Args:
-        timeout: Seconds for the whole of an answer. Looking up the name comes on top, and so does
-            every address of a host that does not connect.
-        context: Verifies https; None is the default context of `ssl`.
+        timeout: Seconds for a whole response, without name resolution and addresses of the host
+            that do not connect.
+        context: TLS context for https; None is the default context of `ssl`.
 
     Raises:
-        UsageError: `timeout` is not positive.
+        UsageError: If `timeout` is not positive.
     """
 
     def __init__(self, timeout: float = 10.0, *, context: ssl.SSLContext | None = None) -> None:
         if not timeout > 0:
-            raise UsageError(f"a timeout is a positive number of seconds, not {timeout}")
+            raise UsageError(
+                f"timeout: out of range: {timeout}, must be a positive number of seconds",
+                reason="out_of_range",
+            )
         self._timeout = timeout
         self._context = context
 
     def __call__(self, url: str) -> Response:
-        """Return the answer to a GET of `url`, whatever its status.
+        """Return the response to a GET of `url`, of any status.
 
         Raises:
-            CollateralError: There is no answer, it is cut or malformed, too large or too late, or
-                `url` is no http or https URL. The text names the URL.
+            CollateralError: If the response is missing, truncated, malformed, too large or too
+                late, or `url` is not an http or https URL. The text names the URL.
         """
         connection = self._connection(url)
         deadline = time.monotonic() + self._timeout
@@ -67,25 +70,32 @@ class HttpGetter:
             try:
                 return _exchange(connection, _target(urlsplit(url)), deadline)
             except _TooLargeError as error:
-                raise CollateralError(f"{url}: the answer is {error}: is this a PCCS?") from error
+                raise CollateralError(
+                    f"{url}: response too large: {error}; check that the URL is that of a PCCS",
+                    reason="too_large",
+                ) from error
             except TimeoutError as error:
                 raise CollateralError(
-                    f"{url}: no answer within {self._timeout:g} s: check that the service runs, "
-                    "and that this machine can reach it"
+                    f"{url}: no response within {self._timeout:g} s; check that the service runs, "
+                    "and that this machine can reach it",
+                    reason="fetch_failed",
                 ) from error
             except ssl.SSLError as error:
                 raise CollateralError(
-                    f"{url}: TLS failed: {error.reason or type(error).__name__}: check the "
-                    "service's certificate; a private authority goes into a getter's context"
+                    f"{url}: TLS failed: {error.reason or type(error).__name__}; check the "
+                    "service's certificate, and pass a private CA in the context of HttpGetter",
+                    reason="fetch_failed",
                 ) from error
             except OSError as error:
                 raise CollateralError(
-                    f"{url}: {error.strerror or error}: check the URL, and that the service runs"
+                    f"{url}: {error.strerror or error}; check the URL, and that the service runs",
+                    reason="fetch_failed",
                 ) from error
-            except (HTTPException, ValueError) as error:  # ValueError: a name that is none
+            except (HTTPException, ValueError) as error:  # ValueError: invalid host name
                 raise CollateralError(
-                    f"{url}: it does not answer as HTTP does ({type(error).__name__}): "
-                    "is this a PCCS?"
+                    f"{url}: not a valid HTTP response: {type(error).__name__}; "
+                    "check that the URL is that of a PCCS",
+                    reason="malformed",
                 ) from error
 
     def _connection(self, url: str) -> HTTPConnection:
@@ -93,16 +103,20 @@ class HttpGetter:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise CollateralError(f"{url}: not a URL") from error
+            raise CollateralError(f"{url}: not a valid URL", reason="fetch_failed") from error
         if not host or "@" in parts.netloc:
-            raise CollateralError(f"{url}: not a URL with a host alone")
+            raise CollateralError(
+                f"{url}: no host, or a user name in the URL", reason="fetch_failed"
+            )
         if parts.scheme == "http":
             return HTTPConnection(host, port, timeout=self._timeout)
         if parts.scheme == "https":
             if self._context is None:
-                self._context = ssl.create_default_context()  # kept: it takes a while to make
+                self._context = ssl.create_default_context()  # kept, because it is slow to create
             return HTTPSConnection(host, port, timeout=self._timeout, context=self._context)
-        raise CollateralError(f"{url}: only http and https are fetched")
+        raise CollateralError(
+            f"{url}: unsupported scheme; must be http or https", reason="fetch_failed"
+        )
 
 
 def _target(parts: SplitResult) -> str:
@@ -111,7 +125,7 @@ def _target(parts: SplitResult) -> str:
 
 
 class _TooLargeError(Exception):
-    """The server sent more than it may."""
+    """The response exceeds its limits."""
 
 
 def _exchange(connection: HTTPConnection, target: str, deadline: float) -> Response:
@@ -119,7 +133,7 @@ def _exchange(connection: HTTPConnection, target: str, deadline: float) -> Respo
     sock: socket.socket = connection.sock
     sock.settimeout(_left(deadline))
     connection.request("GET", target, headers=_HEADERS)
-    # Read by ourselves and not by the connection, whose bounds are per line and per read.
+    # Not read by the connection, whose limits are per line and per read.
     bounded = cast("socket.socket", _BoundedSocket(sock, deadline))
     response = HTTPResponse(bounded, method="GET")
     with contextlib.closing(response):
@@ -129,15 +143,15 @@ def _exchange(connection: HTTPConnection, target: str, deadline: float) -> Respo
         body = response.read(BODY_LIMIT + 1)
         if len(body) > BODY_LIMIT:
             raise _TooLargeError(f"over {BODY_LIMIT} bytes")
-        if response.length:  # what should have followed
-            raise HTTPException("the body is cut")
+        if response.length:  # bytes that are missing
+            raise HTTPException("body truncated")
         headers: dict[str, str] = {}
         for name, value in response.getheaders():
             known = headers.get(name.lower())
             text = value.strip()
             headers[name.lower()] = text if known is None else f"{known}, {text}"
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise HTTPException("a content encoding that was not asked for")
+            raise HTTPException("content encoding not requested")
         return Response(response.status, headers, body)
 
 
@@ -149,15 +163,15 @@ def _left(deadline: float) -> float:
 
 
 class _BoundedSocket:
-    """As much of a socket as HTTPResponse uses, with one deadline and one bound for all reads."""
+    """Socket for HTTPResponse, with one deadline and one size limit for all reads."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
         self._deadline = deadline
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """Return what reads."""
-        raw = self._sock.makefile("rb", buffering=0)  # outlives the connection's own close
+        """Return a bounded reader."""
+        raw = self._sock.makefile("rb", buffering=0)  # survives the connection
         return io.BufferedReader(_BoundedReader(raw, self._wait))
 
     def _wait(self) -> None:
@@ -171,11 +185,11 @@ class _BoundedReader(io.RawIOBase):
         self._left = HEAD_LIMIT + BODY_LIMIT
 
     def readable(self) -> bool:
-        """Say that it reads."""
+        """Return true."""
         return True
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        """Read some bytes, if there is time and room for them."""
+        """Read some bytes within the deadline and the size limit."""
         self._before_read()
         size = self._raw.readinto(buffer) or 0
         self._left -= size
@@ -184,6 +198,6 @@ class _BoundedReader(io.RawIOBase):
         return size
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket's reader."""
         self._raw.close()
         super().close()

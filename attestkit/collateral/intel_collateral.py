@@ -1,7 +1,7 @@
-"""Intel's word about a platform as one value: TCB info, QE identity, CRLs, and who signed them.
+"""Collateral of Intel SGX and TDX platforms: TCB info, QE identity, CRLs and their issuer chains.
 
-Nothing is believed here: a `Collateral` has the right shape and a span of validity, and a verifier
-checks its signatures. Its JSON is the nine-field form that DCAP verification libraries exchange.
+A `Collateral` has fields of the right type and size and a validity period; its signatures are
+checked by the verifier. Its JSON has the nine fields that DCAP verification libraries exchange.
 """
 
 import json
@@ -25,17 +25,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Collateral"]
 
-_LIMIT: Final = 1 << 20  # bytes or characters of one field; Intel's largest is below 50 kB
-_JSON_LIMIT: Final = 16 << 20  # nine such fields, their bytes in hex
+_LIMIT: Final = 1 << 20  # bytes or characters of a field; Intel's largest is below 50 kB
+_JSON_LIMIT: Final = 16 << 20  # nine such fields, with bytes in hex
 _SIGNATURE: Final = 64  # r then s
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Collateral:
-    """What a verifier needs beside a quote; every field as Intel's PCS serves it.
+    """Endorsements for the verification of a quote, each as Intel's PCS serves it.
 
-    A field of another type, an empty one, one over 1 MiB, or a signature that is not 64 bytes
-    raises CollateralError, which names the field.
+    Raises:
+        CollateralError: If a field has the wrong type, is empty or over 1 MiB, or a signature is
+            not 64 bytes. The text names the field.
     """
 
     pck_crl_issuer_chain: str  # PEM: PCK CA, root
@@ -47,10 +48,10 @@ class Collateral:
     qe_identity_issuer_chain: str  # PEM: TCB signing, root
     qe_identity: str  # the signed JSON, byte for byte
     qe_identity_signature: bytes  # r then s, 64 bytes
-    # PEM: leaf, CA, root; only for quotes that do not carry their chain.
+    # PEM: PCK certificate, PCK CA, root; only for quotes without their chain.
     pck_certificate_chain: str | None = None
 
-    # Who fetches knows this class, so the package hands it in.
+    # Set by the package, because the fetching module imports this class.
     fetcher: ClassVar["Callable[..., Collateral]"]
 
     def __post_init__(self) -> None:
@@ -61,23 +62,29 @@ class Collateral:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Collateral":
-        """Read the nine-field JSON, bytes in hex; keys that are not its own are left out.
+        """Decode the nine-field JSON, with bytes in hex; unknown keys are ignored.
 
         Raises:
-            CollateralError: it is no JSON object, over 16 MiB, or a field is missing or malformed.
+            CollateralError: If it is not a JSON object or over 16 MiB, or a field is missing or
+                malformed.
         """
         if len(text) > _JSON_LIMIT:
-            raise CollateralError(f"collateral is over {_JSON_LIMIT} bytes")
+            raise CollateralError(
+                f"collateral: too large: {len(text)} bytes, at most {_JSON_LIMIT}",
+                reason="too_large",
+            )
         values = json_object("collateral", text)
         missing = [name for name in _FIELDS if name not in values]
         if missing:
-            raise CollateralError(f"collateral lacks {', '.join(missing)}")
+            raise CollateralError(
+                f"collateral: missing field: {', '.join(missing)}", reason="missing"
+            )
         for name in _BINARY:
             values[name] = _from_hex(name, values[name])
         return cls(**{name: values[name] for name in (*_FIELDS, _OPTIONAL) if name in values})
 
     def to_json(self) -> str:
-        """Return the nine-field JSON, bytes in lower-case hex, one field a line."""
+        """Return the nine-field JSON, with bytes in lower-case hex and one field a line."""
         values = {name: getattr(self, name) for name in (*_FIELDS, _OPTIONAL)}
         shown = {
             name: value.hex() if isinstance(value, bytes) else value
@@ -91,29 +98,33 @@ class Collateral:
         """Read a file of the nine-field JSON.
 
         Raises:
-            CollateralError: the file cannot be read, or as `from_json`; the text names the file.
+            CollateralError: If the file cannot be read, or as `from_json`; the text names the file.
         """
         try:
             with Path(path).open("rb") as file:
                 text = file.read(_JSON_LIMIT + 1)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise CollateralError(f"cannot read {os.fspath(path)}: {error}") from error
+            raise CollateralError(
+                f"{os.fspath(path)}: cannot be read: {error}", reason="unreadable"
+            ) from error
         try:
             return cls.from_json(text)
         except CollateralError as error:
-            raise CollateralError(f"{os.fspath(path)}: {error}") from error
+            raise CollateralError(f"{os.fspath(path)}: {error}", reason=error.reason) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the nine-field JSON: `path` holds the old or the new content, never a part.
+        """Write the nine-field JSON, replacing the file atomically.
 
         Raises:
-            CollateralError: the file cannot be written.
+            CollateralError: If the file cannot be written.
         """
         try:
-            # Public words, so readable by all.
+            # Collateral is public, so the file is readable by all.
             replace_file(Path(path), self.to_json().encode(), mode=0o644)
         except (OSError, ValueError) as error:
-            raise CollateralError(f"cannot write {os.fspath(path)}: {error}") from error
+            raise CollateralError(
+                f"{os.fspath(path)}: cannot be written: {error}", reason="unwritable"
+            ) from error
 
     @classmethod
     def fetch(
@@ -125,26 +136,24 @@ class Collateral:
         cache: "CollateralCache | None" = None,
         max_age: timedelta | None = None,
     ) -> "Collateral":
-        """Return the collateral for `quote` from a PCCS or Intel's service.
-
-        Nothing fetched is believed: parts are looked at for their shape and dates alone.
+        """Return the collateral for `quote` from a PCCS or Intel's PCS, without verifying it.
 
         Args:
-            quote: Of a TD or an SGX enclave; nobody need have verified it.
-            pccs_url: The service's base URL, `https://api.trustedservices.intel.com` for Intel's.
-                Behind it there may be `/`, `/sgx/certification/v4` or `/tdx/certification/v4`. Over
-                plain http others can read and withhold the answers, and replace them by older ones
-                that still hold; all of them are signed.
-            getter: What gets a URL; None is `http_getter.HttpGetter`, which takes no proxy from the
-                environment.
-            cache: Where answers are kept until their next update, and looked for first.
-            max_age: Fetch again what the cache has had for longer.
+            quote: Quote of a TD or an SGX enclave; it does not need to be verified.
+            pccs_url: Base URL of the service, `https://api.trustedservices.intel.com` for Intel's,
+                optionally followed by `/`, `/sgx/certification/v4` or `/tdx/certification/v4`. With
+                plain http, a network attacker can read and withhold responses, and replay older
+                ones that are still valid; all of them are signed.
+            getter: Function that gets a URL; None is `http_getter.HttpGetter`, which ignores the
+                proxies of the environment.
+            cache: Cache that is looked up first and stores responses until their next update.
+            max_age: Maximum age of cached responses.
 
         Raises:
-            CollateralError: The service cannot be reached, or answers something else; the text
-                names the URL. An expired answer in the cache does not take its place.
-            FormatError: The quote's certificates are malformed.
-            UsageError: `pccs_url` is no http or https URL, or holds a password.
+            CollateralError: If the service cannot be reached or its response is malformed; the text
+                names the URL. An expired cache entry is not used instead.
+            FormatError: If the quote's certificates are malformed.
+            UsageError: If `pccs_url` is not an http or https URL, or contains a password.
         """
         return cls.fetcher(quote, pccs_url, getter, cache, max_age)
 
@@ -154,20 +163,21 @@ class Collateral:
 
     @property
     def valid_from(self) -> datetime:
-        """The first moment at which every part is valid, aware; CollateralError as `valid_until`.
+        """Start of the period in which all parts are valid, as an aware datetime.
 
-        Signatures are not checked, so this is a hint for caches, not a verdict.
+        The dates are not authenticated: this is for caches. Raises as `valid_until`.
         """
         return max(window.start for window in self._windows())
 
     @property
     def valid_until(self) -> datetime:
-        """The moment from which some part is not valid any more, aware.
+        """End of the period in which all parts are valid, as an aware datetime.
 
-        The smallest of the nextUpdates of bodies and CRLs and the ends of the certificates.
+        It is the earliest nextUpdate of TCB info, QE identity and CRLs, or notAfter of the
+        certificates.
 
         Raises:
-            CollateralError: a part has no such dates; the text names the field.
+            CollateralError: If a part has no such dates; the text names the field.
         """
         return min(window.end for window in self._windows())
 
@@ -186,15 +196,24 @@ _SIGNATURES: Final = frozenset({"tcb_info_signature", "qe_identity_signature"})
 def _check(name: str, value: object) -> None:
     kind = bytes if name in _BINARY else str
     if not isinstance(value, kind):
-        raise CollateralError(f"{name} is of type {type(value).__name__}, not {kind.__name__}")
-    if not 0 < len(value) <= _LIMIT:
-        raise CollateralError(f"{name} has {len(value)} bytes, not 1 to {_LIMIT}")
+        raise CollateralError(
+            f"{name}: wrong type: {type(value).__name__}, must be {kind.__name__}",
+            reason="malformed",
+        )
+    if not value:
+        raise CollateralError(f"{name}: empty", reason="missing")
+    if len(value) > _LIMIT:
+        raise CollateralError(
+            f"{name}: too large: {len(value)} bytes, at most {_LIMIT}", reason="too_large"
+        )
     if name in _SIGNATURES and len(value) != _SIGNATURE:
-        raise CollateralError(f"{name} has {len(value)} bytes, not {_SIGNATURE}")
+        raise CollateralError(
+            f"{name}: wrong size: {len(value)} bytes, must be {_SIGNATURE}", reason="malformed"
+        )
 
 
 def _from_hex(name: str, value: str) -> bytes:
     try:
         return bytes.fromhex(value)
-    except (TypeError, ValueError) as error:  # TypeError: JSON had something else than a string
-        raise CollateralError(f"{name} is not hex") from error
+    except (TypeError, ValueError) as error:  # TypeError: not a string in the JSON
+        raise CollateralError(f"{name}: invalid hex", reason="malformed") from error

@@ -1,9 +1,8 @@
-"""The newer of two collaterals for one platform, part by part.
+"""Rollback protection: merge fetched collateral with verified collateral, part by part.
 
-Every part has its own signature and dates, so parts of two answers go together. A service behind
-others may be a day behind another one; who stands in the way may answer with what was current
-before the last TCB recovery, or before something was revoked. Both end the same: a part that has
-passed a verification stays until a newer one comes.
+Every part has its own signature and dates, so parts of two responses can be combined. A PCCS may
+be behind another one, and a network attacker may replay collateral of before the last TCB recovery
+or revocation. A verified part is therefore used until a newer one is fetched.
 """
 
 from collections.abc import Callable
@@ -18,43 +17,43 @@ from attestkit.collateral.intel_collateral import Collateral
 from attestkit.collateral.parts import json_object, part_window
 from attestkit.errors import AttestKitError, CollateralError
 
-__all__ = ["issued", "newest", "root_of"]
+__all__ = ["issue_time", "merge_newest", "root_key_id"]
 
 
-def newest(known: Collateral, fetched: Collateral) -> Collateral:
-    """Return `fetched` with those parts of `known` in their place that are newer.
+def merge_newest(verified: Collateral, fetched: Collateral) -> Collateral:
+    """Return `fetched`, with the parts replaced for which `verified` has a newer one.
 
     Args:
-        known: Authentic: it has passed a verification.
-        fetched: Nothing of it need be authentic, since a verifier will look at what is returned.
-            A part that cannot be read stays: it will be refused.
+        verified: Collateral of a successful verification.
+        fetched: Collateral that need not be authentic. A malformed part is not replaced: the
+            verifier will reject it.
     """
-    kept = {
-        name: getattr(known, name)
-        for names, age in _PARTS
-        if _is_newer(age, known, fetched)
+    newer = {
+        name: getattr(verified, name)
+        for names, version in _PARTS
+        if _is_newer(version, verified, fetched)
         for name in names
     }
-    return replace(fetched, **kept) if kept else fetched
+    return replace(fetched, **newer) if newer else fetched
 
 
-def issued(collateral: Collateral) -> datetime:
-    """Return when the latest of those parts was issued that a verifier looks at.
+def issue_time(collateral: Collateral) -> datetime:
+    """Return the latest issue date of TCB info, QE identity and CRLs.
 
-    Certificates that come along have dates, too, and some of those nobody looks at: whoever stands
-    in the way could write any there.
+    The dates of the issuer chains do not count: the verifier does not check those of every
+    certificate, so that a network attacker could choose them.
 
     Raises:
-        CollateralError: A part has no dates.
+        CollateralError: If a part has no dates.
     """
     return max(part_window(name, getattr(collateral, name)).start for (name, *_), _ in _PARTS)
 
 
-def root_of(collateral: Collateral) -> str | None:
-    """Return a name for the root that TCB info is issued under, if only by its own words.
+def root_key_id(collateral: Collateral) -> str | None:
+    """Return the SHA-256 of the key of the root in the TCB info issuer chain, in hex.
 
-    One root's collateral is never held to another's. What says another root here than the one that
-    signed it is refused by every verifier, and so is what says none, for which this is None.
+    It is not authenticated. Collateral of different roots is never compared; a chain with another
+    root than the one that signed it is rejected by every verifier. A malformed chain gives None.
     """
     try:
         chain = split_chain(collateral.tcb_info_issuer_chain.encode("utf-8", "replace"), 0)
@@ -63,47 +62,51 @@ def root_of(collateral: Collateral) -> str | None:
         return None
 
 
-_Age = tuple[int, datetime]
+_Version = tuple[int, datetime]
 
 
-def _is_newer(age: Callable[[Collateral], _Age], known: Collateral, fetched: Collateral) -> bool:
+def _is_newer(
+    version: Callable[[Collateral], _Version], verified: Collateral, fetched: Collateral
+) -> bool:
     try:
-        return age(known) > age(fetched)
+        return version(verified) > version(fetched)
     except CollateralError:
         return False
 
 
-def _body_age(name: str) -> Callable[[Collateral], _Age]:
-    """Return what tells how new TCB info or QE identity is.
+def _body_version(name: str) -> Callable[[Collateral], _Version]:
+    """Return a function for the version of TCB info or QE identity.
 
-    The number tells what Intel knew (its "tcbEvaluationDataNumber" only grows), the date is when
-    it said so again.
+    `tcbEvaluationDataNumber` grows with each TCB recovery; Intel issues the same evaluation again
+    with a new issue date.
     """
 
-    def age(collateral: Collateral) -> _Age:
+    def version(collateral: Collateral) -> _Version:
         text = getattr(collateral, name)
         number = json_object(name, text).get("tcbEvaluationDataNumber")
         if not isinstance(number, int):
-            raise CollateralError(f"{name} has no tcbEvaluationDataNumber")
+            raise CollateralError(
+                f"{name}: missing member: tcbEvaluationDataNumber", reason="malformed"
+            )
         return number, part_window(name, text).start
 
-    return age
+    return version
 
 
-def _crl_age(name: str) -> Callable[[Collateral], _Age]:
-    """Return what tells how new a CRL is: its thisUpdate."""
+def _crl_version(name: str) -> Callable[[Collateral], _Version]:
+    """Return a function for the version of a CRL: its thisUpdate."""
     return lambda collateral: (0, part_window(name, getattr(collateral, name)).start)
 
 
 _PARTS: Final = (
     (
         ("tcb_info", "tcb_info_signature", "tcb_info_issuer_chain"),
-        _body_age("tcb_info"),
+        _body_version("tcb_info"),
     ),
     (
         ("qe_identity", "qe_identity_signature", "qe_identity_issuer_chain"),
-        _body_age("qe_identity"),
+        _body_version("qe_identity"),
     ),
-    (("pck_crl", "pck_crl_issuer_chain"), _crl_age("pck_crl")),
-    (("root_ca_crl",), _crl_age("root_ca_crl")),
+    (("pck_crl", "pck_crl_issuer_chain"), _crl_version("pck_crl")),
+    (("root_ca_crl",), _crl_version("root_ca_crl")),
 )

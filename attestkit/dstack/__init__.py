@@ -1,6 +1,6 @@
 """Files and conventions of a dstack guest: app-compose, sys-config, encrypted environments.
 
-How a host hands them in, and what a guest measures while it boots, is here too.
+The host-shared folder and the boot sequence of events are here too.
 """
 
 from importlib import import_module
@@ -47,7 +47,7 @@ __all__ = [
     "verify_env_encrypt_public_key_legacy",
 ]
 
-# Name: the module that has it, loaded once it is asked for.
+# Public name: its module, imported on first use.
 _HOME = {
     "KEY_PROVIDERS": "app_compose",
     "AppCompose": "app_compose",
@@ -69,10 +69,10 @@ _HOME = {
 }
 
 
-if not TYPE_CHECKING:  # to whom every name would be there
+if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name: str) -> object:
-        """Load what is asked for, once."""
+        """Import a public name on first use."""
         home = _HOME.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""What an application is deployed from: app-compose.json, its hashes, and the SDKs' hash of it.
+"""app-compose.json: the deployment description of an application, and its hashes.
 
-The bytes of the file are what is measured. They are kept, and never written anew.
+The compose hash covers the bytes of the file, so they are stored and never re-encoded.
 """
 
 import json
@@ -17,6 +17,7 @@ import msgspec
 from attestkit._crypto.hashes import sha256
 from attestkit._formats.typed_json import decode_typed
 from attestkit._native import unhex
+from attestkit._reasons import UsageReason
 from attestkit._sanitize import shown
 from attestkit.errors import ConfigError, UsageError
 
@@ -31,7 +32,7 @@ __all__ = [
     "launch_token_hash",
 ]
 
-# Name in a document: the byte that stands for it in version 2, and its name in AppInfo.
+# Name in a document: its byte in version 2, and its name in AppInfo.
 KEY_PROVIDERS = {
     "none": (0, "none"),
     "local": (1, "local-sgx"),
@@ -57,10 +58,10 @@ _COMPARATOR: Final = re.compile(
 
 
 class PortRule(msgspec.Struct, frozen=True):
-    """A port that may be reached, and whether the PROXY protocol leads to it."""
+    """A port that is reachable from outside."""
 
     port: int
-    pp: bool = False
+    pp: bool = False  # whether connections use the PROXY protocol
 
 
 class _PortPolicy(msgspec.Struct, frozen=True):
@@ -69,7 +70,7 @@ class _PortPolicy(msgspec.Struct, frozen=True):
 
 
 class VerityVolume(msgspec.Struct, frozen=True):
-    """A volume that is mounted read-only, under the root hash of its contents."""
+    """A read-only volume with dm-verity."""
 
     source: str
     verity_root: str  # hex of 32 bytes
@@ -77,7 +78,7 @@ class VerityVolume(msgspec.Struct, frozen=True):
 
 
 class _GpuPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Only checks the shape: what counts, and is hashed, is what was written."""
+    """Schema of `gpu_policy`, for validation only: the hash covers the policy as written."""
 
     attest_gpu: bool = True
     rego: str | None = None
@@ -87,7 +88,7 @@ class _GpuPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the application wants of the machine."""
+    """Requirements of an application on the machine."""
 
     os_version: str | None = None  # a semver requirement
     platforms: (
@@ -109,7 +110,7 @@ class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _DockerConfig(msgspec.Struct, frozen=True):
-    """What deployment tools log in with; only its shape is checked."""
+    """Registry credentials for deployment tools, for validation only."""
 
     registry: str | None = None
     username: str | None = None
@@ -117,7 +118,7 @@ class _DockerConfig(msgspec.Struct, frozen=True):
 
 
 class _File(msgspec.Struct, frozen=True):
-    """The file as it may be written, keys and defaults of the dstack guest agent API."""
+    """Schema of the file, with the keys and defaults of the dstack guest agent API."""
 
     manifest_version: int | str
     name: str
@@ -151,7 +152,7 @@ class _File(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class AppCompose:
-    """One app-compose.json. `raw` is the file; the rest is read from it, defaults filled in."""
+    """A parsed app-compose.json, with default values for missing keys; `raw` is the file."""
 
     raw: bytes = field(repr=False)
     manifest_version: int
@@ -171,7 +172,7 @@ class AppCompose:
     secure_time: bool
     storage_fs: str | None
     swap_size: int  # bytes
-    event_log_version: int  # 1 or 2: how runtime events are hashed
+    event_log_version: int  # 1 or 2: version of the digests of runtime events
     ports: tuple[PortRule, ...]
     restrict_ports: bool
     requirements: Requirements | None
@@ -179,23 +180,27 @@ class AppCompose:
 
     @classmethod
     def parse(cls, data: bytes) -> "AppCompose":
-        """Read the file's bytes; unknown keys are ignored, except in `requirements`.
+        """Parse the bytes of the file; unknown keys are ignored, except in `requirements`.
 
         Raises:
-            ConfigError: this is not JSON, or a key has a value it may not have; the text names
-                key and reason.
+            ConfigError: If the file is malformed, or a key is missing or has an invalid value. The
+                text names the key.
+            UsageError: If `data` is not `bytes`.
         """
         if not isinstance(data, bytes):
-            raise UsageError(f"app-compose.json is bytes, not {type(data).__name__}")
+            raise UsageError(
+                f"app-compose.json: must be bytes, not {type(data).__name__}", reason="wrong_type"
+            )
         found = decode_typed(data, _File)
         policy = found.requirements.gpu_policy if found.requirements else b"{}"
         decode_typed(bytes(policy), _GpuPolicy, "requirements.gpu_policy")
         _check_requirements(found.requirements)
         _check_lists(found)
         if unhex(found.key_provider_id) is None:
-            raise ConfigError("key_provider_id: not hex")
+            raise ConfigError("key_provider_id: not hex", reason="encoding")
         if found.event_log_version not in {1, 2}:
-            raise ConfigError(f"event_log_version: {shown(found.event_log_version)}, want 1 or 2")
+            message = f"event_log_version: must be 1 or 2: {shown(found.event_log_version)}"
+            raise ConfigError(message, reason="wrong_value")
         return cls._build(data, found)
 
     @classmethod
@@ -228,12 +233,12 @@ class AppCompose:
 
     @property
     def compose_hash(self) -> bytes:
-        """The measured hash: SHA-256 of the file's bytes."""
+        """The measured hash: SHA-256 of the file (32 bytes)."""
         return sha256(self.raw)
 
     @property
     def default_app_id(self) -> bytes:
-        """The application's id unless it was given another: 20 bytes, the head of the hash."""
+        """The default app id: the first 20 bytes of the compose hash."""
         return self.compose_hash[:20]
 
     @property
@@ -243,7 +248,7 @@ class AppCompose:
 
     @property
     def gpu_policy(self) -> Mapping[str, object]:
-        """`requirements.gpu_policy` as it is written, without defaults; empty where absent."""
+        """`requirements.gpu_policy` as written, without default values; empty if absent."""
         policy = self.requirements.gpu_policy if self.requirements else b"{}"
         return MappingProxyType(msgspec.json.decode(policy, type=dict[str, object]))
 
@@ -257,50 +262,52 @@ def gpu_policy_hash(policy: Mapping[str, object]) -> bytes:
     """Return the SHA-256 of a GPU policy in its canonical form (RFC 8785).
 
     Args:
-        policy: the keys as they are written, with booleans and strings.
+        policy: Keys as written; values are booleans, strings or None.
 
     Raises:
-        UsageError: a value is of another type.
+        UsageError: If a value has another type.
     """
     for key, value in policy.items():
         if not isinstance(value, (bool, str)) and value is not None:
-            raise UsageError(f"gpu_policy: {key}: want a boolean or a string")
-    # Without numbers the canonical form differs from plain JSON in the order of keys alone.
+            message = f"gpu_policy: {key}: must be a boolean or a string"
+            raise UsageError(message, reason="wrong_type")
+    # Without numbers, RFC 8785 differs from compact JSON only in the order of keys (UTF-16).
     ordered = {key: policy[key] for key in sorted(policy, key=lambda key: key.encode("utf-16-be"))}
     return sha256(_compact(ordered))
 
 
 def launch_token_hash(token: bytes) -> str:
-    """Return `requirements.launch_token_hash` for a token of at least 32 bytes: 64 hex digits.
+    """Return `requirements.launch_token_hash` (64 hex digits) for a token of at least 32 bytes.
 
     Raises:
-        UsageError: the token is shorter.
+        UsageError: If the token is shorter.
     """
     if len(token) < 32:
-        raise UsageError(f"a launch token is at least 32 bytes, not {len(token)}")
+        message = f"launch token: must be at least 32 bytes, not {len(token)}"
+        raise UsageError(message, reason="wrong_size")
     return sha256(_LAUNCH_TOKEN_TAG + token).hex()
 
 
 def compose_hash_deterministic(
     app_compose: Mapping[str, object], *, normalize: bool = False
 ) -> str:
-    """Return what `get_compose_hash` of dstack's Python SDK returns: 64 hex digits.
+    """Return the hash (64 hex digits) that `get_compose_hash` of dstack's Python SDK returns.
 
-    It is the SHA-256 of compact JSON with sorted keys, without the top-level keys that are None,
-    with null for NaN and infinities. It equals the measured hash only of a file in that form.
+    It is the SHA-256 of compact JSON with sorted keys, without top-level keys that are None, and
+    with null for NaN and infinities. It equals the measured hash only if the file has that form.
 
     Args:
-        app_compose: the content of an app-compose.json, with any keys.
-        normalize: leave out the script that the runner does not use, and an empty
+        app_compose: Content of an app-compose.json, with any keys.
+        normalize: Leave out the script that the runner does not use, and an empty
             `pre_launch_script`.
 
     Raises:
-        UsageError: a value cannot be written in JSON.
+        UsageError: If a value cannot be encoded as JSON.
     """
     try:
         found = {key: _finite(value) for key, value in app_compose.items()}
     except RecursionError as error:
-        raise UsageError("app-compose is nested too deeply") from error
+        raise UsageError("app-compose: nested too deeply", reason="wrong_value") from error
     fields = {key: value for key, value in found.items() if value is not None}
     if normalize:
         if fields.get("runner") == "bash":
@@ -313,12 +320,13 @@ def compose_hash_deterministic(
 
 
 def _finite(value: object) -> object:
-    """Return `value` with None for every NaN and infinity in it."""
+    """Return `value` with every NaN and infinity in it replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
-            raise UsageError("app-compose: a key of a JSON object is text")
+            message = "app-compose: keys of JSON objects must be text"
+            raise UsageError(message, reason="wrong_type")
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(one) for one in value]
@@ -331,7 +339,14 @@ def _compact(value: object, *, sort: bool = False) -> bytes:
             value, separators=(",", ":"), ensure_ascii=False, allow_nan=False, sort_keys=sort
         ).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError("a value cannot be written in JSON") from error
+        reason = _json_reason(error)
+        raise UsageError("app-compose: cannot be encoded as JSON", reason=reason) from error
+
+
+def _json_reason(error: Exception) -> UsageReason:
+    if isinstance(error, TypeError):
+        return "wrong_type"
+    return "encoding" if isinstance(error, UnicodeEncodeError) else "wrong_value"
 
 
 def _check_requirements(requirements: Requirements | None) -> None:
@@ -340,45 +355,49 @@ def _check_requirements(requirements: Requirements | None) -> None:
     if (version := requirements.os_version) is not None:
         parts = version.split(",")
         if not all(_COMPARATOR.fullmatch(part.strip()) for part in parts):
-            raise ConfigError("requirements.os_version: not a semver requirement")
+            message = "requirements.os_version: not a semver requirement"
+            raise ConfigError(message, reason="wrong_value")
     token = requirements.launch_token_hash
     if token is not None and unhex(token) is None:
-        raise ConfigError("requirements.launch_token_hash: not hex")
+        raise ConfigError("requirements.launch_token_hash: not hex", reason="encoding")
 
 
 def _check_lists(found: _File) -> None:
     for index, rule in enumerate(found.port_policy.ports):
         if not 0 <= rule.port <= 0xFFFF:
-            raise ConfigError(f"port_policy.ports[{index}].port: {shown(rule.port)} is no port")
+            message = f"port_policy.ports[{index}].port: must be 0 to 65535: {shown(rule.port)}"
+            raise ConfigError(message, reason="wrong_value")
     targets: set[PurePosixPath] = set()
     for index, volume in enumerate(found.verity_volumes):
         where = f"verity_volumes[{index}]"
         if not _HEX32.fullmatch(volume.verity_root):
-            raise ConfigError(f"{where}.verity_root: want the hex of 32 bytes")
+            message = f"{where}.verity_root: must be 64 hex digits"
+            raise ConfigError(message, reason="wrong_value")
         if not volume.target.startswith("/"):
-            raise ConfigError(f"{where}.target: not an absolute path")
-        target = PurePosixPath(volume.target)  # /data/ is /data
+            raise ConfigError(f"{where}.target: must be an absolute path", reason="wrong_value")
+        target = PurePosixPath(volume.target)  # /data/ and /data are equal
         if target in targets:
-            raise ConfigError(f"{where}.target: occurs twice")
+            raise ConfigError(f"{where}.target: occurs twice", reason="duplicate")
         targets.add(target)
 
 
 def _manifest_version(value: int | str) -> int:
     if isinstance(value, int):
         if value not in {1, 2}:
-            raise ConfigError(
-                f"manifest_version: {shown(value)}; a version from 3 up is written as text"
-            )
+            message = f"manifest_version: must be 1, 2, or from 3 on a string: {shown(value)}"
+            raise ConfigError(message, reason="wrong_value")
         return value
     if not _MANIFEST.fullmatch(value.strip()):
-        raise ConfigError("manifest_version: not a decimal integer over 0")
+        message = "manifest_version: must be a positive decimal integer"
+        raise ConfigError(message, reason="wrong_value")
     return int(value.strip())
 
 
 def _init_scripts(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     scripts = (value,) if isinstance(value, str) else value or ()
     if len(scripts) > 5:
-        raise ConfigError(f"init_script: {len(scripts)} scripts, at most 5")
+        message = f"init_script: {len(scripts)} scripts exceed the limit of 5"
+        raise ConfigError(message, reason="too_many")
     return scripts
 
 
@@ -397,8 +416,10 @@ def _key_provider(found: _File) -> KeyProvider:
 def _swap_size(value: int | str) -> int:
     found = _SIZE.fullmatch(str(value).strip())
     if not found:
-        raise ConfigError(f"swap_size: {shown(value)} is no size in bytes")
+        message = f"swap_size: not a size in bytes: {shown(value)}"
+        raise ConfigError(message, reason="wrong_value")
     size = int(found[1]) << 10 * _SIZE_UNITS.index((found[2] or " ").upper())
     if size >= 1 << 64:
-        raise ConfigError(f"swap_size: {shown(value)} does not fit into 64 bits")
+        message = f"swap_size: must be below 2**64 bytes: {shown(value)}"
+        raise ConfigError(message, reason="wrong_value")
     return size

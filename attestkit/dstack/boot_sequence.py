@@ -1,7 +1,7 @@
-"""What a guest measures of its app while it boots, as runtime events in RTMR3.
+"""Boot events: the runtime events in RTMR3 by which a guest measures its app while it boots.
 
-The names and payloads are those of the dstack guest agent. Verifiers read an app's identity from
-these events, and only from those before `system-ready`: what an app emits later cannot alter it.
+Names and payloads are those of the dstack guest agent. Verifiers read the identity of the app only
+from the events up to `system-ready`, so later events of the app cannot change it.
 """
 
 import json
@@ -15,25 +15,25 @@ from attestkit.event_log.journal_protocols import ZERO, RuntimeLog, replay_from
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.keys import AppKeys
 
-__all__ = ["Launch", "boot_events", "measure"]
+__all__ = ["Launch", "boot_events", "measure_app"]
 
-_KNOWN_BY_ID = ("local", "kms")  # of the others the id is not measured
+_KNOWN_BY_ID = ("local", "kms")  # key providers whose id is measured
 _DEFAULT_STORAGE = "zfs"
 _LAST = "system-ready"
 
 
 class Launch(NamedTuple):
-    """What a guest knows about itself when it boots."""
+    """The values that the boot events measure."""
 
     app_compose: AppCompose
     app_id: bytes  # 20 bytes
-    instance_id: bytes  # 20 bytes, or none
-    os_image_hash: bytes  # 32 bytes, or none where the machine's configuration does not tell
-    app_keys: AppKeys | None  # tell where the keys come from; no secret is measured
+    instance_id: bytes  # 20 bytes, or empty
+    os_image_hash: bytes  # 32 bytes, or empty if the VM configuration does not have it
+    app_keys: AppKeys | None  # only their key provider is measured
 
 
 def boot_events(launch: Launch) -> tuple[Event, ...]:
-    """Return the events of a boot in order, in the digest version that the app asks for."""
+    """Return the boot events in order, with the digest version of the app."""
     compose, keys = launch.app_compose, launch.app_keys
     sequence = [
         ("system-preparing", b""),
@@ -62,40 +62,41 @@ def _key_provider(keys: AppKeys | None) -> bytes:
     return json.dumps({"name": name, "id": provider_id}, separators=(",", ":")).encode()
 
 
-def measure(log: RuntimeLog, read_register: Callable[[], bytes], events: tuple[Event, ...]) -> None:
-    """Emit a boot's events, all in one turn, if nothing has been emitted since the reboot.
+def measure_app(
+    log: RuntimeLog, read_register: Callable[[], bytes], events: tuple[Event, ...]
+) -> None:
+    """Emit the boot events, under one lock, if nothing has been emitted since the reboot.
 
-    A log that begins with exactly these events is of a boot that has measured them already, and
-    nothing is done.
+    If the log already begins with exactly these events, return without emitting them again.
 
     Args:
         log: The runtime log.
         read_register: Returns RTMR3, 48 bytes.
-        events: What `boot_events` returned.
+        events: The events from `boot_events`.
 
     Raises:
-        JournalError: Something else was emitted or extended before.
+        JournalError: If other events were emitted, or RTMR3 was extended, before.
     """
     with log.locked():
         done, register = log.events(), read_register()
         if done[: len(events)] == events and replay_from(ZERO, done) == register:
             return
         if done or register != ZERO:
-            raise JournalError(_too_late(done, register, events))
+            raise JournalError(_too_late(done, register, events), reason="too_late")
         for event in events:
             log.emit(event)
 
 
 def _too_late(done: tuple[Event, ...], register: bytes, events: tuple[Event, ...]) -> str:
     if replay_from(ZERO, done) != register:
-        why = f"RTMR3 is {register.hex()}, which the runtime log does not explain"
+        why = f"RTMR3 does not match the runtime log: {register.hex()}"
     elif len(done) < len(events) and done == events[: len(done)]:
-        why = f"an earlier attempt ended after {len(done)} of {len(events)} events"
+        why = f"an earlier attempt stopped after {len(done)} of {len(events)} events"
     elif any(event.name == _LAST for event in done):
-        why = f"this boot measured another app, or this one otherwise ({_LAST!r} is in the log)"
+        why = f"another app was measured during this boot ({_LAST!r} is in the log)"
     else:
-        why = f"{len(done)} events were emitted before"
+        why = f"{len(done)} other events were emitted before"
     return (
-        f"the app cannot be measured any more: {why}; reboot the guest, so that RTMR3 is zero, and "
-        "measure the app before anything else is emitted; or do without measuring it"
+        f"boot events: too late to measure the app: {why}; reboot the guest, which resets RTMR3, "
+        "and measure the app before any other event is emitted, or do not measure it"
     )

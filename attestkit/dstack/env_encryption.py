@@ -1,7 +1,7 @@
-"""Encrypted environments: made as the dstack SDKs make them, opened as the guest opens them.
+"""Encryption of environment variables, compatible with the dstack SDKs and guest.
 
-X25519 with a key pair for this one message, then AES-256-GCM under the shared bytes as they are.
-The file is the message's public key (32 bytes), the IV (12), the ciphertext, and the tag (16).
+X25519 with an ephemeral key pair, then AES-256-GCM with the shared secret as the key, without a
+key derivation. Layout: ephemeral public key (32 bytes), IV (12), ciphertext, tag (16).
 """
 
 import json
@@ -16,6 +16,7 @@ from attestkit._crypto.ed25519 import x25519, x25519_public_key
 from attestkit._crypto.hashes import keccak256
 from attestkit._crypto.zeroize import wipe
 from attestkit._formats.strict_json import check_depth
+from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, SignatureError, UsageError
 
 __all__ = [
@@ -29,8 +30,8 @@ __all__ = [
 
 _PUBLIC_KEY_SIZE: Final = 32
 _HEAD_SIZE: Final = _PUBLIC_KEY_SIZE + IV_SIZE
-# Bytes of the whole: a file of the host's. Values have 1 MiB in all, but JSON may write six bytes
-# for one, and what is not allowed is left out and not counted.
+# Bytes of the encrypted environment, a file of the host. Values are limited to 1 MiB in all, but
+# JSON may need six bytes for one, and variables that are not allowed do not count.
 _LARGEST: Final = 16 << 20
 _MAX_ITEMS: Final = 1024
 _MAX_NAME: Final = 255
@@ -52,44 +53,44 @@ def encrypt_env_vars(
     """Return the encrypted environment in hex, as `encrypt_env_vars` of the dstack SDKs.
 
     Args:
-        variables: names and values, in order.
-        public_key: the application's X25519 public key, 64 hex digits; `0x` may lead.
-        ephemeral_secret: 32 bytes for tests; the same ones twice give the plaintext away.
-        iv: 12 bytes for tests.
-        random: returns that many random bytes, for what is not given.
+        variables: Names and values, in order.
+        public_key: X25519 public key of the application, 64 hex digits with or without `0x`.
+        ephemeral_secret: 32 bytes, for tests only; reuse reveals the plaintext.
+        iv: 12 bytes, for tests only.
+        random: Source of random bytes: takes their number.
 
     Raises:
-        UsageError: the public key is malformed, or a text cannot be written in UTF-8.
+        UsageError: If the public key is malformed, or a name or value is not Unicode text.
     """
     items = [{"key": name, "value": value} for name, value in variables]
     try:
         text = json.dumps({"env": items}, separators=(",", ":"), ensure_ascii=False).encode()
         remote = bytes.fromhex(public_key.removeprefix("0x"))
     except TypeError:
-        problem = "a name or a value is not text"
+        error = UsageError("environment: names and values must be text", reason="wrong_type")
     except UnicodeEncodeError:
-        problem = "a name or a value is not Unicode text: it has half a surrogate pair"
+        error = UsageError("environment: unpaired surrogate in text", reason="encoding")
     except ValueError:
-        problem = "the public key is not hex"
+        error = UsageError("public key: not hex", reason="encoding")
     else:
         secret = random(32) if ephemeral_secret is None else ephemeral_secret
         return seal(text, remote, secret, random(IV_SIZE) if iv is None else iv).hex()
-    raise UsageError(problem)  # here, because those errors carry the plaintext
+    raise error  # outside of the handlers, because those errors hold the plaintext
 
 
 def decrypt_env_vars(secret: bytes, sealed: bytes, allowed: Collection[str]) -> dict[str, str]:
-    """Return the variables of an encrypted environment, in order; a later one replaces an earlier.
+    """Return the variables of an encrypted environment, in order; the last of duplicates wins.
 
     Args:
-        secret: the application's X25519 secret, 32 bytes; empty for an app without one.
-        sealed: the encrypted environment, at least 44 bytes; empty for none.
-        allowed: the names that the application accepts; others are left out, unchecked.
+        secret: X25519 secret of the application, 32 bytes; empty for an app without one.
+        sealed: Encrypted environment, at least 44 bytes; empty for none.
+        allowed: Names that the application accepts; other variables are ignored, unchecked.
 
     Raises:
-        FormatError: the plaintext is not of the right form, or over a limit: 1024 items, names of
-            255 bytes that are identifiers, values of 131072 bytes, 1048576 bytes in all.
-        VerificationError: the ciphertext was altered or is for another key.
-        UsageError: the secret is not 32 bytes.
+        FormatError: If the plaintext is malformed or exceeds a limit: 1024 variables, names that
+            are identifiers of 255 bytes, values of 131072 bytes, 1048576 bytes in all.
+        VerificationError: If the ciphertext was altered or is for another key.
+        UsageError: If the secret is not 32 bytes.
     """
     if not secret or not sealed:
         return {}
@@ -102,22 +103,22 @@ def decrypt_env_vars(secret: bytes, sealed: bytes, allowed: Collection[str]) -> 
             continue
         total += _checked_size(index, name, value)
         if total > _MAX_TOTAL:
-            raise _error(index, f"over {_MAX_TOTAL} bytes in all")
+            raise _error(index, "too_large", f"names and values exceed {_MAX_TOTAL} bytes in all")
         found[name] = value
     return found
 
 
 def seal(plaintext: bytes, public_key: bytes, ephemeral_secret: bytes, iv: bytes) -> bytes:
-    """Return `plaintext` encrypted to an X25519 public key (32 bytes): 60 bytes longer.
+    """Encrypt `plaintext` to an X25519 public key; the result is 60 bytes longer.
 
     Args:
-        plaintext: anything.
-        public_key: the receiver's, 32 bytes.
+        plaintext: Any bytes.
+        public_key: Key of the recipient, 32 bytes.
         ephemeral_secret: 32 fresh random bytes.
         iv: 12 fresh random bytes.
 
     Raises:
-        UsageError: a size is wrong, or the public key is one of the few that share nothing.
+        UsageError: If a size is wrong, or the public key has low order (shared secret of zeros).
     """
     key = x25519(ephemeral_secret, public_key)
     try:
@@ -127,23 +128,28 @@ def seal(plaintext: bytes, public_key: bytes, ephemeral_secret: bytes, iv: bytes
 
 
 def open_sealed(secret: bytes, sealed: bytes) -> bytes:
-    """Return the plaintext of what `seal` made.
+    """Decrypt the result of `seal`.
 
     Raises:
-        FormatError: under 44 bytes, over 16 MiB, or the public key in it shares nothing.
-        VerificationError: it was altered, or is for another key.
-        UsageError: the secret is not 32 bytes.
+        FormatError: If `sealed` is shorter than 44 bytes or longer than 16 MiB, or its public key
+            has low order.
+        VerificationError: If `sealed` was altered or is for another key.
+        UsageError: If the secret is not 32 bytes.
     """
     if len(secret) != 32:
-        raise UsageError(f"an X25519 secret is 32 bytes, not {len(secret)}")
+        message = f"X25519 secret: must be 32 bytes, not {len(secret)}"
+        raise UsageError(message, reason="wrong_size")
     if len(sealed) < _HEAD_SIZE:
-        raise FormatError("the encrypted environment is too short", offset=len(sealed))
+        message = f"encrypted environment: truncated: {len(sealed)} bytes"
+        raise FormatError(message, reason="truncated", offset=len(sealed))
     if len(sealed) > _LARGEST:
-        raise FormatError(f"the encrypted environment has {len(sealed)} bytes, over {_LARGEST}")
+        message = f"encrypted environment: {len(sealed)} bytes exceed the limit of {_LARGEST}"
+        raise FormatError(message, reason="too_large")
     try:
         key = x25519(secret, sealed[:_PUBLIC_KEY_SIZE])
     except UsageError as error:
-        raise FormatError(str(error), offset=0) from error
+        message = f"encrypted environment: {error}"
+        raise FormatError(message, reason="wrong_value", offset=0) from error
     try:
         return aes_gcm_decrypt(key, sealed[_PUBLIC_KEY_SIZE:_HEAD_SIZE], sealed[_HEAD_SIZE:])
     finally:
@@ -159,17 +165,21 @@ def verify_env_encrypt_public_key(
     now: int,
     max_age_seconds: int = 300,
 ) -> str | None:
-    """Return who signed an application's encryption key, as `0x` and 66 hex digits, or None.
+    """Recover the signer of an application's encryption key.
 
-    The answer proves nothing until it is compared with the key of the KMS that one trusts.
+    Compare the result with the key of a trusted KMS: any key can produce a valid signature.
 
     Args:
-        public_key: the application's X25519 public key, 32 bytes.
+        public_key: X25519 public key of the application, 32 bytes.
         signature: 65 bytes over key, application and time (`signature_v1` of the KMS).
-        app_id: in hex; `0x` may lead.
-        timestamp: seconds since 1970, from the KMS.
-        now: seconds since 1970.
-        max_age_seconds: how old the timestamp may be, inclusive; it may be 60 seconds ahead.
+        app_id: Hex, with or without `0x`.
+        timestamp: Time of the signature from the KMS, in seconds since 1970.
+        now: Current time in seconds since 1970.
+        max_age_seconds: Largest allowed age of the timestamp; it may be 60 seconds in the future.
+
+    Returns:
+        The public key of the signer as `0x` and 66 hex digits (compressed secp256k1), or None if
+        an argument is malformed or the timestamp is out of range.
     """
     if not 0 <= timestamp < 1 << 64:
         return None
@@ -181,16 +191,16 @@ def verify_env_encrypt_public_key(
 def verify_env_encrypt_public_key_legacy(
     public_key: bytes, signature: bytes, app_id: str
 ) -> str | None:
-    """Return who signed an application's encryption key without a time, or None.
+    """Recover the signer of an application's encryption key from a signature without timestamp.
 
-    Such a signature stays good for ever and can be replayed: use it only for a KMS that gives no
-    other. The arguments are those of `verify_env_encrypt_public_key`.
+    Such a signature never expires and can be replayed: use it only with a KMS that returns no
+    other. Arguments and result: see `verify_env_encrypt_public_key`.
     """
     return _signer(public_key, signature, app_id, b"")
 
 
 def _signer(public_key: bytes, signature: bytes, app_id: str, time: bytes) -> str | None:
-    if len(public_key) != _PUBLIC_KEY_SIZE:  # else its border with the id could be shifted
+    if len(public_key) != _PUBLIC_KEY_SIZE:  # the fields are concatenated without lengths
         return None
     try:
         app = bytes.fromhex(app_id.removeprefix("0x"))
@@ -201,17 +211,20 @@ def _signer(public_key: bytes, signature: bytes, app_id: str, time: bytes) -> st
 
 
 def _items(plaintext: bytes) -> list[object]:
-    """Return the list `env`. The errors of json carry the plaintext, so they end here."""
+    """Return the array `env`; no error refers to one of `json`, which holds the plaintext."""
     try:
         check_depth(plaintext)
-        found = json.loads(plaintext.decode())
+        is_json, found = True, json.loads(plaintext.decode())
     except (ValueError, RecursionError):
-        found = None
+        is_json, found = False, None
+    if not is_json:
+        raise FormatError("decrypted environment: not JSON", reason="syntax")
     items = found.get("env") if isinstance(found, dict) else None
     if not isinstance(items, list):
-        raise FormatError("the environment is not JSON with a list called env")
+        raise FormatError('decrypted environment: "env" must be an array', reason="wrong_type")
     if len(items) > _MAX_ITEMS:
-        raise FormatError(f"the environment has {len(items)} items, over {_MAX_ITEMS}")
+        message = f"decrypted environment: {len(items)} items exceed the limit of {_MAX_ITEMS}"
+        raise FormatError(message, reason="too_many")
     return items
 
 
@@ -220,23 +233,23 @@ def _pair(index: int, item: object) -> tuple[str, str]:
         name, value = item.get("key"), item.get("value")
         if isinstance(name, str) and isinstance(value, str):
             return name, value
-    raise _error(index, "not an object with the texts key and value")
+    raise _error(index, "wrong_type", 'must be an object with the strings "key" and "value"')
 
 
 def _checked_size(index: int, name: str, value: str) -> int:
-    """Return the bytes of name and value, which must keep the limits."""
+    """Check name and value against the limits; return their size in bytes."""
     if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
-        raise _error(index, "the name is not an identifier of at most 255 bytes")
+        raise _error(index, "wrong_value", "name: must be an identifier of at most 255 bytes")
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
         size = -1
-    if size < 0:  # raised here, because that error carries the value
-        raise _error(index, "the value has half a surrogate pair")
+    if size < 0:  # outside of the handler, because that error holds the value
+        raise _error(index, "encoding", "value: unpaired surrogate in text")
     if size > _MAX_VALUE:
-        raise _error(index, f"the value is over {_MAX_VALUE} bytes")
+        raise _error(index, "too_large", f"value: exceeds {_MAX_VALUE} bytes")
     return len(name) + size
 
 
-def _error(index: int, reason: str) -> FormatError:
-    return FormatError(f"variable {index} of the environment: {reason}")
+def _error(index: int, reason: FormatReason, problem: str) -> FormatError:
+    return FormatError(f"environment variable {index}: {problem}", reason=reason)

@@ -1,14 +1,14 @@
-"""The app's files, as the host puts them into a folder that it shares with its guest.
+"""Files of the app in the directory that the host shares with its guest.
 
 The names are those of the dstack guest agent: `app-compose.json`, `.appkeys.json`,
-`.sys-config.json` and `.instance_info`. Each is read when it is first asked for, and once. A link
-is followed as long as it stays in the folder: one that left it would lead to one of the guest's own
-files, and what is in an app-compose or a sys-config is told to others.
+`.sys-config.json` and `.instance_info`. Each is read once, at its first use. Symbolic links are
+followed only inside the directory, because the content of these files is published and a link could
+expose other files of the guest.
 """
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Final, TypeVar
@@ -16,13 +16,13 @@ from typing import Final, TypeVar
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.zeroize import wipe
 from attestkit._formats import strict_json
+from attestkit._reasons import ConfigReason, FormatReason, UnsupportedReason
 from attestkit._system.read_beneath import read_beneath
 from attestkit._system.untrusted_files import read_regular
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import Launch, boot_events
 from attestkit.dstack.sys_config import SysConfig
 from attestkit.errors import (
-    AttestKitError,
     ConfigError,
     FormatError,
     UnsupportedError,
@@ -38,25 +38,34 @@ APP_KEYS: Final = ".appkeys.json"
 SYS_CONFIG: Final = ".sys-config.json"
 INSTANCE_INFO: Final = ".instance_info"
 LARGEST: Final = 16 << 20  # bytes of a file that is read
-_OPTIONS: Final = {  # of the server, that name a file
+_OPTIONS: Final = {  # options of the server that replace a file
     APP_COMPOSE: "--app-compose",
     APP_KEYS: "--app-keys",
     SYS_CONFIG: "--sys-config",
 }
 _SEED_SIZE: Final = 20
 _APP_ID_SIZE: Final = 20
+_CONFIG_REASONS: Final[Mapping[FormatReason, ConfigReason]] = {
+    "encoding": "encoding",
+    "missing": "missing",
+    "too_deep": "too_deep",
+    "too_large": "too_large",
+    "wrong_size": "wrong_size",
+    "wrong_type": "wrong_type",
+    "wrong_value": "wrong_value",
+}
 
 T = TypeVar("T")
 
 
 class HostShared:
-    """Who the app is, by the files of its host; an `AppHost`.
+    """The configuration and the keys of the app from the files of its host; an `AppHost`.
 
     Args:
-        folder: Where the host put them.
-        app_compose: A file to read in place of the folder's.
-        app_keys: The same.
-        sys_config: The same.
+        folder: The shared directory.
+        app_compose: A file that replaces the app-compose of the directory.
+        app_keys: A file that replaces the app keys of the directory.
+        sys_config: A file that replaces the sys-config of the directory.
     """
 
     def __init__(
@@ -68,127 +77,129 @@ class HostShared:
         sys_config: Path | None = None,
     ) -> None:
         self._folder = Path(folder)
-        self._named = {APP_COMPOSE: app_compose, APP_KEYS: app_keys, SYS_CONFIG: sys_config}
-        self._mutex = Lock()  # so that each file is read once
+        self._overrides = {APP_COMPOSE: app_compose, APP_KEYS: app_keys, SYS_CONFIG: sys_config}
+        self._mutex = Lock()  # each file is read once
         self._app_compose: AppCompose | None = None
         self._app_keys: AppKeys | None = None
         self._sys_config: SysConfig | None = None
         self._closed = False
 
-    def _path(self, name: str) -> Path | None:
-        """Return a file: the one that was named, else the folder's if that is there.
+    def _find(self, name: str) -> Path | None:
+        """Return the path of a file, or None if it does not exist.
 
         Raises:
-            ConfigError: Nobody can tell whether it is there.
+            ConfigError: If the directory is not accessible.
         """
-        if (named := self._named.get(name)) is not None:
-            return named
+        if (override := self._overrides.get(name)) is not None:
+            return override
         path = self._folder / name
         try:
             path.lstat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror or error}") from error
+            raise ConfigError(f"{path}: {error.strerror or error}", reason="unreadable") from error
         return path
 
-    def _bounds(self, name: str) -> Path | None:
-        """Return the folder that a file's links must not leave; of a named file they may."""
-        return None if self._named.get(name) else self._folder
+    def _link_root(self, name: str) -> Path | None:
+        """Return the directory that links must not leave; None for a file set by an option."""
+        return None if self._overrides.get(name) else self._folder
 
-    def _needed(self, name: str, what: str) -> Path:
-        if (path := self._path(name)) is None:
+    def _require(self, name: str, description: str, reason: UnsupportedReason) -> Path:
+        if (path := self._find(name)) is None:
             raise UnsupportedError(
-                f"there is no {self._folder / name}, {what}: have the host share it, name its "
-                f"folder in $DSTACK_HOST_SHARED_DIR, or give the server {_OPTIONS[name]} FILE"
+                f"{self._folder / name}: no such file, {description}; share it from the host, set "
+                f"$DSTACK_HOST_SHARED_DIR to its directory, or use the server option "
+                f"{_OPTIONS[name]} FILE",
+                reason=reason,
             )
         return path
 
     @property
     def app_compose(self) -> AppCompose:
-        """What the app was deployed from.
+        """The app-compose of the app.
 
         Raises:
-            UnsupportedError: There is no such file.
-            ConfigError: It cannot be read, or is wrong.
+            UnsupportedError: If the file does not exist.
+            ConfigError: If the file cannot be read or is invalid.
         """
         with self._mutex:
             if self._app_compose is None:
-                path = self._needed(APP_COMPOSE, "which says what the app is")
-                self._app_compose = read_app_compose(path, folder=self._bounds(APP_COMPOSE))
+                path = self._require(APP_COMPOSE, "the configuration of the app", "no_app")
+                self._app_compose = read_app_compose(path, folder=self._link_root(APP_COMPOSE))
             return self._app_compose
 
     @property
     def app_keys(self) -> AppKeys:
-        """The app's keys, closed by `close`.
+        """The keys of the app, which `close` wipes.
 
         Raises:
-            UsageError: It was closed before they were read: nobody would wipe them.
-            UnsupportedError: There is no such file.
-            ConfigError: It cannot be read, or is wrong; the text shows no secret.
+            UsageError: If the object was closed before the keys were read.
+            UnsupportedError: If the file does not exist.
+            ConfigError: If the file cannot be read or is invalid; the text has no secret.
         """
         with self._mutex:
             if self._app_keys is None:
                 if self._closed:
-                    raise UsageError("these files of the host are closed")
-                path = self._needed(APP_KEYS, "which holds the app's keys")
-                self._app_keys = _load_app_keys(path, folder=self._bounds(APP_KEYS))
+                    raise UsageError("app_keys: read after close()", reason="closed")
+                path = self._require(APP_KEYS, "the keys of the app", "no_keys")
+                self._app_keys = _load_app_keys(path, folder=self._link_root(APP_KEYS))
             return self._app_keys
 
     @property
     def vm_config(self) -> str:
-        """The machine's configuration, JSON text as it was handed in; empty without a sys-config.
+        """The VM configuration of the sys-config, JSON text, unchanged; empty without a sys-config.
 
         Raises:
-            ConfigError: The sys-config cannot be read, or is wrong.
+            ConfigError: If the sys-config cannot be read or is invalid.
         """
         return "" if (found := self._read_sys_config()) is None else found.vm_config
 
     @property
     def mr_config(self) -> str:
-        """The document whose hash the machine was launched with; empty if the host gave none.
+        """The mr_config document of the sys-config; empty if it has none.
 
         Raises:
-            ConfigError: The sys-config cannot be read, or is wrong.
+            ConfigError: If the sys-config cannot be read or is invalid.
         """
         return "" if (found := self._read_sys_config()) is None else found.mr_config_document
 
     def _read_sys_config(self) -> SysConfig | None:
         with self._mutex:
-            if self._sys_config is None and (path := self._path(SYS_CONFIG)) is not None:
-                self._sys_config = read_sys_config(path, folder=self._bounds(SYS_CONFIG))
+            if self._sys_config is None and (path := self._find(SYS_CONFIG)) is not None:
+                self._sys_config = read_sys_config(path, folder=self._link_root(SYS_CONFIG))
             return self._sys_config
 
     def instance_id(self, app_id: bytes) -> bytes:
-        """Return the 20 bytes that tell instances of one app apart; none without a seed for them.
+        """Return the instance id, 20 bytes; empty if the app or the host has none.
 
-        Rule of the dstack guest: the head of SHA-256 over the seed, 20 bytes that the host keeps
-        for this instance in `.instance_info`, and the app id.
+        As in the dstack guest: the first 20 bytes of SHA-256 over the seed in `.instance_info`, 20
+        bytes, and the app id.
 
         Raises:
-            UnsupportedError: There is no app-compose, which may want no instance id.
-            ConfigError: A file cannot be read, or is wrong.
+            UnsupportedError: If the app-compose is missing.
+            ConfigError: If a file cannot be read or is invalid.
         """
-        if self.app_compose.no_instance_id or (path := self._path(INSTANCE_INFO)) is None:
+        if self.app_compose.no_instance_id or (path := self._find(INSTANCE_INFO)) is None:
             return b""
-        seed = _parsed(path, _instance_seed, folder=self._bounds(INSTANCE_INFO))
+        seed = _parse_file(path, _instance_seed, folder=self._link_root(INSTANCE_INFO))
         return sha256(seed + app_id)[:20] if seed else b""
 
     def boot_events(self, app_id: bytes | None = None) -> tuple[Event, ...]:
-        """Return what a guest that boots this app measures, in the digest version of the app.
+        """Return the boot events of a guest that runs this app.
 
         Args:
-            app_id: 20 bytes. None: the head of the compose hash.
+            app_id: 20 bytes. None: the first 20 bytes of the compose hash.
 
         Raises:
-            UsageError: `app_id` is something else.
-            UnsupportedError: There is no app-compose.
-            ConfigError: A file cannot be read, or is wrong.
+            UsageError: If `app_id` is not 20 bytes.
+            UnsupportedError: If the app-compose is missing.
+            ConfigError: If a file cannot be read or is invalid.
         """
         compose = self.app_compose
         app_id = compose.default_app_id if app_id is None else app_id
         if type(app_id) is not bytes or len(app_id) != _APP_ID_SIZE:
-            raise UsageError(f"an app id is {_APP_ID_SIZE} bytes")
+            raise UsageError(f"app_id: must be {_APP_ID_SIZE} bytes", reason="wrong_size")
         system = self._read_sys_config()
         return boot_events(
             Launch(
@@ -196,12 +207,12 @@ class HostShared:
                 app_id=app_id,
                 instance_id=self.instance_id(app_id),
                 os_image_hash=b"" if system is None else bytes.fromhex(system.vm.os_image_hash),
-                app_keys=None if self._path(APP_KEYS) is None else self.app_keys,
+                app_keys=None if self._find(APP_KEYS) is None else self.app_keys,
             )
         )
 
     def close(self) -> None:
-        """Wipe the keys, also those that are being read; a second call does nothing."""
+        """Wipe the keys, also if they are being read. A second call has no effect."""
         with self._mutex:
             self._closed = True
             if self._app_keys is not None:
@@ -209,14 +220,14 @@ class HostShared:
 
 
 def read_file(path: Path, *, folder: Path | None = None) -> bytes:
-    """Return what is in the regular file `path`, at most 16 MiB.
+    """Return the content of the regular file `path`, at most 16 MiB.
 
     Args:
-        path: Where.
-        folder: That of a file which the user has not named, and which its links must not leave.
+        path: The file.
+        folder: Its directory, which symbolic links must not leave. None: follow any link.
 
     Raises:
-        ConfigError: It cannot be read, is something else, or is longer.
+        ConfigError: If the file cannot be read, is not a regular file, or is longer.
     """
     try:
         if folder is None:
@@ -224,17 +235,19 @@ def read_file(path: Path, *, folder: Path | None = None) -> bytes:
         else:
             data = read_beneath(folder, path.name, LARGEST + 1)
     except OSError as error:
-        cure = _cure(path.name) if folder and error.errno == errno.ELOOP else ""
-        raise ConfigError(f"{path}: {error.strerror or error}{cure}") from error
+        remedy = _remedy(path.name) if folder and error.errno == errno.ELOOP else ""
+        raise ConfigError(
+            f"{path}: {error.strerror or error}{remedy}", reason="unreadable"
+        ) from error
     if len(data) > LARGEST:
-        raise ConfigError(f"{path}: longer than {LARGEST} bytes")
+        raise ConfigError(f"{path}: longer than {LARGEST} bytes", reason="too_large")
     return data
 
 
-def _cure(name: str) -> str:
-    """Return what helps where a link of the host's is not followed."""
-    option = f", or give the server {_OPTIONS[name]} FILE" if name in _OPTIONS else ""
-    return f": put a copy of the file in its place{option}"
+def _remedy(name: str) -> str:
+    """Return the remedy for a symbolic link that is not followed."""
+    option = f", or use the server option {_OPTIONS[name]} FILE" if name in _OPTIONS else ""
+    return f"; replace the symbolic link by a copy of the file{option}"
 
 
 def _load_app_keys(path: Path, *, folder: Path | None) -> AppKeys:
@@ -245,36 +258,42 @@ def _load_app_keys(path: Path, *, folder: Path | None) -> AppKeys:
         wipe(data)
 
 
-def _parsed(path: Path, parse: Callable[[bytes], T], *, folder: Path | None = None) -> T:
-    """Return what `parse` reads in a file; what is wrong with it is told with the file's name."""
+def _parse_file(path: Path, parse: Callable[[bytes], T], *, folder: Path | None = None) -> T:
+    """Return the parsed content of a file; errors are ConfigErrors with its path."""
     data = read_file(path, folder=folder)
     try:
         return parse(data)
-    except AttestKitError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}", reason=error.reason) from error
+    except FormatError as error:
+        reason: ConfigReason = _CONFIG_REASONS.get(error.reason, "syntax")
+        raise ConfigError(f"{path}: {error}", reason=reason) from error
 
 
 def read_app_compose(path: Path, *, folder: Path | None = None) -> AppCompose:
-    """Return the app-compose in the file `path`; its bytes are kept, for they are measured.
+    """Return the app-compose in the file `path`.
 
     Raises:
-        ConfigError: It cannot be read, or a key has a value it may not have.
+        ConfigError: If the file cannot be read or is invalid.
     """
-    return _parsed(path, AppCompose.parse, folder=folder)
+    return _parse_file(path, AppCompose.parse, folder=folder)
 
 
 def read_sys_config(path: Path, *, folder: Path | None = None) -> SysConfig:
     """Return the sys-config in the file `path`.
 
     Raises:
-        ConfigError: It cannot be read, is not JSON, or a key has a value it may not have.
+        ConfigError: If the file cannot be read or is invalid.
     """
-    return _parsed(path, SysConfig.parse, folder=folder)
+    return _parse_file(path, SysConfig.parse, folder=folder)
 
 
 def _instance_seed(data: bytes) -> bytes:
-    """Return the seed in an `.instance_info`: 20 bytes, or none where it has none yet."""
+    """Return the seed of an `.instance_info`: 20 bytes, or empty."""
     seed = strict_json.hex_field(strict_json.read_object(data, "instance info"), "instance_id_seed")
     if len(seed) not in (0, _SEED_SIZE):
-        raise FormatError(f"instance_id_seed has {len(seed)} bytes, not {_SEED_SIZE}")
+        raise FormatError(
+            f"instance_id_seed: wrong size: {len(seed)} bytes, expected {_SEED_SIZE}",
+            reason="wrong_size",
+        )
     return seed

@@ -1,7 +1,7 @@
-"""What the host tells its guest, `.sys-config.json`: the machine's configuration, services' URLs.
+"""`.sys-config.json`: VM configuration and service URLs that the host provides to its guest.
 
-Unknown keys are ignored. All of it is the host's word; what evidence holds against it is the
-verifier's business.
+Unknown keys are ignored. The host is not trusted: a verifier checks the VM configuration against
+the evidence.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["CollateralUrls", "SysConfig", "VmConfig"]
 
 _U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _U64 = Annotated[int, msgspec.Meta(ge=0)]
-# A hash; the number of digits is bounded, because the pattern takes memory for each pair.
+# A hash. The number of digits is limited, because the regex engine needs memory for each pair.
 _Hex = Annotated[str, msgspec.Meta(pattern=r"^(?:[0-9a-fA-F]{2}){0,64}\Z")]
 
 
 class CollateralUrls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where endorsements are fetched from; None is the maker's own service."""
+    """URLs of services with endorsements; None for the vendor's own service."""
 
     pccs: str | None = None
     amd_kds: str | None = None
@@ -34,7 +34,7 @@ class _Measurement(msgspec.Struct, frozen=True):
 
 
 class VmConfig(msgspec.Struct, frozen=True):
-    """What the host says of the machine it built: the JSON inside sys-config's `vm_config`."""
+    """Configuration of the VM: the JSON in the member `vm_config` of a sys-config."""
 
     os_image_hash: _Hex = ""
     cpu_count: _U32 = 0
@@ -62,9 +62,9 @@ class VmConfig(msgspec.Struct, frozen=True):
 
 
 class SysConfig(msgspec.Struct, frozen=True):
-    """One sys-config; only `vm_config` must be there.
+    """A parsed sys-config; only `vm_config` is required.
 
-    `vm_config` is kept as the text that came in, because clients get that text unchanged.
+    `vm_config` is the original text, because the guest agent passes it to clients unchanged.
     """
 
     vm_config: str
@@ -80,21 +80,22 @@ class SysConfig(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, data: bytes) -> SysConfig:
-        """Read the file's bytes, and check what is inside `vm_config`.
+        """Parse the bytes of the file, and validate the content of `vm_config`.
 
         Raises:
-            ConfigError: This is not JSON, or a key has a value it may not have; the text names
-                key and reason.
+            ConfigError: If the file is malformed, or a key is missing or has an invalid value. The
+                text names the key.
         """
         found = decode_typed(data, cls)
         if found.gateway_urls and found.tproxy_urls:
-            raise ConfigError("gateway_urls and tproxy_urls are one key under two names")
+            message = "tproxy_urls: conflicts with gateway_urls; remove tproxy_urls, its old name"
+            raise ConfigError(message, reason="conflict")
         _check_sizes(decode_typed(found.vm_config, VmConfig, "vm_config"))
         return found
 
     @property
     def pccs(self) -> str | None:
-        """Where Intel's endorsements are fetched from, under the newer or the older key."""
+        """URL of the PCCS, from the newer or the older key."""
         return self.collateral_urls.pccs or self.pccs_url
 
     @property
@@ -104,11 +105,11 @@ class SysConfig(msgspec.Struct, frozen=True):
 
     @property
     def mr_config_document(self) -> str:
-        """The text whose hash the machine was launched with, or an empty string."""
+        """The mr_config document, whose hash is in the launch measurement; "" if absent."""
         return self.mr_config or self.vm.mr_config or ""
 
 
 def _check_sizes(vm: VmConfig) -> None:
     for key in ("memory_size", "pci_hole64_size"):
         if getattr(vm, key) >= 1 << 64:
-            raise ConfigError(f"vm_config.{key}: does not fit into 64 bits")
+            raise ConfigError(f"vm_config.{key}: must be below 2**64", reason="wrong_value")

@@ -1,6 +1,6 @@
-"""The simulator behind the kernel's own interfaces, for programs that know nothing of it.
+"""The simulator behind the kernel's own interfaces, for programs that do not use attestkit.
 
-FUSE files, drivers and a mount namespace stand for the kernel; the TEE is a backend's.
+FUSE files, drivers and a mount namespace emulate the kernel; the TEE is that of the simulator.
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ __all__ = [
     "Setup",
 ]
 
-# Name: the module that has it, loaded once it is asked for.
+# Public name: its module, imported on first use.
 _HOME = {
     "PROVIDERS": "machine",
     "Machine": "machine",
@@ -23,10 +23,10 @@ _HOME = {
 }
 
 
-if not TYPE_CHECKING:  # to whom every name would be there
+if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name: str) -> object:
-        """Load what is asked for, once."""
+        """Import a public name on first use."""
         home = _HOME.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,15 +1,15 @@
-"""The simulator behind the kernel's own files, by FUSE: any program gets simulated evidence there.
+"""FUSE mount of an emulated machine: simulated evidence through the kernel's own interfaces.
 
-`serve` mounts the tree of a `Machine` and answers until it is told to stop. It needs a process of
-its own: a client in the same process would wait for an answer with Python's lock in its hands.
-Where FUSE cannot do as the kernel does:
+`serve` mounts the file tree of a `Machine` and processes requests until it is stopped. It needs its
+own process: a client in the same process would wait for the response while it holds Python's GIL.
+Differences from the kernel:
 
-* a write of no bytes gives 0, not EFAULT: it never gets here;
-* a blob can neither be sought, as in the kernel, nor read or written at a position, which it can;
-* what was written to inblob counts when any copy of the descriptor is closed, not the last;
-* `/dev/tdx_guest` is a regular file, which answers the device's ioctls;
-* files belong to whoever mounted them, and nobody else may see them;
-* one request is answered at a time, so while the host is slow the other files wait too.
+* a write of zero bytes returns 0, not EFAULT, because FUSE does not forward it;
+* blobs are not seekable, as in the kernel, but pread and pwrite fail too;
+* inblob is committed when any copy of the descriptor is closed, not the last one;
+* `/dev/tdx_guest` is a regular file that supports the device's ioctls;
+* files belong to the user who mounted them, and are visible only to this user;
+* requests are serialised, so a slow host delays all files.
 """
 
 import contextlib
@@ -32,23 +32,20 @@ from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.state_folder import StateFolder
 from attestkit.emulator.fuse_operations import FuseOperations, wait_unless_signalled
 from attestkit.emulator.machine import Machine, Setup
-from attestkit.emulator.mount_namespace import is_passing
+from attestkit.emulator.mount_namespace import is_in_covering_tmpfs
 from attestkit.emulator.quote_service import QuoteService, listen
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError
 
 __all__ = ["DEVICE", "load_fuse", "serve"]
 
 DEVICE: Final = Path("/dev/fuse")
-# Seconds that the kernel may remember that there is a name: to ask at every step of a path makes a
-# report take three times as long. In a reboot entries go without its doing, but it asks all the
-# same before it opens, stats or makes one.
-_REMEMBERED: Final = 3600
-_PASSING: Final = (
-    "attestkit run has put a folder of its own there; make a folder in it first, or take another"
-)
+# Seconds of caching of names by the kernel; without it a report takes three times as long.
+# A reboot removes entries without the kernel, which revalidates before open, stat and mkdir.
+_ENTRY_TIMEOUT: Final = 3600
+_PASSING: Final = "attestkit run has mounted its own directory there; use another directory"
 _ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-_WAKING: Final = signal.SIGUSR1  # only interrupts what the main thread waits for
-_AGAIN: Final = 2.0  # seconds before each of them
+_WAKING: Final = signal.SIGUSR1  # interrupts system calls of the main thread
+_WAKE_INTERVAL: Final = 2.0  # seconds
 _INSTALL: Final = "install fuse3 (Debian: apt install fuse3)"
 
 
@@ -69,43 +66,44 @@ def serve(
     now: Callable[[], float] = _clock,
     random: Callable[[int], bytes] = os.urandom,
 ) -> None:
-    """Mount an emulated machine's files on `folder` until SIGTERM, SIGINT, SIGHUP or an unmount.
+    """Mount an emulated machine on `folder` until SIGTERM, SIGINT, SIGHUP or an unmount.
 
-    To be called in a process's main thread.
+    Must be called in the main thread of a process.
 
     Args:
         folder: An empty folder.
-        setup: What kind of machine it is.
-        seed: 32 bytes from which all keys follow. None: random ones, kept in `state_dir` if there
-            is one.
-        faults: What goes wrong.
-        state_dir: A folder that keeps the seed and the content of `/run/log/dstack`, used by one
-            program at a time. None: a temporary one.
-        qgs: Where a quote generation service listens: the path of a unix socket, or `vsock:PORT`.
-            None: there is none.
-        runtime_log: A folder that stands for `/run/log/dstack` where there is no `state_dir`.
-            None: a temporary one.
-        ready: Called once the files are there; where it returns False, it ends at once.
-        now: Seconds since 1970, for the collateral.
-        random: Returns that many random bytes.
+        setup: Properties of the machine.
+        seed: 32 bytes from which all keys are derived. None: random, and stored in `state_dir` if
+            there is one.
+        faults: Faults to inject.
+        state_dir: A folder that preserves the seed and the content of `/run/log/dstack`, used by
+            one process at a time. None: temporary.
+        qgs: Address of a quote generation service: the path of a Unix socket, or `vsock:PORT`.
+            None: no service.
+        runtime_log: A folder for `/run/log/dstack` without `state_dir`. None: temporary.
+        ready: Called after the mount; if it returns False, the mount ends immediately.
+        now: Returns Unix time, for the collateral.
+        random: Returns a number of random bytes.
 
     Raises:
-        UsageError: An argument is not one of the above, or `folder` is no empty folder.
-        BackendUnavailableError: FUSE is not here; the text says what to install.
-        BackendBusyError: Another program uses `state_dir`.
-        BackendError: It could not be mounted, or `state_dir` or `qgs` cannot be had.
+        UsageError: If an argument is invalid, or `folder` is not an empty folder.
+        BackendUnavailableError: If FUSE is not available.
+        BackendBusyError: If another process uses `state_dir`.
+        BackendError: If the mount fails, or `state_dir` or `qgs` cannot be used.
     """
     if seed is not None and len(seed) != 32:
-        raise UsageError(f"a seed is 32 bytes, not {len(seed)}")
-    place = _empty_folder(folder)
+        raise UsageError(f"seed: must be 32 bytes, not {len(seed)}", reason="wrong_size")
+    place = _check_empty_folder(folder)
     fuse = load_fuse()
     if os.geteuid() and not shutil.which("fusermount3"):
-        raise BackendUnavailableError(f"fusermount3 is not here: {_INSTALL}")
+        raise BackendUnavailableError(
+            f"fusermount3: not found; {_INSTALL}", reason="missing_dependency"
+        )
     faults = faults or Faults()
     with contextlib.ExitStack() as stack:
-        held = stack.enter_context(_signals_held())
+        held = stack.enter_context(_block_signals())
         if state_dir is not None:
-            seed, log = _state(state_dir, seed, random, stack)
+            seed, log = _lock_state(state_dir, seed, random, stack)
         else:
             seed = random(32) if seed is None else seed
             log = str(runtime_log or stack.enter_context(_temporary_folder()))
@@ -124,18 +122,20 @@ def serve(
 
 
 def _quote_service(place: str, machine: Machine, faults: Faults) -> QuoteService:
-    if not place.startswith("vsock:") and is_passing(Path(place).parent / "socket"):
-        raise UsageError(f"nobody outside could reach {place}: {_PASSING}")
+    if not place.startswith("vsock:") and is_in_covering_tmpfs(Path(place).parent / "socket"):
+        raise UsageError(
+            f"qgs: {place} would not be reachable from outside; {_PASSING}", reason="wrong_value"
+        )
     service = QuoteService(listen(place), machine.quoter, faults)
     service.start()
     return service
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[frozenset[int]]:
-    """Let none of the signals that end us end us anywhere but in `_mount`: yield which they are.
+def _block_signals() -> Iterator[frozenset[int]]:
+    """Block the signals that end the process, except in `_mount`; yield these signals.
 
-    So nothing is left behind by one that comes early, or by a second one that comes late.
+    So cleanup is complete even for a signal before the mount, or a second one after it.
     """
     held = frozenset(one for one in _ENDING if signal.getsignal(one) != signal.SIG_IGN)
     waking = signal.signal(_WAKING, lambda *_: None)
@@ -144,47 +144,58 @@ def _signals_held() -> Iterator[frozenset[int]]:
         yield held
     finally:
         signal.signal(_WAKING, waking)
-        while held and signal.sigtimedwait(held, 0):  # we end anyway
+        while held and signal.sigtimedwait(held, 0):  # the process ends anyway
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _empty_folder(folder: str | os.PathLike[str]) -> Path:
-    """Return its absolute path; UsageError unless it is an empty folder."""
+def _check_empty_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the absolute path; UsageError unless it is an empty folder."""
     place = Path(folder)
     try:
         if any(place.iterdir()):
-            raise UsageError(f"{place} is not empty: the emulator wants an empty folder")
+            raise UsageError(
+                f"{place}: not empty; the emulator needs an empty directory",
+                reason="already_exists",
+            )
         return place.resolve(strict=True)
     except OSError as error:
-        hint = f": run fusermount3 -u {place} first" if error.errno == ENOTCONN else ""
-        raise UsageError(f"{place} is no folder to mount on: {error.strerror}{hint}") from error
+        hint = f"; run fusermount3 -u {place} first" if error.errno == ENOTCONN else ""
+        raise UsageError(
+            f"{place}: not a directory to mount on: {error.strerror}{hint}", reason="cannot_read"
+        ) from error
 
 
 def load_fuse() -> ModuleType:
-    """Return mfusepy, loaded late because only this needs it.
+    """Import mfusepy, lazily because it is an optional dependency.
 
     Raises:
-        BackendUnavailableError: It is not here, or FUSE is not; the text says what to install.
+        BackendUnavailableError: If mfusepy, libfuse or the FUSE device is missing.
     """
     if not DEVICE.exists():
         raise BackendUnavailableError(
-            f"{DEVICE} is not here: load the kernel module fuse, or let the container have it "
-            "(docker run --device /dev/fuse --cap-add SYS_ADMIN)"
+            f"{DEVICE}: missing; load the kernel module fuse, or pass the device to the container "
+            "(docker run --device /dev/fuse --cap-add SYS_ADMIN)",
+            reason="missing",
+            path=str(DEVICE),
         )
     if not DEVICE.is_char_device():
         raise BackendUnavailableError(
-            f"{DEVICE} is no device: remove it, and load the kernel module fuse; in a container, "
-            "let it have the host's (docker run --device /dev/fuse --cap-add SYS_ADMIN)"
+            f"{DEVICE}: not a device; remove it, and load the kernel module fuse, or pass the "
+            "host's device to the container (docker run --device /dev/fuse --cap-add SYS_ADMIN)",
+            reason="unreadable",
+            path=str(DEVICE),
         )
     try:
         import mfusepy
     except ModuleNotFoundError as error:
         raise BackendUnavailableError(
-            "the emulator needs mfusepy: pip install 'attestkit[fuse]'"
+            "mfusepy: not installed; pip install 'attestkit[fuse]'", reason="missing_dependency"
         ) from error
-    except OSError as error:  # it looks for libfuse when it is imported
-        raise BackendUnavailableError(f"libfuse is not here: {_INSTALL}") from error
+    except OSError as error:  # the import loads libfuse
+        raise BackendUnavailableError(
+            f"libfuse: not found; {_INSTALL}", reason="missing_dependency"
+        ) from error
     return mfusepy
 
 
@@ -192,37 +203,41 @@ def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="attestkit-")
 
 
-def _state(
+def _lock_state(
     state_dir: str | os.PathLike[str],
     seed: bytes | None,
     random: Callable[[int], bytes],
     stack: contextlib.ExitStack,
 ) -> tuple[bytes, str]:
-    """Return the seed, and the folder that stands for /run/log/dstack."""
-    if is_passing(Path(state_dir)):
-        raise UsageError(f"the state in {state_dir} would be lost: {_PASSING}")
+    """Lock the state folder; return the seed and the folder for /run/log/dstack."""
+    if is_in_covering_tmpfs(Path(state_dir)):
+        raise UsageError(
+            f"state_dir: {state_dir} would be deleted at the end; {_PASSING}", reason="wrong_value"
+        )
     state = StateFolder(Path(state_dir).absolute())
     stack.callback(state.close)
     log = state.path / "run-log-dstack"
     try:
         log.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise BackendError(f"cannot make {log}: {error.strerror}") from error
+        raise BackendError(
+            f"{log}: cannot be created: {error.strerror}", reason="state", path=str(log)
+        ) from error
     return (state.seed(random) if seed is None else seed), str(log)
 
 
-class _End:
-    """Ends the mount when one of some signals comes, which all threads block.
+class _Unmounter:
+    """Thread that ends the mount on a signal, which all threads block.
 
-    Left to libfuse, one that comes between its look for signals and its read would be missed. So
-    it is told to read no more, and then given something to read. To interrupt its read would do
-    too, but nobody knows when that begins; and a signal that comes later interrupts libfuse's wait
-    for the unmount. That is left for where another mount hides ours, and has the request.
+    libfuse itself would miss a signal between its check for signals and its read. So this sets
+    libfuse's exit flag, and then makes a request, which ends the read. Interrupting the read by a
+    signal is only the fallback, for a mount that is hidden by another one: the signal may arrive
+    before the read, or later and interrupt libfuse's wait for the unmount.
     """
 
     def __init__(self, fuse: ModuleType, place: Path, signals: Collection[int]) -> None:
         self._place = place
-        # As it is underneath: mfusepy itself ends nothing from another thread.
+        # The C library, because mfusepy cannot end a mount from another thread.
         self._library: ctypes.CDLL = vars(fuse)["_libfuse"]
         self._signals = signals
         self._lock = threading.Lock()
@@ -230,13 +245,13 @@ class _End:
         self._mount = ctypes.c_void_p()
 
     def begin(self, stack: contextlib.ExitStack) -> None:
-        """Wait for them in a thread, until `stack` ends; to be called by an operation."""
+        """Start the thread, which runs until `stack` is closed; call it from a FUSE operation."""
         self._mount = ctypes.c_void_p(self._library.fuse_get_context().contents.fuse)
         if self._signals:
             watcher = threading.Thread(target=self._watch)
             watcher.start()
             stack.callback(watcher.join)
-            stack.callback(os.kill, os.getpid(), min(self._signals))  # for the watcher, or nobody
+            stack.callback(os.kill, os.getpid(), min(self._signals))  # ends `sigwait`
             stack.callback(self.done)
 
     def _watch(self) -> None:
@@ -244,36 +259,36 @@ class _End:
         if self._over.is_set():
             return
         self.now()
-        with contextlib.suppress(OSError):  # it came too late to be read: the mount is gone
+        with contextlib.suppress(OSError):  # the mount has ended already
             os.statvfs(self._place)
         main = threading.main_thread().ident
         assert main is not None
-        while not self._over.wait(_AGAIN):
+        while not self._over.wait(_WAKE_INTERVAL):
             signal.pthread_kill(main, _WAKING)
 
     def now(self) -> None:
-        """Have no more requests read."""
+        """Set libfuse's exit flag."""
         with self._lock:
             if not self._over.is_set():
                 self._library.fuse_exit(self._mount)
 
     def done(self) -> None:
-        """Know that libfuse is about to forget the mount."""
+        """Prevent further use of the mount, which libfuse is about to free."""
         with self._lock:
             self._over.set()
 
 
 class _Operations(FuseOperations):
-    """Those of a machine, which tell when the mount is over."""
+    """FUSE operations that report the end of the mount."""
 
     def __init__(
-        self, machine: Machine, fuse: ModuleType, ready: Callable[[], None], end: _End
+        self, machine: Machine, fuse: ModuleType, ready: Callable[[], None], end: _Unmounter
     ) -> None:
         super().__init__(machine, fuse.fuse_get_context, ready)
         self._end = end
 
     def destroy(self, path: str) -> None:
-        """Say that it is over."""
+        """Report the end of the mount."""
         del path
         self._end.done()
 
@@ -285,12 +300,12 @@ def _mount(
     ready: Callable[[], bool | None],
     ending: Collection[int],
 ) -> None:
-    """Answer until one of the signals `ending`, or an unmount."""
-    with _stderr_aside() as said, contextlib.ExitStack() as stack:
-        end = _End(fuse, place, ending)
+    """Process requests until one of the signals `ending`, or an unmount."""
+    with _capture_stderr() as stderr, contextlib.ExitStack() as stack:
+        end = _Unmounter(fuse, place, ending)
 
         def mounted() -> None:
-            said.give_back()
+            stderr.restore()
             end.begin(stack)
             if ready() is False:
                 end.now()
@@ -305,46 +320,48 @@ def _mount(
                 nothreads=True,
                 fsname="attestkit",
                 attr_timeout=0,
-                entry_timeout=_REMEMBERED,
+                entry_timeout=_ENTRY_TIMEOUT,
                 negative_timeout=0,
             )
         except RuntimeError as error:
-            if not said.given_back:
-                why = said.text() or f"libfuse says {error}"
-                raise BackendError(f"cannot mount on {place}: {why}") from error
+            if not stderr.restored:
+                why = stderr.text() or f"libfuse says {error}"
+                raise BackendError(
+                    f"{place}: mount failed: {why}", reason="io_error", path=str(place)
+                ) from error
 
 
-class _Aside:
-    """Standard error, kept in a file until it is given back."""
+class _CapturedStderr:
+    """Standard error, redirected to a file until it is restored."""
 
     def __init__(self) -> None:
-        self.given_back = False
+        self.restored = False
         self._file = os.fdopen(os.memfd_create("stderr"), "r+b")
         self._real = os.dup(2)
         os.dup2(self._file.fileno(), 2)
 
-    def give_back(self) -> None:
-        """Let messages go where they went before."""
-        self.given_back = True
+    def restore(self) -> None:
+        """Restore standard error."""
+        self.restored = True
         os.dup2(self._real, 2)
 
     def text(self) -> str:
-        """Return what was said meanwhile, in one line."""
+        """Return the captured text in one line."""
         self._file.seek(0)
         return "; ".join(self._file.read().decode(errors="replace").split("\n")).strip("; ")
 
     def close(self) -> None:
-        """Give back, and forget."""
+        """Restore standard error, and delete the captured text."""
         os.dup2(self._real, 2)
         os.close(self._real)
         self._file.close()
 
 
 @contextlib.contextmanager
-def _stderr_aside() -> Iterator[_Aside]:
-    """Catch what libfuse and fusermount3 say of a failed mount: an error is one line of ours."""
-    aside = _Aside()
+def _capture_stderr() -> Iterator[_CapturedStderr]:
+    """Capture messages of libfuse and fusermount3 about a failed mount, for the error."""
+    captured = _CapturedStderr()
     try:
-        yield aside
+        yield captured
     finally:
-        aside.close()
+        captured.close()

@@ -1,4 +1,4 @@
-"""What FUSE asks for, answered from the tree of a machine; one request at a time."""
+"""FUSE operations on the file tree of an emulated machine; requests are serialised."""
 
 import ctypes
 import os
@@ -9,20 +9,20 @@ from errno import EACCES, ENOTTY, EPERM
 from pathlib import Path
 from typing import Final, Protocol
 
-from attestkit.emulator.kernel_files import File, Folder, Ioctl, Link, Node, OpenFile, refuse
+from attestkit.emulator.kernel_files import File, Folder, Ioctl, Link, Node, OpenFile, os_error
 from attestkit.emulator.linux_calls import ClientMemory
 from attestkit.emulator.machine import Machine
 
 __all__ = ["FuseOperations", "wait_unless_signalled"]
 
-_LOOK: Final = 0.01  # seconds between two looks for a signal
-_TAKES, _GIVES = 1, 2  # directions in an ioctl number: data in, data out
+_POLL_INTERVAL: Final = 0.01  # seconds
+_WRITE, _READ = 1, 2  # directions in an ioctl number (_IOC_WRITE, _IOC_READ)
 
 
 class FileInfo(Protocol):
-    """libfuse's `struct fuse_file_info`: an open file, and what it is to be like."""
+    """libfuse's `struct fuse_file_info`: an open file and its options."""
 
-    fh: int  # our number
+    fh: int  # the file handle
     flags: int  # of open(2)
     direct_io: int
     nonseekable: int
@@ -30,16 +30,16 @@ class FileInfo(Protocol):
 
 
 class FuseOperations:
-    """The operations by the names that mfusepy looks for; an OSError is the answer's errno.
+    """FUSE operations, named as mfusepy expects; an OSError becomes the errno of the response.
 
     Args:
-        machine: Whose files they are.
-        context: Returns uid, gid and thread of the caller.
-        ready: Called once, when the mount answers.
+        machine: The machine with the files.
+        context: Returns uid, gid and thread id of the caller.
+        ready: Called once, when the file system is mounted.
     """
 
     use_ns = True
-    flag_nopath = True  # an open file is known by its number, for its path may be gone
+    flag_nopath = True  # open files are identified by handle, as the path may be removed
     flag_nullpath_ok = True
 
     def __init__(
@@ -52,23 +52,23 @@ class FuseOperations:
         self._context = context
         self._ready = ready
         self._files: dict[int, tuple[File, OpenFile]] = {}
-        self._appended: dict[int, int] = {}  # by open file: where its next append goes
+        self._appended: dict[int, int] = {}  # by handle: offset of the next append
         self._folders: dict[int, str] = {}
         self._number = 0
         self._uid, self._gid = os.getuid(), os.getgid()
 
     def init_with_config(self, connection: object, config: object) -> None:
-        """Tell that the mount answers."""
+        """Report that the file system is mounted."""
         del connection, config
         self._ready()
 
     def getattr(self, path: str | None, info: FileInfo | None = None) -> dict[str, int]:
-        """Say what a name is; the kernel asks at every step of a path that it does not know."""
-        node = self._tree.find(path) if path is not None else self._opened(_number(info))
+        """Return the attributes of a file."""
+        node = self._tree.find(path) if path is not None else self._node_of(_handle(info))
         return self._attributes(node)
 
-    def _opened(self, number: int) -> Node:
-        """Return the node of an open file or folder."""
+    def _node_of(self, number: int) -> Node:
+        """Return the node of a handle."""
         if number in self._folders:
             return self._tree.find(self._folders[number])
         return self._files[number][0]
@@ -88,7 +88,7 @@ class FuseOperations:
         }
 
     def readlink(self, path: str) -> str:
-        """Return what a link points to."""
+        """Return the target of a link."""
         node = self._tree.find(path)
         assert isinstance(node, Link)
         return node.target
@@ -112,7 +112,7 @@ class FuseOperations:
         return 0
 
     def mkdir(self, path: str, mode: int) -> int:
-        """Make a report entry."""
+        """Create a report entry."""
         del mode
         self._tree.make(path)
         return 0
@@ -123,37 +123,37 @@ class FuseOperations:
         return 0
 
     def create(self, path: str, mode: int, info: object) -> int:
-        """Refuse: no file can be made in configfs or sysfs."""
+        """Raise EACCES: configfs and sysfs do not allow new files."""
         del path, mode, info
-        raise refuse(EACCES)
+        raise os_error(EACCES)
 
     def mknod(self, path: str, mode: int, device: int) -> int:
-        """Refuse."""
+        """Raise EPERM."""
         del path, mode, device
-        raise refuse(EPERM)
+        raise os_error(EPERM)
 
     def unlink(self, path: str) -> int:
-        """Refuse: the files of an entry go with it."""
+        """Raise EPERM: the files of an entry are removed with it."""
         del path
-        raise refuse(EPERM)
+        raise os_error(EPERM)
 
     def rename(self, old: str, new: str) -> int:
-        """Refuse."""
+        """Raise EPERM."""
         del old, new
-        raise refuse(EPERM)
+        raise os_error(EPERM)
 
     def symlink(self, target: str, source: str) -> int:
-        """Refuse."""
+        """Raise EPERM."""
         del target, source
-        raise refuse(EPERM)
+        raise os_error(EPERM)
 
     def link(self, target: str, source: str) -> int:
-        """Refuse."""
+        """Raise EPERM."""
         del target, source
-        raise refuse(EPERM)
+        raise os_error(EPERM)
 
     def open(self, path: str, info: FileInfo) -> int:
-        """Open a file; nothing of it is kept in the kernel's cache."""
+        """Open a file, without caching by the kernel."""
         file = self._tree.file(path)
         opened = file.open(info.flags)
         if info.flags & os.O_TRUNC:
@@ -169,9 +169,9 @@ class FuseOperations:
         return 0
 
     def truncate(self, path: str | None, length: int, info: FileInfo | None = None) -> int:
-        """Accept, as configfs and sysfs do."""
+        """Succeed, as in configfs and sysfs."""
         del length
-        file = self._tree.file(path) if path is not None else self._files[_number(info)][0]
+        file = self._tree.file(path) if path is not None else self._files[_handle(info)][0]
         file.truncate()
         return 0
 
@@ -181,7 +181,7 @@ class FuseOperations:
         return self._files[info.fh][1].read(size, offset)
 
     def write(self, path: str | None, data: bytes, offset: int, info: FileInfo) -> int:
-        """Write to an open file. O_APPEND means nothing to these files, to FUSE it would."""
+        """Write to an open file. These files ignore O_APPEND, which FUSE would apply."""
         del path
         number = info.fh
         opened = self._files[number][1]
@@ -192,13 +192,13 @@ class FuseOperations:
         return count
 
     def flush(self, path: str | None, info: FileInfo) -> int:
-        """Tell an open file that somebody closes it; the close waits for this."""
+        """Flush an open file; close(2) waits for this."""
         del path
         self._files[info.fh][1].flush()
         return 0
 
     def release(self, path: str | None, info: FileInfo) -> int:
-        """Forget an open file; the last close may have returned already."""
+        """Release an open file; the last close(2) may have returned already."""
         del path
         self._appended.pop(info.fh, None)
         self._files.pop(info.fh)[1].flush()
@@ -213,22 +213,22 @@ class FuseOperations:
         flags: int,
         data: int | None,
     ) -> int:
-        """Do a device's command. FUSE carries data in and out as the number says."""
+        """Execute an ioctl. FUSE copies data in and out according to the command number."""
         del path, flags
         if info.fh not in self._files:  # a folder
-            raise refuse(ENOTTY)
+            raise os_error(ENOTTY)
         size, direction = command >> 16 & 0x3FFF, command >> 30
-        given = ctypes.string_at(data, size) if data and direction & _TAKES else b""
+        content = ctypes.string_at(data, size) if data and direction & _WRITE else b""
         memory = ClientMemory(self._context()[2])
-        call = Ioctl(command, argument or 0, given, memory)
+        call = Ioctl(command, argument or 0, content, memory)
         answer = self._files[info.fh][1].ioctl(call)
-        if data and direction & _GIVES:
+        if data and direction & _READ:
             ctypes.memmove(data, answer, min(size, len(answer)))
         return 0
 
 
-def _number(info: FileInfo | None) -> int:
-    """Return the number of an open file, which libfuse tells where it tells no path."""
+def _handle(info: FileInfo | None) -> int:
+    """Return the handle of an open file, which libfuse passes instead of a path."""
     assert info is not None
     return info.fh
 
@@ -240,22 +240,22 @@ def wait_unless_signalled(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Sleep for `seconds`; return False as soon as `thread` or its process has a signal to handle.
+    """Sleep for `seconds`; return False as soon as `thread` or its process has a pending signal.
 
-    FUSE tells of signals too, but only a program that reads its requests meanwhile.
+    FUSE reports signals too, but only to a program that reads requests at the same time.
     """
     end = clock() + seconds
     while (left := end - clock()) > 0:
         if _has_signal(thread):
             return False
-        sleep(min(_LOOK, left))
+        sleep(min(_POLL_INTERVAL, left))
     return True
 
 
 def _has_signal(thread: int) -> bool:
     try:
         text = Path(f"/proc/{thread}/status").read_text(encoding="ascii", errors="replace")
-    except OSError:  # gone, or nobody that can be seen from here
+    except OSError:  # ended, or not visible in this PID namespace
         return False
     masks = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
     pending = int(masks.get("SigPnd", "0"), 16) | int(masks.get("ShdPnd", "0"), 16)

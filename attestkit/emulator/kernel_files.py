@@ -1,7 +1,7 @@
-"""Files and folders that behave as a kernel's, as plain objects: FUSE is not known here.
+"""Files and folders with the behaviour of the kernel's, independent of FUSE.
 
-Every refusal is an OSError with the errno that the kernel gives. What each kind of file does was
-read in Linux 6.12: fs/configfs/file.c, fs/sysfs/file.c.
+Errors are OSErrors with the kernel's errno. Source: fs/configfs/file.c and fs/sysfs/file.c of Linux
+6.12.
 """
 
 import os
@@ -12,53 +12,53 @@ from typing import Final, NamedTuple
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.emulator.linux_calls import ClientMemory
 
-__all__ = ["Content", "File", "Folder", "Ioctl", "Link", "OpenFile", "TextFile", "Tree", "refuse"]
+__all__ = ["Content", "File", "Folder", "Ioctl", "Link", "OpenFile", "TextFile", "Tree", "os_error"]
 
 
-def refuse(number: int) -> OSError:
-    """Return the OSError of an errno, to be raised."""
+def os_error(number: int) -> OSError:
+    """Return the OSError of an errno."""
     return OSError(number, os.strerror(number))
 
 
 class Ioctl(NamedTuple):
-    """One ioctl, as a device gets it."""
+    """An ioctl request."""
 
     command: int
-    argument: int  # as the caller gave it, an address mostly
-    given: bytes  # what lies there, as far as the number says that it is read
-    memory: ClientMemory  # the caller's
+    argument: int  # usually an address
+    given: bytes  # the data at that address, if the command number has _IOC_WRITE
+    memory: ClientMemory  # of the caller
 
 
 class OpenFile:
-    """An open file description; a kind of file overrides what it can do."""
+    """An open file description; subclasses override the supported operations."""
 
     seekable = True
-    flushes = False  # whether it wants to hear of a close
+    flushes = False  # whether `flush` has an effect
 
     def read(self, size: int, offset: int) -> bytes:
         """Return up to `size` bytes from `offset`."""
         del size, offset
-        raise refuse(EIO)
+        raise os_error(EIO)
 
     def write(self, data: bytes, offset: int) -> int:
-        """Take bytes; return how many."""
+        """Write bytes; return their number."""
         del data, offset
-        raise refuse(EIO)
+        raise os_error(EIO)
 
     def ioctl(self, call: Ioctl) -> bytes:
-        """Do a command; return what is copied back, where the number says that something is."""
+        """Execute a command; return the data to copy back if its number has _IOC_READ."""
         del call
-        raise refuse(ENOTTY)
+        raise os_error(ENOTTY)
 
     def flush(self) -> None:
-        """Somebody closes a descriptor of this file; others may have copies of it."""
+        """Handle the close of a descriptor, of which copies may remain."""
 
 
 class Node:
-    """A name's content: a file, a folder or a link."""
+    """A file, a folder or a link."""
 
     mode = 0  # permissions
-    size = 0  # bytes, as stat tells it
+    size = 0  # st_size
 
 
 class Link(Node):
@@ -71,7 +71,7 @@ class Link(Node):
 
 
 class Folder(Node):
-    """A folder; nothing can be made in one unless its kind says so."""
+    """A folder; subclasses may allow `make` and `remove`."""
 
     mode = 0o755
 
@@ -79,18 +79,18 @@ class Folder(Node):
         self.names: dict[str, Node] = {}
 
     def make(self, name: str) -> "Folder":
-        """Make a folder in this one."""
+        """Create a folder in this one."""
         del name
-        raise refuse(EPERM)
+        raise os_error(EPERM)
 
     def remove(self, name: str) -> None:
         """Remove a folder in this one."""
         del name
-        raise refuse(EPERM)
+        raise os_error(EPERM)
 
 
 class File(Node):
-    """A file with a label, by which faults know it; a kind says what an open one does."""
+    """A file with a label for faults; subclasses implement `opened`."""
 
     def __init__(self, label: str, faults: Faults, *, mode: int, size: int = 0) -> None:
         self.label = label
@@ -99,25 +99,25 @@ class File(Node):
         self.size = size
 
     def open(self, flags: int) -> OpenFile:
-        """Open it. The mode counts for everybody, root too, as in configfs and sysfs."""
+        """Open the file. The mode applies to root too, as in configfs and sysfs."""
         self.faults.check(f"open:{self.label}")
         access = flags & os.O_ACCMODE
         if access != os.O_RDONLY and not self.mode & 0o222:
-            raise refuse(EACCES)
+            raise os_error(EACCES)
         if access != os.O_WRONLY and not self.mode & 0o444:
-            raise refuse(EACCES)
+            raise os_error(EACCES)
         return self.opened()
 
     def opened(self) -> OpenFile:
         """Return a new open file description."""
-        raise refuse(EIO)
+        raise os_error(EIO)
 
     def truncate(self) -> None:
-        """Open with O_TRUNC: accepted, and means nothing."""
+        """Ignore O_TRUNC."""
 
 
 class Snapshot(OpenFile):
-    """Content that is made at the first read and then stays, as text of configfs and procfs."""
+    """An open file whose content is fixed at the first read, as in configfs and procfs."""
 
     def __init__(self, file: File, make: Callable[[], bytes]) -> None:
         self._operation = f"read:{file.label}"
@@ -134,7 +134,7 @@ class Snapshot(OpenFile):
 
 
 class TextFile(File):
-    """A read-only file whose content is made when somebody reads it."""
+    """A read-only file whose content is computed at the first read after an open."""
 
     def __init__(
         self, label: str, faults: Faults, content: Callable[[], bytes], *, mode: int = 0o444
@@ -143,12 +143,12 @@ class TextFile(File):
         self._content = content
 
     def opened(self) -> OpenFile:
-        """Return an open file with its content yet to be made."""
+        """Return an open file."""
         return Snapshot(self, self._content)
 
 
 class Content(TextFile):
-    """A read-only file of bytes that do not change."""
+    """A read-only file with constant content."""
 
     def __init__(self, label: str, faults: Faults, data: bytes, *, mode: int = 0o444) -> None:
         super().__init__(label, faults, lambda: data, mode=mode)
@@ -156,13 +156,13 @@ class Content(TextFile):
 
 
 class Tree:
-    """All names, by path: `/sys/kernel/config`."""
+    """All files by path, such as `/sys/kernel/config`."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {"/": Folder()}
 
     def add(self, path: str, node: Node) -> None:
-        """Put a node there, and the folders above it where they are missing."""
+        """Add a node and missing parent folders."""
         parent, _, name = path.rpartition("/")
         parent = parent or "/"
         if parent not in self._nodes:
@@ -174,17 +174,17 @@ class Tree:
                 self._nodes[f"{path}/{inner}"] = child
 
     def find(self, path: str) -> Node:
-        """Return the node there; ENOENT if there is none."""
+        """Return the node at a path; raises ENOENT."""
         node = self._nodes.get(path)
         if node is None:
-            raise refuse(ENOENT)
+            raise os_error(ENOENT)
         return node
 
     def file(self, path: str) -> File:
-        """Return the file there."""
+        """Return the file at a path."""
         node = self.find(path)
         if isinstance(node, Folder):
-            raise refuse(EISDIR)
+            raise os_error(EISDIR)
         assert isinstance(node, File)
         return node
 
@@ -193,24 +193,24 @@ class Tree:
         return list(self._folder(path).names)
 
     def make(self, path: str) -> None:
-        """Make a folder, as far as the one above lets that happen."""
+        """Create a folder, if its parent allows it."""
         if path in self._nodes:
-            raise refuse(EEXIST)
+            raise os_error(EEXIST)
         parent, _, name = path.rpartition("/")
         folder = self._folder(parent or "/").make(name)
         self.add(path, folder)
 
     def remove(self, path: str) -> None:
-        """Remove a folder with its files, as far as the one above lets that happen."""
+        """Remove a folder with its files, if its parent allows it."""
         node = self.find(path)
         if not isinstance(node, Folder):
-            raise refuse(ENOTDIR)
+            raise os_error(ENOTDIR)
         parent, _, name = path.rpartition("/")
         self._folder(parent or "/").remove(name)
         self.drop(path)
 
     def drop(self, path: str) -> None:
-        """Forget a folder and its files, whatever anybody says."""
+        """Remove a folder with its files unconditionally."""
         parent, _, name = path.rpartition("/")
         folder = self._folder(path)
         del self._folder(parent or "/").names[name]
@@ -221,7 +221,7 @@ class Tree:
     def _folder(self, path: str) -> Folder:
         node = self.find(path)
         if not isinstance(node, Folder):
-            raise refuse(ENOTDIR)
+            raise os_error(ENOTDIR)
         return node
 
 
@@ -229,9 +229,9 @@ WRITE_LIMIT: Final = 4095  # bytes of one write to a text file of configfs
 
 
 class BinaryWriter(OpenFile):
-    """An open binary file of configfs that is written: `commit` gets all of it at the close.
+    """A binary file of configfs opened for writing; the content is committed at close(2).
 
-    A write that is refused counts too: the commit is then of what was there before it.
+    A failed write also leads to a commit, of the content before it.
     """
 
     seekable = False
@@ -246,20 +246,20 @@ class BinaryWriter(OpenFile):
         self._written = False  # since the last commit
 
     def write(self, data: bytes, offset: int) -> int:
-        """Keep bytes; EFBIG beyond the limit."""
+        """Buffer bytes; raises EFBIG beyond the limit."""
         self._faults.check(self._operation)
         self._written = True
         if offset + len(data) > self._limit:
-            raise refuse(EFBIG)
+            raise os_error(EFBIG)
         if missing := offset + len(data) - len(self._buffer):
             self._buffer += bytes(max(0, missing))
         self._buffer[offset : offset + len(data)] = data
         return len(data)
 
     def flush(self) -> None:
-        """Commit, at the close of any copy of the descriptor.
+        """Commit at the close of any copy of the descriptor.
 
-        The kernel waits for the last one, which FUSE tells only after that close has returned.
+        The kernel commits at the last close, which FUSE reports only after close(2) has returned.
         """
         if self._written:
             self._written = False

@@ -1,4 +1,4 @@
-"""What differs between kernels in the interfaces of a TDX or SEV-SNP guest, by release."""
+"""Differences between Linux releases in the interfaces of TDX and SEV-SNP guests."""
 
 import re
 from typing import Final, NamedTuple
@@ -13,7 +13,7 @@ _TEXT: Final = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,5}))?", re.ASCII)
 
 
 class EmulatedKernel(NamedTuple):
-    """A release of Linux: `6.12.80`, or `6.12` for the last of its series."""
+    """A release of Linux, such as `6.12.80`, or `6.12` for the last release of the series."""
 
     major: int
     minor: int
@@ -21,54 +21,57 @@ class EmulatedKernel(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "EmulatedKernel":
-        """Read `6.12` or `6.12.80`; UsageError for anything else."""
+        """Parse `6.12` or `6.12.80`; UsageError otherwise."""
         match = _TEXT.fullmatch(text)
         if match is None:
-            raise UsageError(f"a kernel release is like 6.12 or 6.12.80, not {shown(text)}")
+            raise UsageError(
+                f"kernel release: must be like 6.12 or 6.12.80, not {shown(text)}",
+                reason="wrong_value",
+            )
         return cls(int(match[1]), int(match[2]), int(match[3] or _LAST))
 
     @property
     def has_device(self) -> bool:
-        """Whether there is /dev/tdx_guest."""
+        """Whether the kernel has /dev/tdx_guest."""
         return self >= (6, 2)
 
     @property
     def has_ccel_data(self) -> bool:
-        """Whether the firmware's log has a file; its ACPI table always has."""
+        """Whether the firmware event log has a file, in addition to its ACPI table."""
         return self >= (6, 4)
 
     @property
     def has_reports(self) -> bool:
-        """Whether there is configfs-tsm."""
+        """Whether the kernel has configfs-tsm."""
         return self >= (6, 7)
 
     @property
     def has_services(self) -> bool:
-        """Whether an entry can name a service of an SVSM."""
+        """Whether a report entry can request a service of an SVSM."""
         return self >= (6, 11)
 
     @property
     def has_measurements(self) -> bool:
-        """Whether the registers are files (tsm-mr)."""
+        """Whether sysfs has the registers (tsm-mr)."""
         return self >= (6, 16)
 
     @property
     def outblob_limit(self) -> int:
-        """The most bytes that an outblob has."""
+        """Maximum size of an outblob in bytes."""
         return 16 << 20 if self >= (7, 0) else 32 << 10
 
     @property
     def quote_buffer(self) -> int:
-        """Size of the buffer shared with the host, its header of 24 bytes included."""
+        """Size of the buffer shared with the host, with its header of 24 bytes."""
         return 128 << 10 if self >= (7, 0) else 8 << 10
 
     @property
-    def tells_failure(self) -> bool:
-        """Whether a quote that the host failed to make is an error, not an empty outblob."""
+    def reports_failure(self) -> bool:
+        """Whether a failure of the host is an error, and not an empty outblob."""
         return self >= (7, 1)
 
     @property
     def checks_length(self) -> bool:
-        """Whether the length that the host says is compared with the buffer (CVE-2026-31470)."""
+        """Whether the length from the host is compared with the buffer (CVE-2026-31470)."""
         fixed = {(6, 12): 80, (6, 18): 21, (6, 19): 11}
         return self >= (7, 0) or self.patch >= fixed.get((self.major, self.minor), _LAST + 1)

@@ -1,4 +1,4 @@
-"""System calls that Python lacks: unshare, mount, and access to another process's memory.
+"""System calls that Python lacks: unshare, mount, and access to the memory of another process.
 
 Numbers: include/uapi/linux/sched.h and mount.h.
 """
@@ -29,13 +29,13 @@ MS_SLAVE: Final = 1 << 19
 
 
 def unshare(namespaces: int) -> None:
-    """Give this process namespaces of its own; OSError if it may not."""
-    _checked("unshare", ctypes.c_int(namespaces))
+    """Move this process into new namespaces; raises OSError."""
+    _call_libc("unshare", ctypes.c_int(namespaces))
 
 
 def mount(source: str, target: str, *, kind: str = "", flags: int = 0, options: str = "") -> None:
-    """Mount a file system of a kind, or with MS_BIND what is at `source`; OSError if not."""
-    _checked(
+    """Mount a file system of type `kind`, or with MS_BIND the file `source`; raises OSError."""
+    _call_libc(
         "mount",
         os.fsencode(source),
         os.fsencode(target),
@@ -46,26 +46,26 @@ def mount(source: str, target: str, *, kind: str = "", flags: int = 0, options: 
     )
 
 
-def _checked(call: str, *arguments: object, path: str | None = None) -> None:
+def _call_libc(call: str, *arguments: object, path: str | None = None) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if getattr(libc, call)(*arguments):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
 
 
-# Another process's memory: where an old driver's ioctl follows pointers, so must its emulation.
+# Memory of a client process, for ioctls of old drivers that follow pointers.
 
 _LIMIT: Final = 1 << 20  # bytes of one access; the largest buffer of the interfaces is 128 KiB
 
 
-class _Span(ctypes.Structure):
+class _Iovec(ctypes.Structure):
     """`struct iovec`."""
 
     _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
 
 
 class ClientMemory:
-    """The memory of the process `pid`, or of the one that has the thread of that number."""
+    """The memory of the process with the process or thread id `pid`."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -74,14 +74,14 @@ class ClientMemory:
         """Return `size` bytes at `address`.
 
         Raises:
-            OSError: EFAULT if they are not all there, EPERM if we may not look.
+            OSError: EFAULT if not all of them are mapped, EPERM without permission.
         """
         buffer = ctypes.create_string_buffer(size or 1)
         self._move("process_vm_readv", address, buffer, size)
         return buffer.raw[:size]
 
     def write(self, address: int, data: bytes) -> None:
-        """Put `data` at `address`; errors as `read`."""
+        """Write `data` at `address`; raises what `read` does."""
         buffer = ctypes.create_string_buffer(data, len(data) or 1)
         self._move("process_vm_writev", address, buffer, len(data))
 
@@ -89,10 +89,10 @@ class ClientMemory:
         self, call: str, address: int, buffer: "ctypes.Array[ctypes.c_char]", size: int
     ) -> None:
         if not 0 <= size <= _LIMIT:
-            raise OSError(EFAULT, "too much memory at once")
+            raise OSError(EFAULT, "size: above the limit")
         libc = ctypes.CDLL(None, use_errno=True)
-        here = _Span(ctypes.addressof(buffer), size)
-        there = _Span(address, size)
+        here = _Iovec(ctypes.addressof(buffer), size)
+        there = _Iovec(address, size)
         moved = getattr(libc, call)(
             self.pid, ctypes.byref(here), 1, ctypes.byref(there), 1, ctypes.c_ulong(0)
         )

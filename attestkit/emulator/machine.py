@@ -1,7 +1,7 @@
-"""The emulated machine: which files it has, and the files that control it.
+"""Emulated machine: its file tree, and its control files.
 
-The tree looks like a root: `/sys/kernel/config/tsm/report`, `/dev/tdx_guest` and so on; below
-`/attestkit` is what a real machine has not.
+The tree is that of a root directory: `/sys/kernel/config/tsm/report`, `/dev/tdx_guest` and so on.
+Control files are below `/attestkit`.
 """
 
 import os
@@ -14,8 +14,8 @@ from typing import Final
 from attestkit.backends.simulator.boot_log import AREA_SIZE, boot_log
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
 from attestkit.backends.simulator.os_image import simulated_image
-from attestkit.backends.simulator.pki.amd_chip import issued_chip
-from attestkit.backends.simulator.platform_identity import issued
+from attestkit.backends.simulator.pki.amd_chip import issue_chip
+from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.emulator.kernel_files import (
     Content,
@@ -25,7 +25,7 @@ from attestkit.emulator.kernel_files import (
     Snapshot,
     TextFile,
     Tree,
-    refuse,
+    os_error,
 )
 from attestkit.emulator.kernel_version import EmulatedKernel
 from attestkit.emulator.snp_driver import SnpDevice, SnpProvider
@@ -52,44 +52,54 @@ _HEALTHY: Final = Scenario()
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What kind of machine it is.
+    """Properties of a machine.
 
     Raises:
-        UsageError: There is no such machine; the text says why.
+        UsageError: If a value is invalid, or two values contradict each other.
     """
 
-    provider: str = "tdx_guest"  # whose driver is loaded; "none": a TDX guest without a driver
-    kernel: str = "6.18"  # the release that it behaves as
-    driver: str = "mainline"  # the commands of /dev/tdx_guest, see tdx_driver.DRIVERS
+    provider: str = "tdx_guest"  # the loaded driver; "none": a TDX guest without a driver
+    kernel: str = "6.18"  # the emulated release
+    driver: str = "mainline"  # the ioctls of /dev/tdx_guest, see tdx_driver.DRIVERS
     quote_version: int = 4  # 5: TDX 1.5
-    scenario: Scenario = _HEALTHY  # what is wrong, or odd, with its evidence
+    scenario: Scenario = _HEALTHY  # deviations of the evidence
     mr_config_id: bytes = bytes(48)  # of a TDX guest
     host_data: bytes = bytes(32)  # of an SEV-SNP guest
     vmpl: int = 0  # of an SEV-SNP guest's kernel; above 0 there is an SVSM
-    certificates: bool = True  # whether an SEV-SNP guest's host hands out any
-    qgs_port: int | None = None  # what /etc/tdx-attest.conf says; None: there is no such file
-    runtime_log: str | None = None  # what /run/log/dstack links to; None: it is not there
+    certificates: bool = True  # whether the host of an SEV-SNP guest has certificates
+    qgs_port: int | None = None  # port in /etc/tdx-attest.conf; None: no such file
+    runtime_log: str | None = None  # target of the link /run/log/dstack; None: no link
 
     def __post_init__(self) -> None:
         if self.provider not in PROVIDERS:
-            raise UsageError(f"no provider is called {self.provider!r}: {', '.join(PROVIDERS)}")
+            raise UsageError(
+                f"provider: unknown name {self.provider!r}; use one of {', '.join(PROVIDERS)}",
+                reason="unknown_name",
+            )
         if self.driver not in DRIVERS:
-            raise UsageError(f"no driver is called {self.driver!r}: {', '.join(DRIVERS)}")
+            raise UsageError(
+                f"driver: unknown name {self.driver!r}; use one of {', '.join(DRIVERS)}",
+                reason="unknown_name",
+            )
         if self.scenario.quote_version not in {None, self.quote_version}:
             wanted = self.scenario.quote_version
             raise UsageError(
-                f"the quotes of this scenario are of version {wanted}, not {self.quote_version}"
+                f"quote_version: {self.quote_version}, but this scenario has quotes of version "
+                f"{wanted}",
+                reason="conflict",
             )
         if self.scenario.platform == "snp" and self.provider != "sev_guest":
-            raise UsageError("this scenario is one of SEV-SNP: the provider is sev_guest")
+            raise UsageError(
+                "provider: must be sev_guest for a scenario of SEV-SNP", reason="conflict"
+            )
         if len(self.mr_config_id) != 48:
-            raise UsageError("mr_config_id is 48 bytes")
+            raise UsageError("mr_config_id: must be 48 bytes", reason="wrong_size")
         if len(self.host_data) != 32:
-            raise UsageError("host_data is 32 bytes")
+            raise UsageError("host_data: must be 32 bytes", reason="wrong_size")
         if self.vmpl not in range(4):
-            raise UsageError("vmpl is 0 to 3")
+            raise UsageError("vmpl: must be 0 to 3", reason="out_of_range")
         if self.qgs_port is not None and not 0 <= self.qgs_port < 1 << 32:
-            raise UsageError("qgs_port is 0 to 4294967295")
+            raise UsageError("qgs_port: must be 0 to 4294967295", reason="out_of_range")
         EmulatedKernel.parse(self.kernel)
 
 
@@ -97,13 +107,13 @@ class Machine:
     """A running machine and its tree.
 
     Args:
-        setup: What kind it is.
-        seed: 32 bytes that the stand-ins for Intel and AMD follow from.
-        faults: What goes wrong.
-        now: Seconds since 1970, for the collateral.
-        clock: Seconds since some moment, for a slow host.
-        wait: Sleep for so many seconds; False as soon as the caller has a signal to handle.
-        random: Returns that many random bytes.
+        setup: Properties of the machine.
+        seed: 32 bytes from which the simulated PKIs of Intel and AMD are derived.
+        faults: The armed faults.
+        now: Returns Unix time, for the collateral.
+        clock: A monotonic clock in seconds, for delays.
+        wait: Sleeps for a number of seconds; returns False if the caller has a pending signal.
+        random: Returns a number of random bytes.
     """
 
     def __init__(
@@ -120,11 +130,11 @@ class Machine:
         self.tree: Tree = Tree()
         self._faults = faults
         scenario, snp = setup.scenario, setup.provider == "sev_guest"
-        # A process emulates one machine, often of a random seed: nothing is kept for another.
-        self._pki, enclave, self._root = issued(seed, scenario, keep=False)
+        # Not cached: a process emulates one machine, often with a random seed.
+        self._pki, enclave, self._root = issue_platform(seed, scenario, keep=False)
         self._chip = None
         if snp:
-            self._chip, self._root = issued_chip(seed, scenario, keep=False)
+            self._chip, self._root = issue_chip(seed, scenario, keep=False)
         self._now = now
         self._release = EmulatedKernel.parse(setup.kernel)
         self._td = EmulatedTd(
@@ -152,16 +162,16 @@ class Machine:
         boot_id = "/proc/sys/kernel/random/boot_id"
         add(boot_id, TextFile("boot_id", faults, self._boot_id))
         if setup.qgs_port is not None:
-            text = f"# Where the quote generation service is.\nport = {setup.qgs_port}\n"
+            text = f"# Port of the quote generation service.\nport = {setup.qgs_port}\n"
             add("/etc/tdx-attest.conf", Content("tdx_attest_conf", faults, text.encode()))
         if setup.runtime_log is not None:
             add("/run/log/dstack", Link(setup.runtime_log))
         add("/attestkit/trust-anchor.der", Content("", faults, self._root))
-        if self._chip is None:  # AMD's word comes with the report
+        if self._chip is None:  # AMD's certificates come with the report
             add("/attestkit/collateral.json", TextFile("", faults, self._collateral))
         add("/attestkit/faults", FaultsFile(faults))
-        add("/attestkit/reset", _Switch(faults, self.reboot))
-        add("/attestkit/kexec", _Switch(faults, self.kexec))
+        add("/attestkit/reset", _TriggerFile(faults, self.reboot))
+        add("/attestkit/kexec", _TriggerFile(faults, self.kexec))
 
     def _add_boot_log(self) -> None:
         faults = self._faults
@@ -172,7 +182,7 @@ class Machine:
             self.tree.add(f"{_ACPI}/data/CCEL", log)
 
     def _add_driver(self, wait: Callable[[float], bool]) -> Provider | None:
-        """Load the platform's driver; return it if it makes reports."""
+        """Add the files of the platform's driver; return the provider of reports, if any."""
         setup, faults = self._setup, self._faults
         if setup.provider == "tdx_guest":
             self._add_tdx()
@@ -206,30 +216,30 @@ class Machine:
         return f"{self._td.boot_id}\n".encode()
 
     def _collateral(self) -> bytes:
-        said = self._pki.collateral(self._now(), self._setup.scenario.collateral)
-        return said.to_json().encode()
+        collateral = self._pki.collateral(self._now(), self._setup.scenario.collateral)
+        return collateral.to_json().encode()
 
     def reboot(self) -> None:
-        """Start anew: registers as the firmware leaves them, another boot id, no entries."""
+        """Reboot: reset the registers, change the boot id, and remove report entries."""
         self._td.reboot()
         if self._provider is not None:
             self._provider.reboot()
         self._restart()
 
     def kexec(self) -> None:
-        """Start another kernel: another boot id, no entries; the registers stay."""
+        """Start another kernel: change the boot id, and remove report entries."""
         self._td.kexec()
         self._restart()
 
     def _restart(self) -> None:
         self._reports.provider = self._provider
         for name in list(self._reports.names):
-            self._reports.let_go(name)
+            self._reports.mark_removed(name)
             self.tree.drop(f"{REPORTS}/{name}")
 
 
 def ccel_table(log_size: int) -> bytes:
-    """Return the ACPI table CCEL, 56 bytes, of a TDX guest with a log area of that size."""
+    """Return the ACPI table CCEL, 56 bytes, for a log area of this size in bytes."""
     head = struct.pack(
         "<4sIBB6s8sI4sIBBHQQ",
         *(b"CCEL", 56, 1, 0, b"AKSIM ", b"AKSIMTD ", 1, b"AKIT", 1),
@@ -239,17 +249,17 @@ def ccel_table(log_size: int) -> bytes:
 
 
 class FaultsFile(File):
-    """`/attestkit/faults`: shows what is armed; a line that is written arms one more.
+    """`/attestkit/faults`: the armed faults; each written line arms a fault.
 
-    Emptying it, as the shell's `>` does, disarms all. A line that is no fault gives EINVAL, and
-    nothing of that write counts.
+    Truncation, as by the shell's `>`, disarms all. A write with an invalid line fails with EINVAL
+    and arms nothing.
     """
 
     def __init__(self, faults: Faults) -> None:
         super().__init__("", faults, mode=0o600)
 
     def opened(self) -> OpenFile:
-        """Return an open file; what it shows is that of its first read."""
+        """Return an open file, whose content is fixed at the first read."""
         return _OpenFaults(self, self._show)
 
     def _show(self) -> bytes:
@@ -270,28 +280,28 @@ class _OpenFaults(Snapshot):
         try:
             new = [Fault.parse(line) for line in data.decode().splitlines() if line.strip()]
         except ValueError:  # UsageError is one
-            raise refuse(EINVAL) from None
+            raise os_error(EINVAL) from None
         for fault in new:
             self._armed.arm(fault)
         return len(data)
 
 
-class _Switch(File):
-    """A file that does something at every write, whatever is written."""
+class _TriggerFile(File):
+    """A file that executes an action at every write."""
 
-    def __init__(self, faults: Faults, do: Callable[[], None]) -> None:
+    def __init__(self, faults: Faults, action: Callable[[], None]) -> None:
         super().__init__("", faults, mode=0o200)
-        self._do = do
+        self._action = action
 
     def opened(self) -> OpenFile:
-        return _OpenSwitch(self._do)
+        return _OpenTriggerFile(self._action)
 
 
-class _OpenSwitch(OpenFile):
-    def __init__(self, do: Callable[[], None]) -> None:
-        self._do = do
+class _OpenTriggerFile(OpenFile):
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
 
     def write(self, data: bytes, offset: int) -> int:
         del offset
-        self._do()
+        self._action()
         return len(data)

@@ -1,7 +1,7 @@
-"""The quote generation service: it turns TD reports into quotes, over a stream socket.
+"""Quote generation service: converts TD reports to quotes, over a stream socket.
 
-The frames are those of Intel's QGS: a 32-bit big-endian length, then a little-endian message. A
-bare report of 1024 bytes is taken too, and answered by the bare quote, as from DCAP 1.21 on.
+Frames are those of Intel's QGS: a 32-bit big-endian length, then a little-endian message. As since
+DCAP 1.21, a bare report of 1024 bytes is answered by a bare quote.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.emulator.td import ReportQuoter
 from attestkit.errors import BackendError, FormatError, UsageError
 
-__all__ = ["QuoteService", "answer", "listen"]
+__all__ = ["QuoteService", "answer_request", "listen"]
 
 _HEADER: Final = struct.Struct("<HHIII")  # major, minor, type, size, error code
 _SIZES: Final = struct.Struct("<II")
@@ -30,81 +30,83 @@ _INVALID_VERSION: Final = 0x12004
 _INVALID_TYPE: Final = 0x12005
 _INVALID_SIZE: Final = 0x12006
 _REPORT_SIZE: Final = 1024
-_LONGEST: Final = 1 << 16  # bytes of a request; one without key ids has 1048
+_LONGEST: Final = 1 << 16  # maximum size of a request; without key ids it has 1048 bytes
 # Attestation key id of Intel's TD quoting enclave.
 _KEY_ID: Final = bytes.fromhex("e86c046e8cc44d958173fc43c1fa4f3f")
-_IDLE: Final = 30.0  # seconds, as the real one
+_IDLE: Final = 30.0  # seconds, as Intel's service
 
 
-def answer(quoter: ReportQuoter, request: bytes) -> bytes:
-    """Return the framed answer to a framed request, a GET_QUOTE_REQ with its length before it.
+def answer_request(quoter: ReportQuoter, request: bytes) -> bytes:
+    """Return the framed response to a framed GET_QUOTE_REQ.
 
     Raises:
-        FormatError: The frame is not one; the service hangs up.
+        FormatError: If the frame is malformed; the service disconnects then.
     """
     length = int.from_bytes(request[: _LENGTH.size], "big")
     if min(length, len(request) - _LENGTH.size) < _HEADER.size:
-        raise FormatError("a request is a length and a message of 16 bytes or more", offset=0)
+        raise FormatError("request: shorter than its header", reason="truncated", offset=0)
     message = request[_LENGTH.size : _LENGTH.size + length]  # a driver's buffer may be longer
     if len(message) != length:
-        raise FormatError("the request's length is not that of its message", offset=0)
-    reply = _reply(quoter, message)
+        raise FormatError("request: shorter than its length field", reason="truncated", offset=0)
+    reply = _process_request(quoter, message)
     return _LENGTH.pack(len(reply)) + reply
 
 
-def _reply(quoter: ReportQuoter, message: bytes) -> bytes:
+def _process_request(quoter: ReportQuoter, message: bytes) -> bytes:
     major, minor, kind, size, _ = _HEADER.unpack_from(message)
     if major != 1:
-        return _failure(minor, _INVALID_VERSION)
+        return _error_response(minor, _INVALID_VERSION)
     if kind != _GET_QUOTE_REQ:
-        return _failure(minor, _INVALID_TYPE)
+        return _error_response(minor, _INVALID_TYPE)
     if size != len(message) or size < _HEAD:
-        return _failure(minor, _INVALID_SIZE)
+        return _error_response(minor, _INVALID_SIZE)
     report_size, ids_size = _SIZES.unpack_from(message, _HEADER.size)
     if report_size != _REPORT_SIZE or size != _HEAD + report_size + ids_size or ids_size % 16:
-        return _failure(minor, _INVALID_SIZE)
+        return _error_response(minor, _INVALID_SIZE)
     report, ids = message[_HEAD : _HEAD + report_size], message[_HEAD + report_size :]
-    return _quote(quoter, report, ids, minor)
+    return _process_quote(quoter, report, ids, minor)
 
 
-def _quote(quoter: ReportQuoter, report: bytes, ids: bytes, minor: int) -> bytes:
-    """Return the answer with a quote by one of the attestation keys `ids`; none is any."""
-    wanted = [ids[at : at + 16] for at in range(0, len(ids), 16)]
-    if wanted and _KEY_ID not in wanted:
-        return _failure(minor, _UNEXPECTED)
+def _process_quote(quoter: ReportQuoter, report: bytes, ids: bytes, minor: int) -> bytes:
+    """Return the response with a quote by one of the attestation keys `ids`; empty: any key."""
+    key_ids = [ids[at : at + 16] for at in range(0, len(ids), 16)]
+    if key_ids and _KEY_ID not in key_ids:
+        return _error_response(minor, _UNEXPECTED)
     try:
         quote = quoter.quote(report)
     except FormatError:
-        return _failure(minor, _UNEXPECTED)
+        return _error_response(minor, _UNEXPECTED)
     size = _HEAD + len(_KEY_ID) + len(quote)
     head = _HEADER.pack(1, minor, _GET_QUOTE_RESP, size, 0)
     return b"".join((head, _SIZES.pack(len(_KEY_ID), len(quote)), _KEY_ID, quote))
 
 
-def _failure(minor: int, code: int) -> bytes:
+def _error_response(minor: int, code: int) -> bytes:
     return _HEADER.pack(1, minor, _GET_QUOTE_RESP, _HEAD, code) + _SIZES.pack(0, 0)
 
 
 def listen(place: str) -> socket.socket:
-    """Return a listening socket: `vsock:PORT` on any CID, else the path of a unix socket.
+    """Return a listening socket: `vsock:PORT` on any CID, otherwise the path of a Unix socket.
 
     Raises:
-        UsageError: The port is no number from 1 to 2^32 - 2, or the path is empty or too long.
-        BackendError: The place cannot be had.
+        UsageError: If the port is not 1 to 2^32 - 2, or the path is empty or too long.
+        BackendError: If the address cannot be bound.
     """
     kind, _, port = place.partition(":")
     vsock = kind == "vsock"
     if vsock and not (re.fullmatch(r"[0-9]{1,10}", port) and 0 < int(port) < (1 << 32) - 1):
-        raise UsageError(f"{place!r}: want vsock:PORT")
+        raise UsageError(f"{place!r}: must be vsock:PORT", reason="wrong_value")
     if not vsock and not 0 < len(os.fsencode(place)) <= 107:
-        raise UsageError(f"the path of a unix socket has 1 to 107 bytes, unlike {place!r}")
+        raise UsageError(
+            f"{place!r}: the path of a Unix socket must have 1 to 107 bytes", reason="wrong_size"
+        )
     listener: socket.socket | None = None
     try:
         if vsock:
             listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
             listener.bind((socket.VMADDR_CID_ANY, int(port)))
         else:
-            if Path(place).is_socket():  # a leftover; whatever else is there stays
+            if Path(place).is_socket():  # left by a killed service; other files are kept
                 Path(place).unlink(missing_ok=True)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             listener.bind(place)
@@ -113,17 +115,19 @@ def listen(place: str) -> socket.socket:
         if listener is not None:
             listener.close()
         why = error.strerror or error
-        raise BackendError(f"the quote service cannot listen on {place}: {why}") from error
+        raise BackendError(
+            f"quote service: cannot listen on {place}: {why}", reason="io_error", path=place
+        ) from error
     return listener
 
 
 class QuoteService:
-    """Answers on a listening socket, which it closes at the end; each client has a thread.
+    """A service on a listening socket, which it closes; each client has a thread.
 
     Args:
-        listener: Of any family of stream sockets, see `listen`.
-        quoter: Who makes the quotes.
-        faults: What goes wrong: those whose names begin with qgs.
+        listener: A stream socket of any family, see `listen`.
+        quoter: The quoting enclave.
+        faults: The armed faults, of which those with names in qgs apply.
     """
 
     def __init__(
@@ -132,17 +136,17 @@ class QuoteService:
         self._listener = listener
         self._quoter = quoter
         self._faults = faults or Faults()
-        # Closing one end wakes the thread that accepts: on vsock a shutdown does not.
+        # Closing one end wakes the accepting thread; on vsock a shutdown does not.
         self._end, self._ended = socket.socketpair()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Answer in the background."""
+        """Serve in the background."""
         self._thread = threading.Thread(target=self._accept, name="quote service", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Take no more clients; the path of a unix socket is removed."""
+        """Stop accepting clients, and remove the path of a Unix socket."""
         with contextlib.suppress(OSError):
             if self._listener.family == socket.AF_UNIX:
                 Path(self._listener.getsockname()).unlink(missing_ok=True)
@@ -155,26 +159,26 @@ class QuoteService:
     def _accept(self) -> None:
         self._listener.settimeout(0)
         while self._ended not in select([self._listener, self._ended], [], [])[0]:
-            with contextlib.suppress(OSError):  # a client that is gone already
+            with contextlib.suppress(OSError):  # the client has disconnected
                 client, _ = self._listener.accept()
                 client.settimeout(None)
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        """Answer one request, then hang up."""
+        """Process one request, then disconnect."""
         with client, contextlib.suppress(OSError, FormatError):
             client.settimeout(_IDLE)
-            head = _exactly(client, _LENGTH.size)
-            if head == b"\x81\0\0\0":  # no frame would be that long: a bare report
-                reply = self._quoter.quote(head + _exactly(client, _REPORT_SIZE - len(head)))
+            head = _receive(client, _LENGTH.size)
+            if head == b"\x81\0\0\0":  # above the limit of frames: a bare report
+                reply = self._quoter.quote(head + _receive(client, _REPORT_SIZE - len(head)))
             else:
                 (length,) = _LENGTH.unpack(head)
                 if length > _LONGEST:
                     return
-                reply = answer(self._quoter, head + _exactly(client, length))
-            client.sendall(self._struck(reply))
+                reply = answer_request(self._quoter, head + _receive(client, length))
+            client.sendall(self._apply_fault(reply))
 
-    def _struck(self, reply: bytes) -> bytes:
+    def _apply_fault(self, reply: bytes) -> bytes:
         fault = self._faults.strike("qgs")
         effect = fault.name if fault else ""
         if effect == "qgs_closes":
@@ -182,17 +186,19 @@ class QuoteService:
         if effect == "qgs_truncates":
             return reply[: len(reply) // 2]
         if effect == "qgs_error":
-            failure = _failure(0, _UNEXPECTED)
+            failure = _error_response(0, _UNEXPECTED)
             return _LENGTH.pack(len(failure)) + failure
         return reply
 
 
-def _exactly(client: socket.socket, size: int) -> bytes:
-    """Return `size` bytes; FormatError if the client sends fewer."""
+def _receive(client: socket.socket, size: int) -> bytes:
+    """Receive exactly `size` bytes; FormatError if the client sends fewer."""
     data = b""
     while len(data) < size:
         chunk = client.recv(size - len(data))
         if not chunk:
-            raise FormatError("the client hung up in its request", offset=len(data))
+            raise FormatError(
+                "request: the client disconnected", reason="truncated", offset=len(data)
+            )
         data += chunk
     return data

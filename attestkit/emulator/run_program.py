@@ -1,9 +1,9 @@
-"""Run a program where an emulated machine's files are at the kernel's own paths.
+"""Run a program with the files of an emulated machine at the kernel's own paths.
 
-Three processes share one mount namespace: this one, which waits and passes signals on; the
-emulator, which answers for the files; and the program. All that each of them leaves ends with this
-one, however it ends: the emulator reads a pipe that only this process can write, and at its end
-ends what still is in the namespace, then itself.
+Three processes share one mount namespace: this process, which waits and forwards signals; the
+emulator, which serves the files; and the program. All processes in the namespace end with this one,
+even if it is killed: the emulator reads a pipe that only this process can write, and at its end
+kills the remaining processes and exits.
 """
 
 import contextlib
@@ -14,20 +14,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from attestkit import errors
-from attestkit._system.untrusted_files import is_there
+from attestkit._system.untrusted_files import path_exists
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.emulator.fuse_mount import DEVICE, load_fuse
-from attestkit.emulator.mount_namespace import Places, current, enter, leave_root
+from attestkit.emulator.mount_namespace import NamespaceMounts, current, enter, leave_root
 from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError
 
 __all__ = ["FOLDER", "run"]
 
-FOLDER: Final = Path("/run/attestkit")  # in there: what a real machine has not
-_MACHINE: Final = FOLDER / "machine"  # the emulator's own tree
-_LOG: Final = FOLDER / "runtime-log"  # that of a machine without a folder of its own
+FOLDER: Final = Path("/run/attestkit")  # control files of the emulator
+_MACHINE: Final = FOLDER / "machine"  # mount point of the emulator
+_LOG: Final = FOLDER / "runtime-log"  # runtime log of a machine without a state folder
 
 _KERNEL: Final = KernelPaths()
 _SHOWN: Final = (
@@ -37,57 +37,61 @@ _SHOWN: Final = (
     *(_KERNEL.tdx_attest_conf, _KERNEL.runtime_log),
 )
 
-# What other processes say to this one is meant for the program. What the terminal says it says to
-# the program itself, which is in the same process group.
+# Signals from other processes are forwarded to the program, but not those from the terminal: the
+# program is in the same process group and receives them itself.
 _PASSED: Final = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM),
     *(signal.SIGUSR1, signal.SIGUSR2),
 )
 _TO_EMULATOR: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-_FROM_KERNEL: Final = 0x80  # SI_KERNEL: the terminal
-_NOT_FOUND, _NOT_STARTED = 127, 126  # exit codes, as of the shell
-_GRACE: Final = 2.0  # seconds that what is left running has to end by itself
-_LOOK: Final = 0.01  # seconds between two looks at what is left
+_FROM_KERNEL: Final = 0x80  # SI_KERNEL: from the terminal
+_NOT_FOUND, _NOT_STARTED = 127, 126  # exit codes, as in a shell
+_GRACE: Final = 2.0  # seconds between SIGTERM and SIGKILL
+_POLL_INTERVAL: Final = 0.01  # seconds
 
 
 class _Serve(Protocol):
     def __call__(self, folder: str, *, ready: Callable[[], bool | None], runtime_log: str) -> None:
-        """Mount a machine's files on a folder, until SIGTERM."""
+        """Mount an emulated machine on a folder until SIGTERM."""
 
 
 def run(words: Sequence[str], serve: _Serve, *, complain: Callable[[str], None]) -> int:
-    """Run a program to its end on an emulated machine; return its exit code, or 128+n of signal n.
+    """Run a program on an emulated machine; return its exit code, or 128+n after signal n.
 
-    127 means that there is no such program, 126 that it cannot be started. To be called in the main
-    thread of a process of its own, which this changes: it is in other namespaces afterwards.
+    The exit code is 127 if the program does not exist, and 126 if it cannot be started. Must be
+    called in the main thread of a dedicated process, which stays in the new namespaces.
 
     Args:
-        words: The program, no empty word, and its arguments.
+        words: The program, not empty, and its arguments.
         serve: Mounts the machine, as `kernel_fs.serve` does.
-        complain: Told in a line what the exit code does not say.
+        complain: Called with a line of text if the program cannot be started.
 
     Raises:
-        BackendUnavailableError: FUSE or namespaces are not to be had here; the text says why.
-        BackendError: The emulator was ended by somebody; so the program was too.
-        AttestKitError: The machine cannot be made, as `kernel_fs.serve` says.
+        BackendUnavailableError: If FUSE or namespaces are not available.
+        BackendError: If the emulator is terminated, which also ends the program.
+        AttestKitError: If `serve` fails.
     """
     load_fuse()
     if not os.access(DEVICE, os.R_OK | os.W_OK):
-        raise BackendUnavailableError(f"{DEVICE} may not be opened: sudo chmod 666 {DEVICE}")
-    _fill_standard_files()
+        raise BackendUnavailableError(
+            f"{DEVICE}: permission denied; sudo chmod 666 {DEVICE}",
+            reason="permission_denied",
+            path=str(DEVICE),
+        )
+    _open_standard_files()
     user, group = os.geteuid(), os.getegid()
     own_users = enter()
-    places = Places((*_SHOWN, FOLDER))
+    mounts = NamespaceMounts((*_SHOWN, FOLDER))
     try:
         for folder, mode in ((FOLDER, 0o755), (_MACHINE, 0o755), (_LOG, 0o700)):
-            places.folder(folder, mode)
+            mounts.folder(folder, mode)
     except OSError as error:
-        raise _no_room(error) from error
+        raise _mount_error(error) from error
     emulator = _Emulator(serve)
     try:
-        _show_all(places)
-        with contextlib.suppress(OSError):  # our folder is gone, or out of reach
-            os.chdir(Path.cwd())  # so that it too is what has its name here
+        _mount_files(mounts)
+        with contextlib.suppress(OSError):  # the working directory was deleted, or is inaccessible
+            os.chdir(Path.cwd())  # change to the covering mount, if any
         if own_users:
             leave_root(user, group)
         return _run(words, emulator, complain)
@@ -95,19 +99,23 @@ def run(words: Sequence[str], serve: _Serve, *, complain: Callable[[str], None])
         emulator.stop()
 
 
-def _fill_standard_files() -> None:
-    """Open what is closed of the files 0 to 2, for this process alone: no pipe may get in there."""
+def _open_standard_files() -> None:
+    """Open /dev/null for closed descriptors 0 to 2, so that no pipe gets such a number."""
     while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
     os.close(fd)
 
 
-def _no_room(error: OSError) -> BackendError:
-    return BackendError(f"cannot put {error.filename} in its place: {error.strerror}")
+def _mount_error(error: OSError) -> BackendError:
+    return BackendError(
+        f"{error.filename}: cannot be mounted: {error.strerror}",
+        reason="io_error",
+        path=str(error.filename),
+    )
 
 
-def _show_all(places: Places) -> None:
-    """Let everything of the machine be where the kernel has it; what it has not is hidden."""
+def _mount_files(mounts: NamespaceMounts) -> None:
+    """Mount the machine's files at the kernel's paths, and hide files that it does not have."""
     try:
         for control in (_MACHINE / "attestkit").iterdir():
             (FOLDER / control.name).symlink_to(control.relative_to(FOLDER))
@@ -115,148 +123,153 @@ def _show_all(places: Places) -> None:
             source = _MACHINE / path.relative_to("/")
             if not source.is_symlink():
                 if source.exists():
-                    places.show(source, path)
+                    mounts.show(source, path)
                 else:
-                    places.hide(path)
-            elif (target := source.readlink()).is_absolute():  # a folder outside of the emulator
-                places.show(target, path)
+                    mounts.hide(path)
+            elif (target := source.readlink()).is_absolute():  # a folder outside the emulator
+                mounts.show(target, path)
             else:
-                places.link(str(target), path)
-        places.done()
+                mounts.link(str(target), path)
+        mounts.restore_modes()
     except OSError as error:
-        raise _no_room(error) from error
+        raise _mount_error(error) from error
 
 
 class _Emulator:
-    """The process that answers for the files; made by a fork, for all it needs is loaded."""
+    """The emulator process, forked because all its modules are loaded already."""
 
     def __init__(self, serve: _Serve) -> None:
-        """Start it, and wait until the files are there; errors as it says."""
-        told, tell = os.pipe()
-        watched, self.alive = os.pipe()  # its end of file is our end
-        ours = os.getpid()
+        """Start the process, and wait for the mount; raises the errors of `serve`."""
+        result_read, result_write = os.pipe()
+        watched, self.alive = os.pipe()  # end of file when this process ends
+        parent = os.getpid()
         self._gone = False
         self.pid = os.fork()
         if not self.pid:
-            _emulate(serve, tell, watched, ours)
-        os.close(tell)
+            _run_emulator(serve, result_write, watched, parent)
+        os.close(result_write)
         os.close(watched)
         try:
-            with os.fdopen(told, "rb") as answer:
-                kind, _, text = answer.readline().decode().strip().partition(" ")
+            with os.fdopen(result_read, "rb") as result:
+                outcome, _, rest = result.readline().decode().strip().partition(" ")
         except BaseException:
             self.stop()
             raise
-        if kind != "ready":
-            self.stop()
-            raise getattr(errors, kind, BackendError)(text or "the emulator ended unexpectedly")
+        if outcome == "ready":
+            return
+        self.stop()
+        if not outcome:
+            raise BackendError("emulator: ended unexpectedly", reason="io_error")
+        kind: Any = getattr(errors, outcome, BackendError)
+        reason, _, text = rest.partition(" ")
+        raise kind(text, reason=reason)
 
     def ended(self) -> bool:
-        """Return whether it has ended since this was asked last."""
+        """Return whether the process has ended since the last call."""
         if not self._gone:
             self._gone = bool(os.waitpid(self.pid, os.WNOHANG)[0])
             return self._gone
         return False
 
     def stop(self) -> None:
-        """End what is left in the namespace, and the emulator; return when all is gone."""
+        """End all processes in the namespace, and the emulator, and wait for them."""
         os.close(self.alive)
         if self._gone:
-            _end_all_but(os.getpid())
+            _end_processes(os.getpid())
         else:
             os.waitpid(self.pid, 0)
 
 
-def _emulate(serve: _Serve, tell: int, watched: int, parent: int) -> NoReturn:
-    """Be the emulator until the parent ends."""
+def _run_emulator(serve: _Serve, result: int, watched: int, parent: int) -> NoReturn:
+    """Run the emulator until the parent ends."""
     code = 1
     try:
-        _answer_until_the_end(serve, tell, watched, parent)
+        _serve_files(serve, result, watched, parent)
         code = 0
     except AttestKitError as error:
-        _write(tell, f"{type(error).__name__} {error}")
-    except BaseException as error:  # noqa: BLE001 - nothing of it is for the code that forked
+        _write(result, f"{type(error).__name__} {error.reason} {error}")
+    except BaseException as error:  # noqa: BLE001 - must not propagate into the code after the fork
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
         os._exit(code)
 
 
-def _answer_until_the_end(serve: _Serve, tell: int, watched: int, parent: int) -> None:
-    os.setsid()  # what a terminal says is not for it
+def _serve_files(serve: _Serve, result: int, watched: int, parent: int) -> None:
+    os.setsid()  # no signals from the terminal
     for number in _TO_EMULATOR:
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _TO_EMULATOR)  # in all threads: `serve` takes them
-    _let_go_of_files(tell, watched)
-    threading.Thread(target=_end_with, args=(watched, parent), daemon=True).start()
-    serve(str(_MACHINE), ready=lambda: _write(tell, "ready"), runtime_log=str(_LOG))
+    signal.pthread_sigmask(signal.SIG_BLOCK, _TO_EMULATOR)  # in all threads; `serve` handles them
+    _close_files(result, watched)
+    threading.Thread(target=_wait_for_parent, args=(watched, parent), daemon=True).start()
+    serve(str(_MACHINE), ready=lambda: _write(result, "ready"), runtime_log=str(_LOG))
 
 
 def _write(fd: int, line: str) -> None:
     os.write(fd, f"{' '.join(line.split())}\n".encode())
 
 
-def _let_go_of_files(*kept: int) -> None:
-    """Close the caller's files, so that nobody waits for their end longer than for the program."""
+def _close_files(*kept: int) -> None:
+    """Close inherited files, so that their readers see the end of file when the program ends."""
     null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1):  # errors are still told
+    for fd in (0, 1):  # stderr stays open for errors
         os.dup2(null, fd)
     for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
         if fd > 2 and fd not in kept:
-            with contextlib.suppress(OSError):  # that of the listing itself
+            with contextlib.suppress(OSError):  # the descriptor of the listing
                 os.close(fd)
 
 
-def _end_with(watched: int, parent: int) -> None:
-    """Wait for the parent's end or word; then end all in this namespace, at last this process."""
+def _wait_for_parent(watched: int, parent: int) -> None:
+    """Wait until the parent closes the pipe or ends; then end all processes, at last this one."""
     while os.read(watched, 1):
         pass
-    _end_all_but(parent, os.getpid())
+    _end_processes(parent, os.getpid())
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _end_all_but(*kept: int) -> None:
-    """End the processes of this mount namespace: kindly at first."""
+def _end_processes(*kept: int) -> None:
+    """Terminate the processes of this mount namespace, and kill them after a grace period."""
     end = time.monotonic() + _GRACE
-    asked: set[int] = set()
-    while left := set(_in_this_namespace()).difference(kept):
+    terminated: set[int] = set()
+    while left := set(_processes()).difference(kept):
         late = time.monotonic() > end
-        for pid in left if late else left - asked:
-            with contextlib.suppress(OSError):  # it ended just now
+        for pid in left if late else left - terminated:
+            with contextlib.suppress(OSError):  # it has ended already
                 os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-        asked |= left
-        time.sleep(_LOOK)
+        terminated |= left
+        time.sleep(_POLL_INTERVAL)
 
 
-def _in_this_namespace() -> Iterator[int]:
+def _processes() -> Iterator[int]:
     here = current()
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():
-            with contextlib.suppress(OSError):  # gone, or somebody else's
+            with contextlib.suppress(OSError):  # ended, or of another user
                 if (process / "ns/mnt").readlink() == here:
                     yield int(process.name)
 
 
 def _run(words: Sequence[str], emulator: _Emulator, complain: Callable[[str], None]) -> int:
-    """Run the program; return its exit code, BackendError if the emulator ends before it."""
+    """Run the program and return its exit code; BackendError if the emulator ends before it."""
     watched = (*_PASSED, signal.SIGCHLD)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else its exit code is lost
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise the exit code is lost
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     try:
-        # As subprocess does: Python ignores these two, which is its own affair.
-        given_back = (signal.SIGPIPE, signal.SIGXFSZ)
+        # As in subprocess: restore the signals that Python ignores.
+        defaults = (signal.SIGPIPE, signal.SIGXFSZ)
         program = os.posix_spawnp(
-            words[0], list(words), os.environ, setsigmask=before, setsigdef=given_back
+            words[0], list(words), os.environ, setsigmask=before, setsigdef=defaults
         )
     except OSError as error:
-        code, why = _not_started(words[0], error)
+        code, why = _start_failure(words[0], error)
         complain(f"{words[0]}: {why}")
         return code
-    _let_go_of_files(emulator.alive)
+    _close_files(emulator.alive)
     while True:
-        told = signal.sigwaitinfo(watched)
-        if told.si_signo != signal.SIGCHLD:
-            if told.si_code != _FROM_KERNEL or _is_hangup(told.si_signo):
-                os.kill(program, told.si_signo)
+        received = signal.sigwaitinfo(watched)
+        if received.si_signo != signal.SIGCHLD:
+            if received.si_code != _FROM_KERNEL or _is_hangup(received.si_signo):
+                os.kill(program, received.si_signo)
             continue
         ended, status = os.waitpid(program, os.WNOHANG)
         if ended:
@@ -264,20 +277,20 @@ def _run(words: Sequence[str], emulator: _Emulator, complain: Callable[[str], No
             return code if code >= 0 else 128 - code
         if emulator.ended():
             raise BackendError(
-                "the emulator was ended, and the program with it: its files were gone"
+                "emulator: terminated, and the program with it", reason="connection_lost"
             )
 
 
 def _is_hangup(number: int) -> bool:
-    """Return whether it is what a terminal says to us alone, at its end."""
+    """Return whether it is the SIGHUP that a closed terminal sends only to the session leader."""
     return number == signal.SIGHUP and os.getsid(0) == os.getpid()
 
 
-def _not_started(word: str, error: OSError) -> tuple[int, str]:
-    """Return the exit code for a program that was not started, and why."""
+def _start_failure(word: str, error: OSError) -> tuple[int, str]:
+    """Return the exit code for a program that was not started, and the reason."""
     folders = [""] if "/" in word else os.get_exec_path()
-    if not any(is_there(Path(folder, word)) for folder in folders):
-        return _NOT_FOUND, "there is no such program"
+    if not any(path_exists(Path(folder, word)) for folder in folders):
+        return _NOT_FOUND, "no such program"
     if isinstance(error, FileNotFoundError):
-        return _NOT_STARTED, "the interpreter that it names is not here"
+        return _NOT_STARTED, "its interpreter does not exist"
     return _NOT_STARTED, f"cannot be started: {error.strerror}"

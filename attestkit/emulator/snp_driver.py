@@ -1,7 +1,7 @@
-"""The SEV-SNP guest driver as far as configfs-tsm goes: reports, certificates, services of an SVSM.
+"""SEV-SNP guest driver for configfs-tsm: reports, certificates, and services of an SVSM.
 
-Read in Linux 6.12, drivers/virt/coco/sev-guest. Reports and certificates are those of the stand-in
-for AMD.
+Source: drivers/virt/coco/sev-guest of Linux 6.12. Reports and certificates are those of the
+simulated AMD PKI.
 """
 
 from collections.abc import Callable
@@ -12,28 +12,28 @@ from uuid import UUID
 
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
-from attestkit.emulator.kernel_files import File, OpenFile, refuse
+from attestkit.emulator.kernel_files import File, OpenFile, os_error
 from attestkit.emulator.tsm_entries import Blobs, Request
 
 __all__ = ["SnpDevice", "SnpProvider"]
 
 _SHORT: Final = 1000  # bytes of a short outblob
-# The one service of the SVSM: a virtual TPM.
+# The only service of the SVSM: a virtual TPM.
 _VTPM: Final = UUID("c476f1eb-0123-45a5-9641-b4e7dde5bfe3").bytes_le
 _VTPM_MANIFEST: Final = b"attestkit simulated vTPM, its manifest"
 
 
 class SnpProvider:
-    """Reports of configfs-tsm in an SEV-SNP guest.
+    """Provider of configfs-tsm in an SEV-SNP guest.
 
     Args:
-        chip: Where it runs, and whose certificates the host hands out.
-        vmpl: Where the guest's kernel runs; above 0 there is an SVSM at 0.
+        chip: The processor with its certificates.
+        vmpl: VMPL of the guest's kernel; above 0 there is an SVSM at VMPL 0.
         host_data: 32 bytes, set by the host at launch.
-        services: Whether this kernel lets an entry name a service of the SVSM.
-        certificates: Whether the host has any.
-        faults: What goes wrong.
-        wait: Let the host take so many seconds.
+        services: Whether the kernel supports requests to services of the SVSM.
+        certificates: Whether the host has certificates.
+        faults: The armed faults.
+        wait: Sleeps for a number of seconds.
     """
 
     name = "sev_guest"
@@ -64,23 +64,23 @@ class SnpProvider:
     def report(self, request: Request) -> Blobs:
         """Return report and certificates over an inblob of 64 bytes."""
         if len(request.inblob) != 64:
-            raise refuse(EINVAL)
+            raise os_error(EINVAL)
         if request.service_provider not in (None, "svsm"):
-            raise refuse(EINVAL)
+            raise os_error(EINVAL)
         if self._wiped:
-            raise refuse(ENOTTY)
+            raise os_error(ENOTTY)
         manifest, report_data, vmpl = b"", request.inblob, request.privlevel
         if request.service_provider is not None:
             manifest, vmpl = self._manifest(request), 0
             report_data = sha512(request.inblob + manifest).digest()
         elif vmpl < self.privlevel_floor:
-            raise refuse(EINVAL)
+            raise os_error(EINVAL)
         if fault := self._faults.strike("delay"):
             self._wait(fault.seconds)
         fault = self._faults.strike("report")
         effect = fault.name if fault else ""
         if effect == "quote_fails":
-            raise refuse(EIO)
+            raise os_error(EIO)
         if effect == "empty_outblob":
             return Blobs(b"")
         if effect == "wrong_report_data":
@@ -90,28 +90,28 @@ class SnpProvider:
         return Blobs(outblob, self._certificates, manifest)
 
     def _manifest(self, request: Request) -> bytes:
-        """Return what the SVSM says of its services, or of the one that was asked for."""
+        """Return the manifest of all services of the SVSM, or of the requested one."""
         if request.service_guid == bytes(16):
             return _VTPM + _VTPM_MANIFEST
         if request.service_guid != _VTPM or request.service_manifest_version:
-            raise refuse(EINVAL)
+            raise os_error(EINVAL)
         return _VTPM_MANIFEST
 
     def failed(self, number: int) -> None:
-        """Wipe the key to the secure processor after an exchange that failed, as the driver does.
+        """Wipe the key to the secure processor after a failed request, as the driver does.
 
-        Going on could use an initialisation vector twice. Only a reboot brings reports back.
+        Otherwise an initialisation vector might be reused. Reports need a reboot then.
         """
         if number in (EIO, ETIMEDOUT):
             self._wiped = True
 
     def reboot(self) -> None:
-        """Have the key again."""
+        """Restore the key."""
         self._wiped = False
 
 
 class SnpDevice(File):
-    """`/dev/sev-guest`, for those who look whether it is there: it knows no command."""
+    """`/dev/sev-guest`, without ioctls, for programs that check whether it exists."""
 
     def __init__(self, faults: Faults) -> None:
         super().__init__("sev_guest", faults, mode=0o600)

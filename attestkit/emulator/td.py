@@ -1,4 +1,4 @@
-"""A TD as its kernel sees it: registers, TD reports, and a boot id that changes with the kernel."""
+"""TD of an emulated machine: registers, TD reports and the boot id of its kernel."""
 
 import hmac
 import struct
@@ -11,14 +11,14 @@ from attestkit.backends.simulator.boot_log import boot_records, replay_records
 from attestkit.backends.simulator.os_image import simulated_image
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
-from attestkit.backends.simulator.platform_identity import launched
+from attestkit.backends.simulator.platform_identity import launch_body
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.errors import FormatError, UsageError
 from attestkit.td_report import TdReport
 
 __all__ = ["EmulatedTd", "ReportQuoter"]
 
-_VALID_10, _VALID_15 = 0x1FF, 0x301FF  # fields of TEE_TCB_INFO that count
+_VALID_10, _VALID_15 = 0x1FF, 0x301FF  # VALID of TEE_TCB_INFO, by TDX version
 _MAC_AT: Final = 224
 _HEALTHY: Final = Scenario()
 
@@ -28,14 +28,14 @@ def _mac(key: bytes, report: bytes) -> bytes:
 
 
 class EmulatedTd:
-    """The registers and the launch of one TD, which has booted: RTMR3 is zero.
+    """Registers and launch values of a freshly booted TD, whose RTMR3 is zero.
 
     Args:
-        pki: Whose platform it runs on.
-        extended: Whether its reports have what TDX 1.5 added.
+        pki: The PKI of its platform.
+        extended: Whether reports have the fields of TDX 1.5.
         mr_config_id: 48 bytes, set at launch.
-        random: Returns that many random bytes.
-        scenario: What is odd about its launch.
+        random: Returns a number of random bytes.
+        scenario: Deviations of the launch values.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class EmulatedTd:
         self._cpu_svn = pki.config.cpusvn
         self._mac_key = _mac_key(pki)
         self._random = random
-        self.launch: TdBody = launched(scenario, mr_config_id)
+        self.launch: TdBody = launch_body(scenario, mr_config_id)
         self._head = bytes([0x81, 0, int(extended), 0]) + bytes(12) + self._cpu_svn
         launch = self.launch
         self._tcb_info = b"".join(
@@ -70,12 +70,12 @@ class EmulatedTd:
         self.reboot()
 
     def reboot(self) -> None:
-        """Start over: registers as the firmware leaves them, another boot id."""
+        """Reboot: reset the registers to their values after boot, and change the boot id."""
         self.rtmrs = list(self._boot_values)
         self.kexec()
 
     def kexec(self) -> None:
-        """Start another kernel: another boot id, the registers as they are."""
+        """Start another kernel: change the boot id, but not the registers."""
         self.boot_id = str(UUID(bytes=self._random(16), version=4))
 
     def extend(self, register: int, digest: bytes) -> None:
@@ -91,17 +91,17 @@ class EmulatedTd:
 
 
 class ReportQuoter:
-    """The quoting enclave of a platform: it turns a TDREPORT of that platform into a quote.
+    """The quoting enclave of a platform, which converts TDREPORTs of the platform to quotes.
 
     Args:
-        pki: Whose platform it is.
+        pki: The PKI of the platform.
         version: 4 (quotes with a TD 1.0 body) or 5 (TD 1.5).
-        check_mac: False: take well-formed reports of any platform.
-        enclave: Signs in place of the platform's own.
-        td10: Whether quotes of version 5 have a TD 1.0 body too.
+        check_mac: Whether to reject reports of other platforms.
+        enclave: Signer of the quotes. None: that of the platform.
+        td10: Whether quotes of version 5 also have a TD 1.0 body.
 
     Raises:
-        UsageError: There is no such version.
+        UsageError: If the version is not 4 or 5.
     """
 
     def __init__(
@@ -114,7 +114,9 @@ class ReportQuoter:
         td10: bool = False,
     ) -> None:
         if version not in (4, 5):
-            raise UsageError(f"the simulator makes quotes of version 4 and 5, not {version!r}")
+            raise UsageError(
+                f"quote_version: must be 4 or 5, not {version!r}", reason="wrong_value"
+            )
         self._enclave = QuotingEnclave(pki) if enclave is None else enclave
         self._version = version
         self._extended = version == 5 and not td10
@@ -124,12 +126,16 @@ class ReportQuoter:
         """Return the quote of a TDREPORT, 1024 bytes.
 
         Raises:
-            FormatError: It is no report, or not one of this platform.
+            FormatError: If the report is malformed, or from another platform.
         """
         if self._mac_key is not None:
             given = report[_MAC_AT : _MAC_AT + 32]
             if len(report) != 1024 or not hmac.compare_digest(_mac(self._mac_key, report), given):
-                raise FormatError("the TD report is not of this platform", offset=_MAC_AT)
+                raise FormatError(
+                    "TDREPORT: the MAC is not from this platform",
+                    reason="inconsistent",
+                    offset=_MAC_AT,
+                )
         body = TdReport.parse(report).quote_body(extended=self._extended)
         return self._enclave.quote(body, version=self._version)
 

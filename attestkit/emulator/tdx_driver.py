@@ -1,8 +1,8 @@
-"""The TDX guest driver: `/dev/tdx_guest`, the register files, and reports for configfs-tsm.
+"""TDX guest driver: `/dev/tdx_guest`, the register files, and reports of configfs-tsm.
 
-Read in Linux 6.12, drivers/virt/coco/tdx-guest, and for the register files in the kernel's
-Documentation/ABI/testing/sysfs-devices-virtual-misc-tdx_guest. The commands of older and
-out-of-tree drivers are those of Intel's libtdx_attest and of go-tdx-guest.
+Source: drivers/virt/coco/tdx-guest of Linux 6.12; for the register files the kernel's
+Documentation/ABI/testing/sysfs-devices-virtual-misc-tdx_guest; for the ioctls of older and
+out-of-tree drivers Intel's libtdx_attest and go-tdx-guest.
 """
 
 import struct
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from attestkit.backends.simulator.faults.fault_specs import Faults
-from attestkit.emulator.kernel_files import File, Folder, Ioctl, OpenFile, refuse
+from attestkit.emulator.kernel_files import File, Folder, Ioctl, OpenFile, os_error
 from attestkit.emulator.kernel_version import EmulatedKernel
-from attestkit.emulator.quote_service import answer
+from attestkit.emulator.quote_service import answer_request
 from attestkit.emulator.td import EmulatedTd, ReportQuoter
 from attestkit.emulator.tsm_entries import Blobs, Request
 from attestkit.errors import AttestKitError
@@ -24,13 +24,13 @@ from attestkit.event_log.journal import LOG, PENDING
 __all__ = ["DRIVERS", "Host", "Registers", "TdxDevice", "TdxProvider", "measurement_files"]
 
 GET_REPORT0: Final = 0xC4405401
-_HEADER: Final = struct.Struct("<QQII")  # of the buffer that is shared with the host
+_HEADER: Final = struct.Struct("<QQII")  # of the buffer shared with the host
 _IN_FLIGHT: Final = 0xFFFFFFFFFFFFFFFF
 _ERROR: Final = 0x8000000000000000
-_SHORT: Final = 1000  # bytes of a short outblob, fewer than any quote
-_PATIENCE: Final = 30.0  # seconds that the driver waits for the host
+_SHORT: Final = 1000  # bytes of a short outblob, less than any quote
+_HOST_TIMEOUT: Final = 30.0  # seconds
 
-# Commands of each driver beside GET_REPORT0: what they do, and what a quote request holds.
+# Ioctls of each driver besides GET_REPORT0: operation, and content of a quote request.
 DRIVERS: Final[dict[str, dict[int, str]]] = {
     "mainline": {},
     "C": {0x80315403: "EXTEND_RTMR", 0x80105404: "GET_QUOTE/message"},
@@ -42,13 +42,13 @@ DRIVERS: Final[dict[str, dict[int, str]]] = {
 
 
 class Host:
-    """The other side of a quote request: it takes its time, and it fails.
+    """The host side of a quote request, with delays.
 
     Args:
         quoter: The host's quoting service.
-        faults: What goes wrong.
-        wait: Sleep for so many seconds; False as soon as the caller has a signal to handle.
-        clock: Seconds since some moment.
+        faults: The armed faults.
+        wait: Sleeps for a number of seconds; returns False if the caller has a pending signal.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Host:
         self._busy_until = 0.0
 
     def check_idle(self) -> None:
-        """Raise EBUSY while the host is at an earlier request."""
+        """Raise EBUSY while the host processes an earlier request."""
         if self._clock() < self._busy_until:
-            raise refuse(EBUSY)
+            raise os_error(EBUSY)
 
-    def take_time(self) -> bool:
-        """Let the caller wait as long as the host is slow; False if no answer came in 30 s.
+    def delay(self) -> bool:
+        """Delay the caller by the fault, if any; return False if the host needs more than 30 s.
 
         Raises:
             OSError: EINTR after a signal.
@@ -79,17 +79,17 @@ class Host:
         if fault is None:
             return True
         self._busy_until = self._clock() + fault.seconds
-        if not self._wait(min(fault.seconds, _PATIENCE)):
-            raise refuse(EINTR)
-        return fault.seconds <= _PATIENCE
+        if not self._wait(min(fault.seconds, _HOST_TIMEOUT)):
+            raise os_error(EINTR)
+        return fault.seconds <= _HOST_TIMEOUT
 
     def forget(self) -> None:
-        """Nothing is in flight any more: the machine was started anew."""
+        """Forget pending requests at a reboot."""
         self._busy_until = 0.0
 
 
 class TdxProvider:
-    """Reports of configfs-tsm: quotes of the host's quoting service."""
+    """Provider of configfs-tsm: quotes of the host's quoting service."""
 
     name = "tdx_guest"
     extras: tuple[str, ...] = ()
@@ -105,54 +105,54 @@ class TdxProvider:
         """Return the quote over an inblob of 64 bytes."""
         self._host.check_idle()
         if len(request.inblob) != 64:
-            raise refuse(EINVAL)
-        strike_foreign_extend(self._td, self._faults)
+            raise os_error(EINVAL)
+        inject_foreign_extend(self._td, self._faults)
         report_data = request.inblob
         fault = self._faults.strike("report")
         effect = fault.name if fault else ""
         if effect == "wrong_report_data":
             report_data = bytes(byte ^ 0xFF for byte in report_data)
         report = self._td.report(report_data)
-        if not self._host.take_time() or effect == "quote_fails":
-            return self._failed()
+        if not self._host.delay() or effect == "quote_fails":
+            return self._failure()
         if effect == "empty_outblob":
             return Blobs(b"")
         quote = self._host.quoter.quote(report)
         room = self._release.quote_buffer - _HEADER.size
         if effect == "oversized_outblob":
             if self._release.checks_length:
-                raise refuse(EFBIG)
+                raise os_error(EFBIG)
             quote = quote.ljust(room + 1, b"\0")
         elif len(quote) > room:
-            return self._failed()
+            return self._failure()
         return Blobs(quote[:_SHORT] if effect == "short_outblob" else quote)
 
     def failed(self, number: int) -> None:
-        """Do nothing: the next request starts afresh."""
+        """Do nothing: a failure does not affect the next request."""
 
     def reboot(self) -> None:
-        """Forget what is in flight."""
+        """Forget pending requests."""
         self._host.forget()
 
-    def _failed(self) -> Blobs:
-        if self._release.tells_failure:
-            raise refuse(EIO)
+    def _failure(self) -> Blobs:
+        if self._release.reports_failure:
+            raise os_error(EIO)
         return Blobs(b"")
 
 
-def strike_foreign_extend(td: EmulatedTd, faults: Faults) -> None:
-    """Let somebody else extend RTMR3 if that fault is armed."""
+def inject_foreign_extend(td: EmulatedTd, faults: Faults) -> None:
+    """Extend RTMR3 as another process would, if that fault is armed."""
     if faults.strike("foreign"):
         td.extend(3, b"\x5a" * 48)
 
 
 class Registers:
-    """The registers of a TD as its driver extends them: sometimes not, or not only that.
+    """The registers of a TD, with the faults of extends.
 
     Args:
-        td: Whose they are.
-        faults: What goes wrong.
-        runtime_log: The folder of its runtime log; None: it has none.
+        td: The TD.
+        faults: The armed faults.
+        runtime_log: The folder of its runtime log, or None.
     """
 
     def __init__(self, td: EmulatedTd, faults: Faults, runtime_log: str | None) -> None:
@@ -161,7 +161,7 @@ class Registers:
         self._log = None if runtime_log is None else Path(runtime_log)
 
     def extend(self, register: int, digest: bytes) -> None:
-        """Extend a register, or fail as a fault says."""
+        """Extend a register, or inject a fault."""
         fault = self._faults.strike("extend")
         if fault is None and register == 3:
             fault = self._faults.strike("tear")
@@ -169,21 +169,21 @@ class Registers:
             self.td.extend(register, digest)
         if fault is not None:
             if fault.name == "torn_journal":
-                self._tear()
-            raise refuse(EIO)
+                self._truncate_log()
+            raise os_error(EIO)
 
-    def _tear(self) -> None:
-        """Append half of what is pending to the log, as a program does that dies at it."""
+    def _truncate_log(self) -> None:
+        """Append half of the pending line to the log, as a process killed meanwhile would."""
         if self._log is None:
             return
-        with suppress(FileNotFoundError):  # whoever extends keeps no such log
+        with suppress(FileNotFoundError):  # the client has no such log
             line = (self._log / PENDING).read_bytes()
             with (self._log / LOG).open("ab") as log:
                 log.write(line[: len(line) // 2])
 
 
 class TdxDevice(File):
-    """`/dev/tdx_guest`, as the driver called `driver` (a key of DRIVERS) makes it."""
+    """`/dev/tdx_guest` of a driver, a key of DRIVERS."""
 
     def __init__(self, registers: Registers, host: Host, driver: str, faults: Faults) -> None:
         super().__init__("tdx_guest", faults, mode=0o600)
@@ -203,22 +203,22 @@ class _OpenDevice(OpenFile):
 
     def read(self, size: int, offset: int) -> bytes:
         del size, offset
-        raise refuse(EINVAL)  # a driver without this operation
+        raise os_error(EINVAL)  # the driver does not implement read
 
     def write(self, data: bytes, offset: int) -> int:
         del data, offset
-        raise refuse(EINVAL)
+        raise os_error(EINVAL)
 
     def ioctl(self, call: Ioctl) -> bytes:
         device = self._device
         if call.command == GET_REPORT0:
             device.faults.check("ioctl:GET_REPORT0")
-            strike_foreign_extend(device.td, device.faults)
+            inject_foreign_extend(device.td, device.faults)
             report_data = call.given[:64]
             return report_data + device.td.report(report_data)
         name, _, payload = device.commands.get(call.command, "").partition("/")
         if not name:
-            raise refuse(ENOTTY)
+            raise os_error(ENOTTY)
         device.faults.check(f"ioctl:{name}")
         given = call.given or call.memory.read(call.argument, call.command >> 16 & 0x3FFF)
         if name == "EXTEND_RTMR":
@@ -230,23 +230,23 @@ class _OpenDevice(OpenFile):
     def _extend(self, given: bytes) -> None:
         digest, register = given[:48], given[48]
         if register > 3:
-            raise refuse(EINVAL)
+            raise os_error(EINVAL)
         if register < 2:
-            raise refuse(EPERM)
+            raise os_error(EPERM)
         self._device.registers.extend(register, digest)
 
     def _get_quote(self, call: Ioctl, given: bytes, *, framed: bool) -> None:
-        """Answer in the caller's buffer, as the host does in the shared one."""
+        """Write the response into the caller's buffer, as the host does into the shared one."""
         address, size = struct.unpack("<QQ", given)
         if not _HEADER.size <= size <= 1 << 17:
-            raise refuse(EINVAL)
+            raise os_error(EINVAL)
         version, _, in_size, _ = _HEADER.unpack(call.memory.read(address, _HEADER.size))
         if version != 1 or in_size > size - _HEADER.size:
-            raise refuse(EINVAL)
+            raise os_error(EINVAL)
         self._device.host.check_idle()
         request = call.memory.read(address + _HEADER.size, in_size)
         status, reply = 0, b""
-        if not self._device.host.take_time():
+        if not self._device.host.delay():
             status = _IN_FLIGHT
         else:
             status, reply = self._quote(request, framed=framed)
@@ -256,7 +256,7 @@ class _OpenDevice(OpenFile):
         call.memory.write(address, header + reply)
 
     def _quote(self, request: bytes, *, framed: bool) -> tuple[int, bytes]:
-        """Return status and answer; an old driver tells failures in the status alone."""
+        """Return status and response; old drivers report failures in the status only."""
         device = self._device
         fault = device.faults.strike("report")
         effect = fault.name if fault else ""
@@ -266,7 +266,7 @@ class _OpenDevice(OpenFile):
             return 0, b""
         try:
             if framed:
-                return 0, answer(device.host.quoter, request)
+                return 0, answer_request(device.host.quoter, request)
             return 0, device.host.quoter.quote(request)
         except AttestKitError:
             return _ERROR, b""
@@ -289,7 +289,7 @@ def measurement_files(registers: Registers, faults: Faults) -> Folder:
 
 
 class _FixedFile(File):
-    """A register that is set at launch."""
+    """A register with its value from launch."""
 
     def __init__(self, label: str, faults: Faults, value: bytes) -> None:
         super().__init__(label, faults, mode=0o444, size=48)
@@ -312,7 +312,7 @@ class _RegisterFile(File):
 
 
 class _OpenRegister(OpenFile):
-    """A binary file of sysfs: every read is of the live register."""
+    """An open binary file of sysfs; every read returns the current value."""
 
     def __init__(self, file: File, value: Callable[[], bytes]) -> None:
         self._file = file
@@ -325,14 +325,14 @@ class _OpenRegister(OpenFile):
         return self._value()[offset : offset + size]
 
     def write(self, data: bytes, offset: int) -> int:
-        """Extend by 48 bytes at offset 0; sysfs cuts off what is beyond the file's size."""
+        """Extend by 48 bytes at offset 0; sysfs truncates writes to the file's size."""
         file = self._file
-        assert isinstance(file, _RegisterFile)  # no other can be opened for writing
+        assert isinstance(file, _RegisterFile)  # the others are read-only
         if offset >= 48:
-            raise refuse(EFBIG)
+            raise os_error(EFBIG)
         data = data[: 48 - offset]
         if len(data) != 48:
-            raise refuse(EINVAL)
+            raise os_error(EINVAL)
         file.faults.check(f"write:{file.label}")
         file.registers.extend(file.number, data)
         return 48

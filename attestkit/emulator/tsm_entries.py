@@ -1,7 +1,6 @@
 """configfs-tsm: the folder of report entries (Documentation/ABI/testing/configfs-tsm-report).
 
-What an entry does was read in Linux 6.12, drivers/virt/coco/tsm.c; who makes the reports is a
-`Provider`.
+Source: drivers/virt/coco/tsm.c of Linux 6.12. A `Provider` makes the reports.
 """
 
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from attestkit.emulator.kernel_files import (
     OpenFile,
     Snapshot,
     TextFile,
-    refuse,
+    os_error,
 )
 
 __all__ = ["Blobs", "Provider", "Request", "TsmReports"]
@@ -32,7 +31,7 @@ _OTHER: Final = {"tdx_guest": "sev_guest", "sev_guest": "tdx_guest"}
 
 @dataclass(slots=True)
 class Request:
-    """What was written into an entry."""
+    """The attributes written to an entry."""
 
     inblob: bytes = b""
     privlevel: int = 0
@@ -42,7 +41,7 @@ class Request:
 
 
 class Blobs(NamedTuple):
-    """One report."""
+    """A report."""
 
     outblob: bytes
     auxblob: bytes = b""
@@ -50,33 +49,33 @@ class Blobs(NamedTuple):
 
 
 class Provider(Protocol):
-    """Who makes reports: the driver of a platform."""
+    """A driver that makes reports."""
 
     @property
     def name(self) -> str:
-        """What the provider file says."""
+        """Content of the provider file."""
         ...
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """Names of the files that an entry has beside the usual four."""
+        """Names of the additional files of an entry."""
         ...
 
     @property
     def privlevel_floor(self) -> int:
-        """The lowest privlevel that can be asked for."""
+        """The lowest privlevel that can be requested."""
         ...
 
     def report(self, request: Request) -> Blobs:
-        """Make a report, or raise the driver's OSError."""
+        """Return a report, or raise the driver's OSError."""
         ...
 
     def failed(self, number: int) -> None:
-        """Hear that a read of a report failed with this errno, whoever raised it."""
+        """Handle the errno of a failed read of a report."""
         ...
 
     def reboot(self) -> None:
-        """Start anew; not called for another kernel on the same machine."""
+        """Reset the driver at a reboot, but not at a kexec."""
         ...
 
 
@@ -84,9 +83,9 @@ class TsmReports(Folder):
     """`/sys/kernel/config/tsm/report`.
 
     Args:
-        provider: Who makes reports; None: no driver is loaded.
-        outblob_limit: Bytes.
-        faults: What goes wrong.
+        provider: The loaded driver, or None.
+        outblob_limit: Maximum size of an outblob in bytes.
+        faults: The armed faults.
     """
 
     def __init__(self, provider: Provider | None, outblob_limit: int, faults: Faults) -> None:
@@ -96,7 +95,7 @@ class TsmReports(Folder):
         self.faults = faults
 
     def make(self, name: str) -> Folder:
-        """Make an entry; ENXIO without a provider."""
+        """Create an entry; raises ENXIO without a provider."""
         del name
         self.faults.check("mkdir")
         if self.faults.strike("unload"):
@@ -104,25 +103,25 @@ class TsmReports(Folder):
         return _Entry(self, self.driver())
 
     def remove(self, name: str) -> None:
-        """Remove an entry, also while its files are open."""
+        """Remove an entry, even if its files are open."""
         self.faults.check("rmdir")
-        self.let_go(name)
+        self.mark_removed(name)
 
-    def let_go(self, name: str) -> None:
-        """Make what is open of an entry say that the entry is gone."""
+    def mark_removed(self, name: str) -> None:
+        """Make open files of an entry fail with ENOENT."""
         entry = self.names[name]
         assert isinstance(entry, _Entry)
         entry.removed = True
 
     def driver(self) -> Provider:
-        """Return the provider; ENXIO if there is none, or no longer."""
+        """Return the provider; raises ENXIO without one."""
         if self.provider is None:
-            raise refuse(ENXIO)
+            raise os_error(ENXIO)
         return self.provider
 
 
 class _Entry(Folder):
-    """One entry: a private request, and the report that was made of it."""
+    """An entry: a request and its report."""
 
     def __init__(self, reports: TsmReports, provider: Provider) -> None:
         super().__init__()
@@ -130,7 +129,7 @@ class _Entry(Folder):
         self.removed = False
         self._request = Request()
         self._blobs: Blobs | None = None
-        self._generation = 0  # of what was written
+        self._generation = 0  # of the attributes
         self._read_generation = 0  # of `_blobs`
         faults = reports.faults
         texts: dict[str, Callable[[], bytes]] = {
@@ -147,18 +146,18 @@ class _Entry(Folder):
         self.names["inblob"] = _Inblob(faults, self.commit)
         for name in ("outblob", "provider", "generation", *provider.extras):
             if name in texts:
-                self.names[name] = _Text(name, faults, self.while_there(texts[name]))
+                self.names[name] = _Text(name, faults, self.if_present(texts[name]))
             elif name in stores:
                 self.names[name] = _Option(name, faults, self, stores[name])
             else:
                 self.names[name] = _Blob(name, faults, self)
 
-    def while_there(self, show: Callable[[], bytes]) -> Callable[[], bytes]:
-        """Return `show` with a check that this entry was not removed."""
+    def if_present(self, show: Callable[[], bytes]) -> Callable[[], bytes]:
+        """Wrap `show` with a check that the entry still exists."""
 
         def checked() -> bytes:
             if self.removed:
-                raise refuse(ENOENT)
+                raise os_error(ENOENT)
             return show()
 
         return checked
@@ -170,34 +169,34 @@ class _Entry(Folder):
         return name.encode() + b"\n"
 
     def commit(self, inblob: bytes) -> None:
-        """Take what was written to inblob; nobody sees it in an entry that was removed."""
+        """Store the content of inblob."""
         self._advance()
         self._request.inblob = inblob
-        if self.reports.faults.strike("commit"):  # somebody else writes the same entry
+        if self.reports.faults.strike("commit"):  # another process writes to the entry
             self._advance()
 
     def _advance(self) -> None:
         self._generation += 1
 
     def blob(self, name: str) -> bytes:
-        """Return outblob, auxblob or manifestblob of a report of what was written last."""
+        """Return outblob, auxblob or manifestblob of a report on the current attributes."""
         if self.removed:
-            raise refuse(ENOENT)
+            raise os_error(ENOENT)
         if not self._request.inblob:
-            raise refuse(EINVAL)
+            raise os_error(EINVAL)
         if self._blobs is None or self._read_generation != self._generation:
             self._blobs = None
             blobs = self.reports.driver().report(self._request)
             self._blobs, self._read_generation = blobs, self._generation
         blob: bytes = getattr(self._blobs, name)
         if len(blob) > self.reports.outblob_limit:
-            raise refuse(EFBIG)
+            raise os_error(EFBIG)
         return blob
 
     def _store_privlevel(self, data: bytes) -> None:
-        level = _number(data)
+        level = _kstrtouint(data)
         if not self.reports.driver().privlevel_floor <= level <= _PRIVLEVEL_MAX:
-            raise refuse(EINVAL)
+            raise os_error(EINVAL)
         self._advance()
         self._request.privlevel = level
 
@@ -207,24 +206,24 @@ class _Entry(Folder):
         self._request.service_provider = text.decode("utf-8", "replace")
 
     def _store_service_guid(self, data: bytes) -> None:
-        self._advance()  # before it is read, so a bad one counts too
+        self._advance()  # before parsing: an invalid value counts as a write
         self._request.service_guid = bytes(16)
         text = data[:36]
         if len(text) != 36 or any(text[at] != 0x2D for at in (8, 13, 18, 23)):
-            raise refuse(EINVAL)
+            raise os_error(EINVAL)
         try:
             self._request.service_guid = UUID(text.decode("ascii")).bytes_le
         except ValueError:
-            raise refuse(EINVAL) from None
+            raise os_error(EINVAL) from None
 
     def _store_service_manifest_version(self, data: bytes) -> None:
-        version = _number(data)
+        version = _kstrtouint(data)
         self._advance()
         self._request.service_manifest_version = version
 
 
-def _number(data: bytes) -> int:
-    """Read a number as the kernel's kstrtouint does: C prefixes, one newline at most."""
+def _kstrtouint(data: bytes) -> int:
+    """Parse a number as the kernel's kstrtouint: C prefixes, and at most one newline."""
     text = data.split(b"\0")[0].removesuffix(b"\n").removeprefix(b"+")
     base, digits = 10, text
     if text[:2].lower() == b"0x":
@@ -233,17 +232,17 @@ def _number(data: bytes) -> int:
         base, digits = 8, text
     try:
         if not digits.isalnum():
-            raise refuse(EINVAL)
+            raise os_error(EINVAL)
         number = int(digits, base)
     except ValueError:
-        raise refuse(EINVAL) from None
+        raise os_error(EINVAL) from None
     if number > _UINT_MAX:
-        raise refuse(ERANGE)
+        raise os_error(ERANGE)
     return number
 
 
 class _Text(TextFile):
-    """A text file of configfs: a page, as stat tells it."""
+    """A text file of configfs, whose st_size is a page."""
 
     def __init__(self, label: str, faults: Faults, show: Callable[[], bytes]) -> None:
         super().__init__(label, faults, show)
@@ -260,7 +259,7 @@ class _Inblob(File):
 
 
 class _Blob(File):
-    """A binary file of configfs that is read."""
+    """A read-only binary file of configfs."""
 
     def __init__(self, label: str, faults: Faults, entry: _Entry) -> None:
         super().__init__(label, faults, mode=0o444)
@@ -271,7 +270,7 @@ class _Blob(File):
 
 
 class _BlobReader(Snapshot):
-    """An open blob. An empty one is no content, so the next read asks again."""
+    """An open blob. An empty blob is not cached, so the next read requests it again."""
 
     seekable = False
 
@@ -292,7 +291,7 @@ class _BlobReader(Snapshot):
 
 
 class _Option(File):
-    """A write-only text file of configfs: stored at once by each write."""
+    """A write-only text file of configfs; each write is stored immediately."""
 
     def __init__(
         self, label: str, faults: Faults, entry: _Entry, store: Callable[[bytes], None]
@@ -314,6 +313,6 @@ class _OptionWriter(OpenFile):
         option = self._option
         option.faults.check(f"write:{option.label}")
         if option.entry.removed:
-            raise refuse(ENOENT)
+            raise os_error(ENOENT)
         option.store(data[:WRITE_LIMIT])
         return min(len(data), WRITE_LIMIT)

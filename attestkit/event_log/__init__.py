@@ -1,7 +1,7 @@
-"""Event logs: what a TD's measurement registers were extended with, in order, and their replay.
+"""Event logs of TDs: the measurements extended into the RTMRs, in order, and their replay.
 
-A log vouches for nothing by itself. Only its digests are held by the registers: `EventLog.check`
-compares their replay with a quote. Register numbers are those of the RTMRs, 0 to 3, everywhere.
+An event log is not signed. It is authentic only if the replay of its digests equals the registers
+in a verified quote; `EventLog.check` compares them. Registers are numbered 0 to 3, as the RTMRs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,19 +18,19 @@ from attestkit.event_log.event import (
     Event,
     LogSource,
     WireEvent,
-    received,
+    event_from_wire,
     runtime_digest,
 )
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
 from attestkit.event_log.runtime_events import check_runtime_events, check_v2, parse_runtime_lines
-from attestkit.event_log.tcg import CcelSource, TpmEvent, TpmEventLog, other_kind
+from attestkit.event_log.tcg import CcelSource, TpmEvent, TpmEventLog, identify_other_log
 
 __all__ = ["Event", "EventLog", "Rtmrs", "TpmEvent", "TpmEventLog", "WireEvent"]
 
-# Bytes, blanks before them left out, that tell one kind of log from the others.
+# Bytes after leading white space from which `parse` detects the kind of log.
 _HEAD = 256
 
-# What objects are made with, without the Python functions around it.
+# Faster than calling the classes: they skip the Python-level constructors.
 _new = object.__new__
 _new_tuple = tuple.__new__
 
@@ -38,8 +38,8 @@ Rtmrs = tuple[bytes, bytes, bytes, bytes]
 """Values of RTMR0 to RTMR3, 48 bytes each."""
 
 
-class Measured(Protocol):
-    """What a log can be checked against: a quote, or anything else that holds RTMRs."""
+class RtmrSource(Protocol):
+    """A quote, or another object with RTMR values, against which a log is checked."""
 
     @property
     def rtmrs(self) -> Rtmrs:
@@ -48,30 +48,30 @@ class Measured(Protocol):
 
 
 class EventLog:
-    """The log of a TD: what firmware and boot loader measured, then the runtime events."""
+    """The event log of a TD: events of firmware and boot loader, then runtime events."""
 
-    __slots__ = ("_columns", "_events", "_fault", "_runtime", "_source", "_warnings")
+    __slots__ = ("_columns", "_events", "_runtime", "_source", "_v2_error", "_warnings")
 
-    # Register numbers and digests of all that extends, as the native core replays them.
+    # Register numbers and digests of the events that extend, packed for the native core.
     _columns: tuple[bytes, bytes]
-    # None as long as nobody has asked for the events of `_source`.
+    # Decoded from `_source` on first use; until then None.
     _events: tuple[Event, ...] | None
     _source: LogSource | None
-    # None as long as nobody has asked.
+    # Selected from the events on first use; until then None.
     _runtime: tuple[Event, ...] | None
-    # Why the log must not be believed although it parses.
-    _fault: str | None
+    # Error text of the first version 2 event that does not match its preimage, for `check_events`.
+    _v2_error: str | None
     _warnings: tuple[str, ...]
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
-        """Make a log of events.
+        """Create a log from events.
 
         Args:
-            events: In the order they were extended. Digests have 48 bytes; that of a runtime event
-                is its own, or empty.
+            events: In the order of their extension. Digests have 48 bytes; the digest of a runtime
+                event may be empty.
 
         Raises:
-            UsageError: An event cannot be; names its place.
+            UsageError: If an event is not valid; the text has its index.
         """
         events = tuple(events)
         for index, event in enumerate(events):
@@ -80,7 +80,7 @@ class EventLog:
         self._events = events
         self._runtime = None
         self._source = None
-        self._fault = None
+        self._v2_error = None
         self._warnings = ()
 
     @classmethod
@@ -88,41 +88,43 @@ class EventLog:
         cls,
         events: tuple[Event, ...],
         columns: tuple[bytes, bytes] | None = None,
-        fault: str | None = None,
+        v2_error: str | None = None,
         warnings: tuple[str, ...] = (),
     ) -> "EventLog":
-        """Make a log of events that have been checked."""
+        """Create a log from events that are known to be valid."""
         self = cls.__new__(cls)
         self._columns = _columns(events) if columns is None else columns
         self._events = events
         self._runtime = None
         self._source = None
-        self._fault = fault
+        self._v2_error = v2_error
         self._warnings = warnings
         return self
 
     @classmethod
     def parse(cls, data: bytes | str) -> "EventLog":
-        """Read a log in any form a TD's log comes in, which its content tells.
+        """Parse the event log of a TD, and detect its format.
 
-        That is: a CCEL (binary), the guest agent's JSON array, lines of its runtime log, or a
-        Canonical Event Log (CEL) in TLV, CBOR or JSON. Other logs, such as a TPM's, are refused by
-        their names.
+        The formats are: CCEL (binary), the JSON array of the dstack guest agent, the lines of its
+        runtime log, and a Canonical Event Log (CEL) in TLV, CBOR or JSON.
 
         Raises:
-            FormatError: It is none of these, or breaks its format; offset or place are named.
-            UsageError: `data` is neither `bytes` nor text.
+            FormatError: If the format is not one of these, or the log is malformed. The error for
+                a log of another kind, such as that of a TPM, names the kind.
+            UsageError: If `data` is neither `bytes` nor `str`.
         """
         if isinstance(data, str):
             head = data.lstrip(" \t\r\n")[:_HEAD].encode(errors="replace")
         elif isinstance(data, bytes):
             head = data.lstrip(b" \t\r\n")[:_HEAD]
         else:
-            raise UsageError("an event log is bytes or text")
+            raise UsageError(
+                f"event log: must be bytes or text, not {type(data).__name__}", reason="wrong_type"
+            )
         if not head:
-            raise FormatError("an event log must not be empty", offset=0, reason="empty")
+            raise FormatError("event log: must not be empty", offset=0, reason="missing")
         start = head[:1]
-        if cel.encoding_of(head) is not None:
+        if cel.detect_encoding(head) is not None:
             return cls.from_cel(data)
         if start == b"[":
             return cls._from_array(data)
@@ -130,80 +132,78 @@ class EventLog:
             lines = data if isinstance(data, bytes) else _utf8(data)
             return cls._of(parse_runtime_lines(lines))
         if isinstance(data, str):
-            raise FormatError("neither a JSON array nor lines of JSON", offset=0, reason="json")
+            message = "event log: text must be a JSON array or lines of JSON"
+            raise FormatError(message, offset=0, reason="unrecognized")
         return cls.from_ccel(data)
 
     @classmethod
     def from_ccel(cls, data: bytes) -> "EventLog":
-        """Read a CCEL: the log area that the ACPI table of that name points to, fill included.
+        """Parse a CCEL: the whole log area that the ACPI table CCEL refers to, with its padding.
 
-        The three events of the ACPI tables get the agent's names for them.
+        The three events of the ACPI tables get the names that the dstack guest agent uses.
 
         Raises:
-            FormatError: It breaks the format, at `offset`; or it is longer than 16 MiB, or an
-                event longer than 1 MiB, or there are more than 65,536 records; or it is another
-                kind of log, which is named.
-            UsageError: `data` is not `bytes`.
+            FormatError: If the log is malformed or of another kind, or exceeds 16 MiB, 65,536
+                records, or 1 MiB of data in one event.
+            UsageError: If `data` is not `bytes`.
         """
         if not isinstance(data, bytes):
-            raise UsageError("a CCEL is bytes")
+            raise UsageError(f"CCEL: must be bytes, not {type(data).__name__}", reason="wrong_type")
         try:
             rows, registers, digests, end = _native.ccel_walk(data)
         except FormatError as error:
-            if kind := other_kind(data):
-                message = f"this is not a CCEL but {kind}"
+            if kind := identify_other_log(data):
+                message = f"CCEL: the input is {kind}"
                 raise FormatError(message, offset=error.offset, reason="other_log") from error
             raise
         source = _new_tuple(CcelSource, (data, rows, end, registers))
-        return _read(cls, (registers, digests), source)
+        return _from_source(cls, (registers, digests), source)
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "EventLog":
-        """Read the guest agent's JSON array.
+        """Parse the JSON array of the dstack guest agent.
 
-        Digests of runtime events may be empty, and are computed from name and payload in any case.
+        Digests of runtime events may be empty; they are always computed from name and payload.
 
         Raises:
-            FormatError: It is not JSON, or an event is not as it should be; names its place.
-            UsageError: `data` is neither `bytes` nor text.
+            FormatError: If the text is not JSON, or an event is not valid; the text has its index.
+            UsageError: If `data` is neither `bytes` nor `str`.
         """
         walked = _native.agent_json_walk(data)
-        if isinstance(walked, str):  # no log, or one that needs a closer look
+        if isinstance(walked, str):  # malformed, or too unusual for the fast path
             return cls.from_wire(agent_json.parse(data))
         rows, registers, digests, regular = walked
-        self = _new(cls)  # and on as in _read, whose call would be a hundredth of it all
+        self = _new(cls)  # inlined `_from_source`: its call takes 1 % of the time
         self._columns = (registers, digests)
         self._source = _new_tuple(AgentJsonSource, (data, rows, digests, regular))
-        self._events = self._runtime = self._fault = None
+        self._events = self._runtime = self._v2_error = None
         self._warnings = ()
         return self
 
     @classmethod
     def _from_array(cls, data: bytes | str) -> "EventLog":
-        """Read an array of JSON, of which the first members do not tell that it is a CEL."""
+        """Parse a JSON array of agent events or, if its members say so, of CEL records."""
         try:
             return cls.from_json(data)
         except FormatError as error:
-            if error.reason != "cel":
+            if error.reason != "other_log":
                 raise
         return cls.from_cel(data)
 
     @classmethod
     def from_cel(cls, data: bytes | str) -> "EventLog":
-        """Read a Canonical Event Log of a TD in TLV, CBOR or JSON, which its first byte tells.
+        """Parse a Canonical Event Log of a TD in TLV, CBOR or JSON, detected by the first byte.
 
-        CBOR and JSON are an array of records, or a sequence of them (RFC 8742, RFC 7464). Registers
-        are numbered as in a CCEL, RTMR0 is 1; data of runtime events are the preimages of their
-        digests, and no other events have a name. Management and informative records of index 0 are
-        left out. Record numbers that do not run from 0 in each register, or through the whole log,
-        are among the warnings.
+        CBOR and JSON are an array or a sequence of records (RFC 8742, RFC 7464). Register indexes
+        are those of a CCEL: RTMR0 is 1. The data of a runtime event are the preimage of its
+        digest; other events have no name. Management records, and informative records of index 0,
+        are skipped. Gaps in the record numbers become warnings.
 
         Raises:
-            FormatError: It breaks its encoding, at `offset`, or a record is not one of a TD's
-                registers, such as IMA's, systemd's or one of an NV index, or its number does not
-                grow; names the record, from 0. Or it is longer than 16 MiB, or has more than 65,536
-                records.
-            UsageError: `data` is neither `bytes` nor text.
+            FormatError: If the encoding is malformed; if a record is not for a register of a TD
+                (records of IMA, systemd or an NV index); if its number does not increase; or if
+                the log exceeds 16 MiB or 65,536 records. The text has the record number, from 0.
+            UsageError: If `data` is neither `bytes` nor `str`.
         """
         events, warnings = cel.read(data)
         self = cls.from_wire(events)
@@ -211,40 +211,40 @@ class EventLog:
         return self
 
     @classmethod
-    def from_wire(cls, received_events: Iterable[WireEvent]) -> "EventLog":
-        """Make a log of events as evidence carries them, in any encoding.
+    def from_wire(cls, wire_events: Iterable[WireEvent]) -> "EventLog":
+        """Create a log from events as received in evidence.
 
-        What is well formed and must not be believed, such as a digest of version 2 that is not its
-        preimage's, is kept for `check`.
+        A version 2 event that does not match its preimage is accepted here and fails `check`.
 
         Raises:
-            FormatError: An event cannot be; names its place.
+            FormatError: If an event is not valid; the text has its index.
         """
         events: list[Event] = []
-        fault: str | None = None
+        v2_error: str | None = None
         warnings: list[str] = []
-        for index, wire in enumerate(received_events):
-            event = received(wire, index)
+        for index, wire in enumerate(wire_events):
+            event = event_from_wire(wire, index)
             events.append(event)
             if event.event_type != RUNTIME_EVENT_TYPE:
                 continue
-            if event.version == 2 and fault is None:
-                fault = _fault_of(wire, index)
+            if event.version == 2 and v2_error is None:
+                v2_error = _find_v2_error(wire, index)
             elif wire.digest and wire.digest != event.digest:
                 warnings.append(
-                    f"event {index}, {shown(event.name)}, came with a digest not its own"
+                    f"event {index} {shown(event.name)}: the digest received is not the digest "
+                    "of name and payload"
                 )
-        return cls._of(tuple(events), fault=fault, warnings=tuple(warnings))
+        return cls._of(tuple(events), v2_error=v2_error, warnings=tuple(warnings))
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """All events, in the order they were extended."""
+        """All events, in the order of their extension."""
         if self._events is None:
             source = self._source
-            if source is None:  # another thread has just made them
+            if source is None:  # another thread has just decoded them
                 return self.events
-            # What they were made from may be 16 MiB: let it go. Readers in other threads find one
-            # or the other, and the warnings before that.
+            # Release the source, which may have 16 MiB. In this order, another thread always finds
+            # either the source or its replacement.
             self._warnings = source.warnings()
             self._events = source.events()
             self._source = None
@@ -252,19 +252,19 @@ class EventLog:
 
     @property
     def runtime(self) -> tuple[Event, ...]:
-        """The runtime events: what the guest measured into RTMR3."""
+        """The runtime events of RTMR3."""
         if self._runtime is None:
             self._runtime = tuple([event for event in self.events if _is_runtime(event)])
         return self._runtime
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is odd about the log without being wrong, for people."""
+        """Texts about anomalies that do not make the log invalid."""
         source = self._source
         return self._warnings if source is None else source.warnings()
 
     def replay(self) -> Rtmrs:
-        """Fold the digests into the registers and return the four values, 48 bytes each."""
+        """Return the four registers after extending them by the digests, 48 bytes each."""
         return _native.replay(*self._columns)
 
     def _packed(self) -> tuple[bytes, bytes]:
@@ -275,39 +275,46 @@ class EventLog:
         """Replay many logs at once."""
         return _native.replay_many([EventLog._packed(log) for log in logs])
 
-    def check(self, quote: Measured, registers: Sequence[int] = (0, 1, 2, 3)) -> None:
-        """Hold the log to the registers of a quote.
+    def check(self, quote: RtmrSource, registers: Sequence[int] = (0, 1, 2, 3)) -> None:
+        """Compare the replay of the log with the registers of a quote.
 
         Args:
-            quote: Whatever has the four RTMRs. Whether it is genuine is another question.
-            registers: Numbers of the RTMRs to compare.
+            quote: An object with the four RTMRs. Its signature is not verified here.
+            registers: Numbers of the RTMRs to compare, 0 to 3, at least one.
 
         Raises:
-            ReplayError: Names each register that differs and shows both values; the reason is
-                rtmr_mismatch.
-            VerificationError: The events could mean something other than what was measured; see
-                `check_events`.
-            UsageError: `registers` are none, or not numbers from 0 to 3.
+            ReplayError: If a register differs (reason `rtmr_mismatch`). The text lists every
+                register that differs, the attributes describe the first.
+            VerificationError: If the runtime events are ambiguous; see `check_events`.
+            UsageError: If `registers` is empty, or not numbers from 0 to 3.
         """
         if not registers or not all(register in (0, 1, 2, 3) for register in registers):
-            raise UsageError("registers to check are numbers from 0 to 3, at least one")
+            raise UsageError(
+                "registers: must be one or more numbers from 0 to 3", reason="out_of_range"
+            )
         self.check_events()
         replayed, quoted = self.replay(), quote.rtmrs
-        wrong = [
-            f"RTMR{register} replays to {replayed[register].hex()}, "
-            f"but the quote has {quoted[register].hex()}"
-            for register in registers
-            if replayed[register] != quoted[register]
-        ]
-        if wrong:
-            raise ReplayError("; ".join([*wrong, *self.warnings]), reason="rtmr_mismatch")
+        differing = [register for register in registers if replayed[register] != quoted[register]]
+        if differing:
+            texts = [
+                f"RTMR{register}: the log replays to {replayed[register].hex()}, "
+                f"the quote has {quoted[register].hex()}"
+                for register in differing
+            ]
+            raise ReplayError(
+                "; ".join([*texts, *self.warnings]),
+                reason="rtmr_mismatch",
+                register=differing[0],
+                expected=replayed[differing[0]],
+                actual=quoted[differing[0]],
+            )
 
     def explained_registers(self) -> tuple[int, ...]:
-        """Return the registers whose values this log can explain: all four, or RTMR3 alone.
+        """Return the registers that this log must explain: all four, or RTMR3 alone.
 
-        In the form that certificates carry, RTMR 0 to 2 have at most their ACPI tables' events
-        left, which replay to nothing a quote has (attestation-format.md, section 5). One other
-        event of theirs, and the log is taken for whole: then it must explain them all.
+        A stripped log, as in certificates, has of RTMR0 to RTMR2 at most the events of the ACPI
+        tables (attestation-format.md, section 5). With any other event of these registers, the
+        log is complete and must explain all four.
         """
         for event in self.events:
             if event.register != RUNTIME_REGISTER and not event.is_acpi_data:
@@ -315,38 +322,41 @@ class EventLog:
         return (RUNTIME_REGISTER,)
 
     def check_events(self) -> None:
-        """Hold the runtime events to their own rules, for which no quote is needed.
+        """Check the rules for runtime events that do not depend on a quote.
 
         Raises:
-            VerificationError: A runtime event outside RTMR3, a colon in a version 1 name, or a
-                version 2 event that came without its preimage or with another's.
+            VerificationError: If a runtime event is not in RTMR3, another event is in RTMR3, a
+                version 1 name has a colon, or a version 2 event lacks its preimage or does not
+                match it (reason `event`).
         """
-        if self._fault is not None:
-            raise VerificationError(self._fault)
+        if self._v2_error is not None:
+            raise VerificationError(self._v2_error, reason="event")
         source = self._source
         if source is None or not source.regular:
             check_runtime_events(self.events)
 
     def with_runtime(self, events: Iterable[Event]) -> "EventLog":
-        """Return this log with runtime events behind it.
+        """Return this log with runtime events appended.
 
         Raises:
-            UsageError: One of them is not a runtime event of RTMR3.
+            UsageError: If one of them is not a runtime event of RTMR3.
         """
         more = tuple(events)
         for index, event in enumerate(more):
             _check_event(event, index)
             if not _is_runtime(event):
-                raise UsageError(f"event {index} is not a runtime event of RTMR3")
+                raise UsageError(
+                    f"event {index}: must be a runtime event of RTMR3", reason="wrong_value"
+                )
         registers, digests = _columns(more)
         columns = (self._columns[0] + registers, self._columns[1] + digests)
         return self._with(self.events + more, columns)
 
     def stripped(self) -> "EventLog":
-        """Return the form that certificates carry: events of RTMR3 and of the ACPI tables.
+        """Return the log as in certificates: events of RTMR3 and of the ACPI tables only.
 
-        Digests of version 1 runtime events are left empty, which readers compute; payloads of other
-        events of RTMR3 as well.
+        Digests of version 1 runtime events, which readers compute, are empty; so are the payloads
+        of other events of RTMR3.
         """
         kept = []
         for event in self.events:
@@ -359,9 +369,9 @@ class EventLog:
         return self._with(tuple(kept))
 
     def trimmed(self) -> "EventLog":
-        """Return the form that goes with a quote: firmware's payloads emptied, digests kept.
+        """Return the log as sent with a quote: with the digests, without firmware payloads.
 
-        Payloads of runtime events and of the ACPI tables' events stay.
+        Payloads of runtime events and of the ACPI tables' events are kept.
         """
         events = []
         for event in self.events:
@@ -373,39 +383,37 @@ class EventLog:
         return self._with(tuple(events), self._columns)
 
     def to_json(self, *, preimages: bool = True) -> str:
-        """Return the guest agent's JSON array, compact.
+        """Return the JSON array of the dstack guest agent, compact.
 
         Args:
-            preimages: Give runtime events of version 2 their preimage, without which a verifier
-                refuses them.
+            preimages: Include the preimages of version 2 runtime events, which verifiers require.
         """
         return agent_json.dump(self.events, preimages=preimages)
 
     def to_cel(self, encoding: str) -> bytes:
-        """Return the Canonical Event Log (CEL) of these events, the same bytes each time.
+        """Return the Canonical Event Log (CEL) of these events; the encoding is deterministic.
 
-        Names of firmware's events, which the agent gives to those of the ACPI tables, are not in
-        it: `from_cel` reads such events with the name "". An empty log in TLV has no bytes, and no
-        reader takes that.
+        A CEL does not have the names of firmware events (those of the ACPI tables): `from_cel`
+        reads them as "". An empty log in TLV has no bytes, which readers reject.
 
         Args:
             encoding: `"tlv"`, `"cbor"` or `"json"`.
 
         Raises:
-            UsageError: There is no such encoding; a runtime event of version 1 has a colon in its
-                name; or the log would be longer than 16 MiB or 65,536 records.
+            UsageError: If the encoding is unknown, a version 1 name has a colon, or the log would
+                exceed 16 MiB or 65,536 records.
         """
         return cel.write(self.events, encoding)
 
     def _with(
         self, events: tuple[Event, ...], columns: tuple[bytes, bytes] | None = None
     ) -> "EventLog":
-        return self._of(events, columns=columns, fault=self._fault, warnings=self.warnings)
+        return self._of(events, columns=columns, v2_error=self._v2_error, warnings=self.warnings)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, EventLog):
             return NotImplemented
-        return self.events == other.events and self._fault == other._fault
+        return self.events == other.events and self._v2_error == other._v2_error
 
     def __hash__(self) -> int:
         return hash(self._columns)
@@ -414,12 +422,12 @@ class EventLog:
         return f"<EventLog of {len(self.events)} events>"
 
 
-def _read(cls: type[EventLog], columns: tuple[bytes, bytes], source: LogSource) -> EventLog:
-    """Make a log of what the native core found in `source`."""
+def _from_source(cls: type[EventLog], columns: tuple[bytes, bytes], source: LogSource) -> EventLog:
+    """Create a log whose events are decoded from `source` on first use."""
     self = _new(cls)
     self._columns = columns
     self._source = source
-    self._events = self._runtime = self._fault = None
+    self._events = self._runtime = self._v2_error = None
     self._warnings = ()
     return self
 
@@ -441,23 +449,35 @@ def _is_runtime(event: Event) -> bool:
 
 def _check_event(event: Event, index: int) -> None:
     if not isinstance(event, Event):
-        raise UsageError(f"event {index} is no Event")
+        raise UsageError(
+            f"event {index}: must be an Event, not {type(event).__name__}", reason="wrong_type"
+        )
     if {type(event.digest), type(event.payload)} != {bytes}:
-        raise UsageError(f"event {index}: digest and payload are bytes")
+        raise UsageError(f"event {index}: digest and payload must be bytes", reason="wrong_type")
     wire = WireEvent(
         event.register, event.event_type, event.digest, event.name, event.payload, event.version
     )
     try:
-        own = received(wire, index).digest
-    except (FormatError, TypeError, AttributeError) as error:
-        raise UsageError(f"event {index} cannot be: {error}") from error
+        own = event_from_wire(wire, index).digest
+    except FormatError as error:
+        raise UsageError(error.message, reason="wrong_value") from error
+    except (TypeError, AttributeError) as error:
+        message = f"event {index}: a field has the wrong type: {error}"
+        raise UsageError(message, reason="wrong_type") from error
     if event.version != 1 and not event.is_runtime:
-        raise UsageError(f"event {index}: only runtime events have a version")
+        raise UsageError(
+            f"event {index}: version is {shown(event.version)}; only runtime events have versions "
+            "other than 1",
+            reason="not_applicable",
+        )
     if event.digest not in (own, b""):
-        raise UsageError(f"event {index}, {shown(event.name)}, has a digest that is not its own")
+        raise UsageError(
+            f"event {index} {shown(event.name)}: the digest is not the digest of name and payload",
+            reason="conflict",
+        )
 
 
-def _fault_of(wire: WireEvent, index: int) -> str | None:
+def _find_v2_error(wire: WireEvent, index: int) -> str | None:
     try:
         check_v2(wire, index)
     except VerificationError as error:
@@ -469,7 +489,8 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise FormatError("the text has lone surrogates", reason="json") from error
+        message = "event log: the text has a lone surrogate"
+        raise FormatError(message, reason="encoding") from error
 
 
-assert DIGEST_SIZE == 48  # as the native core has it
+assert DIGEST_SIZE == 48  # as in the native core

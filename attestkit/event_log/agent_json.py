@@ -1,8 +1,8 @@
-"""The guest agent's event log: a JSON array, an object per event, bytes in hex.
+"""The event log of the dstack guest agent: a JSON array of one object per event, bytes in hex.
 
 Keys: `imr` (0 to 3), `event_type`, `digest`, `event`, `event_payload`, and for runtime events of
-version 2 also `version` and `preimage`. Unknown keys are passed over, as the agent's own readers
-do; a key that comes twice is refused, because readers disagree about which one counts.
+version 2 also `version` and `preimage`. Unknown keys are ignored, as by the agent's own readers. A
+duplicate key is an error, because JSON readers differ in which of the two they use.
 """
 
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ from typing import NamedTuple, NoReturn
 
 from attestkit._formats.strict_json import check_depth
 from attestkit._native import AGENT_ROW, unhex
+from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event import Event, WireEvent, json_string, runtime_preimage
@@ -19,25 +20,25 @@ from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
 __all__ = ["CEL_KEYS", "MAX_EVENTS", "MAX_TEXT", "AgentJsonSource", "dump", "parse"]
 
 MAX_TEXT = 1 << 24
-"""Characters of the longest text that is read."""
+"""Maximum number of characters."""
 
 MAX_EVENTS = 65536
 
 CEL_KEYS = frozenset({"recnum", "digests", "content_type"})
-"""Members that tell a record of a Canonical Event Log from an event of the agent."""
+"""Members of a record of a Canonical Event Log that an agent event does not have."""
 
 
 class AgentJsonSource(NamedTuple):
-    """A text that the native core accepted, the packed rows, and what the core computed."""
+    """A text accepted by the native core, and the core's result."""
 
     text: bytes | str
     rows: bytes
     digests: bytes
-    """Those of the events that extend, in their order."""
+    """Of the events that extend, in order, 48 bytes each."""
     regular: bool
 
     def events(self) -> tuple[Event, ...]:
-        """Make the events."""
+        """Decode the events."""
         text = self.text if isinstance(self.text, bytes) else self.text.encode()
         digests = self.digests
         events = []
@@ -63,60 +64,63 @@ class AgentJsonSource(NamedTuple):
         return tuple(events)
 
     def warnings(self) -> tuple[str, ...]:
-        """Return none: the core leaves texts that are odd to the parser."""
+        """Return an empty tuple: the core leaves unusual texts to `parse`."""
         return ()
 
 
-class _Doubled(NamedTuple):
-    """Stands for an object in which a member comes twice."""
+class _DuplicateMember(NamedTuple):
+    """Marker for an object in which a member occurs twice."""
 
     name: str
 
 
 def parse(text: str | bytes) -> list[WireEvent]:
-    """Read the array; what the events claim is for the caller to check.
+    """Parse the array; registers, types and digests are not checked here.
 
     Raises:
-        FormatError: The text is not UTF-8 or not JSON, with the offset in bytes of its UTF-8 form;
-            or an event is not an object of the keys above, with its place in the array.
-        UsageError: `text` is neither `bytes` nor text.
+        FormatError: If the text is not UTF-8 or not JSON (offset in bytes of the UTF-8 form), or
+            an event is not an object with the keys above (its index is in the text).
+        UsageError: If `text` is neither `bytes` nor `str`.
     """
     if isinstance(text, bytes):
         try:
             text = text.decode()
         except UnicodeDecodeError as error:
-            message = "the event log is not UTF-8"
-            raise FormatError(message, offset=error.start, reason="json") from error
+            message = "event log: not UTF-8"
+            raise FormatError(message, offset=error.start, reason="encoding") from error
     elif not isinstance(text, str):
-        raise UsageError("the agent's event log is bytes or text")
+        raise UsageError(
+            f"event log: must be bytes or text, not {type(text).__name__}", reason="wrong_type"
+        )
     if len(text) > MAX_TEXT:
-        raise FormatError("the event log is longer than 16 MiB", reason="too_long")
+        raise FormatError("event log: longer than 16 MiB", reason="too_long")
     check_depth(text)
     try:
         items = _DECODER.decode(text)
     except JSONDecodeError as error:
-        # Lone surrogates, which JSON cannot hold either, count as the three bytes they would be.
+        # A lone surrogate, which is not valid UTF-8, counts as three bytes.
         offset = len(text[: error.pos].encode(errors="surrogatepass"))
-        raise FormatError(f"not JSON: {error.msg}", offset=offset, reason="json") from error
+        message = f"event log: not JSON: {error.msg}"
+        raise FormatError(message, offset=offset, reason="syntax") from error
     except RecursionError as error:
-        raise FormatError("not an event log: nested too deeply", reason="json") from error
+        raise FormatError("event log: nested too deeply", reason="too_deep") from error
     except ValueError as error:  # a number of thousands of digits, or NaN
-        raise FormatError(f"not an event log: {error}", reason="json") from error
+        raise FormatError(f"event log: not JSON: {error}", reason="syntax") from error
     if not isinstance(items, list):
-        raise FormatError("an event log is a JSON array", reason="json")
+        raise FormatError("event log: must be a JSON array", reason="wrong_type")
     if len(items) > MAX_EVENTS:
-        raise FormatError("the event log has more than 65,536 events", reason="too_many_records")
+        raise FormatError("event log: more than 65,536 events", reason="too_many_records")
     return [_event(item, index) for index, item in enumerate(items)]
 
 
 def _event(item: object, index: int) -> WireEvent:
-    if isinstance(item, _Doubled):
-        _refuse(index, f"{shown(item.name)} comes twice")
+    if isinstance(item, _DuplicateMember):
+        _refuse(index, f"{shown(item.name)} occurs twice", "duplicate")
     if not isinstance(item, dict):
-        _refuse(index, "not a JSON object")
+        _refuse(index, "must be a JSON object", "wrong_type")
     if not CEL_KEYS.isdisjoint(item):
-        message = "this is a Canonical Event Log (CEL); EventLog.from_cel reads it"
-        raise FormatError(message, reason="cel")
+        message = "event log: the input is a Canonical Event Log (CEL); read it with from_cel"
+        raise FormatError(message, reason="other_log")
     event_type = _number(item, "event_type", index)
     runtime = event_type == RUNTIME_EVENT_TYPE
     return WireEvent(
@@ -133,26 +137,28 @@ def _event(item: object, index: int) -> WireEvent:
 def _number(item: dict[str, object], key: str, index: int) -> int:
     value = item.get(key)
     if type(value) is not int:  # bool is an int to isinstance
-        _refuse(index, f"{key} must be a whole number")
+        _refuse_value(item, key, index, "an integer")
     return value
 
 
 def _text(item: dict[str, object], key: str, index: int) -> str:
     value = item.get(key)
     if not isinstance(value, str):
-        _refuse(index, f"{key} must be a text")
+        _refuse_value(item, key, index, "a string")
     try:
         value.encode()
     except UnicodeEncodeError:
-        _refuse(index, f"{key} has a lone surrogate, so it is not Unicode text")
+        _refuse(index, f"{key} has a lone surrogate", "encoding")
     return value
 
 
 def _hex(item: dict[str, object], key: str, index: int) -> bytes:
     text = item.get(key)
-    value = unhex(text) if isinstance(text, str) else None
+    if not isinstance(text, str):
+        _refuse_value(item, key, index, "a string of hex digits")
+    value = unhex(text)
     if value is None:
-        _refuse(index, f"{key} must be a text of hex digits")
+        _refuse(index, f"{key} must be a string of hex digits", "encoding")
     return value
 
 
@@ -160,16 +166,20 @@ def _preimage(item: dict[str, object], index: int) -> str | None:
     return None if item.get("preimage") is None else _hex(item, "preimage", index).hex()
 
 
-def _refuse(index: int, what: str) -> NoReturn:
-    raise FormatError(f"event {index}: {what}", reason="event")
+def _refuse_value(item: dict[str, object], key: str, index: int, expected: str) -> NoReturn:
+    _refuse(index, f"{key} must be {expected}", "wrong_type" if key in item else "missing")
+
+
+def _refuse(index: int, message: str, reason: FormatReason) -> NoReturn:
+    raise FormatError(f"event {index}: {message}", reason=reason)
 
 
 def dump(events: Iterable[Event], *, preimages: bool) -> str:
-    """Write events as the agent does: compact, keys in its order, digests as the events have them.
+    """Return the events as the agent writes them: compact, with the keys in its order.
 
-    With `preimages`, runtime events of version 2 carry theirs.
+    With `preimages`, runtime events of version 2 have their preimages.
     """
-    # One loop over plain names: with a call for each event it takes a third longer.
+    # A function call per event would take a third longer.
     texts = [
         f'{{"imr":{register},"event_type":{event_type},"digest":"{digest.hex()}",'
         f'"event":{json_string(name) if name else _UNNAMED},"event_payload":"{payload.hex()}"'
@@ -179,7 +189,7 @@ def dump(events: Iterable[Event], *, preimages: bool) -> str:
     return f"[{','.join(texts)}]"
 
 
-# What is not there in version 1, and most often is all there is in firmware's events.
+# The JSON of an absent version, and of the empty name that most firmware events have.
 _VERSION_1, _UNNAMED = "", '""'
 
 
@@ -188,20 +198,20 @@ def _version_2(name: str, payload: bytes, *, preimages: bool) -> str:
     return f',"version":2{preimage}'
 
 
-def _members(pairs: list[tuple[str, object]]) -> "dict[str, object] | _Doubled":
+def _members(pairs: list[tuple[str, object]]) -> "dict[str, object] | _DuplicateMember":
     members = dict(pairs)
     if len(members) == len(pairs):
         return members
     seen: set[str] = set()
     for name, _ in pairs:
         if name in seen:
-            return _Doubled(name)
+            return _DuplicateMember(name)
         seen.add(name)
     return members
 
 
-def _no_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = JSONDecoder(object_pairs_hook=_members, parse_constant=_no_constant)
+_DECODER = JSONDecoder(object_pairs_hook=_members, parse_constant=_refuse_constant)

@@ -1,10 +1,9 @@
 """The TCG's Canonical Event Log (CEL) of a TD, in TLV, CBOR and JSON.
 
-Neither the TCG nor its tools say how a CEL numbers the registers of a TD. As Google's writer and
-cc-trusted-api do, the index of a CCEL is read and written: 1 to 4 for RTMR0 to RTMR3. A runtime
-event is a record of index 4 and of the guest agent's type whose data are the preimage of its
-digest; that is attestkit's own choice. Names of other events, such as those of the ACPI tables, are
-not in a CEL, and no position tells them, so that they are read without one.
+The TCG does not specify register indexes for TDs. As in Google's writer and cc-trusted-api, they
+are those of a CCEL: 1 to 4 for RTMR0 to RTMR3. A runtime event is a record of index 4 with the
+event type of the dstack guest agent, whose data are the preimage of its digest; this encoding is
+specific to attestkit. Other events, such as those of the ACPI tables, have no name in a CEL.
 """
 
 import re
@@ -16,7 +15,7 @@ from attestkit._native import unhex
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import cel_cbor, cel_json, cel_tlv
-from attestkit.event_log.cel_record import SHA384, STATE_CHANGE, TIMESTAMP, CelRecord, placed
+from attestkit.event_log.cel_record import SHA384, STATE_CHANGE, TIMESTAMP, CelRecord, record_error
 from attestkit.event_log.event import (
     RUNTIME_REGISTER,
     Event,
@@ -26,10 +25,10 @@ from attestkit.event_log.event import (
 )
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
 
-__all__ = ["ENCODINGS", "MAX_RECORDS", "MAX_SIZE", "encoding_of", "read", "write"]
+__all__ = ["ENCODINGS", "MAX_RECORDS", "MAX_SIZE", "detect_encoding", "read", "write"]
 
 MAX_SIZE: Final = 1 << 24
-"""Bytes, or characters, of the longest log that is read or written."""
+"""Maximum size of a log, in bytes (or characters of text)."""
 
 MAX_RECORDS: Final = 65_536
 
@@ -38,14 +37,14 @@ ENCODINGS: Final[dict[str, Callable[[Iterable[CelRecord]], bytes]]] = {
     "cbor": cel_cbor.write,
     "json": cel_json.write,
 }
-"""What writes a log in each encoding."""
+"""Functions that encode a log, by encoding."""
 
-# The head of an array of any size, if there is one, and of its first record with its first key. A
-# record has five members; systemd's, which is named when it is refused, four.
+# The optional head of an array, then the head of a record with its first key. Records have five
+# members; those of systemd, which get an error of their own, have four.
 _CBOR_START: Final = re.compile(
     rb"(?:[\x80-\x97]|\x98.|\x99..|\x9a.{4})?(?:\xa5\0|\xa4[\0\1])|\x80\Z", re.DOTALL
 )
-# Members that no event of the guest agent has.
+# Members that an event of the dstack guest agent does not have.
 _JSON_START: Final = re.compile(
     rb'[ \t\r\n]*(?:\x1e|\[[ \t\r\n]*\{[ \t\r\n]*"(?:recnum|digests|content_type)")'
 )
@@ -53,43 +52,45 @@ _CCEL_START: Final = b"Spec ID Event"
 _RUNTIME_V1: Final = b"\x01\x00\x00\x08:"
 
 
-def encoding_of(data: bytes) -> str | None:
-    """Tell by its first bytes the encoding of a CEL; None if it does not look like one."""
+def detect_encoding(data: bytes) -> str | None:
+    """Return the encoding of a CEL, detected by its first bytes; None if it is not a CEL."""
     if _JSON_START.match(data):
         return "json"
     if _CBOR_START.match(data):
         return "cbor"
-    return "tlv" if cel_tlv.looks_like_one(data) and _CCEL_START not in data[:64] else None
+    return "tlv" if cel_tlv.starts_with_record(data) and _CCEL_START not in data[:64] else None
 
 
 # -- reading ---------------------------------------------------------------------------------------
 
 
 def read(data: bytes | str) -> tuple[list[WireEvent], tuple[str, ...]]:
-    """Read a CEL in the encoding that its first byte tells.
+    """Parse a CEL, whose encoding is detected by its first byte.
 
-    Left out are management records and informative ones of index 0, none of which is extended.
+    Management records, and informative records of index 0, are skipped: they do not extend.
 
     Returns:
-        The events, and what is odd about the log without being wrong.
+        The events, and texts about anomalies that do not make the log invalid.
 
     Raises:
-        FormatError: It is longer than 16 MiB, has more than 65,536 records, breaks its encoding, or
-            a record cannot be one of a TD; names the record, from 0, and the offset.
-        UsageError: `data` is neither `bytes` nor text.
+        FormatError: If the log exceeds 16 MiB or 65,536 records, is malformed, or has a record
+            that is not valid for a TD; the text has the record number, from 0.
+        UsageError: If `data` is neither `bytes` nor `str`.
     """
     if not isinstance(data, (bytes, str)):
-        raise UsageError("a Canonical Event Log is bytes or text")
+        raise UsageError(
+            f"CEL: must be bytes or text, not {type(data).__name__}", reason="wrong_type"
+        )
     if len(data) > MAX_SIZE:
-        raise FormatError("the CEL is longer than 16 MiB", reason="too_long")
+        raise FormatError("CEL: longer than 16 MiB", reason="too_long")
     events: list[WireEvent] = []
-    numbers = _Numbers()
-    for place, record in enumerate(_records(data)):
+    numbers = _RecordNumbers()
+    for position, record in enumerate(_records(data)):
         try:
-            numbers.take(record, place)
+            numbers.add(record, position)
             event = _event(record)
         except FormatError as error:
-            raise placed(error, place, record.offset) from error
+            raise record_error(error, position, record.offset) from error
         if event is not None:
             events.append(event)
     return events, numbers.warnings()
@@ -100,24 +101,25 @@ def _records(data: bytes | str) -> Iterator[CelRecord]:
         return cel_json.read(data)
     first = data[:1]
     if not first:
-        raise FormatError("a CEL must not be empty", offset=0, reason="empty")
+        raise FormatError("CEL: must not be empty", offset=0, reason="missing")
     if first == b"\0":
         return cel_tlv.read(data)
     if b"\x80" <= first < b"\xc0":  # an array, or a map of a sequence
         return cel_cbor.read(data)
     if first not in b"[\x1e \t\r\n":
-        raise FormatError("not a CEL in TLV, CBOR or JSON", offset=0, reason="cel_record")
+        message = "CEL: the input is not a CEL in TLV, CBOR or JSON"
+        raise FormatError(message, offset=0, reason="unrecognized")
     try:
         return cel_json.read(data.decode())
     except UnicodeDecodeError as error:
-        raise FormatError("the CEL is not UTF-8", offset=error.start, reason="json") from error
+        raise FormatError("CEL: not UTF-8", offset=error.start, reason="encoding") from error
 
 
-class _Numbers:
-    """Record numbers, which grow within each register.
+class _RecordNumbers:
+    """Checks the record numbers, which must increase within each register.
 
-    They run from 0 in each, or through the whole log, as Google's writer counts. Others are a sign
-    of lost records, or of a writer that counts what it leaves out, such as the header.
+    They count from 0 in each register, or through the whole log, as Google's writer does. Gaps
+    indicate lost records, or a writer that counts records that it omits, such as the header.
     """
 
     def __init__(self) -> None:
@@ -126,36 +128,35 @@ class _Numbers:
         self._timestamps = 0
         self._through = True
 
-    def take(self, record: CelRecord, place: int) -> None:
-        """Look at the next record.
+    def add(self, record: CelRecord, position: int) -> None:
+        """Check the next record.
 
         Raises:
-            FormatError: It is one too many, there is no such register, or its number does not grow.
+            FormatError: If there are too many records, the register does not exist, or the record
+                number does not increase.
         """
         number, index = record.number, record.pcr
-        if place == MAX_RECORDS:
-            raise FormatError("there are more than 65,536", reason="too_many_records")
+        if position == MAX_RECORDS:
+            raise FormatError("more than 65,536 records", reason="too_many_records")
         if index > RUNTIME_REGISTER + 1:
+            message = f"register index {shown(index)} must be 1 to 4 (RTMR0 to RTMR3)"
+            raise FormatError(message, reason="index")
+        expected = self._next.get(index, 0)
+        if number < expected:
             raise FormatError(
-                f"there is no register of index {shown(index)} in a TD, whose own are 1 to 4",
-                reason="index",
-            )
-        wanted = self._next.get(index, 0)
-        if number < wanted:
-            raise FormatError(
-                f"its number in index {index} is {number} and does not grow: "
-                f"the record before has {wanted - 1}",
+                f"record number {number} of index {index} does not increase: the previous one is "
+                f"{expected - 1}",
                 reason="recnum",
             )
-        if number != wanted:
-            message = f"record numbers of index {index} have a gap: {number} where {wanted} was due"
+        if number != expected:
+            message = f"record numbers of index {index} have a gap: {number} instead of {expected}"
             self._gaps.setdefault(index, message)
         self._next[index] = number + 1
-        self._through = self._through and number == place
+        self._through = self._through and number == position
         self._timestamps += TIMESTAMP in record.management and any(record.digests.values())
 
     def warnings(self) -> tuple[str, ...]:
-        """Tell of the first gap of each register, and of timestamps that may have been measured."""
+        """Return warnings: the first gap of each register, and timestamps with digests."""
         found = [] if self._through else list(self._gaps.values())
         if self._timestamps:
             found.append(f"{self._timestamps} timestamps have digests, which are not replayed")
@@ -163,20 +164,21 @@ class _Numbers:
 
 
 def _event(record: CelRecord) -> WireEvent | None:
-    """Return what a record says was measured, None if nothing was."""
+    """Return the event of a record, or None if the record does not extend a register."""
     if record.management:
         if STATE_CHANGE in record.management and record.digests:
-            raise FormatError("it is a change of state that was measured, which no TD knows")
+            message = "a state transition must not have digests in a log of a TD"
+            raise FormatError(message, reason="unsupported")
         return None
     event_type = record.event_type
     if record.pcr == 0:
         if event_type == NO_ACTION:
             return None
-        raise FormatError("index 0 is MRTD, which nothing extends", reason="index")
-    # What is informative is not extended, and may come without a digest that would be.
+        raise FormatError("index 0 is MRTD, which cannot be extended", reason="index")
+    # An informative record does not extend, so its SHA-384 digest is optional.
     digest = record.digests.get(SHA384, bytes(48) if event_type == NO_ACTION else None)
     if digest is None:
-        raise FormatError("it has no SHA-384 digest, which registers of a TD are extended with")
+        raise FormatError("SHA-384 digest is missing", reason="missing")
     if event_type != RUNTIME_EVENT_TYPE:
         return WireEvent(record.pcr - 1, event_type, digest, "", record.data)
     name, payload, version = _runtime(record.data)
@@ -187,7 +189,7 @@ def _event(record: CelRecord) -> WireEvent | None:
 def _runtime(preimage: bytes) -> tuple[str, bytes, int]:
     """Return name, payload and version of the runtime event with this preimage.
 
-    A version 1 name has no colon, so that the first one ends it.
+    A version 1 name has no colon, so it ends at the first one.
     """
     if preimage.startswith(_RUNTIME_V1):
         name, colon, payload = preimage[len(_RUNTIME_V1) :].partition(b":")
@@ -195,27 +197,29 @@ def _runtime(preimage: bytes) -> tuple[str, bytes, int]:
             try:
                 return name.decode(), payload, 1
             except UnicodeDecodeError as error:
-                raise FormatError("the name of its runtime event is not UTF-8") from error
+                message = "name of the runtime event is not UTF-8"
+                raise FormatError(message, reason="encoding") from error
     found = _runtime_v2(preimage) if preimage.startswith(b'{"') else None
     if found is None:
-        raise FormatError("its data are not the preimage of a runtime event's digest")
+        message = "event data are not the digest preimage of a runtime event"
+        raise FormatError(message, reason="wrong_value")
     return found
 
 
 def _runtime_v2(preimage: bytes) -> tuple[str, bytes, int] | None:
     try:
-        said = decode_strictly(preimage)
+        members = decode_strictly(preimage)
     except FormatError:
         return None
-    if not isinstance(said, dict):
+    if not isinstance(members, dict):
         return None
-    name, digits = said.get("name"), said.get("payload")
+    name, digits = members.get("name"), members.get("payload")
     payload = unhex(digits) if isinstance(digits, str) else None
     if not isinstance(name, str) or payload is None:
         return None
     try:
         canonical = runtime_preimage(name, payload, 2)
-    except UsageError:  # half a surrogate pair
+    except UsageError:  # a lone surrogate
         return None
     return (name, payload, 2) if canonical == preimage else None
 
@@ -224,24 +228,24 @@ def _runtime_v2(preimage: bytes) -> tuple[str, bytes, int] | None:
 
 
 def write(events: Iterable[Event], encoding: str) -> bytes:
-    """Write a CEL whose records are numbered from 0 in each register.
+    """Encode a CEL whose records are numbered from 0 in each register.
 
     Raises:
-        UsageError: There is no such encoding; the log would be longer than can be read; or a
-            runtime event of version 1 has a colon in its name, where its data would not tell the
-            name from the payload.
+        UsageError: If the encoding is unknown, the log would exceed the limits of `read`, or a
+            version 1 name has a colon, which makes the event data ambiguous.
     """
-    if encoding not in tuple(ENCODINGS):  # which need not even be hashable
-        raise UsageError("a CEL is written as tlv, cbor or json")
+    if encoding not in tuple(ENCODINGS):  # `encoding` may be of an unhashable type
+        raise UsageError("CEL encoding: must be tlv, cbor or json", reason="wrong_value")
     records: list[CelRecord] = []
     numbers = [0, 0, 0, 0]
-    for place, event in enumerate(events):
+    for position, event in enumerate(events):
         register, event_type, digest, name, payload, version = event
         if event_type == RUNTIME_EVENT_TYPE:
             if version == 1 and ":" in name:
                 raise UsageError(
-                    f"event {place}, {shown(name)}, has a colon in a version 1 name, which a CEL "
-                    "cannot tell from the payload's border"
+                    f"event {position} {shown(name)}: a version 1 name with a colon cannot be "
+                    "written to a CEL",
+                    reason="wrong_value",
                 )
             digest = digest or runtime_digest(name, payload, version)
             payload = runtime_preimage(name, payload, version)
@@ -249,8 +253,8 @@ def write(events: Iterable[Event], encoding: str) -> bytes:
         numbers[register] += 1
         records.append(record)
     if len(records) > MAX_RECORDS:
-        raise UsageError("a CEL has at most 65,536 records, and this log has more")
-    written = ENCODINGS[encoding](records)
-    if len(written) > MAX_SIZE:
-        raise UsageError("this log would be longer than the 16 MiB that a CEL may have")
-    return written
+        raise UsageError("CEL: the log has more than 65,536 events", reason="too_many")
+    encoded = ENCODINGS[encoding](records)
+    if len(encoded) > MAX_SIZE:
+        raise UsageError("CEL: the encoded log would exceed 16 MiB", reason="too_large")
+    return encoded

@@ -1,7 +1,7 @@
-"""A Canonical Event Log in CBOR: an array of records, or one record behind the other (RFC 8742).
+"""A Canonical Event Log in CBOR: an array or a sequence (RFC 8742) of records.
 
-A record is a map with the keys 0 number, 1 register, 3 digests, 9 type of content and 10 content,
-in this order: the deterministic encoding (RFC 8949, 4.2.1), which is written and insisted on.
+A record is a map with the keys 0 number, 1 register, 3 digests, 9 content type and 10 content, in
+this order. The deterministic encoding (RFC 8949, 4.2.1) is written and required.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,55 +15,56 @@ from attestkit.event_log.cel_record import (
     NV_INDEX,
     PC_CLIENT,
     STATE_CHANGE,
+    TWO_REGISTERS,
     VERSION,
     CelRecord,
     add_digest,
     check_event_type,
     check_management_type,
     check_state,
+    content_error,
     event_type_named,
-    other_content,
-    placed,
+    record_error,
 )
 
 __all__ = ["read", "write"]
 
 _NUMBER, _PCR, _NV_INDEX, _DIGESTS, _CONTENT_TYPE, _CONTENT = 0, 1, 2, 3, 9, 10
-_FIRST_MAP: Final = 0xA0  # the first byte of a map
+_FIRST_MAP: Final = 0xA0  # the lowest initial byte of a map
 
 
 def read(data: bytes) -> Iterator[CelRecord]:
-    """Read the records one by one.
+    """Parse the records and yield them.
 
     Raises:
-        FormatError: One breaks the format, or bytes follow the array; names place and offset.
+        FormatError: If a record is malformed, or bytes follow the array.
     """
     reader = CborReader(data)
     count = None if data[:1] >= bytes([_FIRST_MAP]) else _count(reader)
-    place = 0
-    while place != count and (count is not None or reader.at < len(data)):
+    position = 0
+    while position != count and (count is not None or reader.at < len(data)):
         start = reader.at
         try:
             record = _record(reader)
         except FormatError as error:
-            raise placed(error, place, start) from error
+            raise record_error(error, position, start) from error
         yield record._replace(offset=start)
-        place += 1
+        position += 1
     if left := len(data) - reader.at:
-        message = f"{left} bytes behind the {place} records of the CEL"
-        raise FormatError(message, offset=reader.at, reason="cel_record")
+        message = f"CEL: {left} bytes follow the {position} records"
+        raise FormatError(message, offset=reader.at, reason="trailing_data")
 
 
 def _count(reader: CborReader) -> int:
     try:
         return reader.count()
     except FormatError as error:
-        message = f"the array of CEL records: {error.message}"
-        raise FormatError(message, offset=error.offset, reason="cel_record") from error
+        message = f"CEL: array of records: {error.message}"
+        raise FormatError(message, offset=error.offset, reason=error.reason) from error
 
 
 def _record(reader: CborReader) -> CelRecord:
-    _map(reader, 5, "a record")
+    _map(reader, 5, "record")
     _key(reader, _NUMBER)
     number = reader.integer()
     start = reader.at
@@ -71,21 +72,22 @@ def _record(reader: CborReader) -> CelRecord:
     if key == _NV_INDEX:
         raise FormatError(NV_INDEX, offset=start, reason="other_log")
     if key != _PCR:
-        raise FormatError(f"its register (key 1) wanted, key {key} found", offset=start)
+        message = f"expected the register (key 1), found key {key}"
+        raise FormatError(message, offset=start, reason="missing")
     index = reader.integer()
     start = reader.at
     key = reader.integer()
     if key == _NV_INDEX:
-        message = "it has two registers: pcr and nv_index exclude each other"
-        raise FormatError(message, offset=start)
+        raise FormatError(TWO_REGISTERS, offset=start, reason="inconsistent")
     if key != _DIGESTS:
-        raise FormatError(f"its digests (key 3) wanted, key {key} found", offset=start)
+        message = f"expected the digests (key 3), found key {key}"
+        raise FormatError(message, offset=start, reason="missing")
     digests = _digests(reader)
     _key(reader, _CONTENT_TYPE)
     start = reader.at
     content_type = reader.integer()
     if content_type not in {PC_CLIENT, MANAGEMENT}:
-        raise other_content(content_type, start)
+        raise content_error(content_type, start)
     _key(reader, _CONTENT)
     if content_type == MANAGEMENT:
         return CelRecord(number, index, digests, 0, b"", _management(reader))
@@ -96,7 +98,7 @@ def _digests(reader: CborReader) -> dict[int, bytes]:
     digests: dict[int, bytes] = {}
     for _ in range(reader.count()):
         start = reader.at
-        _map(reader, 2, "a digest")
+        _map(reader, 2, "digest")
         _key(reader, 0)
         algorithm = reader.integer()
         _key(reader, 1)
@@ -105,8 +107,8 @@ def _digests(reader: CborReader) -> dict[int, bytes]:
 
 
 def _event(reader: CborReader) -> tuple[int, bytes]:
-    """Read a content pcclient_std: type and data of the event."""
-    _map(reader, 2, "an event")
+    """Parse content of type pcclient_std: event type and event data."""
+    _map(reader, 2, "event")
     _key(reader, 0)
     start = reader.at
     if reader.is_text():
@@ -118,16 +120,18 @@ def _event(reader: CborReader) -> tuple[int, bytes]:
 
 
 def _management(reader: CborReader) -> frozenset[int]:
-    """Read a content cel: one statement."""
+    """Parse content of type cel: one management statement."""
     start = reader.at
     is_map, count = reader.header()
     if not is_map or count not in {1, 2}:
-        raise FormatError("management is a map of type and data", offset=start)
+        message = "management must be a map of type and data"
+        raise FormatError(message, offset=start, reason="wrong_size" if is_map else "wrong_type")
     _key(reader, 0)
     start = reader.at
     kind = check_management_type(reader.integer(), start)
     if (count == 1) != (kind == FIRMWARE_END):
-        raise FormatError("all management but firmware_end has data", offset=start)
+        message = "management must have data, except firmware_end, which has none"
+        raise FormatError(message, offset=start, reason="wrong_size")
     if kind == FIRMWARE_END:
         return frozenset({kind})
     _key(reader, 1)
@@ -144,23 +148,26 @@ def _management(reader: CborReader) -> frozenset[int]:
     return frozenset({kind})
 
 
-def _map(reader: CborReader, entries: int, what: str) -> None:
-    """Read the head of a map with so many entries."""
+def _map(reader: CborReader, entries: int, subject: str) -> None:
+    """Parse the head of a map that must have `entries` entries."""
     start = reader.at
-    if reader.header() != (True, entries):
-        raise FormatError(f"{what} is a map of {entries} entries", offset=start)
+    is_map, count = reader.header()
+    if (is_map, count) != (True, entries):
+        message = f"{subject} must be a map of {entries} entries"
+        raise FormatError(message, offset=start, reason="wrong_size" if is_map else "wrong_type")
 
 
-def _key(reader: CborReader, wanted: int) -> None:
+def _key(reader: CborReader, expected: int) -> None:
     start = reader.at
     key = reader.integer()
-    if key != wanted:
-        raise FormatError(f"key {wanted} wanted, key {key} found", offset=start)
+    if key != expected:
+        message = f"expected key {expected}, found key {key}"
+        raise FormatError(message, offset=start, reason="missing")
 
 
 def write(records: Iterable[CelRecord]) -> bytes:
-    """Write events; the records have no management."""
-    import cbor2  # late: only who needs this encoding pays for it
+    """Encode records of events."""
+    import cbor2  # lazy: loaded for this encoding only
 
     log = [
         {

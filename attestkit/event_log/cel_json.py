@@ -1,7 +1,7 @@
-r"""A Canonical Event Log in JSON: an array of records, or a sequence of them (RFC 7464).
+r"""A Canonical Event Log in JSON: an array or a sequence (RFC 7464) of records.
 
-In a sequence every record has the character U+001E before it. Bytes are hex; types and algorithms
-are names or numbers, and the numbers are written where the TCG gave no name.
+In a sequence, each record follows a character U+001E. Bytes are in hex. Types and algorithms are
+names or numbers; numbers are written if the TCG did not define a name.
 """
 
 import re
@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from attestkit._formats.strict_json import check_depth, decode_at
 from attestkit._native import unhex
+from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 from attestkit.event_log.cel_record import (
@@ -23,26 +24,27 @@ from attestkit.event_log.cel_record import (
     PC_CLIENT,
     STATE_CHANGE,
     STATE_NAMES,
+    TWO_REGISTERS,
     VERSION,
     CelRecord,
     add_digest,
     check_event_type,
     check_management_type,
     check_state,
+    content_error,
     event_type_named,
     number_of,
-    other_content,
-    placed,
+    record_error,
 )
 from attestkit.event_log.event_types import tcg_name
 
 __all__ = ["KEYS", "RECORD_MARK", "read", "write"]
 
 RECORD_MARK: Final = "\x1e"
-"""What a record of a sequence begins with."""
+"""The character before each record of a sequence (RFC 7464)."""
 
 KEYS: Final = frozenset({"recnum", "pcr", "nv_index", "digests", "content_type", "content"})
-"""What a record has; one of pcr and nv_index."""
+"""Members of a record; only one of pcr and nv_index."""
 
 _BLANKS: Final = re.compile(r"[ \t\r\n]*")
 _MARKS: Final = re.compile(r"[\x1e \t\r\n]*")
@@ -50,30 +52,30 @@ _ALGORITHM_NAMES: Final = {number: name for name, number in ALGORITHMS.items()}
 
 
 def read(text: str) -> Iterator[CelRecord]:
-    """Read the records one by one.
+    """Parse the records and yield them.
 
     Raises:
-        FormatError: One breaks the format, or something is between them or behind; names place and
-            offset, in bytes of the UTF-8 form.
+        FormatError: If a record, or the text between or after records, is malformed; `offset`
+            counts bytes of the UTF-8 form.
     """
     check_depth(text)
     offset = behind = 0
     cursor = _Cursor(text)
-    cursor.pass_over(_BLANKS)
+    cursor.skip_pattern(_BLANKS)
     starts = _sequence if text.startswith(RECORD_MARK, cursor.at) else _array
-    for place, start in enumerate(starts(cursor)):
+    for position, start in enumerate(starts(cursor)):
         offset += _bytes_of(text[behind:start])
         behind = start
         try:
             value, cursor.at = decode_at(text, start)
             record = _record(value)
         except FormatError as error:
-            raise placed(error, place, offset) from error
+            raise record_error(error, position, offset) from error
         yield record._replace(offset=offset)
 
 
 class _Cursor:
-    """A place in a text, between values that others read."""
+    """A position in the text between records."""
 
     __slots__ = ("at", "text")
 
@@ -82,57 +84,58 @@ class _Cursor:
         self.at: int = 0
 
     def skip(self, mark: str) -> bool:
-        """Skip blanks, then `mark` if it is next, and blanks behind it; tell whether it was."""
-        self.pass_over(_BLANKS)
+        """Skip white space around `mark`, and `mark` if it is next; return whether it was."""
+        self.skip_pattern(_BLANKS)
         found = self.text.startswith(mark, self.at)
         if found:
             self.at += len(mark)
-            self.pass_over(_BLANKS)
+            self.skip_pattern(_BLANKS)
         return found
 
-    def pass_over(self, run: re.Pattern[str]) -> None:
-        """Skip what a pattern fits here."""
-        if found := run.match(self.text, self.at):
+    def skip_pattern(self, pattern: re.Pattern[str]) -> None:
+        """Skip the text that matches a pattern at this position."""
+        if found := pattern.match(self.text, self.at):
             self.at = found.end()
 
-    def ended(self) -> bool:
-        """Tell whether the text ends here."""
+    def at_end(self) -> bool:
+        """Return whether this is the end of the text."""
         return self.at == len(self.text)
 
-    def broken(self, place: int, message: str) -> FormatError:
-        """Return the refusal of what is here."""
-        return placed(FormatError(message), place, _bytes_of(self.text[: self.at]))
+    def error(self, position: int, message: str, reason: FormatReason = "syntax") -> FormatError:
+        """Return an error at this position of the text, for the record number `position`."""
+        error = FormatError(message, reason=reason)
+        return record_error(error, position, _bytes_of(self.text[: self.at]))
 
 
 def _array(cursor: _Cursor) -> Iterator[int]:
-    """Give where each value of an array begins; the cursor is to be behind it before the next."""
+    """Yield the start of each value of an array; the caller moves the cursor past the value."""
     if not cursor.skip("["):
-        raise cursor.broken(0, "an array of records, or a sequence of them, wanted")
-    place = 0
+        raise cursor.error(0, "expected an array of records or a sequence of records")
+    position = 0
     closed = cursor.skip("]")
     while not closed:
         yield cursor.at
-        place += 1
+        position += 1
         closed = cursor.skip("]")
         if not closed and not cursor.skip(","):
-            raise cursor.broken(place, "a comma or the end of the array wanted")
-    if not cursor.ended():
-        raise cursor.broken(place, "something is behind the array")
+            raise cursor.error(position, "expected a comma or the end of the array")
+    if not cursor.at_end():
+        raise cursor.error(position, "data follow the array", "trailing_data")
 
 
 def _sequence(cursor: _Cursor) -> Iterator[int]:
-    """Give where each value of a sequence begins; the cursor is to be behind it before the next."""
-    place = 0
+    """Yield the start of each value of a sequence; the caller moves the cursor past the value."""
+    position = 0
     while True:
         marked = cursor.skip(RECORD_MARK)
         if marked:
-            cursor.pass_over(_MARKS)  # several in a row have nothing between them
-        if cursor.ended():
+            cursor.skip_pattern(_MARKS)  # RFC 7464 allows several in a row
+        if cursor.at_end():
             return
         if not marked:
-            raise cursor.broken(place, "U+001E wanted before the record")
+            raise cursor.error(position, "expected U+001E before the record")
         yield cursor.at
-        place += 1
+        position += 1
 
 
 def _bytes_of(text: str) -> int:
@@ -140,26 +143,26 @@ def _bytes_of(text: str) -> int:
 
 
 def _record(value: object) -> CelRecord:
-    members = _members(value, "a record")
+    members = _members(value, "record")
     if unknown := members.keys() - KEYS:
-        raise FormatError(f"it has a member {shown(min(unknown))}")
+        raise FormatError(f"unknown member {shown(min(unknown))}", reason="unknown_field")
     content_type = _number(members, "content_type", CONTENT_TYPES, "content type")
     if content_type not in {PC_CLIENT, MANAGEMENT}:
-        raise other_content(content_type, None)
+        raise content_error(content_type, None)
     if "nv_index" in members:
         if "pcr" in members:
-            raise FormatError("it has two registers: pcr and nv_index exclude each other")
+            raise FormatError(TWO_REGISTERS, reason="inconsistent")
         raise FormatError(NV_INDEX, reason="other_log")
     number, index = _number(members, "recnum"), _number(members, "pcr")
     digests: dict[int, bytes] = {}
     for item in _list(members, "digests"):
-        digest = _members(item, "a digest", {"hashAlg", "digest"})
+        digest = _members(item, "digest", {"hashAlg", "digest"})
         algorithm = _number(digest, "hashAlg", ALGORITHMS, "digest algorithm")
         add_digest(digests, algorithm, _hex(digest, "digest"), None)
     content = members.get("content")
     if content_type == MANAGEMENT:
         return CelRecord(number, index, digests, 0, b"", _management(content))
-    event = _members(content, "the content", {"event_type", "event_data"})
+    event = _members(content, "content", {"event_type", "event_data"})
     event_type = event.get("event_type")
     if isinstance(event_type, str):
         event_type = event_type_named(event_type, None)
@@ -169,12 +172,12 @@ def _record(value: object) -> CelRecord:
 
 
 def _management(content: object) -> frozenset[int]:
-    """Read a content cel: one statement, or an array of them."""
+    """Parse content of type cel: one statement, or an array of statements."""
     found: set[int] = set()
     for statement in content if isinstance(content, list) else [content]:
         members = _members(statement, "management")
         kind = check_management_type(
-            _number(members, "type", MANAGEMENT_TYPES, "management record"), None
+            _number(members, "type", MANAGEMENT_TYPES, "management record type"), None
         )
         found.add(kind)
         _members(members, "management", {"type"} if kind == FIRMWARE_END else {"type", "data"})
@@ -183,56 +186,69 @@ def _management(content: object) -> frozenset[int]:
             _number(version, "major")
             _number(version, "minor")
         elif kind == STATE_CHANGE:
-            check_state(_number(members, "data", STATE_NAMES, "change of state"), None)
+            check_state(_number(members, "data", STATE_NAMES, "state transition"), None)
         elif kind != FIRMWARE_END:
             _number(members, "data")
     if not found:
-        raise FormatError("management without a statement")
+        raise FormatError("management has no statement", reason="missing")
     return frozenset(found)
 
 
-def _members(value: object, what: str, keys: set[str] | None = None) -> dict[str, Any]:
-    """Return an object, if it is one, and has just these members."""
+def _members(value: object, subject: str, keys: set[str] | None = None) -> dict[str, Any]:
+    """Return an object; raise FormatError if it is not one or has other members than `keys`."""
     if not isinstance(value, dict):
-        raise FormatError(f"{what} is no object")
+        raise FormatError(f"{subject} must be an object", reason="wrong_type")
     if keys is not None and value.keys() != keys:
-        raise FormatError(f"{what} has the members {' and '.join(sorted(keys))}, and no others")
+        raise FormatError(
+            f"{subject} must have the members {' and '.join(sorted(keys))}, and no others",
+            reason="unknown_field" if value.keys() > keys else "missing",
+        )
     return value
+
+
+def _type_reason(members: dict[str, Any], key: str) -> FormatReason:
+    return "wrong_type" if key in members else "missing"
 
 
 def _list(members: dict[str, Any], key: str) -> list[Any]:
     value = members.get(key)
     if not isinstance(value, list):
-        raise FormatError(f"{key} must be an array")
+        raise FormatError(f"{key} must be an array", reason=_type_reason(members, key))
     return value
 
 
 def _number(
-    members: dict[str, Any], key: str, names: dict[str, int] | None = None, what: str = ""
+    members: dict[str, Any], key: str, names: dict[str, int] | None = None, subject: str = ""
 ) -> int:
-    """Return a number of 64 bits, or the one that a name stands for."""
+    """Return a member that is an integer of 64 bits, or the number of its name."""
     value = members.get(key)
     if isinstance(value, str) and names is not None:
-        return number_of(value, names, what, None)
-    if type(value) is not int or not 0 <= value <= MOST_NUMBER:  # bool is an int to isinstance
-        raise FormatError(f"{key} must be a whole number of at most 64 bits")
+        reason: FormatReason = "unsupported_algorithm" if names is ALGORITHMS else "wrong_value"
+        return number_of(value, names, subject, None, reason)
+    if type(value) is not int:  # bool is an int to isinstance
+        raise FormatError(f"{key} must be an integer", reason=_type_reason(members, key))
+    if not 0 <= value <= MOST_NUMBER:
+        raise FormatError(f"{key} must be 0 to 2^64-1", reason="wrong_value")
     return value
 
 
 def _hex(members: dict[str, Any], key: str) -> bytes:
     text = members.get(key)
-    value = unhex(text) if isinstance(text, str) else None
+    if not isinstance(text, str):
+        message = f"{key} must be a string of hex digits"
+        raise FormatError(message, reason=_type_reason(members, key))
+    value = unhex(text)
     if value is None:
-        raise FormatError(f"{key} must be a text of hex digits")
+        raise FormatError(f"{key} must be a string of hex digits", reason="encoding")
     return value
 
 
 def write(records: Iterable[CelRecord]) -> bytes:
-    """Write events, compact; the records have no management."""
-    return f"[{','.join([_written(record) for record in records])}]".encode()
+    """Encode records of events, without white space."""
+    return f"[{','.join([_encode_record(record) for record in records])}]".encode()
 
 
-def _written(record: CelRecord) -> str:
+def _encode_record(record: CelRecord) -> str:
     digests = ",".join(
         f'{{"hashAlg":{_name(_ALGORITHM_NAMES.get(number), number)},"digest":"{digest.hex()}"}}'
         for number, digest in record.digests.items()

@@ -1,12 +1,13 @@
-"""One record of a Canonical Event Log (CEL), whatever encoding it stands in, and what it may hold.
+"""Records of a Canonical Event Log (CEL), and the checks that all its encodings share.
 
-TCG Canonical Event Log Format, 1.0 and 1.1. A record has a number, the register, digests and a
-content; TLV, CBOR and JSON say the same in different bytes.
+TCG Canonical Event Log Format, 1.0 and 1.1. A record has a number, a register, digests and a
+content.
 """
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 from attestkit.event_log.event_types import number_by_name
@@ -24,16 +25,17 @@ __all__ = [
     "SHA384",
     "STATE_CHANGE",
     "STATE_NAMES",
+    "TWO_REGISTERS",
     "VERSION",
     "CelRecord",
     "add_digest",
     "check_event_type",
     "check_management_type",
     "check_state",
+    "content_error",
     "event_type_named",
     "number_of",
-    "other_content",
-    "placed",
+    "record_error",
 ]
 
 SHA384: Final = 0x000C
@@ -48,10 +50,10 @@ DIGEST_SIZES: Final = {
     0x0028: 48,
     0x0029: 64,
 }
-"""Bytes of a digest by its algorithm's id (TCG Algorithm Registry)."""
+"""Digest sizes in bytes, by algorithm ID (TCG Algorithm Registry)."""
 
 ALGORITHMS: Final = {"sha1": 4, "sha256": 0xB, "sha384": SHA384, "sha512": 0xD, "sm3_256": 0x12}
-"""Algorithms that have a name in JSON."""
+"""Algorithm IDs by their names in JSON."""
 
 MANAGEMENT, PC_CLIENT = 4, 5
 CONTENT_TYPES: Final = {
@@ -79,104 +81,113 @@ MANAGEMENT_TYPES: Final = {
 STATE_NAMES: Final = {"suspend": 0, "hibernate": 1, "kexec": 2}
 
 MOST_NUMBER: Final = 2**64 - 1
-NV_INDEX: Final = "it is about an NV index of a TPM (nv_index), not about a register of a TD"
+NV_INDEX: Final = "the record is for an NV index of a TPM (nv_index), not a register of a TD"
+TWO_REGISTERS: Final = "the record has two registers; pcr and nv_index exclude each other"
 
 
 class CelRecord(NamedTuple):
-    """One record. What is extended into a register is its SHA-384 digest."""
+    """One record of a CEL. Its SHA-384 digest is extended into the register."""
 
     number: int
     pcr: int
-    """The index as in a CCEL: 1 to 4 are RTMR0 to RTMR3, and 0 is MRTD."""
+    """Register index as in a CCEL: 1 to 4 for RTMR0 to RTMR3, 0 for MRTD."""
     digests: dict[int, bytes]
-    """By the algorithm's id."""
+    """Digests by algorithm ID."""
     event_type: int
     """0 for a management record."""
     data: bytes
     management: frozenset[int] = frozenset()
-    """The types of a management record, none for an event."""
+    """Types of the statements of a management record; empty for an event."""
     offset: int = 0
-    """Of its first byte in the log."""
+    """Offset of the record in the log."""
 
 
 def add_digest(digests: dict[int, bytes], algorithm: int, digest: bytes, at: int | None) -> None:
     """Add a digest of a record.
 
     Raises:
-        FormatError: The algorithm is unknown or comes twice, or the size is not its own.
+        FormatError: If the algorithm is unknown or occurs twice, or the digest has another size.
     """
     size = DIGEST_SIZES.get(algorithm)
     if size is None:
-        raise FormatError(f"there is no digest algorithm {shown(algorithm)}", offset=at)
+        message = f"unknown digest algorithm {shown(algorithm)}"
+        raise FormatError(message, offset=at, reason="unsupported_algorithm")
     if len(digest) != size:
-        message = f"a digest of algorithm {algorithm} has {len(digest)} bytes, not {size}"
-        raise FormatError(message, offset=at)
+        message = f"digest of algorithm {algorithm} has {len(digest)} bytes, must have {size}"
+        raise FormatError(message, offset=at, reason="wrong_size")
     if algorithm in digests:
-        raise FormatError(f"there are two digests of algorithm {algorithm}", offset=at)
+        message = f"digest of algorithm {algorithm} occurs twice"
+        raise FormatError(message, offset=at, reason="duplicate")
     digests[algorithm] = digest
 
 
 def check_event_type(number: int, at: int | None) -> int:
-    """Return an event type, if it has no more than its 32 bits."""
+    """Return an event type, or raise FormatError if it exceeds 32 bits."""
     if number > 0xFFFFFFFF:
-        raise FormatError("an event type has 32 bits", offset=at)
+        message = "event type must fit in 32 bits"
+        raise FormatError(message, offset=at, reason="event_type")
     return number
 
 
 def event_type_named(name: str, at: int | None) -> int:
-    """Return the event type that a name stands for, in letters of either case."""
+    """Return the event type with a name, in upper or lower case."""
     number = number_by_name(name)
     if number is None:
-        raise FormatError(f"there is no event type {shown(name)}", offset=at)
+        raise FormatError(f"unknown event type {shown(name)}", offset=at, reason="event_type")
     return number
 
 
 def check_management_type(number: int, at: int | None) -> int:
-    """Return the type of a management record, if there is one of that number."""
+    """Return a management type, or raise FormatError if it is unknown."""
     if number not in MANAGEMENT_TYPES.values():
-        raise FormatError(f"there is no management record of type {shown(number)}", offset=at)
+        message = f"unknown management record type {shown(number)}"
+        raise FormatError(message, offset=at, reason="wrong_value")
     return number
 
 
 def check_state(number: int, at: int | None) -> None:
-    """Refuse a change of state that is none.
-
-    Raises:
-        FormatError: It is none.
-    """
+    """Raise FormatError if a state transition is unknown."""
     if number not in STATE_NAMES.values():
-        raise FormatError(f"there is no change of state {shown(number)}", offset=at)
+        message = f"unknown state transition {shown(number)}"
+        raise FormatError(message, offset=at, reason="wrong_value")
 
 
-def other_content(content_type: int, at: int | None) -> FormatError:
-    """Return the refusal of a content that is no event of a TD's log."""
+def content_error(content_type: int, at: int | None) -> FormatError:
+    """Return the error for a content type that does not occur in the log of a TD."""
     name = _OTHER_CONTENT.get(content_type)
     if name is None:
-        return FormatError(f"there is no content type {shown(content_type)}", offset=at)
-    message = f"its content is {name}, which is no event of a TD's log"
+        message = f"unknown content type {shown(content_type)}"
+        return FormatError(message, offset=at, reason="wrong_value")
+    message = f"the content is {name}, not an event of a TD"
     return FormatError(message, offset=at, reason="other_log")
 
 
-def number_of(name: str, names: Mapping[str, int], what: str, at: int | None) -> int:
-    """Return the number that a name stands for, in letters of either case.
+def number_of(
+    name: str,
+    names: Mapping[str, int],
+    subject: str,
+    at: int | None,
+    reason: FormatReason = "wrong_value",
+) -> int:
+    """Return the number of a name, in upper or lower case.
 
     Raises:
-        FormatError: It stands for none.
+        FormatError: If the name is unknown.
     """
     number = names.get(name.lower()) if name.isascii() else None
     if number is None:
-        raise FormatError(f"there is no {what} {shown(name)}", offset=at)
+        raise FormatError(f"unknown {subject} {shown(name)}", offset=at, reason=reason)
     return number
 
 
-def placed(error: FormatError, place: int, start: int) -> FormatError:
-    """Return the error with the record that it is about.
+def record_error(error: FormatError, position: int, start: int) -> FormatError:
+    """Return an error with the record's position in its text.
 
     Args:
-        error: What is wrong.
-        place: Of the record in the log, from 0.
-        start: Offset of the record, for an error without one.
+        error: The error in the record.
+        position: Position of the record in the log, from 0.
+        start: Offset of the record, for an error without an offset.
     """
     offset = start if error.offset is None else error.offset
-    message = f"CEL record {place}: {error.message}"
-    return FormatError(message, offset=offset, reason=error.reason or "cel_record")
+    message = f"CEL record {position}: {error.message}"
+    return FormatError(message, offset=offset, reason=error.reason)

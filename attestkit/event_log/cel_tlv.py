@@ -1,7 +1,7 @@
-"""A Canonical Event Log in TLV: a type of one byte, a length of four, big-endian, and the value.
+"""A Canonical Event Log in TLV: type (1 byte), length (4 bytes, big-endian), value.
 
-A record is four of them, number, register, digests and content, and a log is its records, one
-behind the other. Numbers have 1 to 8 bytes, big-endian; the shortest form is written.
+A record has four elements: number, register, digests and content. A log is a sequence of records.
+Integers have 1 to 8 bytes, big-endian; the shortest form is written.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,30 +14,30 @@ from attestkit.event_log.cel_record import (
     NV_INDEX,
     PC_CLIENT,
     STATE_CHANGE,
+    TWO_REGISTERS,
     VERSION,
     CelRecord,
     add_digest,
     check_event_type,
     check_management_type,
     check_state,
-    other_content,
-    placed,
+    content_error,
+    record_error,
 )
 
-__all__ = ["looks_like_one", "read", "write"]
+__all__ = ["read", "starts_with_record", "write"]
 
 _NUMBER, _PCR, _NV_INDEX, _DIGESTS = 0, 1, 2, 3
-_GOOGLE_INDEX: Final = 108  # of Google's writer, for registers of a TD
+_GOOGLE_INDEX: Final = 108  # registers of a TD, in Google's writer
 _INDEX_TYPES: Final = frozenset({_PCR, _NV_INDEX, _GOOGLE_INDEX})
-_HEAD: Final = 5  # bytes
+_HEAD: Final = 5  # size of type and length, in bytes
 
 
-def looks_like_one(data: bytes) -> bool:
-    """Tell whether a log begins with the first three elements of a record.
+def starts_with_record(data: bytes) -> bool:
+    """Return whether the data start with the first three elements of a record.
 
-    They are a number and an index of 1 to 8 bytes each, and digests that end within `data`. Fewer
-    would not do: a TPM's old log begins with four zero bytes too, and a digest's byte may be the
-    index's type.
+    These are a number and an index of 1 to 8 bytes each, and digests that end within `data`. All
+    three are checked, because a SHA-1 TPM log may start with the same bytes as the first two.
     """
     at = 0
     for kinds in (frozenset({_NUMBER}), _INDEX_TYPES):
@@ -50,24 +50,24 @@ def looks_like_one(data: bytes) -> bool:
 
 
 def read(data: bytes) -> Iterator[CelRecord]:
-    """Read the records one by one.
+    """Parse the records and yield them.
 
     Raises:
-        FormatError: One breaks the format; names its place and the offset.
+        FormatError: If a record is malformed.
     """
-    at = place = 0
+    at = position = 0
     while at < len(data):
         start = at
         try:
             record, at = _record(data, at)
         except FormatError as error:
-            raise placed(error, place, start) from error
+            raise record_error(error, position, start) from error
         yield record._replace(offset=start)
-        place += 1
+        position += 1
 
 
 def _record(data: bytes, at: int) -> tuple[CelRecord, int]:
-    """Read the record at `at`; return it, and where it ends."""
+    """Parse the record at `at`; return it and its end."""
     end = len(data)
     number, at = _integer(data, at, end, _NUMBER)
     kind, _, _ = _element(data, at, end)
@@ -76,9 +76,10 @@ def _record(data: bytes, at: int) -> tuple[CelRecord, int]:
     index, at = _integer(data, at, end, _GOOGLE_INDEX if kind == _GOOGLE_INDEX else _PCR)
     kind, start, stop = _element(data, at, end)
     if kind in _INDEX_TYPES:
-        raise FormatError("it has two registers: pcr and nv_index exclude each other", offset=at)
+        raise FormatError(TWO_REGISTERS, offset=at, reason="inconsistent")
     if kind != _DIGESTS:
-        raise FormatError(f"its digests (type 3) wanted, type {kind} found", offset=at)
+        message = f"expected the digests (type 3), found type {kind}"
+        raise FormatError(message, offset=at, reason="missing")
     digests: dict[int, bytes] = {}
     while start < stop:
         algorithm, first, behind = _element(data, start, stop)
@@ -90,22 +91,26 @@ def _record(data: bytes, at: int) -> tuple[CelRecord, int]:
         return CelRecord(number, index, digests, event_type, event_data), end
     if kind == MANAGEMENT:
         return CelRecord(number, index, digests, 0, b"", _management(data, start, end)), end
-    raise other_content(kind, stop)
+    raise content_error(kind, stop)
 
 
 def _event(data: bytes, at: int, end: int) -> tuple[int, bytes]:
-    """Read a content pcclient_std that takes all up to `end`: type and data of the event."""
+    """Parse content of type pcclient_std up to `end`: event type and event data."""
     start = at
     event_type, at = _integer(data, at, end, 0)
     check_event_type(event_type, start)
     kind, first, behind = _element(data, at, end)
-    if kind != 1 or behind != end:
-        raise FormatError("an event is its type (0) and its data (1), and no more", offset=at)
+    if kind != 1:
+        message = f"expected the event data (type 1), found type {kind}"
+        raise FormatError(message, offset=at, reason="missing")
+    if behind != end:
+        message = f"{end - behind} bytes follow the event data"
+        raise FormatError(message, offset=behind, reason="trailing_data")
     return event_type, data[first:behind]
 
 
 def _management(data: bytes, at: int, end: int) -> frozenset[int]:
-    """Read a content cel that takes all up to `end`: one or more statements of these types."""
+    """Parse content of type cel up to `end`: one or more statements, whose types are returned."""
     found: set[int] = set()
     while not found or at < end:
         start = at
@@ -113,12 +118,14 @@ def _management(data: bytes, at: int, end: int) -> frozenset[int]:
         found.add(check_management_type(kind, start))
         if kind == FIRMWARE_END:
             if first != at:
-                raise FormatError("firmware_end has no value", offset=start)
+                message = "firmware_end must be empty"
+                raise FormatError(message, offset=start, reason="wrong_size")
         elif kind == VERSION:
             _, first = _integer(data, first, at, 0)
             _, first = _integer(data, first, at, 1)
             if first != at:
-                raise FormatError("cel_version is two numbers, and no more", offset=first)
+                message = f"{at - first} bytes follow the two numbers of cel_version"
+                raise FormatError(message, offset=first, reason="trailing_data")
         else:
             value = _value(data, first, at)
             if kind == STATE_CHANGE:
@@ -126,37 +133,41 @@ def _management(data: bytes, at: int, end: int) -> frozenset[int]:
     return frozenset(found)
 
 
-def _integer(data: bytes, at: int, end: int, wanted: int) -> tuple[int, int]:
-    """Read an element of type `wanted`, a number; return it, and where the element ends."""
+def _integer(data: bytes, at: int, end: int, expected: int) -> tuple[int, int]:
+    """Parse an element of type `expected`, an integer; return it and the end of the element."""
     kind, start, stop = _element(data, at, end)
-    if kind != wanted:
-        raise FormatError(f"type {wanted} wanted, type {kind} found", offset=at)
+    if kind != expected:
+        message = f"expected type {expected}, found type {kind}"
+        raise FormatError(message, offset=at, reason="missing")
     return _value(data, start, stop), stop
 
 
 def _value(data: bytes, start: int, stop: int) -> int:
     if not 1 <= stop - start <= 8:
-        raise FormatError(f"a number of {stop - start} bytes, not 1 to 8", offset=start)
+        message = f"number has {stop - start} bytes, must have 1 to 8"
+        raise FormatError(message, offset=start, reason="wrong_size")
     return int.from_bytes(data[start:stop], "big")
 
 
 def _element(data: bytes, at: int, end: int) -> tuple[int, int, int]:
-    """Return the type of the element at `at`, and where its value begins and ends."""
+    """Return type, start and end of the value of the element at `at`."""
     start = at + _HEAD
     if start > end:
-        raise FormatError(f"{_HEAD} bytes wanted, {end - at} left", offset=at)
+        message = f"{_HEAD} bytes expected, {end - at} left"
+        raise FormatError(message, offset=at, reason="truncated")
     size = int.from_bytes(data[at + 1 : start], "big")
     if size > end - start:
-        raise FormatError(f"{size} bytes wanted, {end - start} left", offset=at + 1)
+        message = f"{size} bytes expected, {end - start} left"
+        raise FormatError(message, offset=at + 1, reason="truncated")
     return data[at], start, start + size
 
 
 def write(records: Iterable[CelRecord]) -> bytes:
-    """Write events; the records have no management."""
-    return b"".join([_written(record) for record in records])
+    """Encode records of events."""
+    return b"".join([_encode_record(record) for record in records])
 
 
-def _written(record: CelRecord) -> bytes:
+def _encode_record(record: CelRecord) -> bytes:
     digests = b"".join([_put(number, digest) for number, digest in record.digests.items()])
     content = _put_number(0, record.event_type) + _put(1, record.data)
     return b"".join(

@@ -1,4 +1,4 @@
-"""What people are shown of an event: its name and the start of its data, both harmless to print."""
+"""Event names and data for display, without control characters."""
 
 from typing import Final, NamedTuple
 
@@ -6,54 +6,54 @@ from attestkit.event_log.event import Event
 
 __all__ = ["Payload", "event_name", "preview", "printable"]
 
-LONGEST: Final = 160  # characters of a payload
-LONGEST_NAME: Final = 200
+MAX_PREVIEW: Final = 160  # characters
+MAX_NAME: Final = 200  # characters
 # Types whose data are a UEFI_VARIABLE_DATA (TCG PC Client Platform Firmware Profile, 10.2.6).
 _VARIABLES: Final = frozenset({0x80000001, 0x80000002, 0x8000000C, 0x800000E0})
-_VARIABLE_NAME: Final = 32  # behind GUID, characters of the name, bytes of the value
+_VARIABLE_NAME: Final = 32  # offset of the name, after GUID and the two lengths
 
 
 class Payload(NamedTuple):
-    """The start of an event's data, readable."""
+    """The start of an event's data, as printable text."""
 
     text: str
-    size: int  # bytes of the whole
+    size: int  # of the whole data, in bytes
     note: str = ""
-    is_hex: bool = False  # nothing else could be made of it
+    is_hex: bool = False  # the data are not text
 
 
 def printable(text: str, limit: int = 4000) -> str:
-    """Return text without control and direction characters, which are shown as their numbers."""
+    """Return text with control and direction characters escaped, cut to `limit` characters."""
     cut = text[:limit] + (f" ... {len(text)} characters" if len(text) > limit else "")
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in cut)
 
 
 def preview(payload: bytes) -> Payload:
-    """Return the start of a payload: as text if it is some, else in hex."""
+    """Return the start of a payload: as text if all of it is printable, else in hex."""
     size = len(payload)
     text = _text(payload)
     if text is not None:
-        note = f"{size} bytes" if len(text) > LONGEST else ""
-        return Payload(text[:LONGEST] + ("..." if note else ""), size, note)
-    shown = payload[: LONGEST // 2].hex()
-    more = size > LONGEST // 2
+        note = f"{size} bytes" if len(text) > MAX_PREVIEW else ""
+        return Payload(text[:MAX_PREVIEW] + ("..." if note else ""), size, note)
+    shown = payload[: MAX_PREVIEW // 2].hex()
+    more = size > MAX_PREVIEW // 2
     return Payload(shown + ("..." if more else ""), size, f"{size} bytes", is_hex=True)
 
 
 def _text(payload: bytes) -> str | None:
-    """Return a payload as text, if all of it is printable: UTF-8, or UTF-16 as firmware has it."""
-    if len(payload) > 8 * LONGEST:
+    """Return a payload as text if all of it is printable UTF-8, or UTF-16 with ASCII only."""
+    if len(payload) > 8 * MAX_PREVIEW:
         return None
     head = payload.rstrip(b"\0")
     if not head:
         return None
     try:
-        # Two bytes of anything are some letter of UTF-16, so that only ASCII counts.
+        # Nearly any two bytes are a character of UTF-16, so only ASCII is recognised.
         if len(head) > 2 and not any(head[1::2]):
             text = (head + b"\0" * (len(head) % 2)).decode("utf-16-le")
             return text if text.isprintable() else None
         text = head.decode("utf-8")
-        strings = [part for part in text.split("\0") if part]  # firmware pads between them
+        strings = [part for part in text.split("\0") if part]  # firmware zero-pads strings
     except UnicodeDecodeError:
         return None
     if not all(part.isprintable() for part in strings):
@@ -62,13 +62,13 @@ def _text(payload: bytes) -> str | None:
 
 
 def event_name(event: Event) -> str:
-    """Return an event's name; that of a variable of the firmware is in its data."""
-    return printable(_name(event), LONGEST_NAME)
+    """Return an event's name, or the name of the UEFI variable in its data, for display."""
+    return printable(_name(event), MAX_NAME)
 
 
 def _name(event: Event) -> str:
     if event.event_type not in _VARIABLES:
         return event.name
     size = 2 * int.from_bytes(event.payload[16:24], "little")
-    name = event.payload[_VARIABLE_NAME : _VARIABLE_NAME + min(size, 2 * LONGEST_NAME)]
+    name = event.payload[_VARIABLE_NAME : _VARIABLE_NAME + min(size, 2 * MAX_NAME)]
     return event.name or name.decode("utf-16-le", errors="replace")

@@ -1,4 +1,4 @@
-"""One event of a TD's log, and what its runtime events' digests cover."""
+"""Events of a TD's log, and the digests of runtime events."""
 
 from collections.abc import Callable
 from json import JSONEncoder
@@ -17,47 +17,47 @@ __all__ = [
     "Event",
     "LogSource",
     "WireEvent",
+    "event_from_wire",
     "json_string",
-    "received",
     "runtime_digest",
     "runtime_preimage",
 ]
 
 DIGEST_SIZE = 48
-"""Bytes of a SHA-384 digest, of a register, and of every digest in a TD's log."""
+"""Size of a SHA-384 digest and of an RTMR, in bytes."""
 
 ACPI_DATA = b"ACPI DATA"
-"""Event data of the three events under which OVMF measures the host's ACPI tables."""
+"""Event data of the three events with which OVMF measures the host's ACPI tables."""
 
 ACPI_LABELS = ("acpi-loader", "acpi-rsdp", "acpi-tables")
-"""Names that the guest agent gives them, which it tells apart by their order."""
+"""Names of these events in the dstack guest agent, in their order in the log."""
 
 RUNTIME_REGISTER = 3
 """RTMR3, the register that runtime events extend."""
 
 json_string: Callable[[object], str] = JSONEncoder(ensure_ascii=False).encode
-"""Quote text for JSON with as few escapes as JSON allows, which is also its RFC 8785 form."""
+"""Return text as a JSON string with the fewest escapes (the form of RFC 8785)."""
 
 
 class Event(NamedTuple):
-    """What was extended into one register, and what is said about it.
+    """One measurement: the digest extended into a register, with its description.
 
-    Only the digest is what the register vouches for; for a runtime event it covers name and
-    payload, for most firmware events something that is not in the log.
+    A register authenticates the digest only. The digest of a runtime event covers name and payload;
+    that of most firmware events covers data that are not in the log.
     """
 
     register: int
-    """0 to 3, the number of the RTMR."""
+    """Number of the RTMR, 0 to 3."""
     event_type: int
-    """32 bits; `type_name` tells its name."""
+    """32 bits; see `type_name`."""
     digest: bytes
-    """48 bytes; of a runtime event also none, in the form that certificates carry."""
+    """48 bytes, or empty for a runtime event of a stripped log."""
     name: str
-    """Name of a runtime event; of firmware's events only the ACPI tables' have one."""
+    """Name of a runtime event or of an ACPI table event; otherwise empty."""
     payload: bytes
     """Event data."""
     version: int = 1
-    """1 or 2: which digest rule a runtime event follows."""
+    """Digest version of a runtime event, 1 or 2."""
 
     @property
     def type_name(self) -> str:
@@ -66,65 +66,67 @@ class Event(NamedTuple):
 
     @property
     def is_runtime(self) -> bool:
-        """True for an event that the guest emitted, as opposed to its firmware."""
+        """Whether the event type is that of runtime events."""
         return self.event_type == RUNTIME_EVENT_TYPE
 
     @property
     def is_acpi_data(self) -> bool:
-        """True for the three events whose payload every form of the log keeps."""
+        """Whether this is an ACPI table event, whose payload every form of the log keeps."""
         return self.payload == ACPI_DATA and self.event_type == ACPI_CONFIG and self.register == 0
 
     def preimage(self) -> bytes:
         """Return the bytes whose SHA-384 is a runtime event's digest.
 
         Raises:
-            UsageError: It is not a runtime event; nobody knows what those digests cover.
+            UsageError: If this is not a runtime event.
         """
         if not self.is_runtime:
-            raise UsageError(f"{self.type_name} is no runtime event: its digest has no preimage")
+            raise UsageError(
+                f"preimage: {self.type_name} is not a runtime event", reason="not_applicable"
+            )
         return runtime_preimage(self.name, self.payload, self.version)
 
 
 class WireEvent(NamedTuple):
-    """One event as evidence carries it, in any encoding, before anything in it is believed."""
+    """One event as received in evidence, not yet checked."""
 
     imr: int
-    """Number of the RTMR: 0 to 3."""
+    """Number of the RTMR, 0 to 3."""
     event_type: int
     digest: bytes
-    """48 bytes, or none for a runtime event."""
+    """48 bytes, or empty for a runtime event."""
     event: str
     event_payload: bytes
     version: int = 1
     preimage: str | None = None
-    """Hex text of a version 2 event's preimage, where it came along."""
+    """Preimage of a version 2 event in hex; optional."""
 
 
 class LogSource(Protocol):
-    """What a log was read from, which makes its events when somebody asks for them."""
+    """A parsed log whose events are decoded on first use."""
 
     @property
     def regular(self) -> bool:
-        """True where `check_runtime_events` is known to pass without asking for the events."""
+        """Whether `check_runtime_events` is known to pass, without decoding the events."""
         ...
 
     def events(self) -> tuple[Event, ...]:
-        """Make the events."""
+        """Decode the events."""
         ...
 
     def warnings(self) -> tuple[str, ...]:
-        """Return what is odd about it without being wrong."""
+        """Return texts about anomalies that do not make the log invalid."""
         ...
 
 
 def runtime_preimage(name: str, payload: bytes, version: int) -> bytes:
-    """Return what the digest of a runtime event covers (dstack guest agent).
+    """Return the bytes that the digest of a runtime event covers (dstack guest agent).
 
-    Version 1 joins type (4 bytes, little-endian), name and payload with colons; version 2 is the
-    canonical JSON (RFC 8785) of all three, in which no two events look alike.
+    Version 1 joins type (4 bytes, little-endian), name and payload with colons. Version 2 is the
+    canonical JSON (RFC 8785) of all three, which is unambiguous.
 
     Raises:
-        UsageError: The name is not Unicode text, or there is no such version.
+        UsageError: If the name has a lone surrogate, or the version is unknown.
     """
     try:
         if version == 1:
@@ -133,41 +135,43 @@ def runtime_preimage(name: str, payload: bytes, version: int) -> bytes:
             text = f'{{"name":{json_string(name)},"payload":"{payload.hex()}","type":134217729}}'
             return text.encode()
     except UnicodeEncodeError as error:
-        raise UsageError("an event name must be Unicode text without lone surrogates") from error
-    raise UsageError(f"there is no version {version} of runtime events: 1 or 2")
+        message = "event name: has a lone surrogate"
+        raise UsageError(message, reason="encoding") from error
+    raise UsageError(f"event version: must be 1 or 2, not {version}", reason="wrong_value")
 
 
 def runtime_digest(name: str, payload: bytes, version: int = 1) -> bytes:
-    """Return the 48 bytes that a runtime event extends RTMR3 with.
+    """Return the digest with which a runtime event extends RTMR3, 48 bytes.
 
     Raises:
-        UsageError: The name is not Unicode text, or there is no such version.
+        UsageError: If the name has a lone surrogate, or the version is unknown.
     """
     return sha384(runtime_preimage(name, payload, version))
 
 
-def received(wire: WireEvent, index: int) -> Event:
-    """Turn one received event into an Event, its digest recomputed if it is a runtime event.
+def event_from_wire(wire: WireEvent, index: int) -> Event:
+    """Check a received event and return it as an Event; recompute the digest of a runtime event.
 
     Raises:
-        FormatError: Register, type, version, name or digest cannot be; names the event by `index`.
+        FormatError: If register, type, version, name or digest are not valid; the text has `index`.
     """
     imr, event_type, digest, name, payload, version, _ = wire
     if not 0 <= imr <= 3:
-        raise FormatError(f"event {index}: there is no RTMR{shown(imr)}", reason="imr")
+        raise FormatError(f"event {index}: imr must be 0 to 3, not {shown(imr)}", reason="imr")
     if not 0 <= event_type <= 0xFFFFFFFF:
-        raise FormatError(f"event {index}: an event type has 32 bits", reason="event_type")
+        message = f"event {index}: event type must fit in 32 bits"
+        raise FormatError(message, reason="event_type")
     if version not in (1, 2):
-        raise FormatError(
-            f"event {index}: version is {shown(version)}, not 1 or 2", reason="version"
-        )
+        message = f"event {index}: version must be 1 or 2, not {shown(version)}"
+        raise FormatError(message, reason="version")
     runtime = event_type == RUNTIME_EVENT_TYPE
     if len(digest) != DIGEST_SIZE and (digest or not runtime):
-        raise FormatError(f"event {index}: the digest has {len(digest)} bytes", reason="digest")
+        message = f"event {index}: digest must have 48 bytes, not {len(digest)}"
+        raise FormatError(message, reason="digest")
     if not runtime:
         return tuple.__new__(Event, (imr, event_type, digest, name, payload, 1))
     try:
         digest = runtime_digest(name, payload, version)
     except UsageError as error:
-        raise FormatError(f"event {index}: {error}", reason="event") from error
+        raise FormatError(f"event {index}: {error}", reason="encoding") from error
     return Event(imr, RUNTIME_EVENT_TYPE, digest, name, payload, version)

@@ -1,4 +1,4 @@
-"""The event types that firmware, boot loaders and the guest agent write, by number and name."""
+"""Event types of firmware, boot loaders and the dstack guest agent: numbers and names."""
 
 __all__ = [
     "ACPI_CONFIG",
@@ -10,15 +10,15 @@ __all__ = [
 ]
 
 NO_ACTION = 0x00000003
-"""Informative events: never extended, whatever their digest says."""
+"""EV_NO_ACTION: informative, never extended."""
 
 ACPI_CONFIG = 0x0000000A
-"""EV_PLATFORM_CONFIG_FLAGS, under which OVMF measures the ACPI tables."""
+"""EV_PLATFORM_CONFIG_FLAGS, the type with which OVMF measures the ACPI tables."""
 
 RUNTIME_EVENT_TYPE = 0x08000001
-"""The guest agent's own type, for what is measured into RTMR3 at run time."""
+"""Type of the dstack guest agent's runtime events, measured into RTMR3."""
 
-# TCG PC Client Platform Firmware Profile, 10.4.1, and the last row the guest agent's.
+# TCG PC Client Platform Firmware Profile, 10.4.1, and the type of the dstack guest agent.
 _NAMES = {
     0x00000000: "EV_PREBOOT_CERT",
     0x00000001: "EV_POST_CODE",
@@ -62,7 +62,7 @@ _NAMES = {
     RUNTIME_EVENT_TYPE: "RUNTIME_EVENT",
 }
 
-# Names by which others know some of them: of later editions, and a misspelling that libcel writes.
+# Names of later editions, and a misspelling that libcel writes.
 _OTHER_NAMES = {
     "ev_efi_platform_firmwate_blob2": 0x8000000A,
     "ev_efi_spdm_device_blob": 0x800000E1,
@@ -75,15 +75,15 @@ _NUMBERS = {name: number for number, name in _LOWER_NAMES.items()} | _OTHER_NAME
 
 
 def type_name(event_type: int) -> str:
-    """Name an event type; a number nobody has named, which is legal, comes back as hex."""
+    """Return the name of an event type, or its number in hex if it has none."""
     return _NAMES.get(event_type) or f"0x{event_type:08x}"
 
 
 def tcg_name(event_type: int) -> str | None:
-    """Return the TCG's name in lower case, as logs in JSON have it; None if it gave none."""
+    """Return the TCG's name in lower case, as in CEL-JSON; None if it has none."""
     return _LOWER_NAMES.get(event_type)
 
 
 def number_by_name(name: str) -> int | None:
-    """Return the event type that a TCG name stands for, in letters of either case."""
+    """Return the event type with a TCG name, in upper or lower case; None if unknown."""
     return _NUMBERS.get(name.lower()) if name.isascii() else None

@@ -1,39 +1,41 @@
-"""Runtime events of this boot: each is in RTMR3 and in the log, or in neither, also across a crash.
+"""The crash-safe runtime event log on disk: each event is in RTMR3 and the log, or in neither.
 
-The log is the dstack guest agent's: a folder with `runtime_events.log` (one JSON object a line),
-`runtime_event_version` and `runtime_event.lock`. Three files are attestkit's own:
-`runtime_event.pending` holds the one event on its way, `runtime_event.boot_id` the boot that the
-log belongs to, and in `runtime_event.queue` attestkit's programs line up for the lock. To emit,
-under the lock:
+The log has the format of the dstack guest agent: a folder with `runtime_events.log` (one JSON
+object per line), `runtime_event_version` and `runtime_event.lock`. attestkit adds three files:
+`runtime_event.pending` has the event that is being emitted, `runtime_event.boot_id` the boot that
+the log belongs to, and `runtime_event.queue` orders the programs that wait for the lock. To emit an
+event, the journal does the following under the lock:
 
-1. a leftover pending event is decided first;
-2. the register must equal the replay of the log, whose file must be ours to write;
-3. the pending file is written and synced, and so is the folder;
-4. the register is extended;
-5. the event is appended to the log, which is synced;
-6. the pending file is removed.
+1. Resolve a pending event that an earlier program left.
+2. Check that the register equals the replay of the log, and that the log file can be written.
+3. Write and sync the pending file and the folder.
+4. Extend the register.
+5. Append the event to the log and sync it.
+6. Remove the pending file.
 
-To decide: if the register equals the replay, the event never happened; if it equals the replay plus
-the event, the event is appended; anything else is a JournalError with both values. A kill at any
-moment thus costs at most a pending event whose fate the register tells. A log of another boot is
-put aside while the register is zero; with a register that is not zero, nothing explains it.
+A pending event is resolved by the register: if it equals the replay of the log, the event was not
+extended and is dropped; if it equals the replay plus the event, the event is appended; otherwise a
+JournalError has both values. So a crash at any point leaves at most one pending event, which the
+next program resolves. A log of another boot is archived if the register is zero; if it is not, the
+log and the register do not match.
 """
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Final
 
-from attestkit._system.fifo_lock import SteppedTurns
+from attestkit._reasons import JournalReason
+from attestkit._system.fifo_lock import HookedFifoLock
 from attestkit.errors import AttestKitError, BackendError, FormatError, JournalError
 from attestkit.event_log.event import Event
-from attestkit.event_log.journal_files import LONGEST, Folder, Stamp, WatchedFolder
+from attestkit.event_log.journal_files import MAX_FILE_SIZE, Folder, Stamp, WatchedFolder
 from attestkit.event_log.journal_protocols import (
     ZERO,
     MemoryJournal,
     RegisterAccess,
     RuntimeLog,
     check_version,
-    disagree,
+    mismatch_error,
     replay_from,
 )
 from attestkit.event_log.runtime_events import parse_runtime_lines, runtime_line
@@ -59,18 +61,18 @@ LOCK: Final = "runtime_event.lock"
 BOOT_ID: Final = "runtime_event.boot_id"
 
 
-class _SharedTurns:
-    """A journal's turns where other programs take turns as well: first in their queue, then ours.
+class _QueuedLock:
+    """The lock of a journal whose folder other programs use, too: their queue, then our own lock.
 
-    The queue comes first, so that whoever waits in it has none of the other locks.
+    The queue is first, so that a thread that waits in it holds no other lock.
     """
 
-    def __init__(self, folder: Folder, turns: SteppedTurns) -> None:
+    def __init__(self, folder: Folder, turns: HookedFifoLock) -> None:
         self._folder = folder
         self._turns = turns
 
     def __enter__(self) -> None:
-        if self._turns.mine:
+        if self._turns.held:
             self._turns.__enter__()
             return
         try:
@@ -84,19 +86,19 @@ class _SharedTurns:
         try:
             self._turns.__exit__()
         finally:
-            if not self._turns.mine:
+            if not self._turns.held:
                 self._folder.leave_queue()
 
 
 class Journal:
-    """The runtime log on disk; the module's text says how it stays true.
+    """The runtime log on disk; the module docstring describes the protocol.
 
     Args:
-        folder: The log's folder, with its lock.
-        register: RTMR3.
-        boot_id: A text that changes with every boot, Linux' `boot_id` for one.
-        version: The digest version the app asks for; None for whatever this boot has, else 1.
-        exclusive: Nobody else is to use the folder: the lock is kept until `close`.
+        folder: The folder of the log, with its lock.
+        register: Access to RTMR3.
+        boot_id: Text that is different for every boot, such as `boot_id` of Linux.
+        version: The app's digest version; None for that of this boot's events, or else 1.
+        exclusive: Hold the lock until `close`, because no other program uses the folder.
     """
 
     def __init__(
@@ -111,99 +113,104 @@ class Journal:
         self._folder = folder
         self._register = register
         self._boot_id = boot_id
-        self._wanted_version = version
-        turns = SteppedTurns(self._enter, self._leave)
-        self._turn = turns if exclusive else _SharedTurns(folder, turns)
+        self._configured_version = version
+        turns = HookedFifoLock(self._enter, self._leave)
+        self._lock = turns if exclusive else _QueuedLock(folder, turns)
         self._exclusive = exclusive
         self._closed = False
-        self._locked = False  # False inside the turn only while the folder cannot be made
-        self._fresh = False  # nothing can have changed since the events were read
-        self._ours = False  # the boot id beside the log is this boot's
-        self._owed = False  # RTMR3 has an event that the log has not yet
-        self._forget()
+        self._has_lock = False  # in `_lock`, False only while the folder cannot be created
+        self._is_current = False  # the file cannot have changed since the events were read
+        self._boot_confirmed = False  # the stored boot ID is that of this boot
+        self._is_unlogged = False  # RTMR3 has an event that could not be appended to the log
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._stamp: Stamp | None = None
         self._events: tuple[Event, ...] = ()
         self._replay = ZERO
-        self._size = 0  # of the whole lines, in bytes
-        self._tail = b""  # a torn last line
+        self._size = 0  # of the complete lines, in bytes
+        self._tail = b""  # an incomplete last line
 
     # -- the lock ------------------------------------------------------------------------------
 
     def _enter(self) -> None:
         if self._closed:
-            raise JournalError("the runtime log is closed")
-        if not self._locked:
+            raise JournalError("runtime log: closed", reason="closed")
+        if not self._has_lock:
             try:
-                self._locked = self._folder.lock() or self._make_and_lock()
+                self._has_lock = self._folder.lock() or self._create_and_lock()
             except OSError as error:
-                raise JournalError(f"cannot lock the runtime log: {error}") from error
-            except BaseException:  # an interrupt, before or after it was ours
+                message = f"runtime log: cannot lock: {error}"
+                raise JournalError(message, reason="unwritable") from error
+            except BaseException:  # an interrupt, before or after the lock was acquired
                 self._folder.unlock()
                 raise
 
-    def _make_and_lock(self) -> bool:
-        """Make the folder, without which nobody could be kept from emitting the first event."""
+    def _create_and_lock(self) -> bool:
+        """Create the folder and lock it; return False if it cannot be created."""
         try:
             self._folder.make()
         except OSError:
-            return False  # where nothing can be written nothing is emitted; who tries is told why
+            return False  # reading works without a folder; emitting reports the error
         return self._folder.lock()
 
     def _leave(self) -> None:
-        if self._locked and not self._exclusive:
-            self._locked = self._fresh = False
+        if self._has_lock and not self._exclusive:
+            self._has_lock = self._is_current = False
             self._folder.unlock()
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep every other thread and process from emitting; re-entrant within a thread.
+        """Return a context manager that holds the log's lock, for threads and processes.
 
-        A context manager; those who want it get it in the order they came. Raises JournalError if
-        the lock's file cannot be used.
+        The lock is re-entrant within a thread, and granted in the order of the requests. Entering
+        raises JournalError if the lock file cannot be used.
         """
-        return self._turn
+        return self._lock
 
     # -- reading -------------------------------------------------------------------------------
 
     def events(self) -> tuple[Event, ...]:
-        """Return the events of this boot; the same tuple as long as nothing was added.
+        """Return the events of this boot; the same tuple until an event is added.
 
-        A pending event that the register decides is decided here too. One that it does not decide
-        is left out: the log then disagrees with the register, as a comparison will show.
+        Resolves a pending event. One that cannot be resolved is not included: the log then does
+        not match the register.
 
         Raises:
-            JournalError: The log cannot be read, or lacks an event that cannot be added to it.
-            BackendError: An event is pending, and the register cannot be read.
+            JournalError: If the log cannot be read, or an event of RTMR3 cannot be appended to it.
+            BackendError: If an event is pending and the register cannot be read.
         """
-        with self._turn:
-            if self._fresh:
+        with self._lock:
+            if self._is_current:
                 return self._events
             try:
                 self._load()
-                if not self._is_ours():
+                if not self._is_this_boot():
                     return ()
             except OSError as error:
-                raise JournalError(f"cannot read the runtime log: {error}") from error
-            # Without the lock, as there was no folder, what is pending is another program's to end.
-            if self._locked:
+                message = f"runtime log: cannot read: {error}"
+                raise JournalError(message, reason="unreadable") from error
+            # Without the lock (there was no folder), a pending event is left to the program that
+            # wrote it.
+            if self._has_lock:
                 try:
-                    self._settle()
-                    self._fresh = self._agrees()
+                    self._resolve()
+                    self._is_current = self._may_cache()
                 except JournalError:
                     pass
-                except OSError as error:  # where nothing is owed, the log is true as it is
-                    if self._owed:
+                except OSError as error:  # otherwise the log is complete
+                    if self._is_unlogged:
                         raise JournalError(
-                            "an earlier event is in RTMR3 and cannot be added to the runtime log: "
-                            f"{error}; the next use of the log tries again"
+                            "runtime log: cannot append an earlier event, which is in RTMR3: "
+                            f"{error}; the next use of the log tries again",
+                            reason="not_recorded",
                         ) from error
             return self._events
 
-    def _agrees(self) -> bool:
-        """Tell whether what was read may be kept beyond this turn, by a journal nobody else uses.
+    def _may_cache(self) -> bool:
+        """Return whether the events may be cached.
 
-        A log that somebody has damaged all the same may be put back, and is then to be read again.
+        An exclusive journal does not cache a log that does not match the register: the file may
+        have been replaced despite the lock, and may be restored.
         """
         if not self._exclusive:
             return True
@@ -212,21 +219,21 @@ class Journal:
         except BackendError:
             return False
 
-    def _is_ours(self) -> bool:
-        """Tell whether the log is of this boot; one without a boot id is taken to be."""
-        if not self._ours:
+    def _is_this_boot(self) -> bool:
+        """Return whether the log is of this boot, or has no boot ID."""
+        if not self._boot_confirmed:
             stored = self._stored_boot()
-            self._ours = stored == self._boot_id
-            return stored is None or self._ours
+            self._boot_confirmed = stored == self._boot_id
+            return stored is None or self._boot_confirmed
         return True
 
     def _load(self) -> None:
-        """Read the log if it is not the one that was read last."""
+        """Read the log if the file has changed since it was read."""
         stamp = self._folder.stamp(LOG)
         if stamp == self._stamp:
             return
-        if stamp is not None and stamp.size > LONGEST:
-            raise self._damaged(LOG, f"it has {stamp.size} bytes, more than {LONGEST}")
+        if stamp is not None and stamp.size > MAX_FILE_SIZE:
+            raise self._damaged(LOG, f"{stamp.size} bytes, more than {MAX_FILE_SIZE}", "too_large")
         data = self._folder.read(LOG) or b""
         size = data.rfind(b"\n") + 1
         try:
@@ -234,97 +241,100 @@ class Journal:
         except FormatError as error:
             raise self._damaged(LOG, str(error)) from error
         replay = replay_from(ZERO, events)
-        self._forget()
+        self._reset()
         self._events, self._replay, self._size, self._tail = events, replay, size, data[size:]
-        self._stamp = stamp  # last: an interrupt before has it read again
+        self._stamp = stamp  # last: after an interrupt before this line the log is read again
 
     @property
-    def place(self) -> str:
+    def path(self) -> str:
         """Path of the log."""
-        return self._folder.place(LOG)
+        return self._folder.path_of(LOG)
 
     @property
     def version(self) -> int:
-        """Digest version of this boot's events: what was written at the first, else as asked."""
+        """Digest version of this boot's events: that of the first event, or as configured."""
         try:
-            return self._stored_version() or self._wanted_version or 1
+            return self._stored_version() or self._configured_version or 1
         except OSError as error:
-            raise JournalError(f"cannot read the event version: {error}") from error
+            message = f"runtime log: cannot read the event version: {error}"
+            raise JournalError(message, reason="unreadable") from error
 
     def _stored_version(self) -> int | None:
-        """Return what this boot's first event has decided; None if nothing has yet."""
+        """Return the version of this boot's first event; None before the first event."""
         text = self._folder.read(VERSION)
-        if text is None or not self._is_ours():
+        if text is None or not self._is_this_boot():
             return None
         if text.strip() not in (b"1", b"2"):
-            raise self._damaged(VERSION, f"it holds {text[:16]!r}, neither 1 nor 2")
+            raise self._damaged(VERSION, f"must be 1 or 2, not {text[:16]!r}")
         return int(text)
 
     def _stored_boot(self) -> str | None:
         text = self._folder.read(BOOT_ID)
         return None if text is None else text.decode(errors="replace").strip()
 
-    def _torn(self) -> str:
-        return f"its last line, at offset {self._size}, is torn"
+    def _describe_tail(self) -> str:
+        return f"the last line (byte {self._size}) is truncated"
 
-    def _damaged(self, name: str, what: str) -> JournalError:
-        """Return the error for a file that is not what was written, which says what helps."""
+    def _damaged(self, name: str, problem: str, reason: JournalReason = "damaged") -> JournalError:
+        """Return the error for a damaged file of the log, with its remedy."""
+        path = self._folder.path_of(name)
         return JournalError(
-            f"the runtime log is damaged: {self._folder.place(name)}: {what}; put back what was "
-            "there, for nothing else explains RTMR3 until the next boot"
+            f"runtime log {path}: damaged: {problem}; restore the file, or reboot", reason=reason
         )
 
-    def _disagree(self, register: bytes, replay: bytes) -> JournalError:
-        there = "" if self._stamp else ", which is not there,"
-        return disagree(register, replay, self.place + there)
+    def _mismatch(self, register: bytes, replay: bytes) -> JournalError:
+        there = "" if self._stamp else " (missing)"
+        return mismatch_error(register, replay, self.path + there)
 
-    # -- deciding ------------------------------------------------------------------------------
+    # -- pending events ------------------------------------------------------------------------
 
-    def _settle(self) -> None:
-        """Make sure that no event is half done."""
+    def _resolve(self) -> None:
+        """Resolve a pending event, or raise JournalError if the log has an incomplete line."""
         if self._folder.stamp(PENDING) is not None:
-            self._decide(self._folder.read(PENDING) or b"")
+            self._resolve_pending(self._folder.read(PENDING) or b"")
         elif self._tail:
-            raise self._damaged(LOG, f"{self._torn()}, and nothing is pending")
+            raise self._damaged(LOG, f"{self._describe_tail()}, and no event is pending")
 
     def _archive(self, boot: str) -> None:
-        """Put the log of an earlier boot aside; a repetition after a crash does no harm."""
+        """Rename the log of an earlier boot; may be repeated after a crash."""
         label = "".join(c for c in boot if c.isalnum() or c == "-")[:36] or "unknown"
         for name in (LOG, PENDING):
             if self._folder.stamp(name) is not None:
                 self._folder.rename(name, f"{name}.{label}")
         self._folder.remove(VERSION)
         self._folder.sync_folder()
-        self._forget()
+        self._reset()
 
-    def _decide(self, pending: bytes) -> None:
-        """Let the register say whether the pending event happened."""
-        line, event = _whole_line(pending)
-        self._owed = False
+    def _resolve_pending(self, pending: bytes) -> None:
+        """Append the pending event if the register includes it, else drop it."""
+        line, event = _interpret_pending(pending)
+        self._is_unlogged = False
         register = self._register.read()
         if not line.startswith(self._tail):
-            raise self._damaged(LOG, f"{self._torn()}, and is not what is pending")
+            raise self._damaged(
+                LOG, f"{self._describe_tail()}, and is not the start of the pending event"
+            )
         if register == self._replay:
             if self._tail:
-                self._cut_tail()
+                self._drop_tail()
         elif event is not None and register == replay_from(self._replay, (event,)):
-            self._owed = True
+            self._is_unlogged = True
             self._append(event, line)
-            self._owed = False
+            self._is_unlogged = False
         else:
-            raise self._disagree(register, self._replay)
+            raise self._mismatch(register, self._replay)
         self._folder.remove(PENDING)
 
-    def _cut_tail(self) -> None:
+    def _drop_tail(self) -> None:
         self._folder.cut(LOG, self._size)
         self._folder.sync(LOG)
         self._tail = b""
         self._stamp = self._folder.stamp(LOG)
 
     def _append(self, event: Event, line: bytes) -> None:
-        """Put a whole line behind the whole lines, and remember the event."""
+        """Append a line to the complete lines of the log, and its event to the events."""
         if self._tail:
-            self._cut_tail()
+            self._drop_tail()
         new = self._stamp is None
         self._folder.append(LOG, line)
         self._folder.sync(LOG)
@@ -337,8 +347,8 @@ class Journal:
 
     # -- writing -------------------------------------------------------------------------------
 
-    def _put(self, name: str, data: bytes) -> None:
-        """Write a small file so that it is there whole or not at all."""
+    def _replace_file(self, name: str, data: bytes) -> None:
+        """Create or replace a file atomically and durably."""
         self._folder.write(f"{name}.new", data)
         self._folder.sync(f"{name}.new")
         self._folder.rename(f"{name}.new", name)
@@ -348,59 +358,69 @@ class Journal:
         """Extend RTMR3 by the event and log it, or neither.
 
         Raises:
-            UsageError: The event is of another digest version than this boot's.
-            JournalError: Log and register disagree, or the disk refused. If the register was
-                extended already, the event is pending and the next use of the log completes it.
-            BackendError: The register refused; nothing was changed.
+            UsageError: If the event has another digest version than this boot's events.
+            JournalError: If log and register do not match, or a file cannot be written. If the
+                reason is `not_recorded`, the register was extended, and the next use of the log
+                appends the event.
+            BackendError: If extending the register fails; nothing was changed.
         """
         fate = "nothing was changed"
-        with self._turn:
+        reason: JournalReason = "unwritable"
+        with self._lock:
             try:
-                self._fresh = False
-                self._ready(event)
+                self._is_current = False
+                self._prepare(event)
                 line = runtime_line(event)
-                self._announce(line)
+                self._write_pending(line)
                 self._extend(event)
-                fate = "RTMR3 was extended, and the next use of the log completes it: do not repeat"
-                if self._folder.stamp(LOG) != self._stamp:  # ours behind it could spoil both
-                    raise JournalError(f"somebody wrote to the locked runtime log; {fate}")
+                reason = "not_recorded"
+                fate = (
+                    "RTMR3 was extended, and the next use of the log records the event; "
+                    "do not repeat the call"
+                )
+                if self._folder.stamp(LOG) != self._stamp:  # appending could damage the log
+                    message = f"runtime log: another process wrote to the locked log; {fate}"
+                    raise JournalError(message, reason=reason)
                 self._append(event, line)
                 self._folder.remove(PENDING)
-                self._fresh = True
+                self._is_current = True
             except OSError as error:
-                raise JournalError(f"cannot write the runtime log: {error}; {fate}") from error
+                message = f"runtime log: cannot write: {error}; {fate}"
+                raise JournalError(message, reason=reason) from error
 
-    def _ready(self, event: Event) -> None:
-        """Do all that can be refused before something is changed."""
-        if not self._locked:
+    def _prepare(self, event: Event) -> None:
+        """Make all checks that can fail, and only then write boot ID and version."""
+        if not self._has_lock:
             self._folder.make()
-            self._locked = self._folder.lock()
-            if not self._locked:
-                raise JournalError("the runtime log's folder was removed while it was locked")
+            self._has_lock = self._folder.lock()
+            if not self._has_lock:
+                message = "runtime log: the folder was removed while it was locked"
+                raise JournalError(message, reason="unwritable")
         self._load()
-        stored, wanted = self._stored_version(), self._wanted_version
-        if stored and wanted and stored != wanted:
+        stored, configured = self._stored_version(), self._configured_version
+        if stored and configured and stored != configured:
             raise JournalError(
-                f"this boot's events are of version {stored}, the app asks {wanted}: "
-                f"{self._folder.place(VERSION)} says so since the first of them"
+                f"runtime log: this boot's events have version {stored}, not the configured "
+                f"{configured}: {self._folder.path_of(VERSION)}",
+                reason="event_version",
             )
-        check_version(event, stored or wanted or 1)
-        if not self._is_ours():
+        check_version(event, stored or configured or 1)
+        if not self._is_this_boot():
             if (register := self._register.read()) != ZERO:
-                raise self._disagree(register, ZERO)
+                raise self._mismatch(register, ZERO)
             self._archive(self._stored_boot() or "")
-        self._settle()
+        self._resolve()
         if (register := self._register.read()) != self._replay:
-            raise self._disagree(register, self._replay)
+            raise self._mismatch(register, self._replay)
         self._folder.check(LOG)
-        if not self._ours:
-            self._put(BOOT_ID, self._boot_id.encode() + b"\n")
-            self._ours = True
+        if not self._boot_confirmed:
+            self._replace_file(BOOT_ID, self._boot_id.encode() + b"\n")
+            self._boot_confirmed = True
         if stored is None:
-            self._put(VERSION, b"%d" % event.version)
+            self._replace_file(VERSION, b"%d" % event.version)
 
-    def _announce(self, line: bytes) -> None:
-        """Write down, durably, what is going to happen."""
+    def _write_pending(self, line: bytes) -> None:
+        """Write the pending file durably."""
         try:
             self._folder.write(PENDING, line)
             self._folder.sync(PENDING)
@@ -410,50 +430,64 @@ class Journal:
             raise
 
     def _extend(self, event: Event) -> None:
-        """Extend, and believe the register rather than the call."""
-        after = replay_from(self._replay, (event,))
-        failure: Exception | None = None
+        """Extend the register, and read it to find out whether that took effect."""
         try:
             self._register.extend(event.digest)
-        except Exception as error:  # noqa: BLE001 - raised below, once the register has been asked
-            failure = error
+        except Exception as failure:
+            if not self._is_extended(event, failure):
+                raise
+        else:
+            if not self._is_extended(event, None):
+                message = "RTMR3: the value did not change when it was extended"
+                raise BackendError(message, reason="register_unchanged")
+
+    def _is_extended(self, event: Event, failure: Exception | None) -> bool:
+        """Return whether the register was extended by the event; if not, drop the pending event.
+
+        Raises:
+            JournalError: If the register cannot be read, or has another value.
+        """
+        after = replay_from(self._replay, (event,))
         try:
             register = self._register.read()
         except AttestKitError as error:
             raise JournalError(
-                f"whether RTMR3 was extended is not known, for it cannot be read: {error}; "
-                "the event is pending, and the next use of the log decides"
+                f"runtime log: RTMR3 cannot be read, so it is unknown whether it was extended: "
+                f"{error}; the event is pending, and the next use of the log decides",
+                reason="outcome_unknown",
             ) from (failure or error)
         if register == self._replay:
             self._folder.remove(PENDING)
-            raise failure or BackendError("RTMR3 did not change when it was extended")
+            return False
         if register != after:
-            raise self._disagree(register, after) from failure
+            raise self._mismatch(register, after) from failure
+        return True
 
     def begin(self, boot_id: str, events: Iterable[Event] = ()) -> None:
-        """Start the log of a new boot with `events`, which its register already holds.
+        """Start the log of a new boot with `events`, by which the register is already extended.
 
-        What an earlier boot left is put aside.
+        The log of an earlier boot is archived.
         """
-        with self._turn:
+        with self._lock:
             try:
-                self._fresh = False
+                self._is_current = False
                 self._folder.make()
-                self._locked = self._locked or self._folder.lock()
+                self._has_lock = self._has_lock or self._folder.lock()
                 self._archive(self._stored_boot() or "")
-                self._boot_id, self._ours = boot_id, True
-                self._put(BOOT_ID, boot_id.encode() + b"\n")
+                self._boot_id, self._boot_confirmed = boot_id, True
+                self._replace_file(BOOT_ID, boot_id.encode() + b"\n")
                 if events := tuple(events):
-                    self._put(VERSION, b"%d" % events[0].version)
-                    self._put(LOG, b"".join(map(runtime_line, events)))
+                    self._replace_file(VERSION, b"%d" % events[0].version)
+                    self._replace_file(LOG, b"".join(map(runtime_line, events)))
                 self._load()
             except OSError as error:
-                raise JournalError(f"cannot start the runtime log: {error}") from error
+                message = f"runtime log: cannot start: {error}"
+                raise JournalError(message, reason="unwritable") from error
 
     def watch(self, step: Callable[[str], None]) -> None:
-        """Call `step` between each two steps, with the name of what was done or comes next.
+        """Call `step` with the name of each operation, before and after it.
 
-        For tests that end the program there. A file is written in two halves then.
+        For tests that kill the program there. Files are then written in two halves.
         """
         self._folder = WatchedFolder(self._folder, step)
         read, extend = self._register
@@ -466,14 +500,14 @@ class Journal:
         self._register = RegisterAccess(read, watched)
 
     def close(self) -> None:
-        """Close the lock's file, which lets the lock go."""
+        """Close the lock file, which releases the lock."""
         self._closed = True
-        self._locked = self._fresh = False
+        self._has_lock = self._is_current = False
         self._folder.close()
 
 
-def _whole_line(pending: bytes) -> tuple[bytes, Event | None]:
-    """Return the line and its event; no event if its writing was cut short."""
+def _interpret_pending(pending: bytes) -> tuple[bytes, Event | None]:
+    """Return the line and its event; None for the event if the line is incomplete."""
     if pending.endswith(b"\n"):
         try:
             (event,) = parse_runtime_lines(pending)

@@ -1,11 +1,11 @@
-"""What a log of runtime events is, what one may hold, and the one that is kept in memory."""
+"""The protocol of runtime logs, their checks, and a runtime log in memory."""
 
 import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, NamedTuple, Protocol
 
-from attestkit._system.fifo_lock import Turns
+from attestkit._system.fifo_lock import FifoLock
 from attestkit.errors import JournalError, UsageError
 from attestkit.event_log.event import Event, json_string
 
@@ -15,25 +15,25 @@ __all__ = [
     "RegisterAccess",
     "RuntimeLog",
     "check_version",
-    "cure",
-    "disagree",
+    "mismatch_error",
+    "mismatch_remedy",
     "replay_from",
     "size_in_evidence",
 ]
 
 ZERO: Final = bytes(48)
-"""What RTMR3 holds as long as nobody has extended it."""
+"""The value of RTMR3 after boot."""
 
 
 class RegisterAccess(NamedTuple):
-    """How to reach RTMR3: both fresh from the hardware, nothing cached."""
+    """Functions that read and extend RTMR3 in hardware, without a cache."""
 
     read: Callable[[], bytes]
-    extend: Callable[[bytes], None]  # by a digest of 48 bytes
+    extend: Callable[[bytes], None]  # argument: a digest of 48 bytes
 
 
 class RuntimeLog(Protocol):
-    """The runtime events of one boot, and the only way to add one."""
+    """The log of the runtime events of one boot."""
 
     @property
     def version(self) -> int:
@@ -41,19 +41,19 @@ class RuntimeLog(Protocol):
         ...
 
     @property
-    def place(self) -> str:
-        """Path of the file that it is in, for errors; empty where there is none."""
+    def path(self) -> str:
+        """Path of the log file, for errors; empty for a log in memory."""
         ...
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep everybody else from emitting, as a context manager; re-entrant within a thread.
+        """Return a context manager that holds the log's lock.
 
-        Those who want it get it in the order they came.
+        The lock is re-entrant within a thread, and granted in the order of the requests.
         """
         ...
 
     def events(self) -> tuple[Event, ...]:
-        """Return the events so far; the same tuple as long as nothing was added."""
+        """Return the events so far; the same tuple until an event is added."""
         ...
 
     def emit(self, event: Event) -> None:
@@ -61,12 +61,12 @@ class RuntimeLog(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of what is held open."""
+        """Close open files."""
         ...
 
 
 def replay_from(start: bytes, events: Iterable[Event]) -> bytes:
-    """Return the register after `events`, from the 48 bytes of `start`."""
+    """Return the value of a register after `events`, starting from `start`; 48 bytes each."""
     value = start
     for event in events:
         value = hashlib.sha384(value + event.digest).digest()
@@ -74,10 +74,10 @@ def replay_from(start: bytes, events: Iterable[Event]) -> bytes:
 
 
 def size_in_evidence(event: Event) -> int:
-    """Return the bytes that a runtime event takes in evidence, or in JSON, at most.
+    """Return the maximum size of a runtime event in evidence or in JSON, in bytes.
 
-    Evidence has its name and payload twice, and JSON has the payload in hex; with version 2 there
-    is the preimage, itself hex in JSON, in hex once more.
+    Evidence has name and payload twice; JSON has the payload in hex. Version 2 adds the preimage,
+    which has the payload in hex, once more in hex.
     """
     name = len(json_string(event.name).encode())
     if event.version == 1:
@@ -85,85 +85,88 @@ def size_in_evidence(event: Event) -> int:
     return 384 + 4 * name + 6 * len(event.payload)
 
 
-def cure(place: str = "") -> str:
-    """Return what helps where the log does not explain the register.
+def mismatch_remedy(path: str = "") -> str:
+    """Return the remedy for a log that does not match the register.
 
-    `place` is the path of a log that is on a disk, where somebody else may have changed it.
+    `path` is that of a log on disk, which another process may have changed.
     """
-    helps = "only a reboot starts both anew"
-    if place:
-        helps = f"unless the log can be put back as it was, {helps}"
-    return f"attestkit doctor says what may have happened, and {helps}"
+    remedy = "restore the log as it was, or reboot" if path else "reboot"
+    return f"run `attestkit doctor` for possible causes, then {remedy}"
 
 
-def disagree(register: bytes, replay: bytes, place: str = "") -> JournalError:
-    """Return the error for a register that the log does not explain, with both values."""
-    log = f"the runtime log {place}".rstrip()
+def mismatch_error(register: bytes, replay: bytes, path: str = "") -> JournalError:
+    """Return the error for a log whose replay does not match the register."""
     return JournalError(
-        f"RTMR3 and {log} disagree: the register is {register.hex()}, the log replays to "
-        f"{replay.hex()}; {cure(place)}"
+        f"runtime log{f' {path}' if path else ''}: does not match RTMR3: the register is "
+        f"{register.hex()}, the log replays to {replay.hex()}; {mismatch_remedy(path)}",
+        reason="mismatch",
+        expected=replay,
+        actual=register,
     )
 
 
 def check_version(event: Event, version: int) -> None:
-    """Raise UsageError unless the event is of the digest version of this boot's events."""
+    """Raise UsageError if the event does not have the digest version of this boot's events."""
     if event.version != version:
-        raise UsageError(f"this boot's events are of version {version}, not {event.version}")
+        raise UsageError(
+            f"event version: this boot's events have version {version}, not {event.version}",
+            reason="conflict",
+        )
 
 
 class MemoryJournal:
-    """The runtime log of a TD that ends with this process: nothing on disk."""
+    """A runtime log in memory, for a TD that is simulated in this process."""
 
-    place = ""
+    path = ""
 
     def __init__(self, register: RegisterAccess, *, version: int = 1) -> None:
         self.version = version
         self._register = register
-        self._turns = Turns()
+        self._turns = FifoLock()
         self._events: tuple[Event, ...] = ()
         self._replay = ZERO
 
-    def locked(self) -> Turns:
-        """Keep other threads from emitting, as a context manager; re-entrant within a thread."""
+    def locked(self) -> FifoLock:
+        """Return the log's lock, a context manager; re-entrant within a thread."""
         return self._turns
 
     def events(self) -> tuple[Event, ...]:
-        """Return the events so far; the same tuple as long as nothing was added."""
+        """Return the events so far; the same tuple until an event is added."""
         return self._events
 
     def emit(self, event: Event) -> None:
         """Extend RTMR3 by the event and log it, or neither.
 
         Raises:
-            UsageError: The event is of another digest version.
-            JournalError: The register was not what the log replays to.
-            BackendError: The register refused; nothing was changed.
+            UsageError: If the event has another digest version than the log.
+            JournalError: If the register does not match the replay of the log.
+            BackendError: If extending the register fails; nothing was changed.
         """
-        with nullcontext() if self._turns.mine else self._turns:
+        with nullcontext() if self._turns.held else self._turns:
             check_version(event, self.version)
             if (register := self._register.read()) != self._replay:
-                raise disagree(register, self._replay)
+                raise mismatch_error(register, self._replay)
             replay, events = replay_from(self._replay, (event,)), (*self._events, event)
             try:
                 self._register.extend(event.digest)
-            except BaseException as error:  # the register counts, whatever was said
-                if not (self._take(replay, events) and isinstance(error, Exception)):
+            except BaseException as error:  # the register decides whether the event took effect
+                if not (self._commit(replay, events) and isinstance(error, Exception)):
                     raise
             else:
-                self._take(replay, events)
+                self._commit(replay, events)
 
-    def _take(self, replay: bytes, events: tuple[Event, ...]) -> bool:
-        """Have the log be `events` if the register holds their replay; tell whether it does."""
+    def _commit(self, replay: bytes, events: tuple[Event, ...]) -> bool:
+        """Replace the log by `events` if the register has the value `replay`; return whether so."""
         if done := self._register.read() == replay:
             self._replay, self._events = replay, events
         return done
 
     def begin(self, boot_id: str, events: Iterable[Event] = ()) -> None:
-        """Forget everything and start with `events`, which the register already holds."""
-        del boot_id  # nothing here outlives a boot
+        """Start a new boot with `events`, by which the register is already extended."""
+        del boot_id  # needed by logs on disk only
         with self._turns:
             self._events = tuple(events)
             self._replay = replay_from(ZERO, self._events)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file is open."""

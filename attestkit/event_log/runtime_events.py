@@ -1,8 +1,8 @@
-"""Runtime events: what the guest measures into RTMR3 after boot, and their log on disk.
+"""Runtime events: measurements of the guest into RTMR3 after boot, and the lines of their log.
 
-The digests are those of the dstack guest agent, in two versions. Version 1 joins name and payload
-with a colon, so `a:b` with `c` and `a` with `b:c` have the same digest and whoever relays a log
-could shift the border; a version 1 name with a colon is therefore neither made nor believed.
+Digests follow the dstack guest agent, in two versions. Version 1 joins name and payload with a
+colon, so the events `a:b`, `c` and `a`, `b:c` have the same digest, and an attacker who relays a
+log could replace one by the other. Version 1 names with a colon are therefore rejected.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from attestkit.event_log.event import (
     RUNTIME_REGISTER,
     Event,
     WireEvent,
+    event_from_wire,
     json_string,
-    received,
     runtime_digest,
     runtime_preimage,
 )
@@ -54,116 +54,129 @@ RESERVED_NAMES: Final = frozenset(
         "system-ready",
     }
 )
-"""Names of the events of an agent's boot, from which the identity of an app is read."""
+"""Names of the agent's boot events, from which verifiers read the identity of an app."""
 
 
 def runtime_event(name: str, payload: bytes, version: int = 1) -> Event:
-    """Make a runtime event, ready to be extended into RTMR3.
+    """Create a runtime event with its digest.
 
     Args:
-        name: Any text; in version 1 without a colon. Names of `RESERVED_NAMES` are allowed here.
+        name: Any text; in version 1 without a colon. `RESERVED_NAMES` are allowed here.
         payload: Any bytes.
-        version: Digest rule, 1 or 2.
+        version: Digest version, 1 or 2.
 
     Raises:
-        UsageError: No such version, a colon in a version 1 name, a name that is not Unicode text,
-            or an argument of another type.
+        UsageError: If the version is unknown, a version 1 name has a colon, the name has a lone
+            surrogate, or an argument has another type.
     """
     if not isinstance(name, str):
-        raise UsageError("the name of a runtime event is text")
+        raise UsageError(
+            f"event name: must be a string, not {type(name).__name__}", reason="wrong_type"
+        )
     if not isinstance(payload, bytes):
-        raise UsageError("the payload of a runtime event is bytes")
+        raise UsageError(
+            f"event payload: must be bytes, not {type(payload).__name__}", reason="wrong_type"
+        )
     if version == 1 and ":" in name:
         raise UsageError(
-            f"event name {shown(name)} has a colon, which digests of version 1 cannot tell from "
-            "the payload's border; version 2 can"
+            f"event name: {shown(name)} has a colon, which makes version 1 digests ambiguous; "
+            "use version 2",
+            reason="wrong_value",
         )
     digest = runtime_digest(name, payload, version)
     return Event(RUNTIME_REGISTER, RUNTIME_EVENT_TYPE, digest, name, payload, version)
 
 
 def check_runtime_events(events: Sequence[Event]) -> None:
-    """Refuse a log whose runtime events could mean something other than what was measured.
+    """Reject a log whose runtime events are ambiguous.
 
-    They are in RTMR3: the digests in the other registers are of firmware's making, some over
-    contents that the host chooses, and could be passed off as an event of any name. And nothing
-    else is there: of an event of another type only the digest counts, so that whoever relays a log
-    could hide any runtime event behind such a type, the boot's own `app-id` for one.
+    Runtime events must be in RTMR3: firmware extends the other registers, partly by digests of
+    data that the host chooses, which could be presented as a runtime event of any name. RTMR3 must
+    have no other events: an event of another type is authenticated by its digest alone, so a relay
+    could hide a runtime event, such as `app-id`, by changing its type.
 
     Raises:
-        VerificationError: A runtime event of another register, an event of RTMR3 that is none, or a
-            version 1 name with a colon.
+        VerificationError: If a runtime event is in another register, RTMR3 has an event of another
+            type, or a version 1 name has a colon.
     """
     for index, event in enumerate(events):
         if event.event_type != RUNTIME_EVENT_TYPE:
             if event.register == RUNTIME_REGISTER and event.event_type != NO_ACTION:
                 raise VerificationError(
-                    f"event {index} of RTMR3 is {event.type_name}, not a runtime event: its digest "
-                    "alone does not tell what was measured"
+                    f"event {index}: RTMR3 must have only runtime events, not {event.type_name}",
+                    reason="event",
                 )
             continue
         if event.register != RUNTIME_REGISTER:
             raise VerificationError(
-                f"event {index}, {shown(event.name)}, is a runtime event of RTMR{event.register}; "
-                "runtime events are in RTMR3"
+                f"event {index} {shown(event.name)}: a runtime event must be in RTMR3, not "
+                f"RTMR{event.register}",
+                reason="event",
             )
         if event.version == 1 and ":" in event.name:
             raise VerificationError(
-                f"event {index}, {shown(event.name)}, has a colon in a version 1 name: "
-                "its digest does not tell the name from the payload"
+                f"event {index} {shown(event.name)}: a version 1 name must not have a colon, "
+                "which makes its digest ambiguous",
+                reason="event",
             )
 
 
 def check_v2(wire: WireEvent, index: int) -> None:
-    """Hold a received version 2 runtime event to its digest and its preimage; pass all others.
+    """Check a version 2 runtime event against its preimage and digest; ignore other events.
 
-    An empty digest is accepted, as evidence that was shortened for transport carries it.
+    An empty digest is accepted: stripped evidence has none.
 
     Args:
-        wire: The event as it was received.
-        index: Its place in the log, from 0, for the error.
+        wire: The event as received.
+        index: Its index in the log, from 0, for the error.
 
     Raises:
-        VerificationError: The preimage is missing, not hex, not the digest's, or not canonical.
+        VerificationError: If the preimage is missing, not hex, not canonical, or does not have the
+            digest.
     """
     if wire.event_type != RUNTIME_EVENT_TYPE or wire.version != 2:
         return
     who = f"V2 runtime event {index}"
     if wire.preimage is None:
-        raise VerificationError(f"{who} is missing its digest preimage")
+        raise VerificationError(f"{who} is missing its digest preimage", reason="event")
     preimage = unhex(wire.preimage)
     if preimage is None:
-        raise VerificationError(f"{who} has a malformed digest preimage")
+        raise VerificationError(f"{who} has a malformed digest preimage", reason="event")
     if wire.digest and hashlib.sha384(preimage).digest() != wire.digest:
-        raise VerificationError(f"{who} digest does not match its preimage")
+        raise VerificationError(f"{who} digest does not match its preimage", reason="event")
     if preimage != runtime_preimage(wire.event, wire.event_payload, 2):
-        raise VerificationError(f"{who} preimage is not the canonical event representation")
+        message = f"{who} preimage is not the canonical event representation"
+        raise VerificationError(message, reason="event")
 
 
 def runtime_line(event: Event) -> bytes:
-    r"""Return a runtime event as a line of the agent's runtime log, ended by a newline.
+    r"""Return a runtime event as a line of the agent's runtime log, with its newline.
 
     Raises:
-        UsageError: It is not a runtime event.
+        UsageError: If it is not a runtime event.
     """
     if event.event_type != RUNTIME_EVENT_TYPE:
-        raise UsageError(f"{event.type_name} does not belong into a log of runtime events")
+        raise UsageError(
+            f"runtime log: {event.type_name} is not a runtime event", reason="not_applicable"
+        )
     version = f',"version":{event.version}' if event.version != 1 else ""
     payload = b64encode(event.payload).decode()
     return f'{{"event":{json_string(event.name)},"payload":"{payload}"{version}}}\n'.encode()
 
 
 def parse_runtime_lines(data: bytes) -> tuple[Event, ...]:
-    r"""Read the agent's runtime log: a JSON object a line, payloads in base64.
+    r"""Parse the agent's runtime log: one JSON object per line, payloads in base64.
 
-    Blank lines are skipped; no bytes are no events. A last line without its newline counts.
+    Blank lines are skipped. The last line may lack its newline.
 
     Raises:
-        FormatError: A line is bad; names the line, from 1, and the offset where it starts.
-        UsageError: `data` is not `bytes`.
+        FormatError: If a line is malformed; the text has its number, from 1, `offset` its start.
+        UsageError: If `data` is not `bytes`.
     """
     if not isinstance(data, bytes):
-        raise UsageError("a runtime log is bytes")
+        raise UsageError(
+            f"runtime log: must be bytes, not {type(data).__name__}", reason="wrong_type"
+        )
     events: list[Event] = []
     offset = 0
     for number, line in enumerate(data.split(b"\n"), 1):
@@ -172,7 +185,7 @@ def parse_runtime_lines(data: bytes) -> tuple[Event, ...]:
                 events.append(_line_event(line, len(events)))
             except FormatError as error:
                 message = f"runtime log, line {number}: {error.message}"
-                raise FormatError(message, offset=offset, reason="runtime_line") from error
+                raise FormatError(message, offset=offset, reason=error.reason) from error
         offset += len(line) + 1
     return tuple(events)
 
@@ -182,38 +195,39 @@ def _line_event(line: bytes, index: int) -> Event:
     try:
         members = _DECODER.decode(line.decode())
     except UnicodeDecodeError as error:
-        raise FormatError("not UTF-8") from error
+        raise FormatError("not UTF-8", reason="encoding") from error
     except (JSONDecodeError, RecursionError) as error:
-        raise FormatError("not a JSON object") from error
+        raise FormatError("not a JSON object", reason="syntax") from error
     except FormatError:
         raise
     except ValueError as error:  # a number of thousands of digits
-        raise FormatError("a number is too long") from error
+        raise FormatError("a number has too many digits", reason="too_large") from error
     if not isinstance(members, dict):
-        raise FormatError("not a JSON object")
+        raise FormatError("must be a JSON object", reason="wrong_type")
     name, payload = members.get("event"), members.get("payload")
     version = members.get("version", 1)
     if not isinstance(name, str) or not isinstance(payload, str) or type(version) is not int:
-        raise FormatError("event and payload must be texts, version a number")
+        message = "event and payload must be strings, and version an integer"
+        raise FormatError(message, reason="wrong_type")
     wire = WireEvent(RUNTIME_REGISTER, RUNTIME_EVENT_TYPE, b"", name, _unbase64(payload), version)
-    return received(wire, index)
+    return event_from_wire(wire, index)
 
 
 def _unbase64(text: str) -> bytes:
     try:
         payload = b64decode(text, validate=True)
     except ValueError as error:
-        raise FormatError("the payload is not base64") from error
-    # The decoder overlooks stray bits behind the last byte; one payload has one text.
+        raise FormatError("payload is not base64", reason="encoding") from error
+    # The decoder ignores unused bits, so require the canonical encoding.
     if b64encode(payload).decode() != text:
-        raise FormatError("the payload is not base64 in its one canonical form")
+        raise FormatError("payload is not canonical base64", reason="not_canonical")
     return payload
 
 
 def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise FormatError("a member comes twice")
+        raise FormatError("a member occurs twice", reason="duplicate")
     return members
 
 

@@ -1,7 +1,7 @@
-"""What firmware writes: the CCEL of a TD, and the event logs of a TPM, old format and new.
+"""Event logs of firmware: the CCEL of a TD, and TPM event logs in the SHA-1 and agile formats.
 
-TCG PC Client Platform Firmware Profile, 10.2; the CCEL is its dialect for confidential guests in
-the UEFI specification's CC measurement protocol. The walk over the records is the native core's.
+TCG PC Client Platform Firmware Profile, 10.2; for the CCEL, the CC measurement protocol of the UEFI
+specification. The native core walks over the records.
 """
 
 import hashlib
@@ -13,10 +13,10 @@ from attestkit.event_log import cel
 from attestkit.event_log.event import ACPI_DATA, ACPI_LABELS, RUNTIME_REGISTER, Event
 from attestkit.event_log.event_types import ACPI_CONFIG, NO_ACTION, type_name
 
-__all__ = ["NO_PCR", "CcelSource", "TpmEvent", "TpmEventLog", "other_kind"]
+__all__ = ["NO_PCR", "CcelSource", "TpmEvent", "TpmEventLog", "identify_other_log"]
 
 NO_PCR = 0xFFFFFFFF
-"""PCR number of an informative event that belongs to no PCR."""
+"""PCR index of an informative event that is not for a PCR."""
 
 _BANK_NAMES = {
     0x0004: "sha1",
@@ -29,10 +29,10 @@ _BANK_NAMES = {
     0x0029: "sha3_512",
 }
 
-# What named tuples are made with, without the Python function around it.
+# Faster than calling a named tuple: skips its Python-level constructor.
 _new_tuple = tuple.__new__
 
-# The one bank of the old format.
+# The only bank of the SHA-1 format: algorithm, digest size.
 _OLD_BANKS = ((0x0004, 20),)
 
 _STARTUP_LOCALITY = b"StartupLocality\0"
@@ -41,24 +41,23 @@ _IMA_STARTS = tuple(bytes([byte]) for byte in b" 0123456789")
 
 
 class CcelSource(NamedTuple):
-    """A CCEL that was walked: the log area, the packed rows of its records, and their end."""
+    """The result of walking over a CCEL: log area, packed records, and end of the records."""
 
     area: bytes
     rows: bytes
     end: int
     registers: bytes
-    """Those that the records extend, in their order."""
+    """Numbers of the extended registers, one byte per extending record."""
 
     @property
     def regular(self) -> bool:
-        """Tell whether RTMR3 is untouched: a CCEL has no runtime events, and nothing else may."""
+        """Whether RTMR3 has no events: a CCEL has no runtime events, and others are not allowed."""
         return RUNTIME_REGISTER not in self.registers
 
     def events(self) -> tuple[Event, ...]:
-        """Make the events, without the records about index 0, MRTD, which are informative.
+        """Decode the events, without the informative records of index 0 (MRTD).
 
-        The three ACPI DATA events of RTMR0 are named, in their order: the loader script, the RSDP,
-        the tables.
+        The three ACPI DATA events of RTMR0 get names by their order: loader script, RSDP, tables.
         """
         area = self.area
         events = []
@@ -74,23 +73,25 @@ class CcelSource(NamedTuple):
         return tuple(events)
 
     def warnings(self) -> tuple[str, ...]:
-        """Tell of a fill that is not the same byte throughout, as firmware leaves it."""
+        """Return a warning if the padding is not one repeated byte, as firmware leaves it."""
         fill = self.area[self.end :]
         if fill == fill[:1] * len(fill):
             return ()
-        return (f"the bytes behind the last record (byte {self.end}) are not all the same",)
+        return (f"padding after the last record (byte {self.end}) is not one repeated byte",)
 
 
-def other_kind(data: bytes) -> str | None:
-    """Name a log that is no CCEL, as far as its first bytes tell; None if they tell nothing."""
+def identify_other_log(data: bytes) -> str | None:
+    """Return a description of a log that is not a CCEL, from its first bytes; None if unknown."""
     is_table = data.startswith(b"CCEL") and int.from_bytes(data[4:8], "little") == len(data)
     is_ima = data[:1] in _IMA_STARTS and b" ima" in data[:160]
-    encoding = cel.encoding_of(data)
+    encoding = cel.detect_encoding(data)
     kinds = {
-        "the ACPI table that tells where it is": is_table,
+        "the ACPI table CCEL, which has the address of the log": is_table,
         "a list of IMA measurements": is_ima,
-        f"a Canonical Event Log in {encoding}; EventLog.from_cel reads it": encoding is not None,
-        "the event log of a TPM; TpmEventLog reads it": any(data[:32]) and _is_tpm_log(data),
+        f"a Canonical Event Log in {encoding}; read it with EventLog.from_cel": (
+            encoding is not None
+        ),
+        "the event log of a TPM; read it with TpmEventLog": any(data[:32]) and _is_tpm_log(data),
     }
     return next((kind for kind, found in kinds.items() if found), None)
 
@@ -104,15 +105,15 @@ def _is_tpm_log(data: bytes) -> bool:
 
 
 class TpmEvent(NamedTuple):
-    """One record of a TPM's log."""
+    """One record of a TPM event log."""
 
     pcr: int
     """0 to 23, or `NO_PCR`."""
     event_type: int
     digests: tuple[tuple[str, bytes], ...]
-    """Name and digest per bank, in the order of the record."""
+    """Bank name and digest, in the order of the record."""
     data: bytes
-    """Event data; what they say is not always what the digest covers."""
+    """Event data; the digest does not always cover them."""
 
     @property
     def type_name(self) -> str:
@@ -123,16 +124,16 @@ class TpmEvent(NamedTuple):
         """Return the digest of one bank.
 
         Raises:
-            UsageError: The record has no digest of that bank.
+            UsageError: If the record has no digest of that bank.
         """
         for name, digest in self.digests:
             if name == bank:
                 return digest
-        raise UsageError(f"this record has no {bank} digest")
+        raise UsageError(f"record: has no {bank} digest", reason="unknown_name")
 
 
 class TpmEventLog:
-    """The event log of a TPM: Linux' `binary_bios_measurements`."""
+    """A TPM event log (`binary_bios_measurements` of Linux)."""
 
     __slots__ = ("_banks", "_events", "_startup_locality")
 
@@ -145,30 +146,32 @@ class TpmEventLog:
 
     @property
     def banks(self) -> tuple[str, ...]:
-        """Names of the PCR banks the log has digests for, such as `sha256`."""
+        """Names of the log's PCR banks, such as `sha256`."""
         return self._banks
 
     @property
     def events(self) -> tuple[TpmEvent, ...]:
-        """All records but the Spec ID header."""
+        """All records except the Spec ID header."""
         return self._events
 
     @property
     def startup_locality(self) -> int:
-        """Locality that started the TPM, 0, 3 or 4; PCR 0 starts with it."""
+        """Locality of the TPM startup: 0, 3 or 4; the initial value of PCR 0."""
         return self._startup_locality
 
     @classmethod
     def parse(cls, data: bytes) -> "TpmEventLog":
-        """Read a log in the crypto-agile format or the old SHA-1 format, up to its last byte.
+        """Parse a log in the crypto-agile or the SHA-1 format, without padding.
 
         Raises:
-            FormatError: It breaks the format, at `offset`; or it is longer than 16 MiB, or an
-                event longer than 1 MiB, or there are more than 65,536 records.
-            UsageError: `data` is not `bytes`.
+            FormatError: If the log is malformed, or exceeds 16 MiB, 65,536 records, or 1 MiB of
+                data in one event.
+            UsageError: If `data` is not `bytes`.
         """
         if not isinstance(data, bytes):
-            raise UsageError("a TPM event log is bytes")
+            raise UsageError(
+                f"TPM event log: must be bytes, not {type(data).__name__}", reason="wrong_type"
+            )
         found, rows = tpm_walk(data)
         banks = {number: (_bank_name(number), size) for number, size in found or _OLD_BANKS}
         events = []
@@ -185,22 +188,26 @@ class TpmEventLog:
     def replay(self, bank: str = "sha256") -> dict[int, bytes]:
         """Return the value of each PCR that the log extends, in one bank.
 
-        PCRs that the operating system extends later hold other values.
+        The operating system may have extended PCRs further.
 
         Raises:
-            UsageError: The log has no such bank.
-            UnsupportedError: This Python's OpenSSL does not have the bank's hash.
-            FormatError: A record lacks the bank's digest, so nobody can tell what it extended.
+            UsageError: If the log does not have the bank.
+            UnsupportedError: If this Python's OpenSSL does not have the hash.
+            FormatError: If a record lacks a digest of the bank.
         """
         if bank not in self.banks:
-            raise UsageError(f"this log has no {bank} bank, but {', '.join(self.banks)}")
+            raise UsageError(
+                f"PCR bank: {bank} is not in the log; use {' or '.join(self.banks)}",
+                reason="unknown_name",
+            )
         pcrs: dict[int, bytes] = {}
         for number, event in enumerate(self.events):
             if event.event_type == NO_ACTION:
                 continue
             digest = dict(event.digests).get(bank)
             if digest is None:
-                raise FormatError(f"record {number} has no {bank} digest", reason="digest_count")
+                message = f"TPM event log: record {number} has no {bank} digest"
+                raise FormatError(message, reason="digest_count")
             value = pcrs.get(event.pcr) or self._start(event.pcr, len(digest))
             pcrs[event.pcr] = _hash(bank, value + digest)
         return pcrs
@@ -208,7 +215,7 @@ class TpmEventLog:
     def _start(self, pcr: int, size: int) -> bytes:
         if pcr == 0:
             return bytes(size - 1) + bytes([self.startup_locality])
-        # PCRs of a dynamic launch, before one has happened.
+        # PCRs 17 to 22 are all ones until a dynamic launch.
         return (b"\xff" if 17 <= pcr <= 22 else b"\0") * size
 
     def __eq__(self, other: object) -> bool:
@@ -243,7 +250,7 @@ def _startup_locality(event: TpmEvent, offset: int) -> int | None:
     if not event.data.startswith(_STARTUP_LOCALITY):
         return None
     if len(event.data) != 17 or event.data[16] not in (0, 3, 4):
-        message = "startup locality is not one byte of value 0, 3 or 4"
+        message = "TPM event log: startup locality must be one byte of value 0, 3 or 4"
         raise FormatError(message, offset=offset + 16, reason="startup_locality")
     return event.data[16]
 
@@ -254,5 +261,6 @@ def _hash(bank: str, data: bytes) -> bytes:
             {"sm3_256": "sm3"}.get(bank, bank), data, usedforsecurity=False
         ).digest()
     except ValueError as error:
-        raise UnsupportedError(f"the {bank} hash is not available here") from error
+        message = f"PCR bank: this Python's OpenSSL has no {bank}"
+        raise UnsupportedError(message, reason="feature") from error
     return digest

@@ -1,11 +1,11 @@
-"""Keys of an application: the agent's key file, derivation by path, signatures and their check.
+"""Keys of an application: the guest agent's key file, derivation, signatures and verification.
 
-All keys come from one root of 32 bytes by HKDF, with the path as its info, in the way of the dstack
-guest agent API: `LocalKeys` has the root, `AgentKeys` asks an agent that has it. A signature chain
-leads from a key to its issuer: first the application's root key signs it, then the key management
-service (KMS) has signed that root key; both are secp256k1.
+All keys are derived from a root key of 32 bytes with HKDF, as in the dstack guest agent API; the
+path is the info. `LocalKeys` holds the root key, `AgentKeys` requests keys from a guest agent. A
+signature chain certifies a key: the application's root key signs the derived key, and the key
+management service (KMS) the root key; both are secp256k1 signatures.
 
-Secrets never show in `repr`, in errors or in pickles.
+Secrets never appear in `repr`, errors or pickles.
 """
 
 from attestkit.keys.agent_keys import AgentKeys

@@ -1,4 +1,4 @@
-"""An application's keys that stay with a guest agent: it is asked for each of them."""
+"""Keys of an application that a guest agent derives."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
@@ -7,13 +7,13 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._native import unhex
 from attestkit.errors import BackendError, UnsupportedError, UsageError
 from attestkit.keys.hkdf import separated_path, utf8
-from attestkit.keys.local_keys import DerivedKey, Signature, public_half
-from attestkit.keys.signatures import signed_message, verify_signature
+from attestkit.keys.local_keys import DerivedKey, Signature, compute_public_key
+from attestkit.keys.signatures import prepare_message, verify_signature
 
 __all__ = ["AgentCaller", "AgentKeys"]
 
-# How GetKey is asked for an algorithm: in the names that every agent knows.
-_ASKED_AS: Final = {
+# Algorithms of GetKey by the names that agents of every version know.
+_GET_KEY_ALGORITHMS: Final = {
     "": "secp256k1",
     "secp256k1": "secp256k1",
     "k256": "secp256k1",
@@ -22,19 +22,19 @@ _ASKED_AS: Final = {
 
 
 class AgentCaller(Protocol):
-    """Calls methods of a guest agent, as `AgentClient` of `attestkit.backends.dstack_agent`."""
+    """Client of a guest agent, such as `AgentClient` of `attestkit.backends.dstack_agent`."""
 
     def call(self, method: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """Return the agent's answer, a JSON object."""
+        """Call a method and return the response, a JSON object."""
         ...
 
 
 class AgentKeys:
-    """Asks a guest agent for keys: GetKey and Sign of its API. Threads may share it.
+    """Keys from the methods GetKey and Sign of a guest agent. Thread-safe.
 
-    The keys are those of `LocalKeys` with the agent's root, byte for byte. What an agent answers is
-    checked for its form, and a signature for holding; whether the agent can be trusted with keys is
-    for its evidence to show. Besides the errors below, every method raises what `client` does.
+    The keys equal those of `LocalKeys` with the agent's root key. The format of responses is
+    checked and signatures are verified; whether the agent can be trusted with keys follows only
+    from its evidence. Besides the errors below, every method raises those of `client`.
     """
 
     def __init__(self, client: AgentCaller) -> None:
@@ -42,38 +42,38 @@ class AgentKeys:
         self._knows_algorithms = False
 
     def derive(self, path: str, purpose: str = "", algorithm: str = "secp256k1") -> DerivedKey:
-        """Return the key of `path`; arguments and result are those of `LocalKeys.derive`.
+        """Return the key of `path`; arguments and result: see `LocalKeys.derive`.
 
         Raises:
-            UsageError: another algorithm, or text that is not Unicode.
-            UnsupportedError: the agent is older than the algorithm.
-            BackendError: the agent's answer is malformed.
+            UsageError: If the algorithm is unknown, or a text has unpaired surrogates.
+            UnsupportedError: If the agent does not support the algorithm.
+            BackendError: If the response is malformed.
         """
-        kind = _ASKED_AS.get(algorithm)
-        if kind is None:
-            raise UsageError("Unsupported algorithm")
-        key, chain = self._get_key(path, purpose, kind)
+        key_type = _GET_KEY_ALGORITHMS.get(algorithm)
+        if key_type is None:
+            raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
+        key, chain = self._get_key(path, purpose, key_type)
         try:
-            public = public_half(kind, key)
+            public = compute_public_key(key_type, key)
         except UsageError as error:
             raise _malformed("GetKey", "key", str(error)) from error
         return DerivedKey(key, public, chain)
 
     def derive_separated(self, path: str, algorithm: str) -> DerivedKey:
-        """Return the key of `path` for one algorithm alone, as `LocalKeys.derive_separated`.
+        """Return the key of `path` for one algorithm; see `LocalKeys.derive_separated`.
 
         Raises:
-            UsageError: another algorithm, or text that is not Unicode.
-            UnsupportedError: the agent is older than the algorithm.
-            BackendError: the agent's answer is malformed.
+            UsageError: If the algorithm is unknown, or the path has unpaired surrogates.
+            UnsupportedError: If the agent does not support the algorithm.
+            BackendError: If the response is malformed.
         """
         separated = separated_path(path, algorithm)
-        if algorithm in _ASKED_AS:
+        if algorithm in _GET_KEY_ALGORITHMS:
             return self.derive(separated, "", algorithm)
-        # An agent derives the same 32 bytes for all algorithms, so also for those it cannot name.
+        # An agent derives the same 32 bytes for every algorithm, so any supported one will do.
         key, _ = self._get_key(separated, "", "secp256k1")
         if algorithm == "x25519":
-            return DerivedKey(key, public_half("x25519", key), ())
+            return DerivedKey(key, compute_public_key("x25519", key), ())
         try:
             pair = P256Key.from_scalar(key)
         except UsageError as error:
@@ -81,69 +81,70 @@ class AgentKeys:
         return DerivedKey(key, b"\x04" + pair.public_point, ())
 
     def sign(self, data: bytes, algorithm: str) -> Signature:
-        """Sign with the application's signing key; arguments and result as `LocalKeys.sign`.
+        """Sign with the application's signing key; arguments and result: see `LocalKeys.sign`.
 
         Raises:
-            UsageError: `data` is not `bytes`, another algorithm, or a digest of another size; the
-                agent knows the sizes.
-            UnsupportedError: the agent does not sign.
-            BackendError: the agent's answer is malformed, or its signature does not hold.
+            UsageError: If `data` is not `bytes`, the algorithm is unknown, or the agent refuses the
+                size of a digest.
+            UnsupportedError: If the agent does not support Sign.
+            BackendError: If the response is malformed, or its signature is not valid.
         """
         if not isinstance(data, bytes):
-            raise UsageError("what is signed is bytes")
-        kind, _ = signed_message(algorithm, data)
-        algorithm = kind if algorithm == "k256" else algorithm  # which older agents do not know
-        answer = self._client.call("Sign", {"algorithm": algorithm, "data": data.hex()})
-        signature = _field(answer, "Sign", "signature", 64)
-        public_key = _field(answer, "Sign", "public_key", 32 if kind == "ed25519" else 33)
-        first, *chain = _chain(answer, "Sign", 3)
+            raise UsageError("data to sign: must be bytes", reason="wrong_type")
+        key_type, _ = prepare_message(algorithm, data)
+        algorithm = key_type if algorithm == "k256" else algorithm  # unknown to older agents
+        response = self._client.call("Sign", {"algorithm": algorithm, "data": data.hex()})
+        signature = _field(response, "Sign", "signature", 64)
+        public_key = _field(response, "Sign", "public_key", 32 if key_type == "ed25519" else 33)
+        first, *chain = _chain(response, "Sign", 3)
         if first != signature:
-            raise _malformed("Sign", "signature_chain", "it does not start with the signature")
+            raise _malformed("Sign", "signature_chain", "does not start with the signature")
         try:
-            holds = verify_signature(algorithm, data, signature, public_key)
+            valid = verify_signature(algorithm, data, signature, public_key)
         except UsageError as error:
             raise _malformed("Sign", "signature", str(error)) from error
-        if not holds:
-            raise _malformed("Sign", "signature", "it does not hold")
+        if not valid:
+            raise _malformed("Sign", "signature", "invalid for the data and public_key")
         return Signature(signature, (first, *chain), public_key)
 
-    def _get_key(self, path: str, purpose: str, kind: str) -> tuple[bytes, tuple[bytes, ...]]:
+    def _get_key(self, path: str, purpose: str, key_type: str) -> tuple[bytes, tuple[bytes, ...]]:
         utf8("path", path)
         utf8("purpose", purpose)
-        if kind != "secp256k1":
-            self._check_age(kind)
-        arguments = {"path": path, "purpose": purpose, "algorithm": kind}
-        answer = self._client.call("GetKey", arguments)
-        key = _field(answer, "GetKey", "key", 32)
-        return key, _chain(answer, "GetKey", 2)
+        if key_type != "secp256k1":
+            self._check_version(key_type)
+        arguments = {"path": path, "purpose": purpose, "algorithm": key_type}
+        response = self._client.call("GetKey", arguments)
+        key = _field(response, "GetKey", "key", 32)
+        return key, _chain(response, "GetKey", 2)
 
-    def _check_age(self, kind: str) -> None:
-        """Refuse an agent that would ignore the algorithm, and so vouch for another public key.
+    def _check_version(self, key_type: str) -> None:
+        """Refuse an agent that ignores the algorithm, and would sign another public key.
 
-        Those do not have the method Version either; the official clients tell them apart by it too.
+        Such agents do not have the method Version either; the official clients use the same check.
         """
         if self._knows_algorithms:
             return
         try:
             self._client.call("Version")
         except UnsupportedError as error:
-            raise UnsupportedError(f"this agent is too old for keys of {kind}: {error}") from error
+            message = f"{key_type} keys: not supported by this agent, which is too old: {error}"
+            raise UnsupportedError(message, reason="feature") from error
         self._knows_algorithms = True
 
     def __repr__(self) -> str:
         return f"AgentKeys({self._client!r})"
 
 
-def _field(answer: Mapping[str, object], method: str, name: str, *sizes: int) -> bytes:
-    """Return the bytes under `name`, as many as one of `sizes` says; no error shows them."""
-    return _unhex(answer.get(name), method, name, sizes)
+def _field(response: Mapping[str, object], method: str, name: str, *sizes: int) -> bytes:
+    """Return the bytes of a hex field, of one of `sizes`; errors do not contain the value."""
+    return _unhex(response.get(name), method, name, sizes)
 
 
-def _chain(answer: Mapping[str, object], method: str, size: int) -> tuple[bytes, ...]:
-    """Return the signature chain, whose last member may be empty where there is no KMS."""
-    found = answer.get("signature_chain")
+def _chain(response: Mapping[str, object], method: str, size: int) -> tuple[bytes, ...]:
+    """Return the signature chain; its last member is empty without a KMS."""
+    found = response.get("signature_chain")
     if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != size:
-        raise _malformed(method, "signature_chain", f"want {size} signatures")
+        raise _malformed(method, "signature_chain", f"must be an array of {size} signatures")
     sizes = [(64,), (65,), (0, 65)][-size:]
     return tuple(
         _unhex(one, method, f"signature_chain[{index}]", sizes[index])
@@ -153,14 +154,15 @@ def _chain(answer: Mapping[str, object], method: str, size: int) -> tuple[bytes,
 
 def _unhex(value: object, method: str, name: str, sizes: tuple[int, ...]) -> bytes:
     if not isinstance(value, str):
-        raise _malformed(method, name, "missing" if value is None else "not text")
+        raise _malformed(method, name, "missing" if value is None else "must be a string")
     if (found := unhex(value)) is None:
         raise _malformed(method, name, "not hex")
     if len(found) not in sizes:
-        wanted = " or ".join(map(str, sizes))
-        raise _malformed(method, name, f"{len(found)} bytes, want {wanted}")
+        expected = " or ".join(map(str, sizes))
+        raise _malformed(method, name, f"must be {expected} bytes, not {len(found)}")
     return found
 
 
-def _malformed(method: str, name: str, reason: str) -> BackendError:
-    return BackendError(f"the agent's answer to {method} is malformed: {name}: {reason}")
+def _malformed(method: str, name: str, problem: str) -> BackendError:
+    message = f"guest agent: malformed response to {method}: {name}: {problem}"
+    return BackendError(message, reason="malformed_response")

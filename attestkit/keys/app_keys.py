@@ -1,4 +1,4 @@
-"""The keys of one application, and what its root key signs."""
+"""Keys of an application, and signatures by its root key."""
 
 import os
 from collections.abc import Callable
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
     from attestkit._crypto.ed25519 import Ed25519Key
 else:
-    Self = TypeVar("Self")  # for who reads the hints while the program runs
+    Self = TypeVar("Self")  # so that type hints can be evaluated at run time
 
 __all__ = ["AppKeys"]
 
 
 _SIGNING_PATH: Final = b"vms"
 _SIGNING_PURPOSE: Final = "signing"
-# A local authority has no natural lifetime; from one seed its certificate must always be the same.
-_CA_NOT_BEFORE: Final = 157_766_400  # 1975-01-01, as the agent's certificates
-_CA_NOT_AFTER: Final = 2_524_607_999  # 2049-12-31T23:59:59, the last that UTCTime can say
+# The validity of a local CA is constant, so that one seed always gives the same certificate.
+_CA_NOT_BEFORE: Final = 157_766_400  # 1975-01-01, as in certificates of the guest agent
+_CA_NOT_AFTER: Final = 2_524_607_999  # 2049-12-31T23:59:59, the last time of UTCTime
 
 
 class AppKeys(Secret):
-    """The keys of one application, as `.appkeys.json` of the dstack guest agent holds them.
+    """Keys of an application, as in `.appkeys.json` of the dstack guest agent.
 
-    Make one with `load`, `from_json`, `from_seed` or `generate`. After `close()`, or outside of
-    the `with` block, every secret is refused with a UsageError. What Python copied meanwhile, and
-    the copies inside the cryptography packages, cannot be wiped.
+    Create one with `load`, `from_json`, `from_seed` or `generate`. After `close()`, or after the
+    `with` block, access to a secret raises UsageError. Copies that Python or the cryptography
+    packages made cannot be wiped.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class AppKeys(Secret):
         disk_crypt_key: bytes = b"",
         gateway_app_id: str = "",
     ) -> None:
-        """Take the fields of the file, secrets as bytes.
+        """Store the fields of the file, secrets as bytes.
 
-        Without `ca_cert` a local authority's own is made of `ca_key` when it is first asked for.
+        Without `ca_cert`, the certificate is issued with `ca_key` on first access.
 
         Raises:
-            UsageError: `k256_key` is no secp256k1 scalar.
+            UsageError: If `k256_key` is not a secp256k1 scalar.
         """
         self._ca_cert = ca_cert
         self.key_provider = key_provider
@@ -73,19 +73,20 @@ class AppKeys(Secret):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, follow: bool = True) -> "AppKeys":
-        """Read the agent's key file.
+        """Read a key file.
 
         Args:
-            path: where; a regular file, or a pipe that was handed over, as `/dev/stdin`.
-            follow: whether it may be a link, which in a folder of somebody else's it should not.
+            path: Path of a regular file, or of an inherited pipe such as `/dev/stdin`.
+            follow: Whether the file may be a symbolic link; pass False for a path in a directory
+                that other users can write to.
 
         Raises:
-            ConfigError: the file cannot be read or is wrong; the text names file, key and reason.
+            ConfigError: If the file cannot be read or is invalid. The text names file and key.
         """
         try:
-            data = read_regular(path, LARGEST + 1, follow=follow)  # one more is refused
+            data = read_regular(path, LARGEST + 1, follow=follow)  # detects files over the limit
         except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror or error}") from error
+            raise ConfigError(f"{path}: {error.strerror or error}", reason="unreadable") from error
         try:
             return cls.from_json(data, name=str(path))
         finally:
@@ -93,10 +94,10 @@ class AppKeys(Secret):
 
     @classmethod
     def from_json(cls, text: str | bytes, *, name: str = "") -> "AppKeys":
-        """Read the agent's key file from its text; `name` is the file's name, for errors.
+        """Parse the text of a key file; `name` is the file name for errors.
 
         Raises:
-            ConfigError: the text is wrong; the error names file, key and reason, never a value.
+            ConfigError: If the text is invalid. The error names file and key, and never a value.
         """
         return read_app_keys(cls, text, name)
 
@@ -104,14 +105,14 @@ class AppKeys(Secret):
     def from_seed(cls, seed: bytes) -> "AppKeys":
         """Derive all keys from a 32-byte seed, as the agent's local key providers do.
 
-        The same seed gives the same keys and the same certificate, byte for byte. There is no KMS
-        behind them, so `k256_signature` and `env_crypt_key` are empty.
+        The same seed gives the same keys and the same certificate, byte for byte. Without a KMS,
+        `k256_signature` and `env_crypt_key` are empty.
 
         Raises:
-            UsageError: the seed is not 32 bytes.
+            UsageError: If the seed is not 32 bytes.
         """
         if len(seed) != 32:
-            raise UsageError(f"a seed is 32 bytes, not {len(seed)}")
+            raise UsageError(f"seed: must be 32 bytes, not {len(seed)}", reason="wrong_size")
         root, disk = derive_bytes(seed, b"app-k256-key"), derive_x25519(seed, b"app-disk-key")
         try:
             ca_key = derive_p256(seed, b"app-key")
@@ -122,32 +123,32 @@ class AppKeys(Secret):
 
     @classmethod
     def generate(cls, random: Callable[[int], bytes] = os.urandom) -> "AppKeys":
-        """Make keys from a random seed; `random` returns that many random bytes."""
+        """Derive all keys from a random seed; `random` takes the number of bytes."""
         return cls.from_seed(random(32))
 
     @property
     def k256_key(self) -> bytes:
-        """The application's root key: 32 bytes, secp256k1 scalar and input of derivations."""
+        """The root key: a secp256k1 scalar (32 bytes), and the input key of derivations."""
         return self._secret("k256_key")
 
     @property
     def env_crypt_key(self) -> bytes:
-        """The X25519 secret of encrypted environments, 32 bytes or none."""
+        """The X25519 secret for encrypted environments, 32 bytes or empty."""
         return self._secret("env_crypt_key")
 
     @property
     def disk_crypt_key(self) -> bytes:
-        """The key of the encrypted disk, 32 bytes or none."""
+        """The key of the encrypted disk, 32 bytes or empty."""
         return self._secret("disk_crypt_key")
 
     @property
     def ca_cert(self) -> str:
-        """The certificate (PEM) of the app's authority.
+        """The certificate of the application's CA, PEM.
 
-        That of keys from a seed is made at the first call; UsageError once they are closed.
+        For keys from a seed it is issued on first access, which raises UsageError after `close()`.
         """
         if self._ca_cert is None:
-            # Late: X.509 is slow to import, and most programs never issue a certificate.
+            # Lazy: X.509 is slow to import, and most programs never issue a certificate.
             from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca
 
             key = self.ca_key
@@ -164,41 +165,41 @@ class AppKeys(Secret):
 
     @property
     def ca_key(self) -> P256Key | None:
-        """The key of `ca_cert`; None with a KMS, which keeps it to itself."""
+        """The private key of `ca_cert`; None with a KMS, which does not disclose it."""
         key = self._ca_key
-        self._root_key()  # behind it, see `close`
+        self._root_key()  # after the access, see `close`
         return key
 
     @property
     def root_public_key(self) -> bytes:
-        """The public half of `k256_key`, 33 bytes of compressed SEC1."""
+        """The public key of `k256_key`, compressed SEC1 (33 bytes)."""
         return self._root_key().public_key
 
     def derive(self, path: bytes) -> bytes:
-        """Return 32 bytes derived from the root key, of which no copy is made."""
+        """Derive 32 bytes from the root key, without copying the root key."""
         derived = derive_bytes(self._secrets["k256_key"], path)
-        self._root_key()  # behind it, see `close`
+        self._root_key()  # after the access, see `close`
         return derived
 
     def endorse(self, public_key: bytes, purpose: str) -> tuple[bytes, bytes]:
         """Return the signature chain of a derived key.
 
-        First the root key's recoverable signature (65 bytes) over the Keccak-256 of purpose, colon
-        and the public key in lower-case hex; then `k256_signature`.
+        The first signature is the root key's, recoverable (65 bytes), over the Keccak-256 hash of
+        purpose, colon and the public key in lower-case hex; the second is `k256_signature`.
         """
         text = utf8("purpose", purpose) + b":" + public_key.hex().encode()
         return self._root_key().sign_recoverable(keccak256(text)), self.k256_signature
 
     def signer(self, algorithm: str) -> "tuple[K256Key | Ed25519Key, tuple[bytes, ...]]":
-        """Return the signing key (path `vms`) of `secp256k1` or `ed25519` and its chain.
+        """Return the signing key (path `vms`) for `secp256k1` or `ed25519`, and its chain.
 
-        It is prepared once and kept until `close()`: it protects nothing that the root key, which
-        is kept too, does not.
+        It is derived once and stored until `close()`; the root key, from which it is derived, is
+        stored as well.
         """
         self._root_key()
         found = self._signers.get(algorithm)
         if found is None:
-            from attestkit._crypto.ed25519 import Ed25519Key  # late: not every app signs
+            from attestkit._crypto.ed25519 import Ed25519Key  # lazy: not every application signs
 
             secret = self.derive(_SIGNING_PATH)
             key: K256Key | Ed25519Key
@@ -206,17 +207,17 @@ class AppKeys(Secret):
             wipe(secret)
             found = key, self.endorse(key.public_key, _SIGNING_PURPOSE)
             self._signers[algorithm] = found
-            if self._root is None:  # it was closed meanwhile, perhaps before this was put there
+            if self._root is None:  # closed by another thread, perhaps before the assignment
                 self._signers.clear()
                 self._root_key()
         return found
 
     def close(self) -> None:
-        """Wipe what can be wiped and let go of the rest. A second call does nothing.
+        """Wipe the secrets. A second call does nothing.
 
-        A thread that uses the keys meanwhile has the right ones or is refused.
+        Calls of other threads at the same time use the correct keys or raise UsageError.
         """
-        # First: whoever takes a secret looks at this afterwards, and so never has one half wiped.
+        # First: all methods check it after reading a secret, so none returns a partly wiped one.
         self._root = None
         self._ca_key = None
         for secret in self._secrets.values():
@@ -237,10 +238,10 @@ class AppKeys(Secret):
     def _root_key(self) -> K256Key:
         root = self._root
         if root is None:
-            raise UsageError("these AppKeys are closed")
+            raise UsageError("AppKeys: closed", reason="closed")
         return root
 
     def _secret(self, name: str) -> bytes:
         value = bytes(self._secrets[name])
-        self._root_key()  # behind it, see `close`
+        self._root_key()  # after the access, see `close`
         return value

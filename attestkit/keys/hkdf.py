@@ -1,4 +1,4 @@
-"""From a root to keys: HKDF-SHA256, whose info is the path (dstack guest agent API)."""
+"""Key derivation with HKDF-SHA256; the path is the info (dstack guest agent API)."""
 
 from typing import Final
 
@@ -20,18 +20,18 @@ _SEPARATED: Final = {
 
 
 def derive_bytes(root: bytes | bytearray, *parts: bytes, length: int = 32) -> bytes:
-    """Return `length` bytes (0 to 8160) of HKDF-SHA256 over `root` with the salt `RATLS`.
+    """Derive `length` bytes (0 to 8160) from `root` with HKDF-SHA256 and the salt `RATLS`.
 
-    The parts are joined without a border, so `b"ab", b"c"` and `b"a", b"bc"` are the same.
+    The parts are concatenated without separator: `b"ab", b"c"` and `b"a", b"bc"` are equal.
     """
     return hkdf_sha256(root, b"".join(parts), length, _SALT)
 
 
 def derive_p256(root: bytes, *parts: bytes) -> P256Key:
-    """Return the P-256 key whose scalar is `derive_bytes(root, *parts)`.
+    """Derive the P-256 key whose scalar is `derive_bytes(root, *parts)`.
 
     Raises:
-        UsageError: the scalar is 0 or not under the order, which chance does not bring about.
+        UsageError: If the scalar is 0 or not below the order (probability about 2**-32).
     """
     scalar = derive_bytes(root, *parts)
     try:
@@ -41,9 +41,9 @@ def derive_p256(root: bytes, *parts: bytes) -> P256Key:
 
 
 def derive_x25519(root: bytes, *parts: bytes) -> bytes:
-    """Return the X25519 secret (32 bytes, not clamped) that a key service derives from P-256.
+    """Derive an X25519 secret (32 bytes, not clamped) as a dstack KMS does.
 
-    It is the SHA-256 of the whole PKCS#8 DER of `derive_p256(root, *parts)`.
+    It is the SHA-256 of the PKCS#8 DER of `derive_p256(root, *parts)`.
     """
     der = derive_p256(root, *parts).pkcs8_der
     secret = sha256(der)
@@ -52,25 +52,29 @@ def derive_x25519(root: bytes, *parts: bytes) -> bytes:
 
 
 def separated_path(path: str, algorithm: str) -> str:
-    """Return the path that has `algorithm` bound into it: `attestkit/v1/<algorithm>/<path>`.
+    """Return the path with the algorithm as a prefix: `attestkit/v1/<algorithm>/<path>`.
 
-    Under one path all algorithms derive the same 32 bytes, and a flaw in the use of one key then
-    breaks the other. Under separated paths no two algorithms share bytes. The name written is
-    `secp256k1` (also for `k256`), `ed25519`, `p256` or `x25519`, none of which has a slash.
+    With one path, all algorithms derive the same 32 bytes, and a flaw in the use of one key can
+    reveal the other. With separated paths, no two algorithms share key material. The prefix has
+    the names `secp256k1` (also for `k256`), `ed25519`, `p256` and `x25519`; none has a slash.
 
     Raises:
-        UsageError: another algorithm.
+        UsageError: If the algorithm is unknown.
     """
     if algorithm not in _SEPARATED:
-        raise UsageError("Unsupported algorithm")
+        raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
     return f"attestkit/v1/{_SEPARATED[algorithm]}/{path}"
 
 
 def utf8(what: str, text: str) -> bytes:
-    """Return `text` in UTF-8; the UsageError over what is no Unicode text calls it `what`."""
+    """Encode `text` as UTF-8.
+
+    Raises:
+        UsageError: If `text` is not `str` or has unpaired surrogates; the text names `what`.
+    """
     if not isinstance(text, str):
-        raise UsageError(f"{what} is text, not {type(text).__name__}")
+        raise UsageError(f"{what}: must be text, not {type(text).__name__}", reason="wrong_type")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"{what} is not Unicode text: it has half a surrogate pair") from error
+        raise UsageError(f"{what}: unpaired surrogate in text", reason="encoding") from error

@@ -1,4 +1,4 @@
-"""The agent's key file, `.appkeys.json`. Unknown keys are ignored; hex has no 0x."""
+"""Key file of the guest agent, `.appkeys.json`. Unknown keys are ignored; hex has no `0x`."""
 
 import hmac
 from collections.abc import Callable, Mapping
@@ -6,8 +6,9 @@ from typing import Final, Literal, TypeVar
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.zeroize import wipe
-from attestkit._formats.strict_json import decode_strictly
+from attestkit._formats.strict_json import config_reason, decode_strictly
 from attestkit._native import unhex
+from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, FormatError, UsageError
 
 __all__ = ["LARGEST", "ProviderName", "read_app_keys"]
@@ -15,19 +16,19 @@ __all__ = ["LARGEST", "ProviderName", "read_app_keys"]
 ProviderName = Literal["none", "local", "tpm", "kms"]
 
 LARGEST: Final = 1 << 20
-"""Bytes of a key file: 1 MiB; a real one has three thousand."""
+"""Largest size of a key file in bytes (1 MiB); a real one has about 3,000."""
 
 
 _Keys = TypeVar("_Keys")
 _DISK_KEY: Final = "disk_crypt_key"
-_NAMES: Final = frozenset(  # of members; only these are told in an error
+_NAMES: Final = frozenset(  # of members; errors contain no others
     [
         *("ca_cert", "disk_crypt_key", "env_crypt_key", "gateway_app_id", "k256_key"),
         *("k256_signature", "key_provider", "Kms", "Local", "None", "Tpm"),
         *("key", "mr", "pubkey", "tmp_ca_cert", "tmp_ca_key", "url"),
     ]
 )
-# Form in the file: name, and the field that says which provider it was.
+# Key in the file: name of the provider, and the field with its identity.
 _PROVIDERS: Final[Mapping[str, tuple[ProviderName, str]]] = {
     "None": ("none", ""),
     "Local": ("local", "mr"),
@@ -37,37 +38,37 @@ _PROVIDERS: Final[Mapping[str, tuple[ProviderName, str]]] = {
 
 
 def read_app_keys(make: Callable[..., _Keys], text: str | bytes, name: str = "") -> _Keys:
-    """Return what `make` makes of a key file's text; `name` is the file's name, for errors.
+    """Parse the text of a key file, and return `make(**fields)`; `name` is the file for errors.
 
     Raises:
-        ConfigError: the text is wrong, or over 1 MiB; the error names file, key and reason, never a
+        ConfigError: If the text is invalid or over 1 MiB. The error names file and key, and never a
             value.
     """
     return _Reader(text, name).read(make)
 
 
 class _Reader:
-    """Reads `.appkeys.json`. No error shows a value, and none has the text in its cause."""
+    """Parser of `.appkeys.json`; neither errors nor their causes contain a value."""
 
     def __init__(self, text: str | bytes, name: str) -> None:
         self._name = name
         if len(text) > LARGEST:
-            raise self._error("", f"longer than {LARGEST} bytes")
+            raise self._error("", "too_large", f"longer than {LARGEST} bytes")
         try:
-            value = decode_strictly(text, told=_NAMES)
-        except FormatError as error:  # which has no part of the text in it
-            raise self._error("", str(error)) from error
+            value = decode_strictly(text, known_keys=_NAMES)
+        except FormatError as error:  # contains no value of the file
+            raise self._error("", config_reason(error), str(error)) from error
         self._fields = self._object("", value)
 
     def read(self, make: Callable[..., _Keys]) -> _Keys:
         """Return the keys."""
-        form, details = self._provider()
-        provider, id_field = _PROVIDERS[form]
-        where = f"key_provider.{form}"
+        provider_key, details = self._provider()
+        provider, id_field = _PROVIDERS[provider_key]
+        where = f"key_provider.{provider_key}"
         ca_cert = self._text("ca_cert", self._fields)
         ca_key = None
         if provider == "kms":
-            for key in ("url", "tmp_ca_key", "tmp_ca_cert"):  # for talking to it, which we do not
+            for key in ("url", "tmp_ca_key", "tmp_ca_cert"):  # validated, not used
                 self._text(key, details, where, default="")
         else:
             ca_key = self._ca_key(f"{where}.key", self._text("key", details, where), ca_cert)
@@ -89,17 +90,18 @@ class _Reader:
                 key_provider_id=provider_id,
             )
         except UsageError as error:
-            raise self._error("k256_key", str(error)) from error
+            raise self._error("k256_key", "wrong_value", str(error)) from error
         finally:
             for secret in secrets:
-                wipe(secret)  # AppKeys has its own
+                wipe(secret)  # AppKeys has its own copy
 
     def _provider(self) -> tuple[str, Mapping[str, object]]:
         found = self._object("key_provider", self._fields.get("key_provider"))
         if len(found) != 1 or next(iter(found)) not in _PROVIDERS:
-            raise self._error("key_provider", f"want exactly one of {', '.join(_PROVIDERS)}")
-        form, details = next(iter(found.items()))
-        return form, self._object(f"key_provider.{form}", details)
+            problem = f"must have exactly one of the keys {', '.join(_PROVIDERS)}"
+            raise self._error("key_provider", "wrong_value", problem)
+        key, details = next(iter(found.items()))
+        return key, self._object(f"key_provider.{key}", details)
 
     def _ca_key(self, where: str, pem: str, ca_cert: str) -> P256Key:
         from attestkit._crypto.x509.app_certificates import read_certificate  # late: loads X.509
@@ -107,13 +109,13 @@ class _Reader:
         try:
             key = P256Key.from_pem(pem)
         except FormatError as error:
-            raise self._error(where, str(error)) from error
+            raise self._error(where, "wrong_value", str(error)) from error
         try:
             certificate = read_certificate(ca_cert)
         except FormatError as error:
-            raise self._error("ca_cert", str(error)) from error
+            raise self._error("ca_cert", "wrong_value", str(error)) from error
         if not hmac.compare_digest(certificate.spki_der, key.spki_der):
-            raise self._error("ca_cert", f"its public key is not that of {where}")
+            raise self._error("ca_cert", "conflict", f"its public key is not that of {where}")
         return key
 
     def _hex(
@@ -126,10 +128,11 @@ class _Reader:
         text = self._text(key, fields, where, default="" if not sizes or 0 in sizes else None)
         where = f"{where}.{key}" if where else key
         if (data := unhex(text)) is None:
-            raise self._error(where, "not hex")
+            raise self._error(where, "encoding", "not hex")
         if sizes and len(data) not in sizes:
-            wanted = " or ".join(map(str, sizes))
-            raise self._error(where, f"{len(data)} bytes, want {wanted}")
+            expected = " or ".join(map(str, sizes))
+            problem = f"must be {expected} bytes, not {len(data)}"
+            raise self._error(where, "wrong_size", problem)
         return data
 
     def _text(
@@ -141,14 +144,19 @@ class _Reader:
     ) -> str:
         value = fields.get(key, default)
         if not isinstance(value, str):
-            reason = "missing" if key not in fields else "not a string"
-            raise self._error(f"{where}.{key}" if where else key, reason)
+            path = f"{where}.{key}" if where else key
+            if key not in fields:
+                raise self._error(path, "missing", "missing")
+            raise self._error(path, "wrong_type", "must be a string")
         return value
 
     def _object(self, where: str, value: object) -> Mapping[str, object]:
+        if value is None:
+            raise self._error(where, "missing", "missing")
         if not isinstance(value, dict):
-            raise self._error(where, "missing" if value is None else "not an object")
+            raise self._error(where, "wrong_type", "must be an object")
         return value
 
-    def _error(self, key: str, reason: str) -> ConfigError:
-        return ConfigError(": ".join(part for part in (self._name, key, reason) if part))
+    def _error(self, key: str, reason: ConfigReason, problem: str) -> ConfigError:
+        message = ": ".join(part for part in (self._name, key, problem) if part)
+        return ConfigError(message, reason=reason)

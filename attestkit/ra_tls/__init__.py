@@ -1,13 +1,13 @@
-"""TLS between TDs: certificates that carry evidence, and connections that judge it.
+"""RA-TLS: certificates that contain evidence, and TLS connections that verify it.
 
-Whoever speaks TLS with such a certificate's key speaks with the TD. The evidence's report data is a
-hash over the certificate's public key (content type `ratls-cert` of the dstack guest agent). It
-proves the key and nothing else: names, validity and the other extensions are words of the issuer,
-to be trusted through the chain alone.
+The report data of the evidence are a hash of the certificate's public key (content type
+`ratls-cert` of the dstack guest agent). So a TLS peer that proves possession of the private key is
+the attested TD. The evidence covers the key only: name, validity and other extensions of the
+certificate are claims of its issuer, which a certificate chain may authenticate.
 
-`issue` and `read` make and open certificates, `verify` judges one, `server_context` and
-`client_context` judge the other side of every connection before it can say anything, and `peer`
-tells who that is.
+`issue`, `read` and `verify` are for certificates. The connections of `server_context` and
+`client_context` verify the peer's evidence before they exchange application data; `peer` returns
+the result.
 """
 
 from attestkit.ra_tls.certificate import (

@@ -1,18 +1,19 @@
-"""Issuing, reading and judging certificates that carry evidence about their own key.
+"""Certificates that contain evidence about their own key: issue, read and verify them.
 
 Arguments of `issue`:
 
-* `subject`: the common name, at most 64 characters, or nothing. `alt_names`: DNS names and IP
+* `subject`: common name, at most 64 characters; may be empty. `alt_names`: DNS names and IP
   addresses.
-* `key`: the key pair to certify; None makes a new one of 32 `random` bytes.
-* `attest`: makes evidence over 64 bytes of report data. It is called in any case, so that no
-  certificate exists for a key that the platform does not vouch for.
-* `ca_cert`, `ca_key`: the issuer's certificate in PEM, which goes into the chain as it is, and key.
-* `usage_ra_tls`: put the evidence in, stripped. `with_app_info`: put in who the app is, as read
-  from the evidence.
-* `server_auth`, `client_auth`: allow the key to serve, or to authenticate a client.
-* `not_before`, `not_after`: seconds since 1970; None and 0 are 1975-01-01, and 3650 days from now.
-* `now`: tells the time in seconds since 1970. `random`: makes so many random bytes.
+* `key`: key pair of the certificate; None generates one from 32 `random` bytes.
+* `attest`: returns evidence over 64 bytes of report data. It is always called, so that the platform
+  attests the key of every certificate.
+* `ca_cert`, `ca_key`: the issuer's certificate in PEM, which becomes part of the chain, and its
+  key.
+* `usage_ra_tls`: include the stripped evidence. `with_app_info`: include the app info, which is
+  read from the evidence.
+* `server_auth`, `client_auth`: extended key usages.
+* `not_before`, `not_after`: seconds since 1970; None and 0 mean 1975-01-01, and 3650 days from now.
+* `now`: returns the time in seconds since 1970. `random`: returns a number of random bytes.
 """
 
 import hmac
@@ -36,6 +37,7 @@ from attestkit.keys.hkdf import derive_p256
 from attestkit.report_data import ReportData
 
 if TYPE_CHECKING:
+    from attestkit._reasons import FormatReason
     from attestkit.verifier import AttestationResult, Verifier
 
 __all__ = [
@@ -53,64 +55,73 @@ __all__ = [
 
 _ARC: Final = "1.3.6.1.4.1.62397.1"
 OID_TDX_QUOTE: Final = f"{_ARC}.1"
-"""A raw TDX quote, in certificates of older agents."""
+"""TDX quote, in certificates of older agents."""
 OID_EVENT_LOG: Final = f"{_ARC}.2"
-"""The event log that belongs to `OID_TDX_QUOTE`: JSON, perhaps compressed."""
+"""Event log for `OID_TDX_QUOTE`: JSON, optionally compressed."""
 OID_APP_ID: Final = f"{_ARC}.3"
-"""20 bytes."""
+"""App ID, 20 bytes."""
 OID_CERT_USAGE: Final = f"{_ARC}.4"
-"""ASCII: `app:custom`, `app:ca`, `kms:rpc`."""
+"""Usage in ASCII: `app:custom`, `app:ca` or `kms:rpc`."""
 OID_ATTESTATION: Final = f"{_ARC}.8"
 """Stripped evidence."""
 OID_APP_INFO: Final = f"{_ARC}.9"
-"""`AppInfo` in msgpack."""
+"""`AppInfo` in MessagePack."""
 
 _KEY_PEM: Final = re.compile(r"-----BEGIN ([A-Z]+ )?PRIVATE KEY-----")
-_MAX_CHAIN: Final = 16  # certificates from an agent; there are two or three
+_MAX_CHAIN: Final = 16  # certificates in an agent's response, which has two or three
 _USAGE: Final = b"app:custom"
 _NOT_BEFORE: Final = 157_766_400  # 1975-01-01T00:00:00Z
 _LIFETIME: Final = 3650 * 86_400
 _COMPRESSED: Final = b"ELGZv1"
-_MAX_EVENT_LOG: Final = 16_384  # bytes of a compressed log, once decompressed
+_MAX_EVENT_LOG: Final = 16_384  # bytes of a decompressed event log
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _KEY_USAGE: Final = "2.5.29.15"  # RFC 5280, 4.2.1.3: a BIT STRING
 _BASIC_CONSTRAINTS: Final = "2.5.29.19"  # RFC 5280, 4.2.1.9: a SEQUENCE, cA its first BOOLEAN
 
 
 class Issued(NamedTuple):
-    """A private key and its certificate, with those above it."""
+    """A private key and its certificate chain."""
 
     key_pem: str  # PKCS#8
-    certificate_chain: tuple[str, ...]  # PEM, the leaf first
+    certificate_chain: tuple[str, ...]  # PEM, the end-entity certificate first
 
     def __repr__(self) -> str:
         return f"Issued(key_pem=<secret>, certificate_chain=<{len(self.certificate_chain)}>)"
 
     @classmethod
     def from_agent_response(cls, fields: Mapping[str, object]) -> "Issued":
-        """Return what a dstack guest agent answers to GetTlsKey.
+        """Create an object from the response of a dstack guest agent to GetTlsKey.
 
         Args:
-            fields: The answer's JSON object: `key` and `certificate_chain`; others are ignored.
+            fields: JSON object with `key` and `certificate_chain`; other members are ignored.
 
         Raises:
-            FormatError: One of the two is missing or malformed. Whether they belong together is
-                seen when a context is made of them.
+            FormatError: If one of the two is missing or malformed. `server_context` and
+                `client_context` check that they belong together.
         """
         if not isinstance(fields, Mapping):
-            raise FormatError("the answer to GetTlsKey is no JSON object")
+            raise FormatError("GetTlsKey response: must be a JSON object", reason="wrong_type")
         key, chain = fields.get("key"), fields.get("certificate_chain")
-        if not isinstance(key, str) or not _KEY_PEM.search(key):
-            raise FormatError("key: not a private key in PEM")
-        if not isinstance(chain, list | tuple) or not 1 <= len(chain) <= _MAX_CHAIN:
-            raise FormatError(f"certificate_chain: not a list of 1 to {_MAX_CHAIN} certificates")
-        for at, one in enumerate(chain):
-            if not isinstance(one, str):
-                raise FormatError(f"certificate_chain[{at}]: not text")
+        if not isinstance(key, str):
+            reason: FormatReason = "wrong_type" if "key" in fields else "missing"
+            raise FormatError("key: must be a private key in PEM", reason=reason)
+        if not _KEY_PEM.search(key):
+            raise FormatError("key: must be a private key in PEM", reason="syntax")
+        if not isinstance(chain, list | tuple):
+            reason = "wrong_type" if "certificate_chain" in fields else "missing"
+            raise FormatError("certificate_chain: must be a list", reason=reason)
+        if not 1 <= len(chain) <= _MAX_CHAIN:
+            message = f"certificate_chain: must have 1 to {_MAX_CHAIN} certificates"
+            raise FormatError(message, reason="wrong_size")
+        for index, pem in enumerate(chain):
+            if not isinstance(pem, str):
+                message = f"certificate_chain[{index}]: must be a string"
+                raise FormatError(message, reason="wrong_type")
             try:
-                read_certificate(one)
+                read_certificate(pem)
             except FormatError as error:
-                raise FormatError(f"certificate_chain[{at}]: {error}") from error
+                message = f"certificate_chain[{index}]: {error}"
+                raise FormatError(message, reason=error.reason) from error
         return cls(key, tuple(chain))
 
 
@@ -135,16 +146,16 @@ def issue(
     now: Callable[[], float] = _now,
     random: Callable[[int], bytes] = os.urandom,
 ) -> Issued:
-    """Issue a certificate as GetTlsKey of the dstack guest agent does; the module tells how.
+    """Issue a certificate as GetTlsKey of the dstack guest agent; see the module docstring.
 
     Raises:
-        UsageError: A value cannot be written into a certificate.
-        FormatError: `ca_cert` is no certificate, or the evidence cannot be read.
-        ConfigError: `now` is before 1970, and there is no `not_after`.
+        UsageError: If a value cannot be encoded in a certificate.
+        FormatError: If `ca_cert` or the evidence is malformed.
+        ConfigError: If `now` is before 1970 and `not_after` is not given.
     """
-    # Zero means unset, for each of the two by itself: clients write it for "no limit".
+    # Each is unset if it is zero, which clients send for "no limit".
     if not_before and not_after and not_before >= not_after:
-        raise UsageError("not_before must be earlier than not_after")
+        raise UsageError("not_before must be earlier than not_after", reason="conflict")
     key = key or derive_p256(random(32))
     evidence = attest(ReportData.bind(ReportData.RATLS_CERT, key.spki_der))
     leaf = issue_leaf(
@@ -163,21 +174,22 @@ def issue(
 
 
 def _expiry(now: float) -> int:
-    """Return the end of a certificate for which nobody has asked for one.
+    """Return the default for `not_after`.
 
     Raises:
-        ConfigError: By this clock it would be over before it begins.
+        ConfigError: If the clock is before 1970, so that the certificate would be expired.
     """
     if now < 0:
         raise ConfigError(
-            f"the clock says {int(now)} seconds since 1970, so that a certificate would end in the "
-            "past: set the clock of this machine, or ask for a not_after"
+            f"system clock: {int(now)} seconds since 1970, so the certificate would end in the "
+            "past; set the clock, or pass not_after",
+            reason="clock",
         )
     return int(now) + _LIFETIME
 
 
 def _extensions(evidence: Attestation, *, app_info: bool, whole: bool) -> list[tuple[str, bytes]]:
-    """Return the private extensions in their order."""
+    """Return the private extensions, in order."""
     found = [(OID_CERT_USAGE, _USAGE)]
     if app_info:
         found.insert(0, (OID_APP_INFO, evidence.app_info().to_msgpack()))
@@ -187,17 +199,18 @@ def _extensions(evidence: Attestation, *, app_info: bool, whole: bool) -> list[t
 
 
 def read(certificate: bytes | str) -> Attestation:
-    """Return the evidence in a certificate, once it is about the certificate's key.
+    """Return the evidence in a certificate; check that it is bound to the certificate's key.
 
-    Nothing else is verified: neither the evidence, nor the certificate's signature and validity.
+    Nothing else is verified: not the evidence, and not the signature or validity of the
+    certificate.
 
     Args:
-        certificate: DER as bytes, or PEM as bytes or text, of which the first is read. Evidence of
-            older agents, a quote and an event log apart, is understood as well.
+        certificate: DER, or PEM with one or more certificates, of which the first is used. Separate
+            extensions for quote and event log, as written by older agents, are supported.
 
     Raises:
-        FormatError: It is no certificate, has an extension twice, or its evidence is malformed.
-        VerificationError: It has no evidence, or evidence about another key.
+        FormatError: If certificate or evidence are malformed, or an extension occurs twice.
+        VerificationError: If evidence is missing, or bound to another key.
     """
     return _bound_evidence(read_certificate(certificate))[0]
 
@@ -205,50 +218,50 @@ def read(certificate: bytes | str) -> Attestation:
 def verify(
     certificate: bytes | str, verifier: "Verifier", *, now: datetime | float | None = None
 ) -> "AttestationResult":
-    """Return the result for the evidence in a certificate whose key it is about.
+    """Verify the evidence in a certificate, and that it is bound to the certificate's key.
 
-    The result says with whom one speaks: whoever holds the certificate's key, which a TLS handshake
-    proves, is the attested TD. Names, issuer and every other extension are the issuer's words, and
-    neither the certificate's signature nor a chain is looked at: where they matter, check them by a
-    certificate authority besides. The evidence was made when the certificate was, so that it is as
-    old; how current its platform is, is judged at `now`.
+    The result identifies the holder of the private key, which a TLS handshake proves. The signature
+    of the certificate and its chain are not verified, so its names, issuer and other extensions are
+    not authenticated; verify the chain with a CA if you need them. The evidence is as old as the
+    certificate; the TCB status of its platform is appraised at `now`.
 
     Args:
         certificate: As for `read`.
-        verifier: Judges the evidence, and tells the time where `now` is None.
-        now: The instant of the verification, aware, or in seconds since 1970.
+        verifier: Verifies the evidence. Its clock is the default for `now`.
+        now: Time of the verification: an aware datetime, or seconds since 1970.
 
     Raises:
-        FormatError: It is no certificate, has an extension twice, or its evidence is malformed.
-        VerificationError: It has no evidence (reason `no_evidence`) or evidence about another key
-            (`report_data`), is not valid at `now` (`cert_expired`), or is no leaf that may speak
-            TLS (`cert_usage`); or the evidence must not be believed, see `Verifier.verify`.
-        CollateralError: Collateral is missing, malformed, or cannot be fetched.
-        UnsupportedError: The platform of the evidence is not verified here.
-        UsageError: `now` is of the wrong kind.
+        FormatError: If certificate or evidence are malformed, or an extension occurs twice.
+        VerificationError: If evidence is missing (reason `no_evidence`) or bound to another key
+            (`report_data`), the certificate is not valid at `now` (`cert_expired`) or not for TLS
+            (`cert_usage`), or verification of the evidence fails, see `Verifier.verify`.
+        CollateralError: If collateral is missing, malformed, or cannot be fetched.
+        UnsupportedError: If the platform of the evidence is not supported.
+        UsageError: If `now` has another type, or no time zone.
     """
     found = read_certificate(certificate)
     evidence, bound = _bound_evidence(found)
     _check_usage(found)
     result = verifier.verify(evidence, report_data=bound, now=now)
-    # Last, because this is the one instant that both judgements are about.
+    # After the verification, because it determines the time for both checks.
     _check_validity(found, result.verified_at, result.steps)
     return result
 
 
 def _check_usage(certificate: Certificate) -> None:
-    """Refuse a certificate that is not for TLS by its own account; silence is no refusal."""
-    # 30 size, then 01 01 FF is cA TRUE: in DER the default FALSE is left out.
+    """Raise VerificationError if basic constraints or key usage exclude TLS; both are optional."""
+    # 30 size, then 01 01 FF for cA TRUE: DER omits the default FALSE.
     if certificate.extensions.get(_BASIC_CONSTRAINTS, b"")[2:5] == b"\x01\x01\xff":
         raise VerificationError(
-            "the certificate is an authority's, which does not speak TLS itself",
+            "certificate: a CA certificate cannot be used for TLS; present an end-entity "
+            "certificate",
             reason="cert_usage",
         )
-    # 03 size, how many bits are unused, then digitalSignature is the highest bit.
+    # 03 size, number of unused bits, then the bits; digitalSignature is the highest.
     usage = certificate.extensions.get(_KEY_USAGE)
     if usage is not None and usage[3:4] < b"\x80":
         raise VerificationError(
-            "the certificate's key usage does not allow signatures, which TLS 1.3 needs",
+            "certificate: key usage lacks digitalSignature, which TLS 1.3 requires",
             reason="cert_usage",
         )
 
@@ -259,15 +272,15 @@ def _check_validity(certificate: Certificate, at: datetime, steps: tuple[str, ..
         return
     when = f"not valid before {first:%Y-%m-%dT%H:%M:%SZ}"
     if at > last:
-        when = f"expired since {last:%Y-%m-%dT%H:%M:%SZ}; have a new one issued"
-    raise VerificationError(f"the certificate is {when}", steps=steps, reason="cert_expired")
+        when = f"expired since {last:%Y-%m-%dT%H:%M:%SZ}; issue a new one"
+    raise VerificationError(f"certificate: {when}", steps=steps, reason="cert_expired")
 
 
 def _bound_evidence(certificate: Certificate) -> tuple[Attestation, bytes]:
-    """Return the evidence in a certificate, and the report data that binds it to the key."""
+    """Return the evidence in a certificate, and the report data that bind it to the key."""
     evidence = _evidence(certificate)
     bound = ReportData.bind(ReportData.RATLS_CERT, certificate.spki_der)
-    if not all(hmac.compare_digest(shown, bound) for shown in _report_data(evidence)):
+    if not all(hmac.compare_digest(found, bound) for found in _report_data(evidence)):
         raise VerificationError("report data mismatch", reason="report_data")
     return evidence, bound
 
@@ -286,7 +299,7 @@ def _evidence(certificate: Certificate) -> Attestation:
 
 
 def _report_data(evidence: Attestation) -> list[bytes]:
-    """Return every place where the evidence shows its report data: the signed one counts."""
+    """Return the report data of all parts of the evidence, signed and unsigned."""
     found = [evidence.report_data]
     if (quote := evidence.quote) is not None:
         found.append(quote.report_data)
@@ -303,7 +316,8 @@ def _event_log_text(content: bytes) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise FormatError("the event log extension is not UTF-8", offset=error.start) from error
+        message = "event log extension: not UTF-8"
+        raise FormatError(message, offset=error.start, reason="encoding") from error
 
 
 def _decompressed(data: bytes) -> bytes:
@@ -311,9 +325,13 @@ def _decompressed(data: bytes) -> bytes:
     try:
         found = stream.decompress(data, _MAX_EVENT_LOG + 1)
     except zlib.error as error:
-        raise FormatError("the event log extension is not a gzip stream") from error
-    if len(found) > _MAX_EVENT_LOG:
-        raise FormatError(f"event log extension too large (>{_MAX_EVENT_LOG} bytes)")
-    if not stream.eof or stream.unused_data:
-        raise FormatError("the event log extension is not one whole gzip stream")
+        raise FormatError("event log extension: malformed gzip", reason="syntax") from error
+    if len(found) > _MAX_EVENT_LOG:  # the text of attestation-format.md, section 6
+        message = f"event log extension too large (>{_MAX_EVENT_LOG} bytes)"
+        raise FormatError(message, reason="too_large")
+    if not stream.eof:
+        raise FormatError("event log extension: truncated gzip", reason="truncated")
+    if stream.unused_data:
+        message = "event log extension: data follow the gzip stream"
+        raise FormatError(message, reason="trailing_data")
     return found

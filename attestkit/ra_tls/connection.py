@@ -1,13 +1,13 @@
-"""TLS connections that judge the peer's certificate before a byte of theirs or ours gets through.
+"""TLS connections that verify the peer's evidence before application data is exchanged.
 
-Python's ssl has no callback for certificates, so the check is the last part of the handshake here.
-OpenSSL also does a handshake inside the first read or write if nobody has asked for one; so every
-way to the data asks for it first, and passes only once there is a result. What the peer sends
-together with the end of its handshake stays unread, and is gone with the connection.
+Python's ssl module has no callback for certificates, so the evidence is verified at the end of the
+handshake. OpenSSL also performs a pending handshake inside the first read or write; therefore every
+method that reads or writes completes handshake and verification first. Data that a rejected peer
+sends with the end of its handshake is discarded unread.
 
-In TLS 1.3 a client is done before the server has seen its certificate. A refused client therefore
-learns so with its first read, or a later write: sockets raise a ConnectionResetError that says so,
-streams of an event loop are at their end.
+In TLS 1.3 the client finishes the handshake before the server has received its certificate. A
+client that the server rejects gets the error from its first read or a later write: sockets raise
+ConnectionResetError, streams of an event loop are at EOF.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from attestkit.errors import AttestKitError, UsageError, VerificationError
@@ -31,45 +32,68 @@ __all__ = ["AttestedObject", "AttestedSocket", "PeerRefusedError", "peer"]
 
 _logger = logging.getLogger("attestkit.ra_tls")
 _APPLICATION_VERIFICATION: Final = 50  # X509_V_ERR_APPLICATION_VERIFICATION of OpenSSL
-_BROKEN_OFF: Final = {ssl.SSL_ERROR_EOF, ssl.SSL_ERROR_SYSCALL}
+_CLOSED_BY_PEER: Final = {ssl.SSL_ERROR_EOF, ssl.SSL_ERROR_SYSCALL}
+_NO_LATER_CERTIFICATE: Final = "post-handshake authentication: not available with attested TLS"
 _UNEXPECTED_EOF: Final = "UNEXPECTED_EOF_WHILE_READING"
-_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, no seconds
+_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 
-class PeerRefusedError(AttestKitError, ssl.SSLCertVerificationError):
-    """The other side of a TLS connection is not who we accept; nothing was exchanged with it.
+class PeerRefusedError(  # type: ignore[override]  # SSLError's `reason` is writable
+    AttestKitError, ssl.SSLCertVerificationError
+):
+    """Verification of a TLS peer's evidence failed; no application data was exchanged.
 
-    An `ssl.SSLError`, so that asyncio and HTTP libraries take it for a failed handshake. `reason`
-    is that of the refusal, which is `__cause__`.
+    An `ssl.SSLError`, so that asyncio and HTTP libraries treat it as a failed handshake. `reason`
+    is the reason of the error that is `__cause__`, or "internal" if that is not one of attestkit.
     """
+
+    verify_code: int
+    verify_message: str
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        # errno and strerror as in errors of OpenSSL, for asyncio and anyio.
+        text = f"TLS peer refused: {message}"
+        ssl.SSLCertVerificationError.__init__(self, ssl.SSL_ERROR_SSL.value, text)
+        self._reason = reason
+        self.library = "attestkit"
+        self.verify_code, self.verify_message = _APPLICATION_VERIFICATION, message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle message and reason."""
+        return partial(type(self), reason=self.reason), (self.verify_message,)
 
 
 def peer(connection: object) -> "AttestationResult":
-    """Return the result for the other side of a connection.
+    """Return the attestation result of a connection's peer.
 
     Args:
-        connection: An SSLSocket or SSLObject, or what knows one by its `get_extra_info`: a
-            transport or StreamWriter of asyncio or uvloop, and httpx's
+        connection: An SSLSocket or SSLObject, or an object that returns one from `get_extra_info`:
+            a transport or StreamWriter of asyncio or uvloop, or httpx's
             `response.extensions["network_stream"]`.
 
     Raises:
-        UsageError: It is no connection of `server_context` with a verifier or `client_context`, or
-            its handshake is not over.
+        UsageError: If the connection does not use `client_context`, or `server_context` with a
+            verifier (reason `not_applicable`), or its handshake has not finished (`not_ready`).
     """
-    known = [connection]
+    candidates = [connection]
     if (find := getattr(connection, "get_extra_info", None)) is not None:
-        known = [find("ssl_object"), find("socket")]  # the latter is an SSLSocket in httpcore
-    found = next((one for one in known if isinstance(one, _Attested)), None)
+        candidates = [find("ssl_object"), find("socket")]  # in httpcore, the socket is an SSLSocket
+    found = next((one for one in candidates if isinstance(one, _Attested)), None)
     if found is None:
-        raise UsageError("nobody's evidence was asked for: this connection has no such context")
+        raise UsageError(
+            "connection: the peer's evidence was not verified; use a context of server_context "
+            "with a verifier, or of client_context",
+            reason="not_applicable",
+        )
     result = found.attested_peer
     if result is None:
-        raise UsageError("the peer's evidence is checked by the handshake, which is not over")
+        message = "connection: the TLS handshake has not finished"
+        raise UsageError(message, reason="not_ready")
     return result
 
 
 class _Attested:
-    """What is known of the peer, for both kinds of connections."""
+    """The state of the peer's verification, for both kinds of connections."""
 
     _verifier: "Verifier"  # of the context
     _result: "AttestationResult | None" = None
@@ -77,52 +101,46 @@ class _Attested:
 
     @property
     def attested_peer(self) -> "AttestationResult | None":
-        """The result for the other side; None until the handshake is over."""
+        """Attestation result of the peer; None until the handshake has finished."""
         return self._result
 
     def _check(self, connection: ssl.SSLSocket | ssl.SSLObject) -> None:
-        """Judge the peer, once; its key has signed this very handshake.
+        """Verify the peer's evidence after the handshake, which has verified its key.
 
         Raises:
-            PeerRefusedError: It is refused, for good.
+            PeerRefusedError: If verification fails; then also on later calls.
         """
         try:
-            self._result = self._judge(connection)
-        except Exception as error:  # whatever it is, nobody has been accepted
+            self._result = self._verify_peer(connection)
+        except Exception as error:  # any error rejects the peer
             known = isinstance(error, AttestKitError)
-            text = str(error) if known else f"the check failed ({type(error).__name__})"
-            self._refused = text, getattr(error, "reason", "") if known else "internal"
-            _logger.info("TLS peer refused: %r", text)  # quoted: parts may be the peer's own words
-            raise _refusal(*self._refused) from error
+            text = str(error) if known else f"verification failed ({type(error).__name__})"
+            self._refused = text, error.reason if isinstance(error, AttestKitError) else "internal"
+            _logger.info("TLS peer refused: %r", text)  # quoted: the peer may control parts of it
+            raise PeerRefusedError(text, reason=self._refused[1]) from error
 
-    def _judge(self, connection: ssl.SSLSocket | ssl.SSLObject) -> "AttestationResult":
+    def _verify_peer(self, connection: ssl.SSLSocket | ssl.SSLObject) -> "AttestationResult":
         certificate = connection.getpeercert(binary_form=True)
         if not certificate:
-            raise VerificationError("the peer showed no certificate", reason="no_certificate")
-        if connection.session_reused:  # then the certificate is remembered, not shown
+            raise VerificationError("TLS peer: sent no certificate", reason="no_certificate")
+        if connection.session_reused:  # the certificate is that of the original session
             raise VerificationError(
-                "the peer resumed an older session, which proves no key: connect anew",
+                "TLS peer: resumed a session, which does not prove possession of the key; "
+                "reconnect without the session",
                 reason="session_reused",
             )
         return verify(certificate, self._verifier)
 
     def _raise_if_refused(self) -> None:
         if self._refused is not None:
-            raise _refusal(*self._refused)
+            text, reason = self._refused
+            raise PeerRefusedError(text, reason=reason)
 
 
-def _refusal(text: str, reason: str) -> PeerRefusedError:
-    # Two arguments as of OpenSSL's own errors: asyncio and anyio look at errno and strerror.
-    error = PeerRefusedError(ssl.SSL_ERROR_SSL.value, f"the TLS peer is refused: {text}")
-    error.library, error.reason = "attestkit", reason
-    error.verify_code, error.verify_message = _APPLICATION_VERIFICATION, text
-    return error
-
-
-def _broke_off(error: OSError) -> bool:
-    """Tell whether the other side is gone: the system's word, which OpenSSL may pass on as SYS."""
+def _is_closed_by_peer(error: OSError) -> bool:
+    """Return whether an error means that the peer closed or reset the connection."""
     if isinstance(error, ssl.SSLError):
-        return error.errno in _BROKEN_OFF or getattr(error, "library", "") == "SYS"
+        return error.errno in _CLOSED_BY_PEER or getattr(error, "library", "") == "SYS"
     return isinstance(error, ConnectionResetError | BrokenPipeError)
 
 
@@ -141,10 +159,10 @@ def _eof_errors() -> Iterator[None]:
 
 
 class AttestedObject(_Attested, ssl.SSLObject):
-    """TLS in memory, for asyncio, uvloop and anyio. Whoever moves its bytes ends the connection."""
+    """TLS in memory, for asyncio, uvloop and anyio, which close the connection after an error."""
 
     def do_handshake(self) -> None:
-        """Do the handshake as far as it gets; where it ends, judge the peer."""
+        """Continue the handshake; verify the peer when it has finished."""
         self._raise_if_refused()
         with _eof_errors():
             super().do_handshake()
@@ -156,36 +174,36 @@ class AttestedObject(_Attested, ssl.SSLObject):
             self.do_handshake()
 
     def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
-        """Read as any SSLObject, after the check."""
+        """Read, after the peer is verified."""
         self._ready()
         with _eof_errors():
             return super().read(len, buffer)
 
     def write(self, data: "ReadableBuffer") -> int:
-        """Write as any SSLObject, after the check."""
+        """Write, after the peer is verified."""
         self._ready()
         return super().write(data)
 
     def verify_client_post_handshake(self) -> None:
-        """Refuse: another certificate would take the place of the one that was judged."""
-        raise UsageError("a client's evidence is asked for in the handshake only")
+        """Raise UsageError: another certificate would replace the verified one."""
+        raise UsageError(_NO_LATER_CERTIFICATE, reason="not_applicable")
 
 
 class AttestedSocket(_Attested, ssl.SSLSocket):
-    """TLS on a socket. It is reset and closed where the peer is refused.
+    """TLS on a socket, which is reset and closed if the peer is rejected.
 
-    Without TLS it neither sends nor receives: not while it is not connected, not once `shutdown`
-    has dropped the TLS layer. Only after `unwrap` it is a plain socket, as any SSLSocket.
+    It does not send or receive plaintext before it is connected, nor after `shutdown`, which drops
+    the TLS layer of an SSLSocket. After `unwrap` it is a plain socket, as any SSLSocket.
     """
 
-    _connected: bool  # of SSLSocket; missing until it has looked at the socket it is made of
+    _connected: bool  # of SSLSocket; not set while SSLSocket examines the wrapped socket
     _sslobj: object  # of SSLSocket; None without TLS
     suppress_ragged_eofs: bool  # of SSLSocket, from wrap_socket
-    _plain = False
-    _heard = False
+    _is_plain = False  # after `unwrap`
+    _has_received = False
 
     def do_handshake(self, block: bool = False) -> None:
-        """Do the handshake, or as much as is possible without blocking, and judge the peer."""
+        """Perform the handshake, or a part of it if non-blocking, and verify the peer."""
         self._raise_if_refused()
         self._refuse_plaintext()
         with _eof_errors():
@@ -195,7 +213,7 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
         try:
             self._check(self)
         except BaseException:
-            # A reset tells the peer that this is no end of what it might have been waiting for.
+            # Reset the connection, so that the peer does not take its end for a regular EOF.
             with contextlib.suppress(OSError):
                 self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.close()
@@ -204,35 +222,34 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
     def _ready(self) -> None:
         if self._result is not None and self._sslobj is not None:
             return
-        # SSLSocket itself looks for data on a socket that is not connected, when it is made.
-        if self._plain or not hasattr(self, "_connected"):
+        # The constructor of SSLSocket reads from a socket that is not connected.
+        if self._is_plain or not hasattr(self, "_connected"):
             return
         self.do_handshake()
 
     def _refuse_plaintext(self) -> None:
         if self._sslobj is None:
-            raise OSError(
-                errno.ENOTCONN, "the socket has no TLS connection, and does not do without"
-            )
+            message = "socket: no TLS connection; plaintext is neither sent nor received"
+            raise OSError(errno.ENOTCONN, message)
 
     def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
-        """Read as any SSLSocket, after the check.
+        """Read, after the peer is verified.
 
         Raises:
-            ConnectionResetError: The server has not said a word, and not closed in order either.
+            ConnectionResetError: If the server closed the connection abruptly before it sent data.
         """
         self._ready()
-        if self._heard or self.server_side:
+        if self._has_received or self.server_side:
             return self._read(len, buffer)
-        # ssl takes a reset for an end, and hides that; it is how a client learns of its refusal.
-        hide, self.suppress_ragged_eofs = self.suppress_ragged_eofs, False
+        # By default ssl reports a reset as EOF, but it means that the server rejected the client.
+        suppress, self.suppress_ragged_eofs = self.suppress_ragged_eofs, False
         try:
-            with self._first_word():
-                got = self._read(len, buffer)
+            with self._explain_reset():
+                data = self._read(len, buffer)
         finally:
-            self.suppress_ragged_eofs = hide
-        self._heard = True
-        return got
+            self.suppress_ragged_eofs = suppress
+        self._has_received = True
+        return data
 
     def _read(self, len: int, buffer: "WriteableBuffer | None") -> Any:
         try:
@@ -244,74 +261,77 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
             return b"" if buffer is None else 0
 
     def write(self, data: "ReadableBuffer") -> int:
-        """Write as any SSLSocket, after the check."""
+        """Write, after the peer is verified."""
         self._ready()
-        with self._first_word(), _eof_errors():
+        with self._explain_reset(), _eof_errors():
             return super().write(data)
 
     @contextlib.contextmanager
-    def _first_word(self) -> Iterator[None]:
-        """Say what it may mean that a server breaks off before it has said a word."""
+    def _explain_reset(self) -> Iterator[None]:
+        """Explain an error if the server closed the connection before it sent data."""
         try:
             yield
         except OSError as error:
-            if self._heard or self.server_side or not _broke_off(error):
+            if self._has_received or self.server_side or not _is_closed_by_peer(error):
                 raise
-            text = "the server broke off before it said anything: it may have refused us"
+            text = (
+                "server closed the connection before it sent data; it may have refused the "
+                "client's certificate or evidence"
+            )
             raise ConnectionResetError(errno.ECONNRESET, text) from error
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        """Receive, after the check."""
+        """Receive, after the peer is verified."""
         self._ready()
         return super().recv(buflen, flags)
 
     def recv_into(
         self, buffer: "WriteableBuffer", nbytes: int | None = None, flags: int = 0
     ) -> int:
-        """Receive into a buffer, after the check."""
+        """Receive into a buffer, after the peer is verified."""
         self._ready()
         return super().recv_into(buffer, nbytes, flags)
 
     def recvfrom(self, buflen: int = 1024, flags: int = 0) -> tuple[bytes, Any]:
-        """Refuse, as any SSLSocket."""
+        """Raise ValueError, as any SSLSocket."""
         self._ready()
         return super().recvfrom(buflen, flags)
 
     def recvfrom_into(
         self, buffer: "WriteableBuffer", nbytes: int | None = None, flags: int = 0
     ) -> tuple[int, Any]:
-        """Refuse, as any SSLSocket."""
+        """Raise ValueError, as any SSLSocket."""
         self._ready()
         return super().recvfrom_into(buffer, nbytes, flags)
 
     def send(self, data: "ReadableBuffer", flags: int = 0) -> int:
-        """Send, after the check."""
+        """Send, after the peer is verified."""
         self._ready()
-        with self._first_word(), _eof_errors():
+        with self._explain_reset(), _eof_errors():
             return super().send(data, flags)
 
     def sendall(self, data: "ReadableBuffer", flags: int = 0) -> None:
-        """Send everything, after the check."""
+        """Send all data, after the peer is verified."""
         self._ready()
         super().sendall(data, flags)
 
     def sendto(self, *arguments: Any, **named: Any) -> int:
-        """Refuse, as any SSLSocket."""
+        """Raise ValueError, as any SSLSocket."""
         self._ready()
         return super().sendto(*arguments, **named)
 
     def sendfile(self, *arguments: Any, **named: Any) -> int:
-        """Send a file, after the check."""
+        """Send a file, after the peer is verified."""
         self._ready()
         return super().sendfile(*arguments, **named)
 
     def unwrap(self) -> socket.socket:
-        """End TLS in order; what is sent and received afterwards is plain."""
+        """Close the TLS layer; data sent and received afterwards is plaintext."""
         self._ready()
-        found = super().unwrap()
-        self._plain = True
-        return found
+        plain = super().unwrap()
+        self._is_plain = True
+        return plain
 
     def verify_client_post_handshake(self) -> None:
-        """Refuse: another certificate would take the place of the one that was judged."""
-        raise UsageError("a client's evidence is asked for in the handshake only")
+        """Raise UsageError: another certificate would replace the verified one."""
+        raise UsageError(_NO_LATER_CERTIFICATE, reason="not_applicable")

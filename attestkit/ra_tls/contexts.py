@@ -1,6 +1,6 @@
-"""SSL contexts whose connections judge the other side's evidence before anything is exchanged.
+"""SSL contexts whose connections verify the peer's evidence before data is exchanged.
 
-They are made for blocking sockets, asyncio and uvloop, and what is built on them. A client:
+They work with blocking sockets, asyncio and uvloop, and libraries that use these. A client:
 
 ```python
 context = ra_tls.client_context(verifier)
@@ -9,8 +9,8 @@ with httpx.Client(verify=context) as client:  # or httpx.AsyncClient
     result = ra_tls.peer(response.extensions["network_stream"])
 ```
 
-`issued`, for whoever is asked for evidence, comes from a dstack guest agent, whose certificates
-have evidence only if they are asked to:
+The argument `issued`, the own certificate with evidence, comes from a dstack guest agent, which
+includes evidence only on request:
 
 ```python
 usages = {"usage_ra_tls": True, "usage_server_auth": True, "usage_client_auth": True}
@@ -35,8 +35,8 @@ issued = ra_tls.issue(
 )
 ```
 
-A server under uvicorn; where `Config` takes no `ssl_context_factory` yet, `config.load()` and
-`config.ssl = context` do the same. Its applications find the client in their scope:
+A server with uvicorn; in versions without `ssl_context_factory`, use `config.load()` and
+`config.ssl = context`. Its applications get the client's result in their scope:
 
 ```python
 class Protocol(HttpToolsProtocol):  # or H11Protocol
@@ -55,13 +55,13 @@ context = ra_tls.server_context(verifier, issued=issued, peer_ca=peer_ca)
 uvicorn.Config(app, http=Protocol, ssl_context_factory=lambda *_: context)
 ```
 
-The check runs inside the handshake, in the thread of the event loop: about a millisecond. A
-verifier that fetches collateral lets the loop wait for it, once per kind of platform and as long as
-its cache holds; hand collateral in, or a cache that is filled, where that matters.
+The verification runs in the thread of the event loop and takes about a millisecond. A verifier that
+fetches collateral blocks the loop meanwhile, once per kind of platform until its cache expires; if
+that matters, pass collateral or a filled cache.
 
-What the peer is called is not checked: a TD's agent signs whatever name the app asks for. Who may
-be spoken with is for the verifier's policy, so one that asks for an app id or for measurements;
-the default one accepts every app on a sound platform.
+The peer's name is not verified: a TD's agent certifies any name that the app requests. Restrict the
+accepted apps with the verifier's policy, by app ID or measurements; the default policy accepts
+every app on an up-to-date platform.
 """
 
 import contextlib
@@ -91,32 +91,34 @@ def server_context(
     issued: Issued | None = None,
     peer_ca: str | bytes | None = None,
 ) -> ssl.SSLContext:
-    """Return the context of a server: TLS 1.3, without tickets.
+    """Return a server's context: TLS 1.3, without session tickets.
 
     Args:
-        verifier: Judges the clients' evidence; None takes every client and asks for no certificate.
-        issued: The server's key and certificates, with evidence in the first one. None: those that
-            the caller loads into the context.
-        peer_ca: PEM of the authorities whose clients may come, such as the app's own (the last
-            certificate of GetTlsKey). OpenSSL, and with it Python, asks a client for a certificate
-            only if its authority is known. It checks the chain by the system's clock, and that the
-            certificate allows client authentication or does not say.
+        verifier: Verifies the clients' evidence. None: accept all clients, and do not request a
+            certificate.
+        issued: The server's key and certificates, with evidence in the first one. None: the caller
+            loads them into the context.
+        peer_ca: CA certificates of the accepted clients in PEM, such as that of the app (the last
+            certificate of GetTlsKey). OpenSSL requires them to request a certificate. It verifies
+            the chain with the system clock, and an extended key usage, if present.
 
     Raises:
-        UsageError: There is only one of `verifier` and `peer_ca`; or `issued` is no `Issued`, or
-            its key and certificate do not belong together.
-        FormatError: There is something else than PEM in `peer_ca`.
-        UnsupportedError: The system keeps no files in memory: it is not Linux, or without /proc.
+        UsageError: If only one of `verifier` and `peer_ca` is given, `issued` is not an `Issued`,
+            or its key does not belong to its certificate.
+        FormatError: If `peer_ca` is not PEM.
+        UnsupportedError: If memfd_create or /proc is not available.
     """
     if verifier is not None and peer_ca is None:
         raise UsageError(
-            "a server sees a client's certificate, and so its evidence, only if it knows who "
-            "issued it: hand in peer_ca, the authority of the clients' app in PEM"
+            "peer_ca: missing, and a server requests client certificates of known CAs only; pass "
+            "the CA certificates of the clients in PEM",
+            reason="missing",
         )
     if verifier is None and peer_ca is not None:
-        raise UsageError("peer_ca alone proves no TEE: hand in a verifier for the evidence, too")
+        message = "verifier: missing, and peer_ca alone does not prove a TEE; pass a Verifier"
+        raise UsageError(message, reason="missing")
     context = _context(ssl.PROTOCOL_TLS_SERVER, verifier, issued, peer_ca)
-    context.num_tickets = 0  # in TLS 1.3 OP_NO_TICKET only has them kept here
+    context.num_tickets = 0  # in TLS 1.3, OP_NO_TICKET only makes tickets stateful
     return context
 
 
@@ -126,23 +128,25 @@ def client_context(
     issued: Issued | None = None,
     server_ca: str | bytes | None = None,
 ) -> ssl.SSLContext:
-    """Return the context of a client: TLS 1.3, every server judged by its evidence.
+    """Return a client's context: TLS 1.3, with verification of the server's evidence.
 
     Args:
-        verifier: Judges the servers' evidence.
-        issued: The client's key and certificates, for servers that ask for them. A server sees the
-            certificate, so which app this is, before its own evidence is judged.
-        server_ca: PEM of the authorities that a server's certificate must lead to besides, such as
-            its app's. None: any, for it is the evidence that counts.
+        verifier: Verifies the servers' evidence.
+        issued: The client's key and certificates, for servers that request them. The server
+            receives the certificate, with the app's identity, before its evidence is verified.
+        server_ca: CA certificates in PEM to which the server's chain must also lead, such as that
+            of its app. None: the chain is not verified.
 
     Raises:
-        UsageError: There is no verifier; or `issued` is no `Issued`, or its key and certificate do
-            not belong together.
-        FormatError: There is something else than PEM in `server_ca`.
-        UnsupportedError: The system keeps no files in memory: it is not Linux, or without /proc.
+        UsageError: If `verifier` is not a Verifier, `issued` is not an `Issued`, or its key does
+            not belong to its certificate.
+        FormatError: If `server_ca` is not PEM.
+        UnsupportedError: If memfd_create or /proc is not available.
     """
     if not hasattr(verifier, "verify"):
-        raise UsageError("a client needs a Verifier for its servers")
+        raise UsageError(
+            f"verifier: must be a Verifier, not {type(verifier).__name__}", reason="wrong_type"
+        )
     return _context(ssl.PROTOCOL_TLS_CLIENT, verifier, issued, server_ca)
 
 
@@ -152,27 +156,27 @@ def _context(
     issued: Issued | None,
     authorities: str | bytes | None,
 ) -> ssl.SSLContext:
-    # Not create_default_context, which would log keys where the environment says so.
+    # Not create_default_context, which writes keys to SSLKEYLOGFILE.
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.options |= _OPTIONS
-    # A name in the certificate is the issuer's word, and the agent issues any; see the module.
+    # The agent issues certificates for any name; see the module docstring.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     if authorities is not None:
         context.verify_mode = ssl.CERT_REQUIRED
-        # The app's authority is trusted by itself, whoever is above it.
+        # The app's CA certificate is a trust anchor, even if it is not self-signed.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.load_verify_locations(cadata=_pem(authorities))
     if issued is not None:
         _load(context, issued)
     if verifier is not None:
-        _judge_peers(context, verifier)
+        _verify_peers(context, verifier)
     return context
 
 
-def _judge_peers(context: ssl.SSLContext, verifier: "Verifier") -> None:
-    """Let the context's connections judge: the verifier is theirs, whatever context they get."""
+def _verify_peers(context: ssl.SSLContext, verifier: "Verifier") -> None:
+    """Make the context's connections verify their peers with `verifier`."""
 
     class Socket(AttestedSocket):
         _verifier = verifier
@@ -186,46 +190,53 @@ def _judge_peers(context: ssl.SSLContext, verifier: "Verifier") -> None:
 
 
 def _pem(certificates: str | bytes) -> str:
-    """Return certificates in PEM without what may be written around them."""
+    """Return the certificates in PEM, without text around them."""
     if isinstance(certificates, bytes):
         try:
             certificates = certificates.decode("ascii")
         except UnicodeDecodeError as error:
-            raise FormatError("PEM is ASCII text", offset=error.start) from error
+            message = "PEM: not ASCII"
+            raise FormatError(message, offset=error.start, reason="encoding") from error
     return "".join(map(certificate_pem, split_pem(certificates)))
 
 
 def _load(context: ssl.SSLContext, issued: Issued) -> None:
-    if not isinstance(issued, Issued):  # never shown, for it may be a key
+    if not isinstance(issued, Issued):  # the text omits the value, which may be a key
         raise UsageError(
-            f"issued is a ra_tls.Issued, not {type(issued).__name__}; make one with "
-            "ra_tls.issue, or Issued.from_agent_response"
+            f"issued: must be a ra_tls.Issued, not {type(issued).__name__}; use ra_tls.issue or "
+            "Issued.from_agent_response",
+            reason="wrong_type",
         )
-    unfit = UsageError("key and certificates in issued are not PEM, or do not belong together")
+    invalid = UsageError(
+        "issued: key and certificates are not PEM, or the key does not belong to the certificate",
+        reason="invalid_key",
+    )
     try:
         content = "".join((issued.key_pem, *issued.certificate_chain)).encode()
     except (TypeError, UnicodeError):
-        raise unfit from None  # the cause may hold the key
+        raise invalid from None  # the cause may contain the key
     with _file_in_memory(content) as path:
         try:
             context.load_cert_chain(path, password="")
         except OSError as error:
-            raise unfit from error
+            raise invalid from error
 
 
 @contextlib.contextmanager
 def _file_in_memory(content: bytes) -> Iterator[str]:
-    """Yield the path of an unnamed file in memory: ssl loads keys from files only.
+    """Yield the path of an anonymous file in memory, because ssl loads keys from files only.
 
-    So no disk ever has the key, and no cleaning up can be missed.
+    The key is not written to disk, and the file is removed in any case.
     """
     try:
         descriptor = os.memfd_create("attestkit-tls-key", os.MFD_CLOEXEC)
     except (AttributeError, OSError) as error:
-        raise UnsupportedError("a key is loaded through memfd_create, which is not here") from error
+        message = "TLS key: memfd_create, which loading it requires, is not available"
+        raise UnsupportedError(message, reason="feature") from error
     with os.fdopen(descriptor, "wb", buffering=0) as file:
         file.write(content)
         path = f"/proc/self/fd/{descriptor}"
         if not Path(path).exists():
-            raise UnsupportedError("a key is loaded through /proc/self/fd, which is not here")
+            message = "TLS key: /proc/self/fd, which loading it requires, is not available"
+            raise UnsupportedError(message, reason="feature")
         yield path

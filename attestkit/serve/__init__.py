@@ -1,7 +1,7 @@
-"""The dstack guest agent API on unix sockets and TCP, over an Attester.
+"""HTTP server of the dstack guest agent API, on unix sockets and TCP, over an Attester.
 
-`python -m attestkit.serve` is the program; `serve()` is the same for programs that bring their own
-Attester. HTTP is a coat: everything below works without this package.
+`python -m attestkit.serve` is the program; `serve()` does the same for a program that has its own
+Attester. No other part of attestkit needs this package.
 """
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attestkit.serve.endpoints import Places, Ready
+from attestkit.serve.endpoints import BoundAddresses, ListenAddresses
 from attestkit.serve.machine_info import DATA_DISKS
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.dstack.app_compose import AppCompose
     from attestkit.keys import AppKeys
-    from attestkit.serve.app_factory import Wired
+    from attestkit.serve.app_factory import BoundServer
     from attestkit.serve.config.limits import Limits
     from attestkit.serve.counters import Stats
     from attestkit.serve.server_log.access_log import AccessLog
@@ -30,11 +30,11 @@ __all__ = ["serve"]
 
 def serve(
     attester: "Attester | None",
-    places: Places,
+    addresses: ListenAddresses,
     *,
-    on_ready: Callable[[Ready], None] = lambda _: None,
+    on_ready: Callable[[BoundAddresses], None] = lambda _: None,
     on_stop: Callable[[], None] = lambda: None,
-    background: "Sequence[Callable[[Ready], Coroutine[Any, Any, None]]]" = (),
+    background: "Sequence[Callable[[BoundAddresses], Coroutine[Any, Any, None]]]" = (),
     handed_over: "Mapping[str, socket] | None" = None,
     app_compose: "AppCompose | None" = None,
     app_keys: "AppKeys | None" = None,
@@ -48,46 +48,46 @@ def serve(
     ear_key: "EarKey | None" = None,
     stats: "Stats | None" = None,
 ) -> int:
-    """Serve the guest agent API, or the verifier service, or both, until a signal says to stop.
+    """Serve the guest agent API, the verifier service, or both, until a signal arrives.
 
-    SIGTERM, SIGINT and SIGHUP stop it in good order: nobody is let in any more, whoever is in gets
-    an answer. A second SIGTERM or SIGINT ends the process at once.
+    SIGTERM, SIGINT and SIGHUP shut down gracefully: no new connections, and a response to every
+    pending request. A second SIGTERM or SIGINT ends the process at once.
 
     Args:
-        attester: Makes the evidence; it stays open. None: only `places.verifier` is served.
-        places: Where to listen. `dev_http` needs a simulated TEE and a loopback address, `pccs` the
-            simulator.
-        on_ready: Called once, when every listener accepts.
-        on_stop: Called once, when the server begins to stop.
-        background: Coroutines that run beside the listeners until then.
-        handed_over: Sockets that listen already, by the name of their listener; they are taken in
-            place of what `places` says, keep their path and mode, and are closed.
-        app_compose: What the app was deployed from; default what `attester` knows.
-        app_keys: The app's keys; default those that `attester` has; without any the key methods say
-            so.
-        vm_config: JSON text that is given back unchanged; default what `attester` knows.
-        verifier: Judges what comes to `places.verifier`, by its policy too.
-        ident: What the Server header says, in printable ASCII; default our name. With a simulator
-            it says so in any case.
-        data_disks: Mount points of the file systems that the figures tell about.
-        limits: How much, how many, how long; of every listener.
-        access_log: Takes every request; what it holds back is written at the end.
-        docker: Where the container engine is; default `unix:///var/run/docker.sock`.
-        ear_key: Signs the verifier service's verdicts for who asks for that; None: nobody gets one.
-        stats: Counts all of it, for who wants to look.
+        attester: Produces the evidence; it stays open. None serves only `addresses.verifier`.
+        addresses: Where to listen. `dev_http` needs a simulated TEE and a loopback address, `pccs`
+            the simulator.
+        on_ready: Called once, when all listeners accept connections.
+        on_stop: Called once, when shutdown begins.
+        background: Coroutine functions that run beside the listeners until shutdown.
+        handed_over: Listening sockets by the name of their listener. They replace what `addresses`
+            says, keep their path and mode, and are closed at the end.
+        app_compose: The app's compose file; default the attester's.
+        app_keys: The app's keys; default the attester's. Without keys, key methods fail.
+        vm_config: JSON text that is returned unchanged; default the attester's.
+        verifier: Verifies the requests to `addresses.verifier`, including by its policy.
+        ident: Server header, printable ASCII; default attestkit's name. It always names a
+            simulator as such.
+        data_disks: Mount points of the file systems in the system information.
+        limits: Limits of every listener.
+        access_log: Records every request; flushed at the end.
+        docker: Address of the container engine; default `unix:///var/run/docker.sock`.
+        ear_key: Signs attestation results on request; None: no signed results.
+        stats: Counters to update.
 
     Returns:
-        How many connections were cut off, because their requests outlasted `Limits.drain_seconds`.
-        Where there are any the device, or its thread, may still be at work, and is not waited for.
+        The number of connections closed because their requests exceeded `Limits.drain_seconds`.
+        If it is not 0, the device or its thread may still be busy; the server does not wait for it.
 
     Raises:
-        UsageError: A place cannot be, there is none, or nobody says what the app is.
-        BackendBusyError: Somebody else listens at one of the places.
-        ConfigError: A socket cannot be made, a file of the host or the engine's address is wrong.
+        UsageError: If an address is invalid, all listeners are off, or the app is unknown.
+        BackendBusyError: If another process listens on an address.
+        ConfigError: If a socket cannot be created, or a host file or the engine's address is
+            invalid.
     """
-    from attestkit.serve.app_factory import Options, wire
+    from attestkit.serve.app_factory import ServerOptions, build_server
 
-    options = Options(
+    options = ServerOptions(
         handed_over or {},
         app_compose,
         app_keys,
@@ -102,27 +102,29 @@ def serve(
         stats,
     )
     with ExitStack() as stack:
-        return _run(wire(attester, places, options, stack), stack, on_ready, on_stop, background)
+        return _run(
+            build_server(attester, addresses, options, stack), stack, on_ready, on_stop, background
+        )
 
 
 def _run(
-    wired: "Wired",
+    bound: "BoundServer",
     stack: ExitStack,
-    on_ready: Callable[[Ready], None],
+    on_ready: Callable[[BoundAddresses], None],
     on_stop: Callable[[], None],
-    background: "Sequence[Callable[[Ready], Coroutine[Any, Any, None]]]",
+    background: "Sequence[Callable[[BoundAddresses], Coroutine[Any, Any, None]]]",
 ) -> int:
-    """Serve until a signal; return how many connections were cut off."""
-    from attestkit.serve.http import server  # uvicorn: for those who serve, not for all who import
+    """Serve until a signal; return the number of connections that were closed early."""
+    from attestkit.serve.http import server  # lazy: imports uvicorn
 
     def stop() -> None:
-        wired.unlink()
+        bound.unlink()
         on_stop()
 
-    ready = wired.ready
-    works = [partial(work, ready) for work in background]
-    cut_off = server.run(wired.listeners, lambda: on_ready(ready), stop, works)
+    ready = bound.ready
+    tasks = [partial(task, ready) for task in background]
+    cut_off = server.run(bound.listeners, lambda: on_ready(ready), stop, tasks)
     if cut_off:
-        wired.flush()
-        stack.pop_all()  # what their requests wait for may take for ever
+        bound.flush()
+        stack.pop_all()  # do not wait for a device that may never answer
     return cut_off

@@ -1,4 +1,4 @@
-"""Everything that a server is made of, wired: applications, and the sockets that lead to them."""
+"""Assembly of a server: applications of the listeners, and their bound sockets."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from attestkit.errors import UnsupportedError, UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
-from attestkit.serve.endpoints import Places, Ready
+from attestkit.serve.endpoints import BoundAddresses, ListenAddresses
 from attestkit.serve.http.request_checks import is_loopback
 from attestkit.serve.machine_info import DATA_DISKS
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from attestkit.verifier.ear.result_token import EarKey
     from attestkit.verifier.pipeline import Verifier
 
-__all__ = ["Options", "Wired", "wire"]
+__all__ = ["BoundServer", "ServerOptions", "build_server"]
 
 
-class Options(NamedTuple):
-    """What `serve()` takes besides the attester, the places and those who are told."""
+class ServerOptions(NamedTuple):
+    """Options of `serve()` other than attester, addresses and callbacks."""
 
     handed_over: "Mapping[str, socket]" = MappingProxyType({})
     app_compose: "AppCompose | None" = None
@@ -47,33 +47,39 @@ class Options(NamedTuple):
     stats: Stats | None = None
 
 
-class Wired(NamedTuple):
+class BoundServer(NamedTuple):
     """Listeners that are bound and not served yet."""
 
-    ready: Ready
+    ready: BoundAddresses
     listeners: "list[Listener]"
     paths: "list[UnixListener]"
     access_log: "AccessLog | None"
 
     def unlink(self) -> None:
-        """Remove our paths, for nobody is to find a door that is about to close."""
+        """Remove the paths of the unix sockets, so that new clients fail at once."""
         for path in self.paths:
             path.unlink()
 
     def flush(self) -> None:
-        """Write what the access log holds back."""
+        """Write the pending lines of the access log."""
         _flush(self.access_log)
 
 
-def wire(attester: "Attester | None", places: Places, options: Options, stack: ExitStack) -> Wired:
-    """Make the applications and bind the sockets; all of it ends with `stack`.
+def build_server(
+    attester: "Attester | None",
+    addresses: ListenAddresses,
+    options: ServerOptions,
+    stack: ExitStack,
+) -> BoundServer:
+    """Create the applications and bind the sockets; all are closed with `stack`.
 
     Raises:
-        UsageError: A place cannot be, there is none, or nobody says what the app is.
-        BackendBusyError: Somebody else listens at one of the places.
-        ConfigError: A socket cannot be made, a file of the host or the engine's address is wrong.
+        UsageError: If an address is invalid, all listeners are off, or the app is unknown.
+        BackendBusyError: If another process listens on an address.
+        ConfigError: If a socket cannot be created, or a host file or the engine's address is
+            invalid.
     """
-    _refuse_what_cannot_be(attester, places, options.verifier)
+    _check_arguments(attester, addresses, options.verifier)
     stats, limits = options.stats or Stats(), options.limits or Limits()
     access_log = options.access_log
     stack.callback(_flush, access_log)
@@ -84,12 +90,12 @@ def wire(attester: "Attester | None", places: Places, options: Options, stack: E
     if attester is not None:
         guest = _guest(attester, options, stats, limits)
         stack.callback(guest.close)
-    bound = _listen(places, options.handed_over, stack)
+    bound = _listen(addresses, options.handed_over, stack)
     if "verifier_metrics" in bound.sockets:
         apps["verifier_metrics"] = _metrics_app(stats, bound.sockets["verifier_metrics"])
     if guest is not None:
-        apps.update(_agent_apps(guest, places, bound.sockets.get("http")))
-    from attestkit.serve.http.server import Listener  # uvicorn: for those who serve, and late
+        apps.update(_agent_apps(guest, addresses, bound.sockets.get("http")))
+    from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
 
     listeners = [
         Listener(
@@ -103,7 +109,7 @@ def wire(attester: "Attester | None", places: Places, options: Options, stack: E
         )
         for name, sock in bound.sockets.items()
     ]
-    return Wired(Ready(bound.where), listeners, bound.paths, access_log)
+    return BoundServer(BoundAddresses(bound.bound_addresses), listeners, bound.paths, access_log)
 
 
 def _flush(access_log: "AccessLog | None") -> None:
@@ -111,23 +117,34 @@ def _flush(access_log: "AccessLog | None") -> None:
         access_log.flush(patience=1.0)
 
 
-def _refuse_what_cannot_be(
-    attester: "Attester | None", places: Places, verifier: "Verifier | None"
+def _check_arguments(
+    attester: "Attester | None", addresses: ListenAddresses, verifier: "Verifier | None"
 ) -> None:
-    agent = places.dstack or places.tappd or places.http or places.dev_http or places.pccs
-    if not (agent or places.verifier):
-        raise UsageError("every listener is off: there is nothing to serve")
+    agent = (
+        addresses.dstack
+        or addresses.tappd
+        or addresses.http
+        or addresses.dev_http
+        or addresses.pccs
+    )
+    if not (agent or addresses.verifier):
+        raise UsageError("listeners: all are off; turn one on", reason="missing")
     if agent and attester is None:
-        raise UsageError("an agent's listeners need an attester")
-    if places.verifier and verifier is None:
-        raise UsageError("the verifier service needs a Verifier")
-    if places.verifier_metrics and not places.verifier:
-        raise UsageError("the metrics of a verifier need the verifier service")
-    if places.dev_http and not (attester and attester.simulated):
-        raise UsageError("keys are given out over TCP by the simulator only")
+        raise UsageError("listeners of an agent: an attester is missing", reason="missing")
+    if addresses.verifier and verifier is None:
+        raise UsageError("verifier service: a Verifier is missing", reason="missing")
+    if addresses.verifier_metrics and not addresses.verifier:
+        raise UsageError(
+            "verifier_metrics: only with the verifier service; turn it on", reason="conflict"
+        )
+    if addresses.dev_http and not (attester and attester.simulated):
+        raise UsageError(
+            "dev_http: for the simulator only, because it serves keys over TCP",
+            reason="not_applicable",
+        )
 
 
-def _guest(attester: "Attester", options: Options, stats: Stats, limits: Limits) -> "Guest":
+def _guest(attester: "Attester", options: ServerOptions, stats: Stats, limits: Limits) -> "Guest":
     import os
     import time
 
@@ -138,21 +155,20 @@ def _guest(attester: "Attester", options: Options, stats: Stats, limits: Limits)
         app_compose = options.app_compose or attester.app_compose
     except UnsupportedError as error:
         raise UsageError(
-            f"a server must know its app, by an app-compose file: {error}; "
-            "--app-compose FILE names one"
+            f"app-compose file: missing: {error}; give --app-compose FILE", reason="missing"
         ) from error
     app_keys, ident = options.app_keys, options.ident
     if app_keys is None and attester.host is not None:
-        with suppress(UnsupportedError):  # the methods that need them say so
+        with suppress(UnsupportedError):  # key methods fail with an explanation
             app_keys = attester.host.app_keys
     return Guest(
         attester,
         app_compose=app_compose,
         app_keys=app_keys,
         vm_config=attester.vm_config if options.vm_config is None else options.vm_config,
-        now=time.time,  # noqa: TID251 - here the clock is handed in
+        now=time.time,  # noqa: TID251 - the clock is injected here
         random=os.urandom,
-        release=None if ident is None else Release(ident=_honest(ident, attester)),
+        release=None if ident is None else Release(ident=_mark_simulator(ident, attester)),
         data_disks=options.data_disks,
         stats=stats,
         limits=limits,
@@ -160,62 +176,66 @@ def _guest(attester: "Attester", options: Options, stats: Stats, limits: Limits)
     )
 
 
-def _honest(ident: str, attester: "Attester") -> str:
-    """Return the name for the Server header, with the word that a simulator is never without."""
+def _mark_simulator(ident: str, attester: "Attester") -> str:
+    """Return the Server header, with the word simulator if it is one."""
     if not attester.simulated or "simulator" in ident.lower():
         return ident
     return f"{ident} (attestkit simulator)"
 
 
-class _Bound(NamedTuple):
-    """What listens."""
+class _BoundSockets(NamedTuple):
+    """Bound sockets and their addresses."""
 
     sockets: "dict[str, socket]"  # by the name of the listener
-    where: dict[str, Path | str]
+    bound_addresses: dict[str, Path | str]
     paths: "list[UnixListener]"
 
 
-def _listen(places: Places, handed_over: "Mapping[str, socket]", stack: ExitStack) -> _Bound:
-    """Bind what was not handed over; what is bound is closed, and removed, with `stack`."""
+def _listen(
+    addresses: ListenAddresses, handed_over: "Mapping[str, socket]", stack: ExitStack
+) -> _BoundSockets:
+    """Bind the listeners without an inherited socket; all are closed with `stack`."""
     from attestkit.serve.config.option_values import Address
     from attestkit.serve.http.sockets import UnixListener, bind_tcp
 
     sockets = {}
     paths = []
-    where: dict[str, Path | str] = {}
-    doors = (("dstack", places.dstack), ("tappd", places.tappd), ("http", places.http))
-    for name, path in doors:
+    bound_addresses: dict[str, Path | str] = {}
+    unix = (("dstack", addresses.dstack), ("tappd", addresses.tappd), ("http", addresses.http))
+    for name, path in unix:
         if name in handed_over and name != "http":
             sockets[name] = stack.enter_context(handed_over[name])
-            where[name] = Path(sockets[name].getsockname())
+            bound_addresses[name] = Path(sockets[name].getsockname())
         elif isinstance(path, Path) and name not in handed_over:
-            listener = UnixListener(path.absolute(), places.socket_mode, places.socket_group)
+            listener = UnixListener(path.absolute(), addresses.socket_mode, addresses.socket_group)
             stack.callback(listener.close)
             paths.append(listener)
-            sockets[name], where[name] = listener.socket, listener.path
-    addresses = (
-        ("http", places.http),
-        ("dev_http", places.dev_http),
-        ("verifier", places.verifier),
-        ("pccs", places.pccs),
-        ("verifier_metrics", places.verifier_metrics),
+            sockets[name], bound_addresses[name] = listener.socket, listener.path
+    tcp = (
+        ("http", addresses.http),
+        ("dev_http", addresses.dev_http),
+        ("verifier", addresses.verifier),
+        ("pccs", addresses.pccs),
+        ("verifier_metrics", addresses.verifier_metrics),
     )
-    for name, address in addresses:
-        taken = handed_over.get(name)
-        if taken is None and address is not None and not isinstance(address, Path):
-            taken = bind_tcp(f"--{name.replace('_', '-')}", Address(*address))
-        if taken is not None:
-            sockets[name] = stack.enter_context(taken)
-            where[name] = f"http://{Address(*taken.getsockname()[:2])}"
-    return _Bound(sockets, where, paths)
+    for name, address in tcp:
+        sock = handed_over.get(name)
+        if sock is None and address is not None and not isinstance(address, Path):
+            sock = bind_tcp(f"--{name.replace('_', '-')}", Address(*address))
+        if sock is not None:
+            sockets[name] = stack.enter_context(sock)
+            bound_addresses[name] = f"http://{Address(*sock.getsockname()[:2])}"
+    return _BoundSockets(sockets, bound_addresses, paths)
 
 
-def _agent_apps(guest: "Guest", places: Places, pages: "socket | None") -> "dict[str, App]":
+def _agent_apps(
+    guest: "Guest", addresses: ListenAddresses, pages: "socket | None"
+) -> "dict[str, App]":
     from attestkit.serve import listener_apps
 
-    # On hardware a proxy may stand before it that hands any name on, and what it shows is public.
+    # On hardware, a proxy may forward any Host, and the external listener is public anyway.
     only_local = guest.attester.simulated and pages is not None and is_loopback(pages)
-    of_simulator = {"pccs": listener_apps.collateral_app(guest)} if places.pccs else {}
+    of_simulator = {"pccs": listener_apps.collateral_app(guest)} if addresses.pccs else {}
     return {
         **of_simulator,
         "dstack": listener_apps.dstack_app(guest),
@@ -238,7 +258,7 @@ def _verifier_app(
     limits: Limits,
     stack: ExitStack,
 ) -> "App":
-    """Return the verifier service; its threads end with `stack`."""
+    """Return the application of the verifier service; its threads end with `stack`."""
     from concurrent.futures import ThreadPoolExecutor
 
     from attestkit.serve.verifier_service.app import FETCHERS, WORKERS, VerifierApp

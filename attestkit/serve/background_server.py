@@ -1,9 +1,9 @@
-"""A server in a thread of a program that has its own things to do: its tests, say.
+"""Server in a thread of another program, such as a test.
 
-    with Served(attester, Places(dstack=folder / "dstack.sock")) as ready:
-        client = DstackClient(str(ready.places["dstack"]))
+    with BackgroundServer(attester, ListenAddresses(dstack=folder / "dstack.sock")) as ready:
+        client = DstackClient(str(ready.addresses["dstack"]))
 
-It shares the attester with the program: what one emits, the other has in its quotes.
+It shares the attester with the program: events that one emits are in the other's quotes.
 """
 
 import asyncio
@@ -15,30 +15,30 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 from attestkit.errors import UsageError
-from attestkit.serve.app_factory import Options, Wired, wire
+from attestkit.serve.app_factory import BoundServer, ServerOptions, build_server
 from attestkit.serve.config.limits import Limits
-from attestkit.serve.endpoints import Places, Ready
+from attestkit.serve.endpoints import BoundAddresses, ListenAddresses
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from attestkit.attester import Attester
 
-__all__ = ["LoopThread", "Served"]
+__all__ = ["BackgroundServer", "EventLoopThread"]
 
 T = TypeVar("T")
 
 _AT_ONCE: Final = Limits(drain_seconds=0)
-_SERVER: Final = "attestkit-server"  # the name of a task that serves
-_CANCELS: Final = 3  # of a task that goes on when it is cancelled
-_CANCEL_SECONDS: Final = 1.0  # for it to end, each time
+_SERVER: Final = "attestkit-server"  # name of a task that serves
+_CANCELS: Final = 3  # attempts for a task that suppresses its cancellation
+_CANCEL_SECONDS: Final = 1.0  # time for each attempt
 
 
 @final
-class LoopThread:
-    """An event loop in a thread of its own, for any number of servers one after or beside another.
+class EventLoopThread:
+    """A thread with an event loop for any number of servers; a context manager.
 
-    The thread begins with the first work that it is given. A context manager.
+    The thread starts with the first coroutine.
     """
 
     def __init__(self) -> None:
@@ -49,12 +49,12 @@ class LoopThread:
         self._closed = False
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return what the coroutine returns that `work` makes; other threads than this one's ask.
+        """Run the coroutine that `work` returns, from another thread; return its result.
 
-        Whoever is interrupted while waiting cancels it.
+        An exception while waiting, such as KeyboardInterrupt, cancels the coroutine.
 
         Raises:
-            UsageError: The thread has ended, or this process is a fork of the one that has it.
+            UsageError: If the thread is closed, or belongs to the parent process of a fork.
         """
         loop = self._running()
         future: Future[T] = asyncio.run_coroutine_threadsafe(work(), loop)
@@ -66,15 +66,18 @@ class LoopThread:
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._process != os.getpid():
-            raise UsageError("a server does not survive a fork: begin another in this process")
+            raise UsageError(
+                "server thread: started in another process; start a new one after a fork",
+                reason="wrong_process",
+            )
         with self._lock:
             if self._closed:
-                raise UsageError("this thread for servers has ended")
+                raise UsageError("server thread: closed", reason="closed")
             if self._loop is None:
-                import uvloop  # late: with the first server
+                import uvloop  # lazy: with the first server
 
                 self._loop = uvloop.new_event_loop()
-                # A daemon: a program that forgets to end it ends all the same.
+                # A daemon thread, so that a forgotten close() does not block the exit.
                 self._thread = threading.Thread(
                     target=_run_loop, args=(self._loop,), name="attestkit-serve", daemon=True
                 )
@@ -82,11 +85,10 @@ class LoopThread:
             return self._loop
 
     def close(self) -> None:
-        """End the thread, and whatever is still at work there.
+        """Stop the thread and everything that runs in it.
 
-        A server whose block has not ended has as long as at its end, `Limits.drain_seconds`; all
-        else has three seconds.
-        A second call does nothing, nor does one in a fork, which has no such thread.
+        A server whose block has not ended has `Limits.drain_seconds`; other tasks have three
+        seconds. A second call does nothing, nor does a call in a fork.
         """
         if self._process != os.getpid():
             return
@@ -99,7 +101,7 @@ class LoopThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
         thread.join()
 
-    def __enter__(self) -> "LoopThread":
+    def __enter__(self) -> "EventLoopThread":
         return self
 
     def __exit__(
@@ -112,7 +114,7 @@ class LoopThread:
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Run until stopped, then end what is left, as `asyncio.run` does but within a bound."""
+    """Run the event loop until it is stopped, then end all tasks within a time limit."""
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()
@@ -125,11 +127,11 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 async def _end_all() -> None:
-    """Stop the servers as the end of their blocks does, then cancel what else there is.
+    """Stop the servers gracefully, then cancel the other tasks.
 
-    In this order: a request that is cancelled while its connection stands is for uvicorn one that
-    failed, which it answers, and with a client that takes nothing that waits for `write_seconds`.
-    What lives on when it is cancelled is cancelled again, and at last left behind.
+    In this order, because uvicorn takes a request that is cancelled on an open connection for a
+    failure, and sends a response, which can take `write_seconds` if the client does not read.
+    A task that survives three cancellations is abandoned.
     """
     servers = [task for task in asyncio.all_tasks() if task.get_name() == _SERVER]
     for server in servers:
@@ -146,47 +148,47 @@ async def _end_all() -> None:
         )
 
 
-class Served:
-    """The guest agent API of an attester, served in a thread until the block ends.
+class BackgroundServer:
+    """Context manager that serves an attester's guest agent API in a thread.
 
     Args:
-        attester: Makes the evidence; it stays open, and the program may go on using it.
-        places: As for `attestkit.serve.serve`.
-        options: The rest of what `serve` takes. By default connections are cut off at the end of
-            the block; `Limits.drain_seconds` lets requests in flight have that long.
-        thread: Where its event loop is; None: a thread that begins and ends with the block.
+        attester: Produces the evidence; it stays open, and the program may use it.
+        addresses: As for `attestkit.serve.serve`.
+        options: Other options of `serve`. By default connections are closed at once at the end of
+            the block; `Limits.drain_seconds` gives pending requests time.
+        thread: Thread with the event loop; None: a thread for this block.
     """
 
     def __init__(
         self,
         attester: "Attester",
-        places: Places,
-        options: Options | None = None,
+        addresses: ListenAddresses,
+        options: ServerOptions | None = None,
         *,
-        thread: LoopThread | None = None,
+        thread: EventLoopThread | None = None,
     ) -> None:
         self._attester = attester
-        self._places = places
-        self._options = options or Options(limits=_AT_ONCE)
+        self._addresses = addresses
+        self._options = options or ServerOptions(limits=_AT_ONCE)
         self._thread = thread
         self._process = os.getpid()
         self._stack = ExitStack()
 
-    def __enter__(self) -> Ready:
-        """Return once every listener accepts.
+    def __enter__(self) -> BoundAddresses:
+        """Return when all listeners accept connections.
 
         Raises:
-            UsageError: A place cannot be, there is none, or nobody says what the app is.
-            BackendBusyError: Somebody else listens at one of the places.
-            ConfigError: A socket cannot be made.
+            UsageError: If an address is invalid, all listeners are off, or the app is unknown.
+            BackendBusyError: If another process listens on an address.
+            ConfigError: If a socket cannot be created.
         """
         with ExitStack() as stack:
-            thread = self._thread or stack.enter_context(LoopThread())
-            wired = wire(self._attester, self._places, self._options, stack)
-            task = thread.run(lambda: _begin(wired))
+            thread = self._thread or stack.enter_context(EventLoopThread())
+            bound = build_server(self._attester, self._addresses, self._options, stack)
+            task = thread.run(lambda: _begin(bound))
             stack.callback(thread.run, lambda: _end(task))
             self._process, self._stack = os.getpid(), stack.pop_all()
-        return wired.ready
+        return bound.ready
 
     def __exit__(
         self,
@@ -194,31 +196,29 @@ class Served:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._process == os.getpid():  # else it is a fork, and the server its parent's
+        if self._process == os.getpid():  # else a fork: the server belongs to the parent
             self._stack.close()
 
 
-async def _begin(wired: Wired) -> "asyncio.Task[int]":
-    """Return the task that serves, when all listeners accept."""
-    from attestkit.serve.http import (
-        server as listeners,  # uvicorn: for those who serve, not all who import
-    )
+async def _begin(bound: BoundServer) -> "asyncio.Task[int]":
+    """Start the servers; return their task when all listeners accept connections."""
+    from attestkit.serve.http import server as listeners  # lazy: imports uvicorn
 
     ready = asyncio.get_running_loop().create_future()
-    serving = listeners.run_in_loop(wired.listeners, lambda: ready.set_result(None), wired.unlink)
+    serving = listeners.run_in_loop(bound.listeners, lambda: ready.set_result(None), bound.unlink)
     task = asyncio.create_task(serving, name=_SERVER)
     try:
         await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
-    except asyncio.CancelledError:  # whoever waits for it was interrupted
+    except asyncio.CancelledError:  # of an interrupted run()
         await _end(task)
         raise
     if not ready.done():
         ready.cancel()
-        task.result()  # raises what kept it from starting
+        task.result()  # raises the error of the startup
     return task
 
 
 async def _end(task: "asyncio.Task[int]") -> None:
-    task.cancel()  # which stops it in good order
+    task.cancel()  # shuts down gracefully
     with suppress(asyncio.CancelledError):
         await task

@@ -1,7 +1,7 @@
-"""What the server counts while it works; `/metrics` shows it.
+"""Counters of the server, which the metrics export.
 
-Plain numbers in dictionaries: a request costs one microsecond here, and who never asks for the
-metrics never loads the library that writes them.
+They are plain numbers in dictionaries: counting a request takes a microsecond, and
+prometheus-client is only loaded for a scrape.
 """
 
 from bisect import bisect_left
@@ -20,18 +20,18 @@ BOUNDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
-"""Upper bounds of the latency buckets in seconds; one more bucket has what took longer."""
+"""Upper bounds of the latency buckets in seconds; one more bucket is for the rest."""
 
 OTHER: Final = "other"
-"""The method of requests that lead to none, so that strangers cannot invent names."""
+"""Method of requests to unknown paths, so that clients cannot create metric labels."""
 
 
 class Latency:
-    """How long the requests of one method took.
+    """Histogram of the durations of one method's requests.
 
     Attributes:
-        buckets: Requests by duration, one more than BOUNDS; each counted once.
-        seconds: The sum of all.
+        buckets: Number of requests by duration (not cumulative), one more than BOUNDS.
+        seconds: Sum of the durations.
     """
 
     __slots__ = ("buckets", "seconds")
@@ -42,13 +42,13 @@ class Latency:
 
 
 class Traffic:
-    """What one listener has seen.
+    """Counters of one listener.
 
     Attributes:
-        requests: How many, by method and status.
-        latencies: How long they took, by method; a stream counts until its first piece.
-        refusals: What the listener refused before it was a request, by status.
-        connections: How many are open.
+        requests: Number of requests by method and status.
+        latencies: Durations by method; of a stream until its first piece.
+        refusals: Errors of the listener before a request was parsed, by status.
+        connections: Number of open connections.
     """
 
     __slots__ = ("connections", "latencies", "refusals", "requests")
@@ -70,14 +70,14 @@ class Traffic:
 
 
 class Stats:
-    """What all listeners have seen, and the device behind them.
+    """Counters of all listeners and of the device.
 
     Attributes:
-        traffic: By the name of the listener: dstack, tappd, http, dev_http, verifier, pccs.
-        quotes: How many the platform has given.
-        device_errors: How many it has refused or failed, by the name of the error's class.
-        streams: How many streams of container logs are open.
-        verdicts: Of the verifier service: "accepted", "refused" or "failed", and the step.
+        traffic: By name of the listener: dstack, tappd, http, dev_http, verifier, pccs.
+        quotes: Number of quotes and other evidence.
+        device_errors: Number of failures by name of the error class.
+        streams: Number of open streams of container logs.
+        verdicts: Results of the verifier service: "accepted", "refused" or "failed", and the step.
     """
 
     __slots__ = ("device_errors", "quotes", "streams", "traffic", "verdicts")
@@ -90,17 +90,17 @@ class Stats:
         self.verdicts: Counter[tuple[str, str]] = Counter()
 
     def of(self, listener: str) -> Traffic:
-        """Return what the listener of that name has seen."""
+        """Return the counters of a listener."""
         return self.traffic.setdefault(listener, Traffic())
 
 
-# What listeners have counted, as families of metrics: of an agent, and of a verifier service.
+# Prometheus metric families of the request counters of an agent or a verifier service.
 
 CONTENT_TYPE: Final = b"text/plain; charset=utf-8"
 
 
 def traffic_families(stats: Stats) -> "Iterator[Metric]":
-    """Yield the families of requests and of verdicts; the latter where a verifier has given any."""
+    """Yield the families of requests and, if there are any, of verification results."""
     yield from _requests(stats)
     yield _durations(stats)
     if stats.verdicts:
@@ -108,7 +108,7 @@ def traffic_families(stats: Stats) -> "Iterator[Metric]":
 
 
 def _requests(stats: Stats) -> "Iterator[Metric]":
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # late: who collects
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # lazy
 
     requests = CounterMetricFamily(
         "attestkit_requests", "Requests answered", labels=("listener", "method", "status")
@@ -135,7 +135,7 @@ def _durations(stats: Stats) -> "Metric":
 
     durations = HistogramMetricFamily(
         "attestkit_request_duration_seconds",
-        "Seconds from a request's headers to its answer, of a stream to its first piece",
+        "Seconds from a request's headers to its response, of a stream to its first piece",
         labels=("listener", "method"),
     )
     bounds = [*map(str, BOUNDS), "+Inf"]
@@ -151,7 +151,7 @@ def _verdicts(stats: Stats) -> "Metric":
 
     verdicts = CounterMetricFamily(
         "attestkit_verdicts",
-        "Evidence judged; step is where it was refused, or where judging failed",
+        "Evidence verified; step is the step that refused it, or in which verification failed",
         labels=("verdict", "step"),
     )
     for (verdict, step), count in sorted(stats.verdicts.items()):

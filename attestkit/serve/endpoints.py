@@ -1,16 +1,17 @@
-"""Where a server listens, and what it says once it does."""
+"""Addresses of the listeners: as configured, and as bound, for the ready message."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Places", "Ready"]
+__all__ = ["BoundAddresses", "ListenAddresses"]
 
 
-class Places(NamedTuple):
-    """Where to listen; None is not at all. TCP places are (host, port), port 0 is any free one.
+class ListenAddresses(NamedTuple):
+    """Addresses to listen on, by listener; None turns the listener off.
 
-    Only `http` may be a unix socket instead, with the mode and group of the others.
+    A TCP address is (host, port), and port 0 selects a free one. `http` may be the path of a unix
+    socket; `socket_mode` and `socket_group` apply to all unix sockets.
     """
 
     dstack: Path | None = None
@@ -24,22 +25,22 @@ class Places(NamedTuple):
     verifier_metrics: tuple[str, int] | None = None
 
 
-class Ready:
-    """What listens; printed, it is the line that says so to a program that waits for it.
+class BoundAddresses:
+    """Addresses that the server listens on; `str()` gives the ready line.
 
     Attributes:
-        places: The path, or the URL with the real port, of each listener that is on, by its name:
-            dstack, tappd, http, dev_http, verifier, pccs, verifier_metrics.
+        addresses: For each listener that is on, by name (dstack, tappd, http, dev_http, verifier,
+            pccs, verifier_metrics): the path of its socket, or its URL with the actual port.
     """
 
-    __slots__ = ("places",)
+    __slots__ = ("addresses",)
 
-    def __init__(self, places: Mapping[str, Path | str]) -> None:
-        self.places: Mapping[str, Path | str] = places
+    def __init__(self, addresses: Mapping[str, Path | str]) -> None:
+        self.addresses: Mapping[str, Path | str] = addresses
 
     def __str__(self) -> str:
-        from shlex import quote  # changes nothing unless a path has blanks in it
+        from shlex import quote  # quotes a path with blanks
 
         return " ".join(
-            ["ready", *(f"{name}={quote(str(at))}" for name, at in self.places.items())]
+            ["ready", *(f"{name}={quote(str(at))}" for name, at in self.addresses.items())]
         )

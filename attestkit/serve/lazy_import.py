@@ -1,4 +1,4 @@
-"""Loading what is large when it is first needed, without making everybody else wait for it."""
+"""Import of large modules on first use, in a thread."""
 
 import asyncio
 from importlib import import_module
@@ -9,15 +9,12 @@ _loaded: set[str] = set()
 
 
 def is_loaded(name: str) -> bool:
-    """Tell whether somebody has waited for a module already."""
+    """Return whether `load` has imported a module."""
     return name in _loaded
 
 
 async def load(*names: str) -> None:
-    """Import modules in a thread; what they need besides comes along.
-
-    The event loop goes on meanwhile: only the interpreter is shared, and it changes hands.
-    """
+    """Import modules in a thread, so that the event loop continues meanwhile."""
     for name in names:
         if name not in _loaded:
             await asyncio.to_thread(import_module, name)

@@ -1,4 +1,4 @@
-"""Which application answers on which listener, its pages, and what goes with each response."""
+"""Applications of the listeners: their services, views, request checks and response headers."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -11,51 +11,50 @@ from attestkit.serve.api_docs.api_model import Api
 from attestkit.serve.config.option_values import HTTP_PORT
 from attestkit.serve.container_logs import view
 from attestkit.serve.http.asgi import App, Guard, Scope
-from attestkit.serve.http.request_checks import is_called_as_ours
-from attestkit.serve.http.views import Answer, Asked, Header, View
-from attestkit.serve.metrics.agent import Metrics
+from attestkit.serve.http.request_checks import has_loopback_host
+from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
+from attestkit.serve.metrics.agent import AgentMetrics
 from attestkit.serve.pages.dashboard import Dashboard
-from attestkit.serve.pages.static_files import ASSETS, asset
+from attestkit.serve.pages.static_files import ASSETS, get_asset
 from attestkit.serve.rpc.dispatcher import RpcApp, Service
 from attestkit.serve.services import dstack_guest, tappd, worker_api
 from attestkit.serve.services.context import Guest
 from attestkit.serve.services.worker_api import SERVICE
 
-__all__ = ["collateral_app", "dev_app", "dstack_app", "external_app", "page_views", "tappd_app"]
+__all__ = ["collateral_app", "dev_app", "dstack_app", "external_app", "make_views", "tappd_app"]
 
-# What a browser sees on the external listener: the dashboard, the files it loads, the metrics.
+# Views of the external listener: dashboard, static files and metrics.
 
 _NOTHING: Final[Mapping[str, View]] = MappingProxyType({})
 _FOREVER: Final = (b"cache-control", b"public, max-age=31536000, immutable")
 _ASK_AGAIN: Final = (b"cache-control", b"no-cache")
 
 
-def page_views(
+def make_views(
     guest: Guest, others: Mapping[str, View] = _NOTHING, linked: Collection[str] = ()
 ) -> dict[str, View]:
-    """Return what GET shows, by path: the dashboard, what it needs, and `others`.
+    """Return the views by path: dashboard, static files, metrics, and `others`.
 
-    The dashboard links to what is there, and to `linked`. What the app does not publish is not
-    there at all.
+    The dashboard links to these and to `linked`. Paths that the app does not publish are missing.
     """
     found = {"/assets/": View(_show_asset, named=True), **others}
     if guest.app_compose.public_sysinfo:
-        found["/metrics"] = View(Metrics().show)
+        found["/metrics"] = View(AgentMetrics().show)
     methods = {f"{SERVICE.mount}{SERVICE.prefix}{name}" for name in SERVICE.methods}
     return {"/": View(Dashboard({*methods, *found, *linked}).show), **found}
 
 
-async def _show_asset(_: Guest, asked: Asked) -> Answer:
-    """Show a file of the page; under the address with its digest it can be kept for good."""
-    if asked.name not in ASSETS:
-        raise NotFoundError(f"No such path: /assets/{asked.name}")
-    content, digest = asset(asked.name)
-    kept = asked.query == b"v=%s" % digest.encode("ascii")
-    return Answer(ASSETS[asked.name], content, [_FOREVER if kept else _ASK_AGAIN])
+async def _show_asset(_: Guest, request: ViewRequest) -> ViewResponse:
+    """Return a static file; cacheable forever if the query has its digest."""
+    if request.name not in ASSETS:
+        raise NotFoundError(f"No such path: /assets/{request.name}", reason="path")
+    content, digest = get_asset(request.name)
+    cacheable = request.query == b"v=%s" % digest.encode("ascii")
+    return ViewResponse(ASSETS[request.name], content, [_FOREVER if cacheable else _ASK_AGAIN])
 
 
-# The older clients inherit the methods of the newer ones and call them under their own names, or
-# at the root of their own socket; both lead to the same keys.
+# Tappd clients inherit the DstackGuest methods and call them under their own prefix or at the root
+# of tappd.sock; both give the same keys.
 _OLD_CLIENTS = tappd.SERVICE._replace(
     methods={**dstack_guest.SERVICE.methods, **tappd.SERVICE.methods}
 )
@@ -64,8 +63,8 @@ _OUR_HOST = re.compile(_HOST, re.IGNORECASE)
 _OUR_PAGES = re.compile(rb"http://" + _HOST + rb"(/|\Z)", re.IGNORECASE)
 
 
-# What the documents call a listener, and how one gets to where it is documented to be.
-_REACHED = {
+# Title of each listener in the API documents, and the arguments of curl that reach it.
+_CURL_TARGETS = {
     "dstack": ("dstack.sock", "--unix-socket /var/run/dstack.sock http://dstack"),
     "tappd": ("tappd.sock", "--unix-socket /var/run/tappd.sock http://tappd"),
     "http": ("the external listener", f"http://localhost:{HTTP_PORT}"),
@@ -84,23 +83,24 @@ def tappd_app(guest: Guest) -> App:
 
 
 def external_app(guest: Guest, *, only_local: bool = False) -> App:
-    """Return the application that strangers reach over TCP: Worker at `/prpc/`, and the pages.
+    """Return the application of the external TCP listener: Worker at `/prpc/`, and the pages.
 
-    With `only_local` it refuses the name of any other machine, as a web page would send whose name
-    was rebound to this one: then it could read what is shown here.
+    With `only_local` it accepts loopback names in the Host header only. Otherwise a web page could
+    read this server by rebinding its own name to 127.0.0.1 (DNS rebinding).
     """
     release = guest.release
     version = f"v{release.version} ({release.rev})".encode("ascii")
     headers = [(b"x-app-version", version)]
-    views = page_views(guest, view.views(guest), linked=docs.PATHS)
-    guard = refuse_rebound if only_local else None
+    views = make_views(guest, view.make_views(guest), linked=docs.PATHS)
+    guard = refuse_rebound_host if only_local else None
     return _app("http", guest, [worker_api.SERVICE], headers, views=views, guard=guard)
 
 
 def dev_app(guest: Guest) -> App:
     """Return the application for development over TCP: DstackGuest at `/`, Tappd at `/prpc/`.
 
-    It hands out keys, so it must listen on loopback only and refuses what a web page could send.
+    It serves keys without authentication: listen on loopback only. Requests that a web page could
+    send are refused.
     """
     return _app("dev_http", guest, [dstack_guest.SERVICE, _OLD_CLIENTS], guard=refuse_web_pages)
 
@@ -109,17 +109,22 @@ def collateral_app(guest: Guest) -> App:
     """Return the application of the simulator's PCCS.
 
     Raises:
-        UsageError: The guest is not on the simulator, whose collateral it is.
+        UsageError: If the guest is not a simulated TD.
     """
-    from attestkit.backends.simulator import Simulator  # late: servers on hardware have none
-    from attestkit.serve.services.pccs import PccsApp, pccs_of
+    from attestkit.backends.simulator import Simulator  # lazy: not needed on hardware
+    from attestkit.serve.services.pccs import PccsApp, make_pccs
 
     simulator = guest.attester.backend
     if not isinstance(simulator, Simulator):
-        raise UsageError("collateral is served for the simulator only")
+        raise UsageError(
+            "--pccs: collateral is served for the simulator only", reason="not_applicable"
+        )
     if simulator.platform != "tdx":
-        raise UsageError("collateral is Intel's, so it is served for the simulated TD only")
-    return PccsApp(pccs_of(simulator), _headers(guest), guest.stats.of("pccs"))
+        raise UsageError(
+            "--pccs: collateral is served for a simulated TD only, not for SEV-SNP",
+            reason="not_applicable",
+        )
+    return PccsApp(make_pccs(simulator), _headers(guest), guest.stats.of("pccs"))
 
 
 def _app(
@@ -132,7 +137,7 @@ def _app(
     guard: Guard | None = None,
 ) -> RpcApp:
     pages = views or {}
-    title, curl = _REACHED[listener]
+    title, curl = _CURL_TARGETS[listener]
     api = Api(
         f"The guest agent API on {title}",
         guest.release.version,
@@ -144,7 +149,7 @@ def _app(
     return RpcApp(
         guest,
         services,
-        views={**docs.views_of(api), **pages},
+        views={**docs.make_views(api), **pages},
         headers=[*_headers(guest), *headers],
         guard=guard,
         limits=guest.limits,
@@ -163,39 +168,51 @@ def _headers(guest: Guest) -> list[Header]:
 
 
 def refuse_web_pages(scope: Scope) -> None:
-    """Let only requests through that no web page can have made.
+    """Refuse requests that a web page may have sent.
 
-    A page of another site sends its `Origin`, or the browser says `Sec-Fetch-Site`, or an older one
-    at least the `Referer`; a page whose name was rebound to this machine sends that name as `Host`.
+    A page of another site sends `Origin`, its browser `Sec-Fetch-Site`, and an older browser at
+    least `Referer`. A page that rebound its name to this machine sends that name as `Host`.
 
     Raises:
-        UsageError: The request names an origin, or a host that is not this machine.
+        UsageError: If the request names another origin, or a host that is not loopback.
     """
     hosts = []
     for name, value in scope["headers"]:
         if name == b"origin":
-            raise UsageError("requests with an Origin are refused: this port is not for web pages")
+            raise UsageError(
+                "Origin header: requests of web pages are refused on this port",
+                reason="refused_origin",
+            )
         if name == b"sec-fetch-site" and value not in {b"none", b"same-origin"}:
-            raise UsageError("requests from other sites are refused")
+            raise UsageError(
+                "Sec-Fetch-Site header: requests of other sites are refused",
+                reason="refused_origin",
+            )
         if name == b"referer" and not _OUR_PAGES.match(value):
-            raise UsageError("requests from the pages of other sites are refused")
+            raise UsageError(
+                "Referer header: requests of other sites are refused", reason="refused_origin"
+            )
         if name == b"host":
             hosts.append(value)
     if not hosts or not all(map(_OUR_HOST.fullmatch, hosts)):
-        raise UsageError("the Host is refused: use localhost or 127.0.0.1")
+        raise UsageError(
+            "Host header: not a loopback name; use localhost or 127.0.0.1",
+            reason="refused_origin",
+        )
 
 
-def refuse_rebound(scope: Scope) -> None:
-    """Let only requests through that name this machine as one does from itself, or name none.
+def refuse_rebound_host(scope: Scope) -> None:
+    """Refuse requests whose Host header is present and not a loopback name (DNS rebinding).
 
-    Browsers always name one, so what a page of another site reads here it does not get by calling
-    this machine by its own name. Without that name a page of another site sends, but reads nothing.
+    Browsers always send Host. A cross-site page that uses a loopback name can send requests, but
+    cannot read the responses.
 
     Raises:
-        UsageError: The request names another host.
+        UsageError: If the request names another host.
     """
-    if not is_called_as_ours(scope["headers"]):
+    if not has_loopback_host(scope["headers"]):
         raise UsageError(
-            "the Host is refused, for this is a simulator that listens on the loopback address "
-            "alone: use localhost or 127.0.0.1, or have --http listen on another address"
+            "Host header: not a loopback name, and this simulator listens on loopback only; use "
+            "localhost or 127.0.0.1, or give --http another address",
+            reason="refused_origin",
         )

@@ -1,7 +1,7 @@
-"""What the machine says of itself: its maker, its system, memory, load and disks.
+"""Information about the machine: vendor, operating system, memory, load, disks; not attested.
 
-Nothing signs these figures. Files are read below a root that is handed in, the rest is psutil's,
-which is loaded with the first figures and not before.
+Files are read below a root folder, which tests replace; the rest comes from psutil, which is loaded
+lazily.
 """
 
 import logging
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["DATA_DISKS", "Disk", "Figures", "Load", "Machine", "Memory", "read_figures"]
 
 DATA_DISKS: Final = ("/",)
-"""The mount points that are shown where nobody says which."""
+"""Default mount points."""
 
 _OS_RELEASE: Final = ("etc/os-release", "usr/lib/os-release")
 _FIELD: Final = re.compile(r"""(\w+)=(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|(\S*))\s*""")
@@ -29,7 +29,7 @@ _logger = logging.getLogger("attestkit.serve")
 
 
 class Machine(NamedTuple):
-    """What firmware and boot say of the machine below."""
+    """Static information from firmware and boot."""
 
     cloud_vendor: str = ""
     cloud_product: str = ""
@@ -37,21 +37,21 @@ class Machine(NamedTuple):
 
     @classmethod
     def read(cls, dmi: Path = Path("/sys/class/dmi/id")) -> "Machine":
-        """Return what firmware calls this machine; empty where it cannot be read."""
+        """Return the vendor and product name in DMI; empty if unreadable."""
         return cls(_text(dmi / "sys_vendor").strip(), _text(dmi / "product_name").strip())
 
     @classmethod
     def simulated(cls) -> "Machine":
-        """Return the machine that is none, saying so."""
+        """Return the values for a simulator."""
         return cls("attestkit simulator", "simulated, not a TEE")
 
     def gpu_text(self) -> str:
-        """Return what the GPU attestation left at boot, or nothing."""
+        """Return the output of the GPU attestation at boot; empty if missing."""
         return _text(self.gpu_attestation)
 
 
 class Memory(NamedTuple):
-    """Bytes of main memory, or of swap, where `available` is what is free."""
+    """Main memory or swap in bytes; for swap, `available` equals `free`."""
 
     total: int
     available: int
@@ -59,7 +59,7 @@ class Memory(NamedTuple):
 
     @property
     def used(self) -> int:
-        """What cannot be had without taking it from somebody."""
+        """Memory that is not available to new processes."""
         return self.total - self.available
 
 
@@ -74,24 +74,24 @@ class Load(NamedTuple):
 class Disk(NamedTuple):
     """A mounted file system, sizes in bytes."""
 
-    name: str  # the device
+    name: str  # device
     mount_point: str
     total: int
-    free: int  # for whoever is not root
+    free: int  # for unprivileged users
 
     @property
     def used(self) -> int:
-        """All but what is free."""
+        """Size that is not free."""
         return self.total - self.free
 
     @property
     def percentage(self) -> float:
-        """How full it is; 0 where it has no size."""
+        """Used part in percent; 0 for a file system without a size."""
         return self.used / self.total * 100 if self.total else 0.0
 
 
 class Figures(NamedTuple):
-    """The machine at this moment."""
+    """Current system information."""
 
     os_name: str
     os_version: str
@@ -106,16 +106,16 @@ class Figures(NamedTuple):
 
 
 def read_figures(data_disks: Iterable[str] = DATA_DISKS, root: Path = Path("/")) -> Figures:
-    """Return what the machine says of itself now.
+    """Return the current system information.
 
     Args:
-        data_disks: Mount points of the file systems to tell about.
-        root: The folder that has etc, usr and proc.
+        data_disks: Mount points of the file systems to include.
+        root: Folder that contains etc, usr and proc.
 
     Raises:
-        BackendError: The system does not tell; the text says what.
+        BackendError: If a value cannot be read.
     """
-    import psutil  # late: whoever never asks for figures does without
+    import psutil  # lazy
 
     try:
         memory, swap = psutil.virtual_memory(), psutil.swap_memory()
@@ -132,14 +132,18 @@ def read_figures(data_disks: Iterable[str] = DATA_DISKS, root: Path = Path("/"))
             load=Load(*[int(average * 100) for average in _numbers(root / "proc/loadavg", 3)]),
             disks=_disks(psutil, frozenset(data_disks)),
         )
-    except LookupError as error:  # psutil's, where a file of /proc lacks a line
-        raise BackendError(f"the machine does not tell its figures: no {error}") from error
-    except (OSError, ValueError, psutil.Error) as error:
-        raise BackendError(f"the machine does not tell its figures: {error}") from error
+    except LookupError as error:  # of psutil, if a file in /proc lacks a line
+        raise BackendError(
+            f"system information: missing in /proc: {error}", reason="malformed_response"
+        ) from error
+    except ValueError as error:
+        raise BackendError(f"system information: {error}", reason="malformed_response") from error
+    except (OSError, psutil.Error) as error:
+        raise BackendError(f"system information: {error}", reason="unreadable") from error
 
 
 def _os_release(root: Path) -> dict[str, str]:
-    """Return what os-release says; it is written as a shell would have it."""
+    """Return the fields of os-release, which has shell syntax."""
     text = next(filter(None, (_text(root / name) for name in _OS_RELEASE)), "")
     found = {}
     for line in text.splitlines():
@@ -153,36 +157,36 @@ def _numbers(path: Path, count: int) -> list[float]:
     """Return the first numbers in a file of /proc."""
     words = path.read_bytes().split()[:count]
     if len(words) < count or not all(map(_NUMBER.fullmatch, words)):
-        raise ValueError(f"{path} does not begin with {count} numbers")
+        raise ValueError(f"{path}: must start with {count} numbers")
     return [float(word) for word in words]
 
 
 def _megahertz(psutil: "ModuleType") -> int:
-    """Return the frequency of the first processor; 0 where nobody knows."""
+    """Return the frequency of the first processor; 0 if unknown."""
     try:
         each = psutil.cpu_freq(percpu=True)
-    except (AttributeError, NotImplementedError, OSError):  # psutil's ways to say no
+    except (AttributeError, NotImplementedError, OSError):  # unsupported
         return 0
     return int(each[0].current) if each else 0
 
 
 def _disks(psutil: "ModuleType", mount_points: frozenset[str]) -> tuple[Disk, ...]:
-    """Return the file systems at the mount points; of several at one, the last covers the rest."""
+    """Return the file systems at the mount points; the last one mounted at a point counts."""
     mounted = {part.mountpoint: part.device for part in psutil.disk_partitions(all=True)}
     found = []
-    for place in sorted(mount_points & mounted.keys()):
+    for mount_point in sorted(mount_points & mounted.keys()):
         try:
-            space = os.statvfs(place)
-        except OSError as error:  # a disk that is gone is no reason to hide the others
-            _logger.warning("cannot tell the size of %s: %s", ascii(place), error)
+            space = os.statvfs(mount_point)
+        except OSError as error:  # still show the other disks
+            _logger.warning("cannot get the size of %s: %s", ascii(mount_point), error)
             continue
         total, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
-        found.append(Disk(_shown(mounted[place]), _shown(place), total, free))
+        found.append(Disk(_shown(mounted[mount_point]), _shown(mount_point), total, free))
     return tuple(found)
 
 
 def _shown(name: str) -> str:
-    """Return a file name as text that can be sent, whatever bytes it has."""
+    """Return a file name as valid Unicode."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 

@@ -1,8 +1,8 @@
-"""For tests of code that uses attestkit: simulated TEEs, and what every backend must keep to.
+"""Test support: simulated TEEs for code that uses attestkit, and a contract test for backends.
 
-Whoever has pytest finds the fixtures `tee`, `tee_session` and `tee_factory` without more ado; in
-other programs a `SimulatedTee` is a context manager. `BackendContract` is for packages with a
-backend of their own. Everything here is loaded when it is first used.
+pytest provides the fixtures `tee`, `tee_session` and `tee_factory`; other programs use
+`SimulatedTee` as a context manager. Packages with their own backend subclass `BackendContract`.
+The modules are loaded on first use.
 """
 
 from importlib import import_module
@@ -17,10 +17,10 @@ __all__ = ["BackendContract", "SimulatedTee"]
 _HOME = {"BackendContract": "contract", "SimulatedTee": "tee"}
 
 
-if not TYPE_CHECKING:  # to whom every name would be there
+if not TYPE_CHECKING:  # otherwise type checkers would accept every name
 
     def __getattr__(name: str) -> object:
-        """Load what is asked for, once."""
+        """Import a public name on first use."""
         home = _HOME.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,15 +1,14 @@
-"""The contract: what every backend must keep to.
+"""Contract tests for backends.
 
-A package with a backend of its own subclasses `BackendContract` in its tests, named so that its
-test runner collects it, and says how a backend is made:
+A package with its own backend subclasses `BackendContract` in its tests, under a name that its test
+runner collects, and implements `make_backend`:
 
     class TestMyBackend(BackendContract):
         def make_backend(self):
             return MyBackend(device=FakeDevice())
 
-Whatever the backend can do is tested: a quote for every backend, registers and the log of runtime
-events for a `RegisterExtender`, reports for an `SnpReporter`, the agent's answers for a
-`GuestAgent`.
+The tests cover quotes of every backend, registers and runtime events of a `RegisterExtender`,
+reports of an `SnpReporter`, and responses of a `GuestAgent`.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,27 +29,27 @@ from attestkit.snp_report import SnpReport
 
 __all__ = ["BackendContract"]
 
-_ASKED: Final = bytes(range(64))
+_REPORT_DATA: Final = bytes(range(64))
 
 
 class BackendContract:
-    """The tests that every backend must pass, with plain asserts for any runner.
+    """Tests that every backend must pass, with plain asserts for any test runner.
 
-    They extend RTMR3, and they emit events: give them a TEE that is theirs. Each begins with what
-    `make_backend` returns, and a TEE that goes on between two of them has to be booted again there.
+    They extend RTMR3 and emit events, so they need a dedicated TEE. Each test calls `make_backend`,
+    which must reboot a TEE that keeps its state between tests.
     """
 
     def make_backend(self) -> Backend:
-        """Return a backend that works, a new one each time, with nothing emitted since the boot."""
-        raise NotImplementedError("say how your backend is made")
+        """Return a new working backend of a TEE without events since its boot."""
+        raise NotImplementedError("implement make_backend")
 
     def probe_backend(self, backend: Backend) -> None:
-        """Ask whether such a backend can run; override it if its class has to be told where."""
+        """Probe the class of the backend; override this if `probe` needs arguments."""
         type(backend).probe()
 
     @contextmanager
     def opened(self) -> Iterator[Backend]:
-        """Make a backend, and close it whatever happens."""
+        """Create a backend, and close it at the end."""
         backend = self.make_backend()
         try:
             yield backend
@@ -59,70 +58,70 @@ class BackendContract:
 
     # -- every backend -------------------------------------------------------------------------
 
-    def test_it_has_the_shape_of_a_backend(self) -> None:
-        """All that an Attester uses is there, and the name is one that `load` could take."""
+    def test_backend_implements_protocol(self) -> None:
+        """A backend has the attributes of `Backend`, and a name that `load` accepts."""
         with self.opened() as backend:
             assert isinstance(backend, Backend)
             assert backend.name.isidentifier()
             assert isinstance(backend.simulated, bool)
             assert isinstance(backend.blocking, bool)
-            what = (
+            abilities = (
                 isinstance(backend, RegisterExtender),
                 isinstance(backend, SnpReporter),
                 isinstance(backend, GuestAgent),
             )
-            assert sum(what) < 2, "one backend is several things"
+            assert sum(abilities) < 2, "a backend implements at most one of these protocols"
 
-    def test_it_says_that_it_can_run(self) -> None:
-        """Where a backend works, its probe does not complain."""
+    def test_probe_accepts_working_backend(self) -> None:
+        """`probe` raises no error where the backend works."""
         with self.opened() as backend:
             self.probe_backend(backend)
 
-    def test_a_quote_is_over_what_was_asked(self) -> None:
-        """Bytes out, well formed, with the 64 bytes that went in; from SEV-SNP a report."""
+    def test_quote_contains_report_data(self) -> None:
+        """`get_quote` returns a well-formed quote or SNP report over the requested report data."""
         with self.opened() as backend:
-            for asked in (bytes(64), _ASKED):
-                raw = backend.get_quote(asked)
+            for report_data in (bytes(64), _REPORT_DATA):
+                raw = backend.get_quote(report_data)
                 assert type(raw) is bytes
                 if isinstance(backend, SnpReporter):
-                    assert SnpReport.parse(raw).report_data == asked
+                    assert SnpReport.parse(raw).report_data == report_data
                 else:
-                    assert Quote.parse(raw).report_data == asked
+                    assert Quote.parse(raw).report_data == report_data
 
-    def test_other_sizes_of_report_data_are_refused(self) -> None:
-        """A backend neither pads nor cuts: that is done once, above it."""
+    def test_report_data_of_wrong_size_is_rejected(self) -> None:
+        """A backend accepts exactly 64 bytes; the Attester pads shorter report data."""
         with self.opened() as backend:
-            doors: list[Callable[[bytes], object]] = [backend.get_quote]
+            methods: list[Callable[[bytes], object]] = [backend.get_quote]
             if isinstance(backend, SnpReporter):
-                doors.append(backend.get_snp_report)
+                methods.append(backend.get_snp_report)
             if isinstance(backend, GuestAgent):
-                doors.append(backend.get_quote_response)
-            for door in doors:
+                methods.append(backend.get_quote_response)
+            for method in methods:
                 for size in (0, 1, 63, 65):
                     try:
-                        door(bytes(size))
+                        method(bytes(size))
                     except UsageError:
                         continue
                     raise AssertionError(f"evidence over {size} bytes")
 
-    def test_the_log_replays_to_the_quote(self) -> None:
-        """What firmware wrote, and the runtime events behind it, explain the registers.
+    def test_event_log_replays_to_quote(self) -> None:
+        """The firmware event log and the runtime events replay to the registers in the quote.
 
-        So a TD without a log passes with registers of zeros only: it could make no evidence.
+        A TD without a log passes only if its registers are zero.
         """
         with self.opened() as backend:
-            area = backend.read_event_log()
-            assert type(area) is bytes
-            log = EventLog.parse(area) if area else EventLog()
+            data = backend.read_event_log()
+            assert type(data) is bytes
+            log = EventLog.parse(data) if data else EventLog()
             if isinstance(backend, SnpReporter):
-                assert log == EventLog(), "no register of SEV-SNP vouches for a log"
+                assert log == EventLog(), "SEV-SNP has no registers for a log"
                 return
             if isinstance(backend, RegisterExtender):
                 log = log.with_runtime(backend.open_journal().events())
-            log.check(Quote.parse(backend.get_quote(_ASKED)))
+            log.check(Quote.parse(backend.get_quote(_REPORT_DATA)))
 
-    def test_an_attester_makes_evidence_with_it(self) -> None:
-        """The whole way, and an event where there are registers."""
+    def test_attester_produces_evidence(self) -> None:
+        """An Attester emits an event, if there are registers, and produces consistent evidence."""
         with Attester(self.make_backend()) as tee:
             try:
                 event = tee.emit_event("contract", b"payload")
@@ -130,30 +129,30 @@ class BackendContract:
                 assert not isinstance(tee.backend, RegisterExtender)
             else:
                 assert tee.event_log().events[-1] == event
-            evidence = Attestation.from_bytes(tee.attest(_ASKED).to_bytes())
-        assert evidence.report_data == _ASKED
+            evidence = Attestation.from_bytes(tee.attest(_REPORT_DATA).to_bytes())
+        assert evidence.report_data == _REPORT_DATA
         if evidence.quote is not None:
             evidence.event_log.check(evidence.quote)
         if isinstance(tee.backend, SnpReporter):
             assert evidence.snp_report is not None
 
-    def test_closing_twice_is_closing(self) -> None:
-        """`close` can be called again."""
+    def test_close_is_idempotent(self) -> None:
+        """`close` can be called twice."""
         backend = self.make_backend()
         backend.close()
         backend.close()
 
     # -- a RegisterExtender --------------------------------------------------------------------
 
-    def test_registers_are_those_of_the_quote(self) -> None:
-        """Whoever can read registers reads what the quote has."""
+    def test_registers_match_quote(self) -> None:
+        """`read_rtmr` returns the values in the quote."""
         with self.opened() as backend:
             if isinstance(backend, RegisterExtender):
                 registers = tuple(map(backend.read_rtmr, range(4)))
-                assert Quote.parse(backend.get_quote(_ASKED)).rtmrs == registers
+                assert Quote.parse(backend.get_quote(_REPORT_DATA)).rtmrs == registers
 
-    def test_an_extend_is_what_the_hardware_does(self) -> None:
-        """RTMR3 becomes the SHA-384 of itself and the digest; the others stay."""
+    def test_extend_rtmr_matches_hardware(self) -> None:
+        """An extend sets RTMR3 to SHA-384(RTMR3 || digest) and changes no other register."""
         with self.opened() as backend:
             if not isinstance(backend, RegisterExtender):
                 return
@@ -170,8 +169,8 @@ class BackendContract:
                 raise AssertionError(f"RTMR{register} extended by {len(digest)} bytes")
             assert tuple(map(backend.read_rtmr, range(4))) == after
 
-    def test_an_event_is_in_register_and_journal(self) -> None:
-        """There is one journal, whatever version is asked for later; it is entered again within."""
+    def test_event_is_in_register_and_journal(self) -> None:
+        """An event is in RTMR3 and in the journal, which is unique and has a re-entrant lock."""
         with self.opened() as backend:
             if not isinstance(backend, RegisterExtender):
                 return
@@ -188,30 +187,30 @@ class BackendContract:
 
     # -- an SnpReporter ------------------------------------------------------------------------
 
-    def test_a_report_comes_with_certificates(self) -> None:
-        """Both of one request, well formed; a host without certificates has an empty table."""
+    def test_snp_report_has_certificate_table(self) -> None:
+        """A report has a well-formed certificate table, which is empty without certificates."""
         with self.opened() as backend:
             if isinstance(backend, SnpReporter):
-                evidence = backend.get_snp_report(_ASKED)
-                assert SnpReport.parse(evidence.report).report_data == _ASKED
+                evidence = backend.get_snp_report(_REPORT_DATA)
+                assert SnpReport.parse(evidence.report).report_data == _REPORT_DATA
                 assert type(evidence.certificates) is bytes
                 SnpCertificates.parse(evidence.certificates)
 
     # -- a GuestAgent --------------------------------------------------------------------------
 
-    def test_an_answer_is_evidence(self) -> None:
-        """What the agent answers agrees with itself, and is over what was asked."""
+    def test_agent_response_is_evidence(self) -> None:
+        """The agent's response is consistent evidence over the requested report data."""
         with self.opened() as backend:
             if isinstance(backend, GuestAgent):
-                answer = backend.get_quote_response(_ASKED)
-                assert type(answer) is str
-                evidence = Attestation.from_agent_response(answer)
-                assert evidence.report_data == _ASKED
+                response = backend.get_quote_response(_REPORT_DATA)
+                assert type(response) is str
+                evidence = Attestation.from_agent_response(response)
+                assert evidence.report_data == _REPORT_DATA
                 if evidence.quote is not None:
                     evidence.event_log.check(evidence.quote)
 
-    def test_an_agent_emits(self) -> None:
-        """An event is in later logs once; agents without the call say that they have none."""
+    def test_agent_emits_event(self) -> None:
+        """The agent logs an event once, or raises UnsupportedError."""
         with self.opened() as backend:
             if not isinstance(backend, GuestAgent):
                 return
@@ -228,8 +227,8 @@ class BackendContract:
             else:
                 assert events() == [*before, ("contract", b"payload")]
 
-    def test_an_agent_knows_its_app(self) -> None:
-        """Its keys are the same whenever they are asked for; it may hide the description."""
+    def test_agent_returns_app_keys(self) -> None:
+        """The agent returns deterministic keys, and a valid app-compose unless it hides it."""
         with self.opened() as backend:
             if not isinstance(backend, GuestAgent):
                 return

@@ -1,4 +1,4 @@
-"""Environment variables that several set one over the other, and take back in any order."""
+"""Environment variables with several overlapping settings that are undone in any order."""
 
 import os
 import threading
@@ -7,53 +7,53 @@ from typing import Final, NamedTuple
 __all__ = ["restore", "setenv"]
 
 
-class _Other:
-    """Somebody who has set a variable without us, between two that did it here."""
+class _ForeignSetting:
+    """Owner of a value that was set without this module, between two calls of `setenv`."""
 
 
-class _Layers(NamedTuple):
-    """Who has set a variable to what; the last one counts."""
+class _Settings(NamedTuple):
+    """The settings of one variable, of which the last is in effect."""
 
-    before: str | None  # of all of them
-    values: dict[object, str | None]  # by owner, or `_Other`
+    before: str | None  # the original value
+    values: dict[object, str | None]  # by owner or `_ForeignSetting`, oldest first
 
     @property
-    def shown(self) -> str | None:
-        """What the variable is if nobody else has set it since."""
+    def effective(self) -> str | None:
+        """The value of the variable, unless it was changed without this module since."""
         return next(reversed(self.values.values()), self.before)
 
 
 _lock: Final = threading.Lock()
-_variables: Final[dict[str, _Layers]] = {}
+_variables: Final[dict[str, _Settings]] = {}
 
 
 def setenv(owner: object, name: str, value: str) -> None:
-    """Set a variable until `restore` is called for the owner, or another sets it."""
+    """Set a variable until `restore(owner)` or the next `setenv` of another owner."""
     with _lock:
         now = os.environ.get(name)
-        layers = _variables.setdefault(name, _Layers(now, {}))
-        if now != layers.shown:
-            layers.values[_Other()] = now  # what is there again once this owner's is gone
-        layers.values.pop(owner, None)  # to the end
-        layers.values[owner] = os.environ[name] = value
+        settings = _variables.setdefault(name, _Settings(now, {}))
+        if now != settings.effective:
+            settings.values[_ForeignSetting()] = now  # restored after this owner's value
+        settings.values.pop(owner, None)  # so that it moves to the end
+        settings.values[owner] = os.environ[name] = value
 
 
 def restore(owner: object) -> None:
-    """Take back what an owner has set, wherever it stands among what others have.
+    """Undo the settings of an owner, whatever their position among those of others.
 
-    A variable that somebody else has changed meanwhile is left to them.
+    A variable that was changed without this module meanwhile keeps its value.
     """
     with _lock:
-        for name, layers in tuple(_variables.items()):
-            if owner not in layers.values:
+        for name, settings in tuple(_variables.items()):
+            if owner not in settings.values:
                 continue
-            shown = layers.shown
-            del layers.values[owner]
-            if os.environ.get(name) == shown:
-                _put(name, layers.shown)
-            while layers.values and isinstance(next(reversed(layers.values)), _Other):
-                layers.values.popitem()  # theirs to take back, as before we set it
-            if not layers.values:
+            effective = settings.effective
+            del settings.values[owner]
+            if os.environ.get(name) == effective:
+                _put(name, settings.effective)
+            while settings.values and isinstance(next(reversed(settings.values)), _ForeignSetting):
+                settings.values.popitem()  # no longer below one of our settings
+            if not settings.values:
                 del _variables[name]
 
 

@@ -1,6 +1,6 @@
-"""The pytest plugin: fixtures with simulated TEEs, whose server starts when a test asks for it.
+"""pytest plugin: fixtures with simulated TEEs, whose servers start on first use.
 
-It is loaded in every test run of an environment that has attestkit, so it loads nothing itself.
+pytest loads the plugin in every environment with attestkit, so it imports attestkit lazily.
 """
 
 import gc
@@ -24,12 +24,12 @@ _REWRITER = "_pytest.assertion.rewrite"
 
 
 def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Have pytest rewrite the asserts of the contract, and of nothing else here.
+    """Limit pytest's assertion rewriting in attestkit to the contract.
 
-    Whatever is beside a plugin is compiled by pytest itself, in every run where it cannot keep the
-    result: for all of this package that is ten times what its modules take otherwise.
+    pytest rewrites the whole package of a plugin, in every run if it cannot cache the result. That
+    takes ten times as long as importing the modules.
     """
-    # No public call takes such a mark back; a pytest without these names is slower, no more.
+    # No public API removes such a mark. A pytest without these attributes is slower.
     hook = getattr(pluginmanager, "rewrite_hook", None)
     marked: Any = getattr(hook, "_must_rewrite", None)
     known: Any = getattr(hook, "_marked_for_rewrite_cache", None)
@@ -45,49 +45,51 @@ _TEST = pytest.StashKey[pytest.Item | None]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Note whose turn it is, for what a TEE of the run sets on its behalf."""
+    """Remember the running test, for variables that `tee_session` sets until its end."""
     item.config.stash[_TEST] = item
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """From here on nothing would be put back any more."""
+    """Forget the test: from here on its variables would not be restored."""
     item.config.stash[_TEST] = None
 
 
-class _Run(NamedTuple):
-    """What the TEEs of a run share."""
+class _Session(NamedTuple):
+    """Resources shared by the TEEs of a test session."""
 
     make_folder: Callable[[], Path]
     loop: "ServerLoop"
 
 
 @pytest.fixture(scope="session")
-def _attestkit_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Run]:
-    """Keep what the TEEs of a run share, and end it with the run."""
-    from attestkit.testing.server import ServerLoop  # late: not every run has TEEs
+def _attestkit_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Session]:
+    """Provide the shared resources, and close them at the end of the session."""
+    from attestkit.testing.server import ServerLoop  # lazy: not every session has TEEs
 
     loop = ServerLoop()
-    yield _Run(partial(tmp_path_factory.mktemp, "tee"), loop)
+    yield _Session(partial(tmp_path_factory.mktemp, "tee"), loop)
     loop.close()
 
 
-def _made(
-    run: _Run, setenv: Callable[[str, str], object], stack: ExitStack, options: dict[str, Any]
+def _make_tee(
+    session: _Session,
+    setenv: Callable[[str, str], object],
+    stack: ExitStack,
+    options: dict[str, Any],
 ) -> "SimulatedTee":
-    with _bare_imports():
-        from attestkit.testing.tee import SimulatedTee, Surroundings  # late: for runs with TEEs
+    with _fast_imports():
+        from attestkit.testing.tee import SharedResources, SimulatedTee  # lazy: as above
 
-    around = Surroundings(run.make_folder, setenv, run.loop)
-    return stack.enter_context(SimulatedTee(surroundings=around, **options))
+    resources = SharedResources(session.make_folder, setenv, session.loop)
+    return stack.enter_context(SimulatedTee(resources=resources, **options))
 
 
 @contextmanager
-def _bare_imports() -> Iterator[None]:
-    """Import without what a test run does besides, and has nothing of here.
+def _fast_imports() -> Iterator[None]:
+    """Import without garbage collection and without pytest's assertion rewriting.
 
-    The garbage collector would look through all tests, though imports leave no garbage; and pytest
-    would ask of each module whether it is a test, whose asserts it is to rewrite.
+    A collection would traverse the objects of all tests, and pytest would examine each module.
     """
     kinds = [type(finder).__module__ for finder in sys.meta_path]
     at = kinds.index(_REWRITER) if _REWRITER in kinds else None
@@ -105,44 +107,45 @@ def _bare_imports() -> Iterator[None]:
 
 @pytest.fixture
 def tee_factory(
-    _attestkit_run: _Run, monkeypatch: pytest.MonkeyPatch
+    _attestkit_session: _Session, monkeypatch: pytest.MonkeyPatch
 ) -> "Iterator[Callable[..., SimulatedTee]]":
-    """Make simulated TEEs that end with the test: `tee_factory(scenario="tcb-OutOfDate")`.
+    """Create simulated TEEs that are closed after the test.
 
-    It takes what `attestkit.testing.SimulatedTee` does: scenario, faults, quote_version, platform,
-    seed, state_dir, and what else the simulator takes.
+    `tee_factory(scenario="tcb-OutOfDate")` has the arguments of `attestkit.testing.SimulatedTee`.
     """
     with ExitStack() as stack:
 
         def make(**options: Any) -> "SimulatedTee":
-            return _made(_attestkit_run, monkeypatch.setenv, stack, options)
+            return _make_tee(_attestkit_session, monkeypatch.setenv, stack, options)
 
         yield make
 
 
 @pytest.fixture
 def tee(tee_factory: "Callable[[], SimulatedTee]") -> "SimulatedTee":
-    """A simulated TEE for this test alone, just booted: healthy, up to date, the same every time.
+    """A freshly booted simulated TEE for one test: up to date, with deterministic evidence.
 
-    Its server starts with the first use of `.socket`, `.url`, `.client` and their like.
+    Its server starts on the first use of `.socket`, `.url`, `.client` and similar attributes.
     """
     return tee_factory()
 
 
 @pytest.fixture(scope="session")
-def tee_session(_attestkit_run: _Run, pytestconfig: pytest.Config) -> "Iterator[SimulatedTee]":
-    """A simulated TEE for all tests of the run; what one test emits the next one finds.
+def tee_session(
+    _attestkit_session: _Session, pytestconfig: pytest.Config
+) -> "Iterator[SimulatedTee]":
+    """A simulated TEE shared by all tests of the session, which see each other's events.
 
-    The variables of its `.client` are set until the end of the test that asks for them.
+    The environment variables of its `.client` are set until the end of the test that reads it.
     """
     with ExitStack() as stack:
-        yield _made(_attestkit_run, partial(_setenv_for_test, pytestconfig), stack, {})
+        yield _make_tee(_attestkit_session, partial(_setenv_for_test, pytestconfig), stack, {})
 
 
 def _setenv_for_test(config: pytest.Config, name: str, value: str) -> None:
-    """Set a variable until the test ends that runs now; between tests there is none to set it for.
+    """Set a variable until the end of the running test; without one do nothing.
 
-    By the test's own `monkeypatch`, for two of them would have to be undone in the right order.
+    The test's own `monkeypatch` is used, because two of them would have to be undone in order.
     """
     item = config.stash.get(_TEST, None)
     if item is None:
@@ -151,8 +154,8 @@ def _setenv_for_test(config: pytest.Config, name: str, value: str) -> None:
     if request is not None:
         request.getfixturevalue("monkeypatch").setenv(name, value)
         return
-    # No public call gives a test's fixtures; kinds of tests that have none are not without this.
-    from attestkit.testing import environment  # late: not every run has TEEs
+    # No public API returns the fixtures of a test. Some kinds of tests have none.
+    from attestkit.testing import environment  # lazy: not every session has TEEs
 
     item.addfinalizer(partial(environment.restore, item))
     environment.setenv(item, name, value)

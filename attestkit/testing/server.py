@@ -1,7 +1,7 @@
-"""The server of a simulated TEE, in a thread of the program that tests; it starts at first use.
+"""Server of a simulated TEE, in a thread of the test process; it starts on first use.
 
-A run has one event loop at most. Each TEE puts its listeners there, and takes them off when it
-ends: whoever is connected then is cut off, for the test is over.
+The TEEs of a session share one event loop. A TEE adds its listeners to it, and when closed removes
+them and disconnects their clients.
 """
 
 import threading
@@ -14,8 +14,8 @@ from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
-    from attestkit.serve.background_server import LoopThread
-    from attestkit.serve.endpoints import Places, Ready
+    from attestkit.serve.background_server import EventLoopThread
+    from attestkit.serve.endpoints import BoundAddresses, ListenAddresses
 
 __all__ = ["ServerLoop", "TeeServer"]
 
@@ -23,34 +23,34 @@ _FREE = ("127.0.0.1", 0)
 
 
 class ServerLoop:
-    """The event loop of all servers of a run; there is none before the first of them."""
+    """Event loop shared by the servers of a session, created on first use."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._thread: LoopThread | None = None
+        self._thread: EventLoopThread | None = None
 
-    def thread(self) -> "LoopThread":
-        """Return the thread that has the loop."""
-        from attestkit.serve.background_server import LoopThread  # late: loads the server
+    def thread(self) -> "EventLoopThread":
+        """Return the thread of the loop."""
+        from attestkit.serve.background_server import EventLoopThread  # lazy: loads the server
 
         with self._lock:
             if self._thread is None:
-                self._thread = LoopThread()
+                self._thread = EventLoopThread()
             return self._thread
 
     def close(self) -> None:
-        """End the thread, if there is one."""
+        """Stop the thread, if it was started."""
         if self._thread is not None:
             self._thread.close()
 
 
 class TeeServer:
-    """The listeners of one TEE: the agent's from one moment, the PCCS from another.
+    """Listeners of one TEE: those of the agent and that of the PCCS start independently.
 
     Args:
-        attester: Makes the evidence; it stays the caller's.
+        attester: The TEE; the caller closes it.
         folder: Returns the folder for the sockets.
-        loop: Where they are served.
+        loop: The event loop.
     """
 
     def __init__(self, attester: "Attester", folder: Callable[[], Path], loop: ServerLoop) -> None:
@@ -59,57 +59,57 @@ class TeeServer:
         self._loop = loop
         self._lock = threading.Lock()
         self._stack = ExitStack()
-        self._agent: Ready | None = None
-        self._pccs: Ready | None = None
+        self._agent: BoundAddresses | None = None
+        self._pccs: BoundAddresses | None = None
         self._closed = False
 
     def agent(self, name: str) -> Path | str:
-        """Return where the agent's listener of that name is; all of them start together.
+        """Return path or URL of a listener of the agent; all of them start together.
 
         Raises:
-            UsageError: The TEE is closed.
+            UsageError: If the TEE is closed.
         """
-        from attestkit.serve.endpoints import Places  # late: loads the server
+        from attestkit.serve.endpoints import ListenAddresses  # lazy: loads the server
 
         with self._lock:
             self._check_open()
             if self._agent is None:
                 folder = self._folder()
                 sockets = folder / "dstack.sock", folder / "tappd.sock"
-                self._agent = self._serve(Places(*sockets, http=_FREE, dev_http=_FREE))
-            return self._agent.places[name]
+                self._agent = self._serve(ListenAddresses(*sockets, http=_FREE, dev_http=_FREE))
+            return self._agent.addresses[name]
 
     def pccs(self) -> str:
         """Return the URL of the PCCS.
 
         Raises:
-            UsageError: The TEE is closed, or has no collateral.
+            UsageError: If the TEE is closed.
         """
-        from attestkit.serve.endpoints import Places  # late: loads the server
+        from attestkit.serve.endpoints import ListenAddresses  # lazy: loads the server
 
         with self._lock:
             self._check_open()
             if self._pccs is None:
-                self._pccs = self._serve(Places(pccs=_FREE))
-            return str(self._pccs.places["pccs"])
+                self._pccs = self._serve(ListenAddresses(pccs=_FREE))
+            return str(self._pccs.addresses["pccs"])
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError("this TEE is closed, and its server with it")
+            raise UsageError("SimulatedTee: closed", reason="closed")
 
-    def _serve(self, places: "Places") -> "Ready":
-        from attestkit.serve.app_factory import Options
-        from attestkit.serve.background_server import Served
+    def _serve(self, places: "ListenAddresses") -> "BoundAddresses":
+        from attestkit.serve.app_factory import ServerOptions
+        from attestkit.serve.background_server import BackgroundServer
         from attestkit.serve.config.limits import Limits
 
-        # The engine of this machine is none of a test's business; one may put another there.
+        # Not the container engine of this machine; a test may create a fake one there.
         docker = f"unix://{self._folder()}/docker.sock"
-        options = Options(limits=Limits(drain_seconds=0), docker=docker)
-        served = Served(self._attester, places, options, thread=self._loop.thread())
+        options = ServerOptions(limits=Limits(drain_seconds=0), docker=docker)
+        served = BackgroundServer(self._attester, places, options, thread=self._loop.thread())
         return self._stack.enter_context(served)
 
     def close(self) -> None:
-        """Stop listening, cut off who is connected, and remove the sockets."""
+        """Stop listening, disconnect clients, and remove the sockets."""
         with self._lock:
             self._closed = True
             self._stack.close()

@@ -1,4 +1,4 @@
-"""A simulated TEE for a test: real evidence, real failure, and a server when one is asked for."""
+"""Simulated TEE for tests: verifiable evidence, injectable faults and a server on demand."""
 
 import os
 import shutil
@@ -32,45 +32,44 @@ if TYPE_CHECKING:
     from attestkit.quote import Quote
     from attestkit.verifier import AttestationResult, Verifier
 
-__all__ = ["SEED", "SimulatedTee", "Surroundings"]
+__all__ = ["SEED", "SharedResources", "SimulatedTee"]
 
 SEED: Final = b"attestkit.testing: everyone's!!!"
-"""The seed where none is given: no secret, so that a test has the same bytes wherever it runs."""
+"""Default seed, which is public: tests get the same bytes everywhere."""
 
-_ON_DISK: Final = "torn_journal"  # the fault that needs a log in a file
-_CLOSED: Final = "this SimulatedTee is closed"
-_LONGEST: Final = 107 - len("/dstack.sock")  # bytes of a folder whose sockets can have paths
+_NEEDS_DISK: Final = "torn_journal"  # the fault that needs a log on disk
+_CLOSED: Final = "SimulatedTee: closed"
+_MAX_FOLDER: Final = 107 - len("/dstack.sock")  # bytes; socket paths are limited to 107
 
 
-class Surroundings(NamedTuple):
-    """What a TEE takes of the program around it."""
+class SharedResources(NamedTuple):
+    """Resources that a TEE gets from the test session."""
 
-    make_folder: Callable[[], Path]  # a new one, for sockets and state
-    setenv: Callable[[str, str], object]  # undone when the test ends
+    make_folder: Callable[[], Path]  # creates a folder for sockets and state
+    setenv: Callable[[str, str], object]  # undone at the end of the test
     loop: ServerLoop
 
 
 @final
 class SimulatedTee:
-    """One simulated TEE, just booted. A context manager; threads may share it.
+    """A freshly booted simulated TEE. A context manager; thread-safe.
 
     Args:
-        scenario: What is wrong, or odd, with it, by name; None: it is healthy and up to date.
-        faults: What goes wrong, by name and count: "ebusy:3", or several.
-        quote_version: 4 or 5; None: what the scenario says, else 4.
-        platform: "tdx" or "snp"; None: what the scenario says, else "tdx".
-        seed: 32 bytes that everything is made from: the same seed gives the same bytes. None is a
-            seed that everybody knows.
-        state_dir: A folder in which the TEE outlives this object; None: it ends with it.
-        options: What else the simulator takes: `app_compose`, `app_keys`, `vm_config`, `app_id`,
-            `now`; and `wait`, which sleeps where the host is slow. Without one such a wait ends
-            with the TEE.
-        surroundings: Where folders, environment variables and the server's thread come from. None:
-            from this object, which puts everything back when it is closed.
+        scenario: Name of a deviation of the platform or its endorsements; None: up to date.
+        faults: Faults to inject, by name and count, such as "ebusy:3".
+        quote_version: 4 or 5; None: that of the scenario, else 4.
+        platform: "tdx" or "snp"; None: that of the scenario, else "tdx".
+        seed: 32 bytes from which all keys are derived. None: the public `SEED`.
+        state_dir: A folder that preserves the TEE after `close`; None: in memory.
+        resources: Folders, environment variables and server thread. None: created by this object,
+            and released by `close`.
+        options: Further options of the simulator: `app_compose`, `app_keys`, `vm_config`, `app_id`,
+            `now`, `random` and `wait`, the sleep function for delays. By default `close` ends a
+            delay.
 
     Raises:
-        UsageError: An argument is none of these; the text says what there is.
-        BackendBusyError: Another program uses `state_dir`.
+        UsageError: If an argument is unknown or invalid.
+        BackendBusyError: If another process uses `state_dir`.
     """
 
     def __init__(
@@ -82,14 +81,14 @@ class SimulatedTee:
         platform: str | None = None,
         seed: bytes | None = None,
         state_dir: str | os.PathLike[str] | None = None,
-        surroundings: Surroundings | None = None,
+        resources: SharedResources | None = None,
         **options: object,
     ) -> None:
         if isinstance(faults, Iterator):  # it is read twice
             faults = tuple(faults)
         self._folder: Path | None = None
-        self._outer, self._inner = ExitStack(), ExitStack()  # folders and such; what uses them
-        self._around = surroundings or _own_surroundings(self._outer)
+        self._outer, self._inner = ExitStack(), ExitStack()  # resources; their users
+        self._resources = resources or _own_resources(self._outer)
         given = {
             "scenario": scenario,
             "faults": faults,
@@ -99,88 +98,88 @@ class SimulatedTee:
         }
         options |= {name: value for name, value in given.items() if value is not None}
         self._process, self._ended = os.getpid(), threading.Event()
-        options.setdefault("wait", self._ended.wait)  # nobody waits for a host that is slow
-        _refuse_what_cannot_be_called(options)
+        options.setdefault("wait", self._ended.wait)  # `close` ends a delay
+        _check_callables(options)
         self._now = cast("Callable[[], float] | None", options.get("now"))
         try:
-            if state_dir is None and _names_one_on_disk(faults):
+            if state_dir is None and _need_disk(faults):
                 options["state_dir"] = self._make_folder() / "state"
             self._attester = open("simulator", seed=SEED if seed is None else seed, **options)
         except BaseException:
             self._outer.close()
             raise
         self._inner.enter_context(self._attester)
-        self._server = TeeServer(self._attester, self._make_folder, self._around.loop)
+        self._server = TeeServer(self._attester, self._make_folder, self._resources.loop)
         self._inner.callback(self._server.close)
 
     # -- evidence ------------------------------------------------------------------------------
 
     @property
     def attester(self) -> "Attester[Simulator]":
-        """The TEE as a program sees it; the server, if there is one, has the same."""
+        """The attester of the TEE, which the server uses too."""
         return self._attester
 
     @property
     def simulated(self) -> bool:
-        """True: nothing that this TEE says is backed by hardware."""
+        """True: the evidence proves nothing about hardware."""
         return self._attester.simulated
 
     @property
     def simulator(self) -> Simulator:
-        """The backend, for what only it can do."""
+        """The backend, for its additional methods."""
         return self._attester.backend
 
     def _open_simulator(self) -> Simulator:
         if self._ended.is_set():
-            raise UsageError(_CLOSED)
+            raise UsageError(_CLOSED, reason="closed")
         return self.simulator
 
     def aopen(self) -> "AsyncAttester":
         """Open the TEE for asyncio, as `attestkit.aopen` does: awaited or by `async with`.
 
-        To close it does not end this TEE; once that is closed, its calls raise UsageError.
+        Closing the result does not close this TEE. After this TEE is closed, it raises UsageError.
 
         Raises:
-            UsageError: The TEE is closed.
+            UsageError: If the TEE is closed.
         """
-        return aopen(_unclosable(self._open_simulator(), self._ended))
+        return aopen(_share_simulator(self._open_simulator(), self._ended))
 
     def quote(self, report_data: bytes = b"") -> "Quote":
-        """Return a TDX quote over `report_data`, 0 to 64 bytes, filled up with zeros.
+        """Return a TDX quote over `report_data`, 0 to 64 bytes, zero-padded to 64.
 
         Raises:
-            UsageError: There are more than 64 bytes.
-            UnsupportedError: The platform is SEV-SNP; `attest` works.
-            BackendError: A fault struck; or the scenario's quotes are none that an attester takes.
+            UsageError: If `report_data` has more than 64 bytes.
+            UnsupportedError: If the platform is SEV-SNP; use `attest`.
+            BackendError: If a fault is injected, or the scenario makes malformed quotes.
         """
         return self._attester.get_quote(report_data)
 
     def raw_quote(self, report_data: bytes = b"") -> bytes:
-        """Return what the platform gives, be it malformed: a quote, from SEV-SNP a report.
+        """Return the unchecked quote or SNP report of the backend.
 
         Raises:
-            UsageError: There are more than 64 bytes, or the TEE is closed.
-            BackendError: A fault struck.
+            UsageError: If `report_data` has more than 64 bytes, or the TEE is closed.
+            BackendError: If a fault is injected.
         """
         return self._open_simulator().get_quote(ReportData.pad(report_data))
 
     def attest(self, report_data: bytes = b"") -> "Attestation":
-        """Return evidence over `report_data`, 0 to 64 bytes, filled up with zeros.
+        """Return evidence over `report_data`, 0 to 64 bytes, zero-padded to 64.
 
         Raises:
-            UsageError: There are more than 64 bytes.
-            BackendError: As `quote`.
-            JournalError: The log of runtime events cannot be read.
-            ReplayError: The log does not explain the registers.
+            UsageError: If `report_data` has more than 64 bytes.
+            BackendError: As for `quote`.
+            JournalError: If the runtime event log cannot be read.
+            ReplayError: If the event log does not replay to the registers.
         """
         return self._attester.attest(report_data)
 
     def emit(self, name: str, payload: bytes = b"") -> "Event":
-        """Extend RTMR3 by an event and log it, or neither; see `Attester.emit_event`."""
+        """Extend RTMR3 by an event and log it; see `Attester.emit_event`."""
         return self._attester.emit_event(name, payload)
 
     def event_log(self) -> "EventLog":
-        """Return the firmware's log with the runtime events behind it."""
+        """Return the firmware event log followed by the runtime events."""
         return self._attester.event_log()
 
     @property
@@ -189,56 +188,56 @@ class SimulatedTee:
         return self._attester.keys
 
     def info(self) -> "AppInfo":
-        """Return who the app is."""
+        """Return the identity of the app from fresh evidence."""
         return self._attester.info()
 
-    # -- what goes wrong -----------------------------------------------------------------------
+    # -- faults --------------------------------------------------------------------------------
 
     def arm(self, faults: str) -> None:
-        """Let something go wrong from now on: "ebusy:3", or several with blanks between.
+        """Inject faults from now on, such as "ebusy:3", or several separated by blanks.
 
         Raises:
-            UsageError: There is no such fault, or not on this TEE; the text says what there is, and
-                none is armed. Or the TEE is closed.
+            UsageError: If a fault is unknown or does not apply to this TEE, in which case none is
+                armed, or the TEE is closed.
         """
         self._open_simulator().faults.arm(faults)
 
     def reset(self) -> None:
-        """Boot again: what was emitted is gone, and what was armed goes wrong no more.
+        """Reboot: clear the events and the armed faults.
 
         Raises:
-            UsageError: The TEE is closed.
+            UsageError: If the TEE is closed.
         """
         simulator = self._open_simulator()
         simulator.faults.clear()
         simulator.reset()
 
-    # -- its verifier --------------------------------------------------------------------------
+    # -- verification --------------------------------------------------------------------------
 
     @property
     def trust_anchor(self) -> bytes:
-        """The root certificate (DER) that a verifier has to be told to believe this TEE."""
+        """The root certificate (DER) for verifiers of this TEE's evidence."""
         return self.simulator.trust_anchor
 
     @property
     def collateral(self) -> "Collateral":
-        """What the stand-in for Intel says now; UnsupportedError on SEV-SNP."""
+        """The current collateral of the simulated Intel PCS; UnsupportedError on SEV-SNP."""
         return self._open_simulator().collateral()
 
     def verifier(self, **options: object) -> "Verifier":
-        """Return a verifier that believes this TEE as far as its scenario lets it.
+        """Return a verifier with this TEE's trust anchor and collateral.
 
         Args:
-            options: What `attestkit.Verifier` takes: a `policy`, say; or `collateral`, or a
-                `pccs_url`, in place of this TEE's collateral.
+            options: Arguments of `attestkit.Verifier`, such as `policy`. `collateral` or `pccs_url`
+                replaces this TEE's collateral.
         """
-        from attestkit.verifier import Verifier  # late: tests of attesters need none
+        from attestkit.verifier import Verifier  # lazy: not needed for attesters
 
         options.setdefault("trust_anchor", self.trust_anchor)
         if self._attester.has_quotes and not {"collateral", "pccs_url"} & options.keys():
             options["collateral"] = self.collateral
         if self._now is not None:
-            options.setdefault("clock", partial(_moment, self._now))
+            options.setdefault("clock", partial(_to_datetime, self._now))
         return Verifier(**cast("dict[str, Any]", options))
 
     def verify(
@@ -248,16 +247,16 @@ class SimulatedTee:
         report_data: bytes | None,
         **options: object,
     ) -> "AttestationResult":
-        """Return the verdict on evidence, by a verifier made for it; its errors are `Verifier`'s.
+        """Verify evidence with a new `verifier`; raises what `Verifier.verify` does.
 
         Args:
-            evidence: Of any encoding, a raw quote, or either as an object.
-            report_data: What it must be about; None, which must be written out, accepts any.
+            evidence: Evidence in any encoding, a raw quote, or a parsed object.
+            report_data: The expected report data; None accepts any.
             options: As for `verifier`.
         """
         return self.verifier(**options).verify(evidence, report_data=report_data)
 
-    # -- its server, which starts with the first of these --------------------------------------
+    # -- the server, started on first use ------------------------------------------------------
 
     @property
     def socket(self) -> Path:
@@ -283,15 +282,16 @@ class SimulatedTee:
     def pccs_url(self) -> str:
         """The URL of a PCCS with this TEE's collateral; UnsupportedError on SEV-SNP."""
         if not self._attester.has_quotes:
-            raise UnsupportedError("an SEV-SNP guest has no collateral, and no PCCS")
+            raise UnsupportedError(
+                "SEV-SNP has no Intel collateral, and so no PCCS", reason="feature"
+            )
         return self._server.pccs()
 
     @property
     def client(self) -> dict[str, str]:
-        """The environment variables that official clients read, set until the test ends.
+        """The environment variables for official clients, set until the end of the running test.
 
-        That is the test that asks, also of a TEE that outlives it; the last to be asked counts.
-        Without `PCCS_URL` on SEV-SNP.
+        If several TEEs set them, the last one takes effect. On SEV-SNP without `PCCS_URL`.
         """
         variables = {
             "DSTACK_SIMULATOR_ENDPOINT": str(self.socket),
@@ -301,26 +301,23 @@ class SimulatedTee:
             variables["PCCS_URL"] = self.pccs_url
         for name, value in variables.items():
             if os.environ.get(name) != value:
-                self._around.setenv(name, value)
+                self._resources.setenv(name, value)
         return variables
 
-    # -- the end -------------------------------------------------------------------------------
+    # -- closing -------------------------------------------------------------------------------
 
     def _make_folder(self) -> Path:
-        """Return this TEE's folder, short enough for sockets; it is made at the first call."""
+        """Return this TEE's folder, created on first use, with a path short enough for sockets."""
         if self._folder is None:
-            folder = self._around.make_folder()
+            folder = self._resources.make_folder()
             self._outer.callback(_remove_if_empty, folder)
-            if len(os.fsencode(folder)) > _LONGEST:
+            if len(os.fsencode(folder)) > _MAX_FOLDER:
                 folder = _temporary_folder(self._outer)
             self._folder = folder
         return self._folder
 
     def close(self) -> None:
-        """Stop the server if there is one, and end the TEE.
-
-        A second call does nothing, nor does one in a fork: all of it is its parent's.
-        """
+        """Stop the server and close the TEE. Idempotent; does nothing in a forked child."""
         if self._process != os.getpid():
             return
         self._ended.set()
@@ -343,44 +340,46 @@ class SimulatedTee:
         return f"<SimulatedTee, {state}>"
 
 
-def _refuse_what_cannot_be_called(options: dict[str, object]) -> None:
+def _check_callables(options: dict[str, object]) -> None:
     for name in ("now", "random", "wait"):
         if name in options and not callable(options[name]):
-            raise UsageError(f"{name} is a function, not {options[name]!r}")
+            raise UsageError(
+                f"{name}: must be callable, not {options[name]!r}", reason="wrong_type"
+            )
 
 
-def _unclosable(simulator: Simulator, ended: threading.Event) -> Simulator:
-    """Return the same simulator, state and all, as an object whose `close` does nothing.
+def _share_simulator(simulator: Simulator, ended: threading.Event) -> Simulator:
+    """Return a second object with the state of `simulator`, whose `close` does nothing.
 
-    Once it has ended there is nothing to ask it but what a repr shows. Calls on their way finish:
-    what they use has names of its own.
+    After `ended` its public attributes raise UsageError, except for those that a repr needs. Calls
+    in progress finish, because they use private attributes.
     """
     kind = type(simulator)
 
-    def ask(self: Simulator, name: str) -> object:
+    def getattribute(self: Simulator, name: str) -> object:
         if ended.is_set() and name[0] != "_" and name not in ("name", "simulated", "close"):
-            raise UsageError(_CLOSED)
+            raise UsageError(_CLOSED, reason="closed")
         return kind.__getattribute__(self, name)
 
-    members = {"close": lambda _: None, "__getattribute__": ask}
+    members = {"close": lambda _: None, "__getattribute__": getattribute}
     same: Any = object.__new__(type(kind.__name__, (kind,), members))
-    same.__dict__ = simulator.__dict__  # what is armed later is to be seen there too
+    same.__dict__ = simulator.__dict__  # so that faults armed later apply to both
     return cast("Simulator", same)
 
 
-def _moment(now: Callable[[], float]) -> datetime:
+def _to_datetime(now: Callable[[], float]) -> datetime:
     return datetime.fromtimestamp(now(), timezone.utc)
 
 
-def _names_one_on_disk(faults: FaultsLike) -> bool:
+def _need_disk(faults: FaultsLike) -> bool:
     if isinstance(faults, str):
-        return _ON_DISK in faults
+        return _NEEDS_DISK in faults
     armed = faults.armed() if isinstance(faults, Faults) else faults
-    return isinstance(armed, Iterable) and any(_ON_DISK in str(fault) for fault in armed)
+    return isinstance(armed, Iterable) and any(_NEEDS_DISK in str(fault) for fault in armed)
 
 
-def _own_surroundings(stack: ExitStack) -> Surroundings:
-    """Return surroundings that are as they were when `stack` ends."""
+def _own_resources(stack: ExitStack) -> SharedResources:
+    """Return resources that are released with `stack`."""
     loop, owner = ServerLoop(), object()
     stack.callback(loop.close)
     stack.callback(environment.restore, owner)
@@ -388,13 +387,13 @@ def _own_surroundings(stack: ExitStack) -> Surroundings:
     def make_folder() -> Path:
         return _temporary_folder(stack)
 
-    return Surroundings(make_folder, partial(environment.setenv, owner), loop)
+    return SharedResources(make_folder, partial(environment.setenv, owner), loop)
 
 
 def _temporary_folder(stack: ExitStack) -> Path:
-    """Return a new folder, mode 0700, that is removed with `stack`, or when nobody closes that."""
+    """Return a new folder, mode 0700, that is removed when `stack` is closed or collected."""
     folder = tempfile.mkdtemp(prefix="ak-")
-    # A TemporaryDirectory would be removed by every fork that ends.
+    # A TemporaryDirectory would be removed by every forked child that exits.
     stack.callback(weakref.finalize(stack, _remove, folder, os.getpid()))
     return Path(folder)
 
@@ -405,5 +404,5 @@ def _remove(folder: str, process: int) -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # what a test has put there is left to it
+    with suppress(OSError):  # not empty: a test has created files
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""Evidence judged: authenticate what the maker signed, replay the log, appraise by a policy."""
+"""Verifier: authenticate evidence, replay its event log, and appraise it by a policy."""
 
 from attestkit.verifier.batch.task import Item
 from attestkit.verifier.evidence_bundle import EvidenceBundle

@@ -1,9 +1,10 @@
-"""ACPI tables: the part of a machine that its host writes and the guest's kernel runs code from.
+"""ACPI tables: written by the host, and executed by the guest's kernel.
 
-`os_image_hash` says which firmware, kernel and file system were started, not with which tables. Of
-a TD their digests come from the log (attestation-format.md, section 12.2), so RTMR0 is the image's
-whatever they are; a reference value of RTMR0 pins them. The launch measurement of an SEV-SNP guest
-(section 12.3) has none of them. An AWS Nitro enclave is given none by its operator.
+`os_image_hash` covers firmware, kernel and file system, not the ACPI tables. For a TD, the expected
+RTMR0 is computed with the table digests of the event log (attestation-format.md, section 12.2), so
+that it matches any tables; a reference value of RTMR0 pins them. The launch measurement of an
+SEV-SNP guest (section 12.3) does not cover them. An AWS Nitro enclave has no ACPI tables from its
+operator.
 """
 
 from collections.abc import Mapping
@@ -16,29 +17,29 @@ __all__ = ["are_pinned", "caution"]
 _REST_OF_IMAGE: Final = frozenset({"mrtd", "rtmr1", "rtmr2"})
 
 _Pinned = Mapping[str, frozenset[bytes]]
-"""Registers that a policy has reference values for, as `ReferenceValues.rules`."""
+"""Reference values of a policy by register, as `ReferenceValues.rules`."""
 
 
 def are_pinned(claims: Claims, pinned: _Pinned) -> bool:
-    """Tell whether evidence that was accepted has no other tables than the policy knows."""
+    """Return whether the policy that accepted `claims` pins the ACPI tables."""
     if claims.platform == "dstack-tdx":
         return claims.register("rtmr0") in pinned.get("rtmr0", ())
     return claims.platform == "dstack-nitro-enclave"
 
 
 def caution(claims: Claims, pinned: _Pinned) -> str:
-    """Return a warning where an image is recognised, or pinned, whatever its ACPI tables are."""
+    """Return a warning if the image is verified or pinned, but its ACPI tables are not."""
     named = bool(claims.os_image_hash)
     if claims.platform == "dstack-tdx" and (named or pinned.keys() >= _REST_OF_IMAGE):
         if "rtmr0" in pinned:
             return ""
         return (
-            "caution: the ACPI tables are whichever the host chose, and the kernel runs the code "
-            "in them; pin rtmr0 as well, which has their digests"
+            "caution: the host chose the ACPI tables, and the kernel runs the code in them; pin "
+            "rtmr0 as well, which has their digests"
         )
     if claims.platform == "dstack-amd-sev-snp" and named:
         return (
-            "caution: nothing measures the ACPI tables that the host gives an SEV-SNP guest, and "
-            "the kernel runs the code in them; no rule can pin them"
+            "caution: the ACPI tables from the host of an SEV-SNP guest are not measured, and the "
+            "kernel runs the code in them; no rule can pin them"
         )
     return ""

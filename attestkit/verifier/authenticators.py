@@ -1,7 +1,7 @@
-"""The makers' roots, or the one root that takes their place: who vouches for which platform.
+"""Select the authenticator and the trust anchor for each platform.
 
-Each platform's authenticator is made when it is first needed and lives as long as its Verifier;
-what they cache is theirs, so nothing is ever shared between two trust anchors.
+The authenticator of a platform is created at first use and belongs to one Verifier; its caches are
+never shared between trust anchors.
 """
 
 from binascii import Error as Base64Error
@@ -15,7 +15,7 @@ from attestkit.attestation.wire.evidence_parts import NitroEnclave, SevSnp
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.quote import Quote
-from attestkit.verifier.evidence_checks import Parcel
+from attestkit.verifier.evidence_checks import ParsedEvidence
 from attestkit.verifier.result import Authenticated, TcbStatus
 
 if TYPE_CHECKING:
@@ -23,22 +23,26 @@ if TYPE_CHECKING:
     from attestkit.verifier.platforms.nitro import Nitro
     from attestkit.verifier.platforms.snp import Snp
 
-__all__ = ["Makers"]
+__all__ = ["Authenticators"]
 
 
-class Makers:
-    """Intel, AMD and AWS, each by its own root or all by one that was handed in."""
+class Authenticators:
+    """Authenticators for Intel, AMD and AWS, under the vendors' roots or one trust anchor."""
 
     def __init__(
         self, trust_anchor: bytes | str | None, snp_certificates: Sequence[bytes] = ()
     ) -> None:
-        """Take the root, DER or PEM, None for the makers' own, and certificates of AMD's.
+        """Set the trust anchor and the certificates of SEV-SNP keys.
+
+        Args:
+            trust_anchor: Certificate in DER or PEM; None uses the vendors' roots.
+            snp_certificates: VCEK, VLEK, ASK or ASVK certificates.
 
         Raises:
-            UsageError: It is not one certificate.
+            UsageError: If `trust_anchor` is not a single certificate.
         """
         self.trust_anchor: bytes | None = (
-            None if trust_anchor is None else _one_certificate(trust_anchor)
+            None if trust_anchor is None else _single_certificate(trust_anchor)
         )
         self.snp_certificates: tuple[bytes, ...] = tuple(snp_certificates)
         self._dcap: Dcap | None = None
@@ -46,54 +50,56 @@ class Makers:
         self._nitro: Nitro | None = None
 
     def authenticate(
-        self, parcel: Parcel, collateral: Collateral | None, now: datetime, *, details: bool
+        self, parsed: ParsedEvidence, collateral: Collateral | None, now: datetime, *, details: bool
     ) -> Authenticated:
-        """Return what the platform's maker vouches for.
+        """Verify the vendor's signatures, and return what they cover.
 
         Raises:
-            VerificationError: It does not.
-            CollateralError: Intel's word is needed, and missing or malformed.
+            VerificationError: If a signature or certificate chain is not valid.
+            CollateralError: If collateral is needed, and missing or malformed.
         """
-        if (quote := parcel.quote) is not None:
+        if (quote := parsed.quote) is not None:
             if collateral is None:
                 raise CollateralError(
-                    "a quote of Intel's needs collateral: hand it in, or name a PCCS to fetch it"
+                    "collateral: missing, and required for an SGX or TDX quote; pass it, or a PCCS "
+                    "URL to fetch it from",
+                    reason="missing",
                 )
             seconds = int(now.timestamp())
             return self._intel().authenticate(quote, collateral, seconds, details=details)
-        assert parcel.attestation is not None
-        platform = parcel.attestation.evidence.platform
+        assert parsed.attestation is not None
+        platform = parsed.attestation.evidence.platform
         if isinstance(platform, SevSnp):
             return self._amd().authenticate(platform, now)
         assert isinstance(platform, NitroEnclave)
         return self._aws().authenticate(platform.nsm_quote, now)
 
-    def vouch(self, quote: Quote, pck_certificate_chain: str | None, now: datetime) -> None:
-        """Check of a quote of Intel's what needs no collateral; see `Dcap.vouch`."""
-        self._intel().vouch(quote, pck_certificate_chain, int(now.timestamp()))
+    def precheck(self, quote: Quote, pck_certificate_chain: str | None, now: datetime) -> None:
+        """Run the checks of a quote that need no collateral; see `Dcap.precheck`."""
+        self._intel().precheck(quote, pck_certificate_chain, int(now.timestamp()))
 
-    def genuine(self, parcel: Parcel) -> bool:
-        """Tell whether the root in use for the parcel's platform has the maker's own key."""
-        if parcel.quote is not None:
+    def genuine(self, parsed: ParsedEvidence) -> bool:
+        """Return whether the root in use for the platform has the vendor's key."""
+        if parsed.quote is not None:
             return self._intel().genuine
-        assert parcel.attestation is not None
-        platform = parcel.attestation.evidence.platform
+        assert parsed.attestation is not None
+        platform = parsed.attestation.evidence.platform
         return (self._amd() if isinstance(platform, SevSnp) else self._aws()).genuine
 
     def explain(self, authenticated: Authenticated, quote: Quote, collateral: Collateral) -> str:
-        """Return a sentence on what an outdated platform lacks; empty if it is up to date."""
+        """Return a sentence on the outdated component of a platform; empty if up to date."""
         if authenticated.status in {None, TcbStatus.UP_TO_DATE}:
             return ""
-        from attestkit.verifier.dcap.tcb_levels import shortfall  # late: few need it
+        from attestkit.verifier.dcap.tcb_levels import shortfall  # lazy: rarely needed
 
         return shortfall(collateral, quote)
 
-    # Two threads may each make one at first: either is as good.
+    # Two threads may each create one at first; either can be used.
 
     def _intel(self) -> "Dcap":
         if self._dcap is None:
             from attestkit.verifier.dcap.authenticate import (
-                Dcap,  # late: an extra, and slow to import
+                Dcap,  # lazy: an extra, and slow to import
             )
 
             self._dcap = Dcap(self.trust_anchor)
@@ -101,32 +107,39 @@ class Makers:
 
     def _amd(self) -> "Snp":
         if self._snp is None:
-            from attestkit.verifier.platforms.snp import Snp  # late: most evidence is Intel's
+            from attestkit.verifier.platforms.snp import Snp  # lazy: only for SEV-SNP
 
             self._snp = Snp(self.trust_anchor, certificates=self.snp_certificates)
         return self._snp
 
     def _aws(self) -> "Nitro":
         if self._nitro is None:
-            from attestkit.verifier.platforms.nitro import Nitro  # late: the same
+            from attestkit.verifier.platforms.nitro import Nitro  # lazy: only for Nitro
 
             self._nitro = Nitro(self.trust_anchor)
         return self._nitro
 
 
-def _one_certificate(given: bytes | str) -> bytes:
-    """Return the DER of a root in DER or PEM."""
-    if not isinstance(given, (bytes, str)):
-        raise UsageError(f"a trust anchor is bytes or text, not {type(given).__name__}")
+def _single_certificate(certificate: bytes | str) -> bytes:
+    """Return the DER of a single certificate in DER or PEM."""
+    if not isinstance(certificate, (bytes, str)):
+        raise UsageError(
+            f"trust anchor: wrong type: {type(certificate).__name__}, must be bytes or str",
+            reason="wrong_type",
+        )
     try:
-        if isinstance(given, str) or given.lstrip().startswith(b"-----"):
-            text = given if isinstance(given, str) else given.decode("ascii")
+        if isinstance(certificate, str) or certificate.lstrip().startswith(b"-----"):
+            text = certificate if isinstance(certificate, str) else certificate.decode("ascii")
             certificates = split_pem(text)
         else:
-            certificates = [given]
+            certificates = [certificate]
         if len(certificates) != 1:
-            raise UsageError(f"a trust anchor is one certificate, not {len(certificates)}")
+            raise UsageError(
+                f"trust anchor: {len(certificates)} certificates, must be 1", reason="wrong_size"
+            )
         read_certificate(certificates[0])
     except (FormatError, UnicodeDecodeError, Base64Error) as error:
-        raise UsageError(f"the trust anchor is no certificate: {error}") from error
+        raise UsageError(
+            f"trust anchor: not a certificate: {error}", reason="wrong_value"
+        ) from error
     return certificates[0]

@@ -1,11 +1,11 @@
-"""The configuration that was sealed when a TD was launched, held to what the TD measured later.
+"""Comparison of a TD's event log with the configuration that was sealed at launch (MR_CONFIG_ID).
 
-MR_CONFIG_ID is signed and nothing inside the TD can change it (attestation-format.md, section 11).
-Where it says something of the app, the app that the log names must be that one.
+MR_CONFIG_ID is signed and cannot be changed from inside the TD (attestation-format.md, section 11).
+If it identifies the app, the event log must be of the same app.
 
-The document that version 3 hashes is the host's to bring: evidence has it where it stands in
-vm_config, and an agent may have it from beside that (guest-agent-api.md, section 2.3). So evidence
-without it is no mistake of its guest, and whether it will do is for a policy.
+The document that version 3 hashes comes from the host: in vm_config, or to the agent beside it
+(guest-agent-api.md, section 2.3). Evidence may therefore lack it; `require_mr_config` of a policy
+rejects that.
 """
 
 import json
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 __all__ = ["has_document", "require_document", "sealed_configuration"]
 
-_LONGEST = 65_536  # bytes of a key provider's name and id
-# What a log may tell of an app.
-_TOLD = ("app_id", "compose_hash", "instance_id", "key_provider_info", "init_script_hashes")
-_LEFT_OUT = "; the sealed configuration was left out: "
+_LONGEST = 65_536  # bytes of the key-provider event
+# Fields of AppInfo that the event log contains.
+_LOGGED = ("app_id", "compose_hash", "instance_id", "key_provider_info", "init_script_hashes")
+_SKIPPED = "; the sealed configuration was left out: "
 
 
 def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> str:
-    """Hold an app to MR_CONFIG_ID, 48 bytes; return what was compared, as part of a sentence.
+    """Compare an app with MR_CONFIG_ID, 48 bytes; return the check as part of a sentence.
 
     Version 1 is the compose hash. Version 3 is the hash of a document that the configuration may
-    carry. Version 2 hashes an id of the key provider that evidence does not have in that form.
+    contain. Version 2 hashes a key provider id that is not in the evidence.
 
     Raises:
-        VerificationError: The app is not the one that was sealed.
-        FormatError: The document is malformed.
+        VerificationError: If the sealed configuration is of another app.
+        FormatError: If the document is malformed.
     """
     if not any(config_id) or not _tells(info):
         return ""
@@ -48,12 +48,12 @@ def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> str:
         return ", as sealed at launch"
     document = VmConfig.parse(config).find("mr_config")
     if version != 3:
-        return f"{_LEFT_OUT}version {version} of MR_CONFIG_ID cannot be told from the evidence"
+        return f"{_SKIPPED}version {version} of MR_CONFIG_ID cannot be computed from the evidence"
     if not isinstance(document, str):
-        return f"{_LEFT_OUT}the evidence does not have the document that MR_CONFIG_ID hashes"
+        return f"{_SKIPPED}the evidence does not have the document that MR_CONFIG_ID hashes"
     if config_id != config_id_v3(document):
         raise VerificationError(
-            f"MR_CONFIG_ID {config_id.hex()} is not the hash of the mr_config in the evidence",
+            f"MR_CONFIG_ID: {config_id.hex()} is not the hash of mr_config in the evidence",
             reason="mr_config",
         )
     _compare(MrConfig.parse(document), info)
@@ -61,10 +61,10 @@ def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> str:
 
 
 def has_document(config_id: bytes, config: str) -> bool:
-    """Tell whether the configuration has the document that a version 3 of the id hashes.
+    """Return whether the configuration has the document of a version 3 MR_CONFIG_ID.
 
     Raises:
-        FormatError: The configuration is malformed.
+        FormatError: If the configuration is malformed.
     """
     if config_id[0] != 3:
         return False
@@ -73,31 +73,30 @@ def has_document(config_id: bytes, config: str) -> bool:
 
 
 def require_document(claims: Claims, info: "AppInfo | None") -> str:
-    """Refuse an app whose TD has a sealed configuration that nobody could compare it with.
+    """Check that the evidence has the document of a version 3 MR_CONFIG_ID.
 
-    Version 1 is compared in any case; version 2 cannot be, whatever the host brings.
+    Version 1 is always compared; version 2 never can be.
 
     Raises:
-        PolicyError: MR_CONFIG_ID is of version 3, and the evidence does not have its document.
+        PolicyError: If MR_CONFIG_ID has version 3, and the evidence does not have its document.
     """
     config_id = claims.register("mr_config_id") or b"\0"
     if config_id[0] != 3 or claims.has_mr_config or info is None or not _tells(info):
         return ""
     raise PolicyError(
-        f"MR_CONFIG_ID {config_id.hex()} is the hash of a configuration that was sealed at launch, "
-        "and the evidence does not have that document, so that the app was not held to it; have "
-        "the host put it into vm_config as mr_config, or drop require_mr_config",
+        f"MR_CONFIG_ID: {config_id.hex()} is the hash of a configuration document that is not in "
+        "the evidence; have the host put it into vm_config as mr_config, or drop require_mr_config",
         reason="require_mr_config",
     )
 
 
 def _tells(info: "AppInfo") -> bool:
-    """Tell whether a log says anything that a sealed configuration could contradict."""
-    return any(getattr(info, name) for name in _TOLD)
+    """Return whether the event log has a field that a sealed configuration may contradict."""
+    return any(getattr(info, name) for name in _LOGGED)
 
 
 def _compare(sealed: MrConfig, info: "AppInfo") -> None:
-    """Hold each field that the document has to the log's."""
+    """Compare each field of the document with the event log."""
     for name in ("compose_hash", "app_id", "instance_id"):
         want, have = getattr(sealed, name), getattr(info, name)
         if want and want != have:
@@ -107,16 +106,16 @@ def _compare(sealed: MrConfig, info: "AppInfo") -> None:
         raise _contradiction("init_script_hashes", _hex(sealed.init_script_hashes), _hex(hashes))
     want = (KEY_PROVIDERS[sealed.key_provider][1], sealed.key_provider_id.hex())
     have = _key_provider(info.key_provider_info)
-    # Without an id the document leaves it open which provider of that kind it is.
+    # Without an id, the document allows any provider of that kind.
     if want[0] != have[0] or (want[1] and want[1] != have[1]):
         raise _contradiction("key_provider", " ".join(want), " ".join(have))
 
 
-def _key_provider(told: bytes) -> tuple[str, str]:
-    """Return name and id that the key-provider event tells; it is measured JSON, or nothing."""
+def _key_provider(payload: bytes) -> tuple[str, str]:
+    """Return name and id in the payload of the key-provider event; empty if malformed."""
     try:
-        check_depth(told)
-        found: Any = json.loads(told.decode()) if len(told) <= _LONGEST else None
+        check_depth(payload)
+        found: Any = json.loads(payload.decode()) if len(payload) <= _LONGEST else None
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -128,9 +127,9 @@ def _hex(hashes: tuple[bytes, ...]) -> str:
     return " ".join(one.hex() for one in hashes)
 
 
-def _contradiction(name: str, sealed: str, told: str) -> VerificationError:
+def _contradiction(name: str, sealed: str, logged: str) -> VerificationError:
     return VerificationError(
-        f"{name} is {told or 'not told'} in the log, and {sealed or 'none'} in the configuration "
-        "that was sealed at launch (MR_CONFIG_ID): the log is of another app",
+        f"{name}: {logged or 'missing'} in the event log, {sealed or 'missing'} in the "
+        "configuration sealed at launch (MR_CONFIG_ID); the event log is of another app",
         reason="mr_config",
     )

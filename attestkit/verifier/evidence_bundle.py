@@ -1,10 +1,9 @@
-"""Evidence and what it takes to judge it in one file, to be verified later with the network off.
+"""Evidence bundle: evidence and its collateral in one file, for verification offline and later.
 
 The file is JSON: `version` (1), `evidence` (base64), `collateral` (the nine fields of `Collateral`,
-or null), `at` (ISO 8601 with a zone: the instant at which it was judged, or should be) and
-`report_data` (hex, or null). Nothing signs the file, and nothing in it is believed: the evidence
-and the collateral carry their own signatures, and whoever verifies says what report data and
-what instant are wanted.
+or null), `at` (ISO 8601 with a time zone: the time of the verification) and `report_data` (hex, or
+null). The file is not authenticated: evidence and collateral have their own signatures, and the
+relying party chooses the expected report data and the time of the verification.
 """
 
 import json
@@ -14,60 +13,72 @@ from binascii import Error as Base64Error
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._formats.strict_json import check_depth
 from attestkit._system.atomic_file import replace_file
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError
 
+if TYPE_CHECKING:
+    from attestkit._reasons import FormatReason
+
 __all__ = ["EvidenceBundle"]
 
 _VERSION: Final = 1
 _EVIDENCE_LIMIT: Final = 10 << 20  # bytes
 _REPORT_DATA_LIMIT: Final = 64  # bytes
-# Evidence in base64, nine fields of 1 MiB with their bytes in hex, and the rest.
+# Evidence in base64, and nine fields of 1 MiB with bytes in hex.
 _FILE_LIMIT: Final = 32 << 20
 _KEYS: Final = frozenset({"version", "evidence", "collateral", "at", "report_data"})
 
 
 @dataclass(frozen=True, slots=True)
 class EvidenceBundle:
-    """One parcel of evidence with its collateral.
+    """Evidence with its collateral.
 
     Raises:
-        UsageError: A value is of another type or size, or `at` has no time zone.
+        UsageError: If a value has the wrong type or size, or `at` has no time zone.
     """
 
     evidence: bytes = field(repr=False)  # 1 byte to 10 MiB
     collateral: Collateral | None
     at: datetime  # aware
-    report_data: bytes | None = None  # at most 64 bytes, as a caller hands it to a verifier
+    report_data: bytes | None = None  # at most 64 bytes, not padded
 
     def __post_init__(self) -> None:
         _check_bytes("evidence", self.evidence, 1, _EVIDENCE_LIMIT)
         if self.report_data is not None:
             _check_bytes("report_data", self.report_data, 0, _REPORT_DATA_LIMIT)
         if not isinstance(self.collateral, Collateral | None):
-            raise UsageError(f"collateral is a Collateral, not {type(self.collateral).__name__}")
+            raise UsageError(
+                f"collateral: wrong type: {type(self.collateral).__name__}, must be a Collateral",
+                reason="wrong_type",
+            )
         _check_moment(self.at)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "EvidenceBundle":
-        """Read the JSON of a bundle.
+        """Decode the JSON of a bundle.
 
         Raises:
-            FormatError: It is over 32 MiB, no JSON object, of another version, or a member is
-                unknown, missing, there twice, or malformed; the text names it.
+            FormatError: If it is over 32 MiB, not a JSON object or of another version, or a member
+                is unknown, missing, duplicate or malformed; the text names the member.
         """
         if len(text) > _FILE_LIMIT:
-            raise FormatError(f"an evidence bundle has at most {_FILE_LIMIT} bytes")
+            raise FormatError(
+                f"evidence bundle: too large: {len(text)} bytes, at most {_FILE_LIMIT}",
+                reason="too_large",
+            )
         values = _object(text)
-        # First, for another version may well have other members.
-        version = values.get("version", _VERSION)  # where there is none, that is said below
+        # Checked first, because another version may have other members.
+        version = values.get("version", _VERSION)  # _check_keys reports a missing one
         if type(version) is not int or version != _VERSION:
-            raise FormatError(f"version: this reads evidence bundles of version {_VERSION} only")
-        _check_keys("an evidence bundle", values, _KEYS)
+            raise FormatError(
+                f"evidence bundle: unsupported version; must be {_VERSION}",
+                reason="unsupported_version",
+            )
+        _check_keys("evidence bundle", values, _KEYS)
         try:
             return cls(
                 evidence=_from_base64(values["evidence"]),
@@ -76,7 +87,10 @@ class EvidenceBundle:
                 report_data=_report_data(values["report_data"]),
             )
         except UsageError as error:
-            raise FormatError(str(error)) from error
+            wrong_size = error.reason == "wrong_size"
+            raise FormatError(
+                f"evidence bundle: {error}", reason="wrong_size" if wrong_size else "wrong_value"
+            ) from error
 
     def to_json(self) -> str:
         """Return the JSON of this bundle."""
@@ -95,109 +109,124 @@ class EvidenceBundle:
         """Read a file.
 
         Raises:
-            FormatError: The file cannot be read, or as `from_json`; the text names the file.
+            UsageError: If the file cannot be read.
+            FormatError: As `from_json`; the text names the file.
         """
         try:
             with Path(path).open("rb") as file:
                 text = file.read(_FILE_LIMIT + 1)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise FormatError(f"cannot read {os.fspath(path)}: {error}") from error
+            raise UsageError(
+                f"{os.fspath(path)}: cannot be read: {error}", reason="cannot_read"
+            ) from error
         try:
             return cls.from_json(text)
         except FormatError as error:
-            raise FormatError(f"{os.fspath(path)}: {error}") from error
+            raise FormatError(f"{os.fspath(path)}: {error}", reason=error.reason) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file, for its owner alone: `path` holds the old or the new content, never a part.
+        """Write a file with mode 0600, replacing an existing one atomically.
 
         Raises:
-            UsageError: The file cannot be written there.
+            UsageError: If the file cannot be written.
         """
         try:
             replace_file(Path(path), self.to_json().encode("ascii"), mode=0o600)
         except (OSError, ValueError) as error:
-            raise UsageError(f"cannot write {os.fspath(path)}: {error}") from error
+            raise UsageError(
+                f"{os.fspath(path)}: cannot be written: {error}", reason="cannot_write"
+            ) from error
 
 
 def _check_bytes(name: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, bytes):
-        raise UsageError(f"{name} is bytes, not {type(value).__name__}")
+        raise UsageError(
+            f"{name}: wrong type: {type(value).__name__}, must be bytes", reason="wrong_type"
+        )
     if not least <= len(value) <= most:
-        raise UsageError(f"{name} has {len(value)} bytes, not {least} to {most}")
+        raise UsageError(
+            f"{name}: wrong size: {len(value)} bytes, must be {least} to {most}",
+            reason="wrong_size",
+        )
 
 
 def _check_moment(value: object) -> None:
     if not isinstance(value, datetime):
-        raise UsageError(f"at is a datetime, not {type(value).__name__}")
+        raise UsageError(
+            f"at: wrong type: {type(value).__name__}, must be a datetime", reason="wrong_type"
+        )
     if value.utcoffset() is None:
-        raise UsageError("at has no time zone")
+        raise UsageError("at: datetime without time zone", reason="wrong_value")
     try:
         value.astimezone(timezone.utc)
     except OverflowError as error:
-        raise UsageError("at is outside the years 1 to 9999") from error
+        raise UsageError("at: outside the years 1 to 9999", reason="out_of_range") from error
 
 
 def _object(text: str | bytes) -> dict[str, Any]:
     try:
-        # Decoded here: json would take UTF-16 as well, whose depth nobody has checked.
+        # json.loads would also accept UTF-16, in which check_depth finds no brackets.
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         check_depth(text)
         values = json.loads(text, object_pairs_hook=_without_doubles)
     except FormatError:
         raise
     except (ValueError, RecursionError) as error:
-        raise FormatError("an evidence bundle is JSON, and this is not") from error
+        raise FormatError("evidence bundle: not valid JSON", reason="syntax") from error
     if not isinstance(values, dict):
-        raise FormatError("an evidence bundle is a JSON object")
+        raise FormatError("evidence bundle: not a JSON object", reason="wrong_type")
     return values
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise FormatError("an object of the evidence bundle has a member twice")
+        raise FormatError("evidence bundle: duplicate member in an object", reason="duplicate")
     return values
 
 
-def _check_keys(what: str, values: dict[str, Any], wanted: frozenset[str]) -> None:
-    if missing := wanted - values.keys():
-        raise FormatError(f"{what} lacks {', '.join(sorted(missing))}")
-    if unknown := values.keys() - wanted:
-        raise FormatError(f"{what} has a member that is not known: {min(unknown)[:40]!r}")
+def _check_keys(what: str, values: dict[str, Any], required: frozenset[str]) -> None:
+    if missing := required - values.keys():
+        raise FormatError(f"{what}: missing member: {', '.join(sorted(missing))}", reason="missing")
+    if unknown := values.keys() - required:
+        raise FormatError(f"{what}: unknown member: {min(unknown)[:40]!r}", reason="unknown_field")
 
 
 def _from_base64(value: object) -> bytes:
     try:
         if isinstance(value, str):
             data = b64decode(value, validate=True)
-            if b64encode(data).decode("ascii") == value:  # the decoder takes stray bits at the end
+            if b64encode(data).decode("ascii") == value:  # the decoder ignores unused bits
                 return data
     except (Base64Error, ValueError) as error:
-        raise FormatError("evidence is not base64") from error
-    raise FormatError("evidence is not base64")
+        raise FormatError("evidence: invalid base64", reason="encoding") from error
+    raise FormatError("evidence: invalid base64", reason="encoding")
 
 
 def _collateral(value: object) -> Collateral | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise FormatError("collateral is neither an object nor null")
+        raise FormatError("collateral: neither an object nor null", reason="wrong_type")
     try:
         collateral = Collateral.from_json(json.dumps(value))
     except CollateralError as error:
-        raise FormatError(f"collateral: {error}") from error
-    # The members that it knows, which are those that it writes.
+        reasons: dict[str, FormatReason] = {"missing": "missing", "too_large": "too_large"}
+        raise FormatError(
+            f"collateral: {error}", reason=reasons.get(error.reason, "wrong_value")
+        ) from error
+    # from_json ignores unknown members; to_json writes the known ones.
     _check_keys("collateral", value, frozenset(json.loads(collateral.to_json())))
     return collateral
 
 
 def _moment(value: object) -> datetime:
     if not isinstance(value, str):
-        raise FormatError("at is not a time in ISO 8601")
+        raise FormatError("at: not a string", reason="wrong_type")
     try:
-        return datetime.fromisoformat(value.replace("Z", "+00:00"))  # 3.10 does not know the Z
+        return datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 does not accept Z
     except ValueError as error:
-        raise FormatError("at is not a time in ISO 8601") from error
+        raise FormatError("at: not an ISO 8601 time", reason="wrong_value") from error
 
 
 def _report_data(value: object) -> bytes | None:
@@ -207,5 +236,5 @@ def _report_data(value: object) -> bytes | None:
         if isinstance(value, str):
             return bytes.fromhex(value)
     except ValueError as error:
-        raise FormatError("report_data is not hex") from error
-    raise FormatError("report_data is not hex")
+        raise FormatError("report_data: invalid hex", reason="encoding") from error
+    raise FormatError("report_data: invalid hex", reason="encoding")

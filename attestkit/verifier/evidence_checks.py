@@ -1,6 +1,6 @@
-"""What lies between the maker's signature and the relying party's rules: history, image, identity.
+"""Verification steps between signatures and policy: event log, OS image and app identity.
 
-Each step is given a parcel whose signatures hold. It returns what it found and a sentence for
+Each step takes evidence whose signatures are valid, and returns its finding and a sentence for
 people, or raises.
 """
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import MrConfig
-from attestkit.attestation.launch.os_image import verified_hash
+from attestkit.attestation.launch.os_image import verify_os_image
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import GcpTdx, NitroEnclave, NitroTpm, SevSnp
 from attestkit.errors import (
@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
     from attestkit.snp_report import SnpReport
 
-__all__ = ["Parcel", "app_info", "claims", "fresh", "history", "os_image", "reported_data"]
+__all__ = [
+    "ParsedEvidence",
+    "app_info",
+    "check_os_image",
+    "check_quoted_report_data",
+    "check_report_data",
+    "claims",
+    "replay_event_log",
+]
 
 _IDENTITY = {"app_id": 20, "compose_hash": 32, "instance_id": 20}  # bytes, where not empty
 _TD_ATTRIBUTES = (
@@ -56,29 +64,29 @@ _SNP_ATTRIBUTES = (
 )
 
 
-class Parcel(NamedTuple):
-    """Evidence that is being judged; either of the two may be missing, not both."""
+class ParsedEvidence(NamedTuple):
+    """Parsed evidence: an attestation, a quote, or both."""
 
     attestation: Attestation | None  # None: a bare quote
     quote: Quote | None  # None: a platform without quotes
 
     @classmethod
-    def of(cls, attestation: Attestation) -> "Parcel":
-        """Wrap an attestation of a platform that can be judged here.
+    def of(cls, attestation: Attestation) -> "ParsedEvidence":
+        """Return the evidence of an attestation.
 
         Raises:
-            FormatError: Its quote is malformed, or not a TD's.
-            UnsupportedError: Its platform rests on a vTPM.
+            FormatError: If its quote is malformed, or not of a TD.
+            UnsupportedError: If its platform uses a vTPM.
         """
         if isinstance(attestation.evidence.platform, (GcpTdx, NitroTpm)):
             raise UnsupportedError(
-                f"evidence of {attestation.platform} is not verified: quotes of its vTPM are not "
-                "supported yet"
+                f"{attestation.platform} evidence: vTPM quotes are not supported",
+                reason="feature",
             )
         quote = attestation.quote
         if quote is not None and not isinstance(quote.body, TdQuoteBody):
             raise FormatError(
-                f"the quote in {attestation.platform} evidence is an SGX enclave's, not a TD's",
+                f"{attestation.platform} evidence: its quote is of an SGX enclave, must be of a TD",
                 reason="tee_type",
             )
         return cls(attestation, quote)
@@ -92,84 +100,79 @@ class Parcel(NamedTuple):
         return "dstack-tdx" if isinstance(self.quote.body, TdQuoteBody) else "sgx"
 
 
-def reported_data(parcel: Parcel, signed: bytes) -> None:
-    """Hold what the evidence says it was asked for to what the platform signed.
+def check_quoted_report_data(parsed: ParsedEvidence, signed: bytes) -> None:
+    """Compare the report data in the evidence with the signed report data.
 
     Raises:
-        VerificationError: They differ.
+        VerificationError: If they differ.
     """
-    if parcel.attestation is None:
+    if parsed.attestation is None:
         return
-    stack = parcel.attestation.evidence.stack
+    stack = parsed.attestation.evidence.stack
     if stack.report_data_payload is not None:
         bound = ReportData.bind(ReportData.APP_DATA, stack.report_data_payload.encode())
         if not hmac.compare_digest(bound, stack.report_data):
             raise VerificationError(
-                "report_data does not match report_data_payload", reason="report_data_mismatch"
+                "evidence: report_data is not the hash of report_data_payload",
+                reason="report_data_mismatch",
             )
     if not hmac.compare_digest(signed, stack.report_data):
         raise VerificationError(
-            f"the evidence says it is about {stack.report_data.hex()}, but the platform signed "
+            f"evidence: report_data is {stack.report_data.hex()}, but the platform signed "
             f"{signed.hex()}",
             reason="report_data_mismatch",
         )
 
 
-def history(parcel: Parcel) -> tuple[tuple[int, ...], str]:
-    """Hold the log to the registers; return the RTMRs it explains.
+def replay_event_log(parsed: ParsedEvidence) -> tuple[tuple[int, ...], str]:
+    """Replay the event log; return the RTMRs that it covers.
 
-    A log shortened for a certificate explains RTMR3 alone.
+    A log shortened for a certificate covers RTMR3 only.
 
     Raises:
-        ReplayError: A register is not the replay, or the runtime events are not those of the log.
-        VerificationError: An event could mean something other than what was measured.
+        ReplayError: If a register does not match the replay, or the runtime events are not those of
+            the log.
+        VerificationError: If an event's digest does not match its name and payload.
     """
-    attestation, quote = parcel
+    attestation, quote = parsed
     if attestation is None:
         return (), "replay was left out: a bare quote has no log"
     if quote is None:
         return (), f"replay was left out: nothing measures events on {attestation.platform}"
     log = attestation.event_log
     registers = log.explained_registers()
-    try:
-        log.check(quote, registers)
-        _same_events(attestation.runtime_events, log.runtime)
-    except ReplayError as error:
-        error.reason = "rtmr_mismatch"
-        raise
-    except VerificationError as error:
-        error.reason = "event"
-        raise
+    log.check(quote, registers)
+    _check_same_events(attestation.runtime_events, log.runtime)
     if 0 in registers:
         return registers, f"the log's {len(log.events)} events replay to RTMR0 to RTMR3"
     return registers, (
-        f"the log's runtime events replay to RTMR3; it is shortened, so RTMR0 to RTMR2 stand for "
-        f"themselves ({len(log.events)} events)"
+        f"the log's runtime events replay to RTMR3; it is shortened, so RTMR0 to RTMR2 were not "
+        f"replayed ({len(log.events)} events)"
     )
 
 
-def _same_events(told: tuple[Event, ...], measured: tuple[Event, ...]) -> None:
-    """Refuse events beside the log, from which identity is read, that are not those in it."""
-    # Not their digests: a log that was stripped and not read again has none.
-    if told is not measured and _meanings(told) != _meanings(measured):
+def _check_same_events(listed: tuple[Event, ...], measured: tuple[Event, ...]) -> None:
+    """Check that the runtime events beside the log, which name the app, are those of the log."""
+    # Digests are not compared: a stripped log has none.
+    if listed is not measured and _contents(listed) != _contents(measured):
         raise ReplayError(
-            "the runtime events beside the log are not the log's: nothing measured them"
+            "evidence: runtime_events are not those of the event log", reason="rtmr_mismatch"
         )
 
 
-def _meanings(events: tuple[Event, ...]) -> list[tuple[str, bytes, int]]:
+def _contents(events: tuple[Event, ...]) -> list[tuple[str, bytes, int]]:
     return [(event.name, event.payload, event.version) for event in events]
 
 
-def os_image(parcel: Parcel) -> tuple[bytes, str]:
-    """Return the hash of the OS image whose measurements the registers hold; empty if untold.
+def check_os_image(parsed: ParsedEvidence) -> tuple[bytes, str]:
+    """Return the hash of the OS image that the registers match; empty if not verifiable.
 
     Raises:
-        VerificationError: The registers are not those of the image that the evidence names, or an
-            enclave runs in debug mode.
-        FormatError: The configuration is malformed.
+        VerificationError: If the registers are not those of the image that the evidence names, or
+            an enclave runs in debug mode.
+        FormatError: If the configuration is malformed.
     """
-    attestation = parcel.attestation
+    attestation = parsed.attestation
     if attestation is None:
         return b"", "the OS image was left out: a bare quote names none"
     platform = attestation.evidence.platform
@@ -180,35 +183,37 @@ def os_image(parcel: Parcel) -> tuple[bytes, str]:
         if isinstance(platform, NitroEnclave) and not config.os_image_hash:
             _check_not_debug(attestation)
             return b"", "the OS image was left out: the evidence names none"
-        found = verified_hash(attestation.evidence, quote=parcel.quote)
+        found = verify_os_image(attestation.evidence, quote=parsed.quote)
     except UnsupportedError as error:
         return b"", f"the OS image was left out: {error}"
-    except VerificationError as error:
-        error.reason = error.reason or "os_image"
-        raise
     return found, f"the registers are those of OS image {found.hex()}"
 
 
 def _check_not_debug(attestation: Attestation) -> None:
     document = attestation.nitro_document
     if document is not None and not any(document.pcr(0) + document.pcr(1) + document.pcr(2)):
-        raise VerificationError("the enclave runs in debug mode: its PCRs are zero")
+        raise VerificationError(
+            "Nitro enclave: runs in debug mode, its PCRs are zero; start it without debug mode",
+            reason="enclave_debug",
+        )
 
 
-def app_info(parcel: Parcel, device: bytes, image_hash: bytes) -> "tuple[AppInfo | None, str]":
-    """Return who the app is, as far as something vouches for it.
+def app_info(
+    parsed: ParsedEvidence, device: bytes, image_hash: bytes
+) -> "tuple[AppInfo | None, str]":
+    """Return the identity of the app; unauthenticated fields are empty.
 
     Args:
-        parcel: Evidence whose history holds.
-        device: What names the device, authenticated.
-        image_hash: The OS image's, verified; empty if it could not be.
+        parsed: Evidence whose event log replays.
+        device: Device identifier, authenticated.
+        image_hash: Hash of the OS image, verified; empty if not verifiable.
 
     Raises:
-        ReplayError: The sealed configuration contradicts the evidence.
-        VerificationError: The same, or a field of the identity has another size than its own.
-        FormatError: A document is malformed.
+        ReplayError: If the sealed configuration contradicts the evidence.
+        VerificationError: As ReplayError, or if a field of the identity has the wrong size.
+        FormatError: If a document is malformed.
     """
-    attestation, quote = parcel
+    attestation, quote = parsed
     if attestation is None:
         return None, "a bare quote does not name its app"
     platform = attestation.evidence.platform
@@ -218,7 +223,7 @@ def app_info(parcel: Parcel, device: bytes, image_hash: bytes) -> "tuple[AppInfo
         MrConfig.parse(platform.mr_config).check_lengths()
     info = attestation.app_info(device=device)._replace(os_image_hash=image_hash)
     if isinstance(platform, NitroEnclave):
-        # Its events are words of the agent that nothing measures; the image is all there is.
+        # Its events come from the agent and are not measured; only the image is.
         info = info._replace(
             app_id=b"",
             compose_hash=image_hash,
@@ -241,32 +246,32 @@ def _check_sizes(info: "AppInfo") -> None:
         value: bytes = getattr(info, name)
         if value and len(value) != size:
             raise VerificationError(
-                f"{name} has {len(value)} bytes, not {size}: no agent measures such an identity",
+                f"{name}: wrong size: {len(value)} bytes, must be {size}",
                 reason="identity",
             )
 
 
 def claims(
-    parcel: Parcel, report_data: bytes, registers: tuple[int, ...], image_hash: bytes
+    parsed: ParsedEvidence, report_data: bytes, registers: tuple[int, ...], image_hash: bytes
 ) -> Claims:
-    """Return the fields of evidence that passed the steps before."""
-    named, attributes = _fields(parcel)
-    attestation = parcel.attestation
+    """Return the authenticated fields of evidence that passed the previous steps."""
+    named, attributes = _fields(parsed)
+    attestation = parsed.attestation
     events = attestation.runtime_events if attestation is not None and registers else ()
     return Claims(
-        platform=parcel.platform,
+        platform=parsed.platform,
         report_data=report_data,
         registers=named,
         attributes=attributes,
         events=events,
         event_registers=registers,
         os_image_hash=image_hash,
-        has_mr_config=_has_mr_config(parcel),
+        has_mr_config=_has_mr_config(parsed),
     )
 
 
-def _has_mr_config(parcel: Parcel) -> bool:
-    attestation, quote = parcel
+def _has_mr_config(parsed: ParsedEvidence) -> bool:
+    attestation, quote = parsed
     if attestation is None or quote is None or not isinstance(quote.body, TdQuoteBody):
         return False
     return has_document(quote.body.mr_config_id, attestation.config)
@@ -275,9 +280,9 @@ def _has_mr_config(parcel: Parcel) -> bool:
 _Fields = tuple[tuple[str, bytes], ...]
 
 
-def _fields(parcel: Parcel) -> tuple[_Fields, _Fields]:
-    """Return registers and attributes, by the names that their platform gives them."""
-    attestation, quote = parcel
+def _fields(parsed: ParsedEvidence) -> tuple[_Fields, _Fields]:
+    """Return registers and attributes, with the names of their platform."""
+    attestation, quote = parsed
     if quote is not None:
         return _quoted(quote)
     assert attestation is not None
@@ -318,14 +323,14 @@ def _reported(report: "SnpReport") -> tuple[_Fields, _Fields]:
     )
 
 
-def fresh(signed: bytes, wanted: bytes | None) -> str:
-    """Return what is to be said of the report data; refuse another than was wanted."""
-    if wanted is None:
+def check_report_data(signed: bytes, expected: bytes | None) -> str:
+    """Check the report data, if expected; return the finding in a sentence."""
+    if expected is None:
         return "freshness was not checked: any report data was accepted"
-    if not hmac.compare_digest(signed.ljust(len(wanted), b"\0"), wanted):
+    if not hmac.compare_digest(signed.ljust(len(expected), b"\0"), expected):
         raise PolicyError(
-            f"the report data is {signed.hex()}, not {wanted.hex()}: the evidence was made for "
-            "another request; ask for new evidence over this request's report data",
+            f"report data: {signed.hex()}, must be {expected.hex()}; request new evidence with "
+            "this report data",
             reason="report_data",
         )
     return "the report data is the expected one"

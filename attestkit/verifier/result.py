@@ -1,7 +1,7 @@
-"""What a verification yields: the attestation result, and what it is made of.
+"""Attestation results and their parts, in the terms of RFC 9334.
 
-Names are those of RFC 9334: claims are fields that may be believed now, the result is the
-verifier's accepted verdict. A refusal is never one of these values; it is an exception.
+Claims are authenticated fields of the evidence. Results exist for accepted evidence only; rejected
+evidence raises an exception.
 """
 
 from datetime import datetime
@@ -16,15 +16,15 @@ __all__ = [
     "AttestationResult",
     "Authenticated",
     "Claims",
+    "ResultContent",
     "Tcb",
     "TcbStatus",
-    "Verdict",
-    "accepted",
+    "create_result",
 ]
 
 
 class TcbStatus(str, Enum):
-    """How current a platform is, in Intel's words, best first (PCS API, `tcbStatus`)."""
+    """TCB status of a platform as defined by Intel, best first (PCS API, `tcbStatus`)."""
 
     UP_TO_DATE = "UpToDate"
     SW_HARDENING_NEEDED = "SWHardeningNeeded"
@@ -41,9 +41,9 @@ class TcbStatus(str, Enum):
 
 
 class Tcb(NamedTuple):
-    """What the maker says of the platform's firmware, beside the status."""
+    """TCB of a platform: dates, evaluation number and component SVNs."""
 
-    date: datetime | None = None  # of the platform's level (tcbDate), aware; None: not told
+    date: datetime | None = None  # of the platform's level (tcbDate), aware; None if unknown
     qe_date: datetime | None = None  # of the quoting enclave's level
     evaluation_data_number: int | None = None  # the smaller of TCB info's and QE identity's
     fmspc: bytes = b""  # 6 bytes on TDX
@@ -52,38 +52,38 @@ class Tcb(NamedTuple):
 
 
 class Authenticated(NamedTuple):
-    """What the maker's keys vouch for, before any rule of the relying party."""
+    """Vendor-signed content of evidence, before appraisal by a policy."""
 
-    status: TcbStatus | None  # None where the maker has no such word (AWS Nitro)
+    status: TcbStatus | None  # None on AWS Nitro, which has none
     advisory_ids: tuple[str, ...]
     report_data: bytes  # as signed: 64 bytes; a Nitro document's user data has up to 512
-    device: bytes  # what names the device: PPID, Nitro's module id; empty on SEV-SNP
+    device: bytes  # device identifier: PPID, or Nitro's module id; empty on SEV-SNP
     tcb: Tcb
     chain: tuple[bytes, ...]  # DER of the certificates, leaf first, the anchor last
-    steps: tuple[str, ...]  # what was checked, for people, a sentence each
+    steps: tuple[str, ...]  # checks in sentences, for people
 
 
 class Claims(NamedTuple):
-    """Fields of evidence that may be believed. Registers are named as their platform does."""
+    """Authenticated fields of evidence, with the register names of their platform."""
 
     platform: str  # dstack-tdx, dstack-amd-sev-snp, dstack-nitro-enclave; sgx for a bare SGX quote
     report_data: bytes  # as signed, 64 bytes; user data of a Nitro document
     registers: tuple[tuple[str, bytes], ...]  # mrtd, rtmr0 ...; measurement, ...; pcr0, ...
     attributes: tuple[tuple[str, bytes], ...]  # td_attributes, xfam, ...; as in the evidence
-    events: tuple[Event, ...]  # runtime events, once they replay; none where nothing measures them
-    event_registers: tuple[int, ...]  # RTMRs that the log explains
-    os_image_hash: bytes  # 32 bytes once the registers are those of the image, else empty
-    has_mr_config: bool = (
-        False  # the evidence has the document that MR_CONFIG_ID, version 3, hashes
-    )
+    events: tuple[
+        Event, ...
+    ]  # runtime events that replay; empty on platforms that do not measure them
+    event_registers: tuple[int, ...]  # RTMRs that the log replays to
+    os_image_hash: bytes  # 32 bytes if the registers are those of the image, else empty
+    has_mr_config: bool = False  # the evidence has the document of MR_CONFIG_ID version 3
 
     def register(self, name: str) -> bytes | None:
-        """Return a register or attribute by its name; None if this platform has none such."""
+        """Return a register or attribute by name; None if the platform does not have it."""
         return dict((*self.registers, *self.attributes)).get(name)
 
 
-class Verdict(NamedTuple):
-    """The content of an attestation result; by itself it says nothing."""
+class ResultContent(NamedTuple):
+    """Content of an attestation result; not proof of a verification by itself."""
 
     claims: Claims
     tcb_status: TcbStatus | None
@@ -96,67 +96,67 @@ class Verdict(NamedTuple):
     steps: tuple[str, ...]
 
 
-_ACCEPTED: Final = object()
+_PROOF: Final = object()
 
 
 class AttestationResult:
-    """The verdict on evidence that passed everything. Immutable; made by a Verifier only."""
+    """Result for accepted evidence. Immutable; created by a Verifier only."""
 
-    __slots__ = ("_verdict",)
-    _verdict: Verdict
+    __slots__ = ("_content",)
+    _content: ResultContent
 
-    def __init__(self, proof: object, verdict: Verdict) -> None:
-        if proof is not _ACCEPTED:
-            raise TypeError("an AttestationResult comes from a Verifier only")
-        object.__setattr__(self, "_verdict", verdict)
+    def __init__(self, proof: object, content: ResultContent) -> None:
+        if proof is not _PROOF:
+            raise TypeError("AttestationResult: can only be created by a Verifier")
+        object.__setattr__(self, "_content", content)
 
     @property
     def claims(self) -> Claims:
-        """What may be believed."""
-        return self._verdict.claims
+        """Authenticated fields of the evidence."""
+        return self._content.claims
 
     @property
     def tcb_status(self) -> TcbStatus | None:
-        """How current the platform is; None where its maker has no such word (AWS Nitro)."""
-        return self._verdict.tcb_status
+        """TCB status of the platform; None on AWS Nitro, which has none."""
+        return self._content.tcb_status
 
     @property
     def advisory_ids(self) -> tuple[str, ...]:
-        """The maker's security advisories that the platform has not dealt with."""
-        return self._verdict.advisory_ids
+        """Security advisories of the vendor that apply to the platform."""
+        return self._content.advisory_ids
 
     @property
     def tcb(self) -> Tcb:
-        """What the maker says of the firmware beside the status."""
-        return self._verdict.tcb
+        """TCB dates, evaluation number and component SVNs."""
+        return self._content.tcb
 
     @property
     def simulated(self) -> bool:
-        """Whether the evidence leads to a handed-in root that is not its platform's maker's."""
-        return self._verdict.simulated
+        """Whether the trust anchor is not the root of the platform's vendor."""
+        return self._content.simulated
 
     @property
     def app_info(self) -> AppInfo | None:
-        """Who the app is; fields that nothing vouches for are empty. None where none is named."""
-        return self._verdict.app_info
+        """Identity of the app; unauthenticated fields are empty. None without an identity."""
+        return self._content.app_info
 
     @property
     def verified_at(self) -> datetime:
-        """The time of the verification, aware."""
-        return self._verdict.verified_at
+        """Time of the verification, aware."""
+        return self._content.verified_at
 
     @property
     def certificate_chain(self) -> tuple[bytes, ...]:
-        """The certificates that vouch for the evidence: DER, leaf first, the anchor last."""
-        return self._verdict.certificate_chain
+        """Certificate chain of the signing key: DER, leaf first, trust anchor last."""
+        return self._content.certificate_chain
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """What was checked, and what was left out and why: a sentence each, for people."""
-        return self._verdict.steps
+        """Checks that passed and checks that were skipped, in sentences for people."""
+        return self._content.steps
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain values ready for JSON; bytes in hex, times in ISO 8601."""
+        """Return values for JSON, with bytes in hex and times in ISO 8601."""
         claims, tcb, info = self.claims, self.tcb, self.app_info
         return {
             "platform": claims.platform,
@@ -185,33 +185,33 @@ class AttestationResult:
         }
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError("an AttestationResult does not change")
+        raise AttributeError("AttestationResult: immutable")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AttestationResult):
             return NotImplemented
-        return self._verdict == other._verdict
+        return self._content == other._content
 
     def __hash__(self) -> int:
         return hash((self.claims, self.verified_at))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return accepted, (self._verdict,)
+        return create_result, (self._content,)
 
     def __repr__(self) -> str:
         simulated = ", simulated" if self.simulated else ""
         return f"<AttestationResult {self.claims.platform}, {self.tcb_status}{simulated}>"
 
 
-def accepted(verdict: Verdict) -> AttestationResult:
-    """Return the result for evidence that passed every step; for the pipeline alone."""
-    return AttestationResult(_ACCEPTED, verdict)
+def create_result(content: ResultContent) -> AttestationResult:
+    """Return the result for accepted evidence; for the pipeline only."""
+    return AttestationResult(_PROOF, content)
 
 
-# What to do about evidence that leads to another root than the trusted one, on any platform.
+# Remedy for evidence that leads to another root than the trust anchor, on any platform.
 
 ANOTHER_ROOT: Final = (
-    "evidence of a simulator needs the simulator's root as trust anchor, evidence of hardware "
-    "needs none"
+    "for simulated evidence pass the simulator's root as trust anchor, for evidence of hardware "
+    "pass none"
 )
-"""For the end of a sentence that says which root is trusted, and did not sign."""
+"""End of the error text of `untrusted_root`."""

@@ -27,11 +27,11 @@ from attestkit.backends.simulator import Simulator
 from attestkit.serve import listener_apps
 from attestkit.serve.api_docs import views
 from attestkit.serve.container_logs import view as logs
-from attestkit.serve.docker.engine import Container, Containers
-from attestkit.serve.http.views import Asked, View
+from attestkit.serve.docker.engine import Container, ContainerEngine
+from attestkit.serve.http.views import View, ViewRequest
 from attestkit.serve.machine_info import Disk, Figures, Load, Memory
 from attestkit.serve.pages import dashboard
-from attestkit.serve.pages.static_files import ASSETS, asset
+from attestkit.serve.pages.static_files import ASSETS, get_asset
 from attestkit.serve.services.context import Guest
 
 __all__ = ["HEIGHT", "PICTURE", "WIDTH", "kept_digest", "page", "page_digest", "shoot"]
@@ -71,10 +71,10 @@ RUNNING: Final = [
 DIGEST: Final = "page-sha256"  # the keyword of the text in the picture
 
 
-class MadeUp(Containers):
+class MadeUp(ContainerEngine):
     """A container engine that has always the same to tell."""
 
-    async def list(self) -> list[Container]:
+    async def list_containers(self) -> list[Container]:
         """Return the containers above."""
         return RUNNING
 
@@ -93,7 +93,7 @@ def page() -> str:
             random=bytes,
         )
         guest.containers = MadeUp()
-        view = listener_apps.page_views(guest, logs.views(guest), linked=views.PATHS)["/"]
+        view = listener_apps.make_views(guest, logs.make_views(guest), linked=views.PATHS)["/"]
         with mock.patch.object(dashboard, "read_figures", return_value=MACHINE):
             text = asyncio.run(_shown(view, guest))
         guest.close()
@@ -101,7 +101,7 @@ def page() -> str:
 
 
 async def _shown(view: View, guest: Guest) -> str:
-    body = (await view.show(guest, Asked())).body
+    body = (await view.show(guest, ViewRequest())).body
     assert isinstance(body, bytes)
     return body.decode()
 
@@ -110,7 +110,7 @@ def page_digest() -> str:
     """Return the SHA-256 of the page with all that it loads, in hex."""
     digest = hashlib.sha256(page().encode())  # which names each file that it loads by digest
     for name in ASSETS:
-        digest.update(asset(name).content)
+        digest.update(get_asset(name).content)
     return digest.hexdigest()
 
 
@@ -125,7 +125,7 @@ def shoot() -> bytes:
     from playwright.sync_api import Route, sync_playwright  # late: to ask for the page needs none
 
     files = {"/": (b"text/html; charset=utf-8", page().encode())}
-    files |= {f"/assets/{name}": (kind, asset(name).content) for name, kind in ASSETS.items()}
+    files |= {f"/assets/{name}": (kind, get_asset(name).content) for name, kind in ASSETS.items()}
 
     def answer(route: Route) -> None:
         kind, body = files[urlsplit(route.request.url).path]

@@ -1,12 +1,12 @@
-"""Write what a verifier needs to believe one simulated TEE. On hardware nothing of this is used.
+"""Write the files that a verifier needs to accept one simulated TEE. Not used on hardware.
 
-A simulator signs with a root of its own, which nobody believes unless told to. This makes a seed
-for one, and from it the four files that the examples hand to their verifiers:
+A simulator signs with its own root, which verifiers do not trust by default. This program creates
+a seed and the files that the examples pass to their verifiers:
 
-seed              the simulator's; whoever has it can forge the simulator's evidence
-trust-anchor.der  its root, in place of the makers' (`--trust-anchor`)
-collateral.json   what its stand-in for Intel says (`--collateral`), in place of a PCCS
-policy.toml       image and app of this TEE (`--policy`); hardware's: `attestkit policy`
+seed              the simulator's seed; its holder can forge the simulator's evidence
+trust-anchor.der  its root, instead of the vendors' (`--trust-anchor`)
+collateral.json   simulated Intel collateral (`--collateral`), instead of a PCCS
+policy.toml       image and app of this TEE (`--policy`); on hardware use `attestkit policy`
 """
 
 import argparse
@@ -20,7 +20,7 @@ from attestkit.verifier.policy.toml_writer import pin, to_toml
 
 
 def write_trust(folder: Path, app_compose: bytes | None) -> None:
-    """Make `folder`, and the files in it."""
+    """Create `folder` and the files in it."""
     folder.mkdir(mode=0o700)
     seed, nonce = secrets.token_bytes(32), secrets.token_bytes(32)
     (folder / "seed").touch(mode=0o600)
@@ -36,10 +36,10 @@ def write_trust(folder: Path, app_compose: bytes | None) -> None:
 
 
 def main() -> None:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="where to; it must not be there yet")
-    parser.add_argument("--app-compose", type=Path, help="the app; else the simulator's own")
+    parser.add_argument("folder", type=Path, help="output folder, which must not exist")
+    parser.add_argument("--app-compose", type=Path, help="the app; default: the simulator's")
     args = parser.parse_args()
     write_trust(args.folder, args.app_compose and args.app_compose.read_bytes())
     print(f"{args.folder}: seed, trust-anchor.der, collateral.json, policy.toml (SIMULATED)")

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.text import Text
 
 import attestkit
-from attestkit._crypto.pem import armour
+from attestkit._crypto.pem import encode_pem
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 
@@ -75,7 +75,7 @@ def _prepare(folder: Path) -> None:
         root, collateral = simulator.trust_anchor, simulator.collateral().to_json()
     tampered[200] ^= 1
     (folder / "tampered").write_bytes(tampered)
-    (folder / "root.pem").write_text(armour("CERTIFICATE", root))
+    (folder / "root.pem").write_text(encode_pem("CERTIFICATE", root))
     (folder / "collateral.json").write_text(collateral)
 
 

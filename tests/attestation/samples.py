@@ -1,4 +1,4 @@
-"""Evidence that several tests share: the captures, one of every kind, and ways to break them."""
+"""Shared evidence samples: captures, one of each kind, and mutations of them."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,12 +29,12 @@ ENCODINGS: list[dict[str, Any]] = load("attestation_encodings.json").get("cases"
 
 
 def v1_event(name: str, payload: bytes) -> WireEvent:
-    """Return a runtime event of version 1 with its digest."""
+    """Return a version 1 runtime event with its digest."""
     return WireEvent(3, 0x08000001, runtime_digest(name, payload), name, payload)
 
 
 def v2_event(name: str, payload: bytes) -> WireEvent:
-    """Return a runtime event of version 2 with digest and preimage."""
+    """Return a version 2 runtime event with digest and preimage."""
     digest, preimage = runtime_digest(name, payload, 2), runtime_preimage(name, payload, 2)
     return WireEvent(3, 0x08000001, digest, name, payload, 2, preimage.hex())
 
@@ -60,8 +60,8 @@ V2 = Evidence(Tdx(b"", (v2_event("a:b", b"c"),)), STACK)
 POD = Evidence(Tdx(b"", EVENTS), STACK._replace(report_data_payload="payload"))
 
 
-def refused(parse: Callable[[bytes], object], data: bytes) -> bool:
-    """Tell whether `parse` refuses `data` with an error of ours; any other error goes through."""
+def is_rejected(parse: Callable[[bytes], object], data: bytes) -> bool:
+    """Return whether `parse` rejects `data` with an AttestKitError; other errors propagate."""
     try:
         parse(data)
     except AttestKitError:
@@ -69,8 +69,8 @@ def refused(parse: Callable[[bytes], object], data: bytes) -> bool:
     return False
 
 
-def use(data: bytes) -> None:
-    """Read evidence and everything in it."""
+def read_everything(data: bytes) -> None:
+    """Read evidence and every property of it."""
     evidence = Attestation.from_bytes(data)
     evidence.stripped().to_bytes()
     for read in (lambda: evidence.event_log, lambda: evidence.quote, evidence.app_info):
@@ -80,24 +80,24 @@ def use(data: bytes) -> None:
             continue
 
 
-def cuts(data: bytes, *, every: int = 1) -> Iterator[bytes]:
-    """Give every prefix of `data` but the whole."""
+def prefixes(data: bytes, *, every: int = 1) -> Iterator[bytes]:
+    """Return proper prefixes of `data`."""
     for size in range(0, len(data), every):
         yield data[:size]
 
 
 def mutations(*samples: bytes) -> st.SearchStrategy[bytes]:
-    """Return a strategy of samples in which a few bytes were replaced, put in or taken out."""
+    """Return a strategy of samples with a few bytes replaced, inserted or removed."""
 
     @st.composite
-    def mutated(draw: st.DrawFn) -> bytes:
+    def mutate(draw: st.DrawFn) -> bytes:
         found = bytearray(draw(st.sampled_from(samples)))
         for _ in range(draw(st.integers(1, 4))):
-            # Heads and lengths stand in front of all else, so half of the changes go there.
+            # Headers and lengths come first, so half of the mutations are made near the start.
             last = max(len(found) - 1, 0)
             at = draw(st.integers(0, min(60, last)) | st.integers(0, last))
-            kept = draw(st.integers(0, 2))
-            found[at : at + kept] = draw(st.binary(max_size=4))
+            replaced = draw(st.integers(0, 2))
+            found[at : at + replaced] = draw(st.binary(max_size=4))
         return bytes(found)
 
-    return mutated()
+    return mutate()

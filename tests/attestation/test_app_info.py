@@ -1,4 +1,4 @@
-"""AppInfo says who the app is, and nobody can claim to be another one."""
+"""AppInfo identifies the app, and an app cannot claim another identity."""
 
 import hashlib
 import json
@@ -24,7 +24,8 @@ from attestkit.errors import FormatError, ReplayError
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event, runtime_preimage
 from attestkit.quote import TdQuoteBody
-from tests.attestation.samples import FIXTURE, TPM_QUOTE, mutations, refused
+from tests.attestation.samples import FIXTURE, TPM_QUOTE, is_rejected, mutations
+from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
 
@@ -56,12 +57,12 @@ CLAIMS = tuple(
 
 
 def sha256(data: bytes) -> bytes:
-    """Return the digest."""
+    """Return the SHA-256 digest."""
     return hashlib.sha256(data).digest()
 
 
 def replay256(*events: RuntimeEvent) -> bytes:
-    """Fold events as a TPM does in its SHA-256 bank."""
+    """Replay events as a TPM's SHA-256 bank does."""
     register = bytes(32)
     for event in events:
         register = sha256(register + sha256(runtime_preimage(*event)))
@@ -69,12 +70,12 @@ def replay256(*events: RuntimeEvent) -> bytes:
 
 
 def replay384(*events: RuntimeEvent) -> bytes:
-    """Fold events as RTMR3 does."""
+    """Replay events as RTMR3 does."""
     return EventLog([runtime_event(*event) for event in events]).replay()[3]
 
 
 def nitro_tpm(*events: RuntimeEvent, pcr14: bytes | None = None) -> Attestation:
-    """Return NitroTPM evidence whose PCR 14 is what the events give, unless it is given."""
+    """Return NitroTPM evidence; PCR 14 is the replay of the events unless given."""
     pcrs = {number: bytes([number]) * 48 for number in (4, 7, 12)}
     pcrs[14] = replay384(*events) if pcr14 is None else pcr14
     payload = cbor2.dumps({"module_id": "i-0", "nitrotpm_pcrs": pcrs})
@@ -82,15 +83,15 @@ def nitro_tpm(*events: RuntimeEvent, pcr14: bytes | None = None) -> Attestation:
     return Attestation(Evidence(NitroTpm(raw), Stack(bytes(64), events, "")))
 
 
-def of_case(case: dict[str, Any]) -> Attestation:
-    """Return the evidence that a row of the vectors is about."""
+def evidence_of_case(case: dict[str, Any]) -> Attestation:
+    """Return the evidence of a vector."""
     raw = data(case["file"].removeprefix("data/"))
     if case["input"] == "whole file":
         return Attestation.from_bytes(raw)
     return Attestation.from_agent_response(raw)
 
 
-def tdx(*events: RuntimeEvent) -> Attestation:
+def td_with_events(*events: RuntimeEvent) -> Attestation:
     """Return the captured TD with other runtime events."""
     platform, stack = Attestation.from_bytes(FIXTURE).evidence
     return Attestation(Evidence(platform, stack._replace(runtime_events=events)))
@@ -98,9 +99,9 @@ def tdx(*events: RuntimeEvent) -> Attestation:
 
 @needs_shared
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_captures_show_the_listed_identity(case: dict[str, Any]) -> None:
-    """Every field of six captures is what was listed, in the order of the agent's JSON."""
-    evidence = of_case(case)
+def test_app_info_of_captures_matches_vectors(case: dict[str, Any]) -> None:
+    """Every field of six captures matches, in the order of the agent's JSON."""
+    evidence = evidence_of_case(case)
     found = evidence.app_info().to_dict()
     assert found == {name: case[name] for name in found}
     assert list(found) == [name for name in case if name in found]
@@ -116,17 +117,17 @@ def test_captures_show_the_listed_identity(case: dict[str, Any]) -> None:
 
 
 @needs_shared
-def test_a_verified_device_gives_its_id() -> None:
-    """Once verified, the module's name makes the device id."""
+def test_app_info_with_verified_device_has_device_id() -> None:
+    """The device id derives from the verified module's name."""
     (case,) = [c for c in CASES if "device_id_verified" in c]
     device = case["module_id"].split("-")[0].encode()
-    found = of_case(case).app_info(device=device)
+    found = evidence_of_case(case).app_info(device=device)
     assert found.device_id.hex() == case["device_id_verified"]
 
 
 @needs_shared
-def test_registers_come_from_the_listed_values() -> None:
-    """The fixture's digests are over MRTD, three RTMRs, the key provider and the replay."""
+def test_app_info_mr_digests_hash_their_inputs() -> None:
+    """The fixture's digests cover MRTD, three RTMRs, the key provider and the replay."""
     quote = Attestation.from_bytes(FIXTURE).quote
     assert quote is not None
     body = quote.body
@@ -143,8 +144,8 @@ def test_registers_come_from_the_listed_values() -> None:
 
 
 @needs_shared
-def test_the_boottime_variant() -> None:
-    """Before keys exist, there is no key provider and the replay ends with boot-mr-done."""
+def test_app_info_at_boottime_has_no_key_provider() -> None:
+    """At boot time the key provider is empty, and the replay ends with boot-mr-done."""
     evidence, expected = Attestation.from_bytes(FIXTURE), SIMULATOR["boottime"]
     info = evidence.app_info(boottime=True)
     assert info.mr_system.hex() == expected["mr_system"]
@@ -160,15 +161,15 @@ def test_the_boottime_variant() -> None:
 
 
 @needs_shared
-def test_boottime_changes_nothing_on_snp() -> None:
-    """An SNP guest's identity is sealed at launch."""
-    guest = of_case(next(c for c in CASES if "host_data" in c))
+def test_app_info_of_snp_does_not_depend_on_boottime() -> None:
+    """An SNP guest's identity is fixed at launch."""
+    guest = evidence_of_case(next(c for c in CASES if "host_data" in c))
     assert guest.app_info(boottime=True) == guest.app_info()
 
 
 @needs_shared
-def test_an_external_configuration_wins() -> None:
-    """A configuration handed in is used instead of the one inside."""
+def test_app_info_with_external_config_uses_it() -> None:
+    """A configuration passed as an argument replaces the one in the evidence."""
     evidence = Attestation.from_bytes(FIXTURE)
     info = evidence.app_info(config='{"vm_config":"{\\"os_image_hash\\":\\"ab\\"}"}')
     assert info.os_image_hash == b"\xab"
@@ -176,9 +177,12 @@ def test_an_external_configuration_wins() -> None:
 
 
 @needs_shared
-def test_later_events_claim_nothing() -> None:
-    """Events after system-ready leave the identity alone, whatever their names."""
-    honest, more = tdx(*BOOT).app_info(), tdx(*BOOT, *CLAIMS, BOOT[-1]).app_info()
+def test_app_info_ignores_events_after_system_ready() -> None:
+    """Events after system-ready do not change the identity, whatever their names."""
+    honest, more = (
+        td_with_events(*BOOT).app_info(),
+        td_with_events(*BOOT, *CLAIMS, BOOT[-1]).app_info(),
+    )
     assert honest.app_id == b"\1" * 20
     assert honest.init_script_hashes == (b"\3" * 32, b"\4" * 32)
     assert more.mr_aggregated != honest.mr_aggregated
@@ -186,22 +190,22 @@ def test_later_events_claim_nothing() -> None:
 
 
 @needs_shared
-def test_the_first_event_of_a_name_counts() -> None:
-    """A second event of a name changes nothing but the registers."""
-    doubled = tdx(*BOOT[:-1], *CLAIMS[:4], BOOT[-1]).app_info()
+def test_app_info_uses_first_event_of_a_name() -> None:
+    """A repeated event changes the registers only."""
+    doubled = td_with_events(*BOOT[:-1], *CLAIMS[:4], BOOT[-1]).app_info()
     assert doubled.app_id == b"\1" * 20
     assert doubled.key_provider_info == BOOT[7].payload
 
 
 @needs_shared
 @pytest.mark.parametrize("boottime", [False, True])
-def test_without_the_end_of_the_boot_nobody_is_named(boottime: bool) -> None:
-    """Where the boot never ended, an app could have emitted the events: identity is empty."""
+def test_app_info_without_end_of_boot_is_empty(boottime: bool) -> None:
+    """Without the end of the boot an app could have emitted the events: no identity."""
     events = (*BOOT[:6], *CLAIMS)
-    info = tdx(*events).app_info(boottime=boottime)
+    info = td_with_events(*events).app_info(boottime=boottime)
     assert (info.app_id, info.compose_hash, info.instance_id) == (b"", b"", b"")
     assert (info.key_provider_info, info.init_script_hashes) == (b"", ())
-    assert tdx().app_info().app_id == b""
+    assert td_with_events().app_info().app_id == b""
     quote = Attestation.from_bytes(FIXTURE).quote
     assert quote is not None
     body = quote.body
@@ -211,25 +215,25 @@ def test_without_the_end_of_the_boot_nobody_is_named(boottime: bool) -> None:
 
 
 @needs_shared
-def test_a_boot_that_still_runs_has_a_boottime_identity() -> None:
-    """Up to boot-mr-done the app is known when its keys are asked for, and only then."""
-    booting = tdx(*BOOT[:8])
+def test_app_info_during_boot_has_boottime_identity_only() -> None:
+    """Up to boot-mr-done the app is identified for the key request only."""
+    booting = td_with_events(*BOOT[:8])
     assert booting.app_info(boottime=True).app_id == b"\1" * 20
     assert booting.app_info().app_id == b""
 
 
 @needs_shared
-def test_version_2_events_are_replayed_by_their_own_digest() -> None:
-    """The replay takes each event's version into account."""
+def test_app_info_replays_version_2_events() -> None:
+    """The replay uses each event's version."""
     v2 = tuple(event._replace(version=2) for event in BOOT)
-    one, two = tdx(*BOOT).app_info(), tdx(*v2).app_info()
+    one, two = td_with_events(*BOOT).app_info(), td_with_events(*v2).app_info()
     assert two.app_id == one.app_id
     assert two.mr_aggregated != one.mr_aggregated
 
 
 @needs_shared
-def test_gcp_takes_its_registers_from_the_tpm() -> None:
-    """On GCP, image and PCRs stand for the machine, and events are replayed with SHA-256."""
+def test_app_info_of_gcp_uses_tpm_registers() -> None:
+    """On GCP, image and PCRs identify the machine, and events are replayed with SHA-256."""
     platform, stack = Attestation.from_bytes(FIXTURE).evidence
     gcp = GcpTdx(*Tdx(*platform), TPM_QUOTE)
     evidence = Attestation(Evidence(gcp, stack._replace(runtime_events=BOOT)))
@@ -241,12 +245,13 @@ def test_gcp_takes_its_registers_from_the_tpm() -> None:
     boot = evidence.app_info(boottime=True)
     assert boot.mr_aggregated == sha256(b"\1" * 32 + b"\2" * 32 + replay256(*BOOT[:7]))
     lacking = gcp._replace(tpm_quote=TPM_QUOTE._replace(pcr_values=TPM_QUOTE.pcr_values[:1]))
-    with pytest.raises(FormatError, match="no PCR 2"):
+    with raises(FormatError, "missing") as caught:
         Attestation(Evidence(lacking, stack)).app_info()
+    assert "PCR 2" in caught.value.message
 
 
-def test_a_nitro_tpm_holds_its_events_to_pcr_14() -> None:
-    """On AWS EC2 the events must replay to the quoted PCR, whichever variant is asked for."""
+def test_app_info_of_nitro_tpm_checks_events_against_pcr_14() -> None:
+    """On AWS EC2 the events must replay to the quoted PCR, in both variants."""
     info = nitro_tpm(*BOOT).app_info()
     launch = b"\4" * 48 + b"\7" * 48 + b"\x0c" * 48
     assert info.app_id == b"\1" * 20
@@ -258,15 +263,16 @@ def test_a_nitro_tpm_holds_its_events_to_pcr_14() -> None:
     wrong = nitro_tpm(*BOOT, pcr14=bytes(48))
     text = f"PCR14 mismatch, quoted: {bytes(48).hex()}, replayed: {replay384(*BOOT).hex()}"
     for boottime in (False, True):
-        with pytest.raises(ReplayError, match=text):
+        with raises(ReplayError, "rtmr_mismatch") as caught:
             wrong.app_info(boottime=boottime)
+        assert str(caught.value) == text
 
 
 @needs_shared
-def test_an_enclave_is_its_image() -> None:
+def test_app_info_of_enclave_follows_from_image() -> None:
     """A Nitro Enclave has no boot sequence: its one event is read, up to system-ready."""
     case = next(c for c in CASES if "pcr0" in c)
-    platform, stack = of_case(case).evidence
+    platform, stack = evidence_of_case(case).evidence
     events = (BOOT[1], BOOT[-1], *CLAIMS)
     info = Attestation(Evidence(platform, stack._replace(runtime_events=events))).app_info()
     assert info.app_id == b"\1" * 20
@@ -275,12 +281,12 @@ def test_an_enclave_is_its_image() -> None:
 
 
 @needs_shared
-def test_an_snp_document_must_be_the_sealed_one() -> None:
-    """Another document than the one in HOST_DATA is refused with both values."""
+def test_app_info_of_snp_with_other_document_fails() -> None:
+    """A document that does not match HOST_DATA is rejected with both values."""
     case = next(c for c in CASES if "host_data" in c)
-    platform, stack = of_case(case).evidence
+    platform, stack = evidence_of_case(case).evidence
     other = SevSnp(*platform)._replace(mr_config=case["mr_config_document"] + " ")
-    with pytest.raises(ReplayError) as caught:
+    with raises(ReplayError, "host_data_mismatch") as caught:
         Attestation(Evidence(other, stack)).app_info()
     start = f"amd sev-snp HOST_DATA mismatch, quoted: {case['host_data']}, expected: "
     assert str(caught.value).startswith(start)
@@ -288,8 +294,8 @@ def test_an_snp_document_must_be_the_sealed_one() -> None:
 
 @needs_shared
 @pytest.mark.parametrize("row", MSGPACK, ids=lambda row: row["form"])
-def test_the_certificate_form_is_pinned(row: dict[str, Any]) -> None:
-    """The array of 9 is written and read byte for byte; one of 8 is read."""
+def test_app_info_msgpack_matches_vectors(row: dict[str, Any]) -> None:
+    """The array of 9 is read and written byte for byte; an array of 8 is read."""
     info = AppInfo.from_dict(row["app_info"])
     raw = bytes.fromhex(row["msgpack"])
     assert AppInfo.from_msgpack(raw) == info
@@ -298,13 +304,13 @@ def test_the_certificate_form_is_pinned(row: dict[str, Any]) -> None:
 
 
 @needs_shared
-def test_the_certificate_form_cut_anywhere_is_refused() -> None:
-    """No prefix is app info, and nothing may follow."""
+def test_app_info_from_truncated_msgpack_fails() -> None:
+    """No proper prefix is an AppInfo, and trailing bytes are rejected."""
     raw = Attestation.from_bytes(FIXTURE).app_info().to_msgpack()
     for size in range(len(raw)):
         with pytest.raises(FormatError):
             AppInfo.from_msgpack(raw[:size])
-    with pytest.raises(FormatError, match="1 bytes behind"):
+    with raises(FormatError, "trailing_data", offset=len(raw)):
         AppInfo.from_msgpack(raw + b"\0")
 
 
@@ -322,8 +328,8 @@ EMPTY = AppInfo(b"", b"", b"", b"", b"", b"", b"", b"", None)
         EMPTY._replace(init_script_hashes=(bytes(32),) * 6).to_msgpack(),
     ],
 )
-def test_other_msgpack_is_refused(raw: bytes) -> None:
-    """Other counts, types, and too many or odd hashes are FormatErrors."""
+def test_app_info_from_invalid_msgpack_fails(raw: bytes) -> None:
+    """Wrong counts, wrong types, and too many or invalid hashes raise FormatError."""
     with pytest.raises(FormatError):
         AppInfo.from_msgpack(raw)
 
@@ -338,37 +344,37 @@ def test_other_msgpack_is_refused(raw: bytes) -> None:
         {"init_script_hashes": ["ab" * 32] * 6},
     ],
 )
-def test_other_json_is_refused(change: dict[str, Any]) -> None:
-    """Missing fields and other types are FormatErrors."""
+def test_app_info_from_invalid_json_fails(change: dict[str, Any]) -> None:
+    """Missing fields and wrong types raise FormatError."""
     with pytest.raises(FormatError):
         AppInfo.from_dict(EMPTY.to_dict() | change)
 
 
-def test_it_is_a_value() -> None:
-    """It pickles, and its JSON form is JSON."""
+def test_app_info_is_value_object() -> None:
+    """An AppInfo can be pickled and written as JSON."""
     assert pickle.loads(pickle.dumps(EMPTY)) == EMPTY
     assert json.loads(json.dumps(EMPTY.to_dict()))["init_script_hashes"] is None
 
 
 @needs_shared
 @pytest.mark.parametrize("config", ["x", "[]", '{"vm_config":"x"}', '{"os_image_hash":"x"}'])
-def test_a_malformed_configuration_is_refused(config: str) -> None:
-    """The image's hash is not guessed."""
+def test_app_info_with_malformed_config_fails(config: str) -> None:
+    """A malformed configuration is an error, not an empty image hash."""
     platform, stack = Attestation.from_bytes(FIXTURE).evidence
     with pytest.raises(FormatError):
         Attestation(Evidence(platform, stack._replace(config=config))).app_info()
 
 
-@settings(deadline=None)  # machines are busy
+@settings(deadline=None)  # shared machines are slow
 @given(st.binary(max_size=60) | mutations(EMPTY.to_msgpack()))
-def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
-    """Whatever comes, only FormatError comes out."""
-    refused(AppInfo.from_msgpack, raw)
+def test_app_info_from_arbitrary_bytes_raises_only_format_error(raw: bytes) -> None:
+    """Arbitrary bytes are read or raise FormatError."""
+    is_rejected(AppInfo.from_msgpack, raw)
 
 
 @needs_shared
-def test_runtime_events_and_identity_do_not_depend_on_what_was_asked_first() -> None:
-    """Digests that the log has computed are used again, and only for the same events."""
+def test_app_info_does_not_depend_on_order_of_access() -> None:
+    """Digests cached by the log are reused for the same events only."""
     fixture = Attestation.from_bytes(FIXTURE)
     runtime = fixture.evidence.stack.runtime_events
     others = (
@@ -388,5 +394,5 @@ def test_runtime_events_and_identity_do_not_depend_on_what_was_asked_first() -> 
         assert later.runtime_events == first.runtime_events
         assert [event[3:] for event in later.runtime_events] == list(events)
         for boottime in (False, True):
-            told = Attestation(evidence).app_info(boottime=boottime)
-            assert later.app_info(boottime=boottime) == told
+            expected = Attestation(evidence).app_info(boottime=boottime)
+            assert later.app_info(boottime=boottime) == expected

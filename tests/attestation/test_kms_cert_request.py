@@ -1,4 +1,4 @@
-"""Requests to a key service: pinned bytes, strict reading, signatures by the requested key."""
+"""KMS certificate requests: exact encoding, strict reading, signature by the requested key."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from attestkit._crypto.ecdsa import P256Key
 from attestkit.attestation.kms_cert_request import CertRequest, QuoteCertRequest, check_signature
 from attestkit.errors import FormatError, SignatureError
-from tests.attestation.samples import FIXTURE, cuts, mutations, refused
+from tests.attestation.samples import FIXTURE, is_rejected, mutations, prefixes
+from tests.raising import raises
 from tests.vectors import load, needs_shared
 
 ROWS: list[dict[str, Any]] = load("attestation_encodings.json").get("csr_v2", [])
@@ -22,8 +23,8 @@ OLDER = QuoteCertRequest(
 
 @needs_shared
 @pytest.mark.parametrize("row", ROWS)
-def test_version_2_is_pinned(row: dict[str, Any]) -> None:
-    """The listed requests are read field by field and written byte for byte."""
+def test_cert_request_v2_matches_vectors(row: dict[str, Any]) -> None:
+    """The vectors are read field by field and written byte for byte."""
     raw = bytes.fromhex(row["hex"])
     request = CertRequest.from_bytes(raw)
     fields = dict(row["fields"])
@@ -38,19 +39,19 @@ def test_version_2_is_pinned(row: dict[str, Any]) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("row", ROWS)
-def test_version_2_cut_anywhere_is_refused(row: dict[str, Any]) -> None:
-    """No prefix of a request is one, and nothing may follow the evidence."""
+def test_cert_request_v2_truncated_fails(row: dict[str, Any]) -> None:
+    """No proper prefix is a request, and trailing bytes are rejected."""
     raw = bytes.fromhex(row["hex"])
-    for cut in cuts(raw):
+    for cut in prefixes(raw):
         with pytest.raises(FormatError):
             CertRequest.from_bytes(cut)
-    with pytest.raises(FormatError, match="Trailing bytes"):
+    with raises(FormatError, "trailing_data"):
         CertRequest.from_bytes(raw + b"\0")
 
 
 @needs_shared
-def test_every_field_survives() -> None:
-    """A request with everything in it is read back as it was written."""
+def test_cert_request_v2_round_trips_every_field() -> None:
+    """A request with all fields is read back equal."""
     minimal = CertRequest.from_bytes(bytes.fromhex(ROWS[0]["hex"]))
     request = minimal._replace(
         pubkey=KEY.spki_der,
@@ -67,28 +68,28 @@ def test_every_field_survives() -> None:
     check_signature(request.pubkey, signature, request.to_bytes())
 
 
-def test_version_1_survives() -> None:
-    """The older request is read back as it was written, and cut anywhere it is refused."""
+def test_cert_request_v1_round_trips() -> None:
+    """A version 1 request is read back equal, and rejected if truncated."""
     raw = OLDER.to_bytes()
     assert QuoteCertRequest.from_bytes(raw) == OLDER
     assert raw.startswith(b"\x44please sign cert:")
-    for cut in cuts(raw):
+    for cut in prefixes(raw):
         with pytest.raises(FormatError):
             QuoteCertRequest.from_bytes(cut)
-    with pytest.raises(FormatError, match="1 bytes behind"):
+    with raises(FormatError, "trailing_data", offset=len(raw)):
         QuoteCertRequest.from_bytes(raw + b"\0")
 
 
 @pytest.mark.parametrize("parse", [CertRequest.from_bytes, QuoteCertRequest.from_bytes])
-def test_the_confirm_word_is_checked(parse: Callable[[bytes], object]) -> None:
-    """Bytes that were signed for another purpose are no request."""
-    with pytest.raises(FormatError) as caught:
+def test_cert_request_with_other_confirm_word_fails(parse: Callable[[bytes], object]) -> None:
+    """Bytes signed for another purpose are not a request."""
+    with raises(FormatError, "wrong_value") as caught:
         parse(b"\x44please sign mail:" + bytes(100))
     assert str(caught.value) == "Invalid confirm word"
 
 
-def test_signatures_are_checked() -> None:
-    """The signature must be the key's, over these bytes."""
+def test_cert_request_signature_is_verified() -> None:
+    """The signature must be made by the key over these bytes."""
     raw = OLDER.to_bytes()
     signature = KEY.sign_der(raw)
     check_signature(OLDER.pubkey, signature, raw)
@@ -98,7 +99,7 @@ def test_signatures_are_checked() -> None:
         (KEY, signature[:-1], raw),
         (other, signature, raw),
     ):
-        with pytest.raises(SignatureError) as caught:
+        with raises(SignatureError, "bad_signature") as caught:
             check_signature(key.spki_der, sig, signed)
         assert str(caught.value) == "Invalid signature"
 
@@ -106,23 +107,24 @@ def test_signatures_are_checked() -> None:
 @pytest.mark.parametrize(
     "pubkey", [b"", KEY.spki_der[:-1], KEY.spki_der + b"\0", b"\0" + KEY.spki_der[1:]]
 )
-def test_other_keys_are_refused(pubkey: bytes) -> None:
+def test_cert_request_with_other_key_type_fails(pubkey: bytes) -> None:
     """Only P-256 keys request certificates."""
-    with pytest.raises(SignatureError, match=r"^Unsupported algorithm$"):
+    with raises(SignatureError, "invalid_key") as caught:
         check_signature(pubkey, b"", b"")
+    assert str(caught.value) == "Unsupported algorithm"
 
 
-def test_a_key_off_the_curve_is_refused() -> None:
-    """A point that is none makes the signature invalid."""
-    with pytest.raises(SignatureError, match=r"^Invalid signature$"):
+def test_cert_request_with_key_off_the_curve_has_invalid_signature() -> None:
+    """A point off the curve makes the signature invalid."""
+    with raises(SignatureError, "bad_signature"):
         check_signature(KEY.spki_der[:-1] + b"\0", KEY.sign_der(b""), b"")
 
 
-@settings(deadline=None)  # machines are busy
+@settings(deadline=None)  # shared machines are slow
 @given(
     st.binary(max_size=60) | mutations(OLDER.to_bytes(), *[bytes.fromhex(r["hex"]) for r in ROWS])
 )
-def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
-    """Whatever comes, only errors of ours come out."""
-    refused(QuoteCertRequest.from_bytes, raw)
-    refused(CertRequest.from_bytes, raw)
+def test_cert_request_from_arbitrary_bytes_raises_only_attestkit_errors(raw: bytes) -> None:
+    """Arbitrary bytes are read or raise an AttestKitError."""
+    is_rejected(QuoteCertRequest.from_bytes, raw)
+    is_rejected(CertRequest.from_bytes, raw)

@@ -1,4 +1,4 @@
-"""Nitro documents: registers are read from the captures, other shapes are refused."""
+"""Nitro attestation documents: registers of captures are read, malformed documents are rejected."""
 
 import cbor2
 import pytest
@@ -9,23 +9,24 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.nitro_document import NitroDocument, read_nitro_document
 from attestkit.attestation.wire.evidence_parts import NitroEnclave
 from attestkit.errors import FormatError
-from tests.attestation.samples import cuts, mutations, refused
+from tests.attestation.samples import is_rejected, mutations, prefixes
+from tests.raising import raises
 from tests.vectors import data, load, needs_shared
 
 
-def document(**payload: object) -> bytes:
-    """Return an envelope around a payload."""
+def make_document(**payload: object) -> bytes:
+    """Return a COSE_Sign1 envelope around a payload."""
     return cbor2.dumps([b"", {}, cbor2.dumps(payload), b""])
 
 
 CAPTURE = data("dstack/dstack-attest/nitro_attestation.bin")
 RAW = NitroEnclave(*Attestation.from_bytes(CAPTURE).evidence.platform).nsm_quote if CAPTURE else b""
-GOOD = document(module_id="m", pcrs={4: b"\4" * 48}, user_data=b"u")
+GOOD = make_document(module_id="m", pcrs={4: b"\4" * 48}, user_data=b"u")
 
 
 @needs_shared
-def test_the_capture_shows_its_registers() -> None:
-    """Module, registers and user data of the capture are those that are listed."""
+def test_nitro_document_of_capture_has_its_registers() -> None:
+    """Module, registers and user data match."""
     (case,) = [c for c in load("app_info.json")["cases"] if c["name"] == "nitro enclave fixture"]
     found = read_nitro_document(RAW)
     assert found.module_id == case["module_id"]
@@ -34,8 +35,8 @@ def test_the_capture_shows_its_registers() -> None:
 
 
 @needs_shared
-def test_the_capture_shows_what_vouches_for_it() -> None:
-    """Time, digest, certificates and the signed bytes are those of the envelope."""
+def test_nitro_document_of_capture_has_its_signature_parts() -> None:
+    """Time, digest, certificates and the signed bytes match the envelope."""
     found = read_nitro_document(RAW)
     protected, unprotected, payload, signature = cbor2.loads(RAW)
     fields = cbor2.loads(payload)
@@ -50,36 +51,37 @@ def test_the_capture_shows_what_vouches_for_it() -> None:
 
 
 @needs_shared
-def test_the_capture_cut_anywhere_is_refused() -> None:
-    """No prefix of the document is one."""
-    for cut in cuts(RAW, every=7):
+def test_nitro_document_truncated_fails() -> None:
+    """No proper prefix of the document is a document."""
+    for cut in prefixes(RAW, every=7):
         with pytest.raises(FormatError):
             read_nitro_document(cut)
 
 
-def test_the_registers_of_a_tpm_have_their_own_key() -> None:
-    """A NitroTPM's are under `nitrotpm_pcrs`; the tag of COSE_Sign1 may stand in front."""
-    raw = document(module_id="m", nitrotpm_pcrs={14: b"\1" * 48})
+def test_nitro_document_of_tpm_has_nitrotpm_pcrs() -> None:
+    """A NitroTPM's registers are in `nitrotpm_pcrs`; the COSE_Sign1 tag is optional."""
+    raw = make_document(module_id="m", nitrotpm_pcrs={14: b"\1" * 48})
     assert read_nitro_document(b"\xd2" + raw).pcr(14) == b"\1" * 48
     assert read_nitro_document(raw).tpm
     assert not read_nitro_document(GOOD).tpm
     assert read_nitro_document(GOOD).user_data == b"u"
-    with pytest.raises(FormatError, match="no PCR 0"):
+    with raises(FormatError, "missing") as caught:
         read_nitro_document(raw).pcr(0)
+    assert "PCR 0" in caught.value.message
 
 
-def test_fields_that_are_not_there() -> None:
-    """What a document does not say is empty, or has no time; a null is not there either."""
-    bare = read_nitro_document(document(module_id="m", pcrs={}))
+def test_nitro_document_with_missing_or_null_fields_has_defaults() -> None:
+    """A missing or null field is empty, or None for the time."""
+    bare = read_nitro_document(make_document(module_id="m", pcrs={}))
     names = ("user_data", "digest", "timestamp", "certificate", "cabundle", "public_key", "nonce")
     nulls: dict[str, object] = dict.fromkeys(names)
-    null = read_nitro_document(document(module_id="m", pcrs={}, **nulls))
+    null = read_nitro_document(make_document(module_id="m", pcrs={}, **nulls))
     for found in (bare, null):
         assert found._replace(payload=b"") == NitroDocument("m", {}, b"")
 
 
-def test_fields_come_out_as_they_went_in() -> None:
-    """The caller's three, and the headers' labels."""
+def test_nitro_document_returns_caller_fields_and_header_labels() -> None:
+    """The caller's three fields and the header labels are returned unchanged."""
     payload = cbor2.dumps({"module_id": "m", "pcrs": {}, "public_key": b"p", "nonce": b"n"})
     found = read_nitro_document(cbor2.dumps([b"\xa0", {4: b"k", "x": 1}, payload, b"s"]))
     assert (found.public_key, found.nonce, found.protected) == (b"p", b"n", b"\xa0")
@@ -88,43 +90,50 @@ def test_fields_come_out_as_they_went_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "text"),
+    ("raw", "reason", "field"),
     [
-        (cbor2.dumps([1, 2, 3]), "no COSE_Sign1"),
-        (cbor2.dumps({}), "no COSE_Sign1"),
-        (cbor2.dumps([b"", {}, "text", b""]), "no COSE_Sign1"),
-        (cbor2.dumps([b"", {}, cbor2.dumps([]), b""]), "no map"),
-        (b"\xd3" + GOOD, "not|no "),
-        (GOOD + b"\0", "behind"),
-        (document(), "module_id"),
-        (document(module_id="m"), "no PCRs"),
-        (document(module_id="m", pcrs=[]), "no PCRs"),
-        (document(module_id="m", pcrs={"0": b""}), "no number"),
-        (document(module_id="m", pcrs={True: b""}), "no number"),
-        (document(module_id="m", pcrs={0: b"\0" * 47}), "48 bytes"),
-        (document(module_id="m", pcrs={}, user_data="text"), "user_data"),
-        (document(module_id="m", pcrs={}, nonce=1), "nonce"),
-        (document(module_id="m", pcrs={}, public_key="text"), "public_key"),
-        (document(module_id="m", pcrs={}, digest=b"SHA384"), "digest"),
-        (document(module_id="m", pcrs={}, certificate="text"), "certificate"),
-        (document(module_id="m", pcrs={}, timestamp=True), "timestamp"),
-        (document(module_id="m", pcrs={}, timestamp=b"1"), "timestamp"),
-        (document(module_id="m", pcrs={}, cabundle=b""), "cabundle"),
-        (document(module_id="m", pcrs={}, cabundle=[b"", "text"]), "cabundle"),
-        (cbor2.dumps([b"", [], GOOD, b""]), "no COSE_Sign1"),
-        (cbor2.dumps([{}, {}, GOOD, b""]), "no COSE_Sign1"),
-        (cbor2.dumps([b"", {}, GOOD, None]), "no COSE_Sign1"),
-        (cbor2.dumps([b"", {True: 1}, cbor2.dumps({"module_id": "m", "pcrs": {}}), b""]), "label"),
+        (cbor2.dumps([1, 2, 3]), "unrecognized", ""),
+        (cbor2.dumps({}), "unrecognized", ""),
+        (cbor2.dumps([b"", {}, "text", b""]), "unrecognized", ""),
+        (cbor2.dumps([b"", {}, cbor2.dumps([]), b""]), "wrong_type", "payload"),
+        (b"\xd3" + GOOD, "unsupported", ""),
+        (GOOD + b"\0", "trailing_data", ""),
+        (make_document(), "wrong_type", "module_id"),
+        (make_document(module_id="m"), "missing", "PCRs"),
+        (make_document(module_id="m", pcrs=[]), "missing", "PCRs"),
+        (make_document(module_id="m", pcrs={"0": b""}), "wrong_type", "PCR index"),
+        (make_document(module_id="m", pcrs={True: b""}), "wrong_type", "PCR index"),
+        (make_document(module_id="m", pcrs={0: b"\0" * 47}), "wrong_size", "PCR 0"),
+        (make_document(module_id="m", pcrs={}, user_data="text"), "wrong_type", "user_data"),
+        (make_document(module_id="m", pcrs={}, nonce=1), "wrong_type", "nonce"),
+        (make_document(module_id="m", pcrs={}, public_key="text"), "wrong_type", "public_key"),
+        (make_document(module_id="m", pcrs={}, digest=b"SHA384"), "wrong_type", "digest"),
+        (make_document(module_id="m", pcrs={}, certificate="text"), "wrong_type", "certificate"),
+        (make_document(module_id="m", pcrs={}, timestamp=True), "wrong_type", "timestamp"),
+        (make_document(module_id="m", pcrs={}, timestamp=b"1"), "wrong_type", "timestamp"),
+        (make_document(module_id="m", pcrs={}, cabundle=b""), "wrong_type", "cabundle"),
+        (make_document(module_id="m", pcrs={}, cabundle=[b"", "text"]), "wrong_type", "cabundle"),
+        (cbor2.dumps([b"", [], GOOD, b""]), "unrecognized", ""),
+        (cbor2.dumps([{}, {}, GOOD, b""]), "unrecognized", ""),
+        (cbor2.dumps([b"", {}, GOOD, None]), "unrecognized", ""),
+        (
+            cbor2.dumps([b"", {True: 1}, cbor2.dumps({"module_id": "m", "pcrs": {}}), b""]),
+            "wrong_type",
+            "label",
+        ),
     ],
 )
-def test_other_shapes_are_refused(raw: bytes, text: str) -> None:
-    """Each broken rule is named."""
-    with pytest.raises(FormatError, match=text):
+def test_read_nitro_document_of_invalid_document_names_the_field(
+    raw: bytes, reason: str, field: str
+) -> None:
+    """Each violated rule is rejected with the name of the field."""
+    with raises(FormatError, reason) as caught:
         read_nitro_document(raw)
+    assert field in caught.value.message
 
 
-@settings(deadline=None)  # machines are busy
+@settings(deadline=None)  # shared machines are slow
 @given(st.binary(max_size=60) | mutations(GOOD, RAW or GOOD))
-def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
-    """Whatever comes, only FormatError comes out."""
-    refused(read_nitro_document, raw)
+def test_nitro_document_of_arbitrary_bytes_raises_only_format_error(raw: bytes) -> None:
+    """Arbitrary bytes are read or raise FormatError."""
+    is_rejected(read_nitro_document, raw)

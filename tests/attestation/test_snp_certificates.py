@@ -1,4 +1,4 @@
-"""The host's certificate table says what its bytes say, and whatever else it is, it is refused."""
+"""The host's certificate table is read strictly."""
 
 import struct
 
@@ -6,25 +6,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit._crypto.pem import armour, split_pem
+from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit.attestation.snp_certificates import SnpCertificates
 from attestkit.errors import FormatError
 from tests.vectors import data, needs_shared
 
-# As linux-tee-abi.md 6.3 has them, written out byte by byte: the order of RFC 4122, not Windows's.
+# As in linux-tee-abi.md 6.3: byte order of RFC 4122, not that of Windows.
 VCEK = bytes.fromhex("63da758de6644564adc5f4b93be8accd")
 VLEK = bytes.fromhex("a8074bc2a25a483eaae639c045a0b8a1")
 ASK = bytes.fromhex("4ab7b379bbac4fe4a02f05aef327c782")
 ARK = bytes.fromhex("c0b406a4a80349529743" + "3fb6014cd0ae")
 CRL = bytes.fromhex("92f81bc358114d3d97ffd19f88dc67ea")
-STRANGE = bytes(range(16))
+UNKNOWN = bytes(range(16))
 
 DER = b"\x30\x03\x02\x01\x05"
 OTHER = b"\x30\x03\x02\x01\x06"
 
 
-def table(*entries: tuple[bytes, bytes], fill: int = 0) -> bytes:
-    """Return a table as a host lays it out: entries, the zero entry, contents, a fill."""
+def make_table(*entries: tuple[bytes, bytes], fill: int = 0) -> bytes:
+    """Return a table in the host's layout: entries, zero entry, contents, fill."""
     at = 24 * (len(entries) + 1)
     head = b""
     for guid, content in entries:
@@ -33,22 +33,22 @@ def table(*entries: tuple[bytes, bytes], fill: int = 0) -> bytes:
     return head + bytes(24) + b"".join(content for _, content in entries) + bytes(fill)
 
 
-def entry(guid: bytes, offset: int, length: int) -> bytes:
-    """Return one entry, which may point anywhere."""
+def make_entry(guid: bytes, offset: int, length: int) -> bytes:
+    """Return one entry with any offset and length."""
     return guid + struct.pack("<II", offset, length)
 
 
-def refused(content: bytes) -> tuple[str, int | None]:
-    """Return reason and byte with which a table is refused."""
+def rejection_of(content: bytes) -> tuple[str, int | None]:
+    """Return the reason and the offset with which a table is rejected."""
     with pytest.raises(FormatError) as caught:
         SnpCertificates.parse(content)
     return caught.value.reason, caught.value.offset
 
 
-def test_each_guid_has_its_field() -> None:
-    """The five known GUIDs, contents in another order than the fields."""
+def test_snp_certificates_assigns_each_guid_to_its_field() -> None:
+    """The five known GUIDs are read in any order of contents."""
     contents = {guid: DER[:4] + bytes([n]) for n, guid in enumerate((CRL, ARK, ASK, VLEK, VCEK))}
-    found = SnpCertificates.parse(table(*contents.items()))
+    found = SnpCertificates.parse(make_table(*contents.items()))
     assert found == SnpCertificates(
         vcek=contents[VCEK],
         vlek=contents[VLEK],
@@ -60,124 +60,129 @@ def test_each_guid_has_its_field() -> None:
 
 
 @needs_shared
-def test_certificates_of_a_real_chain() -> None:
-    """A 16 KiB table with the VCEK in DER, and the chain in PEM as AMD publishes it."""
+def test_snp_certificates_of_amd_chain_are_read() -> None:
+    """A 16 KiB table with a DER VCEK and AMD's published PEM chain is read."""
     vcek = data("snp/virtee-sev/vcek_milan.der")
     ask, ark = split_pem(data("snp/virtee-sev/cert_chain_milan").decode())
-    pem = armour("CERTIFICATE", ask).encode()
-    content = table((VCEK, vcek), (ASK, pem), (ARK, ark))
+    pem = encode_pem("CERTIFICATE", ask).encode()
+    content = make_table((VCEK, vcek), (ASK, pem), (ARK, ark))
     found = SnpCertificates.parse(content + bytes(16384 - len(content)))
     assert (found.vcek, found.ask, found.ark) == (vcek, ask, ark)
     assert (found.vlek, found.crl, found.others) == (None, None, ())
 
 
 @pytest.mark.parametrize("content", [b"", bytes(24), bytes(16384)])
-def test_a_host_without_certificates(content: bytes) -> None:
-    """No bytes, a zero entry alone, a zeroed buffer: no certificates, no error."""
+def test_snp_certificates_of_empty_table_are_none(content: bytes) -> None:
+    """No bytes, a zero entry, and a zeroed buffer mean no certificates."""
     assert SnpCertificates.parse(content) == SnpCertificates()
     assert repr(SnpCertificates()) == "<SnpCertificates none>"
 
 
-def test_an_entry_without_a_byte_is_not_there() -> None:
-    """A host may name what it does not have."""
-    assert SnpCertificates.parse(table((VCEK, b""), (STRANGE, b""))) == SnpCertificates()
+def test_snp_certificates_ignores_empty_entries() -> None:
+    """An entry of length zero is ignored."""
+    assert SnpCertificates.parse(make_table((VCEK, b""), (UNKNOWN, b""))) == SnpCertificates()
 
 
-def test_strange_guids_are_kept() -> None:
-    """What a newer host adds does no harm, and can be looked at."""
-    found = SnpCertificates.parse(table((STRANGE, b"any bytes"), (VCEK, DER)))
+def test_snp_certificates_keeps_unknown_guids() -> None:
+    """Entries added by newer hosts are accepted and returned."""
+    found = SnpCertificates.parse(make_table((UNKNOWN, b"any bytes"), (VCEK, DER)))
     assert found.vcek == DER
     assert found.others == (("00010203-0405-0607-0809-0a0b0c0d0e0f", b"any bytes"),)
 
 
-def test_the_first_of_two_counts() -> None:
-    """A GUID is used once; the second entry still has to be inside the table's bytes."""
-    twice = table((VCEK, DER), (VCEK, OTHER), (STRANGE, b"1"), (STRANGE, b"2"))
+def test_snp_certificates_uses_first_of_duplicate_guids() -> None:
+    """The second entry is ignored, but must lie inside the table."""
+    twice = make_table((VCEK, DER), (VCEK, OTHER), (UNKNOWN, b"1"), (UNKNOWN, b"2"))
     found = SnpCertificates.parse(twice)
     assert found.vcek == DER
     assert [content for _, content in found.others] == [b"1"]
-    assert refused(twice[:24] + entry(VCEK, 9000, 1) + twice[48:]) == ("length", 24 + 20)
+    assert rejection_of(twice[:24] + make_entry(VCEK, 9000, 1) + twice[48:]) == (
+        "truncated",
+        24 + 20,
+    )
 
 
-def test_two_entries_may_share_bytes() -> None:
-    """Only the array is protected: contents are untrusted wherever they lie."""
-    content = entry(VCEK, 72, 5) + entry(ASK, 72, 5) + bytes(24) + DER
+def test_snp_certificates_entries_may_overlap() -> None:
+    """Entries may share content bytes; only the entry array is excluded."""
+    content = make_entry(VCEK, 72, 5) + make_entry(ASK, 72, 5) + bytes(24) + DER
     found = SnpCertificates.parse(content)
     assert found.vcek == found.ask == DER
 
 
-def test_all_contents_together_are_no_longer_than_the_table() -> None:
-    """Entries that name the same bytes again and again do not fill the memory."""
+def test_snp_certificates_with_contents_over_table_size_fails() -> None:
+    """Overlapping entries cannot multiply the memory used."""
     end = 24 * 4
-    content = b"".join(entry(bytes([n]) * 16, end, 100) for n in (1, 2, 3)) + bytes(24)
-    assert refused(content + bytes(100)) == ("length", 24 + 20)
+    content = b"".join(make_entry(bytes([n]) * 16, end, 100) for n in (1, 2, 3)) + bytes(24)
+    assert rejection_of(content + bytes(100)) == ("too_large", 24 + 20)
     assert len(SnpCertificates.parse(content + bytes(204)).others) == 3
 
 
-def test_every_cut_is_refused() -> None:
-    """A table that ends early is refused, and the error says which entry ended it."""
-    whole = table((VCEK, DER), (ASK, OTHER))
+def test_snp_certificates_of_truncated_table_fails() -> None:
+    """The error names the entry at which a truncated table ends."""
+    whole = make_table((VCEK, DER), (ASK, OTHER))
     for size in range(1, 72):
-        assert refused(whole[:size]) == ("end", size // 24 * 24)
+        assert rejection_of(whole[:size]) == ("truncated", size // 24 * 24)
     for size in range(72, len(whole)):
-        assert refused(whole[:size]) == ("length", 20 if size < 77 else 24 + 20)
+        assert rejection_of(whole[:size]) == ("truncated", 20 if size < 77 else 24 + 20)
 
 
-def test_there_must_be_an_end() -> None:
-    """Entries up to the last byte, and a last entry that is zero but for one bit."""
-    assert refused(entry(VCEK, 24, 0) * 3) == ("end", 72)
-    assert refused(entry(VCEK, 48, 0) + bytes(23) + b"\1") == ("end", 48)
+def test_snp_certificates_without_zero_entry_fails() -> None:
+    """The entry array must end with an entry that is entirely zero."""
+    assert rejection_of(make_entry(VCEK, 24, 0) * 3) == ("truncated", 72)
+    assert rejection_of(make_entry(VCEK, 48, 0) + bytes(23) + b"\1") == ("truncated", 48)
 
 
 @pytest.mark.parametrize(
     ("offset", "length", "expected"),
     [
-        (0, 5, ("offset", 16)),
-        (24, 5, ("offset", 16)),  # the zero entry
-        (47, 5, ("offset", 16)),  # its last byte
-        (0, 0, ("offset", 16)),
-        (48, 6, ("length", 20)),
-        (53, 1, ("length", 20)),
-        (0xFFFFFFFF, 0xFFFFFFFF, ("length", 20)),
-        (0xFFFFFFFF, 1, ("length", 20)),  # 2^32 in all, zero in 32 bits
-        (48, 0xFFFFFFD0, ("length", 20)),  # the same from the other side
+        (0, 5, ("wrong_value", 16)),
+        (24, 5, ("wrong_value", 16)),  # the zero entry
+        (47, 5, ("wrong_value", 16)),  # its last byte
+        (0, 0, ("wrong_value", 16)),
+        (48, 6, ("truncated", 20)),
+        (53, 1, ("truncated", 20)),
+        (0xFFFFFFFF, 0xFFFFFFFF, ("truncated", 20)),
+        (0xFFFFFFFF, 1, ("truncated", 20)),  # the sum is 2^32: zero in 32 bits
+        (48, 0xFFFFFFD0, ("truncated", 20)),  # the same with a large length
     ],
 )
-def test_where_a_certificate_cannot_be(offset: int, length: int, expected: tuple[str, int]) -> None:
-    """Neither inside the array nor behind the bytes, whatever a 32-bit sum would say."""
-    assert refused(entry(VCEK, offset, length) + bytes(24) + DER) == expected
+def test_snp_certificates_with_offset_outside_contents_fails(
+    offset: int, length: int, expected: tuple[str, int]
+) -> None:
+    """Contents lie after the entry array and inside the table, without 32-bit overflow."""
+    assert rejection_of(make_entry(VCEK, offset, length) + bytes(24) + DER) == expected
 
 
-def test_the_very_edges_are_inside() -> None:
-    """A certificate may begin right behind the array and end with the bytes."""
-    assert SnpCertificates.parse(entry(VCEK, 48, 5) + bytes(24) + DER).vcek == DER
-    assert SnpCertificates.parse(entry(VCEK, 53, 0) + bytes(24) + DER).vcek is None
+def test_snp_certificates_at_edges_of_contents_are_read() -> None:
+    """A certificate may start right after the array and end with the table."""
+    assert SnpCertificates.parse(make_entry(VCEK, 48, 5) + bytes(24) + DER).vcek == DER
+    assert SnpCertificates.parse(make_entry(VCEK, 53, 0) + bytes(24) + DER).vcek is None
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "reason"),
     [
-        b"\x31\x00",
-        b"garbage",
-        b"\xff\xfe",
-        b"-----BEGIN CERTIFICATE-----\nMAMC\n",
-        b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n",
-        armour("CERTIFICATE", b"").encode(),
-        armour("CERTIFICATE", b"text").encode(),
-        armour("CERTIFICATE", DER).encode() * 2,
+        (b"\x31\x00", "encoding"),
+        (b"garbage", "encoding"),
+        (b"\xff\xfe", "encoding"),
+        (b"-----BEGIN CERTIFICATE-----\nMAMC\n", "encoding"),
+        (b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n", "encoding"),
+        (encode_pem("CERTIFICATE", b"").encode(), "encoding"),
+        (encode_pem("CERTIFICATE", b"text").encode(), "encoding"),
+        (encode_pem("CERTIFICATE", DER).encode() * 2, "too_many"),
     ],
 )
-def test_a_certificate_is_der_or_one_pem(content: bytes) -> None:
-    """Anything else is refused at its own offset; a CRL and strangers are kept as they came."""
-    assert refused(table((ARK, DER), (VCEK, content))) == ("certificate", 72 + len(DER))
-    found = SnpCertificates.parse(table((CRL, content), (STRANGE, content)))
+def test_snp_certificates_of_other_encoding_fail(content: bytes, reason: str) -> None:
+    """A certificate is DER or one PEM block; CRLs and unknown entries are kept unchanged."""
+    assert rejection_of(make_table((ARK, DER), (VCEK, content))) == (reason, 72 + len(DER))
+    found = SnpCertificates.parse(make_table((CRL, content), (UNKNOWN, content)))
     assert found.crl == found.others[0][1] == content
 
 
 @settings(max_examples=300)
 @given(st.binary(max_size=300))
-def test_any_bytes(content: bytes) -> None:
-    """Any bytes give certificates or a FormatError."""
+def test_snp_certificates_of_arbitrary_bytes_raises_only_format_error(content: bytes) -> None:
+    """Arbitrary bytes are read or raise FormatError with an offset inside them."""
     offset: int | None = 0
     try:
         SnpCertificates.parse(content)
@@ -187,7 +192,7 @@ def test_any_bytes(content: bytes) -> None:
     assert 0 <= offset <= len(content)
 
 
-guids = st.sampled_from([VCEK, VLEK, ASK, ARK, CRL, STRANGE, bytes(16)])
+guids = st.sampled_from([VCEK, VLEK, ASK, ARK, CRL, UNKNOWN, bytes(16)])
 
 
 @settings(max_examples=300)
@@ -195,9 +200,11 @@ guids = st.sampled_from([VCEK, VLEK, ASK, ARK, CRL, STRANGE, bytes(16)])
     st.lists(st.tuples(guids, st.integers(0, 300), st.integers(0, 40)), max_size=6),
     st.binary(max_size=100),
 )
-def test_any_entries(entries: list[tuple[bytes, int, int]], rest: bytes) -> None:
-    """Whatever the entries say, a field is bytes of the table, or those of a PEM in it."""
-    content = b"".join(entry(*each) for each in entries) + bytes(24) + b"\x30" * 20 + rest
+def test_snp_certificates_of_arbitrary_entries_are_substrings(
+    entries: list[tuple[bytes, int, int]], rest: bytes
+) -> None:
+    """For any entries, a field is a part of the table or of a PEM block in it."""
+    content = b"".join(make_entry(*each) for each in entries) + bytes(24) + b"\x30" * 20 + rest
     try:
         found = SnpCertificates.parse(content)
     except FormatError:

@@ -1,4 +1,4 @@
-"""Fixtures of the Attester's tests: a machine, and the folder that its host shares."""
+"""Fixtures of the Attester's tests: a machine, and its host-shared directory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,7 +12,7 @@ from tests.tees import FakeTd, Machine
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """A TD's hardware, just booted."""
+    """Return the hardware of a freshly booted TD."""
     folder = tmp_path / "machine"
     folder.mkdir()
     return Machine(folder)
@@ -20,7 +20,7 @@ def machine(tmp_path: Path) -> Machine:
 
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the host shares; it has no files yet."""
+    """Return the host-shared directory, which is empty."""
     folder = tmp_path / "host-shared"
     folder.mkdir()
     monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(folder))
@@ -29,7 +29,7 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def start(machine: Machine, shared: Path) -> Iterator[Callable[[], Attester]]:
-    """Start a program on the machine, as often as it is called; all end with the test."""
+    """Return a function that starts a process on the machine; all end with the test."""
     assert shared.is_dir()
     with ExitStack() as stack:
         yield lambda: stack.enter_context(Attester(FakeTd(machine)))

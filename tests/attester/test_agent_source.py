@@ -1,4 +1,4 @@
-"""Evidence of somebody else's agent is held against what was asked, and against itself."""
+"""Evidence of a guest agent: checked against the request and for consistency."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ from attestkit.errors import (
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import RESERVED_NAMES
 from attestkit.quote import Quote
+from tests.raising import raises
 from tests.tees import CHIP, ChangeAnswer, FakeAgent
 
 DATA = b"\1" * 64
@@ -28,19 +29,21 @@ DATA = b"\1" * 64
 
 @pytest.fixture
 def agent() -> FakeAgent:
-    """An agent in front of a simulated TD."""
+    """Return an agent in front of a simulated TD."""
     return FakeAgent()
 
 
 @pytest.fixture
 def tee(agent: FakeAgent) -> Iterator[Attester]:
-    """An Attester on it."""
+    """Return an Attester on the agent."""
     with Attester(agent) as tee:
         yield tee
 
 
-def test_the_first_journey(agent: FakeAgent, tee: Attester) -> None:
-    """Quote, log, evidence, event, registers, keys and app, all of them the agent's."""
+def test_attester_on_agent_supports_the_documented_workflow(
+    agent: FakeAgent, tee: Attester
+) -> None:
+    """Quote, log, evidence, event, registers, keys and app are the agent's."""
     quote = tee.get_quote(b"nonce")
     assert quote.report_data == b"nonce".ljust(64, b"\0")
     tee.event_log().check(quote)
@@ -59,45 +62,45 @@ def test_the_first_journey(agent: FakeAgent, tee: Attester) -> None:
     assert tee.host is None
 
 
-def test_what_cannot_change_is_asked_once(agent: FakeAgent, tee: Attester) -> None:
-    """The app's description and the machine's configuration."""
+def test_app_and_configuration_are_requested_once(agent: FakeAgent, tee: Attester) -> None:
+    """They cannot change."""
     assert tee.app_compose is tee.app_compose
     assert tee.vm_config
-    asked = agent.asked
+    count = agent.asked
     assert tee.vm_config
-    assert agent.asked == asked
+    assert agent.asked == count
 
 
-def changed(**fields: str) -> ChangeAnswer:
-    """Return a change of some fields of an answer."""
-    return lambda answer: {**answer, **fields}
+def change_fields(**fields: str) -> ChangeAnswer:
+    """Return a change of some fields of a response."""
+    return lambda response: {**response, **fields}
 
 
-def other_quote(answer: dict[str, str]) -> dict[str, str]:
-    """Put a good quote over other data into an answer."""
+def replace_quote(response: dict[str, str]) -> dict[str, str]:
+    """Put a valid quote over other data into a response."""
     quote = FakeAgent().td.get_quote(b"\2" * 64)
-    return {**answer, "quote": quote.hex(), "report_data": ""}
+    return {**response, "quote": quote.hex(), "report_data": ""}
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        changed(quote=""),
-        changed(quote="00"),
-        changed(quote="xyz"),
-        changed(event_log=""),
-        changed(event_log="{}"),
-        changed(event_log="[{}]"),
-        changed(report_data="ff"),
-        changed(attestation="05"),
-        lambda answer: {**answer, "quote": answer["quote"][:-2]},
-        other_quote,
+        change_fields(quote=""),
+        change_fields(quote="00"),
+        change_fields(quote="xyz"),
+        change_fields(event_log=""),
+        change_fields(event_log="{}"),
+        change_fields(event_log="[{}]"),
+        change_fields(report_data="ff"),
+        change_fields(attestation="05"),
+        lambda response: {**response, "quote": response["quote"][:-2]},
+        replace_quote,
     ],
 )
-def test_a_wrong_answer_is_the_platforms_fault(
+def test_malformed_agent_response_is_a_backend_error(
     agent: FakeAgent, tee: Attester, change: ChangeAnswer
 ) -> None:
-    """It never leaves, and it is no FormatError: the caller's bytes were right."""
+    """It is not a FormatError, since the caller's input was valid."""
     agent.change = change
     calls: list[Callable[[], object]] = [
         lambda: tee.attest(DATA),
@@ -107,145 +110,153 @@ def test_a_wrong_answer_is_the_platforms_fault(
         tee.registers,
     ]
     for call in calls:
-        with pytest.raises(BackendError) as caught:
+        with raises(BackendError, "malformed_response", "wrong_report_data"):
             call()
-        assert type(caught.value) is BackendError
 
 
-def _with_log_until(end: int, answer: dict[str, Any]) -> dict[str, Any]:
-    return {**answer, "event_log": json.dumps(json.loads(answer["event_log"])[:end])}
+def _with_log_until(end: int, response: dict[str, Any]) -> dict[str, Any]:
+    return {**response, "event_log": json.dumps(json.loads(response["event_log"])[:end])}
 
 
-def test_a_log_that_does_not_explain_the_quote_does_not_leave(
-    agent: FakeAgent, tee: Attester
-) -> None:
-    """An event that is missing, and one that is too many."""
+def test_agent_log_must_explain_the_quote(agent: FakeAgent, tee: Attester) -> None:
+    """An event is missing, or there is one too many."""
     for cut in (-1, 1):
         agent.change = partial(_with_log_until, cut)
-        with pytest.raises(ReplayError, match="RTMR"):
+        with raises(ReplayError, "rtmr_mismatch"):
             tee.attest(DATA)
 
 
 # -- events ------------------------------------------------------------------------------------
 
 
-def test_an_event_that_was_thrown_away_is_found_out(agent: FakeAgent, tee: Attester) -> None:
-    """Some agents say yes to an event and forget it, also to one that was there before."""
+def test_event_ignored_by_the_agent_is_detected(agent: FakeAgent, tee: Attester) -> None:
+    """Some agents acknowledge an event without an extend, even if the log has an equal one."""
     tee.emit_event("a", b"1")
     agent.deaf = True
     for name, payload in (("a", b"1"), ("b", b"")):
-        with pytest.raises(BackendError, match="its log does not have it"):
+        with raises(BackendError, "register_unchanged"):
             tee.emit_event(name, payload)
     agent.deaf = False
     tee.emit_event("a", b"1")
     assert [event.name for event in tee.event_log().runtime[-2:]] == ["a", "a"]
 
 
-def test_an_event_whose_fate_is_not_known_is_not_worth_another_try(
-    agent: FakeAgent, tee: Attester
-) -> None:
-    """The agent took it; if it is busy afterwards the error must not invite to emit it again."""
+def test_event_with_unknown_outcome_is_not_retryable(agent: FakeAgent, tee: Attester) -> None:
+    """The agent accepted the event, so a busy error must not invite a retry."""
 
-    def busy_once_it_is_there(answer: dict[str, str]) -> dict[str, str]:
+    def busy_once_it_is_there(response: dict[str, str]) -> dict[str, str]:
         if agent.td.open_journal().events()[-1].name == "a":
-            raise BackendBusyError("no answer in time")
-        return answer
+            raise BackendBusyError("no answer in time", reason="request_in_flight")
+        return response
 
     agent.change = busy_once_it_is_there
-    with pytest.raises(BackendError, match=r"took the event 'a'.*before emitting") as caught:
+    with raises(BackendError, "outcome_unknown"):
         tee.emit_event("a", b"1")
-    assert type(caught.value) is BackendError
 
 
 @pytest.mark.parametrize("name", ["", *sorted(RESERVED_NAMES), "a:b"])
-def test_names_that_cannot_be_are_refused(agent: FakeAgent, tee: Attester, name: str) -> None:
-    """Before the agent is asked to emit."""
+def test_emit_event_invalid_name_does_not_reach_the_agent(
+    agent: FakeAgent, tee: Attester, name: str
+) -> None:
+    """The name is checked first."""
     before = agent.td.read_rtmr(3)
     with pytest.raises(UsageError):
         tee.emit_event(name, b"")
     assert agent.td.read_rtmr(3) == before
 
 
-# -- other platforms behind the agent ----------------------------------------------------------
+# -- other platforms ---------------------------------------------------------------------------
 
 
-def whole(evidence: Evidence) -> str:
-    """Return evidence as it is in an answer."""
+def encode_evidence(evidence: Evidence) -> str:
+    """Return evidence as the hex text of a response."""
     return Attestation(evidence).to_bytes().hex()
 
 
-def snp(report_data: bytes = DATA, document: str = "", hashed: str | None = None) -> Evidence:
-    """Return an SNP guest's evidence."""
+def make_snp_evidence(
+    report_data: bytes = DATA, document: str = "", hashed: str | None = None
+) -> Evidence:
+    """Return evidence of an SNP guest."""
     hash_of_document = host_data(document if hashed is None else hashed)
     report = CHIP.report(report_data, host_data=hash_of_document)
     return Evidence(SevSnp(report, (), document), Stack(DATA, (), ""))
 
 
-def test_an_agent_on_snp(agent: FakeAgent, tee: Attester) -> None:
-    """It has evidence and no quotes."""
-    agent.change = lambda answer: {**answer, "quote": "", "attestation": whole(snp())}
+def test_agent_on_snp_has_evidence_but_no_quotes(agent: FakeAgent, tee: Attester) -> None:
+    """Quotes are unsupported."""
+    agent.change = lambda response: {
+        **response,
+        "quote": "",
+        "attestation": encode_evidence(make_snp_evidence()),
+    }
     assert tee.attest(DATA).platform == "dstack-amd-sev-snp"
     for call in (lambda: tee.get_quote(DATA), lambda: tee.quote_and_log(DATA)):
-        with pytest.raises(UnsupportedError, match=r"dstack-amd-sev-snp.*attest\(\)"):
+        with raises(UnsupportedError, "no_quote"):
             call()
 
 
-def test_an_agent_on_snp_is_held_to_it(agent: FakeAgent, tee: Attester) -> None:
-    """To the report data that was signed, and to the document of the launch."""
-    agent.change = lambda answer: {**answer, "attestation": whole(snp(bytes(64)))}
-    with pytest.raises(BackendError, match="other report data"):
+def test_agent_on_snp_evidence_is_checked(agent: FakeAgent, tee: Attester) -> None:
+    """Report data and launch document are compared."""
+    agent.change = lambda response: {
+        **response,
+        "attestation": encode_evidence(make_snp_evidence(bytes(64))),
+    }
+    with raises(BackendError, "wrong_report_data"):
         tee.attest(DATA)
-    agent.change = lambda answer: {**answer, "attestation": whole(snp(DATA, "{}", "other"))}
-    with pytest.raises(ReplayError, match="HOST_DATA"):
+    agent.change = lambda response: {
+        **response,
+        "attestation": encode_evidence(make_snp_evidence(DATA, "{}", "other")),
+    }
+    with raises(ReplayError, "host_data_mismatch"):
         tee.attest(DATA)
     short = Evidence(SevSnp(b"short", (), ""), Stack(DATA, (), ""))
-    agent.change = lambda answer: {**answer, "attestation": whole(short)}
-    with pytest.raises(BackendError, match="5 bytes"):
+    agent.change = lambda response: {**response, "attestation": encode_evidence(short)}
+    with raises(BackendError, "truncated"):
         tee.attest(DATA)
 
 
-def test_an_agent_on_snp_has_no_registers(agent: FakeAgent, tee: Attester) -> None:
-    """And so no events."""
-    zeros = Evidence(snp(bytes(64)).platform, Stack(bytes(64), (), ""))
-    agent.change = lambda answer: {**answer, "attestation": whole(zeros)}
+def test_agent_on_snp_has_no_registers(agent: FakeAgent, tee: Attester) -> None:
+    """Events are unsupported, too."""
+    zeros = Evidence(make_snp_evidence(bytes(64)).platform, Stack(bytes(64), (), ""))
+    agent.change = lambda response: {**response, "attestation": encode_evidence(zeros)}
     for call in (tee.registers, lambda: tee.emit_event("a", b"")):
-        with pytest.raises(UnsupportedError, match="registers"):
+        with raises(UnsupportedError, "no_registers"):
             call()
 
 
-def test_a_document_that_cannot_be_read_does_not_leave(agent: FakeAgent, tee: Attester) -> None:
-    """Evidence of the other platforms is at least well formed."""
+def test_agent_malformed_document_is_a_backend_error(agent: FakeAgent, tee: Attester) -> None:
+    """Evidence of other platforms is checked for its format only."""
     evidence = Evidence(NitroTpm(b"\x84"), Stack(DATA, (), ""))
-    agent.change = lambda answer: {**answer, "attestation": whole(evidence)}
-    with pytest.raises(BackendError, match="malformed"):
+    agent.change = lambda response: {**response, "attestation": encode_evidence(evidence)}
+    with raises(BackendError, "malformed_response"):
         tee.attest(DATA)
 
 
 # -- the app -----------------------------------------------------------------------------------
 
 
-def test_an_app_that_is_hidden_is_not_known(agent: FakeAgent, tee: Attester) -> None:
-    """The agent's word comes through; what it is measured by is its guest's."""
+def test_agent_hidden_app_is_unsupported(agent: FakeAgent, tee: Attester) -> None:
+    """The agent's error is raised; measure_app is unsupported by agents."""
     agent.hidden = True
-    with pytest.raises(UnsupportedError, match="hides"):
+    with raises(UnsupportedError, "no_app"):
         _ = tee.app_compose
-    with pytest.raises(UnsupportedError, match="when it boots"):
+    with raises(UnsupportedError, "feature"):
         tee.measure_app()
 
 
-def test_a_log_that_is_empty_is_empty(
+def test_agent_empty_event_log_is_accepted(
     agent: FakeAgent, tee: Attester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As an agent off TDX has it."""
+    """Agents outside of TDX have no log."""
     monkeypatch.setattr(agent, "_log", lambda: "")
     assert tee.event_log() == EventLog()
     monkeypatch.setattr(agent, "_log", lambda: "[{}]")
-    with pytest.raises(BackendError, match="malformed"):
+    with raises(BackendError, "malformed_response"):
         tee.event_log()
 
 
-def test_closed_is_closed(agent: FakeAgent) -> None:
-    """Nothing can be asked afterwards."""
+def test_closed_attester_on_agent_rejects_calls(agent: FakeAgent) -> None:
+    """All calls raise UsageError."""
     tee = Attester(agent)
     tee.close()
     calls: list[Callable[[], object]] = [
@@ -257,10 +268,10 @@ def test_closed_is_closed(agent: FakeAgent) -> None:
         tee.event_log,
     ]
     for call in calls:
-        with pytest.raises(UsageError, match="closed"):
+        with raises(UsageError, "closed"):
             call()
 
 
-def test_quotes_are_the_agents(agent: FakeAgent, tee: Attester) -> None:
-    """Byte for byte, signature and all."""
+def test_agent_quote_is_returned_unchanged(agent: FakeAgent, tee: Attester) -> None:
+    """All bytes are the agent's, with the signature."""
     assert tee.get_quote(DATA) == Quote.parse(agent.td.get_quote(DATA))

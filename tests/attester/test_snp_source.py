@@ -1,4 +1,4 @@
-"""Evidence of an SEV-SNP guest: a report over what was asked, and the host's own documents."""
+"""Evidence of SEV-SNP guests: reports, certificates and the host's documents."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,8 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.event_log import EventLog
-from tests.attester.host_files import app_compose, sys_config
+from tests.attester.host_files import write_app_compose, write_sys_config
+from tests.raising import raises
 from tests.tees import CHIP, FakeSnp
 from tests.untyped import untyped
 
@@ -37,10 +38,10 @@ DOCUMENT = json.dumps(
 )
 
 
-def test_evidence_holds_what_the_wire_format_wants(shared: Path) -> None:
+def test_snp_evidence_has_all_parts(shared: Path) -> None:
     """Report, ASK and VCEK, both documents of the host, and no events."""
     vm_config = json.dumps({"os_image_hash": "ab" * 32, "sev_snp_measurement": "{}"})
-    sys_config(shared, vm_config, mr_config=DOCUMENT)
+    write_sys_config(shared, vm_config, mr_config=DOCUMENT)
     with Attester(FakeSnp(host_data=host_data(DOCUMENT))) as tee:
         evidence = Attestation.from_bytes(tee.attest(b"nonce").to_bytes())
         info = tee.info()
@@ -62,49 +63,51 @@ def test_evidence_holds_what_the_wire_format_wants(shared: Path) -> None:
     assert info == evidence.app_info()
 
 
-def test_another_document_than_at_launch_is_found(shared: Path) -> None:
-    """The evidence would contradict itself, so it does not leave."""
-    sys_config(shared, mr_config=DOCUMENT)
+def test_snp_launch_document_must_match_host_data(shared: Path) -> None:
+    """Evidence with another document is rejected."""
+    write_sys_config(shared, mr_config=DOCUMENT)
     backend = FakeSnp(host_data=host_data(DOCUMENT + " "))
-    with Attester(backend) as tee, pytest.raises(ReplayError) as caught:
+    with Attester(backend) as tee, raises(ReplayError, "host_data_mismatch") as caught:
         tee.attest(b"")
     for value in (backend.host_data, host_data(DOCUMENT)):
         assert value.hex() in str(caught.value)
-    assert caught.value.reason == "host_data_mismatch"
 
 
-def test_a_host_without_a_document(shared: Path) -> None:
-    """There is evidence, and nobody knows whose: that is told with what is missing."""
-    app_compose(shared)
+def test_snp_evidence_without_launch_document_has_no_app(shared: Path) -> None:
+    """The error names the missing file."""
+    write_app_compose(shared)
     with Attester(FakeSnp()) as tee:
         platform = tee.attest(b"").evidence.platform
         assert isinstance(platform, SevSnp)
         assert platform.mr_config == ""
-        with pytest.raises(UnsupportedError, match=r"mr_config.*\.sys-config\.json"):
+        with raises(UnsupportedError, "no_app") as caught:
             tee.info()
+        assert ".sys-config.json" in str(caught.value)  # the remedy
 
 
-def test_the_document_of_another_host(shared: Path) -> None:
-    """Whoever hands in who knows the app has the document in the machine's configuration."""
+def test_snp_given_host_provides_the_launch_document(shared: Path) -> None:
+    """A host object has the document in its vm_config."""
 
-    class Host:
-        """Somebody who knows the app."""
+    class FakeHost:
+        """Host with a launch document."""
 
-        app_compose = app_keys = None
+        write_app_compose = app_keys = None
         vm_config = json.dumps({"mr_config": DOCUMENT})
 
     assert not list(shared.iterdir())
-    host = Host()
+    host = FakeHost()
     with Attester(FakeSnp(host_data=host_data(DOCUMENT)), untyped(host)) as tee:
         assert tee.info().app_id == b"\x11" * 20
         host.vm_config = "{"
-        with pytest.raises(ConfigError, match="vm_config"):
+        with raises(ConfigError, "wrong_value"):
             tee.attest(b"")
 
 
 @pytest.mark.parametrize(("kept", "count"), [(("vcek",), 1), (("ask", "ark"), 1), ((), 0)])
-def test_a_table_with_other_certificates(shared: Path, kept: tuple[str, ...], count: int) -> None:
-    """Without ASK and VCEK the host's table goes along as it came, if there is anything in it."""
+def test_snp_other_certificate_table_is_passed_unchanged(
+    shared: Path, kept: tuple[str, ...], count: int
+) -> None:
+    """Without ASK and VCEK a nonempty table is part of the evidence as it is."""
     assert shared.is_dir()
     guids = {"vcek": "63da758d", "ask": "4ab7b379", "ark": "c0b406a4"}
     table = bytearray(FakeSnp().table)
@@ -112,7 +115,7 @@ def test_a_table_with_other_certificates(shared: Path, kept: tuple[str, ...], co
         if name not in kept:
             at = table.index(bytes.fromhex(start))
             table[at : at + 4] = b"\1\2\3\4" if kept else table[at : at + 4]
-            table[at + 20 : at + 24] = bytes(4)  # an entry without a byte
+            table[at + 20 : at + 24] = bytes(4)  # an empty entry
     with Attester(FakeSnp(table=bytes(table))) as tee:
         platform = tee.attest(b"").evidence.platform
     assert isinstance(platform, SevSnp)
@@ -121,8 +124,8 @@ def test_a_table_with_other_certificates(shared: Path, kept: tuple[str, ...], co
         assert SnpCertificates.parse(chain) != SnpCertificates()
 
 
-def test_a_host_without_certificates(shared: Path) -> None:
-    """Verifiers fetch them then."""
+def test_snp_evidence_without_certificates_is_valid(shared: Path) -> None:
+    """Verifiers fetch the certificates."""
     assert shared.is_dir()
     with Attester(FakeSnp(table=b"")) as tee:
         platform = tee.attest(b"").evidence.platform
@@ -131,67 +134,71 @@ def test_a_host_without_certificates(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
-        (lambda report: report[:-1], "1183 bytes"),
-        (lambda report: report + b"\0", "1185 bytes"),
-        (lambda _: b"", "0 bytes"),
-        (lambda report: b"\x09" + report[1:], "malformed report"),
-        (lambda report: report[:0x50] + bytes(64) + report[0x90:], "other report data"),
+        (lambda report: report[:-1], "truncated"),
+        (lambda report: report + b"\0", "too_large"),
+        (lambda _: b"", "truncated"),
+        (lambda report: b"\x09" + report[1:], "malformed_response"),
+        (lambda report: report[:0x50] + bytes(64) + report[0x90:], "wrong_report_data"),
     ],
 )
-def test_a_wrong_report_is_the_platforms_fault(
-    shared: Path, change: Callable[[bytes], bytes], told: str
+def test_snp_malformed_report_is_a_backend_error(
+    shared: Path, change: Callable[[bytes], bytes], reason: str
 ) -> None:
-    """It never leaves."""
+    """The size, the version and the report data are checked."""
     assert shared.is_dir()
     backend = FakeSnp()
     backend.change = change
-    with Attester(backend) as tee, pytest.raises(BackendError, match=told) as caught:
+    with Attester(backend) as tee, raises(BackendError, reason):
         tee.attest(b"\1")
-    assert type(caught.value) is BackendError
 
 
-def test_a_malformed_table_is_the_platforms_fault(shared: Path) -> None:
-    """So is what the host says of certificates."""
+def test_snp_malformed_certificate_table_is_a_backend_error(shared: Path) -> None:
+    """The host provides the table."""
     assert shared.is_dir()
-    with Attester(FakeSnp(table=b"\1" * 24)) as tee, pytest.raises(BackendError, match="table"):
+    with Attester(FakeSnp(table=b"\1" * 24)) as tee, raises(BackendError, "malformed_response"):
         tee.attest(b"")
 
 
-def test_the_platforms_own_errors_come_through(shared: Path) -> None:
-    """A backend says best what is wrong with it."""
+def test_snp_backend_error_is_raised_unchanged(shared: Path) -> None:
+    """Type, reason and text are the backend's."""
     assert shared.is_dir()
     backend = FakeSnp()
     with Attester(backend) as tee:
-        for refusal in (QuoteUnavailableError("no"), BackendUnavailableError("gone")):
+        for refusal in (
+            QuoteUnavailableError("no", reason="empty"),
+            BackendUnavailableError("gone", reason="missing"),
+        ):
             backend.refusal = refusal
-            with pytest.raises(type(refusal)):
+            with pytest.raises(type(refusal)) as caught:
                 tee.attest(b"")
+            assert caught.value is refusal
 
 
-def test_what_snp_cannot_do_is_named(shared: Path) -> None:
-    """No quotes, no registers, no events; and what to do in place of it."""
-    app_compose(shared)
+def test_snp_unsupported_calls_name_the_alternative(shared: Path) -> None:
+    """Quotes, registers and events are unsupported."""
+    write_app_compose(shared)
     with Attester(FakeSnp()) as tee:
         for quote in (lambda: tee.get_quote(b""), lambda: tee.quote_and_log(bytes(64))):
-            with pytest.raises(UnsupportedError, match=r"attest\(\)"):
+            with raises(UnsupportedError, "no_quote") as caught:
                 quote()
+            assert "attest()" in str(caught.value)  # the remedy
         calls = (tee.registers, lambda: tee.emit_event("a", b""), tee.measure_app)
         for call in calls:
-            with pytest.raises(UnsupportedError, match="registers"):
+            with raises(UnsupportedError, "no_registers"):
                 call()
         assert tee.event_log() == EventLog()
-        with pytest.raises(UsageError, match="too long"):
+        with raises(UsageError, "too_large"):
             tee.attest(bytes(65))
         assert tee.backend.asked == 0
 
 
-def test_closed_is_closed(shared: Path) -> None:
-    """Nothing can be asked afterwards."""
+def test_snp_closed_attester_rejects_calls(shared: Path) -> None:
+    """All calls raise UsageError."""
     assert shared.is_dir()
     tee = Attester(FakeSnp())
     tee.close()
     for call in (lambda: tee.attest(b""), tee.event_log, tee.info, tee.registers):
-        with pytest.raises(UsageError, match="closed"):
+        with raises(UsageError, "closed"):
             call()

@@ -1,4 +1,4 @@
-"""Threads and programs that ask one TEE at once are all served, in turn, and none starves."""
+"""Fairness: concurrent threads and processes on one TEE are served in turn."""
 
 import contextlib
 import json
@@ -16,8 +16,8 @@ RIG = Path(__file__).with_name("turns_rig.py")
 ROUNDS = 25
 
 
-def run(folder: Path, clients: list[int]) -> list[list[int]]:
-    """Run programs with so many threads each, all at once; return what each found."""
+def run_clients(folder: Path, clients: list[int]) -> list[list[int]]:
+    """Run processes with these numbers of threads; return the overtakes of each."""
     (folder / "log").mkdir()
     Machine(folder)
     with contextlib.ExitStack() as stack:
@@ -46,20 +46,20 @@ def run(folder: Path, clients: list[int]) -> list[list[int]]:
 @pytest.mark.parametrize(
     "clients", [[8], [1, 1, 1, 1], [8, 1, 1, 1]], ids=["8 threads", "4 programs", "both"]
 )
-def test_none_starves(tmp_path: Path, clients: list[int]) -> None:
-    """Between asking and one's turn there are hardly more turns than there are other clients.
+def test_concurrent_clients_do_not_starve(tmp_path: Path, clients: list[int]) -> None:
+    """A request waits for few more turns than there are other clients.
 
-    So a request takes at most twice what as many uncontended ones do, for all but one in a hundred.
+    So it takes at most twice the time of as many uncontended requests, for 99 in 100.
     """
-    found = run(tmp_path, clients)
+    found = run_clients(tmp_path, clients)
     assert [len(overtaken) for overtaken in found] == [threads * ROUNDS for threads in clients]
     every = sorted(overtaken for program in found for overtaken in program)
     assert every[int(len(every) * 0.99)] <= 2 * sum(clients)
     assert every[len(every) // 2] <= sum(clients)
 
 
-def test_nothing_is_left_open(tmp_path: Path) -> None:
-    """The queue's files are closed with the TEE."""
+def test_close_closes_the_queues_files(tmp_path: Path) -> None:
+    """No descriptor is leaked."""
     before = sorted(path.name for path in Path("/proc/self/fd").iterdir())
     tee = Attester(FakeTd(Machine(tmp_path)))
     tee.emit_event("a", b"")

@@ -1,7 +1,7 @@
-"""A program whose threads ask one TD in a loop, beside other programs that do the same.
+"""Process whose threads request quotes of one TD in a loop, next to other such processes.
 
-Run by a test: `turns_rig.py FOLDER THREADS ROUNDS`. It says `ready`, waits for a line, and prints a
-JSON array: for each request how many others were served between its asking and its turn.
+Run by a test: `turns_rig.py FOLDER THREADS ROUNDS`. It prints `ready`, waits for a line, and
+prints a JSON array: for each request, how many others were served while it waited.
 """
 
 import json
@@ -17,32 +17,32 @@ DEVICE_SECONDS = 0.001
 
 
 class CountingTd(FakeTd):
-    """A TD that notes in a file, which all programs share, that it was somebody's turn."""
+    """TD that records each served request in a file shared by all processes."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(Machine(folder), seconds=DEVICE_SECONDS)
         self._order = os.open(folder / "order", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self.mine = threading.local()
 
-    def served(self) -> int:
-        """Return how many turns there were, of all programs."""
+    def count_served(self) -> int:
+        """Return the number of served requests of all processes."""
         return os.fstat(self._order).st_size
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Note the turn, and give a quote."""
-        self.mine.turn = self.served()
+        """Record the request, and return a quote."""
+        self.mine.turn = self.count_served()
         os.write(self._order, b".")
         return super().get_quote(report_data)
 
 
 def main(folder: str, threads: int, rounds: int) -> None:
-    """Ask `rounds` times in each thread."""
+    """Make `rounds` requests in each thread."""
     td = CountingTd(Path(folder))
     overtaken: list[int] = []
 
     def client(tee: Attester) -> None:
         for _ in range(rounds):
-            before = td.served()
+            before = td.count_served()
             tee.quote_and_log(bytes(64))
             overtaken.append(td.mine.turn - before)
 

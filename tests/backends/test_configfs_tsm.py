@@ -1,4 +1,4 @@
-"""The configfs-tsm backend is what the kernel says it is, and gives whole evidence or an error."""
+"""configfs_tsm backend: platform selection, complete evidence, options, probes."""
 
 import errno
 from collections.abc import Callable
@@ -15,8 +15,9 @@ from attestkit.backends.base import Backend, RegisterExtender, SnpEvidence, SnpR
 from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTdx, ConfigfsTsm
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.tsm.report import TsmAnswer
+from attestkit.backends.tsm.report import TsmResponse
 from attestkit.errors import (
+    BackendBusyError,
     BackendError,
     BackendUnavailableError,
     QuoteUnavailableError,
@@ -25,37 +26,38 @@ from attestkit.errors import (
 )
 from attestkit.factory import make_backend
 from tests.backends.tsm.tsm_kernel import (
-    ASKED,
     CERTIFICATES,
     FOLDER,
     MANIFEST,
+    REPORT_DATA,
     SHARED,
     Entry,
     Fault,
     TsmKernel,
-    answer_to,
-    shared_entry,
+    add_shared_entry,
+    expected_report,
     snp,
 )
+from tests.raising import errno_of, raises
 
 PATHS = KernelPaths()
 
 
 def tdx_backend(kernel: TsmKernel, paths: KernelPaths = PATHS) -> ConfigfsTdx:
-    """Return the backend of a TDX guest, with nothing on record of its making."""
+    """Return the backend of a TDX guest, with the call log empty."""
     backend = ConfigfsTdx(system=kernel.system(), paths=paths)
     kernel.calls.clear()
     return backend
 
 
 def snp_backend(kernel: TsmKernel, privlevel: int | None = None) -> ConfigfsSnp:
-    """Return the backend of an SNP guest, with nothing on record of its making."""
+    """Return the backend of an SNP guest, with the call log empty."""
     backend = ConfigfsSnp(system=kernel.system(), paths=PATHS, privlevel=privlevel)
     kernel.calls.clear()
     return backend
 
 
-# -- what it is --------------------------------------------------------------------------------
+# -- platform ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -66,10 +68,10 @@ def snp_backend(kernel: TsmKernel, privlevel: int | None = None) -> ConfigfsSnp:
         (TsmKernel(provider="sev-guest"), ConfigfsSnp, SnpReporter, RegisterExtender),
     ],
 )
-def test_the_kernel_says_which_tee_it_is(
+def test_configfs_tsm_selects_class_by_provider(
     kernel: TsmKernel, kind: type[ConfigfsTsm], able: type, unable: type
 ) -> None:
-    """One class for both, and what comes has the abilities of the one that is there."""
+    """The class of the running platform is constructed, with its protocols only."""
     backend = ConfigfsTsm(system=kernel.system(), paths=PATHS)
     assert type(backend) is kind
     assert isinstance(backend, Backend)
@@ -80,8 +82,8 @@ def test_the_kernel_says_which_tee_it_is(
     assert not kernel.entries
 
 
-def test_it_is_found_by_its_name() -> None:
-    """The registry knows it, and an option that it does not have is refused by its signature."""
+def test_configfs_tsm_is_registered() -> None:
+    """The registry loads it, and its signature rejects unknown options."""
     assert backends.load("configfs_tsm") is ConfigfsTsm
     signature(ConfigfsTsm).bind(root="/", privlevel=1)
     with pytest.raises(TypeError, match="unexpected keyword argument 'seed'"):
@@ -89,17 +91,17 @@ def test_it_is_found_by_its_name() -> None:
 
 
 @pytest.mark.parametrize(("kernel", "cls"), [(TsmKernel(), ConfigfsSnp), (snp(), ConfigfsTdx)])
-def test_the_class_of_another_tee(kernel: TsmKernel, cls: type[ConfigfsTsm]) -> None:
-    """Whoever names one of the two gets that, or hears which is there."""
-    with pytest.raises(BackendUnavailableError, match="not for Configfs"):
+def test_class_of_other_platform_is_rejected(kernel: TsmKernel, cls: type[ConfigfsTsm]) -> None:
+    """ConfigfsTdx and ConfigfsSnp need their own platform."""
+    with raises(BackendUnavailableError, "wrong_platform", path=FOLDER):
         cls(system=kernel.system(), paths=PATHS)
-    with pytest.raises(BackendUnavailableError, match="is for Configfs"):
+    with raises(BackendUnavailableError, "wrong_platform", path=FOLDER):
         cls.probe(PATHS, system=kernel.system())
     assert not kernel.entries
 
 
-def test_opening_removes_what_killed_processes_left() -> None:
-    """And nothing else."""
+def test_open_removes_stale_entries() -> None:
+    """Entries of killed processes are removed, and no others."""
     kernel = TsmKernel(time=10000.0)
     old = f"attestkit-5-{'0' * 32}"
     kernel.entries = {old: Entry(made_at=kernel.time - 9999), "com.intel.dcap": Entry()}
@@ -110,60 +112,60 @@ def test_opening_removes_what_killed_processes_left() -> None:
 # -- quotes ------------------------------------------------------------------------------------
 
 
-def test_a_quote_comes_as_it_is() -> None:
-    """Bytes out, every call over what it was asked."""
+def test_quote_is_returned_unchanged() -> None:
+    """Each call makes a fresh quote over its report data."""
     kernel = TsmKernel()
     backend = tdx_backend(kernel)
-    assert backend.get_quote(ASKED) == answer_to(ASKED, 0, 4998)
-    assert backend.get_quote(bytes(64)) == answer_to(bytes(64), 1, 4998)
-    assert backend.get_quote(bytes(64)) == answer_to(bytes(64), 2, 4998)  # fresh, not kept
+    assert backend.get_quote(REPORT_DATA) == expected_report(REPORT_DATA, 0, 4998)
+    assert backend.get_quote(bytes(64)) == expected_report(bytes(64), 1, 4998)
+    assert backend.get_quote(bytes(64)) == expected_report(bytes(64), 2, 4998)  # not cached
 
 
 @pytest.mark.parametrize("kernel", [TsmKernel(), snp()])
-@pytest.mark.parametrize("asked", [b"", bytes(63), bytes(65), bytearray(64), "x" * 64, None])
-def test_report_data_are_64_bytes(kernel: TsmKernel, asked: Any) -> None:
-    """Nothing else reaches the kernel."""
+@pytest.mark.parametrize("report_data", [b"", bytes(63), bytes(65), bytearray(64), "x" * 64, None])
+def test_report_data_must_be_64_bytes(kernel: TsmKernel, report_data: Any) -> None:
+    """Other sizes and types do not reach the kernel."""
     backend = ConfigfsTsm(system=kernel.system(), paths=PATHS)
     kernel.calls.clear()
-    with pytest.raises(UsageError, match="64 bytes"):
-        backend.get_quote(asked)
+    with raises(UsageError, "wrong_size"):
+        backend.get_quote(report_data)
     assert kernel.calls == []
 
 
-@pytest.mark.parametrize("size", [0, 1, 1019])
-def test_a_quote_that_is_none(size: int) -> None:
-    """The host's quoting service is named, and it is not read again without being asked again."""
+@pytest.mark.parametrize(("size", "reason"), [(0, "empty"), (1, "too_short"), (1019, "too_short")])
+def test_quote_empty_or_short_is_unavailable(size: int, reason: str) -> None:
+    """The error names the QGS, and the quote is requested only once."""
     kernel = TsmKernel()
     backend = tdx_backend(kernel)
     kernel.faults = [Fault("read", "outblob", bytes(size))]
-    with pytest.raises(QuoteUnavailableError, match=rf"{size} bytes .*QGS.* on the host") as caught:
-        backend.get_quote(ASKED)
-    assert FOLDER in str(caught.value)
+    with raises(QuoteUnavailableError, reason, path=FOLDER) as caught:
+        backend.get_quote(REPORT_DATA)
+    assert f"{size} bytes; check on the host that the quoting service (QGS)" in str(caught.value)
     assert kernel.calls.count("read outblob") == 1
     assert not kernel.entries
-    assert backend.get_quote(ASKED) == answer_to(ASKED, 1, 4998)
+    assert backend.get_quote(REPORT_DATA) == expected_report(REPORT_DATA, 1, 4998)
     assert kernel.calls.count("write inblob") == 2
 
 
-def test_the_shortest_quote() -> None:
-    """1020 bytes are one."""
+def test_quote_of_minimum_size_is_accepted() -> None:
+    """The minimum is 1020 bytes."""
     kernel = TsmKernel(faults=[Fault("read", "outblob", bytes(1020))])
-    assert tdx_backend(kernel).get_quote(ASKED) == bytes(1020)
+    assert tdx_backend(kernel).get_quote(REPORT_DATA) == bytes(1020)
 
 
-def test_an_empty_quote_in_a_shared_entry() -> None:
-    """What is kept there is never taken for an answer to the next request."""
+def test_empty_quote_in_shared_entry_is_not_cached() -> None:
+    """The next request makes a new quote."""
     kernel = TsmKernel()
-    shared_entry(kernel)
+    add_shared_entry(kernel)
     backend = tdx_backend(kernel, PATHS._replace(tsm_entry=Path(SHARED)))
     kernel.faults = [Fault("read", "outblob", b"")]
-    with pytest.raises(QuoteUnavailableError, match=SHARED):
-        backend.get_quote(ASKED)
-    assert backend.get_quote(ASKED) == answer_to(ASKED, 1, 4998)
+    with raises(QuoteUnavailableError, "empty", path=SHARED):
+        backend.get_quote(REPORT_DATA)
+    assert backend.get_quote(REPORT_DATA) == expected_report(REPORT_DATA, 1, 4998)
 
 
-def test_an_attester_on_it() -> None:
-    """The quotes of a TD whose host answers, through the kernel's files and up."""
+def test_attester_checks_report_data_of_quote() -> None:
+    """A quote over other report data is rejected."""
     with closing(Simulator(seed=bytes(32))) as td:
         kernel = TsmKernel(make_report=td.get_quote)
         with Attester(tdx_backend(kernel)) as tee:
@@ -178,74 +180,79 @@ def test_an_attester_on_it() -> None:
 # -- SNP reports -------------------------------------------------------------------------------
 
 
-def test_a_report_with_its_certificates() -> None:
-    """Both are of one request."""
+def test_snp_report_includes_certificates() -> None:
+    """Report and certificates come from one request."""
     kernel = snp()
     backend = snp_backend(kernel)
-    report = answer_to(ASKED, 0, 1184)
-    assert backend.get_snp_report(ASKED) == SnpEvidence(report, CERTIFICATES + report[:72])
-    assert backend.get_quote(ASKED) == answer_to(ASKED, 1, 1184)
+    report = expected_report(REPORT_DATA, 0, 1184)
+    assert backend.get_snp_report(REPORT_DATA) == SnpEvidence(report, CERTIFICATES + report[:72])
+    assert backend.get_quote(REPORT_DATA) == expected_report(REPORT_DATA, 1, 1184)
     assert backend.read_event_log() == b""
 
 
 @pytest.mark.parametrize("size", [0, 1183, 1185, 4000])
-def test_a_report_of_another_size(size: int) -> None:
-    """It is 1184 bytes, or an error."""
+def test_snp_report_size_must_be_1184(size: int) -> None:
+    """Other sizes are a malformed response."""
     kernel = snp()
     backend = snp_backend(kernel)
     kernel.faults = [Fault("read", "outblob", bytes(size))]
-    with pytest.raises(BackendError, match=f"{size} bytes in place of an SNP report of 1184"):
-        backend.get_snp_report(ASKED)
+    with raises(BackendError, "malformed_response", path=FOLDER) as caught:
+        backend.get_snp_report(REPORT_DATA)
+    assert f"{size} bytes, expected 1184" in str(caught.value)
     assert not kernel.entries
 
 
-@pytest.mark.parametrize("how", [b"", errno.ENOENT])
-def test_a_host_without_certificates(how: int | bytes) -> None:
-    """The report is as good."""
+@pytest.mark.parametrize("effect", [b"", errno.ENOENT])
+def test_snp_report_without_certificates_is_accepted(effect: int | bytes) -> None:
+    """An empty or absent auxblob gives no certificates."""
     kernel = snp()
-    kernel.faults = [Fault("read", "auxblob", how)]
-    evidence = snp_backend(kernel).get_snp_report(ASKED)
-    assert evidence == SnpEvidence(answer_to(ASKED, 0, 1184), b"")
+    kernel.faults = [Fault("read", "auxblob", effect)]
+    evidence = snp_backend(kernel).get_snp_report(REPORT_DATA)
+    assert evidence == SnpEvidence(expected_report(REPORT_DATA, 0, 1184), b"")
 
 
 @pytest.mark.parametrize("call", [ConfigfsSnp.get_quote, ConfigfsSnp.get_snp_report])
-def test_snp_is_not_asked_again(call: Callable[[ConfigfsSnp, bytes], object]) -> None:
-    """Whichever method failed, none asks again; another object may."""
+def test_snp_request_is_not_repeated_by_any_method(
+    call: Callable[[ConfigfsSnp, bytes], object],
+) -> None:
+    """After a timeout no method of this backend makes another request."""
     kernel = snp()
     backend = snp_backend(kernel)
     kernel.faults = [Fault("read", "outblob", errno.ETIMEDOUT)]
     with pytest.raises(QuoteUnavailableError):
-        call(backend, ASKED)
+        call(backend, REPORT_DATA)
     kernel.calls.clear()
     for again in (backend.get_quote, backend.get_snp_report):
-        with pytest.raises(QuoteUnavailableError, match="no report is asked for after this"):
-            again(ASKED)
+        with raises(QuoteUnavailableError, "timed_out"):
+            again(REPORT_DATA)
     assert kernel.calls == []
     kernel.key_wiped = False
-    assert snp_backend(kernel).get_quote(ASKED)
+    assert snp_backend(kernel).get_quote(REPORT_DATA)
 
 
 # -- options -----------------------------------------------------------------------------------
 
 
-def test_a_privlevel_is_asked_for() -> None:
-    """A guest at VMPL 2 names it, and the kernel is told in text."""
+def test_privlevel_is_written_as_text() -> None:
+    """A guest at VMPL 2 requests level 2."""
     kernel = snp(floor=2, level=2)
-    assert snp_backend(kernel, privlevel=2).get_quote(ASKED) == answer_to(ASKED, 0, 1184)
-    assert kernel.written == [("inblob", ASKED), ("privlevel", b"2")]
+    assert snp_backend(kernel, privlevel=2).get_quote(REPORT_DATA) == expected_report(
+        REPORT_DATA, 0, 1184
+    )
+    assert kernel.written == [("inblob", REPORT_DATA), ("privlevel", b"2")]
 
 
-def test_a_privlevel_below_the_floor() -> None:
-    """The caller's error, before anything is written."""
+def test_privlevel_below_floor_is_rejected_before_writes() -> None:
+    """It is a usage error."""
     kernel = snp(floor=2)
     backend = snp_backend(kernel, privlevel=1)
-    with pytest.raises(UsageError, match="below 2"):
-        backend.get_quote(ASKED)
+    with raises(UsageError, "out_of_range"):
+        backend.get_quote(REPORT_DATA)
     assert kernel.written == []
 
 
-def test_a_report_of_an_svsm() -> None:
-    """With the manifest that its report data are made of."""
+def test_svsm_report_includes_manifest() -> None:
+    """The report data is derived from the manifest."""
     kernel = snp(svsm=True)
     guid = "C4F2A0E0-1b2c-4d5e-8f90-0123456789ab"
     backend = ConfigfsSnp(
@@ -255,62 +262,65 @@ def test_a_report_of_an_svsm() -> None:
         service_guid=guid,
         service_manifest_version=4294967295,
     )
-    report = answer_to(ASKED, 0, 1184)
-    assert backend.get_service_report(ASKED) == TsmAnswer(
+    report = expected_report(REPORT_DATA, 0, 1184)
+    assert backend.get_service_report(REPORT_DATA) == TsmResponse(
         report, CERTIFICATES + report[:72], MANIFEST
     )
     assert kernel.written == [
-        ("inblob", ASKED),
+        ("inblob", REPORT_DATA),
         ("service_provider", b"svsm"),
         ("service_guid", guid.encode()),
         ("service_manifest_version", b"4294967295"),
     ]
 
 
-def test_without_an_svsm_there_is_no_manifest() -> None:
-    """It is neither asked for nor invented; and an SVSM that is not there is not offered."""
+def test_svsm_manifest_only_with_service_provider() -> None:
+    """Without the option the manifest is not read; without an SVSM the option is unsupported."""
     kernel = snp(svsm=True)
-    assert snp_backend(kernel).get_service_report(ASKED).manifest == b""
+    assert snp_backend(kernel).get_service_report(REPORT_DATA).manifest == b""
     assert "read manifestblob" not in kernel.calls
     kernel = snp()
     backend = ConfigfsSnp(system=kernel.system(), paths=PATHS, service_provider="svsm")
-    with pytest.raises(UnsupportedError, match="service_provider"):
-        backend.get_snp_report(ASKED)
+    with raises(UnsupportedError, "feature"):
+        backend.get_snp_report(REPORT_DATA)
+
+
+_GUID = "c4f2a0e0-1b2c-4d5e-8f90-0123456789ab"
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "reason"),
     [
-        {"privlevel": -1},
-        {"privlevel": 4},
-        {"privlevel": True},
-        {"privlevel": "1"},
-        {"service_provider": "other"},
-        {"service_provider": ""},
-        {"service_provider": b"svsm"},
-        {"service_guid": "c4f2a0e0-1b2c-4d5e-8f90-0123456789ab"},
-        {"service_manifest_version": 1},
-        {"service_provider": "svsm", "service_guid": "c4f2a0e0"},
-        {"service_provider": "svsm", "service_guid": "c4f2a0e0-1b2c-4d5e-8f90-0123456789ab\n"},
-        {"service_provider": "svsm", "service_guid": 1},
-        {"service_provider": "svsm", "service_manifest_version": -1},
-        {"service_provider": "svsm", "service_manifest_version": 2**32},
-        {"service_provider": "svsm", "service_manifest_version": False},
+        ({"privlevel": -1}, "out_of_range"),
+        ({"privlevel": 4}, "out_of_range"),
+        ({"privlevel": True}, "out_of_range"),
+        ({"privlevel": "1"}, "out_of_range"),
+        ({"service_provider": "other"}, "wrong_value"),
+        ({"service_provider": ""}, "wrong_value"),
+        ({"service_provider": b"svsm"}, "wrong_value"),
+        ({"service_guid": _GUID}, "missing"),
+        ({"service_manifest_version": 1}, "missing"),
+        ({"service_provider": "svsm", "service_guid": "c4f2a0e0"}, "encoding"),
+        ({"service_provider": "svsm", "service_guid": f"{_GUID}\n"}, "encoding"),
+        ({"service_provider": "svsm", "service_guid": 1}, "encoding"),
+        ({"service_provider": "svsm", "service_manifest_version": -1}, "out_of_range"),
+        ({"service_provider": "svsm", "service_manifest_version": 2**32}, "out_of_range"),
+        ({"service_provider": "svsm", "service_manifest_version": False}, "out_of_range"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, Any]) -> None:
-    """Refused before the kernel is asked anything."""
+def test_snp_invalid_options_are_rejected(options: dict[str, Any], reason: str) -> None:
+    """They are rejected before any system call."""
     kernel = snp(svsm=True)
-    with pytest.raises(UsageError):
+    with raises(UsageError, reason):
         ConfigfsTsm(system=kernel.system(), paths=PATHS, **options)
     assert kernel.calls == []
 
 
 @pytest.mark.parametrize("options", [{"privlevel": 0}, {"service_provider": "svsm"}])
-def test_a_tdx_guest_has_no_options(options: dict[str, Any]) -> None:
-    """They are SNP's."""
+def test_tdx_rejects_snp_options(options: dict[str, Any]) -> None:
+    """The options apply to SEV-SNP only."""
     kernel = TsmKernel()
-    with pytest.raises(UsageError, match="option of SEV-SNP"):
+    with raises(UsageError, "not_applicable"):
         ConfigfsTsm(system=kernel.system(), paths=PATHS, **options)
     assert not kernel.entries
 
@@ -319,142 +329,170 @@ def test_a_tdx_guest_has_no_options(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kernel", [TsmKernel(), snp()])
-def test_a_probe_leaves_nothing(kernel: TsmKernel) -> None:
-    """It makes an entry, looks, and removes it."""
+def test_probe_leaves_no_entry(kernel: TsmKernel) -> None:
+    """The probe creates an entry, reads the provider and removes it."""
     ConfigfsTsm.probe(PATHS, system=kernel.system())
     assert kernel.calls == ["make", "read provider", "remove"]
     assert not kernel.entries
 
 
 @pytest.mark.parametrize(
-    ("kernel", "fault", "words"),
+    ("kernel", "fault", "reason", "words"),
     [
-        (TsmKernel(mounted=False), None, ["not mounted", "mount -t configfs", "ENOENT"]),
-        (TsmKernel(loaded=False), None, ["modprobe tsm_report", "ENOENT"]),
-        (TsmKernel(provider=None), None, ["modprobe tdx-guest", "ENXIO"]),
-        (TsmKernel(provider="arm_cca_guest"), None, ["Arm CCA"]),
-        (TsmKernel(), Fault("make", "", errno.EACCES), ["it is there", "uid 1000", "EACCES"]),
-        (TsmKernel(), Fault("make", "", errno.EROFS), ["read-only", "bind-mount", "EROFS"]),
-        (TsmKernel(), Fault("read", "provider", errno.ENXIO), ["unloaded", "ENXIO"]),
-        (TsmKernel(), Fault("remove", "", errno.EPERM), ["no permission", "EPERM"]),
+        (TsmKernel(mounted=False), None, "missing", ["mount -t configfs", "ENOENT"]),
+        (TsmKernel(loaded=False), None, "missing", ["modprobe tsm_report", "ENOENT"]),
+        (TsmKernel(provider=None), None, "missing", ["modprobe tdx-guest", "ENXIO"]),
+        (TsmKernel(provider="arm_cca_guest"), None, "wrong_platform", ["Arm CCA"]),
+        (
+            TsmKernel(),
+            Fault("make", "", errno.EACCES),
+            "permission_denied",
+            ["create an entry", "uid 1000", "EACCES"],
+        ),
+        (
+            TsmKernel(),
+            Fault("make", "", errno.EROFS),
+            "permission_denied",
+            ["read-only", "bind-mount", "EROFS"],
+        ),
+        (TsmKernel(), Fault("read", "provider", errno.ENXIO), "missing", ["unloaded", "ENXIO"]),
+        (
+            TsmKernel(),
+            Fault("remove", "", errno.EPERM),
+            "permission_denied",
+            ["no permission", "EPERM"],
+        ),
     ],
 )
-def test_a_probe_says_why_not(kernel: TsmKernel, fault: Fault | None, words: list[str]) -> None:
-    """As BackendUnavailableError, with path, errno, and what to do."""
+def test_probe_failure_gives_reason_and_remedy(
+    kernel: TsmKernel, fault: Fault | None, reason: str, words: list[str]
+) -> None:
+    """The error has the path, the errno and the remedy."""
     kernel.faults = [] if fault is None else [fault]
-    with pytest.raises(BackendUnavailableError) as caught:
+    with raises(BackendUnavailableError, reason) as caught:
         ConfigfsTsm.probe(PATHS, system=kernel.system())
-    for word in (*words, FOLDER):
+    assert caught.value.path.startswith(FOLDER)
+    for word in words:
         assert word in str(caught.value)
     assert len(kernel.entries) == (fault is not None and fault.operation == "remove")
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("fault", "kind", "reason"),
     [
-        (Fault("make", "", errno.ENOMEM), "out of memory"),
-        (Fault("make", "", errno.EINTR, times=99), "signal"),
-        (Fault("read", "provider", errno.EBUSY), "in use"),
+        (Fault("make", "", errno.ENOMEM), BackendError, "io_error"),
+        (Fault("make", "", errno.EINTR, times=99), BackendBusyError, "interrupted"),
+        (Fault("read", "provider", errno.EBUSY), BackendBusyError, "device"),
     ],
 )
-def test_a_kernel_in_trouble_is_no_reason_to_take_another(fault: Fault, words: str) -> None:
-    """What says nothing about the TEE is not said to be none."""
+def test_probe_transient_error_is_not_unavailable(
+    fault: Fault, kind: type[BackendError], reason: str
+) -> None:
+    """An error that does not prove a missing TEE stops detection."""
     kernel = TsmKernel(faults=[fault])
-    with pytest.raises(BackendError, match=words) as caught:
+    with raises(kind, reason) as caught:
         ConfigfsTsm.probe(PATHS, system=kernel.system())
-    assert not isinstance(caught.value, BackendUnavailableError)
+    assert errno_of(caught.value) == fault.effect
     assert not kernel.entries
 
 
-def test_a_probe_of_a_named_entry() -> None:
-    """It is looked at; none is made in its place, or beside it."""
+def test_probe_uses_shared_entry() -> None:
+    """The probe reads the shared entry and creates none."""
     kernel = TsmKernel()
     paths = PATHS._replace(tsm_entry=Path(SHARED))
-    with pytest.raises(BackendUnavailableError, match=f"{SHARED}.*DCAP_TDX_QUOTE_CONFIGFS_PATH"):
+    with raises(BackendUnavailableError, "missing", path=SHARED) as caught:
         ConfigfsTsm.probe(paths, system=kernel.system())
-    shared_entry(kernel)
+    assert "unset DCAP_TDX_QUOTE_CONFIGFS_PATH" in str(caught.value)
+    add_shared_entry(kernel)
     kernel.calls.clear()
     ConfigfsTsm.probe(paths, system=kernel.system())
     assert kernel.calls == ["read provider"]
 
 
-# -- real folders ------------------------------------------------------------------------------
+# -- real directories --------------------------------------------------------------------------
 
 
-def test_on_a_machine_without_it(tmp_path: Path) -> None:
-    """`root` moves the folder; where it is not, the text has the path that was looked at."""
+def test_probe_without_tsm_directory_names_the_path(tmp_path: Path) -> None:
+    """`root` relocates the directory."""
     paths = KernelPaths.below(tmp_path)
-    with pytest.raises(BackendUnavailableError, match=r"configfs is not mounted.*ENOENT") as caught:
+    with raises(BackendUnavailableError, "missing", path=str(paths.tsm_report)) as caught:
         ConfigfsTsm.probe(paths)
-    assert str(paths.tsm_report) in str(caught.value)
+    assert "mount -t configfs" in str(caught.value)
+    assert errno_of(caught.value) == errno.ENOENT
     paths.tsm_report.parent.parent.mkdir(parents=True)
     (paths.tsm_report.parent.parent / "nvmet").mkdir()
-    with pytest.raises(BackendUnavailableError, match=r"module is not loaded.*ENOENT"):
+    with raises(BackendUnavailableError, "missing", path=str(paths.tsm_report)) as caught:
         ConfigfsTsm(root=tmp_path)
+    assert "modprobe tsm_report" in str(caught.value)
 
 
-def test_a_folder_that_is_not_the_kernels(tmp_path: Path) -> None:
-    """No files appear in what is made there, which is gone again; only other people's stays."""
+def test_ordinary_directory_is_rejected_and_cleaned_up(tmp_path: Path) -> None:
+    """Created entries are removed; others stay."""
     paths = KernelPaths.below(tmp_path)
     (paths.tsm_report / "com.intel.dcap").mkdir(parents=True)
-    with pytest.raises(BackendUnavailableError, match=r"provider: .*not configfs.*ENOENT"):
-        ConfigfsTsm.probe(paths)
-    with pytest.raises(BackendUnavailableError, match=r"provider: .*not configfs.*ENOENT"):
-        ConfigfsTsm(paths=paths)
+    for use in (ConfigfsTsm.probe, lambda where: ConfigfsTsm(paths=where)):
+        with raises(BackendUnavailableError, "missing") as caught:
+            use(paths)
+        assert caught.value.path.endswith("/provider")
+        assert errno_of(caught.value) == errno.ENOENT
     assert [path.name for path in paths.tsm_report.iterdir()] == ["com.intel.dcap"]
     before = sorted(Path("/proc/self/fd").iterdir())
-    with pytest.raises(BackendUnavailableError, match="DCAP_TDX_QUOTE_CONFIGFS_PATH"):
-        ConfigfsTsm.probe(paths._replace(tsm_entry=paths.tsm_report / "com.intel.dcap"))
+    entry = paths.tsm_report / "com.intel.dcap"
+    with raises(BackendUnavailableError, "missing", path=str(entry)):
+        ConfigfsTsm.probe(paths._replace(tsm_entry=entry))
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
-def test_the_environment_names_the_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong one is an error, for a probe as for whoever opens it, and no fresh one is made."""
+def test_environment_selects_shared_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An invalid path is an error for every caller, and no entry is created."""
     monkeypatch.setenv("DCAP_TDX_QUOTE_CONFIGFS_PATH", str(tmp_path / "entry"))
     monkeypatch.delenv("ATTESTKIT_BACKEND", raising=False)
     for look in (ConfigfsTsm.probe, ConfigfsTsm, lambda: make_backend("configfs_tsm", {})):
-        with pytest.raises(BackendUnavailableError, match="entry: the report entry that was named"):
+        with raises(BackendUnavailableError, "missing", path=f"{tmp_path}/entry"):
             look()
     (tmp_path / "entry").touch()
-    with pytest.raises(BackendUnavailableError, match="ENOTDIR"):
+    with raises(BackendUnavailableError, "missing", path=f"{tmp_path}/entry") as caught:
         ConfigfsTsm.probe()
-    with pytest.raises(UsageError, match=r"\$DCAP_TDX_QUOTE_CONFIGFS_PATH: .*ENOTDIR"):
+    assert errno_of(caught.value) == errno.ENOTDIR
+    with raises(UsageError, "wrong_value") as detected:
         backends.detect(leave_out=("dstack_agent",))
+    assert isinstance(detected.value.__cause__, BackendUnavailableError)
     monkeypatch.setenv("DCAP_TDX_QUOTE_CONFIGFS_PATH", "entry")
-    with pytest.raises(UsageError, match="absolute"):
+    with raises(UsageError, "wrong_value") as relative:
         ConfigfsTsm.probe()
+    assert relative.value.__cause__ is None
 
 
-def test_nobody_named_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then a machine without it has it not, and the next may be asked."""
+def test_probe_for_detection_without_tsm_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detection then tries the next backend."""
     monkeypatch.delenv("DCAP_TDX_QUOTE_CONFIGFS_PATH", raising=False)
     missing = PATHS._replace(tsm_report=Path("/nonexistent/tsm/report"))
     monkeypatch.setattr(backends, "find_kernel_paths", lambda: missing)
-    with pytest.raises(BackendUnavailableError, match="nonexistent"):
-        ConfigfsTsm.probe_unnamed()
+    with raises(BackendUnavailableError, "missing", path="/nonexistent/tsm/report"):
+        ConfigfsTsm.probe_for_detection()
 
 
-# -- the end -----------------------------------------------------------------------------------
+# -- close -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kernel", [TsmKernel(), snp()])
-def test_a_closed_one_asks_nothing(kernel: TsmKernel) -> None:
-    """Closing twice is closing."""
+def test_closed_backend_rejects_requests(kernel: TsmKernel) -> None:
+    """Close is idempotent."""
     backend = ConfigfsTsm(system=kernel.system(), paths=PATHS)
     backend.close()
     backend.close()
     kernel.calls.clear()
-    with pytest.raises(UsageError, match="closed"):
-        backend.get_quote(ASKED)
+    with raises(UsageError, "closed"):
+        backend.get_quote(REPORT_DATA)
     assert kernel.calls == []
 
 
-def test_closing_ends_the_journal(tmp_path: Path) -> None:
-    """What the guest's registers have beside the quotes ends with it."""
+def test_close_closes_the_journal(tmp_path: Path) -> None:
+    """The journal cannot be opened after close."""
     kernel = TsmKernel()
     backend = ConfigfsTdx(
         system=kernel.system(), paths=KernelPaths.below(tmp_path)._replace(tsm_report=Path(FOLDER))
     )
     backend.close()
-    with pytest.raises(UsageError, match="closed"):
+    with raises(UsageError, "closed"):
         backend.open_journal()

@@ -1,4 +1,4 @@
-"""A backend is found by its name; nobody named means hardware, and never a simulated one."""
+"""Backend registry: lookup by name, plugins, and detection, which never selects the simulator."""
 
 import errno
 from importlib import metadata
@@ -12,28 +12,31 @@ from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError
 from attestkit.factory import open as open_attester
-from tests.backends.linux.machines import hyper_v, make
+from tests.backends.linux.machines import make, make_hyper_v_cpuid
+from tests.raising import raises
 
 
 class Plugin:
-    """A backend from another package, of which only the registry's part is here."""
+    """Plugin backend without a device."""
 
     @classmethod
     def probe(cls) -> None:
-        """Say that the device is not there."""
-        raise BackendUnavailableError("no such device")
+        """Report a missing device."""
+        raise BackendUnavailableError("no such device", reason="missing")
 
 
 def install(
     monkeypatch: pytest.MonkeyPatch, *names: str, value: str = f"{__name__}:Plugin"
 ) -> None:
-    """Let packages have these backends."""
+    """Install entry points for these backends."""
     found = [metadata.EntryPoint(name, value, backends.GROUP) for name in names]
     monkeypatch.setattr(metadata, "entry_points", lambda group: found if group else [])
 
 
-def guest(root: Path, *, cpu_flags: str = "fpu hypervisor", paths: tuple[str, ...] = ()) -> Path:
-    """Make a machine with these CPU flags and files."""
+def make_machine(
+    root: Path, *, cpu_flags: str = "fpu hypervisor", paths: tuple[str, ...] = ()
+) -> Path:
+    """Create a machine root with these CPU flags and files."""
     (root / "proc").mkdir(parents=True)
     text = f"processor\t: 0\nflags\t\t: {cpu_flags}\nvmx flags\t: tdx_guest\n\n" * 2
     (root / "proc/cpuinfo").write_text(text, encoding="utf-8")
@@ -42,78 +45,80 @@ def guest(root: Path, *, cpu_flags: str = "fpu hypervisor", paths: tuple[str, ..
     return root
 
 
-def test_the_simulator_is_found_by_its_name() -> None:
-    """Names lead to classes, without asking installed packages."""
+def test_load_simulator_by_name() -> None:
+    """Built-in names are resolved without installed plugins."""
     assert backends.load("simulator") is Simulator
     assert backends.names()[: len(backends.BUILTIN)] == tuple(backends.BUILTIN)
     assert backends.probe_all()["simulator"] is None
 
 
-def test_an_unknown_name_lists_the_known_ones() -> None:
-    """A slip of the pen is told what there is."""
-    with pytest.raises(UsageError, match=r"'simulater'; there are: .*simulator"):
+def test_load_unknown_name_lists_known_names() -> None:
+    """The error for an unknown name lists the valid ones."""
+    with raises(UsageError, "unknown_name") as caught:
         backends.load("simulater")
+    assert "use one of configfs_tsm, tdx_ioctl, dstack_agent, simulator" in str(caught.value)
 
 
-def test_a_plugin_is_used_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entry points of the group are backends too, and `probe_all` asks them."""
+def test_plugin_is_loaded_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entry points of the group are backends, and `probe_all` includes them."""
     install(monkeypatch, "other_tee")
     assert backends.names() == (*backends.BUILTIN, "other_tee")
     assert backends.load("other_tee").__name__ == "Plugin"
     assert backends.probe_all()["other_tee"] == "no such device"
-    with pytest.raises(BackendUnavailableError, match="no such device"):
+    with raises(BackendUnavailableError, "missing"):
         open_attester("other_tee")
 
 
-def test_a_plugin_cannot_take_a_built_in_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever names the simulator gets ours, not somebody else's."""
+def test_plugin_cannot_replace_builtin_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A built-in name always loads the built-in backend."""
     install(monkeypatch, "simulator")
     assert backends.load("simulator") is Simulator
     assert backends.names() == tuple(backends.BUILTIN)
 
 
-def test_two_plugins_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chance does not decide who makes evidence."""
+def test_duplicate_plugin_name_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two plugins of one name are an error."""
     install(monkeypatch, "twice", "twice")
-    with pytest.raises(BackendError, match="2 installed packages"):
+    with raises(BackendError, "plugin") as caught:
         backends.load("twice")
+    assert "2 installed packages" in str(caught.value)
 
 
-def test_a_broken_plugin_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An import error becomes ours, with the cause behind it, and does not hide the others."""
+def test_plugin_import_error_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import error becomes a BackendError with its cause; other backends still work."""
     install(monkeypatch, "broken", value="no_such_package.backend:Backend")
-    with pytest.raises(BackendError, match="'broken'") as caught:
+    with raises(BackendError, "plugin") as caught:
         backends.load("broken")
     assert isinstance(caught.value.__cause__, ImportError)
     assert backends.probe_all()["simulator"] is None
-    assert "cannot be loaded" in str(backends.probe_all()["broken"])
+    assert "cannot import the plugin" in str(backends.probe_all()["broken"])
 
 
-def test_why_a_plugin_cannot_be_loaded_is_told_in_one_line(
+def test_plugin_import_error_is_one_printable_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the command line, which shows no traceback, and in what doctor lists; made printable."""
+    """The command line and doctor show one line without control characters."""
     text = "raise RuntimeError('no device\\n\\x1b[31m' + 'x' * 1000)"
     (tmp_path / "raising_backend.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     install(monkeypatch, "raising", value="raising_backend:Backend")
-    why = "raising_backend:Backend cannot be loaded: RuntimeError: no device [31mxxx"
+    why = "cannot import the plugin raising_backend:Backend: RuntimeError: no device [31mxxx"
     assert main(["quote", "--backend", "raising"]) == 3
-    told = capsys.readouterr().err
-    for said in (told.removesuffix("\n"), str(backends.probe_all()["raising"])):
-        assert why in said
-        assert said.isprintable()
-        assert len(said) < 400
+    stderr = capsys.readouterr().err
+    for text in (stderr.removesuffix("\n"), str(backends.probe_all()["raising"])):
+        assert why in text
+        assert text.isprintable()
+        assert len(text) < 400
 
 
 # -- detection ---------------------------------------------------------------------------------
 
 
-def test_nobody_named_is_never_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without hardware it is an error, which lists what was seen and what to do."""
+def test_open_without_name_never_uses_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without hardware, the error lists the signs that were checked and the remedy."""
     monkeypatch.delenv("ATTESTKIT_BACKEND", raising=False)
     assert "simulator" not in backends.AUTO_ORDER
-    with pytest.raises(BackendUnavailableError) as caught:
+    with raises(BackendUnavailableError, "no_backend") as caught:
         open_attester()
     text = str(caught.value)
     for sign in ("CPU flag", "CCEL table", "/dev/tdx_guest", "/dev/sev-guest", "tsm report"):
@@ -122,113 +127,113 @@ def test_nobody_named_is_never_the_simulator(monkeypatch: pytest.MonkeyPatch) ->
     assert "ATTESTKIT_BACKEND=simulator" in text
 
 
-class Here:
-    """A backend that can run, and looks where it is told to."""
+class AvailableBackend:
+    """Backend whose probe succeeds, and records its arguments."""
 
-    asked: tuple[object, ...] = ()
+    probe_arguments: tuple[object, ...] = ()
 
     @classmethod
     def probe(cls, *paths: object) -> None:
-        """Find everything that is needed."""
-        cls.asked = paths
+        """Succeed."""
+        cls.probe_arguments = paths
 
 
-class Choosy(Here):
-    """A backend that wants more where nobody named it."""
-
-    @classmethod
-    def probe_unnamed(cls) -> None:
-        """Refuse."""
-        raise BackendUnavailableError("name me to have me")
-
-
-class Broken:
-    """A backend that is here, and answers wrongly."""
+class ExplicitOnlyBackend(AvailableBackend):
+    """Backend that must be selected by name."""
 
     @classmethod
-    def probe(cls) -> None:
-        """Say what is wrong."""
-        raise BackendError("the device says nonsense")
+    def probe_for_detection(cls) -> None:
+        """Refuse detection."""
+        raise BackendUnavailableError("name me to have me", reason="simulated")
 
 
-class Mistaken:
-    """A backend whose own code is wrong."""
+class MalformedBackend:
+    """Backend whose device returns a malformed response."""
 
     @classmethod
     def probe(cls) -> None:
-        """Fail in a way that no caller expects."""
+        """Raise BackendError."""
+        raise BackendError("the device says nonsense", reason="malformed_response")
+
+
+class BuggyBackend:
+    """Backend whose probe has a bug."""
+
+    @classmethod
+    def probe(cls) -> None:
+        """Raise an unexpected exception."""
         raise ZeroDivisionError("by zero")
 
 
-def detected(*leave_out: str) -> object:
-    """Return the class that is detected."""
+def detect_backend(*leave_out: str) -> object:
+    """Return the detected class."""
     return backends.detect(leave_out=leave_out)
 
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, type]:
-    """Return the classes that the built-in names lead to: none of them can run."""
+    """Return the classes that the built-in names load: initially none is available."""
     classes: dict[str, type] = dict.fromkeys(backends.BUILTIN, Plugin)
     monkeypatch.setattr(backends, "load", classes.__getitem__)
     return classes
 
 
 @pytest.mark.parametrize("name", backends.AUTO_ORDER)
-def test_detection_takes_whichever_can_run(found: dict[str, type], name: str) -> None:
-    """Each of AUTO_ORDER, if it is the only one, and never the simulator."""
-    found[name] = Here
-    found["simulator"] = Choosy
-    assert detected() is Here
+def test_detect_selects_the_only_available_backend(found: dict[str, type], name: str) -> None:
+    """Each backend of AUTO_ORDER is selected if no other is available."""
+    found[name] = AvailableBackend
+    found["simulator"] = ExplicitOnlyBackend
+    assert detect_backend() is AvailableBackend
 
 
-def test_detection_takes_the_first_that_can_run(found: dict[str, type]) -> None:
-    """In the order of AUTO_ORDER."""
+def test_detect_follows_auto_order(found: dict[str, type]) -> None:
+    """The first available backend of AUTO_ORDER is selected."""
     assert backends.AUTO_ORDER == ("dstack_agent", "configfs_tsm", "tdx_ioctl")
-    found["configfs_tsm"], found["tdx_ioctl"] = Here, Choosy
-    assert detected() is Here
+    found["configfs_tsm"], found["tdx_ioctl"] = AvailableBackend, ExplicitOnlyBackend
+    assert detect_backend() is AvailableBackend
 
 
-def test_what_each_one_saw_is_in_the_error(found: dict[str, type]) -> None:
-    """And so is what to do next."""
-    found["dstack_agent"] = Choosy
+def test_detect_error_lists_each_probe_and_remedy(found: dict[str, type]) -> None:
+    """The error has each backend's probe error and the next step."""
+    found["dstack_agent"] = ExplicitOnlyBackend
     saw = "dstack_agent: name me to have me; configfs_tsm: no such device; tdx_ioctl: no such"
-    with pytest.raises(BackendUnavailableError, match=saw) as caught:
+    with raises(BackendUnavailableError, "no_backend") as caught:
         backends.detect()
+    assert saw in str(caught.value)
     assert "ATTESTKIT_BACKEND=simulator" in str(caught.value)
 
 
-def test_unnamed_backends_may_want_more(found: dict[str, type]) -> None:
-    """An agent that turns out to be simulated is used by its name alone."""
-    found["dstack_agent"], found["tdx_ioctl"] = Choosy, Here
-    assert detected() is Here
+def test_detect_skips_backend_that_needs_its_name(found: dict[str, type]) -> None:
+    """An agent with a simulated platform is used only by name."""
+    found["dstack_agent"], found["tdx_ioctl"] = ExplicitOnlyBackend, AvailableBackend
+    assert detect_backend() is AvailableBackend
     assert backends.probe_all()["dstack_agent"] is None
 
 
-def test_some_can_be_left_out(found: dict[str, type]) -> None:
-    """The server does not pick an agent: it would ask itself. What is left out is not asked."""
-    found["dstack_agent"], found["configfs_tsm"] = Mistaken, Here
-    assert detected("dstack_agent") is Here
-    with pytest.raises(BackendUnavailableError) as caught:
+def test_detect_leaves_out_given_backends(found: dict[str, type]) -> None:
+    """The server excludes the agent, which may be itself; excluded backends are not probed."""
+    found["dstack_agent"], found["configfs_tsm"] = BuggyBackend, AvailableBackend
+    assert detect_backend("dstack_agent") is AvailableBackend
+    with raises(BackendUnavailableError, "no_backend") as caught:
         backends.detect(leave_out={"dstack_agent", "configfs_tsm"})
     assert "configfs_tsm" not in str(caught.value)
     assert "tdx_ioctl: no such device" in str(caught.value)
 
 
-def test_a_platform_that_answers_wrongly_is_not_passed_over(found: dict[str, type]) -> None:
-    """Taking the next one would hide what is wrong with the first."""
-    found["configfs_tsm"], found["tdx_ioctl"] = Broken, Here
-    with pytest.raises(BackendError, match="nonsense") as caught:
+def test_detect_does_not_skip_malformed_backend(found: dict[str, type]) -> None:
+    """A backend that responds incorrectly ends detection, so that its error is visible."""
+    found["configfs_tsm"], found["tdx_ioctl"] = MalformedBackend, AvailableBackend
+    with raises(BackendError, "malformed_response"):
         backends.detect()
-    assert not isinstance(caught.value, BackendUnavailableError)
 
 
-def test_probes_of_hardware_can_be_pointed_elsewhere(found: dict[str, type]) -> None:
-    """Those of HARDWARE get the paths, others are asked as ever."""
+def test_probe_all_passes_paths_to_hardware_backends(found: dict[str, type]) -> None:
+    """Only the backends in HARDWARE receive the paths."""
     assert set(backends.HARDWARE) <= set(backends.AUTO_ORDER)
     paths = KernelPaths.below("/somewhere")
-    found.update({name: type(name, (Here,), {}) for name in backends.BUILTIN})
+    found.update({name: type(name, (AvailableBackend,), {}) for name in backends.BUILTIN})
     assert set(backends.probe_all(paths).values()) == {None}
-    given = {name: vars(cls).get("asked") for name, cls in found.items()}
+    given = {name: vars(cls).get("probe_arguments") for name, cls in found.items()}
     assert given == {
         "configfs_tsm": (paths,),
         "tdx_ioctl": (paths,),
@@ -238,37 +243,37 @@ def test_probes_of_hardware_can_be_pointed_elsewhere(found: dict[str, type]) -> 
     }
 
 
-def test_a_probe_s_own_mistake_hides_no_other(found: dict[str, type]) -> None:
-    """It is told with its kind."""
-    found["dstack_agent"] = Mistaken
-    told = backends.probe_all()
-    assert told["dstack_agent"] == "its probe failed: ZeroDivisionError: by zero"
-    assert told["tdx_ioctl"] == "no such device"
+def test_probe_all_reports_unexpected_exceptions(found: dict[str, type]) -> None:
+    """A bug in one probe is reported with its type; the others still run."""
+    found["dstack_agent"] = BuggyBackend
+    probed = backends.probe_all()
+    assert probed["dstack_agent"] == "probe failed: ZeroDivisionError: by zero"
+    assert probed["tdx_ioctl"] == "no such device"
 
 
-def test_a_platform_that_is_not_supported_is_named(
+def test_detect_names_unsupported_platform(
     monkeypatch: pytest.MonkeyPatch, found: dict[str, type], tmp_path: Path
 ) -> None:
-    """Behind the paravisor every probe says no, and the error says why."""
+    """If the platform is recognised but unsupported, the error names it."""
     from attestkit.backends.linux import host_inspection
 
     del found
     make(tmp_path, {"dev/nsm": ""})
-    seen = host_inspection.platforms(tmp_path, hyper_v(3))
-    monkeypatch.setattr(host_inspection, "platforms", lambda: seen)
-    with pytest.raises(BackendUnavailableError) as caught:
+    seen = host_inspection.detect_platforms(tmp_path, make_hyper_v_cpuid(3))
+    monkeypatch.setattr(host_inspection, "detect_platforms", lambda: seen)
+    with raises(BackendUnavailableError, "no_backend") as caught:
         backends.detect()
     assert "Azure TDX guest behind the paravisor (CPUID: Hyper-V" in str(caught.value)
-    assert "AWS Nitro enclave (/dev/nsm is there): not supported yet" in str(caught.value)
+    assert "AWS Nitro enclave (/dev/nsm exists): not supported yet" in str(caught.value)
 
 
-def test_the_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`$ATTESTKIT_BACKEND` counts when no argument does; empty is unset."""
+def test_environment_selects_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`$ATTESTKIT_BACKEND` is used without an argument; empty means unset."""
     monkeypatch.setenv("ATTESTKIT_BACKEND", "simulator")
     with open_attester() as tee:
         assert tee.simulated
-    monkeypatch.setenv("ATTESTKIT_BACKEND", "nobody")
-    with pytest.raises(UsageError, match="nobody"):
+    monkeypatch.setenv("ATTESTKIT_BACKEND", "no_such_backend")
+    with raises(UsageError, "unknown_name"):
         open_attester()
     with open_attester("simulator") as tee:
         assert tee.simulated
@@ -277,11 +282,11 @@ def test_the_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> Non
         open_attester()
 
 
-def test_an_ordinary_machine_shows_no_sign(tmp_path: Path) -> None:
-    """Virtual or not: without a TEE there is nothing to see, and each place says so."""
-    machine = guest(tmp_path)
-    assert backends.signs_of_hardware(machine) == ()
-    seen = backends.look_for_hardware(machine)
+def test_hardware_signs_absent_on_ordinary_machine(tmp_path: Path) -> None:
+    """Without a TEE, each sign is listed as absent."""
+    machine = make_machine(tmp_path)
+    assert backends.detect_hardware(machine) == ()
+    seen = backends.check_hardware_signs(machine)
     assert [sign.what for sign in seen] == [
         "CPU flags",
         "CCEL table",
@@ -290,7 +295,7 @@ def test_an_ordinary_machine_shows_no_sign(tmp_path: Path) -> None:
         "tsm report folder",
     ]
     assert {sign.saw for sign in seen[1:]} == {"no such file or directory"}
-    assert backends.signs_of_hardware(tmp_path / "nothing") == ()
+    assert backends.detect_hardware(tmp_path / "nothing") == ()
 
 
 @pytest.mark.parametrize(
@@ -298,7 +303,7 @@ def test_an_ordinary_machine_shows_no_sign(tmp_path: Path) -> None:
     [
         ("fpu tdx_guest", (), ("CPU flag tdx_guest",)),
         ("fpu hypervisor sev_snp", (), ("CPU flag sev_snp",)),
-        ("fpu sev_snp", (), ()),  # an SNP host is no guest
+        ("fpu sev_snp", (), ()),  # an SNP host, not a guest
         ("fpu", ("sys/firmware/acpi/tables/CCEL",), ("CCEL table",)),
         ("fpu", ("dev/tdx_guest",), ("/dev/tdx_guest",)),
         ("fpu", ("dev/sev-guest",), ("/dev/sev-guest",)),
@@ -306,44 +311,47 @@ def test_an_ordinary_machine_shows_no_sign(tmp_path: Path) -> None:
         ("tdx_guest", ("dev/tdx_guest",), ("CPU flag tdx_guest", "/dev/tdx_guest")),
     ],
 )
-def test_each_sign_of_a_tee_is_seen(
+def test_hardware_sign_is_detected(
     tmp_path: Path, flags: str, paths: tuple[str, ...], signs: tuple[str, ...]
 ) -> None:
-    """Any one of them is enough for the server to leave the simulator alone."""
-    assert backends.signs_of_hardware(guest(tmp_path, cpu_flags=flags, paths=paths)) == signs
+    """Each sign alone is sufficient."""
+    assert backends.detect_hardware(make_machine(tmp_path, cpu_flags=flags, paths=paths)) == signs
 
 
-def test_signs_of_a_tee_lead_to_the_doctor(
+def test_detect_error_with_hardware_signs_mentions_doctor(
     monkeypatch: pytest.MonkeyPatch, found: dict[str, type]
 ) -> None:
-    """Signs of a TEE, and nothing that can use it: the error says who explains that."""
+    """With signs of a TEE but no usable backend, the error recommends `attestkit doctor`."""
     del found
-    sign = backends.Sign("/dev/tdx_guest", positive=True, saw="present")
-    monkeypatch.setattr(backends, "look_for_hardware", lambda: (sign,))
-    with pytest.raises(BackendUnavailableError, match="signs of a TEE: attestkit doctor says"):
+    sign = backends.HardwareSign("/dev/tdx_guest", positive=True, saw="present")
+    monkeypatch.setattr(backends, "check_hardware_signs", lambda: (sign,))
+    with raises(BackendUnavailableError, "no_backend") as caught:
         backends.detect()
-    monkeypatch.setattr(backends, "look_for_hardware", lambda: (sign._replace(positive=False),))
-    with pytest.raises(BackendUnavailableError) as caught:
+    assert "attestkit doctor" in str(caught.value)
+    monkeypatch.setattr(backends, "check_hardware_signs", lambda: (sign._replace(positive=False),))
+    with raises(BackendUnavailableError, "no_backend") as caught:
         backends.detect()
-    assert "signs of a TEE" not in str(caught.value)
+    assert "attestkit doctor" not in str(caught.value)
 
 
-def test_of_many_cpus_the_first_is_read(tmp_path: Path) -> None:
-    """A list of hundreds of CPUs is not read to its end."""
-    machine = guest(tmp_path, cpu_flags="fpu tdx_guest")
+def test_cpu_flags_are_read_from_first_cpu(tmp_path: Path) -> None:
+    """/proc/cpuinfo is not read to its end."""
+    machine = make_machine(tmp_path, cpu_flags="fpu tdx_guest")
     with (machine / "proc/cpuinfo").open("ab") as file:
         file.truncate(1 << 40)  # a hole: reading it whole would fill the memory
-    assert backends.signs_of_hardware(machine) == ("CPU flag tdx_guest",)
+    assert backends.detect_hardware(machine) == ("CPU flag tdx_guest",)
 
 
-def test_a_hidden_place_is_no_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What may not be looked at is reported with its reason, and is not taken for a TEE."""
-    machine = guest(tmp_path)
+def test_inaccessible_path_is_not_a_hardware_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that cannot be inspected is reported with the reason, and not as a TEE."""
+    machine = make_machine(tmp_path)
 
     def refuse(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "stat", refuse)
-    seen = backends.look_for_hardware(machine)
+    seen = backends.check_hardware_signs(machine)
     assert {sign.saw for sign in seen[1:]} == {"permission denied"}
     assert not any(sign.positive for sign in seen)

@@ -1,4 +1,4 @@
-"""TDX by its device alone: one way to a quote is chosen, and what it says is final."""
+"""tdx_ioctl backend: exactly one quote source is selected, and its errors are final."""
 
 import errno
 import os
@@ -23,39 +23,40 @@ from attestkit.errors import (
 )
 from attestkit.quote import Quote
 from attestkit.testing import BackendContract
-from tests.backends.tdx.fake_td import FakeTd, open_files
+from tests.backends.tdx.fake_td import FakeTd, count_open_files
 from tests.backends.tdx.qgs_server import QUOTE, answering, closing, framed, qgs_server, response
+from tests.raising import errno_of, raises
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
 from tests.untyped import untyped
 
-ASKED = bytes(range(64))
+REPORT_DATA = bytes(range(64))
 CONF = b"port = 4050\n"
 
 
 @pytest.fixture
 def td(tmp_path: Path) -> FakeTd:
-    """Return a TDX guest that configures nothing."""
+    """Return a TDX guest without configuration."""
     td = FakeTd(tmp_path)
     td.paths.tdx_attest_conf.parent.mkdir()
     return td
 
 
 @pytest.fixture
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return where a socket may be."""
+def socket_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of a socket."""
     return tmp_path_factory.mktemp("q") / "s"
 
 
-def backend(td: FakeTd, **options: Any) -> TdxIoctl:
-    """Return what is tested, on a fake TD, with nothing on record of its making."""
+def make_tdx_ioctl(td: FakeTd, **options: Any) -> TdxIoctl:
+    """Return a backend on a fake TD, with the call log empty."""
     found = TdxIoctl(paths=td.paths, calls=td.calls, sleep=td.sleep, **options)
     td.made.clear()
     return found
 
 
-def test_it_has_the_shape_of_a_backend(td: FakeTd) -> None:
-    """A TDX guest with registers, no simulation, and calls that wait."""
-    found = backend(td, generation="D")
+def test_tdx_ioctl_implements_backend_protocols(td: FakeTd) -> None:
+    """It extends registers, is not simulated, and blocks."""
+    found = make_tdx_ioctl(td, generation="D")
     assert load("tdx_ioctl") is TdxIoctl
     assert isinstance(found, Backend)
     assert isinstance(found, RegisterExtender)
@@ -65,20 +66,18 @@ def test_it_has_the_shape_of_a_backend(td: FakeTd) -> None:
     assert td.made == []
 
 
-def test_the_device_reports_and_the_service_quotes(td: FakeTd, place: Path) -> None:
-    """What the QGS gets is the report over what was asked."""
-    before = open_files()
-    with qgs_server(place, answering(framed(response()))) as server:
-        assert backend(td, qgs=place).get_quote(ASKED) == QUOTE
-        assert backend(td, qgs=str(place)).get_quote(ASKED) == QUOTE
-    assert server.requests[0][24:] == td.report(ASKED)
-    assert open_files() == before
+def test_quote_from_qgs_is_over_the_device_report(td: FakeTd, socket_path: Path) -> None:
+    """The QGS receives the TD report over the report data."""
+    before = count_open_files()
+    with qgs_server(socket_path, answering(framed(response()))) as server:
+        assert make_tdx_ioctl(td, qgs=socket_path).get_quote(REPORT_DATA) == QUOTE
+        assert make_tdx_ioctl(td, qgs=str(socket_path)).get_quote(REPORT_DATA) == QUOTE
+    assert server.requests[0][24:] == td.report(REPORT_DATA)
+    assert count_open_files() == before
 
 
-def test_the_configuration_names_the_port_at_the_host(
-    td: FakeTd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is read for each quote, so a later correction counts."""
+def test_quote_reads_vsock_port_per_request(td: FakeTd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration is read for each quote, so that corrections take effect."""
     reached: list[tuple[object, ...]] = []
 
     class Socket(socket.socket):
@@ -88,68 +87,74 @@ def test_the_configuration_names_the_port_at_the_host(
 
     monkeypatch.setattr(socket, "socket", Socket)
     td.paths.tdx_attest_conf.write_bytes(CONF)
-    found = backend(td)
+    found = make_tdx_ioctl(td)
     for port in (4050, 5000):
         td.paths.tdx_attest_conf.write_text(f"port = {port}\n")
-        with pytest.raises(QuoteUnavailableError, match=f"vsock 2:{port}"):
-            found.get_quote(ASKED)
+        with raises(QuoteUnavailableError, "cannot_connect", path=f"vsock 2:{port}"):
+            found.get_quote(REPORT_DATA)
     assert reached == [(socket.AF_VSOCK, (2, 4050)), (socket.AF_VSOCK, (2, 5000))]
 
 
-def test_nothing_is_tried_after_the_service_failed(td: FakeTd, place: Path) -> None:
-    """Neither the port of the configuration, nor an ioctl."""
+def test_quote_after_qgs_failure_tries_nothing_else(td: FakeTd, socket_path: Path) -> None:
+    """Neither the configured port nor an ioctl is tried."""
     td.paths.tdx_attest_conf.write_bytes(CONF)
-    with qgs_server(place, closing) as server, pytest.raises(QuoteUnavailableError, match="closed"):
-        backend(td, qgs=place).get_quote(ASKED)
+    with (
+        qgs_server(socket_path, closing) as server,
+        raises(QuoteUnavailableError, "connection_lost"),
+    ):
+        make_tdx_ioctl(td, qgs=socket_path).get_quote(REPORT_DATA)
     assert server.connections == 1
     assert td.made == ["open tdx_guest", "ioctl 0xc4405401"]
 
 
-def test_without_a_way_to_a_quote_the_text_names_them_all(td: FakeTd) -> None:
-    """The file, the port, both options; and no ioctl is tried by itself."""
-    with pytest.raises(BackendUnavailableError) as caught:
-        backend(td)
-    text = str(caught.value)
-    for part in (str(td.paths.tdx_attest_conf), "ENOENT", "port = 4050", "qgs", "generation"):
-        assert part in text
+def test_open_without_quote_source_names_all_options(td: FakeTd) -> None:
+    """The error names the file, the port and both options; no ioctl is tried."""
+    path = str(td.paths.tdx_attest_conf)
+    with raises(BackendUnavailableError, "not_configured", path=path) as caught:
+        make_tdx_ioctl(td)
+    for part in (path, "ENOENT", "port = 4050", "option qgs", "generation"):
+        assert part in str(caught.value)
     assert td.made == ["open tdx_guest", "open tdx-attest.conf"]
 
 
-def test_a_way_that_was_lost_is_missed_by_the_quote(td: FakeTd) -> None:
-    """The same text, after the report, and again no ioctl for a quote."""
+def test_quote_after_configuration_removal_fails(td: FakeTd) -> None:
+    """Removed configuration is an error, after the report, without a quote ioctl."""
     td.paths.tdx_attest_conf.write_bytes(CONF)
-    found = backend(td)
+    found = make_tdx_ioctl(td)
     td.paths.tdx_attest_conf.unlink()
-    with pytest.raises(BackendUnavailableError, match="no way to a quote"):
-        found.get_quote(ASKED)
+    path = str(td.paths.tdx_attest_conf)
+    with raises(BackendUnavailableError, "not_configured", path=path):
+        found.get_quote(REPORT_DATA)
     assert td.made == ["open tdx_guest", "ioctl 0xc4405401", "open tdx-attest.conf"]
 
 
-def test_a_bad_configuration_is_told_by_its_line(td: FakeTd) -> None:
-    """It does not count as none."""
+def test_malformed_configuration_is_reported_with_its_line(td: FakeTd) -> None:
+    """A malformed file is an error, unlike a missing one."""
     td.paths.tdx_attest_conf.write_text("# one\nport: 4050\n")
-    with pytest.raises(BackendUnavailableError, match="line 2"):
-        backend(td)
+    path = str(td.paths.tdx_attest_conf)
+    with raises(BackendUnavailableError, "not_configured", path=path) as caught:
+        make_tdx_ioctl(td)
+    assert "line 2" in str(caught.value)
 
 
 @pytest.mark.parametrize("report_data", [b"", bytes(63), bytes(65), bytearray(64), None])
-def test_report_data_is_64_bytes(td: FakeTd, report_data: object) -> None:
-    """Nothing is opened otherwise."""
-    with pytest.raises(UsageError, match="64 bytes"):
-        backend(td, generation="D").get_quote(untyped(report_data))
+def test_quote_report_data_must_be_64_bytes(td: FakeTd, report_data: object) -> None:
+    """Other sizes and types are rejected before the device is opened."""
+    with raises(UsageError, "wrong_size"):
+        make_tdx_ioctl(td, generation="D").get_quote(untyped(report_data))
     assert td.made == []
 
 
-def test_a_device_that_fails_ends_it(td: FakeTd, place: Path) -> None:
-    """The service is not asked."""
+def test_quote_after_device_failure_does_not_contact_qgs(td: FakeTd, socket_path: Path) -> None:
+    """A failed report ioctl ends the request."""
     td.fail["ioctl 0xc4405401"] = [errno.EIO]
-    with qgs_server(place, closing) as server, pytest.raises(BackendError, match="EIO"):
-        backend(td, qgs=place).get_quote(ASKED)
+    with qgs_server(socket_path, closing) as server, raises(BackendError, "io_error"):
+        make_tdx_ioctl(td, qgs=socket_path).get_quote(REPORT_DATA)
     assert server.connections == 0
 
 
-def test_a_named_generation_quotes_by_its_ioctl(td: FakeTd) -> None:
-    """The option wins over the configuration; the request is this report."""
+def test_generation_option_quotes_by_ioctl(td: FakeTd) -> None:
+    """The option takes precedence over the configuration."""
     import ctypes
 
     td.paths.tdx_attest_conf.write_bytes(CONF)
@@ -165,107 +170,105 @@ def test_a_named_generation_quotes_by_its_ioctl(td: FakeTd) -> None:
         return 0
 
     td.calls = td.calls._replace(ioctl=ioctl)
-    assert backend(td, generation="D").get_quote(ASKED) == QUOTE
-    assert seen == [td.report(ASKED)]
+    assert make_tdx_ioctl(td, generation="D").get_quote(REPORT_DATA) == QUOTE
+    assert seen == [td.report(REPORT_DATA)]
     assert "open tdx-attest.conf" not in td.made
 
 
-def test_a_named_generation_that_is_not_there_ends_it(td: FakeTd) -> None:
-    """The configured QGS does not take its place."""
+def test_generation_option_missing_in_kernel_is_unavailable(td: FakeTd) -> None:
+    """The configured QGS is not used instead."""
     td.paths.tdx_attest_conf.write_bytes(CONF)
-    with pytest.raises(BackendUnavailableError, match="ENOTTY"):
-        backend(td, generation="C").get_quote(ASKED)
+    with raises(BackendUnavailableError, "unsupported_kernel"):
+        make_tdx_ioctl(td, generation="C").get_quote(REPORT_DATA)
     assert td.times("open tdx-attest.conf") == 0
     assert td.times("ioctl 0x80105404") == 1
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "reason"),
     [
-        {"generation": "B"},
-        {"generation": ""},
-        {"qgs": 4050},
-        {"qgs": ("vsock", 2)},
-        {"generation": "D", "qgs": "/run/qgs"},
+        ({"generation": "B"}, "unknown_name"),
+        ({"generation": ""}, "unknown_name"),
+        ({"qgs": 4050}, "wrong_value"),
+        ({"qgs": ("vsock", 2)}, "wrong_value"),
+        ({"generation": "D", "qgs": "/run/qgs"}, "conflict"),
     ],
 )
-def test_options_that_cannot_be_are_the_callers_mistake(
-    td: FakeTd, options: dict[str, Any]
-) -> None:
-    """When it is made, and when it is only probed."""
-    with pytest.raises(UsageError):
-        backend(td, **options)
-    with pytest.raises(UsageError):
+def test_invalid_options_are_usage_errors(td: FakeTd, options: dict[str, Any], reason: str) -> None:
+    """The constructor and the probe reject them alike."""
+    with raises(UsageError, reason):
+        make_tdx_ioctl(td, **options)
+    with raises(UsageError, reason):
         TdxIoctl.probe(td.paths, **options)
 
 
-def test_it_looks_below_a_root(td: FakeTd, tmp_path: Path) -> None:
-    """The same files as by `paths`, which win."""
+def test_root_option_relocates_files(td: FakeTd, tmp_path: Path) -> None:
+    """`root` gives the same files as `paths`, which takes precedence."""
     assert TdxIoctl(root=tmp_path, generation="D").read_rtmr(2) == td.rtmrs[2]
     found = TdxIoctl(root="/no-such", paths=td.paths, generation="D")
     assert found.read_rtmr(2) == td.rtmrs[2]
-    with pytest.raises(BackendUnavailableError, match="/no-such/dev/tdx_guest"):
+    with raises(BackendUnavailableError, "missing", path="/no-such/dev/tdx_guest"):
         TdxIoctl(root="/no-such", generation="D")
 
 
-def test_without_both_the_environment_says_where(
-    td: FakeTd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As everywhere: the variable counts, and is not a mere proposal."""
-    monkeypatch.setattr(KernelPaths, "__new__", lambda *_: td.paths)  # the usual places
+def test_environment_overrides_default_paths(td: FakeTd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment variable is used if neither `root` nor `paths` is given."""
+    monkeypatch.setattr(KernelPaths, "__new__", lambda *_: td.paths)  # the default paths
     monkeypatch.setenv("DCAP_TDX_RTMR_SYSFS_PATH", str(td.paths.measurements))
     assert TdxIoctl(generation="D").read_rtmr(2) == td.rtmrs[2]
     monkeypatch.setenv("DCAP_TDX_RTMR_SYSFS_PATH", "/no-such-folder")
-    with pytest.raises(BackendUnavailableError, match="/no-such-folder"):
+    with raises(BackendUnavailableError, "missing", path="/no-such-folder"):
         TdxIoctl(generation="D").read_rtmr(2)
 
 
 # -- the probe ---------------------------------------------------------------------------------
 
 
-def test_a_probe_that_finds_all_says_nothing(td: FakeTd, place: Path) -> None:
-    """Device and a configured way; an option is a way, too. Nobody is connected to."""
-    before = open_files()
+def test_probe_with_device_and_quote_source_succeeds(td: FakeTd, socket_path: Path) -> None:
+    """Configuration or an option is sufficient; no connection is made."""
+    before = count_open_files()
     td.paths.tdx_attest_conf.write_bytes(CONF)
     TdxIoctl.probe(td.paths)
     td.paths.tdx_attest_conf.unlink()
-    TdxIoctl.probe(td.paths, qgs=place)
+    TdxIoctl.probe(td.paths, qgs=socket_path)
     TdxIoctl.probe(td.paths, qgs=("vsock", 2, 4050))
     TdxIoctl.probe(td.paths, generation="D'")
-    assert open_files() == before
+    assert count_open_files() == before
 
 
-def test_a_probe_names_what_is_missing(td: FakeTd) -> None:
-    """The way to a quote; then, before all, the device."""
-    with pytest.raises(BackendUnavailableError, match=r"tdx-attest\.conf.*qgs.*generation"):
+def test_probe_names_missing_device_before_quote_source(td: FakeTd) -> None:
+    """The device is checked first."""
+    path = str(td.paths.tdx_attest_conf)
+    with raises(BackendUnavailableError, "not_configured", path=path):
         TdxIoctl.probe(td.paths)
     td.paths.tdx_guest.unlink()
-    with pytest.raises(BackendUnavailableError, match="tdx_guest"):
+    with raises(BackendUnavailableError, "missing", path=str(td.paths.tdx_guest)):
         TdxIoctl.probe(td.paths)
     td.paths.old_nodes[0].touch()
-    with pytest.raises(BackendUnavailableError, match="driver too old"):
+    with raises(BackendUnavailableError, "unsupported_kernel"):
         TdxIoctl.probe(td.paths)
 
 
-def test_a_probe_notices_that_there_is_no_vsock(
+def test_probe_without_vsock_support_is_unavailable(
     td: FakeTd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The port is named, and sockets for it cannot be had."""
+    """A configured port needs AF_VSOCK sockets."""
     td.paths.tdx_attest_conf.write_bytes(CONF)
 
     def refuse(*_: object) -> socket.socket:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
 
     monkeypatch.setattr(socket, "socket", refuse)
-    with pytest.raises(BackendUnavailableError, match="EAFNOSUPPORT"):
+    with raises(BackendUnavailableError, "missing", path="vsock 2:4050") as caught:
         TdxIoctl.probe(td.paths)
+    assert errno_of(caught.value) == errno.EAFNOSUPPORT
 
 
-def test_the_default_calls_are_the_real_ones(td: FakeTd, tmp_path: Path) -> None:
-    """A plain file in the device's place is asked, and has no such command."""
+def test_default_calls_use_the_real_device(td: FakeTd, tmp_path: Path) -> None:
+    """A regular file in place of the device does not support the ioctl."""
     assert td.paths.tdx_guest.exists()
-    with pytest.raises(BackendUnavailableError, match="ENOTTY"):
-        TdxIoctl(root=tmp_path, generation="D", calls=DeviceCalls()).get_quote(ASKED)
+    with raises(BackendUnavailableError, "unsupported_kernel"):
+        TdxIoctl(root=tmp_path, generation="D", calls=DeviceCalls()).get_quote(REPORT_DATA)
 
 
 # -- on the emulator ---------------------------------------------------------------------------
@@ -281,7 +284,7 @@ def machine() -> Iterator[Emulator]:
 @pytest.mark.rig
 @requires_fuse
 class TestOnTheEmulator(BackendContract):
-    """The contract, on a kernel made of files: real descriptors, real ioctls, signed quotes."""
+    """Backend contract on the emulator: real descriptors, real ioctls, signed quotes."""
 
     @pytest.fixture(autouse=True)
     def _machine(self, machine: Emulator) -> None:
@@ -289,29 +292,29 @@ class TestOnTheEmulator(BackendContract):
         self.machine = machine
 
     def make_backend(self) -> Backend:
-        """Return a backend of the guest, whose probe looks at that guest, too."""
-        paths, place = KernelPaths.below(self.machine.root), self.machine.qgs
+        """Return a backend of the guest, whose probe uses the guest's files."""
+        paths, socket_path = KernelPaths.below(self.machine.root), self.machine.qgs
 
         class Emulated(TdxIoctl):
             @classmethod
             def probe(cls, *_: object, **__: object) -> None:
-                super().probe(paths, qgs=place)
+                super().probe(paths, qgs=socket_path)
 
-        return Emulated(paths=paths, qgs=place)
+        return Emulated(paths=paths, qgs=socket_path)
 
 
 @pytest.mark.rig
 @requires_fuse
 @pytest.mark.parametrize("generation", ["C", "C'", "D", "D'"])
-def test_each_generation_quotes_on_the_emulator(generation: str) -> None:
-    """Its driver takes our buffer, and the quote is over what was asked; another's is not tried."""
+def test_generation_on_emulator_quotes_with_its_own_ioctl(generation: str) -> None:
+    """The emulated driver accepts the buffer; the ioctl of another generation is not tried."""
     with emulator(driver=generation, kernel="6.12") as machine:
         found = TdxIoctl(root=machine.root, generation=generation)
-        assert Quote.parse(found.get_quote(ASKED)).report_data == ASKED
+        assert Quote.parse(found.get_quote(REPORT_DATA)).report_data == REPORT_DATA
         machine.fault("empty_outblob")
-        with pytest.raises(QuoteUnavailableError, match="answered nothing"):
-            found.get_quote(ASKED)
+        with raises(QuoteUnavailableError, "empty"):
+            found.get_quote(REPORT_DATA)
         assert found.read_event_log()
         other = "D" if generation != "D" else "C"
-        with pytest.raises(BackendUnavailableError, match="ENOTTY"):
-            TdxIoctl(root=machine.root, generation=other).get_quote(ASKED)
+        with raises(BackendUnavailableError, "unsupported_kernel"):
+            TdxIoctl(root=machine.root, generation=other).get_quote(REPORT_DATA)

@@ -1,4 +1,4 @@
-"""How much a call does, without a clock: lines of Python that run, and bytes that are allocated."""
+"""Deterministic costs of a call: executed lines of Python, and allocated bytes."""
 
 import sys
 import tracemalloc
@@ -10,7 +10,7 @@ __all__ = ["lines", "peak"]
 
 
 def lines(call: Callable[[], object]) -> int:
-    """Return how many lines of Python a call runs, each as often as it does."""
+    """Return the number of lines of Python that a call executes, counting repetitions."""
     count = 0
 
     def trace(_frame: FrameType, event: str, _value: Any) -> Any:
@@ -28,7 +28,7 @@ def lines(call: Callable[[], object]) -> int:
 
 
 def peak(call: Callable[[], object]) -> int:
-    """Return how many bytes Python had at most during a call, beyond those it had before."""
+    """Return the peak of bytes that Python allocates during a call."""
     tracemalloc.start()
     try:
         call()

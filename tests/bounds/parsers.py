@@ -1,4 +1,4 @@
-"""Every reader of outside bytes, what is fed to it, and what it may cost."""
+"""Every parser of untrusted bytes, its hostile input, and its bounds."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Final, NamedTuple
 
-from attestkit._crypto.pem import armour, split_pem
+from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit._crypto.x509 import cert_path
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._crypto.x509.pem_chain import split_chain
@@ -43,8 +43,8 @@ from attestkit.keys import AppKeys
 from attestkit.keys.hkdf import derive_p256
 from attestkit.quote import Quote
 from attestkit.serve.config.agent_config_file import parse_config
-from attestkit.serve.container_logs.docker_frames import Frame, Frames, Lines
-from attestkit.serve.container_logs.formatting import Form
+from attestkit.serve.container_logs.docker_frames import Frame, FrameSplitter, LineSplitter
+from attestkit.serve.container_logs.formatting import LogFormatter
 from attestkit.serve.docker.responses import read_list
 from attestkit.serve.rpc import json_codec, protobuf_codec, query_codec
 from attestkit.serve.rpc.messages import GetTlsKeyArgs
@@ -62,14 +62,14 @@ __all__ = ["CASES", "PARSERS", "Case", "Parser", "run"]
 
 
 class Parser(NamedTuple):
-    """A reader, and what it may cost for each byte of its input."""
+    """A parser and its bounds per byte of input."""
 
     read: Callable[[bytes], object]
     shapes: Shapes
-    memory: int  # bytes, on top of what every reader may have
+    memory: int  # bytes, beyond the constant part
     steps: int  # lines of Python
-    most: int = 1 << 20  # bytes that are measured: the reader's own bound, or enough to see
-    least: int = 1  # times the least size, where a reader does not even begin below
+    most: int = 1 << 20  # bytes to measure: the parser's own limit, or a sufficient size
+    least: int = 1  # factor of the smallest size, if the parser rejects smaller ones early
 
 
 class Case(NamedTuple):
@@ -81,13 +81,13 @@ class Case(NamedTuple):
 
 
 def run(parser: Parser, data: bytes) -> None:
-    """Have `data` read, whatever comes of it; only our own errors may."""
+    """Parse `data`, ignoring AttestKitError only."""
     with suppress(AttestKitError):
         parser.read(data)
 
 
 def inside(before: bytes, after: bytes = b"}") -> dict[str, Shape]:
-    """Return the JSON shapes as they are, and as the value of a member behind `before`."""
+    """Return the JSON shapes, and the same as the value of a member after `before`."""
 
     def wrapped(shape: Shape) -> Shape:
         return lambda size: before + shape(size) + after
@@ -96,16 +96,18 @@ def inside(before: bytes, after: bytes = b"}") -> dict[str, Shape]:
     return names | {f"{name}, inside": wrapped(shape) for name, shape in shapes.JSON.items()}
 
 
-def fed(pieces: Callable[[bytes], list[bytes]], data: bytes) -> None:
-    """Write a container's output as bare text, in pieces."""
-    form = Form(text=True, bare=True, ansi=False)
+def format_output(pieces: Callable[[bytes], list[bytes]], data: bytes) -> None:
+    """Format container output as plain text, in pieces."""
+    form = LogFormatter(text=True, bare=True, ansi=False)
     for piece in pieces(data):
         form.write(Frame("stdout", piece))
     form.end()
 
 
-def frames(splitter: Callable[[], Frames | Lines], size: int, data: bytes) -> None:
-    """Feed a log in pieces."""
+def split_frames(
+    splitter: Callable[[], FrameSplitter | LineSplitter], size: int, data: bytes
+) -> None:
+    """Split a container log that arrives in pieces of `size` bytes."""
     found = splitter()
     for at in range(0, len(data), size):
         for _ in found.feed(data[at : at + size]):
@@ -119,13 +121,13 @@ def bytewise(data: bytes) -> list[bytes]:
 
 
 def text(read: Callable[[str], object]) -> Callable[[bytes], object]:
-    """Return a reader of bytes, of one that reads text."""
+    """Return a parser of bytes for a parser of text."""
     return lambda data: read(data.decode())
 
 
-def remembered(data: bytes) -> VmConfig:
-    """Read a VM's configuration as if it had not been seen."""
-    vm_config._parse_again.cache_clear()
+def parse_vm_config(data: bytes) -> VmConfig:
+    """Parse a VM configuration without its cache."""
+    vm_config._parse_cached.cache_clear()
     return VmConfig.parse(data.decode())
 
 
@@ -142,7 +144,7 @@ def tlv(tag: int, content: bytes) -> bytes:
 
 
 def certificate(extensions: bytes, subject: bytes = b"\x30\0") -> bytes:
-    """Return a certificate that nobody signed, with the extensions, each whole."""
+    """Return an unsigned certificate with these extensions."""
     algorithm = bytes.fromhex("300a06082a8648ce3d040302")
     validity = tlv(0x30, tlv(0x17, b"250101000000Z") + tlv(0x17, b"350101000000Z"))
     head = b"\xa0\3\2\1\2\2\1\1" + algorithm + b"\x30\0" + validity + subject + KEY.spki_der
@@ -155,15 +157,15 @@ def extension(oid: bytes, value: bytes) -> bytes:
     return tlv(0x30, tlv(6, oid) + tlv(4, value))
 
 
-def of_items(oid: str, item: bytes) -> Shape:
-    """Return certificates with one extension, a sequence of so many items."""
+def create_extension_of_items(oid: str, item: bytes) -> Shape:
+    """Return certificates whose one extension is a sequence of many items."""
     return lambda size: certificate(
         extension(bytes.fromhex(oid), tlv(0x30, item * (size // len(item) + 1)))
     )
 
 
 def many_extensions(size: int) -> bytes:
-    """Return a certificate with empty extensions, each with an OID of its own."""
+    """Return a certificate with many empty extensions of different OIDs."""
     ends = [bytes([n >> 7 & 0x7F, n & 0x7F]) for n in range(min(size // 10 + 1, 1 << 14))]
     return certificate(b"".join([extension(b"\x2a\x03" + end, b"") for end in ends]))
 
@@ -179,8 +181,8 @@ def crl(size: int) -> bytes:
     return issue_crl(Authority("a", KEY), window=WINDOW, number=1, revoked=range(1, size // 30 + 2))
 
 
-def look(data: bytes) -> None:
-    """Read a certificate, and all that is in it."""
+def read_all_fields(data: bytes) -> None:
+    """Parse a certificate and all its fields."""
     found = read_certificate(data)
     _ = found.subject, found.alt_names, found.valid_from, found.content("1.2.3")
 
@@ -190,10 +192,10 @@ WINDOW: Final = Window(
     datetime(2025, 1, 1, tzinfo=timezone.utc), datetime(2035, 1, 1, tzinfo=timezone.utc)
 )
 CERTIFICATES: Final[Shapes] = {
-    "names": of_items("551d11", b"\x82\0"),
-    "name forms": of_items("551d11", b"\xa4\2\x30\0"),
-    "purposes": of_items("551d25", b"\6\1\x2a"),
-    "policies": of_items("551d20", b"\x30\3\6\1\x2a"),
+    "names": create_extension_of_items("551d11", b"\x82\0"),
+    "name forms": create_extension_of_items("551d11", b"\xa4\2\x30\0"),
+    "purposes": create_extension_of_items("551d25", b"\6\1\x2a"),
+    "policies": create_extension_of_items("551d20", b"\x30\3\6\1\x2a"),
     "extensions": many_extensions,
     "a long name": long_name,
     "key usage": lambda size: certificate(
@@ -204,7 +206,7 @@ CERTIFICATES: Final[Shapes] = {
 }
 PEM: Final[Shapes] = {
     "certificates": lambda size: (
-        armour("CERTIFICATE", certificate(b"")).encode() * (size // 400 + 1)
+        encode_pem("CERTIFICATE", certificate(b"")).encode() * (size // 400 + 1)
     ),
     "empty certificates": repeated(b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"),
     "begun certificates": repeated(b"-----BEGIN CERTIFICATE-----\n"),
@@ -213,33 +215,33 @@ PEM: Final[Shapes] = {
     "dashes": repeated(b"-"),
 }
 
-# -- the rest ------------------------------------------------------------------------------------
+# -- other formats --------------------------------------------------------------------------------
 
 
-def leb(value: int) -> bytes:
-    """Return a number in LEB128."""
-    return leb_more(value) if value > 0x7F else bytes([value])
+def encode_leb128(value: int) -> bytes:
+    """Return an integer in LEB128."""
+    return encode_long_leb128(value) if value > 0x7F else bytes([value])
 
 
-def leb_more(value: int) -> bytes:
-    """Return one of several bytes."""
-    return bytes([value & 0x7F | 0x80]) + leb(value >> 7)
+def encode_long_leb128(value: int) -> bytes:
+    """Return an integer in LEB128, of several bytes."""
+    return bytes([value & 0x7F | 0x80]) + encode_leb128(value >> 7)
 
 
 def witness(size: int) -> bytes:
-    """Return a TD HOB's witness of at most 1,024 ranges apart from each other."""
+    """Return a TD HOB with at most 1,024 separate ranges."""
     count = min(1024, size // 3 + 1)
-    ranges = b"".join([leb(2 * number + 1) + b"\1" for number in range(count)])
-    return b"\0\1" + leb(count) + ranges
+    ranges = b"".join([encode_leb128(2 * number + 1) + b"\1" for number in range(count)])
+    return b"\0\1" + encode_leb128(count) + ranges
 
 
-def sealed_hob(data: bytes) -> bytes:
-    """Compute a TD HOB's digest as if it had not been seen."""
+def compute_hob_digest(data: bytes) -> bytes:
+    """Compute a TD HOB's digest without its cache."""
     return tdx.td_hob_digest.__wrapped__(data, 1 << 40)
 
 
 def table(size: int) -> bytes:
-    """Return a table of certificates with many small ones."""
+    """Return a certificate table with many small certificates."""
     count = size // 26 + 1
     start = 24 * (count + 1)
     entries = [
@@ -254,48 +256,48 @@ SIGNED: Final = b'{"signature":"' + b"00" * 64 + b'","tcbInfo":{"x":'
 HEADER: Final = b'{"format":"attestkit recording","version":1}\n'
 
 
-def of_records(encoding: str) -> Shape:
-    """Return Canonical Event Logs of small records, all in one register."""
+def create_event_log(encoding: str) -> Shape:
+    """Return Canonical Event Logs of many small records of one register."""
     event = Event(1, 4, bytes(48), "", b"")
     return lambda size: EventLog([event] * (size // 80 + 1)).to_cel(encoding)
 
 
-def in_tlv(content: bytes) -> bytes:
-    """Return a record of RTMR3 in TLV with that content, whole."""
+def create_tlv_record(content: bytes) -> bytes:
+    """Return a record of RTMR3 in TLV with that content."""
     digests = b"\3" + (53).to_bytes(4, "big") + b"\x0c\0\0\0\x30" + bytes(48)
     return bytes.fromhex("000000000100 010000000104") + digests + content
 
 
 def runtime_json(shape: Shape) -> Shape:
-    """Return records in TLV whose runtime event has an unknown member of that shape."""
+    """Return TLV records whose runtime event has an unknown member of that shape."""
 
     def made(size: int) -> bytes:
         data = b'{"x":' + shape(size) + b"}"
         event = bytes.fromhex("00000000 0408000001 01") + len(data).to_bytes(4, "big") + data
-        return in_tlv(b"\5" + len(event).to_bytes(4, "big") + event)
+        return create_tlv_record(b"\5" + len(event).to_bytes(4, "big") + event)
 
     return made
 
 
 def statements(size: int) -> bytes:
-    """Return a record in TLV of many statements of management."""
+    """Return a TLV record of many management statements."""
     content = bytes.fromhex("0200000000") * (size // 5 + 1)
-    return in_tlv(b"\4" + len(content).to_bytes(4, "big") + content)
+    return create_tlv_record(b"\4" + len(content).to_bytes(4, "big") + content)
 
 
 CEL_TLV: Final[Shapes] = {
-    "records": of_records("tlv"),
+    "records": create_event_log("tlv"),
     "management": statements,
     **{f"{name}, in a runtime event": runtime_json(shape) for name, shape in shapes.JSON.items()},
 }
 CEL_CBOR: Final[Shapes] = {
-    "records": of_records("cbor"),
-    "sequence": lambda size: b"\xa5" + of_records("cbor")(size).partition(b"\xa5")[2],
+    "records": create_event_log("cbor"),
+    "sequence": lambda size: b"\xa5" + create_event_log("cbor")(size).partition(b"\xa5")[2],
     "small numbers": repeated(b"\0", b"\x9a\0\1\0\0"),
     "nested arrays": repeated(b"\x81"),
 }
 CEL_JSON: Final[Shapes] = {
-    "records": of_records("json"),
+    "records": create_event_log("json"),
     "marks": repeated(b"\x1e"),
     "blanks": repeated(b" ", b"["),
     "management": repeated(
@@ -361,9 +363,11 @@ PARSERS: Final[Mapping[str, Parser]] = {
         {"names": lambda size: QuoteCertRequest(b"", "", b"", b"", None, ("",) * size).to_bytes()},
         *(20, 16),
     ),
-    "vm_config": Parser(remembered, inside(b'{"x":'), 45, 4),
+    "vm_config": Parser(parse_vm_config, inside(b'{"x":'), 45, 4),
     "mr_config": Parser(MrConfig.parse, inside(b'{"key_provider":"none","x":'), 45, 4),
-    "TD HOB": Parser(sealed_hob, {"ranges": witness, "ones": repeated(b"\1")}, 240, 40, 3000),
+    "TD HOB": Parser(
+        compute_hob_digest, {"ranges": witness, "ones": repeated(b"\1")}, 240, 40, 3000
+    ),
     "checksums": Parser(
         lambda data: os_image._listed(data, "measurement.tdx.cbor"),
         {"lines": repeated(b"\n"), "words": repeated(b"a ")},
@@ -373,7 +377,7 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "sys-config": Parser(SysConfig.parse, inside(b'{"vm_config":"{}","x":'), 45, 4),
     "app keys": Parser(AppKeys.from_json, inside(b'{"x":'), 45, 4),
     "environment": Parser(env_encryption._items, inside(b'{"env":[],"x":'), 45, 4),
-    "certificate": Parser(look, CERTIFICATES, 80, 16),
+    "certificate": Parser(read_all_fields, CERTIFICATES, 80, 16),
     "certificate of AMD or AWS": Parser(
         cert_path.read_path_certificate, CERTIFICATES, 40, 16, 16_384
     ),
@@ -412,11 +416,15 @@ PARSERS: Final[Mapping[str, Parser]] = {
         inside(b'[{"x":', b"}]") | {"containers": repeated(LISTED, b"[", b"null]")},
         *(45, 8),
     ),
-    "container's log": Parser(partial(frames, Frames, 65_536), shapes.FRAMES, 8, 4),
-    "container's log, byte by byte": Parser(partial(frames, Frames, 1), shapes.FRAMES, 4, 16),
-    "terminal's log": Parser(partial(frames, Lines, 1000), shapes.TERMINAL, 4, 8),
-    "container's text": Parser(partial(fed, lambda data: [data]), shapes.TERMINAL, 40, 8),
-    "container's text, byte by byte": Parser(partial(fed, bytewise), shapes.TERMINAL, 20, 48),
+    "container's log": Parser(partial(split_frames, FrameSplitter, 65_536), shapes.FRAMES, 8, 4),
+    "container's log, byte by byte": Parser(
+        partial(split_frames, FrameSplitter, 1), shapes.FRAMES, 4, 16
+    ),
+    "terminal's log": Parser(partial(split_frames, LineSplitter, 1000), shapes.TERMINAL, 4, 8),
+    "container's text": Parser(partial(format_output, lambda data: [data]), shapes.TERMINAL, 40, 8),
+    "container's text, byte by byte": Parser(
+        partial(format_output, bytewise), shapes.TERMINAL, 20, 48
+    ),
     "recording": Parser(
         lambda data: parse_recording(HEADER + data),
         inside(b'{"ask":"close","answer":null,"x":') | {"lines": repeated(b"\n")},

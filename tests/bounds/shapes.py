@@ -1,7 +1,7 @@
-"""Input made to be dear: for each format the texts and bytes that cost a reader the most.
+"""Expensive input: for each format the text and bytes that cost a parser the most.
 
-A shape takes a size and returns about so many bytes. None of them needs to be valid: what counts is
-how far a reader goes before it says so.
+A shape takes a size and returns about so many bytes. They need not be valid: a parser may read most
+of the input before it detects the error.
 """
 
 import json
@@ -39,12 +39,12 @@ Shapes: TypeAlias = Mapping[str, Shape]
 
 
 def repeated(piece: bytes, before: bytes = b"", after: bytes = b"") -> Shape:
-    """Return the shape of one piece again and again, between two others."""
+    """Return the shape of one piece repeated between two others."""
     return lambda size: before + piece * max(1, size // len(piece)) + after
 
 
 def numbered(piece: str, before: str = "", between: str = ",", after: str = "") -> Shape:
-    """Return the shape of pieces that differ by their number, `%d` in the piece."""
+    """Return the shape of pieces that differ by a number, `%d` in the piece."""
 
     def made(size: int) -> bytes:
         count = max(1, size // (len(piece) + len(between) + 2))
@@ -160,17 +160,19 @@ _EVENT: Final = struct.pack("<II", 0, 1) + b"\0\0\0"
 
 
 def _vector(item: bytes, size: int) -> bytes:
-    """Return a vector of about so many bytes, with at most as many items as may be."""
+    """Return a vector of about `size` bytes, with at most 65,536 items."""
     count = min(size // len(item) + 1, 65_536)
-    return scale.compact(count) + item * count
+    return scale.encode_compact(count) + item * count
 
 
 EVIDENCE_SCALE: Final[Shapes] = {
     "events": lambda size: b"\0\0\0" + _vector(_EVENT, size) + b"\0" + _STACK_SCALE,
     "certificates": lambda size: b"\0\3\0" + _vector(b"\0", size) + b"\0\0" + _STACK_SCALE,
     "runtime events": lambda size: b"\0\2\0" + _vector(b"\0\0", size) + _STACK_SCALE,
-    "a count without items": lambda size: b"\0\2\0" + scale.compact(65_536) + b"\1" * size,
-    "one long text": lambda size: b"\0\3\0\0" + scale.blob(b"a" * size) + b"\0" + _STACK_SCALE,
+    "a count without items": lambda size: b"\0\2\0" + scale.encode_compact(65_536) + b"\1" * size,
+    "one long text": lambda size: (
+        b"\0\3\0\0" + scale.encode_blob(b"a" * size) + b"\0" + _STACK_SCALE
+    ),
 }
 
 _MSG_START: Final = b"\x83\xa7version\1\xa8platform\x82\xa4kind\xa3tdx\xa4data\x82\xa5quote"
@@ -300,7 +302,7 @@ TERMINAL: Final[Shapes] = {
 
 
 def json_event(value: bytes) -> bytes:
-    """Return an agent's log whose one event has an unknown member of that value."""
+    """Return an agent's event log whose only event has an unknown member of that value."""
     digest = sha384(b"").hexdigest()
     fields = {"imr": 0, "event_type": 1, "digest": digest, "event": "", "event_payload": ""}
     return b"[" + json.dumps(fields).encode()[:-1] + b',"x":' + value + b"}]"

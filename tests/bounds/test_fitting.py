@@ -1,4 +1,4 @@
-"""What is measured was read: no input is larger than its reader takes, and none is taken to be."""
+"""Tests of input sizes: the largest input that a parser reads is found."""
 
 from collections.abc import Callable
 
@@ -11,48 +11,48 @@ from tests.bounds.parsers import Parser
 from tests.bounds.shapes import Shape, repeated
 
 
-def few_bytes(data: bytes) -> None:
-    """Refuse what is long, before it is read."""
+def reject_many_bytes(data: bytes) -> None:
+    """Reject more than 5000 bytes before reading."""
     if len(data) > 5000:
-        raise FormatError("longer than 5000 bytes", offset=0)
+        raise FormatError("longer than 5000 bytes", reason="too_large", offset=0)
 
 
-def few_items(data: bytes) -> int:
-    """Refuse what has many zeros, when they have been read."""
+def reject_many_items(data: bytes) -> int:
+    """Reject more than 6000 zeros after reading."""
     if (count := data.count(b"\0")) > 6000:
-        raise FormatError("more than 6,000 items", offset=0)
+        raise FormatError("more than 6000 items", reason="too_many", offset=0)
     return count
 
 
-def nothing(data: bytes) -> None:
-    """Refuse whatever comes."""
-    raise FormatError(f"{len(data)} bytes, over 0", offset=0)
+def reject_any_size(data: bytes) -> None:
+    """Reject any input as too large."""
+    raise FormatError(f"{len(data)} bytes, over 0", reason="too_large", offset=0)
 
 
-def broken(data: bytes) -> None:
-    """Refuse what comes for what it is."""
-    raise FormatError(f"not one of at most {data.count(0)} bits", offset=0)
+def reject_content(data: bytes) -> None:
+    """Reject any input for its content."""
+    raise FormatError(f"not one of {data.count(0)} bits", reason="wrong_value", offset=0)
 
 
 ZEROS = repeated(b"\0", b"ab")
 
 
-@pytest.mark.parametrize(("read", "size"), [(few_bytes, 4998), (few_items, 6000), (nothing, 0)])
-def test_the_largest_is_read_and_a_larger_is_not(
-    read: Callable[[bytes], object], size: int
-) -> None:
-    """Whether bytes are bounded or what they say, and whether before or behind reading them."""
+@pytest.mark.parametrize(
+    ("read", "size"), [(reject_many_bytes, 4998), (reject_many_items, 6000), (reject_any_size, 0)]
+)
+def test_largest_finds_size_limit(read: Callable[[bytes], object], size: int) -> None:
+    """Limits on bytes and on items are found, whether checked before or after reading."""
     parser = Parser(read, {}, 0, 0)
     assert largest(parser, ZEROS, 10_000) == size
     assert enters(parser, ZEROS(size)) is (size > 0)
     assert not enters(parser, ZEROS(size + 1))
 
 
-def test_what_is_wrong_in_itself_is_read() -> None:
-    """However large it is, the error is another one; or there is none."""
-    assert largest(Parser(broken, {}, 0, 0), ZEROS, 10_000) == 9998
-    assert largest(Parser(few_items, {}, 0, 0), repeated(b"a"), 10_000) == 10_000
-    assert not refusal(Parser(few_items, {}, 0, 0), b"a")
+def test_largest_ignores_other_errors() -> None:
+    """Input that is rejected for its content, or accepted, counts as read."""
+    assert largest(Parser(reject_content, {}, 0, 0), ZEROS, 10_000) == 9998
+    assert largest(Parser(reject_many_items, {}, 0, 0), repeated(b"a"), 10_000) == 10_000
+    assert not refusal(Parser(reject_many_items, {}, 0, 0), b"a")
 
 
 @pytest.mark.parametrize(
@@ -64,33 +64,30 @@ def test_what_is_wrong_in_itself_is_read() -> None:
         (lambda size: bytes(min(size, 300) + 2000), 0),
     ],
 )
-def test_shapes_are_as_long_as_they_may_be(make: Shape, size: int) -> None:
-    """Whatever stands around them; one that ends at a count is asked for no more."""
+def test_shortened_finds_size_of_shape(make: Shape, size: int) -> None:
+    """The size accounts for fixed parts and for shapes with a maximum."""
     assert shortened(make, 1000) == size
 
 
-def planted(read: Callable[[bytes], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have only this reader measured."""
+def replace_parsers(read: Callable[[bytes], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the measured parsers by this one."""
     parser = Parser(read, {"zeros": ZEROS}, 0, 0, 50_000)
     monkeypatch.setattr(growth_hostile, "PARSERS", {"planted": parser})
 
 
-def test_a_cost_is_that_of_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not that of what is refused, which is a longer input and costs next to nothing."""
-    planted(few_bytes, monkeypatch)
+def test_measure_uses_largest_input_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost is measured with the largest input that is read, not with a rejected one."""
+    replace_parsers(reject_many_bytes, monkeypatch)
     monkeypatch.setattr(growth_hostile, "_slope", lambda _parser, _inputs: 1.0)
     assert growth_hostile.measure("planted").size == 5000
 
 
-@pytest.mark.parametrize("read", [nothing, broken])
-def test_a_refusal_is_no_measurement(
+@pytest.mark.parametrize("read", [reject_any_size, reject_content])
+def test_measure_of_rejected_input_fails(
     read: Callable[[bytes], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The generator fails, and writes no row, where all is refused for its size.
-
-    Or for something else, at once: then larger input costs no more.
-    """
-    planted(read, monkeypatch)
+    """Measuring fails if all input is rejected early."""
+    replace_parsers(read, monkeypatch)
     monkeypatch.setattr(growth_hostile, "_slope", lambda _parser, _inputs: 0.1)
     with pytest.raises(ValueError, match="planted did not read 50000 bytes of 'zeros'"):
         growth_hostile.measure("planted")

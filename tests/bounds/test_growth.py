@@ -1,7 +1,7 @@
-"""What a reader does for hostile input grows with its size and no faster, and is bounded.
+"""Tests that the cost of hostile input grows at most linearly, within a bound per byte.
 
-Nothing is timed: lines of Python and allocated bytes are counted, whatever else the machine does.
-What C code does is not seen here: `python -m benchmarks.growth_hostile` measures that.
+Executed lines of Python and allocated bytes are counted, which is independent of load.
+C code is not counted here: `python -m benchmarks.growth_hostile` measures it.
 """
 
 import sys
@@ -15,21 +15,19 @@ from tests.bounds.fitting import largest
 from tests.bounds.parsers import CASES, PARSERS, Case, Parser, run
 from tests.bounds.shapes import repeated
 
-SMALL = (512, 1024, 2048)  # bytes, each twice the one before
+SMALL = (512, 1024, 2048)  # bytes, doubling
 LARGE = (4096, 8192, 16_384)
 MEMORY_SIZE = 65_536
-FASTER = 1.25  # times what a further byte costs may grow from size to size; twice is quadratic
-ANY = (
-    128 * 1024
-)  # bytes that any call may take: caches of the interpreter and of regular expressions
+FASTER = 1.25  # maximum growth of the cost per byte when the size doubles; 2 is quadratic
+ANY = 128 * 1024  # bytes, for caches of the interpreter and of regular expressions
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.parser}: {case.shape}")
 
 
 def check_lines(parser: Parser, case: Case, sizes: tuple[int, int, int]) -> None:
-    """Count at three sizes: what a further byte costs is bounded, and does not grow."""
+    """Check at three sizes that the cost of an additional byte is bounded and does not grow."""
     inputs = [case.make(min(size * parser.least, parser.most)) for size in sizes]
-    run(parser, inputs[0])  # what is made once is made
+    run(parser, inputs[0])  # fill caches
     points = [(len(data), lines(partial(run, parser, data))) for data in inputs]
     (a, first), (b, second), (c, third) = points
     assert third <= parser.steps * c + 1000, case
@@ -39,7 +37,7 @@ def check_lines(parser: Parser, case: Case, sizes: tuple[int, int, int]) -> None
 
 
 def check_memory(parser: Parser, case: Case, size: int) -> None:
-    """Count what is allocated at the most, also where so much would be refused for that."""
+    """Check allocated bytes at the largest size, and at the largest that is read."""
     most = min(size, parser.most)
     for amount in {most, largest(parser, case.make, most)}:
         data = case.make(amount)
@@ -55,8 +53,8 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_lines(name: str) -> None:
-    """A first look at every shape."""
+def test_parser_lines_grow_linearly(name: str) -> None:
+    """Executed lines grow linearly for small input of every shape."""
     for case in CASES:
         if case.parser == name:
             check_lines(PARSERS[name], case, SMALL)
@@ -64,20 +62,20 @@ def test_lines(name: str) -> None:
 
 @pytest.mark.slow
 @each_case
-def test_more_lines(case: Case) -> None:
-    """The same where constants no longer show."""
+def test_parser_lines_grow_linearly_for_large_input(case: Case) -> None:
+    """Executed lines grow linearly for large input, where constant costs are negligible."""
     check_lines(PARSERS[case.parser], case, LARGE)
 
 
 @pytest.mark.slow
 @each_case
-def test_memory(case: Case) -> None:
-    """A byte of input takes so many bytes."""
+def test_parser_memory_is_bounded(case: Case) -> None:
+    """Allocated bytes per byte of input are bounded."""
     check_memory(PARSERS[case.parser], case, MEMORY_SIZE)
 
 
 def quadratic(data: bytes) -> int:
-    """Compare each byte with all before it."""
+    """Compare each byte with all earlier bytes."""
     found = 0
     for at in range(len(data)):
         for before in range(at):
@@ -86,7 +84,7 @@ def quadratic(data: bytes) -> int:
 
 
 def steady(data: bytes) -> int:
-    """Look at each byte once."""
+    """Read each byte once."""
     found = 0
     for byte in data:
         found += byte
@@ -94,7 +92,7 @@ def steady(data: bytes) -> int:
 
 
 def hoard(data: bytes) -> list[bytes]:
-    """Keep a copy of all that is left at every 256th byte."""
+    """Copy the rest at every 256th byte."""
     return [data[at:] for at in range(0, len(data), 256)]
 
 
@@ -104,24 +102,24 @@ ZEROS = Case("planted", "zeros", repeated(b"\0"))
 @pytest.mark.parametrize(
     ("read", "steps", "sizes"), [(quadratic, 10**9, (128, 256, 512)), (steady, 1, SMALL)]
 )
-def test_a_planted_loop_is_found(
+def test_check_lines_detects_expensive_reader(
     read: Callable[[bytes], object], steps: int, sizes: tuple[int, int, int]
 ) -> None:
-    """One that is quadratic, whatever a byte may cost; a linear one where it costs too much."""
+    """A quadratic reader fails the check, and so does a linear one over its bound."""
     with pytest.raises(AssertionError):
         check_lines(Parser(read, {}, 1, steps), ZEROS, sizes)
 
 
-def test_a_planted_hoard_is_found() -> None:
-    """What is kept is counted; what is linear and within its bound passes both checks."""
+def test_check_memory_detects_copies() -> None:
+    """Retained copies fail the check; a linear reader within its bound passes both checks."""
     with pytest.raises(AssertionError):
         check_memory(Parser(hoard, {}, 10, 1), ZEROS, MEMORY_SIZE)
     check_memory(Parser(steady, {}, 10, 1), ZEROS, MEMORY_SIZE)
     check_lines(Parser(steady, {}, 10, 3), ZEROS, SMALL)
 
 
-def test_counting_leaves_no_trace() -> None:
-    """A debugger's or a coverage's own trace is there again."""
+def test_lines_restores_trace_function() -> None:
+    """The trace function of a debugger or coverage tool is restored."""
     before = sys.gettrace()
     assert lines(lambda: steady(b"abc")) >= 6
     assert sys.gettrace() is before

@@ -1,4 +1,4 @@
-"""Signed verdicts made to be dear: what anybody may send, and what only a key's holder can."""
+"""Expensive EARs: unsigned ones, that any client can send, and signed ones."""
 
 from typing import Final
 
@@ -12,32 +12,32 @@ __all__ = ["COSE", "JWT", "KEY_SET", "read"]
 
 
 def read(data: bytes) -> None:
-    """Read a verdict, whatever it is fresh for."""
+    """Verify an EAR without a nonce."""
     verify_ear(data, ears.ED25519.public, nonce=None, now=ears.NOW)
 
 
 def _header(shape: Shape) -> Shape:
-    """Return JWTs with that header, which nobody signed."""
+    """Return unsigned JWTs with that header."""
     return lambda size: to_base64url(shape(size)).encode() + b".e30." + b"A" * 86
 
 
 def _claims(shape: Shape, before: bytes = b"", after: bytes = b"") -> Shape:
-    """Return JWTs that are signed, with those claims."""
-    return lambda size: ears.jwt_of({"alg": "EdDSA"}, before + shape(size) + after)
+    """Return signed JWTs with those claims."""
+    return lambda size: ears.create_jwt({"alg": "EdDSA"}, before + shape(size) + after)
 
 
 def _cose_header(shape: Shape) -> Shape:
-    """Return COSE_Sign1 that nobody signed, with that header in deterministic form."""
-    return lambda size: ears.cose_of(shape(size), {})
+    """Return unsigned COSE_Sign1 with that protected header, in deterministic encoding."""
+    return lambda size: ears.create_cose(shape(size), {})
 
 
 def _cose_claims(shape: Shape, before: bytes = b"", after: bytes = b"") -> Shape:
-    """Return COSE_Sign1 that is signed, with those claims."""
-    return lambda size: ears.cose_of({1: -8}, before + shape(size) + after)
+    """Return signed COSE_Sign1 with those claims."""
+    return lambda size: ears.create_cose({1: -8}, before + shape(size) + after)
 
 
 def _tagged(shape: Shape) -> Shape:
-    """Return what begins as COSE_Sign1 does."""
+    """Return data with the tag of COSE_Sign1."""
     return lambda size: b"\xd2" + shape(size)
 
 
@@ -52,7 +52,7 @@ _RESULT: Final = b'{"tdx":{"ear.trustworthiness-vector":'
 
 
 def _entries(size: int) -> bytes:
-    """Return the entries of a CBOR map: small numbers under large ones, at most 4,096."""
+    """Return the entries of a CBOR map, at most 4,096, with integer keys."""
     count = min(size // 4 + 1, 4096)
     numbers = [b"\x19" + (1000 + number).to_bytes(2, "big") + b"\0" for number in range(count)]
     return b"\xb9" + count.to_bytes(2, "big") + b"".join(numbers)

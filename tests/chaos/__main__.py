@@ -1,7 +1,7 @@
-"""Do every fault in its full form, write the record and the table: `make chaos`.
+"""Run every fault in its full form, and write record and table: `make chaos`.
 
-With names of scenarios, or with --short, nothing is written. What cannot be done on this machine is
-in the record with the reason; a scenario that falls short ends it all with 1, and no record.
+With names of scenarios, or with --short, nothing is written. Scenarios that this machine cannot run
+are recorded with the reason; a failing scenario ends the run with status 1, without a record.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tests.records import write_record
 
 
 def main() -> int:
-    """Return 0 if the server held in every scenario."""
+    """Return 0 if the server passes every scenario."""
     parser = argparse.ArgumentParser(description="Let things go wrong around a running server.")
     parser.add_argument("--short", action="store_true", help="a few seconds each; no record")
     parser.add_argument("scenario", nargs="*", help="names, or parts of them; no record")
@@ -45,7 +45,7 @@ def _do(one: Scenario, form: Form) -> dict[str, Any]:
         return {"fault": one.fault, "skipped": why}
     begin = time.monotonic()
     found: dict[str, Any] = {"fault": one.fault, "failed": True}
-    with Keeping(only=Exception) as kept:  # the others are done all the same
+    with Keeping(only=Exception) as kept:  # the other scenarios run nevertheless
         result = one.run(form)
         assert result["lost"] == 0, f"{result['lost']} acknowledged events are lost"
         found = {"fault": one.fault, **result}
@@ -61,7 +61,7 @@ def _tell(line: str) -> None:
 
 
 def _write_table(text: str) -> None:
-    import json  # late: only the whole run writes
+    import json  # lazy: only the full run writes
 
     DOCUMENT.write_text(with_table(DOCUMENT.read_text("utf-8"), json.loads(text)), "utf-8")
 

@@ -1,8 +1,7 @@
-"""Clients that keep asking a server while something goes wrong, and a ledger of what they saw.
+"""Clients that send requests during a fault, and a ledger of the responses.
 
-Each method has a client of its own, on a connection that it keeps as long as it lives. What a
-client may hold the server to is checked at once: a quote must be explained by its log, and the log
-must have every event that was acknowledged before the quote was asked for.
+Each method has a client of its own, on a persistent connection. Promises are checked at once: a
+quote must match its log, and the log must have every event acknowledged before the request.
 """
 
 import http.client
@@ -18,51 +17,51 @@ from tests.keeping import Keeping
 from tests.serve.client import Answer, Connection
 from tests.serve.server import Server
 
-__all__ = ["Clients", "Ledger", "Seen"]
+__all__ = ["Clients", "Ledger", "RequestOutcome"]
 
-PATIENCE: Final = 150.0  # seconds for an answer; a server may be stopped for a minute
-_PAUSE: Final = 0.05  # between two requests of a client
-_BEGINS: Final = "chaos-"  # the names of our events
+TIMEOUT: Final = 150.0  # s for a response; a server may be stopped for a minute
+_PAUSE: Final = 0.05  # s between two requests of a client
+_BEGINS: Final = "chaos-"  # prefix of the names of events
 
 
-class Seen(NamedTuple):
-    """One request: when, in seconds of `time.monotonic`, and what came of it."""
+class RequestOutcome(NamedTuple):
+    """One request with its times, in seconds of `time.monotonic`, and its outcome."""
 
     method: str
     begin: float
     end: float
-    status: int  # 0: no answer
-    text: str  # what the error says
+    status: int  # 0: no response
+    text: str  # text of the error
 
 
 class Ledger:
-    """What the clients saw and what they were promised; any thread may write."""
+    """Responses and promises to the clients; any thread may write."""
 
     def __init__(self) -> None:
-        self.seen: list[Seen] = []
+        self.seen: list[RequestOutcome] = []
         self.acknowledged: list[str] = []
-        self.refused: dict[str, str] = {}  # by event what the client was told
-        self.wrong: list[str] = []  # answers of status 200 that were not true
+        self.refused: dict[str, str] = {}  # error text by event
+        self.wrong: list[str] = []  # incorrect responses of status 200
 
-    def outcome(self, begin: float, end: float) -> list[Seen]:
-        """Return the requests that were under way between two moments."""
+    def outcome(self, begin: float, end: float) -> list[RequestOutcome]:
+        """Return the requests that overlap an interval."""
         return [seen for seen in self.seen[:] if seen.end > begin and seen.begin < end]
 
     def lost(self, names: list[str]) -> set[str]:
-        """Return the events that were acknowledged and are not in a log of these names."""
+        """Return the acknowledged events that are missing from a log of these names."""
         return set(self.acknowledged) - set(names)
 
     def check_events(self, names: list[str]) -> int:
-        """Hold what a log has to what was promised; return how many events it has besides.
+        """Check a log against the promises; return its number of other events.
 
-        What it has not, `lost` tells.
+        Missing events are given by `lost`.
 
         Args:
             names: Of all events that the app emitted.
 
         Raises:
-            AssertionError: An acknowledged event is there twice or out of order; or an event is
-                there of which the client was told that nothing was changed.
+            AssertionError: If an acknowledged event is duplicated or out of order, or an event is
+                in the log although its error said that nothing was changed.
         """
         ours = [name for name in names if name.startswith(_BEGINS)]
         assert len(ours) == len(set(ours)), "an event is in the log twice"
@@ -72,21 +71,23 @@ class Ledger:
         assert found == kept, "an acknowledged event is out of order"
         more = [name for name in ours if name not in promised]
         for name in more:
-            told = self.refused[name]
-            assert "nothing was changed" not in told, f"{name} is in the log, but: {told}"
+            text = self.refused[name]
+            assert "nothing was changed" not in text, f"{name} is in the log, but: {text}"
         return len(more)
 
 
-class _Patient(Connection):
+class _SlowConnection(Connection):
     def connect(self) -> None:
         super().connect()
-        self.sock.settimeout(PATIENCE)
+        self.sock.settimeout(TIMEOUT)
 
 
 class _Client(threading.Thread):
-    """Asks for one thing again and again."""
+    """Repeats one request."""
 
-    def __init__(self, what: str, place: str, ask: Callable[[_Patient], Seen]) -> None:
+    def __init__(
+        self, what: str, place: str, ask: Callable[[_SlowConnection], RequestOutcome]
+    ) -> None:
         super().__init__(name=f"chaos-{what}", daemon=True)
         self.ending = threading.Event()
         self.failure: BaseException | None = None
@@ -94,12 +95,12 @@ class _Client(threading.Thread):
         self._ask = ask
 
     def run(self) -> None:
-        connection = _Patient(self._place)
-        with Keeping() as kept:  # it is raised by whoever ends us
+        connection = _SlowConnection(self._place)
+        with Keeping() as kept:  # raised by the thread that stops the client
             while not self.ending.is_set():
                 if self._ask(connection).status == 0:
                     connection.close()
-                    connection = _Patient(self._place)
+                    connection = _SlowConnection(self._place)
                 self.ending.wait(_PAUSE)
         self.failure = kept.error
         connection.close()
@@ -107,12 +108,12 @@ class _Client(threading.Thread):
 
 @final
 class Clients:
-    """The clients of one server, a thread for each thing that is asked for.
+    """The clients of one server, a thread for each kind of request.
 
     Args:
-        server: Whom they ask.
-        without: What is not asked for.
-        get: More that is asked for at the external listener: path by name.
+        server: The server.
+        without: Requests to omit.
+        get: Additional GET requests to the external listener: path by name.
     """
 
     def __init__(
@@ -121,11 +122,14 @@ class Clients:
         self.ledger = Ledger()
         self._number = 0
         self._first: dict[str, object] = {}
-        asks: dict[str, tuple[str, Callable[[_Patient], Seen]]] = {
+        asks: dict[str, tuple[str, Callable[[_SlowConnection], RequestOutcome]]] = {
             "GetQuote": (server.dstack, self._get_quote),
             "EmitEvent": (server.dstack, self._emit),
-            "GetKey": (server.dstack, lambda c: self._same(c, "GetKey", {"path": "a"}, "key")),
-            "Info": (server.dstack, lambda c: self._same(c, "Info", {}, "app_id")),
+            "GetKey": (
+                server.dstack,
+                lambda c: self._get_constant(c, "GetKey", {"path": "a"}, "key"),
+            ),
+            "Info": (server.dstack, lambda c: self._get_constant(c, "Info", {}, "app_id")),
         }
         for name, path in {"/metrics": "/metrics", **(get or {})}.items():
             asks[name] = (server.url, partial(self._get, name=name, path=path))
@@ -141,16 +145,20 @@ class Clients:
         for thread in self._threads:
             thread.ending.set()
         for thread in self._threads:
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
         for thread in self._threads:
             if thread.failure is not None:
                 raise thread.failure
         assert not any(thread.is_alive() for thread in self._threads), "a client hangs"
 
     def wait_until(
-        self, what: str, enough: Callable[[list[Seen]], bool], begin: float, patience: float = 60
+        self,
+        what: str,
+        enough: Callable[[list[RequestOutcome]], bool],
+        begin: float,
+        patience: float = 60,
     ) -> float:
-        """Wait until the requests that began after a moment are as wanted; return when it was."""
+        """Wait until the requests since `begin` meet a condition; return the time."""
         end = time.monotonic() + patience
         while not enough([seen for seen in self.ledger.seen[:] if seen.begin >= begin]):
             for thread in self._threads:
@@ -160,14 +168,16 @@ class Clients:
             time.sleep(0.01)
         return time.monotonic()
 
-    def answered(self, found: list[Seen], least: int = 1) -> bool:
-        """Tell whether everything that is asked for was answered well, as often as that."""
+    def answered(self, found: list[RequestOutcome], least: int = 1) -> bool:
+        """Return whether every kind of request was answered at least `least` times."""
         good = [seen.method for seen in found if seen.status == 200]
         return all(good.count(name) >= least for name in self.names)
 
-    # -- what they ask -------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------
 
-    def _note(self, name: str, send: Callable[[], Answer]) -> tuple[Seen, Answer | None]:
+    def _send_and_time(
+        self, name: str, send: Callable[[], Answer]
+    ) -> tuple[RequestOutcome, Answer | None]:
         begin = time.monotonic()
         answer = None
         try:
@@ -175,47 +185,51 @@ class Clients:
             status, text = answer.status, "" if answer.status == 200 else _error(answer)
         except (OSError, http.client.HTTPException) as error:
             status, text = 0, f"no answer: {type(error).__name__}"
-        return Seen(name, begin, time.monotonic(), status, text), answer
+        return RequestOutcome(name, begin, time.monotonic(), status, text), answer
 
-    def _keep(self, seen: Seen) -> Seen:
+    def _record(self, seen: RequestOutcome) -> RequestOutcome:
         self.ledger.seen.append(seen)
         return seen
 
-    def _emit(self, connection: _Patient) -> Seen:
+    def _emit(self, connection: _SlowConnection) -> RequestOutcome:
         self._number += 1
         event = f"{_BEGINS}{self._number}"
         message = {"event": event, "payload": f"{self._number:08x}"}
-        seen, _ = self._note("EmitEvent", lambda: connection.call("EmitEvent", message))
+        seen, _ = self._send_and_time("EmitEvent", lambda: connection.call("EmitEvent", message))
         if seen.status == 200:
             self.ledger.acknowledged.append(event)
         else:
             self.ledger.refused[event] = seen.text
-        return self._keep(seen)
+        return self._record(seen)
 
-    def _get_quote(self, connection: _Patient) -> Seen:
+    def _get_quote(self, connection: _SlowConnection) -> RequestOutcome:
         promised = self.ledger.acknowledged[:]
         data = {"report_data": "77" * 64}
-        seen, answer = self._note("GetQuote", lambda: connection.call("GetQuote", data))
+        seen, answer = self._send_and_time("GetQuote", lambda: connection.call("GetQuote", data))
         if answer is not None and seen.status == 200:
             names = set(app_events(answer.json()))
             if missing := [name for name in promised if name not in names]:
                 self.ledger.wrong.append(f"a quote without {missing[:3]}, which were acknowledged")
-        return self._keep(seen)
+        return self._record(seen)
 
-    def _same(self, connection: _Patient, name: str, message: object, field: str) -> Seen:
-        seen, answer = self._note(name, lambda: connection.call(name, message))
+    def _get_constant(
+        self, connection: _SlowConnection, name: str, message: object, field: str
+    ) -> RequestOutcome:
+        seen, answer = self._send_and_time(name, lambda: connection.call(name, message))
         if answer is not None and seen.status == 200:
             value = answer.json()[field]
             if value != self._first.setdefault(name, value):
                 self.ledger.wrong.append(f"{name} has another {field}")
-        return self._keep(seen)
+        return self._record(seen)
 
-    def _get(self, connection: _Patient, name: str, path: str) -> Seen:
-        return self._keep(self._note(name, lambda: connection.send_request("GET", path))[0])
+    def _get(self, connection: _SlowConnection, name: str, path: str) -> RequestOutcome:
+        return self._record(
+            self._send_and_time(name, lambda: connection.send_request("GET", path))[0]
+        )
 
 
 def app_events(answer: Any) -> list[str]:
-    """Return the names of what was emitted, of a quote and the log that must explain it."""
+    """Return the names of emitted events in a quote's log, which must match the quote."""
     log = EventLog.from_json(answer["event_log"])
     quote = Quote.parse(bytes.fromhex(answer["quote"]))
     log.check(quote)

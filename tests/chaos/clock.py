@@ -1,4 +1,4 @@
-"""The wall clock jumps, for the server alone: libfaketime stands between it and the system's."""
+"""The wall clock jumps for the server only, by libfaketime."""
 
 import subprocess
 import tempfile
@@ -29,7 +29,7 @@ def _missing() -> str:
 
 
 class _Clock:
-    """The file that says what time it is."""
+    """The file from which libfaketime reads the time."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "time"
@@ -53,7 +53,7 @@ class _Clock:
     "clock jumps", "by an hour, by years, before 1970, past 2038 and 2106, and back", _missing
 )
 def jumps(form: Form) -> dict[str, Any]:
-    """Everything is answered, no timer fires early, and none is late."""
+    """All requests are answered, and timers fire neither early nor late."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         clock = _Clock(Path(name))
         with running_server(environ=clock.environment()) as server, Trial(server) as trial:
@@ -69,7 +69,7 @@ def jumps(form: Form) -> dict[str, Any]:
 
 
 def _certificate_year(place: str) -> str:
-    """Return the year in which a certificate ends that is asked for now, or the error."""
+    """Return the year in which a newly issued certificate ends, or the error."""
     answer = call(place, "GetTlsKey", {"subject": "x"})
     if answer.status != 200:
         return str(answer.json()["error"])
@@ -85,7 +85,7 @@ def _certificate_year(place: str) -> str:
     _missing,
 )
 def collateral(form: Form) -> dict[str, Any]:
-    """Evidence is not believed by stale collateral, and is again when the clock is right."""
+    """Evidence is rejected with stale collateral, and accepted when the clock is correct again."""
     del form
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         clock = _Clock(Path(name))
@@ -98,13 +98,13 @@ def collateral(form: Form) -> dict[str, Any]:
                 Trial(server, Clients(server)) as trial,
             ):
                 evidence = call(agent.dstack, "GetQuote", {"report_data": "77"}).json()
-                verdicts = {"at first": _verdict(server.ready["verifier"], evidence)}
+                verdicts = {"at first": _verify(server.ready["verifier"], evidence)}
                 with trial.fault():
                     for jump in _JUMPS:
                         clock.set(_JUMPS[jump])
-                        verdicts[jump] = _verdict(server.ready["verifier"], evidence)
+                        verdicts[jump] = _verify(server.ready["verifier"], evidence)
                     clock.set("+0")
-                verdicts["at last"] = _verdict(server.ready["verifier"], evidence)
+                verdicts["at last"] = _verify(server.ready["verifier"], evidence)
                 trial.notes["verdicts"] = verdicts
     assert verdicts["at first"] == verdicts["at last"] == "valid", verdicts
     for jump in (
@@ -115,7 +115,7 @@ def collateral(form: Form) -> dict[str, Any]:
     return trial.result({})
 
 
-def _verdict(url: str, evidence: dict[str, str]) -> str:
+def _verify(url: str, evidence: dict[str, str]) -> str:
     fields = ("quote", "event_log", "vm_config")
     answer = call(url, "verify", {name: evidence[name] for name in fields}).json()
     return "valid" if answer["is_valid"] else str(answer["reason"])

@@ -1,4 +1,4 @@
-"""Thousands of connections at once, of strangers who say nothing, or half, or never read."""
+"""Thousands of concurrent connections that send nothing, half a request, or never read."""
 
 import contextlib
 import resource
@@ -12,10 +12,10 @@ from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import Trial
 from tests.serve.server import Server, running_server
 
-CROWD: Final = 5000  # all of them in the short form too: it takes seconds
+CROWD: Final = 5000  # also in the short form, which takes seconds
 _HEAD = b"%s HTTP/1.1\r\nHost: localhost\r\n"
 _HALF = _HEAD % b"POST /GetQuote" + b"Content-Type: application/json\r\nContent-Le"
-_UNREAD = (_HEAD % b"GET /openapi.json" + b"\r\n") * 20  # answers no buffer has room for
+_UNREAD = (_HEAD % b"GET /openapi.json" + b"\r\n") * 20  # responses too large for any buffer
 _SAYS = (b"", _HALF, *(b"", _HALF) * 14, _UNREAD)
 
 
@@ -24,7 +24,7 @@ def _missing() -> str:
     return "" if hard >= 12_000 or hard == resource.RLIM_INFINITY else f"ulimit -Hn is {hard}"
 
 
-def _raise_our_limit() -> None:
+def _raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < 12_000:
         resource.setrlimit(resource.RLIMIT_NOFILE, (12_000, hard))
@@ -38,30 +38,30 @@ def _connect(server: Server) -> socket.socket:
     return sock
 
 
-def _crowd(server: Server, count: int, stack: contextlib.ExitStack) -> list[socket.socket]:
-    """Connect so often, each saying one of three things and reading nothing."""
+def _connect_many(server: Server, count: int, stack: contextlib.ExitStack) -> list[socket.socket]:
+    """Open `count` connections; each sends one of three things, and reads nothing."""
     crowd = []
     for number in range(count):
         sock = stack.enter_context(_connect(server))
-        with contextlib.suppress(OSError):  # it may have been turned away already
+        with contextlib.suppress(OSError):  # it may have been rejected already
             sock.sendall(_SAYS[number % len(_SAYS)])
         crowd.append(sock)
     return crowd
 
 
-def _fates(crowd: list[socket.socket]) -> dict[str, int]:
-    """Return what became of strangers once the limits had their time: status, or how it ended."""
-    fates: Counter[str] = Counter()
+def _count_outcomes(crowd: list[socket.socket]) -> dict[str, int]:
+    """Return the outcomes of connections after the timeouts: status, or how they ended."""
+    outcomes: Counter[str] = Counter()
     for sock in crowd:
         sock.settimeout(20)
         try:
             data = sock.recv(1 << 16)
-            fates[data[9:12].decode() if data else "closed"] += 1
+            outcomes[data[9:12].decode() if data else "closed"] += 1
         except ConnectionError:
-            fates["closed"] += 1
+            outcomes["closed"] += 1
         except TimeoutError:
-            fates["still open"] += 1
-    return dict(fates)
+            outcomes["still open"] += 1
+    return dict(outcomes)
 
 
 @scenario(
@@ -70,7 +70,7 @@ def _fates(crowd: list[socket.socket]) -> dict[str, int]:
     _missing,
 )
 def crowd(form: Form) -> dict[str, Any]:
-    """The external listener is full; the app's own sockets do not notice."""
+    """The external listener is full; the app's own sockets are not affected."""
     del form
     return _crowded("256", without=("/metrics",))
 
@@ -81,13 +81,13 @@ def crowd(form: Form) -> dict[str, Any]:
     _missing,
 )
 def crowd_let_in(form: Form) -> dict[str, Any]:
-    """The external listener serves everybody."""
+    """The external listener serves all clients."""
     del form
     return _crowded("6000", without=())
 
 
 def _crowded(most: str, without: tuple[str, ...]) -> dict[str, Any]:
-    _raise_our_limit()
+    _raise_descriptor_limit()
     limits = (
         "--limit",
         f"connections={most}",
@@ -101,12 +101,12 @@ def _crowded(most: str, without: tuple[str, ...]) -> dict[str, Any]:
         clients = Clients(server, without=without)
         trial = outer.enter_context(Trial(server, clients, memory=160, threads=8))
         with trial.fault(), contextlib.ExitStack() as stack:
-            strangers = _crowd(server, CROWD, stack)
+            connections = _connect_many(server, CROWD, stack)
             begin = time.monotonic()
             trial.wait_answered("GetQuote", "EmitEvent", "GetKey", "Info", times=20)
             if not without:
                 trial.wait_answered("/metrics", since=begin)
-            trial.notes["strangers"] = _fates(strangers)
+            trial.notes["strangers"] = _count_outcomes(connections)
         outer.pop_all().close()
     assert not trial.notes["strangers"].get("still open"), trial.notes
     assert sum(trial.notes["strangers"].values()) == CROWD

@@ -1,7 +1,7 @@
 """Ways to damage a runtime log and the files beside it: named, deterministic, over 200.
 
-Each changes one folder in one way. What a way does is said by its name: the file, a colon, what
-happens to it, and where. Only what root alone can make or see is left out elsewhere.
+Each changes one folder in one way. Its name has the file, a colon, the damage and its place. Ways
+that only root can create or observe are omitted for other users.
 """
 
 import json
@@ -23,7 +23,7 @@ Edit: TypeAlias = Callable[[bytes], bytes]
 
 _FOREIGN: Final = b'{"event":"foreign","payload":"AA=="}\n'
 _GIB: Final = 1 << 30
-_PLACES: Final = {  # in a line: from its end where below 0, so that every line has them
+_PLACES: Final = {  # in a line; negative from its end, so that every line has them
     "brace": 0,
     "member": 2,
     "colon": 8,
@@ -44,14 +44,14 @@ _TO: Final[dict[str, Edit]] = {
 
 
 class Corruption(NamedTuple):
-    """One way; `apply` does it to a folder."""
+    """A corruption; `apply` damages a folder."""
 
     name: str
     apply: Change
 
 
 def corruptions() -> list[Corruption]:
-    """Return all ways, those of the log's content first."""
+    """Return all corruptions, those of the log's content first."""
     found = [
         *(Corruption(f"log: {name}", partial(_edit, edit)) for name, edit in _edits()),
         *(Corruption(name, apply) for name, apply in _files()),
@@ -61,7 +61,7 @@ def corruptions() -> list[Corruption]:
     return found
 
 
-# -- what is in the log ----------------------------------------------------------------------------
+# -- content of the log ----------------------------------------------------------------------------
 
 
 def _edit(edit: Edit, folder: Path) -> None:
@@ -169,10 +169,10 @@ _WHOLE: Final[dict[str, Edit]] = {
 }
 
 
-# -- what is in the place of files -----------------------------------------------------------------
+# -- replaced files --------------------------------------------------------------------------------
 
 
-def _gone(path: Path) -> None:
+def _delete(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
@@ -183,7 +183,7 @@ def _replaced(make: Change, path: Path) -> None:
 
 def _socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
-        fd = os.open(path.parent, os.O_RDONLY)  # for the path of a socket has little room
+        fd = os.open(path.parent, os.O_RDONLY)  # a socket's path has a small limit
         sock.bind(f"/proc/self/fd/{fd}/{path.name}")
         os.close(fd)
 
@@ -194,7 +194,7 @@ def _sparse(path: Path) -> None:
 
 
 def _copy(path: Path) -> None:
-    """The same bytes in a file of another inode."""
+    """Replace a file by a copy with another inode."""
     data = path.read_bytes() if path.exists() else b""
     new = path.with_suffix(".copy")
     new.write_bytes(data)
@@ -208,7 +208,7 @@ def _linked(path: Path) -> None:
 
 
 _IN_PLACE: Final[dict[str, Change]] = {
-    "removed": _gone,
+    "removed": _delete,
     "emptied": lambda path: path.write_bytes(b""),
     "noise": lambda path: path.write_bytes(bytes(range(128, 256))),
     "1 GiB, sparse": _sparse,
@@ -253,20 +253,20 @@ def _to_file(name: str, change: Change, folder: Path) -> None:
 
 
 def _flip_unseen(folder: Path) -> None:
-    """Change a byte, and set the times back: size, inode and mtime are as before."""
+    """Change a byte, and restore the times: size, inode and mtime are unchanged."""
     before = (folder / LOG).stat()
     _edit(partial(_at, "last", _PLACES["payload"], _TO["lowest bit flipped"]), folder)
     os.utime(folder / LOG, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _old_copy(folder: Path) -> None:
-    """The log as it was before the last event, as a backup has it."""
+    """Restore the log of before the last event, as a backup does."""
     data = (folder / LOG).read_bytes()
     (folder / "backup").write_bytes(b"".join(data.splitlines(keepends=True)[:-1]))
     (folder / "backup").replace(folder / LOG)
 
 
-def _all_gone(folder: Path) -> None:
+def _delete_all(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name.startswith("runtime_event"):
             path.unlink()
@@ -275,7 +275,7 @@ def _all_gone(folder: Path) -> None:
 _FOLDER: Final[dict[str, Change]] = {
     "a byte changed and the times set back": _flip_unseen,
     "an old copy of the log put back": _old_copy,
-    "all files of the log removed": _all_gone,
+    "all files of the log removed": _delete_all,
     "files of somebody else": lambda folder: (folder / "README").write_text("hello"),
     "a second name for the log": lambda folder: os.link(folder / LOG, folder / "second"),
     "its own copy inside": lambda folder: shutil.copytree(

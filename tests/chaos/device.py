@@ -1,4 +1,4 @@
-"""The device below the server: its files vanish and come back, its driver hangs and goes on."""
+"""Faults of the device below the server: missing files, a missing driver, a hanging driver."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import Trial
-from tests.rigs.emulator import missing as no_fuse
+from tests.rigs.emulator import missing_for_fuse as no_fuse
 from tests.rigs.system import AppFiles, System, system
 
 _PLACES: Final = ("/sys/kernel/config", "/sys/devices/virtual/misc/tdx_guest", "/dev/tdx_guest")
@@ -22,7 +22,7 @@ def _options(guest: System) -> tuple[str, ...]:
     return ("--backend", "configfs_tsm", "--measure-app", *app.options)
 
 
-def _mounts(guest: System, *words: str) -> None:
+def _run_mount(guest: System, *words: str) -> None:
     done = guest.run(*words)
     assert done.returncode == 0, done.stderr
 
@@ -33,7 +33,7 @@ def _mounts(guest: System, *words: str) -> None:
     _missing,
 )
 def vanishes(form: Form) -> dict[str, Any]:
-    """What needs no device goes on; evidence is refused with the path that is missing."""
+    """Requests without device are answered; evidence is refused with the missing path."""
     with (
         system() as guest,
         guest.serving(*_options(guest)) as server,
@@ -41,19 +41,19 @@ def vanishes(form: Form) -> dict[str, Any]:
         trial.fault(),
     ):
         for place in _PLACES:
-            _mounts(guest, "umount", "-l", place)
+            _run_mount(guest, "umount", "-l", place)
         for method in ("GetQuote", "EmitEvent"):
             trial.wait_refused(method)
         trial.wait_answered("GetKey", "/metrics")
         trial.last(form.seconds(0.5, 5))
         for place in _PLACES:
-            _mounts(guest, "mount", "--bind", f"{guest.machine.root}{place}", place)
+            _run_mount(guest, "mount", "--bind", f"{guest.machine.root}{place}", place)
     return trial.result({"GetQuote": _ERRORS, "EmitEvent": _ERRORS}, {"Info": _ERRORS})
 
 
 @scenario("driver unloaded", "the TSM provider is gone until the machine has one again", _missing)
 def provider_leaves(form: Form) -> dict[str, Any]:
-    """The emulator takes it out of its tree, and puts it back."""
+    """The emulator removes the TSM provider, and restores it."""
     with (
         system() as guest,
         guest.serving(*_options(guest)) as server,
@@ -72,7 +72,7 @@ def provider_leaves(form: Form) -> dict[str, Any]:
     "driver hangs", "the process behind the device's files is stopped, then goes on", _missing
 )
 def hangs(form: Form) -> dict[str, Any]:
-    """Calls into it do not return; only who needs the device waits."""
+    """Calls to the device do not return; only requests that need it wait."""
     with (
         system() as guest,
         guest.serving(*_options(guest)) as server,

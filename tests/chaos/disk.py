@@ -1,4 +1,4 @@
-"""The disk below the server's files: full, failing, slow, read-only, gone."""
+"""Faults of the disk below the server's files: full, failing, slow, read-only, missing."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ from tests.chaos.clients import app_events
 from tests.chaos.faulty_folder import Disk, faulty_folder
 from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import Trial
-from tests.rigs.emulator import missing
+from tests.rigs.emulator import missing_for_fuse
 from tests.serve.client import Connection, call
 from tests.serve.server import Server, running_server
 
@@ -25,12 +25,12 @@ _ORDINARY = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
 
 def is_root() -> str:
-    """Return why a server cannot be started without root's rights here, nothing if it can."""
+    """Return why a server cannot run without root's capabilities here; empty if it can."""
     return "" if os.geteuid() == 0 else "an ordinary user cannot give rights away"
 
 
 def needs_mount() -> str:
-    """Return why no file system can be mounted here, nothing if one can."""
+    """Return why no file system can be mounted here; empty if one can."""
     return "" if os.geteuid() == 0 else "only root mounts a tmpfs"
 
 
@@ -51,14 +51,14 @@ def _run(*words: str) -> None:
 
 @contextlib.contextmanager
 def keeping_state(folder: Path) -> Iterator[Server]:
-    """Run a simulator that keeps its registers and its runtime log in a folder."""
+    """Run a simulator that stores registers and runtime log in a folder."""
     with running_server("--state-dir", str(folder)) as server:
         yield server
 
 
 @contextlib.contextmanager
 def trial_on(folder: Path) -> Iterator[Trial]:
-    """Try a server that keeps its state in a folder; the next one must find there what it said."""
+    """Try a server with its state in a folder; the next one must find acknowledged events."""
     with keeping_state(folder) as server, Trial(server) as trial:
         yield trial
     with keeping_state(folder) as server:
@@ -68,7 +68,7 @@ def trial_on(folder: Path) -> Iterator[Trial]:
 
 
 def fill(folder: Path) -> Path:
-    """Write until there is no byte left; return the file that takes it all."""
+    """Fill the file system; return the file that occupies it."""
     path = folder / "ballast"
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         for size in (1 << 16, 1):
@@ -80,7 +80,7 @@ def fill(folder: Path) -> Path:
 
 @scenario("disk full", "the disk of the state folder has no byte left", needs_mount)
 def disk_full(form: Form) -> dict[str, Any]:
-    """Fill a tmpfs."""
+    """A tmpfs is full."""
     with (
         small_disk() as folder,
         trial_on(folder) as trial,
@@ -91,41 +91,42 @@ def disk_full(form: Form) -> dict[str, Any]:
         trial.wait_answered("GetQuote", "GetKey", "Info", "/metrics")
         trial.last(form.seconds(0.5, 5))
         ballast.unlink()
-    return trial.result({"EmitEvent": refused(errno.ENOSPC)})
+    return trial.result({"EmitEvent": create_error_pattern(errno.ENOSPC)})
 
 
-def refused(number: int) -> str:
-    """Return what a client may be told where the disk refuses with an errno.
+def create_error_pattern(number: int) -> str:
+    """Return the pattern of errors for an errno of the disk.
 
     Either nothing was changed, or the event is in RTMR3 and the next use of the log completes it.
     """
-    why = re.escape(os.strerror(number))
+    message = re.escape(os.strerror(number))
     return (
-        rf"cannot (write|read) the runtime log: \[Errno {number}\] {why}: '[^']+'(; nothing was "
-        r"changed|; RTMR3 was extended, and the next use of the log completes it: do not repeat)?"
-        rf"|the simulator cannot use \S+: {why}"
+        rf"runtime log: cannot (write|read): \[Errno {number}\] {message}: '[^']+'(; nothing was "
+        r"changed|; RTMR3 was extended, and the next use of the log records the event; do not "
+        r"repeat the call)?"
+        rf"|\S+: cannot be used: {message}"
     )
 
 
 @contextlib.contextmanager
 def faulty_disk() -> Iterator[tuple[Disk, Trial]]:
-    """Try a server while the disk below its state does as it is told; afterwards it is well."""
+    """Try a server while the disk of its state is faulty; the faults end with the block."""
     with faulty_folder() as disk, trial_on(disk.folder) as trial, trial.fault():
         yield disk, trial
         disk.set()
 
 
 def _failing(name: str, fault: str, operation: str, number: int, *, half: bool = False) -> None:
-    """Enter a scenario: one operation on the state folder fails with an errno."""
+    """Register a scenario: one operation on the state folder fails with an errno."""
 
-    @scenario(name, fault, missing)
+    @scenario(name, fault, missing_for_fuse)
     def run(form: Form) -> dict[str, Any]:
         with faulty_disk() as (disk, trial):
             disk.set(fail={operation: number}, half=half)
             trial.wait_for("EmitEvent", os.strerror(number), times=3)
             trial.wait_answered("GetQuote", "GetKey", "Info", "/metrics")
             trial.last(form.seconds(0.5, 5))
-        return trial.result({"EmitEvent": refused(number)})
+        return trial.result({"EmitEvent": create_error_pattern(number)})
 
 
 _failing(
@@ -136,34 +137,36 @@ _failing(
     half=True,
 )
 _failing("quota exceeded", "every write to the state folder is EDQUOT", "write", errno.EDQUOT)
-# What is written may never be there after a crash.
+# Written data may be lost after a crash.
 _failing("disk that cannot sync", "every fsync in the state folder is EIO", "fsync", errno.EIO)
 
 
 @scenario(
     "log that cannot be written",
     "writing to the runtime log alone is EIO, so that RTMR3 is extended before it fails",
-    missing,
+    missing_for_fuse,
 )
 def no_append(form: Form) -> dict[str, Any]:
-    """The worst moment: nothing can be taken back any more."""
+    """The append fails after RTMR3 was extended, which cannot be undone."""
     with faulty_disk() as (disk, trial):
         disk.set(fail={"write:runtime_events.log": errno.EIO})
         trial.wait_for("EmitEvent", "do not repeat")
         trial.wait_answered("GetKey")
         trial.last(form.seconds(0.5, 5))
     assert trial.notes["undecided"] >= 1, "what was extended is missing"
-    wanted = refused(errno.EIO)
+    expected = create_error_pattern(errno.EIO)
     failed = (
-        r"(Failed to get (quote|attestation): )?an earlier event is in RTMR3 and cannot be added "
-        rf"to the runtime log: \[Errno {errno.EIO}\] .*: '[^']+'; the next use of the log .*"
+        r"(Failed to get (quote|attestation): )?runtime log: cannot append an earlier event, which "
+        rf"is in RTMR3: \[Errno {errno.EIO}\] .*: '[^']+'; the next use of the log .*"
     )
-    return trial.result({"EmitEvent": f"{wanted}|{failed}", "GetQuote": failed}, {"Info": failed})
+    return trial.result({"EmitEvent": f"{expected}|{failed}", "GetQuote": failed}, {"Info": failed})
 
 
-@scenario("slow disk", "each open, write and fsync in the state folder takes 0.3 s", missing)
+@scenario(
+    "slow disk", "each open, write and fsync in the state folder takes 0.3 s", missing_for_fuse
+)
 def slow_disk(form: Form) -> dict[str, Any]:
-    """An event takes seconds; a key, and the page of figures, do not wait for it."""
+    """An event takes seconds; keys and metrics do not wait for it."""
     delay = form.seconds(0.1, 0.3)
     with faulty_disk() as (disk, trial):
         disk.set(delay=dict.fromkeys(("open", "write", "fsync"), delay))
@@ -177,9 +180,13 @@ def slow_disk(form: Form) -> dict[str, Any]:
     return result
 
 
-@scenario("slow disk while it stops", "as above, and SIGTERM while an event is under way", missing)
+@scenario(
+    "slow disk while it stops",
+    "as above, and SIGTERM while an event is under way",
+    missing_for_fuse,
+)
 def slow_stop(form: Form) -> dict[str, Any]:
-    """The event under way is answered, and is there when the server is started again."""
+    """The pending event is answered, and is in the log after the next start."""
     delay = form.seconds(0.05, 0.2)
     with faulty_folder() as disk:
         with keeping_state(disk.folder) as server:
@@ -209,7 +216,7 @@ def slow_stop(form: Form) -> dict[str, Any]:
     }
 
 
-# As a disk with errors ends; no command makes one read-only that a server has files on.
+# The state of a disk after errors; a mount with open files cannot be made read-only.
 _failing(
     "read-only state folder", "whatever changes the state folder is EROFS", "change", errno.EROFS
 )
@@ -221,7 +228,7 @@ _failing(
     is_root,
 )
 def no_rights(form: Form) -> dict[str, Any]:
-    """A server without root's right to pass over the modes of files."""
+    """A server without the capability to override file modes."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         folder = Path(name) / "state"
         options = ("--state-dir", str(folder))
@@ -235,34 +242,34 @@ def no_rights(form: Form) -> dict[str, Any]:
                 trial.last(form.seconds(0.5, 5))
                 folder.chmod(0o700)
                 log.chmod(0o600)
-    told = refused(errno.EACCES)
-    failed = rf"Failed to get (quote|attestation): ({told})"
-    return trial.result({"EmitEvent": told, "GetQuote": failed}, {"Info": failed})
+    expected = create_error_pattern(errno.EACCES)
+    failed = rf"Failed to get (quote|attestation): ({expected})"
+    return trial.result({"EmitEvent": expected, "GetQuote": failed}, {"Info": failed})
 
 
 _GONE = (
-    r"RTMR3 and the runtime log \S+, which is not there, disagree: .* unless the log can be put "
-    r"back as it was, only a reboot starts both anew"
+    r"runtime log \S+ \(missing\): does not match RTMR3: .*, then restore the log as it was, or "
+    r"reboot"
 )
-_NOT_WRITTEN = (  # it went between the look at it and the write
-    r"cannot write the runtime log: \[Errno 2\] No such file or directory: \S+; nothing was changed"
+_NOT_WRITTEN = (  # the folder disappeared between check and write
+    r"runtime log: cannot write: \[Errno 2\] No such file or directory: \S+; nothing was changed"
 )
 
 
 @scenario("state folder moved away", "the state folder has another name, and then its own again")
 def moved(form: Form) -> dict[str, Any]:
-    """The names in it lead nowhere, what was open in it stays open."""
+    """Names in the folder do not exist any more; open files stay open."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         folder, away = Path(name) / "state", Path(name) / "away"
         with trial_on(folder) as trial, trial.fault():
             folder.rename(away)
-            trial.wait_for("EmitEvent", "which is not there", times=3)
+            trial.wait_for("EmitEvent", "(missing)", times=3)
             trial.wait_answered("GetKey", "/metrics")
             trial.last(form.seconds(0.5, 5))
             if folder.exists():
                 shutil.rmtree(folder)
             away.rename(folder)
-    failed = r"Failed to get (quote|attestation): RTMR3 replays to .*"
+    failed = r"Failed to get (quote|attestation): RTMR3: the log replays to .*"
     emit = f"{_GONE}|{_NOT_WRITTEN}"
     return trial.result({"EmitEvent": emit, "GetQuote": failed}, {"Info": failed})
 
@@ -271,7 +278,7 @@ def moved(form: Form) -> dict[str, Any]:
     "log of the server fills its disk", "stderr and the access log lead to a full disk", needs_mount
 )
 def log_disk_full(form: Form) -> dict[str, Any]:
-    """What cannot be logged is dropped; nobody who asks is refused for it."""
+    """Log lines that cannot be written are dropped; no request fails for it."""
     with small_disk() as folder, tempfile.TemporaryDirectory(prefix="ak") as state:
         options = ("--state-dir", state, "--access-log")
         with (

@@ -1,4 +1,4 @@
-"""The container engine dies in the middle of a log that is followed, and comes back."""
+"""The container engine is killed while a log is followed, and started again."""
 
 import http.client
 import signal
@@ -9,7 +9,7 @@ from typing import Any
 from tests.chaos.clients import Clients
 from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import Trial
-from tests.rigs.docker_engine import missing, running_engine
+from tests.rigs.docker_engine import missing_for_docker, running_engine
 from tests.serve.client import Connection
 from tests.serve.server import environment, running_server
 
@@ -17,7 +17,7 @@ _WRITER = "while true; do echo line; sleep 0.05; done"
 
 
 class _Follower(threading.Thread):
-    """Follows a log to its end."""
+    """Follows a log until it ends."""
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
@@ -29,7 +29,7 @@ class _Follower(threading.Thread):
         assert self._response.status == 200
 
     def run(self) -> None:
-        """Count the lines until it ends, and remember how."""
+        """Count lines, and record how the log ended."""
         try:
             while line := self._response.readline():
                 self.lines += line.endswith(b"\n")
@@ -41,10 +41,12 @@ class _Follower(threading.Thread):
 
 
 @scenario(
-    "container engine dies", "dockerd is killed while logs are followed, and started anew", missing
+    "container engine dies",
+    "dockerd is killed while logs are followed, and started anew",
+    missing_for_docker,
 )
 def engine_dies(form: Form) -> dict[str, Any]:
-    """A stream ends, nobody hangs, and with the engine the logs are back."""
+    """Streams end, no follower hangs, and logs are available again with the engine."""
     with running_engine() as docker:
         docker.run("writer", _WRITER)
         environ = environment(DOCKER_HOST=docker.address)

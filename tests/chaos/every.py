@@ -1,4 +1,4 @@
-"""All scenarios: importing their modules enters them into the list."""
+"""All scenarios: importing their modules registers them."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ from tests.chaos import clock, connections, device, disk, engine, journal, pccs,
 __all__ = ["ALL", "MODULES"]
 
 MODULES: Final = (clock, connections, device, disk, engine, journal, pccs, process)
-ALL: Final = {  # by module, whichever was imported first
+ALL: Final = {  # by module, in a fixed order
     name: one
     for module in MODULES
     for name, one in scenarios.ALL.items()

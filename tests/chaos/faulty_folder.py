@@ -1,9 +1,9 @@
-"""A folder on FUSE that shows another one, slow or failing as it is told: for slow and bad disks.
+"""A FUSE folder that mirrors another one, with injectable delays and errors.
 
     with faulty_folder() as disk:
         disk.set(delay={"fsync": 2.0}, fail={"write": errno.EIO})
 
-The file system is a process of its own, so that a server that waits for it never waits for us.
+The file system is a separate process, so that a blocked server does not block the test.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _SAME = ("st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_blocks", "st_
 
 
 class Disk(NamedTuple):
-    """A mounted folder, and what it is told."""
+    """A mounted folder, and the control file of its faults."""
 
     folder: Path
     process: "subprocess.Popen[str]"
@@ -41,12 +41,12 @@ class Disk(NamedTuple):
         fail: Mapping[str, int] | None = None,
         half: bool = False,
     ) -> None:
-        """Say what is wrong from now on; nothing if nothing is said.
+        """Replace the current faults; without arguments, remove them.
 
         Args:
             delay: Seconds by operation: open, read, write, fsync, rename, getattr.
             fail: Errno by operation, by OPERATION:NAME for one file, or `change` for all changes.
-            half: Writes put half of the bytes before they fail.
+            half: Writes store half of the bytes before they fail.
         """
         new = self.control.with_suffix(".new")
         new.write_text(json.dumps({"delay": delay or {}, "fail": fail or {}, "half": half}))
@@ -54,7 +54,7 @@ class Disk(NamedTuple):
 
 
 class _Operations:
-    """What FUSE asks for, by the names that mfusepy looks for."""
+    """FUSE operations, by mfusepy's names."""
 
     use_ns = True
 
@@ -62,19 +62,19 @@ class _Operations:
         self._source, self._control = source, control
 
     def init_with_config(self, *_: object) -> None:
-        """Say that it is mounted."""
+        """Report that the folder is mounted."""
         sys.stdout.write("ready\n")
         sys.stdout.flush()
 
-    def _told(self, operation: str, path: str = "") -> bool:
-        """Wait and fail as told; return whether half is to be done before failing."""
-        told = json.loads(Path(self._control).read_bytes())
-        time.sleep(told["delay"].get(operation, 0))
-        fail = told["fail"]
+    def _apply_fault(self, operation: str, path: str = "") -> bool:
+        """Wait and fail as configured; return whether to write half before failing."""
+        faults = json.loads(Path(self._control).read_bytes())
+        time.sleep(faults["delay"].get(operation, 0))
+        fail = faults["fail"]
         if operation in _CHANGES:
             self._refuse(fail.get("change"))
         number = fail.get(operation) or fail.get(f"{operation}:{Path(path).name}")
-        if not told["half"]:
+        if not faults["half"]:
             self._refuse(number)
         return bool(number)
 
@@ -87,8 +87,8 @@ class _Operations:
         return self._source + path
 
     def getattr(self, path: str, _: int | None = None) -> dict[str, Any]:
-        """Return what stat says."""
-        self._told("getattr")
+        """Return the file's status."""
+        self._apply_fault("getattr")
         found = os.lstat(self._path(path))
         times = {name[:-3]: getattr(found, name) for name in _STATS}
         return {**{name: getattr(found, name) for name in _SAME}, **times}
@@ -99,75 +99,75 @@ class _Operations:
 
     def open(self, path: str, flags: int) -> int:
         """Open a file."""
-        self._told("open", path)
+        self._apply_fault("open", path)
         if flags & os.O_ACCMODE != os.O_RDONLY:
-            self._told("create")
+            self._apply_fault("create")
         return os.open(self._path(path), flags & ~os.O_APPEND)
 
     def create(self, path: str, mode: int) -> int:
-        """Make and open a file."""
-        self._told("open", path)
-        self._told("create")
+        """Create and open a file."""
+        self._apply_fault("open", path)
+        self._apply_fault("create")
         return os.open(self._path(path), os.O_RDWR | os.O_CREAT, mode)
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-        """Read a piece."""
+        """Read from a file."""
         del path
-        self._told("read")
+        self._apply_fault("read")
         return os.pread(fh, size, offset)
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
-        """Write a piece, or half of it: the next one then fails."""
-        if self._told("write", path):
+        """Write to a file, or half of the data: the next write then fails."""
+        if self._apply_fault("write", path):
             if len(data) < 2:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             data = data[: len(data) // 2]
         return os.pwrite(fh, data, offset)
 
     def truncate(self, path: str, length: int, _: int | None = None) -> None:
-        """Shorten a file."""
-        self._told("write")
+        """Truncate a file."""
+        self._apply_fault("write")
         os.truncate(self._path(path), length)
 
     def fsync(self, path: str, _: int, fh: int) -> None:
-        """Wait for the disk."""
+        """Synchronize a file."""
         del path
-        self._told("fsync")
+        self._apply_fault("fsync")
         os.fsync(fh)
 
     def fsyncdir(self, *_: object) -> None:
-        """Wait for the disk."""
-        self._told("fsync")
+        """Synchronize a folder."""
+        self._apply_fault("fsync")
 
     def flush(self, *_: object) -> None:
-        """Nothing is kept back."""
+        """Do nothing: writes are not buffered."""
 
     def release(self, _: str, fh: int) -> None:
         """Close a file."""
         os.close(fh)
 
     def rename(self, old: str, new: str) -> None:
-        """Give a file another name."""
-        self._told("rename")
+        """Rename a file."""
+        self._apply_fault("rename")
         Path(self._path(old)).replace(self._path(new))
 
     def unlink(self, path: str) -> None:
         """Remove a file."""
-        self._told("unlink")
+        self._apply_fault("unlink")
         Path(self._path(path)).unlink()
 
     def mkdir(self, path: str, mode: int) -> None:
-        """Make a folder."""
+        """Create a folder."""
         Path(self._path(path)).mkdir(mode)
 
     def chmod(self, path: str, mode: int) -> None:
-        """Change who may what."""
+        """Change a file's mode."""
         Path(self._path(path)).chmod(mode)
 
 
 @contextlib.contextmanager
 def faulty_folder() -> Iterator[Disk]:
-    """Mount a folder, with nothing wrong yet, until the end of the block."""
+    """Mount a folder without faults, until the end of the block."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         top = Path(name)
         for part in ("source", "disk"):
@@ -188,10 +188,10 @@ def faulty_folder() -> Iterator[Disk]:
 
 
 def _mount(top: str) -> None:
-    import mfusepy  # late: only this process needs it, and libfuse may be missing
+    import mfusepy  # lazy: only this process needs it, and libfuse may be missing
 
     operations = _Operations(f"{top}/source", f"{top}/control")
-    with contextlib.suppress(RuntimeError):  # which is how it ends when it is told to
+    with contextlib.suppress(RuntimeError):  # raised at unmount
         mfusepy.FUSE(
             operations,
             f"{top}/disk",

@@ -16,20 +16,20 @@ from tests.chaos.clients import app_events
 from tests.chaos.corruptions import Corruption, corruptions
 from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import plain
-from tests.rigs.emulator import missing
+from tests.rigs.emulator import missing_for_fuse
 from tests.rigs.system import AppFiles, system
 from tests.serve.client import Answer, call
 from tests.serve.server import SEED, Server, errors_in, run_to_end, running_server
 
 _DATA: Final = {"report_data": "77" * 64}
-# Every error has to name the file that is wrong; whoever reads it can then look.
-_CLEAR: Final = re.compile(r".*(runtime_event|/log/dstack|RTMR3 replays to).*")
-BETWEEN: Final = 5  # of so many ways one is done between two runs: each takes two starts
-_SPARSE: Final = 64 << 20  # bytes of a file that is more than a log
+# Every error must name the damaged file.
+_CLEAR: Final = re.compile(r".*(runtime_event|/log/dstack|RTMR3: the log replays to).*")
+BETWEEN: Final = 5  # every fifth way is also tried between two runs, which takes two starts
+_SPARSE: Final = 64 << 20  # bytes of a file that is too large for a log
 
 
 class _Files:
-    """What a folder held, to put it back."""
+    """A snapshot of a folder's files."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -40,7 +40,7 @@ class _Files:
         }
 
     def put_back(self, keep: frozenset[str]) -> None:
-        """Put all back but the names in `keep`, and remove what is new."""
+        """Restore all files but those in `keep`, and remove new ones."""
         for path in self._folder.iterdir():
             if path.name in keep or path.suffix in {".sock", ".pem"} or path.name == "stderr":
                 continue
@@ -48,7 +48,7 @@ class _Files:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         for name, data in self._data.items():
             path = self._folder / name
-            if name in keep or (path.exists() and _is(path, data)):
+            if name in keep or (path.exists() and _has_content(path, data)):
                 continue
             new = path.with_suffix(".back")
             new.write_bytes(data)
@@ -56,12 +56,12 @@ class _Files:
             new.replace(path)
 
 
-def _is(path: Path, data: bytes) -> bool:
+def _has_content(path: Path, data: bytes) -> bool:
     return path.stat().st_size == len(data) and path.read_bytes() == data
 
 
 class _Damage:
-    """The ways applied to one folder, and what each led to."""
+    """Corruptions applied to one folder, and their outcomes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -71,14 +71,14 @@ class _Damage:
         self.slowest = 0.0
 
     def emit(self, server: Server, name: str) -> Answer:
-        """Emit, and remember what was promised."""
+        """Emit an event, and record its acknowledgement."""
         answer = call(server.dstack, "EmitEvent", {"event": name, "payload": "00ff"})
         if answer.status == 200:
             self.acknowledged.append(name)
         return answer
 
     def check_well(self, server: Server) -> None:
-        """Require evidence with nothing but what was promised; count what is not there."""
+        """Require evidence with exactly the acknowledged events; record missing ones."""
         answer = call(server.dstack, "GetQuote", _DATA)
         assert answer.status == 200, answer.body
         names = app_events(answer.json())
@@ -86,9 +86,9 @@ class _Damage:
         assert names == [name for name in self.acknowledged if name not in self.lost]
 
     def use(self, server: Server, way: Corruption, number: int) -> frozenset[str]:
-        """Ask a server whose journal is damaged; return the names that must not be put back.
+        """Send requests to a server with a damaged journal; return the files not to restore.
 
-        It refuses with a clear error, or what it says is true: nothing in between.
+        Each request is refused with a clear error, or its response is correct.
         """
         before = _lines(self._folder / LOG)
         first = call(server.dstack, "GetQuote", _DATA)
@@ -99,7 +99,7 @@ class _Damage:
         for answer, names in ((first, promised), (second, self.acknowledged)):
             if answer.status == 200:
                 assert app_events(answer.json()) == names, way.name
-        texts = [_told(answer) for answer in (first, emitted, second)]
+        texts = [_get_text(answer) for answer in (first, emitted, second)]
         for text in filter(None, texts):
             assert _CLEAR.fullmatch(text), f"{way.name}: {text}"
         after = _lines(self._folder / LOG)
@@ -119,7 +119,7 @@ class _Damage:
         }
 
     def recovered(self, server: Server, way: Corruption) -> None:
-        """Require that all is well at once, as the files are what they were."""
+        """Require correct evidence at once after the files were restored."""
         begin = time.monotonic()
         try:
             self.check_well(server)
@@ -128,7 +128,7 @@ class _Damage:
         self.slowest = max(self.slowest, time.monotonic() - begin)
 
     def result(self, seconds: float) -> dict[str, Any]:
-        """Return what there is to tell."""
+        """Return the result."""
         counts = Counter(
             f"event {w['event']}, evidence {w['evidence']}" for w in self.ways.values()
         )
@@ -143,7 +143,7 @@ class _Damage:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """Return the lines of a log as long as it is one."""
+    """Return the lines of a log, if it is a regular file."""
     try:
         if not path.is_file() or path.is_symlink() or path.stat().st_size > _SPARSE:
             return []
@@ -152,7 +152,7 @@ def _lines(path: Path) -> list[bytes]:
         return []
 
 
-def _told(answer: Answer) -> str:
+def _get_text(answer: Answer) -> str:
     return "" if answer.status == 200 else str(answer.json()["error"])
 
 
@@ -178,7 +178,7 @@ def _simulated() -> Iterator[tuple[Server, Path]]:
 def _while_it_runs(
     running: Callable[[], contextlib.AbstractContextManager[tuple[Server, Path]]],
 ) -> dict[str, Any]:
-    """Do all ways, in the short form too: they take seconds where no server is started for each."""
+    """Try all ways, also in the short form, which needs no server start for each."""
     begin = time.monotonic()
     with running() as (server, folder):
         damage = _Damage(folder)
@@ -199,24 +199,24 @@ def _while_it_runs(
 @scenario(
     "journal corrupted, on hardware",
     "over 200 ways, each while a server on the emulated kernel runs",
-    missing,
+    missing_for_fuse,
 )
 def corrupted_on_hardware(form: Form) -> dict[str, Any]:
-    """Others may use this journal, so every request looks at it."""
+    """Other programs may use this journal, so that every request reads it."""
     del form
     return _while_it_runs(_on_hardware)
 
 
 @scenario("journal corrupted", "over 200 ways, each while a simulator runs that owns the journal")
 def corrupted(form: Form) -> dict[str, Any]:
-    """It knows its log as long as nothing fails, and looks before it writes."""
+    """The server caches its log while no request fails, and checks it before a write."""
     del form
     return _while_it_runs(_simulated)
 
 
 @scenario("journal corrupted between runs", "every fifth of the ways, before the server is started")
 def corrupted_between(form: Form) -> dict[str, Any]:
-    """It starts and refuses or tells the truth, or does not start and says why in one line."""
+    """The server starts and refuses or responds correctly, or exits with a one-line error."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         folder = Path(name)

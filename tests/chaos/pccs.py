@@ -1,4 +1,4 @@
-"""The PCCS dies while evidence is judged, hangs, and comes back."""
+"""The PCCS is killed or stopped during verifications, and started again."""
 
 import contextlib
 import os
@@ -13,8 +13,8 @@ from tests.serve.client import call
 from tests.serve.server import Server, running_server
 
 
-def _verdict(server: Server, evidence: dict[str, str]) -> str:
-    """Return what the verifier says: valid, or why not."""
+def _verify(server: Server, evidence: dict[str, str]) -> str:
+    """Return the verifier's result: valid, or the reason."""
     fields = ("quote", "event_log", "vm_config")
     answer = call(server.ready["verifier"], "verify", {name: evidence[name] for name in fields})
     found = answer.json()
@@ -33,7 +33,7 @@ def _verifier(agent: Server, pccs: str) -> Iterator[Server]:
 
 @scenario("PCCS dies", "the PCCS is killed, and another one started at its place")
 def dies(form: Form) -> dict[str, Any]:
-    """Evidence is refused for want of collateral, and judged as soon as there is a PCCS."""
+    """Evidence is rejected for missing collateral, and verified once a PCCS is available."""
     with contextlib.ExitStack() as stack:
         agent = stack.enter_context(running_server("--pccs", "127.0.0.1:0"))
         address = agent.ready["pccs"].removeprefix("http://").partition("/")[0]
@@ -42,21 +42,21 @@ def dies(form: Form) -> dict[str, Any]:
         with Trial(server) as trial, trial.fault():
             agent.process.kill()
             agent.process.wait()
-            without = _verdict(server, evidence)
+            result_without_pccs = _verify(server, evidence)
             trial.wait_answered("GetQuote", "EmitEvent", "GetKey", "Info", "/metrics")
             trial.last(form.seconds(0.5, 5))
             stack.enter_context(running_server("--pccs", address))
         begin = time.monotonic()
-        assert _verdict(server, evidence) == "valid"
-        trial.notes["verify"] = {without: 1}
+        assert _verify(server, evidence) == "valid"
+        trial.notes["verify"] = {result_without_pccs: 1}
         trial.notes["verify_recovery_seconds"] = round(time.monotonic() - begin, 2)
-    assert without != "valid"
+    assert result_without_pccs != "valid"
     return trial.result({})
 
 
 @scenario("PCCS hangs", "the PCCS is stopped while evidence is judged, then goes on")
 def hangs(form: Form) -> dict[str, Any]:
-    """Who waits for collateral waits alone."""
+    """Only requests that need collateral wait."""
     with running_server("--pccs", "127.0.0.1:0") as agent:
         evidence = call(agent.dstack, "GetQuote", {"report_data": "77"}).json()
         with _verifier(agent, agent.ready["pccs"]) as server, Trial(server) as trial:
@@ -64,12 +64,12 @@ def hangs(form: Form) -> dict[str, Any]:
                 os.kill(agent.process.pid, signal.SIGSTOP)
                 try:
                     begin = time.monotonic()
-                    without = _verdict(server, evidence) if form.full else "not asked"
+                    result_without_pccs = _verify(server, evidence) if form.full else "not asked"
                     waited = round(time.monotonic() - begin, 1)
                     trial.wait_answered("GetQuote", "EmitEvent", "GetKey", "Info", "/metrics")
                 finally:
                     os.kill(agent.process.pid, signal.SIGCONT)
-            assert _verdict(server, evidence) == "valid"
-            trial.notes["verify"] = {f"{without} (after {waited:g} s)": 1}
-    assert without != "valid"
+            assert _verify(server, evidence) == "valid"
+            trial.notes["verify"] = {f"{result_without_pccs} (after {waited:g} s)": 1}
+    assert result_without_pccs != "valid"
     return trial.result({})

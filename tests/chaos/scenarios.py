@@ -1,4 +1,4 @@
-"""What a scenario is: a fault by name, what it needs of the machine, and what does it."""
+"""The scenarios: a named fault, its requirements of the machine, and its function."""
 
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -7,12 +7,12 @@ __all__ = ["ALL", "Form", "Scenario", "anywhere", "scenario"]
 
 
 class Form(NamedTuple):
-    """How thoroughly it is done."""
+    """The thoroughness of a run."""
 
     full: bool
 
     def seconds(self, short: float, full: float) -> float:
-        """Return how long something lasts."""
+        """Return the duration of a fault."""
         return full if self.full else short
 
 
@@ -20,24 +20,24 @@ Run: TypeAlias = Callable[[Form], dict[str, Any]]
 
 
 class Scenario(NamedTuple):
-    """One fault; `run` raises AssertionError where the server falls short."""
+    """A fault; `run` raises AssertionError if the server does not meet its requirements."""
 
     name: str
     fault: str  # for the table
     run: Run
-    missing: Callable[[], str]  # why it cannot be done here, nothing if it can
+    missing: Callable[[], str]  # why it cannot run here; empty if it can
 
 
 ALL: Final[dict[str, Scenario]] = {}
 
 
 def anywhere() -> str:
-    """Return nothing: it can be done wherever the tests run."""
+    """Return an empty string: the scenario runs on any machine."""
     return ""
 
 
 def scenario(name: str, fault: str, missing: Callable[[], str] = anywhere) -> Callable[[Run], Run]:
-    """Enter a function into the list of all."""
+    """Register a function as a scenario."""
 
     def enter(run: Run) -> Run:
         assert name not in ALL

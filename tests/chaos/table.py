@@ -1,4 +1,4 @@
-"""docs/chaos.md from docs/records/chaos.json: what each fault did, as it was measured."""
+"""The tables of docs/chaos.md, from docs/records/chaos.json."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _NOTES: Final = {
 
 
 def with_table(text: str, record: dict[str, Any]) -> str:
-    """Return a document whose part behind the mark is what a record says."""
+    """Return a document in which the part after the mark is replaced by the record's tables."""
     head, mark, _ = text.partition(_BEGIN)
     assert mark, f"{DOCUMENT} has no line {_BEGIN}"
     return head + mark + rendered(record)

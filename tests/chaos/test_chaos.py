@@ -1,4 +1,4 @@
-"""Every fault in its short form, and the table that tells of the full ones."""
+"""Tests of every fault in its short form, and of the table of the full forms."""
 
 import inspect
 import re
@@ -20,15 +20,15 @@ from tests.records import DIRTY
 @pytest.mark.slow
 @pytest.mark.rig
 @pytest.mark.parametrize("name", ALL)
-def test_the_server_holds(name: str) -> None:
-    """Clients see a clear error, lose nothing that was acknowledged, and are served again."""
+def test_server_survives_fault(name: str) -> None:
+    """Clients get clear errors, lose no acknowledged event, and are served again."""
     if why := ALL[name].missing():
         pytest.skip(why)
     assert ALL[name].run(Form(full=False))["lost"] == 0
 
 
-def test_the_record_has_every_scenario() -> None:
-    """Each was measured, on a commit, in its full form; none was skipped, and nothing was lost."""
+def test_chaos_record_has_every_scenario() -> None:
+    """Every scenario was run in its full form on a commit, without skips or losses."""
     record = read_record()
     assert list(record["scenarios"]) == list(ALL)
     assert record["commit"]
@@ -39,7 +39,7 @@ def test_the_record_has_every_scenario() -> None:
         assert not found.keys() & {"skipped", "failed"}, name
 
 
-LASTED = {  # seconds of a fault's full form
+LASTED = {  # s, of a fault's full form
     "stopped": 60,
     **dict.fromkeys(("driver hangs", "out of descriptors"), 20),
     **dict.fromkeys(("storm of signals", "close to its memory limit", "PCCS hangs"), 10),
@@ -47,21 +47,21 @@ LASTED = {  # seconds of a fault's full form
 }
 
 
-def test_the_record_is_of_the_full_form() -> None:
-    """Faults lasted as long, and strangers were as many, as promises say; all strangers ended."""
+def test_chaos_record_is_of_full_form() -> None:
+    """Durations and numbers of clients are those of the promises, and every client was closed."""
     scenarios = read_record()["scenarios"]
     for name, seconds in LASTED.items():
         assert scenarios[name]["seconds"] >= seconds, name
     for method in ("GetQuote", "EmitEvent", "GetKey", "Info"):
         assert scenarios["stopped"]["seen"][method]["worst_ms"] > 59_000
     for name in ("5,000 connections", "5,000 connections let in"):
-        strangers = scenarios[name]["strangers"]
-        assert sum(strangers.values()) == CROWD == 5000
-        assert "still open" not in strangers
+        outcomes = scenarios[name]["strangers"]
+        assert sum(outcomes.values()) == CROWD == 5000
+        assert "still open" not in outcomes
 
 
-def test_the_record_has_every_corruption() -> None:
-    """Each was tried on both kinds of journal, and some between runs; none was believed."""
+def test_chaos_record_has_every_corruption() -> None:
+    """Each corruption was tried on both kinds of journal, and none was accepted."""
     names = [way.name for way in corruptions()]
     assert len(set(names)) == len(names)
     scenarios = read_record()["scenarios"]
@@ -78,28 +78,30 @@ def test_the_record_has_every_corruption() -> None:
             assert bool(way["error"]) == ("refused" in (way["event"], way["evidence"]))
 
 
-def test_promises_say_how_much() -> None:
-    """Their figures are those of what their tests do."""
+def test_promises_state_figures_of_tests() -> None:
+    """The promises state the figures of their tests."""
     words = {promise.number: promise.words for promise in promises()}
     assert f"any of {len(corruptions())} ways" in words["H10"]
     assert CROWD == 5000
     assert words["C10"].startswith("Five thousand connections")
 
 
-def test_the_page_says_what_may_grow() -> None:
-    """docs/chaos.md tells each bound on memory, descriptors and threads, and no other."""
+def test_chaos_page_states_growth_limits() -> None:
+    """docs/chaos.md states each limit on memory, descriptors and threads, and no others."""
     kinds = ("memory", "descriptors", "threads")
     usual = inspect.signature(Trial.__init__).parameters
     bounds = {int(usual[kind].default) for kind in kinds}
     for module in MODULES:
         text = Path(str(module.__file__)).read_text()
         bounds |= {int(number) for number in re.findall(rf"\b(?:{'|'.join(kinds)})=(\d+)", text)}
-    told = DOCUMENT.read_text("utf-8").partition("**Nothing leaks.**")[2].partition("\n\n")[0]
-    told = " ".join(told.split()).replace("5,000 connections", "").replace("45 seconds", "")
-    assert {int(number) for number in re.findall(r"\d+", told)} == bounds
+    paragraph = DOCUMENT.read_text("utf-8").partition("**Nothing leaks.**")[2].partition("\n\n")[0]
+    paragraph = (
+        " ".join(paragraph.split()).replace("5,000 connections", "").replace("45 seconds", "")
+    )
+    assert {int(number) for number in re.findall(r"\d+", paragraph)} == bounds
 
 
-def test_the_table_is_the_record() -> None:
-    """docs/chaos.md says what the record says."""
+def test_chaos_table_matches_record() -> None:
+    """docs/chaos.md has the tables of the record."""
     text = DOCUMENT.read_text("utf-8")
     assert text == with_table(text, read_record())

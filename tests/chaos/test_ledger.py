@@ -1,8 +1,8 @@
-"""What the scenarios hold a server to does fail where a server falls short."""
+"""Tests of the ledger: it detects servers that break their promises."""
 
 import pytest
 
-from tests.chaos.clients import Ledger, Seen
+from tests.chaos.clients import Ledger, RequestOutcome
 from tests.chaos.trial import Trial, plain
 from tests.serve.server import running_server
 
@@ -12,8 +12,8 @@ def ledger() -> Ledger:
     """Two events acknowledged, and two refused."""
     found = Ledger()
     found.acknowledged += ["chaos-1", "chaos-3"]
-    found.refused["chaos-2"] = "RTMR3 was extended, and the next use of the log completes it"
-    found.refused["chaos-4"] = "cannot write the runtime log: ...; nothing was changed"
+    found.refused["chaos-2"] = "RTMR3 was extended, and the next use of the log records the event"
+    found.refused["chaos-4"] = "runtime log: cannot write: ...; nothing was changed"
     return found
 
 
@@ -25,34 +25,39 @@ def ledger() -> Ledger:
         (["of others", "chaos-1", "chaos-3"], 0),
     ],
 )
-def test_what_was_promised_is_there(ledger: Ledger, names: list[str], more: int) -> None:
-    """An event that was extended may be completed later; others' events are their own."""
+def test_check_events_accepts_promised_events(ledger: Ledger, names: list[str], more: int) -> None:
+    """An event that was extended may be completed later; events of other clients are ignored."""
     assert ledger.check_events(names) == more
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "fragment"),
     [
         (["chaos-3", "chaos-1"], "out of order"),
         (["chaos-1", "chaos-3", "chaos-3"], "twice"),
-        (["chaos-1", "chaos-3", "chaos-4"], "chaos-4 is in the log, but: cannot write"),
+        (
+            ["chaos-1", "chaos-3", "chaos-4"],
+            "chaos-4 is in the log, but: runtime log",
+        ),
     ],
 )
-def test_what_is_wrong_is_found(ledger: Ledger, names: list[str], told: str) -> None:
-    """An acknowledged event moved or doubled; a refused one there all the same."""
-    with pytest.raises(AssertionError, match=told):
+def test_check_events_finds_broken_promises(
+    ledger: Ledger, names: list[str], fragment: str
+) -> None:
+    """A reordered or duplicated acknowledged event, or an unchanged one in the log, is found."""
+    with pytest.raises(AssertionError, match=fragment):
         ledger.check_events(names)
 
 
-def test_what_was_lost_is_counted(ledger: Ledger) -> None:
-    """An acknowledged event that is gone; what the log has is as promised."""
+def test_ledger_lost_lists_missing_events(ledger: Ledger) -> None:
+    """Missing acknowledged events are listed; the rest of the log is correct."""
     assert ledger.check_events(["chaos-3"]) == 0
     assert ledger.lost(["chaos-3"]) == {"chaos-1"}
     assert ledger.lost(["chaos-1", "chaos-2", "chaos-3"]) == set()
 
 
-def test_a_trial_reports_what_a_log_lost() -> None:
-    """A server whose log forgets is told of in the result, whatever it has later."""
+def test_trial_result_reports_lost_events() -> None:
+    """Events lost in any log are in the result, even if later logs have them."""
     with running_server() as server:
         trial = Trial(server)
         with trial, trial.fault():
@@ -64,10 +69,10 @@ def test_a_trial_reports_what_a_log_lost() -> None:
         assert trial.result({})["lost"] == 1
 
 
-def test_what_was_under_way_belongs_to_a_fault(ledger: Ledger) -> None:
-    """A request that began before it or ended after it does as well."""
+def test_ledger_outcome_includes_overlapping_requests(ledger: Ledger) -> None:
+    """Requests that overlap the fault's begin or end are included."""
     for begin, end in ((0, 1), (1, 3), (3, 4), (4, 9), (6, 7)):
-        ledger.seen.append(Seen("GetKey", begin, end, 200, ""))
+        ledger.seen.append(RequestOutcome("GetKey", begin, end, 200, ""))
     assert [(seen.begin, seen.end) for seen in ledger.outcome(2, 5)] == [(1, 3), (3, 4), (4, 9)]
 
 
@@ -80,6 +85,6 @@ def test_what_was_under_way_belongs_to_a_fault(ledger: Ledger) -> None:
         ("chaos-17 at http://127.0.0.1:4711/x", "EVENT at http://HOST:PORT/x"),
     ],
 )
-def test_texts_are_the_same_on_every_machine(text: str, expected: str) -> None:
-    """No folder, port or register of one run stays in the record."""
+def test_plain_removes_machine_specific_parts(text: str, expected: str) -> None:
+    """Folders, ports and registers of a run are not in the record."""
     assert plain(text) == expected

@@ -1,7 +1,7 @@
-"""The process behind the device's files is killed, and another one is mounted at the same place.
+"""The emulator is killed, and another machine is mounted at the same paths.
 
-That is another machine: its registers are 0. No fault ends like this on a real one, so there is
-nothing to recover to, and no scenario: the server may only refuse, and say why.
+The other machine's registers are 0. Real hardware does not have this fault, so that no scenario
+with a recovery exists: the server must refuse, with the reason.
 """
 
 import contextlib
@@ -29,20 +29,20 @@ PLACES = (
 )
 GONE = r"ENOTCONN"
 OTHER = (
-    r"RTMR3 (and the runtime log \S+/runtime_events\.log disagree: the register is 0+,"
-    r"|replays to [0-9a-f]+, but the quote has 0+; .*/runtime_events\.log;)"
+    r"(runtime log \S+/runtime_events\.log: does not match RTMR3: the register is 0+,"
+    r"|RTMR3: the log replays to [0-9a-f]+, the quote has 0+; .*/runtime_events\.log;)"
 )
 
 
 def run(guest: System, *words: str) -> None:
-    """Run a program of the system's, which must succeed."""
+    """Run a program of the system, which must succeed."""
     done = guest.run(*words)
     assert done.returncode == 0, done.stderr
 
 
 @contextlib.contextmanager
-def another_machine(guest: System) -> Iterator[None]:
-    """Mount another emulator where the dead one was, and lead all paths there."""
+def mount_other_machine(guest: System) -> Iterator[None]:
+    """Mount another emulator at the paths of the killed one."""
     root = guest.machine.root
     for place in (*PLACES, str(root)):
         run(guest, "umount", "-l", place)
@@ -58,8 +58,8 @@ def another_machine(guest: System) -> Iterator[None]:
             process.terminate()
 
 
-def ask(server: Server) -> list[Answer]:
-    """Ask for evidence, and for an event."""
+def request_evidence_and_event(server: Server) -> list[Answer]:
+    """Request evidence, and emit an event."""
     return [
         call(server.dstack, "GetQuote", {"report_data": "12"}),
         call(server.dstack, "Attest", {"report_data": "12"}),
@@ -68,26 +68,26 @@ def ask(server: Server) -> list[Answer]:
 
 
 def check_refused(server: Server, why: str) -> None:
-    """Evidence and events are refused for that reason; what needs no device goes on."""
-    for answer in ask(server):
+    """Evidence and events are refused for that reason; other requests are answered."""
+    for answer in request_evidence_and_event(server):
         assert answer.status == 500, answer.body
         assert re.search(why, answer.json()["error"]), answer.body
     assert call(server.dstack, "GetKey", {"path": "a"}).status == 200
 
 
-def test_another_machine_at_the_same_place() -> None:
-    """Errors name what is gone, then what disagrees; no quote of the other one, no event in it."""
+def test_server_refuses_evidence_of_other_machine() -> None:
+    """Errors name the missing device, then the mismatch; nothing is quoted or extended."""
     with system() as guest:
         app = AppFiles.make(guest.folder / "app")
         options = ("--backend", "configfs_tsm", "--measure-app", *app.options)
         with guest.serving(*options) as server:
-            assert [answer.status for answer in ask(server)] == [200] * 3
+            assert [answer.status for answer in request_evidence_and_event(server)] == [200] * 3
             log = guest.inside("/run/log/dstack/runtime_events.log")
             before = log.read_bytes()
             guest.machine.process.kill()
             guest.machine.process.wait()
             check_refused(server, GONE)
-            with another_machine(guest):
+            with mount_other_machine(guest):
                 check_refused(server, OTHER)
             assert log.read_bytes() == before
             assert server.process.poll() is None

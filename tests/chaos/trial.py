@@ -1,12 +1,12 @@
-"""One fault against one server: what the clients saw, what was lost, how long until all was well.
+"""One fault against one server: responses, lost events, and the time to recovery.
 
     with Trial(server) as trial, trial.fault():
         break_something()
         trial.wait_for("EmitEvent", "No space left")
     result = trial.result({"EmitEvent": ("No space left on device", ...)})
 
-The end of the block waits until everything is answered again by the same process, and holds the
-server to what it promised.
+The end of the block waits until all requests are answered again by the same process, and checks
+the server's promises.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, final
 
-from tests.chaos.clients import Clients, Seen, app_events
+from tests.chaos.clients import Clients, RequestOutcome, app_events
 from tests.serve.client import call
 from tests.serve.server import Server, errors_in
 
 __all__ = ["Trial", "plain"]
 
-_WARM: Final = 3  # answers of each kind before something goes wrong
+_WARM: Final = 3  # responses of each kind before the fault
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _VARIES: Final = (
     (re.compile(r"/tmp/[\w./-]*/(?=[\w.-]+)|/proc/\d+/root/"), "DIR/"),
@@ -36,7 +36,7 @@ _VARIES: Final = (
 
 
 class Size:
-    """What a process has taken up so far."""
+    """The resources of a process."""
 
     def __init__(self, pid: int) -> None:
         folder = Path(f"/proc/{pid}")
@@ -47,7 +47,7 @@ class Size:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the processor time of a process."""
+    """Return the processor time of a process, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
@@ -57,11 +57,11 @@ class Trial:
     """A server, its clients, and one fault.
 
     Args:
-        server: It runs, as a process of its own.
-        clients: Who asks it; None: the usual ones.
-        memory: MB that it may have grown by when all is over.
-        descriptors: Open files that it may have more.
-        threads: The same; those of a pool stay.
+        server: A running server process.
+        clients: Its clients; None for the default ones.
+        memory: MB by which it may have grown at the end.
+        descriptors: Additional open files at the end.
+        threads: Additional threads at the end; those of a pool stay.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class Trial:
         self.ledger = self.clients.ledger
         self.notes: dict[str, Any] = {}
         self.recovery = 0.0
-        self.lost: set[str] = set()  # acknowledged events that some log since did not have
+        self.lost: set[str] = set()  # acknowledged events that are missing from some later log
         self._memory, self._descriptors, self._threads = memory, descriptors, threads
         self._begin = self._end = 0.0
         self._stack = contextlib.ExitStack()
 
     @property
     def pid(self) -> int:
-        """The server's process."""
+        """The PID of the server."""
         return self.server.process.pid
 
     def __enter__(self) -> "Trial":
@@ -108,7 +108,7 @@ class Trial:
 
     @contextlib.contextmanager
     def fault(self) -> Iterator[None]:
-        """Mark where the fault begins and ends."""
+        """Mark the begin and end of the fault."""
         self._begin, cpu = time.monotonic(), cpu_seconds(self.pid)
         yield
         self._end = time.monotonic()
@@ -116,7 +116,7 @@ class Trial:
         self.notes["cpu_share"] = round(busy / (self._end - self._begin), 2)
 
     def wait_for(self, method: str, text: str, times: int = 1) -> None:
-        """Wait until a client was told an error that contains `text`, of a request since then."""
+        """Wait until a request since the begin failed with an error that contains `text`."""
         self.clients.wait_until(
             f"{method}: {text!r}",
             lambda found: sum(s.method == method and text in s.text for s in found) >= times,
@@ -124,7 +124,7 @@ class Trial:
         )
 
     def wait_refused(self, method: str, times: int = 3) -> None:
-        """Wait until so many requests since then were refused."""
+        """Wait until `times` requests since the begin were refused."""
         self.clients.wait_until(
             f"errors of {method}",
             lambda found: sum(s.method == method and s.status >= 400 for s in found) >= times,
@@ -132,11 +132,11 @@ class Trial:
         )
 
     def wait_for_all_since_now(self, times: int) -> None:
-        """Wait until everything was answered well so often, of what is asked from now on."""
+        """Wait until all methods were answered `times` times, for requests from now on."""
         self.wait_answered(*self.clients.names, times=times, since=time.monotonic())
 
     def wait_answered(self, *methods: str, times: int = 3, since: float | None = None) -> None:
-        """Wait until each method was answered well so often, though something is wrong."""
+        """Wait until each method was answered `times` times during the fault."""
         self.clients.wait_until(
             f"answers of {methods}",
             lambda found: all(
@@ -146,19 +146,19 @@ class Trial:
         )
 
     def last(self, seconds: float) -> None:
-        """Let the fault last at least so long in all."""
+        """Prolong the fault to at least this duration."""
         time.sleep(max(0.0, self._begin + seconds - time.monotonic()))
 
-    # -- afterwards ----------------------------------------------------------------------------
+    # -- after the fault -----------------------------------------------------------------------
 
     def _recover(self) -> None:
-        """Wait until everything is answered that was asked after the end, by the same process."""
+        """Wait until all methods are answered by the same process after the fault."""
         well = self.clients.wait_until("recovery", self.clients.answered, self._end)
         self.recovery = well - self._end
         assert self.server.process.poll() is None, "the server has ended"
-        self._leaks_nothing()
+        self._check_leaks()
 
-    def _leaks_nothing(self) -> None:
+    def _check_leaks(self) -> None:
         before, patience = self._before, time.monotonic() + 45
         while True:
             now = Size(self.pid)
@@ -172,22 +172,24 @@ class Trial:
         assert rss <= self._memory, f"resident memory grew by {rss} MB"
 
     def _check(self) -> None:
-        """Hold the server to what it promised, once all clients have ended."""
+        """Check the server's promises, once all clients have ended."""
         answer = call(self.server.dstack, "GetQuote", {"report_data": "77" * 64})
         assert answer.status == 200, answer.body
         self.notes["undecided"] = self.check_log(app_events(answer.json()))
         assert not self.ledger.wrong, self.ledger.wrong
-        assert not (bad := [line for line in errors_in(self.server.log()) if _ours(line)]), bad
+        assert not (
+            bad := [line for line in errors_in(self.server.log()) if _is_error_of_server(line)]
+        ), bad
 
     def check_log(self, names: list[str]) -> int:
-        """Hold a log to what was promised, and count what it lost; see `Ledger.check_events`."""
+        """Check a log against the promises, and record lost events; see `Ledger.check_events`."""
         self.lost |= self.ledger.lost(names)
         return self.ledger.check_events(names)
 
     def result(
         self, errors: Mapping[str, str], may: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """Return what there is to tell; every error must be as foreseen, and clear.
+        """Return the result; every error must match its expected pattern.
 
         Args:
             errors: By method what its errors must match, whole; one at least must have been seen.
@@ -199,8 +201,8 @@ class Trial:
         before_and_after = [s for s in self.ledger.seen if s not in set(seen)]
         for one in (*seen, *before_and_after):
             if one.status != 200:
-                wanted = allowed.get(one.method, allowed.get("*", ""))
-                assert re.fullmatch(wanted, plain(one.text)), f"{one.method}: {one.text}"
+                expected = allowed.get(one.method, allowed.get("*", ""))
+                assert re.fullmatch(expected, plain(one.text)), f"{one.method}: {one.text}"
         for method in errors:
             assert any(s.method == method and s.status != 200 for s in seen), f"{method}: no error"
         return {
@@ -214,14 +216,14 @@ class Trial:
 
 
 def plain(text: str) -> str:
-    """Return a text without what changes from run to run, or from machine to machine."""
+    """Return a text without parts that vary by run or machine."""
     for pattern, name in _VARIES:
         text = pattern.sub(name, text)
     return text
 
 
-def _summary(name: str, seen: list[Seen]) -> dict[str, Any]:
-    """Return statuses, errors by text, and the longest wait in milliseconds, of one method."""
+def _summary(name: str, seen: list[RequestOutcome]) -> dict[str, Any]:
+    """Return statuses, errors by text, and the longest wait in ms of one method."""
     ours = [one for one in seen if one.method == name]
     return {
         "statuses": dict(sorted(Counter(str(one.status) for one in ours).items())),
@@ -230,6 +232,6 @@ def _summary(name: str, seen: list[Seen]) -> dict[str, Any]:
     }
 
 
-def _ours(line: str) -> bool:
-    """Tell whether an error in the server's log is of itself rather than of the machine."""
+def _is_error_of_server(line: str) -> bool:
+    """Return whether an error in the server's log is its own, not the machine's."""
     return "Traceback" in line or "Exception ignored" in line or "Fatal Python" in line

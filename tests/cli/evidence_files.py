@@ -1,4 +1,4 @@
-"""Files for the commands that verify: simulated evidence, what it is believed by, and worse."""
+"""Input files of commands: simulated evidence, trust anchor, collateral, and hostile evidence."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ AT: Final = parcels.NOW.isoformat()
 
 
 class Files(NamedTuple):
-    """Paths, and the options that make a command believe in the simulator."""
+    """Paths, and the options that verify simulated evidence."""
 
     folder: Path
     evidence: Path
@@ -31,17 +31,17 @@ class Files(NamedTuple):
 
     @property
     def anchored(self) -> list[str]:
-        """The simulator's root, and the instant."""
+        """Options for root and time."""
         return ["--trust-anchor", str(self.anchor), "--at", AT]
 
     @property
     def trusted(self) -> list[str]:
-        """Everything that the evidence is accepted by."""
+        """Options for root, time and collateral."""
         return [*self.anchored, "--collateral", str(self.collateral)]
 
     @property
     def own_instant(self) -> list[str]:
-        """The simulator's root, and the instant that a bundle names."""
+        """Options for root and the time of the bundle."""
         return ["--trust-anchor", str(self.anchor), "--at", "bundle"]
 
     def put(self, name: str, content: bytes) -> Path:
@@ -51,7 +51,7 @@ class Files(NamedTuple):
         return path
 
     def tampered(self) -> Path:
-        """Write a quote that nobody signed."""
+        """Write a quote with an invalid signature."""
         quote = bytearray(self.quote.read_bytes())
         quote[200] ^= 1  # in MRTD
         return self.put("tampered", bytes(quote))
@@ -65,7 +65,7 @@ def _contents() -> dict[str, bytes]:
     return {
         "evidence": evidence.to_bytes(),
         "quote": evidence.quote.raw,
-        "certificate": tds.issued().certificate_chain[0].encode(),
+        "certificate": tds.issue().certificate_chain[0].encode(),
         "bundle": bundle.to_json().encode(),
         "anchor": parcels.PKI.root_der,
         "collateral": collateral.to_json().encode(),
@@ -81,7 +81,7 @@ def write(folder: Path) -> Files:
 
 
 def hostile_evidence() -> Attestation:
-    """Return evidence that says what would draw on a terminal or add to a page."""
+    """Return evidence with control characters and markup in its texts."""
     genuine = parcels.evidence()
     platform, stack = genuine.evidence
     assert isinstance(platform, Tdx)

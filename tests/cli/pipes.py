@@ -1,4 +1,4 @@
-"""Pipes with names that a program reads, as a test's way to know how far the program is."""
+"""Named pipes, which show a test that a program has started to read."""
 
 import contextlib
 import errno
@@ -16,18 +16,18 @@ PATIENCE: Final = 120  # seconds
 
 
 @contextlib.contextmanager
-def being_read(pipe: Path, process: "subprocess.Popen[Any]") -> Iterator[None]:
-    """Yield once a program has opened a pipe, and hold it open; at the end wait for the program.
+def wait_until_read(pipe: Path, process: "subprocess.Popen[Any]") -> Iterator[None]:
+    """Yield when a program has opened a pipe; at the end close it and wait for the program.
 
-    A signal that comes between Python's last look for one and read(2) is seen when that returns: so
-    let the block end with the signal, for its end closes the pipe.
+    Python handles a signal that arrives just before read(2) only after that returns, so end the
+    block after the signal: this closes the pipe.
 
-    A program that ends before fails the test, and one that takes longer than `PATIENCE` is killed.
+    A program that ends early fails the test, and one that takes longer than `PATIENCE` is killed.
     """
     timer = threading.Timer(PATIENCE, process.kill)
     timer.start()
     try:
-        writer = _opened(pipe, process)
+        writer = _open_writer(pipe, process)
         try:
             yield
         finally:
@@ -41,12 +41,12 @@ def being_read(pipe: Path, process: "subprocess.Popen[Any]") -> Iterator[None]:
         timer.join()
 
 
-def _opened(pipe: Path, process: "subprocess.Popen[Any]") -> int:
+def _open_writer(pipe: Path, process: "subprocess.Popen[Any]") -> int:
     while True:
         try:
             return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         except OSError as error:
-            if error.errno != errno.ENXIO:  # which is: nobody reads it
+            if error.errno != errno.ENXIO:  # no reader yet
                 raise
-        assert process.poll() is None, f"{process.returncode}: it ended before it read {pipe}"
+        assert process.poll() is None, f"{process.returncode}: ended before it read {pipe}"
         time.sleep(0.01)

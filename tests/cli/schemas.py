@@ -10,12 +10,12 @@ import jsonschema_rs
 __all__ = ["FOLDER", "check", "read"]
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "docs" / "schemas"
-_BASE: Final = "https://schemas.invalid/"  # they refer to each other by their files' names
+_BASE: Final = "https://schemas.invalid/"  # schemas refer to each other by file name
 
 
 @functools.cache
 def read() -> dict[str, Any]:
-    """Return all schemas, by the name of their command."""
+    """Return all schemas by command."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
 
 
@@ -30,7 +30,7 @@ def _validator(command: str) -> jsonschema_rs.Draft202012Validator:
 
 
 def check(command: str, text: str) -> Any:
-    """Return what a command printed with `--json`, once its schema has taken it."""
+    """Validate `--json` output by its schema; return the parsed value."""
     value = json.loads(text)
     _validator(command).validate(value)
     return value

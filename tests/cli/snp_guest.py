@@ -1,4 +1,4 @@
-"""An SNP guest as a backend, of one report."""
+"""An SEV-SNP backend with one report."""
 
 from attestkit.backends.base import SnpEvidence
 
@@ -6,7 +6,7 @@ __all__ = ["SnpGuest"]
 
 
 class SnpGuest:
-    """An SNP guest with a report from a file, for whatever is asked."""
+    """An SEV-SNP backend that returns the same report for every request."""
 
     name = "snp_guest"
     simulated = False
@@ -15,19 +15,19 @@ class SnpGuest:
 
     @classmethod
     def probe(cls) -> None:
-        """Return: it is here."""
+        """Do nothing: the backend is available."""
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return the report."""
         return self.get_snp_report(report_data).report
 
     def get_snp_report(self, report_data: bytes) -> SnpEvidence:
-        """Return the report with these report data in it."""
+        """Return the report with other report data."""
         return SnpEvidence(self.raw[:0x50] + report_data + self.raw[0x90:], b"")
 
     def read_event_log(self) -> bytes:
-        """Return nothing: there is none."""
+        """Return an empty log."""
         return b""
 
     def close(self) -> None:
-        """Return: nothing is open."""
+        """Do nothing."""

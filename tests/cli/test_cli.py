@@ -1,4 +1,4 @@
-"""The command line: one line per error, the exit code of its kind, and JSON on demand."""
+"""The command line: errors, exit codes and JSON."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.cli import evidence_files
 from tests.vectors import SHARED, needs_shared
 from tests.verifier import parcels
 
-# One real file of each kind that `show` knows.
+# One real file of each format.
 REAL = (
     "quotes/dcap-qvl/tdx_quote",
     "quotes/dcap-qvl/sgx_quote",
@@ -29,8 +29,8 @@ REAL = (
 )
 
 
-def test_doctor_says_which_core_runs_and_why(capsys: pytest.CaptureFixture[str]) -> None:
-    """The doctor's JSON names core, reason, backends and extras."""
+def test_doctor_json_has_core_and_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    """`doctor --json` has core, reason, backends and extras."""
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["core"]["runs"] in {"compiled", "python"}
@@ -40,23 +40,23 @@ def test_doctor_says_which_core_runs_and_why(capsys: pytest.CaptureFixture[str])
     assert found["extras"]["cli"]["click"]
 
 
-def test_doctor_tells_people_about_the_plain_core() -> None:
-    """Where plain Python runs the doctor says so, why, and what to do."""
-    told = subprocess.run(
+def test_doctor_text_names_pure_python_core() -> None:
+    """With the pure Python core, the text has the reason and a remedy."""
+    captured = subprocess.run(
         [sys.executable, "-m", "attestkit", "doctor"],
         env={"ATTESTKIT_PURE_PYTHON": "1", "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    assert "plain Python: ATTESTKIT_PURE_PYTHON=1" in told
-    assert "install a C compiler" in told
+    assert "plain Python: ATTESTKIT_PURE_PYTHON=1" in captured
+    assert "install a C compiler" in captured
 
 
 @needs_shared
 @pytest.mark.parametrize("name", REAL)
-def test_show_prints_any_of_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each real file is shown, for people and as JSON."""
+def test_show_prints_real_files(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each real file is shown as text and as JSON."""
     path = str(SHARED / "data" / name)
     assert main(["show", path]) == 0
     assert "no signature was checked" in capsys.readouterr().out
@@ -65,8 +65,8 @@ def test_show_prints_any_of_them(name: str, capsys: pytest.CaptureFixture[str]) 
 
 
 @needs_shared
-def test_show_gives_the_fields_of_a_quote(capsys: pytest.CaptureFixture[str]) -> None:
-    """The registers in the JSON are those at their offsets in the file."""
+def test_show_json_has_quote_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    """The JSON has the registers at their offsets in the quote."""
     path = SHARED / "data/quotes/dcap-qvl/tdx_quote"
     assert main(["show", "--json", str(path)]) == 0
     shown = capsys.readouterr().out
@@ -76,7 +76,7 @@ def test_show_gives_the_fields_of_a_quote(capsys: pytest.CaptureFixture[str]) ->
 
 
 def tpm_log(second: int, size: int, *digests: tuple[int, bytes]) -> bytes:
-    """Return a TPM log with a SHA-1 and a second bank, and one record for PCR 0."""
+    """Return a TPM log with a SHA-1 bank, a second bank, and one record for PCR 0."""
     spec = b"Spec ID Event03\0" + bytes(8) + struct.pack("<I4H", 2, 4, 20, second, size) + b"\0"
     record = struct.pack("<3I", 0, 4, len(digests))
     record += b"".join(struct.pack("<H", bank) + digest for bank, digest in digests)
@@ -86,14 +86,14 @@ def tpm_log(second: int, size: int, *digests: tuple[int, bytes]) -> bytes:
 @pytest.mark.parametrize(
     ("log", "bank", "error"),
     [
-        (tpm_log(11, 32, (11, bytes(32))), "sha1", "record 0 has no sha1 digest"),
-        (tpm_log(0x100, 8, (4, bytes(20)), (0x100, bytes(8))), "0x0100", "the 0x0100 hash is not"),
+        (tpm_log(11, 32, (11, bytes(32))), "sha1", "TPM event log: record 0 "),
+        (tpm_log(0x100, 8, (4, bytes(20)), (0x100, bytes(8))), "0x0100", "PCR bank: "),
     ],
 )
-def test_show_gives_what_a_tpm_log_has(
+def test_show_tpm_log_has_error_of_unreplayable_bank(
     log: bytes, bank: str, error: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A bank that cannot be replayed is told in its place; the rest of the log is shown."""
+    """A bank that cannot be replayed has an error; other banks are shown."""
     path = tmp_path / "log"
     path.write_bytes(log)
     assert main(["show", "--json", str(path)]) == 0
@@ -106,8 +106,8 @@ def test_show_gives_what_a_tpm_log_has(
 
 
 @pytest.mark.parametrize("words", [["doctor"], ["doctor", "--json"]])
-def test_a_reader_that_has_seen_enough_is_no_failure(words: list[str]) -> None:
-    """Output that nobody takes ends the program with 0, and with nothing on stderr."""
+def test_doctor_closed_pipe_is_success(words: list[str]) -> None:
+    """A closed pipe at stdout ends the program with 0 and without an error."""
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -120,36 +120,34 @@ def test_a_reader_that_has_seen_enough_is_no_failure(words: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_unreadable_input_is_code_5_and_one_line(
+def test_show_unreadable_input_is_code_5(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A missing file and a file of nonsense both end with 5 and one line on stderr."""
+    """A missing or malformed file has exit code 5 and one line on stderr."""
     nonsense = tmp_path / "x"
     nonsense.write_bytes(b"\x1b[31mnonsense")
     for path in (tmp_path / "missing", nonsense):
         assert main(["show", str(path)]) == 5
-        told = capsys.readouterr()
-        assert told.out == ""
-        assert told.err.startswith("attestkit: ")
-        assert told.err.count("\n") == 1
-        assert "\x1b" not in told.err
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("attestkit: ")
+        assert captured.err.count("\n") == 1
+        assert "\x1b" not in captured.err
 
 
 @pytest.mark.parametrize("words", [["nothing"], ["show"], ["show", "--bogus", "x"]])
-def test_wrong_usage_is_code_1_and_one_line(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What the command line does not know ends with 1 and one line on stderr."""
+def test_unknown_arguments_are_code_1(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Unknown arguments have exit code 1 and one line on stderr."""
     assert main(words) == 1
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("width", [60, 100])
-def test_a_terminal_gets_an_event_a_line(
+def test_show_truncates_long_values_on_terminal(
     width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is long is cut off there, and said to be; a pipe has all of it, and no colour."""
+    """Long values are truncated on a terminal with a note, and complete in a pipe."""
     files = evidence_files.write(tmp_path)
     words = ["show", str(files.evidence)]
     assert main(words) == 0
@@ -162,8 +160,8 @@ def test_a_terminal_gets_an_event_a_line(
     digest = parcels.evidence().event_log.events[-1].digest.hex()
     assert digest in piped
     assert digest not in shown
-    assert "has all of it" in shown
-    assert "has all of it" not in piped
+    assert "Long values are truncated" in shown
+    assert "Long values are truncated" not in piped
     if width == 100:
         [line] = [line for line in shown.splitlines() if "system-ready" in line]
         assert f" {digest[:16]}.. " in f"{line} "

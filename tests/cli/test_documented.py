@@ -1,4 +1,4 @@
-"""docs/cli.md and the picture beside it show what the command line does."""
+"""docs/cli.md and its picture match the command line."""
 
 import importlib.util
 import re
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/cli.md is not h
 
 
 def _rows() -> dict[str, list[str]]:
-    """Return the cells of each command's row, by the command."""
+    """Return the cells of each command's row by command."""
     rows = {}
     for line in GUIDE.read_text().splitlines():
         if found := re.match(r"\| `attestkit ([\w-]+)", line):
@@ -29,8 +29,8 @@ def _rows() -> dict[str, list[str]]:
     return rows
 
 
-def test_every_command_has_a_row() -> None:
-    """With its schema, if it has one, and the exit codes that its help names."""
+def test_cli_page_has_row_for_every_command() -> None:
+    """Each command has a row with its schema and exit codes."""
     rows = _rows()
     assert rows.keys() == COMMANDS.keys()
     for name, cells in rows.items():
@@ -41,10 +41,10 @@ def test_every_command_has_a_row() -> None:
         assert codes >= {0, 1}
 
 
-def test_exit_codes_are_those_of_the_help() -> None:
-    """Where a help lists its codes by itself, the page has the same."""
+def test_cli_page_exit_codes_match_help() -> None:
+    """The page and the help list the same exit codes."""
     for name, cells in _rows().items():
-        if name in {"serve", "policy", "report", "run"}:  # which name them otherwise
+        if name in {"serve", "policy", "report", "run"}:  # which list them differently
             continue
         done = _program([name, "--help"])
         text = " ".join(done.split("Exit codes:")[1].split())
@@ -67,7 +67,7 @@ def _program(words: list[str]) -> str:
 
 @pytest.fixture
 def recorder() -> ModuleType:
-    """The script that makes the picture."""
+    """The script that creates the picture."""
     spec = importlib.util.spec_from_file_location("record", RECORDER)
     assert spec is not None
     assert spec.loader is not None
@@ -80,11 +80,11 @@ def _text(picture: str) -> str:
     return "".join(parse_xml(picture).itertext()).replace("\xa0", " ")
 
 
-def test_the_recording_can_be_made_anew(
+def test_terminal_picture_matches_output(
     recorder: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its commands end as it says; the kept picture shows what they print, and loads nothing."""
-    monkeypatch.setenv("NO_COLOR", "1")  # a recording has its colours wherever it is made
+    """The picture shows the current output, and loads no resources."""
+    monkeypatch.setenv("NO_COLOR", "1")  # the recording must have colours anyway
     session = recorder.record()
     assert [(done.command, done.code) for done in session] == list(recorder.SESSION)
     verdict = session[3].output
@@ -92,7 +92,7 @@ def test_the_recording_can_be_made_anew(
     assert "accepted" in verdict
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", verdict).splitlines())) <= recorder.COLUMNS
     fresh, kept = recorder.picture(session), recorder.PICTURE.read_text()
-    assert _text(kept) == _text(fresh), f"{RECORDER} makes a picture of what is printed today"
+    assert _text(kept) == _text(fresh), f"run {RECORDER} to update the picture"
     for picture in (fresh, kept):
         text = _text(picture)
         for command, _ in recorder.SESSION:

@@ -1,4 +1,4 @@
-"""Each command, in the ways that people and scripts call it: a table, and a test per way."""
+"""Invariants of all commands: help, output, errors, signals and imports."""
 
 import functools
 import json
@@ -15,11 +15,11 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.cli import COMMANDS, command_tree
-from attestkit.serve.verifier_service.ear import key_set
+from attestkit.serve.verifier_service.ear import encode_key_set
 from attestkit.verifier.ear.result_token import sign_ear
 from tests.cli import evidence_files, schemas
 from tests.cli.evidence_files import Files
-from tests.cli.pipes import being_read
+from tests.cli.pipes import wait_until_read
 from tests.serve.server import environment
 from tests.verifier.ear import ears
 
@@ -28,11 +28,11 @@ pytestmark = pytest.mark.slow  # hundreds of programs
 SIMULATED: Final = ["--backend", "simulator", "--option", f"seed={'11' * 32}"]
 PATIENCE: Final = 120  # seconds
 Capture = pytest.CaptureFixture[str]
-Wrong = list[tuple[list[str], int]]  # words, and the exit code that they get
+Wrong = list[tuple[list[str], int]]  # arguments and exit code
 
 
-class Way(NamedTuple):
-    """How a command is called well, and what is wrong with it otherwise."""
+class Calls(NamedTuple):
+    """A valid call of a command, and invalid ones with their exit codes."""
 
     good: list[str]
     wrong: Sequence[tuple[list[str], int]] = ()
@@ -40,7 +40,7 @@ class Way(NamedTuple):
 
 
 def _wrong_devices(folder: str, none: str) -> tuple[Wrong, Wrong, Wrong]:
-    """Return what every command that asks a device refuses; those that seal data, and `key`."""
+    """Return invalid calls of device commands, of quote and attest, and of key."""
     device: Wrong = [
         (["--nothing"], 1),
         (["--backend"], 1),
@@ -48,47 +48,54 @@ def _wrong_devices(folder: str, none: str) -> tuple[Wrong, Wrong, Wrong]:
         ([*SIMULATED, "--option", "nothing=1"], 1),
         ([*SIMULATED, "--record", folder], 1),
     ]
-    sealed = [*device, ([*SIMULATED, "--file", none], 5), ([*SIMULATED, "-o", folder], 1)]
+    report_data = [*device, ([*SIMULATED, "--file", none], 5), ([*SIMULATED, "-o", folder], 1)]
     named = [([], 1), ([*SIMULATED, ""], 1), ([*SIMULATED, "x", "-o", folder], 1)]
-    return device, sealed, [*device, *named]
+    return device, report_data, [*device, *named]
 
 
-def ways(files: Files) -> dict[str, Way]:
-    """Return the table."""
+def list_calls(files: Files) -> dict[str, Calls]:
+    """Return the calls of each command."""
     evidence, folder, none = str(files.evidence), str(files.folder), str(files.folder / "none")
     unread = [([none], 5), ([folder], 5), ([""], 1), ([], 1), ([evidence, "--nothing"], 1)]
-    judged = [*unread, ([evidence, "--at", "soon"], 1), ([evidence, "--policy", none], 1)]
-    device, sealed, named = _wrong_devices(folder, none)
+    verified = [*unread, ([evidence, "--at", "soon"], 1), ([evidence, "--policy", none], 1)]
+    device, report_data, named = _wrong_devices(folder, none)
     lines = files.put(
         "lines.ndjson", b'{"evidence": "%s"}\n' % files.evidence.read_bytes().hex().encode()
     )
-    token = files.put("verdict.jwt", sign_ear(ears.verdict(), ears.ED25519))
-    keys = files.put("keys.json", key_set(ears.ED25519))
+    token = files.put("verdict.jwt", sign_ear(ears.create_small_result(), ears.ED25519))
+    keys = files.put("keys.json", encode_key_set(ears.ED25519))
     key = ["--key", str(keys), "--at", ears.NOW.isoformat()]
     page, full = str(files.folder / "page"), "/dev/full"
     return {
-        "attest": Way(SIMULATED, sealed),
-        "bench": Way(["--seconds", "0.1"], [(["--seconds", "0"], 1), (["--seconds", "nan"], 1)]),
-        "completion": Way(["bash"], [([], 1), (["tcsh"], 1)], json=False),
-        "doctor": Way([], [(["--root", none], 1), (["--root", ""], 1), (["more"], 1)]),
-        "ear": Way([str(token), *key], [*((w + key, code) for w, code in unread), ([evidence], 1)]),
-        "emit": Way([*SIMULATED, "event", "00"], [*device, ([], 1)]),
-        "key": Way([*SIMULATED, "path"], named),
-        "mount": Way(["--list-faults"], [([], 1), ([none], 1), ([folder, "--fault", "bad"], 1)]),
-        "policy": Way([evidence, *files.trusted], judged),
-        "quote": Way(SIMULATED, sealed),
-        "replay": Way([evidence], [*unread, ([evidence, "--register", "4"], 1)]),
-        "report": Way(
+        "attest": Calls(SIMULATED, report_data),
+        "bench": Calls(["--seconds", "0.1"], [(["--seconds", "0"], 1), (["--seconds", "nan"], 1)]),
+        "completion": Calls(["bash"], [([], 1), (["tcsh"], 1)], json=False),
+        "doctor": Calls([], [(["--root", none], 1), (["--root", ""], 1), (["more"], 1)]),
+        "ear": Calls(
+            [str(token), *key], [*((w + key, code) for w, code in unread), ([evidence], 1)]
+        ),
+        "emit": Calls([*SIMULATED, "event", "00"], [*device, ([], 1)]),
+        "key": Calls([*SIMULATED, "path"], named),
+        "mount": Calls(["--list-faults"], [([], 1), ([none], 1), ([folder, "--fault", "bad"], 1)]),
+        "policy": Calls([evidence, *files.trusted], verified),
+        "quote": Calls(SIMULATED, report_data),
+        "replay": Calls([evidence], [*unread, ([evidence, "--register", "4"], 1)]),
+        "report": Calls(
             [evidence, *files.trusted, "-o", page],
             [([none, "-o", page], 5), ([evidence], 1), ([evidence, "-o", full], 1)],
         ),
-        "run": Way(["--list-faults"], [([], 1), (["--fault", "bad", "--", "true"], 1)], json=False),
-        "serve": Way(["--version"], [(["--nothing"], 1), (["--backend"], 1)], json=False),
-        "show": Way([evidence], unread),
-        "verify": Way([evidence, *files.trusted], judged),
-        "verify-many": Way(
+        "run": Calls(
+            ["--list-faults"], [([], 1), (["--fault", "bad", "--", "true"], 1)], json=False
+        ),
+        "serve": Calls(["--version"], [(["--nothing"], 1), (["--backend"], 1)], json=False),
+        "show": Calls([evidence], unread),
+        "verify": Calls([evidence, *files.trusted], verified),
+        "verify-many": Calls(
             [str(lines), *files.trusted, "--workers", "0"],
-            [*(way for way in judged if way[0] != [folder]), ([folder, "--window", "0"], 1)],
+            [
+                *(calls for calls in verified if calls[0] != [folder]),
+                ([folder, "--window", "0"], 1),
+            ],
             json=False,
         ),
     }
@@ -96,7 +103,7 @@ def ways(files: Files) -> dict[str, Way]:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Good evidence in every form, and what it takes to believe it."""
+    """Good evidence in every form, and case it takes to believe it."""
     return evidence_files.write(tmp_path)
 
 
@@ -121,9 +128,9 @@ def _program(words: list[str], **more: Any) -> "subprocess.CompletedProcess[str]
     )
 
 
-def test_the_table_has_every_command(files: Files) -> None:
-    """A new command is called here, too."""
-    assert ways(files).keys() == COMMANDS.keys()
+def test_calls_cover_every_command(files: Files) -> None:
+    """Every command has an entry in the table of this file."""
+    assert list_calls(files).keys() == COMMANDS.keys()
 
 
 # -- help -----------------------------------------------------------------------------------------
@@ -134,72 +141,72 @@ def _help(name: str) -> str:
     return _program([name, "--help"]).stdout
 
 
-def test_help_says_what_and_how(command: str) -> None:
-    """What it does, in the words of the list; an example, exit codes, and no line too long."""
+def test_help_has_summary_example_and_exit_codes(command: str) -> None:
+    """--help has the summary of the command list, an example and exit codes, within 100 columns."""
     text = _help(command)
     first = COMMANDS[command].removesuffix(".")
     assert f"usage: attestkit {command}" in text.lower()
     assert "Exit codes:" in text
     assert max(map(len, text.splitlines())) <= 100
-    if command != "serve":  # whose parser is another
+    if command != "serve":  # has another parser
         assert f"\n  {first}" in text
         assert "Example" in text or command == "completion"
         assert ("--json" in text) == (command not in {"completion", "run", "verify-many"})
 
 
-def test_words_for_values_are_few() -> None:
-    """The same thing has the same name in every command, and no type's name stands for it."""
+def test_help_metavars_are_uniform() -> None:
+    """The same kind of value has the same name in every command."""
     found = set(
         re.findall(r"^  (?:-\w, )?--[\w-]+ (\S+)", "\n".join(map(_help, COMMANDS)), re.MULTILINE)
     )
-    found = {word for word in found if word[0] not in "[{"}  # choices, which say what there is
+    found = {word for word in found if word[0] not in "[{"}  # choices
     assert not found & {"INTEGER", "FLOAT", "BOOLEAN", "FILENAME"}
     known = {"DIR", "FILE", "HEX", "HOST:PORT", "N", "NAME", "NAME=VALUE", "NAME|FILE", "OCTAL"}
-    known |= {"PATH", "PLACE", "PORT", "RELEASE", "SPEC", "TEXT", "TIME", "URL", "GROUP"}
-    assert found - known <= {"Show", "Machine", "Ask", "Say"}, found
+    known |= {"ADDRESS", "PATH", "PLACE", "PORT", "RELEASE", "SPEC", "TEXT", "TIME", "URL", "GROUP"}
+    assert found - known <= {"Show", "Write", "Request", "List"}, found
 
 
-def test_the_list_of_commands_is_short(capsys: Capture) -> None:
-    """A line each, none of it cut off; without any word the same goes to stderr, as wrong use."""
+def test_command_list_has_one_line_per_command(capsys: Capture) -> None:
+    """The list has one line per command; without arguments it goes to stderr."""
     assert main(["--help"]) == 0
-    told = capsys.readouterr().out
+    captured = capsys.readouterr().out
     for name, text in COMMANDS.items():
-        assert re.search(rf"^  {name} +{re.escape(text)}$", told, re.MULTILINE)
+        assert re.search(rf"^  {name} +{re.escape(text)}$", captured, re.MULTILINE)
     assert main([]) == 1
-    assert capsys.readouterr() == ("", told)
+    assert capsys.readouterr() == ("", captured)
 
 
 # -- good use -------------------------------------------------------------------------------------
 
 
-def test_piped_output_is_plain(command: str, files: Files) -> None:
-    """No escape sequence, no line filled up with blanks, whatever the environment wishes."""
-    done = _program([command, *ways(files)[command].good], variables={"FORCE_COLOR": "1"})
+def test_piped_output_has_no_escape_sequences(command: str, files: Files) -> None:
+    """Piped output has no escape sequences or trailing blanks."""
+    done = _program([command, *list_calls(files)[command].good], variables={"FORCE_COLOR": "1"})
     assert done.returncode == 0
     assert done.stdout
-    if command in {"attest", "quote"}:  # which are bytes
+    if command in {"attest", "quote"}:  # binary output
         return
     assert "\x1b" not in done.stdout + done.stderr
     if command != "completion":
         assert not re.search(r" $", done.stdout, re.MULTILINE)
 
 
-def test_json_is_its_schema_s(command: str, files: Files) -> None:
-    """Machine output is on stdout, alone."""
-    way = ways(files)[command]
-    if not way.json:
+def test_json_output_matches_schema(command: str, files: Files) -> None:
+    """With --json stdout has only JSON that matches the schema."""
+    calls = list_calls(files)[command]
+    if not calls.json:
         pytest.skip("its output is not JSON")
-    done = _program([command, *way.good, "--json"])
+    done = _program([command, *calls.good, "--json"])
     assert done.returncode == 0
     schemas.check(command, done.stdout)
 
 
-@pytest.mark.parametrize("what", ["normal", "json", "help"])
-def test_a_reader_that_has_seen_enough(what: str, command: str, files: Files) -> None:
-    """Nobody reads the output: no failure, and nothing on stderr but what is said anyway."""
-    way = ways(files)[command]
-    words = ["--help"] if what == "help" else [*way.good, *(["--json"] if what == "json" else [])]
-    if what == "json" and not way.json:
+@pytest.mark.parametrize("case", ["normal", "json", "help"])
+def test_closed_pipe_is_success(case: str, command: str, files: Files) -> None:
+    """A closed pipe at stdout is not an error."""
+    calls = list_calls(files)[command]
+    words = ["--help"] if case == "help" else [*calls.good, *(["--json"] if case == "json" else [])]
+    if case == "json" and not calls.json:
         pytest.skip("its output is not JSON")
     reader, writer = os.pipe()
     os.close(reader)
@@ -210,25 +217,25 @@ def test_a_reader_that_has_seen_enough(what: str, command: str, files: Files) ->
     assert "Broken pipe" not in done.stderr
 
 
-def test_a_full_disk_is_one_line(command: str, files: Files) -> None:
-    """What stdout goes to takes nothing: exit code 1, and no traceback."""
+def test_full_disk_is_code_1(command: str, files: Files) -> None:
+    """If stdout cannot be written, the exit code is 1 without a traceback."""
     if command in {"report", "serve"}:
         pytest.skip("it writes a file, or is another program")
     with Path("/dev/full").open("w") as full:
-        done = _program([command, *ways(files)[command].good], stdout=full)
+        done = _program([command, *list_calls(files)[command].good], stdout=full)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last == "attestkit: stdout cannot be written: No space left on device"
+    assert last == "attestkit: stdout: cannot write: No space left on device"
     assert "Traceback" not in done.stderr
 
 
-def test_without_a_stdout(command: str, files: Files) -> None:
-    """Whoever closed it wants the exit code alone."""
+def test_closed_stdout_is_success(command: str, files: Files) -> None:
+    """A stdout that is closed at start does not fail the command."""
     if command == "serve":
         pytest.skip("it is another program")
     words = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "attestkit", command]
     done = subprocess.run(
-        [*words, *ways(files)[command].good],
+        [*words, *list_calls(files)[command].good],
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
@@ -239,8 +246,8 @@ def test_without_a_stdout(command: str, files: Files) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_reader_that_has_seen_enough_of_the_list() -> None:
-    """The program's own help is output as any other."""
+def test_help_and_version_closed_pipe_is_success() -> None:
+    """--help and --version ignore a closed pipe."""
     for words in (["--help"], ["--version"]):
         reader, writer = os.pipe()
         os.close(reader)
@@ -249,25 +256,25 @@ def test_a_reader_that_has_seen_enough_of_the_list() -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("how", ["closed pipe", "full", "closed"])
-def test_a_broken_stderr_changes_nothing_else(how: str, command: str, files: Files) -> None:
-    """What cannot be told there leaves output and exit code as they are, of good and wrong use."""
+@pytest.mark.parametrize("stderr", ["closed pipe", "full", "closed"])
+def test_broken_stderr_keeps_output_and_exit_code(stderr: str, command: str, files: Files) -> None:
+    """A broken stderr changes neither output nor exit code."""
     if command == "serve":
         pytest.skip("it is another program")
-    way = ways(files)[command]
-    good, told = _without_stderr(how, [command, *way.good])
+    calls = list_calls(files)[command]
+    good, captured = _without_stderr(stderr, [command, *calls.good])
     assert good == 0
-    assert told
-    for words, code in way.wrong:
-        assert _without_stderr(how, [command, *words])[0] == code, words
+    assert captured
+    for words, code in calls.wrong:
+        assert _without_stderr(stderr, [command, *words])[0] == code, words
 
 
-def _without_stderr(how: str, words: list[str]) -> tuple[int, bytes]:
-    """Run the program with a broken stderr; return its exit code and its output."""
+def _without_stderr(stderr: str, words: list[str]) -> tuple[int, bytes]:
+    """Run the program with a broken stderr; return its exit code and output."""
     reader, writer = os.pipe()
     os.close(reader)
-    broken: dict[str, Any] = {"closed pipe": {"stderr": writer}}.get(how, {})
-    shell = {"full": "2>/dev/full", "closed": "2>&-"}.get(how, "")
+    broken: dict[str, Any] = {"closed pipe": {"stderr": writer}}.get(stderr, {})
+    shell = {"full": "2>/dev/full", "closed": "2>&-"}.get(stderr, "")
     done = subprocess.run(
         ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-m", "attestkit", *words],
         env=environment(),
@@ -284,55 +291,57 @@ def _without_stderr(how: str, words: list[str]) -> tuple[int, bytes]:
 # -- signals --------------------------------------------------------------------------------------
 
 
-def test_an_interrupt_is_no_wrong_use(tmp_path: Path) -> None:
-    """Exit code 130, as shells have it, and one line; here while it reads a pipe."""
+def test_interrupt_is_code_130(tmp_path: Path) -> None:
+    """SIGINT has exit code 130 and one line."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     words = [sys.executable, "-m", "attestkit", "show", str(pipe)]
-    # Python itself leaves a file behind when it is interrupted in the call that opens it.
+    # Python leaks a file object when open() is interrupted.
     environ = environment() | {"PYTHONDEVMODE": "", "PYTHONWARNINGS": "ignore::ResourceWarning"}
     with subprocess.Popen(words, env=environ, stderr=subprocess.PIPE, text=True) as process:
-        with being_read(pipe, process):
+        with wait_until_read(pipe, process):
             process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=PATIENCE)
-        assert (process.returncode, told) == (130, "attestkit: interrupted\n")
+        _, captured = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, captured) == (130, "attestkit: interrupted\n")
 
 
 # -- wrong use ------------------------------------------------------------------------------------
 
 
-def test_wrong_use(command: str, files: Files, capfd: pytest.CaptureFixture[str]) -> None:
-    """One line on stderr that starts with our name, nothing on stdout, and the documented code."""
-    for words, code in ways(files)[command].wrong:
-        for more in ([], ["--json"]) if ways(files)[command].json else ([],):
+def test_usage_error_is_one_line(
+    command: str, files: Files, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A usage error is one line on stderr, without output, with the documented exit code."""
+    for words, code in list_calls(files)[command].wrong:
+        for more in ([], ["--json"]) if list_calls(files)[command].json else ([],):
             before = sorted(files.folder.iterdir())
             assert main([command, *words, *more]) == code, words
-            told = capfd.readouterr()
-            lines = [line for line in told.err.splitlines() if "SIMULATED" not in line]
-            assert len(lines) == 1, (words, told.err)
+            captured = capfd.readouterr()
+            lines = [line for line in captured.err.splitlines() if "SIMULATED" not in line]
+            assert len(lines) == 1, (words, captured.err)
             assert re.match(r"attestkit( serve)?: \S", lines[0])
-            if command == "verify" and code == 5:  # a verdict, which is an answer
-                assert told.out
+            if command == "verify" and code == 5:  # prints the result
+                assert captured.out
             elif command != "report":
-                assert told.out == "", words
+                assert captured.out == "", words
                 assert sorted(files.folder.iterdir()) == before
 
 
-def test_stdin_is_read_once(files: Files, capsys: Capture) -> None:
-    """`-` is stdin wherever a file is read; a second reader would find nothing."""
+def test_stdin_can_be_read_once(files: Files, capsys: Capture) -> None:
+    """`-` is stdin for every file argument; a second use is an error."""
     for words in (["show", "-"], ["replay", "-"], ["verify", "-", *files.trusted]):
         with files.evidence.open() as stdin:
             done = _program(words, stdin=stdin)
         assert done.returncode == 0, done.stderr
     with files.evidence.open() as stdin:
         done = _program(["verify", "-", "-", *files.trusted], stdin=stdin)
-    assert "which can be read once" in done.stderr
+    assert "can be read only once" in done.stderr
     assert main(["show", "-", "-"]) == 1
     assert "unexpected extra argument" in capsys.readouterr().err
 
 
-def test_a_stdin_that_is_closed(files: Files) -> None:
-    """It cannot be read, as a file that is not there."""
+def test_closed_stdin_is_code_5(files: Files) -> None:
+    """A closed stdin is unreadable input."""
     words = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-m", "attestkit", "show", "-"]
     done = subprocess.run(
         words, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -345,7 +354,7 @@ def test_a_stdin_that_is_closed(files: Files) -> None:
 
 
 def _loaded(*words: str) -> set[str]:
-    """Return the modules that a command has loaded when it is done."""
+    """Return the modules that a command has imported."""
     script = (
         "import sys\nfrom attestkit.__main__ import main\n"
         "code = main(sys.argv[1:])\n"
@@ -364,30 +373,34 @@ def _loaded(*words: str) -> set[str]:
 HEAVY: Final = {"rich", "dcap_qvl", "jinja2", "asyncio", "uvicorn", "importlib.metadata"}
 
 
-def test_help_loads_no_command() -> None:
-    """Neither the library's parts nor the terminal library: it is there at once."""
+def test_help_imports_no_command() -> None:
+    """--help imports neither commands nor the terminal library."""
     loaded = _loaded("--help")
     assert not loaded & HEAVY
     ours = {name for name in loaded if name.startswith("attestkit.")}
     assert ours == {
         "attestkit.__main__",
-        "attestkit._system.process_hardening",
+        "attestkit._reasons",
         "attestkit._sanitize",
+        "attestkit._system",
+        "attestkit._system.process_hardening",
         "attestkit.cli",
         "attestkit.cli.exit_codes",
+        "attestkit.cli.options",
+        "attestkit.cli.options.shell_values",
         "attestkit.errors",
     }
 
 
 @pytest.mark.parametrize("name", ["quote", "attest", "emit", "key"])
-def test_help_of_a_device_command_loads_no_device(name: str) -> None:
-    """Options are declared without what they are for."""
+def test_device_command_help_imports_no_backend(name: str) -> None:
+    """The help of a device command does not import backends."""
     loaded = _loaded(name, "--help")
     assert not loaded & {*HEAVY, "attestkit.backends", "attestkit.quote", "attestkit.attester"}
 
 
-def test_a_quote_loads_what_it_needs() -> None:
-    """No terminal, no verifier, no web, no X.509 path, no other command."""
+def test_quote_imports_only_required_modules() -> None:
+    """`quote` imports no terminal library, verifier, server or other command."""
     loaded = _loaded("quote", *SIMULATED)
     assert not loaded & (HEAVY - {"importlib.metadata"})
     unwanted = ("attestkit.verifier", "attestkit.serve", "attestkit.ra_tls", "attestkit.aio")
@@ -404,14 +417,14 @@ def _commands() -> Iterator[tuple[str, str]]:
         yield name, command.help or ""
 
 
-def test_the_list_is_what_the_commands_say() -> None:
-    """Short lines are kept apart from the commands, so that a list loads none; they agree."""
+def test_command_list_matches_command_help() -> None:
+    """The summaries of the list equal the first lines of the commands' help."""
     for name, text in _commands():
         assert text.startswith(COMMANDS[name].removesuffix(".")), name
 
 
-def test_json_of_a_terminal_is_json(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Machine output has no colours, also on a terminal."""
+def test_json_on_terminal_has_no_colours(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON on a terminal has no colours."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)

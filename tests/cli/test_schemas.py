@@ -1,4 +1,4 @@
-"""Each command's `--json` is what docs/schemas says, in good and in bad days."""
+"""`--json` output of each command matches docs/schemas."""
 
 import json
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ from tests.verifier import parcels
 
 Capture = pytest.CaptureFixture[str]
 SIMULATED = ["--backend", "simulator", "--option", f"seed={'11' * 32}"]
-# Whose output is no JSON: a script for a shell, and another program's.
+# Without JSON output: a shell script, and the output of another program.
 WITHOUT = {"completion", "run"}
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Good evidence in every form, and what it takes to believe it."""
+    """Valid evidence in every format, with trust anchor and collateral."""
     return evidence_files.write(tmp_path)
 
 
@@ -34,13 +34,13 @@ def _run(capsys: Capture, command: str, *words: str, code: int = 0) -> Any:
     return schemas.check(command, capsys.readouterr().out)
 
 
-def test_every_command_has_a_schema() -> None:
-    """Nothing is left out, and nothing is described that is not there."""
+def test_schemas_cover_every_command() -> None:
+    """Every command with JSON output has a schema, and no schema is unused."""
     assert schemas.read().keys() == COMMANDS.keys() - WITHOUT
 
 
-def test_device_commands(tmp_path: Path, capsys: Capture) -> None:
-    """Of a quote, evidence, an event and a key, each also written to a file."""
+def test_device_commands_json_matches_schema(tmp_path: Path, capsys: Capture) -> None:
+    """quote, attest, emit and key match their schemas, with and without output files."""
     quote = _run(capsys, "quote", *SIMULATED, "--text", "nonce")
     assert bytes.fromhex(quote["quote"])[568:573] == b"nonce"
     assert _run(capsys, "quote", *SIMULATED, "-o", str(tmp_path / "quote"))["output"]
@@ -55,8 +55,8 @@ def test_device_commands(tmp_path: Path, capsys: Capture) -> None:
         _run(capsys, "key", *SIMULATED, "x", "--separated", "--algorithm", algorithm)
 
 
-def test_show_of_what_is_made_here(files: Files, capsys: Capture) -> None:
-    """Each form of simulated evidence, evidence that lies included."""
+def test_show_simulated_files_json_matches_schema(files: Files, capsys: Capture) -> None:
+    """Simulated evidence in every format, including hostile, matches the schema."""
     hostile = files.put("hostile", evidence_files.hostile_evidence().to_bytes())
     for path in (*files[1:], hostile):
         _run(capsys, "show", str(path))
@@ -70,13 +70,13 @@ def test_show_of_what_is_made_here(files: Files, capsys: Capture) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("name", REAL)
-def test_show_of_real_files(name: str, capsys: Capture) -> None:
-    """A real file of every kind."""
+def test_show_real_files_json_matches_schema(name: str, capsys: Capture) -> None:
+    """A real file of every format matches the schema."""
     _run(capsys, "show", str(SHARED / "data" / name))
 
 
-def test_verdicts(files: Files, capsys: Capture) -> None:
-    """Accepted, rejected, refused by policy, not verified and unreadable, alone and together."""
+def test_verify_and_report_json_matches_schema(files: Files, capsys: Capture) -> None:
+    """Every outcome matches the schemas of verify, report and policy."""
     quote = bytearray(files.quote.read_bytes())
     quote[200] ^= 1
     tampered = str(files.put("tampered", bytes(quote)))
@@ -97,8 +97,8 @@ def test_verdicts(files: Files, capsys: Capture) -> None:
     _run(capsys, "policy", evidence, *trusted)
 
 
-def test_replays(files: Files, capsys: Capture) -> None:
-    """A log that agrees, one that does not, and one that is held to nothing."""
+def test_replay_json_matches_schema(files: Files, capsys: Capture) -> None:
+    """Agreement, disagreement and no comparison match the schema."""
     log = parcels.evidence().event_log.to_json()
     shorter = json.dumps(json.loads(log)[:-1])
     _run(capsys, "replay", str(files.evidence))
@@ -109,8 +109,8 @@ def test_replays(files: Files, capsys: Capture) -> None:
 
 
 @pytest.mark.slow
-def test_doctor_bench_and_faults(tmp_path: Path, capsys: Capture) -> None:
-    """The doctor of this machine and of an empty one, a short bench, the faults of a mount."""
+def test_machine_commands_json_matches_schema(tmp_path: Path, capsys: Capture) -> None:
+    """doctor, bench and the lists of mount match their schemas."""
     _run(capsys, "doctor", "--quote")
     _run(capsys, "doctor", "--root", str(tmp_path))
     _run(capsys, "bench", "--seconds", "0.1")
@@ -129,12 +129,12 @@ def test_doctor_bench_and_faults(tmp_path: Path, capsys: Capture) -> None:
         (["doctor", "--root", "/nowhere"], 1),
     ],
 )
-def test_a_command_that_fails_has_no_json(words: list[str], code: int, capsys: Capture) -> None:
-    """Nothing is on stdout that could be taken for a result; the line on stderr says why."""
+def test_failed_command_prints_no_json(words: list[str], code: int, capsys: Capture) -> None:
+    """A failed command prints one line on stderr and nothing on stdout."""
     assert main([*words, "--json"]) == code
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
 
 
 def _objects(schema: object, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -148,8 +148,8 @@ def _objects(schema: object, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _objects(value, f"{name}/{index}")
 
 
-def test_no_field_is_left_undocumented() -> None:
-    """Every object is closed, but those that another closes around them."""
+def test_schemas_close_every_object() -> None:
+    """Every object is closed, except those closed by a referring schema."""
     open_ones = [
         name
         for command, schema in schemas.read().items()
@@ -160,8 +160,8 @@ def test_no_field_is_left_undocumented() -> None:
 
 
 @pytest.mark.parametrize("command", ["verify", "report", "policy"])
-def test_a_field_more_is_refused(command: str, files: Files, capsys: Capture) -> None:
-    """Also where one schema closes another's object."""
+def test_schema_rejects_additional_field(command: str, files: Files, capsys: Capture) -> None:
+    """An additional field fails validation, also across schemas."""
     output = ["-o", str(files.folder / "page")] if command == "report" else []
     found = _run(capsys, command, str(files.evidence), *files.trusted, *output)
     outcome = {"verify": lambda: found["results"][0], "policy": lambda: found["evidence"]}

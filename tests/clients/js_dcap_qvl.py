@@ -1,4 +1,4 @@
-"""@phala/dcap-qvl, the JavaScript verifier, asked from Python."""
+"""Python interface to @phala/dcap-qvl, the JavaScript verifier."""
 
 import json
 import shutil
@@ -10,13 +10,13 @@ import pytest
 
 from attestkit.collateral import Collateral
 
-__all__ = ["case", "judge", "node_program"]
+__all__ = ["encode_case", "node_program", "verify_with_javascript"]
 
 FOLDER: Final = Path(__file__).parent / "js"
 
 
 def node_program() -> str:
-    """Return the path of node, or skip where it or the verifier is not installed."""
+    """Return the path of node; skip without node or the verifier."""
     program = shutil.which("node")
     if program is None:
         pytest.skip("node is not installed")
@@ -25,8 +25,8 @@ def node_program() -> str:
     return program
 
 
-def judge(node: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the verdict of @phala/dcap-qvl on each case."""
+def verify_with_javascript(node: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the result of @phala/dcap-qvl for each case."""
     done = subprocess.run(
         [node, "verify.mjs"],
         cwd=FOLDER,
@@ -41,8 +41,10 @@ def judge(node: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return verdicts
 
 
-def case(quote: bytes, collateral: Collateral, now: int, root: bytes | None) -> dict[str, Any]:
-    """Return one case as verify.mjs reads it."""
+def encode_case(
+    quote: bytes, collateral: Collateral, now: int, root: bytes | None
+) -> dict[str, Any]:
+    """Return a case in the format of verify.mjs."""
     return {
         "quote": quote.hex(),
         "collateral": json.loads(collateral.to_json()),

@@ -1,4 +1,4 @@
-"""The official Python client calls every method, and gets what it expects, over every transport."""
+"""The official Python client works with every method over every transport."""
 
 import asyncio
 import hashlib
@@ -15,19 +15,19 @@ from tests.vectors import SHARED, load, needs_shared
 
 sdk = pytest.importorskip("dstack_sdk")
 
-Run: TypeAlias = Callable[[Callable[["Caller"], Awaitable[None]]], None]
+Run: TypeAlias = Callable[[Callable[["AwaitableClient"], Awaitable[None]]], None]
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server that also listens on a URL."""
+    """Return a server that also listens on a URL."""
     with running_server("--dev-http", "127.0.0.1:0") as server:
         yield server
         server.check_log()
 
 
-class Caller:
-    """A client whose methods can be awaited, be it the sync or the async one."""
+class AwaitableClient:
+    """A client whose methods can be awaited, whether sync or async."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -43,15 +43,15 @@ class Caller:
 
 
 def _runner(make: Callable[..., Any], endpoint: str | None) -> Run:
-    def run(scenario: Callable[[Caller], Awaitable[None]]) -> None:
+    def run(scenario: Callable[[AwaitableClient], Awaitable[None]]) -> None:
         async def main() -> None:
             client = make(endpoint) if endpoint else make()
             if hasattr(client, "__aenter__"):
                 async with client:
-                    await scenario(Caller(client))
+                    await scenario(AwaitableClient(client))
             else:
                 with client:
-                    await scenario(Caller(client))
+                    await scenario(AwaitableClient(client))
 
         asyncio.run(main())
 
@@ -60,7 +60,7 @@ def _runner(make: Callable[..., Any], endpoint: str | None) -> Run:
 
 @pytest.fixture(params=["socket", "environment", "url"])
 def transport(request: pytest.FixtureRequest) -> str:
-    """How the client finds the server."""
+    """Return how the client finds the server."""
     return str(request.param)
 
 
@@ -71,7 +71,7 @@ def dstack(
     transport: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Run:
-    """Runs a scenario on a client of DstackGuest."""
+    """Return a function that runs a scenario with a DstackGuest client."""
     monkeypatch.setenv("DSTACK_SIMULATOR_ENDPOINT", server.dstack)
     endpoint = {"socket": server.dstack, "environment": None, "url": server.dev_url}[transport]
     return _runner(getattr(sdk, request.param), endpoint)
@@ -84,7 +84,7 @@ def tappd(
     transport: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Run:
-    """Runs a scenario on a client of Tappd, which says that it is deprecated."""
+    """Return a function that runs a scenario with a deprecated Tappd client."""
     monkeypatch.setenv("TAPPD_SIMULATOR_ENDPOINT", server.tappd)
     endpoint = {"socket": server.tappd, "environment": None, "url": server.dev_url}[transport]
 
@@ -102,18 +102,18 @@ NEW = {
 
 
 @pytest.mark.parametrize("kind", ["", "Async"])
-def test_no_method_is_left_out(kind: str) -> None:
-    """The tests below call all that the clients have; a release with more shows here."""
+def test_every_client_method_is_tested(kind: str) -> None:
+    """A release of the client with more methods fails here."""
     for name, known in (("DstackClient", NEW), ("TappdClient", NEW | {"derive_key", "tdx_quote"})):
         client = getattr(sdk, kind + name)
         public = {each for each in dir(client) if not each.startswith("_")}
         assert {each for each in public if callable(getattr(client, each))} == known
 
 
-def test_keys_of_both_algorithms(dstack: Run) -> None:
-    """GetKey answers 32 bytes and a chain of two signatures, the same ones every time."""
+def test_get_key(dstack: Run) -> None:
+    """GetKey returns 32 bytes and two signatures, the same each time."""
 
-    async def scenario(client: Caller) -> None:
+    async def scenario(client: AwaitableClient) -> None:
         for algorithm in ("secp256k1", "ed25519"):
             answer = await client.get_key("my/key/path", "signing", algorithm)
             assert len(answer.decode_key()) == 32
@@ -125,10 +125,10 @@ def test_keys_of_both_algorithms(dstack: Run) -> None:
     dstack(scenario)
 
 
-def test_quotes_replay(dstack: Run) -> None:
-    """GetQuote's log replays to the registers of its quote, by us and by the client."""
+def test_get_quote_replays(dstack: Run) -> None:
+    """The event log replays to the quote, by attestkit and by the client."""
 
-    async def scenario(client: Caller) -> None:
+    async def scenario(client: AwaitableClient) -> None:
         answer = await client.get_quote(b"\x12\x34")
         quote = Quote.parse(answer.decode_quote())
         assert quote.report_data == b"\x12\x34".ljust(64, b"\0")
@@ -143,10 +143,10 @@ def test_quotes_replay(dstack: Run) -> None:
 
 
 def test_attest(dstack: Run) -> None:
-    """Attest's evidence holds a quote over what was asked."""
+    """The evidence contains a quote of the report data."""
     from attestkit import Attestation
 
-    async def scenario(client: Caller) -> None:
+    async def scenario(client: AwaitableClient) -> None:
         answer = await client.attest("hello")
         evidence = Attestation.from_bytes(answer.decode_attestation())
         assert evidence.report_data == b"hello".ljust(64, b"\0")
@@ -157,9 +157,9 @@ def test_attest(dstack: Run) -> None:
 
 
 def test_info(dstack: Run) -> None:
-    """Info parses into the client's model, and its parts belong together."""
+    """Info matches the client's model and is consistent."""
 
-    async def scenario(client: Caller) -> None:
+    async def scenario(client: AwaitableClient) -> None:
         info = await client.info()
         assert len(bytes.fromhex(info.app_id)) == 20
         assert info.compose_hash == hashlib.sha256(info.tcb_info.app_compose.encode()).hexdigest()
@@ -171,10 +171,10 @@ def test_info(dstack: Run) -> None:
     dstack(scenario)
 
 
-def test_events(dstack: Run) -> None:
-    """An emitted event is in the next log, and RTMR3 has moved."""
+def test_emit_event(dstack: Run) -> None:
+    """An event is in the next log and changes RTMR3."""
 
-    async def scenario(client: Caller) -> None:
+    async def scenario(client: AwaitableClient) -> None:
         before = (await client.info()).tcb_info
         assert await client.emit_event("custom-event", b"\xde\xad\xbe\xef") is None
         after = (await client.info()).tcb_info
@@ -189,11 +189,11 @@ def test_events(dstack: Run) -> None:
     dstack(scenario)
 
 
-def test_tls_keys(dstack: Run) -> None:
-    """GetTlsKey takes every option, the newer ones after a look at the version."""
+def test_get_tls_key(dstack: Run) -> None:
+    """GetTlsKey accepts every option, the newer ones after a version check."""
     from cryptography import x509
 
-    async def scenario(client: Caller) -> None:
+    async def scenario(client: AwaitableClient) -> None:
         answer = await client.get_tls_key(
             "example.com",
             ["www.example.com"],
@@ -219,9 +219,9 @@ def test_tls_keys(dstack: Run) -> None:
 
 @pytest.mark.parametrize("algorithm", ["ed25519", "secp256k1", "secp256k1_prehashed"])
 def test_sign_and_verify(dstack: Run, algorithm: str) -> None:
-    """What Sign signs, Verify accepts; another text it does not."""
+    """Verify accepts Sign's signature, but not for another text."""
 
-    async def scenario(client: Caller) -> None:
+    async def scenario(client: AwaitableClient) -> None:
         data = hashlib.sha256(b"text").digest()
         answer = await client.sign(algorithm, data)
         signature, key = answer.decode_signature(), answer.decode_public_key()
@@ -234,9 +234,9 @@ def test_sign_and_verify(dstack: Run, algorithm: str) -> None:
 
 
 def test_version_and_health(dstack: Run) -> None:
-    """The version is one that the client takes for new enough."""
+    """The version is recent enough for the client."""
 
-    async def scenario(client: Caller) -> None:
+    async def scenario(client: AwaitableClient) -> None:
         version = (await client.version()).version
         assert tuple(map(int, version.split("."))) >= (0, 5, 8)
         assert await client.is_reachable() is True
@@ -244,10 +244,10 @@ def test_version_and_health(dstack: Run) -> None:
     dstack(scenario)
 
 
-def test_tappd_derives_keys(tappd: Run) -> None:
-    """DeriveKey answers a key that only depends on the path, with a certificate."""
+def test_tappd_derive_key(tappd: Run) -> None:
+    """The key depends only on the path and has a certificate."""
 
-    async def scenario(client: Caller) -> None:
+    async def scenario(client: AwaitableClient) -> None:
         with pytest.deprecated_call():
             first = await client.derive_key("my/path", "subject", ["alt.example.com"])
         with pytest.deprecated_call():
@@ -258,17 +258,17 @@ def test_tappd_derives_keys(tappd: Run) -> None:
     tappd(scenario)
 
 
-def test_tappd_quotes(tappd: Run) -> None:
-    """TdxQuote hashes the report data under its tag, or takes it raw."""
+def test_tappd_tdx_quote(tappd: Run) -> None:
+    """TdxQuote hashes the tagged report data, or uses it raw."""
 
-    async def scenario(client: Caller) -> None:
+    async def scenario(client: AwaitableClient) -> None:
         with pytest.deprecated_call():
             raw = await client.tdx_quote("hello", "raw")
         quote = Quote.parse(raw.decode_quote())
         assert quote.report_data == b"hello".rjust(64, b"\0")  # the client pads on the left
         EventLog.from_json(raw.event_log).check(quote)
         with pytest.deprecated_call():
-            whole = await client.tdx_quote(bytes(range(64)))  # raw too, and not padded
+            whole = await client.tdx_quote(bytes(range(64)))  # raw and not padded
         assert Quote.parse(whole.decode_quote()).report_data == bytes(range(64))
         with pytest.deprecated_call():
             hashed = await client.tdx_quote("hello", "sha256")
@@ -279,9 +279,9 @@ def test_tappd_quotes(tappd: Run) -> None:
 
 
 def test_tappd_info_and_version(tappd: Run) -> None:
-    """The old client's Info, Version and health check work as the new one's."""
+    """Info, Version and health check work with the old client."""
 
-    async def scenario(client: Caller) -> None:
+    async def scenario(client: AwaitableClient) -> None:
         assert (await client.info()).tcb_info.mrtd
         assert (await client.version()).version
         assert await client.is_reachable() is True
@@ -289,10 +289,10 @@ def test_tappd_info_and_version(tappd: Run) -> None:
     tappd(scenario)
 
 
-def test_tappd_has_what_it_inherits(tappd: Run) -> None:
-    """The old client's other methods, which the new client gave it, work too."""
+def test_tappd_inherited_methods(tappd: Run) -> None:
+    """Methods inherited from the new client work with the old one."""
 
-    async def scenario(client: Caller) -> None:
+    async def scenario(client: AwaitableClient) -> None:
         assert len((await client.get_key("a", "b")).decode_key()) == 32
         assert len((await client.get_tls_key(subject="example.com")).certificate_chain) == 2
         quote = await client.get_quote(b"nonce")
@@ -312,25 +312,25 @@ APP_KEYS = SHARED / "data/dstack/simulator/appkeys.json"
 
 @pytest.fixture(scope="module")
 def known_keys() -> Iterator[Any]:
-    """A client of a server that has the published keys of the upstream simulator."""
+    """Return a client of a server with the upstream simulator's published keys."""
     with running_server("--app-keys", str(APP_KEYS)) as server:
         client = sdk.DstackClient(server.dstack)
-        with client:  # what `as` would give is the async one
+        with client:  # `as` would bind the async client
             yield client
 
 
 @needs_shared
 @pytest.mark.parametrize("case", load("getkey.json").get("cases", []))
-def test_known_keys(known_keys: Any, case: dict[str, Any]) -> None:
-    """GetKey gives the known bytes for known app keys."""
+def test_get_key_matches_vectors(known_keys: Any, case: dict[str, Any]) -> None:
+    """GetKey equals the vectors."""
     answer = known_keys.get_key(**case["request"])
     assert answer.model_dump() == case["response"]
 
 
 @needs_shared
 @pytest.mark.parametrize("case", load("sign_verify.json").get("sign", []))
-def test_known_signatures(known_keys: Any, case: dict[str, Any]) -> None:
-    """Sign gives the known bytes for known app keys, and Verify accepts them."""
+def test_sign_matches_vectors(known_keys: Any, case: dict[str, Any]) -> None:
+    """Sign equals the vectors, and Verify accepts the signatures."""
     data = bytes.fromhex(case["request"]["data"])
     answer = known_keys.sign(case["request"]["algorithm"], data)
     assert answer.model_dump() == case["response"]
@@ -344,8 +344,8 @@ def _accounts() -> dict[str, dict[str, str]]:
 
 
 @needs_shared
-def test_known_ethereum_account(known_keys: Any) -> None:
-    """The client's Ethereum helpers find the known address behind our key."""
+def test_ethereum_account_matches_vectors(known_keys: Any) -> None:
+    """The client derives the vectors' Ethereum address."""
     pytest.importorskip("eth_account")
     from dstack_sdk.ethereum import to_account, to_account_secure
 
@@ -355,8 +355,8 @@ def test_known_ethereum_account(known_keys: Any) -> None:
 
 
 @needs_shared
-def test_known_solana_account(known_keys: Any) -> None:
-    """The client's Solana helpers find the known key pair behind our key."""
+def test_solana_account_matches_vectors(known_keys: Any) -> None:
+    """The client derives the vectors' Solana key pair."""
     pytest.importorskip("solders")
     from dstack_sdk.solana import to_keypair, to_keypair_secure
 

@@ -1,4 +1,4 @@
-"""The JavaScript verifier agrees: the simulator's quotes hold under its root and no other."""
+"""The JavaScript verifier accepts the simulator's quotes under its root only."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.collateral import Collateral
 from tests.backends.simulator.simulated_cases import CASES, VECTORS
-from tests.clients.js_dcap_qvl import case, judge, node_program
+from tests.clients.js_dcap_qvl import encode_case, node_program, verify_with_javascript
 from tests.vectors import needs_shared
 
 NOW: Final = 1790000000
@@ -31,43 +31,45 @@ def quotes(pki: SimulatedPki) -> list[bytes]:
     ]
 
 
-def test_the_simulators_root_is_accepted_when_it_is_given(node: str) -> None:
-    """Quotes of all layouts are up to date under the root that made them."""
+def test_simulator_root_is_accepted(node: str) -> None:
+    """Quotes of all layouts are UpToDate under the simulator's root."""
     pki = SimulatedPki(SEED)
-    cases = [case(quote, pki.collateral(NOW), NOW, pki.root_der) for quote in quotes(pki)]
-    assert judge(node, cases) == [{"status": "UpToDate", "advisories": []}] * len(LAYOUTS)
+    cases = [encode_case(quote, pki.collateral(NOW), NOW, pki.root_der) for quote in quotes(pki)]
+    assert verify_with_javascript(node, cases) == [{"status": "UpToDate", "advisories": []}] * len(
+        LAYOUTS
+    )
 
 
-def test_intels_root_and_strangers_refuse(node: str) -> None:
-    """The same quotes are refused with the library's default root, and with another seed's."""
-    pki, stranger = SimulatedPki(SEED), SimulatedPki(bytes(32)).root_der
+def test_other_roots_are_refused(node: str) -> None:
+    """The quotes are refused under Intel's root and another simulator's."""
+    pki, other_root = SimulatedPki(SEED), SimulatedPki(bytes(32)).root_der
     cases = [
-        case(quote, pki.collateral(NOW), NOW, root)
+        encode_case(quote, pki.collateral(NOW), NOW, root)
         for quote in quotes(pki)
-        for root in (None, stranger)
+        for root in (None, other_root)
     ]
-    for verdict in judge(node, cases):
+    for verdict in verify_with_javascript(node, cases):
         assert "Failed to verify certificate chain" in verdict["error"]
 
 
-def test_one_flipped_bit_is_refused(node: str) -> None:
-    """A bit of header, body, signatures, key or QE report: none may change."""
+def test_flipped_bit_is_refused(node: str) -> None:
+    """A flipped bit in header, body, signatures, key or QE report is refused."""
     pki = SimulatedPki(SEED)
     quote = quotes(pki)[0]
     cases = []
     for offset in (40, 100, 200, 400, 600, 640, 720, 780, 900, 1100, 1160, 1225):
         changed = bytearray(quote)
         changed[offset] ^= 1
-        cases.append(case(bytes(changed), pki.collateral(NOW), NOW, pki.root_der))
-    verdicts = judge(node, cases)
+        cases.append(encode_case(bytes(changed), pki.collateral(NOW), NOW, pki.root_der))
+    verdicts = verify_with_javascript(node, cases)
     assert all("error" in verdict for verdict in verdicts), verdicts
 
 
 @needs_shared
-def test_all_cases_come_out_as_observed(node: str) -> None:
-    """Each of the 42 cases gives the outcome, and where refused the text, that was observed."""
+def test_cases_match_vectors(node: str) -> None:
+    """Each of the 42 cases has the vectors' outcome and error text."""
     cases = [
-        case(
+        encode_case(
             (VECTORS / each["quote"]).read_bytes(),
             Collateral.load(VECTORS / each["collateral"]),
             each["now"],
@@ -75,11 +77,11 @@ def test_all_cases_come_out_as_observed(node: str) -> None:
         )
         for each in CASES
     ]
-    for each, verdict in zip(CASES, judge(node, cases), strict=True):
+    for each, verdict in zip(CASES, verify_with_javascript(node, cases), strict=True):
         observed = each["observed"]["@phala/dcap-qvl 0.3.9"]
         if "status" in verdict:
             assert observed == f"accept:{verdict['status']}", each["id"]
         else:
             text = " ".join(verdict["error"].split())
-            # The vectors put the error's cause behind a slash.
+            # The vectors have the cause after a slash.
             assert observed.split(" / ")[0] == f"reject: {text[:160]}", each["id"]

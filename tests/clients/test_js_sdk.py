@@ -1,4 +1,4 @@
-"""The official JavaScript client gets what it expects from every method, however it connects."""
+"""The official JavaScript client works with every method over every transport."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ APP_KEYS = SHARED / "data/dstack/simulator/appkeys.json"
 
 @pytest.fixture(scope="module")
 def node() -> str:
-    """The path of node, where it and the client are installed."""
+    """Return the path of node; skip without node or the client."""
     program = shutil.which("node")
     if program is None:
         pytest.skip("node is not installed")
@@ -32,7 +32,7 @@ def node() -> str:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server that also listens on a URL, with the published keys of the upstream simulator."""
+    """Return a server that also listens on a URL, with the upstream simulator's published keys."""
     keys = ("--app-keys", str(APP_KEYS)) if HAVE_SHARED else ()
     with running_server("--dev-http", "127.0.0.1:0", *keys) as server:
         yield server
@@ -41,7 +41,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module", params=["socket", "environment", "url"])
 def answers(node: str, server: Server, request: pytest.FixtureRequest) -> Any:
-    """What the client got for all its calls."""
+    """Return the client's results of all calls."""
     endpoints = {
         "socket": (server.dstack, server.tappd),
         "environment": ("", ""),
@@ -65,29 +65,29 @@ def answers(node: str, server: Server, request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(params=["dstack", "tappd"])
 def found(answers: Any, request: pytest.FixtureRequest) -> Any:
-    """What either client got, for the older one has all methods of the newer."""
+    """Return the results of either client; the older one has the newer one's methods."""
     return answers["dstack"] if request.param == "dstack" else answers["tappd"]["inherited"]
 
 
 def check_quote(answer: Any) -> Quote:
-    """Check that log and quote agree, and that the client's own replay says so."""
+    """Check that the log replays to the quote, also by the client."""
     quote = Quote.parse(bytes.fromhex(answer["quote"]))
     EventLog.from_json(answer["event_log"]).check(quote)
     assert answer["replayRtmrs"] == [rtmr.hex() for rtmr in quote.rtmrs]
     return quote
 
 
-def test_quotes_and_evidence(found: Any) -> None:
-    """GetQuote and Attest are over what was asked, and replay."""
+def test_quote_and_evidence(found: Any) -> None:
+    """GetQuote and Attest contain the report data, and replay."""
     hello = b"hello".ljust(64, b"\0")
     assert check_quote(found["quote"]).report_data == hello
     evidence = Attestation.from_bytes(bytes.fromhex(found["attestation"]))
     assert evidence.report_data == hello
-    assert found["refused"] is None  # this client sends nothing; 64 zeros are quoted
+    assert found["refused"] is None  # without report data 64 zero bytes are quoted
 
 
-def test_events(found: Any) -> None:
-    """EmitEvent answers something that parses, and its event is in the next log."""
+def test_emit_event(found: Any) -> None:
+    """EmitEvent returns JSON, and its event is in the next log."""
     assert found["emitted"] is None
     assert found["info"]["tcb_info"]["rtmr3"] != found["before"]
     last = json.loads(found["quote"]["event_log"])[-1]
@@ -95,7 +95,7 @@ def test_events(found: Any) -> None:
 
 
 def test_info_and_version(found: Any) -> None:
-    """Info's parts belong together; the version is new enough for every option."""
+    """Info is consistent; the version is recent enough for the client."""
     info = found["info"]
     app_compose = info["tcb_info"]["app_compose"].encode()
     assert info["compose_hash"] == hashlib.sha256(app_compose).hexdigest()
@@ -104,8 +104,8 @@ def test_info_and_version(found: Any) -> None:
     assert found["reachable"] is True
 
 
-def test_tls_key(found: Any) -> None:
-    """GetTlsKey takes every option."""
+def test_get_tls_key(found: Any) -> None:
+    """GetTlsKey accepts every option."""
     from cryptography import x509
 
     tls = found["tls"]
@@ -116,16 +116,16 @@ def test_tls_key(found: Any) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["ed25519", "secp256k1", "secp256k1_prehashed"])
-def test_signatures(found: Any, algorithm: str) -> None:
-    """What Sign signs, Verify accepts; another text it does not."""
+def test_sign_and_verify(found: Any, algorithm: str) -> None:
+    """Verify accepts Sign's signature, but not for another text."""
     answer = found["signatures"][algorithm]
     assert answer["chain"][0] == answer["signature"]
     assert (answer["good"], answer["bad"]) == (True, False)
 
 
 @needs_shared
-def test_known_keys_and_accounts(found: Any) -> None:
-    """Keys, chains and the accounts made of them are the known ones for known app keys."""
+def test_keys_and_accounts_match_vectors(found: Any) -> None:
+    """Keys, chains and derived accounts equal the vectors."""
     known = {
         f"{case['request']['path']} {case['request']['algorithm']}": case["response"]
         for case in load("getkey.json")["cases"]
@@ -139,7 +139,7 @@ def test_known_keys_and_accounts(found: Any) -> None:
 
 
 def test_tappd(answers: Any) -> None:
-    """The old client derives keys that depend on the path alone, and gets quotes."""
+    """The old client derives keys that depend only on the path, and gets quotes."""
     found = answers["tappd"]
     assert found["key"] == found["again"]
     assert found["certificates"] == 2
@@ -150,17 +150,17 @@ def test_tappd(answers: Any) -> None:
     assert check_quote(found["plain"]).report_data == hashlib.sha512(tagged).digest()
     assert found["reachable"] is True
     assert found["info"] == answers["dstack"]["info"]["tcb_info"]["mrtd"]
-    # One path gives one secret, whatever the curve.
+    # The secret depends on the path, not on the curve.
     assert found["secret"] == P256Key.from_pem(found["key"]).scalar.hex()
 
 
-def test_what_the_newer_client_has_left_of_the_older(answers: Any) -> None:
-    """Its tdxQuote is GetQuote, and its deriveKey asks nobody."""
+def test_deprecated_methods(answers: Any) -> None:
+    """The client's tdxQuote is GetQuote, and deriveKey is refused by the client."""
     found = answers["old"]
     assert check_quote(found["quote"]).report_data == b"hello".ljust(64, b"\0")
     assert "deprecated" in found["refused"]
 
 
-def test_no_method_is_left_out(answers: Any) -> None:
-    """Every method that the clients have was called."""
+def test_every_client_method_is_tested(answers: Any) -> None:
+    """Every method of the clients was called."""
     assert answers["uncalled"] == []

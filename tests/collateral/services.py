@@ -1,4 +1,4 @@
-"""A PCCS without a network, whose answers a test can change."""
+"""A simulated PCCS without network, whose responses a test can change."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ TCB, QE = "/tdx/certification/v4/tcb", "/tdx/certification/v4/qe/identity"
 PCKCERT: Final = "/sgx/certification/v4/pckcert"
 
 
-def answers(collateral: Collateral, url: str) -> Response:
-    """Return the part of `collateral` that is at `url`, as a PCCS answers."""
+def respond_with(collateral: Collateral, url: str) -> Response:
+    """Return the part of `collateral` at `url`, as a PCCS responds."""
     signed = {
         TCB: ("tcbInfo", "tcb_info", "TCB-Info-Issuer-Chain"),
         QE: ("enclaveIdentity", "qe_identity", "SGX-Enclave-Identity-Issuer-Chain"),
@@ -48,20 +48,20 @@ def answers(collateral: Collateral, url: str) -> Response:
 
 @dataclass
 class Service:
-    """A getter; `changes` are what becomes of the answers to some paths."""
+    """A getter that applies `changes` to the responses for some paths."""
 
     changes: dict[str, Callable[[Response], Response]] = field(default_factory=dict)
     urls: list[str] = field(default_factory=list)
 
     def __call__(self, url: str) -> Response:
-        """Answer a GET of `url`, whatever its host is."""
+        """Respond to a GET of `url`, for any host."""
         self.urls.append(url)
         parts = urlsplit(url)
-        status, headers, body = PCCS.answer(parts.path, parts.query)
+        status, headers, body = PCCS.respond(parts.path, parts.query)
         response = Response(status, dict(headers), body)
         change = self.changes.get(parts.path)
         return response if change is None else change(response)
 
     def fetch(self, quote: Quote = QUOTE, base: str = BASE) -> Collateral:
-        """Fetch from this service."""
+        """Fetch collateral from this service."""
         return Collateral.fetch(quote, base, getter=self)

@@ -1,4 +1,4 @@
-"""A source asks once for all who want the same, and again where what it had is doubtful."""
+"""Tests of CollateralSource: shared fetches, and refetching of doubtful collateral."""
 
 import threading
 from dataclasses import replace
@@ -7,15 +7,15 @@ import pytest
 
 from attestkit.collateral import Collateral
 from attestkit.collateral.cache import CollateralCache
-from attestkit.collateral.caching_source import CollateralSource, Found
+from attestkit.collateral.caching_source import CollateralLookup, CollateralSource
 from attestkit.collateral.pccs_client import Response
 from attestkit.errors import CollateralError
 from tests.collateral.services import BASE, COLLATERAL, PLATFORM, QUOTE, TCB, Service
-from tests.collateral.test_pccs_client import hidden
+from tests.collateral.test_pccs_client import create_quote_with_ppid
 
 
 class Timer:
-    """Seconds that stand until they are moved."""
+    """A manual timer, in seconds."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -25,69 +25,69 @@ class Timer:
         return self.seconds
 
 
-def source(service: Service, timer: Timer | None = None) -> CollateralSource:
+def create_source(service: Service, timer: Timer | None = None) -> CollateralSource:
     """Return a source with a cache in memory."""
     cache = CollateralCache(None, clock=lambda: COLLATERAL.valid_from)
     return CollateralSource(BASE, getter=service, cache=cache, timer=timer or Timer())
 
 
-def forge(response: Response) -> Response:
-    """Alter TCB info."""
+def forge_tcb_info(response: Response) -> Response:
+    """Alter the TCB info."""
     return response._replace(body=response.body.replace(b'"UpToDate"', b'"Revoked"'))
 
 
-def test_a_second_try_brings_what_is_other() -> None:
-    """What was in the cache is fetched again, and what comes is kept."""
-    service = Service({TCB: forge})
-    asked = source(service)
-    assert not asked.find(QUOTE).cached
-    doubted = asked.find(QUOTE)
-    assert doubted.cached
+def test_refetch_replaces_cached_collateral() -> None:
+    """Cached collateral is fetched again, and the new collateral is cached."""
+    service = Service({TCB: forge_tcb_info})
+    source = create_source(service)
+    assert not source.find(QUOTE).cached
+    cached = source.find(QUOTE)
+    assert cached.cached
     service.changes.clear()
-    again = asked.find_again(doubted)
-    assert again is not None
-    assert again.collateral == COLLATERAL
-    assert asked.find(QUOTE).collateral == COLLATERAL
+    refetched = source.refetch(cached)
+    assert refetched is not None
+    assert refetched.collateral == COLLATERAL
+    assert source.find(QUOTE).collateral == COLLATERAL
     assert len(service.urls) == 8
-    other = asked.find_again(doubted)  # of a thread that had the old one too
-    assert other is not None
-    assert other.collateral == COLLATERAL
+    second = source.refetch(cached)  # of a thread that had the old one too
+    assert second is not None
+    assert second.collateral == COLLATERAL
     assert len(service.urls) == 8
 
 
-def test_no_second_try() -> None:
-    """Not for what has just been fetched, has passed, or is what the service says."""
+def test_refetch_fresh_verified_or_unchanged_returns_none() -> None:
+    """Collateral that is fresh, verified or unchanged is not replaced."""
     service = Service()
-    asked = source(service)
-    assert asked.find_again(asked.find(QUOTE)) is None
+    source = create_source(service)
+    assert source.refetch(source.find(QUOTE)) is None
     assert len(service.urls) == 4
-    assert asked.find_again(asked.find(QUOTE)) is None  # the same again
+    assert source.refetch(source.find(QUOTE)) is None  # unchanged
     assert len(service.urls) == 8
-    asked = source(service)
-    asked.passed(asked.find(QUOTE))
-    assert asked.find_again(asked.find(QUOTE)) is None
+    source = create_source(service)
+    source.mark_verified(source.find(QUOTE))
+    assert source.refetch(source.find(QUOTE)) is None
     assert len(service.urls) == 12
 
 
-def test_second_tries_have_a_pause() -> None:
-    """One a minute for one platform, also where it fails."""
-    service, timer = Service({TCB: forge}), Timer()
-    asked = source(service, timer)
-    asked.find(QUOTE)
+def test_refetch_is_limited_to_one_per_minute() -> None:
+    """One platform is refetched at most once a minute, also after a failure."""
+    service, timer = Service({TCB: forge_tcb_info}), Timer()
+    source = create_source(service, timer)
+    source.find(QUOTE)
     service.changes[TCB] = lambda response: response._replace(status=503)
     for seconds, requests in ((0.0, 5), (59.0, 5), (60.0, 6), (119.0, 6), (120.0, 7)):
         timer.seconds = seconds
-        assert asked.find_again(asked.find(QUOTE)) is None
+        assert source.refetch(source.find(QUOTE)) is None
         assert len(service.urls) == requests
 
 
-def test_threads_wait_for_one_second_try() -> None:
-    """Who doubts the same while the service is asked has its answer, too."""
+def test_refetch_is_shared_by_threads() -> None:
+    """Threads that refetch the same collateral share one request."""
     started, proceed = threading.Event(), threading.Event()
-    service = Service({TCB: forge})
-    asked = source(service)
-    asked.find(QUOTE)
-    doubted = asked.find(QUOTE)
+    service = Service({TCB: forge_tcb_info})
+    source = create_source(service)
+    source.find(QUOTE)
+    cached = source.find(QUOTE)
 
     def slow(response: Response) -> Response:
         started.set()
@@ -96,41 +96,49 @@ def test_threads_wait_for_one_second_try() -> None:
 
     service.changes[TCB] = slow
     found: list[object] = []
-    first = threading.Thread(target=lambda: found.append(asked.find_again(doubted)))
+    first = threading.Thread(target=lambda: found.append(source.refetch(cached)))
     first.start()
     assert started.wait(30)
     second = threading.Thread(
-        target=lambda: found.append(asked.find_again(doubted, lambda _: proceed.set()))
+        target=lambda: found.append(source.refetch(cached, lambda _: proceed.set()))
     )
     second.start()
     for thread in (first, second):
         thread.join()
-    assert [one.collateral for one in found if isinstance(one, Found)] == [COLLATERAL] * 2
+    assert [each.collateral for each in found if isinstance(each, CollateralLookup)] == [
+        COLLATERAL
+    ] * 2
     assert len(service.urls) == 8
 
 
-def test_a_certificate_is_kept_once_it_has_passed() -> None:
-    """Names that are invented are forgotten; a second try forgets one that was known."""
+def test_pck_chain_is_cached_after_verification() -> None:
+    """A PCK chain is cached only after a verification, and dropped by a refetch."""
     service = Service()
-    asked = source(service)
+    source = create_source(service)
     for _ in range(2):
-        found = asked.find(hidden(3, 384))
+        found = source.find(create_quote_with_ppid(3, 384))
     assert len(service.urls) == 4 + 2
-    asked.passed(found)
-    again = asked.find(hidden(3, 384))
-    assert again.collateral == replace(COLLATERAL, pck_certificate_chain=PLATFORM.pck_chain)
+    source.mark_verified(found)
+    refetched = source.find(create_quote_with_ppid(3, 384))
+    assert refetched.collateral == replace(COLLATERAL, pck_certificate_chain=PLATFORM.pck_chain)
     assert len(service.urls) == 4 + 2
-    assert asked.find_again(again) is None
-    asked.find(hidden(3, 384))
+    assert source.refetch(refetched) is None
+    source.find(create_quote_with_ppid(3, 384))
     assert len(service.urls) == 4 + 3
 
 
-def test_encrypted_ppids_take_no_room_in_the_cache() -> None:
-    """They can be invented without end; what is kept is by FMSPC and CA, as for other quotes."""
+def test_cache_key_excludes_encrypted_ppid() -> None:
+    """Untrusted encrypted PPIDs must not fill the cache: the key is FMSPC and CA."""
     service, cache = Service(), CollateralCache(None, clock=lambda: COLLATERAL.valid_from)
     found = [
         Collateral.fetch(quote, BASE, getter=service, cache=cache)
-        for quote in (hidden(3, 384), hidden(3, 384), hidden(2, 256), QUOTE, QUOTE)
+        for quote in (
+            create_quote_with_ppid(3, 384),
+            create_quote_with_ppid(3, 384),
+            create_quote_with_ppid(2, 256),
+            QUOTE,
+            QUOTE,
+        )
     ]
     chains = [each.pck_certificate_chain for each in found]
     assert chains == [PLATFORM.pck_chain] * 3 + [None] * 2
@@ -139,8 +147,8 @@ def test_encrypted_ppids_take_no_room_in_the_cache() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_threads_wait_for_one_fetch(*, fails: bool) -> None:
-    """All have its outcome, which is an exception of each one's own where it failed."""
+def test_find_is_shared_by_threads(*, fails: bool) -> None:
+    """Threads share one fetch; on failure each gets an exception of its own."""
     started, proceed = threading.Event(), threading.Event()
 
     def slow(response: Response) -> Response:
@@ -149,12 +157,12 @@ def test_threads_wait_for_one_fetch(*, fails: bool) -> None:
         return response._replace(status=503) if fails else response
 
     service = Service({TCB: slow})
-    asked = source(service)
+    source = create_source(service)
     outcomes: list[object] = []
 
     def work() -> None:
         try:
-            outcomes.append(asked.find(QUOTE).collateral)
+            outcomes.append(source.find(QUOTE).collateral)
         except CollateralError as error:
             outcomes.append(error)
 
@@ -175,15 +183,15 @@ def test_threads_wait_for_one_fetch(*, fails: bool) -> None:
     assert {str(outcome) for outcome in outcomes} == {str(outcomes[0])}
 
 
-def test_an_interrupted_fetch_leaves_nobody_waiting() -> None:
-    """The next one asks again."""
+def test_find_after_interrupted_fetch_fetches_again() -> None:
+    """After an interrupted fetch the next lookup fetches again."""
 
     def interrupt(_: Response) -> Response:
         raise KeyboardInterrupt
 
     service = Service({TCB: interrupt})
-    asked = source(service)
+    source = create_source(service)
     with pytest.raises(KeyboardInterrupt):
-        asked.find(QUOTE)
+        source.find(QUOTE)
     service.changes.clear()
-    assert asked.find(QUOTE).collateral == COLLATERAL
+    assert source.find(QUOTE).collateral == COLLATERAL

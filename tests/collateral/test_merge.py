@@ -1,4 +1,4 @@
-"""Older collateral never takes the place of newer that has passed, whoever fetches it and when."""
+"""Tests of merging collateral: an older part never replaces a verified newer one."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -20,10 +20,10 @@ from attestkit.backends.simulator.scenarios.config import (
 )
 from attestkit.collateral import Collateral
 from attestkit.collateral.cache import CollateralCache
-from attestkit.collateral.caching_source import CollateralSource, Found
-from attestkit.collateral.merge import newest, root_of
+from attestkit.collateral.caching_source import CollateralLookup, CollateralSource
+from attestkit.collateral.merge import merge_newest, root_key_id
 from attestkit.collateral.pccs_client import Platform, Response
-from tests.collateral.services import BASE, NOW, PKI, QUOTE, Service, answers
+from tests.collateral.services import BASE, NOW, PKI, QUOTE, Service, respond_with
 from tests.verifier import parcels
 
 DAY: Final = timedelta(days=1)
@@ -35,8 +35,10 @@ PARTS: Final = {
 }
 
 
-def said(number: int = 18, *, age: timedelta = DAY, pki: SimulatedPki = PKI) -> Collateral:
-    """Return what was said by a root that long ago, with that evaluation data number."""
+def create_collateral(
+    number: int = 18, *, age: timedelta = DAY, pki: SimulatedPki = PKI
+) -> Collateral:
+    """Return collateral of this age with this evaluation data number."""
     return pki.collateral(
         NOW,
         CollateralConfig(
@@ -47,279 +49,286 @@ def said(number: int = 18, *, age: timedelta = DAY, pki: SimulatedPki = PKI) -> 
     )
 
 
-NEW: Final = said(19)
-OLD: Final = said(18, age=20 * DAY)
+NEW: Final = create_collateral(19)
+OLD: Final = create_collateral(18, age=20 * DAY)
 
 
-class World:
-    """A folder, and a service that says what it is told to; every source is another process."""
+class SharedFolder:
+    """A cache folder and a PCCS; each source stands for another process."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.says = NEW
-        self.asked = 0
+        self.served = NEW
+        self.requests = 0
         self.now = NEW.valid_from
 
     def get(self, url: str) -> Response:
-        """Get a URL."""
-        self.asked += 1
-        return answers(self.says, url)
+        """Respond to a GET of the served collateral."""
+        self.requests += 1
+        return respond_with(self.served, url)
 
     def cache(self) -> CollateralCache:
-        """Return a cache as a process opens it."""
+        """Return a new cache on the folder."""
         return CollateralCache(self.folder, clock=lambda: self.now)
 
     def process(self) -> CollateralSource:
-        """Return a source as a process has it."""
+        """Return a new source on the folder."""
         return CollateralSource(BASE, getter=self.get, cache=self.cache())
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def shared(tmp_path: Path) -> SharedFolder:
     """Return a folder with a service."""
-    return World(tmp_path)
+    return SharedFolder(tmp_path)
 
 
-def let_pass(source: CollateralSource) -> Found:
-    """Return what a source finds, which passes a verification."""
+def find_and_mark_verified(source: CollateralSource) -> CollateralLookup:
+    """Return the collateral that a source finds, marked as verified."""
     found = source.find(QUOTE)
-    source.passed(found)
+    source.mark_verified(found)
     return found
 
 
-def asked_again(source: CollateralSource) -> Collateral:
-    """Return what a source has in place of what it found, over which evidence was refused."""
-    again = source.find_again(source.find(QUOTE))
-    assert again is not None
-    return again.collateral
+def refetch(source: CollateralSource) -> Collateral:
+    """Return the collateral that a source refetches after a rejection."""
+    changed = source.refetch(source.find(QUOTE))
+    assert changed is not None
+    return changed.collateral
 
 
-# -- part by part ----------------------------------------------------------------------------------
+# -- merging parts ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_that_is_older_gives_way(part: str) -> None:
-    """With its signature and its chain, and without the others."""
-    theirs = {name: getattr(OLD, name) for name in PARTS[part]}
-    assert newest(NEW, replace(NEW, **theirs)) == NEW
-    ours = {name: getattr(NEW, name) for name in PARTS[part]}
-    mixed = newest(replace(OLD, **ours), OLD)
-    assert mixed == replace(OLD, **ours)
+def test_merge_newest_replaces_older_part(part: str) -> None:
+    """Only the older part is replaced, with its signature and chain."""
+    older_fields = {name: getattr(OLD, name) for name in PARTS[part]}
+    assert merge_newest(NEW, replace(NEW, **older_fields)) == NEW
+    newer_fields = {name: getattr(NEW, name) for name in PARTS[part]}
+    mixed = merge_newest(replace(OLD, **newer_fields), OLD)
+    assert mixed == replace(OLD, **newer_fields)
 
 
-def test_what_is_as_old_or_newer_is_taken() -> None:
-    """A number counts before the date at which it was said."""
-    assert newest(OLD, NEW) is NEW
-    again = replace(NEW, tcb_info_issuer_chain=NEW.tcb_info_issuer_chain + "\n")
-    assert newest(NEW, again) is again
-    late = said(18, age=timedelta())
-    assert newest(NEW, late) == replace(
-        late, **{name: getattr(NEW, name) for part in list(PARTS)[:2] for name in PARTS[part]}
+def test_merge_newest_compares_number_before_date() -> None:
+    """Equal or newer parts are taken; the evaluation data number counts before the issue date."""
+    assert merge_newest(OLD, NEW) is NEW
+    changed = replace(NEW, tcb_info_issuer_chain=NEW.tcb_info_issuer_chain + "\n")
+    assert merge_newest(NEW, changed) is changed
+    recent = create_collateral(18, age=timedelta())
+    assert merge_newest(NEW, recent) == replace(
+        recent, **{name: getattr(NEW, name) for part in list(PARTS)[:2] for name in PARTS[part]}
     )
-    early = said(20, age=10 * DAY)
-    assert newest(NEW, early).tcb_info == early.tcb_info
-    assert newest(NEW, early).pck_crl == NEW.pck_crl
+    newer = create_collateral(20, age=10 * DAY)
+    assert merge_newest(NEW, newer).tcb_info == newer.tcb_info
+    assert merge_newest(NEW, newer).pck_crl == NEW.pck_crl
 
 
 @pytest.mark.parametrize("text", ["{}", "[", '{"tcbEvaluationDataNumber":"1"}'])
-def test_what_cannot_be_read_is_for_the_verifier_to_refuse(text: str) -> None:
-    """It is no reason to fail here, on either side."""
+def test_merge_newest_accepts_unreadable_parts(text: str) -> None:
+    """Unreadable parts are left for the verifier to reject."""
     broken = replace(NEW, tcb_info=text, pck_crl=b"0")
-    assert newest(NEW, broken) is broken
-    assert newest(broken, NEW) is NEW
+    assert merge_newest(NEW, broken) is broken
+    assert merge_newest(broken, NEW) is NEW
 
 
-def test_roots() -> None:
-    """A root is known by its key, and no root by None."""
-    assert root_of(NEW) == root_of(OLD)
-    assert root_of(said(pki=SimulatedPki(bytes(32)))) not in {root_of(NEW), None}
-    assert root_of(replace(NEW, tcb_info_issuer_chain="none")) is None
+def test_root_key_id_identifies_root() -> None:
+    """A root is identified by its key; None without a readable root."""
+    assert root_key_id(NEW) == root_key_id(OLD)
+    assert root_key_id(create_collateral(pki=SimulatedPki(bytes(32)))) not in {
+        root_key_id(NEW),
+        None,
+    }
+    assert root_key_id(replace(NEW, tcb_info_issuer_chain="none")) is None
 
 
-# -- a cache ---------------------------------------------------------------------------------------
+# -- cache -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_older_collateral_replaces_nothing(
-    world: World, caplog: pytest.LogCaptureFixture, *, restart: bool
+def test_refetch_older_collateral_is_ignored(
+    shared: SharedFolder, caplog: pytest.LogCaptureFixture, *, restart: bool
 ) -> None:
-    """Not where what is cached is doubted before this process has seen it pass."""
-    first = world.process()
-    let_pass(first)
-    other = world.process() if restart else first
-    world.says = OLD
-    asked = world.asked
-    assert other.find_again(other.find(QUOTE)) is None
-    assert world.asked == asked + (4 if restart else 0)
+    """Refetched older collateral does not replace verified collateral, also after a restart."""
+    first = shared.process()
+    find_and_mark_verified(first)
+    other = shared.process() if restart else first
+    shared.served = OLD
+    requests = shared.requests
+    assert other.refetch(other.find(QUOTE)) is None
+    assert shared.requests == requests + (4 if restart else 0)
     assert ("older collateral" in caplog.text) is restart
-    for process in (first, other, world.process()):
+    for process in (first, other, shared.process()):
         assert process.find(QUOTE).collateral == NEW
 
 
-def test_two_processes_at_once(world: World) -> None:
-    """One has in memory what was; neither what it lets pass nor what it fetches is believed."""
-    world.says = OLD
-    slow, quick = world.process(), world.process()
+def test_mark_verified_older_than_other_process_is_ignored(shared: SharedFolder) -> None:
+    """Older collateral that one process verified does not replace newer of another process."""
+    shared.served = OLD
+    slow, quick = shared.process(), shared.process()
     found = slow.find(QUOTE)
     quick.find(QUOTE)
-    world.says = NEW
-    again = quick.find_again(quick.find(QUOTE))
-    assert again is not None
-    quick.passed(again)
-    slow.passed(found)  # is older than what has passed elsewhere, and is not used again
+    shared.served = NEW
+    changed = quick.refetch(quick.find(QUOTE))
+    assert changed is not None
+    quick.mark_verified(changed)
+    slow.mark_verified(found)  # older than the collateral verified by the other process
     assert slow.find(QUOTE).collateral == NEW
-    world.says = OLD
-    third = world.process()
+    shared.served = OLD
+    third = shared.process()
     assert third.find(QUOTE).collateral == NEW
-    assert third.find_again(third.find(QUOTE)) is None
+    assert third.refetch(third.find(QUOTE)) is None
 
 
-def test_an_older_entry_is_not_used(world: World) -> None:
-    """Whoever put it there: what has passed is looked at before it is."""
-    let_pass(world.process())
-    source = world.process()
+def test_find_older_entry_is_replaced_by_verified(shared: SharedFolder) -> None:
+    """A cached entry that is older than verified collateral is replaced."""
+    find_and_mark_verified(shared.process())
+    source = shared.process()
     found = source.find(QUOTE)
-    world.cache().put(found.key, OLD)
-    source = world.process()
+    shared.cache().put(found.key, OLD)
+    source = shared.process()
     assert source.find(QUOTE) == found
-    assert world.cache().get(found.key) == NEW
-    assert world.asked == 4
+    assert shared.cache().get(found.key) == NEW
+    assert shared.requests == 4
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_what_has_ended_still_counts(world: World, *, folder: bool) -> None:
-    """When there is nothing to use any more, an older part that is in date is not taken."""
-    world.folder = world.folder if folder else None
-    source = world.process()
-    let_pass(source)
-    world.now = OLD.valid_until - timedelta(hours=1)
+def test_find_expired_verified_collateral_is_not_replaced_by_older(
+    shared: SharedFolder, *, folder: bool
+) -> None:
+    """Expired verified collateral is not replaced by an older part that is still valid."""
+    shared.folder = shared.folder if folder else None
+    source = shared.process()
+    find_and_mark_verified(source)
+    shared.now = OLD.valid_until - timedelta(hours=1)
     ended = replace(NEW, pck_crl=OLD.pck_crl, pck_crl_issuer_chain=OLD.pck_crl_issuer_chain)
-    assert world.now < ended.valid_until
-    world.now = NEW.valid_until
-    world.says = OLD
-    source = world.process() if folder else source
-    assert source.find(QUOTE).collateral == NEW  # which a verification refuses, for it has ended
-    fresh = said(19, age=-30 * DAY)
-    world.says = fresh
+    assert shared.now < ended.valid_until
+    shared.now = NEW.valid_until
+    shared.served = OLD
+    source = shared.process() if folder else source
+    assert (
+        source.find(QUOTE).collateral == NEW
+    )  # rejected by a verification, because it has expired
+    fresh = create_collateral(19, age=-30 * DAY)
+    shared.served = fresh
     assert source.find(QUOTE).collateral == fresh
 
 
-def from_the_future() -> str:
-    """Return a certificate of nobody's, in PEM, that is valid from long after now."""
+def create_future_certificate() -> str:
+    """Return a self-signed certificate in PEM that becomes valid long after now."""
     key = ec.derive_private_key(7, ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nobody")])
     start = NEW.valid_from + 20 * 365 * DAY
-    made = x509.CertificateBuilder(name, name, key.public_key(), 1, start, start + DAY)
-    return made.sign(key, SHA256()).public_bytes(Encoding.PEM).decode()
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, start, start + DAY)
+    return builder.sign(key, SHA256()).public_bytes(Encoding.PEM).decode()
 
 
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_chain_that_nobody_looks_at_hides_nothing(
-    world: World, when: str, *, folder: bool
+def test_find_ignores_dates_of_unverified_chain(
+    shared: SharedFolder, when: str, *, folder: bool
 ) -> None:
-    """Its dates are a stranger's to choose, and such collateral passes a verification."""
-    world.folder = world.folder if folder else None
-    chained = replace(NEW, pck_crl_issuer_chain=from_the_future())
-    assert chained.valid_from > world.now
+    """The dates of the PCK CRL's chain, which is not verified, do not hide newer collateral."""
+    shared.folder = shared.folder if folder else None
+    chained = replace(NEW, pck_crl_issuer_chain=create_future_certificate())
+    assert chained.valid_from > shared.now
     genuine = parcels.collateral()
-    foreign = replace(genuine, pck_crl_issuer_chain=chained.pck_crl_issuer_chain)
-    judge = parcels.verifier(collateral=foreign)
-    judge.verify(parcels.evidence().to_bytes(), report_data=parcels.NONCE)
-    source = world.process()
-    for says in (chained,) if when == "before" else (NEW, chained):
-        world.says = says
-        let_pass(source)
-        source = world.process() if folder else source
-    world.says = OLD
+    other_chain = replace(genuine, pck_crl_issuer_chain=chained.pck_crl_issuer_chain)
+    verifier = parcels.verifier(collateral=other_chain)
+    verifier.verify(parcels.evidence().to_bytes(), report_data=parcels.NONCE)
+    source = shared.process()
+    for served in (chained,) if when == "before" else (NEW, chained):
+        shared.served = served
+        find_and_mark_verified(source)
+        source = shared.process() if folder else source
+    shared.served = OLD
     found = source.find(QUOTE).collateral
     assert (found.tcb_info, found.pck_crl) == (NEW.tcb_info, NEW.pck_crl)
 
 
-def test_what_has_passed_at_another_time_does_not_count(world: World) -> None:
-    """Of a verification at an instant to come: what counts now stays."""
-    source = world.process()
-    let_pass(source)
-    world.says = said(20, age=-30 * DAY)
-    later = source._ask(source.find(QUOTE).key, "tdx", Platform("00806F050000", "platform"))
-    source.passed(source.find(QUOTE)._replace(shared=later, collateral=later))
-    world.says = OLD
-    assert world.process().find(QUOTE).collateral.tcb_info == NEW.tcb_info
+def test_mark_verified_at_future_time_is_ignored(shared: SharedFolder) -> None:
+    """Collateral verified for a future time does not replace the current one."""
+    source = shared.process()
+    find_and_mark_verified(source)
+    shared.served = create_collateral(20, age=-30 * DAY)
+    later = source._fetch(source.find(QUOTE).key, "tdx", Platform("00806F050000", "platform"))
+    source.mark_verified(source.find(QUOTE)._replace(shared=later, collateral=later))
+    shared.served = OLD
+    assert shared.process().find(QUOTE).collateral.tcb_info == NEW.tcb_info
 
 
-def test_what_is_amended_is_no_younger(world: World) -> None:
-    """An entry stays as old as it was fetched, and one that has ended is none."""
-    let_pass(world.process())
-    world.says = OLD
-    key = world.process().find(QUOTE).key
-    world.cache().put(key, OLD)
-    world.now += timedelta(hours=20)
-    asked = world.asked
+def test_merged_entry_keeps_its_age(shared: SharedFolder) -> None:
+    """A merged entry keeps the time of its fetch, and expires by it."""
+    find_and_mark_verified(shared.process())
+    shared.served = OLD
+    key = shared.process().find(QUOTE).key
+    shared.cache().put(key, OLD)
+    shared.now += timedelta(hours=20)
+    requests = shared.requests
     source = CollateralSource(
-        BASE, getter=world.get, cache=world.cache(), max_age=timedelta(hours=30)
+        BASE, getter=shared.get, cache=shared.cache(), max_age=timedelta(hours=30)
     )
     assert source.find(QUOTE).collateral == NEW
-    assert world.asked == asked
-    world.now += timedelta(hours=11)
+    assert shared.requests == requests
+    shared.now += timedelta(hours=11)
     assert source.find(QUOTE).collateral == NEW
-    assert world.asked == asked + 4
+    assert shared.requests == requests + 4
 
 
-def test_what_is_amended_may_have_gone(world: World) -> None:
-    """Where another thread has put something else since, that is not touched."""
-    cache = world.cache()
+def test_cache_replace_changed_entry_is_kept(shared: SharedFolder) -> None:
+    """`replace` does nothing if another thread has changed the entry."""
+    cache = shared.cache()
     key = ("", BASE, "tdx", "00806F050000", "platform")
-    assert cache.amend(key, OLD, NEW) is None
+    assert cache.replace(key, OLD, NEW) is None
     cache.put(key, NEW)
-    assert cache.amend(key, OLD, said(20)) is None
+    assert cache.replace(key, OLD, create_collateral(20)) is None
     assert cache.get(key) is NEW
 
 
-def test_a_forgery_locks_nothing_out(world: World) -> None:
-    """What says it is newer, and has not passed, is not held to; nor is what has passed lost."""
+def test_forged_newer_collateral_replaces_nothing(shared: SharedFolder) -> None:
+    """Unverified collateral with a higher number neither stays nor removes verified collateral."""
     number = b'"tcbEvaluationDataNumber":19'.decode()
     forged = replace(NEW, tcb_info=NEW.tcb_info.replace(number, number.replace("19", "99")))
     assert forged != NEW
-    let_pass(world.process())
-    for says, want in ((forged, forged), (OLD, NEW), (forged, forged), (NEW, NEW)):
-        world.says = says
-        assert asked_again(world.process()) == want
+    find_and_mark_verified(shared.process())
+    for served, expected in ((forged, forged), (OLD, NEW), (forged, forged), (NEW, NEW)):
+        shared.served = served
+        assert refetch(shared.process()) == expected
 
 
-def test_another_root_is_not_compared(world: World) -> None:
-    """A simulator with a new seed may be younger or older than the one before it."""
-    let_pass(world.process())
-    other = said(1, age=25 * DAY, pki=SimulatedPki(bytes(32)))
-    world.says = other
-    assert asked_again(world.process()) == other
+def test_merge_ignores_other_root(shared: SharedFolder) -> None:
+    """Collateral of different roots is not compared."""
+    find_and_mark_verified(shared.process())
+    other = create_collateral(1, age=25 * DAY, pki=SimulatedPki(bytes(32)))
+    shared.served = other
+    assert refetch(shared.process()) == other
 
 
-def test_what_comes_from_the_future_does_not_count(world: World) -> None:
-    """What passed while the clock was wrong holds nothing back, and is put right."""
-    world.says = future = said(19, age=-40 * DAY)
-    world.now = future.valid_from
-    let_pass(world.process())
-    world.says, world.now = NEW, NEW.valid_from
-    assert let_pass(world.process()).collateral == NEW
-    world.says = OLD
-    source = world.process()
-    assert source.find_again(source.find(QUOTE)) is None
+def test_verified_collateral_from_future_is_replaced(shared: SharedFolder) -> None:
+    """Collateral verified while the clock was wrong is replaced."""
+    shared.served = future = create_collateral(19, age=-40 * DAY)
+    shared.now = future.valid_from
+    find_and_mark_verified(shared.process())
+    shared.served, shared.now = NEW, NEW.valid_from
+    assert find_and_mark_verified(shared.process()).collateral == NEW
+    shared.served = OLD
+    source = shared.process()
+    assert source.refetch(source.find(QUOTE)) is None
 
 
-def test_kept_files_are_bounded(tmp_path: Path) -> None:
-    """They are as many as entries, and take no entry's place."""
+def test_verified_files_are_bounded(tmp_path: Path) -> None:
+    """Files of verified collateral have the same limit as entries, and do not count as such."""
     cache = CollateralCache(tmp_path, limit=2, clock=lambda: NEW.valid_from)
     for name in "abc":
         cache.put((name,), NEW)
-        cache.keep((name,), NEW)
+        cache.put_verified((name,), NEW)
     assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.glob("*.kept"))) == 2
-    assert len(cache._entries) == len(cache._kept) == 2
-    assert cache.get(("c",)) == cache.kept(("c",)) == NEW
-    assert cache.kept(("a",)) is None
+    assert len(cache._entries) == len(cache._verified) == 2
+    assert cache.get(("c",)) == cache.get_verified(("c",)) == NEW
+    assert cache.get_verified(("a",)) is None
 
 
-def test_without_a_cache_nothing_is_kept() -> None:
-    """A source that keeps nothing has nothing to compare with."""
+def test_source_without_cache_caches_nothing() -> None:
+    """A source without cache fetches each time."""
     source = CollateralSource(BASE, getter=Service())
-    let_pass(source)
-    assert let_pass(source).cached is False
+    find_and_mark_verified(source)
+    assert find_and_mark_verified(source).cached is False

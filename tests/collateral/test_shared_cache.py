@@ -1,4 +1,4 @@
-"""Several processes on one folder of collateral fetch what they want once."""
+"""Tests of a cache folder shared by processes: each collateral is fetched once."""
 
 import contextlib
 import fcntl
@@ -25,25 +25,25 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 KEY: Final = ("http://pccs", "tdx", "00" * 6, "platform")
 
 
-class Pccs(ThreadingHTTPServer):
-    """The simulator's, on a port; it counts what it is asked."""
+class PccsServer(ThreadingHTTPServer):
+    """A simulated PCCS on a TCP port that counts requests by path."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """Return the base URL."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
-        assert isinstance(self.server, Pccs)
-        self.server.asked[parts.path] += 1
-        status, headers, body = PCCS.answer(parts.path, parts.query)
+        assert isinstance(self.server, PccsServer)
+        self.server.requests[parts.path] += 1
+        status, headers, body = PCCS.respond(parts.path, parts.query)
         self.send_response(status)
         for name, value in dict(headers).items():
             self.send_header(name, value)
@@ -52,13 +52,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_request(self, code: object = "-", size: object = "-") -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
-def pccs() -> Iterator[Pccs]:
-    """A PCCS that counts."""
-    with Pccs() as server:
+def pccs() -> Iterator[PccsServer]:
+    """Run a PCCS that counts requests."""
+    with PccsServer() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -88,13 +88,24 @@ print(json.dumps([found.cached, found.collateral.to_json()]))
 
 
 @contextlib.contextmanager
-def fetchers(count: int, folder: Path, url: str, now: float) -> Iterator[list[tuple[bool, str]]]:
-    """Have so many processes want the same at one moment; yield what they found."""
-    words = [sys.executable, "-c", FETCHER, str(ROOT), str(folder), url, QUOTE.raw.hex(), str(now)]
+def run_fetchers(
+    count: int, folder: Path, url: str, now: float
+) -> Iterator[list[tuple[bool, str]]]:
+    """Look up the same collateral in `count` processes at once; yield their results."""
+    command = [
+        sys.executable,
+        "-c",
+        FETCHER,
+        str(ROOT),
+        str(folder),
+        url,
+        QUOTE.raw.hex(),
+        str(now),
+    ]
     with contextlib.ExitStack() as stack:
         running = [
             stack.enter_context(
-                subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             )
             for _ in range(count)
         ]
@@ -102,100 +113,100 @@ def fetchers(count: int, folder: Path, url: str, now: float) -> Iterator[list[tu
             stack.callback(process.kill)
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-        told: list[tuple[bool, str]] = []
+        results: list[tuple[bool, str]] = []
         for process in running:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
         for process in running:
             cached, text = json.loads(process.communicate(timeout=60)[0])
-            told.append((cached, text))
+            results.append((cached, text))
             assert process.returncode == 0
-        yield told
+        yield results
 
 
-def test_many_processes_fetch_once(tmp_path: Path, pccs: Pccs) -> None:
-    """Four that start with nothing have one fetch, and all have what it brought."""
+def test_processes_fetch_collateral_once(tmp_path: Path, pccs: PccsServer) -> None:
+    """Four processes with an empty cache make one fetch and get equal collateral."""
     once = dict.fromkeys((CRL, ROOT_CRL, TCB, QE), 1)
-    with fetchers(4, tmp_path, pccs.url, NOW) as found:
+    with run_fetchers(4, tmp_path, pccs.url, NOW) as found:
         assert sorted(cached for cached, _ in found) == [False, True, True, True]
         assert {text for _, text in found} == {COLLATERAL.to_json()}
-    assert pccs.asked == once
+    assert pccs.requests == once
 
 
 @pytest.mark.slow
-def test_what_is_too_old_is_fetched_by_one(tmp_path: Path, pccs: Pccs) -> None:
-    """An entry over its age is as none: three processes that know it, one fetch."""
-    with fetchers(1, tmp_path, pccs.url, NOW) as found:
+def test_processes_refetch_expired_entry_once(tmp_path: Path, pccs: PccsServer) -> None:
+    """Three processes with an expired entry make one fetch."""
+    with run_fetchers(1, tmp_path, pccs.url, NOW) as found:
         assert [cached for cached, _ in found] == [False]
-    with fetchers(3, tmp_path, pccs.url, NOW + 3600) as found:
+    with run_fetchers(3, tmp_path, pccs.url, NOW + 3600) as found:
         assert sorted(cached for cached, _ in found) == [False, True, True]
-    assert set(pccs.asked.values()) == {2}
+    assert set(pccs.requests.values()) == {2}
 
 
 HOLDER: Final = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from attestkit.collateral.cache import CollateralCache
-with CollateralCache(sys.argv[2]).turn(tuple(sys.argv[3:])) as mine:
+with CollateralCache(sys.argv[2]).fetch_lock(tuple(sys.argv[3:])) as mine:
     assert mine
     print("mine", flush=True)
     sys.stdin.readline()
 """
 
 
-def test_a_dead_holder_holds_nobody_up(tmp_path: Path) -> None:
-    """One that lives makes others wait, for so long and no longer; its death ends that at once."""
+def test_fetch_lock_is_released_by_death_of_holder(tmp_path: Path) -> None:
+    """A live holder is waited for until the timeout; a dead one releases the lock at once."""
     cache = CollateralCache(tmp_path)
-    words = [sys.executable, "-c", HOLDER, str(ROOT), str(tmp_path), *KEY]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+    command = [sys.executable, "-c", HOLDER, str(ROOT), str(tmp_path), *KEY]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"mine\n"
-        with cache.turn(KEY, seconds=0.05) as mine:
-            assert not mine
+        with cache.fetch_lock(KEY, seconds=0.05) as acquired:
+            assert not acquired
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-        with cache.turn(KEY, seconds=0) as mine:
-            assert mine
+        with cache.fetch_lock(KEY, seconds=0) as acquired:
+            assert acquired
 
 
-def test_a_turn_is_given_back_by_an_error(tmp_path: Path) -> None:
-    """A fetch that fails lets the next one try."""
+def test_fetch_lock_is_released_by_exception(tmp_path: Path) -> None:
+    """A failed fetch releases the lock."""
     cache = CollateralCache(tmp_path)
-    with contextlib.suppress(ZeroDivisionError), cache.turn(KEY):
+    with contextlib.suppress(ZeroDivisionError), cache.fetch_lock(KEY):
         raise ZeroDivisionError
-    with cache.turn(KEY, seconds=0) as mine:
-        assert mine
+    with cache.fetch_lock(KEY, seconds=0) as acquired:
+        assert acquired
 
 
-def test_memory_alone_has_no_turns() -> None:
-    """There is nobody else; threads wait for each other elsewhere."""
+def test_fetch_lock_in_memory_is_always_acquired() -> None:
+    """A cache in memory has no other process to lock against."""
     cache = CollateralCache(None)
-    with cache.turn(KEY, seconds=0) as mine, cache.turn(KEY, seconds=0) as again:
-        assert mine
+    with cache.fetch_lock(KEY, seconds=0) as acquired, cache.fetch_lock(KEY, seconds=0) as again:
+        assert acquired
         assert again
 
 
-def test_the_locks_are_few_and_ours(tmp_path: Path) -> None:
-    """At most 256 files of mode 0600; a put does not remove one."""
+def test_fetch_lock_files_are_bounded_and_private(tmp_path: Path) -> None:
+    """There are at most 256 lock files, of mode 0600, and `put` keeps them."""
     now = datetime.fromtimestamp(NOW, timezone.utc)
     cache = CollateralCache(tmp_path, clock=lambda: now, limit=1)
     for number in range(1000):
-        with cache.turn((str(number),)) as mine:
-            assert mine
+        with cache.fetch_lock((str(number),)) as acquired:
+            assert acquired
     cache.put(KEY, COLLATERAL)
     locks = list(tmp_path.glob(".*.lock"))
     assert 200 < len(locks) <= 256
     assert {path.stat().st_mode & 0o777 for path in locks} == {0o600}
 
 
-def test_who_waits_for_whom_is_not_chosen_by_strangers(tmp_path: Path) -> None:
-    """The locks of the same keys are others in each folder, and the same for all who share one."""
+def test_fetch_lock_names_are_salted_per_folder(tmp_path: Path) -> None:
+    """Lock names depend on a secret salt of the folder, so that keys cannot be made to collide."""
 
     def locks(folder: Path, *numbers: int) -> set[str]:
         for number in numbers:
-            with CollateralCache(folder).turn((str(number),)) as mine:
-                assert mine
+            with CollateralCache(folder).fetch_lock((str(number),)) as acquired:
+                assert acquired
         return {path.name for path in folder.glob(".*.lock")}
 
     found = [locks(tmp_path / name, *range(16)) for name in ("a", "b")]
@@ -207,30 +218,30 @@ def test_who_waits_for_whom_is_not_chosen_by_strangers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", range(16))
-def test_a_salt_that_is_cut_short_is_made_anew(tmp_path: Path, size: int) -> None:
-    """Its maker, or the machine, died on the way; whoever holds its lock is waited for."""
+def test_fetch_lock_replaces_truncated_salt(tmp_path: Path, size: int) -> None:
+    """A truncated salt is replaced, once its lock is released."""
     salt = tmp_path / ".salt"
     salt.write_bytes(bytes(size))
     cache = CollateralCache(tmp_path)
     with salt.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with cache.turn(KEY, seconds=0) as mine:
-            assert not mine
+        with cache.fetch_lock(KEY, seconds=0) as acquired:
+            assert not acquired
     assert salt.stat().st_size == size
-    with cache.turn(KEY, seconds=0) as mine:
-        assert mine
+    with cache.fetch_lock(KEY, seconds=0) as acquired:
+        assert acquired
     assert salt.stat().st_size == 16
 
 
-def test_all_who_come_first_have_one_salt(tmp_path: Path) -> None:
-    """Of many at once one makes it; so they wait for each other, and not two hold the turn."""
-    holders, most = [], []
+def test_fetch_lock_salt_is_created_once(tmp_path: Path) -> None:
+    """Of concurrent first users one creates the salt, and only one holds the lock."""
+    holders, largest = [], []
 
     def hold() -> None:
-        with CollateralCache(tmp_path).turn(KEY) as mine:
-            assert mine
+        with CollateralCache(tmp_path).fetch_lock(KEY) as acquired:
+            assert acquired
             holders.append(1)
-            most.append(len(holders))
+            largest.append(len(holders))
             holders.pop()
 
     threads = [threading.Thread(target=hold) for _ in range(8)]
@@ -238,20 +249,20 @@ def test_all_who_come_first_have_one_salt(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == [1] * 8
+    assert largest == [1] * 8
     assert len(list(tmp_path.glob(".*.lock"))) == 1
 
 
-@pytest.mark.parametrize("what", [".*.lock", ".salt"])
+@pytest.mark.parametrize("pattern", [".*.lock", ".salt"])
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
-def test_what_is_no_lock_is_not_followed(
-    tmp_path: Path, kind: str, what: str, caplog: pytest.LogCaptureFixture
+def test_fetch_lock_path_not_regular_file_is_ignored(
+    tmp_path: Path, kind: str, pattern: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In its place there is no turn, a line of the log, and nothing is opened elsewhere."""
+    """A link, pipe or folder at the path is not opened, and a warning is logged."""
     folder = tmp_path / "cache"
     cache = CollateralCache(folder)
-    with cache.turn(KEY):
-        [lock] = folder.glob(what)
+    with cache.fetch_lock(KEY):
+        [lock] = folder.glob(pattern)
     lock.unlink()
     target = tmp_path / "target"
     if kind == "link":
@@ -260,22 +271,25 @@ def test_what_is_no_lock_is_not_followed(
         os.mkfifo(lock)
     else:
         lock.mkdir()
-    with cache.turn(KEY) as mine:
-        assert not mine
+    with cache.fetch_lock(KEY) as acquired:
+        assert not acquired
     assert not target.exists()
-    assert "cannot take turns" in caplog.text
+    assert "cannot lock fetches" in caplog.text
 
 
-def test_one_key_does_not_hold_up_another(tmp_path: Path) -> None:
-    """Each entry has its turn; another holds its own, in the same process too."""
+def test_fetch_lock_is_per_key(tmp_path: Path) -> None:
+    """Locks of different keys are independent, also in one process."""
     cache = CollateralCache(tmp_path)
-    (tmp_path / ".salt").write_bytes(bytes(16))  # with one of 256 the two have the same lock
-    with cache.turn(KEY, seconds=0) as mine, cache.turn(("another",), seconds=0) as other:
-        assert mine
+    (tmp_path / ".salt").write_bytes(bytes(16))  # with one salt of 256 both keys would share a lock
+    with (
+        cache.fetch_lock(KEY, seconds=0) as acquired,
+        cache.fetch_lock(("another",), seconds=0) as other,
+    ):
+        assert acquired
         assert other
         [held] = [path for path in tmp_path.glob(".*.lock") if not _free(path)][:1]
         assert held.exists()
-        with CollateralCache(tmp_path).turn(KEY, seconds=0) as second:
+        with CollateralCache(tmp_path).fetch_lock(KEY, seconds=0) as second:
             assert not second
 
 
@@ -288,21 +302,21 @@ def _free(path: Path) -> bool:
         return True
 
 
-def test_waiting_ends_when_the_other_is_done(tmp_path: Path) -> None:
-    """Who waits has the turn as soon as it is given back, and finds what was put."""
+def test_fetch_lock_waiter_finds_collateral_of_holder(tmp_path: Path) -> None:
+    """A waiter acquires the lock as soon as it is released, and finds the cached collateral."""
     now = datetime.fromtimestamp(NOW, timezone.utc) + timedelta(seconds=1)
     first, second = (CollateralCache(tmp_path, clock=lambda: now) for _ in range(2))
-    begun, found = threading.Event(), []
+    waiting, found = threading.Event(), []
 
     def wait() -> None:
-        begun.set()
-        with second.turn(KEY) as mine:
-            found.append((mine, second.get(KEY)))
+        waiting.set()
+        with second.fetch_lock(KEY) as acquired:
+            found.append((acquired, second.get(KEY)))
 
     thread = threading.Thread(target=wait)
-    with first.turn(KEY):
+    with first.fetch_lock(KEY):
         thread.start()
-        begun.wait()
+        waiting.wait()
         first.put(KEY, COLLATERAL)
     thread.join()
     assert found == [(True, COLLATERAL)]

@@ -1,4 +1,4 @@
-"""Signed bodies are cut out byte for byte, whatever surrounds them."""
+"""Tests of split_signed: signed bodies are extracted byte for byte."""
 
 import json
 
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from attestkit.collateral.parts import split_signed
 from attestkit.errors import FormatError
+from tests.raising import raises
 
 SIGNATURE = "0123456789abcdefABCDEF" * 5 + "0" * 18
 SIGNED = f'"signature":"{SIGNATURE}"'
@@ -32,57 +33,57 @@ SIGNED = f'"signature":"{SIGNATURE}"'
         ' {{\r\n "tcbInfo" :\t{body} , {signed} , "x":[{{}}] }}\n',
     ],
 )
-def test_the_body_is_what_was_sent(body: str, frame: str) -> None:
-    """Blanks, order, escapes and numbers of the body stay as they are."""
-    answer = frame.format(body=body, signed=SIGNED)
-    assert split_signed(answer.encode(), "tcbInfo") == (body, bytes.fromhex(SIGNATURE))
+def test_split_signed_keeps_body_verbatim(body: str, frame: str) -> None:
+    """White space, order, escapes and numbers of the body are unchanged."""
+    response = frame.format(body=body, signed=SIGNED)
+    assert split_signed(response.encode(), "tcbInfo") == (body, bytes.fromhex(SIGNATURE))
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("response", "reason"),
     [
-        (b"", "not one JSON object"),
-        (b"\xff", "not one JSON object"),
-        (b"\xef\xbb\xbf{}", "not one JSON object"),
-        ('{"tcbInfo":{}}'.encode("utf-16"), "not one JSON object"),
-        (b"[]", "not one JSON object"),
-        (b"null", "not one JSON object"),
-        (b"{", "not one JSON object"),
-        (b'{"a":1', "not one JSON object"),
-        (b'{"a":1,}', "not one JSON object"),
-        (b'{"a" 1}', "not one JSON object"),
-        (b"{a:1}", "not one JSON object"),
-        (b"{1:1}", "not one JSON object"),
-        (b'{"a":1}}', "not one JSON object"),
-        (b'{"a":1}{}', "not one JSON object"),
-        (b'{"a":' + b"1" * 5000 + b"}", "not one JSON object"),
-        (b'{"a":' + b"[" * 5000, "nests deeper"),
-        (b'{"a":1,"a":2}', "twice"),
-        (json.dumps({str(n): n for n in range(17)}).encode(), "too many"),
-        (b'{"x":1}', "tcbInfo is missing"),
-        (b"{}", "not one JSON object"),
-        (b'{"tcbInfo":{}}', "signature is missing"),
-        (f'{{"tcbInfo":[],{SIGNED}}}'.encode(), "tcbInfo is not an object"),
-        (f'{{"tcbInfo":"{{}}",{SIGNED}}}'.encode(), "tcbInfo is not an object"),
-        (b'{"tcbInfo":{},"signature":"00"}', "signature is not 128 hex digits"),
-        (b'{"tcbInfo":{},"signature":null}', "signature is not 128 hex digits"),
-        (f'{{"tcbInfo":{{}},{SIGNED[:-2]}g"}}'.encode(), "signature is not 128 hex digits"),
-        (f'{{"tcbInfo":{{}},{SIGNED},{SIGNED}}}'.encode(), "twice"),
-        (f'{{"tcbInfo":{{}},{SIGNED},"tcbInfo":{{}}}}'.encode(), "twice"),
+        (b"", "syntax"),
+        (b"\xff", "syntax"),
+        (b"\xef\xbb\xbf{}", "syntax"),
+        ('{"tcbInfo":{}}'.encode("utf-16"), "syntax"),
+        (b"[]", "syntax"),
+        (b"null", "syntax"),
+        (b"{", "syntax"),
+        (b'{"a":1', "syntax"),
+        (b'{"a":1,}', "syntax"),
+        (b'{"a" 1}', "syntax"),
+        (b"{a:1}", "syntax"),
+        (b"{1:1}", "syntax"),
+        (b'{"a":1}}', "syntax"),
+        (b'{"a":1}{}', "syntax"),
+        (b'{"a":' + b"1" * 5000 + b"}", "syntax"),
+        (b'{"a":' + b"[" * 5000, "too_deep"),
+        (b'{"a":1,"a":2}', "duplicate"),
+        (json.dumps({str(n): n for n in range(17)}).encode(), "too_many"),
+        (b'{"x":1}', "missing"),
+        (b"{}", "syntax"),
+        (b'{"tcbInfo":{}}', "missing"),
+        (f'{{"tcbInfo":[],{SIGNED}}}'.encode(), "wrong_type"),
+        (f'{{"tcbInfo":"{{}}",{SIGNED}}}'.encode(), "wrong_type"),
+        (b'{"tcbInfo":{},"signature":"00"}', "encoding"),
+        (b'{"tcbInfo":{},"signature":null}', "encoding"),
+        (f'{{"tcbInfo":{{}},{SIGNED[:-2]}g"}}'.encode(), "encoding"),
+        (f'{{"tcbInfo":{{}},{SIGNED},{SIGNED}}}'.encode(), "duplicate"),
+        (f'{{"tcbInfo":{{}},{SIGNED},"tcbInfo":{{}}}}'.encode(), "duplicate"),
     ],
 )
-def test_anything_else_is_refused(answer: bytes, told: str) -> None:
-    """Not JSON, something before or behind it, a member missing, twice, or of another kind."""
-    with pytest.raises(FormatError, match=told):
-        split_signed(answer, "tcbInfo")
+def test_split_signed_malformed_response_raises_format_error(response: bytes, reason: str) -> None:
+    """Malformed JSON, and missing, duplicate or mistyped members raise FormatError."""
+    with raises(FormatError, reason):
+        split_signed(response, "tcbInfo")
 
 
-def test_an_answer_cut_anywhere_is_refused() -> None:
-    """A cut answer is never half read."""
-    answer = f'{{"tcbInfo":{{"a":[1,2]}},{SIGNED}}}'.encode()
-    for size in range(len(answer)):
+def test_split_signed_truncated_response_raises_format_error() -> None:
+    """A truncated response raises FormatError."""
+    response = f'{{"tcbInfo":{{"a":[1,2]}},{SIGNED}}}'.encode()
+    for size in range(len(response)):
         with pytest.raises(FormatError):
-            split_signed(answer[:size], "tcbInfo")
+            split_signed(response[:size], "tcbInfo")
 
 
 values = st.recursive(
@@ -92,22 +93,22 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=50)  # machines are busy
+@settings(deadline=None, max_examples=50)  # shared machines are slow
 @given(st.dictionaries(st.text(max_size=4), values), st.integers(0, 3) | st.none(), st.booleans())
-def test_any_body_is_what_was_sent(
+def test_split_signed_any_body_is_verbatim(
     body: dict[str, object],
     indent: int | None,
     escaped: bool,
 ) -> None:
-    """Any JSON object, however it is written, is cut out as written."""
+    """Any JSON object is extracted as it was written."""
     text = json.dumps(body, indent=indent, ensure_ascii=escaped)
-    answer = f'{{"tcbInfo":{text},{SIGNED}}}'.encode()
-    assert split_signed(answer, "tcbInfo")[0] == text
+    response = f'{{"tcbInfo":{text},{SIGNED}}}'.encode()
+    assert split_signed(response, "tcbInfo")[0] == text
 
 
-@settings(deadline=None)  # machines are busy
+@settings(deadline=None)  # shared machines are slow
 @given(st.binary(max_size=60) | st.text('{}[]":,\\tcbInfo0', max_size=60).map(str.encode))
-def test_any_bytes_raise_our_errors_only(answer: bytes) -> None:
-    """Any bytes at all give a FormatError."""
+def test_split_signed_any_bytes_raise_format_error(response: bytes) -> None:
+    """Any other bytes raise FormatError."""
     with pytest.raises(FormatError):
-        split_signed(answer, "tcbInfo")
+        split_signed(response, "tcbInfo")

@@ -1,4 +1,4 @@
-"""Keys and caches that threads share, each as some threads and what must hold at their end."""
+"""Keys and caches shared by threads: their threads and final conditions."""
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -21,7 +21,7 @@ __all__ = ["CACHES"]
 
 
 def _keys(edit: Edit) -> Subject:
-    """Keys are closed while threads use them: each gets the right one or is refused."""
+    """Keys closed while in use give the correct key or an error."""
     world = World("attestkit.keys.app_keys", edit=edit)
     module = world["attestkit.keys.app_keys"]
     with AppKeys.from_seed(SEED) as right:
@@ -43,7 +43,7 @@ def _keys(edit: Edit) -> Subject:
                 assert keys.ca_key is not None
 
         def check() -> None:
-            assert not keys._signers, "a closed object still has a key that signs"
+            assert not keys._signers, "a closed object still has a signing key"
             assert not any(map(any, keys._secrets.values()))
 
         return Run([read, sign, authority, keys.close], check)
@@ -55,7 +55,7 @@ def _keys(edit: Edit) -> Subject:
 
 
 def _issue_cache(edit: Edit) -> Subject:
-    """Threads ask for the same and for others while one clears: at most four are kept."""
+    """At most four entries are cached while threads issue and one clears."""
     world = World("attestkit.backends.simulator.pki.issue_cache", edit=edit)
     module = world["attestkit.backends.simulator.pki.issue_cache"]
 
@@ -64,20 +64,20 @@ def _issue_cache(edit: Edit) -> Subject:
         for n in range(3):
             cache(bytes([n]), None, keep=True)
 
-        def ask(*seeds: int) -> None:
+        def fetch(*seeds: int) -> None:
             for seed in seeds:
                 assert cache(bytes([seed]), None, keep=True) == bytes([seed])
 
         def check() -> None:
             assert len(cache) <= 4
 
-        return Run([lambda: ask(0, 5), lambda: ask(6, 0), cache.clear], check)
+        return Run([lambda: fetch(0, 5), lambda: fetch(6, 0), cache.clear], check)
 
     return Subject(scenario, world.files)
 
 
 class _Collateral:
-    """What a cache asks of collateral."""
+    """The part of Collateral that a cache uses."""
 
     valid_from = datetime(2026, 1, 1, tzinfo=timezone.utc)
     valid_until = valid_from + timedelta(days=30)
@@ -86,19 +86,19 @@ class _Collateral:
         self.name = name
 
     def to_json(self) -> str:
-        """Return its text."""
+        """Return its JSON."""
         return f'{{"name": "{self.name}"}}'
 
 
 def _collateral_cache(edit: Edit) -> Subject:
-    """What was put is not put aside by what another thread read before; `limit` holds."""
+    """A stored entry is not replaced by an older one read before; the limit holds."""
     world = World("attestkit.collateral.cache", edit=edit)
     module = world["attestkit.collateral.cache"]
     key = ("https://pccs", "tdx", "platform")
 
     def decode(_: object, content: bytes) -> Any:
         found = _Collateral("new" if b'"new"' in content else "old")
-        return module._Entry(found, found.valid_from, found.valid_from, found.valid_until)
+        return module._CacheEntry(found, found.valid_from, found.valid_from, found.valid_until)
 
     module._decode = decode
 
@@ -119,33 +119,35 @@ def _collateral_cache(edit: Edit) -> Subject:
     return Subject(scenario, world.files)
 
 
-def _one_fetch(edit: Edit) -> Subject:
-    """Three threads want the same: one asks for it, and all have it."""
+def _shared_fetch(edit: Edit) -> Subject:
+    """Three lookups of the same key make one fetch and share its result."""
     world = World("attestkit.collateral.caching_source", edit=edit)
     source = world["attestkit.collateral.caching_source"].CollateralSource
 
     def scenario() -> Run:
-        asked, kept, got = list[int](), list[str](), list[Any]()
+        fetches, cached, found = list[int](), list[str](), list[Any]()
         fetcher = source("https://pccs")
 
-        def ask() -> str:
-            asked.append(1)
-            kept.append("it")
+        def fetch() -> str:
+            fetches.append(1)
+            cached.append("it")
             return "it"
 
         def find() -> None:
-            got.append(fetcher._once(("k",), lambda: kept[0] if kept else None, ask)[0])
+            found.append(
+                fetcher._fetch_once(("k",), lambda: cached[0] if cached else None, fetch)[0]
+            )
 
         def check() -> None:
-            assert (asked, got, fetcher._running) == ([1], ["it"] * 3, {})
+            assert (fetches, found, fetcher._running) == ([1], ["it"] * 3, {})
 
         return Run([find, find, find], check)
 
     return Subject(scenario, world.files | {__file__})
 
 
-def _doubted(edit: Edit) -> Subject:
-    """A platform's certificate is doubted while others are remembered, with the memory full."""
+def _refetch(edit: Edit) -> Subject:
+    """A PCK chain is refetched while others are cached at the limit."""
     world = World("attestkit.collateral.caching_source", edit=edit)
     module = world["attestkit.collateral.caching_source"]
     module._REMEMBERED = 2
@@ -154,33 +156,33 @@ def _doubted(edit: Edit) -> Subject:
         fetcher = module.CollateralSource("https://pccs")
         for name in ("a", "b"):
             fetcher._remember(fetcher._certificates, name, (None, ""))
-        found = module.Found(None, ("k",), cached=False, shared=None, hidden="a")
+        found = module.CollateralLookup(None, ("k",), cached=False, shared=None, query="a")
 
         def check() -> None:
             assert "c" in fetcher._certificates
             assert len(fetcher._certificates) <= 2
 
         remember = partial(fetcher._remember, fetcher._certificates, "c", (None, ""))
-        return Run([remember, lambda: fetcher.find_again(found)], check)
+        return Run([remember, lambda: fetcher.refetch(found)], check)
 
     return Subject(scenario, world.files, fine=True)
 
 
 def _log_text(edit: Edit) -> Subject:
-    """The loop and the device's thread write the same log's text, each of its own length."""
+    """Threads encode the same log at different lengths, each correctly."""
     world = World("attestkit.serve.rpc.event_log_json", edit=edit)
     module = world["attestkit.serve.rpc.event_log_json"]
     log = EventLog()
     logs = [log := log.with_runtime([runtime_event(name, b"", 1)]) for name in "abc"]
     style = module.Style(lambda events: ",".join(event.name for event in events), ",", trimmed=True)
-    wanted = ["a", "a,b", "a,b,c"]
+    expected = ["a", "a,b", "a,b,c"]
 
     def scenario() -> Run:
-        text = module.LogText(style)
+        text = module.EventLogJson(style)
         text.of(logs[0])
 
         def write(number: int) -> None:
-            assert str(text.of(logs[number])) == wanted[number]
+            assert str(text.of(logs[number])) == expected[number]
 
         def check() -> None:
             for number in (2, 1, 2):
@@ -195,7 +197,7 @@ CACHES: Final[dict[str, Callable[[Edit], Subject]]] = {
     "keys": _keys,
     "issue cache": _issue_cache,
     "collateral cache": _collateral_cache,
-    "one fetch": _one_fetch,
-    "doubted": _doubted,
+    "shared fetch": _shared_fetch,
+    "refetch": _refetch,
     "log text": _log_text,
 }

@@ -1,8 +1,8 @@
-"""Which schedules are tried: all with few preemptions, or random ones from a seed.
+"""Exploration of schedules: all with few preemptions, or random ones from a seed.
 
-A preemption is a switch away from a thread that could have gone on. Most races need one or two of
-them, so all schedules with so many are tried first (Musuvathi and Qadeer, "Iterative context
-bounding", 2007). Random ones give each thread a priority, and take the highest's away at a few
+A preemption is a switch away from a thread that could continue. Most races need one or two of them,
+so that all schedules with so many are tried first (Musuvathi and Qadeer, "Iterative context
+bounding", 2007). Random schedules give each thread a priority, and lower the highest one at a few
 moments (Burckhardt and others, "A randomized scheduler", 2010).
 """
 
@@ -35,33 +35,33 @@ class Run(NamedTuple):
     """The threads of one run."""
 
     threads: Sequence[Callable[[], object]]
-    check: Callable[[], None] = _nothing  # asserts at their end that all is well
-    end: Callable[[], object] = _nothing  # called last, also if it is not
+    check: Callable[[], None] = _nothing  # asserts the final state
+    end: Callable[[], object] = _nothing  # called last, also after a failure
 
 
 Scenario: TypeAlias = Callable[[], Run]
-"""Makes the threads of one run."""
+"""Creates the threads of one run."""
 
 
 class Subject(NamedTuple):
-    """What is explored."""
+    """A scenario to explore."""
 
     scenario: Scenario
     watched: frozenset[str]  # files
-    fine: bool = False  # steps within a line too
-    timeouts: bool = False  # whether a wait may be ended by time alone
+    fine: bool = False  # whether accesses within a line are steps, too
+    timeouts: bool = False  # whether a wait may end by its timeout only
 
 
 class Explored(NamedTuple):
-    """What was tried, and found to be well."""
+    """The extent of a successful exploration."""
 
     schedules: int
-    complete: bool  # all that there are within the bound
-    decisions: int  # of the longest
+    complete: bool  # all schedules within the bound
+    decisions: int  # of the longest schedule
 
 
 class RaceError(AssertionError):
-    """A schedule under which it goes wrong; `schedule` is that of `replay`."""
+    """A failing schedule; `schedule` can be passed to `replay`."""
 
     def __init__(self, schedule: str, text: str) -> None:
         super().__init__(text)
@@ -71,16 +71,16 @@ class RaceError(AssertionError):
 def explore(
     subject: Subject, *, preemptions: int = 2, most: int = 1_000_000, seed: int = 0
 ) -> Explored:
-    """Try all schedules with so many preemptions, those with fewer first.
+    """Try all schedules with at most `preemptions` preemptions, those with fewer first.
 
     Args:
-        subject: Of which.
+        subject: The scenario to explore.
         preemptions: The bound.
-        most: How many schedules; of those with as many preemptions which ones is random.
-        seed: For that.
+        most: Maximum number of schedules, a random selection of those with equal preemptions.
+        seed: Of the selection.
 
     Raises:
-        RaceError: One goes wrong.
+        RaceError: If a schedule fails.
     """
     level, tried, longest = [b""], 0, 0
     order = random.Random(seed)
@@ -94,7 +94,7 @@ def explore(
             stage = _run(subject, _Prefix(prefix))
             tried += 1
             longest = max(longest, len(stage.decisions))
-            same, more = _others(stage, len(prefix))
+            same, more = _find_alternatives(stage, len(prefix))
             level += same
             if used < preemptions:
                 following += more
@@ -105,10 +105,10 @@ def explore(
 def explore_randomly(
     subject: Subject, *, schedules: int, seed: int = 0, depth: int = 3
 ) -> Explored:
-    """Try so many random schedules, each with `depth` changes of priority.
+    """Try `schedules` random schedules, each with `depth` changes of priority.
 
     Raises:
-        RaceError: One goes wrong.
+        RaceError: If a schedule fails.
     """
     longest = len(_run(subject, _Prefix(b"")).decisions)
     for number in range(schedules):
@@ -118,14 +118,14 @@ def explore_randomly(
 
 
 def replay(subject: Subject, schedule: str) -> None:
-    """Run once more what a `RaceError` told."""
+    """Repeat the schedule of a `RaceError`."""
     runs = re.findall(r"(\d+)x(\d+)", schedule)
     choices = b"".join(bytes([int(number)]) * int(times) for number, times in runs)
     _run(subject, _Prefix(choices))
 
 
 class _Prefix:
-    """These choices, and then whoever can goes on."""
+    """These choices first, then the current thread continues if it can."""
 
     def __init__(self, choices: bytes) -> None:
         self._choices = choices
@@ -141,7 +141,7 @@ class _Prefix:
 
 
 class _Priorities:
-    """The able thread of the highest priority, which is lost at some moments."""
+    """Runs the thread of the highest priority, which is lowered at random moments."""
 
     def __init__(self, seed: str, decisions: int, depth: int) -> None:
         self._random = random.Random(seed)
@@ -167,25 +167,25 @@ def _run(subject: Subject, choose: Choose) -> Stage:
     finally:
         run.end()
     if error is not None:
-        raise _raced(stage, error) from error
+        raise _create_race_error(stage, error) from error
     return stage
 
 
 def _error(subject: Subject, stage: Stage, check: Callable[[], None]) -> BaseException | None:
-    """Return what went wrong, if anything did."""
+    """Return the error of a run, or None."""
     error: BaseException | None = stage.failure
     for task in stage.tasks:
         error = error or task.error
     if error is None and stage.timeouts and not subject.timeouts:
         error = AssertionError("a wake-up is missing: only time ended a wait")
     if error is None:
-        with Keeping(only=Exception) as kept:  # it is told with its schedule
+        with Keeping(only=Exception) as kept:  # reported with its schedule
             check()
         error = kept.error
     return error
 
 
-def _raced(stage: Stage, error: BaseException) -> RaceError:
+def _create_race_error(stage: Stage, error: BaseException) -> RaceError:
     chosen = [decision.chosen for decision in stage.decisions]
     schedule = " ".join(f"{number}x{len([*same])}" for number, same in groupby(chosen))
     steps = "\n".join(f"  thread {switch.task} from {switch.where}" for switch in stage.switches)
@@ -193,8 +193,8 @@ def _raced(stage: Stage, error: BaseException) -> RaceError:
     return RaceError(schedule, text)
 
 
-def _others(stage: Stage, since: int) -> tuple[list[bytes], list[bytes]]:
-    """Return what else could have been chosen: without one more preemption, and with one."""
+def _find_alternatives(stage: Stage, since: int) -> tuple[list[bytes], list[bytes]]:
+    """Return the alternatives: without an additional preemption, and with one."""
     same, more = list[bytes](), list[bytes]()
     chosen = bytes(decision.chosen for decision in stage.decisions)
     for index in range(since, len(stage.decisions)):

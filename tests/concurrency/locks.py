@@ -1,6 +1,6 @@
-"""Stand-ins for what threads wait on: on the stage a thread that waits lets the others run.
+"""Replacements for locks and threads: a waiting thread on the stage lets others run.
 
-Outside of a run, and for other threads, they are never waited for: there only one thread uses them.
+Outside of a run, and for other threads, waiting is not needed: only one thread uses them.
 """
 
 import fcntl as real_fcntl
@@ -19,7 +19,7 @@ _MAIN: Final = "the thread beside the stage"
 _FLOCK: Final = struct.Struct("hhqqi0q")  # struct flock
 
 
-def _who() -> Task | str:
+def _get_owner() -> Task | str:
     return task_here() or _MAIN
 
 
@@ -30,7 +30,7 @@ class Lock:
         self._held = False
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Take it."""
+        """Acquire the lock."""
         if task := task_here():
             task.pause("a lock")
             if blocking:
@@ -44,13 +44,13 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Let it go."""
+        """Release the lock."""
         if not self._held:
             raise RuntimeError("release unlocked lock")
         self._held = False
 
     def locked(self) -> bool:
-        """Tell whether somebody has it."""
+        """Return whether the lock is held."""
         return self._held
 
     def __enter__(self) -> bool:
@@ -69,8 +69,8 @@ class RLock:
         self._count = 0
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Take it, once more if it is this thread's."""
-        me = _who()
+        """Acquire the lock, again if this thread holds it."""
+        me = _get_owner()
         if self._owner == me:
             self._count += 1
             return True
@@ -86,7 +86,7 @@ class RLock:
         return True
 
     def release(self) -> None:
-        """Let it go, as often as it was taken."""
+        """Release the lock once."""
         if not self._is_owned():
             raise RuntimeError("cannot release un-acquired lock")
         self._count -= 1
@@ -94,7 +94,7 @@ class RLock:
             self._owner = None
 
     def _is_owned(self) -> bool:
-        return self._owner == _who()
+        return self._owner == _get_owner()
 
     def __enter__(self) -> Any:
         return self.acquire()
@@ -117,15 +117,15 @@ class Event:
         self._set = False
 
     def set(self) -> None:
-        """Let all go on who wait."""
+        """Set the event, and let all waiting threads run."""
         self._set = True
 
     def is_set(self) -> bool:
-        """Tell whether it is set."""
+        """Return whether the event is set."""
         return self._set
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is set."""
+        """Wait until the event is set."""
         if task := task_here():
             task.pause("an event")
             task.wait(lambda: self._set, "an event", timed=timeout is not None)
@@ -133,7 +133,7 @@ class Event:
 
 
 class Future(Generic[T]):
-    """As `concurrent.futures.Future`, as far as one thread waits for another's result."""
+    """As `concurrent.futures.Future`, for one thread that waits for another's result."""
 
     def __init__(self) -> None:
         self._done = Event()
@@ -141,13 +141,13 @@ class Future(Generic[T]):
         self._error: BaseException | None = None
 
     def set_result(self, value: T) -> None:
-        """Give the result."""
+        """Set the result."""
         assert not self._done.is_set()
         self._value.append(value)
         self._done.set()
 
     def set_exception(self, error: BaseException) -> None:
-        """Give what went wrong."""
+        """Set the exception."""
         assert not self._done.is_set()
         self._error = error
         self._done.set()
@@ -161,20 +161,20 @@ class Future(Generic[T]):
 
 
 class Thread:
-    """As `threading.Thread`: one more thread on the stage."""
+    """As `threading.Thread`: an additional thread on the stage."""
 
     def __init__(self, *, target: Callable[[], object]) -> None:
         self._target = target
         self._task: Task | None = None
 
     def start(self) -> None:
-        """Let it begin."""
+        """Start the thread."""
         me = task_here()
         assert me is not None, "threads are started on the stage"
         self._task = me.stage.spawn(self._target)
 
     def join(self) -> None:
-        """Wait for its end."""
+        """Wait for the end of the thread."""
         me, other = task_here(), self._task
         assert me is not None
         assert other is not None
@@ -182,7 +182,7 @@ class Thread:
 
 
 class OsLocks:
-    """As the module `fcntl`: the kernel's own locks, asked for without waiting in the kernel."""
+    """As the module `fcntl`: the kernel's locks, without blocking in the kernel."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(real_fcntl, name)
@@ -199,7 +199,7 @@ class OsLocks:
 
     @staticmethod
     def fcntl(fd: int, command: int, arg: Any = 0) -> Any:
-        """Lock bytes of an open file, or whatever else is asked."""
+        """Lock bytes of an open file, or run another command."""
         task = task_here()
         if task is not None and command == real_fcntl.F_OFD_SETLKW:
             task.pause("a byte's lock")

@@ -1,9 +1,9 @@
-"""Threads of which one runs at a time: whoever has the baton gives it on where it is told to.
+"""A deterministic scheduler: threads of which only one runs at a time.
 
-They are real threads of the interpreter running real code. Between two of their steps all of them
-wait, and a `Choose` says who takes the next one. A step ends before each line of the files that are
-watched (before each access to shared state too, if asked), and where a lock is asked for. The same
-choices give the same run, so that a run that went wrong can be had again.
+They are real threads that run real code. Between two steps all of them wait, and a `Choose` selects
+the next one. A step ends before each line of the watched files (optionally before each access to
+shared state), and where a lock is acquired. Equal choices give equal runs, so that a failing run
+can be repeated.
 """
 
 import dis
@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 _MOST_STEPS: Final = 50_000
-_PATIENCE: Final = 60.0  # seconds that a run of some milliseconds may take
-# What reads or changes what another thread can see, or calls somebody who may.
+_TIMEOUT: Final = 60.0  # s, for a run of some milliseconds
+# Opcodes that access state visible to other threads, or call functions that may.
 _ACCESSES: Final = (
     *("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "BINARY_SUBSCR", "STORE_SUBSCR"),
     *("DELETE_SUBSCR", "LOAD_DEREF", "STORE_DEREF", "STORE_GLOBAL", "CALL", "CALL_METHOD"),
@@ -45,40 +45,40 @@ class DeadlockError(AssertionError):
 
 
 class EndlessError(AssertionError):
-    """The threads go on and on."""
+    """The threads do not end."""
 
 
 class _Abandoned(BaseException):
-    """The run is over; the thread leaves."""
+    """The run is over; the thread ends."""
 
 
 class Decision(NamedTuple):
-    """A moment at which more than one thread could run."""
+    """A choice between several threads."""
 
     options: tuple[int, ...]
-    current: int | None  # who had the baton, if it could have gone on
+    current: int | None  # the running thread, if it could continue
     chosen: int
 
 
 class Switch(NamedTuple):
-    """A thread took over."""
+    """A change of the running thread."""
 
     task: int
-    where: str  # it goes on there
+    where: str  # where the thread continues
 
 
 class Choose(Protocol):
-    """Says who runs next."""
+    """Selects the next thread."""
 
     def __call__(self, options: tuple[int, ...], current: int | None) -> int:
-        """Return one of `options`; `current` is among them unless it is None."""
+        """Return one of `options`; `current` is one of them, or None."""
 
 
 _here: Final = threading.local()
 
 
 def task_here() -> "Task | None":
-    """Return the task that the calling thread is, None for a thread of somebody else's."""
+    """Return the task of the calling thread; None for a thread outside of the stage."""
     return getattr(_here, "task", None)
 
 
@@ -89,8 +89,8 @@ class Task:
         self.number = number
         self.ended = False
         self.error: BaseException | None = None
-        self.ready: Callable[[], bool] | None = None  # what it waits for
-        self.timed = False  # it would not wait for ever
+        self.ready: Callable[[], bool] | None = None  # the condition that it waits for
+        self.timed = False  # has a timeout
         self.timed_out = False
         self.place: tuple[CodeType, int] | str = "its start"
         self.gate = allocate_lock()
@@ -98,29 +98,29 @@ class Task:
         self.leaving = False
         self._stage = stage
         self._work = work
-        self.thread = threading.Thread(target=self._play, name=f"task-{number}", daemon=True)
+        self.thread = threading.Thread(target=self._run, name=f"task-{number}", daemon=True)
 
     @property
     def stage(self) -> "Stage":
-        """Where it runs."""
+        """The stage of this task."""
         return self._stage
 
     @property
     def where(self) -> str:
-        """The line that it stands before, or what it waits for."""
+        """The next line of the thread, or the object that it waits for."""
         if isinstance(self.place, str):
             return self.place
         code, line = self.place
         return f"{Path(code.co_filename).name}:{line} ({code.co_name})"
 
     def pause(self, place: tuple[CodeType, int] | str) -> None:
-        """Let another thread run, if it is chosen."""
+        """Let another thread run, if one is selected."""
         if not self.leaving:
             self.place = place
             self._stage.switch(self)
 
     def wait(self, ready: Callable[[], bool], what: str, *, timed: bool = False) -> bool:
-        """Wait until `ready`; False if the time was over, which only is when nobody can run."""
+        """Wait until `ready`; False after a timeout, which happens only if no thread can run."""
         while not self.leaving and not ready():
             self.ready, self.timed, self.place = ready, timed, what
             try:
@@ -132,10 +132,10 @@ class Task:
                 return False
         return True
 
-    def _play(self) -> None:
+    def _run(self) -> None:
         _here.task = self
         self.gate.acquire()
-        with Keeping() as kept:  # it is raised by who looks at the run
+        with Keeping() as kept:  # raised by the code that inspects the run
             try:
                 if not self._stage.over:
                     sys.settrace(self._stage.trace)
@@ -164,7 +164,7 @@ class Stage:
         self.failure: AssertionError | None = None
         self.decisions: list[Decision] = []
         self.switches: list[Switch] = []
-        self.timeouts = 0  # waits that only the passing of time has ended
+        self.timeouts = 0  # waits that only a timeout has ended
         self.tasks: list[Task] = []
         self._choose = choose
         self._watched = watched
@@ -174,18 +174,18 @@ class Stage:
         self._finished = threading.Event()
 
     def run(self, works: Sequence[Callable[[], object]]) -> None:
-        """Run them all to their end; what they raised is in `tasks`, what befell them here."""
+        """Run all threads to their end; their errors are in `tasks`, the run's in `failure`."""
         for work in works:
             self.spawn(work)
         collecting = gc.isenabled()
-        gc.disable()  # a finalizer would run wherever memory happens to be short
+        gc.disable()  # a finalizer would run at unpredictable steps
         try:
             first = self._next(None)
             assert first is not None
             first.gate.release()
-            if not self._finished.wait(_PATIENCE):
-                raise RuntimeError("a thread waits for something that the stage does not know")
-            for task in self.tasks:  # one by one, also those that leave
+            if not self._finished.wait(_TIMEOUT):
+                raise RuntimeError("a thread waits for an object that the stage does not control")
+            for task in self.tasks:  # one by one, including abandoned ones
                 if not task.ended:
                     task.gate.release()
                 task.thread.join()
@@ -201,7 +201,7 @@ class Stage:
         return task
 
     def switch(self, task: Task) -> None:
-        """Give the baton to whoever is chosen, and come back once it is this task again."""
+        """Run the selected thread, and return when this task is selected again."""
         chosen = self._next(task)
         if chosen is not task and chosen is not None:
             chosen.gate.release()
@@ -211,7 +211,7 @@ class Stage:
             raise _Abandoned
 
     def leave(self) -> None:
-        """Give the baton on, as the thread that has it ends."""
+        """Select another thread when this one ends."""
         chosen = None if self.over else self._next(None)
         if chosen is None:
             self._finished.set()
@@ -219,10 +219,10 @@ class Stage:
             chosen.gate.release()
 
     def _next(self, current: Task | None) -> Task | None:
-        """Return who is to run; None if all have ended, or the run is over."""
+        """Return the next task; None if all have ended or the run is over."""
         able = [t for t in self.tasks if not t.ended and (t.ready is None or t.ready())]
         if not able:
-            return self._nobody_is_able()
+            return self._wake_or_report_deadlock()
         self._steps += 1
         if self._steps > _MOST_STEPS:
             self._abandon(EndlessError(f"no end after {_MOST_STEPS} steps"))
@@ -238,7 +238,7 @@ class Stage:
             self.switches.append(Switch(chosen.number, chosen.where))
         return chosen
 
-    def _nobody_is_able(self) -> Task | None:
+    def _wake_or_report_deadlock(self) -> Task | None:
         waiting = [task for task in self.tasks if not task.ended]
         if not waiting:
             return None
@@ -257,7 +257,7 @@ class Stage:
     # -- steps ---------------------------------------------------------------------------------
 
     def trace(self, frame: FrameType, event: str, arg: Any) -> Any:
-        """Watch the frames of watched files."""
+        """Trace frames of watched files."""
         del event, arg
         if frame.f_code.co_filename not in self._watched:
             return None

@@ -1,4 +1,4 @@
-"""Our critical sections, each as a few threads and what must hold once they have ended."""
+"""attestkit's critical sections: their threads, and the conditions at the end."""
 
 import hashlib
 import os
@@ -38,18 +38,18 @@ _ATTESTER: Final = (
 )
 
 
-# -- turns and queues ------------------------------------------------------------------------------
+# -- locks and queues ------------------------------------------------------------------------------
 
 
-def _turns(edit: Edit) -> Subject:
-    """Three threads, one of which comes twice and enters again within."""
+def _fifo_lock(edit: Edit) -> Subject:
+    """Three threads, one of which acquires twice and re-enters."""
     world = World(_TURNS, edit=edit)
     steps = list[str]()
     module = world[_TURNS]
 
     def scenario() -> Run:
         steps.clear()
-        turns = module.SteppedTurns(lambda: steps.append("in"), lambda: steps.append("out"))
+        turns = module.HookedFifoLock(lambda: steps.append("in"), lambda: steps.append("out"))
 
         def once() -> None:
             with turns:
@@ -70,7 +70,7 @@ def _turns(edit: Edit) -> Subject:
 
 
 def _file_queue(edit: Edit) -> Subject:
-    """Three programs' threads draw numbers, and are served in their order."""
+    """Threads of several programs take numbers, and enter in order."""
     world = World("attestkit._system.file_queue", edit=edit)
     module = world["attestkit._system.file_queue"]
 
@@ -91,7 +91,7 @@ def _file_queue(edit: Edit) -> Subject:
 
         def check() -> None:
             assert most == [1, 1, 1]
-            assert not any(queue._places for queue in queues)
+            assert not any(queue._descriptors for queue in queues)
 
         one, two = queues
         return Run([lambda: work(one), lambda: work(one), lambda: work(two)], check, stack.close)
@@ -104,7 +104,7 @@ def _descriptors() -> int:
 
 
 def _closed_queue(edit: Edit) -> Subject:
-    """A queue that is closed while a thread has a place in it keeps no file open."""
+    """A queue closed while a thread is in it leaves no file open."""
     world = World("attestkit._system.file_queue", edit=edit)
     module = world["attestkit._system.file_queue"]
 
@@ -114,7 +114,7 @@ def _closed_queue(edit: Edit) -> Subject:
         queue = module.FileQueue(f"{folder}/queue")
         stack.callback(queue.close)
         queue.enter()
-        queue.leave()  # so that there is a spare
+        queue.leave()  # creates a spare descriptor
         before = _descriptors()
 
         def work() -> None:
@@ -133,7 +133,7 @@ def _closed_queue(edit: Edit) -> Subject:
 
 
 def _journal(edit: Edit) -> Subject:
-    """Two programs emit to one register, and one reads the log meanwhile.
+    """Two programs emit to one register while a third reads the log.
 
     They are two journals here, for what they share are locks of open files.
     """
@@ -176,7 +176,7 @@ def _journal(edit: Edit) -> Subject:
 
 
 def _attester(world: World, state: str | None = None) -> Any:
-    """Return an Attester whose TD has the stage's locks."""
+    """Return an Attester whose TD uses the stage's locks."""
     backend = Simulator(seed=SEED, state_dir=state)
     old, module = backend._td, world["attestkit.backends.simulator.soft_td"]
     old.close()
@@ -185,7 +185,7 @@ def _attester(world: World, state: str | None = None) -> Any:
 
 
 def _evidence(edit: Edit) -> Subject:
-    """Two threads emit, one asks for a quote and its log."""
+    """Two threads emit, while one gets a quote and its log."""
     world = World(*_ATTESTER, edit=edit)
 
     def scenario() -> Run:
@@ -213,7 +213,7 @@ def _evidence(edit: Edit) -> Subject:
 
 
 def _closing(edit: Edit) -> Subject:
-    """Two threads close while one emits: the backend is closed once, and then asked nothing."""
+    """Two threads close while one emits: the backend is closed once, and not used afterwards."""
     world = World(*_ATTESTER, edit=edit)
 
     def scenario() -> Run:
@@ -222,17 +222,17 @@ def _closing(edit: Edit) -> Subject:
         backend = tee.backend
         close, quote = backend.close, backend.get_quote
 
-        def counted() -> None:
+        def count_close() -> None:
             closed.append(1)
             close()
 
-        def told(report_data: bytes) -> bytes:
+        def count_late_quotes(report_data: bytes) -> bytes:
             if closed:
                 late.append("a quote")
             raw: bytes = quote(report_data)
             return raw
 
-        backend.close, backend.get_quote = counted, told
+        backend.close, backend.get_quote = count_close, count_late_quotes
 
         def emit() -> None:
             with suppress(UsageError):
@@ -248,7 +248,7 @@ def _closing(edit: Edit) -> Subject:
 
 
 def _direct_extend(edit: Edit) -> Subject:
-    """Somebody extends RTMR2 and RTMR3 at the backend itself while another one does."""
+    """RTMR2 and RTMR3 are extended at the backend by two threads."""
     world = World(*_ATTESTER, edit=edit)
 
     def scenario() -> Run:
@@ -269,11 +269,11 @@ def _direct_extend(edit: Edit) -> Subject:
     return Subject(scenario, world.files)
 
 
-# -- the rest --------------------------------------------------------------------------------------
+# -- other sections --------------------------------------------------------------------------------
 
 
 def _log_lines(edit: Edit) -> Subject:
-    """Threads hand lines of the log over: none is lost, left behind, or before its like."""
+    """Threads write log lines: none is lost or reordered within its thread."""
     world = World("attestkit.serve.server_log.stderr_sink", edit=edit)
     module = world["attestkit.serve.server_log.stderr_sink"]
 
@@ -283,7 +283,7 @@ def _log_lines(edit: Edit) -> Subject:
         path = folder / "log"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT)
         stack.callback(os.close, fd)
-        sink = module.Sink(fd, lambda count: b"%d dropped\n" % count)
+        sink = module.StderrSink(fd, lambda count: b"%d dropped\n" % count)
 
         def check() -> None:
             lines = path.read_bytes().split()
@@ -306,7 +306,7 @@ def _log_lines(edit: Edit) -> Subject:
 
 
 def _parts(edit: Edit, *, failing: bool = False) -> Subject:
-    """Work in parts has each result once and in order; of errors one comes out."""
+    """Parallel parts give each result once and in order; one of their errors is raised."""
     world = World("attestkit._native._threads", edit=edit)
     module = world["attestkit._native._threads"]
     module.cpus = lambda: 2
@@ -314,24 +314,24 @@ def _parts(edit: Edit, *, failing: bool = False) -> Subject:
     def scenario() -> Run:
         def work(things: Sequence[int]) -> list[int]:
             if 7 in things:
-                raise UsageError("seven")
+                raise UsageError("seven", reason="wrong_value")
             return [2 * thing for thing in things]
 
-        def good() -> None:
+        def work_well() -> None:
             assert module.in_parts(work, range(6), [2] * 6, 4) == [0, 2, 4, 6, 8, 10]
 
-        def bad() -> None:
+        def work_failing() -> None:
             with suppress(UsageError):
                 module.in_parts(work, range(6, 9), [2] * 3, 2)
                 raise AssertionError("the error is lost")
 
-        return Run([bad if failing else good])
+        return Run([work_failing if failing else work_well])
 
     return Subject(scenario, world.files)
 
 
 def _faults(edit: Edit) -> Subject:
-    """A fault that is armed twice strikes twice, whoever asks."""
+    """A fault armed twice applies to exactly two calls of any threads."""
     world = World("attestkit.backends.simulator.faults.fault_specs", edit=edit)
     module = world["attestkit.backends.simulator.faults.fault_specs"]
 
@@ -352,7 +352,7 @@ def _faults(edit: Edit) -> Subject:
 
 
 def _recording(edit: Edit) -> Subject:
-    """Threads share a recording of a TD: tape and log are never locked in two orders."""
+    """Threads share a recording of a TD: its locks are acquired in one order."""
     world = World(
         *_ATTESTER,
         "attestkit.backends.recording",
@@ -388,7 +388,7 @@ def _recording(edit: Edit) -> Subject:
 
 
 SUBJECTS: Final[dict[str, Callable[[Edit], Subject]]] = {
-    "turns": _turns,
+    "fifo lock": _fifo_lock,
     "file queue": _file_queue,
     "closed queue": _closed_queue,
     "journal": _journal,
@@ -397,8 +397,8 @@ SUBJECTS: Final[dict[str, Callable[[Edit], Subject]]] = {
     "direct extend": _direct_extend,
     **CACHES,
     "log lines": _log_lines,
-    "parts": _parts,
-    "failing parts": lambda edit: _parts(edit, failing=True),
+    "parallel parts": _parts,
+    "failing parallel parts": lambda edit: _parts(edit, failing=True),
     "faults": _faults,
     "recording": _recording,
 }

@@ -1,6 +1,6 @@
-"""Steps that hypothesis takes with a server and its clients, in any order and several at once.
+"""A hypothesis state machine of a server and its concurrent clients.
 
-What must hold is said once, in `linearizable`: every answer is that of a TD whose log is a list.
+The invariant is in `linearizable`: every response is that of a TD whose log is a list.
 """
 
 import os
@@ -21,16 +21,16 @@ from tests.concurrency.linearizable import Log
 __all__ = ["CLIENTS", "TdModel", "model", "run"]
 
 CLIENTS = 4
-ANYBODY = st.integers(0, CLIENTS - 1)
+CLIENT_NUMBERS = st.integers(0, CLIENTS - 1)
 _PAYLOADS = st.sampled_from(["", "00", "c0ffee", "61" * 300])
 
 
 def run(
     model: type[RuleBasedStateMachine], examples: int, steps: int, *, shrink: bool = True
 ) -> None:
-    """Take so many sequences of so many steps; the same ones each time, unless for long.
+    """Run `examples` sequences of `steps` steps, deterministically by default.
 
-    One that fails is made smaller, which takes hundreds of runs, if `shrink`.
+    `shrink` minimizes a failing sequence, which takes hundreds of runs.
     """
     long = os.environ.get("ATTESTKIT_EXAMPLES")
     chosen = settings(
@@ -47,12 +47,12 @@ def run(
 
 
 def model(base: "type[TdModel]", **values: object) -> type[Any]:
-    """Return a model with values of its own; hypothesis makes the objects."""
+    """Return a model class with these attributes; hypothesis creates the instances."""
     return type(base.__name__, (base,), values)
 
 
 class TdModel(RuleBasedStateMachine):
-    """Clients of a server on one socket; subclasses run the server, and have steps of their own."""
+    """Clients of a server on one socket; subclasses run the server and add steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,82 +60,82 @@ class TdModel(RuleBasedStateMachine):
         self.path = self.start()
         self.clients = [Client(self.path, self.history) for _ in range(CLIENTS)]
         try:
-            self.booted = self.look()
+            self.booted = self.get_events()
         except BaseException:
-            self.stop()  # nobody else would
+            self.stop()  # no other code would stop it
             raise
         self.history.calls.clear()
         self._names = 0
 
-    # -- what subclasses say -----------------------------------------------------------------------
+    # -- implemented by subclasses -----------------------------------------------------------------
 
     def start(self) -> str:
         """Run the server; return the path of its socket."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the server."""
         raise NotImplementedError
 
     # -- steps -------------------------------------------------------------------------------------
 
     def new_name(self) -> str:
-        """Return the name of an event that was never there."""
+        """Return a new event name."""
         self._names += 1
         return f"event {self._names}"
 
     def idle(self, first: int) -> Client | None:
-        """Return the first client from this one on that has no request in flight."""
+        """Return the first client, starting with this one, without a request in flight."""
         order = [*self.clients[first:], *self.clients[:first]]
         return next((client for client in order if not client.waiting), None)
 
     def busy(self, first: int) -> Client | None:
-        """Return the first client from this one on that has a request in flight."""
+        """Return the first client, starting with this one, with a request in flight."""
         order = [*self.clients[first:], *self.clients[:first]]
         return next((client for client in order if client.waiting), None)
 
-    @rule(who=ANYBODY, payload=_PAYLOADS)
-    def send_emit(self, who: int, payload: str) -> None:
-        """Ask for an event, and do not wait."""
-        if client := self.idle(who):
+    @rule(number=CLIENT_NUMBERS, payload=_PAYLOADS)
+    def send_emit(self, number: int, payload: str) -> None:
+        """Send an EmitEvent request."""
+        if client := self.idle(number):
             client.send("EmitEvent", event=self.new_name(), payload=payload)
 
-    @rule(who=ANYBODY, size=st.sampled_from([1, 32, 64]))
-    def send_quote(self, who: int, size: int) -> None:
-        """Ask for a quote, and do not wait."""
-        if client := self.idle(who):
+    @rule(number=CLIENT_NUMBERS, size=st.sampled_from([1, 32, 64]))
+    def send_quote(self, number: int, size: int) -> None:
+        """Send a GetQuote request."""
+        if client := self.idle(number):
             client.send("GetQuote", report_data=f"{self.history.tick() % 256:02x}" * size)
 
-    @rule(who=ANYBODY)
-    def send_info(self, who: int) -> None:
-        """Ask who the app is, which shows registers and log, and do not wait."""
-        if client := self.idle(who):
+    @rule(number=CLIENT_NUMBERS)
+    def send_info(self, number: int) -> None:
+        """Send an Info request, whose response has registers and log."""
+        if client := self.idle(number):
             client.send("Info")
 
-    @rule(who=ANYBODY)
-    def receive(self, who: int) -> None:
-        """Take an answer, not always that of whoever asked first."""
-        if client := self.busy(who):
+    @rule(number=CLIENT_NUMBERS)
+    def receive(self, number: int) -> None:
+        """Receive a response, not necessarily of the oldest request."""
+        if client := self.busy(number):
             client.receive()
 
-    @rule(who=ANYBODY)
-    def hang_up(self, who: int) -> None:
-        """Go without waiting for the answer."""
-        if client := self.busy(who):
+    @rule(number=CLIENT_NUMBERS)
+    def hang_up(self, number: int) -> None:
+        """Close a connection without receiving its response."""
+        if client := self.busy(number):
             client.hang_up()
 
     @precondition(lambda self: any(client.waiting for client in self.clients))
     @rule()
     def receive_all(self) -> None:
-        """Take all answers."""
+        """Receive all responses."""
         for client in self.clients:
             if client.waiting:
                 client.receive()
 
     # -- the end -----------------------------------------------------------------------------------
 
-    def look(self) -> Log:
-        """Return the events in a quote now."""
+    def get_events(self) -> Log:
+        """Return the events of a quote."""
         client = Client(self.path, self.history)
         client.send("GetQuote", report_data="aa")
         client.receive()
@@ -145,11 +145,11 @@ class TdModel(RuleBasedStateMachine):
         return seen.names
 
     def teardown(self) -> None:
-        """Look once more, and check all that was seen."""
+        """Get a last quote, and check the history."""
         try:
             if hasattr(self, "booted"):
                 self.receive_all()
-                self.look()
+                self.get_events()
                 self.history.check(self.booted)
         finally:
             for client in self.clients:

@@ -1,4 +1,4 @@
-"""The explorer finds what is planted, and a schedule that it tells can be had again."""
+"""Tests of the schedule explorer: planted races are found, and can be replayed."""
 
 from collections.abc import Callable
 
@@ -14,24 +14,26 @@ TURNS = "attestkit._system.fifo_lock"
 
 
 class Counter:
-    """A number that threads add to."""
+    """A counter that threads increment."""
 
     def __init__(self) -> None:
         self.value = 0
         self.lock = Lock()
 
     def add(self) -> None:
-        """Add one, in one line."""
+        """Add one, without a lock, in one line."""
         self.value = self.value + 1
 
     def add_locked(self) -> None:
-        """Add one, and nobody else meanwhile."""
+        """Add one while holding the lock."""
         with self.lock:
             self.value = self.value + 1
 
 
-def counting(add: Callable[[Counter], None], threads: int = 2, *, fine: bool = True) -> Subject:
-    """Return threads that count."""
+def create_counter_subject(
+    add: Callable[[Counter], None], threads: int = 2, *, fine: bool = True
+) -> Subject:
+    """Return threads that increment a counter."""
 
     def scenario() -> Run:
         counter = Counter()
@@ -44,39 +46,39 @@ def counting(add: Callable[[Counter], None], threads: int = 2, *, fine: bool = T
     return Subject(scenario, HERE, fine)
 
 
-def found(subject: Subject, preemptions: int = 2) -> RaceError:
-    """Return what exploring finds; what it tells must go wrong again, in the same way."""
+def find_race(subject: Subject, preemptions: int = 2) -> RaceError:
+    """Return the race that is found, after replaying it."""
     with pytest.raises(RaceError) as first:
         explore(subject, preemptions=preemptions)
-    with pytest.raises(RaceError) as again:
+    with pytest.raises(RaceError) as repeated:
         replay(subject, first.value.schedule)
-    assert again.value.schedule == first.value.schedule
+    assert repeated.value.schedule == first.value.schedule
     return first.value
 
 
-def test_a_lost_update_within_one_line() -> None:
-    """`x = x + 1` of two threads: one preemption loses one of them, none does not."""
-    assert explore(counting(Counter.add), preemptions=0).complete
-    assert "test_explore.py" in str(found(counting(Counter.add), 1))
+def test_explore_finds_lost_update_within_line() -> None:
+    """`x = x + 1` in two threads loses an update with one preemption, and none without."""
+    assert explore(create_counter_subject(Counter.add), preemptions=0).complete
+    assert "test_explore.py" in str(find_race(create_counter_subject(Counter.add), 1))
     with pytest.raises(RaceError):
-        explore_randomly(counting(Counter.add), schedules=500)
+        explore_randomly(create_counter_subject(Counter.add), schedules=500)
 
 
-def test_a_lock_keeps_the_update() -> None:
-    """The same under a lock holds in every schedule, and there are many."""
-    explored = explore(counting(Counter.add_locked, threads=3), preemptions=1)
+def test_explore_accepts_locked_update() -> None:
+    """An update under a lock is correct in every schedule."""
+    explored = explore(create_counter_subject(Counter.add_locked, threads=3), preemptions=1)
     assert explored.complete
     assert explored.schedules > 100
-    explore_randomly(counting(Counter.add_locked, threads=3), schedules=20)
+    explore_randomly(create_counter_subject(Counter.add_locked, threads=3), schedules=20)
 
 
-def test_without_steps_in_lines_such_an_update_hides() -> None:
-    """Which is why there is `fine`."""
-    assert explore(counting(Counter.add, fine=False)).complete
+def test_explore_without_fine_misses_race_within_line() -> None:
+    """Without `fine`, a race within one line is not found."""
+    assert explore(create_counter_subject(Counter.add, fine=False)).complete
 
 
-def test_a_check_whose_answer_is_old() -> None:
-    """Two threads look whether something is there, and both make it."""
+def test_explore_finds_check_then_act_race() -> None:
+    """Two threads that check and then create both create."""
 
     def scenario() -> Run:
         made = list[int]()
@@ -90,11 +92,11 @@ def test_a_check_whose_answer_is_old() -> None:
 
         return Run([make, make], check)
 
-    found(Subject(scenario, HERE), 1)
+    find_race(Subject(scenario, HERE), 1)
 
 
-def test_locks_in_two_orders() -> None:
-    """Each thread has a lock and waits for the other's."""
+def test_explore_finds_deadlock_of_lock_order() -> None:
+    """Two locks acquired in different orders deadlock."""
 
     def scenario() -> Run:
         one, two = Lock(), Lock()
@@ -105,12 +107,12 @@ def test_locks_in_two_orders() -> None:
 
         return Run([lambda: take(one, two), lambda: take(two, one)])
 
-    raced = found(Subject(scenario, HERE), 1)
+    raced = find_race(Subject(scenario, HERE), 1)
     assert isinstance(raced.__cause__, DeadlockError)
 
 
-def test_a_wake_up_that_is_missed() -> None:
-    """A thread that looks, and then closes the event that was set meanwhile."""
+def test_explore_finds_lost_wakeup() -> None:
+    """An event replaced after the check loses the wake-up."""
 
     def scenario(*, timed: bool) -> Run:
         done, ready = list[int](), [Event()]
@@ -126,27 +128,29 @@ def test_a_wake_up_that_is_missed() -> None:
 
         return Run([wait, wake])
 
-    assert isinstance(found(Subject(lambda: scenario(timed=False), HERE)).__cause__, DeadlockError)
-    assert "wake-up is missing" in str(found(Subject(lambda: scenario(timed=True), HERE)))
+    assert isinstance(
+        find_race(Subject(lambda: scenario(timed=False), HERE)).__cause__, DeadlockError
+    )
+    assert "wake-up is missing" in str(find_race(Subject(lambda: scenario(timed=True), HERE)))
     allowed = Subject(lambda: scenario(timed=True), HERE, timeouts=True)
     assert explore(allowed).complete
 
 
-def test_a_thread_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that looks again and again for what nobody does."""
+def test_explore_finds_endless_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy loop raises EndlessError."""
     monkeypatch.setattr("tests.concurrency.stage._MOST_STEPS", 200)
 
-    def forever() -> None:
+    def loop_forever() -> None:
         looked = 0
         while True:
             looked += 1
 
-    subject = Subject(lambda: Run([forever, forever]), HERE)
-    assert isinstance(found(subject, 0).__cause__, EndlessError)
+    subject = Subject(lambda: Run([loop_forever, loop_forever]), HERE)
+    assert isinstance(find_race(subject, 0).__cause__, EndlessError)
 
 
-def test_threads_that_a_thread_starts() -> None:
-    """They are on the stage too, and joined there."""
+def test_explore_includes_started_threads() -> None:
+    """Threads started on the stage are scheduled and joined there."""
 
     def scenario() -> Run:
         counter = Counter()
@@ -164,41 +168,41 @@ def test_threads_that_a_thread_starts() -> None:
     assert explore(Subject(scenario, HERE)).schedules > 10
 
 
-def test_each_schedule_is_tried_once() -> None:
-    """Two threads of two steps each have six orders, and no more are tried."""
+def test_explore_tries_each_schedule_once() -> None:
+    """Two threads of two steps each have exactly six orders."""
     orders = list[str]()
 
     def scenario() -> Run:
-        said = list[str]()
+        steps = list[str]()
 
         def work(name: str) -> Callable[[], None]:
-            def say() -> None:
-                said.append(name)
-                said.append(name)
+            def append_twice() -> None:
+                steps.append(name)
+                steps.append(name)
 
-            return say
+            return append_twice
 
-        return Run([work("a"), work("b")], lambda: orders.append("".join(said)))
+        return Run([work("a"), work("b")], lambda: orders.append("".join(steps)))
 
     assert explore(Subject(scenario, HERE), preemptions=9).complete
     assert set(orders) == {"aabb", "abab", "abba", "baab", "baba", "bbaa"}
 
 
-def test_a_bound_on_their_number() -> None:
-    """Then it says that there are more."""
-    explored = explore(counting(Counter.add_locked, threads=3), most=20)
+def test_explore_stops_at_most_schedules() -> None:
+    """The result reports that more schedules exist."""
+    explored = explore(create_counter_subject(Counter.add_locked, threads=3), most=20)
     assert (explored.schedules, explored.complete) == (20, False)
 
 
-# -- our own code ----------------------------------------------------------------------------------
+# -- attestkit's locks -----------------------------------------------------------------------------
 
 
-def turns(world: World) -> Subject:
-    """Return three threads that want the turn, each once."""
+def create_lock_subject(world: World) -> Subject:
+    """Return three threads that each acquire the lock once."""
     module = world[TURNS]
 
     def scenario() -> Run:
-        lock, inside, most = module.Turns(), list[int](), list[int]()
+        lock, inside, most = module.FifoLock(), list[int](), list[int]()
 
         def work() -> None:
             with lock:
@@ -215,8 +219,8 @@ def turns(world: World) -> Subject:
     return Subject(scenario, world.files | HERE)
 
 
-def without(old: str, new: str) -> Callable[[str], str]:
-    """Return an edit; what it takes out must be there."""
+def create_edit(old: str, new: str) -> Callable[[str], str]:
+    """Return an edit that replaces text, which must be present."""
 
     def edit(text: str) -> str:
         assert old in text
@@ -225,32 +229,32 @@ def without(old: str, new: str) -> Callable[[str], str]:
     return edit
 
 
-def test_our_turns_without_their_lock() -> None:
-    """Two are inside at once."""
-    edit = without(
+def test_fifo_lock_without_acquire_fails() -> None:
+    """Two threads hold the lock at once."""
+    edit = create_edit(
         "            self.acquire()\n            queue.popleft()", "            queue.popleft()"
     )
-    found(turns(World(TURNS, edit=edit)), 1)
+    find_race(create_lock_subject(World(TURNS, edit=edit)), 1)
 
 
-def test_our_turns_without_their_wake_up() -> None:
-    """Somebody waits until time has passed."""
-    edit = without("            if queue:\n                self._wake()\n", "")
-    assert "wake-up is missing" in str(found(turns(World(TURNS, edit=edit)), 1))
+def test_fifo_lock_without_wakeup_fails() -> None:
+    """A thread waits until its timeout."""
+    edit = create_edit("            if queue:\n                self._wake()\n", "")
+    assert "wake-up is missing" in str(find_race(create_lock_subject(World(TURNS, edit=edit)), 1))
 
 
-def test_our_turns_with_a_look_that_comes_too_early() -> None:
-    """Whoever looks before it closes its place misses being woken."""
-    edit = without(
-        "        place.acquire()\n        # Whoever",
+def test_fifo_lock_with_early_check_fails() -> None:
+    """A check before the wait misses the wake-up."""
+    edit = create_edit(
+        "        place.acquire()\n        # The thread that",
         "        if self._queue[0] is place:\n            return\n        place.acquire()\n"
-        "        place.acquire(timeout=_LOOK)\n        # Whoever",
+        "        place.acquire(timeout=_CHECK_INTERVAL)\n        # The thread that",
     )
-    assert "wake-up is missing" in str(found(turns(World(TURNS, edit=edit)), 2))
+    assert "wake-up is missing" in str(find_race(create_lock_subject(World(TURNS, edit=edit)), 2))
 
 
-def test_a_stage_tells_where_threads_took_over() -> None:
-    """With file, line and function, for people."""
+def test_stage_reports_switches() -> None:
+    """A switch has file, line and function."""
     stage = Stage(lambda options, current: options[current == options[0]], HERE)
     stage.run([Counter().add, Counter().add])
     assert any("(add)" in switch.where for switch in stage.switches)

@@ -1,4 +1,4 @@
-"""What threads share holds in every schedule that is tried, and would not without what guards it.
+"""Tests of shared state under explored schedules: it is correct, and incorrect without its lock.
 
 The default run tries some schedules of each subject. `-m slow` tries far more of them, and
 `ATTESTKIT_SCHEDULES=n` n of each with up to three preemptions, and as many random ones.
@@ -17,14 +17,14 @@ from tests.concurrency.subjects import SUBJECTS
 FEW: Final = 40
 MANY: Final = int(os.environ.get("ATTESTKIT_SCHEDULES", "1000"))
 
-_AGAIN: Final = "            self._check_usable()  # again, now that nobody can close it\n"
+_SECOND_CHECK: Final = "            self._check_usable()  # again, with the lock held\n"
 
-# What to take out of a subject's modules: (old text, new text), all of it at once.
+# Text to replace in a subject's modules to remove a guard: (old, new), applied together.
 GUARDS: Final[dict[str, list[tuple[str, str]]]] = {
-    "turns": [
+    "fifo lock": [
         ("            self.acquire()\n            queue.popleft()", "            queue.popleft()")
     ],
-    "file queue": [("_lock(place, self._draw(place) - 1)", "self._draw(place)")],
+    "file queue": [("_lock(fd, self._take_ticket(fd) - 1)", "self._take_ticket(fd)")],
     "closed queue": [("            if self._closed:\n                self.close()\n", "")],
     "journal": [
         ("self._folder.enter_queue()", "pass"),
@@ -32,7 +32,7 @@ GUARDS: Final[dict[str, list[tuple[str, str]]]] = {
     ],
     "evidence": [
         (
-            f"with self._history(), self._device:\n{_AGAIN}            quote",
+            f"with self._lock_journal(), self._device:\n{_SECOND_CHECK}            quote",
             "if True:\n            quote",
         )
     ],
@@ -43,76 +43,84 @@ GUARDS: Final[dict[str, list[tuple[str, str]]]] = {
     "keys": [
         ("        value = bytes(self._secrets[name])\n", ""),
         (
-            "self._root_key()  # behind it, see `close`\n        return value",
+            "self._root_key()  # after the access, see `close`\n        return value",
             "self._root_key()\n        return bytes(self._secrets[name])",
         ),
     ],
     "issue cache": [("with self._lock:\n            if key in", "if True:\n            if key in")],
     "collateral cache": [("if self._entries.get(key) is known:", "if True:")],
-    "one fetch": [("with self._lock:\n            running =", "if True:\n            running =")],
-    "doubted": [("with self._lock:  # another thread", "if True:  # another thread")],
+    "shared fetch": [
+        ("with self._lock:\n            running =", "if True:\n            running =")
+    ],
+    "refetch": [("with self._lock:  # another thread", "if True:  # another thread")],
     "log text": [
-        ("self._known: tuple[tuple[Event, ...], LongText] = ()", "self._events, self._text = ()"),
-        ("known, text = self._known", "known = self._events; text = self._text"),
-        ("self._known = events", "self._events, self._text = events"),
+        (
+            "self._encoded: tuple[tuple[Event, ...], EscapedText] = ()",
+            "self._events, self._text = ()",
+        ),
+        (
+            "encoded_events, text = self._encoded",
+            "encoded_events = self._events; text = self._text",
+        ),
+        ("self._encoded = events", "self._events, self._text = events"),
     ],
     "log lines": [("if not (self._waiting or self._refused):\n                return", "return")],
-    "parts": [
+    "parallel parts": [
         ("start, end = waiting.pop()", "start, end = waiting[-1]\n                waiting.pop()")
     ],
-    "failing parts": [("raise errors[0]", "pass")],
+    "failing parallel parts": [("raise errors[0]", "pass")],
     "faults": [("with self._lock:\n            queue =", "if True:\n            queue =")],
     "recording": [
         (
-            'with self.locked():\n            self._tape.answer("journal_emit"',
-            'if True:\n            self._tape.answer("journal_emit"',
+            'with self.locked():\n            self._handler.call("journal_emit"',
+            'if True:\n            self._handler.call("journal_emit"',
         )
     ],
 }
 
 
-class Broken:
-    """An edit that takes guards out."""
+class RemoveGuards:
+    """An edit that removes guards."""
 
     def __init__(self, guards: list[tuple[str, str]]) -> None:
-        self.left = list(guards)
+        self.remaining = list(guards)
         self._guards = guards
 
     def __call__(self, text: str) -> str:
-        """Return the text without them."""
+        """Return the text without the guards."""
         for guard in self._guards:
             if guard[0] in text:
-                self.left.remove(guard)
+                self.remaining.remove(guard)
                 text = text.replace(*guard)
         return text
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_it_holds(name: str) -> None:
-    """In the first schedules, and in a few random ones."""
+def test_subject_is_correct_in_explored_schedules(name: str) -> None:
+    """A subject is correct in the first schedules, and in some random ones."""
     subject = SUBJECTS[name](str)
     assert explore(subject, most=FEW).schedules == FEW
     explore_randomly(subject, schedules=FEW // 4)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_without_its_guard_it_does_not(name: str) -> None:
-    """A schedule is found that breaks it, and breaks it again."""
-    broken = Broken(GUARDS[name])
-    subject = SUBJECTS[name](broken)
+def test_subject_without_guard_fails(name: str) -> None:
+    """Without its guards a subject fails in some schedule, reproducibly."""
+    edit = RemoveGuards(GUARDS[name])
+    subject = SUBJECTS[name](edit)
     with pytest.raises(RaceError) as raced:
         explore(subject, most=30 * FEW)
-    assert not broken.left, "a guard is not where it was: see what has become of it"
+    assert not edit.remaining, "a guard is not where it was: see what has become of it"
     with pytest.raises(RaceError):
         replay(subject, raced.value.schedule)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_it_holds_in_many_schedules(
+def test_subject_is_correct_in_many_schedules(
     name: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """All with one preemption, as many as there is time for with more, and random ones."""
+    """A subject is correct in all schedules with one preemption, and in many others."""
     long = "ATTESTKIT_SCHEDULES" in os.environ
     subject = SUBJECTS[name](str)
     explored = explore(subject, preemptions=3 if long else 2, most=MANY)

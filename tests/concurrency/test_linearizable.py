@@ -1,4 +1,4 @@
-"""The checker takes the histories that can be, and refuses those that cannot."""
+"""Tests of the linearizability checker: possible histories pass, and impossible ones fail."""
 
 from itertools import permutations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.concurrency.linearizable import NEVER, Call, Log, boot, emit, explain, saw, unexplained
 
-FITTING = {
+POSSIBLE = {
     "nothing": [],
     "one after the other": [emit(0, 1, "a"), saw(2, 3, ("a",)), emit(4, 5, "b")],
     "a quote beside an emit has it": [emit(0, 5, "a"), saw(1, 2, ("a",))],
@@ -17,7 +17,7 @@ FITTING = {
     "a refused one": [emit(0, 1, "a", done=False), saw(2, 3, ())],
     "an unknown one that was done": [emit(0, 1, "a", done=None), saw(2, 3, ("a",))],
     "an unknown one that was not": [emit(0, 1, "a", done=None), saw(2, 3, ())],
-    "one that nobody waited for": [
+    "one without a response": [
         emit(0, NEVER, "a", done=None),
         saw(1, 2, ()),
         saw(3, 4, ("a",)),
@@ -25,12 +25,12 @@ FITTING = {
     "a boot": [emit(0, 1, "a"), boot(2, 3, ("x",)), saw(4, 5, ("x",))],
     "an emit around a boot": [emit(0, 5, "a"), boot(1, 2), saw(6, 7, ("a",))],
 }
-WRONG = {
+IMPOSSIBLE = {
     "an acknowledged event is missing": [emit(0, 1, "a"), saw(2, 3, ())],
     "an event from the future": [saw(0, 1, ("a",)), emit(2, 3, "a")],
     "a refused event is there": [emit(0, 1, "a", done=False), saw(2, 3, ("a",))],
     "an event twice": [emit(0, 1, "a"), saw(2, 3, ("a", "a"))],
-    "an event of nobody's": [saw(0, 1, ("a",))],
+    "an event that was not emitted": [saw(0, 1, ("a",))],
     "two orders": [emit(0, 9, "a"), emit(0, 9, "b"), saw(1, 8, ("a", "b")), saw(1, 8, ("b", "a"))],
     "against the order of time": [emit(0, 1, "a"), emit(2, 3, "b"), saw(4, 5, ("b", "a"))],
     "seen and gone": [emit(0, NEVER, "a", done=None), saw(1, 2, ("a",)), saw(3, 4, ())],
@@ -46,40 +46,40 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", FITTING)
-def test_what_can_be(name: str) -> None:
-    """There is an order, and it is one of these calls."""
-    order = explain(FITTING[name])
+@pytest.mark.parametrize("name", POSSIBLE)
+def test_explain_possible_history(name: str) -> None:
+    """A possible history has an order, which consists of its calls."""
+    order = explain(POSSIBLE[name])
     assert order is not None
-    assert set(order) <= set(FITTING[name])
-    assert {call for call in FITTING[name] if call.done} <= set(order)
-    assert unexplained(FITTING[name]) == []
+    assert set(order) <= set(POSSIBLE[name])
+    assert {call for call in POSSIBLE[name] if call.done} <= set(order)
+    assert unexplained(POSSIBLE[name]) == []
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be(name: str) -> None:
-    """There is no order, whatever order they are told in."""
-    for calls in permutations(WRONG[name]):
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_explain_impossible_history(name: str) -> None:
+    """An impossible history has no order, in whatever sequence its calls are given."""
+    for calls in permutations(IMPOSSIBLE[name]):
         assert explain(calls) is None
-    assert unexplained(WRONG[name])
+    assert unexplained(IMPOSSIBLE[name])
 
 
-def test_many_at_once_are_no_labour() -> None:
-    """Twenty emits in one moment, and a quote that tells their order."""
+def test_explain_20_concurrent_emits_is_fast() -> None:
+    """Twenty concurrent emits, ordered by a quote, are explained quickly."""
     names = tuple(f"{n * 7 % 20}" for n in range(20))
     calls = [emit(n, 100 + n, str(n)) for n in range(20)]
     assert explain([*calls, saw(200, 201, names)])
     assert explain([*calls, saw(200, 201, (*names[1:], "no"))]) is None
 
 
-def test_where_it_went_wrong() -> None:
-    """What came after the first answer that nothing explains is left out."""
+def test_unexplained_omits_later_calls() -> None:
+    """Calls after the first unexplained response are omitted."""
     calls = [emit(0, 1, "a"), saw(2, 3, ()), emit(4, 5, "b"), saw(6, 7, ("a", "b"))]
     assert unexplained(calls) == calls[:2]
 
 
-def by_trying(calls: list[Call]) -> bool:
-    """Tell whether some order explains the calls, by trying all of them."""
+def is_explained_by_any_order(calls: list[Call]) -> bool:
+    """Return whether some order explains the calls, by trying all orders."""
 
     def fits(order: tuple[Call, ...]) -> bool:
         logs: set[Log] = {()}
@@ -105,6 +105,6 @@ LOOKS = st.builds(lambda when, names: saw(when[0], when[1], names), MOMENTS, LOG
 
 
 @given(st.lists(EMITS | LOOKS, max_size=5))
-def test_it_agrees_with_trying_every_order(calls: list[Call]) -> None:
-    """The search leaves nothing out that a slower one finds."""
-    assert (explain(calls) is not None) == by_trying(calls)
+def test_explain_agrees_with_exhaustive_search(calls: list[Call]) -> None:
+    """The search gives the same result as trying every order."""
+    assert (explain(calls) is not None) == is_explained_by_any_order(calls)

@@ -1,6 +1,6 @@
-"""The same with programs: a server that is killed and started again, and others beside it.
+"""Tests of linearizability with several processes: killed servers, and other programs.
 
-On the simulator the TD is one program's at a time; on the emulated kernel any number share it.
+A simulated TD belongs to one program at a time; an emulated kernel is shared by many.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from attestkit.backends.base import Backend
 from attestkit.backends.simulator import Simulator
 from attestkit.dstack.host_shared_folder import HostShared
 from attestkit.errors import BackendBusyError
-from attestkit.serve.background_server import LoopThread, Served
-from attestkit.serve.endpoints import Places
+from attestkit.serve.background_server import BackgroundServer, EventLoopThread
+from attestkit.serve.endpoints import ListenAddresses
 from tests.concurrency.clients import History
 from tests.concurrency.td_model import CLIENTS, TdModel, model, run
 from tests.rigs.emulator import ROOT, Emulator, emulator, environment, requires_fuse
@@ -35,11 +35,11 @@ pytestmark = pytest.mark.slow
 STATE: Final = ("--state-dir", "state")
 
 
-class Killed(TdModel):
-    """A server process on a state folder, which outlives it."""
+class KilledServerModel(TdModel):
+    """A server process on a persistent state folder."""
 
     def start(self) -> str:
-        """Start it in a new folder."""
+        """Start the server in a new folder."""
         self._top = contextlib.ExitStack()
         self.folder = Path(self._top.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
         self._running = contextlib.ExitStack()
@@ -55,13 +55,13 @@ class Killed(TdModel):
         assert self._server.dstack == self.path
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the server."""
         self._running.close()
         self._top.close()
 
     @rule()
     def kill(self) -> None:
-        """End it in the middle of whatever it does, and start another."""
+        """Kill the server at any time, and start another."""
         self._server.process.kill()
         self._server.process.wait()
         for client in self.clients:
@@ -71,12 +71,12 @@ class Killed(TdModel):
     @precondition(lambda self: any(client.waiting for client in self.clients))
     @rule()
     def kill_at_work(self) -> None:
-        """Do so while it has requests."""
+        """Kill the server while requests are in flight."""
         self.kill()
 
     @rule()
     def end(self) -> None:
-        """End it in good order: whatever was sent before is answered."""
+        """Stop the server gracefully: pending requests are answered."""
         self._server.process.send_signal(signal.SIGTERM)
         for client in self.clients:
             if client.waiting:
@@ -88,28 +88,28 @@ class Killed(TdModel):
 
     @rule()
     def open_beside(self) -> None:
-        """Refuse a second program the TD: the server goes on."""
+        """Check that a second program cannot open the TD, while the server continues."""
         with pytest.raises(BackendBusyError):
             Simulator(state_dir=self.folder / "state")
 
     @precondition(lambda self: not hasattr(self, "refused"))
     @rule()
     def serve_beside(self) -> None:
-        """Refuse a second server, once in each sequence, which is enough of a slow thing."""
+        """Check once per sequence that a second server cannot start."""
         self.refused = True
         state = str(self.folder / "state")
         with tempfile.TemporaryDirectory(prefix="ak") as other:
             options = ("--backend", "simulator", "--dir", other, "--http", "none")
             line = refusal(*options, "--state-dir", state, folder=Path(other), code=3)
-            assert "another program runs the simulated TD" in line
+            assert "another process runs the simulated TD" in line
 
 
-def test_a_server_that_is_killed() -> None:
-    """Nothing acknowledged is lost, and nothing half done is seen, over any number of kills."""
-    run(Killed, 8, 20, shrink=False)
+def test_killed_server_loses_no_acknowledged_event() -> None:
+    """Over any number of kills no acknowledged event is lost, and no partial one is visible."""
+    run(KilledServerModel, 8, 20, shrink=False)
 
 
-# A program that emits: it says when it is ready, and what came of each name of a line.
+# A program that emits the events of a line, and prints their outcomes.
 EMITTER: Final = """
 import sys
 import attestkit
@@ -129,49 +129,51 @@ with attestkit.open(sys.argv[1], root=sys.argv[2], **qgs) as tee:
 
 
 class Emitter:
-    """Another program that emits events, and whose answers may be left waiting."""
+    """Another program that emits events, and whose responses may be pending."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         self._in, self._out = process.stdin, process.stdout
         assert self._out.readline() == "ready\n"
-        self.asked: list[tuple[int, str]] = []
+        self.pending: list[tuple[int, str]] = []
 
     def send(self, history: History, names: Sequence[str]) -> None:
-        """Have it emit, one after the other, and do not wait."""
-        self.asked = [(history.tick(), name) for name in names]
+        """Send names of events to emit, without waiting."""
+        self.pending = [(history.tick(), name) for name in names]
         self._in.write(" ".join(names) + "\n")
         self._in.flush()
 
     def receive(self, history: History) -> None:
-        """Write down what was done."""
-        for begin, name in self.asked:
+        """Record the outcomes."""
+        for begin, name in self.pending:
             answer = self._out.readline()
             assert answer, "it has ended"
             history.emitted(begin, name, done=answer == "done\n")
-        self.asked = []
+        self.pending = []
 
 
-class Shared(TdModel):
+class SharedMachineModel(TdModel):
     """A server on an emulated kernel that other programs use as well."""
 
-    thread: LoopThread
+    thread: EventLoopThread
     machine: Emulator
     emitters: Sequence[Emitter]
     app: Path
     backend: str
-    count: ClassVar[int] = 0  # of events, whose names stay over many sequences
+    count: ClassVar[int] = 0  # of events, whose names are unique over many sequences
 
     def start(self) -> str:
-        """Serve the machine, as it is by now."""
+        """Start a server on the machine in its current state."""
         self._stack = contextlib.ExitStack()
         place = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ak"))
         host = HostShared(self.app)
         self._stack.callback(host.close)
         self._tee = self._stack.enter_context(Attester(self._make(), host))
         path = Path(place, "s")
-        self._stack.enter_context(Served(self._tee, Places(dstack=path), thread=self.thread))
+        self._stack.enter_context(
+            BackgroundServer(self._tee, ListenAddresses(dstack=path), thread=self.thread)
+        )
         return str(path)
 
     def _make(self) -> Backend:
@@ -180,61 +182,61 @@ class Shared(TdModel):
         return tdx_ioctl.TdxIoctl(root=self.machine.root, qgs=self.machine.qgs)
 
     def stop(self) -> None:
-        """End the server; the machine goes on."""
+        """Stop the server, but not the machine."""
         self._stack.close()
 
     def new_name(self) -> str:
-        """Return the name of an event that was never there."""
-        Shared.count += 1
-        return f"event-{Shared.count}"
+        """Return a new event name."""
+        SharedMachineModel.count += 1
+        return f"event-{SharedMachineModel.count}"
 
-    @rule(who=st.integers(0, 1), count=st.integers(1, 6))
-    def send_to_another_program(self, who: int, count: int) -> None:
-        """Have it emit, and do not wait."""
-        if not self.emitters[who].asked:
-            self.emitters[who].send(self.history, [self.new_name() for _ in range(count)])
+    @rule(number=st.integers(0, 1), count=st.integers(1, 6))
+    def send_to_another_program(self, number: int, count: int) -> None:
+        """Send events to another program."""
+        if not self.emitters[number].pending:
+            self.emitters[number].send(self.history, [self.new_name() for _ in range(count)])
 
-    @rule(who=st.integers(0, 1))
-    def hear_from_another_program(self, who: int) -> None:
-        """Hear what came of it."""
-        self.emitters[who].receive(self.history)
+    @rule(number=st.integers(0, 1))
+    def receive_from_another_program(self, number: int) -> None:
+        """Receive the outcomes of another program."""
+        self.emitters[number].receive(self.history)
 
     @rule()
-    def all_at_once(self) -> None:
-        """Have everybody emit who is not at it yet, then hear from the programs."""
-        for who in range(2):
-            self.send_to_another_program(who, 6)
-        for who in range(CLIENTS):
-            self.send_emit(who, "00")
-        for who in range(2):
-            self.hear_from_another_program(who)
+    def emit_from_all(self) -> None:
+        """Let all idle clients and programs emit, then receive from the programs."""
+        for number in range(2):
+            self.send_to_another_program(number, 6)
+        for number in range(CLIENTS):
+            self.send_emit(number, "00")
+        for number in range(2):
+            self.receive_from_another_program(number)
 
     @rule()
     def quote_beside(self) -> None:
-        """Read the log, as a third program would."""
+        """Read the log as a third program."""
         begin = self.history.tick()
         with Attester(self._make()) as tee:
             log = tee.event_log()
         self.history.saw(begin, tuple(event.name for event in log.runtime))
 
     @rule(fault=st.sampled_from(["ebusy:2", "slow:2ms", "rtmr_extend_fails", "rtmr_extend_lies"]))
-    def go_wrong(self, fault: str) -> None:
-        """Let something go wrong, for whoever comes next."""
+    def inject_fault(self, fault: str) -> None:
+        """Inject a fault into the next call of any program."""
         self.machine.fault(fault)
 
     def teardown(self) -> None:
-        """Let nothing go wrong any more, and hear from everybody."""
+        """Clear all faults, and receive all outcomes."""
         try:
             self.machine.clear_faults()
-            for who in range(2):
-                self.hear_from_another_program(who)
+            for number in range(2):
+                self.receive_from_another_program(number)
         finally:
             super().teardown()
 
 
 @pytest.fixture
 def machine() -> Iterator[Emulator]:
-    """A TDX guest of Linux 6.18, with a short log: one of thousands takes long to check."""
+    """A TDX guest of Linux 6.18 with a short boot log, which is faster to check."""
     with emulator(qgs=True) as machine:
         yield machine
 
@@ -242,16 +244,18 @@ def machine() -> Iterator[Emulator]:
 @pytest.mark.rig
 @requires_fuse
 @pytest.mark.parametrize("backend", ["configfs_tsm", "tdx_ioctl"])
-def test_programs_on_an_emulated_kernel(machine: Emulator, tmp_path: Path, backend: str) -> None:
-    """A server with its clients, and programs that emit and read beside it."""
+def test_programs_on_emulated_kernel_are_linearizable(
+    machine: Emulator, tmp_path: Path, backend: str
+) -> None:
+    """A server with clients, and programs that emit and read beside it, are linearizable."""
     app = AppFiles.make(tmp_path / "app").folder
     with (
-        LoopThread() as thread,
+        EventLoopThread() as thread,
         _emitter(machine, backend) as one,
         _emitter(machine, backend) as two,
     ):
         values = {"machine": machine, "emitters": (one, two), "backend": backend}
-        run(model(Shared, thread=thread, app=app, **values), 12, 25, shrink=False)
+        run(model(SharedMachineModel, thread=thread, app=app, **values), 12, 25, shrink=False)
     assert machine.entries() == []
 
 
@@ -268,5 +272,5 @@ def _emitter(machine: Emulator, backend: str) -> Iterator[Emitter]:
     ) as process:
         yield Emitter(process)
         assert process.stdin is not None
-        process.stdin.close()  # which ends it
+        process.stdin.close()  # ends the program
         assert process.wait(60) == 0

@@ -1,10 +1,10 @@
-"""Modules of ours once more, with locks that the stage knows: the real code, line for line.
+"""Copies of attestkit's modules, with the real code and locks that the stage controls.
 
     world = World("attestkit._system.fifo_lock", "attestkit.event_log.journal_protocols")
-    turns = world["attestkit._system.fifo_lock"].Turns()
+    turns = world["attestkit._system.fifo_lock"].FifoLock()
 
-What they import of one another is the copy, all else the original. An `edit` changes a copy's text,
-so that a test can show what is found once a lock is taken out.
+Imports between the copied modules resolve to the copies, all others to the originals. An `edit`
+changes a copy's text, so that a test can show which fault is found without a lock.
 """
 
 import builtins
@@ -28,7 +28,7 @@ _STAND_INS: Final = {
 
 
 class _Edited(InspectLoader):
-    """Loads a module from a text that stands for its file."""
+    """Loads a module from a given text."""
 
     def __init__(self, text: str, file: str) -> None:
         self._text, self._file = text, file
@@ -39,12 +39,12 @@ class _Edited(InspectLoader):
         return self._text
 
     def get_code(self, fullname: str) -> CodeType:
-        """Return the text compiled, as of its file."""
+        """Return the compiled text, with its file name."""
         return compile(self.get_source(fullname), self._file, "exec")
 
 
 class World:
-    """Copies of the modules `names`, made when they are first asked for."""
+    """Copies of the modules `names`, created on first access."""
 
     def __init__(
         self, *names: str, edit: Callable[[str], str] = str, stand_ins: Mapping[str, Any] = {}
@@ -57,7 +57,7 @@ class World:
 
     @property
     def files(self) -> frozenset[str]:
-        """The files of the copies."""
+        """The files of the copied modules."""
         return frozenset(str(importlib.import_module(name).__file__) for name in self._names)
 
     def __getitem__(self, name: str) -> Any:

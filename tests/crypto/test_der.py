@@ -1,4 +1,4 @@
-"""DER is read strictly: one spelling for each value, and nothing left over."""
+"""DER is read strictly: one encoding per value, and no trailing bytes."""
 
 from collections.abc import Callable
 
@@ -17,10 +17,11 @@ from attestkit._crypto.der import (
     dotted_oid,
 )
 from attestkit.errors import FormatError
+from tests.raising import raises
 
 
-def read(text: str) -> DerReader:
-    """Return a reader of bytes in hex."""
+def reader_of(text: str) -> DerReader:
+    """Return a reader of bytes given in hex."""
     return DerReader(bytes.fromhex(text))
 
 
@@ -36,27 +37,27 @@ def read(text: str) -> DerReader:
         ("0220" + "7f" * 32, int("7f" * 32, 16)),
     ],
 )
-def test_numbers(text: str, value: int) -> None:
-    """Numbers have a sign, and up to 32 bytes."""
-    reader = read(text)
+def test_read_integer_returns_signed_value(text: str, value: int) -> None:
+    """Integers are signed, of up to 32 bytes."""
+    reader = reader_of(text)
     assert reader.integer() == value
     reader.finish()
 
 
 @pytest.mark.parametrize("text", ["0200", "02020000", "0202007f", "0202ffff", "0221" + "01" * 33])
-def test_numbers_that_are_none(text: str) -> None:
-    """Empty, padded and long ones are refused."""
-    with pytest.raises(FormatError, match="INTEGER"):
-        read(text).integer()
+def test_read_integer_of_invalid_encoding_fails(text: str) -> None:
+    """Empty, padded and oversized integers are rejected."""
+    with raises(FormatError, "wrong_size", "not_canonical", offset=0):
+        reader_of(text).integer()
 
 
-def test_other_values() -> None:
-    """Truth, bits and bytes come out as they went in."""
-    assert read("0101ff").boolean() is True
-    assert read("010100").boolean() is False
-    assert read("03020204").bits() == (2, b"\x04")
-    assert read("030100").bits() == (0, b"")
-    reader = read("0402aabb0500")
+def test_read_of_other_types_returns_values() -> None:
+    """Booleans, bit strings and octet strings are read."""
+    assert reader_of("0101ff").boolean() is True
+    assert reader_of("010100").boolean() is False
+    assert reader_of("03020204").bits() == (2, b"\x04")
+    assert reader_of("030100").bits() == (0, b"")
+    reader = reader_of("0402aabb0500")
     assert reader.tag() == OCTET_STRING
     assert reader.content(OCTET_STRING) == b"\xaa\xbb"
     assert reader.whole(0x05) == b"\x05\x00"
@@ -77,10 +78,10 @@ def test_other_values() -> None:
         ("030101", DerReader.bits),
     ],
 )
-def test_values_that_are_none(text: str, method: Callable[[DerReader], object]) -> None:
-    """A truth that is neither, bits whose number cannot be, and something behind."""
+def test_read_of_invalid_value_fails(text: str, method: Callable[[DerReader], object]) -> None:
+    """Other booleans, invalid unused-bit counts, and trailing bytes are rejected."""
     with pytest.raises(FormatError):
-        method(read(text))
+        method(reader_of(text))
 
 
 @pytest.mark.parametrize(
@@ -99,28 +100,28 @@ def test_values_that_are_none(text: str, method: Callable[[DerReader], object]) 
         ("0484ffffffff", 0),
     ],
 )
-def test_lengths_that_are_none(text: str, offset: int) -> None:
-    """Lengths are definite, as short as can be, and end inside; the error has the byte."""
+def test_read_of_invalid_length_fails_naming_offset(text: str, offset: int) -> None:
+    """Lengths are definite, minimal, and within the data."""
     with pytest.raises(FormatError) as caught:
-        read(text).content(OCTET_STRING)
+        reader_of(text).content(OCTET_STRING)
     assert caught.value.offset == offset
 
 
 @pytest.mark.parametrize("size", [0, 127, 128, 255, 256, 65535, 65536])
-def test_lengths_at_their_edges(size: int) -> None:
-    """Each size has its own shortest form."""
+def test_read_of_length_at_encoding_boundary(size: int) -> None:
+    """Each length has one minimal encoding."""
     width = (size.bit_length() + 7) // 8
     head = bytes([size]) if size < 128 else bytes([0x80 | width]) + size.to_bytes(width, "big")
     assert DerReader(b"\x04" + head + bytes(size)).content(OCTET_STRING) == bytes(size)
 
 
-def test_an_inner_element_ends_inside_the_outer() -> None:
-    """A content cannot reach behind the element it is in."""
-    inner = read("3003040500" + "0000000000").enter(SEQUENCE)
-    with pytest.raises(FormatError, match="5 bytes wanted, 1 left"):
+def test_read_of_inner_element_past_outer_end_fails() -> None:
+    """Content cannot extend past the enclosing element."""
+    inner = reader_of("3003040500" + "0000000000").enter(SEQUENCE)
+    with raises(FormatError, "truncated", message="DER: 5 bytes expected, 1 left"):
         inner.content(OCTET_STRING)
-    short = read("300104" + "00").enter(SEQUENCE)
-    with pytest.raises(FormatError):
+    short = reader_of("300104" + "00").enter(SEQUENCE)
+    with raises(FormatError, "truncated"):
         short.content(OCTET_STRING)
 
 
@@ -134,15 +135,15 @@ def test_an_inner_element_ends_inside_the_outer() -> None:
         ("883703", "2.999.3"),
     ],
 )
-def test_names(text: str, dotted: str) -> None:
-    """Names of things are as they are printed."""
+def test_read_oid_returns_dotted_name(text: str, dotted: str) -> None:
+    """Object identifiers are returned in dotted notation."""
     assert dotted_oid(bytes.fromhex(text)) == dotted
 
 
 @pytest.mark.parametrize("text", ["", "80", "8001", "5580", "558001", "55" + "01" * 64])
-def test_names_that_are_none(text: str) -> None:
-    """Empty, cut, padded and long ones are refused."""
-    with pytest.raises(FormatError, match="OBJECT IDENTIFIER"):
+def test_read_oid_of_invalid_encoding_fails(text: str) -> None:
+    """Empty, truncated, padded and oversized identifiers are rejected."""
+    with raises(FormatError, "syntax", "not_canonical"):
         dotted_oid(bytes.fromhex(text))
 
 
@@ -160,8 +161,10 @@ def test_names_that_are_none(text: str) -> None:
         ]
     ),
 )
-def test_any_bytes(data: bytes, method: Callable[[DerReader], object]) -> None:
-    """Whatever comes, it is read inside its bounds or refused with our error."""
+def test_der_reader_of_arbitrary_bytes_raises_only_format_error(
+    data: bytes, method: Callable[[DerReader], object]
+) -> None:
+    """Arbitrary bytes are read within their bounds or raise FormatError."""
     reader = DerReader(data)
     offset: int | None = 0
     try:
@@ -174,8 +177,8 @@ def test_any_bytes(data: bytes, method: Callable[[DerReader], object]) -> None:
 
 
 @given(st.binary(max_size=80))
-def test_any_name(data: bytes) -> None:
-    """A name reads as numbers with dots, or is refused."""
+def test_read_oid_of_arbitrary_bytes_returns_dotted_name_or_fails(data: bytes) -> None:
+    """An identifier is digits and dots, or is rejected."""
     try:
         dotted = dotted_oid(data)
     except FormatError:

@@ -1,4 +1,4 @@
-"""Ed25519 and X25519 give the published values, and decide as the guest agent does."""
+"""Ed25519 and X25519 give the published values, and accept what the guest agent accepts."""
 
 import copy
 import hashlib
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from attestkit._crypto import ed25519
 from attestkit._crypto.ed25519 import Ed25519Key
 from attestkit.errors import AttestKitError, UsageError
+from tests.raising import raises
 
 ORDER = 2**252 + 27742317777372353535851937790883648493
 FIELD = 2**255 - 19
@@ -38,7 +39,7 @@ RFC_8032 = [
     ),
 ]
 SEED = bytes(range(32))
-# Points of small order: no secret matters, so X25519 with them is all zero (RFC 7748, 6.1).
+# Points of small order: X25519 with them is always zero (RFC 7748, 6.1).
 SMALL_ORDER_U = [
     bytes(32),
     b"\1" + bytes(31),
@@ -49,16 +50,16 @@ SMALL_ORDER_U = [
 
 
 @pytest.mark.parametrize(("seed", "public", "message", "signature"), RFC_8032)
-def test_signatures_of_rfc8032(seed: str, public: str, message: str, signature: str) -> None:
-    """Keys and signatures are the published ones, and hold."""
+def test_ed25519_matches_rfc8032(seed: str, public: str, message: str, signature: str) -> None:
+    """Keys and signatures match the published ones, and verify."""
     secret, data = bytes.fromhex(seed), bytes.fromhex(message)
     assert ed25519.ed25519_public_key(secret).hex() == public
     assert ed25519.ed25519_sign(secret, data).hex() == signature
     assert ed25519.ed25519_verify(bytes.fromhex(public), bytes.fromhex(signature), data)
 
 
-def test_every_bit_of_a_signature_counts() -> None:
-    """One flipped bit of signature or message is wrong, not an error."""
+def test_ed25519_verify_of_flipped_bit_is_false() -> None:
+    """One flipped bit of signature or message is invalid, not an error."""
     key = Ed25519Key(SEED)
     signature = key.sign(b"data")
     for at in range(0, 512, 5):
@@ -68,26 +69,28 @@ def test_every_bit_of_a_signature_counts() -> None:
     assert not ed25519.ed25519_verify(key.public_key, signature, b"datb")
 
 
-def test_malformed_keys_and_signatures_are_errors() -> None:
-    """Sizes are checked, and a key must be a point, whatever the signature is."""
+def test_ed25519_verify_of_malformed_input_fails() -> None:
+    """Sizes are checked, and a key must be a point, whatever the signature."""
     key = Ed25519Key(SEED)
     signature = key.sign(b"")
     for size in (0, 31, 33):
-        with pytest.raises(UsageError, match=r"^invalid public key$"):
+        with raises(UsageError, "invalid_key") as caught:
             ed25519.ed25519_verify(bytes(size), signature, b"")
+        assert str(caught.value) == "invalid public key"  # guest-agent-api.md, Verify
     for size in (0, 63, 65):
-        with pytest.raises(UsageError, match="64 bytes"):
+        with raises(UsageError, "wrong_size"):
             ed25519.ed25519_verify(key.public_key, bytes(size), b"")
     no_point = (2).to_bytes(32, "little")
-    with pytest.raises(UsageError, match=r"^invalid public key$"):
+    with raises(UsageError, "invalid_key") as caught:
         ed25519.ed25519_verify(no_point, signature, b"")
+    assert str(caught.value) == "invalid public key"
 
 
-def test_points_are_told_as_another_formula_tells_them() -> None:
-    """Of the y from 0 to 200 those are refused that have no x, found here by the curve equation."""
+def test_ed25519_verify_rejects_keys_off_the_curve() -> None:
+    """Of y from 0 to 200, exactly those without x on the curve are rejected."""
     d = -121665 * pow(121666, FIELD - 2, FIELD) % FIELD
     signature = Ed25519Key(SEED).sign(b"")
-    refused = 0
+    rejected = 0
     for y in range(200):
         numerator, denominator = y * y - 1, d * y * y + 1
         # u/v is a square exactly if u*v is, and v is never 0.
@@ -95,15 +98,15 @@ def test_points_are_told_as_another_formula_tells_them() -> None:
         try:
             ed25519.ed25519_verify(y.to_bytes(32, "little"), signature, b"")
         except UsageError:
-            refused += 1
+            rejected += 1
             assert not square
         else:
             assert square
-    assert refused > 50
+    assert rejected > 50
 
 
-def test_verification_is_not_strict() -> None:
-    """A key of small order verifies what it can: libsodium would refuse, the agent does not.
+def test_ed25519_verify_accepts_small_order_keys() -> None:
+    """A key of small order is accepted as by the agent; libsodium would reject it.
 
     With the neutral element as key and as R, s = 0 solves the equation for every message.
     """
@@ -111,8 +114,8 @@ def test_verification_is_not_strict() -> None:
     assert ed25519.ed25519_verify(neutral, neutral + bytes(32), b"anything")
 
 
-def test_a_second_form_of_s_does_not_hold() -> None:
-    """The same s plus the order would double every signature; it is wrong."""
+def test_ed25519_verify_of_non_canonical_s_is_false() -> None:
+    """S plus the group order is rejected, because it would give a second valid signature."""
     key = Ed25519Key(SEED)
     signature = key.sign(b"x")
     s = int.from_bytes(signature[32:], "little") + ORDER
@@ -122,14 +125,16 @@ def test_a_second_form_of_s_does_not_hold() -> None:
 
 
 @given(st.binary(max_size=40), st.binary(max_size=70), st.binary(max_size=8))
-def test_any_bytes(public: bytes, signature: bytes, data: bytes) -> None:
-    """Random input holds never, and raises our errors alone."""
+def test_ed25519_verify_of_arbitrary_bytes_fails(
+    public: bytes, signature: bytes, data: bytes
+) -> None:
+    """Random input is never valid, and raises only AttestKitErrors."""
     for key, sig in ((public, signature), (public[:32].ljust(32, b"x"), signature.ljust(64)[:64])):
         with suppress(AttestKitError):
             assert not ed25519.ed25519_verify(key, sig, data)
 
 
-def test_x25519_of_rfc7748() -> None:
+def test_x25519_matches_rfc7748() -> None:
     """A product of RFC 7748, 5.2, and a public key of 6.1."""
     scalar = bytes.fromhex("a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4")
     point = bytes.fromhex("e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c")
@@ -144,24 +149,25 @@ def test_x25519_of_rfc7748() -> None:
 
 @given(st.binary(min_size=32, max_size=32), st.binary(min_size=32, max_size=32))
 def test_x25519_agrees_with_openssl(secret: bytes, other: bytes) -> None:
-    """Keys and shared bytes are those of another library."""
-    theirs = X25519PrivateKey.from_private_bytes(secret)
+    """Keys and shared secrets match those of OpenSSL."""
+    openssl_key = X25519PrivateKey.from_private_bytes(secret)
     public = ed25519.x25519_public_key(other)
-    assert ed25519.x25519_public_key(secret) == theirs.public_key().public_bytes_raw()
-    assert ed25519.x25519(secret, public) == theirs.exchange(
+    assert ed25519.x25519_public_key(secret) == openssl_key.public_key().public_bytes_raw()
+    assert ed25519.x25519(secret, public) == openssl_key.exchange(
         X25519PublicKey.from_public_bytes(public)
     )
 
 
 @pytest.mark.parametrize("public", SMALL_ORDER_U)
-def test_x25519_refuses_to_share_nothing(public: bytes) -> None:
+def test_x25519_with_zero_shared_secret_fails(public: bytes) -> None:
     """A shared secret of zeros is an error with the agent's text."""
-    with pytest.raises(UsageError, match=r"^invalid X25519 shared secret$"):
+    with raises(UsageError, "invalid_key") as caught:
         ed25519.x25519(SEED, public)
+    assert str(caught.value) == "invalid X25519 shared secret"  # key-derivation.md
 
 
-def test_sizes() -> None:
-    """Every other size is refused before a library sees it."""
+def test_ed25519_and_x25519_of_wrong_size_fail() -> None:
+    """Wrong sizes are rejected before the library is called."""
     for size in (0, 31, 33, 64):
         for call in (
             lambda data: ed25519.x25519(data, SEED),
@@ -171,16 +177,16 @@ def test_sizes() -> None:
             lambda data: ed25519.ed25519_sign(data, b""),
             Ed25519Key,
         ):
-            with pytest.raises(UsageError, match="32 bytes"):
+            with raises(UsageError, "wrong_size"):
                 call(b"\1" * size)
 
 
-def test_keys_keep_their_secret() -> None:
-    """Neither repr nor pickle nor copy gives the seed or the expanded secret away."""
+def test_ed25519_key_does_not_expose_secret() -> None:
+    """Neither repr nor pickle nor copy gives access to the seed or the expanded secret."""
     key = Ed25519Key(SEED)
     assert key.public_key.hex() in repr(key)
     assert SEED.hex() not in repr(key)
     assert hashlib.sha512(SEED).hexdigest()[:32] not in repr(key)
     for leak in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(UsageError, match="does not pickle"):
+        with raises(UsageError, "not_picklable"):
             leak(key)

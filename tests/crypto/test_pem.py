@@ -1,4 +1,4 @@
-"""PEM is written as the agent writes it, and read wherever whole certificates are."""
+"""PEM is written as the agent writes it, and complete certificates are read from any text."""
 
 import ssl
 from contextlib import suppress
@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit._crypto.pem import armour, split_pem
+from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit.errors import FormatError
+from tests.raising import raises
 
 
 @given(st.binary(max_size=300))
-def test_armour_equals_the_standard_library(der: bytes) -> None:
-    """Lines, line ends and labels are those of Python's own writer; they read back."""
-    pem = armour("CERTIFICATE", der)
+def test_encode_pem_equals_the_standard_library(der: bytes) -> None:
+    """Lines, line ends and labels match those of Python's ssl module, and are read back."""
+    pem = encode_pem("CERTIFICATE", der)
     if der:
         assert pem == ssl.DER_cert_to_PEM_cert(der)
     assert split_pem(pem) == [der]
@@ -22,10 +23,10 @@ def test_armour_equals_the_standard_library(der: bytes) -> None:
     assert pem.endswith("-----END CERTIFICATE-----\n")
 
 
-def test_a_chain_in_order() -> None:
-    """Certificates come in order; text around them, other labels and CRLF do not matter."""
-    first, second = armour("CERTIFICATE", b"first"), armour("CERTIFICATE", b"second" * 20)
-    key = armour("PRIVATE KEY", b"key")
+def test_split_pem_returns_certificates_in_order() -> None:
+    """Text between certificates, other labels and CRLF are ignored."""
+    first, second = encode_pem("CERTIFICATE", b"first"), encode_pem("CERTIFICATE", b"second" * 20)
+    key = encode_pem("PRIVATE KEY", b"key")
     text = f"# a comment\n{first}{key}\nsubject=x\n{second}".replace("\n", "\r\n")
     assert split_pem(text) == [b"first", b"second" * 20]
 
@@ -35,23 +36,23 @@ def test_a_chain_in_order() -> None:
     [
         "",
         "no PEM",
-        armour("PRIVATE KEY", b"key"),
-        armour("CERTIFICATE", b"x")[:-10],
-        armour("CERTIFICATE", b"x") + "-----BEGIN CERTIFICATE-----\n",
+        encode_pem("PRIVATE KEY", b"key"),
+        encode_pem("CERTIFICATE", b"x")[:-10],
+        encode_pem("CERTIFICATE", b"x") + "-----BEGIN CERTIFICATE-----\n",
         "-----BEGIN CERTIFICATE-----\nAAA\n-----END CERTIFICATE-----\n",
         "-----BEGIN CERTIFICATE-----\nA*A=\n-----END CERTIFICATE-----\n",
         "-----BEGIN CERTIFICATE-----\nAA==AA==\n-----END CERTIFICATE-----\n",
     ],
 )
-def test_no_certificate(text: str) -> None:
-    """Nothing, something cut, and what is not base64 are errors."""
-    with pytest.raises(FormatError):
+def test_split_pem_without_certificate_fails(text: str) -> None:
+    """Empty text, a truncated block, and invalid base64 are errors."""
+    with raises(FormatError, "syntax", "encoding"):
         split_pem(text)
 
 
 @given(st.text(alphabet="-BEGINCERTFKA= \n\ud800é", max_size=120))
-def test_any_text(text: str) -> None:
-    """Whatever the text, it is a list or a FormatError."""
+def test_split_pem_of_arbitrary_text_raises_only_format_error(text: str) -> None:
+    """Arbitrary text gives a list or FormatError."""
     whole = f"-----BEGIN CERTIFICATE-----\n{text}-----END CERTIFICATE-----"
     for one in (text, whole):
         with suppress(FormatError):

@@ -1,4 +1,4 @@
-"""Secrets are wiped when their keys go, whenever that is."""
+"""Secrets are wiped when their keys are released, at any time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,10 @@ OCTETS = bytes(range(32))
 
 
 @pytest.mark.parametrize("make", [K256Key, P256Key.from_scalar, Ed25519Key])
-def test_the_end_of_the_interpreter_wipes_too(
+def test_key_released_at_interpreter_exit_is_wiped(
     make: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key that goes with it goes when the names of modules are gone: they are None then."""
+    """At interpreter exit module globals may be None already."""
     key = make(own_copy(OCTETS))
     [held] = [
         value
@@ -34,8 +34,8 @@ def test_the_end_of_the_interpreter_wipes_too(
 
 
 @pytest.mark.parametrize("kind", [K256Key, P256Key, Ed25519Key])
-def test_what_never_was_a_key_has_nothing_to_wipe(
+def test_key_not_constructed_is_released_silently(
     kind: type[K256Key | P256Key | Ed25519Key],
 ) -> None:
-    """Its end is quiet, too."""
+    """An object whose constructor failed is released without an error."""
     kind.__new__(kind).__del__()

@@ -1,15 +1,15 @@
-"""The fenced blocks of a page, and what the comments before them say of how they are run.
+"""The fenced blocks of a page, and the comments before them that define how they are run.
 
-| before a block | it is |
+| before a block | effect |
 |---|---|
 | nothing | run (`sh`, `bash`, `console`, `python`), parsed (`json`, `toml`, `yaml`), or `text` |
-| `<!-- not run: REASON -->` | not run, for a reason that a reader of the source can judge |
-| `<!-- needs: fuse go -->` | run where these are, see NEEDS |
-| `<!-- continued -->` | more of the program of the block before, in Python |
-| `<!-- file: NAME -->` | written to a file, which a later block of the page names |
-| `<!-- policy -->`, `<!-- server config -->` | also read as what it is |
+| `<!-- not run: REASON -->` | not run, for a reason stated for readers of the source |
+| `<!-- needs: fuse go -->` | run if these are available, see NEEDS |
+| `<!-- continued -->` | continues the Python program of the preceding block |
+| `<!-- file: NAME -->` | written to a file, which a later block of the page uses |
+| `<!-- policy -->`, `<!-- server config -->` | also validated as this document |
 
-`<!-- run: COMMAND -->`, wherever it stands, is run in the page's session and not shown.
+`<!-- run: COMMAND -->` is run in the page's session and not shown, wherever it stands.
 """
 
 import re
@@ -30,8 +30,8 @@ _PART: Final = re.compile(
 _MARK: Final = re.compile(
     r"(not run|needs|file|run)\s*:\s*(.+)|(continued|policy|server config)", re.DOTALL
 )
-# Other ways to write a block: a fence of tildes, in a quotation or behind a list's mark, one that
-# nothing closes, HTML's, and four blanks after text that is no list.
+# Unsupported ways to write a block: a fence of tildes, in a quotation or behind a list marker, an
+# unclosed fence, HTML, and four spaces after text outside of a list.
 _OTHER: Final = re.compile(
     r"^[ \t>*+-]*(?:\d+[.)][ \t]+)?(?:`{3,}|~{3,})|<pre\b"
     r"|^(?=\S)(?![*+-] |\d+[.)] |:::|!!!|\?\?\?)[^\n]*\n\s*\n(?: {4}|\t)(?=\S)",
@@ -40,17 +40,17 @@ _OTHER: Final = re.compile(
 
 
 class PageError(ValueError):
-    """A page says something that no rule here knows."""
+    """A page contains unsupported markup."""
 
 
 class Block(NamedTuple):
     """One block of a page, or a hidden command.
 
     Attributes:
-        line: Of the page, from 1, where its fence is.
-        language: What the fence names, such as `sh`.
-        text: What is in it, without the fence's own indentation.
-        marks: What the comments before it say, by word; the value is empty where there is none.
+        line: Line of its fence in the page, from 1.
+        language: Language of the fence, such as `sh`.
+        text: Content, without the fence's indentation.
+        marks: Comments before it, by name; the value may be empty.
     """
 
     line: int
@@ -60,17 +60,17 @@ class Block(NamedTuple):
 
     @property
     def is_run(self) -> bool:
-        """Whether it is for the page's session."""
+        """Whether it runs in the page's session."""
         return self.language in RUN and not {"not run", "file"} & self.marks.keys()
 
     @property
     def is_test(self) -> bool:
-        """Whether it is Python for pytest."""
+        """Whether it is a pytest module."""
         return bool(re.search(r"^(def test_|import pytest\b)", self.text, re.MULTILINE))
 
 
 def read_blocks(markdown: str) -> list[Block]:
-    """Return the blocks of a page in order; PageError if one is neither run nor accounted for."""
+    """Return the blocks of a page in order; PageError for one without a known treatment."""
     _refuse_others(markdown)
     blocks: list[Block] = []
     marks: dict[str, str] = {}
@@ -95,7 +95,7 @@ def read_blocks(markdown: str) -> list[Block]:
 
 
 def _refuse_others(markdown: str) -> None:
-    """Refuse what a reader sees as a block and no rule here does."""
+    """Reject blocks in unsupported markup."""
     rest = _PART.sub(lambda part: " -" + "\n" * part[0].count("\n"), markdown)
     if other := _OTHER.search(rest):
         line = rest.count("\n", 0, other.end()) + 1
@@ -119,7 +119,7 @@ def _block(part: re.Match[str], line: int, marks: dict[str, str]) -> Block:
 
 
 def pages() -> list[str]:
-    """Return every page whose blocks are to be run, as a path in the repository."""
+    """Return the path of every page whose blocks are run."""
     top = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
     found = [ROOT / name for name in top]
     for folder in ("docs", "deploy", "fuzz", "benchmarks"):

@@ -1,4 +1,4 @@
-"""The links of Markdown files, and the places in them that a link can lead to."""
+"""The links of Markdown files, and the anchors in them."""
 
 import importlib
 import re
@@ -20,14 +20,14 @@ _SKIPPED: Final = {"node_modules", "site", "build", "dist"}
 
 
 class Link(NamedTuple):
-    """A link, and the line of its page."""
+    """A link, and its line in the page."""
 
     line: int
     target: str
 
 
 def markdown_files() -> list[str]:
-    """Return every Markdown file of the repository, as a path in it."""
+    """Return the path of every Markdown file in the repository."""
     found: list[Path] = []
     for entry in sorted(ROOT.iterdir()):
         if entry.suffix == ".md":
@@ -44,7 +44,7 @@ def _blank(match: re.Match[str]) -> str:
 
 
 def links(markdown: str) -> list[Link]:
-    """Return the links and pictures of a page; what is code is none."""
+    """Return the links and pictures of a page, except those in code."""
     text = _CODE.sub(_blank, _FENCE.sub(_blank, markdown))
     found = [
         Link(text.count("\n", 0, match.start()) + 1, match[match.re.groups and 1].rstrip(".,;:"))
@@ -55,7 +55,7 @@ def links(markdown: str) -> list[Link]:
 
 
 def anchors(path: Path) -> set[str]:
-    """Return the places of a page: its headings as forges and the site name them, and its ids."""
+    """Return the anchors of a page: headings as forges and the site name them, and ids."""
     text = _FENCE.sub(_blank, path.read_text())
     seen: Counter[str] = Counter()
     found = set(re.findall(r"\b(?:id|name)=\"([^\"]+)\"", text))
@@ -68,7 +68,7 @@ def anchors(path: Path) -> set[str]:
 
 
 def _documented(text: str) -> Iterator[str]:
-    """Yield the names that a page of the reference documents."""
+    """Yield the names that a reference page documents."""
     for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE):
         module = importlib.import_module(name)
         yield name
@@ -76,7 +76,7 @@ def _documented(text: str) -> Iterator[str]:
 
 
 def objection(page: str, target: str) -> str:
-    """Return what is wrong with a link of a page, nothing if it holds."""
+    """Return the fault of a link in a page; "" if it is valid."""
     parts = urlsplit(target)
     if parts.scheme or target.startswith("//"):
         well = parts.scheme == "mailto" or (parts.scheme in {"https", "http"} and parts.hostname)

@@ -1,4 +1,4 @@
-"""What a block of a page may need that a machine may not have: `<!-- needs: NAME... -->`."""
+"""Requirements of a block that a machine may lack: `<!-- needs: NAME... -->`."""
 
 import shutil
 from collections.abc import Callable
@@ -14,18 +14,20 @@ def _program(name: str) -> Callable[[], str]:
 
 
 NEEDS: Final[dict[str, Callable[[], str]]] = {
-    "fuse": attestkit_run.why_not,
+    "fuse": attestkit_run.missing_for_run,
     "go": missing_of_go,
     **{name: _program(name) for name in ("curl", "jq", "node", "openssl")},
 }
-"""By name, what tells why it is not here; an empty text if it is."""
+"""Functions by name that return why a requirement is missing, or ""."""
 
 
 def why_not(block: Block) -> str:
-    """Return why a block cannot be run here, nothing if it can; PageError for an unknown need."""
+    """Return why a block cannot be run here, or ""; PageError for an unknown requirement."""
     for name in block.marks.get("needs", "").split():
         if name not in NEEDS:
-            raise PageError(f"line {block.line}: {name} is none of {', '.join(NEEDS)}")
+            raise PageError(
+                f"line {block.line}: unknown requirement {name}; known: {', '.join(NEEDS)}"
+            )
         if reason := NEEDS[name]():
             return reason
     return ""

@@ -1,4 +1,4 @@
-"""What the blocks of a page print, where the text around them promises it."""
+"""Checks of the output of a page's blocks against the text around them."""
 
 import json
 import re
@@ -10,11 +10,11 @@ from tests.docs.blocks import Block
 from tests.docs.session import Ran, programs
 
 Check = Callable[[Ran, Path], None]
-"""Looks at one program of a page, given the folder where the page's blocks were."""
+"""Checks the output of a program of a page, given the folder where its blocks ran."""
 
 
 def check(page: str, blocks: Sequence[Block], ran: Sequence[Ran], folder: Path) -> None:
-    """Look at all that ran of a page; what could not run here is left out alone."""
+    """Check the output of each block of a page that was run."""
     by_line = {one.block.line: one for one in ran}
     for block, look in zip(shown(blocks), CHECKS[page], strict=True):
         if block.line in by_line:
@@ -22,7 +22,7 @@ def check(page: str, blocks: Sequence[Block], ran: Sequence[Ran], folder: Path) 
 
 
 def shown(blocks: Sequence[Block]) -> list[Block]:
-    """Return the programs of a page that its reader sees, each of which has a check."""
+    """Return the visible programs of a page, each of which has a check."""
     return [block for block in programs(blocks) if "hidden" not in block.marks]
 
 
@@ -34,7 +34,7 @@ def _passes(count: int) -> Check:
 
 
 def _quote(ran: Ran, _: Path) -> None:
-    """Registers, the size of evidence and a key."""
+    """Registers, the size of evidence, and a key."""
     [line] = ran.printed.splitlines()
     mrtd, size, key = line.split()
     assert (len(mrtd), len(key)) == (96, 66)
@@ -55,16 +55,16 @@ def _columns(ran: Ran, _: Path) -> None:
 
 
 def _policy(ran: Ran, folder: Path) -> None:
-    """Three times accepted, once refused, files written."""
+    """Three items accepted, one rejected, files written."""
     first, refusal, *others = ran.printed.splitlines()
     assert [first, *others] == ["<AttestationResult dstack-tdx, UpToDate, simulated>"] * 3
-    assert refusal.startswith("app_id - app_id is 283cd85f")
+    assert refusal.startswith("app_id - app_id: 283cd85f")
     names = {"collateral.json", "collateral-cache", "evidence.bundle", "policy.toml"}
     assert {path.name for path in folder.iterdir()} == names
 
 
 def _recording(ran: Ran, folder: Path) -> None:
-    """It records, replays, and is refused what was not recorded."""
+    """Recording and replay work; a call that was not recorded fails."""
     who, refusal = ran.printed.splitlines()
     assert who == "<Attester on recording, simulated> <replay of simulator, 'tee.jsonl'>"
     assert b"another nonce".hex() in refusal
@@ -73,7 +73,7 @@ def _recording(ran: Ran, folder: Path) -> None:
 
 
 def _faults(ran: Ran, _: Path) -> None:
-    """Two errors, a quote, and what is left."""
+    """Two errors, a quote, and the remaining faults."""
     first, second, third, left = ran.printed.splitlines()
     assert first.startswith("attempt 0: simulated fault ebusy: ")
     assert second.startswith("attempt 1: simulated fault ebusy: ")
@@ -82,27 +82,27 @@ def _faults(ran: Ran, _: Path) -> None:
 
 
 def _scenarios(ran: Ran, _: Path) -> None:
-    """A revoked platform is refused, and the refusal says so."""
+    """A revoked platform is rejected with this reason."""
     [line] = ran.printed.splitlines()
     assert line.startswith("cert_revoked - ")
 
 
 def _cli(ran: Ran, _: Path) -> None:
-    """It ends with the verdict that the text promises."""
+    """The last output is the verdict that the text describes."""
     assert "on the CRL" in ran.printed
     assert "[!!] evidence: rejected" in ran.printed
     assert ran.printed.endswith("exit code 2\n")
 
 
 def _signed(ran: Ran, folder: Path) -> None:
-    """The verdict is read again, and is about simulated evidence."""
+    """The EAR is read back, and states that the evidence is simulated."""
     assert "contraindicated" in ran.printed
     shown = json.loads((folder / "shown.json").read_text())
     assert (shown["simulated"], shown["nonce_checked"]) == (True, True)
 
 
 def _machines(ran: Ran, _: Path) -> None:
-    """They show what they have."""
+    """Each guest prints its devices."""
     assert ran.printed.split() == [
         *("CCEL", "/dev/tdx_guest", "/sys/kernel/config/tsm:", "report"),
         *("/dev/sev-guest", "ebusy:1", "/run/attestkit/trust-anchor.der"),
@@ -122,12 +122,12 @@ def _quote_of_go(_: Ran, folder: Path) -> None:
 
 
 def _ear(ran: Ran, _: Path) -> None:
-    """The verdict comes back, and says that it is about simulated evidence."""
+    """The EAR is returned, and states that the evidence is simulated."""
     assert "contraindicated True dstack-tdx" in ran.printed
 
 
 def _verifier(ran: Ran, _: Path) -> None:
-    """The service says that the evidence holds."""
+    """The service accepts the evidence."""
     assert '"is_valid":true' in ran.printed.replace(" ", "")
 
 
@@ -143,4 +143,4 @@ CHECKS: Final[dict[str, tuple[Check, ...]]] = {
     "docs/tour.md": (_passes(2), _verdict, _columns),
     "docs/verifier.md": (_verifier, _ear),
 }
-"""By page a check for each of its programs, in their order."""
+"""Checks by page, one per program, in the order of the programs."""

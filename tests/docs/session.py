@@ -1,8 +1,8 @@
-"""Runs the blocks of a page as its reader would: one after the other, in one shell.
+"""Run the blocks of a page in order in one shell, like its reader.
 
-The shell is in namespaces of its own: it has the loopback and no other network, ports that nobody
-else uses, /tmp and /run of its own, and whatever it leaves running ends with it. It starts in an
-empty folder, with this attestkit and this Python on its path, or with what is installed elsewhere.
+The shell is in its own namespaces, with a loopback and no other network, its own ports, /tmp and
+/run; its background processes end with it. It starts in an empty folder, with this attestkit and
+this Python on its path, or those of another environment.
 """
 
 import os
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.docs.blocks import ROOT, SHELLS, Block
-from tests.rigs.namespaces import refusal, unshare
+from tests.rigs.namespaces import last_error_line, unshare_command
 
 PATIENCE: Final = 300  # seconds for a whole page on a loaded machine
 _OURS: Final = ("ATTESTKIT_", "DSTACK_", "TAPPD_", "XDG_", "PCCS_URL", "PYTHON", "PYTEST_")
 _NEEDED: Final = sorted({str(ROOT), *map(os.path.realpath, (sys.prefix, sys.base_prefix))})
-# The first word is the folder that becomes /tmp, in the root of the last; what the tests themselves
-# need of the real one stays. All mounts end with the namespace.
+# $1 is the folder to mount as /tmp, in the root that the last argument names; folders in /tmp that
+# the tests need stay visible. All mounts end with the namespace.
 _ENTER: Final = """
 import fcntl, os, socket, struct, subprocess, sys
 folder, needed, root = sys.argv[1], sys.argv[2].split(":"), sys.argv[3]
@@ -42,7 +42,7 @@ if root != "/":
 os.chdir("/tmp/page")
 os.execvp("bash", ["bash", "/tmp/blocks/page.sh"])
 """
-# The output of a block goes to a file of its own. A server that was started is waited for.
+# The output of each block goes to its own file. The shell waits for a started server.
 _HEAD: Final = r"""
 ak_ready() { # wait until the last of the servers started here says that it listens, or has ended
     local process=$! wanted=$1
@@ -57,8 +57,8 @@ ak_end() { # a block has ended; nothing that it or one before left running has f
     touch "$ak_out.end"
 }
 """
-_STRICT: Final = "set -euo pipefail\n"  # for each block anew: what one sets is no concern of others
-# The shell knows of `export` alone how it ended.
+_STRICT: Final = "set -euo pipefail\n"  # for each block, independent of the options set in others
+# The shell reports its exit code through `export` only.
 _LOST: Final = re.compile(
     r"^.*\b(?:export|readonly|declare|local)\s[^;&|]*=[^;&|]*(?:\$\(|`).*", re.MULTILINE
 )
@@ -66,7 +66,7 @@ _CONFIG: Final = "[pytest]\naddopts = -q -p no:cacheprovider -p attestkit.testin
 
 
 class Ran(NamedTuple):
-    """A block that was run, and what it printed on both streams; of `console` per command."""
+    """An executed block with its output on both streams, for `console` by command."""
 
     block: Block
     printed: str
@@ -74,11 +74,11 @@ class Ran(NamedTuple):
 
 
 class Installed(NamedTuple):
-    """An environment other than the tests' own; nothing of this tree is on its path.
+    """Another environment than the tests' own, without this tree on its path.
 
     Attributes:
         python: Its interpreter.
-        root: The folder that is the root for its programs, where it is not `/`; of root's alone.
+        root: Root folder of its programs, if not `/`; requires the user root.
     """
 
     python: Path
@@ -94,16 +94,16 @@ class Installed(NamedTuple):
 
 
 class BlockError(AssertionError):
-    """A block failed; the text has its page's line, its text, and what it printed."""
+    """A block failed; the text contains the page's line, the block and its output."""
 
 
 @cache
 def why_not() -> str:
-    """Return why a page cannot be run here, nothing if it can."""
+    """Return why a page cannot be run here, or ""."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _furnish(folder)
-        return refusal(_session(folder, _NEEDED, "/"))
+        return last_error_line(_session(folder, _NEEDED, "/"))
 
 
 def _furnish(folder: Path) -> None:
@@ -115,19 +115,19 @@ def _furnish(folder: Path) -> None:
 
 def _session(folder: Path, needed: Sequence[str], root: str) -> list[str]:
     spaces = ("--net", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc")
-    words = unshare(*spaces, "--kill-child", sys.executable, "-c", _ENTER)
+    words = unshare_command(*spaces, "--kill-child", sys.executable, "-c", _ENTER)
     return [*words, str(folder), ":".join(needed), root]
 
 
 def run_blocks(
     blocks: Sequence[Block], folder: Path, installed: Installed | None = None
 ) -> list[Ran]:
-    """Run blocks in order; BlockError for the first that fails or prints what it should not.
+    """Run blocks in order; BlockError for the first that fails or prints unexpected output.
 
     Args:
-        blocks: Of one page.
-        folder: An empty one; `page/` in it is where the blocks were.
-        installed: What `python` and `attestkit` are, where they are not those of the tests.
+        blocks: The blocks of one page.
+        folder: An empty folder; the blocks run in `page/` inside of it.
+        installed: Environment of `python` and `attestkit`, if not that of the tests.
     """
     steps = programs(blocks)
     _furnish(folder)
@@ -169,8 +169,8 @@ def _environment() -> dict[str, str]:
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",  # so that a server's line is there when it is waited for
-        # Of the page's own programs every warning is an error; others may leave a socket open.
+        "PYTHONUNBUFFERED": "1",  # so that a server's ready line is not buffered
+        # Warnings are errors in the page's own programs only; others may leave a socket open.
         "PYTHONWARNINGS": "error,ignore::ResourceWarning",
     }
 
@@ -181,7 +181,7 @@ def _environment_of(installed: Installed) -> dict[str, str]:
 
 
 def programs(blocks: Sequence[Block]) -> list[Block]:
-    """Return what is run or written, each continuation as part of the block that it continues."""
+    """Return the blocks to run or write, each continuation joined to its block."""
     found: list[Block] = []
     for block in blocks:
         if not block.is_run and "file" not in block.marks:
@@ -199,7 +199,7 @@ def _output(folder: Path, number: int) -> Path:
 
 
 def _steps(number: int, block: Block, folder: Path) -> str:
-    """Return what the page's shell does for a block."""
+    """Return the shell commands that run a block."""
     out = f"/tmp/blocks/{number}.out"
     head = f"ak_out={out}; exec >{out} 2>&1\n{_STRICT}"
     if "file" in block.marks:
@@ -222,7 +222,7 @@ def _steps(number: int, block: Block, folder: Path) -> str:
 
 
 def _with_waits(script: str) -> str:
-    """Return the commands, with a wait for the ready line after each server in the background."""
+    """Return the commands, with a wait for the ready line after each background server."""
     lines, command, servers = [], "", 0
     for line in script.splitlines():
         lines.append(line)
@@ -238,7 +238,7 @@ def _with_waits(script: str) -> str:
 
 
 def exchanges(block: Block) -> list[tuple[str, str]]:
-    """Return the commands of a `console` block, each with what it shows of the answer."""
+    """Return the commands of a `console` block, each with its documented output."""
     found: list[tuple[str, list[str]]] = []
     for line in block.text.splitlines():
         if line.startswith("$ "):
@@ -278,7 +278,7 @@ def _check_answers(ran: Ran) -> None:
 
 
 def matches(shown: str, printed: str) -> bool:
-    """Whether an answer is as shown: `…` is what varies in a line, alone on a line any lines."""
+    """Return whether output is as documented: `…` matches any text in a line, or any lines."""
     lines = [
         r"(?:.*\n)*?"
         if line.strip() == "…"

@@ -1,4 +1,4 @@
-"""The runner of the pages' blocks fails for what a reader would stumble over."""
+"""The runner of the pages' blocks fails where a reader's commands would."""
 
 import os
 import shutil
@@ -13,23 +13,23 @@ from tests.docs.session import BlockError, Ran, matches, run_blocks, why_not
 
 needs_session = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be had")
 
-_GONE = "while kill -0 $! 2>&-; do read -rt 0.02 <> <(:) || :; done"  # what was started last
+_GONE = "while kill -0 $! 2>&-; do read -rt 0.02 <> <(:) || :; done"  # the last background process
 
 
 def run(folder: Path, *parts: str) -> list[Ran]:
-    """Run a page that is these parts."""
+    """Run a page with these parts."""
     return run_blocks(read_blocks("\n\n".join(parts)), folder)
 
 
 def fenced(language: str, text: str, *marks: str) -> str:
-    """Return a block with the comments before it."""
+    """Return a fenced block with the comments before it."""
     return "\n".join([*(f"<!-- {mark} -->" for mark in marks), f"```{language}", text, "```"])
 
 
 @pytest.mark.slow
 @needs_session
-def test_a_page_is_one_session(tmp_path: Path) -> None:
-    """Variables, the folder, files and what was started are there for the blocks that follow."""
+def test_page_is_one_session(tmp_path: Path) -> None:
+    """Variables, the directory, files and background processes remain for the next blocks."""
     program = (
         "import os, socket\nwith socket.create_server(('127.0.0.1', 80)):\n    print(os.listdir())"
     )
@@ -52,8 +52,8 @@ def test_a_page_is_one_session(tmp_path: Path) -> None:
 
 
 @needs_session
-def test_there_is_no_network_but_loopback(tmp_path: Path) -> None:
-    """Not even a route: 192.0.2.0/24 is nobody's."""
+def test_session_has_loopback_only(tmp_path: Path) -> None:
+    """Only loopback is available; 192.0.2.0/24 (RFC 5737) has no route."""
     program = (
         "import errno, socket\nwith socket.socket() as s:\n    s.settimeout(5)\n"
         "    assert s.connect_ex(('192.0.2.1', 80)) == errno.ENETUNREACH"
@@ -63,8 +63,8 @@ def test_there_is_no_network_but_loopback(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_session
-def test_a_server_is_waited_for(tmp_path: Path) -> None:
-    """The next line of the block finds it."""
+def test_session_waits_for_server(tmp_path: Path) -> None:
+    """The line after a server's start can connect to it."""
     start = "python -m attestkit.serve --backend simulator --dir tee \\\n    --http none &"
     [ran] = run(tmp_path, fenced("sh", f"{start}\ntest -S tee/dstack.sock"))
     assert "\nready dstack=/tmp/page/tee/dstack.sock " in ran.printed
@@ -98,35 +98,35 @@ def test_a_server_is_waited_for(tmp_path: Path) -> None:
         (fenced("sh", "python -m attestkit.serve --bad &\necho after"), "the server has ended"),
     ],
 )
-def test_what_fails_is_found_out(tmp_path: Path, block: str, why: str) -> None:
-    """With the line of the page, and what was printed; nothing after it is run."""
+def test_failed_block_is_reported(tmp_path: Path, block: str, why: str) -> None:
+    """The error has the page's line and the output; no later block is run."""
     with pytest.raises(BlockError, match=rf"(?s)^line 3: .*{why}"):
         run(tmp_path, "# Title", block, fenced("sh", "exit 9"))
 
 
 @needs_session
-def test_what_a_block_sets_ends_with_it(tmp_path: Path) -> None:
-    """One that lets commands fail does so for itself."""
+def test_shell_options_end_with_block(tmp_path: Path) -> None:
+    """Shell options of a block do not affect later blocks."""
     with pytest.raises(BlockError, match=r"^line 5: ended with 1"):
         run(tmp_path, fenced("sh", "set +eu; false"), fenced("sh", "false\ntrue"))
 
 
 @needs_session
-def test_what_is_ended_has_not_failed(tmp_path: Path) -> None:
-    """A program in the background that the page itself ends, and one that did its work."""
+def test_ended_program_is_no_failure(tmp_path: Path) -> None:
+    """A background program that the page ends, or that succeeded, is not a failure."""
     run(tmp_path, fenced("sh", f"sleep 600 & kill $!; {_GONE}\ntrue & {_GONE}"))
 
 
 @needs_session
 def test_console_shows_exit_codes(tmp_path: Path) -> None:
-    """A command may fail where its complaint is shown, or the next line asks for its code."""
+    """A command may fail if its error is shown, or the next line prints its exit code."""
     text = "$ ls /nowhere\nls: …\n$ false\n$ echo $?\n1\n$ echo a b \\\n    c\na b c\n$ true"
     [ran] = run(tmp_path, fenced("console", text))
     assert ran.answers[1:] == ("", "1\n", "a b c\n", "")
 
 
-def test_what_varies() -> None:
-    """Within a line, and lines; nothing else may differ."""
+def test_varying_output_matches() -> None:
+    """`…` matches varying text in a line, and whole lines; all else must be equal."""
     assert matches("a … c\n…\nz", "a bbb c\n1\n2\nz\n")
     assert matches("…\nz", "z\n")
     assert not matches("a … c", "a b c\nd\n")
@@ -154,14 +154,14 @@ def test_what_varies() -> None:
         f"{fenced('sh', 'true')}\n\n~~~sh\nfalse\n~~~",
     ],
 )
-def test_what_no_rule_knows_is_refused(page: str) -> None:
-    """A block that would be left out without a word, and a comment that belongs to none."""
+def test_unsupported_markup_is_refused(page: str) -> None:
+    """A block in unsupported markup and a comment without a block are errors."""
     with pytest.raises(PageError):
         read_blocks(page)
 
 
-def test_what_only_looks_like_a_block_is_none() -> None:
-    """A list's second paragraph, and what is inside a block or a comment."""
+def test_similar_text_is_not_a_block() -> None:
+    """A list's second paragraph, and text in a block or a comment, are not blocks."""
     inside = fenced("python", '"""\nText:\n\n    ~~~\n    <pre>\n"""')
     text = f"- an item\n\n    of two parts\n\n<!--\n~~~\n-->\n\n{inside}\n\nA `~~~` in a line.\n"
     assert [block.language for block in read_blocks(text)] == ["python"]
@@ -171,8 +171,8 @@ def test_what_only_looks_like_a_block_is_none() -> None:
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not here")
 @needs_session
 @pytest.mark.parametrize("missing", ["net_admin", "sys_admin"])
-def test_who_may_not_have_a_session_is_told(missing: str) -> None:
-    """So that the pages skip, and do not fail, in a container that has a capability less."""
+def test_missing_namespaces_are_reported(missing: str) -> None:
+    """Without namespaces a reason is returned, so that tests skip in restricted containers."""
     program = "from tests.docs.session import why_not; print(why_not())"
     without = ("setpriv", f"--bounding-set=-{missing}", f"--inh-caps=-{missing}")
     done = subprocess.run(

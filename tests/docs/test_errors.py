@@ -1,4 +1,4 @@
-"""docs/errors.md has every exception as it is: bases, exit code, status, attributes, a message."""
+"""docs/errors.md describes every exception: bases, exit code, status, attributes, a message."""
 
 import importlib
 import inspect
@@ -31,7 +31,7 @@ ROWS: Final = re.findall(
 
 
 def verify(scenario: str, *, with_collateral: bool = True) -> None:
-    """Judge evidence of a simulated platform, by its own root and collateral."""
+    """Verify evidence of a simulated platform with its root and collateral."""
     backend = Simulator(scenario=scenario)
     collateral = backend.collateral() if with_collateral else None
     with attestkit.Attester(backend) as tee:
@@ -40,14 +40,14 @@ def verify(scenario: str, *, with_collateral: bool = True) -> None:
 
 
 def fault(name: str) -> None:
-    """Ask for evidence with a fault armed."""
+    """Request evidence with an armed fault."""
     with attestkit.open("simulator", faults=name) as tee:
         tee.emit_event("event", b"")
         tee.get_quote(b"")
 
 
 def replay() -> None:
-    """Compare a log with a quote that is younger."""
+    """Compare a log with a newer quote."""
     with attestkit.open("simulator") as tee:
         log = tee.event_log()
         tee.emit_event("later", b"")
@@ -55,26 +55,26 @@ def replay() -> None:
 
 
 def policy_file(folder: Path) -> None:
-    """Read a policy with a slip of the pen."""
+    """Read a policy with a misspelt name."""
     (folder / "policy.toml").write_text('platform = ["dstack-tdx"]\n')
     attestkit.AppraisalPolicy.load(folder / "policy.toml")
 
 
 def journal(folder: Path) -> None:
-    """Read a runtime log that is none."""
+    """Read an invalid runtime log."""
     (folder / LOG).write_text("{}\n")
     access = RegisterAccess(lambda: bytes(48), lambda _: None)
     Journal(OsFolder(folder, LOCK), access, boot_id="boot-1").events()
 
 
 def certificate(_: Path) -> None:
-    """Judge a certificate that is anybody's."""
+    """Verify a certificate without evidence."""
     pem = (ROOT / "tests/docs/plain.pem").read_text()
     ra_tls.verify(pem, attestkit.Verifier(collateral=None))
 
 
 def event_on_snp(_: Path) -> None:
-    """Extend what an SEV-SNP guest has not."""
+    """Emit an event on an SEV-SNP guest, which has no registers."""
     with attestkit.open("simulator", platform="snp") as tee:
         tee.emit_event("event", b"")
 
@@ -98,15 +98,15 @@ RAISE: Final[dict[str, Callable[[Path], object]]] = {
 }
 
 
-def test_every_error_is_there() -> None:
-    """In the table and with a section, in both once; nothing is there that is gone."""
+def test_every_error_is_documented() -> None:
+    """Every error is once in the table and has one section; removed errors have none."""
     assert sorted(row[0] for row in ROWS) == sorted(errors.__all__)
     assert sorted(SECTIONS) == sorted([*errors.__all__, "Elsewhere"])
     assert [row[0] for row in ROWS] == [name for name in SECTIONS if name != "Elsewhere"]
 
 
 def test_every_other_error_of_the_package_is_named() -> None:
-    """Those that modules add for themselves, where a caller can meet them."""
+    """Public errors that modules define themselves are named, too."""
     for module in pkgutil.walk_packages(attestkit.__path__, "attestkit."):
         if module.name.split(".")[-1] not in {"__main__", "plugin"}:
             importlib.import_module(module.name)
@@ -122,32 +122,51 @@ def test_every_other_error_of_the_package_is_named() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
-def test_the_table_is_true(row: tuple[str, ...]) -> None:
-    """Its bases, and what the command line and the server make of it."""
+def test_table_row_matches_class(row: tuple[str, ...]) -> None:
+    """Bases, exit code and HTTP status of a row are those of the class."""
     name, anchor, bases, code, status = row
     kind = getattr(errors, name)
     assert anchor == name.lower()
     assert re.findall(r"`(\w+)`", bases) == [base.__name__ for base in kind.__bases__]
-    error = kind("")
+    error = kind("", reason="")
     assert (int(code), int(status)) == (exit_code(error), status_of(error))
 
 
 @pytest.mark.parametrize("name", errors.__all__)
-def test_what_it_carries(name: str) -> None:
-    """Every attribute that an object of it has is named, its own or that of a base."""
+def test_section_names_every_attribute(name: str) -> None:
+    """Every public attribute of an error of the class, own or inherited, is named."""
     kind = getattr(errors, name)
-    [carried] = re.findall(
-        r"^\* \*\*Carries:\*\* (.*?)(?=^\*)", SECTIONS[name], re.MULTILINE | re.DOTALL
+    [listed] = re.findall(
+        r"^\* \*\*Attributes:\*\* (.*?)(?=^\*)", SECTIONS[name], re.MULTILINE | re.DOTALL
     )
-    attributes = set(vars(kind("")))
-    assert {word for word in attributes if f"`{word}`" not in carried} == set()
-    assert bool(attributes) != ("nothing but its text" in carried)
+    attributes = {word for word in vars(kind("", reason="")) if word != "_reason"} | {"reason"}
+    documented = set(re.findall(r"`(\w+)`", listed))
+    for base in re.findall(r"\(#(\w+)\)", listed):
+        [section] = [text for title, text in SECTIONS.items() if title.lower() == base]
+        documented |= set(re.findall(r"`(\w+)`", section))
+    assert attributes - documented == set()
     assert inspect.getdoc(kind)
 
 
+@pytest.mark.parametrize("name", errors.__all__)
+def test_section_lists_every_reason(name: str) -> None:
+    """The table of a class has each of its reasons once, except those of its subclasses."""
+    kind = getattr(errors, name)
+    listed = re.findall(r"^\| `(\w+)` \|", SECTIONS[name], re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    narrower = [
+        getattr(errors, other)
+        for other in errors.__all__
+        if other != name and issubclass(getattr(errors, other), kind)
+    ]
+    inherited = frozenset().union(*(other.reasons() for other in narrower))
+    assert set(listed) <= kind.reasons()
+    assert kind.reasons() - set(listed) <= inherited
+
+
 @pytest.mark.parametrize("name", RAISE)
-def test_its_message_is_raised(name: str, tmp_path: Path) -> None:
-    """By exactly this class."""
+def test_message_is_raised_by_class(name: str, tmp_path: Path) -> None:
+    """The message is raised by exactly this class."""
     [shown] = re.findall(r"```text\n(.*?)```", SECTIONS[name], re.DOTALL)
     with pytest.raises(getattr(errors, name)) as caught:
         RAISE[name](tmp_path)
@@ -155,8 +174,8 @@ def test_its_message_is_raised(name: str, tmp_path: Path) -> None:
     assert matches(shown, str(caught.value)), str(caught.value)
 
 
-def test_the_server_s_message() -> None:
-    """A method that is not there; with the status of the table."""
+def test_server_message_matches() -> None:
+    """An unknown method causes the documented message and status."""
     [shown] = re.findall(r"```text\n(.*?)```", SECTIONS["NotFoundError"], re.DOTALL)
     with running_server() as server:
         answer = call(server.dstack, "Nothing/AtAll")
@@ -165,8 +184,8 @@ def test_the_server_s_message() -> None:
         server.check_log()
 
 
-def test_every_message_is_tried() -> None:
-    """All but that of the root, and of what only the server raises."""
+def test_every_message_is_tested() -> None:
+    """Every message is tested, except those of the root class and of server-only errors."""
     with_text = {name for name, text in SECTIONS.items() if "```text" in text}
     assert with_text == {*RAISE, "NotFoundError"}
     assert with_text == set(errors.__all__) - {"AttestKitError"}

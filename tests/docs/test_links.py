@@ -1,4 +1,4 @@
-"""Every link of every page leads somewhere."""
+"""Every link of every page has a target."""
 
 from urllib.parse import urlsplit
 
@@ -11,21 +11,21 @@ PAGES = markdown_files()
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_links_hold(page: str) -> None:
-    """Files, pictures and headings are there; an address elsewhere has the form of one."""
+def test_links_have_targets(page: str) -> None:
+    """Linked files, pictures and headings exist; other addresses are well-formed."""
     found = links((ROOT / page).read_text())
     wrong = [(*link, why) for link in found if (why := objection(page, link.target))]
     assert wrong == []
 
 
-def test_every_page_is_looked_at() -> None:
-    """Those whose blocks are run too, and there are links to look at."""
+def test_every_page_is_checked() -> None:
+    """The pages include those whose blocks are run, and contain links."""
     assert set(pages()) <= set(PAGES)
     assert len(links((ROOT / "docs/index.md").read_text())) > 10
 
 
-def test_strangers_are_few() -> None:
-    """Pages name other hosts over TLS only; a loopback and names that are none are examples."""
+def test_other_hosts_are_linked_by_tls_only() -> None:
+    """Pages link to other hosts by TLS only, except loopback and reserved example names."""
     plain = {
         (page, link.target)
         for page in PAGES
@@ -56,14 +56,14 @@ def test_strangers_are_few() -> None:
         ("ftp://example.com", "no address"),
     ],
 )
-def test_what_does_not_hold_is_found_out(target: str, why: str) -> None:
-    """As seen from docs/index.md."""
+def test_broken_link_is_reported(target: str, why: str) -> None:
+    """A broken link, seen from docs/index.md, is reported."""
     found = objection("docs/index.md", target)
     assert (why in found) if why else not found
 
 
-def test_what_is_a_link() -> None:
-    """In text, as a reference, as a picture, in HTML, bare; nothing in code."""
+def test_links_are_found() -> None:
+    """Links in text, as references, as pictures, in HTML and bare ones count, not those in code."""
     text = (
         'a [b](c.md) ![d](e.svg "f")\n<a href="g.md">x</a>\n[h]: i.md\nhttps://example.com/j.\n'
         "`[k](l.md)`\n```text\n[m](n.md)\n```\n"
@@ -74,7 +74,7 @@ def test_what_is_a_link() -> None:
     ]
 
 
-def test_headings_have_the_names_of_forges() -> None:
-    """Lower case, hyphens, no punctuation."""
+def test_anchors_match_forges() -> None:
+    """Anchors are in lower case, with hyphens and without punctuation."""
     found = anchors(ROOT / "docs" / "errors.md")
     assert {"errors-exit-codes-and-statuses", "formaterror", "elsewhere"} <= found

@@ -1,4 +1,4 @@
-"""Every block of every page does what a reader expects: it runs, or is what it looks like."""
+"""Every block of every page runs, or is valid in its language."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from tests.docs import needs, printed
 from tests.docs.blocks import PARSED, ROOT, Block, PageError, pages, read_blocks
 from tests.docs.session import Ran, run_blocks, why_not
 
-# READMEs that are typed in a copy of their folder, by tests that also vary what is typed.
+# READMEs whose commands other tests run, in a copy of the folder and with variations.
 ELSEWHERE: Final = {
     f"docs/examples/{name}/README.md": f"tests/examples/test_{name}.py"
     for name in (
@@ -23,7 +23,7 @@ ELSEWHERE: Final = {
         *("pytest_app", "ra_tls_agents", "wallet_per_user"),
     )
 }
-SLOW: Final = (  # over five seconds each, or nearly; a folder is all of its pages
+SLOW: Final = (  # over some five seconds each; a folder stands for all of its pages
     *(
         "README.md",
         "docs/concepts/",
@@ -47,7 +47,7 @@ def _is_run_here(page: str) -> bool:
     try:
         return page not in ELSEWHERE and any(block.is_run for block in blocks_of(page))
     except PageError:
-        return True  # where the reason shows
+        return True  # there the reason is reported
 
 
 def _with_marks() -> Iterator[object]:
@@ -59,8 +59,8 @@ def _with_marks() -> Iterator[object]:
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be had")
 @pytest.mark.parametrize("page", list(_with_marks()))
-def test_the_blocks_run(page: str, tmp_path: Path) -> None:
-    """From top to bottom, as a reader types them; it skips if one could not be run here."""
+def test_blocks_run(page: str, tmp_path: Path) -> None:
+    """The blocks run in order; the test skips if one could not be run here."""
     blocks = blocks_of(page)
     missing = [(block, reason) for block in blocks if (reason := needs.why_not(block))]
     left_out = {block.line for block, _ in missing}
@@ -81,7 +81,7 @@ def _check_parsed(block: Block) -> None:
     else:
         try:
             json.loads(block.text)
-        except ValueError:  # or a value on each line
+        except ValueError:  # or one value per line
             for line in block.text.splitlines():
                 json.loads(line)
     if "policy" in block.marks:
@@ -92,16 +92,16 @@ def _check_parsed(block: Block) -> None:
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS)
-def test_the_data_is_what_it_looks_like(page: str) -> None:
-    """JSON, TOML and YAML parse; a policy is one, and so is a configuration of the server."""
+def test_data_blocks_are_valid(page: str) -> None:
+    """JSON, TOML and YAML parse; policies and server configurations are valid."""
     for block in blocks_of(page):
         if block.language in PARSED and "not run" not in block.marks:
             _check_parsed(block)
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS)
-def test_every_block_is_accounted_for(page: str) -> None:
-    """As many as there are fences; what is not run says why, and what is written is used."""
+def test_every_fence_is_a_block(page: str) -> None:
+    """Every fence is a block; one not run has a reason, and a written file is used."""
     text = (ROOT / page).read_text()
     blocks = blocks_of(page)
     fences = re.findall(r"^ *```", text, re.MULTILINE)
@@ -112,8 +112,8 @@ def test_every_block_is_accounted_for(page: str) -> None:
             assert any(Path(name).name in later.text for later in blocks[at + 1 :]), block.line
 
 
-def test_what_is_run_elsewhere_is() -> None:
-    """Each README by a test that types its commands; nothing is listed that has none."""
+def test_pages_run_elsewhere_have_tests() -> None:
+    """Each such README has a test that runs its commands; none is listed without."""
     assert ELSEWHERE.keys() <= set(WITH_BLOCKS)
     for page, test in ELSEWHERE.items():
         text = (ROOT / test).read_text()
@@ -123,14 +123,14 @@ def test_what_is_run_elsewhere_is() -> None:
 
 @pytest.mark.parametrize("page", list(printed.CHECKS))
 def test_every_program_has_its_check(page: str) -> None:
-    """A program more or less, or a page that was renamed, would go unchecked."""
+    """The number of checks is that of programs, and each page with checks exists."""
     assert page in WITH_BLOCKS
     assert len(printed.shown(blocks_of(page))) == len(printed.CHECKS[page])
 
 
 @pytest.mark.parametrize("page", list(printed.CHECKS))
-def test_every_check_finds_out(page: str, tmp_path: Path) -> None:
-    """Of each program alone, whatever else could not run here: it printed nothing that is right."""
+def test_checks_reject_empty_output(page: str, tmp_path: Path) -> None:
+    """The check of each program fails if it printed nothing."""
     blocks = blocks_of(page)
     for block in printed.shown(blocks):
         with pytest.raises((AssertionError, ValueError, FileNotFoundError)):

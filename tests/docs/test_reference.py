@@ -1,4 +1,4 @@
-"""The reference documents every public name, each in one place."""
+"""The reference documents every public name once."""
 
 import inspect
 import re
@@ -19,7 +19,7 @@ MODULES: Final = {
 
 
 def _top_modules() -> set[str]:
-    """Return the modules of the package whose names no underscore begins."""
+    """Return the public modules of the package."""
     folder = ROOT / "attestkit"
     names = {path.stem for path in folder.glob("*.py")}
     names |= {path.parent.name for path in folder.glob("*/__init__.py")}
@@ -27,15 +27,15 @@ def _top_modules() -> set[str]:
 
 
 def test_every_module_has_a_page() -> None:
-    """But the command line, whose page is docs/cli.md; nothing is there that is gone."""
+    """Each public module but the command line (docs/cli.md) has a page, removed ones none."""
     assert _top_modules() - {"attestkit.cli"} <= MODULES.keys()
     for name, page in MODULES.items():
         assert import_module(name).__name__ == name
         assert page.removesuffix(".md") in name.split(".")
 
 
-def test_a_page_has_its_module_s_name() -> None:
-    """As its title, and in the navigation."""
+def test_page_has_module_name() -> None:
+    """The module's name is the page's title, and in the navigation."""
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in sorted(REFERENCE.glob("*.md")):
         assert f"reference/{page.name}" in navigation
@@ -44,7 +44,7 @@ def test_a_page_has_its_module_s_name() -> None:
 
 
 def test_every_public_name_is_documented_once() -> None:
-    """An object that two modules offer has one place; a name of `attestkit` has one at all."""
+    """An object exported by two modules is documented once; `attestkit` names always are."""
     places: dict[int, set[str]] = {}
     for module in MODULES:
         for name in import_module(module).__all__:
@@ -61,8 +61,8 @@ def test_every_public_name_is_documented_once() -> None:
         assert value.__name__ in MODULES if inspect.ismodule(value) else id(value) in places, name
 
 
-def test_the_index_has_every_name() -> None:
-    """In order, each with a link to where it is documented."""
+def test_index_has_every_name() -> None:
+    """All names are listed in order, each with a link to its documentation."""
     rows = re.findall(
         r"^\| \[`(\w+)`\]\((\w+)\.md(?:#([\w.]+))?\)",
         (REFERENCE / "index.md").read_text(),
@@ -78,8 +78,8 @@ def test_the_index_has_every_name() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_what_is_public_has_words(module: str) -> None:
-    """Classes and functions, and the module itself."""
+def test_public_objects_have_docstrings(module: str) -> None:
+    """Modules, classes and functions have docstrings."""
     found = import_module(module)
     assert found.__doc__
     values = {name: getattr(found, name) for name in found.__all__}

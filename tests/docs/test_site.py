@@ -1,4 +1,4 @@
-"""The site is built without a warning, asks no other host, and can be read on any screen."""
+"""The site builds without warnings, loads nothing from other hosts, and fits any screen."""
 
 import functools
 import os
@@ -18,12 +18,12 @@ from tests.docs.blocks import ROOT
 from tests.docs.test_reference import MODULES
 from tests.rigs.browser import MARKS, open_browser
 
-PATIENCE: Final = 900  # seconds: the first time it installs what builds the site
+PATIENCE: Final = 900  # seconds: the first run installs the site's tools
 PHONE, DESK = 390, 1440
 UNREACHABLE: Final = re.compile(
     r"No matching distribution|Could not find a version|Temporary failure in name"
 )
-# What makes a browser fetch by itself; a link that a reader may follow does not.
+# Markup that a browser loads automatically, unlike a link.
 FETCHES: Final = (
     r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\bsrc=\"?([^\"\s>]+)",
     r"<link\b(?![^>]*rel=\"?(?:canonical|next|prev|edit)\b)[^>]*?\bhref=\"?([^\"\s>]+)",
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the site by `make docs`, into a folder of its own."""
+    """Build the site by `make docs` into its own folder."""
     folder = tmp_path_factory.mktemp("built") / "site"
     ours = ("PYTHON", "VIRTUAL_ENV", "MAKE", "PYTEST")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
@@ -58,17 +58,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built(site: Path) -> list[Path]:
-    """Return the pages of the site, without the one that stands for those that are not there."""
+    """Return the pages of the site, except for the error page."""
     return sorted(set(site.rglob("*.html")) - {site / "404.html"})
 
 
-def test_every_page_of_the_docs_is_there(site: Path) -> None:
-    """With a title of its own and a heading; no list was taken for a sentence."""
+def test_every_page_is_built(site: Path) -> None:
+    """Each page has its own title and one heading; no list is rendered as a paragraph."""
     titles = set()
     for page in built(site):
         text = page.read_text()
         [title] = re.findall(r"<title>(.*?)</title>", text)
-        if page.relative_to(site).as_posix() != "project/README.html":  # called as the first page
+        if page.relative_to(site).as_posix() != "project/README.html":  # titled like the first page
             titles.add(title)
         assert len(re.findall(r"<h1\b", text)) == 1, page
         folded = re.sub(r"<pre\b.*?</pre>", "", text, flags=re.DOTALL)
@@ -78,8 +78,8 @@ def test_every_page_of_the_docs_is_there(site: Path) -> None:
     assert len(sources) < len(titles) >= len(built(site)) - 1
 
 
-def test_the_reference_has_every_public_name(site: Path) -> None:
-    """As a heading, whether the module makes it or takes it in; and none that is not public."""
+def test_reference_has_every_public_name(site: Path) -> None:
+    """Every public name is a heading, also if re-exported; private names are not."""
     for module, page in MODULES.items():
         text = (site / "reference" / page.replace(".md", ".html")).read_text()
         places = re.findall(r"<h\d\b[^>]*?\bid=\"?([\w.]+)", text)
@@ -88,8 +88,8 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
         assert not [place for place in places if "__" in place], module
 
 
-def test_no_file_asks_another_host(site: Path) -> None:
-    """Neither a page nor a style; what scripts do the browser's test sees."""
+def test_files_load_nothing_from_other_hosts(site: Path) -> None:
+    """Pages and styles load nothing from other hosts; scripts are tested in the browser."""
     for path in [*built(site), *site.rglob("*.css"), *site.rglob("*.svg")]:
         text = unescape(path.read_text())
         for pattern in FETCHES:
@@ -109,21 +109,21 @@ def test_no_file_asks_another_host(site: Path) -> None:
         ("a.css", '@import "https://example.com/a.css";'),
     ],
 )
-def test_a_stranger_is_found_out(tmp_path: Path, name: str, text: str) -> None:
-    """In whatever form a browser would fetch."""
+def test_other_host_is_reported(tmp_path: Path, name: str, text: str) -> None:
+    """A reference to another host is reported in every form that a browser loads."""
     (tmp_path / name).write_text(text)
     with pytest.raises(AssertionError):
-        test_no_file_asks_another_host(tmp_path)
+        test_files_load_nothing_from_other_hosts(tmp_path)
 
 
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Do not log."""
 
 
 @pytest.fixture(scope="module")
 def url(site: Path) -> Iterator[str]:
-    """Serve the site on a free port; return where."""
+    """Serve the site on a free port; return its URL."""
     handler = functools.partial(_Quiet, directory=str(site))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -135,7 +135,7 @@ def url(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window."""
+    """Headless Chromium."""
     with open_browser() as opened:
         yield opened
 
@@ -143,10 +143,10 @@ def browser() -> Iterator[Any]:
 @pytest.mark.rig
 @MARKS[1]
 @pytest.mark.parametrize(("scheme", "width"), [("light", DESK), ("dark", PHONE)])
-def test_every_page_in_a_browser(
+def test_pages_render_in_browser(
     browser: Any, site: Path, url: str, scheme: str, width: int
 ) -> None:
-    """Nothing from elsewhere, nothing on the console, no sideways scrolling, ink on paper."""
+    """No page loads from another host, logs, scrolls sideways or mixes up its colours."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     tab = context.new_page()
     strangers: list[str] = []
@@ -186,8 +186,8 @@ _COLOURS: Final = """() => {
 
 @pytest.mark.rig
 @MARKS[1]
-def test_the_search_finds(browser: Any, url: str) -> None:
-    """A name of the reference, typed by a reader."""
+def test_search_finds_name(browser: Any, url: str) -> None:
+    """The search finds a name of the reference."""
     context = browser.new_context(viewport={"width": DESK, "height": 900})
     try:
         tab = context.new_page()

@@ -1,4 +1,4 @@
-"""Encrypted environments are those of the SDKs, and nothing over a limit or altered gets out."""
+"""Encrypted environments match the SDKs; oversized or altered ones are rejected."""
 
 import asyncio
 import json
@@ -23,6 +23,7 @@ from attestkit.dstack.env_encryption import (
     verify_env_encrypt_public_key_legacy,
 )
 from attestkit.errors import AttestKitError, FormatError, UsageError, VerificationError
+from tests.raising import raises
 from tests.vectors import load, needs_shared
 
 VECTORS = load("env_encryption.json")
@@ -38,33 +39,32 @@ JSON = st.recursive(
 )
 
 
-def unhex(text: str) -> bytes:
-    """Return the bytes of hex text."""
-    return bytes.fromhex(text)
+def encrypt_items(*items: Any, **others: Any) -> bytes:
+    """Return an encrypted environment of these items, valid or not."""
+    return encrypt_text(json.dumps({"env": items, **others}).encode())
 
 
-def sealed_items(*items: Any, **others: Any) -> bytes:
-    """Return an encrypted environment of these items, well formed or not."""
-    return sealed_text(json.dumps({"env": items, **others}).encode())
-
-
-def sealed_text(plaintext: bytes) -> bytes:
-    """Return any plaintext, encrypted to PUBLIC."""
+def encrypt_text(plaintext: bytes) -> bytes:
+    """Return any plaintext encrypted to PUBLIC."""
     return seal(plaintext, PUBLIC, bytes(32), bytes(12))
 
 
-def item(name: str, value: str = "") -> dict[str, str]:
-    """Return a variable as it is written."""
+def make_item(name: str, value: str = "") -> dict[str, str]:
+    """Return a variable as it is serialised."""
     return {"key": name, "value": value}
 
 
 @needs_shared
 @pytest.mark.parametrize("case", VECTORS.get("encrypt", []), ids=lambda case: case["name"])
-def test_seal(case: dict[str, str]) -> None:
-    """With key pair and IV given the bytes are the SDKs', and the receiver opens them."""
-    public, secret = (unhex(case[f"recipient_{kind}_key"]) for kind in ("public", "private"))
+def test_seal_with_given_key_and_iv_matches_sdks(case: dict[str, str]) -> None:
+    """The bytes match the SDKs, and the receiver decrypts them."""
+    public, secret = (
+        bytes.fromhex(case[f"recipient_{kind}_key"]) for kind in ("public", "private")
+    )
     plaintext = case["plaintext"].encode()
-    sealed = seal(plaintext, public, unhex(case["ephemeral_private_key"]), unhex(case["iv"]))
+    sealed = seal(
+        plaintext, public, bytes.fromhex(case["ephemeral_private_key"]), bytes.fromhex(case["iv"])
+    )
     assert sealed.hex() == case["ciphertext"]
     assert x25519_public_key(secret) == public
     assert open_sealed(secret, sealed) == plaintext
@@ -75,30 +75,30 @@ def test_seal(case: dict[str, str]) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("prefix", ["", "0x"])
-def test_encrypt(prefix: str) -> None:
-    """We write compact JSON, as the JavaScript and Go SDKs do."""
+def test_encrypt_env_vars_writes_compact_json(prefix: str) -> None:
+    """The plaintext is compact JSON, like that of the JavaScript and Go SDKs."""
     case = VECTORS["encrypt"][0]
     variables = [("FOO", "bar"), ("SECRET", "123"), ("UTF", "é🚀")]
     assert case["ciphertext"] == encrypt_env_vars(
         variables,
         prefix + case["recipient_public_key"],
-        ephemeral_secret=unhex(case["ephemeral_private_key"]),
-        iv=unhex(case["iv"]),
+        ephemeral_secret=bytes.fromhex(case["ephemeral_private_key"]),
+        iv=bytes.fromhex(case["iv"]),
     )
 
 
 @needs_shared
-def test_what_upstream_encrypted() -> None:
-    """The ciphertext of the agent's own unit test."""
+def test_decrypt_of_agent_ciphertext_succeeds() -> None:
+    """The ciphertext of the agent's unit test is decrypted."""
     case = VECTORS["decrypt_upstream"]
-    plaintext = open_sealed(unhex(case["private_key"]), unhex(case["ciphertext"]))
+    plaintext = open_sealed(bytes.fromhex(case["private_key"]), bytes.fromhex(case["ciphertext"]))
     assert plaintext.decode() == case["plaintext"]
-    with pytest.raises(FormatError, match="list called env"):
-        decrypt_env_vars(unhex(case["private_key"]), unhex(case["ciphertext"]), ())
+    with raises(FormatError, "wrong_type", "syntax"):
+        decrypt_env_vars(bytes.fromhex(case["private_key"]), bytes.fromhex(case["ciphertext"]), ())
 
 
-def test_the_official_client_and_we_agree() -> None:
-    """What the Python SDK encrypts we open."""
+def test_decrypt_of_python_sdk_ciphertext_succeeds() -> None:
+    """The ciphertext of the Python SDK is decrypted."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sdk = pytest.importorskip("dstack_sdk.encrypt_env_vars")
@@ -107,60 +107,62 @@ def test_the_official_client_and_we_agree() -> None:
         sdk.encrypt_env_vars_sync(variables, PUBLIC.hex()),
         asyncio.run(sdk.encrypt_env_vars(variables, "0x" + PUBLIC.hex())),
     ):
-        assert decrypt_env_vars(SECRET, unhex(text), NAMES) == {"A": "ü", "B": ""}
+        assert decrypt_env_vars(SECRET, bytes.fromhex(text), NAMES) == {"A": "ü", "B": ""}
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.text(max_size=20)))
-def test_there_and_back(variables: dict[str, str]) -> None:
-    """What is encrypted comes out; key pair and IV are fresh every time."""
+def test_encrypt_and_decrypt_round_trips(variables: dict[str, str]) -> None:
+    """Variables round-trip; key pair and IV are fresh each time."""
     text = encrypt_env_vars(variables.items(), PUBLIC.hex())
-    assert decrypt_env_vars(SECRET, unhex(text), NAMES) == variables
+    assert decrypt_env_vars(SECRET, bytes.fromhex(text), NAMES) == variables
     again = encrypt_env_vars(variables.items(), PUBLIC.hex())
     assert text[:88] != again[:88]
 
 
-def test_randomness_is_handed_in() -> None:
+def test_encrypt_takes_given_randomness() -> None:
     """The key pair takes 32 bytes of it, the IV 12."""
-    asked: list[int] = []
+    sizes: list[int] = []
 
     def random(size: int) -> bytes:
-        asked.append(size)
+        sizes.append(size)
         return bytes(size)
 
     text = encrypt_env_vars([("A", "b")], PUBLIC.hex(), random=random)
-    assert asked == [32, 12]
-    assert unhex(text) == sealed_text(b'{"env":[{"key":"A","value":"b"}]}')
+    assert sizes == [32, 12]
+    assert bytes.fromhex(text) == encrypt_text(b'{"env":[{"key":"A","value":"b"}]}')
     with_iv = encrypt_env_vars([("A", "b")], PUBLIC.hex(), ephemeral_secret=bytes(32), iv=bytes(12))
     assert with_iv == text
 
 
-@pytest.mark.parametrize("public_key", ["", "00", "zz", PUBLIC.hex()[2:], PUBLIC.hex() + "00"])
-def test_encrypting_to_no_key(public_key: str) -> None:
-    """A key that is not 32 bytes of hex is refused."""
+@pytest.mark.parametrize("public_key", ["", "00", PUBLIC.hex()[2:], PUBLIC.hex() + "00"])
+def test_encrypt_to_invalid_public_key_fails(public_key: str) -> None:
+    """A public key is 32 bytes of hex."""
     with pytest.raises(UsageError):
         encrypt_env_vars([], public_key)
+    with raises(UsageError, "encoding"):
+        encrypt_env_vars([], public_key + "zz")
 
 
-def test_encrypting_what_cannot_be_written() -> None:
-    """No text, or half of a surrogate pair; and nothing of it is in the error."""
-    bad: list[Any] = [[("A", "secret\ud800")], [("A", b"secret")]]
-    for variables in bad:
-        with pytest.raises(UsageError) as caught:
+def test_encrypt_of_unencodable_value_fails_without_showing_it() -> None:
+    """Non-text and lone surrogates are rejected, and the error contains no value."""
+    invalid: list[Any] = [("encoding", [("A", "secret\ud800")]), ("wrong_type", [("A", b"secret")])]
+    for reason, variables in invalid:
+        with raises(UsageError, reason) as caught:
             encrypt_env_vars(variables, PUBLIC.hex())
-        assert not leaks(caught.value)
-    with pytest.raises(UsageError, match="shared secret"):
+        assert not contains_secret(caught.value)
+    with pytest.raises(UsageError):
         encrypt_env_vars([], "00" * 32)
 
 
 @pytest.mark.parametrize(("secret", "sealed"), [(b"", b"x"), (SECRET, b""), (b"", b"")])
-def test_no_key_or_no_file_is_no_variables(secret: bytes, sealed: bytes) -> None:
-    """An application without an environment has an empty one."""
+def test_decrypt_without_key_or_file_is_empty(secret: bytes, sealed: bytes) -> None:
+    """An application without an environment has no variables."""
     assert decrypt_env_vars(secret, sealed, NAMES) == {}
 
 
-def test_cut_and_altered_files() -> None:
-    """Under 44 bytes is a FormatError; after that a cut or another byte fails the tag."""
-    sealed = sealed_items(item("A", "secret"))
+def test_decrypt_of_altered_file_fails() -> None:
+    """Under 44 bytes is a FormatError; another truncated or changed file fails the tag."""
+    sealed = encrypt_items(make_item("A", "secret"))
     for size in range(1, len(sealed)):
         expected = FormatError if size < 44 else VerificationError
         with pytest.raises(expected):
@@ -176,27 +178,28 @@ def test_cut_and_altered_files() -> None:
         decrypt_env_vars(bytes(range(32)), sealed, NAMES)
 
 
-def test_a_shared_secret_of_zeros() -> None:
-    """A public key that shares nothing is refused with the agent's text."""
-    with pytest.raises(FormatError, match="invalid X25519 shared secret"):
+def test_decrypt_with_zero_shared_secret_fails() -> None:
+    """A public key of small order is rejected with the agent's text."""
+    with raises(FormatError, "wrong_value", offset=0) as caught:
         decrypt_env_vars(SECRET, bytes(60), NAMES)
+    assert "invalid X25519 shared secret" in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [1, 31, 33])
-def test_a_secret_is_32_bytes(size: int) -> None:
-    """Another size is the caller's mistake."""
-    with pytest.raises(UsageError, match=str(size)):
-        decrypt_env_vars(bytes(size), sealed_items(), NAMES)
+def test_decrypt_with_secret_of_wrong_size_is_usage_error(size: int) -> None:
+    """A secret has 32 bytes."""
+    with raises(UsageError, "wrong_size"):
+        decrypt_env_vars(bytes(size), encrypt_items(), NAMES)
 
 
-def test_what_is_let_in() -> None:
-    """Allowed names in order; a later one replaces an earlier; others are gone."""
-    sealed = sealed_items(
-        item("A", "1"),
-        item("OTHER", "x"),
-        item("not a name", "x"),
-        item("B", "2"),
-        item("A", "3"),
+def test_decrypt_returns_allowed_names_in_order() -> None:
+    """Allowed names keep their order, the last duplicate is used, others are dropped."""
+    sealed = encrypt_items(
+        make_item("A", "1"),
+        make_item("OTHER", "x"),
+        make_item("not a name", "x"),
+        make_item("B", "2"),
+        make_item("A", "3"),
         more=1,
     )
     found = decrypt_env_vars(SECRET, sealed, ["B", "A", "C"])
@@ -204,71 +207,77 @@ def test_what_is_let_in() -> None:
     assert decrypt_env_vars(SECRET, sealed, []) == {}
 
 
-def test_limits() -> None:
-    """Every limit is inclusive, and one more fails the whole file."""
+def test_decrypt_over_a_limit_fails() -> None:
+    """Each limit is inclusive, and one more rejects the whole file."""
     long_name, long_value = "a" * 255, "v" * 131_072
-    good = sealed_items(*[item("A")] * 1024)
-    assert decrypt_env_vars(SECRET, good, NAMES) == {"A": ""}
-    with pytest.raises(FormatError, match="1025 items"):
-        decrypt_env_vars(SECRET, sealed_items(*[item("x y")] * 1025), NAMES)
-    good = sealed_items(item(long_name, long_value))
-    assert decrypt_env_vars(SECRET, good, [long_name]) == {long_name: long_value}
-    with pytest.raises(FormatError, match=r"variable 1 .* 131072"):
-        decrypt_env_vars(SECRET, sealed_items(item("A"), item("B", long_value + "v")), NAMES)
-    with pytest.raises(FormatError, match="131072"):  # bytes count, not characters
-        decrypt_env_vars(SECRET, sealed_items(item("A", "é" * 65_537)), NAMES)
-    with pytest.raises(FormatError, match="identifier"):
-        decrypt_env_vars(SECRET, sealed_items(item(long_name + "a")), [long_name + "a"])
+    accepted = encrypt_items(*[make_item("A")] * 1024)
+    assert decrypt_env_vars(SECRET, accepted, NAMES) == {"A": ""}
+    with raises(FormatError, "too_many"):
+        decrypt_env_vars(SECRET, encrypt_items(*[make_item("x y")] * 1025), NAMES)
+    accepted = encrypt_items(make_item(long_name, long_value))
+    assert decrypt_env_vars(SECRET, accepted, [long_name]) == {long_name: long_value}
+    with raises(FormatError, "too_large") as caught:
+        decrypt_env_vars(
+            SECRET, encrypt_items(make_item("A"), make_item("B", long_value + "v")), NAMES
+        )
+    assert str(caught.value).startswith("environment variable 1: ")
+    with raises(FormatError, "too_large"):  # bytes count, not characters
+        decrypt_env_vars(SECRET, encrypt_items(make_item("A", "é" * 65_537)), NAMES)
+    with raises(FormatError, "wrong_value"):
+        decrypt_env_vars(SECRET, encrypt_items(make_item(long_name + "a")), [long_name + "a"])
 
 
-def test_limit_of_the_whole() -> None:
-    """Names and values of one mebibyte together are let in, and not a byte more."""
-    items = [item("A", "v" * 131_071)] * 8
-    assert len(decrypt_env_vars(SECRET, sealed_items(*items), NAMES)) == 1
-    with pytest.raises(FormatError, match="1048576"):
-        decrypt_env_vars(SECRET, sealed_items(*items, item("B")), NAMES)
-    skipped = decrypt_env_vars(SECRET, sealed_items(*items, item("OTHER", "x" * 9)), NAMES)
+def test_decrypt_over_total_limit_fails() -> None:
+    """Names and values have at most 1 MiB together."""
+    items = [make_item("A", "v" * 131_071)] * 8
+    assert len(decrypt_env_vars(SECRET, encrypt_items(*items), NAMES)) == 1
+    with raises(FormatError, "too_large") as caught:
+        decrypt_env_vars(SECRET, encrypt_items(*items, make_item("B")), NAMES)
+    assert str(caught.value).startswith("environment variable 8: ")
+    skipped = decrypt_env_vars(SECRET, encrypt_items(*items, make_item("OTHER", "x" * 9)), NAMES)
     assert list(skipped) == ["A"]
 
 
 @pytest.mark.parametrize("name", ["", "1a", "a-b", "a b", "é", "a\n", "A=B", "\0"])
-def test_names(name: str) -> None:
-    """An allowed name must still be one that a shell can take."""
-    with pytest.raises(FormatError, match="identifier"):
-        decrypt_env_vars(SECRET, sealed_items(item(name, "secret")), [name])
+def test_decrypt_of_allowed_name_invalid_in_shell_fails(name: str) -> None:
+    """An allowed name must be a valid shell variable name."""
+    with raises(FormatError, "wrong_value"):
+        decrypt_env_vars(SECRET, encrypt_items(make_item(name, "secret")), [name])
 
 
 @pytest.mark.parametrize(
-    "plaintext",
+    ("plaintext", "reason"),
     [
-        b"",
-        b"secret",
-        b"\xffsecret",
-        b"[]",
-        b"null",
-        b'{"env":{}}',
-        b'{"env":null}',
-        b"{}",
-        b'{"env":["secret"]}',
-        b'{"env":[null]}',
-        b'{"env":[{"key":"A"}]}',
-        b'{"env":[{"value":"secret"}]}',
-        b'{"env":[{"key":"A","value":1}]}',
-        b'{"env":[{"key":["secret"],"value":""}]}',
-        b'{"env":[{"key":"A","value":"secret\\ud800"}]}',
-        '{"env":[]}'.encode("utf-16"),
-        b"[" * 5000 + b"secret",
+        (b"", "syntax"),
+        (b"secret", "syntax"),
+        (b"\xffsecret", "syntax"),
+        (b"[]", "wrong_type"),
+        (b"null", "wrong_type"),
+        (b'{"env":{}}', "wrong_type"),
+        (b'{"env":null}', "wrong_type"),
+        (b"{}", "wrong_type"),
+        (b'{"env":["secret"]}', "wrong_type"),
+        (b'{"env":[null]}', "wrong_type"),
+        (b'{"env":[{"key":"A"}]}', "wrong_type"),
+        (b'{"env":[{"value":"secret"}]}', "wrong_type"),
+        (b'{"env":[{"key":"A","value":1}]}', "wrong_type"),
+        (b'{"env":[{"key":["secret"],"value":""}]}', "wrong_type"),
+        (b'{"env":[{"key":"A","value":"secret\\ud800"}]}', "encoding"),
+        ('{"env":[]}'.encode("utf-16"), "syntax"),
+        (b"[" * 5000 + b"secret", "syntax"),
     ],
 )
-def test_plaintext_that_is_no_environment(plaintext: bytes) -> None:
-    """It is refused, and the error, its causes included, has nothing of it."""
-    with pytest.raises(FormatError) as caught:
-        decrypt_env_vars(SECRET, sealed_text(plaintext), NAMES)
-    assert not leaks(caught.value)
+def test_decrypt_of_malformed_plaintext_fails_without_showing_it(
+    plaintext: bytes, reason: str
+) -> None:
+    """The error and its causes contain nothing of the plaintext."""
+    with raises(FormatError, reason) as caught:
+        decrypt_env_vars(SECRET, encrypt_text(plaintext), NAMES)
+    assert not contains_secret(caught.value)
 
 
-def leaks(error: BaseException | None) -> bool:
-    """Tell whether an error, or one that it came from, carries the text `secret`."""
+def contains_secret(error: BaseException | None) -> bool:
+    """Return whether an error or one of its causes contains `secret`."""
     while error is not None:
         seen = [*traceback.format_exception_only(type(error), error), repr(error.args)]
         seen += [repr(getattr(error, name, "")) for name in ("doc", "object", "message")]
@@ -279,8 +288,10 @@ def leaks(error: BaseException | None) -> bool:
 
 
 @given(st.binary(max_size=40), st.binary(max_size=80))
-def test_any_bytes(secret: bytes, sealed: bytes) -> None:
-    """Any key and any file: variables, or one of our errors."""
+def test_decrypt_of_arbitrary_bytes_raises_only_attestkit_errors(
+    secret: bytes, sealed: bytes
+) -> None:
+    """Any key and file give variables or an AttestKitError."""
     with suppress(AttestKitError):
         assert decrypt_env_vars(secret, sealed, NAMES) == {}
     with suppress(AttestKitError):
@@ -288,24 +299,24 @@ def test_any_bytes(secret: bytes, sealed: bytes) -> None:
 
 
 @given(JSON)
-def test_any_json(value: object) -> None:
-    """Any JSON: variables, or a FormatError."""
+def test_decrypt_of_arbitrary_json_raises_only_format_error(value: object) -> None:
+    """Any JSON gives variables or FormatError."""
     with suppress(FormatError):
-        decrypt_env_vars(SECRET, sealed_text(json.dumps(value).encode()), NAMES)
+        decrypt_env_vars(SECRET, encrypt_text(json.dumps(value).encode()), NAMES)
 
 
-# Who vouches for the public key.
+# The signer of the public key.
 
 
 @needs_shared
 @pytest.mark.parametrize("window", VECTORS.get("verify_v1", {}).get("window", []))
 @pytest.mark.parametrize("prefix", ["", "0x"])
-def test_time_window(window: dict[str, Any], prefix: str) -> None:
-    """The signer is named within 300 seconds, and 60 ahead; both inclusive."""
+def test_verify_public_key_checks_time_window(window: dict[str, Any], prefix: str) -> None:
+    """The time may be up to 300 seconds old and 60 seconds ahead, inclusive."""
     case = VECTORS["verify_v1"]
     signer = verify_env_encrypt_public_key(
-        unhex(case["public_key"]),
-        unhex(case["signature"]),
+        bytes.fromhex(case["public_key"]),
+        bytes.fromhex(case["signature"]),
         prefix + case["app_id"],
         case["timestamp"],
         now=window["now"],
@@ -314,24 +325,26 @@ def test_time_window(window: dict[str, Any], prefix: str) -> None:
 
 
 @needs_shared
-def test_the_signed_message() -> None:
-    """A signature that we make over the published message is the published one."""
+def test_signature_of_published_message_matches() -> None:
+    """Signing the published message gives the published signature."""
     case = VECTORS["verify_v1"]
-    key = K256Key(unhex(case["signer_private_key"]))
-    signature = key.sign_recoverable(keccak256(unhex(case["signed_message"])))
+    key = K256Key(bytes.fromhex(case["signer_private_key"]))
+    signature = key.sign_recoverable(keccak256(bytes.fromhex(case["signed_message"])))
     assert signature.hex() == case["signature"]
     assert case["signer"] == "0x" + key.public_key.hex()
 
 
 @needs_shared
-def test_legacy_signature() -> None:
-    """Without a time; such a signature is none with a time, and the other way round."""
+def test_verify_public_key_of_legacy_signature() -> None:
+    """A signature without a time is invalid with one, and the reverse."""
     case, timed = VECTORS["verify_legacy"], VECTORS["verify_v1"]
-    public, signature = unhex(case["public_key"]), unhex(case["signature"])
+    public, signature = bytes.fromhex(case["public_key"]), bytes.fromhex(case["signature"])
     legacy = verify_env_encrypt_public_key_legacy
     assert legacy(public, signature, case["app_id"]) == case["signer"]
     assert legacy(public, signature, "0x" + case["app_id"]) == case["signer"]
-    timeless = legacy(unhex(timed["public_key"]), unhex(timed["signature"]), timed["app_id"])
+    timeless = legacy(
+        bytes.fromhex(timed["public_key"]), bytes.fromhex(timed["signature"]), timed["app_id"]
+    )
     assert timeless != timed["signer"]
     assert (
         verify_env_encrypt_public_key(public, signature, case["app_id"], 5, now=5) != case["signer"]
@@ -355,12 +368,12 @@ def test_legacy_signature() -> None:
         {"max_age_seconds": -1},
     ],
 )
-def test_no_signer(change: dict[str, Any]) -> None:
-    """What is malformed or too old has no signer."""
+def test_verify_public_key_of_invalid_input_is_none(change: dict[str, Any]) -> None:
+    """Malformed or outdated input has no signer."""
     case = VECTORS["verify_v1"]
     arguments = {
-        "public_key": unhex(case["public_key"]),
-        "signature": unhex(case["signature"]),
+        "public_key": bytes.fromhex(case["public_key"]),
+        "signature": bytes.fromhex(case["signature"]),
         "app_id": case["app_id"],
         "timestamp": case["timestamp"],
         "now": case["timestamp"],
@@ -371,8 +384,10 @@ def test_no_signer(change: dict[str, Any]) -> None:
 
 
 @given(st.binary(max_size=70), st.binary(max_size=70), st.text(max_size=8), st.integers())
-def test_verify_takes_anything(public: bytes, signature: bytes, app_id: str, time: int) -> None:
-    """Random input has no signer, or one that nobody knows; it never raises."""
+def test_verify_public_key_of_arbitrary_input_does_not_raise(
+    public: bytes, signature: bytes, app_id: str, time: int
+) -> None:
+    """Random input gives None or an unknown signer."""
     for key in (public, bytes(32)):
         verify_env_encrypt_public_key(key, signature, app_id, time, now=time)
         verify_env_encrypt_public_key_legacy(key, signature, app_id)

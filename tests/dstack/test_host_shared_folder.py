@@ -1,5 +1,6 @@
-"""The files of an app on hardware are read when they are wanted, and told by name if missing."""
+"""The host's app files are read on first access, and errors name the file."""
 
+import errno
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,28 +9,29 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.backends import host_shared_folder
+from attestkit.backends import find_host_shared_folder
 from attestkit.backends.base import AppHost
-from attestkit.dstack import host_shared_folder as host_shared
+from attestkit.dstack import host_shared_folder
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.host_shared_folder import HostShared
-from attestkit.errors import ConfigError, UnsupportedError, UsageError
+from attestkit.errors import ConfigError, FormatError, UnsupportedError, UsageError
 from attestkit.event_log.journal_protocols import ZERO, replay_from
 from attestkit.keys import AppKeys
+from tests.raising import errno_of, raises
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 
 SEED = bytes(range(20))
 
 
-def compose(**fields: object) -> bytes:
+def make_compose(**fields: object) -> bytes:
     """Return an app-compose.json."""
     base = {"manifest_version": 2, "name": "app", "runner": "bash"}
     return json.dumps({**base, **fields}).encode()
 
 
-def folder_with(folder: Path, **files: object) -> Path:
-    """Fill a folder as a host does; keys of `files` have underscores where names have dots."""
+def write_folder(folder: Path, **files: object) -> Path:
+    """Write files into a folder as a host does; keys replace dots of the names by underscores."""
     names = {
         "app_compose": "app-compose.json",
         "app_keys": ".appkeys.json",
@@ -43,11 +45,11 @@ def folder_with(folder: Path, **files: object) -> Path:
 
 
 @needs_shared
-def test_the_files_of_an_agent(tmp_path: Path) -> None:
-    """All of them, under the agent's names, kept as they came; each is read once."""
+def test_host_shared_reads_agent_files_once(tmp_path: Path) -> None:
+    """All files are read under the agent's names, unchanged, and once each."""
     keys, app = data("dstack/simulator/appkeys.json"), data("dstack/simulator/app-compose.json")
     config = data("dstack/simulator/sys-config.json")
-    folder_with(tmp_path, app_compose=app, app_keys=keys, sys_config=config)
+    write_folder(tmp_path, app_compose=app, app_keys=keys, sys_config=config)
     host = HostShared(tmp_path)
     assert isinstance(host, AppHost)
     assert host.app_compose.raw == app
@@ -65,47 +67,51 @@ def test_the_files_of_an_agent(tmp_path: Path) -> None:
         _ = host.app_keys.k256_key
 
 
-def test_a_folder_without_files_names_what_is_missing(tmp_path: Path) -> None:
-    """Nothing is read before it is asked for; then file, variable and option are named."""
+def test_host_shared_missing_file_error_names_file_and_option(tmp_path: Path) -> None:
+    """A file is read on first access; the error names file, variable and option."""
     for folder in (tmp_path, tmp_path / "nowhere", Path(__file__) / "no folder"):
         host = HostShared(folder)
         assert (host.vm_config, host.mr_config) == ("", "")
-        with pytest.raises(UnsupportedError) as caught:
+        with raises(UnsupportedError, "no_app") as caught:
             _ = host.app_compose
-        for word in (f"{folder}/app-compose.json", "--app-compose", "$DSTACK_HOST_SHARED_DIR"):
-            assert word in str(caught.value)
-        with pytest.raises(UnsupportedError, match=r"/\.appkeys\.json.*--app-keys"):
+        for part in (f"{folder}/app-compose.json", "--app-compose", "$DSTACK_HOST_SHARED_DIR"):
+            assert part in str(caught.value)
+        with raises(UnsupportedError, "no_keys") as caught:
             _ = host.app_keys
+        for part in (f"{folder}/.appkeys.json", "--app-keys", "$DSTACK_HOST_SHARED_DIR"):
+            assert part in str(caught.value)
         host.close()
 
 
-def test_what_comes_later_is_found(tmp_path: Path) -> None:
-    """That a file was missing is not kept."""
+def test_host_shared_file_created_later_is_read(tmp_path: Path) -> None:
+    """The absence of a file is not cached."""
     host = HostShared(tmp_path)
     with pytest.raises(UnsupportedError):
         _ = host.app_compose
     assert host.vm_config == ""
-    folder_with(tmp_path, app_compose=compose(), sys_config={"vm_config": "{}"})
+    write_folder(tmp_path, app_compose=make_compose(), sys_config={"vm_config": "{}"})
     assert host.app_compose.name == "app"
     assert host.vm_config == "{}"
 
 
-def test_a_named_file_wins_and_must_be_there(tmp_path: Path) -> None:
-    """Whoever names a file means that one, not the host's."""
-    folder_with(tmp_path, app_compose=compose())
+def test_host_shared_named_file_replaces_host_file(tmp_path: Path) -> None:
+    """A file named by the caller is used, and must exist."""
+    write_folder(tmp_path, app_compose=make_compose())
     mine = tmp_path / "mine"
-    mine.write_bytes(compose(name="mine"))
+    mine.write_bytes(make_compose(name="mine"))
     assert HostShared(tmp_path, app_compose=mine).app_compose.name == "mine"
     gone = tmp_path / "gone"
     host = HostShared(tmp_path, app_compose=gone, app_keys=gone, sys_config=gone)
     for name in ("app_compose", "app_keys", "vm_config"):
-        with pytest.raises(ConfigError, match=f"{gone}: No such file"):
+        with raises(ConfigError, "unreadable") as caught:
             getattr(host, name)
+        assert errno_of(caught.value) == errno.ENOENT
+        assert str(gone) in str(caught.value)
 
 
-def test_wrong_files_are_told_by_name(tmp_path: Path) -> None:
-    """File, key and reason, and no secret."""
-    folder_with(
+def test_host_shared_invalid_file_error_names_file_and_key(tmp_path: Path) -> None:
+    """The error names file, key and reason, and contains no secret."""
+    write_folder(
         tmp_path, app_compose=b"{}", app_keys=b'{"k256_key": "s3cret"}', sys_config={"vm_config": 1}
     )
     host = HostShared(tmp_path)
@@ -119,50 +125,53 @@ def test_wrong_files_are_told_by_name(tmp_path: Path) -> None:
             getattr(host, name)
 
 
-def test_a_file_that_cannot_be_read_is_no_missing_file(tmp_path: Path) -> None:
-    """A folder in its place, a loop of links, a device and a file of any size are errors."""
+def test_host_shared_unreadable_file_fails(tmp_path: Path) -> None:
+    """A directory, a loop of links, a device and an oversized file are errors."""
     (tmp_path / "app-compose.json").mkdir()
-    with pytest.raises(ConfigError, match="Is a directory"):
+    with raises(ConfigError, "unreadable") as folder:
         _ = HostShared(tmp_path).app_compose
+    assert errno_of(folder.value) == errno.EISDIR
     (tmp_path / ".sys-config.json").symlink_to(".sys-config.json")
-    with pytest.raises(ConfigError, match="a link that leads on and on, which is not foll"):
+    with raises(ConfigError, "unreadable") as loop:
         _ = HostShared(tmp_path).vm_config
-    with pytest.raises(ConfigError, match="/dev/zero: not a regular file"):
-        host_shared.read_file(Path("/dev/zero"))
+    assert errno_of(loop.value) == errno.ELOOP
+    with raises(ConfigError, "unreadable") as device:
+        host_shared_folder.read_file(Path("/dev/zero"))
+    assert "/dev/zero" in str(device.value)
     with (tmp_path / "long").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(ConfigError, match="/long: longer than"):
-        host_shared.read_file(tmp_path / "long")
+    with raises(ConfigError, "too_large"):
+        host_shared_folder.read_file(tmp_path / "long")
 
 
-def test_the_launch_document(tmp_path: Path) -> None:
-    """What the machine was launched with is in sys-config, or in the machine's configuration."""
+def test_host_shared_launch_document_sources(tmp_path: Path) -> None:
+    """The launch document is in sys-config or in the VM configuration."""
     inner = json.dumps({"mr_config": "inner"})
-    folder_with(tmp_path, sys_config={"vm_config": inner})
+    write_folder(tmp_path, sys_config={"vm_config": inner})
     assert HostShared(tmp_path).mr_config == "inner"
-    folder_with(tmp_path, sys_config={"vm_config": inner, "mr_config": "outer"})
+    write_folder(tmp_path, sys_config={"vm_config": inner, "mr_config": "outer"})
     assert HostShared(tmp_path).mr_config == "outer"
 
 
 # -- the boot ----------------------------------------------------------------------------------
 
 
-def payloads(host: HostShared, app_id: bytes | None = None) -> dict[str, bytes]:
-    """Return what would be measured."""
+def boot_payloads(host: HostShared, app_id: bytes | None = None) -> dict[str, bytes]:
+    """Return the payloads that a boot would measure."""
     return {event.name: event.payload for event in host.boot_events(app_id)}
 
 
-def test_what_a_boot_measures(tmp_path: Path) -> None:
-    """App id, compose hash, instance, image and key provider, by the agent's rules."""
-    app = AppCompose.parse(compose(storage_fs="ext4"))
-    folder_with(
+def test_boot_events_have_measured_payloads(tmp_path: Path) -> None:
+    """App id, compose hash, instance, image and key provider follow the agent's rules."""
+    app = AppCompose.parse(make_compose(storage_fs="ext4"))
+    write_folder(
         tmp_path,
         app_compose=app.raw,
         sys_config={"vm_config": json.dumps({"os_image_hash": "ab" * 32})},
         instance_info={"instance_id_seed": SEED.hex(), "other": 1},
     )
     host = HostShared(tmp_path)
-    found = payloads(host)
+    found = boot_payloads(host)
     names = "system-preparing app-id compose-hash gpu-policy-hash instance-id boot-mr-done"
     assert list(found) == [*names.split(), "key-provider", "storage-fs", "system-ready"]
     assert found["app-id"] == app.compose_hash[:20]
@@ -170,69 +179,72 @@ def test_what_a_boot_measures(tmp_path: Path) -> None:
     assert found["instance-id"] == sha256(SEED + app.compose_hash[:20]).digest()[:20]
     assert found["key-provider"] == b'{"name":"none","id":""}'
     assert found["storage-fs"] == b"ext4"
-    other = payloads(host, b"\1" * 20)
+    other = boot_payloads(host, b"\1" * 20)
     assert other["app-id"] == b"\1" * 20
     assert other["instance-id"] == sha256(SEED + b"\1" * 20).digest()[:20]
 
 
 @needs_shared
-def test_keys_of_a_kms_are_told(tmp_path: Path) -> None:
-    """Where the keys come from is measured, and with a KMS the image too."""
+def test_boot_events_with_kms_measure_provider_and_image(tmp_path: Path) -> None:
+    """The key provider is measured, and with a KMS the image too."""
     kms = {"Kms": {"url": "", "pubkey": "0102", "tmp_ca_key": "", "tmp_ca_cert": ""}}
     keys = json.loads(data("dstack/simulator/appkeys.json")) | {"key_provider": kms}
     vm_config = json.dumps({"os_image_hash": "ab" * 32})
-    folder_with(tmp_path, app_compose=compose(), app_keys=keys, sys_config={"vm_config": vm_config})
+    write_folder(
+        tmp_path, app_compose=make_compose(), app_keys=keys, sys_config={"vm_config": vm_config}
+    )
     host = HostShared(tmp_path)
-    assert payloads(host)["key-provider"] == b'{"name":"kms","id":"0102"}'
-    assert payloads(host)["os-image-hash"] == b"\xab" * 32
+    assert boot_payloads(host)["key-provider"] == b'{"name":"kms","id":"0102"}'
+    assert boot_payloads(host)["os-image-hash"] == b"\xab" * 32
     host.close()
 
 
-def test_instances_that_are_not_told_apart(tmp_path: Path) -> None:
-    """Without a seed, or where the app wants none, the instance id is empty."""
-    folder_with(tmp_path, app_compose=compose())
+def test_boot_events_without_instance_id(tmp_path: Path) -> None:
+    """Without a seed, or if the app disables it, the instance id is empty."""
+    write_folder(tmp_path, app_compose=make_compose())
     assert HostShared(tmp_path).instance_id(bytes(20)) == b""
     for info in ({}, {"instance_id_seed": ""}):
-        folder_with(tmp_path, instance_info=info)
+        write_folder(tmp_path, instance_info=info)
         assert HostShared(tmp_path).instance_id(bytes(20)) == b""
     seed = {"instance_id_seed": SEED.hex()}
-    folder_with(tmp_path, app_compose=compose(no_instance_id=True), instance_info=seed)
+    write_folder(tmp_path, app_compose=make_compose(no_instance_id=True), instance_info=seed)
     assert HostShared(tmp_path).instance_id(bytes(20)) == b""
-    folder_with(tmp_path, app_compose=compose())
+    write_folder(tmp_path, app_compose=make_compose())
     assert len(HostShared(tmp_path).instance_id(bytes(20))) == 20
 
 
 @pytest.mark.parametrize(
     "info", [b"", b"[]", {"instance_id_seed": 1}, {"instance_id_seed": "00"}, b"\xff"]
 )
-def test_a_wrong_instance_info_is_told(tmp_path: Path, info: object) -> None:
-    """It is not taken for none: the instance would be another one after every boot."""
-    folder_with(tmp_path, app_compose=compose(), instance_info=info)
-    with pytest.raises(ConfigError, match=r"/\.instance_info: "):
+def test_boot_events_with_invalid_instance_info_fails(tmp_path: Path, info: object) -> None:
+    """An invalid file is an error, since ignoring it would change the instance id."""
+    write_folder(tmp_path, app_compose=make_compose(), instance_info=info)
+    with pytest.raises(ConfigError, match=r"/\.instance_info: ") as caught:
         HostShared(tmp_path).boot_events()
+    assert isinstance(caught.value.__cause__, FormatError)
 
 
-def test_a_boot_needs_an_app(tmp_path: Path) -> None:
-    """And an id is 20 bytes."""
-    with pytest.raises(UnsupportedError, match=r"app-compose\.json"):
+def test_boot_events_with_invalid_app_id_is_usage_error(tmp_path: Path) -> None:
+    """A boot requires an app, and its id has 20 bytes."""
+    with raises(UnsupportedError, "no_app"):
         HostShared(tmp_path).boot_events()
-    folder_with(tmp_path, app_compose=compose())
+    write_folder(tmp_path, app_compose=make_compose())
     for wrong in (b"", bytes(19), bytearray(20), "a" * 20):
-        with pytest.raises(UsageError, match="20 bytes"):
+        with raises(UsageError, "wrong_size"):
             HostShared(tmp_path).boot_events(untyped(wrong))
 
 
-def test_the_version_of_events_is_the_apps(tmp_path: Path) -> None:
-    """The same events, digested otherwise."""
-    folder_with(tmp_path, app_compose=compose(event_log_version=2))
+def test_boot_events_have_version_of_app(tmp_path: Path) -> None:
+    """The same events have the digests of the app's event version."""
+    write_folder(tmp_path, app_compose=make_compose(event_log_version=2))
     events = HostShared(tmp_path).boot_events()
     assert {event.version for event in events} == {2}
     assert replay_from(ZERO, events) != ZERO
 
 
-def test_files_are_read_once_by_many_threads(tmp_path: Path) -> None:
-    """So that there is one set of keys to wipe."""
-    (tmp_path / ".appkeys.json").write_text(json.dumps(key_file(AppKeys.from_seed(bytes(32)))))
+def test_host_shared_concurrent_access_reads_once(tmp_path: Path) -> None:
+    """Concurrent access makes one set of keys, which can be wiped."""
+    (tmp_path / ".appkeys.json").write_text(json.dumps(make_key_file(AppKeys.from_seed(bytes(32)))))
     host = HostShared(tmp_path)
     with ThreadPoolExecutor(8) as threads:
         found = set(threads.map(lambda _: id(host.app_keys), range(8)))
@@ -240,15 +252,17 @@ def test_files_are_read_once_by_many_threads(tmp_path: Path) -> None:
     host.close()
 
 
-def test_no_keys_outlive_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are read while somebody closes are wiped, and none are read behind that."""
-    (tmp_path / ".appkeys.json").write_text(json.dumps(key_file(AppKeys.from_seed(bytes(32)))))
+def test_host_shared_closed_during_read_wipes_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys read during a close are wiped, and none are read afterwards."""
+    (tmp_path / ".appkeys.json").write_text(json.dumps(make_key_file(AppKeys.from_seed(bytes(32)))))
     host, read = HostShared(tmp_path), AppKeys.from_json
     closer = threading.Thread(target=host.close)
 
     def read_slowly(text: bytes, *, name: str) -> AppKeys:
         closer.start()
-        closer.join(0.1)  # it has to wait for us: else it is done before there is a key to wipe
+        closer.join(0.1)  # close must wait for this thread: otherwise the keys do not exist yet
         return read(text, name=name)
 
     monkeypatch.setattr(AppKeys, "from_json", read_slowly)
@@ -259,12 +273,12 @@ def test_no_keys_outlive_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert host.app_keys is keys
     unread = HostShared(tmp_path)
     unread.close()
-    with pytest.raises(UsageError, match=r"^these files of the host are closed$"):
+    with raises(UsageError, "closed"):
         _ = unread.app_keys
 
 
-def key_file(keys: AppKeys) -> dict[str, object]:
-    """Return the content of a key file; a KMS's, which has no key of an authority."""
+def make_key_file(keys: AppKeys) -> dict[str, object]:
+    """Return a key file; that of a KMS has no CA key."""
     return {
         "disk_crypt_key": "",
         "env_crypt_key": "",
@@ -276,9 +290,9 @@ def key_file(keys: AppKeys) -> dict[str, object]:
     }
 
 
-def test_where_the_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the guest's own programs look, or where the variable says."""
+def test_host_shared_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is the guest's default or the one in the environment variable."""
     monkeypatch.delenv("DSTACK_HOST_SHARED_DIR", raising=False)
-    assert str(host_shared_folder()) == "/dstack/.host-shared"
+    assert str(find_host_shared_folder()) == "/dstack/.host-shared"
     monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
-    assert host_shared_folder() == tmp_path
+    assert find_host_shared_folder() == tmp_path

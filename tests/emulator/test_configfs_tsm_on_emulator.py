@@ -1,6 +1,7 @@
-"""The configfs-tsm backend through real files, on an emulated kernel in a process of its own."""
+"""configfs_tsm backend on real files of an emulated kernel, which runs in another process."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -21,7 +23,6 @@ from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTdx, ConfigfsTs
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.dstack.host_shared_folder import HostShared
 from attestkit.errors import (
-    AttestKitError,
     BackendBusyError,
     BackendError,
     BackendUnavailableError,
@@ -31,11 +32,12 @@ from attestkit.errors import (
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.testing import BackendContract
+from tests.raising import errno_of, raises
 from tests.rigs.emulator import ROOT, Emulator, emulator, environment, requires_fuse
 
 pytestmark = [pytest.mark.rig, requires_fuse]
 
-ASKED = bytes(range(64))
+REPORT_DATA = bytes(range(64))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def running() -> Iterator[Emulator]:
 
 @pytest.fixture
 def machine(running: Emulator) -> Iterator[Emulator]:
-    """Return the guest, rebooted; whatever is done with it, it has no entry afterwards."""
+    """Return the rebooted guest, and assert that no entry is left."""
     running.clear_faults()
     running.reboot()
     before = sorted(Path("/proc/self/fd").iterdir())
@@ -58,7 +60,7 @@ def machine(running: Emulator) -> Iterator[Emulator]:
 
 
 class TestContract(BackendContract):
-    """What every backend must keep to."""
+    """Backend contract on the emulated kernel."""
 
     @pytest.fixture(autouse=True)
     def _on(self, machine: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,121 +69,131 @@ class TestContract(BackendContract):
         monkeypatch.setattr("attestkit.backends.find_kernel_paths", lambda *_: paths)
 
     def make_backend(self) -> Backend:
-        """Return one on the emulated kernel."""
+        """Return a backend on the emulated kernel."""
         return ConfigfsTsm(root=self._root)
 
 
+_PERMISSION: Final = (BackendUnavailableError, "permission_denied")
+
+
 @pytest.mark.parametrize(
-    ("fault", "kind", "words"),
+    ("fault", "expected", "file"),
     [
-        ("empty_outblob", QuoteUnavailableError, "0 bytes .*QGS"),
-        ("quote_fails", QuoteUnavailableError, "0 bytes .*QGS"),
-        ("short_outblob", QuoteUnavailableError, "1000 bytes .*QGS"),
-        ("eio", QuoteUnavailableError, "QGS.*EIO"),
-        ("etimedout", QuoteUnavailableError, "ETIMEDOUT"),
-        ("generation_race:3", BackendBusyError, "somebody else writes"),
-        ("provider_changes", BackendError, "changed from tdx_guest to 'sev_guest'"),
-        ("mkdir=EACCES", BackendUnavailableError, "no permission to make an entry.*mode 0755"),
-        ("mkdir=EROFS", BackendUnavailableError, "read-only.*EROFS"),
-        ("open:provider=EACCES", BackendUnavailableError, "no permission.*EACCES"),
-        ("read:generation=ENXIO", BackendUnavailableError, "unloaded.*ENXIO"),
-        ("open:inblob=EPERM", BackendUnavailableError, "no permission.*EPERM"),
-        ("write:inblob=EFBIG", BackendError, "64 bytes.*EFBIG"),
-        ("write:inblob=ENOMEM", BackendError, "out of memory"),
-        ("read:outblob=EINVAL", BackendError, "refuses the report data.*EINVAL"),
-        ("read:outblob=EFBIG", BackendError, "EFBIG"),
-        ("read:outblob=ENOENT", BackendError, "removed the entry"),
-        ("open:outblob=ENOENT", BackendError, "removed the entry"),
+        ("empty_outblob", (QuoteUnavailableError, "empty"), "report"),
+        ("quote_fails", (QuoteUnavailableError, "empty"), "report"),
+        ("short_outblob", (QuoteUnavailableError, "too_short"), "report"),
+        ("eio", (QuoteUnavailableError, "quoting_service"), "outblob"),
+        ("etimedout", (QuoteUnavailableError, "timed_out"), "outblob"),
+        ("generation_race:3", (BackendBusyError, "device"), "generation"),
+        ("provider_changes", (BackendError, "platform_changed"), "provider"),
+        ("mkdir=EACCES", _PERMISSION, "report"),
+        ("mkdir=EROFS", _PERMISSION, "report"),
+        ("open:provider=EACCES", _PERMISSION, "provider"),
+        ("read:generation=ENXIO", (BackendUnavailableError, "missing"), "generation"),
+        ("open:inblob=EPERM", _PERMISSION, "inblob"),
+        ("write:inblob=EFBIG", (BackendError, "io_error"), "inblob"),
+        ("write:inblob=ENOMEM", (BackendError, "io_error"), "inblob"),
+        ("read:outblob=EINVAL", (BackendError, "io_error"), "outblob"),
+        ("read:outblob=EFBIG", (BackendError, "too_large"), "outblob"),
+        ("read:outblob=ENOENT", (BackendError, "missing"), "outblob"),
+        ("open:outblob=ENOENT", (BackendError, "missing"), "outblob"),
     ],
 )
-def test_what_goes_wrong_is_told(
-    machine: Emulator, fault: str, kind: type[AttestKitError], words: str
+def test_fault_gives_reason_and_path(
+    machine: Emulator, fault: str, expected: tuple[type[BackendError], str], file: str
 ) -> None:
-    """Each has its class and its text, and the next request is a good one."""
+    """The next request succeeds."""
     with contextlib.closing(ConfigfsTsm(root=machine.root)) as backend:
         machine.fault(fault)
-        with pytest.raises(AttestKitError, match=words) as caught:
-            backend.get_quote(ASKED)
-        assert type(caught.value) is kind
+        with raises(*expected) as caught:
+            backend.get_quote(REPORT_DATA)
+        assert Path(caught.value.path).name == file
+        if "=" in fault:
+            number = errno_of(caught.value)
+            assert number is not None
+            assert errno.errorcode[number] == fault.partition("=")[2]
         machine.clear_faults()
-        assert Quote.parse(backend.get_quote(ASKED)).report_data == ASKED
+        assert Quote.parse(backend.get_quote(REPORT_DATA)).report_data == REPORT_DATA
 
 
 @pytest.mark.parametrize(
     "fault",
     ["ebusy:3", "eintr", "eintr\nebusy:2", "generation_race:2", "mkdir=EEXIST:3", "slow:1s"],
 )
-def test_what_passes_by_is_not_told(machine: Emulator, fault: str) -> None:
-    """Waiting or another try makes the quote."""
+def test_transient_fault_is_retried(machine: Emulator, fault: str) -> None:
+    """The quote is made after a delay or a retry."""
     with contextlib.closing(ConfigfsTsm(root=machine.root)) as backend:
         machine.fault(*fault.split("\n"))
-        assert Quote.parse(backend.get_quote(ASKED)).report_data == ASKED
+        assert Quote.parse(backend.get_quote(REPORT_DATA)).report_data == REPORT_DATA
         assert machine.armed() == []
 
 
-def test_a_driver_that_is_unloaded(machine: Emulator) -> None:
-    """What was open hears of it; and works on when the driver is back."""
+def test_unloaded_driver_is_unavailable_until_it_returns(machine: Emulator) -> None:
+    """An open backend recovers when the driver is loaded again."""
     with contextlib.closing(ConfigfsTsm(root=machine.root)) as backend:
         machine.fault("provider_leaves")
-        with pytest.raises(BackendUnavailableError, match=r"no TEE driver.*ENXIO"):
-            backend.get_quote(ASKED)
-        with pytest.raises(BackendUnavailableError, match=r"no TEE driver.*ENXIO"):
-            ConfigfsTsm.probe(KernelPaths.below(machine.root))
+        for use in (
+            lambda: backend.get_quote(REPORT_DATA),
+            lambda: ConfigfsTsm.probe(KernelPaths.below(machine.root)),
+        ):
+            with raises(BackendUnavailableError, "missing") as caught:
+                use()
+            assert errno_of(caught.value) == errno.ENXIO
         machine.clear_faults()
         machine.reboot()
-        assert Quote.parse(backend.get_quote(ASKED)).report_data == ASKED
+        assert Quote.parse(backend.get_quote(REPORT_DATA)).report_data == REPORT_DATA
 
 
-def test_a_failing_rmdir_does_not_hide_the_first_error(machine: Emulator) -> None:
-    """And the entry goes with the next request."""
+def test_rmdir_failure_keeps_the_quote_error(machine: Emulator) -> None:
+    """The next request removes the entry."""
     with contextlib.closing(ConfigfsTsm(root=machine.root)) as backend:
         machine.fault("eio", "rmdir=EPERM")
-        with pytest.raises(QuoteUnavailableError, match="EIO"):
-            backend.get_quote(ASKED)
+        with raises(QuoteUnavailableError, "quoting_service"):
+            backend.get_quote(REPORT_DATA)
         assert len(machine.entries()) == 1
-        backend.get_quote(ASKED)
+        backend.get_quote(REPORT_DATA)
 
 
-def test_old_kernels_hide_a_failed_host() -> None:
-    """Before Linux 7.1 there is no errno, from then on an EIO: either is a quote not made."""
-    for kernel, words in (("6.7", "0 bytes"), ("7.1", "EIO")):
+def test_failed_host_is_reported_by_kernel_version() -> None:
+    """Before Linux 7.1 the quote is empty, from then on the errno is EIO."""
+    for kernel, reason in (("6.7", "empty"), ("7.1", "quoting_service")):
         with emulator(kernel=kernel, faults=["quote_fails"]) as machine:
-            with pytest.raises(QuoteUnavailableError, match=rf"(?s){words}.*"):
-                ConfigfsTsm(root=machine.root).get_quote(ASKED)
+            with raises(QuoteUnavailableError, reason):
+                ConfigfsTsm(root=machine.root).get_quote(REPORT_DATA)
             assert machine.entries() == []
 
 
 def test_threads_share_one_backend(machine: Emulator) -> None:
-    """Every one gets its own answer."""
+    """Each thread gets its own quote."""
     with contextlib.closing(ConfigfsTsm(root=machine.root)) as backend:
-        asked = [bytes([number]) * 64 for number in range(24)]
+        requested = [bytes([number]) * 64 for number in range(24)]
         with ThreadPoolExecutor(6) as threads:
-            quotes = list(threads.map(backend.get_quote, asked))
-    assert [Quote.parse(quote).report_data for quote in quotes] == asked
+            quotes = list(threads.map(backend.get_quote, requested))
+    assert [Quote.parse(quote).report_data for quote in quotes] == requested
 
 
-def test_an_entry_that_is_shared(machine: Emulator) -> None:
-    """Several requests at a time take turns on it, and it stays."""
+def test_shared_entry_serializes_requests(machine: Emulator) -> None:
+    """Concurrent requests use the entry one after the other, and it stays."""
     entry = KernelPaths.below(machine.root).tsm_report / "com.intel.dcap"
     paths = KernelPaths.below(machine.root)._replace(tsm_entry=entry)
-    with pytest.raises(BackendUnavailableError, match="DCAP_TDX_QUOTE_CONFIGFS_PATH"):
+    with raises(BackendUnavailableError, "missing", path=str(entry)):
         ConfigfsTsm(paths=paths)
     entry.mkdir()
     made = [ConfigfsTsm(paths=paths) for _ in range(3)]
-    asked = [bytes([number]) * 64 for number in range(12)]
+    requested = [bytes([number]) * 64 for number in range(12)]
     with ThreadPoolExecutor(3) as threads:
         quotes = list(
-            threads.map(lambda number: made[number % 3].get_quote(asked[number]), range(12))
+            threads.map(lambda number: made[number % 3].get_quote(requested[number]), range(12))
         )
-    assert [Quote.parse(quote).report_data for quote in quotes] == asked
+    assert [Quote.parse(quote).report_data for quote in quotes] == requested
     for backend in made:
         backend.close()
     assert machine.entries() == ["com.intel.dcap"]
     entry.rmdir()
 
 
-def run_program(machine: Emulator, code: str) -> "subprocess.Popen[str]":
-    """Start a program that has a `backend` on the machine."""
+def start_process(machine: Emulator, code: str) -> "subprocess.Popen[str]":
+    """Start a process that has a `backend` on the machine."""
     start = (
         "import sys\n"
         "from attestkit.backends.configfs_tsm import ConfigfsTsm\n"
@@ -196,11 +208,12 @@ def run_program(machine: Emulator, code: str) -> "subprocess.Popen[str]":
     )
 
 
-def ask_in_a_loop(machine: Emulator) -> "subprocess.Popen[str]":
-    """Start a program that asks for quotes, and says so when it has its first."""
-    return run_program(
+def start_request_loop(machine: Emulator) -> "subprocess.Popen[str]":
+    """Start a process that requests quotes, and prints a line after each."""
+    return start_process(
         machine,
-        # A shell that runs the tests in the background has them ignore Ctrl-C, and so has this.
+        # A shell that runs the tests in the background ignores SIGINT, and its children inherit
+        # that.
         "import signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n"
@@ -213,9 +226,9 @@ def ask_in_a_loop(machine: Emulator) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_an_interrupted_program_leaves_nothing(machine: Emulator, *, slow: bool) -> None:
-    """Ctrl-C in the middle of a request: the entry goes before the program does."""
-    with ask_in_a_loop(machine) as program:
+def test_interrupted_process_removes_its_entry(machine: Emulator, *, slow: bool) -> None:
+    """SIGINT during a request removes the entry before the process ends."""
+    with start_request_loop(machine) as program:
         assert program.stdout is not None
         program.stdout.readline()
         if slow:
@@ -226,15 +239,15 @@ def test_an_interrupted_program_leaves_nothing(machine: Emulator, *, slow: bool)
         assert program.returncode == 0
 
 
-def test_a_killed_program_leaves_its_entry_for_a_while(machine: Emulator) -> None:
-    """It may be of another container, so it stays until it is an hour old."""
-    # It kills itself where it would remove the entry: a kill from here could come too late.
+def test_killed_process_leaves_entry_for_an_hour(machine: Emulator) -> None:
+    """The entry may belong to another container, so it stays until it is an hour old."""
+    # The process kills itself in place of the removal: a signal from here could be late.
     code = (
         "import os, signal\n"
         "os.rmdir = lambda path: os.kill(os.getpid(), signal.SIGKILL)\n"
         "backend.get_quote(bytes(64))\n"
     )
-    with run_program(machine, code) as program:
+    with start_process(machine, code) as program:
         program.communicate(timeout=60)
     assert program.returncode == -signal.SIGKILL
     [left] = machine.entries()
@@ -244,11 +257,11 @@ def test_a_killed_program_leaves_its_entry_for_a_while(machine: Emulator) -> Non
     (KernelPaths.below(machine.root).tsm_report / left).rmdir()
 
 
-def test_other_threads_run_while_the_host_takes_its_time(machine: Emulator) -> None:
-    """The wait is outside the interpreter's lock."""
+def test_waiting_for_the_host_releases_the_gil(machine: Emulator) -> None:
+    """Other threads run during a slow request."""
     machine.fault("slow:2s")
     with contextlib.closing(ConfigfsTsm(root=machine.root)) as backend:
-        thread = threading.Thread(target=backend.get_quote, args=(ASKED,))
+        thread = threading.Thread(target=backend.get_quote, args=(REPORT_DATA,))
         last, longest = time.monotonic(), 0.0
         thread.start()
         while thread.is_alive():
@@ -256,7 +269,7 @@ def test_other_threads_run_while_the_host_takes_its_time(machine: Emulator) -> N
             last, longest = now, max(longest, now - last)
             os.sched_yield()
         thread.join()
-    assert longest < 1  # inside the lock, the two seconds were one gap
+    assert longest < 1  # with the GIL held, the gap would be two seconds
 
 
 # -- SEV-SNP -----------------------------------------------------------------------------------
@@ -269,13 +282,13 @@ def snp() -> Iterator[Emulator]:
         yield machine
 
 
-def test_a_report_and_its_certificates(snp: Emulator) -> None:
-    """Well formed, over what was asked, with a table that has the signing key's certificate."""
+def test_snp_report_and_certificates_are_well_formed(snp: Emulator) -> None:
+    """The table contains the certificate of the signing key."""
     backend = ConfigfsTsm(root=snp.root)
     assert isinstance(backend, ConfigfsSnp)
-    evidence = backend.get_snp_report(ASKED)
+    evidence = backend.get_snp_report(REPORT_DATA)
     report = SnpReport.parse(evidence.report)
-    assert report.report_data == ASKED
+    assert report.report_data == REPORT_DATA
     certificates = SnpCertificates.parse(evidence.certificates)
     assert getattr(certificates, report.signing_key.lower())
     assert certificates.ask
@@ -285,53 +298,54 @@ def test_a_report_and_its_certificates(snp: Emulator) -> None:
     assert snp.entries() == []
 
 
-def test_a_report_is_believed_under_the_simulated_root(snp: Emulator, tmp_path: Path) -> None:
-    """Certificates of the host's table lead to the ARK in the emulator's own folder."""
+def test_snp_evidence_verifies_under_simulated_root(snp: Emulator, tmp_path: Path) -> None:
+    """The certificates chain to the ARK in the emulator's directory."""
     shared = HostShared(tmp_path)
     with contextlib.closing(shared), Attester(ConfigfsTsm(root=snp.root), shared) as tee:
-        evidence = tee.attest(ASKED).to_bytes()
-    result = attestkit.verify(evidence, trust_anchor=snp.trust_anchor, report_data=ASKED)
+        evidence = tee.attest(REPORT_DATA).to_bytes()
+    result = attestkit.verify(evidence, trust_anchor=snp.trust_anchor, report_data=REPORT_DATA)
     assert result.simulated
 
 
 @pytest.mark.parametrize("fault", ["eio", "etimedout", "read:outblob=ENOTTY"])
-def test_a_guest_that_must_not_be_asked_again(snp: Emulator, fault: str) -> None:
-    """The object asks no more; nor does it make an entry."""
+def test_snp_request_is_not_repeated_after_failure(snp: Emulator, fault: str) -> None:
+    """The backend makes no further request and creates no entry."""
     backend = ConfigfsSnp(root=snp.root)
     snp.fault(fault)
-    with pytest.raises(QuoteUnavailableError):
-        backend.get_snp_report(ASKED)
+    with pytest.raises(QuoteUnavailableError) as first:
+        backend.get_snp_report(REPORT_DATA)
     snp.fault("mkdir=EIO")
-    with pytest.raises(QuoteUnavailableError, match="no report is asked for after this"):
-        backend.get_quote(ASKED)
+    with raises(QuoteUnavailableError, first.value.reason, path=first.value.path):
+        backend.get_quote(REPORT_DATA)
     assert snp.armed() == ["mkdir=EIO:1"]
     snp.clear_faults()
-    snp.reboot()  # which alone brings the key back
-    assert ConfigfsSnp(root=snp.root).get_quote(ASKED)
+    snp.reboot()  # only a reboot restores the key
+    assert ConfigfsSnp(root=snp.root).get_quote(REPORT_DATA)
     assert snp.entries() == []
 
 
-def test_a_guest_above_vmpl_0() -> None:
-    """It names its level, and may ask for a report about the services below it."""
+def test_snp_guest_above_vmpl_0_needs_privlevel() -> None:
+    """The guest's own level is accepted, and a lower one rejected."""
     with emulator(provider="sev_guest", vmpl=2, no_certificates=True) as machine:
-        with pytest.raises(BackendError, match="privlevel"):
-            ConfigfsSnp(root=machine.root).get_quote(ASKED)
-        with pytest.raises(UsageError, match="privlevel 1"):
-            ConfigfsSnp(root=machine.root, privlevel=1).get_quote(ASKED)
-        evidence = ConfigfsSnp(root=machine.root, privlevel=2).get_snp_report(ASKED)
+        with raises(BackendError, "io_error") as caught:
+            ConfigfsSnp(root=machine.root).get_quote(REPORT_DATA)
+        assert "use the option privlevel" in str(caught.value)
+        with raises(UsageError, "out_of_range"):
+            ConfigfsSnp(root=machine.root, privlevel=1).get_quote(REPORT_DATA)
+        evidence = ConfigfsSnp(root=machine.root, privlevel=2).get_snp_report(REPORT_DATA)
         report = SnpReport.parse(evidence.report)
-        assert (report.report_data, report.vmpl) == (ASKED, 2)
+        assert (report.report_data, report.vmpl) == (REPORT_DATA, 2)
         assert SnpCertificates.parse(evidence.certificates) == SnpCertificates()
         backend = ConfigfsSnp(root=machine.root, privlevel=2, service_provider="svsm")
-        assert backend.get_service_report(ASKED).manifest
+        assert backend.get_service_report(REPORT_DATA).manifest
         assert machine.entries() == []
 
 
-def test_whose_it_is(snp: Emulator, machine: Emulator) -> None:
-    """A class of the other TEE says so."""
-    with pytest.raises(BackendUnavailableError, match="not for ConfigfsTdx"):
+def test_class_of_other_platform_is_rejected(snp: Emulator, machine: Emulator) -> None:
+    """ConfigfsTdx and ConfigfsSnp need their own platform."""
+    with raises(BackendUnavailableError, "wrong_platform"):
         ConfigfsTdx(root=snp.root)
-    with pytest.raises(BackendUnavailableError, match="not for ConfigfsSnp"):
+    with raises(BackendUnavailableError, "wrong_platform"):
         ConfigfsSnp(root=machine.root)
-    with emulator(provider="none") as nobody, pytest.raises(BackendUnavailableError, match="ENXIO"):
-        ConfigfsTsm(root=nobody.root)
+    with emulator(provider="none") as empty, raises(BackendUnavailableError, "missing"):
+        ConfigfsTsm(root=empty.root)

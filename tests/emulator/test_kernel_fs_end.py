@@ -1,4 +1,4 @@
-"""What ends the mount of the emulator wakes libfuse, and does not interrupt what it does then."""
+"""End of the emulator's mount: libfuse is woken without an interrupted unmount."""
 
 import os
 import signal
@@ -13,46 +13,46 @@ from tests.untyped import untyped
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the end did, in its order; its signal has come already."""
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list of recorded steps; the end signal is already pending."""
     monkeypatch.setattr(signal, "sigwait", lambda _: signal.SIGTERM)
-    monkeypatch.setattr(fuse_mount, "_AGAIN", 0.0)
+    monkeypatch.setattr(fuse_mount, "_WAKE_INTERVAL", 0.0)
     return []
 
 
-def end(told: list[str], place: Path) -> Any:
-    """Return the end of a mount that only notes what it is told."""
-    library = SimpleNamespace(fuse_exit=lambda _: told.append("exit"))
-    return fuse_mount._End(untyped(SimpleNamespace(_libfuse=library)), place, {signal.SIGTERM})
+def make_unmounter(steps: list[str], path: Path) -> Any:
+    """Return an unmounter that records its steps."""
+    library = SimpleNamespace(fuse_exit=lambda _: steps.append("exit"))
+    return fuse_mount._Unmounter(untyped(SimpleNamespace(_libfuse=library)), path, {signal.SIGTERM})
 
 
-@pytest.mark.parametrize("calls", [["exit", "ask"], ["exit", "ask", "SIGUSR1"]])
-def test_a_request_wakes_libfuse(
-    calls: list[str], told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("calls", [["exit", "request"], ["exit", "request", "SIGUSR1"]])
+def test_unmounter_wakes_libfuse_with_a_request(
+    calls: list[str], steps: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal could interrupt its wait for the unmount: one is sent where no request arrives."""
-    ending = end(told, tmp_path)
+    """A signal is sent only if no request arrives, since it could interrupt the unmount."""
+    ending = make_unmounter(steps, tmp_path)
 
-    def ask(place: Path) -> None:
-        assert place == tmp_path
-        told.append("ask")
+    def request(path: Path) -> None:
+        assert path == tmp_path
+        steps.append("request")
         if len(calls) == 2:
             ending.done()
-        raise OSError  # as of a mount that is gone
+        raise OSError  # the mount is gone
 
     def kill(_: int, number: signal.Signals) -> None:
-        told.append(number.name)
+        steps.append(number.name)
         ending.done()
 
-    monkeypatch.setattr(os, "statvfs", ask)
+    monkeypatch.setattr(os, "statvfs", request)
     monkeypatch.setattr(signal, "pthread_kill", kill)
     ending._watch()
-    assert told == calls
+    assert steps == calls
 
 
-def test_what_is_over_is_left_alone(told: list[str], tmp_path: Path) -> None:
-    """Somebody else has unmounted it: libfuse may have forgotten it, and the folder is no mount."""
-    ending = end(told, tmp_path)
+def test_unmounter_leaves_an_ended_mount_alone(steps: list[str], tmp_path: Path) -> None:
+    """After an unmount by another process, the libfuse handle may be freed."""
+    ending = make_unmounter(steps, tmp_path)
     ending.done()
     ending._watch()
-    assert not told
+    assert not steps

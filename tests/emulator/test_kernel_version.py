@@ -1,13 +1,14 @@
-"""What the emulated kernel offers follows from its release, as the spec's tables have it."""
+"""Features of the emulated kernel by release, as in the specification's tables."""
 
 import pytest
 
 from attestkit.emulator.kernel_version import EmulatedKernel
 from attestkit.errors import UsageError
+from tests.raising import raises
 
 
-def has(text: str) -> tuple[bool, ...]:
-    """Return what a release has, in the order in which it came."""
+def list_features(text: str) -> tuple[bool, ...]:
+    """Return the features of a release, in the order of their introduction."""
     kernel = EmulatedKernel.parse(text)
     return (
         kernel.has_device,
@@ -15,7 +16,7 @@ def has(text: str) -> tuple[bool, ...]:
         kernel.has_reports,
         kernel.has_services,
         kernel.has_measurements,
-        kernel.tells_failure,
+        kernel.reports_failure,
     )
 
 
@@ -30,10 +31,10 @@ def has(text: str) -> tuple[bool, ...]:
         ("7.0", "7.1"),
     ],
 )
-def test_features(last_without: str, first_with: str) -> None:
-    """Each feature comes with its release, and stays."""
-    assert has(first_with).count(True) == has(last_without).count(True) + 1
-    assert has(first_with) == tuple(sorted(has(first_with), reverse=True))
+def test_kernel_feature_starts_with_its_release(last_without: str, first_with: str) -> None:
+    """Later releases keep the feature."""
+    assert list_features(first_with).count(True) == list_features(last_without).count(True) + 1
+    assert list_features(first_with) == tuple(sorted(list_features(first_with), reverse=True))
 
 
 @pytest.mark.parametrize(
@@ -44,8 +45,8 @@ def test_features(last_without: str, first_with: str) -> None:
         *(("7.0.0", True), ("7.3", True)),
     ],
 )
-def test_length_check(text: str, checks: bool) -> None:
-    """The host's length is checked from the patch level of each series on; a series is its last."""
+def test_kernel_length_check_starts_with_its_patch_level(text: str, checks: bool) -> None:
+    """A series without a patch level is its last release."""
     assert EmulatedKernel.parse(text).checks_length is checks
 
 
@@ -53,14 +54,14 @@ def test_length_check(text: str, checks: bool) -> None:
     ("text", "limit", "buffer"),
     [("6.7", 32 << 10, 8 << 10), ("6.19", 32 << 10, 8 << 10), ("7.0", 16 << 20, 128 << 10)],
 )
-def test_sizes(text: str, limit: int, buffer: int) -> None:
-    """Limit of outblob, and size of the buffer shared with the host."""
+def test_kernel_outblob_limit_and_quote_buffer(text: str, limit: int, buffer: int) -> None:
+    """The size limit of outblob, and of the buffer shared with the host."""
     kernel = EmulatedKernel.parse(text)
     assert (kernel.outblob_limit, kernel.quote_buffer) == (limit, buffer)
 
 
 @pytest.mark.parametrize("text", ["", "6", "6.", "6.12.", "6.12-rc1", "v6.12", "6.12.1.1", "٦.١٢"])
-def test_no_release(text: str) -> None:
-    """Anything but two or three numbers is a caller's mistake."""
-    with pytest.raises(UsageError, match=r"6\.12\.80"):
+def test_kernel_invalid_release_is_rejected(text: str) -> None:
+    """A release is two or three decimal numbers."""
+    with raises(UsageError, "wrong_value"):
         EmulatedKernel.parse(text)

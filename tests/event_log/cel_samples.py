@@ -1,4 +1,4 @@
-"""Records of Canonical Event Logs, good ones and the parts of bad ones."""
+"""Sample records of Canonical Event Logs, and the parts to build invalid ones from."""
 
 import json
 from hashlib import sha384
@@ -13,7 +13,7 @@ __all__ = ["DIGEST", "EXAMPLE", "FULL", "cbor", "cbor_record", "number", "record
 
 DIGEST = sha384(bytes(4)).digest()
 
-# One record in each encoding (TCG Canonical Event Log Format): a separator of RTMR1.
+# The same record in each encoding (TCG Canonical Event Log Format): a separator in RTMR1.
 EXAMPLE = {
     "tlv": bytes.fromhex("0000000001000100000001020300000035 0c00000030")
     + DIGEST
@@ -41,20 +41,20 @@ FULL = EventLog(
         runtime_event("name: \N{LATIN SMALL LETTER E WITH ACUTE}\n", b"\0", 2),
     ]
 )
-"""Every kind of event there is."""
+"""A log with every kind of event."""
 
 
 def tlv(kind: int, value: bytes) -> bytes:
-    """Return an element of TLV."""
+    """Return a TLV element."""
     return bytes([kind]) + len(value).to_bytes(4, "big") + value
 
 
 def number(kind: int, value: int, size: int = 1) -> bytes:
-    """Return a number in TLV."""
+    """Return a TLV element with a number as its value."""
     return tlv(kind, value.to_bytes(size, "big"))
 
 
-def record(  # a record in TLV, each part as it should be if not given
+def record(  # the default is the valid part
     at: int = 0,
     register: bytes = number(1, 2),
     digests: bytes = tlv(0xC, DIGEST),
@@ -65,7 +65,7 @@ def record(  # a record in TLV, each part as it should be if not given
 
 
 def text(**changed: Any) -> bytes:
-    """Return a log of one record in JSON with other members; None takes one out."""
+    """Return a JSON log of one record with changed members; None removes a member."""
     members = json.loads(EXAMPLE["json"])[0] | changed
     return json.dumps(
         [{key: value for key, value in members.items() if value is not None}]
@@ -73,10 +73,10 @@ def text(**changed: Any) -> bytes:
 
 
 def cbor(*records: object) -> bytes:
-    """Return values in deterministic CBOR, one behind the other."""
+    """Return the concatenated deterministic CBOR encodings of values."""
     return b"".join(cbor2.dumps(value, canonical=True) for value in records)
 
 
 def cbor_record(changed: dict[int, Any] | None = None) -> dict[int, Any]:
-    """Return the record of the example with other entries."""
+    """Return the sample record with changed members."""
     return {**cbor2.loads(EXAMPLE["cbor"])[0], **(changed or {})}

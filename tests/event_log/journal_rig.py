@@ -1,4 +1,4 @@
-"""A folder and a register that can be stopped after any step, and what is left of them then."""
+"""Simulated storage and RTMR that fail or lose power after any step of the journal."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,11 +10,11 @@ ZERO = bytes(48)
 
 
 class Killed(BaseException):
-    """The program ends here; not an Exception, since nothing may handle it."""
+    """Simulated SIGKILL; a BaseException, so that no code under test handles it."""
 
 
 class Inode:
-    """A file's content, and as much of it as is on the disk."""
+    """Content of a file, and the part of it that has reached the disk."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -23,110 +23,110 @@ class Inode:
 
 
 class World:
-    """The machine below a journal: files in memory, RTMR3, and a moment at which it all stops.
+    """Files in memory and RTMR3, with a step at which execution stops.
 
-    Every change is a step. At step `stop`, counted from 0, `Killed` is raised (or whatever `how`
-    raises): before the change, after half of it where it has halves, or behind it.
+    Every change is a step. At step `stop`, counted from 0, `make_error()` is raised (by default
+    `Killed`): before the change, after half of it where it can be split, or after it.
     """
 
     def __init__(self) -> None:
         self.names: dict[str, Inode] = {}
         self.names_on_disk: dict[str, Inode] = {}
-        self.removed: set[str] = set()  # since the names were synced
+        self.removed: set[str] = set()  # since the last sync of the folder
         self.exists = False
         self.locked = False
         self.register = ZERO
         self.step = 0
         self.stop: int | None = None
         self.when = "before"
-        self.how: Callable[[], BaseException] = Killed
+        self.make_error: Callable[[], BaseException] = Killed
         self.syncs = True
-        self.looks = 0  # at files
+        self.accesses = 0  # reads of files
         self._inodes = 0
 
     def journal(self, boot_id: str = "boot-1", version: int | None = None) -> Journal:
-        """Return the journal of a program that starts now."""
-        self.locked = False  # the lock of a dead program is nobody's
+        """Return the journal of a new process."""
+        self.locked = False  # the kernel releases the lock of a killed process
         self.step = 0
         access = RegisterAccess(lambda: self.register, self.extend)
         return Journal(self, access, boot_id=boot_id, version=version)
 
     def lose_power(self, *, removals: bool = False) -> None:
-        """Forget whatever was not synced; the register is kept elsewhere.
+        """Discard unsynced changes; the register keeps its value.
 
-        With `removals` those reached the disk all the same: nobody promised that they would wait.
+        With `removals`, removals reach the disk although they were not synced.
         """
         gone = self.removed if removals else set()
         self.names = {name: of for name, of in self.names_on_disk.items() if name not in gone}
         for inode in self.names.values():
             inode.content = inode.on_disk
 
-    def change(self, whole: Callable[[], None], half: Callable[[], None] | None = None) -> None:
-        """Do one step, or a part of it, or nothing."""
+    def change(self, apply: Callable[[], None], half: Callable[[], None] | None = None) -> None:
+        """Perform one step, fully, by half or not at all."""
         self.step += 1
         if self.stop is None or self.step - 1 != self.stop:
-            whole()
+            apply()
             return
         if self.when == "half" and half is not None:
             half()
         elif self.when == "after":
-            whole()
-        raise self.how()
+            apply()
+        raise self.make_error()
 
     # -- the register --------------------------------------------------------------------------
 
     def extend(self, digest: bytes) -> None:
         """Extend RTMR3."""
 
-        def whole() -> None:
+        def apply() -> None:
             self.register = hashlib.sha384(self.register + digest).digest()
 
-        self.change(whole)
+        self.change(apply)
 
     # -- the folder ----------------------------------------------------------------------------
 
     def enter_queue(self) -> None:
-        """Nobody else is there."""
+        """Do nothing: the rig runs one process at a time."""
 
     def leave_queue(self) -> None:
-        """Nobody else is there."""
+        """Do nothing."""
 
     def lock(self) -> bool:
-        """Lock; the rig has one program at a time."""
+        """Lock; the rig runs one process at a time."""
         assert not self.locked
         self.locked = self.exists
         return self.exists
 
     def unlock(self) -> None:
-        """Unlock, locked or not."""
+        """Unlock, whether locked or not."""
         self.locked = False
 
     def make(self) -> None:
-        """Make the folder, which is on the disk at once."""
+        """Create the folder, which reaches the disk at once."""
 
-        def whole() -> None:
+        def apply() -> None:
             self.exists = True
 
-        self.change(whole)
+        self.change(apply)
 
-    def place(self, name: str) -> str:
+    def path_of(self, name: str) -> str:
         """Return a path."""
         return f"rig/{name}"
 
     def stamp(self, name: str) -> Stamp | None:
-        """Tell one content of a file from another."""
-        self.looks += 1
+        """Return a value that changes with the file's content."""
+        self.accesses += 1
         inode = self.names.get(name)
         return None if inode is None else Stamp(inode.number, len(inode.content), 0)
 
     def read(self, name: str) -> bytes | None:
-        """Return a file."""
-        self.looks += 1
+        """Return the content of a file."""
+        self.accesses += 1
         inode = self.names.get(name)
         return None if inode is None else inode.content
 
     def check(self, name: str) -> None:
-        """Every file here may be written."""
+        """Accept every file as writable."""
 
     def _open(self, name: str) -> Inode:
         assert self.exists
@@ -137,7 +137,7 @@ class World:
         return self.names[name]
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file anew."""
+        """Replace the content of a file."""
 
         def put(data: bytes) -> None:
             self._open(name).content = data
@@ -145,7 +145,7 @@ class World:
         self.change(lambda: put(data), lambda: put(data[: len(data) // 2]))
 
     def append(self, name: str, data: bytes) -> None:
-        """Write behind."""
+        """Append to a file."""
 
         def put(data: bytes) -> None:
             self._open(name).content += data
@@ -153,62 +153,62 @@ class World:
         self.change(lambda: put(data), lambda: put(data[: len(data) // 2]))
 
     def cut(self, name: str, size: int) -> None:
-        """Shorten."""
+        """Truncate a file."""
 
-        def whole() -> None:
+        def apply() -> None:
             self.names[name].content = self.names[name].content[:size]
 
-        self.change(whole)
+        self.change(apply)
 
     def sync(self, name: str) -> None:
-        """Put a file's content on the disk."""
+        """Write a file's content to the disk."""
 
-        def whole() -> None:
+        def apply() -> None:
             if self.syncs:
                 self.names[name].on_disk = self.names[name].content
 
-        self.change(whole)
+        self.change(apply)
 
     def sync_folder(self) -> None:
-        """Put the names on the disk."""
+        """Write the names to the disk."""
 
-        def whole() -> None:
+        def apply() -> None:
             if self.syncs:
                 self.names_on_disk = dict(self.names)
                 self.removed.clear()
 
-        self.change(whole)
+        self.change(apply)
 
     def rename(self, old: str, new: str) -> None:
-        """Rename."""
+        """Rename a file."""
 
-        def whole() -> None:
+        def apply() -> None:
             self.names[new] = self.names.pop(old)
 
-        self.change(whole)
+        self.change(apply)
 
     def remove(self, name: str) -> None:
-        """Remove."""
+        """Remove a file."""
 
-        def whole() -> None:
+        def apply() -> None:
             self.names.pop(name, None)
             self.removed.add(name)
 
-        self.change(whole)
+        self.change(apply)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no descriptor is open."""
 
 
 class Register:
-    """RTMR3 of a test."""
+    """RTMR3 in memory."""
 
     def __init__(self) -> None:
         self.value = ZERO
 
     @property
     def access(self) -> RegisterAccess:
-        """Reach it."""
+        """Return access to the register."""
         return RegisterAccess(lambda: self.value, self._extend)
 
     def _extend(self, digest: bytes) -> None:

@@ -1,7 +1,7 @@
-"""Make the vectors of `tests/data/cel`: `python -m tests.event_log.make_cel_vectors`.
+"""Generate `tests/data/cel`: `python -m tests.event_log.make_cel_vectors`.
 
-They are the log of a simulated TD in each encoding, with firmware's payloads emptied to keep them
-small, and the registers of its quote.
+The vectors are the log of a simulated TD in each encoding, and the registers of its quote. Firmware
+payloads are emptied to keep them small.
 """
 
 from pathlib import Path
@@ -9,12 +9,12 @@ from pathlib import Path
 import attestkit
 from attestkit.event_log.cel import ENCODINGS
 
-__all__ = ["FOLDER", "made"]
+__all__ = ["FOLDER", "make_vectors"]
 
 FOLDER = Path(__file__).parent.parent / "data" / "cel"
 
 
-def made() -> dict[str, bytes]:
+def make_vectors() -> dict[str, bytes]:
     """Return the files by name."""
     with attestkit.open("simulator", seed=bytes(32)) as tee:
         tee.emit_event("model-loaded", b"weights:1")
@@ -26,5 +26,5 @@ def made() -> dict[str, bytes]:
 
 if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, data in made().items():
+    for name, data in make_vectors().items():
         (FOLDER / name).write_bytes(data)

@@ -1,4 +1,4 @@
-"""Canonical Event Logs say the same in TLV, CBOR and JSON, and replay as what they were made of."""
+"""A Canonical Event Log has equal content in TLV, CBOR and JSON, and replays like its source."""
 
 import json
 from itertools import permutations
@@ -14,15 +14,16 @@ from attestkit.event_log.event import ACPI_DATA
 from attestkit.event_log.event_types import ACPI_CONFIG, NO_ACTION, RUNTIME_EVENT_TYPE
 from attestkit.event_log.runtime_events import runtime_event
 from tests.event_log.cel_samples import DIGEST, EXAMPLE, FULL, number, record, text, tlv
-from tests.event_log.make_cel_vectors import FOLDER, made
+from tests.event_log.make_cel_vectors import FOLDER, make_vectors
+from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
 
 every_encoding = pytest.mark.parametrize("encoding", ENCODINGS)
 
 
-def unnamed(log: EventLog) -> EventLog:
-    """Return the log without the names of firmware's events, which a CEL does not have."""
+def without_firmware_names(log: EventLog) -> EventLog:
+    """Return the log without names of firmware events, which a CEL cannot contain."""
     return EventLog(
         [
             event if event.event_type == RUNTIME_EVENT_TYPE else event._replace(name="")
@@ -31,27 +32,27 @@ def unnamed(log: EventLog) -> EventLog:
     )
 
 
-UNNAMED = unnamed(FULL)
+UNNAMED = without_firmware_names(FULL)
 
 
 @every_encoding
-def test_the_example_is_written_and_read(encoding: str) -> None:
-    """One record is the same bytes in each encoding, and the same event again."""
+def test_to_cel_of_sample_record_matches_bytes(encoding: str) -> None:
+    """The sample record has its expected bytes in each encoding, and is read back."""
     log = EventLog([Event(1, 4, DIGEST, "", bytes(4))])
     assert log.to_cel(encoding) == EXAMPLE[encoding]
     assert EventLog.parse(EXAMPLE[encoding]) == EventLog.from_cel(EXAMPLE[encoding]) == log
     assert not EventLog.parse(EXAMPLE[encoding]).warnings
 
 
-def test_text_is_read_as_its_bytes_are() -> None:
-    """JSON may come as text."""
+def test_from_cel_of_text_equals_bytes() -> None:
+    """JSON may be given as text."""
     written = FULL.to_cel("json").decode()
     assert EventLog.parse(written) == EventLog.parse(" \n" + written) == UNNAMED
 
 
 @pytest.mark.parametrize("way", list(permutations(ENCODINGS)), ids=" ".join)
-def test_every_event_survives_every_way(way: tuple[str, ...]) -> None:
-    """From encoding to encoding, events and registers stay, runtime events with all they have."""
+def test_cel_conversion_between_encodings_keeps_events(way: tuple[str, ...]) -> None:
+    """A chain of conversions keeps events, registers and every field of runtime events."""
     log = FULL
     for encoding in (*way, way[0]):
         log = EventLog.parse(log.to_cel(encoding))
@@ -91,15 +92,15 @@ events = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60)  # machines are busy
+@settings(deadline=None, max_examples=60)  # shared machines are slow
 @given(st.lists(events, min_size=1, max_size=6))
-def test_any_log_survives_every_encoding(found: list[Event]) -> None:
-    """Whatever events there are: agent's JSON, TLV, CBOR, JSON, and the agent's again.
+def test_cel_round_trip_of_arbitrary_log_keeps_events(found: list[Event]) -> None:
+    """Any log survives conversion from agent JSON through TLV, CBOR and JSON and back.
 
-    Names of firmware's events are lost on the first step, and nothing else is.
+    The first conversion drops the names of firmware events, and nothing else.
     """
     log = EventLog.from_json(EventLog(found).to_json())
-    whole = unnamed(log)
+    whole = without_firmware_names(log)
     for encoding in ENCODINGS:
         log = EventLog.parse(log.to_cel(encoding))
         assert log == whole
@@ -108,27 +109,27 @@ def test_any_log_survives_every_encoding(found: list[Event]) -> None:
 
 
 @every_encoding
-def test_a_simulated_guest_is_as_kept(encoding: str) -> None:
-    """The kept files are what the simulator makes, and replay to the registers beside them."""
-    kept = {path.name: path.read_bytes() for path in FOLDER.iterdir()}
-    assert kept == made()
-    registers = kept["registers.txt"].decode().split()
-    log = EventLog.parse(kept[f"simulator.{encoding}"])
+def test_to_cel_of_simulated_guest_matches_vectors(encoding: str) -> None:
+    """The vectors are what the simulator generates, and replay to their registers."""
+    files = {path.name: path.read_bytes() for path in FOLDER.iterdir()}
+    assert files == make_vectors()
+    registers = files["registers.txt"].decode().split()
+    log = EventLog.parse(files[f"simulator.{encoding}"])
     assert [value.hex() for value in log.replay()] == registers
     assert [event.name for event in log.runtime][-1] == "model-loaded"
     assert log.runtime[-1].payload == b"weights:1"
 
 
 @needs_shared
-def test_real_logs_replay_the_same() -> None:
-    """A real guest's CCEL and an agent's log come back out of each encoding as they were."""
+def test_cel_of_captured_logs_replays_equally() -> None:
+    """A captured CCEL and agent log replay equally after conversion to each encoding."""
     agents = json.loads(data("dstack/verifier/quote-report.json"))["event_log"]
     simulators = json.dumps(load("attestation_v0_simulator.json")["event_log"])
     for raw in (data("ccel/go-eventlog/cos-113-intel-tdx.bin"), agents, simulators):
         log = EventLog.parse(raw)
         for encoding in ENCODINGS:
             again = EventLog.parse(log.to_cel(encoding))
-            assert again == unnamed(log)
+            assert again == without_firmware_names(log)
             assert (again.replay(), again.runtime) == (log.replay(), log.runtime)
 
 
@@ -136,44 +137,44 @@ def test_real_logs_replay_the_same() -> None:
     "names", [[""], ["acpi-tables"], ["acpi-rsdp", "", "acpi-loader"], [""] * 4]
 )
 @every_encoding
-def test_no_name_is_guessed(encoding: str, names: list[str]) -> None:
-    """Events of the ACPI tables come back without a name, in any number and order."""
+def test_from_cel_does_not_infer_names(encoding: str, names: list[str]) -> None:
+    """Events of the ACPI tables are read without names, in any number and order."""
     found = [Event(0, ACPI_CONFIG, DIGEST, name, ACPI_DATA) for name in names]
     again = EventLog.from_cel(EventLog(found).to_cel(encoding))
     assert [event.name for event in again.events] == [""] * len(names)
 
 
 @every_encoding
-def test_stripped_events_get_their_digests(encoding: str) -> None:
-    """A runtime event without a digest is written with its own."""
+def test_to_cel_of_stripped_event_computes_digest(encoding: str) -> None:
+    """A runtime event without a digest is written with its computed digest."""
     log = EventLog([runtime_event("app-id", b"x")])
     assert log.stripped().events[0].digest == b""
     assert EventLog.parse(log.stripped().to_cel(encoding)) == log
 
 
-def test_what_cannot_be_written_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown encoding, a name that would be cut elsewhere, and what nobody would read."""
+def test_to_cel_of_unreadable_log_is_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown encoding, an ambiguous name and a log over the reader's limits are rejected."""
     for encoding in ("cbor2", "", None, ["tlv"]):
-        with pytest.raises(UsageError, match="tlv, cbor or json"):
+        with raises(UsageError, "wrong_value"):
             FULL.to_cel(untyped(encoding))
     colon = runtime_event("x", b"")._replace(name="a:b", digest=b"")
-    with pytest.raises(UsageError, match=r"event 0, 'a:b', has a colon"):
+    with raises(UsageError, "wrong_value"):
         EventLog([colon]).to_cel("tlv")
     monkeypatch.setattr(cel, "MAX_RECORDS", len(FULL.events) - 1)
-    with pytest.raises(UsageError, match="65,536 records"):
+    with raises(UsageError, "too_many"):
         FULL.to_cel("tlv")
     monkeypatch.undo()
     monkeypatch.setattr(cel, "MAX_SIZE", len(FULL.to_cel("tlv")) - 1)
-    with pytest.raises(UsageError, match="16 MiB"):
+    with raises(UsageError, "too_large"):
         FULL.to_cel("tlv")
 
 
-def test_an_empty_log() -> None:
-    """It is an empty array; in TLV nothing is left to read."""
+def test_cel_of_empty_log_is_empty_array() -> None:
+    """An empty log is an empty array; in TLV it is zero bytes, which cannot be read."""
     assert EventLog().to_cel("tlv") == b""
     assert EventLog.parse(EventLog().to_cel("cbor")) == EventLog()
     assert EventLog.parse(EventLog().to_cel("json")) == EventLog()
-    with pytest.raises(FormatError, match="must not be empty"):
+    with raises(FormatError, "missing", offset=0):
         EventLog.from_cel(b"")
 
 
@@ -184,14 +185,16 @@ def test_an_empty_log() -> None:
     ("numbers", "warning"),
     [
         ([(0, 1), (0, 2), (1, 1), (1, 2)], None),
-        ([(0, 1), (1, 2), (2, 1), (3, 4)], None),  # through the whole log
-        ([(0, 1), (2, 1)], "index 1 have a gap: 2 where 1 was due"),
-        ([(1, 1), (2, 1)], "index 1 have a gap: 1 where 0 was due"),
-        ([(0, 1), (3, 1), (9, 1)], "index 1 have a gap: 3 where 1 was due"),
+        ([(0, 1), (1, 2), (2, 1), (3, 4)], None),  # numbered over the whole log
+        ([(0, 1), (2, 1)], "index 1 have a gap: 2 instead of 1"),
+        ([(1, 1), (2, 1)], "index 1 have a gap: 1 instead of 0"),
+        ([(0, 1), (3, 1), (9, 1)], "index 1 have a gap: 3 instead of 1"),
     ],
 )
-def test_gaps_are_told(numbers: list[tuple[int, int]], warning: str | None) -> None:
-    """Numbers run from 0 in each register or through the log; else the first gap is a warning."""
+def test_from_cel_gap_in_record_numbers_is_warning(
+    numbers: list[tuple[int, int]], warning: str | None
+) -> None:
+    """Numbers run from 0 per register or for the whole log; the first gap is a warning."""
     log = EventLog.from_cel(b"".join(record(at, number(1, index)) for at, index in numbers))
     assert len(log.events) == len(numbers)
     assert len(log.warnings) == (warning is not None)
@@ -200,14 +203,13 @@ def test_gaps_are_told(numbers: list[tuple[int, int]], warning: str | None) -> N
 
 
 @pytest.mark.parametrize("second", [0, 1])
-def test_numbers_grow(second: int) -> None:
-    """A number again, or a smaller one, is refused with its record."""
-    with pytest.raises(FormatError, match=r"CEL record 1: .* does not grow") as caught:
+def test_from_cel_non_increasing_record_number_fails(second: int) -> None:
+    """A repeated or smaller record number is rejected at its record."""
+    with raises(FormatError, "recnum", offset=len(record())):
         EventLog.from_cel(record(1) + record(second))
-    assert caught.value.offset == len(record())
 
 
-# -- management ------------------------------------------------------------------------------------
+# -- CEL management records ----------------------------------------------------------------------
 
 VERSION = tlv(1, number(0, 1) + number(1, 1))
 
@@ -215,69 +217,69 @@ VERSION = tlv(1, number(0, 1) + number(1, 1))
 @pytest.mark.parametrize(
     "statements", [VERSION, tlv(2, b""), number(80, 9, 8), number(81, 2), VERSION + tlv(2, b"")]
 )
-def test_management_is_not_extended(statements: bytes) -> None:
-    """Version, end of the firmware, timestamps and states are read, counted, and left out."""
+def test_from_cel_management_records_are_not_replayed(statements: bytes) -> None:
+    """Version, firmware end, timestamps and state transitions are counted but not replayed."""
     data = record(content=tlv(4, statements), digests=b"") + record(1)
     assert EventLog.parse(data) == EventLog.parse(EXAMPLE["tlv"])
     assert not EventLog.parse(data).warnings
 
 
-def test_management_with_digests() -> None:
-    """A timestamp with one is told of; a measured change of state is nothing that a TD does."""
+def test_from_cel_management_with_digest_is_warning_or_unsupported() -> None:
+    """A timestamp with a digest is a warning; a measured state transition is unsupported."""
     log = EventLog.from_cel(record(content=tlv(4, number(80, 1))) + record(1))
     assert log == EventLog.parse(EXAMPLE["tlv"])
     assert log.warnings == ("1 timestamps have digests, which are not replayed",)
-    with pytest.raises(FormatError, match="change of state that was measured"):
+    with raises(FormatError, "unsupported", offset=0):
         EventLog.from_cel(record(content=tlv(4, number(81, 1))))
 
 
-def test_informative_records_of_index_0_are_left_out() -> None:
-    """They are counted; an extended one would have changed MRTD."""
+def test_from_cel_no_action_in_index_0_is_dropped() -> None:
+    """EV_NO_ACTION in index 0 is counted but dropped; an extended event there would be MRTD."""
     informative = tlv(5, number(0, NO_ACTION) + tlv(1, b"StartupLocality\0\0"))
     data = record(register=number(1, 0), content=informative) + record()
     assert EventLog.parse(data) == EventLog.parse(EXAMPLE["tlv"])
-    with pytest.raises(FormatError, match="index 0 is MRTD"):
+    with raises(FormatError, "index", offset=0):
         EventLog.from_cel(record(register=number(1, 0)))
 
 
 @pytest.mark.parametrize("digests", [b"", tlv(0xB, bytes(32)), tlv(0xC, bytes(48))])
-def test_informative_records_need_no_digest(digests: bytes) -> None:
-    """Nothing extends them, so a log without a digest, or with another bank's, has zero bytes."""
+def test_from_cel_no_action_needs_no_digest(digests: bytes) -> None:
+    """EV_NO_ACTION without a digest of the SHA-384 bank is read with a zero digest."""
     content = tlv(5, number(0, NO_ACTION) + tlv(1, b"remark"))
     log = EventLog.parse(record(digests=digests, content=content))
     assert log == EventLog([Event(1, NO_ACTION, bytes(48), "", b"remark")])
     assert log.replay() == EventLog().replay()
 
 
-# -- what is no TD's -------------------------------------------------------------------------------
+# -- records of other platforms ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("log", "message"),
+    ("log", "reason", "offset"),
     [
-        (record(register=number(1, 5)), "no register of index 5"),
-        (record(register=number(1, 2**64 - 1, 8)), "no register of index 1844"),
-        (record(register=number(2, 1)), "nv_index"),
-        (record(digests=tlv(0xB, bytes(32))), "no SHA-384 digest"),
-        (record(digests=b""), "no SHA-384 digest"),
-        (record(content=tlv(7, tlv(0, b"ima-ng") + tlv(1, b""))), "ima_template"),
-        (record(content=tlv(8, b"")), "ima_tlv"),
-        (record(content=tlv(9, b"")), "systemd"),
-        (record(content=tlv(80, b"")), "Google's containers"),
-        (record(content=tlv(6, b"")), "no content type 6"),
-        (text(content_type="ima_template"), "ima_template"),
-        (text(content_type=11, recnum=None), "systemd"),
-        (text(pcr=None, nv_index=1), "nv_index"),
+        (record(register=number(1, 5)), "index", 0),
+        (record(register=number(1, 2**64 - 1, 8)), "index", 0),
+        (record(register=number(2, 1)), "other_log", 6),
+        (record(digests=tlv(0xB, bytes(32))), "missing", 0),
+        (record(digests=b""), "missing", 0),
+        (record(content=tlv(7, tlv(0, b"ima-ng") + tlv(1, b""))), "other_log", 70),
+        (record(content=tlv(8, b"")), "other_log", 70),
+        (record(content=tlv(9, b"")), "other_log", 70),
+        (record(content=tlv(80, b"")), "other_log", 70),
+        (record(content=tlv(6, b"")), "wrong_value", 70),
+        (text(content_type="ima_template"), "other_log", 1),
+        (text(content_type=11, recnum=None), "other_log", 1),
+        (text(pcr=None, nv_index=1), "other_log", 1),
     ],
 )
-def test_what_is_not_about_registers_of_a_td_is_named(log: bytes, message: str) -> None:
-    """TPM's registers and indexes, IMA's and systemd's measurements."""
-    with pytest.raises(FormatError, match=f"^CEL record 0: .*{message}"):
+def test_from_cel_of_non_td_record_fails(log: bytes, reason: str, offset: int) -> None:
+    """TPM registers and NV indexes, IMA and systemd records are rejected by name."""
+    with raises(FormatError, reason, offset=offset):
         EventLog.parse(log)
 
 
-def test_googles_register_type_is_read() -> None:
-    """Type 108 stands for the same index; other banks beside SHA-384 are let be."""
+def test_from_cel_register_type_108_is_read() -> None:
+    """Google's register type 108 is the same index; banks other than SHA-384 are ignored."""
     data = record(register=number(108, 2), digests=tlv(0xB, bytes(32)) + tlv(0xC, DIGEST))
     assert EventLog.parse(data) == EventLog.parse(EXAMPLE["tlv"])
 
@@ -307,28 +309,28 @@ def runtime_record(preimage: bytes, digest: bytes = DIGEST, index: int = 4) -> b
         b'{"' + b"[" * 300,
     ],
 )
-def test_data_that_are_no_preimage_are_refused(preimage: bytes) -> None:
-    """Nobody could tell the event."""
-    with pytest.raises(FormatError, match=r"CEL record 0: .*runtime event"):
+def test_from_cel_of_invalid_preimage_fails(preimage: bytes) -> None:
+    """A runtime event whose data are not a preimage has no name and is rejected."""
+    with raises(FormatError, "wrong_value", "encoding", offset=0):
         EventLog.from_cel(runtime_record(preimage))
 
 
-def test_digests_of_runtime_events_are_their_own() -> None:
-    """A digest that is not the preimage's is a warning in version 1, and a refusal in version 2."""
+def test_from_cel_wrong_runtime_digest_is_warning_or_failure() -> None:
+    """A digest that is not the preimage's is a warning in version 1 and a failure in version 2."""
     for version in (1, 2):
         event = runtime_event("app-id", b"x", version)
         log = EventLog.from_cel(runtime_record(event.preimage()))
         assert log.events == (event,)
         if version == 1:
-            assert log.warnings == ("event 0, 'app-id', came with a digest not its own",)
+            assert len(log.warnings) == 1
         else:
-            with pytest.raises(VerificationError, match="does not match its preimage"):
+            with raises(VerificationError, "event"):
                 log.check_events()
         assert not EventLog.from_cel(runtime_record(event.preimage(), event.digest)).warnings
 
 
-def test_runtime_events_elsewhere_are_not_believed() -> None:
-    """One of RTMR0 can be read, and `check_events` refuses it as in any log."""
+def test_from_cel_runtime_event_outside_rtmr3_fails_check() -> None:
+    """A runtime event in RTMR0 is read, but fails `check_events`."""
     log = EventLog.from_cel(runtime_record(runtime_event("app-id", b"").preimage(), index=1))
-    with pytest.raises(VerificationError, match="runtime events are in RTMR3"):
+    with raises(VerificationError, "event"):
         log.check_events()

@@ -1,4 +1,4 @@
-"""Runtime events have the digests of the guest agent, and its log reads back."""
+"""Runtime events have the guest agent's digests, and the agent's log is read and written."""
 
 import hashlib
 import json
@@ -22,6 +22,7 @@ from attestkit.event_log.runtime_events import (
     runtime_line,
     runtime_preimage,
 )
+from tests.raising import raises
 from tests.vectors import load, needs_shared
 
 VECTORS = load("runtime_events.json")
@@ -30,7 +31,7 @@ REPLAYS = VECTORS.get("replays", [])
 
 
 def event_of(vector: dict[str, Any]) -> Event:
-    """Make the event of a vector row, also where `runtime_event` refuses to."""
+    """Build the event of a vector, even if `runtime_event` rejects it."""
     name, payload = vector["event"], bytes.fromhex(vector["payload"])
     version = vector["version"]
     return Event(
@@ -40,8 +41,8 @@ def event_of(vector: dict[str, Any]) -> Event:
 
 @needs_shared
 @pytest.mark.parametrize("vector", DIGESTS, ids=lambda v: f"{v['event']!r}-v{v['version']}")
-def test_digests_of_both_versions(vector: dict[str, Any]) -> None:
-    """Preimage, digest and log line, byte for byte."""
+def test_runtime_event_matches_vector(vector: dict[str, Any]) -> None:
+    """Preimage, digest and log line match byte for byte."""
     event = event_of(vector)
     assert runtime_preimage(event.name, event.payload, event.version).hex() == vector["preimage"]
     assert event.preimage().hex() == vector["preimage"]
@@ -51,7 +52,7 @@ def test_digests_of_both_versions(vector: dict[str, Any]) -> None:
     assert runtime_line(event) == line
     assert parse_runtime_lines(line) == (event,)
     if event.version == 1 and ":" in event.name:
-        with pytest.raises(UsageError, match="colon"):
+        with raises(UsageError, "wrong_value"):
             runtime_event(event.name, event.payload)
     else:
         assert runtime_event(event.name, event.payload, event.version) == event
@@ -59,8 +60,8 @@ def test_digests_of_both_versions(vector: dict[str, Any]) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("vector", REPLAYS, ids=lambda v: v["name"])
-def test_replays(vector: dict[str, Any]) -> None:
-    """Whole logs, and up to a boundary event included."""
+def test_replay_matches_vector(vector: dict[str, Any]) -> None:
+    """Whole logs, and logs up to a boundary event, replay to the vectors' values."""
     events = [event_of(event) for event in vector["events"]]
     assert EventLog(events).replay()[3].hex() == vector["sha384"]
     if until := vector.get("up_to_event"):
@@ -69,8 +70,8 @@ def test_replays(vector: dict[str, Any]) -> None:
         assert part.replay()[3].hex() == vector["sha384_up_to"]
 
 
-def test_names_of_the_boot_are_reserved() -> None:
-    """The events from which an app's identity is read, and the borders of the boot."""
+def test_reserved_event_names_are_rejected() -> None:
+    """The names that define an app's identity and the boundaries of the boot are reserved."""
     assert len(RESERVED_NAMES) == 12
     assert {"app-id", "compose-hash", "instance-id", "key-provider"} < RESERVED_NAMES
     assert {"system-preparing", "boot-mr-done", "system-ready"} < RESERVED_NAMES
@@ -78,35 +79,38 @@ def test_names_of_the_boot_are_reserved() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "why"),
+    ("arguments", "reason", "subject"),
     [
-        (("a:b", b""), "colon"),
-        ((":", b"", 1), "colon"),
-        (("a", b"", 0), "no version 0"),
-        (("a", b"", 3), "no version 3"),
-        (("\udfff", b"", 1), "surrogates"),
-        (("\udfff", b"", 2), "surrogates"),
-        ((b"a", b""), "name"),
-        (("a", "payload"), "payload"),
-        (("a", bytearray(1)), "payload"),
+        (("a:b", b""), "wrong_value", "event name"),
+        ((":", b"", 1), "wrong_value", "event name"),
+        (("a", b"", 0), "wrong_value", "event version"),
+        (("a", b"", 3), "wrong_value", "event version"),
+        (("\udfff", b"", 1), "encoding", "event name"),
+        (("\udfff", b"", 2), "encoding", "event name"),
+        ((b"a", b""), "wrong_type", "event name"),
+        (("a", "payload"), "wrong_type", "event payload"),
+        (("a", bytearray(1)), "wrong_type", "event payload"),
     ],
 )
-def test_an_event_that_cannot_be_is_refused(arguments: Any, why: str) -> None:
-    """Colons in version 1 names, unknown versions and arguments of other types are refused."""
-    with pytest.raises(UsageError, match=why):
+def test_runtime_event_with_invalid_argument_fails(
+    arguments: Any, reason: str, subject: str
+) -> None:
+    """Colons in version 1 names, unknown versions and wrong types are rejected."""
+    with raises(UsageError, reason) as caught:
         runtime_event(*arguments)
+    assert str(caught.value).startswith(f"{subject}:")
 
 
-def test_check_v2_passes_what_it_is_not_about() -> None:
-    """Firmware's events and version 1 events need no preimage."""
+def test_check_v2_ignores_other_events() -> None:
+    """Firmware events and version 1 events need no preimage."""
     check_v2(WireEvent(0, 4, bytes(48), "", b"", 2), 0)
     check_v2(WireEvent(3, RUNTIME_EVENT_TYPE, bytes(48), "a", b"", 1), 0)
-    with pytest.raises(VerificationError, match=r"^V2 runtime event 7 is missing its digest preim"):
+    with raises(VerificationError, "event"):
         check_v2(WireEvent(3, RUNTIME_EVENT_TYPE, b"", "a", b"", 2), 7)
 
 
-def test_a_log_written_out() -> None:
-    """Blank lines are skipped, no bytes are no events, and a last line needs no newline."""
+def test_parse_runtime_log_accepts_blank_lines_and_missing_newline() -> None:
+    """Blank lines are skipped, an empty log has no events, and the last newline is optional."""
     log = b'{"event":"a","payload":"AQI="}\n\n  \t\n{"payload":"","version":2,"event":"b","x":1}'
     assert parse_runtime_lines(log) == (
         runtime_event("a", b"\1\2"),
@@ -115,9 +119,9 @@ def test_a_log_written_out() -> None:
     assert parse_runtime_lines(b"") == parse_runtime_lines(b"\n") == ()
 
 
-def test_other_events_have_no_line() -> None:
-    """The runtime log is for runtime events."""
-    with pytest.raises(UsageError, match="EV_SEPARATOR"):
+def test_runtime_line_of_other_event_fails() -> None:
+    """The runtime log contains runtime events only."""
+    with raises(UsageError, "not_applicable"):
         runtime_line(Event(0, 4, bytes(48), "", b""))
 
 
@@ -125,43 +129,42 @@ GOOD = b'{"event":"good","payload":""}\n'
 
 
 @pytest.mark.parametrize(
-    ("line", "why"),
+    ("line", "reason"),
     [
-        (b"{", "not a JSON object"),
-        (b"[]", "not a JSON object"),
-        (b"7", "not a JSON object"),
-        (b"{} {}", "not a JSON object"),
-        (b"\xff", "not UTF-8"),
-        (b"[" * 100_000, "JSON nests deeper"),
-        (b'{"x":' + b"9" * 5000 + b"}", "number is too long"),
-        (b"{}", "must be texts"),
-        (b'{"event":"a"}', "must be texts"),
-        (b'{"payload":""}', "must be texts"),
-        (b'{"event":1,"payload":""}', "must be texts"),
-        (b'{"event":"a","payload":null}', "must be texts"),
-        (b'{"event":"a","payload":"","version":"2"}', "must be texts"),
-        (b'{"event":"a","payload":"","version":true}', "must be texts"),
-        (b'{"event":"a","payload":"","version":3}', "version is 3"),
-        (b'{"event":"a","event":"b","payload":""}', "twice"),
-        (b'{"event":"a","payload":"","x":{"y":1,"y":1}}', "twice"),
-        (b'{"event":"\\ud800","payload":""}', "surrogates"),
-        (b'{"event":"a","payload":"AQ"}', "not base64"),
-        (b'{"event":"a","payload":"A Q=="}', "not base64"),
-        (b'{"event":"a","payload":"A-_="}', "not base64"),
-        (b'{"event":"a","payload":"\xc3\xa9"}', "not base64"),
-        (b'{"event":"a","payload":"AR=="}', "canonical"),
-        (b'{"event":"a","payload":"AQ==AQ=="}', "base64"),
+        (b"{", "syntax"),
+        (b"[]", "wrong_type"),
+        (b"7", "wrong_type"),
+        (b"{} {}", "syntax"),
+        (b"\xff", "encoding"),
+        (b"[" * 100_000, "too_deep"),
+        (b'{"x":' + b"9" * 5000 + b"}", "too_large"),
+        (b"{}", "wrong_type"),
+        (b'{"event":"a"}', "wrong_type"),
+        (b'{"payload":""}', "wrong_type"),
+        (b'{"event":1,"payload":""}', "wrong_type"),
+        (b'{"event":"a","payload":null}', "wrong_type"),
+        (b'{"event":"a","payload":"","version":"2"}', "wrong_type"),
+        (b'{"event":"a","payload":"","version":true}', "wrong_type"),
+        (b'{"event":"a","payload":"","version":3}', "version"),
+        (b'{"event":"a","event":"b","payload":""}', "duplicate"),
+        (b'{"event":"a","payload":"","x":{"y":1,"y":1}}', "duplicate"),
+        (b'{"event":"\\ud800","payload":""}', "encoding"),
+        (b'{"event":"a","payload":"AQ"}', "encoding"),
+        (b'{"event":"a","payload":"A Q=="}', "encoding"),
+        (b'{"event":"a","payload":"A-_="}', "encoding"),
+        (b'{"event":"a","payload":"\xc3\xa9"}', "encoding"),
+        (b'{"event":"a","payload":"AR=="}', "not_canonical"),
+        (b'{"event":"a","payload":"AQ==AQ=="}', "encoding"),
     ],
 )
-def test_a_bad_line_is_an_error_for_the_whole_log(line: bytes, why: str) -> None:
+def test_parse_runtime_log_with_invalid_line_fails(line: bytes, reason: str) -> None:
     """The error names line and offset."""
-    with pytest.raises(FormatError, match=f"^runtime log, line 3: .*{why}") as caught:
+    with raises(FormatError, reason, offset=len(GOOD) + 1):
         parse_runtime_lines(GOOD + b"\n" + line + b"\n" + GOOD)
-    assert caught.value.offset == len(GOOD) + 1
 
 
-def test_a_log_cut_anywhere() -> None:
-    """Cut between two lines a log is shorter; cut inside one it is refused, naming that line."""
+def test_parse_runtime_log_truncated_inside_line_fails() -> None:
+    """Truncated between two lines a log is shorter; inside a line it is rejected."""
     events = [runtime_event(name, b"\0" * len(name)) for name in ("one", "zwei", "trois")]
     lines = [runtime_line(event) for event in events]
     log = b"".join(lines)
@@ -179,7 +182,7 @@ def test_a_log_cut_anywhere() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["text", bytearray(), None])
-def test_only_bytes_get_in(wrong: Any) -> None:
+def test_parse_runtime_log_of_other_type_is_usage_error(wrong: Any) -> None:
     """A runtime log is bytes."""
     with pytest.raises(UsageError):
         parse_runtime_lines(wrong)
@@ -190,8 +193,8 @@ NAMES = st.text(max_size=12)
 
 @settings(max_examples=500, database=None, deadline=None)
 @given(NAMES, st.binary(max_size=40))
-def test_version_2_preimages_are_json_of_the_event(name: str, payload: bytes) -> None:
-    """The canonical text is JSON, and no two events share one."""
+def test_version_2_preimage_is_unique_json(name: str, payload: bytes) -> None:
+    """The preimage is JSON, and no two events share one."""
     preimage = runtime_preimage(name, payload, 2)
     members = {"name": name, "payload": payload.hex(), "type": RUNTIME_EVENT_TYPE}
     assert json.loads(preimage) == members
@@ -201,24 +204,24 @@ def test_version_2_preimages_are_json_of_the_event(name: str, payload: bytes) ->
 
 @settings(max_examples=500, database=None, deadline=None)
 @given(st.binary(max_size=80))
-def test_any_bytes_are_a_log_or_a_format_error(anything: bytes) -> None:
-    """Any bytes are lines of events or raise FormatError."""
-    for log in (anything, b'{"event":"' + anything + b'","payload":"AA=="}'):
+def test_parse_runtime_log_of_arbitrary_bytes_raises_only_format_error(data: bytes) -> None:
+    """Arbitrary bytes are read or raise FormatError."""
+    for log in (data, b'{"event":"' + data + b'","payload":"AA=="}'):
         with suppress(FormatError):
             parse_runtime_lines(log)
 
 
-def test_the_digest_is_that_of_the_preimage() -> None:
-    """Digest and preimage cannot drift apart."""
+def test_event_digest_is_hash_of_preimage() -> None:
+    """The digest of any event is the SHA-384 of its preimage."""
     for version in (1, 2):
         expected = hashlib.sha384(runtime_preimage("n", b"p", version)).digest()
         assert runtime_digest("n", b"p", version) == expected
 
 
 @pytest.mark.parametrize("event_type", [0, 4, 0x0D, 0x80000007, 0xFFFFFFFF])
-def test_rtmr3_has_runtime_events_alone(event_type: int) -> None:
-    """Of an event of another type only the digest counts: it could be any runtime event, hidden."""
+def test_check_events_of_other_type_in_rtmr3_fails(event_type: int) -> None:
+    """In RTMR3 an event of another type could hide a runtime event, so it is rejected."""
     hidden = Event(3, event_type, bytes(48), "", b"")
-    with pytest.raises(VerificationError, match=r"event 0 of RTMR3 is .*, not a runtime event"):
+    with raises(VerificationError, "event"):
         check_runtime_events([hidden])
     check_runtime_events([hidden._replace(event_type=3), hidden._replace(register=2)])

@@ -1,6 +1,6 @@
-"""The agent's log read twice, by the native core and by the parser in Python, and held together.
+"""Differential reading of the agent's log by the native core and by the Python parser.
 
-The core must not accept what the parser refuses, refuse what it accepts, or find other values.
+The core must accept the same texts as the parser, with the same values.
 """
 
 from typing import Literal
@@ -11,21 +11,21 @@ from attestkit.event_log import EventLog, agent_json
 from attestkit.event_log.agent_json import AgentJsonSource
 from attestkit.event_log.runtime_events import check_runtime_events
 
-__all__ = ["agreed", "read_in_python"]
+__all__ = ["read_in_python", "read_with_both"]
 
 Verdict = Literal["accepted", "refused", "left"]
 
 
 def read_in_python(text: bytes | str) -> EventLog | None:
-    """Return the log as the parser reads it, or None where it refuses the text."""
+    """Return the log as read by the Python parser, or None if it rejects the text."""
     try:
         return EventLog.from_wire(agent_json.parse(text))
     except FormatError:
         return None
 
 
-def agreed(data: bytes) -> Verdict:
-    """Return what the core says of a text, after seeing that the parser agrees."""
+def read_with_both(data: bytes) -> Verdict:
+    """Return the core's result, after checking that the parser agrees."""
     walked = _native.agent_json_walk(data)
     expected = read_in_python(data)
     if walked == "left":
@@ -39,14 +39,14 @@ def agreed(data: bytes) -> Verdict:
     assert events == expected.events, data
     assert [type(event) for event in events] == [type(event) for event in expected.events]
     assert EventLog(events).replay() == expected.replay() == _native.replay(registers, digests)
-    # Nothing is odd about what the core accepts, but what `check_events` may find.
+    # The core accepts regular text only; `check_events` may still find invalid events.
     assert (expected.warnings, is_regular(expected)) == ((), regular), data
     expected.stripped()
     return "accepted"
 
 
 def is_regular(log: EventLog) -> bool:
-    """Tell whether the runtime events keep their own rules."""
+    """Return whether the runtime events are valid."""
     try:
         check_runtime_events(log.events)
     except VerificationError:

@@ -1,7 +1,7 @@
-"""A reader of an example: copies its folder, types the commands of its README, and sees what comes.
+"""A runner of examples: copies an example's folder and runs the commands of its README.
 
-Commands that end in `&` are left running until the reader is done; the next is typed when they have
-printed their line that begins with `ready`. Port 8099 of the README is any free one here.
+Commands that end in `&` run until the runner is closed; the next command starts after their line
+that begins with `ready`. Port 8099 of the README is replaced by a free one.
 """
 
 import importlib.util
@@ -17,20 +17,20 @@ from typing import Final, NamedTuple, final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 EXAMPLES: Final = ROOT / "docs" / "examples"
-PATIENCE: Final = 300  # seconds that a loaded machine may take
+TIMEOUT: Final = 300  # s, on a loaded machine
 _PORT: Final = "8099"
 _OURS: Final = ("ATTESTKIT_", "DSTACK_", "TAPPD_", "XDG_", "PCCS_URL", "PYTHON")
 
 
 class Done(NamedTuple):
-    """How a command ended, and all that it printed."""
+    """Exit code and output of a command."""
 
     code: int
     printed: str
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Return the environment of somebody who has attestkit installed, and nothing set."""
+    """Return an environment without attestkit's variables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     path = f"{Path(sys.executable).parent}:{kept.get('PATH', '/usr/bin:/bin')}"
     quiet = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "error"}
@@ -39,25 +39,25 @@ def environment(**extra: str) -> dict[str, str]:
 
 @final
 class Reader:
-    """Somebody with a copy of an example; as a context manager it ends what still runs."""
+    """A copy of an example; a context manager that ends its running commands."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = folder / name
         shutil.copytree(EXAMPLES / name, self.folder)
         shutil.copy(EXAMPLES / "simulated_trust.py", folder)
         self.readme = (self.folder / "README.md").read_text()
-        self.url = ""  # of what was started last, or host:port
+        self.url = ""  # URL, or host:port, of the command started last
         self._running: list[subprocess.Popen[str]] = []
 
     def commands(self) -> list[str]:
-        """Return the commands of the README's first block for a shell, a line each."""
+        """Return the commands of the README's first shell block, one per line."""
         found = re.search(r"```sh\n(.*?)```", self.readme, re.DOTALL)
         assert found, "the README shows no commands"
         lines = found[1].replace("\\\n", " ").splitlines()
         return [line for line in lines if line and not line.startswith("#")]
 
     def run_all(self) -> list[Done]:
-        """Run all commands of the README; return how those ended that were waited for."""
+        """Run all commands of the README; return the results of those in the foreground."""
         done = []
         for command in self.commands():
             if command.endswith("&"):
@@ -78,13 +78,13 @@ class Reader:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             check=False,
         )
         return Done(ended.returncode, ended.stdout)
 
     def load(self, program: str) -> ModuleType:
-        """Return a program of the example as a module: quicker, where a test runs it often."""
+        """Import a program of the example, which is faster than running it."""
         name = f"{self.folder.name}_{program}"
         spec = importlib.util.spec_from_file_location(name, self.folder / f"{program}.py")
         assert spec is not None
@@ -94,7 +94,7 @@ class Reader:
         return module
 
     def start(self, command: str) -> str:
-        """Run a command that goes on, and return the rest of its ready line."""
+        """Start a background command, and return the rest of its ready line."""
         command = command.replace(f"--port {_PORT}", "--port 0")
         with (self.folder.parent / f"stderr{len(self._running)}").open("wb") as errors:
             process = subprocess.Popen(
@@ -108,7 +108,7 @@ class Reader:
             )
         self._running.append(process)
         assert process.stdout is not None
-        timer = threading.Timer(PATIENCE, process.kill)  # makes readline() return
+        timer = threading.Timer(TIMEOUT, process.kill)  # makes readline() return
         timer.start()
         try:
             line = process.stdout.readline()
@@ -118,11 +118,11 @@ class Reader:
         self.url = line.split()[1]
         return self.url
 
-    def said(self) -> str:
-        """End what was started last, and return all that it printed after its ready line."""
+    def stop_and_read(self) -> str:
+        """Stop the command started last, and return its output after the ready line."""
         process = self._running.pop()
         process.terminate()
-        printed, _ = process.communicate(timeout=PATIENCE)
+        printed, _ = process.communicate(timeout=TIMEOUT)
         return printed
 
     def __enter__(self) -> "Reader":
@@ -130,4 +130,4 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         while self._running:
-            self.said()
+            self.stop_and_read()

@@ -1,4 +1,4 @@
-"""The job of the example passes what was pinned, and fails for anything else."""
+"""Tests of the ci_image_check example: its job passes for the pinned image only."""
 
 import re
 from collections.abc import Iterator
@@ -8,28 +8,28 @@ import pytest
 
 from tests.examples.reader import Done, Reader
 
-BELIEF = "--trust-anchor sim/trust-anchor.der --collateral sim/collateral.json"
-NIGHTLY = f"sh check_image.sh {BELIEF}"
+TRUST_OPTIONS = "--trust-anchor sim/trust-anchor.der --collateral sim/collateral.json"
+NIGHTLY = f"sh check_image.sh {TRUST_OPTIONS}"
 ATTEST = "attestkit attest --backend simulator --option seed=@sim/seed"
 APP = "--option app_compose=@app-compose.json"
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """Return a reader who has typed all of the first block but the last line, the job."""
+    """Return a copy of the example in which all commands but the job have run."""
     with Reader("ci_image_check", tmp_path_factory.mktemp("example")) as reader:
         for command in reader.commands()[:-2]:
             assert reader.run(command).code == 0
         yield reader
 
 
-def job(reader: Reader, attest: str = f"{ATTEST} {APP}", command: str = NIGHTLY) -> Done:
-    """Run the job against what `attest` asks."""
+def run_job(reader: Reader, attest: str = f"{ATTEST} {APP}", command: str = NIGHTLY) -> Done:
+    """Run the job with this command for evidence."""
     return reader.run(command, ATTEST=attest)
 
 
-def test_the_readme_s_commands_do_what_it_says(tmp_path: Path) -> None:
-    """The pinned image passes; after one line of app-compose was changed the job fails with 4."""
+def test_ci_image_check_readme_commands_succeed(tmp_path: Path) -> None:
+    """The pinned image passes; after a change of app-compose the job exits with 4."""
     with Reader("ci_image_check", tmp_path) as reader:
         whole = "\n".join(re.findall(r"```sh\n(.*?)```", reader.readme, re.DOTALL))
         done = reader.run(f"set -e\n{whole}")
@@ -39,56 +39,56 @@ def test_the_readme_s_commands_do_what_it_says(tmp_path: Path) -> None:
         assert "launch what the policy was made for" in failed
 
 
-def test_the_pinned_image_passes(reader: Reader) -> None:
-    """And says that what it saw was simulated."""
-    done = job(reader)
+def test_ci_job_pinned_image_passes(reader: Reader) -> None:
+    """The pinned image passes, and its evidence is reported as simulated."""
+    done = run_job(reader)
     assert done.code == 0, done.printed
     assert "SIMULATED evidence" in done.printed
 
 
-def test_another_app_fails(reader: Reader) -> None:
-    """The simulator's own, by the same root."""
-    assert job(reader, ATTEST).code == 4
+def test_ci_job_other_app_fails(reader: Reader) -> None:
+    """Evidence of another app under the same root exits with 4."""
+    assert run_job(reader, ATTEST).code == 4
 
 
-def test_evidence_that_was_kept_fails(reader: Reader) -> None:
-    """It was good, and is over another nonce."""
+def test_ci_job_replayed_evidence_fails(reader: Reader) -> None:
+    """Evidence for another nonce exits with 4."""
     (reader.folder / "replay.sh").write_text("cat good.bin\n")
-    done = job(reader, "sh replay.sh")
-    assert "the report data" in done.printed
+    done = run_job(reader, "sh replay.sh")
+    assert "report data: " in done.printed
     assert done.code == 4
 
 
 @pytest.mark.parametrize(
     "attest", ["false", "no-such-program", "attestkit attest --backend tdx_ioctl"]
 )
-def test_a_machine_that_does_not_answer_fails(reader: Reader, attest: str) -> None:
-    """No evidence is no pass."""
-    assert job(reader, attest).code == 3
+def test_ci_job_failing_attester_fails(reader: Reader, attest: str) -> None:
+    """A failing attester exits with 3."""
+    assert run_job(reader, attest).code == 3
 
 
-def test_no_evidence_fails(reader: Reader) -> None:
-    """Also where asking for it seemed to work."""
-    assert job(reader, "true").code == 5
+def test_ci_job_empty_evidence_fails(reader: Reader) -> None:
+    """Empty evidence exits with 5, even if the attester succeeded."""
+    assert run_job(reader, "true").code == 5
 
 
-def test_without_the_simulator_s_root_it_fails(reader: Reader) -> None:
-    """A job for hardware does not take a simulator."""
+def test_ci_job_without_trust_anchor_fails(reader: Reader) -> None:
+    """Simulated evidence exits with 2 unless the simulator's root is passed."""
     command = NIGHTLY.replace("--trust-anchor sim/trust-anchor.der", "")
-    assert job(reader, command=command).code == 2
+    assert run_job(reader, command=command).code == 2
 
 
-def test_without_a_policy_it_fails(reader: Reader) -> None:
-    """It does not fall back to one that takes every app."""
+def test_ci_job_without_policy_fails(reader: Reader) -> None:
+    """A missing policy exits with 1; no default policy is used."""
     (reader.folder / "policy.toml").rename(reader.folder / "kept.toml")
     try:
-        assert job(reader).code == 1
+        assert run_job(reader).code == 1
     finally:
         (reader.folder / "kept.toml").rename(reader.folder / "policy.toml")
 
 
-def test_the_workflow_runs_the_script(reader: Reader) -> None:
-    """It is YAML, and its step is the README's with hardware's options."""
+def test_ci_workflow_runs_script(reader: Reader) -> None:
+    """The YAML workflow runs the README's script with the options for hardware."""
     yaml = pytest.importorskip("yaml")
     found = yaml.safe_load((reader.folder / "workflow.yml").read_text())
     step = found["jobs"]["attested"]["steps"][-1]

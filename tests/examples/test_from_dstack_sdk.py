@@ -1,4 +1,4 @@
-"""The program over the dstack SDK and the one over attestkit see the same of the same agent."""
+"""Tests of the from_dstack_sdk example: dstack's SDK and attestkit give equal results."""
 
 import json
 import re
@@ -16,7 +16,7 @@ dstack_sdk = pytest.importorskip("dstack_sdk", reason="the example needs dstack-
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """Return a reader who has typed the README's commands; the folder's path must be short."""
+    """Return a copy of the example whose commands have run; its path must be short."""
     with Reader("from_dstack_sdk", tmp_path_factory.mktemp("x")) as reader:
         assert reader.run_all() == [Done(0, ""), Done(0, ""), Done(0, "")]
         yield reader
@@ -24,15 +24,15 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 @pytest.fixture
 def endpoint(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name the server's socket to clients in this process."""
+    """Set the agent's socket for clients in this process."""
     path = str(reader.folder / "tee" / "dstack.sock")
     monkeypatch.setenv("DSTACK_SIMULATOR_ENDPOINT", path)
     monkeypatch.delenv("ATTESTKIT_BACKEND", raising=False)
     return path
 
 
-def test_the_readme_s_commands_do_what_it_says(reader: Reader) -> None:
-    """Both print the same, all of it is there, and none of it is the key."""
+def test_from_dstack_sdk_readme_commands_succeed(reader: Reader) -> None:
+    """Both programs print the same complete facts, and the signature is valid."""
     before = json.loads((reader.folder / "before.json").read_text())
     assert before == json.loads((reader.folder / "after.json").read_text())
     assert before["report_data"] == b"nonce".ljust(64, b"\0").hex()
@@ -41,8 +41,8 @@ def test_the_readme_s_commands_do_what_it_says(reader: Reader) -> None:
     assert len(before["rtmrs"]) == 4
 
 
-def test_the_same_to_the_byte(reader: Reader, endpoint: str) -> None:
-    """Also what is not printed: the key."""
+def test_sdk_and_attestkit_facts_are_equal(reader: Reader, endpoint: str) -> None:
+    """The facts are equal, including the key, which is not printed."""
     before = reader.load("before").facts(b"another nonce")
     after = reader.load("after").facts(b"another nonce")
     assert before == after
@@ -52,10 +52,12 @@ def test_the_same_to_the_byte(reader: Reader, endpoint: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["secp256k1", "ed25519"])
 @pytest.mark.parametrize(("path", "purpose"), [("", ""), ("wallet/eth", "signing"), ("a/b c", "")])
-def test_keys(endpoint: str, path: str, purpose: str, algorithm: str) -> None:
-    """Every path, purpose and algorithm gives the key and the chain that the SDK gets."""
+def test_sdk_and_attestkit_keys_are_equal(
+    endpoint: str, path: str, purpose: str, algorithm: str
+) -> None:
+    """Every path, purpose and algorithm gives the same key and signature chain."""
     client = dstack_sdk.DstackClient(endpoint)
-    with client:  # `as` would give the asynchronous one
+    with client:  # `as` would bind the asynchronous client
         old = client.get_key(path, purpose, algorithm)
     with attestkit.open("dstack_agent", endpoint=endpoint) as tee:
         new = tee.keys.derive(path, purpose, algorithm)
@@ -63,17 +65,17 @@ def test_keys(endpoint: str, path: str, purpose: str, algorithm: str) -> None:
     assert tuple(old.decode_signature_chain()) == new.signature_chain
 
 
-def test_evidence(endpoint: str) -> None:
-    """Quote, log and attestation are about the same, field by field."""
+def test_sdk_and_attestkit_evidence_is_equal(endpoint: str) -> None:
+    """Quote, event log and attestation agree field by field."""
     client = dstack_sdk.DstackClient(endpoint)
-    with client:  # `as` would give the asynchronous one
+    with client:  # `as` would bind the asynchronous client
         old, info = client.get_quote(b"nonce"), client.info()
         attested = Attestation.from_bytes(client.attest(b"nonce").decode_attestation())
     with attestkit.open("dstack_agent", endpoint=endpoint) as tee:
         quote, evidence = tee.get_quote(b"nonce"), tee.attest(b"nonce")
         assert tee.info().compose_hash.hex() == info.compose_hash
         assert tee.app_compose.raw.decode() == info.tcb_info.app_compose
-    signed = slice(0, 48 + 584)  # header and body; signatures have randomness of their own
+    signed = slice(0, 48 + 584)  # header and body; signatures are randomized
     assert old.decode_quote()[signed] == quote.raw[signed]
     events = [
         (event.imr, event.event_type, event.digest, event.event, event.event_payload)
@@ -91,19 +93,19 @@ def test_evidence(endpoint: str) -> None:
     assert attested.quote.rtmrs == quote.rtmrs
 
 
-def test_accounts(endpoint: str) -> None:
-    """The Ethereum account of the SDK's helper is the key's own."""
+def test_sdk_and_attestkit_ethereum_accounts_are_equal(endpoint: str) -> None:
+    """The Ethereum account of the SDK's helper belongs to the same key."""
     account = pytest.importorskip("eth_account").Account
     ethereum = pytest.importorskip("dstack_sdk.ethereum")
     client = dstack_sdk.DstackClient(endpoint)
-    with client:  # `as` would give the asynchronous one
+    with client:  # `as` would bind the asynchronous client
         old = ethereum.to_account_secure(client.get_key("wallet/eth"))
     with attestkit.open("dstack_agent", endpoint=endpoint) as tee:
         assert account.from_key(tee.keys.derive("wallet/eth").key).address == old.address
 
 
-def test_what_the_table_says_of_arguments(endpoint: str) -> None:
-    """None at all is taken, text and 65 bytes are not, and a colon is refused."""
+def test_readme_table_of_arguments_is_correct(endpoint: str) -> None:
+    """Empty report data are accepted; text, 65 bytes, and a colon in an event name are not."""
     errors = attestkit.errors
     with attestkit.open("dstack_agent", endpoint=endpoint) as tee:
         assert tee.get_quote(b"").report_data == bytes(64)
@@ -114,15 +116,15 @@ def test_what_the_table_says_of_arguments(endpoint: str) -> None:
             tee.emit_event("a:b", b"")
 
 
-def test_the_table_has_what_the_sdk_has(reader: Reader) -> None:
-    """Every call of the client that says something of the TEE is in the table."""
+def test_readme_table_lists_every_sdk_call(reader: Reader) -> None:
+    """The table lists every call of the SDK's client about the TEE."""
     calls = {name for name in vars(dstack_sdk.DstackClient) if not name.startswith("_")}
     named = set(re.findall(r"\.(\w+)\(", reader.readme))
     assert calls - {"PATH_PREFIX", "version", "is_reachable"} <= named
 
 
-def test_no_agent_is_an_error(reader: Reader) -> None:
-    """A name that leads nowhere is not made up for by another TEE."""
+def test_missing_agent_is_error(reader: Reader) -> None:
+    """A missing socket is an error; no other TEE is used."""
     done = reader.run("python after.py", DSTACK_SIMULATOR_ENDPOINT=str(reader.folder / "nowhere"))
     assert done.code == 1
     assert "DSTACK_SIMULATOR_ENDPOINT" in done.printed

@@ -1,4 +1,4 @@
-"""The example's own tests pass, and notice when the app that they test is broken."""
+"""Tests of the pytest_app example: its own tests pass, and detect faults of the app."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from tests.examples.reader import Done, Reader
 from tests.thorough import slow
 
-# The plugin is named, and others are left out, so that it does not matter what else is installed.
+# Only attestkit's plugin is loaded, so that other installed plugins do not matter.
 PLUGINS = {
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     "PYTEST_PLUGINS": "attestkit.testing.plugin",
@@ -18,7 +18,7 @@ PLUGINS = {
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
-    """Return a reader."""
+    """Return a copy of the example."""
     with Reader("pytest_app", tmp_path) as reader:
         yield reader
 
@@ -30,8 +30,8 @@ def run(reader: Reader) -> Done:
 
 
 @pytest.mark.slow
-def test_the_readme_s_command_does_what_it_says(reader: Reader) -> None:
-    """All tests pass, none is left out, and nothing else is."""
+def test_pytest_app_readme_commands_succeed(reader: Reader) -> None:
+    """All tests pass, and none is skipped."""
     done = run(reader)
     assert done.code == 0, done.printed
     assert " passed" in done.printed
@@ -39,36 +39,38 @@ def test_the_readme_s_command_does_what_it_says(reader: Reader) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "broken", "noticed"),
+    ("line", "replacement", "failing_test"),
     [
-        # A run of pytest each: one of what the app proves, and one of how it behaves.
+        # Each case is a run of pytest: one for the app's evidence, one for its behaviour.
         (
             "report_data=ReportData.bind(TAG, nonce + public_key))",
             "report_data=None)",
-            "test_an_introduction_holds_for_one_nonce_and_key",
+            "test_believe_other_nonce_or_key_is_rejected",
         ),
-        ("self._wait(pause)", "raise", "test_a_busy_device_is_waited_for"),
+        ("self._wait(pause)", "raise", "test_introduce_retries_busy_device"),
         *slow(
             (
                 'tee.emit_event("notary-rules", RULES)',
                 'tee.emit_event("notary-rules", b"")',
-                "test_stamps_of_a_notary_that_is_believed",
+                "test_is_stamped_accepts_only_the_stamped_document",
             ),
-            ('f"{TAG}-stamp:".encode() + document, stamp', 'b"", stamp', "test_stamps_of_a_notary"),
+            ('f"{TAG}-stamp:".encode() + document, stamp', 'b"", stamp', "test_is_stamped"),
             (
                 'SigningKey(tee.keys.derive_separated("notary", "ed25519").key)',
                 "SigningKey.generate()",
-                "test_the_key_outlives_a_restart",
+                "test_notary_after_restart_has_same_key",
             ),
         ),
     ],
 )
-def test_its_tests_notice(reader: Reader, line: str, broken: str, noticed: str) -> None:
-    """Each break of the app fails the test that is about it."""
+def test_pytest_app_tests_detect_fault(
+    reader: Reader, line: str, replacement: str, failing_test: str
+) -> None:
+    """Each fault of the app fails the test for it."""
     app = reader.folder / "notary.py"
     text = app.read_text()
     assert line in text
-    app.write_text(text.replace(line, broken))
+    app.write_text(text.replace(line, replacement))
     done = run(reader)
     assert done.code == 1
-    assert f"FAILED test_notary.py::{noticed}" in done.printed
+    assert f"FAILED test_notary.py::{failing_test}" in done.printed

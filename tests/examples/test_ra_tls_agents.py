@@ -1,4 +1,4 @@
-"""Agents of the example talk to their like, and to nobody else."""
+"""Tests of the ra_tls_agents example: agents talk only to agents of the same app."""
 
 import contextlib
 import socket
@@ -8,78 +8,78 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.reader import PATIENCE, Reader
+from tests.examples.reader import TIMEOUT, Reader
 
 APP = "283cd85fbe589b86802a5f04dbf23f761864e6de"  # the simulator's own
 
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
-    """Return a reader who has the trust of a simulator and nothing running."""
+    """Return a copy of the example with the simulator's trust files."""
     with Reader("ra_tls_agents", tmp_path) as reader:
         assert reader.run(reader.commands()[0]).code == 0
         yield reader
 
 
-def test_the_readme_s_commands_do_what_it_says(tmp_path: Path) -> None:
-    """The like are told apart from the third, whose word never gets through."""
+def test_ra_tls_agents_readme_commands_succeed(tmp_path: Path) -> None:
+    """An agent of the same app is answered, and one of another app is rejected."""
     with Reader("ra_tls_agents", tmp_path) as reader:
-        _, ours, other = reader.run_all()
-        assert (ours.code, ours.printed) == (0, f"{APP} SIMULATED answers b'well met'\n")
+        _, same_app, other = reader.run_all()
+        assert (same_app.code, same_app.printed) == (0, f"{APP} SIMULATED answers b'well met'\n")
         assert other.code == 1
         assert "well met" not in other.printed
-        assert "it may have refused us" in other.printed
-        heard, refused = reader.said().splitlines()
-        assert heard == f"heard {APP} SIMULATED say b'hello'"
+        assert "it may have refused" in other.printed
+        accepted, refused = reader.stop_and_read().splitlines()
+        assert accepted == f"heard {APP} SIMULATED say b'hello'"
         assert refused.startswith("refused: ")
         assert "launch what the policy was made for" in refused
 
 
-def test_a_client_refuses_another_app(reader: Reader) -> None:
-    """The server was started by its own policy; the client sends nothing to it."""
+def test_ra_tls_client_rejects_other_app(reader: Reader) -> None:
+    """The client sends nothing to a server of another app."""
     _, server, client, _ = reader.commands()
     done = reader.run("python ../simulated_trust.py other --app-compose other-app.json")
     assert done.code == 0
-    # The other's own policy, root and seed: it would take its like, and not us.
+    # The other server has its own policy, root and seed.
     reader.start(
         server.removesuffix("&").replace("sim/", "other/") + "--app-compose other-app.json"
     )
     done = reader.run(client)
     assert done.code == 1
-    assert "the TLS peer is refused" in done.printed
+    assert "TLS peer refused" in done.printed
     assert "answers" not in done.printed
-    assert "heard" not in reader.said()
+    assert "heard" not in reader.stop_and_read()
 
 
-def test_who_shows_no_certificate_is_refused(reader: Reader) -> None:
-    """Neither TLS without a certificate nor what is no TLS is heard, and the next one still is."""
+def test_ra_tls_server_rejects_client_without_certificate(reader: Reader) -> None:
+    """Clients without certificate or without TLS are rejected, and the next one is served."""
     _, server, client, _ = reader.commands()
     host, port = reader.start(server.removesuffix("&")).split(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with (
-        socket.create_connection((host, int(port)), timeout=PATIENCE) as connection,
-        context.wrap_socket(connection) as stranger,
-        contextlib.suppress(OSError),  # an alert, or the connection is gone already
+        socket.create_connection((host, int(port)), timeout=TIMEOUT) as connection,
+        context.wrap_socket(connection) as client_socket,
+        contextlib.suppress(OSError),  # an alert, or the connection is closed already
     ):
-        stranger.sendall(b"hello")
-        assert stranger.recv(1) == b""
+        client_socket.sendall(b"hello")
+        assert client_socket.recv(1) == b""
     with (
-        socket.create_connection((host, int(port)), timeout=PATIENCE) as plain,
+        socket.create_connection((host, int(port)), timeout=TIMEOUT) as plain,
         contextlib.suppress(OSError),
     ):
         plain.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        while plain.recv(1024):  # TLS's word for it
+        while plain.recv(1024):  # a TLS alert
             pass
     assert reader.run(client).code == 0
-    broken, also, heard = reader.said().splitlines()
+    broken, also, accepted = reader.stop_and_read().splitlines()
     assert broken.startswith("broken off")
     assert also.startswith("broken off")
-    assert heard.startswith("heard")
+    assert accepted.startswith("heard")
 
 
-def test_a_server_makes_new_certificates(reader: Reader) -> None:
-    """Before the old one is over: here for each connection, because half its life is nothing."""
+def test_ra_tls_server_renews_certificate(reader: Reader) -> None:
+    """The certificate is renewed after half its lifetime, here for each connection."""
     program = reader.folder / "agent.py"
     text = program.read_text()
     assert text.count("LIFETIME.total_seconds() / 2") == 2
@@ -91,29 +91,29 @@ def test_a_server_makes_new_certificates(reader: Reader) -> None:
     seen = set()
     for _ in range(2):
         with (
-            socket.create_connection((host, int(port)), timeout=PATIENCE) as connection,
-            context.wrap_socket(connection) as stranger,
+            socket.create_connection((host, int(port)), timeout=TIMEOUT) as connection,
+            context.wrap_socket(connection) as client_socket,
         ):
-            seen.add(stranger.getpeercert(binary_form=True))
+            seen.add(client_socket.getpeercert(binary_form=True))
     assert len(seen) == 2
     assert reader.run(client).code == 0
 
 
-def test_a_server_goes_on_with_the_certificate_that_it_has(reader: Reader) -> None:
-    """A device that is busy when a new one is due is tried again later, and clients are served."""
+def test_ra_tls_server_failed_renewal_is_retried(reader: Reader) -> None:
+    """If the device is busy, the server continues with the old certificate."""
     program = reader.folder / "agent.py"
     text = program.read_text().replace("LIFETIME.total_seconds() / 2", "0")
     loop = "        while True:\n"
     assert text.count(loop) == 1
     busy = """
         def make_context():
-            raise attestkit.errors.BackendBusyError("the device is busy")
+            raise attestkit.errors.BackendBusyError("busy", reason="device")
 
 """
     program.write_text(text.replace(loop, busy + loop))
     _, server, client, _ = reader.commands()
     reader.start(server.removesuffix("&"))
     assert [reader.run(client).code for _ in range(2)] == [0, 0]
-    said = reader.said().splitlines()
-    assert said[0] == "no new certificate yet: the device is busy"
-    assert [line.partition(" ")[0] for line in said[1:]] == ["heard", "heard"]
+    lines = reader.stop_and_read().splitlines()
+    assert lines[0] == "no new certificate yet: busy"
+    assert [line.partition(" ")[0] for line in lines[1:]] == ["heard", "heard"]

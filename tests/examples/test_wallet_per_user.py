@@ -1,4 +1,4 @@
-"""Wallets of the example are per user, the same at every start, and vouched for link by link."""
+"""Tests of the wallet_per_user example: one wallet per user, with a chain of signatures."""
 
 import contextlib
 import io
@@ -15,21 +15,21 @@ import attestkit
 from attestkit.keys import separated_path
 from tests.examples.reader import Done, Reader
 
-# Asked for, not imported: the example is a program of its own.
+# find_spec, for the example's dependency need not be imported here.
 pytestmark = pytest.mark.skipif(
     find_spec("eth_account") is None, reason="the example needs eth-account"
 )
 
 NONCE = "5a" * 32
 OPTIONS = "--backend simulator --seed-file sim/seed"
-BELIEF = (
+TRUST_OPTIONS = (
     "--policy sim/policy.toml --trust-anchor sim/trust-anchor.der --collateral sim/collateral.json"
 )
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """Return a reader who has the trust of a simulator, and something signed by alice."""
+    """Return a copy of the example with the simulator's trust files."""
     with Reader("wallet_per_user", tmp_path_factory.mktemp("example")) as reader:
         assert reader.run(reader.commands()[0]).code == 0
         yield reader
@@ -37,12 +37,12 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 @pytest.fixture(scope="module")
 def signed(reader: Reader) -> dict[str, Any]:
-    """Return what alice's wallet has signed."""
+    """Return a message signed by alice's wallet."""
     return sign(reader, "alice")
 
 
 def call(reader: Reader, program: str, command: str) -> Done:
-    """Run a program of the example in this process, which need not import all of eth again."""
+    """Run a program of the example in this process, which has imported eth already."""
     arguments = [f"{program}.py", *shlex.split(command)]
     printed, code = io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
@@ -57,36 +57,38 @@ def call(reader: Reader, program: str, command: str) -> Done:
 
 
 def sign(reader: Reader, user: str, options: str = OPTIONS, nonce: str = NONCE) -> dict[str, Any]:
-    """Return what a user's wallet signs."""
+    """Return a message signed by a user's wallet."""
     done = call(reader, "wallet", f"{user} 'pay 1 to bob' --nonce {nonce} {options}")
     assert done.code == 0, done.printed
     found: dict[str, Any] = json.loads(done.printed)
     return found
 
 
-def check(reader: Reader, signed: dict[str, Any], user: str = "alice", nonce: str = NONCE) -> Done:
-    """Have the relying party judge."""
+def run_relying_party(
+    reader: Reader, signed: dict[str, Any], user: str = "alice", nonce: str = NONCE
+) -> Done:
+    """Run the relying party on a signed message."""
     (reader.folder / "given.json").write_text(json.dumps(signed))
-    return call(reader, "relying_party", f"given.json {user} --nonce {nonce} {BELIEF}")
+    return call(reader, "relying_party", f"given.json {user} --nonce {nonce} {TRUST_OPTIONS}")
 
 
-def test_the_readme_s_commands_do_what_it_says(tmp_path: Path) -> None:
-    """The wallet is told to be alice's, and simulated."""
+def test_wallet_per_user_readme_commands_succeed(tmp_path: Path) -> None:
+    """The relying party accepts the wallet as alice's, and as simulated."""
     with Reader("wallet_per_user", tmp_path) as reader:
         *_, last = reader.run_all()
         address = json.loads((reader.folder / "signed.json").read_text())["address"]
-        said = f"alice's wallet {address} says 'pay 1 to bob' (SIMULATED)\n"
-        assert last == Done(0, said)
+        expected = f"alice's wallet {address} says 'pay 1 to bob' (SIMULATED)\n"
+        assert last == Done(0, expected)
 
 
-def test_each_user_has_one_wallet(reader: Reader, signed: dict[str, Any]) -> None:
-    """Another start of the same app gives the same, another user another."""
+def test_wallet_is_stable_and_per_user(reader: Reader, signed: dict[str, Any]) -> None:
+    """A user's wallet is the same at each start, and differs from other users'."""
     assert sign(reader, "alice")["address"] == signed["address"]
     assert sign(reader, "bob")["address"] != signed["address"]
 
 
-def test_the_key_stays_inside(reader: Reader, signed: dict[str, Any]) -> None:
-    """Nothing that is printed has the wallet's key, or the root's."""
+def test_wallet_key_is_not_printed(reader: Reader, signed: dict[str, Any]) -> None:
+    """Neither the wallet's key nor the root key is printed."""
     seed = (reader.folder / "sim" / "seed").read_bytes()
     with attestkit.open("simulator", seed=seed) as tee:
         path = separated_path("wallet/eth/alice", "secp256k1")
@@ -98,70 +100,74 @@ def test_the_key_stays_inside(reader: Reader, signed: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("user", "nonce", "why"),
+    ("user", "nonce", "fragment"),
     [
-        ("bob", NONCE, "does not vouch for this wallet as bob's"),
+        ("bob", NONCE, "does not certify this wallet for bob"),
         ("alice", "5b" * 32, "report data"),
         ("alice", NONCE + "5a", "32 bytes"),
     ],
 )
-def test_another_user_or_nonce(
-    reader: Reader, signed: dict[str, Any], user: str, nonce: str, why: str
+def test_wallet_signature_for_other_user_or_nonce_is_rejected(
+    reader: Reader, signed: dict[str, Any], user: str, nonce: str, fragment: str
 ) -> None:
-    """What was signed counts for its own user and nonce alone."""
-    done = check(reader, signed, user, nonce)
+    """A signed message is valid for its user and nonce only."""
+    done = run_relying_party(reader, signed, user, nonce)
     assert done.code == 1
     assert done.printed.startswith("refused: ")
-    assert why in done.printed
+    assert fragment in done.printed
 
 
 @pytest.mark.parametrize(
-    ("field", "why"),
+    ("field", "fragment"),
     [
         ("address", "another key's"),
         ("text", "another user or nonce"),
         ("signature", "has not signed"),
-        ("public_key", "does not vouch"),
-        ("signed_by_app_key", "does not vouch"),
+        ("public_key", "does not certify"),
+        ("signed_by_app_key", "does not certify"),
         ("app_key", "report data"),
         ("evidence", "report data"),
     ],
 )
-def test_every_link_counts(reader: Reader, signed: dict[str, Any], field: str, why: str) -> None:
-    """One field of another app's wallet, or a text changed a little, and it is refused."""
+def test_wallet_message_with_foreign_field_is_rejected(
+    reader: Reader, signed: dict[str, Any], field: str, fragment: str
+) -> None:
+    """A message with one field of another app's wallet, or altered text, is rejected."""
     (reader.folder / "other-seed").write_bytes(bytes(32))
-    foreign = sign(reader, "alice", "--backend simulator --seed-file other-seed")
-    foreign["text"] = signed["text"].replace("alice", "bob")
-    foreign["evidence"] = signed["evidence"].replace(signed["app_key"], foreign["app_key"])
-    if field == "evidence":  # the same TEE's, for another nonce
-        foreign = sign(reader, "alice", nonce="5b" * 32)
-    done = check(reader, {**signed, field: foreign[field]})
+    other = sign(reader, "alice", "--backend simulator --seed-file other-seed")
+    other["text"] = signed["text"].replace("alice", "bob")
+    other["evidence"] = signed["evidence"].replace(signed["app_key"], other["app_key"])
+    if field == "evidence":  # of the same TEE, for another nonce
+        other = sign(reader, "alice", nonce="5b" * 32)
+    done = run_relying_party(reader, {**signed, field: other[field]})
     assert done.code == 1
     assert done.printed.startswith("refused: ")
-    assert why in done.printed
+    assert fragment in done.printed
 
 
-def test_another_app_s_whole_word_is_refused(reader: Reader) -> None:
-    """All links hold among themselves, and its root is not the one that is believed."""
+def test_wallet_of_other_app_is_rejected(reader: Reader) -> None:
+    """A consistent message under another root is rejected."""
     (reader.folder / "other-seed").write_bytes(bytes(32))
-    done = check(reader, sign(reader, "alice", "--backend simulator --seed-file other-seed"))
+    done = run_relying_party(
+        reader, sign(reader, "alice", "--backend simulator --seed-file other-seed")
+    )
     assert done.code == 1
     assert "root" in done.printed
 
 
 @pytest.mark.parametrize("field", ["address", "text", "signature", "public_key", "evidence"])
 @pytest.mark.parametrize("value", ["", "zz", 5])
-def test_malformed_is_refused(
+def test_wallet_malformed_message_is_rejected(
     reader: Reader, signed: dict[str, Any], field: str, value: object
 ) -> None:
-    """In one line, not with a traceback."""
-    done = check(reader, {**signed, field: value})
+    """A malformed message is rejected in one line, without a traceback."""
+    done = run_relying_party(reader, {**signed, field: value})
     assert done.code == 1
     assert done.printed.startswith("refused: ")
 
 
-def test_a_user_is_a_plain_name(reader: Reader) -> None:
-    """A name that could be part of another path or purpose gets no key."""
+def test_wallet_invalid_user_name_is_rejected(reader: Reader) -> None:
+    """A user name with a path separator is rejected."""
     done = call(reader, "wallet", f"alice/bob x --nonce {NONCE} {OPTIONS}")
     assert done.code == 1
     assert "a-z" in done.printed

@@ -1,4 +1,4 @@
-"""Nesting is bounded before any parser sees the text; strictly, JSON says everything once."""
+"""Strict JSON: nesting is limited before parsing, and ambiguous documents are rejected."""
 
 import json
 import subprocess
@@ -10,28 +10,28 @@ from hypothesis import strategies as st
 
 from attestkit._formats.strict_json import MAX_DEPTH, check_depth, decode_at, decode_strictly
 from attestkit.errors import FormatError
+from tests.raising import raises
 
 
 @pytest.mark.parametrize("kind", [str, str.encode])
-def test_the_bound_is_exact(kind: type) -> None:
-    """As many levels as allowed pass, one more is refused, and the bracket is named."""
+def test_check_depth_over_limit_names_the_bracket(kind: type) -> None:
+    """The maximum depth passes; one level more is rejected at the offset of its bracket."""
     check_depth(kind("[" * MAX_DEPTH + "]" * MAX_DEPTH))
-    with pytest.raises(FormatError) as caught:
+    with raises(FormatError, "too_deep", offset=6 * (MAX_DEPTH // 2)):
         check_depth(kind('[{"a":' * (MAX_DEPTH // 2) + "[" + "]" * 9))
-    assert caught.value.offset == 6 * (MAX_DEPTH // 2)
 
 
 @pytest.mark.parametrize("wide", ["é", "\u2200", "\ud800", "\U0001f511"])
-def test_the_offset_is_one_in_bytes(wide: str) -> None:
-    """Of text as of its UTF-8 form; a lone surrogate, which is no text, counts as its three."""
+def test_check_depth_offset_counts_utf8_bytes(wide: str) -> None:
+    """Offsets count bytes of UTF-8; a lone surrogate counts as three."""
     text = f'["{wide}",' + "[" * MAX_DEPTH
-    with pytest.raises(FormatError) as caught:
+    offset = len(text.encode(errors="surrogatepass")) - 1
+    with raises(FormatError, "too_deep", offset=offset):
         check_depth(text)
-    assert caught.value.offset == len(text.encode(errors="surrogatepass")) - 1
 
 
-def test_width_and_brackets_in_strings_do_not_count() -> None:
-    """A wide document, and brackets inside strings, are no depth."""
+def test_check_depth_ignores_width_and_brackets_in_strings() -> None:
+    """A wide document and brackets inside strings add no depth."""
     check_depth(json.dumps([[1]] * 10_000))
     check_depth(json.dumps(["[{" * 5_000, 'a"\\' + "[" * 5_000]))
 
@@ -47,8 +47,8 @@ def test_width_and_brackets_in_strings_do_not_count() -> None:
     ],
     ids=["quotes", "backslashes", "borders", "mixed", "odd"],
 )
-def test_the_time_grows_with_the_text_alone(tail: str) -> None:
-    """Strings that do not end, and escapes, are walked once; by square, this would take days."""
+def test_check_depth_takes_linear_time(tail: str) -> None:
+    """Unterminated strings and escapes are scanned once."""
     check_depth("[]" * (MAX_DEPTH + 1) + '"' + tail)
 
 
@@ -63,20 +63,19 @@ def test_the_time_grows_with_the_text_alone(tail: str) -> None:
         (r'"\\\"', False),
     ],
 )
-def test_escapes_end_no_string(string: str, deep: bool) -> None:
-    """A quote behind an odd number of backslashes is part of its string, and so is what follows."""
+def test_check_depth_honours_escaped_quotes(string: str, deep: bool) -> None:
+    """A quote after an odd number of backslashes does not end its string."""
     text = f"[{string}," + "[" * MAX_DEPTH
     if not deep:
         check_depth(text)
         return
-    with pytest.raises(FormatError) as caught:
+    with raises(FormatError, "too_deep", offset=len(text) - 1):
         check_depth(text)
-    assert caught.value.offset == len(text) - 1
 
 
 @given(st.text() | st.binary())
-def test_any_text_is_taken(text: str | bytes) -> None:
-    """What is short of the bound is never refused, JSON or not."""
+def test_check_depth_below_limit_accepts_any_text(text: str | bytes) -> None:
+    """Text below the limit of depth is accepted, whether it is JSON or not."""
     check_depth(text[:MAX_DEPTH])
 
 
@@ -87,22 +86,22 @@ PARSERS = [
     "from attestkit.collateral import Collateral as x; x.from_json(wide)",
     "from attestkit.dstack.app_compose import AppCompose as x; x.parse(raw)",
     "from attestkit.keys import AppKeys as x; x.from_json(deep)",
-    "from attestkit.cli.input.detect_format import recognise as x; x(raw)",
-    "from attestkit.cli.input.detect_format import recognise as x; x(wide)",
+    "from attestkit.cli.input.detect_format import identify as x; x(raw)",
+    "from attestkit.cli.input.detect_format import identify as x; x(wide)",
     "from attestkit.serve.rpc import json_codec as x, messages as m; x.decode(m.SignRequest, raw)",
 ]
 
 
 @pytest.mark.parametrize("parser", PARSERS)
 @pytest.mark.parametrize("bracket", ["[", '{"a":'])
-def test_deep_text_does_not_end_the_process(parser: str, bracket: str) -> None:
-    """With a recursion limit that some library raised, deep text is still only an error of ours."""
+def test_parse_of_deep_text_with_raised_recursion_limit_fails(parser: str, bracket: str) -> None:
+    """Deep text raises FormatError even if a library raised the recursion limit."""
     head, _, call = parser.rpartition("; ")
     program = (
         f"import sys\nfrom attestkit.errors import AttestKitError\n{head}\n"
         "sys.setrecursionlimit(10**6)\n"
         f"deep = {bracket!r} * 200_000; raw = deep.encode()\n"
-        # In UTF-16 one byte of this character looks like a quote, and seems to hide what follows.
+        # In UTF-16 one byte of this character equals a quote, which could hide the brackets.
         "wide = ('[\"\\u2200\",' + deep).encode('utf-16-le')\n"
         f"try:\n    {call}\nexcept AttestKitError as error:\n    print(type(error).__name__)\n"
     )
@@ -114,30 +113,44 @@ def test_deep_text_does_not_end_the_process(parser: str, bracket: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason", "named"),
     [
-        ('{"a": 1, "a": 1}', "a: occurs twice"),
-        ('[{"b": {"c": 1, "d": 2, "c": 3}}]', "c: occurs twice"),
-        ('{"\\u001b": 1, "\\u001b": 1}', "\\\\x1b: occurs twice"),
-        ("NaN", "not JSON: NaN is no number"),
-        ("[-Infinity]", "not JSON: -Infinity is no number"),
-        ("", "not JSON: Expecting value .line 1, column 1."),
-        ("9" * 5000, "not JSON that can be read"),
-        (b"\xff", "not UTF-8 text .byte 0."),
-        ("[" * 201, "nests deeper"),
+        ('{"a": 1, "a": 1}', "duplicate", "a: "),
+        ('[{"b": {"c": 1, "d": 2, "c": 3}}]', "duplicate", "c: "),
+        ('{"\\u001b": 1, "\\u001b": 1}', "duplicate", "\\x1b: "),
+        ("NaN", "syntax", "NaN"),
+        ("[-Infinity]", "syntax", "-Infinity"),
+        ("", "syntax", "(line 1, column 1)"),
+        ("9" * 5000, "too_large", ""),
+        (b"\xff", "encoding", "(byte 0)"),
+        ("[" * 201, "too_deep", "(byte 200)"),
     ],
 )
-def test_what_is_said_loosely(text: str | bytes, told: str) -> None:
-    """It is refused, and the text is nowhere in the error."""
-    with pytest.raises(FormatError, match=told) as caught:
+def test_decode_strictly_of_loose_json_fails(text: str | bytes, reason: str, named: str) -> None:
+    """The error names the reason and the place, and keeps no reference to the text."""
+    with raises(FormatError, reason) as caught:
         decode_strictly(text)
+    assert named in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
 
 
+def test_decode_strictly_near_recursion_limit_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If the caller's stack is nearly full, the error of Python's parser becomes a FormatError."""
+
+    def raise_recursion_error(*_: object, **__: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(json, "loads", raise_recursion_error)
+    with raises(FormatError, "too_deep"):
+        decode_strictly("[[]]")
+
+
 @given(st.text() | st.binary())
-def test_strictly_is_no_other_language(text: str | bytes) -> None:
-    """What is read is what Python reads."""
+def test_decode_strictly_returns_what_json_loads_returns(text: str | bytes) -> None:
+    """A document accepted by the strict reader has the value that json.loads returns."""
     try:
         found = decode_strictly(text)
     except FormatError:
@@ -145,11 +158,22 @@ def test_strictly_is_no_other_language(text: str | bytes) -> None:
     assert found == json.loads(text)
 
 
-@pytest.mark.parametrize("text", ['{"a":1,"a":2}', "[NaN]", "1" * 5000, "", "[1,", "}", " 1"])
-def test_a_value_within_a_text_is_read_as_strictly(text: str) -> None:
-    """Where one is, and where it ends; the place of an error is one in bytes."""
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a":1,"a":2}', "duplicate"),
+        ("[NaN]", "syntax"),
+        ("1" * 5000, "too_large"),
+        ("", "syntax"),
+        ("[1,", "syntax"),
+        ("}", "syntax"),
+        (" 1", "syntax"),
+    ],
+)
+def test_decode_value_within_text_is_strict(text: str, reason: str) -> None:
+    """A value at an offset is read strictly; its end and error offsets count bytes."""
     assert decode_at('é[1]{"a":[]}x', 4) == ({"a": []}, 12)
-    with pytest.raises(FormatError) as caught:
+    with raises(FormatError, reason) as caught:
         decode_at("é" + text, 1)
     assert caught.value.offset is not None
     assert 2 <= caught.value.offset <= 2 + len(text)

@@ -1,4 +1,4 @@
-"""A few questions to a server, and to the kernel about it."""
+"""A few requests to a server, and the kernel's view of its process."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from tests.serve.client import call
 
 
 def ask(path: str, pid: int) -> dict[str, Any]:
-    """Emit an event, ask for a quote and a key on a socket; add what the kernel says of `pid`."""
+    """Emit an event, get a quote and a key over a socket; add the kernel's data on `pid`."""
     return {
         "emitted": call(path, "EmitEvent", {"event": "e", "payload": "00"}).status,
         "quote": call(path, "GetQuote", {"report_data": "12"}).json(),

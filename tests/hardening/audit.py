@@ -1,11 +1,11 @@
-"""Ask for known vulnerabilities of what is locked: `make audit`.
+"""Check locked packages for known vulnerabilities: `make audit`.
 
-pip-audit asks the package index. Where that has no such data pip-audit says "no known
-vulnerabilities" all the same, so this looks at what it was told of each package:
+pip-audit queries the package index. It prints "no known vulnerabilities" even if the index has no
+data, so its result is checked for each package:
 
-    exit status 0   it was told of every one, and none has a vulnerability that is known
-                1   at least one has
-                3   it was not told of some: nothing is known of those
+    exit status 0   data for every package, and no known vulnerability
+                1   at least one known vulnerability
+                3   no data for some packages
 """
 
 import argparse
@@ -21,15 +21,15 @@ LOCKS = ("requirements/ci.lock", "requirements/docs.lock", "requirements/tools.l
 
 
 class Findings(NamedTuple):
-    """What pip-audit found out.
+    """The findings of pip-audit.
 
     Attributes:
-        told: Packages that it was told of.
-        unknown: Those that it was not, with its reason.
+        checked: Packages with data.
+        unknown: Packages without data, with the reason.
         vulnerable: A line for each vulnerability.
     """
 
-    told: list[str]
+    checked: list[str]
     unknown: list[str]
     vulnerable: list[str]
 
@@ -38,30 +38,30 @@ class Findings(NamedTuple):
         """The exit status."""
         if self.vulnerable:
             return VULNERABLE
-        return UNKNOWN if self.unknown or not self.told else CLEAN
+        return UNKNOWN if self.unknown or not self.checked else CLEAN
 
 
 def findings(report: dict[str, Any]) -> Findings:
-    """Return what a report of pip-audit says (`--format json`)."""
+    """Return the findings in a report of pip-audit (`--format json`)."""
     found = Findings([], [], [])
     for package in report["dependencies"]:
         if reason := package.get("skip_reason"):
             found.unknown.append(reason)
             continue
         name = f"{package['name']} {package['version']}"
-        found.told.append(name)
+        found.checked.append(name)
         for one in package["vulns"]:
             mended = ", ".join(one["fix_versions"]) or "no version"
             found.vulnerable.append(f"{name}: {one['id']}, mended in {mended}")
     return found
 
 
-def ask(lock: Path) -> Findings:
-    """Run pip-audit on a lock; without an answer nothing is known of any package of it."""
+def run_pip_audit(lock: Path) -> Findings:
+    """Run pip-audit on a lock; if it fails, all its packages are unknown."""
     words = ["--format=json", "--progress-spinner=off", "--require-hashes", "--disable-pip"]
     done = subprocess.run(
         [sys.executable, "-m", "pip_audit", *words, "-r", str(lock)],
-        capture_output=True,  # its last line on stderr says that none are known, whatever it knew
+        capture_output=True,  # its last line on stderr claims no known vulnerabilities in any case
         text=True,
         check=False,
     )
@@ -73,23 +73,23 @@ def ask(lock: Path) -> Findings:
 
 
 def main() -> int:
-    """Return the worst that there is of the locks: a vulnerability, nothing known, or neither."""
+    """Return the worst status of the locks: vulnerable, unknown, or clean."""
     parser = argparse.ArgumentParser(description="Ask for known vulnerabilities.")
     parser.add_argument("locks", nargs="*", default=LOCKS)
     statuses = set()
     for name in parser.parse_args().locks:
-        found = ask(ROOT / name)
+        found = run_pip_audit(ROOT / name)
         statuses.add(found.status)
         for line in found.vulnerable:
             sys.stdout.write(f"{name}: {line}\n")
         for line in found.unknown[:3]:
             sys.stderr.write(f"{name}: {line}\n")
-        told, unknown = len(found.told), len(found.unknown)
+        checked, unknown = len(found.checked), len(found.unknown)
         sys.stdout.write(
-            f"{name}: {told} packages looked up, {len(found.vulnerable)} vulnerabilities found\n"
+            f"{name}: {checked} packages looked up, {len(found.vulnerable)} vulnerabilities found\n"
         )
         if unknown:
-            sys.stderr.write(f"{name}: NOTHING IS KNOWN of {unknown}: nobody told of them\n")
+            sys.stderr.write(f"{name}: the index has NO DATA on {unknown} packages\n")
     return next(status for status in (VULNERABLE, UNKNOWN, CLEAN) if status in statuses)
 
 

@@ -1,10 +1,10 @@
-"""Run a module as a program, and write down what Python's audit events tell of it.
+"""Run a module as a program, and record Python's audit events.
 
     python audited.py FILE MODULE ARGUMENT...
 
-FILE gets a line for each kind of thing that was done: the event, the module that did it, and with
-what. The events (PEP 578) are those of starting programs, of making code, of decoding what may be
-code, of loading libraries and of reaching other machines. Whoever does it cannot turn them off.
+FILE gets a line for each distinct event: its name, the module that raised it, and its subject. The
+events (PEP 578) are those of starting programs, creating code, decoding data that may contain code,
+loading libraries, and connecting to other machines. A program cannot disable them.
 """
 
 import json
@@ -27,13 +27,13 @@ WATCHED = frozenset(
 
 
 def _caller() -> str:
-    """Return the module that did it; frame 0 is this function, 1 the hook."""
+    """Return the module that raised the event; frame 0 is this function, 1 the hook."""
     frame = sys._getframe(2)
     return str(frame.f_globals.get("__name__", "?"))
 
 
-def _with_what(event: str, arguments: tuple[object, ...]) -> str:
-    """Return what is worth knowing of an event's arguments."""
+def _get_subject(event: str, arguments: tuple[object, ...]) -> str:
+    """Return the subject of an event."""
     first = arguments[0] if arguments else None
     if event in ("compile", "exec"):
         name = first.co_filename if isinstance(first, CodeType) else arguments[1]
@@ -56,7 +56,7 @@ def main() -> None:
     def hook(event: str, values: tuple[object, ...]) -> None:
         if event not in WATCHED:
             return
-        found = (event, _caller(), _with_what(event, values))
+        found = (event, _caller(), _get_subject(event, values))
         if found not in seen:
             seen.add(found)
             os.write(descriptor, json.dumps(found).encode() + b"\n")

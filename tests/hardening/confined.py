@@ -1,8 +1,8 @@
 """Run a program under a seccomp profile of Docker's format: python confined.py PROFILE WORD...
 
-It does what a container engine does with the profile, by libseccomp, and becomes the program. An
-environment variable CONFINED_BY=kill takes SCMP_ACT_ERRNO of the default action for the end of the
-process, so that a call which the profile lacks cannot pass unseen.
+It applies the profile as a container engine does, with libseccomp, and executes the program. With
+CONFINED_BY=kill in the environment, a default action of SCMP_ACT_ERRNO is replaced by killing the
+process, so that a system call missing from the profile cannot go unnoticed.
 """
 
 import ctypes
@@ -48,14 +48,14 @@ def _comparison(argument: dict[str, Any]) -> _Comparison:
 
 
 def confine(profile: dict[str, Any], *, kill: bool) -> None:
-    """Put this process, and all that comes of it, under a profile.
+    """Apply a profile to this process and its children.
 
     Args:
-        profile: Docker's format; names that this machine has no number for are passed over.
-        kill: End the process at what no rule allows.
+        profile: In Docker's format; names unknown on this machine are ignored.
+        kill: Kill the process at a call that no rule allows.
 
     Raises:
-        OSError: The kernel or libseccomp refused the filter or a rule.
+        OSError: If the kernel or libseccomp rejects the filter or a rule.
     """
     library = _library()
     default = _action(
@@ -67,7 +67,7 @@ def confine(profile: dict[str, Any], *, kill: bool) -> None:
     for rule in profile["syscalls"]:
         action = _action(rule["action"], rule.get("errnoRet", 1))
         if action == default:
-            continue  # libseccomp refuses what changes nothing
+            continue  # libseccomp rejects rules without effect
         arguments = [_comparison(argument) for argument in rule.get("args", [])]
         array = (_Comparison * len(arguments))(*arguments)
         for name in rule["names"]:
@@ -82,7 +82,7 @@ def confine(profile: dict[str, Any], *, kill: bool) -> None:
 
 
 def main() -> None:
-    """Confine this process and become the program."""
+    """Confine this process and execute the program."""
     path, *words = sys.argv[1:]
     with FileIO(path) as file:
         profile = json.load(file)

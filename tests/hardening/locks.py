@@ -1,4 +1,4 @@
-"""A lock of requirements/, read as pip reads it."""
+"""A lock of requirements/, parsed as pip does."""
 
 import re
 from collections.abc import Iterator
@@ -22,18 +22,18 @@ class Locked(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The package's name as indexes write it."""
+        """The package's normalized name."""
         return canonicalize_name(self.requirement.name)
 
     @property
     def version(self) -> str:
-        """The one version; an assertion fails if there are more that would do."""
+        """The only version that satisfies the requirement."""
         [only] = self.requirement.specifier
         assert (only.operator, "*" in only.version) == ("==", False), self.requirement
         return only.version
 
     def counts_in(self, environment: dict[str, str]) -> bool:
-        """Whether it is installed there."""
+        """Whether it is installed in this environment."""
         marker = self.requirement.marker
         return marker is None or marker.evaluate(environment)
 
@@ -48,12 +48,12 @@ def read_lock(name: str) -> list[Locked]:
 def _entry(line: str) -> Locked:
     words, *options = line.split("--hash")
     found = frozenset(_HASH.findall("".join(f"--hash{option}" for option in options)))
-    assert len(found) == len(options), line  # no option but hashes, none of them twice
+    assert len(found) == len(options), line  # only hashes as options, each once
     return Locked(Requirement(words.strip()), found)
 
 
 def environments() -> Iterator[dict[str, str]]:
-    """Yield what markers see on each machine that a lock is for."""
+    """Yield the marker environment of each machine that a lock supports."""
     for python in PYTHONS:
         for machine in MACHINES:
             yield {

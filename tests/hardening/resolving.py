@@ -1,8 +1,8 @@
 """Look a name up under a seccomp profile: unshare -mn python resolving.py PROFILE PROGRAM.
 
-It wants a mount and a network namespace of its own. In there is one name server, which this is,
-and libc is led to it. PROGRAM is then run under the profile, and does its look-ups. A question by
-UDP is answered with "ask by TCP" where the name begins with `long`, as if the answer were long.
+It requires mount and network namespaces of its own, in which it is the only name server, configured
+for libc. PROGRAM then runs under the profile, and resolves names. A UDP query for a name that
+begins with `long` gets a truncated response, so that libc repeats it over TCP.
 """
 
 import fcntl
@@ -19,14 +19,16 @@ SETTINGS = {
     "/etc/resolv.conf": "nameserver 127.0.0.1\n",
     "/etc/nsswitch.conf": "hosts: files dns\n",
 }
-_HEAD = struct.Struct("!6H")  # id, flags, counts of questions, answers, authorities, others
+_HEAD = struct.Struct(
+    "!6H"
+)  # id, flags, counts of questions, answers, authorities, additional records
 _IFREQ = struct.Struct("16sH14x")
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _TRUNCATED = 0x0200
 
 
 def answer(query: bytes, *, by_tcp: bool) -> bytes:
-    """Return a reply (RFC 1035, section 4) with the one address that there is of each kind."""
+    """Return a response (RFC 1035, section 4) with the one address of the queried type."""
     number, *_ = _HEAD.unpack_from(query)
     end = query.index(b"\0", _HEAD.size) + 5  # a name, its type and its class
     question = query[_HEAD.size : end]
@@ -55,7 +57,7 @@ def _serve_tcp(server: socket.socket) -> None:
 
 
 def _start() -> None:
-    """Bring the loopback up and listen for questions there."""
+    """Configure the loopback interface, and serve queries on it."""
     with socket.socket() as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", _IFF_UP))
     udp = socket.socket(type=socket.SOCK_DGRAM)
@@ -65,7 +67,7 @@ def _start() -> None:
         threading.Thread(target=serve, args=(server,), daemon=True).start()
 
 
-def _lead_libc_here(folder: Path) -> None:
+def _configure_libc(folder: Path) -> None:
     for number, (path, text) in enumerate(SETTINGS.items()):
         file = folder / str(number)
         file.write_text(text)
@@ -74,11 +76,11 @@ def _lead_libc_here(folder: Path) -> None:
 
 
 def main() -> None:
-    """Start the server, and run the program under the profile; end as it ends."""
+    """Start the server, run the program under the profile, and exit with its status."""
     profile, program = sys.argv[1:]
     _start()
     with tempfile.TemporaryDirectory(prefix="ak") as folder:
-        _lead_libc_here(Path(folder))
+        _configure_libc(Path(folder))
         confined = str(Path(__file__).with_name("confined.py"))
         words = [sys.executable, confined, profile, sys.executable, "-c", program]
         done = subprocess.run(words, check=False)

@@ -1,6 +1,6 @@
-"""Which system calls a server makes, and how it does with some of them only.
+"""The system calls that a server makes, and its behaviour under a filter.
 
-`python -m tests.hardening.syscalls` asks a server everything under strace and prints the calls.
+`python -m tests.hardening.syscalls` sends all requests to a server, and prints its system calls.
 """
 
 import ctypes
@@ -35,13 +35,13 @@ _CONNECT = re.compile(
 
 
 class Trace(NamedTuple):
-    """What strace told of a process and its threads.
+    """The output of strace for a process and its threads.
 
     Attributes:
-        names: The calls.
-        programs: What was executed, in order.
-        families: Of the sockets that were made.
-        connected: Where to: a unix socket's path, else what strace prints.
+        names: The system calls.
+        programs: Executed programs, in order.
+        families: Address families of created sockets.
+        connected: Addresses: a unix socket's path, otherwise as strace prints it.
     """
 
     names: frozenset[str]
@@ -51,7 +51,7 @@ class Trace(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Trace":
-        """Read what `strace -f` writes."""
+        """Parse the output of `strace -f`."""
         return cls(
             frozenset(_CALL.findall(text)),
             _PROGRAM.findall(text),
@@ -66,28 +66,28 @@ def serve_and_drive(
     environ: Mapping[str, str] | None = None,
     stop: Callable[[Server], int] = Server.stop,
 ) -> Driven:
-    """Run a server with a state in `folder`, its command wrapped; ask it everything, and end it."""
+    """Run a server under a wrapper command, send all requests, and stop it."""
     plain = servers.command
     with pytest.MonkeyPatch.context() as patch, scripted_engine() as engine:
         patch.setattr(servers, "command", lambda *options: wrap(*plain(*options)))
         options = ("--access-log", "--state-dir", str(folder))
-        told = environment(**engine, **(environ or {}))
-        with running_server(*LISTENERS, *options, environ=told) as server:
+        variables = environment(**engine, **(environ or {}))
+        with running_server(*LISTENERS, *options, environ=variables) as server:
             driven = drive(server)
             assert stop(server) == 0
     return driven
 
 
 def traced(folder: Path) -> tuple[Driven, Trace]:
-    """Ask a server everything under strace."""
+    """Send all requests to a server under strace."""
     path = folder / "trace"
 
     def wrap(*words: str) -> list[str]:
-        # Python's development mode would have calls of its own.
+        # Python's development mode would add calls.
         return ["strace", "-f", "-qq", "-E", "PYTHONDEVMODE", "-o", str(path), *words]
 
     def stop(server: Server) -> int:
-        pid = server.process.pid  # of strace, which waits for its child and passes on how it ended
+        pid = server.process.pid  # of strace, which waits for its child and returns its status
         [child] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         os.kill(int(child), signal.SIGTERM)
         return server.process.wait(PATIENCE)
@@ -97,7 +97,7 @@ def traced(folder: Path) -> tuple[Driven, Trace]:
 
 
 def confined(profile: Path) -> Wrapper:
-    """Return what runs a command under a profile."""
+    """Return a wrapper that runs a command under a profile."""
     program = str(Path(__file__).with_name("confined.py"))
     return lambda *words: [sys.executable, program, str(profile), *words]
 
@@ -109,27 +109,27 @@ def docker_profile() -> dict[str, Any]:
 
 
 def allowed(profile: dict[str, Any]) -> set[str]:
-    """Return the names of the calls that a profile allows, with whatever arguments."""
+    """Return the names of the calls that a profile allows with any arguments."""
     rules = (rule for rule in profile["syscalls"] if rule["action"] == "SCMP_ACT_ALLOW")
     return {name for rule in rules for name in rule["names"]}
 
 
 def documented_calls() -> set[str]:
-    """Return the calls of a server as docs/hardening.md lists them."""
+    """Return the calls of a server that docs/hardening.md lists."""
     [block] = re.findall(r"```text\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     return set(block.split())
 
 
-def has_call(machine: int, name: str) -> bool:
-    """Tell whether there is a call of that name on a machine."""
+def is_call_of(machine: int, name: str) -> bool:
+    """Return whether a machine has a call of that name."""
     resolve = ctypes.CDLL("libseccomp.so.2").seccomp_syscall_resolve_name_arch
     resolve.argtypes = (ctypes.c_uint32, ctypes.c_char_p)
-    found: int = resolve(machine, name.encode())  # negative: it is known, but not there
+    found: int = resolve(machine, name.encode())  # negative: known, but not available
     return found >= 0
 
 
 def run_confined(profile: Path, program: str) -> str:
-    """Run a Python program under a profile; return what it prints."""
+    """Run a Python program under a profile; return its output."""
     done = subprocess.run(
         confined(profile)(sys.executable, "-c", program),
         capture_output=True,
@@ -146,8 +146,8 @@ def run_confined(profile: Path, program: str) -> str:
 def unit_profile(lines: Iterable[str] | None = None) -> dict[str, Any]:
     """Return the SystemCallFilter= of the unit as a profile of Docker's format.
 
-    What the unit takes out of a set that it has is refused with its SystemCallErrorNumber; all else
-    that it does not allow is left to the profile's default.
+    Calls that the unit removes from an allowed set fail with its SystemCallErrorNumber; all other
+    calls that it does not allow get the profile's default.
     """
     allow: set[str] = set()
     refuse: set[str] = set()
@@ -171,7 +171,7 @@ def unit_profile(lines: Iterable[str] | None = None) -> dict[str, Any]:
 
 
 def _expanded(word: str) -> set[str]:
-    """Return the calls of a set of systemd's, or the call."""
+    """Return the calls of a systemd set, or the single call."""
     if not word.startswith("@"):
         return {word}
     done = subprocess.run(
@@ -187,12 +187,12 @@ def _expanded(word: str) -> set[str]:
 
 
 def main() -> None:
-    """Print the calls of a server that is asked everything."""
+    """Print the calls of a server that gets all requests."""
     with short_folder() as folder:
         driven, trace = traced(folder)
     count = len(allowed(docker_profile()))
     sys.stdout.write(
-        f"{len(driven.asked)} requests, {len(trace.names)} calls; the profile allows {count}:\n"
+        f"{len(driven.requests)} requests, {len(trace.names)} calls; the profile allows {count}:\n"
     )
     sys.stdout.write(" ".join(sorted(trace.names)) + "\n")
 

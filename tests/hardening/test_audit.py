@@ -1,10 +1,10 @@
-"""`make audit` never takes silence for a clean bill of health."""
+"""Tests of `make audit`: missing data do not count as absence of vulnerabilities."""
 
 import pytest
 
 from tests.hardening.audit import CLEAN, UNKNOWN, VULNERABLE, Findings, findings
 
-# As pip-audit 2.10 writes them.
+# In the format of pip-audit 2.10.
 FINE = {"name": "click", "version": "8.5.1", "vulns": []}
 BAD = {
     "name": "requests",
@@ -27,13 +27,13 @@ SKIPPED = {"name": "rich", "skip_reason": "Dependency not found on PyPI and coul
         ([], UNKNOWN),
     ],
 )
-def test_a_package_nobody_told_of_is_not_clean(packages: list[object], status: int) -> None:
-    """pip-audit itself ends with 0 when the index has no data on any package."""
+def test_audit_package_without_data_is_unknown(packages: list[object], status: int) -> None:
+    """pip-audit itself exits with 0 if the index has no data on a package."""
     assert findings({"dependencies": packages, "fixes": []}).status == status
 
 
-def test_a_finding_says_what_mends_it() -> None:
-    """The line has package, version, the name of the vulnerability, and the mended version."""
+def test_audit_finding_names_fixed_version() -> None:
+    """The line has package, version, name of the vulnerability, and fixed version."""
     assert findings({"dependencies": [BAD]}) == Findings(
         ["requests 2.19.0"], [], ["requests 2.19.0: PYSEC-2018-28, mended in 2.20.0"]
     )

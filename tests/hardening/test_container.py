@@ -1,4 +1,4 @@
-"""The server in a real container, under deploy/seccomp.json as a container engine applies it."""
+"""Tests of the server in a container, under deploy/seccomp.json."""
 
 import contextlib
 import subprocess
@@ -11,16 +11,24 @@ import pytest
 
 from tests.hardening.drive import drive
 from tests.hardening.syscalls import PROFILE
-from tests.rigs.docker_engine import IMAGE, PATIENCE, DockerEngine, missing, running_engine
+from tests.rigs.docker_engine import (
+    IMAGE,
+    PATIENCE,
+    DockerEngine,
+    missing_for_docker,
+    running_engine,
+)
 from tests.rigs.emulator import environment
 from tests.serve.server import ROOT, Server, command, ready_server
 
 pytestmark = [
     pytest.mark.rig,
     pytest.mark.slow,
-    pytest.mark.skipif(bool(missing()), reason=missing() or "an engine can run"),
+    pytest.mark.skipif(
+        bool(missing_for_docker()), reason=missing_for_docker() or "an engine can run"
+    ),
 ]
-# As deploy/README.md has them.
+# As in deploy/README.md.
 CONFINED = (
     *("--user", "0:0", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
     *("--security-opt", f"seccomp={PROFILE}", "--network", "none", "--read-only"),
@@ -29,12 +37,12 @@ CONFINED = (
 
 @pytest.fixture(scope="module")
 def docker() -> Iterator[DockerEngine]:
-    """An engine of our own."""
+    """A container engine."""
     with running_engine() as engine:
         yield engine
 
 
-def words(folder: Path) -> list[str]:
+def create_command(folder: Path) -> list[str]:
     """Return the command line of a container with this machine's Python, and `folder`."""
     python = {Path(path).resolve() for path in (sys.prefix, sys.base_prefix, "/usr", "/lib", ROOT)}
     places = [
@@ -50,10 +58,10 @@ def words(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def contained(docker: DockerEngine, folder: Path) -> Iterator[Server]:
-    """Run a server in a container, its sockets in `folder`."""
+def run_in_container(docker: DockerEngine, folder: Path) -> Iterator[Server]:
+    """Run a server in a container, with its sockets in `folder`."""
     options = ("--backend", "simulator", "--dir", str(folder), "--http", "none")
-    line = [*words(folder), *command(*options, "--access-log")]
+    line = [*create_command(folder), *command(*options, "--access-log")]
     with ready_server(line, folder, docker.environment()) as server:
         try:
             yield server
@@ -62,23 +70,23 @@ def contained(docker: DockerEngine, folder: Path) -> Iterator[Server]:
             server.process.wait(PATIENCE)
 
 
-def test_a_server_in_a_container(docker: DockerEngine) -> None:
-    """It starts, answers everything on its sockets, and ends; the engine has taken the profile."""
+def test_server_in_container_answers_everything(docker: DockerEngine) -> None:
+    """A server under the profile starts, answers all requests, and stops."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
-        with contained(docker, Path(name)) as server:
+        with run_in_container(docker, Path(name)) as server:
             driven = drive(server)
             inspected = docker.cli("inspect", "attestkit").stdout
             assert b"SCMP_ACT_ERRNO" in inspected
         assert server.process.returncode == 0
-    assert len(driven.asked) > 100
+    assert len(driven.requests) > 100
     assert set(driven.statuses) == {200, 400, 404}
 
 
-def test_the_profile_is_in_force(docker: DockerEngine) -> None:
-    """The same container cannot make a netlink socket, which Docker's own profile allows."""
+def test_container_profile_is_applied(docker: DockerEngine) -> None:
+    """The container cannot create a netlink socket, which Docker's default profile allows."""
     program = "import socket; socket.socket(16, socket.SOCK_RAW)"
     done = subprocess.run(
-        [*words(ROOT / "deploy"), sys.executable, "-c", program],
+        [*create_command(ROOT / "deploy"), sys.executable, "-c", program],
         env=docker.environment(),
         capture_output=True,
         text=True,

@@ -1,8 +1,7 @@
-"""No program is started, no text becomes code, nothing that could be code is decoded.
+"""Tests that no program is started, and that no text or data becomes code.
 
-Looked for twice: in the sources, where each exception has its reason here, and in a server that is
-asked everything, by Python's own audit events. The first finds what is called by its name; a name
-that is put together at run time it cannot know, so the second net is there.
+Sources are searched, with a reason for each exception; and a server that gets all requests runs
+under Python's audit events, which also detect names that are composed at run time.
 """
 
 import ast
@@ -33,7 +32,7 @@ FORBIDDEN = (
     *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "jsonpickle", "numpy.load"),
     *("ctypes", "cffi", "_ctypes", "types.CodeType", "types.FunctionType"),
 )
-# Whatever they are attributes of: there are many ways to a loop or to the module os.
+# Attributes of any object: event loops and the module os can be reached in many ways.
 ATTRIBUTES = frozenset(
     {
         *("subprocess_exec", "subprocess_shell", "create_subprocess_exec"),
@@ -44,49 +43,48 @@ ATTRIBUTES = frozenset(
         *("__builtins__", "__subclasses__", "__globals__", "__code__", "__loader__"),
     }
 )
-STAR = "import *"  # nobody sees what it brings
-_BY_A_TABLE = "names come from a table of ours, never from input"
-_CORE = "a second module of the library beside it, which was loaded as a module already"
+STAR = "import *"  # hides the imported names
+_FROM_TABLE = "names come from a constant table, never from input"
+_CORE = "a second module of the compiled core, which is already loaded"
 EXCEPTIONS = {
-    "__init__.py importlib.import_module": _BY_A_TABLE,
-    "backends/__init__.py importlib.import_module": _BY_A_TABLE,
-    "cli/__init__.py importlib.import_module": _BY_A_TABLE,
-    "serve/lazy_import.py importlib.import_module": _BY_A_TABLE,
-    "attestation/cmw/__init__.py importlib.import_module": _BY_A_TABLE,
-    "dstack/__init__.py importlib.import_module": _BY_A_TABLE,
-    "verifier/ear/__init__.py importlib.import_module": _BY_A_TABLE,
-    "verifier/policy/__init__.py importlib.import_module": _BY_A_TABLE,
-    "testing/__init__.py importlib.import_module": _BY_A_TABLE,
-    "_crypto/zeroize.py ctypes": "zeros over what was a secret",
+    "__init__.py importlib.import_module": _FROM_TABLE,
+    "backends/__init__.py importlib.import_module": _FROM_TABLE,
+    "cli/__init__.py importlib.import_module": _FROM_TABLE,
+    "serve/lazy_import.py importlib.import_module": _FROM_TABLE,
+    "attestation/cmw/__init__.py importlib.import_module": _FROM_TABLE,
+    "dstack/__init__.py importlib.import_module": _FROM_TABLE,
+    "emulator/__init__.py importlib.import_module": _FROM_TABLE,
+    "verifier/ear/__init__.py importlib.import_module": _FROM_TABLE,
+    "verifier/policy/__init__.py importlib.import_module": _FROM_TABLE,
+    "testing/__init__.py importlib.import_module": _FROM_TABLE,
+    "_crypto/zeroize.py ctypes": "overwrites secrets with zeros",
     "_native/__init__.py importlib.machinery": _CORE,
     "_native/__init__.py ?.exec_module": _CORE,
     "_native/__init__.py ?.__loader__": _CORE,
-    "testing/plugin.py sys.modules": "only asks whether a module is there",
-    "_system/process_hardening.py ctypes": "prctl, and zeros over a seed in the command line",
-    "backends/linux/syscalls.py ctypes": "ioctl, and reads into memory that stays put",
-    "emulator/fuse_operations.py ctypes": "libfuse hands over memory",
-    "emulator/fuse_mount.py ctypes": "libfuse hands over memory",
-    "emulator/linux_calls.py ctypes": "unshare and mount; and reads what an ioctl points to",
+    "testing/plugin.py sys.modules": "checks whether a module is loaded",
+    "_system/process_hardening.py ctypes": "prctl, and overwriting a seed in the command line",
+    "backends/linux/syscalls.py ctypes": "ioctl, and reads into pinned memory",
+    "emulator/fuse_operations.py ctypes": "memory of libfuse",
+    "emulator/fuse_mount.py ctypes": "memory of libfuse",
+    "emulator/linux_calls.py ctypes": "unshare and mount; and memory that an ioctl points to",
     "emulator/run_program.py os.fork": "`attestkit run`: a process that holds mounts",
     "emulator/run_program.py os.posix_spawnp": "`attestkit run` runs a command",
-    "serve/worker_pool/supervisor.py os.posix_spawn": (
-        "--workers starts this program again, and nothing else"
-    ),
+    "serve/worker_pool/supervisor.py os.posix_spawn": ("--workers starts this program only"),
     "cli/batch/executors.py multiprocessing": "`attestkit verify-many --workers`",
     "cli/batch/executors.py concurrent.futures.ProcessPoolExecutor": "the same",
     "verifier/batch/scheduler.py multiprocessing": (
-        "in place of a pool of the caller's whose process died"
+        "replaces a process pool of the caller that broke"
     ),
     "verifier/batch/scheduler.py concurrent.futures.ProcessPoolExecutor": "the same",
-    "verifier/batch/scheduler.py sys.modules": "only asks whether such a process is about to begin",
+    "verifier/batch/scheduler.py sys.modules": "checks whether such a process is starting",
     "verifier/batch/task.py pickle": (
-        "verify_many() with a process pool of the caller's, which pickles"
+        "verify_many() with a process pool of the caller, which pickles"
     ),
 }
 
 
 def _imported(nodes: list[ast.AST]) -> tuple[dict[str, str], set[str]]:
-    """Return by its name here what each import brings, and the full names of all imports."""
+    """Return the full names of imports, by local name, and of all imports."""
     known, all_of_them = {}, set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -94,7 +92,9 @@ def _imported(nodes: list[ast.AST]) -> tuple[dict[str, str], set[str]]:
                 top = alias.name.partition(".")[0]
                 known[alias.asname or top] = alias.name if alias.asname else top
                 all_of_them.add(alias.name)
-        elif isinstance(node, ast.ImportFrom) and not node.level:  # else it is one of ours
+        elif (
+            isinstance(node, ast.ImportFrom) and not node.level
+        ):  # otherwise it is a module of this package
             for alias in node.names:
                 known[alias.asname or alias.name] = f"{node.module}.{alias.name}"
                 all_of_them.add(STAR if alias.name == "*" else f"{node.module}.{alias.name}")
@@ -102,7 +102,7 @@ def _imported(nodes: list[ast.AST]) -> tuple[dict[str, str], set[str]]:
 
 
 def _full_name(node: ast.expr, known: dict[str, str]) -> str | None:
-    """Return what a name or an attribute is called; None if it does not come of an import."""
+    """Return the full name of a name or an attribute; None if it does not come from an import."""
     if isinstance(node, ast.Name):
         return known.get(node.id)
     if isinstance(node, ast.Attribute) and (of := _full_name(node.value, known)):
@@ -110,10 +110,10 @@ def _full_name(node: ast.expr, known: dict[str, str]) -> str | None:
     return None
 
 
-def names_used(text: str) -> Iterator[str]:
-    """Yield the full name of each import, and of each name and attribute that comes of one.
+def find_names(text: str) -> Iterator[str]:
+    """Yield the full name of each import, and of each use of it.
 
-    `getattr(x, "y")` counts as `x.y`; an attribute of what is not imported is yielded as `?.y`.
+    `getattr(x, "y")` counts as `x.y`; an attribute of other objects is yielded as `?.y`.
     """
     nodes = list(ast.walk(ast.parse(text)))
     known, found = _imported(nodes)
@@ -129,34 +129,36 @@ def names_used(text: str) -> Iterator[str]:
                     yield f"{_full_name(of, known) or '?'}.{name}"
 
 
-@cache  # most names are in many files
+@cache  # most names occur in many files
 def _kinds(name: str) -> frozenset[str]:
-    """Return what of FORBIDDEN, or else of ATTRIBUTES, a name is."""
+    """Return the entries of FORBIDDEN, or else of ATTRIBUTES, that a name matches."""
     found = set()
     for bad in FORBIDDEN:
-        family = bad.startswith(("os.", "asyncio."))  # os.exec is also os.execvp
+        family = bad.startswith(("os.", "asyncio."))  # os.exec stands for os.execvp, too
         if name == bad or name.startswith(bad if family else f"{bad}."):
             found.add(name if family else bad)
     of, _, last = name.rpartition(".")
-    attribute = of != "builtins" and name != "platform.system"  # the former is a name of its own
+    attribute = (
+        of != "builtins" and name != "platform.system"
+    )  # builtins and platform.system are distinct names
     if not found and attribute and last in ATTRIBUTES:
         found.add(f"?.{last}")
     return frozenset(found)
 
 
-def forbidden_in(text: str) -> set[str]:
-    """Return what a source uses that it must not, by the name of its kind."""
-    used = set(names_used(text))
+def find_forbidden(text: str) -> set[str]:
+    """Return the kinds of forbidden names that a source uses."""
+    used = set(find_names(text))
     return {kind for name in used for kind in _kinds(name)} | used & {STAR}
 
 
-def test_sources_use_none_of_it() -> None:
-    """Neither more than the exceptions above, nor fewer."""
+def test_sources_use_no_forbidden_names() -> None:
+    """The sources use exactly the exceptions listed above."""
     package = ROOT / "attestkit"
     found = {
         f"{path.relative_to(package)} {name}"
         for path in package.rglob("*.py")
-        for name in forbidden_in(path.read_text())
+        for name in find_forbidden(path.read_text())
     }
     assert found == set(EXCEPTIONS)
 
@@ -194,9 +196,9 @@ def test_sources_use_none_of_it() -> None:
         ("f.__globals__['x']", "?.__globals__"),
     ],
 )
-def test_the_search_finds(text: str, name: str) -> None:
-    """However it is imported, and also where it is not called."""
-    assert name in forbidden_in(text)
+def test_forbidden_in_finds_every_form(text: str, name: str) -> None:
+    """A forbidden name is found in any form of import, and without a call."""
+    assert name in find_forbidden(text)
 
 
 @pytest.mark.parametrize(
@@ -210,24 +212,28 @@ def test_the_search_finds(text: str, name: str) -> None:
         "from .code import x",
     ],
 )
-def test_the_search_passes_over(text: str) -> None:
-    """What only has the same name."""
-    assert forbidden_in(text) == set()
+def test_forbidden_in_ignores_equal_names(text: str) -> None:
+    """Other objects of the same name are ignored."""
+    assert find_forbidden(text) == set()
 
 
 # -- the server ------------------------------------------------------------------------------------
 
-# Code that is made from text, by whom. All of it is made of names of fields and of the package's
-# own templates; jinja2 turns a template into code when it is first used.
+# Modules that create code from text. All of it consists of field names and of the package's own
+# templates, which jinja2 compiles on first use.
 MAKES_CODE = {"dataclasses", "collections", "typing", "attr._make", "jinja2.environment"}
 MAKES_CODE |= {"prometheus_client.decorator"}
 LOADS_CODE = {"importlib._bootstrap", "importlib._bootstrap_external", "runpy"}
 
 
-def surprising(path: Path) -> set[tuple[str, str, str]]:
-    """Return the audit events in a file that are neither modules, nor code of known templates."""
+def find_unexpected_events(path: Path) -> set[tuple[str, str, str]]:
+    """Return the audit events in a file, except modules and code of known templates."""
     found = {tuple(json.loads(line)) for line in path.read_text().splitlines()}
-    assert ("exec", "jinja2.environment", "file") in found  # pages were asked for, and events told
+    assert (
+        "exec",
+        "jinja2.environment",
+        "file",
+    ) in found  # pages were requested, and events recorded
     left = set()
     for event, who, what in found:
         loads = who in LOADS_CODE and event in ("compile", "exec", "marshal.loads")
@@ -239,14 +245,14 @@ def surprising(path: Path) -> set[tuple[str, str, str]]:
 
 
 @pytest.mark.slow
-def test_a_server_does_none_of_it() -> None:
-    """From its start to its end no process, no code but modules, no library, no other machine."""
+def test_server_raises_no_forbidden_audit_event() -> None:
+    """A server starts no process, creates no code but modules, and connects to no other machine."""
     with short_folder() as folder:
         path = folder / "events"
         audited = [sys.executable, str(Path(__file__).with_name("audited.py")), str(path)]
         driven = serve_and_drive(folder, lambda *words: [*audited, *words[2:]])
-        # prctl, which hides the process's memory from others.
+        # prctl, which makes the process's memory unreadable for others.
         libc = {("ctypes.dlopen", "ctypes", "None"), ("ctypes.dlsym", "ctypes", "prctl")}
-        assert surprising(path) == libc
-    assert len(driven.asked) > 300
+        assert find_unexpected_events(path) == libc
+    assert len(driven.requests) > 300
     assert driven.statuses[200] > 150

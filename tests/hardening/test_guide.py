@@ -1,4 +1,4 @@
-"""The figures of docs/hardening.md are those that are tested."""
+"""Tests of the figures in docs/hardening.md."""
 
 import re
 
@@ -12,8 +12,8 @@ from tests.test_deploy import EXPOSURES
 pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/hardening.md is not here")
 
 
-def test_the_calls_are_those_of_the_profile() -> None:
-    """What was measured is allowed, but for what the text says is refused; the counts are right."""
+def test_guide_system_calls_match_profile() -> None:
+    """Listed calls are allowed, except those named as refused; the counts are correct."""
     text, measured, profile = GUIDE.read_text(), documented_calls(), docker_profile()
     assert measured - allowed(profile) == {"clone3", "io_uring_enter", "io_uring_setup"}
     assert f"makes {len(measured)} system calls" in text
@@ -23,13 +23,13 @@ def test_the_calls_are_those_of_the_profile() -> None:
     assert {name for name in newer - measured if f"`{name}`" not in text} == {"io_uring_register"}
 
 
-def test_every_exception_of_the_sources_is_told() -> None:
-    """Each file that test_forbidden.py lets pass is in the text, by its path."""
+def test_guide_lists_every_source_exception() -> None:
+    """The path of each file that test_forbidden.py excepts is in the text."""
     files = {entry.split()[0] for entry in EXCEPTIONS}
     assert {name for name in files if f"`{name}`" not in GUIDE.read_text()} == set()
 
 
-def test_the_exposures_are_those_of_the_units() -> None:
-    """In the table's order: none of the drop-ins, each, both."""
+def test_guide_exposures_match_units() -> None:
+    """In the order of the table: no drop-ins, each, both."""
     found = re.findall(r"^\| .*? \| (\d\.\d) \|", GUIDE.read_text(), re.MULTILINE)
     assert found == [f"{exposure / 10:.1f}" for _, exposure in EXPOSURES]

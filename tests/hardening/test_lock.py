@@ -1,4 +1,4 @@
-"""What continuous integration installs is what was locked: one version, known by its hashes."""
+"""Tests of the requirement locks: one version of each package, with hashes."""
 
 import json
 import re
@@ -21,8 +21,8 @@ LOCKS = ("build.lock", "ci.lock", "dist.lock", "docs.lock", "image.lock", "tools
 JS = ROOT / "tests/clients/js"
 
 
-def wanted(*extras: str, build: bool = True) -> Iterator[Requirement]:
-    """Yield what pyproject.toml asks for, with these extras, and for the build."""
+def find_requirements(*extras: str, build: bool = True) -> Iterator[Requirement]:
+    """Yield the requirements of pyproject.toml with these extras, and of the build."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = pyproject["project"]
     of_extra = project["optional-dependencies"]
@@ -37,8 +37,8 @@ def wanted(*extras: str, build: bool = True) -> Iterator[Requirement]:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_every_package_has_one_version_and_hashes(lock: str) -> None:
-    """On no machine that it is for is a package there twice, or without a hash."""
+def test_lock_has_one_version_with_hashes(lock: str) -> None:
+    """On each machine a package occurs once, with hashes."""
     entries = read_lock(lock)
     assert all(entry.version and entry.hashes for entry in entries)
     for environment in environments():
@@ -47,49 +47,51 @@ def test_every_package_has_one_version_and_hashes(lock: str) -> None:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_no_place_is_named(lock: str) -> None:
-    """Neither an index nor an address: those are the machine's, and a mirror has the same files."""
+def test_lock_names_no_index(lock: str) -> None:
+    """A lock has no index or URL, so that a mirror can be used."""
     text = (ROOT / "requirements" / lock).read_text()
     assert re.findall(r"https?:|--(?:extra-)?index|--find-links|@ |git\+", text) == []
 
 
-def unsatisfied(lock: str, requirements: Iterable[Requirement]) -> set[str]:
-    """Return what a lock lacks somewhere, or has in a version that is not allowed."""
+def find_unsatisfied(lock: str, requirements: Iterable[Requirement]) -> set[str]:
+    """Return the requirements that a lock does not satisfy in some environment."""
     entries = read_lock(lock)
     missing = set()
     requirements = list(requirements)
     for environment in environments():
-        here: dict[str, Locked] = {e.name: e for e in entries if e.counts_in(environment)}
+        installed: dict[str, Locked] = {e.name: e for e in entries if e.counts_in(environment)}
         for requirement in requirements:
             if requirement.marker and not requirement.marker.evaluate(environment):
                 continue
-            entry = here.get(canonicalize_name(requirement.name))
+            entry = installed.get(canonicalize_name(requirement.name))
             if entry is None or not requirement.specifier.contains(entry.version):
                 missing.add(str(requirement))
     return missing
 
 
-def test_the_locks_satisfy_the_project() -> None:
-    """All that pyproject.toml asks for is locked, in a version that it allows; `make lock` does."""
-    assert unsatisfied("ci.lock", wanted("dev")) == set()
-    assert unsatisfied("image.lock", wanted("serve", "verify", build=False)) == set()
+def test_locks_satisfy_project() -> None:
+    """All requirements of pyproject.toml are locked in an allowed version."""
+    assert find_unsatisfied("ci.lock", find_requirements("dev")) == set()
+    assert (
+        find_unsatisfied("image.lock", find_requirements("serve", "verify", build=False)) == set()
+    )
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     lines = (ROOT / "requirements/build.in").read_text().splitlines()
     builds = [line for line in lines if not line.startswith("#")]
     assert builds == pyproject["build-system"]["requires"]
-    assert unsatisfied("build.lock", map(Requirement, builds)) == set()
+    assert find_unsatisfied("build.lock", map(Requirement, builds)) == set()
 
 
-def test_a_lock_that_does_not_satisfy_is_found_out() -> None:
-    """What is missing, and what is too old, on whatever machine."""
+def test_unsatisfied_finds_missing_and_old_packages() -> None:
+    """Missing and too old packages are found, in any environment."""
     wrong = ["cffi>=99", "nobodys-package", "tomli>=99; python_version < '3.11'"]
-    assert unsatisfied("ci.lock", map(Requirement, wrong)) == {
+    assert find_unsatisfied("ci.lock", map(Requirement, wrong)) == {
         *("cffi>=99", "nobodys-package", 'tomli>=99; python_version < "3.11"')
     }
 
 
-def test_the_locks_agree() -> None:
-    """What the image runs, and what builds the wheel, is what was tested."""
+def test_locks_agree() -> None:
+    """Image and wheel build use the versions that were tested."""
     tested = {(entry.name, entry.version): entry.hashes for entry in read_lock("ci.lock")}
     for lock in ("build.lock", "image.lock"):
         for entry in read_lock(lock):
@@ -99,8 +101,8 @@ def test_the_locks_agree() -> None:
         assert entry.hashes == made_with[entry.name, entry.version]
 
 
-def test_the_lock_has_what_the_build_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also what the backend adds for an editable installation: nothing is fetched in the build."""
+def test_lock_satisfies_build_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock has all that the build backend requires, also for an editable installation."""
     build = pytest.importorskip("hatchling.build", reason="hatchling is not here")
     monkeypatch.chdir(ROOT)
     locked = {entry.name for entry in read_lock("ci.lock")}
@@ -108,8 +110,8 @@ def test_the_lock_has_what_the_build_asks_for(monkeypatch: pytest.MonkeyPatch) -
         assert {Requirement(text).name for text in asks({})} <= locked
 
 
-def test_nothing_is_installed_around_the_lock() -> None:
-    """`make` installs the lock with hashes, then the project and nothing with it."""
+def test_makefile_installs_from_lock_only() -> None:
+    """`make` installs the lock with hashes, then the project without dependencies."""
     makefile = (ROOT / "Makefile").read_text()
     [rule] = re.findall(r"^\$\(VENV\)/\.dev:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
     first, second = re.findall(r"pip install ((?:.*\\\n)*.*)", rule)
@@ -122,8 +124,8 @@ def test_nothing_is_installed_around_the_lock() -> None:
     assert "export PIP_ONLY_BINARY=:all:" in (ROOT / ".ci/run").read_text()
 
 
-def test_the_javascript_clients_are_locked() -> None:
-    """package-lock.json is of this package.json, each package with a hash, and names no place."""
+def test_javascript_lock_matches_package_json() -> None:
+    """package-lock.json matches package.json, has hashes, and names no registry."""
     lock = json.loads((JS / "package-lock.json").read_text())
     packages = lock["packages"]
     own = packages.pop("")

@@ -1,4 +1,4 @@
-"""A server on the kernel's files, each way to a quote: the same filters, the same audit events."""
+"""Tests of a server on an emulated kernel: equal filters and audit events for each device."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ import pytest
 from tests.hardening.asked import ask
 from tests.hardening.drive import drive
 from tests.hardening.syscalls import KILL, PROFILE, confined, unit_profile
-from tests.hardening.test_forbidden import surprising
+from tests.hardening.test_forbidden import find_unexpected_events
 from tests.hardening.test_syscalls import needs_seccomp, needs_systemd
 from tests.rigs import system as rig
 from tests.rigs.emulator import requires_fuse
@@ -30,7 +30,7 @@ MACHINES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=MACHINES)
 def guest(request: pytest.FixtureRequest) -> Iterator[System]:
-    """A guest of each kind, just booted."""
+    """A freshly booted guest of each kind."""
     with system(**MACHINES[request.param]) as found:
         yield found
 
@@ -42,7 +42,7 @@ def app(tmp_path: Path) -> AppFiles:
 
 
 def check(guest: System, app: AppFiles, **extra: str) -> None:
-    """Ask a server everything; where registers are, an event is measured and quoted."""
+    """Send all requests to a server; with runtime registers, an event is measured and quoted."""
     options = ("--backend", "configfs_tsm", *app.options)
     with guest.serving(*options, "--access-log", extra=extra) as server:
         answers = ask(server.dstack, server.process.pid)
@@ -54,8 +54,10 @@ def check(guest: System, app: AppFiles, **extra: str) -> None:
 
 
 @needs_seccomp
-def test_under_the_profile(guest: System, app: AppFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    """deploy/seccomp.json has what the devices need, too."""
+def test_server_on_devices_runs_under_seccomp_profile(
+    guest: System, app: AppFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """deploy/seccomp.json allows the calls that devices need."""
     wrap = confined(PROFILE)
     monkeypatch.setattr(rig, "command", lambda *options: wrap(*command(*options)))
     check(guest, app, **KILL)
@@ -63,10 +65,10 @@ def test_under_the_profile(guest: System, app: AppFiles, monkeypatch: pytest.Mon
 
 @needs_seccomp
 @needs_systemd
-def test_under_the_units_filter(
+def test_server_on_devices_runs_under_unit_filter(
     guest: System, app: AppFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the unit's SystemCallFilter."""
+    """The unit's SystemCallFilter allows the calls that devices need."""
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(unit_profile()))
     wrap = confined(path)
@@ -74,10 +76,10 @@ def test_under_the_units_filter(
     check(guest, app, **KILL)
 
 
-def test_what_python_tells_of_it(
+def test_server_on_devices_loads_only_libc(
     guest: System, app: AppFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one library that is loaded is the libc that is there, for ioctl, read and write."""
+    """The only loaded library is libc, for ioctl, read and write."""
     path = tmp_path / "events"
 
     def audited(*options: str) -> list[str]:
@@ -88,4 +90,4 @@ def test_what_python_tells_of_it(
     check(guest, app)
     libc = {("ctypes.dlopen", "ctypes", "None")}
     libc |= {("ctypes.dlsym", "ctypes", name) for name in ("ioctl", "prctl", "read", "write")}
-    assert surprising(path) == libc
+    assert find_unexpected_events(path) == libc

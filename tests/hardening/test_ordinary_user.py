@@ -1,4 +1,4 @@
-"""The server needs no root where the device does not: deploy/attestkit-user.conf, tried.
+"""Tests of a server without root, as in deploy/attestkit-user.conf.
 
 On an emulated TDX guest whose quotes come by ioctl, and under a real systemd with the drop-ins.
 """
@@ -19,17 +19,18 @@ from attestkit import EventLog, Quote
 from tests.rigs import emulator as rig
 from tests.rigs.ordinary_user import (
     NOBODY,
-    python_of_nobody,
+    find_python_of_nobody,
     requires_nobody,
     run_python_as_nobody,
 )
-from tests.rigs.test_systemd_units import MACHINE, SYSTEMD, Machine, first_process
+from tests.rigs.test_systemd_units import MACHINE, SYSTEMD, Machine, wait_for_systemd
 from tests.serve.client import call
 from tests.serve.server import ROOT
 
 pytestmark = [pytest.mark.rig, pytest.mark.slow]
 
-# In the guest, as the user: a server is asked, and the kernel of it. The last line is the answers.
+# A server run as the user in the guest, with the kernel's view of it; the last line has the
+# responses.
 PROGRAM = """
 import json, os, tempfile
 from pathlib import Path
@@ -46,14 +47,14 @@ with tempfile.TemporaryDirectory(prefix="ak") as name:
         found["code"] = server.stop()
 print(json.dumps(found))
 """
-# On the ways that an ordinary user has on real machines; the program has no option for a socket of
-# the quote generation service, as it is behind vsock there.
+# Interfaces available to an unprivileged user on real machines. The program has no option for the
+# quote generation service, which is behind vsock there.
 LIBRARY = """
 import json, os, signal, sys, tempfile, threading
 from pathlib import Path
 import attestkit
 from attestkit.dstack.app_compose import AppCompose
-from attestkit.serve.endpoints import Places
+from attestkit.serve.endpoints import ListenAddresses
 from attestkit.serve import serve
 from tests.hardening.asked import ask
 from tests.rigs.system import AppFiles
@@ -74,7 +75,7 @@ with tempfile.TemporaryDirectory(prefix="ak") as name:
     with attestkit.open("tdx_ioctl", qgs=sys.argv[1]) as attester:
         serve(
             attester,
-            Places(dstack=Path(path)),
+            ListenAddresses(dstack=Path(path)),
             on_ready=lambda _: thread.start(),
             app_compose=compose,
             app_keys=keys,
@@ -86,9 +87,9 @@ print(json.dumps({**found, "code": 0}))
 
 @requires_nobody
 @pytest.mark.parametrize("program", [PROGRAM, LIBRARY], ids=["configfs", "ioctl"])
-def test_a_guest_whose_device_is_the_users(program: str) -> None:
-    """Quotes, keys and measured events from a server that is not root and has no capability."""
-    python = python_of_nobody() or ""
+def test_server_of_unprivileged_user_in_guest(program: str) -> None:
+    """A server without root and capabilities gives quotes, keys and measured events."""
+    python = find_python_of_nobody() or ""
     with tempfile.TemporaryDirectory(prefix="ak") as folder:
         os.chown(folder, NOBODY, NOBODY)
         socket = f"{folder}/qgs"
@@ -116,7 +117,7 @@ needs_systemd = pytest.mark.skipif(
 IN_TEST = """
 [Service]
 Environment=ATTESTKIT_BACKEND=simulator PYTHONPATH={path}
-# Python, or this checkout, may be in somebody's home.
+# Python, or this checkout, may be in a home directory.
 ProtectHome=no
 """
 
@@ -137,12 +138,12 @@ def write_units(folder: Path, python: str) -> None:
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    """A systemd with our units and both drop-ins, whose user it has made."""
+    """A systemd with these units and both drop-ins, which has created the user."""
     unshare = ["unshare", "--mount", "--pid", "--fork", "--ipc", "--uts", "--cgroup"]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
         units = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
-        write_units(units, python_of_nobody() or sys.executable)
+        write_units(units, find_python_of_nobody() or sys.executable)
         users = str(ROOT / "deploy/attestkit-user.sysusers")
         process = stack.enter_context(
             subprocess.Popen(
@@ -154,14 +155,14 @@ def machine() -> Iterator[Machine]:
             )
         )
         stack.callback(process.kill)
-        yield Machine(first_process(process), 0)
+        yield Machine(wait_for_systemd(process), 0)
 
 
 @requires_nobody
 @needs_root
 @needs_systemd
-def test_a_service_that_is_neither_root_nor_on_a_network(machine: Machine) -> None:
-    """On systemd's sockets; the process is the user's, and has no interface but its own lo."""
+def test_service_is_unprivileged_and_without_network(machine: Machine) -> None:
+    """The service uses systemd's sockets, runs as the user, and has a loopback interface only."""
     machine.run("systemctl", "start", "attestkit.socket")
     assert call(machine.dstack, "GetKey", {"path": "a"}).status == 200
     assert call(machine.tappd, "Version").status == 200

@@ -1,6 +1,6 @@
-"""A name can be looked up under the filters: PCCS and engine may be named by a host's.
+"""Tests of name resolution under the filters, for host names of PCCS and container engine.
 
-No test of the whole server does this, as all that it reaches there is on addresses.
+Tests of the whole server use addresses only.
 """
 
 import json
@@ -22,7 +22,7 @@ from tests.hardening.test_syscalls import needs_seccomp, needs_systemd
 from tests.serve.server import PATIENCE
 
 UNSHARE = ("unshare", "--mount", "--net", *(() if os.geteuid() == 0 else ("--map-root-user",)))
-# By UDP, by TCP as UDP is too short; both by libc, the second as asyncio and uvloop do it.
+# Over UDP, and over TCP after truncation; both by libc, the second as asyncio and uvloop do it.
 PROGRAM = """
 import asyncio, socket
 async def looked_up(name):
@@ -35,7 +35,7 @@ for name in ("pccs.test", "long.test"):
 
 @cache
 def missing() -> str:
-    """Return why there is no network of our own to be had, nothing if there is."""
+    """Return why a network namespace is unavailable; empty if it is available."""
     if shutil.which("unshare") is None:
         return "no unshare (Debian: apt install util-linux)"
     done = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
@@ -43,7 +43,7 @@ def missing() -> str:
 
 
 def looked_up(profile: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
-    """Look names up under a profile, in a network that has nothing but a name server."""
+    """Resolve names under a profile, in a network with a name server only."""
     if why := missing():
         pytest.skip(why)
     program = str(Path(__file__).with_name("resolving.py"))
@@ -63,8 +63,8 @@ def looked_up(profile: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     "profile", [docker_profile, pytest.param(unit_profile, marks=needs_systemd)]
 )
-def test_a_name_is_looked_up(profile: Callable[[], dict[str, Any]]) -> None:
-    """Both addresses of a name, by UDP and by TCP."""
+def test_name_is_resolved_under_filter(profile: Callable[[], dict[str, Any]]) -> None:
+    """Both addresses of a name are resolved, over UDP and TCP."""
     done = looked_up(profile())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == ["192.0.2.7 2001:db8::7"] * 2
@@ -72,8 +72,8 @@ def test_a_name_is_looked_up(profile: Callable[[], dict[str, Any]]) -> None:
 
 @needs_seccomp
 @pytest.mark.skipif(find_library("c") != "libc.so.6", reason="another libc than glibc")
-def test_a_profile_that_forbids_it_is_found_out() -> None:
-    """Without sendmmsg there is no look-up: glibc sends both of its questions with one call."""
+def test_name_resolution_without_sendmmsg_fails() -> None:
+    """Without sendmmsg resolution fails, for glibc sends both queries with one call."""
     profile = docker_profile()
     for rule in profile["syscalls"]:
         rule["names"] = [name for name in rule["names"] if name != "sendmmsg"]

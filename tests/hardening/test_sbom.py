@@ -1,4 +1,4 @@
-"""The wheel says what it is made of: CycloneDX, the same bytes for the same tree."""
+"""Tests of the wheel's SBOM: CycloneDX, reproducible for equal trees."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ PROJECT = build_sbom.Project(
 
 
 def document(**environ: str) -> dict[str, Any]:
-    """Return the document of a project of two files."""
+    """Return the SBOM of a project of two files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SOURCE_DATE_EPOCH", raising=False)
         for name, value in environ.items():
@@ -41,8 +41,8 @@ def document(**environ: str) -> dict[str, Any]:
         return found
 
 
-def test_dependencies_with_the_range_and_the_extra_that_ask() -> None:
-    """Required wins over optional, tools of development are none, own extras are spelled out."""
+def test_sbom_dependencies_have_range_and_extra() -> None:
+    """Required overrides optional, development tools are omitted, own extras are expanded."""
     parts = document()["components"][1:]
     assert [(part["purl"], part["scope"]) for part in parts] == [
         ("pkg:pypi/cffi", "required"),
@@ -55,8 +55,8 @@ def test_dependencies_with_the_range_and_the_extra_that_ask() -> None:
     assert {"name": "attestkit:extra", "value": "cli"} in parts[1]["properties"]
 
 
-def test_files_with_their_hashes() -> None:
-    """Each file that is compiled is named with its SHA-256, in one order."""
+def test_sbom_lists_files_with_hashes() -> None:
+    """Each compiled file is listed with its SHA-256, in a fixed order."""
     core = document()["components"][0]
     digest = hashlib.sha256((ROOT / "attestkit/_native/hex.c").read_bytes()).hexdigest()
     assert [part["name"] for part in core["components"]] == [
@@ -66,26 +66,26 @@ def test_files_with_their_hashes() -> None:
     assert core["components"][1]["hashes"] == [{"alg": "SHA-256", "content": digest}]
 
 
-def test_the_time_is_the_one_that_reproducible_builds_tell() -> None:
-    """Without SOURCE_DATE_EPOCH there is none, so that a tree has one document."""
+def test_sbom_time_is_source_date_epoch() -> None:
+    """Without SOURCE_DATE_EPOCH the SBOM has no time, and is reproducible."""
     assert "timestamp" not in document()["metadata"]
     assert document() == document()
-    told = document(SOURCE_DATE_EPOCH="1700000000")
-    assert told["metadata"]["timestamp"] == "2023-11-14T22:13:20+00:00"
-    assert told["serialNumber"] != document()["serialNumber"]
+    sbom = document(SOURCE_DATE_EPOCH="1700000000")
+    assert sbom["metadata"]["timestamp"] == "2023-11-14T22:13:20+00:00"
+    assert sbom["serialNumber"] != document()["serialNumber"]
 
 
-def of_this_tree() -> bytes:
-    """Return the document of a wheel of this tree, with its core."""
+def create_sbom_of_tree() -> bytes:
+    """Return the SBOM of a wheel of this tree, with its core."""
     root = str(ROOT)
     metadata: ProjectMetadata[Any] = ProjectMetadata(root, PluginManager())
     hook = build_cffi.CustomBuildHook(root, {}, untyped(None), metadata, root, "wheel", None)
     return hook.bill(build_cffi.files_of_core())
 
 
-def test_it_names_every_file_of_the_core() -> None:
-    """All that the compiler reads of ours, for a file that is missing is one nobody looks at."""
-    core = json.loads(of_this_tree())["components"][0]
+def test_sbom_lists_every_file_of_core() -> None:
+    """Every source file that the compiler reads is listed."""
+    core = json.loads(create_sbom_of_tree())["components"][0]
     native = ROOT / build_cffi.NATIVE
     there = {path for suffix in ("c", "h", "inc") for path in native.glob(f"*.{suffix}")}
     names = {path.relative_to(ROOT).as_posix() for path in there if path.name != "_lib.c"}
@@ -93,28 +93,28 @@ def test_it_names_every_file_of_the_core() -> None:
 
 
 @pytest.mark.slow  # the schema takes seconds to load
-def test_it_is_cyclonedx() -> None:
-    """The official schema of CycloneDX 1.6 takes it, and it knows what it should refuse."""
+def test_sbom_is_valid_cyclonedx() -> None:
+    """The official schema of CycloneDX 1.6 accepts the SBOM, and rejects invalid ones."""
     reason = "pip install 'cyclonedx-python-lib[json-validation]'"
     schema = pytest.importorskip("cyclonedx.schema", reason=reason)
     validation = pytest.importorskip("cyclonedx.validation.json", reason=reason)
     validator = validation.JsonStrictValidator(schema.SchemaVersion.V1_6)
-    text = of_this_tree().decode()
+    text = create_sbom_of_tree().decode()
     assert validator.validate_str(text) is None
     assert validator.validate_str(text.replace('"SHA-256"', '"SHA-255"', 1)) is not None
     assert validator.validate_str(text.replace('"purl"', '"url"', 1)) is not None
 
 
 @pytest.mark.slow
-def test_the_wheel_carries_it(tmp_path: Path) -> None:
-    """It is where PEP 770 has it, and in the record; two builds have the same bytes."""
+def test_wheel_contains_sbom(tmp_path: Path) -> None:
+    """The SBOM is at its path of PEP 770 and in RECORD; two builds are identical."""
     found = []
     for name in ("one", "two"):
         words = ["hatchling", "build", "-t", "wheel", "-d", str(tmp_path / name)]
         done = subprocess.run(
             [sys.executable, "-m", *words],
             cwd=ROOT,
-            env={**os.environ, "ATTESTKIT_PURE_PYTHON": "1"},  # compiling takes its time
+            env={**os.environ, "ATTESTKIT_PURE_PYTHON": "1"},  # compiling is slow
             capture_output=True,
             text=True,
             check=False,

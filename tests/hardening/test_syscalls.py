@@ -1,7 +1,7 @@
-"""The server lives on few system calls: those of deploy/seccomp.json, and of systemd's unit.
+"""Tests of the server's system calls, under deploy/seccomp.json and systemd's unit.
 
-Under either filter a server is asked everything, and is killed at the first call that the filter
-lacks; what it calls is also measured, by strace. `python -m tests.hardening.syscalls` prints that.
+Under either filter a server gets all requests, and is killed at the first call that the filter does
+not allow; its calls are also measured by strace. `python -m tests.hardening.syscalls` prints them.
 """
 
 import errno
@@ -24,7 +24,7 @@ from tests.hardening.syscalls import (
     confined,
     docker_profile,
     documented_calls,
-    has_call,
+    is_call_of,
     run_confined,
     serve_and_drive,
     traced,
@@ -42,9 +42,9 @@ needs_systemd = pytest.mark.skipif(
 )
 
 MEASURED_ON = ((3, 11), "x86_64", "glibc")  # the list of docs/hardening.md
-# By version of glibc: calls in addition to that list, and calls of the list that are not made.
+# By version of glibc: additional calls, and listed calls that are not made.
 OTHER_GLIBC = {"2.36": ({"sysinfo"}, {"fstat"})}
-# What no filter of ours lets through: other namespaces and files, other processes, the kernel.
+# Calls that no filter allows: namespaces, mounts, other processes, the kernel.
 NEVER = frozenset(
     {
         *("bpf", "perf_event_open", "ptrace", "process_vm_readv", "process_vm_writev", "kcmp"),
@@ -69,18 +69,18 @@ NEVER = frozenset(
 
 
 def assert_all_was_answered(driven: Driven) -> None:
-    """The whole API was asked for, and nothing failed within the server."""
-    assert len(driven.asked) > 300
+    """The whole API was requested, and no request failed inside the server."""
+    assert len(driven.requests) > 300
     assert set(driven.statuses) == {200, 400, 404}
 
 
-# -- what is measured ------------------------------------------------------------------------------
+# -- measured calls --------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @needs_strace
-def test_what_a_server_calls() -> None:
-    """It starts no program, reaches nobody but the engine, and calls what the profile allows."""
+def test_server_makes_only_documented_calls() -> None:
+    """The server starts no program, connects to the engine only, and makes allowed calls only."""
     with short_folder() as folder:
         driven, trace = traced(folder)
     assert_all_was_answered(driven)
@@ -96,8 +96,8 @@ def test_what_a_server_calls() -> None:
         assert trace.names == documented_calls() - fewer | more
 
 
-def test_a_trace_is_read_whole() -> None:
-    """Calls that another thread cut in two, that did not return, and those of the network."""
+def test_trace_parse_reads_interrupted_calls() -> None:
+    """Interrupted and unfinished calls, and network calls, are parsed."""
     text = """\
 10 execve("/usr/bin/python", ["python"], 0x7ffc /* 3 vars */) = 0
 11 futex(0x1, FUTEX_WAIT, 0, NULL <unfinished ...>
@@ -121,8 +121,8 @@ def test_a_trace_is_read_whole() -> None:
 
 @pytest.mark.slow
 @needs_seccomp
-def test_the_profile_is_enough() -> None:
-    """Under deploy/seccomp.json everything is answered, and the server ends in good order."""
+def test_server_runs_under_seccomp_profile() -> None:
+    """Under deploy/seccomp.json all requests are answered, and the server stops gracefully."""
     with short_folder() as folder:
         path = folder / "profile.json"
         path.write_text(json.dumps(docker_profile()))
@@ -132,18 +132,18 @@ def test_the_profile_is_enough() -> None:
 @pytest.mark.slow
 @needs_systemd
 @needs_seccomp
-def test_the_units_filter_is_enough() -> None:
-    """Under the unit's SystemCallFilter too; what it takes away on purpose is refused as there."""
+def test_server_runs_under_unit_filter() -> None:
+    """Under the unit's SystemCallFilter, too; calls that it removes on purpose fail likewise."""
     with short_folder() as folder:
         path = folder / "profile.json"
         path.write_text(json.dumps(unit_profile()))
         assert_all_was_answered(serve_and_drive(folder, confined(path), KILL))
 
 
-# aarch64 has only the newer one of two calls that do the same.
+# aarch64 has only the newer of two equivalent calls.
 ON_AARCH64 = {
     "access": "faccessat",
-    "arch_prctl": "",  # where a thread's data is: no call at all
+    "arch_prctl": "",  # thread-local storage: no system call
     "chmod": "fchmodat",
     "chown": "fchownat",
     "dup2": "dup3",
@@ -166,16 +166,16 @@ ON_AARCH64 = {
 
 
 @needs_seccomp
-def test_the_profile_is_for_both_machines() -> None:
-    """Every name is a call on x86-64, and what aarch64 lacks of it is there under another name."""
+def test_profile_covers_x86_64_and_aarch64() -> None:
+    """Every name is a call on x86-64; where aarch64 lacks it, the equivalent is listed."""
     names = allowed(docker_profile())
-    assert {name for name in names if not has_call(X86_64, name)} == set()
-    assert {name for name in names if not has_call(AARCH64, name)} == set(ON_AARCH64)
+    assert {name for name in names if not is_call_of(X86_64, name)} == set()
+    assert {name for name in names if not is_call_of(AARCH64, name)} == set(ON_AARCH64)
     assert set(ON_AARCH64.values()) - names == {""}
 
 
-def test_what_is_newer_is_refused_as_unknown() -> None:
-    """Whoever asks goes without it on ENOSYS alone; EPERM, the default, would be an error."""
+def test_profile_refuses_newer_calls_with_enosys() -> None:
+    """The C library falls back on ENOSYS only; the default EPERM would be an error."""
     rules = [rule for rule in docker_profile()["syscalls"] if rule["action"] == "SCMP_ACT_ERRNO"]
     assert {rule["errnoRet"] for rule in rules} == {errno.ENOSYS}
     refused = {name for rule in rules for name in rule["names"]}
@@ -183,17 +183,17 @@ def test_what_is_newer_is_refused_as_unknown() -> None:
     assert refused & allowed(docker_profile()) == set()
 
 
-def test_the_profile_lets_nothing_else_through() -> None:
-    """No call with which to leave a container, to look into others or to change the kernel."""
+def test_profile_allows_no_dangerous_call() -> None:
+    """No call to leave a container, inspect processes or change the kernel is allowed."""
     assert allowed(docker_profile()) & NEVER == set()
     assert docker_profile()["defaultAction"] == "SCMP_ACT_ERRNO"
 
 
 @needs_systemd
-def test_the_unit_lets_nothing_else_through() -> None:
-    """What systemd gives every service is more than the profile, and still none of the worst."""
-    # systemd's sets have these, whose harm is undone elsewhere: by RestrictNamespaces, by no
-    # capability, by a file system that is read-only.
+def test_unit_filter_allows_no_dangerous_call() -> None:
+    """The default sets of systemd exceed the profile, but have none of the dangerous calls."""
+    # systemd's sets have these, which are restricted otherwise: by RestrictNamespaces, by missing
+    # capabilities, by a read-only file system.
     lenient = {"clone3", "fork", "vfork", "execveat", "kill", "pidfd_open", "memfd_create"}
     lenient |= {"link", "linkat", "symlink", "symlinkat", "setxattr", "splice", "vmsplice"}
     lenient |= {"unshare", "setns", "mknod", "mknodat", "add_key", "keyctl", "request_key"}
@@ -201,7 +201,7 @@ def test_the_unit_lets_nothing_else_through() -> None:
     assert allowed(unit_profile()) & (NEVER - lenient) == set()
     assert allowed(docker_profile()) - {"chown", "capset", "setgid", "setgroups", "setuid"} <= {
         *allowed(unit_profile()),
-        *("fchown", "fchownat", "lchown"),  # systemd has them in @chown
+        *("fchown", "fchownat", "lchown"),  # in systemd's @chown
     }
 
 
@@ -225,8 +225,8 @@ print([tried(56, 0x10000000 | 17, 0)], [opened(1), opened(2), opened(16), opened
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are those of x86-64")
 @needs_seccomp
-def test_the_profile_bites() -> None:
-    """mount, ptrace, io_uring, clone3, unshare, a clone into a namespace, netlink: refused."""
+def test_profile_refuses_dangerous_calls() -> None:
+    """mount, ptrace, io_uring, clone3, unshare, clone into a namespace and netlink are refused."""
     done = run_confined(PROFILE, PROBE)
     first, second = done.splitlines()
     perm, missing = errno.EPERM, errno.ENOSYS
@@ -235,8 +235,8 @@ def test_the_profile_bites() -> None:
 
 
 @needs_seccomp
-def test_a_server_that_lacks_a_call_is_found_out() -> None:
-    """The kill is real: without fsync a server does not get through."""
+def test_server_without_required_call_is_killed() -> None:
+    """Without fsync in the profile the server is killed."""
     profile = docker_profile()
     for rule in profile["syscalls"]:
         rule["names"] = [name for name in rule["names"] if name != "fsync"]

@@ -1,4 +1,4 @@
-"""Keys that these tests share."""
+"""Shared keys."""
 
 import pytest
 
@@ -11,11 +11,11 @@ FIXTURE = SHARED / "data/dstack/simulator/appkeys.json"
 
 @pytest.fixture
 def app_keys() -> AppKeys:
-    """The keys of the seed that the vectors use."""
+    """Return the keys of the vectors' seed."""
     return AppKeys.from_seed(SEED)
 
 
 @pytest.fixture
 def keys() -> LocalKeys:
-    """The deriver over the agent's own key file."""
+    """Return the deriver for the agent's own key file."""
     return LocalKeys(AppKeys.load(FIXTURE))

@@ -1,4 +1,4 @@
-"""Derived bytes and keys are those of the published formulas."""
+"""Derived bytes and keys match the published formulas."""
 
 from typing import Any
 
@@ -14,46 +14,48 @@ KDF = load("kdf.json")
 ALL_ALGORITHMS = ("secp256k1", "ed25519", "p256", "x25519")
 
 
-def unhex(text: str) -> bytes:
-    """Return the bytes of hex text."""
-    return bytes.fromhex(text)
-
-
 @needs_shared
 @pytest.mark.parametrize("case", KDF.get("hkdf", []))
-def test_derive_bytes(case: dict[str, Any]) -> None:
+def test_derive_bytes_matches_vector(case: dict[str, Any]) -> None:
     """HKDF over the joined parts."""
-    parts = [unhex(part) for part in case["info_parts"]]
-    assert derive_bytes(unhex(case["ikm"]), *parts, length=case["length"]).hex() == case["okm"]
+    parts = [bytes.fromhex(part) for part in case["info_parts"]]
+    assert (
+        derive_bytes(bytes.fromhex(case["ikm"]), *parts, length=case["length"]).hex() == case["okm"]
+    )
 
 
 @needs_shared
 @pytest.mark.parametrize("case", KDF.get("p256_key_pairs", []))
-def test_derive_p256(case: dict[str, Any]) -> None:
-    """P-256 keys, with their DER and PEM."""
-    key = derive_p256(unhex(case["seed"]), *(unhex(part) for part in case["info_parts"]))
+def test_derive_p256_matches_vector(case: dict[str, Any]) -> None:
+    """P-256 keys with their DER and PEM."""
+    key = derive_p256(
+        bytes.fromhex(case["seed"]), *(bytes.fromhex(part) for part in case["info_parts"])
+    )
     assert key.pkcs8_der.hex() == case["pkcs8_der"]
     assert key.spki_der.hex() == case["spki_der"]
     assert key.pkcs8_pem == case["pkcs8_pem"]
 
 
 @needs_shared
-def test_derive_x25519() -> None:
-    """The secret is a hash over the whole key pair in DER; it is not clamped."""
+def test_derive_x25519_matches_vector() -> None:
+    """The secret is a hash over the DER key pair, and is not clamped."""
     case = KDF["dh_secret"]
     secret = derive_x25519(
-        unhex(case["root_scalar"]), *(unhex(part) for part in case["info_parts"])
+        bytes.fromhex(case["root_scalar"]), *(bytes.fromhex(part) for part in case["info_parts"])
     )
     assert secret.hex() == case["expected_secret"]
     assert x25519_public_key(secret).hex() == case["x25519_public_key"]
 
 
 @needs_shared
-def test_keys_of_a_kms() -> None:
-    """What a key service derives from its two roots for one application."""
+def test_kms_derivation_matches_vectors() -> None:
+    """A KMS derives an application's keys from its two roots."""
     case = KDF["kms"]
-    p256_root, k256_root = unhex(case["root_p256_scalar"]), unhex(case["root_k256_key"])
-    app, instance = unhex(case["app_id"]), unhex(case["instance_id"])
+    p256_root, k256_root = (
+        bytes.fromhex(case["root_p256_scalar"]),
+        bytes.fromhex(case["root_k256_key"]),
+    )
+    app, instance = bytes.fromhex(case["app_id"]), bytes.fromhex(case["instance_id"])
     app_key = derive_bytes(k256_root, app, b"app-key")
     assert app_key.hex() == case["app_k256_key"]
     message = b"dstack-kms-issued:" + app + k256_public_key(app_key)
@@ -67,8 +69,8 @@ def test_keys_of_a_kms() -> None:
     assert x25519_public_key(env).hex() == case["env_crypt_public_key"]
 
 
-def test_separated_paths_cannot_meet() -> None:
-    """No algorithm's name begins another's, so no two pairs write the same path."""
+def test_separated_paths_are_distinct() -> None:
+    """No algorithm name is a prefix of another, so two pairs never give the same path."""
     assert separated_path("a/b", "k256") == "attestkit/v1/secp256k1/a/b"
     written = {
         separated_path(path, name)

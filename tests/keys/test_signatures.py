@@ -1,4 +1,4 @@
-"""Signatures and chains are judged as the agent does: true, false, or malformed."""
+"""Signatures and chains are verified like the agent does: valid, invalid, or malformed."""
 
 from typing import Any
 
@@ -9,60 +9,58 @@ from hypothesis import strategies as st
 from attestkit._crypto.ecdsa import K256Key
 from attestkit.errors import SignatureError, UsageError
 from attestkit.keys import AppKeys, LocalKeys, recover_issuers, recover_root, verify_signature
+from tests.raising import raises
 from tests.vectors import load, needs_shared
 
 GETKEY, SIGN = load("getkey.json"), load("sign_verify.json")
 SEED = bytes(range(32))
 
 
-def unhex(text: str) -> bytes:
-    """Return the bytes of hex text."""
-    return bytes.fromhex(text)
-
-
 @needs_shared
-def test_chain_leads_to_the_kms(keys: LocalKeys) -> None:
-    """The two signatures give the application's root key and the key service's."""
+def test_recover_issuers_returns_app_root_and_kms_root(keys: LocalKeys) -> None:
+    """The two signatures recover the application's root key and that of the KMS."""
     link = GETKEY["kms_link"]
     found = keys.derive("any", "purpose")
     chain = (found.signature_chain[0], found.signature_chain[1])
-    root, kms = recover_issuers(found.public_key, "purpose", chain, unhex(link["app_id"]))
+    root, kms = recover_issuers(found.public_key, "purpose", chain, bytes.fromhex(link["app_id"]))
     assert root.hex() == GETKEY["app_root_public_key"]
     assert kms.hex() == link["recovered_kms_root_public_key"]
-    other, _ = recover_issuers(found.public_key, "another", chain, unhex(link["app_id"]))
+    other, _ = recover_issuers(found.public_key, "another", chain, bytes.fromhex(link["app_id"]))
     assert other != root
-    with pytest.raises(SignatureError, match="65 bytes"):
-        recover_issuers(found.public_key, "purpose", (chain[0], b""), unhex(link["app_id"]))
+    with pytest.raises(SignatureError):
+        recover_issuers(found.public_key, "purpose", (chain[0], b""), bytes.fromhex(link["app_id"]))
 
 
-def test_the_root_is_told_without_a_kms() -> None:
-    """The chain's first signature leads to the application's root key, for its purpose alone."""
+def test_recover_issuers_without_kms_returns_app_root() -> None:
+    """The first signature recovers the application's root key for its purpose only."""
     with AppKeys.from_seed(SEED) as app:
         found = LocalKeys(app).derive("any", "purpose", "ed25519")
         first, kms = found.signature_chain
         assert kms == b""
         assert recover_root(found.public_key, "purpose", first) == app.root_public_key
         assert recover_root(found.public_key, "another", first) != app.root_public_key
-    with pytest.raises(SignatureError, match="65 bytes"):
+    with pytest.raises(SignatureError):
         recover_root(found.public_key, "purpose", first[:-1])
 
 
 @needs_shared
 @pytest.mark.parametrize("case", SIGN.get("verify", []), ids=lambda case: case["note"] or None)
-def test_verify(case: dict[str, Any]) -> None:
-    """Right is True, wrong is False."""
+def test_verify_signature_matches_vector(case: dict[str, Any]) -> None:
+    """A valid signature is True, an invalid one False."""
     request = case["request"]
-    data, signature, public = (unhex(request[key]) for key in ("data", "signature", "public_key"))
+    data, signature, public = (
+        bytes.fromhex(request[key]) for key in ("data", "signature", "public_key")
+    )
     found = verify_signature(request["algorithm"], data, signature, public)
     assert found is case["response"]["valid"]
 
 
 @needs_shared
 @pytest.mark.parametrize("case", SIGN.get("errors", []))
-def test_sign_and_verify_errors(keys: LocalKeys, case: dict[str, Any]) -> None:
-    """Errors have the agent's texts where those are fixed."""
+def test_sign_and_verify_errors_match_agent_texts(keys: LocalKeys, case: dict[str, Any]) -> None:
+    """Errors have the agent's texts where they are specified."""
     request = {key: value for key, value in case["request"].items() if key != "algorithm"}
-    fields = {key: unhex(value) for key, value in request.items()}
+    fields = {key: bytes.fromhex(value) for key, value in request.items()}
     call = keys.sign if case["method"] == "Sign" else verify_signature
     with pytest.raises(UsageError) as caught:
         call(algorithm=case["request"]["algorithm"], **fields)
@@ -70,8 +68,8 @@ def test_sign_and_verify_errors(keys: LocalKeys, case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["secp256k1", "k256", "ed25519", "secp256k1_prehashed"])
-def test_signatures_hold_and_bits_count(app_keys: AppKeys, algorithm: str) -> None:
-    """What we sign we verify; with another message, key or signature we do not."""
+def test_verify_signature_of_changed_input_is_false(app_keys: AppKeys, algorithm: str) -> None:
+    """A signature is invalid for another message, key or signature."""
     keys, data = LocalKeys(app_keys), bytes(range(32))
     found = keys.sign(data, algorithm)
     assert verify_signature(algorithm, data, found.signature, found.public_key)
@@ -82,8 +80,8 @@ def test_signatures_hold_and_bits_count(app_keys: AppKeys, algorithm: str) -> No
     assert not verify_signature(algorithm, data, found.signature, other.public_key)
 
 
-def test_prehashed_verification_pads_and_cuts() -> None:
-    """Of longer data 32 bytes count; 16 to 31 bytes get zeros in front; fewer never hold."""
+def test_verify_signature_prehashed_pads_and_truncates() -> None:
+    """Data is truncated to 32 bytes; 16 to 31 bytes are zero-padded in front; fewer are invalid."""
     key = K256Key(SEED)
     for size in (16, 24, 31, 32):
         data = b"d" * size
@@ -95,13 +93,15 @@ def test_prehashed_verification_pads_and_cuts() -> None:
         data = b"d" * size
         signature = key.sign(data.rjust(32, b"\0"))
         assert not verify_signature("secp256k1_prehashed", data, signature, key.public_key)
-        with pytest.raises(UsageError):  # parsing comes first, whatever the data is
+        with pytest.raises(UsageError):  # the key is parsed before the data are checked
             verify_signature("secp256k1_prehashed", data, bytes(64), key.public_key)
 
 
 @given(st.text(max_size=8), st.binary(max_size=70), st.binary(max_size=70), st.binary(max_size=70))
-def test_verify_takes_any_bytes(name: str, data: bytes, signature: bytes, public: bytes) -> None:
-    """Random input never holds, and raises UsageError alone."""
+def test_verify_signature_of_arbitrary_bytes_is_false(
+    name: str, data: bytes, signature: bytes, public: bytes
+) -> None:
+    """Random input is never valid, and raises only UsageError."""
     for algorithm in (name, "secp256k1", "ed25519", "secp256k1_prehashed"):
         try:
             assert not verify_signature(algorithm, data, signature, public)
@@ -110,7 +110,7 @@ def test_verify_takes_any_bytes(name: str, data: bytes, signature: bytes, public
 
 
 @pytest.mark.parametrize("data", ["text", bytearray(32), None])
-def test_only_bytes_are_signed(keys: LocalKeys, data: Any) -> None:
-    """Text and buffers that may change are refused by name."""
-    with pytest.raises(UsageError, match="what is signed is bytes"):
+def test_sign_of_other_type_is_usage_error(keys: LocalKeys, data: Any) -> None:
+    """Text and mutable buffers are rejected by name."""
+    with raises(UsageError, "wrong_type"):
         keys.sign(data, "ed25519")

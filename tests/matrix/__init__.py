@@ -1,1 +1,1 @@
-"""What attestkit works with, version by version: `make matrix`."""
+"""Compatibility of attestkit with versions of its dependencies and clients: `make matrix`."""

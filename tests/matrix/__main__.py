@@ -1,12 +1,12 @@
 """Run the cells of the compatibility matrix, two at a time: `make matrix`.
 
-All of it, some twenty minutes on two idle cores, writes docs/records/matrix.json and
-docs/compatibility.md. It may be done in parts: what a commit's cells gave is kept in .matrix/, and
-not run again; with --stop-after SECONDS the cells that have not begun by then are recorded as not
-run. --quick is the form of continuous integration, and --only TEXT runs the cells whose name has a
-text; both write no record. --page writes the page anew from the record.
+The whole matrix, some 20 minutes on two idle cores, writes docs/records/matrix.json and
+docs/compatibility.md. It may run in parts: a commit's results are stored in .matrix/ and
+not repeated; with --stop-after SECONDS the cells that have not started by then are recorded as not
+run. --quick is the form for continuous integration, and --only TEXT runs the cells whose name has a
+text; both write no record. --page generates the page from the record.
 
-It fails if a cell does. What cannot be installed here is told, and is no failure.
+The exit code is 1 if a cell fails. Packages that cannot be installed here are only reported.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from tests.matrix.cells import Cell, cells, quick
 from tests.matrix.page import PAGE, RECORD, page
 from tests.records import DIRTY, ROOT, commit, write_record
 
-_FIRST = {"dstack-sdk": (0, 5, 0), "@phala/dstack-sdk": (0, 5, 5)}  # what we promise
+_FIRST = {"dstack-sdk": (0, 5, 0), "@phala/dstack-sdk": (0, 5, 5)}  # supported
 _AT_ONCE = 2
 _KEPT = ROOT / ".matrix"
-_COMMIT = commit()  # now: what is run is what the wheel is built from
+_COMMIT = commit()  # at the start: the tests must run the same sources as the wheel
 
 
 def main() -> int:
@@ -116,7 +116,7 @@ def _told(result: dict[str, Any]) -> str:
 
 
 def _releases(name: str) -> list[str]:
-    """Ask the registry which releases of a client there are, and return those that we promise."""
+    """Return the supported releases of a client that its registry lists."""
     if name.startswith("@"):
         done = environments.run(["npm", "view", name, "versions", "--json"])
         every = json.loads(done.stdout)
@@ -129,7 +129,7 @@ def _releases(name: str) -> list[str]:
 
 
 def _order(version: str) -> tuple[int, ...]:
-    """Return what versions are sorted by: numbers, and behind those a final release as the last."""
+    """Return the sort key of a version: its numbers; a final release follows its candidates."""
     numbers = re.findall(r"\d+", version)
     final = (*map(int, numbers[:3]),)
     rest = re.fullmatch(r"[\d.]+(?:(a|b|rc)(\d+))?", version)

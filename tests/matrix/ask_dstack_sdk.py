@@ -1,8 +1,8 @@
-"""Call every method of the official Python clients; the answers go to stdout as one JSON object.
+"""Call every method of the official Python clients; print the answers as one JSON object.
 
-It runs in an environment that has dstack-sdk, of whichever release, and not attestkit. Arguments:
-the endpoint of DstackGuest and that of Tappd; on stdin what the helper functions are called with.
-The object has an entry per client: its answers by the call's name, and the methods left uncalled.
+It runs in an environment that has any release of dstack-sdk, and not attestkit. Arguments:
+the endpoints of DstackGuest and of Tappd; stdin has the arguments of the helper functions.
+The object has an entry per client: its answers by the call's name, and the methods not called.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ FAILURES = (
 
 
 class Caller:
-    """A client, sync or async, whose methods can be awaited; it notes which ones were called."""
+    """A client, sync or async, with awaitable methods; it records the called ones."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -44,11 +44,11 @@ class Caller:
         return call
 
     def takes(self, name: str, option: str) -> bool:
-        """Tell whether a method has a parameter, which older releases may lack."""
+        """Return whether a method has a parameter, which older releases may lack."""
         return option in inspect.signature(getattr(self.client, name)).parameters
 
     def uncalled(self) -> list[str]:
-        """Return the public methods that nobody has called."""
+        """Return the public methods that have not been called."""
         public = {name for name in dir(self.client) if not name.startswith("_")}
         return sorted(
             name for name in public - self.called if inspect.ismethod(getattr(self.client, name))
@@ -185,7 +185,7 @@ CALLS: dict[str, Callable[[Caller], Awaitable[Any]]] = {
 
 
 def _be_patient(client: Any) -> None:
-    """Let a client wait on a busy machine: the older ones give up after half a second."""
+    """Lengthen a client's timeout for a busy machine: in older ones it is 0.5 s."""
     asking = getattr(client, "async_client", client)
     for connection in (asking._client, asking._sync_client):
         if connection is not None:
@@ -193,7 +193,7 @@ def _be_patient(client: Any) -> None:
 
 
 async def ask(client: Any) -> dict[str, Any]:
-    """Return what a client was answered; what it does not have is not in there."""
+    """Return the answers to a client by call, without the methods that it lacks."""
     _be_patient(client)
     caller = Caller(client)
     found: dict[str, Any] = {}
@@ -209,7 +209,7 @@ async def ask(client: Any) -> dict[str, Any]:
 
 
 async def ask_all(dstack: str, tappd: str) -> dict[str, Any]:
-    """Ask through all four clients."""
+    """Call the methods of all four clients."""
     found = {}
     for name in ("AsyncDstackClient", "AsyncTappdClient"):
         async with getattr(dstack_sdk, name)(tappd if "Tappd" in name else dstack) as client:
@@ -221,7 +221,7 @@ async def ask_all(dstack: str, tappd: str) -> dict[str, Any]:
 
 
 def help_out(given: dict[str, Any]) -> dict[str, Any]:
-    """Call the functions beside the clients, which ask nobody."""
+    """Call the helper functions, which need no server."""
     from dstack_sdk.ethereum import to_account_secure
     from dstack_sdk.solana import to_keypair_secure
 
@@ -233,7 +233,7 @@ def help_out(given: dict[str, Any]) -> dict[str, Any]:
         "to_account": to_account_secure(key).address,
         "to_keypair": bytes(to_keypair_secure(key)).hex(),
     }
-    # Up to 0.5.3 the function of this name is a stub, which recovers nothing.
+    # Up to 0.5.3 the function of this name is a stub that recovers nothing.
     legacy = getattr(dstack_sdk, "verify_env_encrypt_public_key_legacy", None)
     if legacy is not None:
         signed = bytes.fromhex(given["public_key"]), bytes.fromhex(given["signature"])
@@ -242,8 +242,8 @@ def help_out(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Ask, and write."""
-    warnings.simplefilter("ignore", DeprecationWarning)  # Tappd's clients are old, and say so
+    """Call everything and print the answers."""
+    warnings.simplefilter("ignore", DeprecationWarning)  # Tappd's clients are deprecated
     answers = asyncio.run(ask_all(*sys.argv[1:3]))
     answers["helpers"] = help_out(json.load(sys.stdin))
     json.dump(answers, sys.stdout)

@@ -1,4 +1,4 @@
-"""The cells of the matrix: what is installed for each, and what is run there."""
+"""The cells of the matrix: the packages installed for each, and the tests run there."""
 
 import json
 import shutil
@@ -10,30 +10,30 @@ from typing import Any, Final, NamedTuple
 from tests.matrix import environments, extras, judge, suites, wheels
 from tests.matrix.environments import PYTHONS, CannotInstallError, install, installed, run
 from tests.records import ROOT
-from tests.rigs.checkout import Outcome, outcome_of, run_tests
+from tests.rigs.checkout import Outcome, parse_report, run_tests
 from tests.serve.server import running_server
 
 HERE: Final = Path(__file__).parent
 JS: Final = ROOT / "tests" / "clients" / "js"
 TOOLS: Final = ("pytest>=9", "pytest-asyncio", "hypothesis", "httpx")
-ENDS: Final = (PYTHONS[0], PYTHONS[-1])  # the oldest and the newest that we run on
+ENDS: Final = (PYTHONS[0], PYTHONS[-1])  # the oldest and the newest supported
 _CLIENTS_PYTHON: Final = "3.11"
-_EXAMPLES: Final = 5  # of each property: whether a dependency works shows in the first
+_EXAMPLES: Final = 5  # of each property: a broken dependency shows in the first
 _SECONDS: Final = 1200.0
-# Frameworks at which our things meet users' applications: the oldest tried, and its tests.
+# Frameworks that users combine with attestkit: the oldest version tried, and its tests.
 _FRAMEWORKS: Final = {
     "starlette": ("0.40.0", "tests/matrix/test_frameworks.py"),
     "fastapi": ("0.115.0", "tests/matrix/test_frameworks.py"),
     "httpx": ("0.27.0", "tests/ra_tls/test_http.py"),
 }
-# A project of its own, which has the plugin's fixtures from the wheel.
+# A separate project, which uses the fixtures of the installed plugin.
 _SAMPLE: Final = "tests/sample_project"
 _QUICK_EXTRAS: Final = {("extras", name, PYTHONS[-1]) for name in ("none", "verify")}
 _OLDEST_PYTEST: Final = "7.4.0"
 
 
 class Cell(NamedTuple):
-    """A place in the matrix, and how it is run: in an empty folder, with the tree's wheel."""
+    """A cell and its function, which runs in an empty folder with the tree's wheel."""
 
     group: str
     name: str
@@ -45,7 +45,7 @@ class Cell(NamedTuple):
 
 
 def cells(releases: dict[str, list[str]]) -> list[Cell]:
-    """Return every cell; `releases` of the official clients are by the package's name."""
+    """Return every cell; `releases` are those of the official clients by package name."""
     return [
         *(
             Cell("dstack-sdk", version, _CLIENTS_PYTHON, partial(_python_client, version))
@@ -68,7 +68,7 @@ def cells(releases: dict[str, list[str]]) -> list[Cell]:
 
 
 def quick(every: Iterable[Cell]) -> list[Cell]:
-    """Return what continuous integration has time for: the ends of each range."""
+    """Return the cells for continuous integration: the ends of each range."""
     clients = [cell for cell in every if cell.group == "dstack-sdk"]
     few = suites.QUICK
     return [
@@ -158,7 +158,7 @@ def _sample_project(wanted: str, python: str, folder: Path, wheel: Path) -> dict
     shutil.copytree(ROOT / _SAMPLE, place, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     report = place / "report.xml"
     done = run([program, "-m", "pytest", "-q", f"--junitxml={report}"], cwd=place)
-    return _counted(outcome_of(report, done.stdout + done.stderr), program)
+    return _counted(parse_report(report, done.stdout + done.stderr), program)
 
 
 def _with_extras(some: tuple[str, ...], python: str, folder: Path, wheel: Path) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _js_client(version: str, folder: Path, _wheel: Path) -> dict[str, Any]:
 
 
 def _ask(words: list[str | Path], release: str) -> dict[str, Any]:
-    """Run a program of clients beside a server, and judge what it was answered."""
+    """Run a program with a client against a server, and check its answers."""
     with running_server() as server:
         done = run([*words, server.dstack, server.tappd], stdin=json.dumps(judge.given()))
         server.check_log()
@@ -226,7 +226,7 @@ def _verdicts(found: dict[str, dict[str, str]]) -> dict[str, Any]:
 def _pytest(program: Path, folder: Path, paths: Iterable[str], **environ: str) -> dict[str, Any]:
     place = environments.copy_tests(folder)
     command = [str(program), "-m", "pytest", "-m", "not slow and not hardware", *paths]
-    # A server compiles what it imports once, not each time that a test starts one.
+    # A server compiles its imports once, instead of in each test that starts one.
     clean = {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "", **environ}
     outcome = run_tests(command, place, seconds=_SECONDS, examples=_EXAMPLES, **clean)
     return _counted(outcome, program)

@@ -1,4 +1,4 @@
-"""Interpreters, and environments with exactly the packages that a cell is about, made by uv."""
+"""Interpreters, and environments with exactly the packages of a cell, made by uv."""
 
 import json
 import os
@@ -18,11 +18,11 @@ _LEFT_OUT = shutil.ignore_patterns("__pycache__", "node_modules", ".*")
 
 
 class CannotInstallError(Exception):
-    """There are no such packages for this interpreter, or none that go together."""
+    """The packages do not exist for this interpreter, or conflict."""
 
 
 def environ(**extra: str) -> dict[str, str]:
-    """Return the environment without what would lead an interpreter to other packages."""
+    """Return the environment without variables that make an interpreter find other packages."""
     ours = ("PYTHON", "ATTESTKIT_", "DSTACK_", "TAPPD_", "VIRTUAL_ENV", "PYTEST_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {**kept, "UV_PYTHON_DOWNLOADS": "never", **extra}
@@ -31,7 +31,7 @@ def environ(**extra: str) -> dict[str, str]:
 def run(
     words: Sequence[str | Path], *, cwd: Path = ROOT, stdin: str = ""
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command to its end, whatever that is."""
+    """Run a command and return its outcome."""
     return subprocess.run(
         words,
         cwd=cwd,
@@ -46,7 +46,7 @@ def run(
 
 @cache
 def interpreter(version: str) -> Path | None:
-    """Return an interpreter of a version, from PATH or from pyenv, or None."""
+    """Return an interpreter of a version, from PATH or from pyenv; None if it is missing."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found = shutil.which(f"python{version}")
     others = [Path(found)] if found else []
@@ -58,7 +58,7 @@ def interpreter(version: str) -> Path | None:
 
 
 def build_wheel(folder: Path) -> Path:
-    """Build the wheel of this tree, unless it is in `folder` already."""
+    """Build the wheel of this tree, unless `folder` contains it."""
     if found := sorted(folder.glob("*.whl")):
         return found[0]
     done = run([_UV, "build", "--quiet", "--wheel", "--out-dir", folder, ROOT])
@@ -78,35 +78,35 @@ def make(folder: Path, version: str) -> Path:
 
 
 def install(python: Path, *wanted: str, lowest: bool = False) -> None:
-    """Install what is named, each at its newest, or with `lowest` at the oldest that is allowed.
+    """Install the newest releases of packages; with `lowest`, the oldest allowed ones.
 
-    What comes with them is always the newest that they allow.
+    Their dependencies are the newest allowed in both cases.
     """
     resolution = "lowest-direct" if lowest else "highest"
-    where = ("--python", str(python), "--only-binary", ":all:")  # what has no wheel is told
+    where = ("--python", str(python), "--only-binary", ":all:")  # a missing wheel is an error
     _uv("pip", "install", *where, "--resolution", resolution, *wanted)
 
 
 def installed(python: Path) -> dict[str, str]:
-    """Return the version of everything in an environment."""
+    """Return the version of each package in an environment."""
     listed = json.loads(_uv("pip", "list", "--format", "json", "--python", str(python)))
     return {each["name"]: each["version"] for each in listed}
 
 
 def has_wheels(platform: str, python: str, wanted: Sequence[str]) -> bool:
-    """Tell whether each of `wanted`, and what comes with it, has a wheel there."""
+    """Return whether `wanted` and all dependencies have wheels for a platform."""
     there = ("--python-platform", platform, "--python-version", python)
     words = ("pip", "compile", "--quiet", *there, "--only-binary", ":all:", "-")
     return run([_UV, *words], stdin="\n".join(wanted)).returncode == 0
 
 
 def remove(folder: Path) -> None:
-    """Remove a cell's folder with all that was installed in it."""
+    """Remove a cell's folder with its installed packages."""
     shutil.rmtree(folder)
 
 
 def copy_tests(folder: Path) -> Path:
-    """Return a copy of the tests, without the package, in `folder`: what is installed is tested."""
+    """Return a copy of the tests in `folder`, without the package, to test the installed one."""
     place = folder / "tree"
     place.mkdir()
     for name in COPIED:

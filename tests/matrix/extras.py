@@ -1,4 +1,4 @@
-"""What works with some of the extras; what needs another names it, in one line."""
+"""Features that work with some of the extras; others name the missing extra in one line."""
 
 import subprocess
 import threading
@@ -42,10 +42,10 @@ Done = subprocess.CompletedProcess[str]
 
 
 class Check(NamedTuple):
-    """What is tried, and the extras that it takes."""
+    """A feature to try, and the extras that it needs."""
 
     needs: tuple[str, ...]
-    attempt: Callable[[Path, Path], Done]  # with an interpreter, in a folder
+    attempt: Callable[[Path, Path], Done]  # arguments: an interpreter, a folder
 
 
 def _runs(*words: str) -> Callable[[Path, Path], Done]:
@@ -53,7 +53,7 @@ def _runs(*words: str) -> Callable[[Path, Path], Done]:
 
 
 def _serves(*words: str) -> Callable[[Path, Path], Done]:
-    """Start a program, and end it with SIGTERM as soon as it has written a line."""
+    """Start a program, and end it by SIGTERM once it has written a line."""
 
     def attempt(python: Path, folder: Path) -> Done:
         errors = folder / "stderr"
@@ -84,7 +84,7 @@ def _serves(*words: str) -> Callable[[Path, Path], Done]:
 _COMMAND = ("-m", "attestkit")
 _SIMULATED = ("--backend", "simulator")
 _JUDGED = ("evidence", "--trust-anchor", "root.der", "--collateral", "collateral.json")
-# In this order: the first writes what others read.
+# The order matters: the first writes the others' input.
 CHECKS: dict[str, Check] = {
     "library": Check((), _runs("-c", _LIBRARY)),
     "Verifier": Check(("verify",), _runs("-c", _VERIFY)),
@@ -115,21 +115,21 @@ CHECKS: dict[str, Check] = {
 
 
 def check(python: Path, folder: Path, extras: frozenset[str]) -> dict[str, str]:
-    """Try everything in an environment with some extras; return "" or what was wrong, by name."""
+    """Try every feature in an environment; return by name "", or the failure."""
     (folder / "mounted").mkdir()
     return {name: _verdict(each, python, folder, extras) for name, each in CHECKS.items()}
 
 
 def _verdict(each: Check, python: Path, folder: Path, extras: frozenset[str]) -> str:
     done = each.attempt(python, folder)
-    # uvicorn and dask bring click, and rich is for terminals: in a pipe commands work with that.
+    # uvicorn and dask depend on click; in a pipe, commands work without rich.
     there = extras | {"cli"} if extras & {"serve", "fleet"} else extras
     missing = [extra for extra in each.needs if extra not in there]
     told = f"exit {done.returncode}, stdout: {done.stdout[-200:]}, stderr: {done.stderr[-500:]}"
     if not missing:
         return "" if done.returncode == 0 else told
     lines, answer = done.stderr.splitlines(), done.stdout
-    # verify-many tells it of each piece: others may do without, as SEV-SNP's do without dcap-qvl.
+    # verify-many reports it per item: SEV-SNP's, for example, do not need dcap-qvl.
     fleet = answer.startswith("{") and '"accepted"' not in answer
     told_in = answer if fleet else "".join(lines)
     named = len(lines) == 1 and any(f"attestkit[{extra}]" in told_in for extra in missing)

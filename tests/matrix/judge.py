@@ -1,4 +1,4 @@
-"""What official clients must have got from a simulator with the seed of tests/serve/server.py."""
+"""The expected answers of a simulator, with the seed of tests/serve/server.py, to the clients."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ KEYS: Final = LocalKeys(APP_KEYS)
 PKI: Final = SimulatedPki(bytes.fromhex(SEED))
 REPORT_DATA: Final = b"hello"
 DIGEST: Final = bytes(range(32))
-SECRET: Final = bytes(range(1, 33))  # of what the helper functions are called with
+SECRET: Final = bytes(range(1, 33))  # the key for the helper functions
 SIGNER: Final = K256Key(SECRET)
 VARIABLES: Final = {"A": "\u00fc", "B": ""}
 APP_ID: Final = "11" * 20
@@ -32,7 +32,7 @@ COMPOSE: Final = {"runner": "docker-compose", "name": "app", "manifest_version":
 
 
 def given() -> dict[str, Any]:
-    """Return what the clients' helper functions are called with."""
+    """Return the arguments of the clients' helper functions."""
     public = env_encryption_key()
     message = b"dstack-env-encrypt-pubkey:" + bytes.fromhex(APP_ID) + public
     return {
@@ -102,7 +102,7 @@ def _emit_event(answer: Any) -> None:
 
 
 def _chain(pems: list[str]) -> x509.Certificate:
-    """Return the first certificate, which the second has signed."""
+    """Return the first certificate, after checking that the second signed it."""
     leaf, issuer = (x509.load_pem_x509_certificate(pem.encode()) for pem in pems)
     leaf.verify_directly_issued_by(issuer)
     assert issuer == x509.load_pem_x509_certificate(APP_KEYS.ca_cert.encode())
@@ -196,7 +196,7 @@ JUDGES: Final[dict[str, Callable[[Any], None]]] = {
 }
 
 
-# What a release cannot do by its own fault, by client and call: it must fail, and is told.
+# Known bugs of releases, by client and call: the call must fail, and is reported.
 FAULTS: Final = {
     "dstack-sdk 0.5.1": {
         ("AsyncTappdClient", "Info"): "wants rootfs_hash, which dstack 0.5 no longer sends",
@@ -206,7 +206,7 @@ FAULTS: Final = {
 
 
 def judge(text: str, release: str) -> dict[str, dict[str, str]]:
-    """Return for each client and call of an asking program's output "" or what was wrong."""
+    """Return for each client and call of a program's output "", or the failure."""
     found: dict[str, dict[str, str]] = {}
     faults = FAULTS.get(release, {})
     for client, answers in json.loads(text).items():

@@ -1,4 +1,4 @@
-"""docs/compatibility.md, as the record of the matrix has it."""
+"""docs/compatibility.md, generated from the record of the matrix."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -7,7 +7,7 @@ from tests.records import RECORDS, ROOT
 
 RECORD: Final = RECORDS / "matrix.json"
 PAGE: Final = ROOT / "docs" / "compatibility.md"
-# Calls of the agent, by the API that has them; what comes from no server is last.
+# Calls of the agent by API; those that need no server are last.
 _CALLS: Final = (
     *("Info", "GetKey", "GetQuote", "Attest", "EmitEvent", "GetTlsKey", "Sign", "Verify"),
     *("Version", "DeriveKey", "TdxQuote"),

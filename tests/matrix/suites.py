@@ -1,4 +1,4 @@
-"""Which of our tests use which dependency, and what pyproject.toml allows of each."""
+"""The tests that use each dependency, and its versions allowed by pyproject.toml."""
 
 import re
 import sys
@@ -14,7 +14,7 @@ else:
 
 _REQUIREMENT = re.compile(r"([\w-]+)>=([\w.]+)(?:; python_version < '(3\.\d+)')?")
 
-# A few seconds each; what is slow is deselected. The first of each is for what is tried together.
+# Each takes a few seconds; slow tests are deselected. The first of each run in combined cells.
 SUITES: dict[str, tuple[str, ...]] = {
     "cffi": ("tests/native/test_native.py", "tests/native/test_replay.py", "tests/test_quote.py"),
     "cryptography": (
@@ -72,7 +72,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 }
 TOGETHER = tuple(dict.fromkeys(paths[0] for paths in SUITES.values()))
 QUICK = TOGETHER[:8]  # of the package's own dependencies
-# What plain Python instead of the compiled core has to do as well.
+# Tests that must also pass with the Python core.
 CORE = (
     *SUITES["cffi"],
     "tests/event_log/test_event_log.py",
@@ -81,27 +81,27 @@ CORE = (
 
 
 class Range(NamedTuple):
-    """What is allowed of a dependency."""
+    """The allowed versions of a dependency."""
 
     name: str
     lowest: str
-    extra: str  # "": the package itself
-    before: str  # the Python from which on it is not needed, or ""
+    extra: str  # "": of the package itself
+    before: str  # the first Python that does not need it, or ""
 
     @property
     def requirement(self) -> str:
-        """It as pip is told."""
+        """The requirement in pip's syntax."""
         return f"{self.name}>={self.lowest}"
 
     def needed_by(self, python: str) -> bool:
-        """Tell whether a Python, as in 3.10, needs it."""
+        """Return whether a Python version, such as 3.10, needs it."""
         return not self.before or _minor(python) < _minor(self.before)
 
 
 def ranges() -> list[Range]:
-    """Return what pyproject.toml allows of the package's dependencies and of the extras'.
+    """Return the versions that pyproject.toml allows of each dependency, with those of extras.
 
-    What two extras ask for is there once.
+    A dependency of two extras is listed once.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found: dict[str, Range] = {}

@@ -1,4 +1,4 @@
-"""A cluster of one worker judges evidence: what dask and distributed have to do."""
+"""A cluster of one worker verifies evidence, with any supported dask and distributed."""
 
 import subprocess
 import sys
@@ -27,8 +27,8 @@ if __name__ == "__main__":
 """
 
 
-def test_a_cluster_judges() -> None:
-    """Every piece in its place, the cut one refused; whatever releases of the two are here."""
+def test_cluster_verifies_evidence() -> None:
+    """Results keep the order of the evidence; the truncated item is rejected."""
     pytest.importorskip("distributed")
     done = subprocess.run(
         [sys.executable, "-c", _JUDGE],

@@ -1,4 +1,4 @@
-"""Applications of others, under uvicorn: an app of Starlette, or FastAPI, behind mutual RA-TLS."""
+"""Applications of Starlette and FastAPI behind mutual RA-TLS, served by uvicorn."""
 
 import socket
 import threading
@@ -10,14 +10,14 @@ import pytest
 
 from attestkit import ra_tls
 from tests.ra_tls import tds
-from tests.ra_tls.talks import PATIENCE
+from tests.ra_tls.talks import TIMEOUT
 from tests.verifier import parcels
 
 uvicorn = pytest.importorskip("uvicorn")
 
 
 def starlette_app() -> Any:
-    """Return an application of Starlette, which echoes."""
+    """Return a Starlette application that echoes."""
     pytest.importorskip("starlette", reason="starlette is not here")
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -31,7 +31,7 @@ def starlette_app() -> Any:
 
 
 def fastapi_app() -> Any:
-    """Return an application of FastAPI, which does the same."""
+    """Return a FastAPI application that echoes."""
     fastapi = pytest.importorskip("fastapi", reason="fastapi is not here")
     app = fastapi.FastAPI()
 
@@ -44,8 +44,8 @@ def fastapi_app() -> Any:
 
 @pytest.fixture(params=[starlette_app, fastapi_app])
 def port(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Serve the application in a thread; return where."""
-    issued = tds.issued()
+    """Serve the application in a thread; return its port."""
+    issued = tds.issue()
     context = ra_tls.server_context(parcels.verifier(), issued=issued, peer_ca=tds.CA)
     config = uvicorn.Config(request.param(), log_level="critical", log_config=None, lifespan="off")
     config.load()
@@ -56,24 +56,24 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
         thread.start()
         yield listener.getsockname()[1]
         server.should_exit = True
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
         assert not thread.is_alive()
 
 
 def ask(port: int, issued: ra_tls.Issued | None) -> Any:
-    """Ask it, as who has a certificate or as who has none."""
+    """Send a request, with a certificate if given."""
     context = ra_tls.client_context(parcels.verifier(), issued=issued)
-    with httpx.Client(verify=context, trust_env=False, timeout=PATIENCE) as client:
+    with httpx.Client(verify=context, trust_env=False, timeout=TIMEOUT) as client:
         return client.post(f"https://127.0.0.1:{port}/echo", json={"a": 1}).json()
 
 
-def test_it_answers_whom_it_believes(port: int) -> None:
-    """Both sides are attested, and the framework's own parsing of the request is as ever."""
-    assert ask(port, tds.issued()) == {"scheme": "https", "body": {"a": 1}}
+def test_application_answers_attested_client(port: int) -> None:
+    """Both sides are attested, and the framework parses the request as usual."""
+    assert ask(port, tds.issue()) == {"scheme": "https", "body": {"a": 1}}
 
 
-def test_it_answers_nobody_else(port: int) -> None:
-    """Neither who shows nothing, nor who shows a TD that its host may look into."""
-    for issued in (None, tds.issued(tds.debug)):
+def test_application_rejects_other_clients(port: int) -> None:
+    """A client without a certificate, or with a debuggable TD, is rejected."""
+    for issued in (None, tds.issue(tds.attest_debug)):
         with pytest.raises(httpx.TransportError):
             ask(port, issued)

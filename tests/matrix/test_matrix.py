@@ -1,4 +1,4 @@
-"""docs/compatibility.md says what the record of the matrix says, of what is allowed today."""
+"""docs/compatibility.md matches the record of the matrix and the allowed versions."""
 
 import json
 from typing import Any, Final
@@ -14,17 +14,17 @@ NAMED: Final = {"dstack-sdk": "0.5.0", "@phala/dstack-sdk": "0.5.5"}
 
 @pytest.fixture(scope="module")
 def record() -> Any:
-    """What was run."""
+    """The record of the last full run."""
     return json.loads(RECORD.read_text())
 
 
-def test_the_page_is_the_record(record: Any) -> None:
-    """Word for word: nobody mends a table by hand."""
+def test_page_matches_record(record: Any) -> None:
+    """The page is the generated one, without manual edits."""
     assert PAGE.read_text() == page(record)
 
 
-def test_what_is_allowed_was_run(record: Any) -> None:
-    """The ranges are pyproject.toml's, and each has its cells, and tests that use it."""
+def test_allowed_versions_were_run(record: Any) -> None:
+    """The recorded ranges are pyproject.toml's; each has its cells, and tests that use it."""
     ranges = suites.ranges()
     assert record["ranges"] == {each.name: each.requirement for each in ranges}
     assert set(suites.SUITES) == set(record["ranges"])
@@ -35,7 +35,7 @@ def test_what_is_allowed_was_run(record: Any) -> None:
 
 
 def test_every_cell_is_recorded(record: Any) -> None:
-    """None is dropped because it failed, or could not be installed; and none did fail."""
+    """No cell is missing because it failed or could not be installed, and none failed."""
     wanted = {(c.group, c.name, c.python) for c in cells.cells(record["releases"])}
     assert {(c["group"], c["name"], c["python"]) for c in record["cells"]} == wanted
     assert len(record["cells"]) == len(wanted)
@@ -43,8 +43,8 @@ def test_every_cell_is_recorded(record: Any) -> None:
     assert all(cell.get("not_run") or cell["passed"] for cell in record["cells"])
 
 
-def test_the_clients_that_the_tests_pin_are_the_newest(record: Any) -> None:
-    """From the first release that we promise to the one that tests/clients runs."""
+def test_pinned_clients_are_the_newest(record: Any) -> None:
+    """Clients range from the first supported release to the one pinned in tests/clients."""
     manifest = json.loads((ROOT / "tests/clients/js/package.json").read_text())
     pinned = {
         "dstack-sdk": _pinned("dstack-sdk=="),
@@ -55,8 +55,8 @@ def test_the_clients_that_the_tests_pin_are_the_newest(record: Any) -> None:
         assert record["releases"][name][-1] == pinned[name]
 
 
-def test_every_suite_and_extra_is_there() -> None:
-    """The files exist, and the extras are those of pyproject.toml."""
+def test_suites_and_extras_exist() -> None:
+    """The test files exist, and the extras are those of pyproject.toml."""
     paths = [path for each in suites.SUITES.values() for path in each] + list(suites.CORE)
     assert [path for path in paths if not (ROOT / path).exists()] == []
     assert {each.extra for each in suites.ranges()} == {"", *extras.EXTRAS}

@@ -1,4 +1,4 @@
-"""Results as Parquet: what pyarrow has to do."""
+"""Results as Parquet, with any supported pyarrow."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ from attestkit.__main__ import main
 from tests.cli import evidence_files
 
 
-def test_a_table_of_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It reads back as the lines that were written; whatever release of pyarrow is here."""
+def test_table_round_trips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table read back equals the written lines."""
     parquet = pytest.importorskip("pyarrow.parquet")
     files = evidence_files.write(tmp_path)
     good = {"id": "good", "evidence": files.evidence.read_bytes().hex()}

@@ -1,4 +1,4 @@
-"""The core reads the agent's log as the parser in Python does, or leaves it to that parser."""
+"""The native core reads the agent's log like the Python parser, or leaves it to that parser."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from attestkit import _native
 from attestkit.event_log import EventLog, agent_json
 from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE, runtime_event
-from tests.event_log.two_readers import agreed, read_in_python
+from tests.event_log.two_readers import read_in_python, read_with_both
 from tests.thorough import thorough
 from tests.vectors import data, load, needs_shared
 
@@ -49,7 +49,7 @@ LEVELS = {"portable": 0, "avx2": 4, "best": 2**32 - 1}
 
 
 @pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
+def limit_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Limit the core's kernels."""
     lib = pytest.importorskip("attestkit._native._lib").lib
     lib.ak_cpu_limit(LEVELS[request.param])
@@ -58,12 +58,12 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def compact(events: object) -> bytes:
-    """Write JSON as the agent does."""
+    """Return JSON as the agent writes it."""
     return json.dumps(events, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def texts() -> dict[str, bytes]:
-    """Return every log of the shared samples, as the agent writes it."""
+def sample_texts() -> dict[str, bytes]:
+    """Return every log of the shared samples in the agent's layout."""
     found = {}
     for name in ("quote-report", "tdx-lite-getquote"):
         answer = data(f"dstack/verifier/{name}.json")
@@ -77,14 +77,14 @@ def texts() -> dict[str, bytes]:
     return found
 
 
-TEXTS = texts()
+TEXTS = sample_texts()
 
 
 @needs_shared
 @pytest.mark.parametrize("name", TEXTS)
-@pytest.mark.usefixtures("level")
-def test_every_sample_is_read_in_any_layout(name: str) -> None:
-    """Compact, with blanks, with other orders of keys, with unknown keys, with digests left out."""
+@pytest.mark.usefixtures("limit_level")
+def test_agent_json_walk_of_sample_in_any_layout(name: str) -> None:
+    """Compact, with whitespace, other key orders, unknown keys, and without digests."""
     events = json.loads(TEXTS[name])
     dice = Random(name)
     assert len(events) > 5
@@ -95,15 +95,15 @@ def test_every_sample_is_read_in_any_layout(name: str) -> None:
         layouts += [compact(shuffled), json.dumps(shuffled, indent=2).encode()]
     layouts.append(compact([{"first": [{}], **event, "last": {"a": 1}} for event in events]))
     for layout in layouts:
-        assert agreed(layout) == "accepted"
+        assert read_with_both(layout) == "accepted"
     without = [{key: value for key, value in e.items() if key != "digest"} for e in events]
     runtime = [event for event in without if event["event_type"] == RUNTIME_EVENT_TYPE]
-    assert agreed(compact(runtime)) == "accepted"
-    assert agreed(compact(without)) == "refused"
+    assert read_with_both(compact(runtime)) == "accepted"
+    assert read_with_both(compact(without)) == "refused"
 
 
-def test_each_kind_written_out() -> None:
-    """Rows say where the texts are; the columns hold registers and digests of what extends."""
+def test_agent_json_walk_returns_rows_and_columns() -> None:
+    """Rows locate the texts; columns contain registers and digests of extended events."""
     text = compact([FIRMWARE, INFORMATIVE, RUNTIME])
     walked = _native.agent_json_walk(text)
     assert not isinstance(walked, str)
@@ -120,17 +120,17 @@ def test_each_kind_written_out() -> None:
     assert text[third[8] : third[8] + third[9]] == b"deadBEEF"
 
 
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("limit_level")
 @pytest.mark.parametrize("ascii_only", [False, True])
-def test_every_kind_in_every_company(ascii_only: bool) -> None:
-    """Events of all kinds, in all orders of three, with characters plain or escaped."""
+def test_agent_json_walk_of_all_event_sequences(ascii_only: bool) -> None:
+    """Events of all kinds in all orders of three, with and without escapes."""
     for chosen in itertools.product(KINDS, repeat=3):
         text = json.dumps(chosen, ensure_ascii=ascii_only).encode()
-        assert agreed(text) == "accepted"
+        assert read_with_both(text) == "accepted"
 
 
-def changed(event: dict[str, Any], /, **change: Any) -> bytes:
-    """Return a log of one event with something changed."""
+def change_event(event: dict[str, Any], /, **change: Any) -> bytes:
+    """Return a log of one event with changes."""
     return compact([event | change])
 
 
@@ -140,137 +140,141 @@ LEFT = {
     "an unknown key with an escape": SPACED % b'1,"\\n":0',
     "a digest with an escape": compact([FIRMWARE]).replace(b"Ab", b"\\u0041b", 1),
     "a payload with an escape": compact([FIRMWARE]).replace(b"00ff", b"\\u0030\\u0030"),
-    "minus nothing": SPACED % b"-0",
-    "nine unknown keys": changed(FIRMWARE, **{f"k{number}": 0 for number in range(9)}),
-    "a number that may be too long": SPACED % (b'1,"k":' + b"9" * 641),
-    "a version 2 name with an escape": changed(VERSION_2, event="a\nb"),
-    "version 2 without preimage": changed(VERSION_2, preimage=None),
-    "version 2 with another's preimage": changed(VERSION_2, preimage="00"),
-    "version 2 with another name": changed(VERSION_2, event="app-ie"),
-    "version 2 with another digest": changed(VERSION_2, digest="00" * 48),
-    "version 1 with another digest": changed(RUNTIME, digest="00" * 48),
+    "minus zero": SPACED % b"-0",
+    "nine unknown keys": change_event(FIRMWARE, **{f"k{number}": 0 for number in range(9)}),
+    "a number of 641 digits": SPACED % (b'1,"k":' + b"9" * 641),
+    "a version 2 name with an escape": change_event(VERSION_2, event="a\nb"),
+    "version 2 without preimage": change_event(VERSION_2, preimage=None),
+    "version 2 with the preimage of another event": change_event(VERSION_2, preimage="00"),
+    "version 2 with another name": change_event(VERSION_2, event="app-ie"),
+    "version 2 with another digest": change_event(VERSION_2, digest="00" * 48),
+    "version 1 with another digest": change_event(RUNTIME, digest="00" * 48),
 }
 
 
-@pytest.mark.parametrize("why", LEFT)
-def test_what_is_left_to_python(why: str) -> None:
-    """Rare layouts and events that need a closer look; the parser accepts each of these."""
-    assert agreed(LEFT[why]) == "left"
-    assert read_in_python(LEFT[why]) is not None
+@pytest.mark.parametrize("case", LEFT)
+def test_agent_json_walk_leaves_unusual_text_to_parser(case: str) -> None:
+    """Rare layouts and events that need further checks are left to the parser."""
+    assert read_with_both(LEFT[case]) == "left"
+    assert read_in_python(LEFT[case]) is not None
 
 
 NESTED = b'1,"k":%b' % (b"[" * 198 + b"]" * 198)
 ACCEPTED = {
-    "eight unknown keys": changed(FIRMWARE, **{f"k{number}": 0 for number in range(8)}),
+    "eight unknown keys": change_event(FIRMWARE, **{f"k{number}": 0 for number in range(8)}),
     "a long number": SPACED % (b'1,"k":' + b"9" * 640),
-    "the largest event type": changed(FIRMWARE, event_type=2**32 - 1),
-    "unknown keys twice inside": SPACED % b'1,"k":{"a":1,"a":2}',
+    "the largest event type": change_event(FIRMWARE, event_type=2**32 - 1),
+    "duplicate unknown keys in a nested object": SPACED % b'1,"k":{"a":1,"a":2}',
     "an infinite number": SPACED % b'1,"k":1e999',
-    "half a pair in an unknown text": SPACED % b'1,"k":"\\ud800"',
-    "as deep as may be": SPACED % NESTED,
+    "a lone surrogate in an unknown text": SPACED % b'1,"k":"\\ud800"',
+    "the maximum depth": SPACED % NESTED,
     "brackets in texts": SPACED % (b'1,"k":"' + b'[{\\"' * 300 + b'"'),
-    "version 2 of firmware": changed(FIRMWARE, version=2),
-    "a preimage of version 1": changed(RUNTIME, preimage="00"),
-    "no preimage of version 1": changed(RUNTIME, preimage=None),
-    "version 2 without digest": changed(VERSION_2, digest=""),
-    "a pair in two escapes": compact([RUNTIME]).replace(b"app-id", b"\\ud83E\\uDD80"),
-    "no name and no payload": changed(RUNTIME, event="", event_payload=""),
+    "version 2 of firmware": change_event(FIRMWARE, version=2),
+    "a preimage of version 1": change_event(RUNTIME, preimage="00"),
+    "no preimage of version 1": change_event(RUNTIME, preimage=None),
+    "version 2 without digest": change_event(VERSION_2, digest=""),
+    "a surrogate pair in two escapes": compact([RUNTIME]).replace(b"app-id", b"\\ud83E\\uDD80"),
+    "no name and no payload": change_event(RUNTIME, event="", event_payload=""),
     "no events": b" [ ] ",
-    # Not regular, which `agreed` compares.
-    "a colon": changed(RUNTIME, event="a:b"),
+    # Not regular, which `read_with_both` compares.
+    "a colon": change_event(RUNTIME, event="a:b"),
     "a colon in an escape": compact([RUNTIME]).replace(b"app-id", b"a\\u003ab"),
-    "a colon in version 2": changed(RUNTIME, event="a:b", version=2)[:-2]
+    "a colon in version 2": change_event(RUNTIME, event="a:b", version=2)[:-2]
     + b',"preimage":"%b"}]' % runtime_event("a:b", NEW.payload, 2).preimage().hex().encode(),
-    "a runtime event of RTMR0": changed(RUNTIME, imr=0),
-    "firmware's event of RTMR3": changed(FIRMWARE, imr=3),
+    "a runtime event of RTMR0": change_event(RUNTIME, imr=0),
+    "a firmware event of RTMR3": change_event(FIRMWARE, imr=3),
 }
 
 
-@pytest.mark.parametrize("why", ACCEPTED)
-def test_what_is_accepted(why: str) -> None:
-    """What readers pass over, and values at their borders."""
-    assert agreed(ACCEPTED[why]) == "accepted"
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_agent_json_walk_accepts_tolerated_variation(case: str) -> None:
+    """Variations tolerated by readers, and values at their limits, are accepted."""
+    assert read_with_both(ACCEPTED[case]) == "accepted"
 
 
 REFUSED = {
     "nothing": b"",
-    "no array": b"{}",
-    "an item that is no object": b"[[]]",
-    "an object of nothing": b"[{}]",
-    "another array": b"[][]",
-    "a comma too many": compact([FIRMWARE])[:-1] + b",]",
-    "a comma too many inside": SPACED % b"1,",
-    "a mark of byte order": b"\xef\xbb\xbf[]",
-    "a blank that is none": b"[\xc2\xa0]",
+    "not an array": b"{}",
+    "an item that is not an object": b"[[]]",
+    "an empty object": b"[{}]",
+    "a second array": b"[][]",
+    "a trailing comma": compact([FIRMWARE])[:-1] + b",]",
+    "a trailing comma in an event": SPACED % b"1,",
+    "a byte order mark": b"\xef\xbb\xbf[]",
+    "a no-break space": b"[\xc2\xa0]",
     "a vertical tab": b"[\x0b]",
     "a key of a CEL": SPACED % b'1,"recnum":0',
     "one more key of a CEL": SPACED % b'1,"content_type":0',
-    "a key twice": SPACED % b'1,"imr":1',
-    "an unknown key twice": SPACED % b'1,"k":1,"l":2,"k":3',
+    "a duplicate key": SPACED % b'1,"imr":1',
+    "a duplicate unknown key": SPACED % b'1,"k":1,"l":2,"k":3',
     "RTMR4": SPACED % b"4",
     "01": SPACED % b"01",
     "1.0": SPACED % b"1.0",
     "1e0": SPACED % b"1e0",
-    "a digit of another script": SPACED % "٢".encode(),
+    "a non-ASCII digit": SPACED % "٢".encode(),
     "true": SPACED % b"true",
-    "an event type of 33 bits": changed(FIRMWARE, event_type=2**32),
-    "an event type of 11 digits": changed(FIRMWARE, event_type=42949672950),
-    "an event type without end": changed(FIRMWARE, event_type=10**600),
-    "version 3": changed(FIRMWARE, version=3),
-    "version 0": changed(FIRMWARE, version=0),
-    "half a pair": changed(RUNTIME, event="?").replace(b"?", b"\\ud800"),
-    "two first halves": changed(RUNTIME, event="?").replace(b"?", b"\\ud800\\ud800"),
-    "a second half": changed(FIRMWARE, event="?").replace(b"?", b"\\udc00"),
-    "half a pair and an n": changed(FIRMWARE, event="?").replace(b"?", b"\\ud800\\n"),
-    "an escape that is none": changed(RUNTIME, event="?").replace(b"?", b"\\x41"),
-    "an escape of three digits": changed(RUNTIME, event="?").replace(b"?", b"\\u041"),
-    "an escape of nul": changed(RUNTIME, event="?").replace(b"?", b"\\\0"),
-    "a control character": changed(RUNTIME, event="?").replace(b"?", b"\x1f"),
-    "one in an unknown text": SPACED % b'1,"k":"\n"',
-    "one in an unknown key": SPACED % b'1,"\n":1',
-    "a name that is no UTF-8": changed(RUNTIME, event="?").replace(b"?", b"\xff"),
-    "a surrogate in UTF-8": changed(RUNTIME, event="?").replace(b"?", b"\xed\xa0\x80"),
-    "too long a form in UTF-8": changed(RUNTIME, event="?").replace(b"?", b"\xc0\xaf"),
-    "beyond Unicode": changed(RUNTIME, event="?").replace(b"?", b"\xf4\x90\x80\x80"),
-    "half a character": changed(RUNTIME, event="?").replace(b"?", b"\xf0\x9f\xa6"),
-    "no UTF-8 in an unknown key": SPACED % b'1,"\x80":1',
+    "an event type of 33 bits": change_event(FIRMWARE, event_type=2**32),
+    "an event type of 11 digits": change_event(FIRMWARE, event_type=42949672950),
+    "an event type of 601 digits": change_event(FIRMWARE, event_type=10**600),
+    "version 3": change_event(FIRMWARE, version=3),
+    "version 0": change_event(FIRMWARE, version=0),
+    "a lone surrogate": change_event(RUNTIME, event="?").replace(b"?", b"\\ud800"),
+    "two high surrogates": change_event(RUNTIME, event="?").replace(b"?", b"\\ud800\\ud800"),
+    "a low surrogate": change_event(FIRMWARE, event="?").replace(b"?", b"\\udc00"),
+    "a high surrogate and a newline escape": change_event(FIRMWARE, event="?").replace(
+        b"?", b"\\ud800\\n"
+    ),
+    "an invalid escape": change_event(RUNTIME, event="?").replace(b"?", b"\\x41"),
+    "an escape with three digits": change_event(RUNTIME, event="?").replace(b"?", b"\\u041"),
+    "an escape of nul": change_event(RUNTIME, event="?").replace(b"?", b"\\\0"),
+    "a control character": change_event(RUNTIME, event="?").replace(b"?", b"\x1f"),
+    "a control character in an unknown text": SPACED % b'1,"k":"\n"',
+    "a control character in an unknown key": SPACED % b'1,"\n":1',
+    "a name in invalid UTF-8": change_event(RUNTIME, event="?").replace(b"?", b"\xff"),
+    "a surrogate in UTF-8": change_event(RUNTIME, event="?").replace(b"?", b"\xed\xa0\x80"),
+    "an overlong UTF-8 form": change_event(RUNTIME, event="?").replace(b"?", b"\xc0\xaf"),
+    "a code point over U+10FFFF": change_event(RUNTIME, event="?").replace(
+        b"?", b"\xf4\x90\x80\x80"
+    ),
+    "a truncated character": change_event(RUNTIME, event="?").replace(b"?", b"\xf0\x9f\xa6"),
+    "invalid UTF-8 in an unknown key": SPACED % b'1,"\x80":1',
     "not a number": SPACED % b'1,"k":NaN',
     "minus infinity": SPACED % b'1,"k":-Infinity',
-    "no fraction": SPACED % b'1,"k":1.',
-    "no exponent": SPACED % b'1,"k":1e+',
-    "no figure": SPACED % b'1,"k":-',
-    "a zero in front": SPACED % b'1,"k":-01',
+    "a missing fraction": SPACED % b'1,"k":1.',
+    "a missing exponent": SPACED % b'1,"k":1e+',
+    "a missing digit": SPACED % b'1,"k":-',
+    "a leading zero": SPACED % b'1,"k":-01',
     "too deep": SPACED % NESTED.replace(b"[]", b"[[]]"),
-    "too deep, one in the other": SPACED % (b'1,"k":' + b'[{"a":' * 100 + b"1" + b"}]" * 100),
-    "a bracket of the other kind": SPACED % b'1,"k":[1}',
-    "a member without its name": SPACED % b'1,"k":{1}',
-    "a name without its member": SPACED % b'1,"k":{"a"}',
-    "an odd digit": changed(FIRMWARE, event_payload="0"),
-    "a blank in hex": changed(FIRMWARE, event_payload="00 "),
-    "47 bytes": changed(FIRMWARE, digest="ab" * 47),
-    "none": changed(FIRMWARE, digest=""),
-    "a digest that is null": changed(RUNTIME, digest=None),
-    "a preimage that is a number": changed(FIRMWARE, preimage=0),
+    "too deep, alternating brackets": SPACED % (b'1,"k":' + b'[{"a":' * 100 + b"1" + b"}]" * 100),
+    "a mismatched bracket": SPACED % b'1,"k":[1}',
+    "a value without a key": SPACED % b'1,"k":{1}',
+    "a key without a value": SPACED % b'1,"k":{"a"}',
+    "an odd number of digits": change_event(FIRMWARE, event_payload="0"),
+    "whitespace in hex": change_event(FIRMWARE, event_payload="00 "),
+    "47 bytes": change_event(FIRMWARE, digest="ab" * 47),
+    "none": change_event(FIRMWARE, digest=""),
+    "a digest that is null": change_event(RUNTIME, digest=None),
+    "a preimage that is a number": change_event(FIRMWARE, preimage=0),
 }
 
 
-@pytest.mark.parametrize("why", REFUSED)
-def test_what_is_refused(why: str) -> None:
-    """The core refuses by itself what breaks a rule, and the parser refuses it too."""
-    assert agreed(REFUSED[why]) == "refused"
+@pytest.mark.parametrize("case", REFUSED)
+def test_agent_json_walk_rejects_invalid_text(case: str) -> None:
+    """The core rejects text that violates a rule, as does the parser."""
+    assert read_with_both(REFUSED[case]) == "refused"
 
 
 @needs_shared
-def test_a_sample_cut_anywhere() -> None:
-    """No part of a log is one."""
+def test_agent_json_walk_of_truncated_sample_fails() -> None:
+    """No proper prefix of a log is a log."""
     text = TEXTS["tdx-lite-getquote"]
     for size in range(len(text)):
-        assert agreed(text[:size]) == "refused"
+        assert read_with_both(text[:size]) == "refused"
 
 
-@pytest.mark.usefixtures("level")
-def test_no_byte_behind_the_text_is_read() -> None:
-    """In memory that ends with the text: what the sanitizers would find here is the point."""
+@pytest.mark.usefixtures("limit_level")
+def test_agent_json_walk_reads_no_byte_after_text() -> None:
+    """The text ends at the end of its memory, so that sanitizers detect an overread."""
     library = pytest.importorskip("attestkit._native._lib")
     text = compact([NAMED, VERSION_2, UNKNOWN]) + json.dumps(KINDS).encode()
     room = library.ffi.new("uint8_t[]", 4 * len(text) + 256)
@@ -278,30 +282,30 @@ def test_no_byte_behind_the_text_is_read() -> None:
         for end in range(start, len(text) + 1):
             memory = library.ffi.new("uint8_t[]", end - start)
             library.ffi.memmove(memory, text[start:end], end - start)
-            said = library.lib.ak_agent_json_walk(memory, end - start, room, len(room))
+            status = library.lib.ak_agent_json_walk(memory, end - start, room, len(room))
             whole = text[start:end].count(b"[{") > 0 and text[start:end].endswith(b"}]")
-            assert said == library.lib.AK_JSON_REFUSED or whole
+            assert status == library.lib.AK_JSON_REFUSED or whole
 
 
 NASTY = b'\0\n "\\,:{}[]-+.019aAeEfFgGntu/\x7f\x80\xbf\xc3\xe2\xed\xf0\xff'
 
 
 @pytest.mark.parametrize("spaced", [False, True])
-def test_every_byte_replaced_removed_and_doubled(spaced: bool) -> None:
-    """One byte of events of all kinds changed: both readers say the same."""
+def test_agent_json_walk_of_every_byte_edit_agrees_with_parser(spaced: bool) -> None:
+    """With any byte replaced, removed or doubled, both readers agree."""
     text = json.dumps(KINDS).encode() if spaced else compact(KINDS)
-    said = {agreed(text)}
+    results = {read_with_both(text)}
     for at, byte in enumerate(text):
         for nasty in NASTY:
-            said.add(agreed(text[:at] + bytes([nasty]) + text[at + 1 :]))
-        said.add(agreed(text[:at] + text[at + 1 :]))
-        said.add(agreed(text[:at] + bytes([byte, byte]) + text[at + 1 :]))
-    assert said == {"accepted", "refused", "left"}
+            results.add(read_with_both(text[:at] + bytes([nasty]) + text[at + 1 :]))
+        results.add(read_with_both(text[:at] + text[at + 1 :]))
+        results.add(read_with_both(text[:at] + bytes([byte, byte]) + text[at + 1 :]))
+    assert results == {"accepted", "refused", "left"}
 
 
-@pytest.mark.usefixtures("level")
-def test_every_byte_at_every_place_of_a_payload() -> None:
-    """130 characters of hex: each kernel finds the first that is none, wherever it is."""
+@pytest.mark.usefixtures("limit_level")
+def test_agent_json_walk_finds_invalid_digit_at_any_position() -> None:
+    """Each kernel finds the first invalid character among 130 hex digits."""
     digits = "0123456789abcdefABCDEFabcde" * 5
     head, tail = compact([FIRMWARE]).split(b"00ffAA")
     for at in range(130):
@@ -311,39 +315,39 @@ def test_every_byte_at_every_place_of_a_payload() -> None:
             if chr(byte) in "0123456789abcdefABCDEF":
                 assert not isinstance(walked, str)
             elif byte == ord('"') and at % 2 == 0:
-                assert walked == "refused"  # for what is behind the quote
+                assert walked == "refused"  # for the text after the quote
             else:
                 assert walked == ("left" if byte == ord("\\") else "refused")
 
 
-@pytest.mark.usefixtures("level")
-def test_payloads_of_every_length() -> None:
-    """Names and payloads of 0 to 200 bytes, so that each ends at every place of a register."""
+@pytest.mark.usefixtures("limit_level")
+def test_agent_json_walk_of_payloads_of_every_length() -> None:
+    """Names and payloads of 0 to 200 bytes end at every position of a vector register."""
     for size in range(201):
         event = runtime_event("n" * size, bytes(range(size)))
         named = RUNTIME | {"event": "é" * size, "event_payload": event.payload.hex()}
-        assert agreed(EventLog([event, event]).to_json().encode()) == "accepted"
-        assert agreed(compact([named, FIRMWARE | {"event": "é" * size}])) == "accepted"
+        assert read_with_both(EventLog([event, event]).to_json().encode()) == "accepted"
+        assert read_with_both(compact([named, FIRMWARE | {"event": "é" * size}])) == "accepted"
         new = runtime_event("n" * size, bytes(range(size)), version=2)
-        assert agreed(EventLog([new, new]).to_json().encode()) == "accepted"
+        assert read_with_both(EventLog([new, new]).to_json().encode()) == "accepted"
 
 
-class Text(str):
-    """A text of another class."""
+class StrSubclass(str):
+    """A subclass of str."""
 
     __slots__ = ()
 
 
-class Bytes(bytes):
-    """Bytes of another class."""
+class BytesSubclass(bytes):
+    """A subclass of bytes."""
 
 
-def test_text_and_bytes_are_the_same() -> None:
-    """A text is read as its UTF-8; what has none is left, and so are classes of one's own."""
+def test_agent_json_walk_of_text_equals_utf8() -> None:
+    """Text is read as its UTF-8; unencodable text and subclasses are left to the parser."""
     for events in ([FIRMWARE, RUNTIME], [NAMED], [UNKNOWN, RUNTIME | {"event": "é"}]):
         data = compact(events)
         text = data.decode()
-        forms = (data, text, Text(text), Bytes(data))
+        forms = (data, text, StrSubclass(text), BytesSubclass(data))
         assert _native.agent_json_walk(data) == _native.agent_json_walk(text) != "left"
         assert {_native.agent_json_walk(form) for form in forms[2:]} == {"left"}
         assert len({EventLog.from_json(form) for form in forms}) == 1
@@ -362,37 +366,37 @@ SMALLEST = compact(
 )[1:-1]
 
 
-def test_as_many_events_as_may_be() -> None:
-    """65,536 of the smallest kind, in the room that any text gets; one more is left."""
+def test_agent_json_walk_over_65536_events_is_left() -> None:
+    """65,536 of the smallest events fit the allocated output; one more is left to the parser."""
     assert len(SMALLEST) == 62
     for count in (1, 2, 1000, MAX_EVENTS):
         walked = _native.agent_json_walk(b"[" + b",".join([SMALLEST] * count) + b"]")
         assert not isinstance(walked, str)
         assert len(walked[1]) == count
         assert walked[2] == runtime_event("", b"").digest * count
-    assert agreed(b"[" + b",".join([SMALLEST] * (MAX_EVENTS + 1)) + b"]") == "left"
+    assert read_with_both(b"[" + b",".join([SMALLEST] * (MAX_EVENTS + 1)) + b"]") == "left"
 
 
-def test_as_long_a_text_as_may_be() -> None:
-    """16 MiB; of a longer text Python counts the characters."""
+def test_agent_json_walk_over_16_mib_is_left() -> None:
+    """Up to 16 MiB are read; in longer texts Python counts the characters."""
     text = compact([NAMED])
-    assert agreed(text + b" " * (MAX_TEXT - len(text))) == "accepted"
-    assert agreed(text + b" " * (MAX_TEXT - len(text) + 1)) == "left"
+    assert read_with_both(text + b" " * (MAX_TEXT - len(text))) == "accepted"
+    assert read_with_both(text + b" " * (MAX_TEXT - len(text) + 1)) == "left"
 
 
-def test_too_small_a_room_is_never_left() -> None:
-    """The core writes inside what it was given, and leaves a text for which that is too little."""
+def test_agent_json_walk_stays_inside_small_output() -> None:
+    """The core never writes past the output buffer; a text that does not fit is left."""
     library = pytest.importorskip("attestkit._native._lib")
     text = compact([NAMED, RUNTIME, VERSION_2] * 3)
-    said = set()
+    results = set()
     for size in range(4 * len(text) + 256):
         room = library.ffi.new("uint8_t[]", size)
-        said.add(library.lib.ak_agent_json_walk(text, len(text), room, size))
-    assert said == {library.lib.AK_JSON_LEFT, library.lib.AK_JSON_ACCEPTED}
+        results.add(library.lib.ak_agent_json_walk(text, len(text), room, size))
+    assert results == {library.lib.AK_JSON_LEFT, library.lib.AK_JSON_ACCEPTED}
 
 
-def test_rooms_are_not_shared() -> None:
-    """Threads that read at the same time find each their own events."""
+def test_agent_json_walk_in_threads_uses_separate_buffers() -> None:
+    """Concurrent readers get their own events."""
     logs = [EventLog([runtime_event(f"event {n}", bytes(n))] * (n % 7)) for n in range(64)]
 
     def read(log: EventLog) -> bool:
@@ -417,10 +421,10 @@ PIECES = [bytes([byte]) for byte in NASTY] + [
 
 
 @thorough(st.lists(st.sampled_from(KINDS), max_size=4), st.data(), few=100, many=600)
-def test_readers_agree_on_events_that_are_half_right(
+def test_readers_agree_on_nearly_valid_events(
     events: list[dict[str, Any]], drawn: st.DataObject
 ) -> None:
-    """Members taken away, added, exchanged, in any order and any layout."""
+    """Members are removed, added or exchanged, in any order and layout."""
     for number, event in enumerate(events):
         members = dict(event)
         if drawn.draw(st.booleans()):
@@ -430,12 +434,12 @@ def test_readers_agree_on_events_that_are_half_right(
         events[number] = dict(drawn.draw(st.permutations(list(members.items()))))
     indent = drawn.draw(st.sampled_from([None, 0, 1]))
     text = json.dumps(events, ensure_ascii=drawn.draw(st.booleans()), indent=indent)
-    agreed(text.encode(errors="surrogatepass"))
+    read_with_both(text.encode(errors="surrogatepass"))
 
 
 @thorough(st.integers(0, 2**32), few=100, many=500)
-def test_readers_agree_on_texts_that_are_nearly_right(seed: int) -> None:
-    """A few bytes put in, taken out or exchanged."""
+def test_readers_agree_on_nearly_valid_texts(seed: int) -> None:
+    """A few bytes are inserted, removed or replaced."""
     dice = Random(seed)
     for _ in range(20):
         events = dice.choices(KINDS, k=dice.choice([1, 1, 2, 3]))
@@ -443,4 +447,4 @@ def test_readers_agree_on_texts_that_are_nearly_right(seed: int) -> None:
         for _ in range(dice.choice([1, 1, 2, 4])):
             at = dice.randrange(len(text))
             text[at : at + dice.choice([0, 0, 1, 1, 8])] = dice.choice([b"", *PIECES])
-        agreed(bytes(text))
+        read_with_both(bytes(text))

@@ -1,4 +1,4 @@
-"""Hex is read and written alike by every kernel, and by Python's own functions."""
+"""Every kernel encodes and decodes hex like Python's own functions."""
 
 import binascii
 import random
@@ -12,26 +12,26 @@ from hypothesis import strategies as st
 from attestkit import _native
 from attestkit._native import _python
 
-# What the kernels need: AK_CPU_* bits.
+# Required AK_CPU_* bits per kernel.
 LEVELS = {"portable": 0, "avx2": 4, "vbmi": 2 | 4 | 8 | 16}
 DATA = random.Random(16).randbytes(4096)
 
 
 @pytest.fixture(params=LEVELS)
 def lib(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Limit the core to each kernel that this CPU has."""
+    """Limit the core to each kernel that this CPU supports."""
     found = pytest.importorskip("attestkit._native._lib").lib
     needs = LEVELS[request.param]
     found.ak_cpu_limit(2**32 - 1)
     if needs & ~found.ak_cpu_features():
-        pytest.skip(f"this CPU has not what {request.param} needs")
+        pytest.skip(f"this CPU does not support {request.param}")
     found.ak_cpu_limit(needs)
     yield found
     found.ak_cpu_limit(2**32 - 1)
 
 
 def decode(lib: Any, text: bytes, shift: int = 0) -> bytes | None:
-    """Decode with the core, from and to memory of just that size, `shift` bytes off alignment."""
+    """Decode with the core between buffers of exact size, `shift` bytes off alignment."""
     ffi = pytest.importorskip("attestkit._native._lib").ffi
     memory = ffi.new("uint8_t[]", shift + len(text))
     ffi.memmove(memory + shift, text, len(text))
@@ -42,7 +42,7 @@ def decode(lib: Any, text: bytes, shift: int = 0) -> bytes | None:
 
 
 def encode(lib: Any, data: bytes, shift: int = 0) -> bytes:
-    """Encode with the core, into memory of just that size, `shift` bytes off alignment."""
+    """Encode with the core into a buffer of exact size, `shift` bytes off alignment."""
     ffi = pytest.importorskip("attestkit._native._lib").ffi
     text = ffi.new("uint8_t[]", shift + 2 * len(data))
     lib.ak_hex_encode(data, len(data), text + shift)
@@ -50,8 +50,8 @@ def encode(lib: Any, data: bytes, shift: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize("shift", [0, 1, 31])
-def test_every_length(lib: Any, shift: int) -> None:
-    """0 to 300 bytes, in both cases and mixed, wherever in memory they are."""
+def test_hex_of_every_length_and_alignment(lib: Any, shift: int) -> None:
+    """0 to 300 bytes in upper, lower and mixed case, at several alignments."""
     for size in range(301):
         data = DATA[size : 2 * size]
         digits = data.hex().encode()
@@ -61,60 +61,60 @@ def test_every_length(lib: Any, shift: int) -> None:
             assert decode(lib, text[1:], shift) is None or size == 0
 
 
-def test_every_byte_at_every_position(lib: Any) -> None:
-    """The 22 digits count wherever they are in 130 characters, and nothing else does."""
+def test_decode_hex_accepts_only_digits_at_every_position(lib: Any) -> None:
+    """Only the 22 hex digits are accepted, at every position of 130 characters."""
     digits = DATA[:65].hex().encode()
-    wanted = {character: int(chr(character), 16) for character in b"0123456789abcdefABCDEF"}
+    values = {character: int(chr(character), 16) for character in b"0123456789abcdefABCDEF"}
     for at in range(130):
         for character in range(256):
             found = decode(lib, digits[:at] + bytes([character]) + digits[at + 1 :])
-            if character not in wanted:
+            if character not in values:
                 assert found is None, (at, character)
                 continue
             assert found is not None
-            assert found[at // 2] >> (0 if at % 2 else 4) & 15 == wanted[character], (at, character)
+            assert found[at // 2] >> (0 if at % 2 else 4) & 15 == values[character], (at, character)
             assert (
                 found.hex()[:at] + found.hex()[at + 1 :]
                 == (digits[:at] + digits[at + 1 :]).decode()
             )
 
 
-def test_every_byte_is_written(lib: Any) -> None:
-    """Each value at each place of a wide register."""
+def test_encode_hex_of_every_byte_at_every_lane(lib: Any) -> None:
+    """Each value at each position of a vector register."""
     for at in range(64):
         data = bytes(at) + bytes(range(256))
         assert encode(lib, data) == data.hex().encode()
 
 
-FACES = [_native, _python]
+CORES = [_native, _python]
 
 
-@pytest.mark.parametrize("core", FACES, ids=["chosen", "twin"])
+@pytest.mark.parametrize("core", CORES, ids=["selected", "python"])
 @pytest.mark.parametrize("size", [0, 1, 48, 1499, 1500, 1501, 1502, 4096])
-def test_small_and_large(core: Any, size: int) -> None:
-    """The faces give the same on both sides of the size from which the core is the faster."""
+def test_hex_around_native_threshold(core: Any, size: int) -> None:
+    """Results are equal on both sides of the size from which the core is used."""
     data = DATA[:size]
     assert core.hexlify(data) == data.hex().encode()
     for text in (data.hex(), data.hex().upper()):
         assert core.unhex(text) == core.unhex(text.encode()) == data
 
 
-@pytest.mark.parametrize("core", FACES, ids=["chosen", "twin"])
+@pytest.mark.parametrize("core", CORES, ids=["selected", "python"])
 @pytest.mark.parametrize("size", [2, 2000])
 @pytest.mark.parametrize(
-    "odd", ["0", "0g", " 00", "00 ", "0x00", "é0", "١٢", "\ud800", "0\0", "\n"]
+    "suffix", ["0", "0g", " 00", "00 ", "0x00", "é0", "١٢", "\ud800", "0\0", "\n"]
 )
-def test_what_is_not_hex(core: Any, size: int, odd: str) -> None:
-    """Odd lengths, blanks, prefixes and the digits of other scripts are not hex."""
-    text = "ab" * size + odd
+def test_unhex_of_invalid_text_is_none(core: Any, size: int, suffix: str) -> None:
+    """Odd lengths, whitespace, prefixes and non-ASCII digits are not hex."""
+    text = "ab" * size + suffix
     assert core.unhex(text) is None
     assert core.unhex(text.encode(errors="surrogatepass")) is None
 
 
 @settings(max_examples=1000, database=None, deadline=None)
 @given(st.binary(max_size=64) | st.text(max_size=64), st.integers(0, 1))
-def test_cores_agree_on_anything(text: bytes | str, many: int) -> None:
-    """Any bytes and any text, alone and behind many digits."""
+def test_cores_agree_on_arbitrary_hex_input(text: bytes | str, many: int) -> None:
+    """Any bytes and text, alone and after many digits."""
     head = "0123456789abcdefABCDEF" * 200 * many
     joined = head.encode() + text if isinstance(text, bytes) else head + text
     assert _native.unhex(joined) == _python.unhex(joined)

@@ -1,4 +1,4 @@
-"""How deep brackets nest: the compiled core and its twin say the same, JSON or not."""
+"""The compiled and the Python core measure bracket depth equally, for JSON and other text."""
 
 import json
 
@@ -6,17 +6,18 @@ import pytest
 from hypothesis import strategies as st
 
 from attestkit import _native
-from attestkit._native import _python_json as twin
+from attestkit._native import _python_json as python_core
 from tests.thorough import thorough
+from tests.untyped import with_false_length
 
 compiled = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 
-# What the walk looks at, and a little that it passes over.
+# Significant characters of the scanner, and a few others.
 SOUP = st.text('[]{}"\\x', max_size=80).map(str.encode)
 
 
-def walked(text: bytes) -> int:
-    """Return what a walk that has one byte and one rule at a time finds with two levels."""
+def scan_bytewise(text: bytes) -> int:
+    """Return the result for a depth of two by a scan of one byte at a time."""
     depth, quoted, escaped = 0, False, False
     for at, byte in enumerate(text):
         was_escaped, escaped = escaped, False
@@ -37,16 +38,16 @@ def walked(text: bytes) -> int:
 
 @compiled
 @thorough(SOUP, st.integers(0, 5), few=500, many=3000)
-def test_cores_agree_on_soup(text: bytes, most: int) -> None:
-    """Brackets, quotes and backslashes in any order, few of which are JSON."""
-    assert _native.json_depth(text, most) == twin.json_depth(text, most)
+def test_cores_agree_on_arbitrary_brackets(text: bytes, most: int) -> None:
+    """Brackets, quotes and backslashes in any order."""
+    assert _native.json_depth(text, most) == python_core.json_depth(text, most)
 
 
 @thorough(SOUP, few=500, many=2000)
-def test_one_byte_at_a_time_finds_the_same(text: bytes) -> None:
-    """Both are held against a third way, which jumps over nothing."""
-    assert _native.json_depth(text, 2) == walked(text)
-    assert twin.json_depth(text, 2) == walked(text)
+def test_cores_agree_with_bytewise_scan(text: bytes) -> None:
+    """Both cores match a scanner that skips nothing."""
+    assert _native.json_depth(text, 2) == scan_bytewise(text)
+    assert python_core.json_depth(text, 2) == scan_bytewise(text)
 
 
 VALUE = st.recursive(
@@ -57,40 +58,32 @@ VALUE = st.recursive(
 
 
 def depth_of(value: object) -> int:
-    """Return how deep a value nests."""
+    """Return the nesting depth of a value."""
     if isinstance(value, dict):
         value = list(value.values())
     return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
 
 
 @thorough(VALUE, st.sampled_from(["ascii", "utf-8"]), few=100, many=500)
-def test_json_nests_as_deep_as_its_value(value: object, form: str) -> None:
-    """One level more than there are is never exceeded, one less always is; of either core."""
+def test_depth_of_json_equals_depth_of_value(value: object, form: str) -> None:
+    """A value's depth is exceeded by a limit one lower, and by no higher limit."""
     text, depth = json.dumps(value, ensure_ascii=form == "ascii").encode(), depth_of(value)
-    for core in (_native, twin):
+    for core in (_native, python_core):
         assert core.json_depth(text, depth) == -1
         if depth:
             at = core.json_depth(text, depth - 1)
             assert text[at : at + 1] in {b"[", b"{"}
 
 
-class Lies(bytes):
-    """Bytes that say they are many more."""
-
-    def __len__(self) -> int:
-        """Return what these bytes have not."""
-        return 1 << 20
-
-
 @compiled
-def test_a_length_that_is_a_lie_is_not_believed() -> None:
-    """The core goes by how many bytes there are."""
-    assert _native.json_depth(Lies(b"[[["), 2) == 2
-    assert _native.json_depth(Lies(b"["), 2) == -1
+def test_json_depth_uses_stored_length() -> None:
+    """The core uses the stored length, not an overridden one."""
+    assert _native.json_depth(with_false_length(b"[[[", 1 << 20), 2) == 2
+    assert _native.json_depth(with_false_length(b"[", 1 << 20), 2) == -1
 
 
-def test_large_texts_are_walked_alike() -> None:
-    """From 256 KiB on the compiled core lets other threads run meanwhile."""
+def test_json_depth_of_large_text_agrees() -> None:
+    """From 256 KiB on the compiled core releases the GIL."""
     text = b'["[[[",' * 40000 + b"[["
-    assert _native.json_depth(text, 2) == twin.json_depth(text, 2) == 14
+    assert _native.json_depth(text, 2) == python_core.json_depth(text, 2) == 14
     assert _native.json_depth(text, 1 << 20) == -1

@@ -1,4 +1,4 @@
-"""Messages hashed and registers folded side by side are what hashlib gives, at every level."""
+"""Multi-lane hashing and replay match hashlib at every level."""
 
 import ctypes
 import hashlib
@@ -16,15 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attestkit import _native
-from attestkit._native import _python_log as twin
+from attestkit._native import _python_log as python_core
 from attestkit.errors import FormatError, UsageError
+from tests.raising import raises
 
 pytestmark = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 
-# 251 is prime: blocks that are swapped or read twice show.
+# 251 is prime, so swapped or repeated blocks change the result.
 PATTERN = bytes(i % 251 for i in range(8192))
 EDGES = (0, 1, 47, 48, 111, 112, 127, 128, 129, 239, 240, 255, 256, 257, 367, 368, 384, 1000, 4096)
-# What dispatch looks at, one level after the other: the AK_CPU_* bits allowed.
+# Features that dispatch checks, one level after the other: the allowed AK_CPU_* bits.
 LEVELS = {"portable": 0, "avx2 without bmi2": 4, "avx2": 2 | 4, "avx512": 2 | 4 | 8}
 WINDOW = 4096  # events that rtmr_replay.c sorts at a time
 
@@ -32,8 +33,8 @@ Columns = tuple[bytes, bytes]
 
 
 @pytest.fixture(params=LEVELS)
-def _level(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Limit the kernels to a level, and lift the limit again."""
+def _limit_level(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Limit the kernels to a level, and remove the limit afterwards."""
     lib = pytest.importorskip("attestkit._native._lib").lib
     before, allowed = lib.ak_cpu_features(), LEVELS[request.param]
     if allowed & ~before:
@@ -43,46 +44,46 @@ def _level(request: pytest.FixtureRequest) -> Iterator[None]:
     lib.ak_cpu_limit(before)
 
 
-every_level = pytest.mark.usefixtures("_level")
+every_level = pytest.mark.usefixtures("_limit_level")
 any_bytes = settings(
     max_examples=200,
     database=None,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the level holds for them all
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the level applies to all of them
 )
 
 
 def sha384_of(messages: list[bytes]) -> list[bytes]:
-    """Return what hashlib says."""
+    """Return the digests computed by hashlib."""
     return [hashlib.sha384(message).digest() for message in messages]
 
 
-def noise(size: int, seed: int) -> bytes:
-    """Return bytes without a pattern, the same each time."""
+def random_bytes(size: int, seed: int) -> bytes:
+    """Return reproducible bytes without a pattern."""
     return hashlib.shake_128(b"%d" % seed).digest(size)
 
 
-def any_order(count: int, seed: int) -> bytes:
-    """Return register numbers without a pattern."""
-    return bytes(byte % 4 for byte in noise(count, seed))
+def random_registers(count: int, seed: int) -> bytes:
+    """Return reproducible register numbers without a pattern."""
+    return bytes(byte % 4 for byte in random_bytes(count, seed))
 
 
-def log_of(registers: bytes, seed: int = 0) -> Columns:
-    """Return registers and as many digests, all of them different."""
-    return registers, noise(48 * len(registers), seed)
+def make_log(registers: bytes, seed: int = 0) -> Columns:
+    """Return registers and as many distinct digests."""
+    return registers, random_bytes(48 * len(registers), seed)
 
 
 @every_level
 @pytest.mark.parametrize("size", EDGES)
-def test_one_message_at_the_edges_of_blocks(size: int) -> None:
-    """Padding goes into the last block where it fits, and into one more where it does not."""
+def test_sha384_at_block_boundaries(size: int) -> None:
+    """Padding is in the last block if it fits, otherwise in one more."""
     assert _native.sha384(PATTERN[:size]) == hashlib.sha384(PATTERN[:size]).digest()
 
 
 @every_level
 @pytest.mark.parametrize("count", range(21))
-def test_any_number_of_messages(count: int) -> None:
-    """Fewer messages than lanes, as many, and more; of one length, and each of its own."""
+def test_sha384_of_any_number_of_messages(count: int) -> None:
+    """Fewer messages than lanes, as many, and more; of equal and of different lengths."""
     for sizes in (
         [48] * count,
         [(251 * i) % 700 for i in range(count)],
@@ -97,30 +98,30 @@ def test_any_number_of_messages(count: int) -> None:
 @every_level
 @any_bytes
 @given(st.lists(st.binary(max_size=400), max_size=24))
-def test_any_messages(messages: list[bytes]) -> None:
-    """Lanes are filled again as messages end, wherever that is."""
-    assert _native.sha384_many(messages) == twin.sha384_many(messages) == sha384_of(messages)
+def test_sha384_of_arbitrary_messages(messages: list[bytes]) -> None:
+    """Lanes are refilled whenever a message ends."""
+    assert _native.sha384_many(messages) == python_core.sha384_many(messages) == sha384_of(messages)
 
 
 @every_level
 @pytest.mark.parametrize("register_count", range(6))
-def test_every_order_of_registers(register_count: int) -> None:
-    """All orders of up to five events, alone and all of them as one batch."""
+def test_replay_of_every_order_of_registers(register_count: int) -> None:
+    """All orders of up to five events, alone and as one batch."""
     logs = [
-        log_of(bytes(order), seed)
+        make_log(bytes(order), seed)
         for seed, order in enumerate(product(range(4), repeat=register_count))
     ]
-    expected = twin.replay_many(logs)
+    expected = python_core.replay_many(logs)
     assert [_native.replay(*log) for log in logs] == expected
     assert _native.replay_many(logs) == expected
 
 
 @every_level
 @pytest.mark.parametrize("count", range(21))
-def test_any_number_of_chains(count: int) -> None:
-    """A chain a log, so that each number of lanes is left idle once."""
-    logs = [log_of(bytes([i % 4]) * (1 + i % 3), i) for i in range(count)]
-    assert _native.replay_many(logs) == twin.replay_many(logs)
+def test_replay_of_any_number_of_chains(count: int) -> None:
+    """One chain per log, so that each number of idle lanes occurs."""
+    logs = [make_log(bytes([i % 4]) * (1 + i % 3), i) for i in range(count)]
+    assert _native.replay_many(logs) == python_core.replay_many(logs)
 
 
 @every_level
@@ -132,83 +133,86 @@ def test_any_number_of_chains(count: int) -> None:
     ),
     st.integers(0, 2**32),
 )
-def test_chains_of_any_length(runs: list[bytes], seed: int) -> None:
-    """One log and many: a lane whose chain is done takes the next, the last goes on alone."""
-    whole = log_of(b"".join(runs), seed)
-    assert _native.replay(*whole) == twin.replay(*whole)
-    logs = [log_of(run, seed + i) for i, run in enumerate(runs)]
-    assert _native.replay_many(logs) == twin.replay_many(logs)
+def test_replay_of_chains_of_any_length(runs: list[bytes], seed: int) -> None:
+    """A lane whose chain has ended takes the next one; the last chain runs alone."""
+    whole = make_log(b"".join(runs), seed)
+    assert _native.replay(*whole) == python_core.replay(*whole)
+    logs = [make_log(run, seed + i) for i, run in enumerate(runs)]
+    assert _native.replay_many(logs) == python_core.replay_many(logs)
 
 
 @every_level
-def test_very_unequal_logs() -> None:
-    """Nobody waits for the longest log, and nobody forgets it."""
+def test_replay_of_very_unequal_logs() -> None:
+    """Short logs are complete although one log is much longer."""
     sizes = [0, 1, 700, 2, 0, 3, 300, *[1] * 40, 0, 500, 5]
-    logs = [log_of(any_order(n, i), i) for i, n in enumerate(sizes)]
-    assert _native.replay_many(logs) == twin.replay_many(logs)
+    logs = [make_log(random_registers(n, i), i) for i, n in enumerate(sizes)]
+    assert _native.replay_many(logs) == python_core.replay_many(logs)
 
 
 @every_level
 @pytest.mark.parametrize("count", [WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3])
-def test_log_that_goes_on_in_the_next_window(count: int) -> None:
-    """Values are taken along, whether all chains go on or one of them starts late."""
+def test_replay_of_log_over_several_windows(count: int) -> None:
+    """Values are carried over, whether all chains continue or one starts late."""
     orders = (
-        any_order(count, count),
+        random_registers(count, count),
         b"\2" * (count - 2) + b"\0\3",
     )
-    logs = [log_of(order, count) for order in orders]
-    expected = twin.replay_many(logs)
+    logs = [make_log(order, count) for order in orders]
+    expected = python_core.replay_many(logs)
     assert [_native.replay(*log) for log in logs] == expected
-    assert _native.replay_many([log_of(b"\1"), *logs])[1:] == expected
+    assert _native.replay_many([make_log(b"\1"), *logs])[1:] == expected
 
 
 @every_level
-def test_more_chains_than_a_window_has() -> None:
-    """1024 chains are sorted at a time; logs of four chains and of one or none between them."""
-    logs = [log_of((b"\0\1\2\3", b"\3\2\1\0", b"\1", b"")[i % 7 % 4], i) for i in range(900)]
-    assert _native.replay_many(logs) == twin.replay_many(logs)
+def test_replay_of_more_chains_than_a_window() -> None:
+    """1024 chains are sorted at a time; logs with four chains, one and none between them."""
+    logs = [make_log((b"\0\1\2\3", b"\3\2\1\0", b"\1", b"")[i % 7 % 4], i) for i in range(900)]
+    assert _native.replay_many(logs) == python_core.replay_many(logs)
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 5])
-def test_batches_for_several_threads(cpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many threads share it, a large batch comes back whole and in order."""
+def test_replay_many_in_threads_is_complete_and_ordered(
+    cpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large batch is complete and in order with any number of threads."""
     monkeypatch.setattr("attestkit._native._threads.cpus", lambda: cpus)
-    logs = [log_of(any_order(i * 37 % 500, i), i) for i in range(280)]
-    assert sum(len(registers) for registers, _ in logs) > 2 * _native._EVENTS_OF_A_THREAD
-    assert _native.replay_many(logs) == twin.replay_many(logs)
+    logs = [make_log(random_registers(i * 37 % 500, i), i) for i in range(280)]
+    assert sum(len(registers) for registers, _ in logs) > 2 * _native._EVENTS_PER_THREAD
+    assert _native.replay_many(logs) == python_core.replay_many(logs)
 
 
-def test_long_log_by_itself() -> None:
-    """A log that takes milliseconds drops the GIL, and has the same registers."""
-    log = log_of(any_order(_native._MANY_EVENTS + 1, 1))
-    assert _native.replay(*log) == twin.replay(*log)
+def test_replay_of_long_log_releases_gil() -> None:
+    """A log that takes milliseconds releases the GIL, and has the same registers."""
+    log = make_log(random_registers(_native._MANY_EVENTS + 1, 1))
+    assert _native.replay(*log) == python_core.replay(*log)
 
 
-@pytest.mark.parametrize("core", [_native, twin], ids=["compiled", "twin"])
+@pytest.mark.parametrize("core", [_native, python_core], ids=["compiled", "python"])
 @pytest.mark.parametrize("logs_before", [0, 3, 300])
-def test_first_log_that_cannot_be_is_told(core: Any, logs_before: int) -> None:
-    """Both cores name the register inside of its log; a large batch is refused like a small one."""
+def test_replay_many_error_names_first_invalid_log(core: Any, logs_before: int) -> None:
+    """Both cores name the register inside its log, in large and small batches."""
     many = core.replay_many
-    good = [log_of(b"\0\1\2\3" * 50)] * logs_before
-    with pytest.raises(FormatError) as caught:
-        many([*good, log_of(b"\0\1\4"), (b"\0", b""), *good])
-    assert (caught.value.reason, caught.value.offset) == ("register", 2)
-    with pytest.raises(UsageError, match="48 bytes"):
-        many([*good, (b"\0", b""), log_of(b"\0\1\4"), *good])
+    valid = [make_log(b"\0\1\2\3" * 50)] * logs_before
+    with raises(FormatError, "register", offset=2):
+        many([*valid, make_log(b"\0\1\4"), (b"\0", b""), *valid])
+    with raises(UsageError, "wrong_size"):
+        many([*valid, (b"\0", b""), make_log(b"\0\1\4"), *valid])
 
 
 @every_level
 @pytest.mark.parametrize("slack", [0, 1, 7, 13])
-def test_nothing_is_read_behind_the_end(slack: int, guarded: Callable[[bytes], object]) -> None:
-    """Inputs end where a page does that cannot be read; they start at any byte."""
+def test_sha384_and_replay_read_no_byte_after_end(
+    slack: int, guarded: Callable[[bytes], object]
+) -> None:
+    """Inputs end at an unreadable page and start at any alignment."""
     module = pytest.importorskip("attestkit._native._lib")
     ffi, lib = module.ffi, module.lib
     out = ffi.new("uint8_t[]", 192)
     for registers in (b"\0", b"\0\1", b"\0\1\2", b"\3\1\2\0\1" * 3):
-        _, digests = log_of(registers, slack)
+        _, digests = make_log(registers, slack)
         status = lib.ak_replay(registers, guarded(digests), len(registers), out)
         assert status == 0
-        assert tuple(bytes(out)[at : at + 48] for at in (0, 48, 96, 144)) == twin.replay(
+        assert tuple(bytes(out)[at : at + 48] for at in (0, 48, 96, 144)) == python_core.replay(
             registers, digests
         )
     for sizes in ([size - slack] for size in (127, 128, 129, 255, 256, 900)):
@@ -224,7 +228,7 @@ def test_nothing_is_read_behind_the_end(slack: int, guarded: Callable[[bytes], o
 
 @pytest.fixture
 def guarded() -> Iterator[Callable[[bytes], object]]:
-    """Return a function that puts bytes right in front of a page that cannot be read."""
+    """Return a function that copies bytes in front of an unreadable page."""
     ffi = pytest.importorskip("attestkit._native._lib").ffi
     size = 4 * mmap.PAGESIZE
     area = mmap.mmap(-1, size + mmap.PAGESIZE)
@@ -232,16 +236,16 @@ def guarded() -> Iterator[Callable[[bytes], object]]:
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.mprotect(ctypes.c_void_p(start + size), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
 
-    def put(data: bytes) -> object:
+    def copy_to_page_end(data: bytes) -> object:
         ctypes.memmove(start + size - len(data), data, len(data))
         return ffi.cast("uint8_t *", start + size - len(data))
 
-    yield put
+    yield copy_to_page_end
     libc.mprotect(ctypes.c_void_p(start + size), ctypes.c_size_t(mmap.PAGESIZE), 3)
 
 
-def test_forced_levels_agree() -> None:
-    """A process started with ATTESTKIT_CPU hashes and replays the same."""
+def test_processes_with_any_level_agree() -> None:
+    """Processes with any ATTESTKIT_CPU hash and replay equally."""
     lib = pytest.importorskip("attestkit._native._lib").lib
     code = (
         "from attestkit import _native as n; import hashlib; p = bytes(range(251)) * 20;"
@@ -249,7 +253,7 @@ def test_forced_levels_agree() -> None:
         "print(hashlib.sha256(repr((n.sha384_many(m), n.replay(r, p[:1440]),"
         "n.replay_many([(r, p[i:i + 1440]) for i in range(20)]))).encode()).hexdigest())"
     )
-    said = set()
+    outputs = set()
     for level in ("portable", "avx2", "avx512"):
         if LEVELS[level] & ~lib.ak_cpu_features():
             continue
@@ -258,10 +262,10 @@ def test_forced_levels_agree() -> None:
         done = subprocess.run(
             [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
         )
-        said.add(done.stdout)
+        outputs.add(done.stdout)
     env = {**os.environ, "PYTHONPATH": str(root), "ATTESTKIT_PURE_PYTHON": "1"}
     env.pop("ATTESTKIT_CPU", None)
     plain = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
-    assert said == {plain.stdout}
+    assert outputs == {plain.stdout}

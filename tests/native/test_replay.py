@@ -1,4 +1,4 @@
-"""Replay and SHA-384 of the native core give what hashlib gives."""
+"""Replay and SHA-384 of the native core match hashlib."""
 
 import hashlib
 import threading
@@ -9,44 +9,46 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit import _native
-from attestkit._native import _python_log as twin
+from attestkit._native import _python_log as python_core
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import EventLog, WireEvent
+from tests.raising import raises
 from tests.thorough import thorough
+from tests.untyped import with_false_length
 
-# 251 is prime: blocks that are swapped or read twice show.
+# 251 is prime, so swapped or repeated blocks change the result.
 PATTERN = bytes(i % 251 for i in range(4096))
 
 Columns = tuple[bytes, bytes]
 
 
-def columns(registers: bytes, start: int = 0) -> Columns:
-    """Return registers and as many digests, all of them different."""
+def make_columns(registers: bytes, start: int = 0) -> Columns:
+    """Return registers and as many distinct digests."""
     digests = [hashlib.sha384(bytes([start + i & 255])).digest() for i in range(len(registers))]
     return registers, b"".join(digests)
 
 
-@pytest.mark.parametrize("core", [_native, twin], ids=["chosen", "twin"])
+@pytest.mark.parametrize("core", [_native, python_core], ids=["selected", "python"])
 @pytest.mark.parametrize("size", [0, 1, 111, 112, 127, 128, 129, 239, 240, 255, 256, 1000, 4096])
-def test_sha384_at_the_edges_of_blocks(core: Any, size: int) -> None:
-    """Padding goes into the last block where it fits, and into one more where it does not."""
+def test_sha384_of_core_at_block_boundaries(core: Any, size: int) -> None:
+    """Padding is in the last block if it fits, otherwise in one more."""
     digest = core.sha384(PATTERN[:size])
     assert digest == hashlib.sha384(PATTERN[:size]).digest()
 
 
 @thorough(st.binary(max_size=600), few=300, many=2000)
 def test_sha384_of_any_bytes(data: bytes) -> None:
-    """Any message has the digest that hashlib gives it."""
+    """Any message has the digest that hashlib computes."""
     assert _native.sha384(data) == hashlib.sha384(data).digest()
 
 
-def test_nothing_extended_is_zeros() -> None:
-    """A register without records must be zero in the quote, so its replay is."""
-    assert _native.replay(b"", b"") == twin.replay(b"", b"") == (bytes(48),) * 4
+def test_replay_without_events_is_zeros() -> None:
+    """A register without events has the value zero."""
+    assert _native.replay(b"", b"") == python_core.replay(b"", b"") == (bytes(48),) * 4
 
 
-def test_one_extend_written_out() -> None:
-    """A register becomes SHA-384 of itself and the digest; the other three do not move."""
+def test_replay_of_one_event_extends_one_register() -> None:
+    """A register becomes the SHA-384 of itself and the digest; the others keep their value."""
     digest = PATTERN[:48]
     once = hashlib.sha384(bytes(48) + digest).digest()
     twice = hashlib.sha384(once + digest).digest()
@@ -61,68 +63,61 @@ def test_one_extend_written_out() -> None:
     many=3000,
 )
 def test_cores_agree_on_any_order_of_registers(registers: bytes, start: int) -> None:
-    """The four chains do not get into each other's way, however they alternate."""
-    log = columns(registers, start)
-    assert _native.replay(*log) == twin.replay(*log)
+    """The four chains are independent in any order of events."""
+    log = make_columns(registers, start)
+    assert _native.replay(*log) == python_core.replay(*log)
 
 
 @settings(max_examples=300, database=None, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), max_size=12).map(bytes), max_size=8))
-def test_many_logs_at_once_are_each_by_itself(logs: list[bytes]) -> None:
-    """A batch gives the values that one replay after the other gives, also for empty logs."""
-    batch = [columns(registers, number) for number, registers in enumerate(logs)]
-    one_by_one = [twin.replay(*log) for log in batch]
-    assert _native.replay_many(batch) == twin.replay_many(batch) == one_by_one
+def test_replay_many_equals_single_replay(logs: list[bytes]) -> None:
+    """A batch has the values of single replays, including empty logs."""
+    batch = [make_columns(registers, number) for number, registers in enumerate(logs)]
+    one_by_one = [python_core.replay(*log) for log in batch]
+    assert _native.replay_many(batch) == python_core.replay_many(batch) == one_by_one
 
 
-@pytest.mark.parametrize("core", [_native, twin], ids=["chosen", "twin"])
-def test_what_cannot_be_replayed_is_refused(core: Any) -> None:
-    """A register that is not there, or a digest too few or too many, is an error in both cores."""
+@pytest.mark.parametrize("core", [_native, python_core], ids=["selected", "python"])
+def test_replay_of_invalid_columns_fails(core: Any) -> None:
+    """An unknown register and a wrong number of digests are errors in both cores."""
     replay, many = core.replay, core.replay_many
-    with pytest.raises(FormatError) as caught:
+    with raises(FormatError, "register", offset=1):
         replay(b"\0\4", bytes(96))
-    assert (caught.value.reason, caught.value.offset) == ("register", 1)
-    with pytest.raises(FormatError, match="no such register"):
+    with raises(FormatError, "register", offset=0):
         many([(b"\0", bytes(48)), (b"\xff", bytes(48))])
     for digests in (b"", bytes(47), bytes(49), bytes(96)):
-        with pytest.raises(UsageError, match="48 bytes"):
+        with raises(UsageError, "wrong_size"):
             replay(b"\0", digests)
-    for count in (16383, 16384, 40000):  # one, and large enough to be replayed elsewhere
+    for count in (16383, 16384, 40000):  # one, and large enough to be replayed in threads
         for digests in (bytes(48), bytes(48 * count - 1), bytes(48 * count + 48)):
-            with pytest.raises(UsageError, match="48 bytes"):
+            with raises(UsageError, "wrong_size"):
                 replay(bytes(count), digests)
-            with pytest.raises(UsageError, match="48 bytes"):
+            with raises(UsageError, "wrong_size"):
                 many([(bytes(count), digests), (b"", b"")])
-    with pytest.raises(UsageError, match="48 bytes"):
-        # Together as long as they should be, each wrong.
+    with raises(UsageError, "wrong_size"):
+        # The total length is right, that of each log is wrong.
         many([(b"\0", bytes(96)), (b"\0\0\0", bytes(96))])
-
-
-class Lies(bytes):
-    """Bytes that are not as many as they say."""
-
-    def __len__(self) -> int:
-        """Return what a digest has."""
-        return 48
 
 
 @pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 @pytest.mark.parametrize("count", [1, 20000])
-def test_what_lies_about_its_length_is_not_read(count: int) -> None:
-    """Only what is exactly `bytes` is handed to C, which goes by lengths."""
-    with pytest.raises(UsageError, match="48 bytes"):
-        _native.replay(bytes(count), Lies(b""))
-    with pytest.raises(UsageError, match="48 bytes"):
-        _native.replay_many([(bytes(count), bytes(48 * count)), (b"\0", Lies(b""))])
-    log = EventLog.from_wire([WireEvent(0, 1, Lies(b""), "", b"")] * count)
-    with pytest.raises(UsageError, match="48 bytes"):
+def test_replay_of_bytes_subclass_is_usage_error(count: int) -> None:
+    """Only exact `bytes` reach C, which uses stored lengths."""
+    with raises(UsageError, "wrong_size"):
+        _native.replay(bytes(count), with_false_length(b"", 48))
+    with raises(UsageError, "wrong_size"):
+        _native.replay_many(
+            [(bytes(count), bytes(48 * count)), (b"\0", with_false_length(b"", 48))]
+        )
+    log = EventLog.from_wire([WireEvent(0, 1, with_false_length(b"", 48), "", b"")] * count)
+    with raises(UsageError, "wrong_size"):
         log.replay()
 
 
 @pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
-def test_a_thread_with_little_stack_is_enough() -> None:
-    """The core's frames leave room in the 128 kB that threads have on musl."""
-    log = columns(bytes([0, 1, 2, 3] * 600))
+def test_replay_in_thread_with_small_stack() -> None:
+    """The core fits into the 128 KiB stack of threads on musl."""
+    log = make_columns(bytes([0, 1, 2, 3] * 600))
     found: list[object] = []
     size = threading.stack_size(128 * 1024)
     try:
@@ -131,4 +126,4 @@ def test_a_thread_with_little_stack_is_enough() -> None:
         work.join()
     finally:
         threading.stack_size(size)
-    assert found == [twin.replay(*log)] * 4
+    assert found == [python_core.replay(*log)] * 4

@@ -1,4 +1,4 @@
-"""Work in parts comes back whole and in order, from as many threads as there are CPUs."""
+"""Work split into parts is complete and in order, on at most one thread per CPU."""
 
 import gc
 import os
@@ -11,67 +11,67 @@ from contextlib import suppress
 import pytest
 
 from attestkit import _native
-from attestkit._native import _python_log as twin
+from attestkit._native import _python_log as python_core
 from attestkit._native import _threads
 from attestkit._native._threads import cpus, in_parts
 
 
-def doubled(things: Sequence[int]) -> list[int]:
-    """Return twice each thing."""
+def double_all(things: Sequence[int]) -> list[int]:
+    """Return each number doubled."""
     return [2 * thing for thing in things]
 
 
 @pytest.fixture(autouse=True)
 def _three_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the work be shared, also on a machine with one CPU."""
+    """Split the work even on a machine with one CPU."""
     monkeypatch.setattr(_threads, "cpus", lambda: 3)
 
 
-def test_cpus_are_those_of_this_process() -> None:
-    """A process that is confined to some CPUs starts no more threads than these."""
+def test_cpus_respects_affinity() -> None:
+    """A process starts at most one thread per CPU of its affinity mask."""
     assert 1 <= cpus() <= (os.cpu_count() or 1)
 
 
 @pytest.mark.parametrize("share", [1, 4, 10, 100, 10**6])
 @pytest.mark.parametrize("count", [0, 1, 2, 50])
-def test_results_are_in_order(count: int, share: int) -> None:
-    """Whatever a part holds, also things that are no work at all."""
+def test_in_parts_returns_results_in_order(count: int, share: int) -> None:
+    """Results are in order for any sizes, including zero."""
     sizes = [thing * 7 % 10 for thing in range(count)]
-    assert in_parts(doubled, range(count), sizes, share) == doubled(range(count))
+    assert in_parts(double_all, range(count), sizes, share) == double_all(range(count))
 
 
-def test_threads_work_at_the_same_time() -> None:
-    """Three parts wait for each other, which they only can where each has a thread."""
+def test_in_parts_runs_parts_concurrently() -> None:
+    """Three parts wait for each other, so each needs its own thread."""
     together = threading.Barrier(3, timeout=60)
 
-    def meet(things: Sequence[int]) -> list[int]:
+    def wait_for_others(things: Sequence[int]) -> list[int]:
         together.wait()
-        return doubled(things)
+        return double_all(things)
 
-    assert in_parts(meet, range(3), [4, 4, 4], 4) == [0, 2, 4]
+    assert in_parts(wait_for_others, range(3), [4, 4, 4], 4) == [0, 2, 4]
 
 
 @pytest.mark.parametrize("share", [13, 100])
-def test_less_work_than_two_shares_starts_no_thread(share: int) -> None:
-    """The caller's thread does it all."""
+def test_in_parts_of_little_work_uses_calling_thread(share: int) -> None:
+    """Less work than two shares runs in the caller's thread."""
     workers = set()
 
-    def who(things: Sequence[int]) -> list[int]:
+    def record_thread(things: Sequence[int]) -> list[int]:
         workers.add(threading.get_ident())
-        return doubled(things)
+        return double_all(things)
 
-    in_parts(who, range(20), [1] * 20, share)
+    in_parts(record_thread, range(20), [1] * 20, share)
     assert workers == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("wrong", [0, 31, 59])
-def test_first_error_is_the_caller_s(wrong: int) -> None:
-    """It is raised once all threads have ended."""
+def test_in_parts_raises_first_error_after_all_threads(wrong: int) -> None:
+    """The error is raised once all threads have ended."""
 
     def work(things: Sequence[int]) -> list[int]:
         if wrong in things:
             raise KeyError(wrong)
-        return doubled(things)
+        return double_all(things)
 
     before = threading.active_count()
     with pytest.raises(KeyError, match=str(wrong)):
@@ -80,16 +80,16 @@ def test_first_error_is_the_caller_s(wrong: int) -> None:
 
 
 @pytest.fixture
-def _uncollected() -> Iterator[None]:
-    """Leave cycles as they are; this file runs where tests/conftest.py is not, too."""
+def _without_collector() -> Iterator[None]:
+    """Disable the garbage collector; this file also runs without tests/conftest.py."""
     gc.disable()
     yield
     gc.enable()
 
 
-@pytest.mark.usefixtures("_uncollected")
-def test_what_failed_is_freed_with_its_error() -> None:
-    """Neither what was worked on nor the errors wait for the collector of cycles."""
+@pytest.mark.usefixtures("_without_collector")
+def test_in_parts_error_leaves_no_reference_cycle() -> None:
+    """After an error, work and exception are released without the garbage collector."""
 
     class Work:
         def __call__(self, _: Sequence[int]) -> list[int]:
@@ -103,29 +103,29 @@ def test_what_failed_is_freed_with_its_error() -> None:
     assert alive() is None
 
 
-def test_without_threads_the_caller_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no thread can be had, because there are too many, the work is done all the same."""
+def test_in_parts_without_threads_uses_calling_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no thread can be started, the caller's thread does the work."""
 
-    def refuse(_: threading.Thread) -> None:
+    def fail_to_start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert in_parts(doubled, range(100), [1] * 100, 4) == doubled(range(100))
+    monkeypatch.setattr(threading.Thread, "start", fail_to_start)
+    assert in_parts(double_all, range(100), [1] * 100, 4) == double_all(range(100))
 
 
 @pytest.fixture
 def _no_switching() -> Iterator[None]:
-    """Leave the GIL with who has it until they let go of it."""
+    """Switch threads only where the GIL is released."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1000)
     yield
     sys.setswitchinterval(before)
 
 
-def test_threads_do_not_write_into_each_other_s_room() -> None:
-    """Threads that replay and hash all the time get their own values, however they alternate."""
+def test_threads_have_separate_buffers() -> None:
+    """Concurrent replays and hashes have their own results."""
     logs = [(bytes([n % 4] * 5), bytes([n] * 240)) for n in range(4)]
-    wanted = [(twin.replay(*log), twin.sha384(log[1])) for log in logs]
+    expected = [(python_core.replay(*log), python_core.sha384(log[1])) for log in logs]
     wrong: list[int] = []
 
     def run(number: int) -> None:
@@ -133,7 +133,7 @@ def test_threads_do_not_write_into_each_other_s_room() -> None:
         wrong.extend(
             number
             for _ in range(2000)
-            if (_native.replay(*log), _native.sha384(log[1])) != wanted[number]
+            if (_native.replay(*log), _native.sha384(log[1])) != expected[number]
         )
 
     before = sys.getswitchinterval()
@@ -150,10 +150,10 @@ def test_threads_do_not_write_into_each_other_s_room() -> None:
 @pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 @pytest.mark.usefixtures("_no_switching")
 @pytest.mark.parametrize("large", [False, True])
-def test_only_large_batches_let_others_run(large: bool) -> None:
-    """Another thread that wants to run gets to it inside of one, and not inside of a small one."""
+def test_replay_many_releases_gil_for_large_batches_only(large: bool) -> None:
+    """Another thread runs during a large batch, and not during a small one."""
     count = _native._MANY_EVENTS if large else _native._MANY_EVENTS // 2
-    assert _native._EVENTS_OF_A_THREAD // 4 >= _native._MANY_EVENTS  # as much is done at a time
+    assert _native._EVENTS_PER_THREAD // 4 >= _native._MANY_EVENTS  # size of one part
     batch = [(bytes(count), bytes(48 * count))]
     start, ran = threading.Event(), []
 

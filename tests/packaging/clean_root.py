@@ -1,4 +1,4 @@
-"""A system of its own beneath a folder: this distribution with a Python, and no compiler."""
+"""A root directory in a folder: this distribution with a Python, and no compiler."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from tests.docs.session import Installed
 from tests.packaging.environments import fetch, run
 
-_ENTER = (  # what is mounted there ends with the namespace
+_ENTER = (  # mounts end with the namespace
     *("unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork"),
     *("--kill-child", "--mount-proc"),
 )
@@ -19,7 +19,7 @@ _ENVIRONMENT = ("PATH=/usr/bin:/bin", "HOME=/root", "LC_ALL=C.UTF-8")
 
 
 class Mirror(NamedTuple):
-    """Where apt gets this machine's distribution from, and the file with whose keys."""
+    """The apt source of this machine's distribution, and its key file."""
 
     site: str
     release: str
@@ -27,27 +27,27 @@ class Mirror(NamedTuple):
 
 
 class CleanRoot(NamedTuple):
-    """The folder; programs see it as `/`, and no network."""
+    """A folder whose programs see it as `/`, without network."""
 
     root: Path
 
     def run(self, script: str, folder: str = "/srv") -> str:
-        """Let bash run a script in it; return what that printed on both streams."""
+        """Run a bash script in it; return its output on both streams."""
         words = ("env", "-i", *_ENVIRONMENT, "bash", "-euc", f"cd {folder}; {script}")
         return run(*_ENTER, f"--root={self.root}", *words, folder=self.root)
 
     def new_environment(self, name: str) -> Installed:
-        """Make a virtual environment in its /srv."""
+        """Create a virtual environment in its /srv."""
         self.run(f"python3 -m venv {name}")
         return Installed(Path("/srv", name, "bin/python"), self.root)
 
     def version(self) -> str:
-        """Return which Python it has, such as 3.13."""
+        """Return the version of its Python, such as 3.13."""
         return self.run("python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").strip()
 
 
 def mirror() -> Mirror:
-    """Ask apt, or skip."""
+    """Read apt's configuration, or skip."""
     for program in ("apt-get", "debootstrap", "unshare"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not here")
@@ -63,18 +63,18 @@ def mirror() -> Mirror:
 
 
 def make_root(root: Path) -> CleanRoot:
-    """Install the distribution's smallest form with Python, or skip; it takes a minute or more."""
+    """Install the distribution's minimal variant with Python, or skip; it takes over a minute."""
     site, release, keyring = mirror()
     known = (f"--keyring={keyring}",) if Path(keyring).is_file() else ()
     words = ("--variant=minbase", f"--include={_PACKAGES}", *known, release, root, site)
-    # It is deleted after the test: nothing has to be on the disk for good.
+    # It is deleted after the test, so nothing has to be synced to disk.
     environment = {"DPKG_FORCE": "unsafe-io", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     fetch("debootstrap", *words, folder=root.parent, **environment)
     return CleanRoot(root)
 
 
 def why_not() -> str:
-    """Return why a folder cannot be a root here, nothing if it can."""
+    """Return why a folder cannot be a root here; "" if it can."""
     try:
         done = subprocess.run(
             [*_ENTER, "--root=/", "true"], capture_output=True, text=True, check=False

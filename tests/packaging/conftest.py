@@ -1,4 +1,4 @@
-"""The packages of this tree, made once for all tests of them."""
+"""The packages of this tree, built once for all of their tests."""
 
 import faulthandler
 import os
@@ -14,7 +14,7 @@ from tests.packaging.environments import Installer, alone, own_environment, tool
 
 
 class Dist(NamedTuple):
-    """A repository with one commit of what is in this tree, and what `make dist` made of it."""
+    """A repository with one commit of this tree, and the files that `make dist` built from it."""
 
     repository: Path
     wheel: Path
@@ -23,7 +23,7 @@ class Dist(NamedTuple):
 
 
 def git(repository: Path, *words: str, **environment: str) -> str:
-    """Return what git says, whatever is configured here."""
+    """Return git's output, independent of the user's configuration."""
     who = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
     done = subprocess.run(
         ["git", *who, *words],
@@ -37,13 +37,13 @@ def git(repository: Path, *words: str, **environment: str) -> str:
 
 
 def tracked() -> list[str]:
-    """Return the files of this tree that are, or are about to be, committed."""
+    """Return the files of this tree that are committed or could be."""
     said = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard")
     return sorted(name for name in said.splitlines() if ROOT.joinpath(name).is_file())
 
 
 def make_dist(repository: Path, to: Path, **environment: str) -> str:
-    """Run what `make dist` runs, in a repository; return what it printed."""
+    """Run the commands of `make dist` in a repository; return their output."""
     faulthandler.cancel_dump_traceback_later()
     done = subprocess.run(
         [tool(".tools/dist") / "bin/python", "build_dist.py", "--to", to],
@@ -61,27 +61,27 @@ def make_dist(repository: Path, to: Path, **environment: str) -> str:
 
 
 def files_of(repository: Path, to: Path) -> Dist:
-    """Return what was made."""
+    """Return the built files."""
     [wheel], [pure], [sdist] = to.glob("*.whl"), to.glob("pure/*.whl"), to.glob("*.tar.gz")
     return Dist(repository, wheel, pure, sdist)
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of this run, the same for all its workers."""
+    """A folder of this test run, shared by all workers."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
 def uv(shared: Path) -> Installer:
-    """What makes environments fast."""
+    """uv, which creates environments fast."""
     return Installer(tool(".tools/bin") / "uv", shared / "uv")
 
 
 @pytest.fixture(scope="session")
 def dist(shared: Path) -> Dist:
-    """This tree's packages, made by the first worker that asks."""
+    """This tree's packages, built by the first worker that needs them."""
     for program in ("git", "gcc", "tar"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not here")
@@ -91,14 +91,14 @@ def dist(shared: Path) -> Dist:
     repository = folder / "repository"
     with alone(shared / "dist.lock"):
         if not (folder / "out").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # what another began and could not end
+            shutil.rmtree(folder, ignore_errors=True)  # left by another worker that did not finish
             commit_tree(repository)
             make_dist(repository, folder / "out")
     return files_of(repository, folder / "out")
 
 
 def commit_tree(repository: Path) -> None:
-    """Make a repository with one commit of what is in this tree."""
+    """Create a repository with one commit of this tree."""
     for name in tracked():
         place = repository / name
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the tests of packages share: Pythons of this machine, fresh environments, the tools' own."""
+"""Helpers of the packaging tests: interpreters, fresh environments, tools."""
 
 import faulthandler
 import fcntl
@@ -19,7 +19,7 @@ from tests.docs.blocks import ROOT
 TOOLS = ROOT / ".tools"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 NO_NETWORK = ("unshare", "--user", "--map-root-user", "--net")
-# Not "no matching distribution": that would also be said of what we ask for and nobody has.
+# Not "no matching distribution": that also follows from a requirement that does not exist.
 _NOT_REACHED = re.compile(
     r"Temporary failure in name|NewConnection|Network is unreachable|Connection refused"
     r"|ConnectTimeout|error sending request|dns error"
@@ -29,23 +29,23 @@ _SECONDS = 900  # for one program
 
 
 class Installer(NamedTuple):
-    """uv, which makes an environment and fills it in a second, from what it fetched once."""
+    """uv, which creates and fills an environment in a second, from its cache."""
 
     program: Path
     cache: Path
 
     def new_environment(self, folder: Path, python: Path) -> Path:
-        """Return the interpreter of a new virtual environment, which has no pip."""
+        """Return the interpreter of a new virtual environment without pip."""
         self._run("venv", "--quiet", "--python", python, folder, folder=folder.parent)
         return folder / "bin/python"
 
     def install(self, python: Path, *words: str | Path) -> None:
-        """Install packages into an environment, from wheels alone."""
+        """Install packages into an environment, wheels only."""
         where = ("--python", python, "--no-build")
         self._run("pip", "install", "--quiet", *where, *words, folder=python.parents[2])
 
     def check(self, python: Path) -> None:
-        """Let it look whether all that is installed goes together."""
+        """Check that the installed packages are compatible."""
         self._run("pip", "check", "--python", python, folder=python.parents[2])
 
     def _run(self, *words: str | Path, folder: Path) -> None:
@@ -54,21 +54,21 @@ class Installer(NamedTuple):
 
 
 def own_environment(**more: str) -> dict[str, str]:
-    """Return an environment with what pip and uv need of this machine, and nothing else of it."""
+    """Return only the environment variables that pip and uv need on this machine."""
     kept = ("PIP_", "UV_", "HTTP", "http", "SSL_")
     keep = {name: value for name, value in os.environ.items() if name.startswith(kept)}
     return {**keep, "PATH": os.defpath, "LC_ALL": "C.UTF-8", **more}
 
 
 def run(*words: str | Path, folder: Path, **environment: str) -> str:
-    """Return what a program printed, on both streams."""
+    """Return a program's output on both streams."""
     done = _done(*words, folder=folder, **environment)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 def fetch(*words: str | Path, folder: Path, **environment: str) -> str:
-    """Run what needs a package index; skip where none is reached."""
+    """Run a command that needs a package index; skip if none is reachable."""
     done = _done(*words, folder=folder, **environment)
     if done.returncode and (found := _NOT_REACHED.search(done.stdout)):
         pytest.skip(f"no packages to be had: {found[0]}")
@@ -79,7 +79,7 @@ def fetch(*words: str | Path, folder: Path, **environment: str) -> str:
 def _done(
     *words: str | Path, folder: Path, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    faulthandler.cancel_dump_traceback_later()  # this has a deadline of its own
+    faulthandler.cancel_dump_traceback_later()  # the command has its own deadline
     return subprocess.run(
         words,
         cwd=folder,
@@ -94,7 +94,7 @@ def _done(
 
 
 def interpreter(version: str) -> Path:
-    """Return a Python of this version with its venv, or skip."""
+    """Return a Python of this version with venv, or skip."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     found = [Path(sys.base_prefix, "bin", f"python{version}")]
     found += sorted(pyenv.glob(f"versions/{version}.*/bin/python{version}"))
@@ -119,14 +119,14 @@ def pip_install(python: Path, *words: str | Path) -> None:
 
 @contextmanager
 def alone(name: Path) -> Iterator[None]:
-    """Hold a file's lock: of several workers one is here at a time."""
+    """Hold a file's lock, which one worker has at a time."""
     with name.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def tool(target: str) -> Path:
-    """Return a folder of tools, which make installs if it is not here yet."""
+    """Return a folder of tools, installed by make if missing."""
     if shutil.which("make") is None:
         pytest.skip("make is not here")
     TOOLS.mkdir(exist_ok=True)
@@ -136,12 +136,12 @@ def tool(target: str) -> Path:
 
 
 def base_python() -> Path:
-    """Return the interpreter that the tests' own environment is made of."""
+    """Return the base interpreter of the tests' environment."""
     return Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
 
 
 def without_network(folder: Path) -> tuple[str, ...]:
-    """Return the words before a command that is to have no network, or skip."""
+    """Return the command prefix that disables the network, or skip."""
     if shutil.which(NO_NETWORK[0]) is None:
         pytest.skip("unshare is not here")
     if subprocess.run([*NO_NETWORK, "true"], cwd=folder, check=False).returncode:

@@ -1,9 +1,9 @@
-"""A program: what a wheel that was just installed must do, where the sources are not.
+"""A program that checks a freshly installed wheel, without the sources.
 
     python installed.py CORE [EXTRA...]
 
-CORE is the one that must run, `compiled` or `python`; the extras are those that were installed,
-and of each other one it must be said what to install. It needs no more than the package and an
+CORE is the expected core, `compiled` or `python`; the extras are those that were installed,
+and each missing one must be named in an error. It needs only the package and an
 empty folder; cibuildwheel runs it, too.
 """
 
@@ -26,7 +26,7 @@ PROGRAM = (sys.executable, "-m", "attestkit")
 
 
 def check_package(core: str) -> attestkit.Attestation:
-    """It is the installed one, with the core it should have; return evidence it made."""
+    """Check that the installed package runs, with the expected core; return evidence it made."""
     place = Path(attestkit.__file__).parent
     assert "site-packages" in place.parts, place
     assert (place / "py.typed").exists()
@@ -40,7 +40,7 @@ def check_package(core: str) -> attestkit.Attestation:
 
 
 def refusal(call: Callable[[], object], *kinds: type[Exception]) -> Exception | None:
-    """Return the error of one of these kinds that a call ends with, or None."""
+    """Return the error of one of these classes that a call raises; None if it raises none."""
     try:
         call()
     except kinds as error:
@@ -49,7 +49,7 @@ def refusal(call: Callable[[], object], *kinds: type[Exception]) -> Exception | 
 
 
 def check_verify(*, installed: bool) -> None:
-    """Evidence is judged: over the right nonce, and over a wrong one."""
+    """Evidence is verified with the right nonce, and rejected with a wrong one."""
     with attestkit.open("simulator") as tee:
         evidence = tee.attest(b"nonce").to_bytes()
         assert isinstance(tee.backend, Simulator)
@@ -68,7 +68,7 @@ def check_verify(*, installed: bool) -> None:
 
 
 def check_cli(evidence: bytes, *, installed: bool) -> None:
-    """The command line shows what the evidence is."""
+    """The command line shows evidence."""
     Path("evidence.bin").write_bytes(evidence)
     words = (*PROGRAM, "show", "evidence.bin")
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -81,7 +81,7 @@ def check_cli(evidence: bytes, *, installed: bool) -> None:
 
 
 def check_serve(*, installed: bool) -> None:
-    """The server gets ready, answers on its socket, and ends when it is told to."""
+    """The server starts, answers on its socket, and ends on SIGTERM."""
     words = (*PROGRAM, "serve", "--backend", "simulator", "--dir", "tee", "--http", "127.0.0.1:0")
     pipe = subprocess.PIPE
     with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True) as server:
@@ -105,30 +105,30 @@ def check_serve(*, installed: bool) -> None:
 
 
 def check_fuse(*, installed: bool) -> None:
-    """The module is there; FUSE itself is the machine's to have."""
+    """The module can be imported; FUSE itself is not required."""
     missing = str(refusal(load_fuse, BackendUnavailableError) or "")
     if "/dev/fuse" not in missing:
         assert ("pip install 'attestkit[fuse]'" in missing) != installed, missing
 
 
 def check_fleet() -> None:
-    """What it brings is there."""
+    """The dependencies of the extra can be imported."""
     for name in ("distributed", "pyarrow.parquet"):
         import_module(name)
 
 
 def main() -> None:
-    """Check all of it; an assertion or an error of the package's ends the program."""
+    """Run all checks; a failed one raises and ends the program."""
     core, *extras = sys.argv[1:]
     assert set(extras) <= set(EXTRAS), extras
     evidence = check_package(core).to_bytes()
     check_verify(installed="verify" in extras)
-    # uvicorn and dask bring click, which may be enough
+    # uvicorn and dask depend on click, which may suffice
     if "cli" in extras or not {"serve", "fleet"} & set(extras):
         check_cli(evidence, installed="cli" in extras)
     if "fleet" in extras:
         check_fleet()
-    if sys.platform == "linux":  # what the server and FUSE are for
+    if sys.platform == "linux":  # server and FUSE support Linux only
         check_serve(installed="serve" in extras)
         check_fuse(installed="fuse" in extras)
 

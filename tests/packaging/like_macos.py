@@ -1,7 +1,7 @@
-"""A program: use attestkit on a Linux that has of Python's modules only what macOS has.
+"""A program that uses attestkit on Linux without the Python modules that macOS lacks.
 
-It shows what is asked for while modules are imported, and what the answer is where something is
-missing. It is no macOS: the kernel and the C library are Linux'.
+It prints the missing modules that imports request, and the errors of calls that need them.
+Kernel and C library are still those of Linux.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from types import ModuleType
 
-# What is Linux' alone of what we could come to use; those that a Python has not are not taken away.
+# Linux-only names that attestkit might use; those that this Python lacks are skipped.
 LINUX: dict[ModuleType, tuple[str, ...]] = {
     os: (
         *("O_PATH", "O_TMPFILE", "O_NOATIME", "O_DIRECT", "O_RSYNC", "memfd_create", "MFD_CLOEXEC"),
@@ -46,7 +46,7 @@ LINUX: dict[ModuleType, tuple[str, ...]] = {
     resource: ("prlimit",),
     fcntl: ("F_ADD_SEALS", "F_GET_SEALS", "F_SEAL_WRITE", "F_SETPIPE_SZ", "F_OFD_SETLK"),
 }
-LOADED = (asyncio, ssl, tempfile, threading)  # Python's own modules, before anything is missing
+LOADED = (asyncio, ssl, tempfile, threading)  # modules of Python, imported before names are removed
 
 
 def say(*words: object) -> None:
@@ -55,7 +55,7 @@ def say(*words: object) -> None:
 
 
 def import_everything() -> None:
-    """Import each module of the package; print those that cannot be."""
+    """Import each module of the package; print those that fail."""
     package = importlib.import_module("attestkit")
     for found in pkgutil.walk_packages(package.__path__, "attestkit."):
         if not found.name.endswith("__main__"):
@@ -66,7 +66,7 @@ def import_everything() -> None:
 
 
 def main() -> None:
-    """Take away what macOS has not, then import all, make evidence, judge it and ask for more."""
+    """Remove what macOS lacks, import all modules, make and verify evidence, try other calls."""
     for module, names in LINUX.items():
         for name in names:
             if hasattr(module, name):

@@ -1,4 +1,4 @@
-"""cibuildwheel takes its configuration, and would build one wheel of each machine."""
+"""cibuildwheel accepts its configuration, and would build one wheel per platform."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from tests.packaging.environments import (
 pytestmark = pytest.mark.slow
 
 
-def test_what_it_would_build(uv: Installer, tmp_path: Path) -> None:
-    """On Linux two machines with either C library, on macOS two; building itself needs docker."""
+def test_wheels_to_build_cover_platforms(uv: Installer, tmp_path: Path) -> None:
+    """Linux has two architectures with either C library, macOS two; building needs docker."""
     python = uv.new_environment(tmp_path / "env", interpreter(VERSIONS[-1]))
     uv.install(python, "cibuildwheel")
     found = []

@@ -1,7 +1,7 @@
-"""Where there is a Python and nothing else, and no network, all of it installs and runs.
+"""The package installs and runs offline on a system that only has Python.
 
-The words are those of docs/install.md and docs/start.md. The system is made anew from the
-distribution's packages, in a folder.
+The commands are those of docs/install.md and docs/start.md. The system is created from the
+distribution's packages in a folder.
 """
 
 import shutil
@@ -29,14 +29,14 @@ pytestmark = [
 
 
 def page_says(words: str) -> str:
-    """Return the commands of the installation's page that begin with these words."""
+    """Return the commands of docs/install.md that begin with these words."""
     [text] = [block.text for block in INSTALL if block.text.startswith(words)]
     return text
 
 
 @pytest.fixture
 def clean(dist: Dist, tmp_path: Path) -> Iterator[CleanRoot]:
-    """The system, with what the page says to carry there; it is deleted at the end."""
+    """The system, with the files that the page transfers; it is deleted at the end."""
     try:
         clean = make_root(tmp_path / "root")
         carry(dist, clean, tmp_path)
@@ -46,7 +46,7 @@ def clean(dist: Dist, tmp_path: Path) -> Iterator[CleanRoot]:
 
 
 def carry(dist: Dist, clean: CleanRoot, folder: Path) -> None:
-    """Fetch all packages, as the page says, where there is a network, and take them along."""
+    """Download all packages as the page says, on a machine with a network, and copy them."""
     online = folder / "online"
     shutil.copytree(dist.wheel.parent, online / "dist")
     python = new_environment(online, interpreter(clean.version()))
@@ -60,13 +60,13 @@ def carry(dist: Dist, clean: CleanRoot, folder: Path) -> None:
 
 
 def check(clean: CleanRoot, installed: Installed, core: str, extras: str = "") -> None:
-    """Run what an installed package must do, in an empty folder."""
+    """Run the checks of an installed package in an empty folder."""
     clean.run(f"mkdir empty; cd empty; {installed.python} ../installed.py {core} {extras}")
     clean.run("rm -r empty")
 
 
 def start(installed: Installed, folder: Path) -> None:
-    """Follow the five-minute start, but for the block that needs curl."""
+    """Run the five-minute start, except for the block that needs curl."""
     folder.mkdir()
     blocks = [block for block in START if "curl " not in block.text]
     assert len(blocks) == len(START) - 1
@@ -74,8 +74,10 @@ def start(installed: Installed, folder: Path) -> None:
     assert sum(len(one.answers) for one in ran) > 10
 
 
-def test_a_python_is_enough(clean: CleanRoot, tmp_path: Path, subtests: pytest.Subtests) -> None:
-    """The wheel, the plain wheel, and the sources, where no compiler is."""
+def test_install_needs_python_only(
+    clean: CleanRoot, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    """The wheel, the pure wheel and the sources install without a compiler."""
     for program in ("cc", "gcc", "clang", "curl", "pip"):
         assert clean.run(f"command -v {program} || echo none") == "none\n"
     with subtests.test("the wheel, by the page's words"):

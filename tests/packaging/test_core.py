@@ -1,4 +1,4 @@
-"""The core in this tree needs no newer C library than the wheel's name will say."""
+"""The core in this tree requires no newer C library than the wheel's tag states."""
 
 import re
 import shutil
@@ -11,8 +11,8 @@ from tests.docs.blocks import ROOT
 CORE = ROOT / "attestkit/_native/_lib.abi3.so"
 
 
-def test_it_needs_glibc_2_17_at_most() -> None:
-    """Each versioned symbol is of that or older, and no library but the C library is needed."""
+def test_core_needs_glibc_2_17_at_most() -> None:
+    """Each versioned symbol is of glibc 2.17 or older, and only the C library is linked."""
     if shutil.which("readelf") is None or not CORE.exists():
         pytest.skip("readelf or the compiled core is not here")
     words = ["readelf", "--wide", "--version-info", "--dynamic", str(CORE)]

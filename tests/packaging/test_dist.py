@@ -1,4 +1,4 @@
-"""What `make dist` makes: the files it should have, the same bytes each time, in a true name."""
+"""`make dist` builds reproducible packages with the right files and correct tags."""
 
 import base64
 import csv
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 CORE = "attestkit/_native/_lib.abi3.so"
 NAME = "attestkit-0.1.0"
 IN_WHEELS = {".py", ".pyi", ".typed", ".jinja", ".css", ".js", ".svg"}
-NOT_IN_SDIST = {".pre-commit-config.yaml"}  # for whoever works on it
+NOT_IN_SDIST = {".pre-commit-config.yaml"}  # for development only
 
 
 def digest_of(file: Path) -> str:
@@ -37,26 +37,26 @@ def digest_of(file: Path) -> str:
 
 
 def names_in(wheel: Path) -> set[str]:
-    """Return the files of a wheel."""
+    """Return the names of a wheel's files."""
     with zipfile.ZipFile(wheel) as archive:
         return {name for name in archive.namelist() if not name.endswith("/")}
 
 
 def core_of(dist: Dist, folder: Path) -> Path:
-    """Return the compiled core of the wheel."""
+    """Extract the compiled core of the wheel and return its path."""
     with zipfile.ZipFile(dist.wheel) as archive:
         return Path(archive.extract(CORE, folder))
 
 
 def readelf(option: str, library: Path) -> str:
-    """Return what readelf says of a library."""
+    """Return readelf's output for a library."""
     if shutil.which("readelf") is None:
         pytest.skip("readelf is not here")
     return run("readelf", "--wide", option, library, folder=library.parent)
 
 
-def test_the_same_commit_gives_the_same_bytes(dist: Dist, tmp_path: Path) -> None:
-    """Another folder, other times, rights, language, seed and compiler flags: no difference."""
+def test_build_is_reproducible(dist: Dist, tmp_path: Path) -> None:
+    """Another folder, time, umask, locale, hash seed or compiler flag does not change a byte."""
     other = tmp_path / "a folder of another name"
     git(tmp_path, "clone", "--quiet", str(dist.repository), str(other))
     for path in other.rglob("*"):
@@ -84,8 +84,8 @@ def test_the_same_commit_gives_the_same_bytes(dist: Dist, tmp_path: Path) -> Non
     assert not list(temporary.iterdir())
 
 
-def test_another_commit_gives_other_bytes(dist: Dist, tmp_path: Path) -> None:
-    """The comparison above can fail: the same files, committed another day, are other packages."""
+def test_build_depends_on_commit(dist: Dist, tmp_path: Path) -> None:
+    """The same files committed on another day give other packages, so the test above can fail."""
     other = tmp_path / "later"
     git(tmp_path, "clone", "--quiet", str(dist.repository), str(other))
     when = {"GIT_COMMITTER_DATE": "2030-01-01T00:00:00Z"}
@@ -100,8 +100,8 @@ def test_another_commit_gives_other_bytes(dist: Dist, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["wheel", "pure"])
-def test_a_wheel_has_the_package_and_nothing_else(kind: str, dist: Dist) -> None:
-    """Every committed file of the package but C; licence, bill of materials, and no test."""
+def test_wheel_contains_package_only(kind: str, dist: Dist) -> None:
+    """A wheel has every committed file of the package but C, licence and SBOM, and no test."""
     package = {name for name in tracked() if name.startswith("attestkit/")}
     package = {name for name in package if Path(name).suffix not in {".c", ".h", ".inc"}}
     assert {Path(name).suffix for name in package} <= IN_WHEELS
@@ -118,8 +118,8 @@ def test_a_wheel_has_the_package_and_nothing_else(kind: str, dist: Dist) -> None
 
 
 @pytest.mark.parametrize("kind", ["wheel", "pure"])
-def test_the_record_holds(kind: str, dist: Dist) -> None:
-    """RECORD names each file once, with its hash and size."""
+def test_record_matches_files(kind: str, dist: Dist) -> None:
+    """RECORD lists each file once, with its hash and size."""
     record = f"{NAME}.dist-info/RECORD"
     with zipfile.ZipFile(getattr(dist, kind)) as archive:
         rows = list(csv.reader(archive.read(record).decode().splitlines()))
@@ -133,8 +133,8 @@ def test_the_record_holds(kind: str, dist: Dist) -> None:
             assert (digest, size) == (f"sha256={sha256.decode()}", str(len(data)))
 
 
-def test_the_names_are_true(dist: Dist, tmp_path: Path) -> None:
-    """The tags are of the stable ABI of 3.10 and of glibc 2.17, and the core needs no more."""
+def test_wheel_tags_are_correct(dist: Dist, tmp_path: Path) -> None:
+    """The tags state the stable ABI of 3.10 and glibc 2.17, and the core needs no more."""
     assert re.fullmatch(
         rf"{NAME}-cp310-abi3-manylinux2014_(\w+)\.manylinux_2_17_\1\.whl", dist.wheel.name
     )
@@ -149,8 +149,8 @@ def test_the_names_are_true(dist: Dist, tmp_path: Path) -> None:
     assert "RUNPATH" not in dynamic
 
 
-def test_the_core_says_nothing_of_this_machine(dist: Dist, tmp_path: Path) -> None:
-    """No folder's name is in it, and no debug information, which has such names."""
+def test_core_contains_no_local_paths(dist: Dist, tmp_path: Path) -> None:
+    """The core contains no folder's name, and no debug information, which would have some."""
     core = core_of(dist, tmp_path)
     assert ".debug_info" not in readelf("-S", core)
     data = core.read_bytes()
@@ -165,8 +165,8 @@ def test_the_core_says_nothing_of_this_machine(dist: Dist, tmp_path: Path) -> No
     assert b"/usr/include" not in data
 
 
-def test_a_core_that_needs_a_newer_glibc_is_refused(dist: Dist, tmp_path: Path) -> None:
-    """The name is not just written down: with a function of glibc 2.36 nothing is made."""
+def test_core_with_newer_glibc_is_refused(dist: Dist, tmp_path: Path) -> None:
+    """With a function of glibc 2.36 the build fails, so the tag is verified."""
     other = tmp_path / "newer"
     git(tmp_path, "clone", "--quiet", str(dist.repository), str(other))
     source = other / "attestkit/_native/hex.c"
@@ -184,16 +184,16 @@ def test_a_core_that_needs_a_newer_glibc_is_refused(dist: Dist, tmp_path: Path) 
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_the_sources_are_what_is_committed(dist: Dist) -> None:
-    """Nothing that was built gets in, nothing that a test reads is left out."""
+def test_sdist_contains_committed_files(dist: Dist) -> None:
+    """The sdist has no built file, and every file that a test reads."""
     with tarfile.open(dist.sdist) as archive:
         assert all(member.isfile() for member in archive)
         found = {member.name.removeprefix(f"{NAME}/") for member in archive}
     assert found == set(tracked()) - NOT_IN_SDIST | {"PKG-INFO"}
 
 
-def test_the_sources_build_without_a_network(dist: Dist, tmp_path: Path) -> None:
-    """With the build requirements installed and no network, pip makes a wheel with the core."""
+def test_sdist_builds_without_network(dist: Dist, tmp_path: Path) -> None:
+    """With the build requirements installed, pip builds a wheel with the core offline."""
     offline = without_network(tmp_path)
     python = new_environment(tmp_path, base_python())
     lock = ROOT / "requirements/build.lock"
@@ -203,11 +203,11 @@ def test_the_sources_build_without_a_network(dist: Dist, tmp_path: Path) -> None
     run(*offline, python, "-m", "pip", "wheel", *words, dist.sdist, folder=tmp_path, **strict)
     [wheel] = tmp_path.glob("*.whl")
     assert CORE in names_in(wheel)
-    assert "-linux_" in wheel.name  # of this machine, and for it alone
+    assert "-linux_" in wheel.name  # for this machine only
 
 
-def test_the_sources_pass_their_tests(dist: Dist, tmp_path: Path) -> None:
-    """They build where they were unpacked; all tests are found, those that read files pass."""
+def test_sdist_passes_its_tests(dist: Dist, tmp_path: Path) -> None:
+    """The unpacked sources build, pytest collects all tests, and those that read files pass."""
     run("tar", "-xf", dist.sdist, folder=tmp_path)
     place = tmp_path / NAME
     python = Path(sys.executable)

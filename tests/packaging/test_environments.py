@@ -1,4 +1,4 @@
-"""`pip install dist/*.whl` in fresh environments of every Python here, with each extra alone."""
+"""`pip install dist/*.whl` in fresh environments of every installed Python, per extra."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ EXTRAS = ("", "serve", "verify", "cli", "fuse", "fleet", "all")
 
 
 def check(python: Path, core: str, extras: str) -> None:
-    """Run what an installed wheel must do, in an empty folder."""
+    """Run the checks of an installed wheel in an empty folder."""
     folder = python.parents[2] / "empty"
     folder.mkdir()
     named = ["serve", "verify", "cli", "fuse", "fleet"] if extras == "all" else extras.split()
@@ -32,8 +32,10 @@ def check(python: Path, core: str, extras: str) -> None:
 
 @pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_wheel(version: str, extra: str, dist: Dist, uv: Installer, tmp_path: Path) -> None:
-    """It installs, runs with its core, does what the extra is for, and names those it lacks."""
+def test_wheel_installs_and_runs(
+    version: str, extra: str, dist: Dist, uv: Installer, tmp_path: Path
+) -> None:
+    """The wheel installs, runs with its core, supports the extra, and names missing ones."""
     python = uv.new_environment(tmp_path / "env", interpreter(version))
     uv.install(python, f"{dist.wheel}[{extra}]" if extra else dist.wheel)
     uv.check(python)
@@ -41,15 +43,17 @@ def test_the_wheel(version: str, extra: str, dist: Dist, uv: Installer, tmp_path
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_plain_wheel(version: str, dist: Dist, uv: Installer, tmp_path: Path) -> None:
-    """The wheel for all other machines does the same, in Python."""
+def test_pure_wheel_installs_and_runs(
+    version: str, dist: Dist, uv: Installer, tmp_path: Path
+) -> None:
+    """The pure wheel, for all other platforms, passes the same checks."""
     python = uv.new_environment(tmp_path / "env", interpreter(version))
     uv.install(python, f"{dist.pure}[verify]")
     check(python, "python", "verify")
 
 
-def test_the_distribution_s_own(dist: Dist, tmp_path: Path) -> None:
-    """Debian's Python takes it from pip, as those do that were built elsewhere."""
+def test_distribution_python_accepts_wheel(dist: Dist, tmp_path: Path) -> None:
+    """Debian's Python accepts the wheel from pip, like self-built ones."""
     python = Path("/usr/bin/python3")
     if not python.exists():
         pytest.skip("no /usr/bin/python3 is here")
@@ -60,8 +64,8 @@ def test_the_distribution_s_own(dist: Dist, tmp_path: Path) -> None:
     check(environment, "compiled", "all")
 
 
-def test_pip_takes_what_make_dist_made(dist: Dist, tmp_path: Path) -> None:
-    """`pip install dist/*.whl` is one wheel; with the plain one it would be refused."""
+def test_pip_accepts_dist_folder(dist: Dist, tmp_path: Path) -> None:
+    """`pip install dist/*.whl` matches one wheel; with the pure one, pip would refuse."""
     python = new_environment(tmp_path, interpreter(VERSIONS[-1]))
     pip = f"{python} -m pip install --no-deps --no-index"
     run("sh", "-c", f"{pip} {dist.wheel.parent}/*.whl", folder=tmp_path)
@@ -70,8 +74,8 @@ def test_pip_takes_what_make_dist_made(dist: Dist, tmp_path: Path) -> None:
         run("sh", "-c", both, folder=tmp_path)
 
 
-def test_uninstalled(dist: Dist, tmp_path: Path) -> None:
-    """Nothing of it stays behind."""
+def test_uninstall_removes_all_files(dist: Dist, tmp_path: Path) -> None:
+    """Uninstalling removes every file."""
     python = new_environment(tmp_path, interpreter(VERSIONS[-1]))
     pip_install(python, "--no-deps", dist.wheel)
     run(python, "-c", "import attestkit.errors", folder=tmp_path)

@@ -1,4 +1,4 @@
-"""Where the core cannot be compiled, the package is built without it, and the build says why."""
+"""If the core cannot be compiled, the package is built without it, with a warning."""
 
 import json
 import sys
@@ -20,18 +20,18 @@ from tests.untyped import untyped
 
 
 class App:
-    """What hatchling gives a hook to talk through."""
+    """A stand-in for hatchling's application object."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
     def display_warning(self, message: str) -> None:
-        """Note the warning."""
+        """Record the warning."""
         self.warnings.append(message)
 
 
 def built() -> tuple[list[str], dict[str, Any]]:
-    """Run the hook; return its warnings and what it made of the build."""
+    """Run the hook; return its warnings and the build data."""
     app: Any = App()
     root = str(build_cffi.ROOT)
     metadata: ProjectMetadata[Any] = ProjectMetadata(root, PluginManager())
@@ -51,14 +51,14 @@ def built() -> tuple[list[str], dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test compile anything: a finished core would be put into the tree."""
+    """Prevent compilation in tests, which would write a core into the tree."""
     monkeypatch.setenv("CC", "/bin/false")
     monkeypatch.delenv("ATTESTKIT_STRICT_BUILD", raising=False)
     monkeypatch.delenv("ATTESTKIT_PURE_PYTHON", raising=False)
 
 
-def test_without_a_compiler() -> None:
-    """No compiler: one line says so, and the wheel is a plain one."""
+def test_build_without_compiler_is_pure() -> None:
+    """Without a compiler, there is one warning and a pure wheel."""
     [warning], build_data = built()
     assert warning.startswith("no compiled core (")
     assert warning.endswith("): plain Python")
@@ -66,22 +66,22 @@ def test_without_a_compiler() -> None:
     assert build_data == {"artifacts": []}
 
 
-def test_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ATTESTKIT_PURE_PYTHON=1 leaves the core out without trying."""
+def test_pure_build_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ATTESTKIT_PURE_PYTHON=1 skips the compilation."""
     monkeypatch.setenv("ATTESTKIT_PURE_PYTHON", "1")
     assert built() == (["no compiled core: ATTESTKIT_PURE_PYTHON=1"], {"artifacts": []})
 
 
-def test_a_strict_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ATTESTKIT_STRICT_BUILD=1 makes a core that does not compile an error, a warning too."""
+def test_strict_build_fails_without_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ATTESTKIT_STRICT_BUILD=1 an error or a warning of the compiler fails the build."""
     monkeypatch.setenv("ATTESTKIT_STRICT_BUILD", "1")
     with pytest.raises(VerificationError):
         built()
     assert "-Werror" in build_cffi.compiler_flags()
 
 
-def test_in_the_continuous_integration_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CI=true is set where others install us, too: it changes nothing."""
+def test_ci_variable_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CI=true, which is set in users' pipelines too, changes nothing."""
     monkeypatch.setenv("CI", "true")
     [warning], build_data = built()
     assert warning.startswith("no compiled core (")
@@ -89,8 +89,8 @@ def test_in_the_continuous_integration_of_users(monkeypatch: pytest.MonkeyPatch)
     assert "-Werror" not in build_cffi.compiler_flags()
 
 
-def test_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One without CPython's stable ABI gets a plain wheel, for pip would refuse the other."""
+def test_other_python_gets_pure_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python without CPython's stable ABI gets a pure wheel, as pip would refuse the other."""
     with monkeypatch.context() as patch:
         patch.setattr(sys.implementation, "name", "pypy")
         [warning], build_data = built()
@@ -103,8 +103,8 @@ def test_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build_data == {"artifacts": []}
 
 
-def test_sources_are_those_there_are() -> None:
-    """The list of C files names every one, and none that is not there."""
+def test_source_list_matches_files() -> None:
+    """The list of C files matches the existing ones."""
     folder = Path(build_cffi.ROOT, build_cffi.NATIVE)
     there = {path.name for path in folder.glob("*.c")} - {"_lib.c"}
     assert sorted(build_cffi.SOURCES) == sorted(there)

@@ -1,4 +1,4 @@
-"""Where it is no Linux all can be imported, evidence judged, and the rest says what it needs."""
+"""Outside of Linux all modules import, evidence is verified, and other calls name their need."""
 
 import os
 import subprocess
@@ -14,16 +14,15 @@ configfs_tsm is unavailable
 tdx_ioctl is unavailable
 dstack_agent is unavailable
 None is unavailable
-this needs O_PATH, by which nobody puts another file in the place of ours, and which \
-darwin has not: use Linux
+O_PATH: not available on darwin; use Linux
 left behind: []
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("core", ["0", "1"], ids=["compiled", "plain"])
-def test_without_what_is_only_in_linux(core: str) -> None:
-    """Python's modules are as macOS has them: every import works, and a refusal has its reason."""
+def test_package_works_without_linux_only_modules(core: str) -> None:
+    """With the modules of macOS every import works, and each refusal names its reason."""
     without = ("DSTACK_SIMULATOR_ENDPOINT", "ATTESTKIT_BACKEND")
     kept = {name: value for name, value in os.environ.items() if name not in without}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The five-minute start, word for word, where nothing is installed but the wheel."""
+"""The five-minute start works as documented with only the wheel installed."""
 
 from pathlib import Path
 
@@ -19,8 +19,10 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-1]])
-def test_word_for_word(version: str, dist: Dist, uv: Installer, tmp_path: Path) -> None:
-    """Each command prints what the page says it does, with the oldest Python and the newest."""
+def test_start_page_runs_as_documented(
+    version: str, dist: Dist, uv: Installer, tmp_path: Path
+) -> None:
+    """Each command prints the documented output, with the oldest Python and the newest."""
     python = uv.new_environment(tmp_path / "env", interpreter(version))
     uv.install(python, f"{dist.wheel}[all]", "dstack-sdk", "pytest")
     folder = tmp_path / "session"

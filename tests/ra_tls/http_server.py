@@ -1,6 +1,6 @@
-"""A program that serves HTTP over mutual RA-TLS, on a port per certificate, until stdin ends.
+"""Serve HTTP over mutual RA-TLS, on one port per certificate, until stdin is closed.
 
-Its first line of output is JSON: the port for each kind of certificate, the sound one under "".
+The first line of output is JSON: the port per certificate; "" is the valid one.
 """
 
 import asyncio
@@ -27,28 +27,28 @@ COMPOSE: Final = b'{"manifest_version":2,"name":"the server","runner":"bash"}'
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP whose applications find the client's result in their scope, as the guide tells."""
+    """HTTP protocol that stores the client's attestation result in the scope, as in the guide."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask once per connection who is there."""
-        super().connection_made(untyped(transport))  # its kind is the loop's
+        """Get the attestation result once per connection."""
+        super().connection_made(untyped(transport))  # the transport type depends on the loop
         app, result = self.app, ra_tls.peer(untyped(transport))
 
-        async def attested(scope: Any, receive: Any, send: Any) -> None:
+        async def app_with_peer(scope: Any, receive: Any, send: Any) -> None:
             state = {**scope.get("state", {}), "peer": result}
             await app({**scope, "state": state}, receive, send)
 
-        self.app = attested
+        self.app = app_with_peer
 
 
 class Application:
-    """Answers with the client's app id, and how many requests there have been on all ports."""
+    """Application that returns the client's app id and the number of requests on all ports."""
 
     def __init__(self) -> None:
         self.requests = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request, whose body is echoed."""
+        """Respond to a request and echo its body."""
         self.requests += 1
         peer: AttestationResult = scope["state"]["peer"]
         assert peer.app_info is not None
@@ -56,18 +56,18 @@ class Application:
         while (message := await receive()).get("more_body"):
             body += message["body"]
         body += message["body"]
-        answer = {
+        content = {
             "app_id": peer.app_info.app_id.hex(),
             "simulated": peer.simulated,
             "requests": self.requests,
             "body": body.decode(),
         }
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+        await send({"type": "http.response.body", "body": json.dumps(content).encode()})
 
 
 def _config(application: Application, context: ssl.SSLContext, *, new: bool) -> uvicorn.Config:
-    """Configure uvicorn in the new way, or in the one that older ones have."""
+    """Configure uvicorn with an SSL context, also for versions without a context factory."""
     options: dict[str, Any] = {
         "http": Protocol,
         "lifespan": "off",
@@ -90,7 +90,7 @@ async def _serve(certificates: "dict[str, Issued]") -> None:
         sockets.append(socket.create_server(("127.0.0.1", 0)))
         ports[name] = sockets[-1].getsockname()[1]
         servers.append(uvicorn.Server(config))
-    sys.stdout.write(f"{json.dumps(ports)}\n")  # the ready line: the sockets listen already
+    sys.stdout.write(f"{json.dumps(ports)}\n")  # ready line: the sockets are listening
     sys.stdout.flush()
     running = [
         asyncio.ensure_future(server.serve([listener]))
@@ -103,10 +103,10 @@ async def _serve(certificates: "dict[str, Issued]") -> None:
 
 
 def main() -> None:
-    """Serve with a simulated TD's certificate, and with each that is unsound."""
+    """Serve with the certificate of a simulated TD, and with each invalid one."""
     with parcels.attester(app_compose=COMPOSE) as tee:
-        certificates = {"": tds.issued(tee.attest)}
-    certificates |= {what: make() for what, make in tds.UNSOUND.items()}
+        certificates = {"": tds.issue(tee.attest)}
+    certificates |= {name: make() for name, make in tds.INVALID.items()}
     loop = uvloop.new_event_loop()
     try:
         loop.run_until_complete(_serve(certificates))

@@ -1,4 +1,4 @@
-"""Two applications that talk over TLS as soon as they can, and what each of them got to see."""
+"""Two applications that send over TLS as early as possible, and the data each received."""
 
 import asyncio
 import contextlib
@@ -10,96 +10,96 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import uvloop
 
-PATIENCE: Final = 30  # seconds that a loaded machine may take for milliseconds
-SERVER_SAYS: Final = b"a word of the server"
-CLIENT_SAYS: Final = b"a word of the client"
+TIMEOUT: Final = 30  # seconds; a loaded machine may need them
+SERVER_DATA: Final = b"data from the server"
+CLIENT_DATA: Final = b"data from the client"
 _SIZE: Final = 20
 _Got = TypeVar("_Got")
-assert len(SERVER_SAYS) == len(CLIENT_SAYS) == _SIZE
+assert len(SERVER_DATA) == len(CLIENT_DATA) == _SIZE
 
 
-class Side(NamedTuple):
-    """What an application saw, and the exception that ended it, if one did."""
+class Endpoint(NamedTuple):
+    """Data that an application received, and the exception that ended it."""
 
-    saw: bytes
+    received: bytes
     error: Exception | None
 
 
-class Talk(NamedTuple):
-    """Both sides of one connection. Asyncio does not tell a server about a failed handshake."""
+class Exchange(NamedTuple):
+    """Both endpoints of a connection. A server on asyncio is not notified of a failed handshake."""
 
-    server: Side
-    client: Side
-
-
-Talker: TypeAlias = Callable[[ssl.SSLContext, ssl.SSLContext], Talk]
+    server: Endpoint
+    client: Endpoint
 
 
-def connected() -> tuple[socket.socket, socket.socket]:
-    """Return both ends of a TCP connection: a reset is nothing that other sockets know."""
+RunExchange: TypeAlias = Callable[[ssl.SSLContext, ssl.SSLContext], Exchange]
+
+
+def connect_tcp() -> tuple[socket.socket, socket.socket]:
+    """Return both ends of a TCP connection; a socket pair has no connection reset."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
     for end in (server, client):
-        end.settimeout(PATIENCE)
+        end.settimeout(TIMEOUT)
     return server, client
 
 
-def blocking(server: ssl.SSLContext, client: ssl.SSLContext) -> Talk:
-    """Talk over blocking sockets."""
-    there, here = connected()
+def exchange_blocking(server: ssl.SSLContext, client: ssl.SSLContext) -> Exchange:
+    """Exchange data over blocking sockets."""
+    server_socket, client_socket = connect_tcp()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(
-            _side, lambda: server.wrap_socket(there, server_side=True), SERVER_SAYS
+            _run_endpoint, lambda: server.wrap_socket(server_socket, server_side=True), SERVER_DATA
         )
-        ours = _side(lambda: client.wrap_socket(here), CLIENT_SAYS)
-        return Talk(future.result(PATIENCE), ours)
+        client_end = _run_endpoint(lambda: client.wrap_socket(client_socket), CLIENT_DATA)
+        return Exchange(future.result(TIMEOUT), client_end)
 
 
-def _side(connect: Callable[[], ssl.SSLSocket], says: bytes) -> Side:
-    saw = b""
+def _run_endpoint(connect: Callable[[], ssl.SSLSocket], data: bytes) -> Endpoint:
+    received = b""
     try:
         with connect() as connection:
-            connection.sendall(says)
-            while len(saw) < _SIZE and (chunk := connection.recv(_SIZE)):
-                saw += chunk
+            connection.sendall(data)
+            while len(received) < _SIZE and (chunk := connection.recv(_SIZE)):
+                received += chunk
     except OSError as error:
-        return Side(saw, error)
-    return Side(saw, None if len(saw) == _SIZE else EOFError("the other side ended"))
+        return Endpoint(received, error)
+    return Endpoint(received, None if len(received) == _SIZE else EOFError("the other side ended"))
 
 
-def on_asyncio(server: ssl.SSLContext, client: ssl.SSLContext) -> Talk:
-    """Talk over asyncio's streams."""
-    return run(asyncio.new_event_loop(), _streams(server, client))
+def exchange_on_asyncio(server: ssl.SSLContext, client: ssl.SSLContext) -> Exchange:
+    """Exchange data over asyncio streams."""
+    return run_on_loop(asyncio.new_event_loop(), _exchange_streams(server, client))
 
 
-def on_uvloop(server: ssl.SSLContext, client: ssl.SSLContext) -> Talk:
-    """Talk over streams on uvloop."""
-    return run(uvloop.new_event_loop(), _streams(server, client))
+def exchange_on_uvloop(server: ssl.SSLContext, client: ssl.SSLContext) -> Exchange:
+    """Exchange data over streams on uvloop."""
+    return run_on_loop(uvloop.new_event_loop(), _exchange_streams(server, client))
 
 
-TALKERS: Final[dict[str, Talker]] = {
-    "blocking": blocking,
-    "asyncio": on_asyncio,
-    "uvloop": on_uvloop,
+EXCHANGES: Final[dict[str, RunExchange]] = {
+    "blocking": exchange_blocking,
+    "asyncio": exchange_on_asyncio,
+    "uvloop": exchange_on_uvloop,
 }
 
 
-def run(loop: asyncio.AbstractEventLoop, program: Coroutine[Any, Any, _Got]) -> _Got:
-    """Run a program on a loop of its own."""
+def run_on_loop(loop: asyncio.AbstractEventLoop, program: Coroutine[Any, Any, _Got]) -> _Got:
+    """Run a coroutine on its own loop."""
     try:
-        return loop.run_until_complete(asyncio.wait_for(program, PATIENCE))
+        return loop.run_until_complete(asyncio.wait_for(program, TIMEOUT))
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
 
-async def _streams(server: ssl.SSLContext, client: ssl.SSLContext) -> Talk:
-    called: list[asyncio.Future[Side]] = []
+async def _exchange_streams(server: ssl.SSLContext, client: ssl.SSLContext) -> Exchange:
+    called: list[asyncio.Future[Endpoint]] = []
 
     async def application(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         called.append(asyncio.get_running_loop().create_future())
-        called[0].set_result(await _stream_side(reader, writer, SERVER_SAYS))
+        called[0].set_result(await _run_stream_endpoint(reader, writer, SERVER_DATA))
 
     listener = await asyncio.start_server(application, "127.0.0.1", 0, ssl=server)
     async with listener:
@@ -107,26 +107,26 @@ async def _streams(server: ssl.SSLContext, client: ssl.SSLContext) -> Talk:
         try:
             streams = await asyncio.open_connection(*address, ssl=client)
         except OSError as error:
-            ours = Side(b"", error)
+            client_end = Endpoint(b"", error)
         else:
-            ours = await _stream_side(*streams, CLIENT_SAYS)
-        # A refused client has got its error by now: if the server was to be called, it has been.
-        theirs = await called[0] if called else Side(b"", None)
-    return Talk(theirs, ours)
+            client_end = await _run_stream_endpoint(*streams, CLIENT_DATA)
+        # A rejected client has received its error by now, so the server was called if at all.
+        server_end = await called[0] if called else Endpoint(b"", None)
+    return Exchange(server_end, client_end)
 
 
-async def _stream_side(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, says: bytes
-) -> Side:
+async def _run_stream_endpoint(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes
+) -> Endpoint:
     try:
-        writer.write(says)
-        saw = await reader.readexactly(_SIZE)
-        return Side(saw, None)
+        writer.write(data)
+        received = await reader.readexactly(_SIZE)
+        return Endpoint(received, None)
     except asyncio.IncompleteReadError as error:
-        return Side(error.partial, error)
+        return Endpoint(error.partial, error)
     except OSError as error:
-        return Side(b"", error)
+        return Endpoint(b"", error)
     finally:
         writer.close()
-        with contextlib.suppress(OSError):  # where it was gone already
+        with contextlib.suppress(OSError):  # if already closed
             await writer.wait_closed()

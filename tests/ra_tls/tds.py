@@ -1,5 +1,6 @@
-"""TDs that speak TLS: sound ones, and one for each thing that can be wrong with a certificate."""
+"""TDs with TLS certificates: valid ones, and one for each defect of a certificate."""
 
+import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave
 from attestkit.keys import AppKeys
 from attestkit.quote import Quote
 from attestkit.report_data import ReportData
+from attestkit.verifier import Verifier
 from tests.verifier import parcels
 
 KEYS: Final = AppKeys.from_seed(parcels.SEED)
@@ -19,41 +21,41 @@ CA: Final = KEYS.ca_cert
 KEY: Final = P256Key.from_scalar(b"\7" * 32)
 DAY: Final = 86_400
 LONG_AGO: Final = 1_000_000_000  # 2001
-_BODY: Final = slice(48, 48 + 584)  # of a version 4 quote
+_BODY: Final = slice(48, 48 + 584)  # in a version 4 quote
 
 
-def genuine(report_data: bytes) -> Attestation:
-    """Return evidence of a sound TD."""
+def attest_valid(report_data: bytes) -> Attestation:
+    """Return evidence of a valid TD."""
     return parcels.evidence(report_data=report_data)
 
 
-def altered_log(report_data: bytes) -> Attestation:
-    """Return evidence whose log claims another app than the one that was measured."""
+def attest_altered_log(report_data: bytes) -> Attestation:
+    """Return evidence whose log contains another app than the measured one."""
     log = parcels.log_of(parcels.BOOT)
     boot = [(name, bytes(20) if name == "app-id" else data) for name, data in parcels.BOOT]
     quote = parcels.quote_of(log, report_data)
     return Attestation.for_tdx(quote, parcels.log_of(boot), parcels.IMAGE.vm_config)
 
 
-def of_another_root(report_data: bytes) -> Attestation:
-    """Return evidence of a TD on somebody else's simulator."""
+def attest_other_root(report_data: bytes) -> Attestation:
+    """Return evidence of a TD on another simulator."""
     log = parcels.log_of(parcels.BOOT)
     body = parcels.quote_of(log, report_data).raw[_BODY]
     quote = Quote.parse(QuotingEnclave(SimulatedPki(bytes(32))).quote(body))
     return Attestation.for_tdx(quote, log, parcels.IMAGE.vm_config)
 
 
-def debug(report_data: bytes) -> Attestation:
-    """Return evidence of a TD that its host may look into."""
+def attest_debug(report_data: bytes) -> Attestation:
+    """Return evidence of a debug TD, which its host can inspect."""
     return parcels.evidence(report_data=report_data, td_attributes=b"\1" + bytes(7))
 
 
-def issued(
-    attest: Callable[[bytes], Attestation] = genuine,
+def issue(
+    attest: Callable[[bytes], Attestation] = attest_valid,
     keys: AppKeys = KEYS,
     **changes: Any,
 ) -> ra_tls.Issued:
-    """Issue a certificate for both sides of TLS, with evidence, by the app's authority."""
+    """Issue a certificate for TLS server and client with evidence, signed by the app's CA."""
     assert keys.ca_key is not None
     fields: dict[str, Any] = {
         "subject": "an app",
@@ -71,8 +73,8 @@ def issued(
     return ra_tls.issue(**(fields | changes))
 
 
-def certified(evidence: Attestation, key: P256Key = KEY, keys: AppKeys = KEYS) -> ra_tls.Issued:
-    """Put evidence into a certificate, whatever it is about."""
+def certify(evidence: Attestation, key: P256Key = KEY, keys: AppKeys = KEYS) -> ra_tls.Issued:
+    """Put evidence into a certificate, whatever key it is bound to."""
     assert keys.ca_key is not None
     leaf = issue_leaf(
         public_key=key,
@@ -86,17 +88,32 @@ def certified(evidence: Attestation, key: P256Key = KEY, keys: AppKeys = KEYS) -
     return ra_tls.Issued(key.pkcs8_pem, (certificate_pem(leaf), keys.ca_cert))
 
 
-def _copied() -> ra_tls.Issued:
+def _copy_evidence() -> ra_tls.Issued:
     other = P256Key.from_scalar(b"\x08" * 32)
-    return certified(genuine(ReportData.bind("ratls-cert", other.spki_der)))
+    return certify(attest_valid(ReportData.bind("ratls-cert", other.spki_der)))
 
 
-UNSOUND: Final[dict[str, Callable[[], ra_tls.Issued]]] = {
-    "a quote over another key": _copied,
-    "an altered log": lambda: issued(altered_log),
-    "an expired certificate": lambda: issued(not_after=LONG_AGO),
-    "an unknown root": lambda: issued(of_another_root),
-    "a debug TD": lambda: issued(debug),
-    "no evidence": lambda: issued(usage_ra_tls=False),
+VALID: Final = issue()
+INVALID: Final[dict[str, Callable[[], ra_tls.Issued]]] = {
+    "a quote over another key": _copy_evidence,
+    "an altered log": lambda: issue(attest_altered_log),
+    "an expired certificate": lambda: issue(not_after=LONG_AGO),
+    "an unknown root": lambda: issue(attest_other_root),
+    "a debug TD": lambda: issue(attest_debug),
+    "no evidence": lambda: issue(usage_ra_tls=False),
 }
-"""What makes a peer unacceptable, and certificates that show it."""
+"""Defects of a peer, and certificates with them."""
+
+
+def server_context(
+    issued: ra_tls.Issued = VALID, verifier: Verifier | None = None, peer_ca: str | bytes = CA
+) -> ssl.SSLContext:
+    """Return the context of a server that requires client evidence."""
+    return ra_tls.server_context(verifier or parcels.verifier(), issued=issued, peer_ca=peer_ca)
+
+
+def client_context(
+    issued: ra_tls.Issued | None = VALID, verifier: Verifier | None = None, **options: Any
+) -> ssl.SSLContext:
+    """Return the context of a client with evidence."""
+    return ra_tls.client_context(verifier or parcels.verifier(), issued=issued, **options)

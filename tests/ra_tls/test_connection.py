@@ -1,4 +1,4 @@
-"""No way leads to the data before the check, and none around its verdict."""
+"""No method of a connection transfers data before the peer is verified or after it was rejected."""
 
 import contextlib
 import select
@@ -18,50 +18,42 @@ from attestkit.errors import UsageError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.verifier import Verifier
 from tests.ra_tls import tds
-from tests.ra_tls.talks import PATIENCE, connected
-from tests.verifier import parcels
+from tests.ra_tls.talks import TIMEOUT, connect_tcp
+from tests.ra_tls.tds import VALID, client_context, server_context
+from tests.raising import raises
 
-GOOD = tds.issued()
-DEBUG = tds.issued(tds.debug)
-
-
-def server(issued: ra_tls.Issued = GOOD) -> ssl.SSLContext:
-    """Return the context of a server that asks its clients for evidence."""
-    return ra_tls.server_context(parcels.verifier(), issued=issued, peer_ca=tds.CA)
-
-
-def client(issued: ra_tls.Issued = GOOD, **options: Any) -> ssl.SSLContext:
-    """Return the context of a client with evidence."""
-    return ra_tls.client_context(parcels.verifier(), issued=issued, **options)
+DEBUG = tds.issue(tds.attest_debug)
 
 
 class Pair:
-    """Two connected sockets with TLS; the handshake of ours is left to the test."""
+    """Two connected TLS sockets; the handshake of `local` is left to the test."""
 
-    def __init__(self, theirs: ssl.SSLContext, ours: ssl.SSLContext, *, serve: bool) -> None:
-        """Start the other side, `serve` tells that ours is the server; it notes what it hears."""
-        there, here = connected()
-        self.heard = b""
-        self._thread = threading.Thread(target=self._listen, args=(theirs, there, not serve))
+    def __init__(self, peer: ssl.SSLContext, local: ssl.SSLContext, *, serve: bool) -> None:
+        """Start the peer, which records the received data; `serve`: `local` is the server."""
+        peer_socket, local_socket = connect_tcp()
+        self.received = b""
+        self._thread = threading.Thread(target=self._run_peer, args=(peer, peer_socket, not serve))
         self._thread.start()
-        self.ours = ours.wrap_socket(here, server_side=serve, do_handshake_on_connect=False)
+        self.local = local.wrap_socket(
+            local_socket, server_side=serve, do_handshake_on_connect=False
+        )
 
-    def _listen(self, context: ssl.SSLContext, end: socket.socket, server_side: bool) -> None:
+    def _run_peer(self, context: ssl.SSLContext, end: socket.socket, server_side: bool) -> None:
         try:
             with context.wrap_socket(end, server_side=server_side) as connection:
                 connection.sendall(b"answer")
                 while chunk := connection.recv(100):
-                    self.heard += chunk
+                    self.received += chunk
                 connection.unwrap()
         except OSError:
             pass
 
     def end(self) -> bytes:
-        """Close, and return what the other side has heard."""
-        self.ours.close()
-        self._thread.join(PATIENCE)
+        """Close, and return the data received by the peer."""
+        self.local.close()
+        self._thread.join(TIMEOUT)
         assert not self._thread.is_alive()
-        return self.heard
+        return self.received
 
 
 def _send_file(connection: ssl.SSLSocket) -> object:
@@ -104,95 +96,107 @@ OTHERS: dict[str, Callable[[ssl.SSLSocket], Any]] = {
 }
 EVERY = [*READS.items(), *WRITES.items(), *OTHERS.items()]
 both_sides = pytest.mark.parametrize("serve", [False, True], ids=["client", "server"])
-every_way = pytest.mark.parametrize(
+every_use = pytest.mark.parametrize(
     "use", [use for _, use in EVERY], ids=[name for name, _ in EVERY]
 )
 
 
 @both_sides
-@every_way
-def test_the_first_use_checks(use: Callable[[ssl.SSLSocket], Any], serve: bool) -> None:
-    """Without an explicit handshake the first use does it, and is refused with the peer."""
-    theirs, ours = (client(DEBUG), server()) if serve else (server(DEBUG), client())
-    pair = Pair(theirs, ours, serve=serve)
+@every_use
+def test_first_use_of_connection_with_invalid_peer_fails(
+    use: Callable[[ssl.SSLSocket], Any], serve: bool
+) -> None:
+    """Without an explicit handshake the first use performs it and rejects the peer."""
+    peer, local = (
+        (client_context(DEBUG), server_context())
+        if serve
+        else (server_context(DEBUG), client_context())
+    )
+    pair = Pair(peer, local, serve=serve)
     with pytest.raises(PeerRefusedError):
-        use(pair.ours)
-    for _, again in EVERY:  # for good, and without another look
+        use(pair.local)
+    for _, again in EVERY:  # permanently, without another verification
         with pytest.raises((PeerRefusedError, OSError)):
-            again(pair.ours)
-    assert pair.ours.fileno() == -1
+            again(pair.local)
+    assert pair.local.fileno() == -1
     assert pair.end() == b""
-    with pytest.raises(UsageError):
-        ra_tls.peer(pair.ours)
+    with raises(UsageError, "not_ready"):
+        ra_tls.peer(pair.local)
 
 
 @both_sides
 @pytest.mark.parametrize("read", READS.values(), ids=READS.keys())
-def test_the_first_read_of_a_sound_peer(read: Callable[[ssl.SSLSocket], Any], serve: bool) -> None:
-    """An implicit handshake with a sound peer is as good as another."""
-    theirs, ours = (client(), server()) if serve else (server(), client())
-    pair = Pair(theirs, ours, serve=serve)
-    assert read(pair.ours) in {b"answer", 6}
-    assert ra_tls.peer(pair.ours).app_info is not None
+def test_first_read_from_valid_peer_succeeds(
+    read: Callable[[ssl.SSLSocket], Any], serve: bool
+) -> None:
+    """A read performs the handshake with a valid peer."""
+    peer, local = (
+        (client_context(), server_context()) if serve else (server_context(), client_context())
+    )
+    pair = Pair(peer, local, serve=serve)
+    assert read(pair.local) in {b"answer", 6}
+    assert ra_tls.peer(pair.local).app_info is not None
     assert pair.end() == b""
 
 
 @both_sides
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
-def test_the_first_write_to_a_sound_peer(
+def test_first_write_to_valid_peer_succeeds(
     write: Callable[[ssl.SSLSocket], Any],
     serve: bool,
 ) -> None:
-    """What is written after the check arrives."""
-    theirs, ours = (client(), server()) if serve else (server(), client())
-    pair = Pair(theirs, ours, serve=serve)
-    write(pair.ours)
-    pair.ours.recv(100)
-    pair.ours.unwrap()
+    """Data written after verification arrives."""
+    peer, local = (
+        (client_context(), server_context()) if serve else (server_context(), client_context())
+    )
+    pair = Pair(peer, local, serve=serve)
+    write(pair.local)
+    pair.local.recv(100)
+    pair.local.unwrap()
     assert pair.end() == b"secret"
 
 
-def test_a_handshake_that_does_not_wait() -> None:
-    """On a non-blocking socket the check comes when the handshake is through, not before."""
-    pair = Pair(server(DEBUG), client(), serve=False)
-    pair.ours.settimeout(0)
-    with pytest.raises(UsageError, match="not over"):
-        ra_tls.peer(pair.ours)
-    refused = None
-    while refused is None:
+def test_nonblocking_handshake_verifies_when_complete() -> None:
+    """On a non-blocking socket the peer is verified once the handshake is complete."""
+    pair = Pair(server_context(DEBUG), client_context(), serve=False)
+    pair.local.settimeout(0)
+    with raises(UsageError, "not_ready"):
+        ra_tls.peer(pair.local)
+    rejection = None
+    while rejection is None:
         try:
-            pair.ours.do_handshake()
+            pair.local.do_handshake()
         except ssl.SSLWantReadError:
-            select.select([pair.ours], [], [], PATIENCE)
+            select.select([pair.local], [], [], TIMEOUT)
         except PeerRefusedError as error:
-            refused = error
+            rejection = error
     assert pair.end() == b""
 
 
 class Listener:
-    """A TCP server that takes one connection; what it does with it is the test's."""
+    """A TCP server that passes one connection to a function."""
 
     def __init__(self, serve: Callable[[socket.socket], bytes]) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.address = self._socket.getsockname()
         self._pool = ThreadPoolExecutor(1)
-        self._future = self._pool.submit(self._take, serve)
+        self._future = self._pool.submit(self._accept, serve)
 
-    def _take(self, serve: Callable[[socket.socket], bytes]) -> bytes:
+    def _accept(self, serve: Callable[[socket.socket], bytes]) -> bytes:
         with self._socket:
             connection, _ = self._socket.accept()
-            connection.settimeout(PATIENCE)
+            connection.settimeout(TIMEOUT)
             with connection:
                 return serve(connection)
 
     def end(self) -> bytes:
-        """Return what it saw."""
+        """Return the function's result."""
         with self._pool:
-            return self._future.result(PATIENCE)
+            return self._future.result(TIMEOUT)
 
 
-def _everything(end: socket.socket) -> bytes:
-    """Return what comes until the end, however it ends."""
+def _read_until_end(end: socket.socket) -> bytes:
+    """Return all data until the end of the connection or an error."""
     seen = b""
     try:
         while chunk := end.recv(65536):
@@ -202,69 +206,69 @@ def _everything(end: socket.socket) -> bytes:
     return seen
 
 
-def test_connect_later() -> None:
-    """A socket that is wrapped before it connects is checked when it connects."""
+def test_connect_after_wrap_verifies() -> None:
+    """A socket wrapped before it connects is verified when it connects."""
 
     def serve(end: socket.socket) -> bytes:
         try:
-            with server(DEBUG).wrap_socket(end, server_side=True) as connection:
+            with server_context(DEBUG).wrap_socket(end, server_side=True) as connection:
                 return connection.recv(100)
         except OSError:
             return b""
 
     listener = Listener(serve)
-    with client().wrap_socket(socket.socket()) as ours:
+    with client_context().wrap_socket(socket.socket()) as local:
         for _, use in EVERY:
             with pytest.raises(OSError, match="no TLS connection"):
-                use(ours)
+                use(local)
         with pytest.raises(PeerRefusedError):
-            ours.connect(listener.address)
+            local.connect(listener.address)
         with pytest.raises((PeerRefusedError, OSError)):
-            ours.sendall(b"secret")
+            local.sendall(b"secret")
     assert listener.end() == b""
 
 
-def test_nothing_goes_out_in_plain_after_a_failed_handshake() -> None:
-    """Where TLS fails while connecting, ssl drops it and keeps the socket; we do not send on it."""
+def test_failed_handshake_sends_no_plaintext() -> None:
+    """After a failed handshake ssl keeps the plain socket; nothing is sent on it."""
 
     def serve(end: socket.socket) -> bytes:
         end.sendall(b"this is no TLS" * 100)
-        return _everything(end)
+        return _read_until_end(end)
 
     listener = Listener(serve)
-    with client().wrap_socket(socket.socket()) as ours:
+    with client_context().wrap_socket(socket.socket()) as local:
         with pytest.raises(OSError, match=r"\w"):
-            ours.connect(listener.address)
+            local.connect(listener.address)
         for _, use in EVERY:
             with pytest.raises((OSError, ValueError)):
-                use(ours)
+                use(local)
     seen = listener.end()
     assert seen
     assert b"secret" not in seen
 
 
-def test_nothing_comes_in_plain_after_shutdown() -> None:
-    """`shutdown` drops the TLS layer of an SSLSocket; what comes then is nobody's."""
+def test_shutdown_returns_no_plaintext() -> None:
+    """`shutdown` removes the TLS layer of an SSLSocket; later plaintext is not returned."""
 
     def serve(end: socket.socket) -> bytes:
-        with server().wrap_socket(end, server_side=True) as connection:
-            with contextlib.suppress(OSError):  # the client may be gone already
+        with server_context().wrap_socket(end, server_side=True) as connection:
+            with contextlib.suppress(OSError):  # the client may be closed already
                 connection.sendall(b"answer")
-            return _everything(connection)
+            return _read_until_end(connection)
 
     listener = Listener(serve)
-    with client().wrap_socket(socket.create_connection(listener.address)) as ours:
-        ours.shutdown(socket.SHUT_WR)
+    with client_context().wrap_socket(socket.create_connection(listener.address)) as local:
+        local.shutdown(socket.SHUT_WR)
         with pytest.raises(OSError, match="no TLS connection"):
-            ours.recv(100)
+            local.recv(100)
     assert listener.end() == b""
 
 
-def test_an_orderly_end() -> None:
-    """After close_notify from both sides the socket is a plain one, as with any SSLSocket."""
+def test_unwrap_returns_plain_socket() -> None:
+    """After close_notify from both sides the socket is a plain one, as with SSLSocket."""
 
     def serve(end: socket.socket) -> bytes:
-        connection = server().wrap_socket(end, server_side=True)
+        connection = server_context().wrap_socket(end, server_side=True)
         assert connection.recv(100) == b"secret"
         assert connection.recv(100) == b""
         with connection.unwrap() as plain:
@@ -272,46 +276,46 @@ def test_an_orderly_end() -> None:
         return b""
 
     listener = Listener(serve)
-    ours = client().wrap_socket(socket.create_connection(listener.address))
-    ours.sendall(b"secret")
-    with ours.unwrap() as plain:
-        assert _everything(plain) == b"in plain"
+    local = client_context().wrap_socket(socket.create_connection(listener.address))
+    local.sendall(b"secret")
+    with local.unwrap() as plain:
+        assert _read_until_end(plain) == b"in plain"
     listener.end()
 
 
-def _close_at_once(end: socket.socket) -> bytes:
-    with server().wrap_socket(end, server_side=True) as connection:
+def _close_immediately(end: socket.socket) -> bytes:
+    with server_context().wrap_socket(end, server_side=True) as connection:
         connection.recv(6)
     return b""
 
 
-def _answer_and_close(end: socket.socket) -> bytes:
-    with server().wrap_socket(end, server_side=True) as connection:
+def _respond_and_close(end: socket.socket) -> bytes:
+    with server_context().wrap_socket(end, server_side=True) as connection:
         connection.sendall(b"answer")
         connection.recv(6)
     return b""
 
 
-def test_an_end_on_the_way_shows() -> None:
-    """An end without close_notify is told from one with it, if it is asked for."""
-    listener = Listener(_answer_and_close)
+def test_truncation_is_distinguished_from_close_notify() -> None:
+    """With suppress_ragged_eofs=False an end without close_notify is an error."""
+    listener = Listener(_respond_and_close)
     raw = socket.create_connection(listener.address)
-    with client().wrap_socket(raw, suppress_ragged_eofs=False) as ours:
-        assert ours.recv(100) == b"answer"
-        ours.sendall(b"secret")
+    with client_context().wrap_socket(raw, suppress_ragged_eofs=False) as local:
+        assert local.recv(100) == b"answer"
+        local.sendall(b"secret")
         with pytest.raises(ssl.SSLEOFError):
-            ours.recv(100)
+            local.recv(100)
     listener.end()
 
 
-def test_context_reports_truncation() -> None:
-    """OpenSSL is not to take an end without close_notify for an orderly one."""
+def test_context_does_not_ignore_unexpected_eof() -> None:
+    """OpenSSL must report an end without close_notify."""
     ignored = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
-    assert [context.options & ignored for context in (client(), server())] == [0, 0]
+    assert [context.options & ignored for context in (client_context(), server_context())] == [0, 0]
 
 
 @pytest.mark.parametrize("suppress", [True, False])
-def test_truncation_in_older_pythons_is_an_eof_error(
+def test_truncation_as_plain_ssl_error_is_eof_error(
     monkeypatch: pytest.MonkeyPatch, suppress: bool
 ) -> None:
     """A plain SSLError of that reason, as in Python 3.11.2, is treated as SSLEOFError."""
@@ -321,137 +325,137 @@ def test_truncation_in_older_pythons_is_an_eof_error(
         error.reason = "UNEXPECTED_EOF_WHILE_READING"
         raise error
 
-    listener = Listener(_answer_and_close)
+    listener = Listener(_respond_and_close)
     raw = socket.create_connection(listener.address)
-    with client().wrap_socket(raw, suppress_ragged_eofs=suppress) as ours:
-        assert ours.recv(100) == b"answer"
+    with client_context().wrap_socket(raw, suppress_ragged_eofs=suppress) as local:
+        assert local.recv(100) == b"answer"
         with monkeypatch.context() as patch:
             patch.setattr(ssl.SSLSocket, "read", read)
             if suppress:
-                assert (ours.recv(100), ours.recv_into(bytearray(9))) == (b"", 0)
+                assert (local.recv(100), local.recv_into(bytearray(9))) == (b"", 0)
             else:
                 with pytest.raises(ssl.SSLEOFError):
-                    ours.recv(100)
-        ours.sendall(b"secret")
+                    local.recv(100)
+        local.sendall(b"secret")
     listener.end()
 
 
-def test_a_server_without_a_word() -> None:
-    """An end before the first word is an error for clients; later it is what ssl makes of it."""
-    listener = Listener(_close_at_once)
-    with client().wrap_socket(socket.create_connection(listener.address)) as ours:
-        ours.sendall(b"secret")
-        with pytest.raises(ConnectionResetError, match="refused"):
-            ours.recv(100)
+def test_end_before_first_data_is_error_for_clients() -> None:
+    """An end before the first data is an error for clients; a later one is handled by ssl."""
+    listener = Listener(_close_immediately)
+    with client_context().wrap_socket(socket.create_connection(listener.address)) as local:
+        local.sendall(b"secret")
+        with pytest.raises(ConnectionResetError, match="may have refused"):
+            local.recv(100)
     listener.end()
-    listener = Listener(_answer_and_close)
-    with client().wrap_socket(socket.create_connection(listener.address)) as ours:
-        ours.sendall(b"secret")
-        assert _everything(ours) == b"answer"
+    listener = Listener(_respond_and_close)
+    with client_context().wrap_socket(socket.create_connection(listener.address)) as local:
+        local.sendall(b"secret")
+        assert _read_until_end(local) == b"answer"
     listener.end()
 
 
-def test_the_refused_are_reset() -> None:
-    """A refused client gets an error from its read, not an end that could pass for an answer."""
+def test_rejected_client_read_fails() -> None:
+    """A rejected client gets an error from its read, not an end of data."""
     for recv in (socket.socket.recv, ssl.SSLSocket.recv):
-        there, here = connected()
+        peer_socket, local_socket = connect_tcp()
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(server().wrap_socket, there, server_side=True)
-            with client(DEBUG).wrap_socket(here) as ours:
-                assert isinstance(future.exception(PATIENCE), PeerRefusedError)
+            future = pool.submit(server_context().wrap_socket, peer_socket, server_side=True)
+            with client_context(DEBUG).wrap_socket(local_socket) as local:
+                assert isinstance(future.exception(TIMEOUT), PeerRefusedError)
                 with pytest.raises(ConnectionResetError):
-                    recv(ours, 100)
+                    recv(local, 100)
 
 
-@pytest.mark.parametrize("way", READS)
-def test_the_refused_learn_so_from_a_read(way: str) -> None:
-    """Every way to read says so, as often as it is asked; OpenSSL has other words each time."""
-    there, here = connected()
+@pytest.mark.parametrize("read", READS)
+def test_rejected_client_every_read_raises_peer_refused(read: str) -> None:
+    """Every kind of read raises the error repeatedly, whatever error OpenSSL raises."""
+    peer_socket, local_socket = connect_tcp()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(server().wrap_socket, there, server_side=True)
-        with client(DEBUG).wrap_socket(here) as ours:
-            assert isinstance(future.exception(PATIENCE), PeerRefusedError)
+        future = pool.submit(server_context().wrap_socket, peer_socket, server_side=True)
+        with client_context(DEBUG).wrap_socket(local_socket) as local:
+            assert isinstance(future.exception(TIMEOUT), PeerRefusedError)
             for _ in range(3):
-                with pytest.raises(ConnectionResetError, match="may have refused us"):
-                    READS[way](ours)
+                with pytest.raises(ConnectionResetError, match="may have refused"):
+                    READS[read](local)
 
 
-def _three_times(write: Callable[[ssl.SSLSocket], Any], connection: ssl.SSLSocket) -> None:
-    """Write until the end must show: the first finds a socket that need not know yet."""
+def _write_until_error(write: Callable[[ssl.SSLSocket], Any], connection: ssl.SSLSocket) -> None:
+    """Write until an error: the first write may succeed before the reset arrives."""
     for _ in range(3):
         write(connection)
 
 
-@pytest.mark.parametrize("way", WRITES)
-def test_the_refused_learn_so_from_a_write(way: str) -> None:
-    """A client that writes until it notices is told the same, and so are its later reads."""
-    there, here = connected()
+@pytest.mark.parametrize("write", WRITES)
+def test_rejected_client_write_raises_peer_refused(write: str) -> None:
+    """A client that writes gets the same error, also from later reads."""
+    peer_socket, local_socket = connect_tcp()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(server().wrap_socket, there, server_side=True)
-        with client(DEBUG).wrap_socket(here) as ours:
-            assert isinstance(future.exception(PATIENCE), PeerRefusedError)
-            with pytest.raises(ConnectionResetError, match="may have refused us"):
-                _three_times(WRITES[way], ours)
+        future = pool.submit(server_context().wrap_socket, peer_socket, server_side=True)
+        with client_context(DEBUG).wrap_socket(local_socket) as local:
+            assert isinstance(future.exception(TIMEOUT), PeerRefusedError)
+            with pytest.raises(ConnectionResetError, match="may have refused"):
+                _write_until_error(WRITES[write], local)
             for read in (*READS.values(), *READS.values()):
-                with pytest.raises(ConnectionResetError, match="may have refused us"):
-                    read(ours)
+                with pytest.raises(ConnectionResetError, match="may have refused"):
+                    read(local)
 
 
-def test_a_servers_errors_are_its_own() -> None:
-    """A client that goes away has refused nothing, as far as the server can tell."""
-    there, here = connected()
+def test_server_disconnect_is_not_peer_refused() -> None:
+    """A client that disconnects has not rejected the server."""
+    peer_socket, local_socket = connect_tcp()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(server().wrap_socket, there, server_side=True)
-        ours = client().wrap_socket(here)
-        with future.result(PATIENCE) as theirs:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            ours.close()
+        future = pool.submit(server_context().wrap_socket, peer_socket, server_side=True)
+        local = client_context().wrap_socket(local_socket)
+        with future.result(TIMEOUT) as peer:
+            local.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            local.close()
             with pytest.raises(OSError, match=r"\w") as caught:
-                _three_times(WRITES["sendall"], theirs)
+                _write_until_error(WRITES["sendall"], peer)
             assert "refused" not in str(caught.value)
 
 
-def test_a_timeout_is_no_refusal() -> None:
-    """A server that takes its time has not broken off."""
-    there, here = connected()
+def test_timeout_is_not_peer_refused() -> None:
+    """A slow server has not rejected the client."""
+    peer_socket, local_socket = connect_tcp()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(server().wrap_socket, there, server_side=True)
-        with client().wrap_socket(here) as ours, future.result(PATIENCE) as theirs:
-            ours.settimeout(0.01)
+        future = pool.submit(server_context().wrap_socket, peer_socket, server_side=True)
+        with client_context().wrap_socket(local_socket) as local, future.result(TIMEOUT) as peer:
+            local.settimeout(0.01)
             with pytest.raises(TimeoutError):
-                ours.recv(1)
-            ours.setblocking(False)
+                local.recv(1)
+            local.setblocking(False)
             with pytest.raises(ssl.SSLWantReadError):
-                ours.recv(1)
-            theirs.sendall(b"answer")
-            ours.settimeout(PATIENCE)
-            assert ours.recv(6) == b"answer"
+                local.recv(1)
+            peer.sendall(b"answer")
+            local.settimeout(TIMEOUT)
+            assert local.recv(6) == b"answer"
 
 
-class Interrupted(Verifier):
-    """A verifier in whose middle the user presses Ctrl-C."""
+class InterruptedVerifier(Verifier):
+    """A verifier interrupted by KeyboardInterrupt."""
 
     def verify(self, *_: object, **__: object) -> NoReturn:
-        """Stop the program."""
+        """Raise KeyboardInterrupt."""
         raise KeyboardInterrupt
 
 
-def test_an_interrupted_check_accepts_nobody() -> None:
-    """What was not checked to the end has not passed."""
-    context = ra_tls.client_context(Interrupted(), issued=GOOD)
-    pair = Pair(server(), context, serve=False)
+def test_interrupted_verification_rejects_peer() -> None:
+    """A peer whose verification was interrupted is not accepted."""
+    context = ra_tls.client_context(InterruptedVerifier(), issued=VALID)
+    pair = Pair(server_context(), context, serve=False)
     with pytest.raises(KeyboardInterrupt):
-        pair.ours.do_handshake()
-    assert pair.ours.fileno() == -1
+        pair.local.do_handshake()
+    assert pair.local.fileno() == -1
     with pytest.raises(OSError, match="no TLS connection"):
-        pair.ours.recv(100)
+        pair.local.recv(100)
     assert pair.end() == b""
 
 
-def test_no_other_certificate_later() -> None:
-    """The certificate that was judged stays the one of the connection."""
-    pair = Pair(client(), server(), serve=True)
-    pair.ours.do_handshake()
-    with pytest.raises(UsageError):
-        pair.ours.verify_client_post_handshake()
+def test_connection_keeps_verified_certificate() -> None:
+    """The verified certificate remains the connection's certificate."""
+    pair = Pair(client_context(), server_context(), serve=True)
+    pair.local.do_handshake()
+    with raises(UsageError, "not_applicable"):
+        pair.local.verify_client_post_handshake()
     pair.end()

@@ -1,4 +1,4 @@
-"""Key and certificates come from an agent's answer, or the answer is refused by name."""
+"""Key and certificates are read from an agent's response, or the response is rejected by field."""
 
 import json
 from typing import Any
@@ -8,18 +8,19 @@ import pytest
 from attestkit import ra_tls
 from attestkit.errors import FormatError
 from tests.ra_tls import tds
+from tests.raising import raises
 
 
-def agents_answer(**changes: object) -> dict[str, object]:
-    """Return what an agent answers to GetTlsKey, a field changed; None leaves it out."""
-    issued = tds.issued()
+def agent_response(**changes: object) -> dict[str, object]:
+    """Return a GetTlsKey response with changed fields; None removes one."""
+    issued = tds.issue()
     fields = {"key": issued.key_pem, "certificate_chain": [*issued.certificate_chain], "more": 1}
     return {name: value for name, value in {**fields, **changes}.items() if value is not None}
 
 
-def test_an_agents_answer() -> None:
-    """GetTlsKey's JSON becomes key and chain, as the agent wrote them, and a context takes them."""
-    answer = json.loads(json.dumps(agents_answer()))
+def test_issued_from_agent_response_is_usable() -> None:
+    """GetTlsKey's JSON gives key and chain unchanged, and a context accepts them."""
+    answer = json.loads(json.dumps(agent_response()))
     found = ra_tls.Issued.from_agent_response(answer)
     assert found.key_pem == answer["key"]
     assert found.certificate_chain == tuple(answer["certificate_chain"])
@@ -27,26 +28,29 @@ def test_an_agents_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted"),
+    ("changes", "reason", "field"),
     [
-        ({"key": None}, "key: not a private key in PEM"),
-        ({"key": 1}, "key: not"),
-        ({"key": "SECRET"}, "key: not"),
-        ({"key": tds.CA}, "key: not"),
-        ({"certificate_chain": None}, "certificate_chain: not a list of 1 to 16"),
-        ({"certificate_chain": []}, "certificate_chain: not a list"),
-        ({"certificate_chain": tds.CA}, "certificate_chain: not a list"),
-        ({"certificate_chain": [tds.CA] * 17}, "certificate_chain: not a list"),
-        ({"certificate_chain": [tds.CA, 1]}, r"certificate_chain\[1\]: not text"),
-        ({"certificate_chain": ["SECRET"]}, r"certificate_chain\[0\]: not a sequence of PEM"),
+        ({"key": None}, "missing", "key"),
+        ({"key": 1}, "wrong_type", "key"),
+        ({"key": "SECRET"}, "syntax", "key"),
+        ({"key": tds.CA}, "syntax", "key"),
+        ({"certificate_chain": None}, "missing", "certificate_chain"),
+        ({"certificate_chain": []}, "wrong_size", "certificate_chain"),
+        ({"certificate_chain": tds.CA}, "wrong_type", "certificate_chain"),
+        ({"certificate_chain": [tds.CA] * 17}, "wrong_size", "certificate_chain"),
+        ({"certificate_chain": [tds.CA, 1]}, "wrong_type", "certificate_chain[1]"),
+        ({"certificate_chain": ["SECRET"]}, "syntax", "certificate_chain[0]"),
     ],
 )
-def test_answers_that_are_none(changes: dict[str, object], wanted: str) -> None:
-    """A malformed answer is named by its field, and never shown."""
-    with pytest.raises(FormatError, match=wanted) as caught:
-        ra_tls.Issued.from_agent_response(agents_answer(**changes))
+def test_issued_from_malformed_response_names_field(
+    changes: dict[str, object], reason: str, field: str
+) -> None:
+    """The error names the field and contains no value."""
+    with raises(FormatError, reason) as caught:
+        ra_tls.Issued.from_agent_response(agent_response(**changes))
+    assert str(caught.value).startswith(f"{field}: ")
     assert "SECRET" not in str(caught.value)
     others: list[Any] = [None, [], "SECRET", {}]
     for other in others:
-        with pytest.raises(FormatError):
+        with raises(FormatError, "missing" if other == {} else "wrong_type"):
             ra_tls.Issued.from_agent_response(other)

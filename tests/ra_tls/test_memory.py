@@ -1,4 +1,4 @@
-"""TLS in memory as event loops use it, sessions, and what a connection says of its peer."""
+"""TLS in memory as event loops use it, sessions, and the peer result of a connection."""
 
 import pickle
 import ssl
@@ -14,33 +14,24 @@ from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.verifier import AttestationResult, Verifier
 from tests.ra_tls import tds
-from tests.ra_tls.talks import PATIENCE, connected
+from tests.ra_tls.talks import TIMEOUT, connect_tcp
+from tests.ra_tls.tds import VALID, client_context, server_context
+from tests.raising import raises
 from tests.verifier import parcels
 
-GOOD = tds.issued()
-DEBUG = tds.issued(tds.debug)
+DEBUG = tds.issue(tds.attest_debug)
 
 
-def server(issued: ra_tls.Issued = GOOD) -> ssl.SSLContext:
-    """Return the context of a server that asks its clients for evidence."""
-    return ra_tls.server_context(parcels.verifier(), issued=issued, peer_ca=tds.CA)
+class MemoryPair:
+    """A client and a server connected through memory BIOs."""
 
-
-def client(issued: ra_tls.Issued = GOOD) -> ssl.SSLContext:
-    """Return the context of a client with evidence."""
-    return ra_tls.client_context(parcels.verifier(), issued=issued)
-
-
-class Memory:
-    """A client and a server whose bytes the test carries."""
-
-    def __init__(self, theirs: ssl.SSLContext, ours: ssl.SSLContext) -> None:
+    def __init__(self, server: ssl.SSLContext, client: ssl.SSLContext) -> None:
         up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.server = theirs.wrap_bio(up, down, server_side=True)
-        self.client = ours.wrap_bio(down, up)
+        self.server = server.wrap_bio(up, down, server_side=True)
+        self.client = client.wrap_bio(down, up)
 
     def handshake(self) -> None:
-        """Shake hands until both are through, or one refuses."""
+        """Perform the handshake until both sides are done, or one fails."""
         waiting: list[ssl.SSLObject] = [self.client, self.server]
         while waiting:
             for end in list(waiting):
@@ -52,9 +43,9 @@ class Memory:
 
 
 @pytest.mark.parametrize("use", [lambda end: end.read(6), lambda end: end.write(b"secret")])
-def test_the_first_use_in_memory_checks(use: Callable[[ssl.SSLObject], object]) -> None:
-    """Reading and writing are a handshake first, then a check, then themselves."""
-    pair = Memory(server(DEBUG), client())
+def test_first_use_in_memory_verifies(use: Callable[[ssl.SSLObject], object]) -> None:
+    """Reading and writing first perform handshake and verification."""
+    pair = MemoryPair(server_context(DEBUG), client_context())
     with pytest.raises(ssl.SSLWantReadError):
         use(pair.client)
     with pytest.raises(ssl.SSLWantReadError):
@@ -66,9 +57,9 @@ def test_the_first_use_in_memory_checks(use: Callable[[ssl.SSLObject], object]) 
         ra_tls.peer(pair.client)
 
 
-def test_early_data_of_an_unsound_client_is_not_read() -> None:
-    """What a client sends along with the end of its handshake stays unread."""
-    pair = Memory(server(), client(DEBUG))
+def test_early_data_of_invalid_client_is_not_read() -> None:
+    """Data sent together with the end of the handshake is not returned."""
+    pair = MemoryPair(server_context(), client_context(DEBUG))
     with pytest.raises(ssl.SSLWantReadError):
         pair.client.do_handshake()
     with pytest.raises(ssl.SSLWantReadError):
@@ -79,9 +70,9 @@ def test_early_data_of_an_unsound_client_is_not_read() -> None:
             pair.server.read(6)
 
 
-def test_a_sound_pair_in_memory() -> None:
-    """Both know each other, and talk."""
-    pair = Memory(server(), client())
+def test_memory_pair_exchanges_data() -> None:
+    """Both sides have the peer result and exchange data."""
+    pair = MemoryPair(server_context(), client_context())
     pair.handshake()
     assert ra_tls.peer(pair.client) == ra_tls.peer(pair.server)
     pair.client.write(b"secret")
@@ -90,102 +81,101 @@ def test_a_sound_pair_in_memory() -> None:
     assert buffer == b"secret\0\0"
 
 
-class Wavering(Verifier):
+class FailingOnceVerifier(Verifier):
     """A verifier that finds no collateral at first."""
 
-    asked = 0
+    calls = 0
 
     def verify(self, *evidence: Any, **options: Any) -> AttestationResult:
-        """Fail once, then judge."""
-        self.asked += 1
-        if self.asked == 1:
-            raise CollateralError("the PCCS is not there")
+        """Fail once, then verify."""
+        self.calls += 1
+        if self.calls == 1:
+            raise CollateralError("PCCS unreachable", reason="fetch_failed")
         return parcels.verifier().verify(*evidence, **options)
 
 
-def test_a_refusal_is_for_good() -> None:
-    """Who was refused is not judged again on this connection, but on another one."""
-    verifier = Wavering()
-    context = ra_tls.client_context(verifier, issued=GOOD)
-    pair = Memory(server(), context)
-    with pytest.raises(PeerRefusedError, match="PCCS"):
+def test_rejection_is_permanent_for_connection() -> None:
+    """A rejected peer is verified again on a new connection only."""
+    verifier = FailingOnceVerifier()
+    context = ra_tls.client_context(verifier, issued=VALID)
+    pair = MemoryPair(server_context(), context)
+    with raises(PeerRefusedError, "fetch_failed"):
         pair.handshake()
     for use in (pair.client.do_handshake, pair.client.read, lambda: pair.client.write(b"secret")):
-        with pytest.raises(PeerRefusedError, match="PCCS"):
+        with raises(PeerRefusedError, "fetch_failed"):
             use()
-    assert verifier.asked == 1
-    Memory(server(), context).handshake()
-    assert verifier.asked == 2
+    assert verifier.calls == 1
+    MemoryPair(server_context(), context).handshake()
+    assert verifier.calls == 2
 
 
 # -- sessions ------------------------------------------------------------------------------------
 
 
-def test_our_servers_give_no_tickets() -> None:
-    """Every connection shows a certificate: there is nothing to resume."""
+def test_server_sends_no_session_ticket() -> None:
+    """Every connection presents a certificate, so no session can be resumed."""
     plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     plain.check_hostname, plain.verify_mode = False, ssl.CERT_NONE
-    there, here = connected()
-    context = ra_tls.server_context(issued=GOOD)
+    server_socket, client_socket = connect_tcp()
+    context = ra_tls.server_context(issued=VALID)
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(context.wrap_socket, there, server_side=True)
-        with plain.wrap_socket(here) as ours, future.result(PATIENCE) as theirs:
-            theirs.sendall(b"answer")
-            assert ours.recv(6) == b"answer"  # a ticket would have come before
-            assert ours.session is None or not ours.session.has_ticket
+        future = pool.submit(context.wrap_socket, server_socket, server_side=True)
+        with plain.wrap_socket(client_socket) as client, future.result(TIMEOUT) as server:
+            server.sendall(b"answer")
+            assert client.recv(6) == b"answer"  # a ticket would have arrived before
+            assert client.session is None or not client.session.has_ticket
 
 
-def test_a_resumed_session_is_refused() -> None:
-    """A server that gives tickets is not believed by what it showed another time."""
-    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+def test_client_rejects_resumed_session() -> None:
+    """A resumed session presents no certificate and is rejected."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.NamedTemporaryFile() as file:
-        file.write("".join((GOOD.key_pem, *GOOD.certificate_chain)).encode())
+        file.write("".join((VALID.key_pem, *VALID.certificate_chain)).encode())
         file.flush()
-        theirs.load_cert_chain(file.name)
-    ours = client()
-    first, second = connected(), connected()
+        server.load_cert_chain(file.name)
+    client = client_context()
+    first, second = connect_tcp(), connect_tcp()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(theirs.wrap_socket, first[0], server_side=True)
-        with ours.wrap_socket(first[1]) as connection, future.result(PATIENCE) as other:
+        future = pool.submit(server.wrap_socket, first[0], server_side=True)
+        with client.wrap_socket(first[1]) as connection, future.result(TIMEOUT) as other:
             other.sendall(b"answer")
             assert connection.recv(6) == b"answer"
             session = connection.session
             assert session is not None
             assert session.has_ticket
-        future = pool.submit(theirs.wrap_socket, second[0], server_side=True)
-        with pytest.raises(PeerRefusedError) as caught:
-            ours.wrap_socket(second[1], session=session)
-        assert caught.value.reason == "session_reused"
-        with future.result(PATIENCE) as other:
-            assert other.session_reused  # so it was one
+        future = pool.submit(server.wrap_socket, second[0], server_side=True)
+        with raises(PeerRefusedError, "session_reused"):
+            client.wrap_socket(second[1], session=session)
+        with future.result(TIMEOUT) as other:
+            assert other.session_reused  # the session was resumed
 
 
-def test_no_other_certificate_later() -> None:
-    """The certificate that was judged stays the one of the connection."""
-    pair = Memory(server(), client())
+def test_memory_connection_keeps_verified_certificate() -> None:
+    """The verified certificate remains the connection's certificate."""
+    pair = MemoryPair(server_context(), client_context())
     pair.handshake()
     for end in (pair.client, pair.server):
-        with pytest.raises(UsageError):
+        with raises(UsageError, "not_applicable"):
             end.verify_client_post_handshake()
 
 
-# -- who it is -----------------------------------------------------------------------------------
+# -- peer result ----------------------------------------------------------------------------------
 
 
-def test_whom_nobody_was_asked_about() -> None:
-    """Other connections, and what is no connection, have no result."""
-    pair = Memory(ra_tls.server_context(issued=GOOD), client())
+def test_peer_of_other_connection_fails() -> None:
+    """Other connections and other objects have no result."""
+    pair = MemoryPair(ra_tls.server_context(issued=VALID), client_context())
     pair.handshake()
     for other in (pair.server, None, object(), ssl):
-        with pytest.raises(UsageError):
+        with raises(UsageError, "not_applicable"):
             ra_tls.peer(other)
     assert ra_tls.peer(pair.client).simulated
 
 
-def test_the_error_is_everybodys() -> None:
-    """It is ours and ssl's, and goes to other processes with its fields."""
-    pair = Memory(server(DEBUG), client())
-    with pytest.raises(PeerRefusedError) as caught:
+def test_peer_refused_error_is_ssl_error_and_pickles() -> None:
+    """The error is an AttestKitError and an SSLError, and keeps its fields when pickled."""
+    pair = MemoryPair(server_context(DEBUG), client_context())
+    with raises(PeerRefusedError, "td_debug", library="attestkit") as caught:
         pair.handshake()
     error = caught.value
     assert isinstance(error, AttestKitError)
@@ -194,3 +184,5 @@ def test_the_error_is_everybodys() -> None:
     assert error.verify_message in str(error)
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.reason) == (str(error), error.reason)
+    assert (again.errno, again.args) == (error.errno, error.args)
+    assert (again.verify_code, again.verify_message) == (50, error.verify_message)

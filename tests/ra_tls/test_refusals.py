@@ -1,4 +1,4 @@
-"""Whoever is not accepted is refused before a byte of application data, whichever side it is."""
+"""A rejected peer exchanges no byte of application data, as server or as client."""
 
 import logging
 import ssl
@@ -12,154 +12,148 @@ from attestkit.keys import AppKeys
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.verifier import Verifier
 from tests.ra_tls import tds
-from tests.ra_tls.talks import CLIENT_SAYS, SERVER_SAYS, TALKERS, Side, Talk, Talker
-from tests.ra_tls.tds import CA
+from tests.ra_tls.talks import CLIENT_DATA, EXCHANGES, SERVER_DATA, Endpoint, Exchange, RunExchange
+from tests.ra_tls.tds import CA, VALID, client_context, server_context
 from tests.verifier import parcels
 
-GOOD = tds.issued()
-OTHER_APP = AppKeys.from_seed(bytes(32))  # its authority is not the clients'
-talkers = pytest.mark.parametrize("talk", TALKERS.values(), ids=TALKERS.keys())
-unsound = pytest.mark.parametrize("what", tds.UNSOUND)
+OTHER_APP = AppKeys.from_seed(bytes(32))  # its CA is not the clients'
+every_exchange = pytest.mark.parametrize("exchange", EXCHANGES.values(), ids=EXCHANGES.keys())
+every_defect = pytest.mark.parametrize("defect", tds.INVALID)
 
 
-def server(issued: ra_tls.Issued = GOOD, verifier: Verifier | None = None) -> ssl.SSLContext:
-    """Return the context of a server that asks its clients for evidence."""
-    verifier = verifier or parcels.verifier()
-    return ra_tls.server_context(verifier, issued=issued, peer_ca=CA)
+@every_exchange
+def test_valid_peers_exchange_data(exchange: RunExchange) -> None:
+    """Each side receives the other's data."""
+    assert exchange(server_context(), client_context()) == Exchange(
+        Endpoint(CLIENT_DATA, None), Endpoint(SERVER_DATA, None)
+    )
 
 
-def client(issued: ra_tls.Issued | None = GOOD, verifier: Verifier | None = None) -> ssl.SSLContext:
-    """Return the context of a client with evidence."""
-    return ra_tls.client_context(verifier or parcels.verifier(), issued=issued)
+@every_exchange
+def test_server_without_verifier_accepts_any_client(exchange: RunExchange) -> None:
+    """The server accepts every client, and is verified by those that check it."""
+    alone = ra_tls.server_context(issued=VALID)
+    assert exchange(alone, client_context(None)).client == Endpoint(SERVER_DATA, None)
 
 
-@talkers
-def test_two_sound_sides_talk(talk: Talker) -> None:
-    """Each sees what the other says."""
-    assert talk(server(), client()) == Talk(Side(CLIENT_SAYS, None), Side(SERVER_SAYS, None))
-
-
-@talkers
-def test_an_attested_server_and_anybody(talk: Talker) -> None:
-    """A server without a verifier takes every client, and proves itself to those who ask."""
-    alone = ra_tls.server_context(issued=GOOD)
-    assert talk(alone, client(None)).client == Side(SERVER_SAYS, None)
-
-
-@talkers
-@unsound
-def test_an_unsound_server(talk: Talker, what: str) -> None:
-    """The client says nothing and hears nothing, and its error tells why."""
-    outcome = talk(server(tds.UNSOUND[what]()), client())
-    assert (outcome.server.saw, outcome.client.saw) == (b"", b"")
+@every_exchange
+@every_defect
+def test_invalid_server_is_rejected(exchange: RunExchange, defect: str) -> None:
+    """The client sends and receives nothing, and its error has the reason."""
+    outcome = exchange(server_context(tds.INVALID[defect]()), client_context())
+    assert (outcome.server.received, outcome.client.received) == (b"", b"")
     error = outcome.client.error
     assert isinstance(error, PeerRefusedError)
     assert isinstance(error.__cause__, VerificationError)
-    assert str(error) == f"the TLS peer is refused: {error.__cause__}"
+    assert str(error) == f"TLS peer refused: {error.__cause__}"
     assert error.reason == error.__cause__.reason
 
 
-@talkers
-@unsound
-def test_an_unsound_client(talk: Talker, what: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The server's application says nothing and hears nothing, and the client gets an error."""
+@every_exchange
+@every_defect
+def test_invalid_client_is_rejected(
+    exchange: RunExchange, defect: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server's application sends and receives nothing, and the client gets an error."""
     with caplog.at_level(logging.INFO, "attestkit.ra_tls"):
-        outcome = talk(server(), client(tds.UNSOUND[what]()))
-    assert (outcome.server.saw, outcome.client.saw) == (b"", b"")
+        outcome = exchange(server_context(), client_context(tds.INVALID[defect]()))
+    assert (outcome.server.received, outcome.client.received) == (b"", b"")
     assert outcome.client.error is not None
-    assert not isinstance(outcome.client.error, AttestKitError), "the client was to be refused"
-    if talk is TALKERS["blocking"] and what != "an expired certificate":
+    assert not isinstance(outcome.client.error, AttestKitError), "the client rejected the server"
+    if exchange is EXCHANGES["blocking"] and defect != "an expired certificate":
         assert isinstance(outcome.client.error, ConnectionResetError)
-        assert "it may have refused us" in str(outcome.client.error)
-    # asyncio in debug mode logs, too, that a transport was not made.
-    ours = [told.getMessage() for told in caplog.records if told.name != "asyncio"]
-    if what == "an expired certificate":
-        assert ours == []  # OpenSSL has seen to it
+        assert "it may have refused" in str(outcome.client.error)
+    # asyncio in debug mode also logs the failed transport.
+    messages = [record.getMessage() for record in caplog.records if record.name != "asyncio"]
+    if defect == "an expired certificate":
+        assert messages == []  # handled by OpenSSL
         return
-    [told] = ours
-    assert told.startswith("TLS peer refused: ")
+    [message] = messages
+    assert message.startswith("TLS peer refused: ")
     if outcome.server.error is not None:
         assert isinstance(outcome.server.error, PeerRefusedError)
 
 
-@talkers
-def test_both_unsound(talk: Talker) -> None:
-    """Two that cannot be believed do not talk."""
-    outcome = talk(server(tds.issued(tds.debug)), client(tds.issued(tds.debug)))
-    assert (outcome.server.saw, outcome.client.saw) == (b"", b"")
+@every_exchange
+def test_invalid_peers_exchange_nothing(exchange: RunExchange) -> None:
+    """Two invalid peers exchange no data."""
+    outcome = exchange(
+        server_context(tds.issue(tds.attest_debug)), client_context(tds.issue(tds.attest_debug))
+    )
+    assert (outcome.server.received, outcome.client.received) == (b"", b"")
 
 
-@talkers
-def test_a_client_without_a_certificate(talk: Talker) -> None:
-    """A client that shows no certificate is refused, also one that does not look at the server."""
+@every_exchange
+def test_client_without_certificate_is_rejected(exchange: RunExchange) -> None:
+    """A client without a certificate is rejected, even one that does not verify the server."""
     blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
-    for context in (client(None), blind):
-        outcome = talk(server(), context)
-        assert (outcome.server.saw, outcome.client.saw) == (b"", b"")
+    for context in (client_context(None), blind):
+        outcome = exchange(server_context(), context)
+        assert (outcome.server.received, outcome.client.received) == (b"", b"")
         assert outcome.client.error is not None
 
 
-@talkers
-def test_a_client_of_another_authority(talk: Talker) -> None:
-    """Sound evidence does not help a client whose authority the server does not know."""
-    outcome = talk(server(), client(tds.issued(keys=OTHER_APP)))
-    assert (outcome.server.saw, outcome.client.saw) == (b"", b"")
+@every_exchange
+def test_client_of_unknown_ca_is_rejected(exchange: RunExchange) -> None:
+    """Valid evidence does not help a client whose CA is unknown to the server."""
+    outcome = exchange(server_context(), client_context(tds.issue(keys=OTHER_APP)))
+    assert (outcome.server.received, outcome.client.received) == (b"", b"")
     assert outcome.client.error is not None
 
 
-@talkers
-def test_a_server_of_another_authority(talk: Talker) -> None:
-    """A client does not care, unless it was told to."""
-    other = server(tds.issued(keys=OTHER_APP))
-    assert talk(other, client()).client == Side(SERVER_SAYS, None)
-    strict = ra_tls.client_context(parcels.verifier(), issued=GOOD, server_ca=CA)
-    assert talk(server(), strict).client == Side(SERVER_SAYS, None)
-    outcome = talk(other, strict)
-    assert (outcome.server.saw, outcome.client.saw) == (b"", b"")
+@every_exchange
+def test_server_of_unknown_ca_is_rejected_with_peer_ca_only(exchange: RunExchange) -> None:
+    """A client checks the server's CA only if it was given one."""
+    other = server_context(tds.issue(keys=OTHER_APP))
+    assert exchange(other, client_context()).client == Endpoint(SERVER_DATA, None)
+    strict = ra_tls.client_context(parcels.verifier(), issued=VALID, server_ca=CA)
+    assert exchange(server_context(), strict).client == Endpoint(SERVER_DATA, None)
+    outcome = exchange(other, strict)
+    assert (outcome.server.received, outcome.client.received) == (b"", b"")
     assert isinstance(outcome.client.error, ssl.SSLCertVerificationError)
 
 
-@talkers
-def test_a_verifier_without_the_simulators_root(talk: Talker) -> None:
-    """Unless somebody trusts it by name, a simulator is nobody."""
+@every_exchange
+def test_simulated_peer_without_trust_anchor_is_rejected(exchange: RunExchange) -> None:
+    """A simulator is trusted only with its trust anchor."""
     by_intel = parcels.verifier(trust_anchor=None)
-    outcome = talk(server(), client(verifier=by_intel))
-    assert (outcome.server.saw, outcome.client.saw) == (b"", b"")
+    outcome = exchange(server_context(), client_context(verifier=by_intel))
+    assert (outcome.server.received, outcome.client.received) == (b"", b"")
     assert isinstance(outcome.client.error, PeerRefusedError)
-    outcome = talk(server(verifier=by_intel), client())
-    assert (outcome.server.saw, outcome.client.saw) == (b"", b"")
+    outcome = exchange(server_context(verifier=by_intel), client_context())
+    assert (outcome.server.received, outcome.client.received) == (b"", b"")
     assert outcome.client.error is not None
 
 
-class Broken(Verifier):
-    """A verifier with a mistake in it."""
+class FailingVerifier(Verifier):
+    """A verifier with a bug."""
 
     def verify(self, *_: object, **__: object) -> NoReturn:
-        """Fail in no way that anybody has foreseen."""
-        raise ZeroDivisionError("the secret of a stranger")
+        """Raise an unexpected exception."""
+        raise ZeroDivisionError("an internal secret")
 
 
-@talkers
-def test_a_broken_verifier_accepts_nobody(talk: Talker) -> None:
-    """An exception that nobody expected is a refusal, and its text stays here."""
-    outcome = talk(server(), client(verifier=Broken()))
-    assert (outcome.server.saw, outcome.client.saw) == (b"", b"")
+@every_exchange
+def test_unexpected_verifier_error_rejects_peer(exchange: RunExchange) -> None:
+    """An unexpected exception rejects the peer, and its text is not sent."""
+    outcome = exchange(server_context(), client_context(verifier=FailingVerifier()))
+    assert (outcome.server.received, outcome.client.received) == (b"", b"")
     error = outcome.client.error
     assert isinstance(error, PeerRefusedError)
-    assert str(error) == "the TLS peer is refused: the check failed (ZeroDivisionError)"
+    assert str(error) == "TLS peer refused: verification failed (ZeroDivisionError)"
     assert error.reason == "internal"
-    outcome = talk(server(verifier=Broken()), client())
-    assert (outcome.server.saw, outcome.client.saw) == (b"", b"")
+    outcome = exchange(server_context(verifier=FailingVerifier()), client_context())
+    assert (outcome.server.received, outcome.client.received) == (b"", b"")
     assert outcome.client.error is not None
 
 
-@talkers
-def test_older_tls_is_refused(talk: Talker) -> None:
-    """TLS 1.2 is spoken with nobody."""
+@every_exchange
+def test_tls_1_2_is_rejected(exchange: RunExchange) -> None:
+    """Only TLS 1.3 is accepted."""
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
     old.maximum_version = ssl.TLSVersion.TLSv1_2
-    outcome = talk(ra_tls.server_context(issued=GOOD), old)
-    assert (outcome.server.saw, outcome.client.saw) == (b"", b"")
+    outcome = exchange(ra_tls.server_context(issued=VALID), old)
+    assert (outcome.server.received, outcome.client.received) == (b"", b"")
     assert isinstance(outcome.client.error, OSError)

@@ -1,4 +1,4 @@
-"""A certificate's evidence is judged, for the certificate's own key and at one instant."""
+"""A certificate's evidence is verified for the certificate's own key, at one point in time."""
 
 import gzip
 from dataclasses import replace
@@ -25,6 +25,7 @@ from attestkit.report_data import ReportData
 from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
 from tests.ra_tls import tds
 from tests.ra_tls.tds import KEY, KEYS
+from tests.raising import raises
 from tests.verifier import parcels
 from tests.verifier.parcels import NOW
 
@@ -32,13 +33,13 @@ SECOND = timedelta(seconds=1)
 BOUND = ReportData.bind("ratls-cert", KEY.spki_der)
 
 
-def leaf(**changes: Any) -> str:
+def leaf_pem(**changes: Any) -> str:
     """Return a certificate with evidence, in PEM."""
-    return tds.issued(**changes).certificate_chain[0]
+    return tds.issue(**changes).certificate_chain[0]
 
 
-def made(*extensions: x509.ExtensionType) -> bytes:
-    """Return a certificate with evidence and with these extensions, as our issuer makes none."""
+def make_certificate(*extensions: x509.ExtensionType) -> bytes:
+    """Return a certificate with evidence and extensions that attestkit never issues."""
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([]))
@@ -48,7 +49,7 @@ def made(*extensions: x509.ExtensionType) -> bytes:
         .not_valid_before(NOW - SECOND)
         .not_valid_after(NOW + SECOND)
     )
-    value = read_certificate(leaf()).extensions[ra_tls.OID_ATTESTATION]
+    value = read_certificate(leaf_pem()).extensions[ra_tls.OID_ATTESTATION]
     evidence = x509.UnrecognizedExtension(x509.ObjectIdentifier(ra_tls.OID_ATTESTATION), value)
     for extension in (evidence, *extensions):
         builder = builder.add_extension(extension, critical=False)
@@ -56,15 +57,15 @@ def made(*extensions: x509.ExtensionType) -> bytes:
 
 
 def key_usage(**allowed: bool) -> x509.KeyUsage:
-    """Return a key usage with nothing but what is `allowed`."""
+    """Return a key usage that allows only `allowed`."""
     names = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment")
     more = ("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
     return x509.KeyUsage(**{**dict.fromkeys((*names, *more), False), **allowed})
 
 
-def test_a_sound_certificate() -> None:
-    """DER and PEM, text and bytes, alone and with its chain, give the result of its evidence."""
-    chain = tds.issued().certificate_chain
+def test_verify_of_valid_certificate_returns_result() -> None:
+    """DER and PEM, text and bytes, alone and with the chain, give the result of the evidence."""
+    chain = tds.issue().certificate_chain
     der = read_certificate(chain[0]).der
     results = [
         ra_tls.verify(form, parcels.verifier())
@@ -78,7 +79,7 @@ def test_a_sound_certificate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "error", "reason"),
+    ("defect", "error", "reason"),
     [
         ("a quote over another key", VerificationError, "report_data"),
         ("an altered log", ReplayError, None),
@@ -88,50 +89,50 @@ def test_a_sound_certificate() -> None:
         ("no evidence", VerificationError, "no_evidence"),
     ],
 )
-def test_unsound_certificates(
-    what: str, error: type[VerificationError], reason: str | None
+def test_verify_of_invalid_certificate_fails(
+    defect: str, error: type[VerificationError], reason: str | None
 ) -> None:
-    """Each is refused for what is wrong with it, although its authority has signed it."""
+    """Each defect is rejected with its reason, although the CA has signed the certificate."""
     with pytest.raises(error) as caught:
-        ra_tls.verify(tds.UNSOUND[what]().certificate_chain[0], parcels.verifier())
+        ra_tls.verify(tds.INVALID[defect]().certificate_chain[0], parcels.verifier())
     if reason is not None:
         assert caught.value.reason == reason
 
 
-def test_without_a_trust_anchor() -> None:
-    """Evidence of a simulator is refused by whoever was not told to trust it."""
+def test_verify_of_simulator_without_trust_anchor_fails() -> None:
+    """Simulated evidence is rejected by a verifier without the simulator's trust anchor."""
     with pytest.raises(SignatureError):
-        ra_tls.verify(leaf(), parcels.verifier(trust_anchor=None))
+        ra_tls.verify(leaf_pem(), parcels.verifier(trust_anchor=None))
 
 
-def test_the_verifier_is_told_what_to_expect() -> None:
-    """The verifier, too, holds what the platform signed to the certificate's key."""
-    asked = []
+def test_verify_passes_report_data_to_verifier() -> None:
+    """The verifier also compares the signed report data with the certificate's key."""
+    calls = []
 
-    class Noting(Verifier):
-        """A verifier that notes what it is asked."""
+    class RecordingVerifier(Verifier):
+        """A verifier that records its arguments."""
 
         def verify(self, *evidence: Any, **options: Any) -> AttestationResult:
-            """Note it, and judge."""
-            asked.append(options)
+            """Record the arguments, and verify."""
+            calls.append(options)
             return parcels.verifier().verify(*evidence, **options)
 
-    ra_tls.verify(leaf(), Noting(), now=NOW)
-    assert asked == [{"report_data": BOUND, "now": NOW}]
+    ra_tls.verify(leaf_pem(), RecordingVerifier(), now=NOW)
+    assert calls == [{"report_data": BOUND, "now": NOW}]
 
 
-def test_the_policy_decides() -> None:
-    """What the verifier's policy does not accept is refused."""
+def test_verify_applies_policy() -> None:
+    """Evidence that violates the verifier's policy is rejected."""
     policy = replace(AppraisalPolicy.default(), compose_hash={bytes(32)})
     with pytest.raises(PolicyError):
-        ra_tls.verify(leaf(), parcels.verifier(policy=policy))
+        ra_tls.verify(leaf_pem(), parcels.verifier(policy=policy))
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_older_certificates(packed: bool) -> None:
-    """A quote and a log apart, plain or compressed, are as good."""
+def test_verify_of_older_certificate_succeeds(packed: bool) -> None:
+    """A separate quote and log are accepted, plain or compressed."""
     assert KEYS.ca_key is not None
-    evidence = tds.genuine(BOUND)
+    evidence = tds.attest_valid(BOUND)
     assert evidence.quote is not None
     log = evidence.event_log.to_json().encode()
     if packed:
@@ -150,37 +151,40 @@ def test_older_certificates(packed: bool) -> None:
     assert result.app_info.app_id == parcels.APP_ID
 
 
-def test_the_ends_of_validity() -> None:
-    """First and last second belong to it, those beside do not; and `now` decides."""
+def test_verify_checks_validity_at_now() -> None:
+    """The first and last second are valid, those before and after are not."""
     first, last = NOW - 5 * SECOND, NOW + 5 * SECOND
-    certificate = leaf(not_before=int(first.timestamp()), not_after=int(last.timestamp()))
+    certificate = leaf_pem(not_before=int(first.timestamp()), not_after=int(last.timestamp()))
     for moment in (first, last, last.timestamp()):
         assert ra_tls.verify(certificate, parcels.verifier(), now=moment).claims
-    for moment, text in ((first - SECOND, "not valid before 20"), (last + SECOND, "expired since")):
-        with pytest.raises(VerificationError, match=text) as caught:
+    for moment, text in (
+        (first - SECOND, f"certificate: not valid before {first:%Y-%m-%dT%H:%M:%SZ}"),
+        (last + SECOND, f"certificate: expired since {last:%Y-%m-%dT%H:%M:%SZ}; issue a new one"),
+    ):
+        with raises(VerificationError, "cert_expired") as caught:
             ra_tls.verify(certificate, parcels.verifier(), now=moment)
-        assert caught.value.reason == "cert_expired"
+        assert str(caught.value) == text
         assert caught.value.steps
 
 
-def test_the_verifiers_clock_counts() -> None:
-    """Without `now` both judgements are about the verifier's own time."""
-    certificate = leaf(not_after=int(NOW.timestamp()) - 1)
-    with pytest.raises(VerificationError, match="expired"):
+def test_verify_without_now_uses_verifier_clock() -> None:
+    """Without `now` certificate and evidence are verified at the verifier's time."""
+    certificate = leaf_pem(not_after=int(NOW.timestamp()) - 1)
+    with raises(VerificationError, "cert_expired"):
         ra_tls.verify(certificate, parcels.verifier())
     earlier = parcels.verifier(clock=lambda: NOW - 10 * SECOND)
     assert ra_tls.verify(certificate, earlier).verified_at == NOW - 10 * SECOND
 
 
-def test_times_of_the_wrong_kind() -> None:
-    """A time without a zone is the caller's mistake."""
+def test_verify_of_naive_time_is_usage_error() -> None:
+    """A time needs a time zone."""
     with pytest.raises(UsageError):
-        ra_tls.verify(leaf(), parcels.verifier(), now=datetime.fromisoformat("2026-01-01"))
+        ra_tls.verify(leaf_pem(), parcels.verifier(), now=datetime.fromisoformat("2026-01-01"))
     assert datetime(2026, 1, 1, tzinfo=timezone.utc) < NOW
 
 
 @pytest.mark.parametrize(
-    ("extensions", "good"),
+    ("extensions", "accepted"),
     [
         ([], True),
         ([key_usage(digital_signature=True, key_agreement=True)], True),
@@ -191,30 +195,30 @@ def test_times_of_the_wrong_kind() -> None:
         ([x509.BasicConstraints(ca=True, path_length=0)], False),
     ],
 )
-def test_only_a_leaf_speaks(extensions: list[x509.ExtensionType], good: bool) -> None:
-    """An authority's certificate, and a key that may not sign, are refused; silence is not."""
-    der = made(*extensions)
-    if good:
+def test_verify_requires_leaf_certificate(
+    extensions: list[x509.ExtensionType], accepted: bool
+) -> None:
+    """CA certificates, and keys not allowed to sign, are rejected; a missing extension is not."""
+    der = make_certificate(*extensions)
+    if accepted:
         assert ra_tls.verify(der, parcels.verifier()).claims
         return
-    with pytest.raises(VerificationError) as caught:
+    with raises(VerificationError, "cert_usage"):
         ra_tls.verify(der, parcels.verifier())
-    assert caught.value.reason == "cert_usage"
 
 
 @pytest.mark.parametrize("form", [b"", "", b"x", "x", "-----BEGIN CERTIFICATE-----"])
-def test_what_is_no_certificate(form: bytes | str) -> None:
-    """It is said to be none."""
-    with pytest.raises(FormatError):
+def test_verify_of_other_input_fails(form: bytes | str) -> None:
+    """Anything but a certificate is rejected as such."""
+    with raises(FormatError, "syntax"):
         ra_tls.verify(form, parcels.verifier())
 
 
-def test_evidence_beside_the_signed_one_does_not_count() -> None:
-    """Report data that is only written beside the quote binds nothing."""
-    made_for_others = tds.genuine(bytes(64))
+def test_verify_ignores_unsigned_report_data() -> None:
+    """Unsigned report data beside the quote does not bind the key."""
+    made_for_others = tds.attest_valid(bytes(64))
     platform, stack = made_for_others.evidence
     claimed = type(made_for_others.evidence)(platform, stack._replace(report_data=BOUND))
-    issued = tds.certified(Attestation(claimed))
-    with pytest.raises(VerificationError) as caught:
+    issued = tds.certify(Attestation(claimed))
+    with raises(VerificationError, "report_data"):
         ra_tls.verify(issued.certificate_chain[0], parcels.verifier())
-    assert caught.value.reason == "report_data"

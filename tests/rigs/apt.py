@@ -1,7 +1,7 @@
-"""Debian packages for the rigs: found and downloaded by the machine's own apt, never installed.
+"""Debian packages for the rigs, downloaded by the machine's apt and never installed.
 
-Nothing of the machine's apt is changed: lists, sources and downloads are in a folder of our own,
-`$XDG_CACHE_HOME/attestkit-rig`. The sources are the machine's.
+Lists, sources and downloads are in a separate directory, `$XDG_CACHE_HOME/attestkit-rig`, so the
+machine's apt is unchanged. The sources are the machine's.
 """
 
 import fcntl
@@ -18,29 +18,29 @@ _DOWNLOAD_SECONDS = 600
 
 
 class MissingError(Exception):
-    """Why a rig cannot run here, for a skipped test's reason."""
+    """Reason why a rig cannot run here, for a skipped test."""
 
 
 def cache_folder() -> Path:
-    """Return where downloads are kept."""
+    """Return the directory of downloads."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "attestkit-rig"
 
 
 def codename(what: str) -> str:
-    """Return the name of this Debian's release; MissingError if `what` cannot be had here."""
+    """Return the codename of this Debian release; MissingError if `what` is unavailable here."""
     found = platform.freedesktop_os_release()
     name = found.get("VERSION_CODENAME", "")
     if found.get("ID") != "debian" or not name or platform.machine() != "x86_64":
         raise MissingError(f"{what} needs Debian on x86-64, for its packages")
     for program in ("apt-get", "apt-cache", "dpkg"):
         if shutil.which(program) is None:
-            raise MissingError(f"{program} is not here")
+            raise MissingError(f"{program} is missing")
     return name
 
 
 def own_sources(release_name: str) -> list[str]:
-    """Return the lines of a sources.list for this release, from where this machine gets it."""
+    """Return the lines of a sources.list for this release, with this machine's mirrors."""
     own = {release_name, f"{release_name}-updates", f"{release_name}-security"}
     lines = {
         f"deb {signed}{uri} {release} main"
@@ -51,7 +51,7 @@ def own_sources(release_name: str) -> list[str]:
 
 
 def backports_sources(release_name: str) -> list[str]:
-    """Return the same for the backports suite, which is beside the release's own."""
+    """Return the same for the backports suite, which is next to the release's own."""
     lines = {
         f"deb {signed}{uri} {release_name}-backports main"
         for _, names, signed, uri in _known_sources()
@@ -61,7 +61,7 @@ def backports_sources(release_name: str) -> list[str]:
 
 
 def _known_sources() -> Iterator[tuple[str, set[str], str, str]]:
-    """Yield release, its names, the key's option and the address of each source of main."""
+    """Yield release, names, key option and address of each source of main."""
     fields = "$(RELEASE)|$(CODENAME)|$(COMPONENT)|$(REPO_URI)|$(SIGNED_BY)"
     command = ["apt-get", "indextargets", "--format", fields, "Created-By: Packages"]
     for line in output(command, os.environ.copy()).splitlines():
@@ -78,12 +78,12 @@ def _some(lines: set[str], release_name: str) -> list[str]:
 
 
 class Apt:
-    """apt with sources, lists and downloads in a folder of our own."""
+    """apt with sources, lists and downloads in a separate directory."""
 
     def __init__(self, folder: Path, sources: list[str], what: str, **more: str) -> None:
-        """Write the configuration; `what` names what is wanted of it, `more` are its settings.
+        """Write the configuration; `what` is the purpose for error texts, `more` are settings.
 
-        Their names have `__` for `::` of apt's, and `_` for a dash.
+        Names of settings have `__` for apt's `::`, and `_` for a dash.
         """
         self._what = what
         place = folder / "apt"
@@ -98,7 +98,7 @@ class Apt:
             "Acquire::Languages": "none",
             "Acquire::Retries": "2",
             "Acquire::http::Timeout": "20",
-            "APT::Sandbox::User": "root",  # which only matters to root
+            "APT::Sandbox::User": "root",  # relevant to root only
         }
         settings |= {
             name.replace("__", "::").replace("_", "-"): value for name, value in more.items()
@@ -109,40 +109,40 @@ class Apt:
         self._environment = {**os.environ, "APT_CONFIG": str(config), "LC_ALL": "C"}
 
     def update(self) -> None:
-        """Fetch the lists."""
+        """Fetch the package lists."""
         command = ["apt-get", "update", "-qq", "--error-on=any"]
         try:
             output(command, self._environment, timeout=_UPDATE_SECONDS)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             raise MissingError(f"Debian's packages of {self._what} cannot be reached") from error
 
-    def say(self, *command: str) -> str:
-        """Return what a program of apt's says here."""
+    def run_tool(self, *command: str) -> str:
+        """Return the output of a program of apt."""
         return output([*command], self._environment)
 
     def version(self, package: str) -> str:
-        """Return the latest version there is of a package."""
-        rows = self.say("apt-cache", "madison", package).splitlines()
+        """Return the latest version of a package."""
+        rows = self.run_tool("apt-cache", "madison", package).splitlines()
         if not rows:
-            raise MissingError(f"there is no {package} for {self._what}")
+            raise MissingError(f"{package}: not available for {self._what}")
         return rows[0].split("|")[1].strip()
 
     def download(self, packages: list[str], folder: Path) -> list[Path]:
-        """Return the packages, and not what they need, as files in `folder`."""
+        """Download the packages, without dependencies, to `folder`."""
         self._fetch(["apt-get", "download", "-qq", *packages], folder)
         return sorted(folder.glob("*.deb"))
 
     def plan(self, packages: list[str]) -> str:
-        """Return which versions of which packages an installation into nothing would need."""
+        """Return the packages and versions that an installation from scratch would need."""
         command = ["apt-get", "install", "-qq", "--simulate", *packages]
         try:
-            lines = self.say(*command).splitlines()
+            lines = self.run_tool(*command).splitlines()
         except subprocess.CalledProcessError as error:
             raise MissingError(f"Debian has not all packages of {self._what}") from error
         return "\n".join(sorted(line for line in lines if line.startswith("Inst ")))
 
     def download_all(self, packages: list[str]) -> list[Path]:
-        """Return the packages and all they need as files."""
+        """Download the packages and their dependencies."""
         for old in self._archives.glob("*.deb"):
             old.unlink()
         command = ["apt-get", "install", "-qq", "--yes", "--download-only", *packages]
@@ -157,10 +157,10 @@ class Apt:
 
 
 def unpack(packages: list[Path], root: Path) -> None:
-    """Put the packages' files below a folder, on a merged /usr.
+    """Extract packages below a directory, with a merged /usr.
 
-    Packages up to Debian 12 still have files in /lib, /bin and /sbin, which an installed system
-    has as links.
+    Packages up to Debian 12 have files in /lib, /bin and /sbin, which an installed system has as
+    links.
     """
     for package in packages:
         output(["dpkg", "-x", str(package), str(root)], os.environ.copy())
@@ -168,25 +168,25 @@ def unpack(packages: list[Path], root: Path) -> None:
         link, place = root / name, root / "usr" / name
         if link.is_dir() and not link.is_symlink():
             place.mkdir(parents=True, exist_ok=True)
-            _move(link, place)
+            _move_tree(link, place)
         if place.is_dir() and not link.is_symlink():
             link.symlink_to(place.relative_to(root))
 
 
-def _move(source: Path, target: Path) -> None:
-    """Move what is in a folder to another, which may have folders of the same names."""
+def _move_tree(source: Path, target: Path) -> None:
+    """Move a directory's entries to another, merging subdirectories."""
     for path in source.iterdir():
         place = target / path.name
         if path.is_dir() and not path.is_symlink() and place.is_dir():
-            _move(path, place)
+            _move_tree(path, place)
         else:
             path.rename(place)
     source.rmdir()
 
 
 @contextmanager
-def only_one_at_a_time(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder meanwhile."""
+def locked_directory(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a directory."""
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -199,10 +199,10 @@ def output(
     timeout: float = 60,
     folder: Path | None = None,
 ) -> str:
-    """Return what a program prints.
+    """Return the output of a program.
 
     Raises:
-        subprocess.CalledProcessError: It failed.
+        subprocess.CalledProcessError: If it fails.
     """
     done = subprocess.run(
         command, env=environment, cwd=folder, timeout=timeout, capture_output=True, check=True

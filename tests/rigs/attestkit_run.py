@@ -1,7 +1,7 @@
-"""`attestkit run` as a process, for any test that has programs of its own to run there.
+"""`attestkit run` as a process, for tests with their own programs.
 
-Who runs the tests runs it: root in a mount namespace, others in a user namespace. Root's tests that
-are about others run as a whole under `ordinary_user`.
+It runs as the user of the tests: root in a mount namespace, others in a user namespace. Tests of
+ordinary users run as a whole under `ordinary_user` if root runs the tests.
 """
 
 import os
@@ -16,12 +16,13 @@ import pytest
 
 from attestkit.collateral import Collateral
 from attestkit.verifier import AttestationResult, Verifier
-from tests.rigs.emulator import PATIENCE, environment, missing
-from tests.rigs.namespaces import refusal, unshare
+from tests.rigs.emulator import PATIENCE, environment, missing_for_fuse
+from tests.rigs.namespaces import last_error_line, unshare_command
 
 RUN = (sys.executable, "-m", "attestkit", "run")
 
-# A quote for $1, in the current folder, with what it takes to verify it: any program can do that.
+# Write a quote for $1, and the files that verify it, to the current directory; plain shell
+# suffices.
 SHELL = """
 cp /run/attestkit/trust-anchor.der /run/attestkit/collateral.json .
 entry=/sys/kernel/config/tsm/report/of-a-shell
@@ -33,16 +34,18 @@ rmdir "$entry"
 
 
 @cache
-def why_not() -> str:
-    """Return why this user cannot have a namespace here, nothing if it is possible."""
-    if why := missing():
+def missing_for_run() -> str:
+    """Return why this user cannot have a namespace here, or ""."""
+    if why := missing_for_fuse():
         return why
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "/dev/fuse may not be opened"
-    return refusal(unshare("--mount", "mount", "-t", "tmpfs", "attestkit", "/sys/kernel"))
+    return last_error_line(
+        unshare_command("--mount", "mount", "-t", "tmpfs", "attestkit", "/sys/kernel")
+    )
 
 
-requires_run = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be had")
+requires_run = pytest.mark.skipif(bool(missing_for_run()), reason=missing_for_run() or "available")
 
 
 def run(
@@ -68,7 +71,7 @@ def start(
     options: Sequence[str] = (),
     **more: Any,
 ) -> "subprocess.Popen[str]":
-    """Start a program there. Its stderr is open for as long as anything of it is left."""
+    """Start a program on such a machine. Its stderr is open until all its processes have ended."""
     return subprocess.Popen(
         [*RUN, *options, "--", *words],
         env=environment(),
@@ -80,19 +83,19 @@ def start(
     )
 
 
-def said(process: "subprocess.Popen[str]") -> str:
+def read_line(process: "subprocess.Popen[str]") -> str:
     """Return the next line that the program prints."""
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
 def verify(quote: bytes, anchor: bytes, collateral: str, report_data: bytes) -> AttestationResult:
-    """Return the verdict on a quote from there; an error if it is not believed."""
+    """Verify a quote of such a machine, and return the result."""
     verifier = Verifier(trust_anchor=anchor, collateral=Collateral.from_json(collateral))
     return verifier.verify(quote, report_data=report_data)
 
 
 def verify_files(folder: Path, report_data: bytes) -> AttestationResult:
-    """Return the verdict on what SHELL left in a folder."""
+    """Verify the files that SHELL has written, and return the result."""
     quote, anchor = ((folder / name).read_bytes() for name in ("quote", "trust-anchor.der"))
     return verify(quote, anchor, (folder / "collateral.json").read_text(), report_data)

@@ -1,4 +1,4 @@
-"""Chromium without a window, for rigs that look at pages."""
+"""Headless Chromium for rigs that check pages."""
 
 import contextlib
 import importlib.util
@@ -21,12 +21,12 @@ MARKS: Final = [
     pytest.mark.rig,
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]
-"""What a file of such rigs has as its `pytestmark`."""
+"""Marks of such rigs."""
 
 
 @contextlib.contextmanager
 def open_browser() -> Iterator[Any]:
-    """Run one until the end of the block."""
+    """Run Chromium until the end of the block."""
     from playwright.sync_api import sync_playwright
 
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]

@@ -1,4 +1,4 @@
-"""A copy of this checkout, for a core that is built in another way, and its tests run there."""
+"""Copy of this checkout, with tests for a core that is built differently."""
 
 import os
 import re
@@ -19,63 +19,63 @@ _LEFT_OUT = shutil.ignore_patterns("__pycache__", "node_modules", "*.so", "*.o",
 
 
 class Outcome(NamedTuple):
-    """How a run of pytest ended."""
+    """Result of a pytest run."""
 
     counts: Counter[str]  # passed, skipped, failed
-    text: str  # of the failures, or of the run where it had no tests
+    text: str  # of the failures, or of the run if it had no tests
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {what}" for what, count in sorted(self.counts.items()))
 
     @property
     def good(self) -> bool:
-        """Whether tests ran and none failed."""
+        """Return whether tests ran and none failed."""
         return self.counts["passed"] > 0 and self.counts["failed"] == 0
 
 
 def core_tests() -> list[str]:
-    """Return the tests of the C core, as the Makefile has them."""
+    """Return the tests of the C core, from the Makefile."""
     found = _CORE_TESTS.search((ROOT / "Makefile").read_text())
     assert found is not None
     return found[1].replace("\\", "").split()
 
 
 def copy_checkout(folder: Path) -> Path:
-    """Return a copy of the checkout without a compiled core, in `folder`; it finds the samples."""
-    place = folder / "checkout"
-    place.mkdir()
+    """Copy the checkout without a compiled core to `folder`; the samples are accessible."""
+    checkout = folder / "checkout"
+    checkout.mkdir()
     for name in ("attestkit", "tests", "fuzz"):
-        shutil.copytree(ROOT / name, place / name, ignore=_LEFT_OUT)
+        shutil.copytree(ROOT / name, checkout / name, ignore=_LEFT_OUT)
     for name in ("build_cffi.py", "build_sbom.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, place)
+        shutil.copy(ROOT / name, checkout)
     if HAVE_SHARED:
         (folder / "shared").symlink_to(SHARED)
-    return place
+    return checkout
 
 
 def run_tests(
-    command: Sequence[str], place: Path, *, seconds: float, examples: int, **environment: str
+    command: Sequence[str], checkout: Path, *, seconds: float, examples: int, **environment: str
 ) -> Outcome:
-    """Run pytest in a checkout, with at most so many examples of each property.
+    """Run pytest in a checkout, with a limit on the examples of each property.
 
-    `command` is how it is started, and what it is told.
+    `command` starts pytest, with its options.
     """
     environment["ATTESTKIT_MOST_EXAMPLES"] = str(examples)
-    report = place / "report.xml"
+    report = checkout / "report.xml"
     done = subprocess.run(
         [*command, f"--junitxml={report}", "-q", *_PLUGINS],
-        cwd=place,
+        cwd=checkout,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
         capture_output=True,
         text=True,
         timeout=seconds,
         check=False,
     )
-    return outcome_of(report, done.stdout + done.stderr)
+    return parse_report(report, done.stdout + done.stderr)
 
 
-def outcome_of(report: Path, printed: str) -> Outcome:
-    """Return what pytest's report in XML says; `printed` is what it printed."""
+def parse_report(report: Path, printed: str) -> Outcome:
+    """Return the result in pytest's XML report; `printed` is the output of pytest."""
     if not report.exists():
         return Outcome(Counter(failed=1), printed)
     counts: Counter[str] = Counter()

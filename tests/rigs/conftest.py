@@ -1,16 +1,16 @@
-"""Rigs that several files of tests share."""
+"""Rigs shared by several test files."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.rigs.docker_engine import DockerEngine, missing, running_engine
+from tests.rigs.docker_engine import DockerEngine, missing_for_docker, running_engine
 
 
 @pytest.fixture(scope="session")
 def docker() -> Iterator[DockerEngine]:
-    """A real container engine of our own; a test that stops it starts it again."""
-    if missing():
-        pytest.skip(missing())
+    """Run a separate container engine; a test that stops it must start it again."""
+    if missing_for_docker():
+        pytest.skip(missing_for_docker())
     with running_engine() as engine:
         yield engine

@@ -1,7 +1,8 @@
-"""Serve the pages of an app where everybody tries to break out, until SIGTERM; a program.
+"""Serve the pages of an app with hostile names until SIGTERM; run as a program.
 
-Names of the app, its containers, their images and its events are what an attacker would choose. It
-prints the URL; with --failing its engine answers every other time, --hidden hides the measurements.
+The names of the app, its containers, their images and its events are injection attempts. The
+program prints the URL; with --failing every second engine request fails, --hidden hides the
+measurements.
 """
 
 import json
@@ -18,11 +19,11 @@ from attestkit.errors import BackendUnavailableError
 from attestkit.serve import listener_apps
 from attestkit.serve.docker.engine import Container
 from attestkit.serve.http.server import Listener, run
-from attestkit.serve.http.views import Answer, Asked, View
+from attestkit.serve.http.views import View, ViewRequest, ViewResponse
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.services.context import Guest
 from attestkit.serve.services.worker_api import SERVICE
-from tests.serve.pages.page import Engine, container
+from tests.serve.pages.page import Engine, create_container
 from tests.untyped import untyped
 
 HOSTILE = (
@@ -39,19 +40,19 @@ HOSTILE = (
 )
 
 
-class Failing(Engine):
-    """An engine that answers every other time."""
+class FailingEngine(Engine):
+    """Container engine that fails every second request."""
 
-    async def list(self) -> Sequence[Container]:
-        """Return the containers, or complain in markup."""
-        found = await super().list()
+    async def list_containers(self) -> Sequence[Container]:
+        """Return the containers, or raise an error with markup."""
+        found = await super().list_containers()
         if self.asked % 2 == 0:
-            raise BackendUnavailableError(HOSTILE[1])
+            raise BackendUnavailableError(HOSTILE[1], reason="missing")
         return found
 
 
-async def _logs(_: Guest, asked: Asked) -> Answer:
-    return Answer(b"text/plain; charset=utf-8", asked.name.encode())
+async def _logs(_: Guest, request: ViewRequest) -> ViewResponse:
+    return ViewResponse(b"text/plain; charset=utf-8", request.name.encode())
 
 
 def _make(attester: Attester) -> Guest:
@@ -66,10 +67,10 @@ def _make(attester: Attester) -> Guest:
         random=os.urandom,
     )
     containers = [
-        container([f"{text}"], text, text, text, f"{index}{text}")
+        create_container([f"{text}"], text, text, text, f"{index}{text}")
         for index, text in enumerate(HOSTILE)
     ]
-    engine = Failing if "--failing" in sys.argv else Engine
+    engine = FailingEngine if "--failing" in sys.argv else Engine
     guest.containers = untyped(engine(*containers))
     return guest
 
@@ -80,7 +81,7 @@ def _tell(line: str) -> None:
 
 
 def main() -> None:
-    """Serve."""
+    """Run the server."""
     compose = {
         "manifest_version": 2,
         "name": HOSTILE[0],
@@ -97,7 +98,7 @@ def main() -> None:
         app = RpcApp(
             guest,
             [SERVICE],
-            views=listener_apps.page_views(guest, {"/logs/": View(_logs, named=True)}),
+            views=listener_apps.make_views(guest, {"/logs/": View(_logs, named=True)}),
         )
         listening = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/"

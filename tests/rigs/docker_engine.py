@@ -1,4 +1,4 @@
-"""A real dockerd of our own: its files in a temporary folder, its image made here, no registry."""
+"""Separate dockerd: files in a temporary directory, a local image, no registry."""
 
 import contextlib
 import os
@@ -15,27 +15,27 @@ from typing import Final
 from tests.serve.client import Connection
 
 IMAGE: Final = "localhost/busybox:1"
-PATIENCE: Final = 60  # seconds that a loaded machine may take for what usually takes one
+PATIENCE: Final = 60  # seconds before a step counts as hung
 APPLETS: Final = ("sh", "cat", "echo", "printf", "seq", "sleep", "yes", "head", "true")
 
 
-def missing() -> str:
-    """Return why no engine can run here, nothing if one can."""
+def missing_for_docker() -> str:
+    """Return why no engine can run here, or ""."""
     for program, package in (
         *(("dockerd", "docker.io"), ("docker", "docker-cli")),
         ("busybox", "busybox-static"),
     ):
         if shutil.which(program) is None:
-            return f"{program} is not here (Debian: apt install {package})"
+            return f"{program} is missing (Debian: apt install {package})"
     return "" if os.geteuid() == 0 else "dockerd needs root"
 
 
 class DockerEngine:
-    """The engine, and its own command line to compare with.
+    """Container engine, and its command line for comparisons.
 
     Attributes:
-        address: What $DOCKER_HOST has to say.
-        process: The daemon, as long as it runs.
+        address: Value of $DOCKER_HOST.
+        process: The daemon while it runs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,10 +45,10 @@ class DockerEngine:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the daemon, and wait until it answers."""
+        """Start the daemon, and wait until it responds."""
         folder = self._folder
-        # The containerd of a daemon that was killed has gone with it; as long as nobody has reaped
-        # it, the next daemon would wait for its end.
+        # The containerd of a killed daemon has ended, too; the next daemon would wait for the
+        # process until it is reaped.
         (folder / "exec/containerd/containerd.pid").unlink(missing_ok=True)
         with (folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -68,14 +68,14 @@ class DockerEngine:
             time.sleep(0.02)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """End the daemon. Its containers end with it, or when it is started anew."""
+        """Stop the daemon. Its containers end now, or when it is started again."""
         assert self.process is not None
         self.process.send_signal(number)
         self.process.wait(PATIENCE)
         self.process = None
 
     def cli(self, *words: str) -> "subprocess.CompletedProcess[bytes]":
-        """Run the engine's own command line; it must succeed."""
+        """Run the engine's command line, which must succeed."""
         done = subprocess.run(
             ["docker", *words],
             env=self.environment(),
@@ -88,13 +88,13 @@ class DockerEngine:
         return done
 
     def version(self) -> tuple[int, int]:
-        """Return the first two parts of the daemon's version."""
+        """Return the first two components of the daemon's version."""
         text = self.cli("version", "--format", "{{.Server.Version}}").stdout.decode()
         major, minor = text.split(".")[:2]
         return int(major), int(minor)
 
     def logs(self, name: str, *options: str) -> bytes:
-        """Return what `docker logs` prints, both channels in the order of the log."""
+        """Return the output of `docker logs`, both channels in the order of the log."""
         return subprocess.run(
             ["docker", "logs", *options, name],
             env=self.environment(),
@@ -118,7 +118,7 @@ class DockerEngine:
     def attached(
         self, name: str, script: str, *options: str
     ) -> "Iterator[subprocess.Popen[bytes]]":
-        """Run a container with our hand on its standard input, and remove it at the end."""
+        """Run a container with a pipe as standard input, and remove it at the end."""
         words = self._words(name, script, "--interactive", *options)
         with subprocess.Popen(
             ["docker", "run", *words],
@@ -134,7 +134,7 @@ class DockerEngine:
                 process.kill()
 
     def connections(self) -> int:
-        """Return how many clients the daemon has."""
+        """Return the number of the daemon's clients."""
         lines = Path("/proc/net/unix").read_text().splitlines()
         return sum(line.endswith(f" {self._socket}") and " 03 " in line for line in lines)
 
@@ -150,7 +150,7 @@ class DockerEngine:
         self.cli("import", str(archive), IMAGE)
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of a program that asks this engine."""
+        """Return the environment of a client of this engine."""
         settings = {"DOCKER_HOST": self.address, "DOCKER_CONFIG": str(self._folder)}
         return {**os.environ, **settings}
 
@@ -178,7 +178,7 @@ class DockerEngine:
 
 @contextlib.contextmanager
 def running_engine() -> Iterator[DockerEngine]:
-    """Run an engine with its image until the end of the block; nothing of it stays."""
+    """Run an engine with its image until the end of the block, and remove its files."""
     with tempfile.TemporaryDirectory(prefix="ak") as folder:
         engine = DockerEngine(Path(folder))
         engine.start()
@@ -188,7 +188,7 @@ def running_engine() -> Iterator[DockerEngine]:
         finally:
             if engine.process is not None:
                 engine.stop()
-            # What a daemon that was killed has left mounted.
+            # mounts left by a killed daemon
             for line in Path("/proc/self/mountinfo").read_text().splitlines()[::-1]:
                 if (place := line.split()[4]).startswith(f"{folder}/"):
                     subprocess.run(["umount", place], check=True)

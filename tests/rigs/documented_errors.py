@@ -1,8 +1,8 @@
-"""Tables of tests that can be laid beside those of linux-tee-abi.md, the shared specification.
+"""Test tables that correspond to the tables of the shared specification linux-tee-abi.md.
 
-Each `Case` cites the row that it is of by its first cells. A case arms faults in the emulator,
-counts how often the operation they strike is reached, and knows the one error that must come of it.
-`spec_table` reads the specification's own table, so that a test can say that no row was forgotten.
+Each `Case` cites its row by the row's first cells. A case arms faults in the emulator, counts how
+often the affected operation is reached, and states the expected error. `spec_table` reads the
+specification's table, so that a test can check that no row is missing.
 """
 
 import contextlib
@@ -17,53 +17,53 @@ import pytest
 import attestkit
 from attestkit.backends.simulator.faults.fault_specs import Fault
 from attestkit.backends.tsm.configfs_files import TsmSystem
-from attestkit.errors import AttestKitError
+from attestkit.errors import AttestKitError, BackendError
 from tests.rigs.emulator import REPORTS, Emulator, emulator
 from tests.vectors import SHARED
 
 SPEC: Final = SHARED / "spec/linux-tee-abi.md"
-needs_spec = pytest.mark.skipif(not SPEC.is_file(), reason="the shared specification is not here")
+needs_spec = pytest.mark.skipif(not SPEC.is_file(), reason="the shared specification is missing")
 
-ASKED: Final = bytes(range(64))
+REPORT_DATA: Final = bytes(range(64))
 OTHER: Final = bytes(range(64, 128))
 
-# Where an error says that it was, as patterns below the emulator's root.
+# Paths of errors, as patterns below the emulator's root.
 FOLDER: Final = REPORTS
 ENTRY: Final = rf"{REPORTS}/attestkit-\d+-[0-9a-f]{{32}}"
 DEVICE: Final = "dev/tdx_guest"
 
-_FAR: Final = 100_000  # how often an operation may go well before a fault that only counts
+_FAR: Final = 100_000  # skip count of a fault that only counts operations
 
 
 class Case(NamedTuple):
-    """One way into a row of a table, and what comes of it."""
+    """One cause of a row's error, and the expected result."""
 
-    row: tuple[str, ...]  # the row's first cells, to the letter
+    row: tuple[str, ...]  # the row's first cells, verbatim
     armed: str  # faults, with blanks between; the first one's operation is counted, and one that
     # is skipped more often than a request does it (@9) is there to be counted only
-    error: type[AttestKitError] | None  # None: the request is good all the same
-    where: str = ""  # pattern of the path in the error's text; empty: it names none
-    words: str = ""  # pattern of what else the text says: what to do
-    reached: int = 1  # how often the operation was, in this request
-    waits: float = 0.0  # seconds that the request slept, by a clock of the test's
-    again: bool = True  # the next request is good, once the fault is gone
-    on: tuple[str, ...] = ()  # the machines that it is for; none: all of the table's
+    error: type[AttestKitError] | None  # None: the request succeeds
+    reason: str = ""  # of the error; empty: not checked, as another package defines it
+    path: str = ""  # pattern of the error's path, below the emulator's root; empty: none
+    reached: int = 1  # how often the request reaches the operation
+    waits: float = 0.0  # seconds that the request sleeps, by the test's clock
+    again: bool = True  # the next request succeeds, once the fault is cleared
+    on: tuple[str, ...] = ()  # machines of the case; empty: all of the table's
     options: Mapping[str, object] = {}  # of the backend
 
 
-def label(case: Case) -> str:
-    """Return the name of a case's test."""
+def case_id(case: Case) -> str:
+    """Return the test ID of a case."""
     options = "".join(f"-{name}={value}" for name, value in case.options.items())
     return re.sub(r"\s+", "+", case.armed) + options
 
 
 def on_machines(cases: tuple[Case, ...], machines: tuple[str, ...]) -> list[object]:
-    """Return machine and case for each pair that belongs together, the table's order kept."""
+    """Return a parameter with machine and case for each matching pair, in the table's order."""
     return [
         pytest.param(
             machine,
             case,
-            id=f"{machine}-{label(case)}",
+            id=f"{machine}-{case_id(case)}",
         )
         for machine in machines
         for case in cases
@@ -71,8 +71,8 @@ def on_machines(cases: tuple[Case, ...], machines: tuple[str, ...]) -> list[obje
     ]
 
 
-class Clock:
-    """Seconds that pass only when somebody sleeps."""
+class FakeClock:
+    """Clock that advances only in sleep()."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -82,7 +82,7 @@ class Clock:
         return self.time
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the time."""
         self.time += seconds
 
 
@@ -90,7 +90,7 @@ class Clock:
 
 
 class Fleet:
-    """Machines by name, each started for the first test that wants it, for all of a module's."""
+    """Machines by name, each started for the first test that needs it and shared by a module."""
 
     def __init__(self, options: Mapping[str, Mapping[str, object]]) -> None:
         self._options = options
@@ -100,7 +100,7 @@ class Fleet:
     def __getitem__(self, name: str) -> Emulator:
         """Return a machine."""
         if name not in self._running:
-            # What `emulator` takes by name is typed there; here it is a table of tests.
+            # The keyword arguments of `emulator` are typed; those here come from a table.
             start: Callable[..., contextlib.AbstractContextManager[Emulator]] = emulator
             self._running[name] = self._stack.enter_context(start(**self._options[name]))
         return self._running[name]
@@ -108,7 +108,7 @@ class Fleet:
     @classmethod
     @contextlib.contextmanager
     def of(cls, options: Mapping[str, Mapping[str, object]]) -> Iterator["Fleet"]:
-        """Have machines until the end of the block; none of them may have complained."""
+        """Run machines until the end of the block, and assert that their stderr is empty."""
         fleet = cls(options)
         with fleet._stack:
             yield fleet
@@ -116,12 +116,12 @@ class Fleet:
                 assert machine.errors.read_text() == "", name
 
 
-# -- asking ------------------------------------------------------------------------------------
+# -- requests ----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def undisturbed(machine: Emulator) -> Iterator[Emulator]:
-    """Give a machine, just booted, to one test; nothing is armed, left or open behind it."""
+def fresh_machine(machine: Emulator) -> Iterator[Emulator]:
+    """Reboot a machine for one test; assert that no fault, entry or descriptor is left."""
     machine.clear_faults()
     machine.reboot()
     before = _descriptors()
@@ -131,16 +131,30 @@ def undisturbed(machine: Emulator) -> Iterator[Emulator]:
     assert _descriptors() == before
 
 
+@pytest.fixture(scope="module")
+def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """Run the MACHINES of a test module."""
+    with Fleet.of(request.module.MACHINES) as machines:
+        yield machines
+
+
+@pytest.fixture
+def machine(fleet: Fleet, request: pytest.FixtureRequest) -> Iterator[Emulator]:
+    """Return a rebooted machine; a leftover entry or descriptor fails the test."""
+    with fresh_machine(fleet[request.param]) as machine:
+        yield machine
+
+
 def _descriptors() -> list[str]:
     found = []
     for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the folder's own
+        with contextlib.suppress(FileNotFoundError):  # of the directory itself
             found.append(f"{entry.name} {entry.readlink()}")
     return sorted(found)
 
 
-def arm(machine: Emulator, *specs: str) -> Callable[[], int]:
-    """Arm faults; return what tells how often the operation of the first was reached since."""
+def arm_faults(machine: Emulator, *specs: str) -> Callable[[], int]:
+    """Arm faults; return a function that counts the operations of the first one since."""
     first = Fault.parse(specs[0])
     machine.fault(*specs, str(first._replace(times=1, skip=_FAR)))
 
@@ -156,8 +170,8 @@ def _same(fault: Fault, other: Fault) -> bool:
     return fault.operation == other.operation
 
 
-def ask(tee: attestkit.Attester, report_data: bytes) -> bytes:
-    """Ask for a quote, or where there are none for evidence; return the report data in it."""
+def request_report_data(tee: attestkit.Attester, report_data: bytes) -> bytes:
+    """Request a quote, or evidence on SEV-SNP; return the report data in it."""
     if tee.has_quotes:
         return tee.get_quote(report_data).report_data
     report = tee.attest(report_data).snp_report
@@ -165,28 +179,32 @@ def ask(tee: attestkit.Attester, report_data: bytes) -> bytes:
     return report.report_data
 
 
-def open_tsm(machine: Emulator, clock: Clock, **options: object) -> attestkit.Attester:
-    """Open configfs-tsm; nobody sleeps in earnest."""
+def open_tsm(machine: Emulator, clock: FakeClock, **options: object) -> attestkit.Attester:
+    """Open configfs-tsm with the fake clock."""
     system = TsmSystem(clock=clock, sleep=clock.sleep)
     return attestkit.open("configfs_tsm", root=machine.root, system=system, **options)
 
 
-def meet(
-    case: Case, machine: Emulator, clock: Clock, request: Callable[[bytes], bytes], left: int = 0
+def check_case(
+    case: Case,
+    machine: Emulator,
+    clock: FakeClock,
+    request: Callable[[bytes], bytes],
+    left: int = 0,
 ) -> None:
-    """Make a request into a case: its error, after so many tries; then a good one, nothing left.
+    """Make a request that triggers a case, check its error and attempts, then make a good request.
 
     Args:
-        case: What goes wrong.
-        machine: Where.
-        clock: By which the request waits.
-        request: Asks for something over 64 bytes and returns those in the answer.
-        left: How many report entries the first request leaves for the next one to remove.
+        case: The case.
+        machine: Its machine.
+        clock: The clock of the request.
+        request: Requests evidence over 64 bytes, and returns the report data in it.
+        left: Number of report entries that the next request removes.
     """
     began = clock.time
-    reached = arm(machine, *case.armed.split())
-    with told(case, machine.root):
-        assert request(ASKED) == ASKED
+    reached = arm_faults(machine, *case.armed.split())
+    with expect_error(case, machine.root):
+        assert request(REPORT_DATA) == REPORT_DATA
     assert reached() == case.reached
     assert clock.time - began == pytest.approx(case.waits)
     assert len(machine.entries()) == left
@@ -197,41 +215,52 @@ def meet(
 
 
 @contextlib.contextmanager
-def told(case: Case, root: Path) -> Iterator[None]:
-    """Expect the case's error, and its text, of the block; of a case without one, nothing."""
+def expect_error(case: Case, root: Path) -> Iterator[None]:
+    """Expect the case's error in the block, or success."""
     if case.error is None:
         yield
         return
     with pytest.raises(AttestKitError) as caught:
         yield
-    check(caught.value, case, root)
+    check_error(caught.value, case, root)
 
 
-def check(error: AttestKitError, case: Case, root: Path) -> None:
-    """Check what an error is, and that it says what was wrong, where, and what to do."""
+def check_error(error: AttestKitError, case: Case, root: Path) -> None:
+    """Check type, reason, errno and path of an error; its text has errno and path."""
     text = str(error)
     assert type(error) is case.error, text
+    assert case.reason in {"", error.reason}, (error.reason, text)
+    chain = list(_causes(error))
     last = Fault.parse(case.armed.split()[-1]) if case.armed else None
     if last is not None and last.number and not last.skip:
         assert errno.errorcode[last.number] in text
-        assert isinstance(error.__cause__, (OSError, AttestKitError))
-    if case.where:
-        assert re.search(rf"{re.escape(str(root))}/{case.where}(?![\w/])", text), text
-    assert re.search(case.words, text), text
+        assert [cause.errno for cause in chain if isinstance(cause, OSError)] == [last.number]
+    if case.path:
+        pattern = rf"{re.escape(str(root))}/{case.path}"
+        if isinstance(error, BackendError):
+            assert re.fullmatch(pattern, error.path), error.path
+        assert re.search(rf"{pattern}(?![\w/])", text), text
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__
 
 
 # -- the specification -------------------------------------------------------------------------
 
 
 def spec_section(number: str) -> str:
-    """Return the text of a section, `2.5` or `3`, without those below it."""
+    """Return the text of section `2.5` or `3`, without its subsections."""
     _, _, rest = SPEC.read_text().partition(f"{'#' * (number.count('.') + 2)} {number}")
     assert rest, f"there is no section {number}"
     return re.split(r"^#", rest, maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def spec_table(number: str, head: str, cells: int) -> list[tuple[str, ...]]:
-    """Return the first cells of each row of the table in a section whose first column is `head`."""
+    """Return the first cells of each row of a section's table whose first column is `head`."""
     rows = [
         tuple(cell.strip() for cell in line.strip("|").split("|"))
         for line in spec_section(number).splitlines()
@@ -242,5 +271,5 @@ def spec_table(number: str, head: str, cells: int) -> list[tuple[str, ...]]:
 
 
 def rows_of(cases: tuple[Case, ...]) -> list[tuple[str, ...]]:
-    """Return the rows that cases are of, each once, in their order."""
+    """Return the distinct rows of cases, in order."""
     return list(dict.fromkeys(case.row for case in cases))

@@ -1,10 +1,10 @@
-"""The emulator of the kernel's TEE files as a process of its own, for any test that needs them.
+"""Emulator of the kernel's TEE files in a separate process.
 
     with emulator(kernel="6.12") as machine:
         backend = ConfigfsTsm(root=machine.root)
         machine.fault("ebusy:3")
 
-`requires_fuse` skips a test where it cannot run; such tests carry the marker `rig` too.
+`requires_fuse` skips a test on machines without FUSE; such tests have the marker `rig`, too.
 """
 
 import contextlib
@@ -26,59 +26,61 @@ from attestkit.backends.simulator.faults.fault_specs import Fault
 from attestkit.collateral import Collateral
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 60  # seconds that a loaded machine may take for what usually takes one
+PATIENCE = 60  # seconds before a step counts as hung
 SEED = "22" * 32
 REPORTS = "sys/kernel/config/tsm/report"
 
 
-def missing() -> str:
-    """Return why the emulator cannot run here, nothing if it can."""
+def missing_for_fuse() -> str:
+    """Return why the emulator cannot run here, or ""."""
     if not Path("/dev/fuse").exists():
-        return "/dev/fuse is not here"
+        return "/dev/fuse is missing"
     if shutil.which("fusermount3") is None:
-        return "fusermount3 is not here (Debian: apt install fuse3)"
+        return "fusermount3 is missing (Debian: apt install fuse3)"
     if find_spec("mfusepy") is None:
-        return "mfusepy is not here (pip install 'attestkit[fuse]')"
+        return "mfusepy is missing (pip install 'attestkit[fuse]')"
     return ""
 
 
-requires_fuse = pytest.mark.skipif(bool(missing()), reason=missing() or "FUSE is here")
+requires_fuse = pytest.mark.skipif(
+    bool(missing_for_fuse()), reason=missing_for_fuse() or "available"
+)
 
 
 class Emulator(NamedTuple):
-    """A running emulator."""
+    """Running emulator."""
 
-    root: Path  # looks like a root folder
+    root: Path  # has the layout of a root directory
     process: "subprocess.Popen[str]"
-    line: str  # that said it was ready
-    errors: Path  # what it says on stderr
-    qgs: str | None  # where its quote generation service listens
+    line: str  # printed when it was ready
+    errors: Path  # its stderr
+    qgs: str | None  # address of its quote generation service
 
     @property
     def pid(self) -> int:
-        """The process that answers."""
+        """Return the PID of the FUSE process."""
         return self.process.pid
 
     def fault(self, *specs: str) -> None:
-        """Let something go wrong, after what is armed already; UsageError for an unknown name."""
+        """Add faults; UsageError for an unknown name."""
         for spec in specs:
             Fault.parse(spec)
         self._control("faults", "\n".join(specs), os.O_APPEND)
 
     def clear_faults(self) -> None:
-        """Let nothing go wrong any more."""
+        """Remove all faults."""
         self._control("faults", "", os.O_TRUNC)
 
     def armed(self) -> list[str]:
-        """Return what has not struck yet."""
+        """Return the remaining faults."""
         return (self.root / "attestkit/faults").read_text().splitlines()
 
     def reboot(self) -> None:
-        """Start the machine anew: registers and boot id change, entries are gone."""
+        """Reboot the machine: registers and boot ID change, entries are removed."""
         self._control("reset", "1")
 
     def kexec(self) -> None:
-        """Start another kernel: the boot id changes, entries are gone, registers stay."""
+        """Start another kernel: the boot ID changes, entries are removed, registers stay."""
         self._control("kexec", "1")
 
     def _control(self, name: str, text: str, flags: int = 0) -> None:
@@ -91,35 +93,35 @@ class Emulator(NamedTuple):
 
     @property
     def trust_anchor(self) -> bytes:
-        """The root certificate (DER) that vouches for its quotes."""
+        """Return the root certificate (DER) of its quotes."""
         return (self.root / "attestkit/trust-anchor.der").read_bytes()
 
     def collateral(self) -> Collateral:
-        """What its stand-in for Intel says now."""
+        """Return the current collateral of its simulated PCS."""
         return Collateral.load(self.root / "attestkit/collateral.json")
 
     @property
     def boot_id(self) -> str:
-        """The boot id, without its newline."""
+        """Return the boot ID, without its newline."""
         return (self.root / "proc/sys/kernel/random/boot_id").read_text().strip()
 
     def entries(self) -> list[str]:
-        """Return the names of the report entries that exist."""
+        """Return the names of the report entries."""
         return sorted(entry.name for entry in (self.root / REPORTS).iterdir())
 
     def rtmr(self, number: int) -> bytes:
-        """Return what a register holds; there are no such files before Linux 6.16."""
+        """Return a register's value from its file, which exists since Linux 6.16."""
         folder = self.root / "sys/devices/virtual/misc/tdx_guest/measurements"
         return (folder / f"rtmr{number}:sha384").read_bytes()
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment without what changes a backend's mind."""
+    """Return this process's environment without variables that affect a backend."""
     ours = ("ATTESTKIT_", "DSTACK_", "DCAP_", "TAPPD_", "PYTHONPATH")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     if "ATTESTKIT_PURE_PYTHON" in os.environ:
         kept["ATTESTKIT_PURE_PYTHON"] = os.environ["ATTESTKIT_PURE_PYTHON"]
-    # The packages too, for a test may run under another interpreter than that of their folder.
+    # The packages, too: a test may run with another interpreter than theirs.
     packages = [path for path in sys.path if path.endswith("site-packages")]
     return {
         **kept,
@@ -134,7 +136,7 @@ def command(folder: Path, *options: str) -> list[str]:
 
 
 def options_of(faults: Sequence[str], given: dict[str, object]) -> list[str]:
-    """Return the command line options for keywords: quote_version=5 becomes --quote-version=5."""
+    """Return command line options for keywords: quote_version=5 becomes --quote-version=5."""
     words = [f"--fault={fault}" for fault in faults]
     for name, value in given.items():
         option = f"--{name.replace('_', '-')}"
@@ -156,12 +158,12 @@ def emulator(
     """Run an emulator until the end of the block.
 
     Args:
-        faults: What goes wrong from the start.
-        qgs: Whether it has a quote generation service, on a unix socket.
-        seed: 64 hex digits; None: as the emulator has it, random or of its `state_dir`.
+        faults: Initial faults.
+        qgs: Whether to run a quote generation service on a UNIX socket.
+        seed: 64 hex digits; None for a random one, or that of its `state_dir`.
         options: Of `attestkit mount`: provider, kernel, driver, quote_version, state_dir, ...
     """
-    # Short, for the path of a socket has little room; a leftover mount is nobody's folder.
+    # Short, since sun_path is limited; a stale mount has another directory.
     top = Path(tempfile.mkdtemp(prefix="ak"))
     root = top / "root"
     root.mkdir()
@@ -171,7 +173,7 @@ def emulator(
         with (top / "stderr").open("w") as errors:
             process = subprocess.Popen(
                 command(root, *words),
-                env={**environment(), "TMPDIR": str(top)},  # so that a killed one leaves nothing
+                env={**environment(), "TMPDIR": str(top)},  # so that a killed one leaves no files
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -199,7 +201,7 @@ def _wait(process: "subprocess.Popen[str]", root: Path, errors: Path, qgs: str |
 
 
 def stop(process: "subprocess.Popen[str]", root: Path) -> int:
-    """End an emulator, and see to it that nothing is mounted; return its exit code."""
+    """Stop an emulator, unmount its files, and return its exit code."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:

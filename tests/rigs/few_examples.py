@@ -1,4 +1,4 @@
-"""A pytest plugin for a copied checkout: fewer examples, and what Python is called there."""
+"""Pytest plugin for a copied checkout: fewer examples, and the name of an emulated Python."""
 
 import functools
 import os
@@ -10,24 +10,26 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 
-def bounded(init: Callable[..., None], most: int) -> Callable[..., None]:
-    """Bound what tests ask for by themselves, which a profile would not."""
+def limit_examples(init: Callable[..., None], most: int) -> Callable[..., None]:
+    """Limit max_examples of explicit settings, which a profile does not override."""
 
     @functools.wraps(init)
-    def fewer(self: settings, *args: Any, **wanted: Any) -> None:
-        if isinstance(asked := wanted.get("max_examples"), int):
-            wanted["max_examples"] = min(asked, most)
-        init(self, *args, **wanted)
+    def fewer(self: settings, *args: Any, **options: Any) -> None:
+        if isinstance(count := options.get("max_examples"), int):
+            options["max_examples"] = min(count, most)
+        init(self, *args, **options)
 
     return fewer
 
 
-# Now, before the tests are read.
+# before the tests are imported
 pytest.MonkeyPatch().setattr(
-    settings, "__init__", bounded(settings.__init__, int(os.environ["ATTESTKIT_MOST_EXAMPLES"]))
+    settings,
+    "__init__",
+    limit_examples(settings.__init__, int(os.environ["ATTESTKIT_MOST_EXAMPLES"])),
 )
-# An emulated Python on a busy machine is slow, which says nothing of a property.
+# Deadlines do not apply to an emulated Python on a loaded machine.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
-# Under an emulator the kernel cannot start this Python by its own name.
+# Under an emulator the kernel cannot execute this Python by its own name.
 sys.executable = os.environ.get("ATTESTKIT_EMULATED_PYTHON", sys.executable)

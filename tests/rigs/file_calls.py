@@ -1,4 +1,4 @@
-"""Plain file calls on an emulator's files, as any program makes them: none of our backends."""
+"""Plain file calls on an emulator's files, without attestkit's backends."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ GET_REPORT0 = 0xC4405401
 MEASUREMENTS = "sys/devices/virtual/misc/tdx_guest/measurements"
 
 
-def put(path: Path, data: bytes, flags: int = 0) -> int:
+def write_once(path: Path, data: bytes, flags: int = 0) -> int:
     """Write in one call, and close."""
     fd = os.open(path, os.O_WRONLY | flags)
     try:
@@ -26,7 +26,7 @@ def put(path: Path, data: bytes, flags: int = 0) -> int:
         os.close(fd)
 
 
-def get(path: Path, size: int = 1 << 20) -> bytes:
+def read_once(path: Path, size: int = 1 << 20) -> bytes:
     """Read in one call."""
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -35,29 +35,29 @@ def get(path: Path, size: int = 1 << 20) -> bytes:
         os.close(fd)
 
 
-def failure(call: Callable[..., object], *words: object) -> str:
-    """Return the name of the errno that a call fails with."""
+def errno_name_of(call: Callable[..., object], *words: object) -> str:
+    """Return the name of the errno of a failing call."""
     with pytest.raises(OSError, match=r"\[Errno") as caught:
         call(*words)
     return errno.errorcode[caught.value.errno or 0]
 
 
 def new_entry(machine: Emulator, name: str = "test", inblob: bytes = b"") -> Path:
-    """Make a report entry; write its inblob if there is one."""
+    """Create a report entry; write its inblob, unless it is empty."""
     entry = machine.root / REPORTS / name
     entry.mkdir()
     if inblob:
-        put(entry / "inblob", inblob)
+        write_once(entry / "inblob", inblob)
     return entry
 
 
-def generation(entry: Path) -> int:
-    """Return an entry's count of writes."""
-    return int(get(entry / "generation"))
+def read_generation(entry: Path) -> int:
+    """Return an entry's generation."""
+    return int(read_once(entry / "generation"))
 
 
-def td_report(machine: Emulator, report_data: bytes) -> TdReport:
-    """Ask the device for a report."""
+def get_td_report(machine: Emulator, report_data: bytes) -> TdReport:
+    """Return a TD report of the device."""
     fd = os.open(machine.root / "dev/tdx_guest", os.O_RDWR)
     try:
         buffer = bytearray(report_data + bytes(1024))

@@ -1,8 +1,8 @@
-"""Programs that emit and attest on an emulated machine, and are killed: children of this one.
+"""Processes that emit and attest on an emulated machine, and can be killed.
 
-Run by a test as a program of its own, because it forks: all is loaded once, so that a child starts
-in milliseconds. Each line on standard input is a JSON array of orders. A child is started for each,
-they begin together, and the line that is printed then has what each of them said, and how it ended.
+Run by a test as a separate program, because it forks: all modules are loaded once, so that a child
+starts in milliseconds. Each input line is a JSON array of orders. A child is started for each
+order, all begin together, and the output line contains the messages and exit status of each.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from attestkit.event_log.journal_files import Folder, OsFolder
 from tests.keeping import Keeping
 from tests.rigs import journal_upstream
 
-LONGEST = 100  # seconds that a child may live: whatever hangs is seen
+LONGEST = 100  # seconds after which a child counts as hung
 HALVES = ("write", "append")
 
 Say = Callable[..., None]
@@ -40,30 +40,32 @@ Step = Callable[[str], None]
 
 
 class Order(NamedTuple):
-    """What a child is to do, and where."""
+    """Task of a child."""
 
     do: str  # a key of ACTIONS
     root: str  # of the machine
-    log: str  # the folder of the runtime log
-    qgs: str | None = None  # the QGS for TdxIoctl; None: ConfigfsTsm
-    names: tuple[str, ...] = ()  # of the events to emit
-    stop: int | str | None = None  # number or name of the step at which it dies; -1: list them
-    # Seconds: it is killed so long after the first thing it says, or after so long without one.
+    log: str  # directory of the runtime log
+    qgs: str | None = None  # QGS for TdxIoctl; None: ConfigfsTsm
+    names: tuple[str, ...] = ()  # names of the events to emit
+    stop: int | str | None = (
+        None  # number or name of the step at which it is killed; -1: list the steps
+    )
+    # Seconds from the first message to the kill, and the time limit for that message.
     kill: tuple[float, float] | None = None
-    room: int | None = None  # bytes that a file may have, until an event is refused
-    times: int = 0  # how often to attest
+    room: int | None = None  # maximum file size in bytes, until an event is refused
+    times: int = 0  # number of attestations
 
 
 class Child(NamedTuple):
-    """A child that runs."""
+    """A running child."""
 
     order: Order
     pid: int
-    pipe: int  # where it speaks
+    pipe: int  # its messages
 
 
-def payload_of(name: str) -> bytes:
-    """Return the payload of an event: 0 to 2 KiB that follow from its name."""
+def make_payload(name: str) -> bytes:
+    """Return an event's payload of 0 to 2 KiB, determined by its name."""
     seed = hashlib.sha256(name.encode()).digest()
     return (seed * 64)[: int.from_bytes(seed[:2], "big") % 2048]
 
@@ -71,8 +73,8 @@ def payload_of(name: str) -> bytes:
 # -- steps ---------------------------------------------------------------------------------------
 
 
-def watched_folder(step: Step) -> type[OsFolder]:
-    """Return the folder whose every operation calls `step` before, after, and in the middle."""
+def make_watched_folder(step: Step) -> type[OsFolder]:
+    """Return a folder class whose operations call `step` before, during and after each."""
 
     def watched(name: str) -> Callable[..., object]:
         real = getattr(OsFolder, name)
@@ -93,16 +95,16 @@ def watched_folder(step: Step) -> type[OsFolder]:
 
         return operation
 
-    return type("WatchedFolder", (OsFolder,), {name: watched(name) for name in operations()})
+    return type("WatchedFolder", (OsFolder,), {name: watched(name) for name in list_operations()})
 
 
-def operations() -> list[str]:
-    """Return the names of all operations of a journal's folder; what only names a file is none."""
+def list_operations() -> list[str]:
+    """Return the names of a journal folder's operations, without `path_of`."""
     every = [name for name, what in vars(Folder).items() if name[0] != "_" and callable(what)]
-    return [name for name in every if name != "place"]
+    return [name for name in every if name != "path_of"]
 
 
-def around(step: Step, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_with_steps(step: Step, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     """Return `call` with a step before and after it."""
 
     def operation(*arguments: Any) -> Any:
@@ -114,21 +116,21 @@ def around(step: Step, name: str, call: Callable[..., Any]) -> Callable[..., Any
     return operation
 
 
-def watch(backend: TdGuest, step: Step) -> None:
-    """Call `step` around all that the journal of `backend` does, system calls of devices too."""
-    vars(guest)["OsFolder"] = watched_folder(step)
+def watch_backend(backend: TdGuest, step: Step) -> None:
+    """Call `step` around each operation of the backend's journal and registers."""
+    vars(guest)["OsFolder"] = make_watched_folder(step)
     registers: Any = backend._rtmrs
-    registers.extend = around(step, "extend register", registers.extend)
-    registers.read_fresh = around(step, "read register", registers.read_fresh)
+    registers.extend = wrap_with_steps(step, "extend register", registers.extend)
+    registers.read_fresh = wrap_with_steps(step, "read register", registers.read_fresh)
     names = DeviceCalls._fields
     calls = DeviceCalls(
-        *(around(step, f"call {name}", getattr(REAL_CALLS, name)) for name in names)
+        *(wrap_with_steps(step, f"call {name}", getattr(REAL_CALLS, name)) for name in names)
     )
     registers._calls = registers._device._calls = calls
 
 
-def stepper(stop: int | str, say: Say) -> Step:
-    """Return what counts the steps and kills this program at step `stop`, after telling which."""
+def make_stepper(stop: int | str, say: Say) -> Step:
+    """Return a function that counts steps, and kills this process at `stop` after reporting it."""
     numbers = count()
 
     def step(name: str) -> None:
@@ -140,33 +142,33 @@ def stepper(stop: int | str, say: Say) -> Step:
     return step
 
 
-# -- what a child does ---------------------------------------------------------------------------
+# -- actions of a child --------------------------------------------------------------------------
 
 
-def opened(order: Order, say: Say) -> Attester:
+def open_backend(order: Order, say: Say) -> Attester:
     """Open the machine's TEE."""
     paths = KernelPaths.below(order.root)._replace(runtime_log=Path(order.log))
     backend: TdGuest
     backend = TdxIoctl(paths=paths, qgs=order.qgs) if order.qgs else ConfigfsTdx(paths=paths)
     if order.stop is not None:
-        watch(backend, stepper(order.stop, say))
+        watch_backend(backend, make_stepper(order.stop, say))
     return Attester(backend)
 
 
 def emit(order: Order, say: Say) -> None:
-    """Emit the events, one after the other, and tell of each one what came of it, and when."""
-    emit_all(opened(order, say), order.names, say)
+    """Emit the events one after the other, and report each result with its time."""
+    emit_all(open_backend(order, say), order.names, say)
 
 
 def emit_all(tee: Attester, names: Iterator[str] | tuple[str, ...], say: Say) -> None:
-    """Emit events; where room was short, there is enough of it after a refusal."""
+    """Emit events; after a refusal the file size limit is raised."""
     for name in names:
         begin = time.monotonic()
         try:
-            tee.emit_event(name, payload_of(name))
+            tee.emit_event(name, make_payload(name))
         except AttestKitError as error:
             say("failed", name, type(error).__name__, str(error))
-            set_room(resource.RLIM_INFINITY)
+            limit_file_size(resource.RLIM_INFINITY)
         else:
             say("done", name, begin, time.monotonic())
 
@@ -174,16 +176,16 @@ def emit_all(tee: Attester, names: Iterator[str] | tuple[str, ...], say: Say) ->
 def emit_for_ever(order: Order, say: Say) -> None:
     """Emit until killed."""
     (prefix,) = order.names
-    emit_all(opened(order, say), (f"{prefix}.{number}" for number in count()), say)
+    emit_all(open_backend(order, say), (f"{prefix}.{number}" for number in count()), say)
 
 
 def look(order: Order, say: Say) -> None:
-    """Attest, and tell what events there are and what RTMR3 is, in the quote and by itself."""
-    find(opened(order, say), say)
+    """Attest, and report the events, and RTMR3 from the quote and from the register."""
+    report_evidence(open_backend(order, say), say)
 
 
-def find(tee: Attester, say: Say) -> None:
-    """Do what `look` does."""
+def report_evidence(tee: Attester, say: Say) -> None:
+    """Attest, and report the events, and RTMR3 from the quote and from the register."""
     evidence = Attestation.from_bytes(tee.attest(b"look").to_bytes())
     assert evidence.quote is not None
     names = [event.name for event in evidence.runtime_events]
@@ -192,30 +194,30 @@ def find(tee: Attester, say: Say) -> None:
 
 def look_and_emit(order: Order, say: Say) -> None:
     """Attest, and emit."""
-    tee = opened(order, say)
-    find(tee, say)
+    tee = open_backend(order, say)
+    report_evidence(tee, say)
     emit_all(tee, order.names, say)
 
 
 def emit_and_look(order: Order, say: Say) -> None:
     """Emit, and attest."""
-    tee = opened(order, say)
+    tee = open_backend(order, say)
     emit_all(tee, order.names, say)
-    find(tee, say)
+    report_evidence(tee, say)
 
 
 def attest(order: Order, say: Say) -> None:
-    """Attest again and again."""
-    tee = opened(order, say)
+    """Attest repeatedly."""
+    tee = open_backend(order, say)
     for _ in range(order.times):
-        find(tee, say)
+        report_evidence(tee, say)
 
 
 def upstream(order: Order, say: Say) -> None:
-    """Emit as another program does."""
+    """Emit like another program."""
     for name in order.names:
         begin = time.monotonic()
-        journal_upstream.emit(Path(order.root), Path(order.log), name, payload_of(name))
+        journal_upstream.emit(Path(order.root), Path(order.log), name, make_payload(name))
         say("done", name, begin, time.monotonic())
 
 
@@ -230,8 +232,8 @@ ACTIONS: dict[str, Callable[[Order, Say], None]] = {
 }
 
 
-def set_room(room: int) -> None:
-    """Let no file be longer than `room` bytes; writing beyond fails with EFBIG."""
+def limit_file_size(room: int) -> None:
+    """Limit the file size to `room` bytes; a write beyond fails with EFBIG."""
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
 
@@ -239,8 +241,8 @@ def set_room(room: int) -> None:
 # -- children ------------------------------------------------------------------------------------
 
 
-def start(order: Order, gate: tuple[int, int]) -> Child:
-    """Start a child, which begins when this program closes the pipe `gate`."""
+def start_child(order: Order, gate: tuple[int, int]) -> Child:
+    """Start a child, which begins when this process closes the pipe `gate`."""
     pipe, speaks = os.pipe()
     pid = os.fork()
     if pid:
@@ -248,12 +250,12 @@ def start(order: Order, gate: tuple[int, int]) -> Child:
         return Child(order, pid, pipe)
     status = 1
     try:
-        with Keeping() as kept:  # the end of a child, whatever it was
+        with Keeping() as kept:  # exit the child in any case
             signal.alarm(LONGEST)
             os.close(gate[1])
             os.read(gate[0], 1)
             if order.room is not None:
-                set_room(order.room)
+                limit_file_size(order.room)
 
             def say(*what: object) -> None:
                 os.write(speaks, f"{json.dumps(what)}\n".encode())
@@ -266,28 +268,28 @@ def start(order: Order, gate: tuple[int, int]) -> Child:
         os._exit(status)
 
 
-def end(child: Child) -> dict[str, object]:
-    """Wait for a child, or kill it when it is time; return what it said and how it ended."""
+def end_child(child: Child) -> dict[str, object]:
+    """Wait for a child, or kill it in time; return its messages and exit status."""
     if child.order.kill is not None:
         patience, delay = child.order.kill
         if select.select([child.pipe], [], [], patience)[0]:
             time.sleep(delay)
         os.kill(child.pid, signal.SIGKILL)
     with os.fdopen(child.pipe) as pipe:
-        said = [json.loads(line) for line in pipe]
+        messages = [json.loads(line) for line in pipe]
     _, status = os.waitpid(child.pid, 0)
-    return {"said": said, "status": os.waitstatus_to_exitcode(status)}
+    return {"messages": messages, "status": os.waitstatus_to_exitcode(status)}
 
 
 def main() -> None:
-    """Do what each line asks for."""
+    """Execute each input line."""
     for line in sys.stdin:
         orders = [Order(**order) for order in json.loads(line)]
         gate = os.pipe()
-        children = [start(order, gate) for order in orders]
+        children = [start_child(order, gate) for order in orders]
         for fd in gate:
             os.close(fd)
-        sys.stdout.write(json.dumps(list(map(end, children))) + "\n")
+        sys.stdout.write(json.dumps(list(map(end_child, children))) + "\n")
         sys.stdout.flush()
 
 

@@ -1,6 +1,6 @@
-"""An emulated machine with a runtime log, and the programs that use it, for the tests of the log.
+"""Emulated machine with a runtime log, and the processes that use it.
 
-What is on disk and what the register holds is measured without attestkit, by journal_upstream.
+Files and register are read without attestkit, by journal_upstream.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from tests.rigs import journal_upstream
 from tests.rigs.emulator import PATIENCE, ROOT, Emulator, emulator, environment
-from tests.rigs.journal_client import LONGEST, Order, payload_of
+from tests.rigs.journal_client import LONGEST, Order, make_payload
 
 PENDING: Final = "runtime_event.pending"
 BOOT_ID: Final = "runtime_event.boot_id"
 
-# A kernel with register files; and one without, which the other form of the ioctl is for.
+# A kernel with register files, and one without, which needs the second ioctl.
 KINDS: Final[dict[str, dict[str, Any]]] = {
     "configfs_tsm": {},
     "tdx_ioctl": {"kernel": "6.12", "driver": "C'", "qgs": True},
@@ -34,38 +34,38 @@ KINDS: Final[dict[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a program said, and how it ended."""
+class Result:
+    """Messages and exit status of a process."""
 
-    said: list[list[Any]]
-    status: int  # -9: it was killed
+    messages: list[list[Any]]
+    status: int  # -9: killed
 
     def _of(self, kind: str) -> list[list[Any]]:
-        return [what for head, *what in self.said if head == kind]
+        return [what for head, *what in self.messages if head == kind]
 
     @property
     def done(self) -> list[str]:
-        """Names of the events that were acknowledged."""
+        """Return the names of the acknowledged events."""
         return [name for name, *_ in self._of("done")]
 
     @property
     def times(self) -> list[tuple[str, float, float]]:
-        """Of these events when they were asked for, and when acknowledged."""
+        """Return name, request time and acknowledgement time of these events."""
         return [(name, begin, end) for name, begin, end in self._of("done")]
 
     @property
     def failed(self) -> list[tuple[str, str, str]]:
-        """Of events that were not: name, class and text of the error."""
+        """Return name, error type and text of the other events."""
         return [(name, kind, text) for name, kind, text in self._of("failed")]
 
     @property
     def steps(self) -> list[str]:
-        """The steps that it was asked to tell."""
+        """Return the reported steps."""
         return [name for (name,) in self._of("step")]
 
     @property
     def found(self) -> list[tuple[list[str], bytes, bytes]]:
-        """What it saw: names of events, RTMR3 in the quote, and RTMR3 by itself."""
+        """Return the observed event names, RTMR3 of the quote, and RTMR3 of the register."""
         return [
             (names, bytes.fromhex(quoted), bytes.fromhex(register))
             for names, quoted, register in self._of("found")
@@ -73,53 +73,53 @@ class Answer:
 
     @property
     def killed(self) -> bool:
-        """Whether it ended as it had to."""
+        """Return whether it was killed by SIGKILL."""
         return self.status == -signal.SIGKILL
 
 
 class Machine:
-    """An emulated machine, its runtime log, and the program that starts programs on it."""
+    """Emulated machine, its runtime log, and the program that starts processes on it."""
 
     def __init__(
-        self, kind: str, emulated: Emulator, clients: "subprocess.Popen[str]", log: Path
+        self, kind: str, emulated: Emulator, run_clients: "subprocess.Popen[str]", log: Path
     ) -> None:
         self.kind = kind
         self.emulator = emulated
         self.root = emulated.root
         self.log = log
-        self.clients = clients
+        self.clients = run_clients
 
     def start_over(self) -> None:
-        """Boot it, without any log."""
+        """Boot it without a log."""
         self.emulator.clear_faults()
         self.emulator.reboot()
-        if self.log.is_symlink():  # the emulator's own folder stays
+        if self.log.is_symlink():  # the emulator's own directory stays
             for file in self.log.iterdir():
                 file.unlink()
         else:
             shutil.rmtree(self.log, ignore_errors=True)
 
-    # -- programs ------------------------------------------------------------------------------
+    # -- processes -----------------------------------------------------------------------------
 
     def order(self, do: str, *names: str, **more: Any) -> Order:
-        """Return an order for a program on this machine."""
+        """Return an order for a process on this machine."""
         qgs = self.emulator.qgs
         return Order(do, str(self.root), str(self.log), qgs, names, **more)
 
-    def run(self, do: str, *names: str, **more: Any) -> Answer:
-        """Run one program to its end."""
+    def run(self, do: str, *names: str, **more: Any) -> Result:
+        """Run one process to its end."""
         (answer,) = self.together(self.order(do, *names, **more))
         return answer
 
-    def together(self, *orders: Order) -> list[Answer]:
-        """Run programs at the same time to their ends; whoever is not killed must end well."""
+    def together(self, *orders: Order) -> list[Result]:
+        """Run processes concurrently to their ends; those that are not killed must succeed."""
         assert self.clients.stdin is not None
         assert self.clients.stdout is not None
         self.clients.stdin.write(json.dumps([order._asdict() for order in orders]) + "\n")
         self.clients.stdin.flush()
         ready, _, _ = select.select([self.clients.stdout], [], [], LONGEST + PATIENCE)
         assert ready, "the programs hang"
-        answers = [Answer(**answer) for answer in json.loads(self.clients.stdout.readline())]
+        answers = [Result(**answer) for answer in json.loads(self.clients.stdout.readline())]
         for order, answer in zip(orders, answers, strict=True):
             mortal = order.kill is not None or order.stop is not None
             assert answer.status == 0 or (answer.killed and mortal), answer
@@ -133,17 +133,17 @@ class Machine:
         return ConfigfsTdx(paths=paths)
 
     def upstream(self, name: str, version: int = 1) -> None:
-        """Emit an event as another program does."""
-        journal_upstream.emit(self.root, self.log, name, payload_of(name), version)
+        """Emit an event like another program."""
+        journal_upstream.emit(self.root, self.log, name, make_payload(name), version)
 
-    # -- what is there -------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------
 
     def register(self) -> bytes:
         """Return RTMR3."""
         return journal_upstream.read_register(self.root)
 
     def read(self, name: str) -> bytes | None:
-        """Return a file beside the log, None where there is none."""
+        """Return a file next to the log, or None."""
         try:
             return (self.log / name).read_bytes()
         except FileNotFoundError:
@@ -155,12 +155,12 @@ class Machine:
         assert journal_upstream.replay(digest for _, digest in events) == self.register()
         return [name for name, _ in events]
 
-    def what_is_left(self) -> str:
-        """Tell how far the event on its way got, by what a program left."""
+    def describe_pending(self) -> str:
+        """Return the state of the event in progress, from the files."""
         pending = self.read(PENDING)
         log = self.read(journal_upstream.LOG) or b""
         if pending is None:
-            return "nothing on its way"
+            return "no event pending"
         if not pending.endswith(b"\n"):
             return "half announced"
         whole = log[: log.rfind(b"\n") + 1]
@@ -172,29 +172,29 @@ class Machine:
 
 
 def replay_lines(log: bytes) -> bytes:
-    """Return what RTMR3 holds if all events are ours."""
+    """Return RTMR3 after the events of a log with their own payloads."""
     names = [json.loads(line)["event"] for line in log.splitlines()]
     return replay_names(names)
 
 
 def replay_names(names: list[str]) -> bytes:
-    """Return what RTMR3 holds after these events with their own payloads."""
+    """Return RTMR3 after these events with their own payloads."""
     return journal_upstream.replay(
-        journal_upstream.digest_of(name, payload_of(name)) for name in names
+        journal_upstream.digest_of(name, make_payload(name)) for name in names
     )
 
 
-def names_in(tee: Attester) -> list[str]:
-    """Return the names of the events in evidence, which must agree with itself."""
+def event_names(tee: Attester) -> list[str]:
+    """Return the names of the events in evidence, which must be consistent."""
     quote, log = tee.quote_and_log(bytes(64))
     names = [event.name for event in log.runtime]
     assert replay_names(names) == quote.rtmrs[3]
     return names
 
 
-def many(who: object, number: int) -> list[str]:
+def make_names(prefix: object, number: int) -> list[str]:
     """Return names of events."""
-    return [f"{who}.{count}" for count in range(number)]
+    return [f"{prefix}.{count}" for count in range(number)]
 
 
 @contextlib.contextmanager
@@ -202,18 +202,18 @@ def machine_with_log(kind: str, *, at_its_place: bool = False) -> Iterator[Machi
     """Run a machine of one of KINDS until the end of the block.
 
     Args:
-        kind: The backend that it is for.
-        at_its_place: The runtime log is where it is on every machine, in a folder that exists;
-            else in one that does not exist yet.
+        kind: The backend of the machine.
+        at_its_place: Whether the runtime log has its default path, in an existing directory;
+            otherwise the directory does not exist yet.
     """
-    with emulator(**KINDS[kind]) as emulated, clients() as program:
+    with emulator(**KINDS[kind]) as emulated, run_clients() as program:
         top = emulated.root if at_its_place else emulated.root.parent
         yield Machine(kind, emulated, program, top / "run/log/dstack")
 
 
 @contextlib.contextmanager
-def clients() -> Iterator["subprocess.Popen[str]"]:
-    """Run the program that starts programs."""
+def run_clients() -> Iterator["subprocess.Popen[str]"]:
+    """Run the program that starts processes."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.rigs.journal_client"],
         cwd=ROOT,

@@ -1,7 +1,7 @@
-"""Another program that extends RTMR3 and logs it, as the dstack guest agent does: plain Python.
+"""Independent program that extends RTMR3 and logs events like the dstack guest agent.
 
-It knows the format of the log and the kernel's files, and nothing of attestkit; tests also measure
-attestkit's log by it.
+It implements the log format and the kernel's files without attestkit, whose log is compared with
+it.
 """
 
 import fcntl
@@ -22,11 +22,11 @@ DEVICE = "dev/tdx_guest"
 REGISTER = "sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384"
 GET_REPORT0 = 0xC4405401
 EXTEND_RTMR = (0x80315403, 0x40315403)
-RTMR3_AT = 64 + 720 + 3 * 48  # behind the report data, in a TD report
+RTMR3_AT = 64 + 720 + 3 * 48  # offset after the report data in a TD report
 
 
 def digest_of(name: str, payload: bytes, version: int = 1) -> bytes:
-    """Return the digest that a runtime event extends RTMR3 by; `name` needs no JSON escapes."""
+    """Return the digest by which an event extends RTMR3; `name` must need no JSON escapes."""
     if version == 2:
         text = f'{{"name":"{name}","payload":"{payload.hex()}","type":{EVENT_TYPE}}}'
         return hashlib.sha384(text.encode()).digest()
@@ -35,7 +35,7 @@ def digest_of(name: str, payload: bytes, version: int = 1) -> bytes:
 
 
 def replay(digests: Iterable[bytes]) -> bytes:
-    """Return what RTMR3 holds after these digests."""
+    """Return RTMR3 after these digests."""
     value = bytes(48)
     for digest in digests:
         value = hashlib.sha384(value + digest).digest()
@@ -51,7 +51,7 @@ def line_of(name: str, payload: bytes, version: int = 1) -> bytes:
 
 
 def read_events(log: Path) -> list[tuple[str, bytes]]:
-    """Return name and digest of each event in the log; every line must be whole."""
+    """Return name and digest of each event in the log; each line must be complete."""
     try:
         data = (log / LOG).read_bytes()
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def read_events(log: Path) -> list[tuple[str, bytes]]:
 
 
 def read_register(root: Path) -> bytes:
-    """Return RTMR3 from a fresh TD report."""
+    """Return RTMR3 of a fresh TD report."""
     request = bytearray(64 + 1024)
     fd = os.open(root / DEVICE, os.O_RDWR)
     try:
@@ -78,7 +78,7 @@ def read_register(root: Path) -> bytes:
 
 
 def extend(root: Path, digest: bytes) -> None:
-    """Extend RTMR3: by its file, on older kernels by the ioctl that the driver has."""
+    """Extend RTMR3 by its file, or on older kernels by the driver's ioctl."""
     if (root / REGISTER).exists():
         fd = os.open(root / REGISTER, os.O_WRONLY)
         try:
@@ -92,7 +92,7 @@ def extend(root: Path, digest: bytes) -> None:
             try:
                 fcntl.ioctl(fd, number, digest + b"\x03")
             except OSError as error:
-                if error.errno != 25 or number == EXTEND_RTMR[-1]:  # ENOTTY: nothing happened
+                if error.errno != 25 or number == EXTEND_RTMR[-1]:  # ENOTTY: no effect
                     raise
             else:
                 return
@@ -101,7 +101,7 @@ def extend(root: Path, digest: bytes) -> None:
 
 
 def emit(root: Path, log: Path, name: str, payload: bytes, version: int = 1) -> None:
-    """Extend and log an event under the lock, in that order, as the agent does."""
+    """Extend and log an event under the lock, in the agent's order."""
     log.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (log / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,10 +1,10 @@
-"""A questionnaire of plain file calls: what does a kernel answer, and the emulator?
+"""Responses of a kernel, or of the emulator, to a fixed set of file calls.
 
-`tdx_answers` and `snp_answers` ask the files below a root and return what came: names of errnos,
-counts, modes. Nothing in the answers depends on a quote or a register. What real kernels said is
-kept in kernel_answers.json; `python -m tests.rigs.kernel_answers tdx /` prints a machine's.
+`tdx_answers` and `snp_answers` call the files below a root, and return errno names, sizes and
+modes, independent of quotes and registers. Responses of real kernels are in kernel_answers.json;
+`python -m tests.rigs.kernel_answers tdx /` prints a machine's.
 
-Left out is what FUSE cannot do: a write of no bytes, which is EFAULT on configfs.
+Calls that FUSE does not support are omitted: an empty write, which is EFAULT on configfs.
 """
 
 import errno
@@ -22,16 +22,16 @@ from tests.rigs.file_calls import (
     MEASUREMENTS,
     NONCE,
     OTHER,
-    generation,
-    get,
-    put,
+    read_generation,
+    read_once,
+    write_once,
 )
 
 Answers = dict[str, object]
 
 
-def said(call: Callable[..., object], *words: object) -> object:
-    """Return what a call gives, the length of bytes; of one that fails the name of its errno."""
+def try_call(call: Callable[..., object], *words: object) -> object:
+    """Return a call's result (the length of bytes), or the name of its errno."""
     try:
         result = call(*words)
     except OSError as error:
@@ -39,8 +39,8 @@ def said(call: Callable[..., object], *words: object) -> object:
     return len(result) if isinstance(result, bytes) else result
 
 
-def opened(path: Path, flags: int) -> object:
-    """Say what opening a file gives."""
+def try_open(path: Path, flags: int) -> object:
+    """Return the result of opening a file."""
     try:
         os.close(os.open(path, flags))
     except OSError as error:
@@ -52,7 +52,7 @@ def _fresh(reports: Path, name: str, inblob: bytes = b"") -> Path:
     entry = reports / name
     entry.mkdir()
     if inblob:
-        put(entry / "inblob", inblob)
+        write_once(entry / "inblob", inblob)
     return entry
 
 
@@ -68,104 +68,114 @@ def _shapes(folder: Path) -> Answers:
 
 def _folders(reports: Path) -> Answers:
     entry = _fresh(reports, "folders")
-    answers: Answers = {
+    responses: Answers = {
         "an entry has": _shapes(entry),
         "its mode": oct(entry.stat().st_mode & 0o7777),
-        "its generation": get(entry / "generation").decode(),
-        "mkdir of it again": said(entry.mkdir),
-        "mkdir in it": said((entry / "inner").mkdir),
-        "mkdir beside report": said((reports.parent / "other").mkdir),
-        "unlink of inblob": said((entry / "inblob").unlink),
-        "rename of inblob": said(os.rename, entry / "inblob", entry / "new"),
-        "rename of the entry": said(os.rename, entry, reports / "new"),
-        "symlink in the folder": said(os.symlink, "x", reports / "link"),
-        "a new file in it": opened(entry / "new", os.O_WRONLY | os.O_CREAT),
-        "rmdir of report": said(reports.rmdir),
-        "rmdir of inblob": said((entry / "inblob").rmdir),
+        "its generation": read_once(entry / "generation").decode(),
+        "mkdir of it again": try_call(entry.mkdir),
+        "mkdir in it": try_call((entry / "inner").mkdir),
+        "mkdir beside report": try_call((reports.parent / "other").mkdir),
+        "unlink of inblob": try_call((entry / "inblob").unlink),
+        "rename of inblob": try_call(os.rename, entry / "inblob", entry / "new"),
+        "rename of the entry": try_call(os.rename, entry, reports / "new"),
+        "symlink in the folder": try_call(os.symlink, "x", reports / "link"),
+        "a new file in it": try_open(entry / "new", os.O_WRONLY | os.O_CREAT),
+        "rmdir of report": try_call(reports.rmdir),
+        "rmdir of inblob": try_call((entry / "inblob").rmdir),
     }
     entry.rmdir()
-    answers["rmdir again"] = said(entry.rmdir)
-    answers["reading after rmdir"] = said(get, entry / "generation")
-    return answers
+    responses["rmdir again"] = try_call(entry.rmdir)
+    responses["reading after rmdir"] = try_call(read_once, entry / "generation")
+    return responses
 
 
 def _opening(reports: Path) -> Answers:
     entry = _fresh(reports, "opening", NONCE)
     ways = {"read": os.O_RDONLY, "write": os.O_WRONLY, "both": os.O_RDWR}
     more = {"trunc": os.O_TRUNC, "creat": os.O_CREAT, "append": os.O_APPEND, "excl": os.O_EXCL}
-    answers: Answers = {
-        f"{name} for {way}": opened(entry / name, flags)
+    responses: Answers = {
+        f"{name} for {way}": try_open(entry / name, flags)
         for name in ("inblob", "outblob", "provider", "generation")
         for way, flags in ways.items()
     }
     for word, flag in more.items():
-        answers[f"inblob written with {word}"] = said(put, entry / "inblob", NONCE, flag)
-    answers["generation after these"] = generation(entry)
-    answers["creat and excl"] = opened(entry / "inblob", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    answers["truncate"] = said(os.truncate, entry / "inblob", 0)
+        responses[f"inblob written with {word}"] = try_call(
+            write_once, entry / "inblob", NONCE, flag
+        )
+    responses["generation after these"] = read_generation(entry)
+    responses["creat and excl"] = try_open(entry / "inblob", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    responses["truncate"] = try_call(os.truncate, entry / "inblob", 0)
     entry.rmdir()
-    return answers
+    return responses
 
 
 def _inblob(reports: Path) -> Answers:
     entry = _fresh(reports, "inblob")
     outblob = entry / "outblob"
-    answers: Answers = {"outblob before inblob": said(get, outblob)}
-    put(entry / "inblob", NONCE)
-    answers["65 bytes"] = said(put, entry / "inblob", bytes(65))
-    answers["generation after 65 bytes"] = generation(entry)
-    answers["outblob after 65 bytes"] = said(get, outblob)
+    responses: Answers = {"outblob before inblob": try_call(read_once, outblob)}
+    write_once(entry / "inblob", NONCE)
+    responses["65 bytes"] = try_call(write_once, entry / "inblob", bytes(65))
+    responses["generation after 65 bytes"] = read_generation(entry)
+    responses["outblob after 65 bytes"] = try_call(read_once, outblob)
     fd = os.open(entry / "inblob", os.O_WRONLY)
-    answers["64 bytes, then one"] = [said(os.write, fd, NONCE), said(os.write, fd, b"x")]
-    answers["generation before close"] = generation(entry)
-    answers["seeking inblob"] = said(os.lseek, fd, 0, os.SEEK_SET)
-    answers["inblob at 64"] = said(os.pwrite, fd, b"x", 64)
+    responses["64 bytes, then one"] = [try_call(os.write, fd, NONCE), try_call(os.write, fd, b"x")]
+    responses["generation before close"] = read_generation(entry)
+    responses["seeking inblob"] = try_call(os.lseek, fd, 0, os.SEEK_SET)
+    responses["inblob at 64"] = try_call(os.pwrite, fd, b"x", 64)
     os.close(fd)
-    answers["generation after close"] = generation(entry)
-    answers["outblob then"] = bool(said(get, outblob))
+    responses["generation after close"] = read_generation(entry)
+    responses["outblob then"] = bool(try_call(read_once, outblob))
     fd = os.open(entry / "inblob", os.O_WRONLY)
     os.close(fd)
-    answers["generation after a mere open"] = generation(entry)
+    responses["generation after a mere open"] = read_generation(entry)
     for size in (1, 32, 63):
-        put(entry / "inblob", bytes(size))
-        answers[f"outblob after {size} bytes"] = [said(get, outblob), said(get, outblob)]
-    answers["ioctl on inblob"] = said(_ioctl, entry / "inblob", os.O_WRONLY, GET_REPORT0, 1088)
+        write_once(entry / "inblob", bytes(size))
+        responses[f"outblob after {size} bytes"] = [
+            try_call(read_once, outblob),
+            try_call(read_once, outblob),
+        ]
+    responses["ioctl on inblob"] = try_call(
+        _ioctl, entry / "inblob", os.O_WRONLY, GET_REPORT0, 1088
+    )
     entry.rmdir()
-    return answers
+    return responses
 
 
 def _outblob(reports: Path) -> Answers:
     entry = _fresh(reports, "outblob", NONCE)
     first = os.open(entry / "outblob", os.O_RDONLY)
     text = os.open(entry / "generation", os.O_RDONLY)
-    answers: Answers = {
-        "seeking outblob": said(os.lseek, first, 0, os.SEEK_SET),
-        "outblob from 0": said(os.pread, first, 16, 0),
+    responses: Answers = {
+        "seeking outblob": try_call(os.lseek, first, 0, os.SEEK_SET),
+        "outblob from 0": try_call(os.pread, first, 16, 0),
         "generation": os.read(text, 100).decode(),
     }
     head = os.read(first, 500)
-    whole = get(entry / "outblob")
-    put(entry / "inblob", OTHER)
+    whole = read_once(entry / "outblob")
+    write_once(entry / "inblob", OTHER)
     head += os.read(first, 500)
-    answers["an open outblob stays"] = head == whole[:1000]
-    answers["an open generation stays"] = os.pread(text, 100, 0).decode()
-    answers["seeking generation"] = said(os.lseek, text, 0, os.SEEK_SET)
-    answers["a new outblob is another"] = get(entry / "outblob") != whole
+    responses["an open outblob stays"] = head == whole[:1000]
+    responses["an open generation stays"] = os.pread(text, 100, 0).decode()
+    responses["seeking generation"] = try_call(os.lseek, text, 0, os.SEEK_SET)
+    responses["a new outblob is another"] = read_once(entry / "outblob") != whole
     writer = os.open(entry / "inblob", os.O_WRONLY)
     fresh, provider = (os.open(entry / name, os.O_RDONLY) for name in ("outblob", "provider"))
-    answers["rmdir with all that open"] = said(entry.rmdir)
+    responses["rmdir with all that open"] = try_call(entry.rmdir)
     rest = os.read(first, 1 << 16)
-    answers["then an outblob that was begun"] = [head + rest == whole, said(os.read, first, 1)]
-    answers["then a fresh outblob"] = said(os.read, fresh, 16)
-    answers["then a fresh provider"] = said(os.read, provider, 16)
-    answers["then a text that was read"] = os.pread(text, 100, 0).decode()
-    answers["then inblob"] = said(os.write, writer, NONCE)
+    responses["then an outblob that was begun"] = [
+        head + rest == whole,
+        try_call(os.read, first, 1),
+    ]
+    responses["then a fresh outblob"] = try_call(os.read, fresh, 16)
+    responses["then a fresh provider"] = try_call(os.read, provider, 16)
+    responses["then a text that was read"] = os.pread(text, 100, 0).decode()
+    responses["then inblob"] = try_call(os.write, writer, NONCE)
     again = _fresh(reports, "outblob")
     for fd in (first, text, writer, fresh, provider):
         os.close(fd)
-    answers["generation of the next"] = generation(again)
+    responses["generation of the next"] = read_generation(again)
     again.rmdir()
-    return answers
+    return responses
 
 
 # -- sysfs and the device ----------------------------------------------------------------------
@@ -173,36 +183,36 @@ def _outblob(reports: Path) -> Answers:
 
 def _registers(folder: Path) -> Answers:
     register = folder / "rtmr3:sha384"
-    value = get(register)
+    value = read_once(register)
     wrong = os.open(register, os.O_RDWR)
-    answers: Answers = {
+    responses: Answers = {
         "files": _shapes(folder),
-        "47 bytes": said(os.pwrite, wrong, bytes(47), 0),
-        "48 bytes at 1": said(os.pwrite, wrong, bytes(48), 1),
-        "48 bytes at 48": said(os.pwrite, wrong, bytes(48), 48),
-        "unchanged": get(register) == value,
+        "47 bytes": try_call(os.pwrite, wrong, bytes(47), 0),
+        "48 bytes at 1": try_call(os.pwrite, wrong, bytes(48), 1),
+        "48 bytes at 48": try_call(os.pwrite, wrong, bytes(48), 48),
+        "unchanged": read_once(register) == value,
         "a read of 100": len(os.pread(wrong, 100, 0)),
         "a read at 40": len(os.pread(wrong, 100, 40)),
         "a read at 48": len(os.pread(wrong, 100, 48)),
-        "seeking": said(os.lseek, wrong, 8, os.SEEK_SET),
+        "seeking": try_call(os.lseek, wrong, 8, os.SEEK_SET),
     }
     os.close(wrong)
     for size in (48, 49):
-        value = get(register)
-        answers[f"{size} bytes"] = said(put, register, b"\x11" * size)
+        value = read_once(register)
+        responses[f"{size} bytes"] = try_call(write_once, register, b"\x11" * size)
         extended = hashlib.sha384(value + b"\x11" * 48).digest()
-        answers[f"{size} bytes extend"] = get(register) == extended
+        responses[f"{size} bytes extend"] = read_once(register) == extended
     appending = os.open(register, os.O_WRONLY | os.O_APPEND)
-    answers["appending twice"] = [said(os.write, appending, bytes(48)) for _ in range(2)]
+    responses["appending twice"] = [try_call(os.write, appending, bytes(48)) for _ in range(2)]
     os.close(appending)
-    answers["mkdir"] = said((folder / "new").mkdir)
-    answers["unlink"] = said(register.unlink)
-    answers["rmdir"] = said(folder.rmdir)
-    answers["a new file"] = opened(folder / "new", os.O_WRONLY | os.O_CREAT)
-    answers["mrtd for write"] = opened(folder / "mrtd:sha384", os.O_WRONLY)
-    answers["rtmr0 for both"] = opened(folder / "rtmr0:sha384", os.O_RDWR)
-    answers["truncate"] = said(os.truncate, register, 0)
-    return answers
+    responses["mkdir"] = try_call((folder / "new").mkdir)
+    responses["unlink"] = try_call(register.unlink)
+    responses["rmdir"] = try_call(folder.rmdir)
+    responses["a new file"] = try_open(folder / "new", os.O_WRONLY | os.O_CREAT)
+    responses["mrtd for write"] = try_open(folder / "mrtd:sha384", os.O_WRONLY)
+    responses["rtmr0 for both"] = try_open(folder / "rtmr0:sha384", os.O_RDWR)
+    responses["truncate"] = try_call(os.truncate, register, 0)
+    return responses
 
 
 def _ioctl(path: Path, flags: int, number: int, size: int) -> int:
@@ -219,20 +229,20 @@ def _device(node: Path) -> Answers:
         *(GET_REPORT0, 0x80315403, 0x40315403, 0x80105404, 0xC0105404, 0xC0105402, 0x80105402),
         *(0xC0085401, 0xC4415401, 0x5401),
     ]
-    answers: Answers = {
-        f"ioctl {number:#x}": said(_ioctl, node, os.O_RDWR, number, 1100) for number in numbers
+    responses: Answers = {
+        f"ioctl {number:#x}": try_call(_ioctl, node, os.O_RDWR, number, 1100) for number in numbers
     }
-    answers["ioctl of a reader"] = said(_ioctl, node, os.O_RDONLY, GET_REPORT0, 1088)
-    answers["read"] = said(get, node)
-    answers["write"] = said(put, node, b"x")
-    answers["mode"] = oct(node.stat().st_mode & 0o777)
-    return answers
+    responses["ioctl of a reader"] = try_call(_ioctl, node, os.O_RDONLY, GET_REPORT0, 1088)
+    responses["read"] = try_call(read_once, node)
+    responses["write"] = try_call(write_once, node, b"x")
+    responses["mode"] = oct(node.stat().st_mode & 0o777)
+    return responses
 
 
 def tdx_answers(root: Path) -> dict[str, Answers]:
-    """Ask a TDX guest whose host has a quoting service."""
+    """Return the responses of a TDX guest with a quote generation service."""
     reports = root / REPORTS
-    answers = {
+    responses = {
         "folders": _folders(reports),
         "opening": _opening(reports),
         "inblob": _inblob(reports),
@@ -240,8 +250,8 @@ def tdx_answers(root: Path) -> dict[str, Answers]:
         "device": _device(root / "dev/tdx_guest"),
     }
     if (root / MEASUREMENTS).exists():
-        answers["registers"] = _registers(root / MEASUREMENTS)
-    return answers
+        responses["registers"] = _registers(root / MEASUREMENTS)
+    return responses
 
 
 # -- options of SEV-SNP ------------------------------------------------------------------------
@@ -262,27 +272,27 @@ _TEXTS = {
 
 
 def _option(reports: Path, option: str, texts: list[bytes]) -> Answers:
-    """Say for each text what writing it gives, and what the generation is then."""
-    answers: Answers = {}
+    """Return for each text the result of writing it, and the generation after it."""
+    responses: Answers = {}
     for number, text in enumerate(texts):
         entry = _fresh(reports, f"{option}-{number}")
-        answers[repr(text)] = [said(put, entry / option, text), generation(entry)]
+        responses[repr(text)] = [try_call(write_once, entry / option, text), read_generation(entry)]
         entry.rmdir()
-    return answers
+    return responses
 
 
 def snp_answers(root: Path) -> dict[str, Answers]:
-    """Ask an SEV-SNP guest at VMPL 2 with an SVSM."""
+    """Return the responses of an SEV-SNP guest at VMPL 2 with an SVSM."""
     reports = root / REPORTS
     entry = _fresh(reports, "shape")
-    answers: dict[str, Answers] = {"entry": _shapes(entry)}
-    answers["floor"] = {"text": get(entry / "privlevel_floor").decode()}
+    responses: dict[str, Answers] = {"entry": _shapes(entry)}
+    responses["floor"] = {"text": read_once(entry / "privlevel_floor").decode()}
     entry.rmdir()
     for option, texts in _TEXTS.items():
-        answers[option] = _option(reports, option, texts)
-    return answers
+        responses[option] = _option(reports, option, texts)
+    return responses
 
 
 if __name__ == "__main__":
-    ask = {"tdx": tdx_answers, "snp": snp_answers}[sys.argv[1]]
-    sys.stdout.write(json.dumps(ask(Path(sys.argv[2])), indent=1) + "\n")
+    collect = {"tdx": tdx_answers, "snp": snp_answers}[sys.argv[1]]
+    sys.stdout.write(json.dumps(collect(Path(sys.argv[2])), indent=1) + "\n")

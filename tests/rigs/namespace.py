@@ -1,7 +1,7 @@
-"""Run a program where the emulator's files have the kernel's own paths: in a mount namespace.
+"""Run a program in a mount namespace with the emulator's files at the kernel's own paths.
 
-Everything happens to mounts that nobody else sees and that end with the program. `/run` is empty,
-so that the runtime log starts anew.
+The mounts are visible to the program only, and end with it. `/run` is empty, so that the runtime
+log is new.
 """
 
 import subprocess
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.rigs.emulator import PATIENCE, Emulator, environment, missing
+from tests.rigs.emulator import PATIENCE, Emulator, environment, missing_for_fuse
 
-# $1 is the emulator's root, $2 an empty folder; the rest is the program. A path that is missing
-# there, as in older kernels, is missing here.
+# $1 is the emulator's root, $2 an empty directory; the rest is the program. Paths missing on the
+# emulated kernel are hidden.
 SCRIPT = """
 root=$1; scratch=$2; shift 2
 cover() { # hide a folder of the real machine behind an empty one
@@ -64,7 +64,8 @@ def _works() -> bool:
 
 
 requires_namespace = pytest.mark.skipif(
-    bool(missing()) or not _works(), reason=missing() or "no mount namespace can be made here"
+    bool(missing_for_fuse()) or not _works(),
+    reason=missing_for_fuse() or "no mount namespace can be made here",
 )
 
 
@@ -78,9 +79,9 @@ def run_at_kernel_paths(
     """Run a program to its end with the emulator's files at the kernel's own paths.
 
     Args:
-        machine: Whose files they are.
+        machine: The emulator.
         words: The program and its arguments.
-        environ: Its environment; None: this one without what changes a backend's mind.
+        environ: Its environment; None: this process's without variables that affect a backend.
         timeout: Seconds.
     """
     scratch = machine.root.parent / "scratch"

@@ -1,18 +1,18 @@
-"""Whether this user may have namespaces of its own, asked by having them."""
+"""Detection of the right to create namespaces."""
 
 import os
 import subprocess
 from collections.abc import Sequence
 
 
-def unshare(*options: str) -> list[str]:
-    """Return the words before those of a program in new namespaces, in which it is root."""
+def unshare_command(*options: str) -> list[str]:
+    """Return the command prefix that runs a program as root of new namespaces."""
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
     return ["unshare", *user, *options]
 
 
-def refusal(words: Sequence[str]) -> str:
-    """Return the last line of what a program complains of, nothing if it ends well."""
+def last_error_line(words: Sequence[str]) -> str:
+    """Return the last line of a program's stderr, or "" if it succeeds."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False)
     except OSError as error:

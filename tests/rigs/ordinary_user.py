@@ -1,6 +1,6 @@
-"""Run Python programs as a user who is not root, with that user's own emulators.
+"""Run Python programs as an unprivileged user with that user's emulators.
 
-What an emulator of that user shows nobody else sees, root neither: tests run there as a whole.
+Only that user can see the files of such an emulator, so tests run there as a whole.
 """
 
 import os
@@ -12,11 +12,11 @@ from functools import cache
 
 import pytest
 
-from tests.rigs.emulator import PATIENCE, environment, missing
+from tests.rigs.emulator import PATIENCE, environment, missing_for_fuse
 
 NOBODY = 65534
-# Root, in a mount namespace of its own: /dev/fuse for everybody, as udev makes it; then nobody.
-# A second shell, for root's rights go with the first program that nobody runs.
+# As root in a new mount namespace: make /dev/fuse accessible, as udev does; then change the user. A
+# second shell is needed, since root's capabilities are dropped by the first exec.
 SCRIPT = """
 scratch=$1; shift
 if [ "$(stat -c %a /dev/fuse)" != 666 ]; then
@@ -31,7 +31,7 @@ exec setpriv --reuid=65534 --regid=65534 --clear-groups -- sh -c 'exec "$@"' sh 
 def _run(
     python: str, *words: str, folder: str, timeout: float
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a Python as nobody in a folder of nobody's."""
+    """Run Python as nobody in a directory of nobody."""
     with tempfile.TemporaryDirectory(prefix="ak") as scratch:
         return subprocess.run(
             [
@@ -49,8 +49,8 @@ def _run(
 
 
 @cache
-def python_of_nobody() -> str | None:
-    """Return a Python that nobody may run: this one, or the system's of the same version."""
+def find_python_of_nobody() -> str | None:
+    """Return a Python that nobody may execute: this one, or the system's of the same version."""
     version = ".".join(map(str, sys.version_info[:2]))
     for python in (sys.executable, f"/usr/bin/python{version}"):
         program = "import attestkit, mfusepy, pytest; open('/dev/fuse').close()"
@@ -59,28 +59,30 @@ def python_of_nobody() -> str | None:
     return None
 
 
-def why_not() -> str:
-    """Return why nobody cannot run an emulator here, nothing if that is possible."""
-    if why := missing():
+def missing_for_nobody() -> str:
+    """Return why nobody cannot run an emulator here, or ""."""
+    if why := missing_for_fuse():
         return why
     if os.geteuid():
         return "only root can become another user"
     if shutil.which("setpriv") is None or shutil.which("unshare") is None:
-        return "setpriv or unshare is not here (Debian: apt install util-linux)"
-    return "" if python_of_nobody() else "nobody may not use Python or /dev/fuse here"
+        return "setpriv or unshare is missing (Debian: apt install util-linux)"
+    return "" if find_python_of_nobody() else "nobody may not use Python or /dev/fuse here"
 
 
-requires_nobody = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be had")
+requires_nobody = pytest.mark.skipif(
+    bool(missing_for_nobody()), reason=missing_for_nobody() or "available"
+)
 
 
 def run_python_as_nobody(
     *words: str, timeout: float = PATIENCE
 ) -> "subprocess.CompletedProcess[str]":
-    """Run Python with these arguments as nobody, to its end, in an empty folder of nobody's.
+    """Run Python with these arguments as nobody in an empty directory.
 
     For tests: `"-m", "pytest", "-p", "no:cacheprovider"` and absolute paths.
     """
-    python = python_of_nobody()
+    python = find_python_of_nobody()
     assert python is not None
     with tempfile.TemporaryDirectory(prefix="ak", ignore_cleanup_errors=True) as home:
         os.chown(home, NOBODY, NOBODY)

@@ -1,7 +1,7 @@
-"""A guest's system on an emulated kernel: programs that come and go in one mount namespace.
+"""System of a guest on an emulated kernel: processes in one mount namespace.
 
-Unlike that of `namespace.run_at_kernel_paths` the namespace outlives each program, so that `/run`
-keeps what one of them leaves there: a server can be restarted, and the machine booted.
+Unlike that of `namespace.run_at_kernel_paths`, the namespace outlives each process, so that `/run`
+keeps its files: a server can be restarted, and the machine rebooted.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ NAME = "app on a guest"
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment without what changes a backend's or a server's mind."""
+    """Return this process's environment without variables that affect a backend or a server."""
     services = ("NOTIFY_SOCKET", "LISTEN_", "XDG_")
     found = rig.environment()
     return {name: value for name, value in found.items() if not name.startswith(services)}
@@ -34,7 +34,7 @@ class System(NamedTuple):
     Attributes:
         machine: Its kernel's emulator.
         holder: The process that keeps its namespace.
-        folder: An empty one, at the same path outside and inside.
+        folder: An empty directory with the same path outside and inside.
     """
 
     machine: Emulator
@@ -42,7 +42,7 @@ class System(NamedTuple):
     folder: Path
 
     def words(self, *words: str) -> list[str]:
-        """Return the command line that runs a program in there."""
+        """Return the command line that runs a program in the system."""
         enter = f'cd "{self.folder}" && exec "$@"'
         return [
             "nsenter",
@@ -55,13 +55,13 @@ class System(NamedTuple):
         ]
 
     def elsewhere(self, name: str) -> "System":
-        """Return the same one for another server, with a folder of its own."""
+        """Return the same system for another server, with its own directory."""
         folder = self.folder / name
         folder.mkdir()
         return self._replace(folder=folder)
 
     def inside(self, path: str) -> Path:
-        """Return where a path of the system is seen from outside."""
+        """Return the outside path of a path in the system."""
         return Path(f"/proc/{self.holder.pid}/root{path}")
 
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -77,7 +77,7 @@ class System(NamedTuple):
         )
 
     def refusal(self, *options: str, code: int) -> str:
-        """Run a server that must refuse to start; return its one line."""
+        """Run a server that must refuse to start; return its error line."""
         done = self.run(*command("--dir", str(self.folder), "--http", "none", *options))
         assert done.returncode == code, done.stdout + done.stderr
         assert done.stdout == ""
@@ -89,9 +89,9 @@ class System(NamedTuple):
     def serving(
         self, *options: str, usual: bool = True, extra: Mapping[str, str] | None = None
     ) -> Iterator[Server]:
-        """Run a server until the end of the block, `extra` in its environment.
+        """Run a server until the end of the block, with `extra` in its environment.
 
-        Its sockets are in `folder`, its TCP port any free one; not if `usual` is False.
+        Unless `usual` is False, its sockets are in `folder`, and it has a free TCP port.
         """
         places = ("--dir", str(self.folder), "--http", "127.0.0.1:0") if usual else ()
         with (
@@ -141,13 +141,13 @@ def system(**options: Any) -> Iterator[System]:
 
 
 class AppFiles(NamedTuple):
-    """The files of an app, as its host hands them to the guest."""
+    """Host-shared files of an app."""
 
     folder: Path
 
     @classmethod
     def make(cls, folder: Path, name: str = NAME, **fields: object) -> "AppFiles":
-        """Write them, with more fields in the app-compose."""
+        """Write the files, with additional fields in the app-compose."""
         folder.mkdir(exist_ok=True)
         files = cls(folder)
         text = {"manifest_version": 2, "name": name, "runner": "docker-compose", **fields}
@@ -164,33 +164,33 @@ class AppFiles(NamedTuple):
         return files
 
     def write_sys_config(self, **fields: object) -> None:
-        """Write what the host says of the machine, with more fields."""
+        """Write the sys-config, with additional fields."""
         vm_config = json.dumps({"os_image_hash": "ab" * 32, "cpu_count": 1})
         self.sys_config.write_text(json.dumps({"vm_config": vm_config, **fields}))
 
     @property
     def compose(self) -> Path:
-        """What the app was deployed from."""
+        """Return the path of the app-compose."""
         return self.folder / "app-compose.json"
 
     @property
     def keys(self) -> Path:
-        """The app's keys."""
+        """Return the path of the app's keys."""
         return self.folder / ".appkeys.json"
 
     @property
     def sys_config(self) -> Path:
-        """The configuration of the machine."""
+        """Return the path of the sys-config."""
         return self.folder / ".sys-config.json"
 
     @property
     def compose_hash(self) -> str:
-        """The hash that names the app."""
+        """Return the hash of the app-compose, in hex."""
         return hashlib.sha256(self.compose.read_bytes()).hexdigest()
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The server's options that name them."""
+        """Return the server options that name the files."""
         return (
             *("--app-compose", str(self.compose), "--app-keys", str(self.keys)),
             *("--sys-config", str(self.sys_config)),

@@ -1,7 +1,7 @@
-"""The suite again where the kernel's files are at their own paths, and as an ordinary user.
+"""The suite with the kernel's files at their own paths, and as an ordinary user.
 
-In the normal test process `tests/rigs/suite` runs by itself, on guests below a folder. Here other
-processes run the same tests, by name: none may be missing, skipped or left out.
+In the normal test process `tests/rigs/suite` uses guests below a directory. Here it runs in other
+processes, by name: no test may be missing or skipped.
 """
 
 import json
@@ -25,7 +25,7 @@ from tests.rigs.suite.guests import OUTER_NAMESPACE, mount_namespace
 pytestmark = [pytest.mark.rig, requires_fuse]
 
 SUITE = "tests/rigs/suite"
-# Without plugins that these tests have no use for; pyproject.toml names an option of asyncio's.
+# Without unused plugins; pyproject.toml has an option of asyncio's.
 PYTEST = (
     *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:benchmark"),
     *("-p", "no:hypothesispytest", f"--rootdir={ROOT}", f"--config-file={ROOT}/pyproject.toml"),
@@ -33,7 +33,7 @@ PYTEST = (
 
 
 @cache
-def names() -> tuple[str, ...]:
+def collect_names() -> tuple[str, ...]:
     """Return the names of all tests in the suite."""
     done = subprocess.run(
         [sys.executable, *PYTEST, "--collect-only", SUITE],
@@ -50,19 +50,19 @@ def names() -> tuple[str, ...]:
 
 
 def check_passed(done: "subprocess.CompletedProcess[str]") -> None:
-    """Check that every test of the suite passed, and there were no others."""
-    wanted, text = names(), f"{done.stdout}\n{done.stderr}"
+    """Check that all tests of the suite passed, and no others ran."""
+    expected, text = collect_names(), f"{done.stdout}\n{done.stderr}"
     assert done.returncode == 0, text
     passed = re.findall(rf"^PASSED (?:\S*/)?({SUITE}/.+)$", done.stdout, re.MULTILINE)
-    assert sorted(passed) == sorted(wanted), text
-    assert re.search(rf"^{len(wanted)} passed in ", done.stdout, re.MULTILINE), text
+    assert sorted(passed) == sorted(expected), text
+    assert re.search(rf"^{len(expected)} passed in ", done.stdout, re.MULTILINE), text
 
 
 @requires_namespace
 @pytest.mark.slow
-def test_at_the_kernels_paths(tmp_path: Path) -> None:
-    """In a mount namespace, where no program is told where to look."""
-    # The folder of all pytests is cleaned by whichever ends, and another's turn there is a warning.
+def test_suite_passes_at_kernel_paths(tmp_path: Path) -> None:
+    """In a mount namespace, without configured paths."""
+    # pytest processes clean up the common directory, which would cause a warning in another.
     own = [f"--basetemp={tmp_path / 'of-its-own'}"]
     unshare = ("unshare", "--mount", "--propagation", "private", "--")
     done = subprocess.run(
@@ -80,19 +80,19 @@ def test_at_the_kernels_paths(tmp_path: Path) -> None:
 
 @requires_nobody
 @pytest.mark.slow
-def test_as_an_ordinary_user() -> None:
-    """On guests whose files that user mounted, and owns."""
-    who = run_python_as_nobody("-c", "import os; print(os.getresuid(), os.getgroups())")
-    assert who.stdout == f"{(NOBODY,) * 3} []\n"
+def test_suite_passes_as_ordinary_user() -> None:
+    """The user has mounted the guests' files."""
+    identity = run_python_as_nobody("-c", "import os; print(os.getresuid(), os.getgroups())")
+    assert identity.stdout == f"{(NOBODY,) * 3} []\n"
     done = run_python_as_nobody(
         *PYTEST, "-rA", "--show-capture=no", str(ROOT / SUITE), timeout=3 * PATIENCE
     )
     check_passed(done)
 
 
-# -- what is somebody else's -----------------------------------------------------------------------
+# -- files of other users --------------------------------------------------------------------------
 
-# Prints what each thing says that a program may try below the folder $1, as JSON.
+# Prints the error of each operation below the directory $1, as JSON.
 TRY = """
 import json, sys
 from attestkit.backends import probe_all
@@ -124,11 +124,11 @@ for name, attempt in tries.items():
 found["probes"] = {name: ["", text] for name, text in probe_all(paths).items()}
 print(json.dumps(found))
 """
-WE = f"we are uid {NOBODY}, groups {NOBODY}"
+WE = f"this process has uid {NOBODY}, groups {NOBODY}"
 
 
-def what_nobody_sees(root: Path) -> dict[str, Any]:
-    """Return class and text of the error that each thing gives an ordinary user; "" for none."""
+def errors_of_nobody(root: Path) -> dict[str, Any]:
+    """Return type and text of each operation's error for an ordinary user, or ""."""
     done = run_python_as_nobody("-c", TRY, str(root))
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -137,7 +137,7 @@ def what_nobody_sees(root: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def roots_guest() -> Iterator[Path]:
-    """Make a guest of plain files, with owner and modes as Linux has them: the owner is root."""
+    """Create a guest of plain files with Linux's modes, owned by root."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         root = Path(name)
         root.chmod(0o755)
@@ -165,13 +165,13 @@ MODES = {
 
 
 @requires_nobody
-def test_a_device_that_is_roots(roots_guest: Path) -> None:
-    """Each text names mode and owner of the file, and who we are; what anybody may do works."""
-    found = what_nobody_sees(roots_guest)
+def test_ordinary_user_errors_name_mode_and_owner(roots_guest: Path) -> None:
+    """Permitted operations succeed."""
+    found = errors_of_nobody(roots_guest)
 
     def check(name: str, path: str, kind: str = "BackendUnavailableError") -> None:
-        said, text = found[name]
-        assert said == kind
+        error_type, text = found[name]
+        assert error_type == kind
         assert "EACCES" in text
         mode = f"{roots_guest / path} has mode {MODES[path]:04o}, owner uid 0, group 0; {WE}"
         assert mode in text
@@ -187,23 +187,23 @@ def test_a_device_that_is_roots(roots_guest: Path) -> None:
 
 
 @requires_nobody
-def test_a_device_that_was_opened_up(roots_guest: Path) -> None:
-    """A rule gave the device to everybody; the configuration beside it is still root's."""
+def test_ordinary_user_accessible_device_needs_configuration(roots_guest: Path) -> None:
+    """A udev rule may open the device, while the configuration is root's."""
     (roots_guest / "dev/tdx_guest").chmod(0o666)
-    kind, text = what_nobody_sees(roots_guest)["qgs"]
+    kind, text = errors_of_nobody(roots_guest)["qgs"]
     assert kind == "BackendUnavailableError"
     assert f"{roots_guest}/etc/tdx-attest.conf has mode 0600, owner uid 0, group 0; {WE}" in text
 
 
 @requires_nobody
-def test_a_machine_of_which_nothing_can_be_seen() -> None:
-    """Root's emulator: not even owner and mode can be looked at, which the texts say."""
+def test_ordinary_user_inaccessible_paths_are_reported() -> None:
+    """Even owner and mode cannot be read, as the errors state."""
     with emulator() as machine:
         machine.root.parent.chmod(0o755)
-        found = what_nobody_sees(machine.root)
+        found = errors_of_nobody(machine.root)
     for name in ("configfs_tsm", "tdx_ioctl", "qgs", "register", "extend", "log"):
         kind, text = found[name]
         assert kind == "BackendUnavailableError", text
         assert str(machine.root) in text
         assert "EACCES" in text
-        assert f"cannot be looked at (EACCES, permission denied); {WE}" in text
+        assert f"failed (EACCES, permission denied); {WE}" in text

@@ -1,7 +1,7 @@
-"""The official clients on the server of an emulated guest, and its evidence before a verifier.
+"""Official clients on the server of an emulated guest, and verification of its evidence.
 
-The tests of the clients are those that the simulator's server passes in `tests/clients`; here the
-server has the kernel's files at their own paths, and says nothing of being simulated.
+The client tests are those of `tests/clients`; here the server has the kernel's files at their own
+paths, and is not simulated.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def guest() -> Iterator[System]:
 
 @pytest.fixture(scope="module")
 def app(guest: System) -> AppFiles:
-    """The files of its app; the published keys of the upstream simulator where they are here."""
+    """Write the files of its app, with the upstream simulator's published keys if available."""
     files = AppFiles.make(guest.folder / "app")
     if HAVE_SHARED:
         files.keys.write_bytes(javascript.APP_KEYS.read_bytes())
@@ -61,10 +61,10 @@ def server(guest: System, app: AppFiles) -> Iterator[Server]:
 # -- Python ----------------------------------------------------------------------------------------
 
 
-# Hardware has no URL for these clients.
+# On hardware these clients have no URL.
 @pytest.fixture(params=["socket", "environment"])
 def transport(request: pytest.FixtureRequest) -> str:
-    """How a client finds the server."""
+    """Return the way in which a client finds the server."""
     return str(request.param)
 
 
@@ -75,7 +75,7 @@ def dstack(
     transport: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> python.Run:
-    """Runs a scenario on a client of DstackGuest."""
+    """Return a runner of scenarios on a client of DstackGuest."""
     monkeypatch.setenv("DSTACK_SIMULATOR_ENDPOINT", server.dstack)
     endpoint = server.dstack if transport == "socket" else None
     return python._runner(getattr(python.sdk, request.param), endpoint)
@@ -88,7 +88,7 @@ def tappd(
     transport: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> python.Run:
-    """Runs a scenario on a client of Tappd, which says that it is deprecated."""
+    """Return a runner of scenarios on a client of Tappd, which is deprecated."""
     monkeypatch.setenv("TAPPD_SIMULATOR_ENDPOINT", server.tappd)
 
     def make(*args: str) -> Any:
@@ -98,23 +98,23 @@ def tappd(
     return python._runner(make, server.tappd if transport == "socket" else None)
 
 
-test_python_keys = python.test_keys_of_both_algorithms
-test_python_quotes = python.test_quotes_replay
+test_python_keys = python.test_get_key
+test_python_quotes = python.test_get_quote_replays
 test_python_attest = python.test_attest
-test_python_events = python.test_events
-test_python_tls_keys = python.test_tls_keys
+test_python_events = python.test_emit_event
+test_python_tls_keys = python.test_get_tls_key
 test_python_signatures = python.test_sign_and_verify
 test_python_version = python.test_version_and_health
-test_python_tappd_keys = python.test_tappd_derives_keys
-test_python_tappd_quotes = python.test_tappd_quotes
+test_python_tappd_keys = python.test_tappd_derive_key
+test_python_tappd_quotes = python.test_tappd_tdx_quote
 test_python_tappd_info = python.test_tappd_info_and_version
-test_python_tappd_inherited = python.test_tappd_has_what_it_inherits
+test_python_tappd_inherited = python.test_tappd_inherited_methods
 
 
 def test_python_info(dstack: python.Run, app: AppFiles) -> None:
-    """Who the app is was measured when the server started, and is read from the log."""
+    """The app was measured when the server started, and is read from the log."""
 
-    async def scenario(client: python.Caller) -> None:
+    async def scenario(client: python.AwaitableClient) -> None:
         info = await client.info()
         assert (info.app_name, info.compose_hash) == (NAME, app.compose_hash)
         assert info.app_id == app.compose_hash[:40]
@@ -134,7 +134,7 @@ node = javascript.node
 
 @pytest.fixture(scope="module")
 def answers(node: str, server: Server) -> Any:
-    """What the client got for all its calls."""
+    """Return the results of all client calls."""
     done = subprocess.run(
         [node, "sdk.mjs", server.dstack, server.tappd],
         cwd=javascript.FOLDER,
@@ -150,18 +150,18 @@ def answers(node: str, server: Server) -> Any:
 
 found = javascript.found
 
-test_javascript_quotes = javascript.test_quotes_and_evidence
-test_javascript_events = javascript.test_events
-test_javascript_tls_key = javascript.test_tls_key
-test_javascript_signatures = javascript.test_signatures
-test_javascript_keys = javascript.test_known_keys_and_accounts
+test_javascript_quotes = javascript.test_quote_and_evidence
+test_javascript_events = javascript.test_emit_event
+test_javascript_tls_key = javascript.test_get_tls_key
+test_javascript_signatures = javascript.test_sign_and_verify
+test_javascript_keys = javascript.test_keys_and_accounts_match_vectors
 test_javascript_tappd = javascript.test_tappd
-test_javascript_older = javascript.test_what_the_newer_client_has_left_of_the_older
-test_javascript_uncalled = javascript.test_no_method_is_left_out
+test_javascript_older = javascript.test_deprecated_methods
+test_javascript_uncalled = javascript.test_every_client_method_is_tested
 
 
 def test_javascript_info(answers: Any, app: AppFiles) -> None:
-    """Info's parts belong together; the version is new enough for every option."""
+    """The parts of Info are consistent; the version supports each option."""
     info = answers["dstack"]["info"]
     assert info["compose_hash"] == info["tcb_info"]["compose_hash"] == app.compose_hash
     assert info["app_id"] == app.compose_hash[:40]
@@ -170,11 +170,11 @@ def test_javascript_info(answers: Any, app: AppFiles) -> None:
     assert answers["dstack"]["reachable"] is True
 
 
-# -- a verifier ------------------------------------------------------------------------------------
+# -- verification ----------------------------------------------------------------------------------
 
 
-def check_believed(guest: System, quote: Quote) -> None:
-    """Check that dcap-qvl accepts the quote with the emulator's root, and not with Intel's."""
+def assert_quote_verifies(guest: System, quote: Quote) -> None:
+    """Assert that dcap-qvl accepts the quote under the emulator's root, and not under Intel's."""
     collateral, root = guest.machine.collateral(), guest.machine.trust_anchor
     now = int(time.time())
     accepted = dcap.judge(quote.raw, collateral, root, now)
@@ -182,11 +182,11 @@ def check_believed(guest: System, quote: Quote) -> None:
     assert dcap.judge(quote.raw, collateral, None, now).status == dcap.REJECT
 
 
-def check_evidence(evidence: Attestation, guest: System, app: AppFiles) -> Quote:
-    """Check that evidence is believed, agrees with itself and says who the app is."""
+def assert_evidence_verifies(evidence: Attestation, guest: System, app: AppFiles) -> Quote:
+    """Assert that evidence verifies, is consistent and identifies the app."""
     assert evidence.platform == "dstack-tdx"
     assert evidence.quote is not None
-    check_believed(guest, evidence.quote)
+    assert_quote_verifies(guest, evidence.quote)
     info = evidence.app_info()
     assert info.compose_hash.hex() == app.compose_hash
     assert info.app_id.hex() == app.compose_hash[:40]
@@ -195,40 +195,42 @@ def check_evidence(evidence: Attestation, guest: System, app: AppFiles) -> Quote
 
 
 @pytest.mark.parametrize("transport", ["socket"], indirect=True)
-def test_evidence_is_believed(dstack: python.Run, guest: System, app: AppFiles) -> None:
-    """What a client gets and hands on is verified to its end, and says who the app is."""
+def test_client_evidence_verifies(dstack: python.Run, guest: System, app: AppFiles) -> None:
+    """Evidence of each client method identifies the app."""
 
-    async def scenario(client: python.Caller) -> None:
+    async def scenario(client: python.AwaitableClient) -> None:
         answer = await client.get_quote(b"hello")
         evidence = Attestation.from_agent_response(answer.model_dump())
-        quote = check_evidence(evidence, guest, app)
+        quote = assert_evidence_verifies(evidence, guest, app)
         assert quote.report_data == HELLO
         evidence.event_log.check(quote)
         answer = await client.attest(b"hello")
         evidence = Attestation.from_bytes(answer.decode_attestation())
-        quote = check_evidence(evidence, guest, app)
+        quote = assert_evidence_verifies(evidence, guest, app)
         assert evidence.report_data == quote.report_data == HELLO
         evidence.event_log.check(quote)
         answer = await client.get_tls_key(usage_ra_tls=True)
-        evidence = ra_tls.read(answer.certificate_chain[0])  # which is about the certificate's key
-        evidence.event_log.check(check_evidence(evidence, guest, app), (3,))  # it is stripped
+        evidence = ra_tls.read(answer.certificate_chain[0])  # over the certificate's key
+        evidence.event_log.check(
+            assert_evidence_verifies(evidence, guest, app), (3,)
+        )  # it is stripped
 
     dstack(scenario)
 
 
-def test_evidence_for_strangers_is_believed(guest: System, server: Server) -> None:
-    """What the open TCP port gives about the app's keys; identity cannot be claimed there."""
+def test_public_app_key_evidence_verifies(guest: System, server: Server) -> None:
+    """The open TCP port serves evidence of the app's keys, but no events."""
     answer = call(server.url, "prpc/GetAttestationForAppKey", {"algorithm": "ed25519"})
     assert answer.status == 200
     assert answer.headers["server"] == "attestkit"
     evidence = Attestation.from_agent_response(answer.body)
     assert evidence.quote is not None
-    check_believed(guest, evidence.quote)
+    assert_quote_verifies(guest, evidence.quote)
     assert call(server.url, "prpc/EmitEvent", {"event": "x", "payload": ""}).status == 404
 
 
-def test_identity_cannot_be_claimed(server: Server, app: AppFiles) -> None:
-    """What only a boot measures no client can emit, and what comes later counts for nothing."""
+def test_clients_cannot_emit_boot_events(server: Server, app: AppFiles) -> None:
+    """Reserved names are rejected, and later events do not change the identity."""
     before = call(server.dstack, "GetQuote").json()["event_log"]
     for name in (*BOOT, "system-ready"):
         answer = call(server.dstack, "EmitEvent", {"event": name, "payload": "00" * 20})
@@ -239,8 +241,8 @@ def test_identity_cannot_be_claimed(server: Server, app: AppFiles) -> None:
     assert Attestation.from_agent_response(answer).app_info().app_id.hex() == app.compose_hash[:40]
 
 
-def test_the_register_is_the_guests(guest: System, server: Server) -> None:
-    """An event of a client is in the kernel's own register."""
+def test_client_event_is_in_the_kernels_register(guest: System, server: Server) -> None:
+    """The register is extended by the event's digest."""
     before = guest.machine.rtmr(3)
     emit = {"event": "of a client", "payload": "c0ffee"}
     assert call(server.dstack, "EmitEvent", emit).status == 200

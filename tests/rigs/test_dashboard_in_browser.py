@@ -1,6 +1,6 @@
-"""The dashboard in Chromium: it fits, it obeys the keyboard, it keeps fresh, nobody breaks out.
+"""Dashboard in Chromium: layout, keyboard, updates and hostile content.
 
-The clock of the page is the test's, so that five seconds pass when they should and nothing waits.
+The page's clock is controlled by the test, so that nothing waits.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from tests.serve.server import PATIENCE, ROOT, Server, environment, running_serv
 pytestmark = [*MARKS, pytest.mark.slow]
 WINDOWS: Final = [(1440, 900), (360, 780)]
 SCHEMES: Final = ["light", "dark"]
-ROUND: Final = 5100  # milliseconds, a little more than between two fetches
+ROUND: Final = 5100  # ms, slightly more than the fetch interval
 
-# The texts whose contrast with what is behind them is below WCAG's AA.
+# Texts whose contrast with the background is below WCAG AA.
 PALE: Final = """() => {
   const parts = (color) => color.match(/[\\d.]+/g).map(Number);
   const light = (color) => parts(color).slice(0, 3).map((c) => c / 255)
@@ -63,23 +63,23 @@ FOCUSED: Final = """() => {
 
 
 class Tab:
-    """A tab, with what it complained about and what it asked for."""
+    """Tab with its console messages and requests."""
 
     def __init__(self, context: Any, url: str, *, clock: bool = False) -> None:
         self.requests: list[str] = []
-        self.complaints: list[str] = []
+        self.messages: list[str] = []
         self.url = url
         self.page = context.new_page()
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.messages.append(dialog.message))
         if clock:
             self.page.clock.install()
         self.page.goto(url)
 
     def wait_round(self) -> None:
-        """Let the time between two fetches pass, and the page take over what the second got."""
+        """Advance the clock by a fetch interval, and wait until the page has the response."""
         was = self.page.locator("#foot time").inner_text()
         with self.page.expect_response(self.url) as answer:
             self.page.clock.run_for(ROUND)
@@ -90,7 +90,7 @@ class Tab:
         assert was
 
     def hide(self, *, hidden: bool) -> None:
-        """Let the page believe that another tab has come before it, or has gone."""
+        """Simulate that the tab is hidden or visible."""
         self.page.evaluate(
             "value => { Object.defineProperty(document, 'hidden', {value, configurable: true});"
             " document.dispatchEvent(new Event('visibilitychange')); }",
@@ -98,26 +98,26 @@ class Tab:
         )
 
     def check(self) -> None:
-        """Nothing was complained about, no other host was asked."""
-        assert self.complaints == []
+        """Assert that there are no console messages, and no requests to other hosts."""
+        assert self.messages == []
         assert all(url.startswith(self.url) for url in self.requests), self.requests
 
     def fits(self) -> bool:
-        """Tell whether there is nothing to scroll to sideways."""
+        """Return whether the page needs no horizontal scrolling."""
         fits: bool = self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         return fits
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window."""
+    """Run headless Chromium."""
     with open_browser() as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A running server that publishes everything."""
+    """Run a server that publishes everything."""
     with running_server() as server:
         yield server
         server.check_log()
@@ -125,7 +125,7 @@ def server() -> Iterator[Server]:
 
 @contextlib.contextmanager
 def hostile_server(*options: str) -> Iterator[str]:
-    """Run a server where all names are hostile; return its URL."""
+    """Run a server with hostile names; return its URL."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.rigs.dashboard_server", *options],
         cwd=ROOT,
@@ -142,8 +142,8 @@ def hostile_server(*options: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def tab_of(browser: Any, url: str, *, clock: bool = False, **options: Any) -> Iterator[Tab]:
-    """Open a page in a context of its own; at the end it must have complained about nothing."""
+def open_tab(browser: Any, url: str, *, clock: bool = False, **options: Any) -> Iterator[Tab]:
+    """Open a page in its own context; assert that it has no console messages at the end."""
     context = browser.new_context(**options)
     try:
         tab = Tab(context, url, clock=clock)
@@ -159,16 +159,16 @@ def _emit(server: Server, name: str) -> None:
 
 @pytest.mark.parametrize(("width", "height"), WINDOWS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_it_fits_and_can_be_read(
+def test_dashboard_fits_and_is_readable(
     browser: Any,
     server: Server,
     width: int,
     height: int,
     scheme: str,
 ) -> None:
-    """No sideways scrolling, contrast AA everywhere, the scheme asked for, simulated in sight."""
+    """No horizontal scrolling, contrast AA, the requested scheme, a visible simulation notice."""
     window = {"width": width, "height": height}
-    with tab_of(browser, f"{server.url}/", viewport=window, color_scheme=scheme) as tab:
+    with open_tab(browser, f"{server.url}/", viewport=window, color_scheme=scheme) as tab:
         page = tab.page
         assert page.title() == "Worker Information"
         assert page.locator("h1").inner_text() == "Node Information"
@@ -186,9 +186,9 @@ def test_it_fits_and_can_be_read(
         assert {"/", "/assets/dashboard.css", "/assets/dashboard.js"} <= loaded
 
 
-def test_every_link(browser: Any, server: Server) -> None:
-    """Each leads somewhere: to a part of the page, or to another that is served."""
-    with tab_of(browser, f"{server.url}/") as tab:
+def test_dashboard_links_resolve(browser: Any, server: Server) -> None:
+    """Each is a part of the page, or another served page."""
+    with open_tab(browser, f"{server.url}/") as tab:
         links = tab.page.locator("a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
         assert {"#content", "#timeline", "/metrics", "/prpc/Worker.Info"} <= set(links)
         for link in links:
@@ -200,14 +200,16 @@ def test_every_link(browser: Any, server: Server) -> None:
         tab.check()
         tab.page.get_by_role("link", name="/prpc/Worker.Info").last.click()
         assert "app_name" in tab.page.content()
-        tab.complaints.clear()  # beside what is no page a browser looks for an icon
+        tab.messages.clear()  # a browser requests an icon for other documents
 
 
 @pytest.mark.parametrize(("width", "height"), WINDOWS)
-def test_by_keyboard(browser: Any, server: Server, width: int, height: int) -> None:
-    """Tab reaches everything in its order, each in sight and ringed; nothing holds it."""
+def test_dashboard_keyboard_navigation(
+    browser: Any, server: Server, width: int, height: int
+) -> None:
+    """Tab reaches each control in order, visible and with a focus ring, without a trap."""
     window = {"width": width, "height": height}
-    with tab_of(browser, f"{server.url}/", viewport=window) as tab:
+    with open_tab(browser, f"{server.url}/", viewport=window) as tab:
         page = tab.page
         page.keyboard.press("Tab")
         assert page.evaluate(FOCUSED) == {"what": "#content", "seen": True, "ring": True}
@@ -221,7 +223,7 @@ def test_by_keyboard(browser: Any, server: Server, width: int, height: int) -> N
         reachable = page.locator("a, button, summary, textarea").count()
         assert len(seen) == reachable
         assert seen.index("live-toggle") < seen.index("Copy App ID") < seen.index("Copy RTMR3")
-        page.keyboard.press("Tab")  # around to the first
+        page.keyboard.press("Tab")  # around to the first control
         page.keyboard.press("Enter")
         assert page.evaluate("document.activeElement.id") == "content"
         summary = page.locator("#boot > summary")
@@ -230,9 +232,9 @@ def test_by_keyboard(browser: Any, server: Server, width: int, height: int) -> N
         assert not page.locator("#boot li").first.is_visible()
 
 
-def test_it_keeps_fresh(browser: Any, server: Server) -> None:
-    """An event shows within a round; what the reader did to the page stays as it is."""
-    with tab_of(browser, f"{server.url}/", clock=True) as tab:
+def test_dashboard_updates_and_keeps_reader_state(browser: Any, server: Server) -> None:
+    """A new event appears within a fetch interval."""
+    with open_tab(browser, f"{server.url}/", clock=True) as tab:
         page = tab.page
         events, register = page.locator("#runtime li"), page.locator("[data-copy=RTMR3]")
         count, value = events.count(), register.inner_text()
@@ -260,14 +262,14 @@ def test_it_keeps_fresh(browser: Any, server: Server) -> None:
 
 
 @pytest.mark.parametrize(("motion", "animation"), [("no-preference", "fresh"), ("reduce", "none")])
-def test_what_is_new_is_marked(
+def test_dashboard_marks_new_events(
     browser: Any,
     server: Server,
     motion: str,
     animation: str,
 ) -> None:
-    """It fades in where the reader likes motion, and not where they do not."""
-    with tab_of(browser, f"{server.url}/", clock=True, reduced_motion=motion) as tab:
+    """They fade in, unless the reader prefers reduced motion."""
+    with open_tab(browser, f"{server.url}/", clock=True, reduced_motion=motion) as tab:
         _emit(server, f"marked-{motion}")
         tab.wait_round()
         last = tab.page.locator("#runtime li").last
@@ -277,17 +279,17 @@ def test_what_is_new_is_marked(
         assert not last.get_attribute("class")
 
 
-def test_pause(browser: Any, server: Server) -> None:
-    """A button stops it and starts it, and says which."""
-    with tab_of(browser, f"{server.url}/", clock=True) as tab:
+def test_dashboard_pause_button_stops_updates(browser: Any, server: Server) -> None:
+    """Its label has the state."""
+    with open_tab(browser, f"{server.url}/", clock=True) as tab:
         page = tab.page
         page.get_by_role("button", name="Pause").click()
-        asked = len(tab.requests)
+        request_count = len(tab.requests)
         _emit(server, "unseen")
         tab.hide(hidden=True)
-        tab.hide(hidden=False)  # coming back is no wish to go on
+        tab.hide(hidden=False)  # becoming visible does not resume
         page.clock.run_for(10 * ROUND)
-        assert len(tab.requests) == asked
+        assert len(tab.requests) == request_count
         assert page.locator("#live-state").inner_text() == "Paused"
         assert "unseen" not in page.locator("#runtime").inner_text()
         page.get_by_role("button", name="Resume").click()
@@ -295,20 +297,20 @@ def test_pause(browser: Any, server: Server) -> None:
         assert page.locator("#live-state").inner_text() == "Live"
 
 
-def test_a_hidden_tab_asks_nothing(browser: Any, server: Server) -> None:
-    """It stops when nobody looks, and is fresh at once when somebody does."""
-    with tab_of(browser, f"{server.url}/", clock=True) as tab:
+def test_dashboard_hidden_tab_makes_no_requests(browser: Any, server: Server) -> None:
+    """It updates at once when visible."""
+    with open_tab(browser, f"{server.url}/", clock=True) as tab:
         tab.hide(hidden=True)
-        asked = len(tab.requests)
-        _emit(server, "nobody-looked")
+        request_count = len(tab.requests)
+        _emit(server, "while-hidden")
         tab.page.clock.run_for(10 * ROUND)
-        assert len(tab.requests) == asked
+        assert len(tab.requests) == request_count
         tab.hide(hidden=False)
-        tab.page.get_by_text("nobody-looked").first.wait_for()
+        tab.page.get_by_text("while-hidden").first.wait_for()
 
 
-def test_a_lost_server_is_told(browser: Any, server: Server) -> None:
-    """The page says since when what it shows is old, keeps it, and recovers by itself."""
+def test_dashboard_reports_lost_server(browser: Any, server: Server) -> None:
+    """The page shows the time of its data, and recovers."""
     context = browser.new_context(viewport={"width": 360, "height": 780})
     try:
         tab = Tab(context, f"{server.url}/", clock=True)
@@ -322,16 +324,16 @@ def test_a_lost_server_is_told(browser: Any, server: Server) -> None:
         context.set_offline(False)
         tab.wait_round()
         assert page.locator("#live-state").inner_text() == "Live"
-        # The browser itself notes the failed request, and nothing else is noted.
-        assert all("ERR_INTERNET_DISCONNECTED" in text for text in tab.complaints)
+        # The browser logs the failed request, and nothing else.
+        assert all("ERR_INTERNET_DISCONNECTED" in text for text in tab.messages)
     finally:
         context.close()
 
 
-def test_copy(browser: Any, server: Server) -> None:
-    """A button copies a value whole, without the gaps it is shown with."""
+def test_dashboard_copy_button_copies_the_value(browser: Any, server: Server) -> None:
+    """The spaces of the display are omitted."""
     clipboard = ["clipboard-read", "clipboard-write"]
-    with tab_of(browser, f"{server.url}/", permissions=clipboard) as tab:
+    with open_tab(browser, f"{server.url}/", permissions=clipboard) as tab:
         page = tab.page
         page.get_by_label("Copy MRTD").click()
         page.get_by_text("Copied").wait_for()
@@ -341,12 +343,12 @@ def test_copy(browser: Any, server: Server) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), WINDOWS)
-def test_nobody_breaks_out(browser: Any, width: int, height: int) -> None:
-    """Hostile names stay text, also when the page takes them over anew; nothing is pushed aside."""
+def test_dashboard_hostile_names_stay_text(browser: Any, width: int, height: int) -> None:
+    """After updates, too; the layout is unchanged."""
     window = {"width": width, "height": height}
     with (
         hostile_server() as url,
-        tab_of(browser, url, clock=True, viewport=window) as tab,
+        open_tab(browser, url, clock=True, viewport=window) as tab,
     ):
         page = tab.page
         for _ in range(2):
@@ -363,44 +365,44 @@ def test_nobody_breaks_out(browser: Any, width: int, height: int) -> None:
         links = page.locator("td.logs a").evaluate_all("all => all.map(a => a.href)")
         assert len(links) == 2 * len(HOSTILE)
         for link, name in zip(links[::2], HOSTILE, strict=True):
-            answer = page.request.get(link)  # a browser would save what has a NUL in it
+            answer = page.request.get(link)  # a browser would download what contains NUL
             assert (answer.status, answer.text()) == (200, name)
 
 
-def test_an_engine_that_comes_and_goes(browser: Any) -> None:
-    """Its containers come and go with it, and what it complains about stays text."""
-    with hostile_server("--failing") as url, tab_of(browser, url, clock=True) as tab:
+def test_dashboard_follows_container_engine(browser: Any) -> None:
+    """Containers disappear with the engine; its errors stay text."""
+    with hostile_server("--failing") as url, open_tab(browser, url, clock=True) as tab:
         rows = tab.page.locator("#containers tbody tr")
-        trouble = tab.page.get_by_text("The container engine cannot be reached.")
+        trouble = tab.page.get_by_text("The container engine is unavailable.")
         for _ in range(2):
             assert (rows.count(), trouble.count()) == (len(HOSTILE), 0)
-            _next_answer(tab)
+            _wait_for_engine_request(tab)
             assert (rows.count(), trouble.count()) == (0, 1)
-            _next_answer(tab)
+            _wait_for_engine_request(tab)
 
 
-def _next_answer(tab: Tab) -> None:
-    """Wait until the engine has been asked again, which happens once a second of its own clock."""
+def _wait_for_engine_request(tab: Tab) -> None:
+    """Wait until the engine was requested again, which happens once per second of its clock."""
     before = tab.page.locator("#containers").inner_text()
     for _ in range(200):
         tab.wait_round()
         if tab.page.locator("#containers").inner_text() != before:
             return
-    raise AssertionError("the engine was not asked again")
+    raise AssertionError("no further request to the engine")
 
 
-def test_hidden_measurements(browser: Any) -> None:
-    """The page of an app that hides them is whole without them, and stays so."""
-    with hostile_server("--hidden") as url, tab_of(browser, url, clock=True) as tab:
+def test_dashboard_without_measurements_is_complete(browser: Any) -> None:
+    """Updates do not change that."""
+    with hostile_server("--hidden") as url, open_tab(browser, url, clock=True) as tab:
         tab.wait_round()
         assert tab.page.get_by_text("TCB info is not public").is_visible()
         assert tab.page.locator("textarea, #timeline, #registers, a[href='#timeline']").count() == 0
         assert tab.fits()
 
 
-def test_without_scripts(browser: Any, server: Server) -> None:
-    """Everything is there and folds; what only a script could do is not offered."""
-    with tab_of(browser, f"{server.url}/", java_script_enabled=False) as tab:
+def test_dashboard_works_without_scripts(browser: Any, server: Server) -> None:
+    """All content is present and can be collapsed; script-only controls are hidden."""
+    with open_tab(browser, f"{server.url}/", java_script_enabled=False) as tab:
         page = tab.page
         assert page.locator("[data-copy=RTMR3]").is_visible()
         assert page.locator("#runtime li").last.is_visible()

@@ -1,4 +1,4 @@
-"""The page about the API in Chromium: it loads nothing, complains of nothing, fits its window."""
+"""API documentation in Chromium: self-contained, without console messages, responsive."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -14,7 +14,7 @@ pytestmark = [*MARKS, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def urls() -> Iterator[dict[str, str]]:
-    """Where the documents of each listener are, for a browser."""
+    """Return the URLs of each listener's documents."""
     with (
         running_server("--dev-http", "127.0.0.1:0") as server,
         bridge(server.tappd) as tappd,
@@ -24,7 +24,7 @@ def urls() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window."""
+    """Run headless Chromium."""
     with open_browser() as opened:
         yield opened
 
@@ -32,14 +32,14 @@ def browser() -> Iterator[Any]:
 @pytest.mark.parametrize("listener", ["http", "dev_http", "tappd"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
-def test_the_page_stands_by_itself(
+def test_docs_page_is_self_contained(
     browser: Any,
     urls: dict[str, str],
     listener: str,
     scheme: str,
     width: int,
 ) -> None:
-    """One request; nothing on the console; no sideways scrolling; readable in both schemes."""
+    """One request, no console messages, no horizontal scrolling, readable in both schemes."""
     url = f"{urls[listener]}/docs"
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=True
@@ -47,17 +47,17 @@ def test_the_page_stands_by_itself(
     try:
         tab = context.new_page()
         requests: list[str] = []
-        complaints: list[str] = []
+        messages: list[str] = []
         tab.on("request", lambda request: requests.append(request.url))
-        tab.on("console", lambda message: complaints.append(message.text))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("console", lambda message: messages.append(message.text))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
         tab.goto(url)
-        assert [asked for asked in requests if not asked.startswith("data:")] == [url]
-        assert complaints == []
+        assert [address for address in requests if not address.startswith("data:")] == [url]
+        assert messages == []
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         paper, ink = tab.evaluate(_COLOURS)
         assert (paper > ink) == (scheme == "light")
-        assert abs(paper - ink) > 400  # of 765: the policy let the style in, and it can be read
+        assert abs(paper - ink) > 400  # of 765: the style is applied, and readable
         _check_keyboard(tab)
     finally:
         context.close()
@@ -71,7 +71,7 @@ _COLOURS: Final = """() => {
 
 
 def _check_keyboard(tab: Any) -> None:
-    """The first key leads to the link over the contents, the next into them."""
+    """Check that the first Tab focuses the skip link, and the next the methods."""
     tab.keyboard.press("Tab")
     skip = tab.locator(":focus")
     assert skip.inner_text() == "Skip to the methods"

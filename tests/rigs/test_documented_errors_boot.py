@@ -1,7 +1,7 @@
-"""Boot log and boot id: a file that is not there or cannot be read is one error, and quotes go on.
+"""Boot log and boot ID: an unreadable file gives one error, and quotes can still be made.
 
-The specification is linux-tee-abi.md, section 5 (CCEL), and 7.5 for what a container hides; of the
-boot id the decision that the runtime log is a boot's own.
+The specification is linux-tee-abi.md, section 5 (CCEL), and 7.5 for masked files; the runtime log
+belongs to one boot ID.
 """
 
 from collections.abc import Iterator
@@ -11,81 +11,76 @@ import pytest
 
 import attestkit
 from attestkit.errors import BackendError, BackendUnavailableError, ReplayError
+from tests.raising import raises
 from tests.rigs.documented_errors import (
-    ASKED,
     OTHER,
+    REPORT_DATA,
     Case,
     Fleet,
-    label,
-    told,
-    undisturbed,
+    case_id,
+    expect_error,
+    fleet,
+    fresh_machine,
 )
 from tests.rigs.emulator import Emulator, requires_fuse
+
+__all__ = ["fleet"]  # fixtures
 
 pytestmark = [pytest.mark.rig, requires_fuse]
 
 MACHINES: Final[dict[str, dict[str, object]]] = {
     "new": {"kernel": "7.1"},
-    "old": {"kernel": "6.3", "qgs": True},  # has the table, and no file of the log
+    "old": {"kernel": "6.3", "qgs": True},  # has the table, but not the log
 }
 TABLE: Final = "sys/firmware/acpi/tables/CCEL"
 AREA: Final = "sys/firmware/acpi/tables/data/CCEL"
 BOOT_ID: Final = "proc/sys/kernel/random/boot_id"
 
-_PERMISSION: Final = r"has mode 0400, .*we are uid \d+.*only root"
-
 # Both files of section 5, whose modes are 0400.
 BOOT_LOG: Final = (
     *(
-        Case((), f"{operation}:{name}={error}", kind, where, words)
+        Case((), f"{operation}:{name}={error}", kind, reason, path)
         for operation in ("open", "read")
-        for name, where in (("ccel_table", TABLE), ("ccel_data", AREA))
-        for error, kind, words in (
-            ("EACCES", BackendUnavailableError, _PERMISSION),
-            ("EPERM", BackendUnavailableError, _PERMISSION),
-            ("EIO", BackendError, "firmware's log cannot be read"),
+        for name, path in (("ccel_table", TABLE), ("ccel_data", AREA))
+        for error, kind, reason in (
+            ("EACCES", BackendUnavailableError, "permission_denied"),
+            ("EPERM", BackendUnavailableError, "permission_denied"),
+            ("EIO", BackendError, "io_error"),
         )
     ),
-    Case((), "open:ccel_data=ENOENT", BackendUnavailableError, AREA, "Linux 6.4.*DSTACK_CCEL_FILE"),
+    Case((), "open:ccel_data=ENOENT", BackendUnavailableError, "missing", AREA),
 )
-# Without it nobody can tell of which boot the runtime log is.
+# Without it the boot of the runtime log is unknown.
 NO_BOOT_ID: Final = tuple(
-    Case((), f"{operation}:boot_id={error}", BackendUnavailableError, BOOT_ID, "is /proc mounted")
+    Case((), f"{operation}:boot_id={error}", BackendUnavailableError, "unreadable", BOOT_ID)
     for operation in ("open", "read")
     for error in ("EACCES", "EPERM", "ENOENT", "EIO")
 )
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    """Have MACHINES for all tests."""
-    with Fleet.of(MACHINES) as machines:
-        yield machines
-
-
 @pytest.fixture
 def machine(fleet: Fleet) -> Iterator[Emulator]:
-    """Return the new one, just booted; an entry or a descriptor that is left fails the test."""
-    with undisturbed(fleet["new"]) as machine:
+    """Return the rebooted new machine; a leftover entry or descriptor fails the test."""
+    with fresh_machine(fleet["new"]) as machine:
         yield machine
 
 
-@pytest.mark.parametrize("case", [*BOOT_LOG, *NO_BOOT_ID], ids=label)
-def test_the_documented_error(machine: Emulator, case: Case) -> None:
-    """Whatever needs the file says so, and changes nothing; a quote alone does not need it."""
+@pytest.mark.parametrize("case", [*BOOT_LOG, *NO_BOOT_ID], ids=case_id)
+def test_boot_file_case_gives_documented_error(machine: Emulator, case: Case) -> None:
+    """Calls that need the file fail without side effects; a quote alone does not need it."""
     with attestkit.open("configfs_tsm", root=machine.root) as tee:
         before = tee.registers()
         for request in (
-            lambda: tee.attest(ASKED),
+            lambda: tee.attest(REPORT_DATA),
             tee.event_log,
             lambda: tee.emit_event("event", b""),
         ):
             machine.fault(case.armed)
-            with told(case, machine.root):
+            with expect_error(case, machine.root):
                 request()
             assert machine.armed() == []
         machine.fault(case.armed)
-        assert tee.get_quote(ASKED).rtmrs == tee.registers() == before
+        assert tee.get_quote(REPORT_DATA).rtmrs == tee.registers() == before
         assert len(machine.armed()) == 1
         machine.clear_faults()
         tee.emit_event("event", b"")
@@ -93,22 +88,22 @@ def test_the_documented_error(machine: Emulator, case: Case) -> None:
 
 
 @pytest.mark.parametrize("operation", ["open", "read"])
-def test_a_table_that_is_not_there(machine: Emulator, operation: str) -> None:
-    """Then there is no boot log, and evidence without one does not explain the registers."""
+def test_missing_ccel_table_gives_empty_boot_log(machine: Emulator, operation: str) -> None:
+    """Evidence without a boot log does not explain the registers."""
     with attestkit.open("configfs_tsm", root=machine.root) as tee:
         machine.fault(f"{operation}:ccel_table=ENOENT:*")
         assert tee.event_log().events == ()
-        with pytest.raises(ReplayError, match="RTMR0 replays to 00"):
-            tee.attest(ASKED)
+        with raises(ReplayError, "rtmr_mismatch"):
+            tee.attest(REPORT_DATA)
         machine.clear_faults()
         assert tee.attest(OTHER).report_data == OTHER
 
 
-def test_a_kernel_before_the_file(fleet: Fleet) -> None:
-    """Linux 6.3 has the table alone, so there is a log that nobody can read."""
+def test_ccel_table_without_data_is_unavailable(fleet: Fleet) -> None:
+    """Linux 6.3 has the table only."""
     machine = fleet["old"]
-    case = Case((), "", BackendUnavailableError, AREA, "log of 65536 bytes.*Linux 6.4 or later")
+    case = Case((), "", BackendUnavailableError, "missing", AREA)
     with attestkit.open("tdx_ioctl", root=machine.root, qgs=machine.qgs) as tee:
-        with told(case, machine.root):
-            tee.attest(ASKED)
-        assert tee.get_quote(ASKED).report_data == ASKED
+        with expect_error(case, machine.root):
+            tee.attest(REPORT_DATA)
+        assert tee.get_quote(REPORT_DATA).report_data == REPORT_DATA

@@ -1,10 +1,9 @@
-"""SEV-SNP: every error of its driver comes out as its one error, and a key that is lost stays so.
+"""SEV-SNP: each documented errno gives one error, and a lost key stays lost.
 
-The specification is linux-tee-abi.md, section 6.2, and what 2.3 and 6.4 say of the options; what
-configfs-tsm itself says is in test_documented_errors_tsm.py.
+The specification is linux-tee-abi.md, section 6.2, and 2.3 and 6.4 for the options. The errors of
+configfs-tsm are in test_documented_errors_tsm.py.
 """
 
-from collections.abc import Iterator
 from typing import Final
 
 import pytest
@@ -19,25 +18,30 @@ from attestkit.errors import (
     UnsupportedError,
     UsageError,
 )
+from tests.raising import raises
 from tests.rigs.documented_errors import (
-    ASKED,
     ENTRY,
     OTHER,
+    REPORT_DATA,
     Case,
-    Clock,
+    FakeClock,
     Fleet,
-    arm,
-    ask,
-    check,
-    meet,
+    arm_faults,
+    check_case,
+    check_error,
+    fleet,
+    fresh_machine,
+    machine,
     needs_spec,
     on_machines,
     open_tsm,
+    request_report_data,
     rows_of,
     spec_table,
-    undisturbed,
 )
 from tests.rigs.emulator import Emulator, requires_fuse
+
+__all__ = ["fleet", "machine"]  # fixtures
 
 pytestmark = [pytest.mark.rig, requires_fuse]
 
@@ -50,76 +54,55 @@ AUXBLOB: Final = f"{ENTRY}/auxblob"
 ONE: Final = ("vmpl0",)
 TWO: Final = ("vmpl2",)
 LEVEL: Final[dict[str, object]] = {"privlevel": 2}
-VTPM: Final = "c476f1eb-0123-45a5-9641-b4e7dde5bfe3"  # the one service that the SVSM has
+VTPM: Final = "c476f1eb-0123-45a5-9641-b4e7dde5bfe3"  # the SVSM's only service
 SERVICE: Final[dict[str, object]] = {**LEVEL, "service_provider": "svsm", "service_guid": VTPM}
 NO_SERVICE: Final[dict[str, object]] = {**SERVICE, "service_guid": f"{VTPM[:-1]}4"}
 
-_FATAL: Final = r"not tried again here: .*\(VMPCK\).* reboot"
+_FAILED: Final = (QuoteUnavailableError, "request_failed")
 
-# Section 6.2, in its order. Through configfs neither vmm_error nor fw_error can be seen.
+# Section 6.2, in its order. vmm_error and fw_error are not visible in configfs.
 ERRORS: Final = (
-    Case(("EINVAL",), "read:outblob=EINVAL", BackendError, OUTBLOB, "option privlevel", on=ONE),
-    Case(
-        ("EIO with vmm_error 1",),
-        "eio",
-        QuoteUnavailableError,
-        OUTBLOB,
-        f"host or the secure processor refused.*{_FATAL}",
-        again=False,
-    ),
-    Case(
-        ("ETIMEDOUT",),
-        "etimedout",
-        QuoteUnavailableError,
-        OUTBLOB,
-        rf"for 60 s \(throttling\).*{_FATAL}",
-        again=False,
-    ),
-    Case(
-        ("EIO, other vmm_error or fw_error",),
-        "quote_fails",
-        QuoteUnavailableError,
-        OUTBLOB,
-        f"host or the secure processor refused.*{_FATAL}.*EIO",
-        again=False,
-    ),
+    Case(("EINVAL",), "read:outblob=EINVAL", BackendError, "io_error", OUTBLOB, on=ONE),
+    Case(("EIO with vmm_error 1",), "eio", *_FAILED, OUTBLOB, again=False),
+    Case(("ETIMEDOUT",), "etimedout", QuoteUnavailableError, "timed_out", OUTBLOB, again=False),
+    Case(("EIO, other vmm_error or fw_error",), "quote_fails", *_FAILED, OUTBLOB, again=False),
     Case(
         ("EIO, other vmm_error or fw_error",),
         "read:auxblob=EIO",
-        QuoteUnavailableError,
+        *_FAILED,
         AUXBLOB,
-        _FATAL,
         again=False,
     ),
     Case(
         ("ENOTTY",),
         "read:outblob=ENOTTY",
         QuoteUnavailableError,
+        "key_lost",
         OUTBLOB,
-        "was wiped.*only a reboot.*vmpck_id",
         again=False,
     ),
-    Case(("EFAULT",), "read:outblob=EFAULT", BackendError, OUTBLOB, "dmesg"),
+    Case(("EFAULT",), "read:outblob=EFAULT", BackendError, "io_error", OUTBLOB),
 )
 
-# Sections 2.3 and 6.4: what is asked for, and what comes with a report.
+# Sections 2.3 and 6.4: options, and files next to a report.
 OPTIONS: Final = (
     Case((), "read:outblob=EPERM@9", None, options=LEVEL),
     Case((), "read:outblob=EPERM@9", None, options={"privlevel": 3}),
-    Case(  # without an option the kernel asks for level 0, and the driver says EINVAL
+    Case(  # without an option the kernel requests level 0, and the driver returns EINVAL
         (),
         "read:outblob=EPERM@9",
         BackendError,
+        "io_error",
         OUTBLOB,
-        "above VMPL 0 .*option privlevel.*EINVAL",
         again=False,
         on=TWO,
     ),
-    Case(  # it is refused before anything is written
+    Case(  # rejected before any write
         (),
         "write:inblob=EPERM@9",
         UsageError,
-        words="privlevel 1 is below 2",
+        "out_of_range",
+        f"{ENTRY}/privlevel_floor",
         reached=0,
         again=False,
         on=TWO,
@@ -129,8 +112,8 @@ OPTIONS: Final = (
         (),
         "write:inblob=EPERM@9",
         UnsupportedError,
+        "feature",
         ENTRY,
-        "does not offer service_provider",
         reached=0,
         again=False,
         on=ONE,
@@ -141,9 +124,9 @@ OPTIONS: Final = (
             (),
             f"write:{option}=EINVAL",
             UsageError,
+            "out_of_range",
             f"{ENTRY}/{option}",
-            "out of range here, choose another",
-            again=False,  # this report is about the SVSM: its report data are the SVSM's
+            again=False,  # the SVSM computes the report data
             on=TWO,
             options={**SERVICE, "service_manifest_version": 0},
         )
@@ -153,8 +136,8 @@ OPTIONS: Final = (
         (),
         "read:outblob=EPERM@9",
         UsageError,
+        "wrong_value",
         OUTBLOB,
-        "service.*EINVAL",
         again=False,
         on=TWO,
         options=NO_SERVICE,
@@ -165,8 +148,8 @@ OPTIONS: Final = (
         (),
         "read:auxblob=EBUSY:1000",
         BackendBusyError,
+        "request_in_flight",
         AUXBLOB,
-        "try again",
         reached=36,
         waits=30,
         options=LEVEL,
@@ -175,25 +158,11 @@ OPTIONS: Final = (
         (),
         "open:auxblob=EACCES",
         BackendUnavailableError,
+        "permission_denied",
         AUXBLOB,
-        "no permission",
         options=LEVEL,
     ),
 )
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    """Have MACHINES for all tests."""
-    with Fleet.of(MACHINES) as machines:
-        yield machines
-
-
-@pytest.fixture
-def machine(fleet: Fleet, request: pytest.FixtureRequest) -> Iterator[Emulator]:
-    """Return one of them, just booted; an entry or a descriptor that is left fails the test."""
-    with undisturbed(fleet[request.param]) as machine:
-        yield machine
 
 
 @pytest.mark.parametrize(
@@ -201,11 +170,11 @@ def machine(fleet: Fleet, request: pytest.FixtureRequest) -> Iterator[Emulator]:
     on_machines(ERRORS, ONE) + on_machines(OPTIONS, (*ONE, *TWO)),
     indirect=["machine"],
 )
-def test_the_documented_error(machine: Emulator, case: Case) -> None:
-    """Its class and its text, after exactly as many tries; then a good answer, or none ever."""
-    clock = Clock()
+def test_snp_case_gives_documented_error(machine: Emulator, case: Case) -> None:
+    """Type, reason, path and number of attempts; then a good request, or no further one."""
+    clock = FakeClock()
     with open_tsm(machine, clock, **case.options) as tee:
-        meet(case, machine, clock, lambda report_data: ask(tee, report_data))
+        check_case(case, machine, clock, lambda report_data: request_report_data(tee, report_data))
 
 
 FATAL: Final = tuple(case for case in ERRORS if not case.again)
@@ -213,79 +182,82 @@ FATAL: Final = tuple(case for case in ERRORS if not case.again)
 
 @pytest.mark.parametrize("machine", ONE, indirect=True)
 @pytest.mark.parametrize("case", FATAL, ids=[case.armed for case in FATAL])
-def test_nothing_is_asked_after_a_key_may_be_lost(machine: Emulator, case: Case) -> None:
-    """The next request, whatever it is, reaches neither the folder nor the driver, and says why."""
-    with open_tsm(machine, Clock()) as tee:
+def test_snp_fatal_error_prevents_further_requests(machine: Emulator, case: Case) -> None:
+    """No method reaches the directory or the driver, and each raises the first error."""
+    with open_tsm(machine, FakeClock()) as tee:
         backend = tee.backend
         assert isinstance(backend, SnpReporter)
         machine.fault(case.armed)
         with pytest.raises(QuoteUnavailableError) as first:
-            ask(tee, ASKED)
+            request_report_data(tee, REPORT_DATA)
         machine.clear_faults()
-        made, read = arm(machine, "mkdir=EIO@9"), arm(machine, "read:outblob=EIO@9")
+        made, read = arm_faults(machine, "mkdir=EIO@9"), arm_faults(machine, "read:outblob=EIO@9")
         for request in (tee.attest, backend.get_quote, backend.get_snp_report):
             with pytest.raises(QuoteUnavailableError) as again:
                 request(OTHER)
-            check(again.value, case._replace(armed=""), machine.root)
-            assert str(again.value) == f"no report is asked for after this: {first.value}"
+            check_error(again.value, case._replace(armed=""), machine.root)
+            assert again.value.path == first.value.path
+            assert str(first.value) in str(again.value)
         assert (made(), read()) == (0, 0)
 
 
 @pytest.mark.parametrize("machine", ONE, indirect=True)
 @pytest.mark.parametrize("armed", ["eio", "etimedout", "quote_fails"])
-def test_a_key_that_is_lost_comes_back_with_a_reboot(machine: Emulator, armed: str) -> None:
-    """Another program may ask once: its ENOTTY is the driver's word, and the last one too."""
+def test_snp_lost_key_is_restored_by_reboot(machine: Emulator, armed: str) -> None:
+    """A new process makes one request, which fails with ENOTTY."""
     [lost] = [case for case in ERRORS if case.row == ("ENOTTY",)]
-    with open_tsm(machine, Clock()) as tee:
+    with open_tsm(machine, FakeClock()) as tee:
         machine.fault(armed)
         with pytest.raises(QuoteUnavailableError):
-            ask(tee, ASKED)
-    with open_tsm(machine, Clock()) as tee:
-        read = arm(machine, "read:outblob=EIO@9")
+            request_report_data(tee, REPORT_DATA)
+    with open_tsm(machine, FakeClock()) as tee:
+        read = arm_faults(machine, "read:outblob=EIO@9")
         for _ in range(2):
             with pytest.raises(QuoteUnavailableError) as caught:
-                ask(tee, ASKED)
-            check(caught.value, lost._replace(armed=""), machine.root)
+                request_report_data(tee, REPORT_DATA)
+            check_error(caught.value, lost._replace(armed=""), machine.root)
         assert read() == 1
     machine.reboot()
-    with open_tsm(machine, Clock()) as tee:
-        assert ask(tee, ASKED) == ASKED
+    with open_tsm(machine, FakeClock()) as tee:
+        assert request_report_data(tee, REPORT_DATA) == REPORT_DATA
 
 
 @pytest.mark.parametrize("machine", ONE, indirect=True)
-def test_there_are_no_quotes_and_no_registers(machine: Emulator) -> None:
-    """GetQuote and emit on SEV-SNP: nothing is asked."""
-    with open_tsm(machine, Clock()) as tee:
-        made = arm(machine, "mkdir=EIO@9")
-        with pytest.raises(UnsupportedError, match=r"ask for evidence with attest\(\)"):
-            tee.get_quote(ASKED)
-        with pytest.raises(UnsupportedError, match="no run-time registers"):
+def test_snp_quotes_and_events_are_unsupported(machine: Emulator) -> None:
+    """No request is made."""
+    with open_tsm(machine, FakeClock()) as tee:
+        made = arm_faults(machine, "mkdir=EIO@9")
+        with raises(UnsupportedError, "no_quote"):
+            tee.get_quote(REPORT_DATA)
+        with raises(UnsupportedError, "no_registers"):
             tee.emit_event("name", b"")
-        with pytest.raises(UnsupportedError, match="no run-time registers"):
+        with raises(UnsupportedError, "no_registers"):
             tee.registers()
         assert made() == 0
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "reason"),
     [
-        ({"privlevel": 4}, "privlevel is 0 to 3, not 4"),
-        ({"service_provider": "other"}, "'svsm'"),
-        ({"service_provider": "svsm", "service_guid": "c476f1eb"}, "GUID in text"),
-        ({"service_guid": VTPM}, "name that too"),
+        ({"privlevel": 4}, "out_of_range"),
+        ({"service_provider": "other"}, "wrong_value"),
+        ({"service_provider": "svsm", "service_guid": "c476f1eb"}, "encoding"),
+        ({"service_guid": VTPM}, "missing"),
     ],
 )
-def test_a_value_that_no_kernel_takes(fleet: Fleet, options: dict[str, object], words: str) -> None:
-    """It is refused when the backend is opened, and no entry is made for it."""
+def test_snp_invalid_option_is_rejected_at_open(
+    fleet: Fleet, options: dict[str, object], reason: str
+) -> None:
+    """No entry is created."""
     machine = fleet["vmpl2"]
-    with undisturbed(machine):
-        made = arm(machine, "mkdir=EIO@9")
-        with pytest.raises(UsageError, match=words):
+    with fresh_machine(machine):
+        made = arm_faults(machine, "mkdir=EIO@9")
+        with raises(UsageError, reason):
             attestkit.open("configfs_tsm", root=machine.root, **options)
         assert made() == 0
 
 
 @needs_spec
-def test_no_row_of_the_table_is_missing() -> None:
+def test_snp_cases_cover_the_specification() -> None:
     """Row by row, in the order of section 6.2."""
     assert rows_of(ERRORS) == spec_table("6.2", "errno", 1)

@@ -1,4 +1,4 @@
-"""A newcomer's first minutes: a fresh clone, one command, no C compiler."""
+"""Fresh clone: one command starts the server, without a C compiler."""
 
 import http.client
 import json
@@ -19,21 +19,21 @@ COMPILERS = ("cc", "gcc", "clang", "c89", "c99", "tcc", "icx")
 pytestmark = [
     pytest.mark.rig,
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("git") is None, reason="git is not here"),
-    pytest.mark.skipif(shutil.which("make") is None, reason="make is not here"),
+    pytest.mark.skipif(shutil.which("git") is None, reason="git is missing"),
+    pytest.mark.skipif(shutil.which("make") is None, reason="make is missing"),
     pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is not a git checkout"),
 ]
 
 
 def _is_compiler(name: str) -> bool:
-    """Tell gcc, gcc-14, x86_64-linux-gnu-gcc and their like from other programs."""
+    """Return whether a program is a C compiler, for example x86_64-linux-gnu-gcc or gcc-14."""
     words = name.split("-")
     return any(word in COMPILERS for word in words)
 
 
 @pytest.fixture
 def path_without_compiler(tmp_path: Path) -> str:
-    """Return a PATH with every program of this machine's, C compilers aside."""
+    """Return a PATH with this machine's programs, except for C compilers."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for place in ("/bin", "/usr/bin"):
@@ -47,7 +47,7 @@ def path_without_compiler(tmp_path: Path) -> str:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """Return a fresh clone of what is committed."""
+    """Return a fresh clone of the committed state."""
     folder = tmp_path / "clone"
     clone = ["git", "clone", "--quiet", str(ROOT), str(folder)]
     subprocess.run(clone, check=True)
@@ -88,14 +88,14 @@ def _post(path: str, method: str, body: dict[str, str]) -> dict[str, str]:
 
 
 def test_make_serve_needs_no_compiler(server: tuple[Path, str]) -> None:
-    """One command in a fresh clone serves quotes in plain Python, and says that it does."""
+    """It serves quotes in plain Python, and reports that the core is missing."""
     clone, ready = server
     words = dict(word.split("=", 1) for word in ready.split()[1:])
     assert ready.startswith("ready ")
     answer = _post(words["dstack"], "GetQuote", {"report_data": "1234"})
     assert answer["report_data"] == "1234".ljust(128, "0")
     assert "1234".ljust(128, "0") in answer["quote"]
-    told = subprocess.run(
+    status = subprocess.run(
         [
             clone / ".venv/bin/python",
             "-c",
@@ -106,4 +106,4 @@ def test_make_serve_needs_no_compiler(server: tuple[Path, str]) -> None:
         text=True,
         cwd=clone.parent,
     ).stdout
-    assert told.startswith("python ")
+    assert status.startswith("python ")

@@ -1,6 +1,6 @@
-"""SIGKILL at any moment of emit_event costs at most the event on its way, on the kernel's files.
+"""SIGKILL during emit_event loses at most the event in progress, on emulated kernel files.
 
-The emulator has the registers, so they outlive the program that is killed, as hardware's do.
+The registers are in the emulator, so they outlive the killed process, like those of hardware.
 """
 
 import random
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rigs.emulator import requires_fuse
-from tests.rigs.journal_client import operations
+from tests.rigs.journal_client import list_operations
 from tests.rigs.journal_machine import (
     KINDS,
     PENDING,
-    Answer,
     Machine,
+    Result,
     machine_with_log,
     replay_names,
 )
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.rig, requires_fuse]
 
 FIRST, SECOND, NEXT = "first", "second", "after the crash"
 
-# What a program may leave of an event on its way.
+# States that a killed process may leave.
 MOMENTS = {
     "half announced": f"half write {PENDING}",
     "announced": f"after write {PENDING}",
@@ -38,29 +38,29 @@ MOMENTS = {
 
 @pytest.fixture(name="machine", scope="module", params=KINDS)
 def make_machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """Run a machine of each kind."""
+    """Run a machine of each type."""
     with machine_with_log(request.param) as machine:
         yield machine
 
 
-# -- the worlds in which an event is emitted -------------------------------------------------------
+# -- initial states of the log ---------------------------------------------------------------------
 
 
 def fresh(machine: Machine) -> list[str]:
-    """Boot, with no log and no folder for it; return the events so far."""
+    """Boot without a log and its directory; return the events."""
     machine.start_over()
     return []
 
 
 def used(machine: Machine) -> list[str]:
-    """Have a log with events: what the last round left, or one."""
+    """Have a log with events."""
     if not machine.logged():
         assert machine.run("emit", FIRST).done == [FIRST]
     return machine.logged()
 
 
 def rebooted(machine: Machine) -> list[str]:
-    """Have the log of an earlier boot, with an event that was never logged."""
+    """Have the log of an earlier boot, with an event that was not logged."""
     used(machine)
     stop_at(machine, "extended")
     assert machine.read(PENDING)
@@ -69,7 +69,7 @@ def rebooted(machine: Machine) -> list[str]:
 
 
 def older(machine: Machine) -> list[str]:
-    """Have a log of another program, which knows nothing of boot ids."""
+    """Have a log of another program, without a boot ID."""
     machine.start_over()
     machine.upstream(FIRST)
     return [FIRST]
@@ -79,15 +79,15 @@ WORLDS = {world.__name__: world for world in (fresh, used, rebooted, older)}
 
 
 def stop_at(machine: Machine, left: str) -> None:
-    """Emit SECOND, and die when so much of it is done."""
+    """Emit SECOND, and kill the process in that state."""
     assert machine.run("emit", SECOND, stop=MOMENTS[left]).killed
-    assert machine.what_is_left() == left
+    assert machine.describe_pending() == left
 
 
-def moments(steps: list[str]) -> list[tuple[int, str]]:
-    """Return numbers and names of the steps that are not the same moment as the one before.
+def distinct_steps(steps: list[str]) -> list[tuple[int, str]]:
+    """Return numbers and names of the steps that are distinct states.
 
-    Those are "before" one thing directly "after" another.
+    A "before" directly after an "after" is the same state.
     """
     pairs = zip(["", *steps], steps, strict=False)
     return [
@@ -97,15 +97,15 @@ def moments(steps: list[str]) -> list[tuple[int, str]]:
     ]
 
 
-def hit(steps: list[str]) -> set[str]:
-    """Return the names of what there are steps of."""
+def touched_files(steps: list[str]) -> set[str]:
+    """Return the names of the files and registers of steps."""
     return {step.split()[1] for step in steps}
 
 
 def check_recovery(machine: Machine, allowed: list[list[str]], *, attest_first: bool) -> list[str]:
-    """Let a new program go on, and require log, register and quote to agree on one of `allowed`.
+    """Let a new process continue; log, register and quote must agree on one of `allowed`.
 
-    Returns the events that it found.
+    Returns the events found.
     """
     answer = machine.run("look and emit" if attest_first else "emit and look", NEXT)
     assert answer.failed == []
@@ -118,16 +118,16 @@ def check_recovery(machine: Machine, allowed: list[list[str]], *, attest_first: 
     return found
 
 
-def allowed_after(before: list[str], names: list[str], killed: Answer) -> list[list[str]]:
-    """Return which events there may be: the acknowledged ones, and the one on its way at most."""
+def allowed_after(before: list[str], names: list[str], killed: Result) -> list[list[str]]:
+    """Return the allowed event lists: the acknowledged events, with or without the next one."""
     there = [*before, *killed.done]
     return [there, there + names[len(killed.done) :][:1]]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
-def test_death_at_any_step_costs_at_most_the_event_on_its_way(machine: Machine, world: str) -> None:
-    """Before, after and in the middle of each operation of emit_event: both or neither."""
+def test_kill_at_any_step_loses_at_most_one_event(machine: Machine, world: str) -> None:
+    """Before, during and after each operation of emit_event, log and register stay consistent."""
     machine.start_over()
     before = WORLDS[world](machine)
     names = [SECOND] if before else [FIRST, SECOND]
@@ -136,7 +136,7 @@ def test_death_at_any_step_costs_at_most_the_event_on_its_way(machine: Machine, 
     assert machine.logged() == [*before, *names]
     seen: list[str] = []
     outcomes = set()
-    for number, step in moments(dry.steps):
+    for number, step in distinct_steps(dry.steps):
         before = WORLDS[world](machine)
         killed = machine.run("emit", *names, stop=number)
         assert killed.killed
@@ -145,25 +145,30 @@ def test_death_at_any_step_costs_at_most_the_event_on_its_way(machine: Machine, 
         found = check_recovery(machine, allowed, attest_first=bool(len(seen) % 2))
         outcomes.add(found == allowed[1])
         seen.append(step)
-    assert seen == [step for _, step in moments(dry.steps)]
+    assert seen == [step for _, step in distinct_steps(dry.steps)]
     assert outcomes == {True, False}
-    # Nothing is left out: what is not here is a torn line's, or the end's.
-    assert hit(dry.steps) >= {*operations(), "extend", "call"} - {"cut", "close", "rename", "make"}
+    # All states occur, except those of a truncated line and of the end.
+    assert touched_files(dry.steps) >= {*list_operations(), "extend", "call"} - {
+        "cut",
+        "close",
+        "rename",
+        "make",
+    }
     if world == "fresh":
-        assert hit(dry.steps) >= {"rename", "make"}
+        assert touched_files(dry.steps) >= {"rename", "make"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("left", MOMENTS)
-def test_death_while_deciding_is_no_worse(machine: Machine, left: str) -> None:
-    """A program that dies while it decides leaves it to the next one, which finds the same."""
+def test_kill_during_recovery_changes_nothing(machine: Machine, left: str) -> None:
+    """The next process makes the same decision."""
     happened = [SECOND] if left in ("extended", "half logged", "logged") else []
     machine.start_over()
     for do in ("look", "emit"):
         used(machine)
         stop_at(machine, left)
         steps = machine.run(do, NEXT, stop=-1).steps
-        deciding = moments(steps[: steps.index(f"after remove {PENDING}") + 1])
+        deciding = distinct_steps(steps[: steps.index(f"after remove {PENDING}") + 1])
         for number, step in deciding:
             before = used(machine)
             stop_at(machine, left)
@@ -171,15 +176,15 @@ def test_death_while_deciding_is_no_worse(machine: Machine, left: str) -> None:
             assert killed.killed
             assert killed.steps == [step]
             check_recovery(machine, [[*before, *happened]], attest_first=bool(number % 2))
-        assert hit(steps) >= {"stamp", "read", "remove", "enter_queue", "lock"}
-        assert ("cut" in hit(steps)) == (left == "half logged")
+        assert touched_files(steps) >= {"stamp", "read", "remove", "enter_queue", "lock"}
+        assert ("cut" in touched_files(steps)) == (left == "half logged")
 
 
-def test_what_is_going_to_happen_is_on_the_disk_before_it_happens(machine: Machine) -> None:
-    """A kill loses nothing that was written, a power failure does: the syncs are in their places.
+def test_event_is_synced_before_its_extend(machine: Machine) -> None:
+    """Unlike a kill, a power failure loses unsynced data.
 
-    The event is synced, and its file's name, before the register moves; the log before the pending
-    file goes.
+    The event and its directory entry are synced before the extend, and the log before the pending
+    file is removed.
     """
     used(machine)
     steps = machine.run("emit", SECOND, stop=-1).steps
@@ -197,18 +202,18 @@ def test_what_is_going_to_happen_is_on_the_disk_before_it_happens(machine: Machi
     assert places == sorted(places)
 
 
-# -- kills from outside ----------------------------------------------------------------------------
+# -- random kills ----------------------------------------------------------------------------------
 
 ROUNDS = {"configfs_tsm": 300, "tdx_ioctl": 100}
-PHASES = {"nothing on its way", "announced", "extended", "logged"}
-REBOOT = 25  # rounds of one boot: kills meet the archive, and the first event of a log, as well
+PHASES = {"no event pending", "announced", "extended", "logged"}
+REBOOT = 25  # rounds per boot, so that kills also affect the archive and a log's first event
 SEED = 3
 
 
 class KillTimes:
-    """When to kill: while a program starts, and mostly at some moment of an event.
+    """Random kill times: sometimes during the start, mostly during an event.
 
-    What start and event take is measured first, on this machine at this load.
+    The duration of a start and of an event is measured first.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -219,17 +224,17 @@ class KillTimes:
         self._event = (times[-1][2] - times[0][2]) / (len(times) - 1)
 
     def next(self) -> tuple[float, float]:
-        """Return how long to wait for a first event, and then for the kill, in seconds."""
+        """Return the time limit for the first event, and the delay of the kill, in seconds."""
         if self._random.random() < 0.25:
             return self._random.uniform(0, self._start), 0
         return 60, self._random.uniform(0, 3 * self._event)
 
 
 @pytest.mark.slow
-def test_death_at_random_moments_loses_no_acknowledged_event(machine: Machine) -> None:
-    """Programs are killed from outside, hundreds of times, until every phase of an event was hit.
+def test_random_kills_lose_no_acknowledged_event(machine: Machine) -> None:
+    """Hundreds of kills, until each state was observed on the disk.
 
-    Phases are told by what is left on the disk.
+    The state is determined from the files.
     """
     machine.start_over()
     times = KillTimes(machine)
@@ -244,7 +249,7 @@ def test_death_at_random_moments_loses_no_acknowledged_event(machine: Machine) -
         killed = machine.run("emit for ever", str(rounds), kill=times.next())
         assert killed.killed
         assert killed.failed == []
-        left[machine.what_is_left() if expected or killed.done else "an earlier boot"] += 1
+        left[machine.describe_pending() if expected or killed.done else "an earlier boot"] += 1
         acknowledged += len(killed.done)
         expected += killed.done
         ((names, quoted, register),) = machine.run("look").found

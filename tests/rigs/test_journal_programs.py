@@ -1,6 +1,6 @@
-"""Programs that use one runtime log at the same time: in turn, and none sees another's half event.
+"""Processes that share a runtime log take turns, and none sees a partial event.
 
-On the kernel's files as the emulator has them. Evidence is also made while others emit.
+They use the kernel files of the emulator. Evidence is also made while others emit.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ from attestkit.attester import Attester
 from attestkit.errors import ReplayError
 from attestkit.event_log.journal import Journal
 from tests.rigs.emulator import PATIENCE, requires_fuse
-from tests.rigs.journal_client import payload_of
+from tests.rigs.journal_client import make_payload
 from tests.rigs.journal_machine import (
     KINDS,
-    Answer,
     Machine,
+    Result,
+    event_names,
     machine_with_log,
-    many,
-    names_in,
+    make_names,
     replay_names,
 )
 
@@ -30,110 +30,110 @@ pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse]
 
 @pytest.fixture(name="running", scope="module", params=KINDS)
 def run_machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """Run a machine of each kind."""
+    """Run a machine of each type."""
     with machine_with_log(request.param, at_its_place=True) as machine:
         yield machine
 
 
 @pytest.fixture(name="machine")
 def boot_machine(running: Machine) -> Machine:
-    """Boot it, with an empty folder for the log."""
+    """Boot it, with an empty directory for the log."""
     running.start_over()
     return running
 
 
-def check_together(machine: Machine, answers: list[Answer], *, extra: int = 0) -> None:
-    """Require that every event is there once, in an order that the programs could have seen.
+def check_together(machine: Machine, results: list[Result], *, extra: int = 0) -> None:
+    """Assert that each event is logged once, in an order consistent with the processes' times.
 
     Args:
-        machine: Where they ran.
-        answers: What they said.
-        extra: How many events may be there beside those that were acknowledged.
+        machine: The machine of the processes.
+        results: Their results.
+        extra: Number of logged events besides the acknowledged ones.
     """
     names = machine.logged()
-    done = [name for answer in answers for name in answer.done]
-    assert all(answer.failed == [] for answer in answers)
+    done = [name for result in results for name in result.done]
+    assert all(result.failed == [] for result in results)
     assert len(set(names)) == len(names)
     assert set(done) <= set(names)
     assert len(names) <= len(done) + extra
-    for answer in answers:
-        assert [name for name in names if name in set(answer.done)] == answer.done
-    times = {name: (begin, end) for answer in answers for name, begin, end in answer.times}
-    latest = 0.0  # when the last of those before was asked for
+    for result in results:
+        assert [name for name in names if name in set(result.done)] == result.done
+    times = {name: (begin, end) for result in results for name, begin, end in result.times}
+    latest = 0.0  # latest request time of the previous events
     for name in names:
         if name in times:
             begin, end = times[name]
-            assert end >= latest, f"{name} was done before one was asked for that is before it"
+            assert end >= latest, f"{name} ended before an earlier event was requested"
             latest = max(latest, begin)
 
 
 @pytest.mark.parametrize("programs", [2, 4])
-def test_programs_may_emit_at_the_same_time(machine: Machine, programs: int) -> None:
-    """Each of their events is there, once, in one order; the first of them makes the log."""
-    orders = [machine.order("emit", *many(who, 100)) for who in range(programs)]
-    answers = machine.together(*orders)
-    assert [len(answer.done) for answer in answers] == [100] * programs
-    check_together(machine, answers)
+def test_processes_emit_concurrently(machine: Machine, programs: int) -> None:
+    """Each event is logged once, and the first process creates the log."""
+    orders = [machine.order("emit", *make_names(program, 100)) for program in range(programs)]
+    results = machine.together(*orders)
+    assert [len(result.done) for result in results] == [100] * programs
+    check_together(machine, results)
     order = [name.partition(".")[0] for name in machine.logged()]
     changes = sum(one != two for one, two in pairwise(order))
-    assert changes >= programs  # they did run at the same time
+    assert changes >= programs  # they ran concurrently
 
 
-def test_evidence_agrees_with_itself_while_others_emit(machine: Machine) -> None:
-    """Every quote is explained by the log beside it, and the logs only grow."""
-    emitters = [machine.order("emit", *many(who, 60)) for who in range(2)]
+def test_evidence_is_consistent_during_concurrent_events(machine: Machine) -> None:
+    """Each log explains its quote, and logs only grow."""
+    emitters = [machine.order("emit", *make_names(program, 60)) for program in range(2)]
     attesters = [machine.order("attest", times=30)] * 2
-    answers = machine.together(*emitters, *attesters)
-    check_together(machine, answers)
+    results = machine.together(*emitters, *attesters)
+    check_together(machine, results)
     names = machine.logged()
-    for answer in answers[2:]:
-        assert len(answer.found) == 30
+    for result in results[2:]:
+        assert len(result.found) == 30
         lengths = []
-        for found, quoted, _ in answer.found:
+        for found, quoted, _ in result.found:
             assert replay_names(found) == quoted
             assert names[: len(found)] == found
             lengths.append(len(found))
         assert lengths == sorted(lengths)
-        assert len(set(lengths)) >= 3  # it was at the same time
+        assert len(set(lengths)) >= 3  # concurrent with the events
 
 
-def test_another_program_may_emit_at_the_same_time(machine: Machine) -> None:
-    """The lock is shared with whoever knows the format, and evidence still agrees."""
+def test_foreign_program_emits_concurrently(machine: Machine) -> None:
+    """The lock is shared with other implementations of the format."""
     machine.upstream("before")
-    answers = machine.together(
-        machine.order("upstream", *many("theirs", 60)),
-        machine.order("emit", *many("ours", 60)),
+    results = machine.together(
+        machine.order("upstream", *make_names("theirs", 60)),
+        machine.order("emit", *make_names("ours", 60)),
         machine.order("attest", times=10),
     )
-    assert [len(answer.done) for answer in answers] == [60, 60, 0]
-    for found, quoted, _ in answers[2].found:
+    assert [len(result.done) for result in results] == [60, 60, 0]
+    for found, quoted, _ in results[2].found:
         assert replay_names(found) == quoted
     names = machine.logged()
     assert names[0] == "before"
     assert len(names) == 121
-    for answer in answers:
-        assert [name for name in names if name in set(answer.done)] == answer.done
+    for result in results:
+        assert [name for name in names if name in set(result.done)] == result.done
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.03])
-def test_a_killed_program_holds_nobody_up(machine: Machine, delay: float) -> None:
-    """Whatever it held, the others go on at once, and decide what it left."""
-    answers = machine.together(
+def test_killed_process_does_not_block_others(machine: Machine, delay: float) -> None:
+    """The others continue, and complete its event."""
+    results = machine.together(
         machine.order("emit for ever", "killed", kill=(60, delay)),
-        *(machine.order("emit", *many(who, 30)) for who in range(2)),
+        *(machine.order("emit", *make_names(program, 30)) for program in range(2)),
     )
-    assert answers[0].killed
-    assert [len(answer.done) for answer in answers[1:]] == [30, 30]
+    assert results[0].killed
+    assert [len(result.done) for result in results[1:]] == [30, 30]
     assert machine.run("look").found
-    check_together(machine, answers, extra=1)
+    check_together(machine, results, extra=1)
 
 
-# -- before there is a folder ----------------------------------------------------------------------
+# -- without a log directory -----------------------------------------------------------------------
 
 
 @pytest.fixture(name="without_folder")
 def boot_without_folder(machine: Machine) -> Machine:
-    """Boot a machine on which nobody has made the log's folder yet."""
+    """Boot a machine without a log directory."""
     log = machine.root.parent / "missing/dstack"
     without = Machine(machine.kind, machine.emulator, machine.clients, log)
     without.start_over()
@@ -141,10 +141,10 @@ def boot_without_folder(machine: Machine) -> Machine:
 
 
 @pytest.mark.parametrize("quote_first", [True, False])
-def test_evidence_agrees_while_another_program_emits_the_first_event(
+def test_evidence_is_consistent_during_the_first_event(
     without_folder: Machine, monkeypatch: pytest.MonkeyPatch, *, quote_first: bool
 ) -> None:
-    """Also where there was no folder, so no lock in it, when the evidence was begun."""
+    """The directory with the lock may be missing when the evidence is started."""
     machine = without_folder
     backend = machine.backend()
     real = backend.get_quote
@@ -160,16 +160,16 @@ def test_evidence_agrees_while_another_program_emits_the_first_event(
     monkeypatch.setattr(backend, "get_quote", quote_while_another_emits)
     try:
         with Attester(backend) as tee:
-            assert names_in(tee) in ([], ["first"])
+            assert event_names(tee) in ([], ["first"])
     finally:
         other.join()
     assert machine.logged() == ["first"]
 
 
-def test_nobody_decides_on_an_event_without_the_lock(
+def test_pending_event_is_not_decided_without_the_lock(
     without_folder: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever began to attest before there was a folder leaves alone what is on its way now."""
+    """Evidence started before the directory existed ignores a pending event."""
     machine = without_folder
     extended, goes_on = threading.Event(), threading.Event()
 
@@ -184,7 +184,7 @@ def test_nobody_decides_on_an_event_without_the_lock(
     journal.watch(step)
     real = backend.get_quote
     with Attester(backend) as tee, Attester(emitter) as other:
-        thread = threading.Thread(target=other.emit_event, args=("first", payload_of("first")))
+        thread = threading.Thread(target=other.emit_event, args=("first", make_payload("first")))
 
         def quote_before_another_emits(report_data: bytes) -> bytes:
             quote = real(report_data)
@@ -196,7 +196,7 @@ def test_nobody_decides_on_an_event_without_the_lock(
         monkeypatch.setattr(backend, "get_quote", quote_before_another_emits)
         timer = threading.Timer(2, goes_on.set)  # if we wait for it
         timer.start()
-        with contextlib.suppress(ReplayError):  # the other test's subject
+        with contextlib.suppress(ReplayError):  # tested elsewhere
             tee.attest(b"")
         timer.cancel()
         goes_on.set()

@@ -1,10 +1,9 @@
-"""The backends on the kernel's own code: Debian's unmodified tdx-guest.ko in a virtual machine.
+"""Backends on real kernel code: Debian's unmodified tdx-guest.ko in a virtual machine.
 
-What is real: /dev/tdx_guest, configfs-tsm, the register files of Linux 6.16 and AF_VSOCK. What is
-made up: the three TDCALLs under the driver, which a module of ours answers, the host's quoting
-service, which signs as the simulator does, and all of SEV-SNP under configfs-tsm. So this proves
-how we speak to the driver. It does not prove that quotes of a CPU verify, nor anything about the
-time that TDCALLs and hosts take.
+Real are /dev/tdx_guest, configfs-tsm, the register files of Linux 6.16 and AF_VSOCK. Simulated are
+the three TDCALLs below the driver (by a test module), the host's quote generation service, which
+signs like the simulator, and SEV-SNP below configfs-tsm. So the tests cover the interface to the
+driver, but neither the verification of a CPU's quotes nor the timing of TDCALLs and hosts.
 
 The tests that run in the guest are in kernel/guest; each is a subtest here.
 """
@@ -22,7 +21,7 @@ from tests.rigs.kernel.vm import Outcome, Run, boot, check_programs
 
 pytestmark = [pytest.mark.rig, pytest.mark.slow]
 
-# What is not seen when one of the two kernels is missing.
+# Features that are untested without one of the kernels.
 LEFT_OUT = {
     OWN: "failures that this kernel shows as an empty quote",
     BACKPORTS: "register files, extends, the runtime log on a real register",
@@ -30,7 +29,7 @@ LEFT_OUT = {
 
 
 def _show(outcome: Outcome) -> None:
-    """Let a subtest end as the guest's test did."""
+    """Give a subtest the outcome of the guest's test."""
     if outcome.outcome == "failed":
         pytest.fail(outcome.text, pytrace=False)
     if outcome.outcome == "skipped":
@@ -38,17 +37,17 @@ def _show(outcome: Outcome) -> None:
 
 
 def _check(run: Run) -> None:
-    """Believe a run that ended by itself, with tests in it, on a kernel that did not complain."""
+    """Check that the run ended with tests, on a kernel without bug reports."""
     found = {outcome.outcome for outcome in run.outcomes}
     if "passed" not in found or run.status != ("failed" in found):
-        said = f"status {run.status}" if run.status is not None else "it did not end"
-        pytest.fail(f"pytest in the guest: {said}; the console:\n{run.console}", pytrace=False)
+        status = f"status {run.status}" if run.status is not None else "it did not end"
+        pytest.fail(f"pytest in the guest: {status}; the console:\n{run.console}", pytrace=False)
     if run.complaints:
         pytest.fail("\n".join(("the kernel complains:", *run.complaints)), pytrace=False)
 
 
 def _summary(kernel: Kernel, run: Run) -> str:
-    """Return how many tests there were in the guest, in one line."""
+    """Return the numbers of the guest's tests in one line."""
     found = Counter(outcome.outcome for outcome in run.outcomes)
     reasons = {outcome.text for outcome in run.outcomes if outcome.outcome == "skipped"}
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found.items()))
@@ -57,14 +56,14 @@ def _summary(kernel: Kernel, run: Run) -> str:
 
 
 @pytest.mark.parametrize("suite", [OWN, BACKPORTS])
-def test_backends_on_the_driver(
+def test_backends_pass_on_the_kernels_driver(
     suite: str,
     tmp_path: Path,
     subtests: pytest.Subtests,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """All that the backends do, they do on the driver of Debian's own and of its later kernel."""
-    faulthandler.cancel_dump_traceback_later()  # the machine has a deadline of its own
+    """The guest's tests run on Debian's own and on its later kernel."""
+    faulthandler.cancel_dump_traceback_later()  # the machine has its own deadline
     try:
         check_programs()
         kernel = fetch(suite)

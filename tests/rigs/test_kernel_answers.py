@@ -1,4 +1,4 @@
-"""The emulator answers a questionnaire of file calls as real kernels did, word for word."""
+"""The emulator reproduces recorded responses of real kernels to file calls."""
 
 import json
 from pathlib import Path
@@ -11,36 +11,36 @@ from tests.rigs.kernel_answers import Answers, snp_answers, tdx_answers
 
 pytestmark = [pytest.mark.rig, requires_fuse]
 
-# By release: what Linux said to `tdx_answers`, with its own driver, and to `snp_answers`.
+# By release: responses to `tdx_answers`, with Linux's own driver, and to `snp_answers`.
 RECORDED: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("kernel_answers.json").read_text()
 )
-# A blob cannot be sought, so FUSE lets nobody read or write one at a position; the kernel does.
+# FUSE does not allow positioned reads and writes of these files; the kernel does.
 ONLY_THE_KERNEL = {("outblob", "outblob from 0"), ("inblob", "inblob at 64")}
 
 
-def check(answers: dict[str, Answers], recorded: dict[str, Answers]) -> None:
-    """Compare answer by answer, so that the first difference has its question beside it."""
+def compare_responses(answers: dict[str, Answers], recorded: dict[str, Answers]) -> None:
+    """Compare each response, so that the first difference is shown with its question."""
     assert answers.keys() == recorded.keys()
-    for part, said in recorded.items():
-        assert answers[part].keys() == said.keys(), part
-        for question, answer in said.items():
+    for part, expected in recorded.items():
+        assert answers[part].keys() == expected.keys(), part
+        for question, answer in expected.items():
             if (part, question) not in ONLY_THE_KERNEL:
                 assert (question, answers[part][question]) == (question, answer)
 
 
 @pytest.mark.parametrize("release", RECORDED)
-def test_tdx(release: str) -> None:
-    """A TDX guest: entries, inblob, outblob, device, and registers where the kernel has them."""
+def test_emulator_tdx_responses_equal_the_record(release: str) -> None:
+    """Entries, inblob, outblob, device, and registers if the kernel has them."""
     with emulator(kernel=release.partition("+")[0]) as machine:
-        check(tdx_answers(machine.root), RECORDED[release]["tdx"])
+        compare_responses(tdx_answers(machine.root), RECORDED[release]["tdx"])
         assert machine.entries() == []
         assert machine.errors.read_text() == ""
 
 
 @pytest.mark.parametrize("release", RECORDED)
-def test_snp(release: str) -> None:
-    """An SEV-SNP guest with an SVSM: what configfs-tsm makes of its options."""
+def test_emulator_snp_responses_equal_the_record(release: str) -> None:
+    """The options of configfs-tsm on an SEV-SNP guest with an SVSM."""
     release_number = release.partition("+")[0]
     with emulator(kernel=release_number, provider="sev_guest", vmpl=2) as machine:
-        check(snp_answers(machine.root), RECORDED[release]["snp"])
+        compare_responses(snp_answers(machine.root), RECORDED[release]["snp"])

@@ -1,4 +1,4 @@
-"""The logs of real containers, each form beside what `docker logs` prints for the same one."""
+"""Container logs: each format equals the output of `docker logs`."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from attestkit.serve.docker.engine import Containers
+from attestkit.serve.docker.engine import ContainerEngine
 from tests.rigs.docker_engine import PATIENCE, DockerEngine
 from tests.serve.client import Answer, Connection
 from tests.serve.server import Server, environment, running_server
@@ -26,7 +26,7 @@ from tests.vectors import SHARED
 
 pytestmark = [pytest.mark.rig, pytest.mark.slow]
 
-GATEWAY = "dstack-gateway-1"  # as the API document calls its container
+GATEWAY = "dstack-gateway-1"  # the container name in the API document
 TALK = r"""
 echo one; echo error one >&2; printf '\033[1;32mtwo\033[0m\n'
 sleep 1.2
@@ -35,14 +35,14 @@ echo three; echo error two >&2; printf '\033]0;title\007no newline'
 COLOURS = re.compile(rb"\x1b\[[0-9;]*m|\x1b\]0;[a-z]*\x07")
 
 
-class Rig(NamedTuple):
-    """A server, and the engine whose containers it tells of."""
+class DockerServer(NamedTuple):
+    """Server, and its container engine."""
 
     server: Server
     docker: DockerEngine
 
     def get(self, target: str) -> Answer:
-        """Return what the server answers for a path below /logs/."""
+        """Return the response to a path below /logs/."""
         connection = Connection(self.server.url)
         try:
             return connection.send_request("GET", f"/logs/{target}")
@@ -51,20 +51,20 @@ class Rig(NamedTuple):
 
     def log(self, target: str) -> bytes:
         """Return a log."""
-        answer = self.get(target)
-        assert answer.status == 200, answer.body
-        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-        assert answer.headers["x-app-version"].startswith("v")
-        return answer.body
+        reply = self.get(target)
+        assert reply.status == 200, reply.body
+        assert reply.headers["content-type"] == "text/plain; charset=utf-8"
+        assert reply.headers["x-app-version"].startswith("v")
+        return reply.body
 
     def messages(self, target: str) -> list[tuple[str, str]]:
-        """Return the channels and messages of a wrapped log."""
+        """Return channels and messages of a wrapped log."""
         lines = self.log(target).decode().splitlines()
         return [(line["channel"], line["message"]) for line in map(json.loads, lines)]
 
     @contextlib.contextmanager
     def following(self, target: str) -> Iterator[http.client.HTTPResponse]:
-        """Open a log that goes on; at the end of the block the client goes away."""
+        """Open a followed log; the client disconnects at the end of the block."""
         connection = Connection(self.server.url)
         try:
             connection.request("GET", f"/logs/{target}")
@@ -75,13 +75,13 @@ class Rig(NamedTuple):
             connection.close()
 
     def memory(self) -> int:
-        """Return the bytes of memory that the server has in use."""
+        """Return the server's resident memory, in bytes."""
         status = Path(f"/proc/{self.server.process.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
-def settle(reached: Callable[[], bool]) -> None:
-    """Wait until something is so."""
+def wait_until(reached: Callable[[], bool]) -> None:
+    """Wait until a condition is true."""
     end = time.monotonic() + PATIENCE
     while not reached():
         assert time.monotonic() < end
@@ -89,21 +89,21 @@ def settle(reached: Callable[[], bool]) -> None:
 
 
 @pytest.fixture(scope="module")
-def rig(docker: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """A server of an app with public logs, beside the engine."""
+def rig(docker: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerServer]:
+    """Run a server of an app with public logs, next to the engine."""
     compose = tmp_path_factory.mktemp("app") / "app-compose.json"
     compose.write_text(
         json.dumps({"manifest_version": 2, "name": "a", "runner": "bash", "public_logs": True})
     )
     host = environment(DOCKER_HOST=docker.address)
     with running_server("--app-compose", str(compose), environ=host) as server:
-        yield Rig(server, docker)
+        yield DockerServer(server, docker)
         server.check_log()
 
 
 @pytest.fixture(scope="module")
 def middle(docker: DockerEngine) -> int:
-    """A full second in the middle of what the gateway said; the container has ended."""
+    """Return a full second in the middle of the gateway's output; the container has ended."""
     docker.finish(GATEWAY, TALK)
     lines = docker.logs(GATEWAY, "--timestamps").decode().splitlines()
     assert len(lines) == 6
@@ -114,7 +114,7 @@ def middle(docker: DockerEngine) -> int:
 
 
 CASES = {
-    # query, options of `docker logs`, how many messages that must be
+    # query, options of `docker logs`, number of messages
     "all": ("tail=all", [], 6),
     "default tail": ("", [], 6),
     "tail": ("tail=2", ["--tail", "2"], 2),
@@ -138,8 +138,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_what_docker_logs_prints(rig: Rig, middle: int, case: tuple[str, list[str], int]) -> None:
-    """Every parameter, in every form, gives what the command line gives."""
+def test_logs_equal_docker_logs(
+    rig: DockerServer, middle: int, case: tuple[str, list[str], int]
+) -> None:
+    """Each parameter in each format."""
     query = f"{GATEWAY}?{case[0].format(middle=middle)}"
     options = [option.format(middle=middle) for option in case[1]]
     printed = rig.docker.logs(GATEWAY, *options)
@@ -158,22 +160,22 @@ def test_what_docker_logs_prints(rig: Rig, middle: int, case: tuple[str, list[st
     assert rig.log(f"{query}&bare&text") == COLOURS.sub(b"", printed)
 
 
-def test_container_by_its_id(rig: Rig, middle: int) -> None:
-    """An id, whole or its beginning, is as good as a name."""
+def test_logs_accept_container_id(rig: DockerServer, middle: int) -> None:
+    """A complete ID or its prefix."""
     assert middle
     [whole] = json.loads(rig.docker.cli("inspect", GATEWAY).stdout)
     for name in (whole["Id"], whole["Id"][:12]):
         assert rig.log(f"{name}?bare&text&ansi") == rig.docker.logs(GATEWAY)
 
 
-def _examples() -> list[str]:
-    """Return the commands of the API document that show logs."""
+def _example_commands() -> list[str]:
+    """Return the API document's commands that show logs."""
     documents = [path.read_text() for path in sorted(SHARED.glob("seeds/*.txt"))]
     return re.findall(r'^curl "http://\S+/logs/[^"]+"$', "\n".join(documents), re.MULTILINE)
 
 
-def test_the_dashboard_links_to_every_log(rig: Rig, middle: int) -> None:
-    """The page lists what the engine has, and its links lead to what the containers wrote."""
+def test_dashboard_links_to_each_log(rig: DockerServer, middle: int) -> None:
+    """The links show the containers' output."""
     assert middle
     names = rig.docker.cli("ps", "--all", "--format", "{{.Names}}").stdout.decode().split()
     connection = Connection(rig.server.url)
@@ -187,12 +189,12 @@ def test_the_dashboard_links_to_every_log(rig: Rig, middle: int) -> None:
     connection.close()
 
 
-@pytest.mark.skipif(not _examples(), reason="the API document is not here")
+@pytest.mark.skipif(not _example_commands(), reason="the API document is missing")
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_examples_of_the_document(rig: Rig, middle: int) -> None:
-    """The commands as they are written, but for host and port."""
+def test_logs_examples_of_api_document(rig: DockerServer, middle: int) -> None:
+    """The commands run unchanged, except for host and port."""
     assert middle
-    examples = _examples()
+    examples = _example_commands()
     assert len(examples) == 4
     for example in examples:
         command, changed = re.subn(r"http://[^/]+", rig.server.url, example)
@@ -208,8 +210,8 @@ def test_examples_of_the_document(rig: Rig, middle: int) -> None:
         assert done.stdout.count(b"\n") == 5
 
 
-def test_terminal(rig: Rig) -> None:
-    """With a terminal there is one channel, and a message is a line."""
+def test_logs_of_terminal_have_one_channel(rig: DockerServer) -> None:
+    """A message is a line."""
     script = r"echo one; echo error >&2; printf '\033[1mbold\033[0m \342\202\254\n'; printf end"
     rig.docker.finish("terminal", script, "--tty")
     printed = rig.docker.logs("terminal")
@@ -224,13 +226,13 @@ def test_terminal(rig: Rig) -> None:
     )
 
 
-# 16,383 bytes, then a character and an escape sequence across the place where the engine cuts.
+# A character and an escape sequence cross the 16 KiB boundary at which the engine splits lines.
 LONG = r"printf '%016383d\342\202\254%03616d\n%016380d\033[1;31mred\n' 7 8 9"
 
 
 @pytest.mark.parametrize("driver", ["json-file", "local"])
-def test_long_lines(rig: Rig, driver: str) -> None:
-    """A line of 20,000 bytes comes as two frames, and is the same line in the end."""
+def test_logs_long_line_is_joined(rig: DockerServer, driver: str) -> None:
+    """A line of 20,000 bytes is sent in two frames."""
     name = f"long-{driver}"
     rig.docker.finish(name, LONG, "--log-driver", driver)
     printed = rig.docker.logs(name)
@@ -242,15 +244,15 @@ def test_long_lines(rig: Rig, driver: str) -> None:
     bare = rig.log(f"{name}?text&bare").decode()
     assert text == printed.decode()
     assert bare == text.replace("\x1b[1;31m", "")
-    if driver == "local":  # the other driver has spoilt the character before it is stored
-        # The local driver of Docker 20.10 loses the end of a line that it stored in parts.
+    if driver == "local":  # the other driver stores a replacement character
+        # The local driver of Docker 20.10 loses the end of a line stored in parts.
         end = "" if rig.docker.version() <= (20, 10) else "\n"
         assert f"7€{8:03616d}{end}0" in bare
         assert len(printed) == 16383 + 3 + 3616 + 16380 + 10 + 2 * len(end)
 
 
-def test_binary(rig: Rig) -> None:
-    """Any bytes come through in base64, and in text with replacement characters."""
+def test_logs_binary_output_is_preserved(rig: DockerServer) -> None:
+    """All bytes in base64; text has replacement characters."""
     script = r"printf '\000\001\377\376\200binary\nplain\n'; printf '\303\050\n' >&2"
     rig.docker.finish("binary", script, "--log-driver", "local")
     printed = rig.docker.logs("binary")
@@ -261,12 +263,12 @@ def test_binary(rig: Rig) -> None:
     assert ("stderr", "�(\n") in rig.messages("binary?text")
 
 
-def test_a_log_that_is_not_kept(rig: Rig) -> None:
-    """The engine's own words say why there is none."""
+def test_logs_unreadable_driver_is_an_error(rig: DockerServer) -> None:
+    """The error is the engine's message."""
     rig.docker.finish("silent", "echo nothing", "--log-driver", "none")
-    answer = rig.get("silent")
-    assert (answer.status, list(answer.json())) == (500, ["error"])
-    assert "logging driver does not support reading" in answer.json()["error"]
+    reply = rig.get("silent")
+    assert (reply.status, list(reply.json())) == (500, ["error"])
+    assert "logging driver does not support reading" in reply.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -281,16 +283,16 @@ def test_a_log_that_is_not_kept(rig: Rig) -> None:
         ("json", "No such container: json"),
     ],
 )
-def test_unknown_containers(rig: Rig, target: str, text: str) -> None:
-    """A 404 in JSON before anything else, and no other question can be smuggled to the engine."""
-    answer = rig.get(target)
-    assert (answer.status, answer.headers["content-type"]) == (404, "application/json")
-    assert answer.headers["x-app-version"].startswith("v")
-    assert answer.json() == {"error": text}
+def test_logs_unknown_container_is_not_found(rig: DockerServer, target: str, text: str) -> None:
+    """The 404 is JSON, and no other engine request can be injected."""
+    reply = rig.get(target)
+    assert (reply.status, reply.headers["content-type"]) == (404, "application/json")
+    assert reply.headers["x-app-version"].startswith("v")
+    assert reply.json() == {"error": text}
 
 
-def test_following(rig: Rig) -> None:
-    """A line is there as soon as the container has said it; the log ends with the container."""
+def test_logs_follow_sends_lines_at_once(rig: DockerServer) -> None:
+    """The log ends with the container."""
     with (
         rig.docker.attached("echo", "echo ready; exec cat") as container,
         rig.following("echo?text&bare&follow&tail=all") as response,
@@ -305,8 +307,8 @@ def test_following(rig: Rig) -> None:
         assert response.read() == b""
 
 
-def test_many_lines_are_followed_completely(rig: Rig) -> None:
-    """100,000 lines, written while they are read, are all there and in order."""
+def test_logs_follow_is_complete(rig: DockerServer) -> None:
+    """100,000 lines written during reading are complete and in order."""
     with (
         rig.docker.attached("counter", "read go; exec seq 100000") as container,
         rig.following("counter?text&follow") as response,
@@ -319,36 +321,36 @@ def test_many_lines_are_followed_completely(rig: Rig) -> None:
     assert [line["message"] for line in lines] == [f"{n}\n" for n in range(1, 100_001)]
 
 
-def test_default_tail(rig: Rig) -> None:
-    """Nobody gets more than 1000 lines without asking for them."""
+def test_logs_default_tail_is_1000_lines(rig: DockerServer) -> None:
+    """More lines need the parameter `tail`."""
     rig.docker.finish("many", "exec seq 3000")
     assert rig.log("many?text&bare") == rig.docker.logs("many", "--tail", "1000")
     assert rig.log("many?text&bare&tail=all").count(b"\n") == 3000
 
 
-def test_a_client_that_goes(rig: Rig) -> None:
-    """Neither we nor the engine keep anything for a client that is gone."""
+def test_logs_disconnected_client_is_cleaned_up(rig: DockerServer) -> None:
+    """Server and engine close their connections."""
     rig.docker.run("quiet", "echo here; exec sleep 1000")
-    settle(lambda: rig.docker.connections() == 0)
+    wait_until(lambda: rig.docker.connections() == 0)
     with contextlib.ExitStack() as stack:
         for query in ("text&bare&follow", "text&bare&follow&tail=0") * 2:
             response = stack.enter_context(rig.following(f"quiet?{query}"))
             assert "tail" in query or response.readline() == b"here\n"
         assert rig.docker.connections() == 4
-    settle(lambda: rig.docker.connections() == 0)
+    wait_until(lambda: rig.docker.connections() == 0)
     rig.docker.cli("rm", "--force", "quiet")
 
 
-def test_a_client_that_does_not_read(rig: Rig) -> None:
-    """20 MB wait at the engine, not in our memory; none of it is lost."""
+def test_logs_slow_client_does_not_use_memory(rig: DockerServer) -> None:
+    """20 MB stay in the engine, and no data is lost."""
     rig.docker.finish("flood", 'exec yes "$(printf %0999d 7)" | head -n 20000')
-    rig.log("flood?tail=2000&text&bare")  # what a log needs is in memory now
+    rig.log("flood?tail=2000&text&bare")  # load what a log needs into memory first
     before = rig.memory()
     with rig.following("flood?tail=all&text&bare") as response:
         taken = len(response.read(1000))
         stalled = Path(f"/proc/{rig.server.process.pid}/io")
         counts = [""] * 5
-        while len(set(counts)) > 1 or not counts[0]:  # until we have read nothing for a while
+        while len(set(counts)) > 1 or not counts[0]:  # until nothing is read for a while
             counts = [*counts[1:], stalled.read_text().split()[1]]
             time.sleep(0.1)
         while_stalled = rig.memory()
@@ -360,8 +362,8 @@ def test_a_client_that_does_not_read(rig: Rig) -> None:
     rig.docker.cli("rm", "flood")
 
 
-def test_a_container_that_is_removed(rig: Rig) -> None:
-    """Its log ends in good order, and then there is no such container."""
+def test_logs_removed_container_ends_the_log(rig: DockerServer) -> None:
+    """Later requests get 404."""
     rig.docker.run("victim", "echo last words; exec sleep 1000")
     with rig.following("victim?text&bare&follow") as response:
         assert response.readline() == b"last words\n"
@@ -370,8 +372,8 @@ def test_a_container_that_is_removed(rig: Rig) -> None:
     assert rig.get("victim").status == 404
 
 
-def test_an_engine_that_dies(rig: Rig) -> None:
-    """The log in flight ends with an error; the next are errors until the engine is back."""
+def test_logs_killed_engine_is_an_error(rig: DockerServer) -> None:
+    """Requests fail until the engine runs again."""
     rig.docker.finish("witness", "echo still here")
     rig.docker.run("talker", "echo begin; exec sleep 1000")
     try:
@@ -379,13 +381,13 @@ def test_an_engine_that_dies(rig: Rig) -> None:
             assert response.readline() == b"begin\n"
             rig.docker.stop(signal.SIGKILL)
             assert json.loads(response.read()) == {
-                "error": "the log broke off: the container engine went away"
+                "error": "container log: the connection to the container engine was lost"
             }
-        answer = rig.get("witness")
-        assert answer.status == 500
+        reply = rig.get("witness")
+        assert reply.status == 500
         assert re.fullmatch(
-            r"the container engine at unix://\S+ cannot be reached: Connection refused; .*",
-            answer.json()["error"],
+            r"container engine at unix://\S+: cannot connect: Connection refused; .*",
+            reply.json()["error"],
         )
     finally:
         rig.docker.start()
@@ -393,8 +395,8 @@ def test_an_engine_that_dies(rig: Rig) -> None:
     rig.docker.cli("rm", "--force", "talker")
 
 
-def test_an_engine_that_is_restarted(rig: Rig) -> None:
-    """In good order the log in flight just ends, and the next finds the new engine."""
+def test_logs_restarted_engine_ends_the_log(rig: DockerServer) -> None:
+    """The next request uses the new engine."""
     rig.docker.run("waiter", "echo begin; exec sleep 1000")
     with rig.following("waiter?text&bare&follow") as response:
         assert response.readline() == b"begin\n"
@@ -406,11 +408,11 @@ def test_an_engine_that_is_restarted(rig: Rig) -> None:
     assert rig.log("waiter?text&bare") == b"begin\n"
 
 
-def test_the_list_of_containers(rig: Rig, middle: int) -> None:
-    """The same as `docker ps`, whether they run or not."""
+def test_list_containers_equals_docker_ps(rig: DockerServer, middle: int) -> None:
+    """Running and stopped containers are listed."""
     assert middle
     rig.docker.run("alive", "exec sleep 1000")
-    found = asyncio.run(Containers(rig.docker.address).list())
+    found = asyncio.run(ContainerEngine(rig.docker.address).list_containers())
     form = "{{.ID}}\t{{.Names}}\t{{.Image}}\t{{.State}}"
     printed = rig.docker.cli("ps", "--all", "--no-trunc", "--format", form).stdout.decode()
     assert [[one.id, *one.names, one.image, one.state] for one in found] == [

@@ -1,4 +1,4 @@
-"""The emulator serves root and others alike, and may stand where the kernel's files are."""
+"""The emulator in a mount namespace and for ordinary users."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tests.rigs.emulator import (
     Emulator,
     emulator,
     environment,
-    missing,
+    missing_for_fuse,
     requires_fuse,
 )
 from tests.rigs.namespace import requires_namespace, run_at_kernel_paths
@@ -24,12 +24,13 @@ from tests.rigs.ordinary_user import requires_nobody, run_python_as_nobody
 
 pytestmark = [pytest.mark.rig, requires_fuse]
 
-COVERED = ("/dev", "/etc", "/proc", "/run", "/sys")  # where the kernel's paths are
+COVERED = ("/dev", "/etc", "/proc", "/run", "/sys")  # parents of the kernel's paths
 
-# What shows most: entries, registers, both kinds of ioctl, an old driver that follows pointers.
+# Selected tests: entries, registers, both types of ioctl, an old driver that uses pointers.
 SELECTION = (
-    "test_quote_verifies or test_write_extends or test_get_report0 or test_rmdir"
-    " or test_inblob_counts or test_runtime_log or test_quote_by_ioctl or test_client_killed"
+    "test_fs_quote_verifies or test_fs_write_extends or test_fs_get_report0 or test_fs_rmdir"
+    " or test_fs_inblob_write_counts or test_fs_runtime_log or test_generation_d_driver"
+    " or test_fs_killed_client"
 )
 TESTS = [
     *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SELECTION),
@@ -39,20 +40,20 @@ TESTS = [
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Emulator]:
-    """Return a machine with everything."""
+    """Run a machine with all features."""
     with emulator(qgs_port=4050) as machine:
         yield machine
 
 
 def check_passed(done: "subprocess.CompletedProcess[str]") -> None:
-    """Check that the selection ran, and passed."""
+    """Check that the selected tests passed."""
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^1[0-9] passed, \d+ deselected in", done.stdout, re.MULTILINE), done.stdout
 
 
 @requires_namespace
-def test_default_paths(machine: Emulator) -> None:
-    """In a namespace every file is at the kernel's own path, and a shell gets a quote there."""
+def test_namespace_has_files_at_kernel_paths(machine: Emulator) -> None:
+    """A shell gets a quote."""
     script = """
         cat /proc/sys/kernel/random/boot_id /etc/tdx-attest.conf
         ls /sys/devices/virtual/misc/tdx_guest/measurements
@@ -75,36 +76,36 @@ def test_default_paths(machine: Emulator) -> None:
     assert Quote.parse(target.read_bytes()).report_data == b"%064d" % 5
 
 
-def _mounts_at_the_paths_of(machine: Emulator) -> list[str]:
-    """Return the mounts of `machine`, and those where it would be put; not those of others."""
+def _mounts_of(machine: Emulator) -> list[str]:
+    """Return the mounts of `machine`, and those at the kernel's paths."""
     places = (*COVERED, str(machine.root.parent))
     mounts = Path("/proc/self/mounts").read_text().splitlines()
     return [line for line in mounts if line.split()[1].startswith(places)]
 
 
 @requires_namespace
-def test_nothing_stays(machine: Emulator) -> None:
-    """The real machine is as it was: no node, no configuration, no mount."""
+def test_namespace_leaves_nothing_outside(machine: Emulator) -> None:
+    """The real machine has no new node, file or mount."""
     there = [path for path in ("/dev/tdx_guest", "/etc/tdx-attest.conf") if Path(path).exists()]
     script = "echo new > /etc/file-of-a-test; echo new > /run/file-of-a-test"
-    before = _mounts_at_the_paths_of(machine)
+    before = _mounts_of(machine)
     done = run_at_kernel_paths(machine, ["sh", "-euc", script])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert _mounts_at_the_paths_of(machine) == before
+    assert _mounts_of(machine) == before
     assert not Path("/etc/file-of-a-test").exists()
     assert not Path("/run/file-of-a-test").exists()
     assert there == [p for p in ("/dev/tdx_guest", "/etc/tdx-attest.conf") if Path(p).exists()]
 
 
 @requires_namespace
-def test_exit_code(machine: Emulator) -> None:
-    """The program's exit code is the answer."""
+def test_namespace_returns_the_programs_exit_code(machine: Emulator) -> None:
+    """The wrapper adds nothing."""
     assert run_at_kernel_paths(machine, ["sh", "-c", "exit 7"]).returncode == 7
 
 
 @requires_namespace
-def test_old_kernel_at_default_paths() -> None:
-    """What an older kernel has not is not there."""
+def test_namespace_of_old_kernel_lacks_newer_files() -> None:
+    """Files of newer kernels are absent."""
     with emulator(kernel="6.6") as machine:
         script = "ls /sys/kernel/config /sys/devices/virtual/misc/tdx_guest /dev/tdx_guest"
         done = run_at_kernel_paths(machine, ["sh", "-c", script])
@@ -115,14 +116,14 @@ def test_old_kernel_at_default_paths() -> None:
 
 
 @requires_nobody
-def test_ordinary_user() -> None:
-    """An ordinary user mounts an emulator, and everything works for that user."""
+def test_emulator_works_for_ordinary_user() -> None:
+    """The selected tests pass for a user's own mount."""
     check_passed(run_python_as_nobody(*TESTS, timeout=2 * PATIENCE))
 
 
 @requires_nobody
-def test_others_see_nothing(machine: Emulator) -> None:
-    """What root mounted is root's."""
+def test_emulator_is_invisible_to_other_users(machine: Emulator) -> None:
+    """Access to root's mount is denied."""
     machine.root.parent.chmod(0o755)
     program = "import os, sys; os.listdir(sys.argv[1])"
     done = run_python_as_nobody("-c", program, str(machine.root))
@@ -130,7 +131,7 @@ def test_others_see_nothing(machine: Emulator) -> None:
 
 
 def _no_user_namespace() -> str:
-    if why := missing():
+    if why := missing_for_fuse():
         return why
     words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", ": < /dev/fuse"]
     try:
@@ -141,8 +142,8 @@ def _no_user_namespace() -> str:
 
 
 @pytest.mark.skipif(bool(_no_user_namespace()), reason=_no_user_namespace() or "there are some")
-def test_user_namespace(tmp_path: Path) -> None:
-    """In a namespace of its own a user is root, as in a rootless container."""
+def test_emulator_works_in_user_namespace(tmp_path: Path) -> None:
+    """The user is root there, like in a rootless container."""
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", sys.executable, *TESTS],
         env={**environment(), "TMPDIR": str(tmp_path), "HOME": os.devnull},

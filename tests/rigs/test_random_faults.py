@@ -1,4 +1,4 @@
-"""Ten thousand requests while the kernel fails at random: nothing is wrong, and nothing is left."""
+"""Ten thousand requests under random kernel faults: correct responses, and no leaks."""
 
 import fcntl
 import os
@@ -13,8 +13,9 @@ import pytest
 
 import attestkit
 from attestkit.backends.simulator.faults.fault_specs import NAMED, OPERATIONS
-from attestkit.errors import AttestKitError, BackendError
+from attestkit.errors import AttestKitError, BackendBusyError
 from attestkit.event_log.journal import LOCK, replay_from
+from tests.raising import raises
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.rig, requires_fuse]
 
 REQUESTS = 10_000
-# An extend by somebody else is not forgiven, rightly; a slow host is only slow; the service of
-# quotes has tests of its own; a driver that was unloaded does not come back.
+# A foreign extend is a permanent error; a slow host only delays; the QGS has its own tests; an
+# unloaded driver stays unloaded.
 LEFT_OUT = {
     "foreign_extend",
     "provider_leaves",
@@ -37,32 +38,32 @@ ERRNOS = ("EIO", "EINTR", "ENOMEM", "EINVAL", "EACCES", "ENOENT", "EROFS", "ENXI
 
 
 def any_fault(chance: random.Random) -> str:
-    """Return a fault that strikes once, now or after a few good calls."""
+    """Return a fault that is triggered once, now or after a few operations."""
     if chance.random() < 0.4:
         spec = chance.choice(sorted(NAMED.keys() - LEFT_OUT))
     else:
-        # EBUSY is waited for, so it comes less often.
+        # EBUSY is retried with delays, so it is less frequent.
         error = "EBUSY" if chance.random() < 0.05 else chance.choice(ERRNOS)
         operation = chance.choice(OPERATIONS)
         if operation == "rmdir" and error == "ENOENT":
-            error = "EIO"  # ENOENT would be a lie, and nobody could know that the entry is there
+            error = "EIO"  # ENOENT would be false: the backend could not know that the entry exists
         spec = f"{operation}={error}"
     return f"{spec}:1@{chance.choice((0, 0, 0, 1, 2))}"
 
 
-def descriptors() -> list[str]:
-    """Return what this process has open."""
+def list_descriptors() -> list[str]:
+    """Return the targets of this process's descriptors."""
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         try:
             found.append(str(entry.readlink()))
-        except FileNotFoundError:  # the folder's own
+        except FileNotFoundError:  # of the directory itself
             continue
     return sorted(found)
 
 
-def lock_is_free(folder: Path) -> bool:
-    """Tell whether another program could lock the runtime log now."""
+def is_lock_free(folder: Path) -> bool:
+    """Return whether another process could lock the runtime log."""
     with (folder / LOCK).open("rb+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,8 +72,8 @@ def lock_is_free(folder: Path) -> bool:
     return True
 
 
-class Client:
-    """One Attester that is asked for this and that."""
+class RandomClient:
+    """Client that makes random requests of one Attester."""
 
     def __init__(self, tee: attestkit.Attester, chance: random.Random) -> None:
         self._tee = tee
@@ -81,12 +82,12 @@ class Client:
         self.acknowledged = 0
 
     def quote(self) -> None:
-        """Ask for a quote, which is over what was asked or is none."""
-        asked = self._chance.randbytes(64)
-        assert self._tee.get_quote(asked).report_data == asked
+        """Request a quote, and check its report data."""
+        report_data = self._chance.randbytes(64)
+        assert self._tee.get_quote(report_data).report_data == report_data
 
     def evidence(self) -> None:
-        """Ask for evidence, whose log explains its quote."""
+        """Request evidence, and check its log."""
         evidence = self._tee.attest(self._chance.randbytes(32))
         assert evidence.quote is not None
         evidence.event_log.check(evidence.quote)
@@ -96,8 +97,8 @@ class Client:
         self._tee.emit_event("random", self._chance.randbytes(8))
         self.acknowledged += 1
 
-    def ask(self) -> None:
-        """Ask for one of them; only our errors come out."""
+    def make_request(self) -> None:
+        """Make one of the requests; only an AttestKitError may be raised."""
         requests: tuple[Callable[[], None], ...] = (self.quote, self.evidence, self.event)
         try:
             self._chance.choices(requests, (90, 5, 5))[0]()
@@ -107,31 +108,31 @@ class Client:
             self.answers["good"] += 1
 
 
-def settle(machine: Emulator, tee: attestkit.Attester) -> None:
-    """Let nothing go wrong any more, and have one good request, which clears what was left."""
+def recover(machine: Emulator, tee: attestkit.Attester) -> None:
+    """Clear the faults, and make one good request, which removes leftover entries."""
     machine.clear_faults()
     tee.get_quote(bytes(64))
 
 
 @pytest.mark.slow
-def test_nothing_is_left_after_ten_thousand_requests(capsys: pytest.CaptureFixture[str]) -> None:
-    """No descriptor, entry, thread or lock; the log is true and every acknowledged event in it."""
+def test_random_faults_leave_no_resources(capsys: pytest.CaptureFixture[str]) -> None:
+    """No descriptor, entry, thread or lock is left, and each acknowledged event is logged."""
     chance = random.Random(20261124)
     with emulator() as machine, attestkit.open("configfs_tsm", root=machine.root) as tee:
-        client = Client(tee, chance)
-        client.event()  # opens the journal, whose lock's file stays open
-        settle(machine, tee)
-        before, threads = descriptors(), threading.enumerate()
+        client = RandomClient(tee, chance)
+        client.event()  # opens the journal, whose lock file stays open
+        recover(machine, tee)
+        before, threads = list_descriptors(), threading.enumerate()
         for _ in range(REQUESTS):
             if chance.random() < 0.3:
                 machine.clear_faults()
                 machine.fault(any_fault(chance))
-            client.ask()
-        settle(machine, tee)
+            client.make_request()
+        recover(machine, tee)
         assert machine.entries() == []
-        assert descriptors() == before
+        assert list_descriptors() == before
         assert threading.enumerate() == threads
-        assert lock_is_free(machine.root / "run/log/dstack")
+        assert is_lock_free(machine.root / "run/log/dstack")
         events = tee.event_log().runtime
         assert replay_from(bytes(48), events) == machine.rtmr(3)
         assert len(events) >= client.acknowledged
@@ -144,27 +145,28 @@ def test_nothing_is_left_after_ten_thousand_requests(capsys: pytest.CaptureFixtu
     assert len(client.answers) > 4
 
 
-def test_a_leak_would_show() -> None:
-    """The checks above are not blind: an entry and a descriptor left behind are seen."""
+def test_leak_checks_detect_leaks() -> None:
+    """A leftover entry and a descriptor are detected."""
     with emulator() as machine:
-        before = descriptors()
+        before = list_descriptors()
         entry = machine.root / "sys/kernel/config/tsm/report/left"
         entry.mkdir()
         fd = os.open(entry / "provider", os.O_RDONLY)
         try:
             assert machine.entries() == ["left"]
-            assert descriptors() != before
+            assert list_descriptors() != before
         finally:
             os.close(fd)
             entry.rmdir()
 
 
-def test_an_entry_that_cannot_be_removed_is_removed_later() -> None:
-    """`rmdir` fails: the quote is told as an error, and the next request clears the entry away."""
+def test_rmdir_failure_is_raised_and_cleaned_up_later() -> None:
+    """The next request removes the entry."""
     with emulator() as machine, attestkit.open("configfs_tsm", root=machine.root) as tee:
         machine.fault("rmdir=EBUSY")
-        with pytest.raises(BackendError, match="report/attestkit-"):
+        with raises(BackendBusyError, "device") as caught:
             tee.get_quote(b"")
+        assert "report/attestkit-" in caught.value.path
         assert len(machine.entries()) == 1
         tee.get_quote(b"")
         assert machine.entries() == []

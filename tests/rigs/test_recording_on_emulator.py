@@ -1,6 +1,6 @@
-"""What hardware's own files answered, and what went wrong with them, comes again from a recording.
+"""Recordings of emulated hardware and of an agent: responses and errors are replayed.
 
-The emulator behind them is gone by then, and so is the server that an agent's client talked to.
+The emulator and the agent's server have ended before the replay.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from attestkit.backends.recording import Recording
 from attestkit.errors import AttestKitError, UnsupportedError
 from attestkit.verifier import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from tests.raising import raises
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
 from tests.serve.server import running_server
 from tests.untyped import untyped
@@ -36,24 +37,24 @@ CALLS: tuple[Use, ...] = (
 
 @pytest.fixture(autouse=True)
 def _no_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No host shares files."""
+    """Disable the host-shared directory."""
     monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path / "none"))
 
 
-def outcomes(tee: Attester, *, before: Callable[[int], None] = lambda _: None) -> list[object]:
-    """Return what each call gives, or its error; `before` each of them something may happen."""
+def run_calls(tee: Attester, *, before: Callable[[int], None] = lambda _: None) -> list[object]:
+    """Return the result or error of each call; `before` is called before each."""
     found: list[object] = []
     for number, use in enumerate(CALLS):
         before(number)
         try:
             found.append(use(tee))
         except AttestKitError as error:
-            found.append((type(error), str(error)))
+            found.append((type(error), error.reason, str(error)))
     return found
 
 
-def record(path: Path, machine: Emulator, *, of: str = "configfs_tsm") -> Recording:
-    """Return the backend of a machine, recorded."""
+def record_machine(path: Path, machine: Emulator, *, of: str = "configfs_tsm") -> Recording:
+    """Return the recorded backend of a machine."""
     options: dict[str, object] = {"root": machine.root}
     if machine.qgs:
         options["qgs"] = machine.qgs
@@ -63,36 +64,36 @@ def record(path: Path, machine: Emulator, *, of: str = "configfs_tsm") -> Record
 @pytest.mark.rig
 @requires_fuse
 @pytest.mark.parametrize("kernel", ["6.12", "6.18", "7.1"])
-def test_a_tdx_guest(tmp_path: Path, kernel: str) -> None:
-    """Quotes, registers, journal: the same bytes, and evidence that verifies as before."""
+def test_recording_of_tdx_guest_is_identical(tmp_path: Path, kernel: str) -> None:
+    """Quotes, registers and journal; the evidence verifies."""
     path = tmp_path / "a.jsonl"
     with emulator(kernel=kernel) as machine:
         verifier = Verifier(
             machine.trust_anchor, machine.collateral(), policy=AppraisalPolicy.default()
         )
-        with Attester(record(path, machine)) as tee:
+        with Attester(record_machine(path, machine)) as tee:
             assert not tee.simulated
-            first = outcomes(tee)
+            first = run_calls(tee)
     with Attester(Recording(path)) as tee:
         assert tee.simulated
         assert isinstance(tee.backend, RegisterExtender)
-        assert outcomes(tee) == first
-    for evidence, asked in ((first[0], b"nonce"), (first[2], b"nonce"), (first[3], b"other")):
+        assert run_calls(tee) == first
+    for evidence, report_data in ((first[0], b"nonce"), (first[2], b"nonce"), (first[3], b"other")):
         assert isinstance(evidence, bytes)
-        assert verifier.verify(evidence, report_data=asked).simulated
+        assert verifier.verify(evidence, report_data=report_data).simulated
 
 
 @pytest.mark.rig
 @requires_fuse
-def test_an_snp_guest(tmp_path: Path) -> None:
-    """Reports with the host's certificates; what SNP has not, it has not in a replay."""
+def test_recording_of_snp_guest_is_identical(tmp_path: Path) -> None:
+    """Reports with the host's certificates; unsupported calls stay unsupported."""
     path = tmp_path / "a.jsonl"
-    with emulator(provider="sev_guest") as machine, Attester(record(path, machine)) as tee:
-        first = outcomes(tee)
+    with emulator(provider="sev_guest") as machine, Attester(record_machine(path, machine)) as tee:
+        first = run_calls(tee)
     with Attester(Recording(path)) as tee:
         assert isinstance(tee.backend, SnpReporter)
         assert not isinstance(tee.backend, RegisterExtender)
-        assert outcomes(tee) == first
+        assert run_calls(tee) == first
     assert isinstance(first[0], bytes)
     assert isinstance(first[1], tuple)
     assert first[1][0] is UnsupportedError
@@ -100,14 +101,17 @@ def test_an_snp_guest(tmp_path: Path) -> None:
 
 @pytest.mark.rig
 @requires_fuse
-def test_the_device_and_its_service(tmp_path: Path) -> None:
-    """The other way to a quote."""
+def test_recording_of_tdx_ioctl_is_identical(tmp_path: Path) -> None:
+    """The quotes are those of a QGS."""
     path = tmp_path / "a.jsonl"
-    with emulator(qgs=True) as machine, Attester(record(path, machine, of="tdx_ioctl")) as tee:
+    with (
+        emulator(qgs=True) as machine,
+        Attester(record_machine(path, machine, of="tdx_ioctl")) as tee,
+    ):
         machine.fault("qgs_error@1")
-        first = outcomes(tee)
+        first = run_calls(tee)
     with Attester(Recording(path)) as tee:
-        assert outcomes(tee) == first
+        assert run_calls(tee) == first
     assert isinstance(first[0], bytes)
     assert isinstance(first[2], tuple)
 
@@ -124,39 +128,39 @@ FAULTS = {
 
 @pytest.mark.rig
 @requires_fuse
-def test_what_went_wrong_goes_wrong_again(tmp_path: Path) -> None:
-    """Each error with its class and text, and what came right between them."""
+def test_recording_repeats_errors(tmp_path: Path) -> None:
+    """Each error has its type and text, with successful calls between them."""
     path = tmp_path / "a.jsonl"
-    with emulator(kernel="6.18") as machine, Attester(record(path, machine)) as tee:
+    with emulator(kernel="6.18") as machine, Attester(record_machine(path, machine)) as tee:
 
         def arm(number: int) -> None:
             machine.clear_faults()
             machine.fault(*FAULTS.get(number, ()))
 
-        first = outcomes(tee, before=arm)
+        first = run_calls(tee, before=arm)
     with Attester(Recording(path)) as tee:
-        assert outcomes(tee) == first
+        assert run_calls(tee) == first
     failed = [number for number, found in enumerate(first) if isinstance(found, tuple)]
     assert {0, 2, 4} <= set(failed), first
 
 
-def agent(path: Path, endpoint: str | None = None) -> Backend:
-    """Return an agent's client, recorded, or what it left."""
+def make_agent(path: Path, endpoint: str | None = None) -> Backend:
+    """Return an agent's client, recorded, or its replay."""
     if endpoint is None:
         return Recording(path)
     return Recording(path, of=untyped(load("dstack_agent"))(endpoint=endpoint))
 
 
-def test_an_agent_behind_a_socket(tmp_path: Path) -> None:
-    """Answers of a server, which is gone when they come again."""
+def test_recording_of_agent_is_identical(tmp_path: Path) -> None:
+    """The server has ended before the replay."""
     path = tmp_path / "a.jsonl"
-    with running_server() as server, Attester(agent(path, server.dstack)) as tee:
+    with running_server() as server, Attester(make_agent(path, server.dstack)) as tee:
         key = tee.keys.derive("wallet").key
-        first = outcomes(tee)
-    with Attester(agent(path)) as tee:
+        first = run_calls(tee)
+    with Attester(make_agent(path)) as tee:
         assert isinstance(tee.backend, GuestAgent)
-        assert outcomes(tee) == first
-        with pytest.raises(UnsupportedError, match="keys are not recorded"):
+        assert run_calls(tee) == first
+        with raises(UnsupportedError, "no_keys"):
             tee.keys.derive("wallet")
     assert isinstance(first[0], bytes)
     assert first[0] != first[2]

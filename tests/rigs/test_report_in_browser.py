@@ -1,4 +1,4 @@
-"""The report in Chromium: it loads nothing, complains about nothing, and fits its window."""
+"""HTML report in Chromium: self-contained, without console messages, responsive."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,19 +17,19 @@ WINDOWS: Final = [(1280, 900), (390, 844)]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window and without a network."""
+    """Run headless Chromium without a network."""
     with open_browser() as opened:
         yield opened
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Good evidence in every form, and what it takes to believe it."""
+    """Write valid evidence in each format, with its trust anchor and collateral."""
     return evidence_files.write(tmp_path)
 
 
 def _page(files: Files, kind: str) -> tuple[Path, str]:
-    """Write the page of one kind of evidence; return it and its headline."""
+    """Write the page of one type of evidence; return it and its headline."""
     page = files.folder / "page.html"
     hostile = files.put("hostile", evidence_files.hostile_evidence().to_bytes())
     words, code, headline = {
@@ -45,7 +45,7 @@ def _page(files: Files, kind: str) -> tuple[Path, str]:
 @pytest.mark.parametrize("kind", ["good", "bundle", "refused", "hostile"])
 @pytest.mark.parametrize(("width", "height"), WINDOWS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_stands_by_itself(
+def test_report_page_is_self_contained(
     browser: Any,
     files: Files,
     *,
@@ -54,7 +54,7 @@ def test_the_page_stands_by_itself(
     height: int,
     scheme: str,
 ) -> None:
-    """One request, for the file; nothing on the console; no sideways scrolling; the verdict."""
+    """One request, no console messages, no horizontal scrolling, and the verdict is visible."""
     page, headline = _page(files, kind)
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
@@ -62,14 +62,14 @@ def test_the_page_stands_by_itself(
     try:
         tab = context.new_page()
         requests: list[str] = []
-        complaints: list[str] = []
+        messages: list[str] = []
         tab.on("request", lambda request: requests.append(request.url))
-        tab.on("console", lambda message: complaints.append(message.text))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("dialog", lambda dialog: complaints.append(dialog.message))
+        tab.on("console", lambda message: messages.append(message.text))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
+        tab.on("dialog", lambda dialog: messages.append(dialog.message))
         tab.goto(page.as_uri())
         assert requests == [page.as_uri()]
-        assert complaints == []
+        assert messages == []
         seen = tab.evaluate("document.documentElement.scrollWidth")
         assert seen <= width
         assert tab.locator("h1").inner_text() == headline
@@ -80,7 +80,7 @@ def test_the_page_stands_by_itself(
 
 
 def _check_style(tab: Any) -> None:
-    """The page's policy must have let its own style in, and the verdict must stay in sight."""
+    """Check that the page's policy allows its style, and that the verdict stays visible."""
     tab.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
     bar = tab.locator(".bar").bounding_box()
     assert bar is not None
@@ -88,8 +88,8 @@ def _check_style(tab: Any) -> None:
     assert tab.evaluate("getComputedStyle(document.querySelector('.bar')).position") == "sticky"
 
 
-def test_a_timeline_opens_without_scripts(browser: Any, files: Files) -> None:
-    """Scripts are off, and events can still be folded and unfolded."""
+def test_report_timeline_works_without_scripts(browser: Any, files: Files) -> None:
+    """Events can be expanded and collapsed."""
     page, _ = _page(files, "good")
     context = browser.new_context(java_script_enabled=False, offline=True)
     try:

@@ -1,6 +1,6 @@
-"""`attestkit run`: programs find a TEE guest's files where the kernel has them, else nothing new.
+"""`attestkit run`: programs find a TEE guest's files at the kernel's paths.
 
-Root's run of these tests has another one inside, as an ordinary user.
+If root runs these tests, they also run as an ordinary user.
 """
 
 import json
@@ -19,9 +19,9 @@ from attestkit import Quote
 from tests.rigs.attestkit_run import (
     RUN,
     SHELL,
+    read_line,
     requires_run,
     run,
-    said,
     start,
     verify,
     verify_files,
@@ -37,11 +37,11 @@ pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_run]
 FORTY = "attestkit needs forty bytes, or others."
 
 
-# -- what the program finds ------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
-def test_shell_script(tmp_path: Path) -> None:
-    """A shell gets a quote by the kernel's files, and it verifies with what lies beside them."""
+def test_run_shell_gets_a_quote(tmp_path: Path) -> None:
+    """The quote verifies with the files next to it."""
     done = run("sh", "-euc", SHELL, "sh", FORTY.ljust(64, "."), cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     result = verify_files(tmp_path, FORTY.ljust(64, ".").encode())
@@ -50,8 +50,8 @@ def test_shell_script(tmp_path: Path) -> None:
     assert anchor != run("cat", "/run/attestkit/trust-anchor.der", encoding="latin-1").stdout
 
 
-def test_device(tmp_path: Path) -> None:
-    """A program of the standard library alone gets a report by the device's ioctl."""
+def test_run_device_makes_a_report(tmp_path: Path) -> None:
+    """A program with the standard library only uses the ioctl."""
     program = """if True:
         import fcntl, os
         fd = os.open("/dev/tdx_guest", os.O_RDWR)
@@ -67,10 +67,11 @@ def test_device(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["plain", "hidden"])
-def test_old_device_follows_pointers(tmp_path: Path, hidden: bool) -> None:
-    """The emulator may look into the program's memory, as a driver of generation D' does.
+def test_run_old_device_reads_the_programs_memory(tmp_path: Path, hidden: bool) -> None:
+    """The emulator accesses memory like a driver of generation D'.
 
-    Also into one that has hidden it from other processes of its user, as the server does.
+    It can also access a program that hides its memory from other processes of its user, as the
+    server does.
     """
     program = f"""if True:
         from attestkit._system.process_hardening import hide_memory
@@ -94,8 +95,8 @@ def test_old_device_follows_pointers(tmp_path: Path, hidden: bool) -> None:
     assert Quote.parse(bytes.fromhex(quote)).report_data == b"r" * 64
 
 
-def test_places() -> None:
-    """Every file is at the kernel's path, beside those of the real machine."""
+def test_run_files_are_at_kernel_paths() -> None:
+    """The real machine's other files stay visible."""
     script = """
         grep port /etc/tdx-attest.conf
         cat /sys/devices/virtual/misc/tdx_guest/dev /sys/class/misc/tdx_guest/dev
@@ -115,8 +116,8 @@ def test_places() -> None:
 
 
 @pytest.mark.parametrize("folder", ["/dev", "/etc", "/run", "/sys/kernel", "/sys/devices/virtual"])
-def test_what_stays(folder: str) -> None:
-    """What the machine has in the same folders is there as before, with its kind and owner."""
+def test_run_keeps_other_files(folder: str) -> None:
+    """Type and owner of the real machine's files are unchanged."""
     script = """if True:
         import json, os, stat, sys
         found = {}
@@ -131,7 +132,7 @@ def test_what_stays(folder: str) -> None:
     before = json.loads(outside.stdout)
     after = json.loads(run(*words, options=("--qgs-port", "1")).stdout)
     new = {"tdx_guest", "tdx-attest.conf", "attestkit", "config", "log"}
-    covered = {"log", "config", "misc"}  # in them something is new
+    covered = {"log", "config", "misc"}  # directories with new entries
     assert set(before) - set(after) == set()
     assert set(after) - set(before) <= new
     for name in set(before) - covered:
@@ -139,13 +140,13 @@ def test_what_stays(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", ["/dev", "/run", "/sys/kernel"])
-def test_no_more_rights(folder: str) -> None:
-    """Who may not write in a folder outside may not inside, though another has taken its place."""
+def test_run_grants_no_write_permission(folder: str) -> None:
+    """Replaced directories have the permissions of the original ones."""
     assert (run("test", "-w", folder).returncode == 0) == os.access(folder, os.W_OK)
 
 
-def test_mounts_of_others() -> None:
-    """Mounts within mounts are kept; what is mounted there is mounted nowhere else, if shared."""
+def test_run_keeps_nested_mounts() -> None:
+    """Mounts are kept, and new ones do not propagate to shared mounts."""
     script = """
         mount -t tmpfs first /dev/shm; mkdir /dev/shm/deep
         mount -t tmpfs second /dev/shm/deep; echo kept > /dev/shm/deep/file
@@ -164,22 +165,22 @@ def test_mounts_of_others() -> None:
     assert (done.stdout, done.stderr) == ("kept\n/run/attestkit\n", "")
 
 
-def test_other_machines() -> None:
-    """An SEV-SNP guest and an old kernel have what they have, and not what others have."""
+def test_run_snp_guest_and_old_kernel_have_their_files() -> None:
+    """Files of other machines are absent."""
     script = "cd /dev; ls sev-guest tdx_guest; ls /sys/kernel/config/tsm/report"
     done = run("sh", "-c", script, options=("--provider", "sev_guest"))
     assert done.stdout.split() == ["sev-guest"]
     assert "tdx_guest" in done.stderr
     done = run("ls", "/run/attestkit", options=("--provider", "sev_guest"))
     assert "trust-anchor.der" in done.stdout
-    assert "collateral.json" not in done.stdout  # AMD's word comes with the report
+    assert "collateral.json" not in done.stdout  # the report has AMD's certificates
     done = run("sh", "-c", script, options=("--kernel", "6.6"))
     assert done.stdout.split() == ["tdx_guest"]
     assert "/sys/kernel/config/tsm" in done.stderr
 
 
-def test_a_machine_within() -> None:
-    """Inside another one it shows its own files, and hides what its machine has not."""
+def test_run_can_be_nested() -> None:
+    """The inner machine has its own files, and hides those of the outer one."""
     inner = (*RUN, "--provider", "sev_guest", "--", "sh", "-c", "cd /dev; ls sev-guest tdx_guest")
     done = run(*inner)
     assert done.stdout.split() == ["sev-guest"]
@@ -191,8 +192,8 @@ def test_a_machine_within() -> None:
     assert len(set(done.stdout.split())) == 2, done.stderr
 
 
-def test_attestkit_inside() -> None:
-    """Our own door finds the kernel's files by itself; the log replays, events are measured."""
+def test_run_attestkit_finds_the_tee() -> None:
+    """The log replays, and events are measured."""
     program = """if True:
         import attestkit
         with attestkit.open() as attester:
@@ -208,7 +209,7 @@ def test_attestkit_inside() -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """Run our server there, with the backend that it finds."""
+    """Run attestkit's server on the machine, with backend detection."""
     app = AppFiles.make(tmp_path / "app").options
     words = command("--dir", str(tmp_path), "--http", "none", "--backend", "auto", *app)
     with ready_server([*RUN, "--", *words], tmp_path, environment()) as server:
@@ -219,8 +220,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
             assert server.process.wait(PATIENCE) == 0
 
 
-def test_server_inside(server: Server) -> None:
-    """Our server there answers its clients outside with quotes that verify."""
+def test_run_server_serves_quotes(server: Server) -> None:
+    """Clients outside get quotes that verify."""
     answer = call(server.dstack, "GetQuote", {"report_data": bytes(range(64)).hex()})
     assert answer.status == 200
     quote = bytes.fromhex(answer.json()["quote"])
@@ -231,11 +232,11 @@ def test_server_inside(server: Server) -> None:
     server.check_log()
 
 
-# -- who it is, and what it has --------------------------------------------------------------------
+# -- process attributes ----------------------------------------------------------------------------
 
 
-def test_who_and_where(tmp_path: Path) -> None:
-    """User, group, folder and environment are the caller's, and no right is added."""
+def test_run_keeps_user_directory_and_environment(tmp_path: Path) -> None:
+    """No capability is added."""
     script = "id -u; id -g; umask; pwd; grep -E '^Cap(Eff|Prm)' /proc/self/status; env"
     words = ["sh", "-c", script]
     environ = {**environment(), "SPECIAL": "\x01\n=ä"}
@@ -247,8 +248,8 @@ def test_who_and_where(tmp_path: Path) -> None:
     assert done.stdout == outside.stdout
 
 
-def test_input_and_output() -> None:
-    """Bytes pass through untouched, also through files beyond the first three."""
+def test_run_passes_file_descriptors() -> None:
+    """Data is unchanged, for descriptors above 2, too."""
     with Path("/etc/passwd").open("rb") as file:
         done = run(
             *("sh", "-c", f"cat; echo errors >&2; cat /dev/fd/{file.fileno()}"),
@@ -259,8 +260,8 @@ def test_input_and_output() -> None:
     assert done.stdout == "in\n" + Path("/etc/passwd").read_text()
 
 
-def test_closed_output() -> None:
-    """Who reads the program's output sees its end when the program ends it, not later."""
+def test_run_closed_stdout_is_seen_at_once() -> None:
+    """The reader gets the end of file when the program closes stdout."""
     with start("sh", "-c", "echo out; exec >&-; read line; exit 4") as process:
         assert process.stdout is not None
         timer = threading.Timer(PATIENCE, process.kill)  # makes read() return, too late
@@ -274,8 +275,8 @@ def test_closed_output() -> None:
 
 
 @pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_files(closing: str) -> None:
-    """It works with standard files closed, which then are closed for the program too."""
+def test_run_works_with_closed_standard_files(closing: str) -> None:
+    """They are closed for the program, too."""
     files = 'exec sh -c "test -e /proc/sys/kernel/random/boot_id && ls /proc/self/fd >$1" sh "$1"'
     script = f'"$@" {closing}'
     done = subprocess.run(
@@ -289,62 +290,70 @@ def test_closed_files(closing: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_pipe_that_closes() -> None:
-    """A program whose reader has gone is ended by SIGPIPE, as without Python around it."""
+def test_run_broken_pipe_ends_the_program() -> None:
+    """SIGPIPE has its default action."""
     done = run("sh", "-c", "yes | head -1; kill -PIPE $$")
     assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGPIPE, "y\n", "")
 
 
-# -- exit codes and refusals -----------------------------------------------------------------------
+# -- exit codes and errors -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -9 $$", 137)]
 )
-def test_exit_codes(script: str, code: int) -> None:
-    """The program's exit code is the answer, with 128 added to a signal's number."""
+def test_run_returns_the_programs_exit_code(script: str, code: int) -> None:
+    """128 is added to a signal's number."""
     done = run("sh", "-c", script)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
-def test_programs_that_do_not_start(tmp_path: Path) -> None:
-    """127 is for no program, 126 for one that cannot be started; the reason is one line."""
+def test_run_unusable_program_exits_with_126_or_127(tmp_path: Path) -> None:
+    """127 for a missing program, 126 for one that cannot be started; the error is one line."""
     for name, text in (("plain", ""), ("orphan", "#!/none/at/all\n"), ("empty", "")):
         (tmp_path / name).write_text(text)
     for name in ("orphan", "empty"):
         (tmp_path / name).chmod(0o755)
-    for word, code, why in (
-        ("./none", 127, "there is no such program"),
-        ("none-such", 127, "there is no such program"),
+    for word, code, reason in (
+        ("./none", 127, "no such program"),
+        ("none-such", 127, "no such program"),
         ("./plain", 126, "cannot be started: Permission denied"),
-        ("./orphan", 126, "the interpreter that it names is not here"),
+        ("./orphan", 126, "its interpreter does not exist"),
         ("./empty", 126, "cannot be started: Exec format error"),
         ("./", 126, "cannot be started: Permission denied"),
     ):
         done = run(word, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (code, "")
-        assert done.stderr == f"attestkit: {word}: {why}\n"
+        assert done.stderr == f"attestkit: {word}: {reason}\n"
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "why"),
+    ("options", "code", "reason"),
     [
-        ([], 1, "which program? attestkit run -- CMD"),
-        (["--", ""], 1, "which program? attestkit run -- CMD"),
-        (["--seed", "11", "true"], 1, "--seed is 32 bytes in hex"),
-        (["--fault", "bad", "true"], 1, "no fault is called 'bad'; write it as ebusy"),
+        ([], 1, "CMD: missing; use attestkit run -- CMD"),
+        (["--", ""], 1, "CMD: missing; use attestkit run -- CMD"),
+        (["--seed", "11", "true"], 1, "--seed: 1 bytes instead of 32"),
+        (["--fault", "bad", "true"], 1, "unknown fault 'bad'; write it as ebusy"),
         (["--state-dir", "", "true"], 1, "--state-dir: the value is empty"),
         (["--state-dir", "/dev/null", "true"], 3, "/dev/null"),
         (["--qgs", "/none/socket", "true"], 3, "cannot listen on /none/socket"),
-        (["--state-dir", "/run/none/such", "true"], 1, "the state in /run/none/such would be lost"),
-        (["--state-dir", "/run/attestkit", "true"], 1, "would be lost: attestkit run has put"),
-        (["--qgs", "/run/none-such", "true"], 1, "nobody outside could reach /run/none-such"),
-        (["--quote-version", "3", "true"], 1, "quotes of version 4 and 5, not 3"),
+        (
+            ["--state-dir", "/run/none/such", "true"],
+            1,
+            "state_dir: /run/none/such would be deleted",
+        ),
+        (
+            ["--state-dir", "/run/attestkit", "true"],
+            1,
+            "would be deleted at the end; attestkit run has mounted",
+        ),
+        (["--qgs", "/run/none-such", "true"], 1, "/run/none-such would not be reachable"),
+        (["--quote-version", "3", "true"], 1, "quote_version: must be 4 or 5, not 3"),
         (["--bad", "true"], 1, "No such option"),
     ],
 )
-def test_refusals(options: list[str], code: int, why: str) -> None:
-    """What cannot be is told in one line, and the program is not started."""
+def test_run_invalid_options_are_rejected(options: list[str], code: int, reason: str) -> None:
+    """The error is one line, and the program is not started."""
     done = subprocess.run(
         [*RUN, *options],
         env=environment(),
@@ -356,11 +365,11 @@ def test_refusals(options: list[str], code: int, why: str) -> None:
     assert (done.returncode, done.stdout) == (code, "")
     [line] = done.stderr.splitlines()
     assert line.startswith("attestkit: ")
-    assert why in line
+    assert reason in line
 
 
-def test_options_after_the_program_are_its_own() -> None:
-    """`--` is needed only where the program's name looks like an option."""
+def test_run_options_after_the_program_are_passed() -> None:
+    """`--` is needed only if the program's name looks like an option."""
     done = subprocess.run(
         [*RUN, "--kernel=6.12", "echo", "--fault", "-h", "--", "x"],
         env=environment(),
@@ -372,8 +381,8 @@ def test_options_after_the_program_are_its_own() -> None:
     assert done.stdout == "--fault -h -- x\n"
 
 
-def test_no_user_namespaces() -> None:
-    """Where user namespaces are forbidden the line says which setting forbids them."""
+def test_run_without_user_namespaces_names_the_setting() -> None:
+    """The error has the sysctl."""
     script = """
         echo 0 > /proc/sys/user/max_user_namespaces
         exec setpriv --bounding-set=-all --inh-caps=-all -- sh -c 'exec "$@"' sh "$@"
@@ -391,7 +400,7 @@ def test_no_user_namespaces() -> None:
     )
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == (
-        "attestkit: no user namespace can be made here: raise the limit, "
+        "attestkit: user namespace: cannot be created; raise the limit, "
         "sysctl -w user.max_user_namespaces=15000, or run as root\n"
     )
 
@@ -399,8 +408,8 @@ def test_no_user_namespaces() -> None:
 # -- faults and state ------------------------------------------------------------------------------
 
 
-def test_faults() -> None:
-    """Faults strike as on a mount, armed by an option or by the program itself."""
+def test_run_faults_are_raised() -> None:
+    """They are armed by an option, or by the program."""
     script = """
         cd /sys/kernel/config/tsm/report; mkdir a; printf %064d 5 > a/inblob
         for n in 1 2 3; do cat a/outblob > /dev/null && echo good; done
@@ -412,8 +421,8 @@ def test_faults() -> None:
     assert done.stderr.lower().count("busy") == 3
 
 
-def test_state(tmp_path: Path) -> None:
-    """A state folder keeps root and runtime log; one run ends before the next begins."""
+def test_run_state_dir_keeps_root_and_log(tmp_path: Path) -> None:
+    """One run ends before the next starts."""
     script = "cat /run/attestkit/trust-anchor.der; ls /run/log/dstack; touch /run/log/dstack/$1"
     options = ("--state-dir", str(tmp_path / "state"))
     first, second = (
@@ -426,14 +435,14 @@ def test_state(tmp_path: Path) -> None:
     assert sorted(path.name for path in kept) == ["one", "two"]
 
 
-def test_state_in_a_covered_folder() -> None:
-    """A folder that is there already is the real one, though the one that it is in is not."""
+def test_run_state_dir_in_a_replaced_directory() -> None:
+    """An existing directory is the real one, even if its parent is replaced."""
     covered = "/dev/shm" if os.geteuid() else "/run"
     with tempfile.TemporaryDirectory(dir=covered) as folder:
         state, qgs = Path(folder, "state"), Path(folder, "qgs")
         options = ("--state-dir", str(state), "--qgs", str(qgs))
         with start("sh", "-c", "touch /run/log/dstack/x; echo go; read x", options=options) as one:
-            assert said(one) == "go"
+            assert read_line(one) == "go"
             assert qgs.is_socket()
             assert (state / "run-log-dstack/x").exists()
             one.communicate("\n", PATIENCE)
@@ -446,8 +455,8 @@ def test_state_in_a_covered_folder() -> None:
 
 
 @requires_nobody
-def test_ordinary_user() -> None:
-    """All of this, and how it ends, holds for an ordinary user, without root's rights."""
+def test_run_as_ordinary_user() -> None:
+    """These tests, and those of the end, pass without root's capabilities."""
     words = (
         "-m",
         "pytest",
@@ -455,7 +464,7 @@ def test_ordinary_user() -> None:
         "-p",
         "no:cacheprovider",
         "-k",
-        "not ordinary_user and not covers",
+        "not ordinary_user and not hide_the_files",
     )
     files = (Path(__file__), Path(__file__).with_name("test_run_ends.py"))
     done = run_python_as_nobody(*words, *map(str, files), timeout=3 * PATIENCE)

@@ -1,4 +1,4 @@
-"""The paths of docs/run.md are there; its commands run as a page, see tests/docs."""
+"""Paths of docs/run.md; its commands run in tests/docs."""
 
 import re
 
@@ -12,18 +12,18 @@ GUIDE = ROOT / "docs" / "run.md"
 pytestmark = [
     pytest.mark.rig,
     requires_run,
-    pytest.mark.skipif(not GUIDE.exists(), reason="docs/run.md is not here"),
+    pytest.mark.skipif(not GUIDE.exists(), reason="docs/run.md is missing"),
 ]
 
 
-def text() -> str:
-    """Return the guide, nothing where it is not."""
+def read_guide() -> str:
+    """Return the guide, or ""."""
     return GUIDE.read_text() if GUIDE.exists() else ""
 
 
-def test_the_paths() -> None:
-    """Each path of the table is there, on the machine that has it."""
-    table = re.findall(r"^\| (`/.*?) \|", text(), re.MULTILINE)
+def test_guide_paths_exist() -> None:
+    """Each path of the table exists on its machine."""
+    table = re.findall(r"^\| (`/.*?) \|", read_guide(), re.MULTILINE)
     paths = [name for cell in table for name in re.findall(r"`(/.*?)`", cell)]
     assert len(paths) == 12
     tdx = [name for name in paths if name != "/dev/sev-guest"]

@@ -1,4 +1,4 @@
-"""`attestkit run` on a terminal: what is typed goes to the program, as if without it."""
+"""`attestkit run` on a terminal: job control, signals and hangup work as without it."""
 
 import contextlib
 import os
@@ -25,29 +25,29 @@ INTERRUPT, SUSPEND = b"\x03", b"\x1a"
 
 
 class Terminal(NamedTuple):
-    """A terminal with a program on it."""
+    """Terminal with a program."""
 
     fd: int
     process: "subprocess.Popen[bytes]"
 
     def type(self, text: str | bytes) -> None:
-        """Type."""
+        """Write to the terminal."""
         os.write(self.fd, text.encode() if isinstance(text, str) else text)
 
     def until(self, text: str) -> str:
-        """Return what is shown until there is a line that is `text`, or starts with it."""
+        """Return the output up to a line that starts with `text`."""
         shown = b""
         while not re.search(rf"(^|\n){re.escape(text)}".encode(), shown):
             try:
                 piece = os.read(self.fd, 1024)
-            except OSError:  # the other side is closed
+            except OSError:  # the other end is closed
                 piece = b""
             assert piece, shown
             shown += piece
         return shown.decode()
 
     def rest(self) -> str:
-        """Return what is shown until nobody has the terminal open."""
+        """Return the output until the terminal is closed by all processes."""
         shown = b""
         with contextlib.suppress(OSError):
             while piece := os.read(self.fd, 1024):
@@ -56,46 +56,46 @@ class Terminal(NamedTuple):
 
 
 @contextlib.contextmanager
-def terminal(*words: str) -> Iterator[Terminal]:
-    """Start a program as the leader of a terminal's session."""
-    ours, theirs = pty.openpty()
-    settings = termios.tcgetattr(theirs)
-    settings[3] &= ~termios.ECHO  # only what programs say is shown
-    termios.tcsetattr(theirs, termios.TCSANOW, settings)
+def open_terminal(*words: str) -> Iterator[Terminal]:
+    """Start a program as the session leader of a terminal."""
+    master, slave = pty.openpty()
+    settings = termios.tcgetattr(slave)
+    settings[3] &= ~termios.ECHO  # no echo of the input
+    termios.tcsetattr(slave, termios.TCSANOW, settings)
     process = subprocess.Popen(
         ["setsid", "--ctty", "--wait", *words],
         env={**environment(), "PS1": "", "PS2": "", "ENV": "", "TERM": "dumb"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
     )
-    os.close(theirs)
+    os.close(slave)
     timer = threading.Timer(PATIENCE, process.kill)  # ends the session, so that reads return
     timer.start()
     try:
-        yield Terminal(ours, process)
+        yield Terminal(master, process)
     finally:
         timer.cancel()
         timer.join()
-        os.close(ours)
+        os.close(master)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE)
         process.kill()
         process.wait()
 
 
-def test_interactive_shell() -> None:
-    """A shell there controls its jobs, survives ^C and ^Z, and its exit code is told."""
-    with terminal(*RUN, "sh", "-i") as screen:
+def test_run_interactive_shell_has_job_control() -> None:
+    """The shell controls its jobs, survives ^C and ^Z, and its exit code is returned."""
+    with open_terminal(*RUN, "sh", "-i") as screen:
         screen.type("echo ready $((40 + 2))\n")
         first = screen.until("ready 42")
-        assert "job control" not in first  # which it complains of where it has none
+        assert "job control" not in first  # a shell without job control prints a warning
         screen.type("trap : INT; sleep 4000; echo interrupted $?\n")
-        _foreground(screen, "sleep")
+        _wait_for_foreground(screen, "sleep")
         screen.type(INTERRUPT)
         screen.until("interrupted 130")
         screen.type("sleep 4001; echo suspended $?\n")
-        _foreground(screen, "sleep")
+        _wait_for_foreground(screen, "sleep")
         screen.type(SUSPEND)
         screen.until("suspended 148")
         screen.type("kill -KILL %1; wait\nexit 5\nexit 5\n")
@@ -103,8 +103,8 @@ def test_interactive_shell() -> None:
         assert screen.process.wait(PATIENCE) == 5
 
 
-def _foreground(screen: Terminal, name: str) -> None:
-    """Wait until the terminal's foreground is a program of that name."""
+def _wait_for_foreground(screen: Terminal, name: str) -> None:
+    """Wait until the terminal's foreground process has that name."""
     end = time.monotonic() + PATIENCE
     while True:
         group = os.tcgetpgrp(screen.fd)
@@ -115,10 +115,10 @@ def _foreground(screen: Terminal, name: str) -> None:
         time.sleep(0.01)
 
 
-def test_one_interrupt() -> None:
-    """^C reaches the program, once; nothing else ends by it."""
+def test_run_interrupt_reaches_the_program_once() -> None:
+    """^C affects nothing else."""
     script = "trap 'echo got' INT; echo go; read x; read x; cat /proc/sys/kernel/random/boot_id"
-    with terminal(*RUN, "sh", "-c", script) as screen:
+    with open_terminal(*RUN, "sh", "-c", script) as screen:
         screen.until("go")
         screen.type(INTERRUPT)
         screen.until("got")
@@ -127,33 +127,33 @@ def test_one_interrupt() -> None:
         assert screen.process.wait(PATIENCE) == 0
 
 
-def test_interrupted_program() -> None:
-    """A program that ^C ends is told as 130, as by a shell."""
-    with terminal(*RUN, "sh", "-c", "echo go; exec sleep 4000") as screen:
+def test_run_interrupted_program_exits_with_130() -> None:
+    """The exit code is that of a shell."""
+    with open_terminal(*RUN, "sh", "-c", "echo go; exec sleep 4000") as screen:
         screen.until("go")
         screen.type(INTERRUPT)
         screen.rest()
         assert screen.process.wait(PATIENCE) == 130
 
 
-def _stopped(pid: int) -> None:
-    """Wait until a process is stopped: until then its `read` may still take what is typed."""
+def _wait_until_stopped(pid: int) -> None:
+    """Wait until a process is stopped; before that it may still read the terminal."""
     end = time.monotonic() + PATIENCE
     while not Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T"):
         assert time.monotonic() < end, f"process {pid} is not stopped"
         time.sleep(0.01)
 
 
-def test_suspended_and_continued() -> None:
-    """^Z stops it as a whole, for the shell that it was started from; fg brings it back."""
+def test_run_can_be_suspended_and_continued() -> None:
+    """^Z stops all its processes, and fg continues them."""
     inner = "echo $$; echo go; read x; echo came $x; exit 3"
-    with terminal("sh", "-i") as screen:
+    with open_terminal("sh", "-i") as screen:
         screen.type(f"{' '.join(RUN)} sh -c '{inner}'; echo code $?\n")
         shown = re.search(r"(\d+)\r\ngo", screen.until("go"))
         assert shown
         screen.type(SUSPEND)
         screen.until("code 148")
-        _stopped(int(shown[1]))
+        _wait_until_stopped(int(shown[1]))
         screen.type("fg; echo code $?\n")
         screen.type("back\n")
         screen.until("came back")
@@ -162,17 +162,25 @@ def test_suspended_and_continued() -> None:
         screen.rest()
 
 
-def test_hangup() -> None:
-    """A terminal that goes away takes the program with it, and all else."""
-    with terminal(*RUN, "sh", "-c", "echo go $$; exec sleep 4000") as screen:
+def test_run_hangup_ends_the_program() -> None:
+    """Closing the terminal ends all processes."""
+    with open_terminal(*RUN, "sh", "-c", "echo go $$; exec sleep 4000") as screen:
         screen.until("go")
     assert screen.process.returncode == 128 + signal.SIGHUP
 
 
 @requires_nobody
-def test_ordinary_user() -> None:
-    """All of the above holds for an ordinary user."""
-    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not test_ordinary_user")
+def test_run_terminal_as_ordinary_user() -> None:
+    """All tests of this file pass for an ordinary user."""
+    words = (
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "not test_run_terminal_as_ordinary_user",
+    )
     done = run_python_as_nobody(*words, str(Path(__file__)), timeout=2 * PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout, done.stdout

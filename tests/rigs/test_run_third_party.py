@@ -1,6 +1,6 @@
-"""Programs that know nothing of us under `attestkit run`, as an ordinary user: Google's, in Go.
+"""Third-party programs under `attestkit run` as an ordinary user: Google's, in Go.
 
-Debian's packages of them are built as they are.
+They are built unchanged from Debian's packages.
 """
 
 import base64
@@ -27,7 +27,7 @@ PACKAGES = (
     ("github.com/google/go-configfs-tsm/report", "golang-github-google-go-configfs-tsm-dev"),
 )
 
-# What go-configfs-tsm's own documentation shows.
+# The example of go-configfs-tsm's documentation.
 SNP_CLIENT = """
 package main
 
@@ -60,17 +60,17 @@ func main() {
 
 def _missing() -> str:
     if shutil.which("go") is None:
-        return "go is not here (Debian: apt install golang-go)"
+        return "go is missing (Debian: apt install golang-go)"
     for path, package in PACKAGES:
         if not (SOURCES / "src" / path).exists():
-            return f"{path} is not here (Debian: apt install {package})"
+            return f"{path} is missing (Debian: apt install {package})"
     return ""
 
 
 pytestmark = [
     pytest.mark.rig,
     pytest.mark.slow,
-    pytest.mark.skipif(bool(_missing()), reason=_missing() or "Go is here"),
+    pytest.mark.skipif(bool(_missing()), reason=_missing() or "available"),
     requires_run if os.geteuid() else requires_nobody,
 ]
 
@@ -78,7 +78,7 @@ pytestmark = [
 def run_as_ordinary_user(
     *words: str, options: Sequence[str] = ()
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a program on a machine with these options: as nobody, or as who we are if not root."""
+    """Run a program on a machine with these options, as nobody if root runs the tests."""
     if os.geteuid():
         return run(*words, options=options)
     return run_python_as_nobody(*RUN[1:], *options, "--", *words)
@@ -86,7 +86,7 @@ def run_as_ordinary_user(
 
 @pytest.fixture(scope="module")
 def programs() -> Iterator[Path]:
-    """A folder with the built programs, which everybody may run: attest and snp."""
+    """Build attest and snp in a directory that all users may read."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -109,8 +109,8 @@ def programs() -> Iterator[Path]:
         yield folder
 
 
-def test_go_tdx_guest(programs: Path) -> None:
-    """Google's `attest` gets a quote; we and dcap-qvl believe it, by that machine's root alone."""
+def test_go_tdx_guest_quote_verifies(programs: Path) -> None:
+    """Attestkit and dcap-qvl accept the quote of Google's `attest` under its machine's root."""
     report_data = os.urandom(64)
     script = """
         id -u
@@ -136,8 +136,8 @@ def test_go_tdx_guest(programs: Path) -> None:
     assert dcap.judge(quote, words, None, now).status == dcap.REJECT
 
 
-def test_go_tdx_guest_meets_faults(programs: Path) -> None:
-    """A busy device is an error of Google's client; asked again, it gets its quote."""
+def test_go_tdx_guest_reports_busy_device(programs: Path) -> None:
+    """Its next request succeeds."""
     script = '"$1" -inform hex -in 00 | wc -c; "$1" -inform hex -in 00 | wc -c'
     words = ("sh", "-c", script, "sh", str(programs / "attest"))
     done = run_as_ordinary_user(*words, options=("--fault", "ebusy:1"))
@@ -146,8 +146,8 @@ def test_go_tdx_guest_meets_faults(programs: Path) -> None:
     assert "busy" in done.stderr + done.stdout
 
 
-def test_go_tdx_guest_by_the_device(programs: Path) -> None:
-    """Where there is no configfs it asks the device, which in Linux gives no quotes."""
+def test_go_tdx_guest_without_configfs_uses_the_device(programs: Path) -> None:
+    """Linux's driver gives no quotes."""
     words = (str(programs / "attest"), "-inform", "hex", "-in", "00")
     done = run_as_ordinary_user(*words, options=("--kernel", "6.6"))
     assert done.returncode != 0
@@ -155,8 +155,8 @@ def test_go_tdx_guest_by_the_device(programs: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("--no-certificates",)], ids=["all", "report"])
-def test_go_configfs_tsm_on_snp(programs: Path, more: tuple[str, ...]) -> None:
-    """A client of go-configfs-tsm gets an SEV-SNP report, and certificates if the host has some."""
+def test_go_configfs_tsm_gets_snp_report(programs: Path, more: tuple[str, ...]) -> None:
+    """Certificates are included if the host has them."""
     options = ("--provider", "sev_guest", *more)
     done = run_as_ordinary_user(str(programs / "snp"), options=options)
     assert (done.returncode, done.stderr) == (0, "")

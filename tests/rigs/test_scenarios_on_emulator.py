@@ -1,4 +1,4 @@
-"""The scenarios behind the kernel's files: each is judged there as the simulator's own evidence."""
+"""Scenarios on kernel files: the outcome is that of the simulator."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from attestkit.verifier.dcap.authenticate import Dcap
 from tests.backends.simulator.scenarios.test_config import TDX
 from tests.rigs.attestkit_run import SHELL, requires_run, run, verify_files
 from tests.rigs.emulator import Emulator, emulator, environment, requires_fuse
-from tests.rigs.file_calls import NONCE, get, new_entry
+from tests.rigs.file_calls import NONCE, new_entry, read_once
 from tests.untyped import untyped
 
 pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse]
@@ -25,10 +25,10 @@ pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse]
 SNP = [name for name, named in NAMED.items() if named.scenario.platform == "snp"]
 
 
-def outcome(machine: Emulator) -> str:
-    """Return the status with which we accept its quote, or why we refuse it."""
+def verify_outcome(machine: Emulator) -> str:
+    """Return the status of its quote, or the reason of the error."""
     try:
-        quote = Quote.parse(get(new_entry(machine, inblob=NONCE) / "outblob"))
+        quote = Quote.parse(read_once(new_entry(machine, inblob=NONCE) / "outblob"))
         dcap = Dcap(machine.trust_anchor)
         return str(dcap.authenticate(quote, machine.collateral(), int(time.time())).status)
     except AttestKitError as error:
@@ -36,15 +36,15 @@ def outcome(machine: Emulator) -> str:
 
 
 @pytest.mark.parametrize("name", TDX)
-def test_tdx(name: str) -> None:
-    """A TDX guest's quote by configfs is accepted or refused as the scenario says."""
+def test_tdx_scenario_on_emulator_has_documented_outcome(name: str) -> None:
+    """The quote is requested through configfs."""
     with emulator(scenario=name) as machine:
-        assert outcome(machine) == NAMED[name].outcome
+        assert verify_outcome(machine) == NAMED[name].outcome
 
 
 @pytest.mark.parametrize("name", SNP)
-def test_snp(name: str) -> None:
-    """So is an SEV-SNP guest's report with the certificates of its host; the provider follows."""
+def test_snp_scenario_on_emulator_has_documented_outcome(name: str) -> None:
+    """The report is verified with the host's certificates; the scenario implies the provider."""
     with emulator(scenario=name) as machine:
         with open_attester("configfs_tsm", root=machine.root) as tee:
             evidence = tee.attest(NONCE).to_bytes()
@@ -60,14 +60,14 @@ def test_snp(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--scenario=none-such"], "no scenario is called 'none-such'; "),
-        (["--scenario=snp", "--provider=tdx_guest"], "one of platform snp, not tdx"),
-        (["--scenario=ok-v4", "--provider=sev_guest"], "one of platform tdx, not snp"),
-        (["--scenario=ok-v4", "--quote-version=5"], "are of version 4, not 5"),
+        (["--scenario=none-such"], "unknown scenario 'none-such'; "),
+        (["--scenario=snp", "--provider=tdx_guest"], "for the platform snp, not tdx"),
+        (["--scenario=ok-v4", "--provider=sev_guest"], "for the platform tdx, not snp"),
+        (["--scenario=ok-v4", "--quote-version=5"], "quote_version: 5, but"),
     ],
 )
-def test_what_does_not_fit(options: list[str], why: str) -> None:
-    """A scenario that there is not, or that the other options contradict, is told in one line."""
+def test_invalid_scenario_options_are_rejected(options: list[str], why: str) -> None:
+    """The error is one line."""
     done = run("true", options=options)
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
@@ -75,8 +75,8 @@ def test_what_does_not_fit(options: list[str], why: str) -> None:
 
 
 @requires_run
-def test_run(tmp_path: Path) -> None:
-    """A program meets the scenario at the kernel's own paths."""
+def test_run_with_scenario(tmp_path: Path) -> None:
+    """A program finds the scenario at the kernel's own paths."""
     options = ("--scenario=pck-revoked",)
     done = run("sh", "-euc", SHELL, "sh", "5" * 64, options=options, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -84,8 +84,8 @@ def test_run(tmp_path: Path) -> None:
         verify_files(tmp_path, b"5" * 64)
 
 
-def test_list() -> None:
-    """Both commands list what there is, each with its line of help."""
+def test_list_scenarios() -> None:
+    """Both commands list all scenarios with a line of help."""
     for name in ("mount", "run"):
         done = subprocess.run(
             [sys.executable, "-m", "attestkit", name, "--list-scenarios"],

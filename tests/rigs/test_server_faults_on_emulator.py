@@ -1,4 +1,4 @@
-"""The server while something goes wrong below it: its errors are ours, and it goes on serving."""
+"""Server with faults of the kernel: documented errors, and recovery."""
 
 import signal
 import time
@@ -35,7 +35,7 @@ def running() -> Iterator[tuple[System, Server]]:
 
 @pytest.fixture
 def guest(running: tuple[System, Server]) -> Iterator[System]:
-    """Return the guest; whatever goes wrong in it, it has no entry afterwards."""
+    """Return the guest, and assert that no entry is left."""
     guest, _ = running
     guest.machine.clear_faults()
     yield guest
@@ -45,27 +45,27 @@ def guest(running: tuple[System, Server]) -> Iterator[System]:
 
 @pytest.fixture
 def server(running: tuple[System, Server], guest: System) -> Iterator[Server]:
-    """Return its server, which is well again after the test."""
+    """Return its server, and assert that it works after the test."""
     _, server = running
     yield server
     guest.machine.clear_faults()
-    assert_well(server)
+    assert_working(server)
 
 
-def assert_well(server: Server) -> None:
-    """Require evidence that agrees with itself."""
-    answer = call(server.dstack, "GetQuote", {"report_data": "77" * 64})
-    assert answer.status == 200, answer.body
-    quote = Quote.parse(bytes.fromhex(answer.json()["quote"]))
+def assert_working(server: Server) -> None:
+    """Assert that evidence is consistent."""
+    response = call(server.dstack, "GetQuote", {"report_data": "77" * 64})
+    assert response.status == 200, response.body
+    quote = Quote.parse(bytes.fromhex(response.json()["quote"]))
     assert quote.report_data == b"\x77" * 64
-    EventLog.from_json(answer.json()["event_log"]).check(quote)
+    EventLog.from_json(response.json()["event_log"]).check(quote)
 
 
-def error(answer: Answer) -> str:
-    """Return the text of an error that is the machine's."""
-    assert answer.status == 500, answer.body
-    assert answer.headers["content-type"].startswith("application/json")
-    found = answer.json()
+def server_error(response: Answer) -> str:
+    """Return the text of an internal server error."""
+    assert response.status == 500, response.body
+    assert response.headers["content-type"].startswith("application/json")
+    found = response.json()
     assert list(found) == ["error"]
     return str(found["error"])
 
@@ -73,28 +73,28 @@ def error(answer: Answer) -> str:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("empty_outblob", ("gave 0 bytes in place of a quote", "QGS")),
-        ("quote_fails", ("gave 0 bytes in place of a quote", "QGS")),
-        ("short_outblob", ("gave 1000 bytes in place of a quote", "QGS")),
-        ("eio", ("the host refused to make a quote", "(EIO")),
+        ("empty_outblob", ("the host returned no quote: 0 bytes", "QGS")),
+        ("quote_fails", ("the host returned no quote: 0 bytes", "QGS")),
+        ("short_outblob", ("the host returned no quote: 1000 bytes", "QGS")),
+        ("eio", ("the host failed to create a quote", "(EIO")),
         ("etimedout", ("did not answer in time", "(ETIMEDOUT")),
-        ("generation_race:3", ("somebody else writes to this entry",)),
-        ("wrong_report_data", ("over other report data than asked",)),
-        ("provider_changes", ("the TEE changed from tdx_guest",)),
-        ("mkdir=EACCES", ("no permission to make an entry", "mode 0755", "uid 0")),
-        ("mkdir=EBUSY", ("it is in use; try again", "(EBUSY")),
+        ("generation_race:3", ("another process wrote to the entry",)),
+        ("wrong_report_data", ("over other report data than requested",)),
+        ("provider_changes", ("changed from tdx_guest",)),
+        ("mkdir=EACCES", ("no permission to create an entry", "mode 0755", "uid 0")),
+        ("mkdir=EBUSY", ("in use; retry", "(EBUSY")),
         ("read:generation=ENXIO", ("the TEE driver was unloaded", "(ENXIO")),
-        ("read:ccel_data=EIO", ("the firmware's log cannot be read", "EIO")),
+        ("read:ccel_data=EIO", ("cannot be read", "EIO")),
     ],
 )
 @pytest.mark.parametrize("method", EVIDENCE)
-def test_what_goes_wrong_is_told(
+def test_server_fault_gives_backend_error(
     guest: System, server: Server, method: str, fault: str, words: tuple[str, ...]
 ) -> None:
-    """As the backend says it; the next request is a good one, on the same connection too."""
+    """The next request on the same connection succeeds."""
     connection = Connection(server.dstack)
     guest.machine.fault(fault)
-    text = error(connection.call(method))
+    text = server_error(connection.call(method))
     what = {"GetQuote": "Failed to get quote: ", "Attest": "Failed to get attestation: "}[method]
     assert text.startswith(what)
     for word in words:
@@ -108,30 +108,30 @@ def test_what_goes_wrong_is_told(
 @pytest.mark.parametrize(
     "fault", ["ebusy:3", "eintr", "generation_race:2", "ioctl:GET_REPORT0=EINTR"]
 )
-def test_what_passes_by_is_not_told(guest: System, server: Server, fault: str) -> None:
-    """Waiting or another try makes the quote."""
+def test_server_transient_fault_is_retried(guest: System, server: Server, fault: str) -> None:
+    """The quote is made after a delay or a retry."""
     guest.machine.fault(fault)
-    if fault.startswith("ioctl"):  # which only an event needs
+    if fault.startswith("ioctl"):  # needed by events only
         assert call(server.dstack, "EmitEvent", {"event": "x", "payload": ""}).status == 200
     else:
         assert call(server.dstack, "GetQuote").status == 200
     assert guest.machine.armed() == []
 
 
-def test_an_event_that_was_not_extended(guest: System, server: Server) -> None:
-    """It is nowhere: neither in the register, nor in the log."""
+def test_server_failed_extend_emits_no_event(guest: System, server: Server) -> None:
+    """It is neither in the register nor in the log."""
     before, log = guest.machine.rtmr(3), call(server.dstack, "GetQuote").json()["event_log"]
     guest.machine.fault("rtmr_extend_fails")
-    text = error(call(server.dstack, "EmitEvent", {"event": "lost", "payload": "00"}))
-    assert "rtmr3:sha384 cannot be extended (EIO" in text
+    text = server_error(call(server.dstack, "EmitEvent", {"event": "lost", "payload": "00"}))
+    assert "rtmr3:sha384: cannot be extended (EIO" in text
     assert guest.machine.rtmr(3) == before
     assert call(server.dstack, "GetQuote").json()["event_log"] == log
     assert call(server.dstack, "EmitEvent", {"event": "kept", "payload": "00"}).status == 200
     assert guest.machine.rtmr(3) != before
 
 
-def test_an_event_that_was_extended_after_all(guest: System, server: Server) -> None:
-    """The kernel says that it failed, the register that it did not: it counts."""
+def test_server_applied_extend_emits_the_event(guest: System, server: Server) -> None:
+    """The register's value decides, not the error."""
     before = guest.machine.rtmr(3)
     guest.machine.fault("rtmr_extend_lies")
     assert call(server.dstack, "EmitEvent", {"event": "counted", "payload": "00"}).status == 200
@@ -139,10 +139,10 @@ def test_an_event_that_was_extended_after_all(guest: System, server: Server) -> 
     assert "counted" in call(server.dstack, "GetQuote").json()["event_log"]
 
 
-# -- while a quote takes its time ------------------------------------------------------------------
+# -- concurrent requests during a slow quote -------------------------------------------------------
 
 
-# What needs no device.
+# Methods without device access.
 OTHERS: dict[str, dict[str, str]] = {
     "Version": {},
     "GetKey": {"path": "x"},
@@ -150,98 +150,100 @@ OTHERS: dict[str, dict[str, str]] = {
 }
 
 
-def keep_asking(server: Server, until: Callable[[], bool]) -> list[tuple[str, float, float]]:
-    """Ask for the others again and again; return what, when it was asked, when answered."""
-    answers = []
+def request_repeatedly(server: Server, until: Callable[[], bool]) -> list[tuple[str, float, float]]:
+    """Make the other requests repeatedly; return method, request time and response time."""
+    responses = []
     connection = Connection(server.dstack)
     while not until():
         for method, message in OTHERS.items():
             begin = time.monotonic()
-            answer = connection.call(method, message)
-            assert answer.status == 200, answer.body
-            answers.append((method, begin, time.monotonic()))
-        time.sleep(0.01)  # the machine has others to serve
+            response = connection.call(method, message)
+            assert response.status == 200, response.body
+            responses.append((method, begin, time.monotonic()))
+        time.sleep(0.01)  # leave CPU time to other processes
     connection.close()
-    return answers
+    return responses
 
 
-def check_served_meanwhile(
-    answers: list[tuple[str, float, float]], begin: float, end: float
+def assert_served_during(
+    responses: list[tuple[str, float, float]], begin: float, end: float
 ) -> None:
-    """Check that the others were served all the time, and none of them waited for the quote."""
-    during = [answer for answer in answers if begin < answer[1] and answer[2] < end]
+    """Assert that the other requests were served all the time, without waiting for the quote."""
+    during = [response for response in responses if begin < response[1] and response[2] < end]
     assert {method for method, _, _ in during} == OTHERS.keys()
     moments = [begin, *(answered for _, _, answered in during), end]
     assert max(later - earlier for earlier, later in pairwise(moments)) < (end - begin) / 2
 
 
-def asked_in_a_thread(
+def request_in_thread(
     pool: ThreadPoolExecutor, server: Server, method: str
 ) -> "Future[tuple[Answer, float, float]]":
-    """Ask, and note when it was asked and answered."""
+    """Make a request, and record its start and end."""
 
-    def ask() -> tuple[Answer, float, float]:
+    def make_request() -> tuple[Answer, float, float]:
         begin = time.monotonic()
-        answer = call(server.dstack, method)
-        return answer, begin, time.monotonic()
+        response = call(server.dstack, method)
+        return response, begin, time.monotonic()
 
-    return pool.submit(ask)
+    return pool.submit(make_request)
 
 
 @pytest.mark.parametrize("method", EVIDENCE)
-def test_a_slow_host_keeps_nobody(guest: System, server: Server, method: str) -> None:
-    """While one quote is under way, everything that needs no device is answered."""
+def test_server_slow_quote_does_not_block_others(
+    guest: System, server: Server, method: str
+) -> None:
+    """All requests without device access are answered meanwhile."""
     guest.machine.fault(f"slow:{SLOW:g}s")
     with ThreadPoolExecutor(1) as pool:
-        asked = asked_in_a_thread(pool, server, method)
-        answers = keep_asking(server, asked.done)
-        answer, begin, end = asked.result()
-    assert answer.status == 200
+        pending = request_in_thread(pool, server, method)
+        responses = request_repeatedly(server, pending.done)
+        response, begin, end = pending.result()
+    assert response.status == 200
     assert end - begin >= SLOW
-    check_served_meanwhile(answers, begin, end)
+    assert_served_during(responses, begin, end)
 
 
 @pytest.mark.slow
-def test_a_device_that_stays_busy(guest: System, server: Server) -> None:
-    """After half a minute the request for it is refused; the others were served all the time."""
+def test_server_busy_device_times_out(guest: System, server: Server) -> None:
+    """The request fails after 30 s; the others are served."""
     guest.machine.fault("ebusy:*")
     with ThreadPoolExecutor(1) as pool:
-        asked = asked_in_a_thread(pool, server, "GetQuote")
-        answers = keep_asking(server, asked.done)
-        answer, begin, end = asked.result()
-    assert "an earlier request is still with the host" in error(answer)
+        pending = request_in_thread(pool, server, "GetQuote")
+        responses = request_repeatedly(server, pending.done)
+        response, begin, end = pending.result()
+    assert "the host has not answered an earlier request" in server_error(response)
     assert 25 < end - begin < PATIENCE
-    check_served_meanwhile(answers, begin, end)
+    assert_served_during(responses, begin, end)
 
 
-def test_requests_wait_in_turn(guest: System, server: Server) -> None:
-    """Those that need the device wait for each other, and each gets its own answer."""
+def test_server_device_requests_are_serialized(guest: System, server: Server) -> None:
+    """Each gets its own response."""
     guest.machine.fault("slow:300ms:2", "empty_outblob@1")
     with ThreadPoolExecutor(4) as pool:
-        asked = [asked_in_a_thread(pool, server, "GetQuote") for _ in range(4)]
-        statuses = sorted(one.result()[0].status for one in asked)
+        pending = [request_in_thread(pool, server, "GetQuote") for _ in range(4)]
+        statuses = sorted(one.result()[0].status for one in pending)
     assert statuses == [200, 200, 200, 500]
 
 
-def test_a_client_that_leaves(guest: System, server: Server) -> None:
-    """Its quote comes to its end without it, and the next one is served."""
+def test_server_finishes_request_of_disconnected_client(guest: System, server: Server) -> None:
+    """The next request is served."""
     guest.machine.fault("slow:1s")
     connection = Connection(server.dstack)
     connection.request("POST", "/GetQuote", "{}", {"Content-Type": "application/json"})
     connection.close()
 
 
-def test_a_machine_that_goes() -> None:
-    """The emulator is killed: no file answers any more. Keys do, and the server ends as asked."""
+def test_server_survives_killed_emulator() -> None:
+    """No file can be read any more; keys are served, and the server stops normally."""
     with system() as guest:
         app = AppFiles.make(guest.folder / "app")
         options = ("--backend", "configfs_tsm", "--measure-app", *app.options)
         with guest.serving(*options) as server:
-            assert_well(server)
+            assert_working(server)
             guest.machine.process.send_signal(signal.SIGKILL)
             guest.machine.process.wait(PATIENCE)
             for method in (*EVIDENCE, "EmitEvent"):
-                text = error(call(server.dstack, method, {"event": "x", "payload": ""}))
+                text = server_error(call(server.dstack, method, {"event": "x", "payload": ""}))
                 assert "Errno" not in text
             assert call(server.dstack, "GetKey", {"path": "x"}).status == 200
             assert server.stop() == 0

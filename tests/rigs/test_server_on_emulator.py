@@ -1,6 +1,6 @@
-"""The server as a guest's agent: what it measures, finds and refuses, over restarts and boots.
+"""Server as guest agent: app measurement, detection and refusals over restarts and boots.
 
-The kernel's files are those of the emulator, at their own paths; `/run` is the guest's own.
+It runs on the emulator's kernel files at their own paths; `/run` is the guest's.
 """
 
 import json
@@ -41,7 +41,7 @@ def machine() -> Iterator[System]:
 
 @pytest.fixture
 def guest(machine: System) -> System:
-    """Boot it, with an empty `/run` as after every boot."""
+    """Boot it, with an empty `/run`."""
     machine.machine.clear_faults()
     machine.machine.reboot()
     for path in machine.inside("/run").iterdir():
@@ -51,7 +51,7 @@ def guest(machine: System) -> System:
 
 @pytest.fixture
 def app(tmp_path: Path) -> AppFiles:
-    """The files of an app."""
+    """Write the files of an app."""
     return AppFiles.make(tmp_path / "app")
 
 
@@ -59,24 +59,24 @@ node = javascript.node
 
 
 def emit(server: Server, name: str) -> Answer:
-    """Let a client emit an event."""
+    """Emit an event by a client."""
     return call(server.dstack, "EmitEvent", {"event": name, "payload": "c0ffee"})
 
 
-def events(server: Server) -> list[str]:
+def event_names(server: Server) -> list[str]:
     """Return the names of the runtime events in a quote's log, which must replay to the quote."""
-    answer = call(server.dstack, "GetQuote", {"report_data": "aa" * 64})
-    assert answer.status == 200, answer.body
-    found = answer.json()
+    reply = call(server.dstack, "GetQuote", {"report_data": "aa" * 64})
+    assert reply.status == 200, reply.body
+    found = reply.json()
     log = EventLog.from_json(found["event_log"])
     log.check(Quote.parse(bytes.fromhex(found["quote"])))
     return [event.name for event in log.runtime]
 
 
-def error(answer: Answer) -> str:
-    """Return the text of a refusal on our side."""
-    assert answer.status == 500, answer.body
-    found = answer.json()
+def server_error(reply: Answer) -> str:
+    """Return the text of an internal server error."""
+    assert reply.status == 500, reply.body
+    found = reply.json()
     assert list(found) == ["error"]
     return str(found["error"])
 
@@ -84,30 +84,30 @@ def error(answer: Answer) -> str:
 # -- restarts and boots ----------------------------------------------------------------------------
 
 
-def test_a_restart_goes_on(guest: System, app: AppFiles) -> None:
-    """The app is measured once a boot; what clients emitted is still there, after a kill too."""
+def test_restarted_server_continues_the_log(guest: System, app: AppFiles) -> None:
+    """The app is measured once per boot; clients' events are kept, even after a kill."""
     emitted: list[str] = []
     found = []
-    for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGTERM):
+    for end_signal in (signal.SIGKILL, signal.SIGTERM, signal.SIGTERM):
         before = guest.machine.rtmr(3)
         with guest.serving(*MEASURE, *app.options) as server:
-            booted = events(server)[: -len(emitted) or None]
+            booted = event_names(server)[: -len(emitted) or None]
             assert (booted[0], booted[-1]) == ("system-preparing", "system-ready")
             assert booted.count("app-id") == 1
             assert (guest.machine.rtmr(3) == before) == bool(emitted)
             emitted.append(f"event {len(emitted)}")
             assert emit(server, emitted[-1]).status == 200
-            assert events(server) == [*booted, *emitted]
+            assert event_names(server) == [*booted, *emitted]
             found.append(call(server.dstack, "Info").json())
-            assert server.stop(how) == (-how if how == signal.SIGKILL else 0)
+            assert server.stop(end_signal) == (-end_signal if end_signal == signal.SIGKILL else 0)
     for name in ("app_id", "compose_hash", "instance_id", "key_provider_info"):
         assert len({info[name] for info in found}) == 1
-    assert len({info["mr_aggregated"] for info in found}) == 3  # which has RTMR3 in it
+    assert len({info["mr_aggregated"] for info in found}) == 3  # it includes RTMR3
     assert guest.machine.entries() == []
 
 
-def test_a_reboot_begins_anew(guest: System, app: AppFiles) -> None:
-    """With another register there is another boot sequence, whether `/run` was kept or not."""
+def test_rebooted_server_repeats_the_boot_sequence(guest: System, app: AppFiles) -> None:
+    """The content of `/run` is irrelevant."""
     found: list[tuple[list[str], bytes]] = []
     for boot in ("the first", "with /run as it was", "with an empty one"):
         if found:
@@ -116,16 +116,17 @@ def test_a_reboot_begins_anew(guest: System, app: AppFiles) -> None:
             shutil.rmtree(guest.inside(LOG))
         assert guest.machine.rtmr(3) == bytes(48)
         with guest.serving(*MEASURE, *app.options) as server:
-            assert events(server)[-1] == "system-ready"
+            assert event_names(server)[-1] == "system-ready"
             assert emit(server, "of an app").status == 200
-            found.append((events(server), guest.machine.rtmr(3)))
-    assert found[0] == found[1] == found[2]  # the same history each time
+            found.append((event_names(server), guest.machine.rtmr(3)))
+    assert found[0] == found[1] == found[2]  # the same events each time
 
 
-def test_a_kexec_is_refused(guest: System, app: AppFiles) -> None:
-    """Nobody explains the register to another kernel: the app is not measured on top of it.
+def test_server_after_kexec_does_not_measure_the_app(guest: System, app: AppFiles) -> None:
+    """The register has unexplained content.
 
-    A server that measures nothing starts, and has keys; evidence and events it refuses.
+    A server that does not measure the app starts, and serves keys; evidence and events are
+    refused.
     """
     with guest.serving(*MEASURE, *app.options):
         register = guest.machine.rtmr(3)
@@ -135,39 +136,39 @@ def test_a_kexec_is_refused(guest: System, app: AppFiles) -> None:
     assert "reboot the guest" in text
     with guest.serving(*CONFIGFS, *app.options) as server:
         for method in ("GetQuote", "Attest", "Info"):
-            text = error(call(server.dstack, method))
+            text = server_error(call(server.dstack, method))
             assert "RTMR3" in text
             assert register.hex() in text
-        assert register.hex() in error(emit(server, "x"))
+        assert register.hex() in server_error(emit(server, "x"))
         assert len(call(server.dstack, "GetKey", {"path": "x"}).json()["key"]) == 64
     assert guest.machine.rtmr(3) == register
 
 
-# -- who the app is --------------------------------------------------------------------------------
+# -- app identity ----------------------------------------------------------------------------------
 
 
-def test_another_app_is_not_measured_on_top(guest: System, app: AppFiles) -> None:
-    """Once a boot, and for one app."""
+def test_server_does_not_measure_a_second_app(guest: System, app: AppFiles) -> None:
+    """One app is measured per boot."""
     with guest.serving(*MEASURE, *app.options):
         register = guest.machine.rtmr(3)
     other = AppFiles.make(app.folder / "other", name="another app")
     text = guest.refusal(*MEASURE, *other.options, code=3)
-    assert "measured another app" in text
+    assert "another app was measured" in text
     assert guest.machine.rtmr(3) == register
 
 
-def test_the_app_comes_first(guest: System, app: AppFiles) -> None:
-    """What was emitted before could have been anything; the app is not measured behind it."""
+def test_server_does_not_measure_app_after_events(guest: System, app: AppFiles) -> None:
+    """Earlier events could be forged measurements."""
     with guest.serving(*CONFIGFS, *app.options) as server:
         assert emit(server, "too early").status == 200
         info = call(server.dstack, "Info").json()
         assert (info["app_id"], info["compose_hash"], info["app_name"]) == ("", "", NAME)
     text = guest.refusal(*MEASURE, *app.options, code=3)
-    assert "1 events were emitted before" in text
+    assert "1 other events were emitted before" in text
 
 
-def test_an_app_id_is_measured(guest: System, app: AppFiles) -> None:
-    """One that is named, in place of the compose hash's head."""
+def test_server_measures_given_app_id(guest: System, app: AppFiles) -> None:
+    """It replaces the start of the compose hash."""
     app_id = "cd" * 20
     with guest.serving(*MEASURE, "--app-id", app_id, *app.options) as server:
         info = call(server.dstack, "Info").json()
@@ -175,19 +176,19 @@ def test_an_app_id_is_measured(guest: System, app: AppFiles) -> None:
     assert "--measure-app" in guest.refusal(*CONFIGFS, "--app-id", app_id, *app.options, code=1)
 
 
-def test_version_2_is_measured_as_such(guest: System, app: AppFiles) -> None:
-    """The app says how its events are hashed, and a client's are hashed alike."""
+def test_server_uses_event_version_of_the_app(guest: System, app: AppFiles) -> None:
+    """Clients' events have the same version."""
     app = AppFiles.make(app.folder, event_log_version=2)
     with guest.serving(*MEASURE, *app.options) as server:
         assert emit(server, "with: colon").status == 200
-        answer = call(server.dstack, "GetQuote").json()
-    log = EventLog.from_json(answer["event_log"])
+        reply = call(server.dstack, "GetQuote").json()
+    log = EventLog.from_json(reply["event_log"])
     assert {event.version for event in log.runtime} == {2}
-    log.check(Quote.parse(bytes.fromhex(answer["quote"])))
+    log.check(Quote.parse(bytes.fromhex(reply["quote"])))
 
 
-def test_the_hosts_folder_is_enough(guest: System, app: AppFiles) -> None:
-    """Nothing is named but the folder that the host shares; an instance has an id of its own."""
+def test_server_reads_host_shared_directory(guest: System, app: AppFiles) -> None:
+    """No other option is needed; an instance has its own ID."""
     (app.folder / ".instance_info").write_text(json.dumps({"instance_id_seed": "12" * 20}))
     shared = {"DSTACK_HOST_SHARED_DIR": str(app.folder)}
     with guest.serving(*MEASURE, extra=shared) as server:
@@ -199,28 +200,28 @@ def test_the_hosts_folder_is_enough(guest: System, app: AppFiles) -> None:
         assert call(server.dstack, "GetTlsKey").status == 200
 
 
-def test_without_app_keys(guest: System, app: AppFiles) -> None:
-    """Methods that need them say what is missing; evidence does not need any."""
+def test_server_without_app_keys_serves_evidence(guest: System, app: AppFiles) -> None:
+    """Methods that need keys name the missing option."""
     with guest.serving(*MEASURE, "--app-compose", str(app.compose)) as server:
         for method in KEY_METHODS:
-            text = error(call(server.dstack, method, {"algorithm": "ed25519"}))
-            assert "this server has no app keys: start it with --app-keys FILE" in text
+            text = server_error(call(server.dstack, method, {"algorithm": "ed25519"}))
+            assert "this server has no app keys; start it with --app-keys FILE" in text
             assert "DSTACK_HOST_SHARED_DIR" in text
-        assert events(server)[-1] == "system-ready"
+        assert event_names(server)[-1] == "system-ready"
         info = call(server.dstack, "Info").json()
         assert info["app_id"] == app.compose_hash[:40]
         assert info["app_cert"] == ""
         assert json.loads(info["key_provider_info"])["name"] == "none"
 
 
-# -- what it is found by ---------------------------------------------------------------------------
+# -- backend detection -----------------------------------------------------------------------------
 
 
-def test_auto_takes_the_hardware(guest: System, app: AppFiles) -> None:
-    """Not the agent whose socket is there: the server is one itself."""
-    asked = guest.inside("/run/dstack.sock")
+def test_server_auto_selects_hardware(guest: System, app: AppFiles) -> None:
+    """It does not use an agent's socket, since the server is an agent."""
+    socket_path = guest.inside("/run/dstack.sock")
     with socket.socket(socket.AF_UNIX) as agent:
-        agent.bind(str(asked))
+        agent.bind(str(socket_path))
         agent.listen()
         agent.setblocking(False)
         options = ("--backend", "auto", "--measure-app", *app.options)
@@ -230,27 +231,27 @@ def test_auto_takes_the_hardware(guest: System, app: AppFiles) -> None:
             quote = Quote.parse(bytes.fromhex(call(server.dstack, "GetQuote").json()["quote"]))
             assert quote.rtmrs[3] == guest.machine.rtmr(3)
             assert "on hardware" in server.log()
-        with pytest.raises(BlockingIOError):  # nobody came
+        with pytest.raises(BlockingIOError):  # no connection
             agent.accept()
     assert "dstack_agent" in guest.refusal("--backend", "dstack_agent", *app.options, code=1)
 
 
-def test_auto_takes_nothing_in_its_place(guest: System, app: AppFiles) -> None:
-    """Hardware that cannot be used is an error, with what was seen; not a simulator."""
+def test_server_auto_does_not_fall_back(guest: System, app: AppFiles) -> None:
+    """Unusable hardware is an error with all probe results, without a simulator."""
     guest.machine.fault("mkdir=EACCES:*")
     text = guest.refusal("--backend", "auto", "--measure-app", *app.options, code=3)
-    assert "configfs_tsm: /sys/kernel/config/tsm/report: it is there, but no permission" in text
-    assert "tdx_ioctl: no way to a quote" in text
+    assert "configfs_tsm: /sys/kernel/config/tsm/report: no permission" in text
+    assert "tdx_ioctl: QGS configuration" in text
     assert "dstack_agent" not in text
     guest.machine.clear_faults()
-    guest.machine.fault("mkdir=EIO:*")  # neither here nor not here: what comes next is not asked
+    guest.machine.fault("mkdir=EIO:*")  # the TEE may exist, so detection stops
     text = guest.refusal("--backend", "auto", "--measure-app", *app.options, code=3)
     assert "EIO" in text
     assert "tdx_ioctl" not in text
 
 
-def test_auto_takes_the_device(app: AppFiles) -> None:
-    """Where the kernel has no configfs-tsm; its ioctl extends the register."""
+def test_server_auto_selects_the_device(app: AppFiles) -> None:
+    """The kernel has no configfs-tsm, and its ioctl extends the register."""
     with system(kernel="6.6", driver="dstack", qgs_port=4050) as guest:
         with guest.serving("--backend", "auto", "--measure-app", *app.options) as server:
             assert "on hardware" in server.log()
@@ -272,8 +273,8 @@ with client:  # what `as` would give is the async one
 """
 
 
-def test_at_the_usual_places(guest: System, app: AppFiles) -> None:
-    """A server without places of its own is where clients look that were told of none."""
+def test_python_client_finds_server_at_default_paths(guest: System, app: AppFiles) -> None:
+    """Clients without an endpoint use the default socket paths."""
     options = (*MEASURE, "--http", "127.0.0.1:0", *app.options)
     with guest.serving(*options, usual=False) as server:
         assert (server.dstack, server.tappd) == ("/var/run/dstack.sock", "/var/run/tappd.sock")
@@ -288,8 +289,10 @@ def test_at_the_usual_places(guest: System, app: AppFiles) -> None:
     assert not guest.inside("/run/dstack.sock").exists()
 
 
-def test_javascript_at_the_usual_places(guest: System, app: AppFiles, node: str) -> None:
-    """The JavaScript client too."""
+def test_javascript_client_finds_server_at_default_paths(
+    guest: System, app: AppFiles, node: str
+) -> None:
+    """Clients without an endpoint use the default socket paths."""
     options = (*MEASURE, "--http", "127.0.0.1:0", *app.options)
     with guest.serving(*options, usual=False):
         script = str(javascript.FOLDER / "sdk.mjs")
@@ -314,7 +317,7 @@ DOCUMENT = {
 
 @pytest.fixture(scope="module")
 def snp() -> Iterator[tuple[System, AppFiles]]:
-    """Run an SEV-SNP guest, launched with a document of its host's."""
+    """Run an SEV-SNP guest with a launch document."""
     document = json.dumps(DOCUMENT)
     with system(provider="sev_guest", host_data=host_data(document).hex()) as guest:
         app = AppFiles.make(guest.folder / "app")
@@ -324,7 +327,7 @@ def snp() -> Iterator[tuple[System, AppFiles]]:
 
 @pytest.fixture(scope="module")
 def snp_server(snp: tuple[System, AppFiles]) -> Iterator[Server]:
-    """Run the server there; it finds the hardware."""
+    """Run the server, which detects the hardware."""
     guest, app = snp
     with guest.serving("--backend", "auto", *app.options) as server:
         yield server
@@ -348,23 +351,25 @@ def check_snp(evidence: Attestation, report_data: bytes) -> None:
     assert evidence.app_info().app_id == b"\x11" * 20
 
 
-def test_snp_quote_is_evidence(snp_server: Server) -> None:
-    """GetQuote answers with `attestation`, and an empty quote and log."""
-    answer = call(snp_server.dstack, "GetQuote", {"report_data": "aa55"}).json()
-    assert (answer["quote"], answer["event_log"]) == ("", "")
-    assert answer["report_data"] == "aa55" + "00" * 62
-    check_snp(Attestation.from_agent_response(answer), b"\xaa\x55".ljust(64, b"\0"))
-    assert json.loads(answer["vm_config"])["os_image_hash"] == "ab" * 32
+def test_snp_get_quote_returns_attestation(snp_server: Server) -> None:
+    """The quote and the log are empty."""
+    reply = call(snp_server.dstack, "GetQuote", {"report_data": "aa55"}).json()
+    assert (reply["quote"], reply["event_log"]) == ("", "")
+    assert reply["report_data"] == "aa55" + "00" * 62
+    check_snp(Attestation.from_agent_response(reply), b"\xaa\x55".ljust(64, b"\0"))
+    assert json.loads(reply["vm_config"])["os_image_hash"] == "ab" * 32
 
 
-def test_snp_attest(snp_server: Server) -> None:
-    """Attest answers the same evidence."""
-    answer = call(snp_server.dstack, "Attest", {"report_data": "bb" * 64}).json()
-    check_snp(Attestation.from_bytes(bytes.fromhex(answer["attestation"])), b"\xbb" * 64)
+def test_snp_attest_returns_the_same_evidence(snp_server: Server) -> None:
+    """The report data differ only."""
+    reply = call(snp_server.dstack, "Attest", {"report_data": "bb" * 64}).json()
+    check_snp(Attestation.from_bytes(bytes.fromhex(reply["attestation"])), b"\xbb" * 64)
 
 
-def test_snp_info(snp_server: Server, snp: tuple[System, AppFiles]) -> None:
-    """Who the app is stands in the host's document; there are no registers."""
+def test_snp_info_is_that_of_the_launch_document(
+    snp_server: Server, snp: tuple[System, AppFiles]
+) -> None:
+    """There are no registers."""
     info = call(snp_server.dstack, "Info").json()
     assert (info["app_id"], info["compose_hash"]) == ("11" * 20, "22" * 32)
     assert (info["instance_id"], info["app_name"]) == ("33" * 20, NAME)
@@ -374,30 +379,30 @@ def test_snp_info(snp_server: Server, snp: tuple[System, AppFiles]) -> None:
     assert tcb_info["app_compose"].encode() == snp[1].compose.read_bytes()
 
 
-def test_snp_through_the_official_client(snp_server: Server) -> None:
-    """It knows TDX alone, and takes the answers all the same."""
+def test_snp_official_client_accepts_responses(snp_server: Server) -> None:
+    """The client is made for TDX."""
     client = python.sdk.DstackClient(snp_server.dstack)
     with client:  # what `as` would give is the async one
-        answer = client.get_quote(b"hello")
-        assert answer.decode_quote() == b""
+        reply = client.get_quote(b"hello")
+        assert reply.decode_quote() == b""
         data = client.attest(b"hello").decode_attestation()
         check_snp(Attestation.from_bytes(data), b"hello".ljust(64, b"\0"))
         assert len(client.get_key("x").decode_key()) == 32
         assert len(client.get_tls_key(usage_ra_tls=True).certificate_chain) == 2
 
 
-def test_snp_has_no_register(snp_server: Server) -> None:
-    """What needs a register, or a TDX quote alone, is refused with the reason; keys work."""
-    assert "no run-time registers" in error(emit(snp_server, "x"))
-    text = error(call(snp_server.tappd, "prpc/TdxQuote", {"report_data": "aa"}))
+def test_snp_register_methods_are_refused(snp_server: Server) -> None:
+    """The error has the reason; keys are served."""
+    assert "no run-time registers" in server_error(emit(snp_server, "x"))
+    text = server_error(call(snp_server.tappd, "prpc/TdxQuote", {"report_data": "aa"}))
     assert "this platform has no TDX quote" in text
     assert len(call(snp_server.dstack, "GetKey", {"path": "x"}).json()["key"]) == 64
-    answer = call(snp_server.dstack, "GetTlsKey", {"usage_ra_tls": True})
-    assert answer.status == 200
+    reply = call(snp_server.dstack, "GetTlsKey", {"usage_ra_tls": True})
+    assert reply.status == 200
 
 
-def test_snp_measures_nothing(snp: tuple[System, AppFiles]) -> None:
-    """The host did, at launch."""
+def test_snp_rejects_measure_app(snp: tuple[System, AppFiles]) -> None:
+    """The host measures the app at launch."""
     guest, app = snp
     text = guest.elsewhere("second").refusal(
         "--backend", "configfs_tsm", "--measure-app", *app.options, code=3
@@ -405,11 +410,13 @@ def test_snp_measures_nothing(snp: tuple[System, AppFiles]) -> None:
     assert "on SEV-SNP the host measures the app at launch" in text
 
 
-def test_snp_with_another_document(snp: tuple[System, AppFiles], tmp_path: Path) -> None:
-    """What the host shows is not what the guest was launched with: no evidence leaves."""
+def test_snp_evidence_needs_the_launch_document(
+    snp: tuple[System, AppFiles], tmp_path: Path
+) -> None:
+    """Another document than at launch is rejected."""
     guest, _ = snp
     other = AppFiles.make(tmp_path / "other")
     other.write_sys_config(mr_config=json.dumps({**DOCUMENT, "app_id": "99" * 20}))
     with guest.elsewhere("third").serving(*CONFIGFS, *other.options) as server:
         for method in ("GetQuote", "Attest", "Info"):
-            assert "HOST_DATA" in error(call(server.dstack, method))
+            assert "HOST_DATA" in server_error(call(server.dstack, method))

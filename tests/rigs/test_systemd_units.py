@@ -1,6 +1,6 @@
-"""The units of deploy/ under a real systemd, as the first process of namespaces of its own.
+"""Units of deploy/ under a real systemd, the first process of separate namespaces.
 
-What these namespaces do not let systemd do is not shown: where mounts are refused it starts a
+Features that these namespaces do not allow are not tested: if mounts are refused, systemd starts a
 service without that part of its sandbox.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.serve.client import call
-from tests.serve.hammer import Client
+from tests.serve.hammer import LoadClient
 from tests.serve.server import PATIENCE, ROOT
 
 MACHINE = Path(__file__).with_name("systemd_machine.sh")
@@ -39,7 +39,7 @@ ExecStart=
 ExecStart={python} -m attestkit.serve --watchdog --dir /run/attestkit --backend simulator
 Environment=PYTHONPATH={root}
 WatchdogSec=2s
-# Python, or this checkout, may be in somebody's home.
+# Python, or this checkout, may be in a home directory.
 ProtectHome=no
 """
 HTTP = """
@@ -50,7 +50,7 @@ ListenStream=127.0.0.1:{port}
 
 
 class Machine:
-    """A running systemd, and a way to talk to it."""
+    """Running systemd."""
 
     def __init__(self, pid: int, port: int) -> None:
         self._pid = pid
@@ -59,7 +59,7 @@ class Machine:
         self.dstack, self.tappd = f"{run}/dstack.sock", f"{run}/tappd.sock"
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Run a command in it; return what that prints."""
+        """Run a command in it, and return its output."""
         enter = ["nsenter", "-t", str(self._pid), "-m", "-p", "-i", "-u", "-C", "-r", "-w"]
         done = subprocess.run(
             [*enter, "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", *command],
@@ -72,7 +72,7 @@ class Machine:
         return done.stdout
 
     def log(self) -> str:
-        """What the service has said."""
+        """Return the service's log."""
         return self.run("journalctl", "-u", "attestkit", "-o", "cat", "--no-pager", check=False)
 
     def show(self, name: str, unit: str = "attestkit.service") -> str:
@@ -80,20 +80,20 @@ class Machine:
         return self.run("systemctl", "show", "--property", name, "--value", unit).strip()
 
     def restart(self) -> None:
-        """Restart the service, however often that was done before."""
+        """Restart the service, without a restart limit."""
         self.run("systemctl", "reset-failed", "attestkit.service")
         self.run("systemctl", "restart", "attestkit.service")
 
 
 def free_port() -> int:
-    """Return a port that is free."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
 
 
 def write_units(folder: Path, port: int) -> None:
-    """Write the units of deploy/, with the simulator, in a hurry and on another port."""
+    """Write the units of deploy/, with the simulator, short timeouts and another port."""
     for suffix in ("service", "socket"):
         for path in ROOT.glob(f"deploy/*.{suffix}"):
             shutil.copy(path, folder)
@@ -107,7 +107,7 @@ def write_units(folder: Path, port: int) -> None:
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """A systemd with our units, whose sockets it holds."""
+    """Run systemd with the units, whose sockets it holds."""
     port = free_port()
     unshare = [
         "unshare",
@@ -134,11 +134,11 @@ def machine() -> Iterator[Machine]:
             )
         )
         stack.callback(process.kill)
-        yield Machine(first_process(process), port)
+        yield Machine(wait_for_systemd(process), port)
 
 
-def first_process(process: "subprocess.Popen[str]") -> int:
-    """Return the number of the machine's first process, when systemd takes commands."""
+def wait_for_systemd(process: "subprocess.Popen[str]") -> int:
+    """Return the PID of the machine's first process, once systemd accepts commands."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while process.poll() is None:
         for pid in children.read_text().split():
@@ -150,7 +150,7 @@ def first_process(process: "subprocess.Popen[str]") -> int:
 
 @pytest.fixture
 def served(machine: Machine) -> Iterator[Machine]:
-    """The machine, with all sockets held and no service yet."""
+    """Return the machine with all sockets active, and no service."""
     machine.run("systemctl", "reset-failed")
     machine.run("systemctl", "start", "attestkit.socket", "attestkit-http.socket")
     yield machine
@@ -160,8 +160,8 @@ def served(machine: Machine) -> Iterator[Machine]:
     assert not os.path.lexists(machine.dstack)  # RemoveOnStop
 
 
-def test_a_request_starts_the_service(served: Machine) -> None:
-    """It is answered on the sockets that systemd made, with their mode and group."""
+def test_units_request_starts_the_service(served: Machine) -> None:
+    """It is answered on systemd's sockets, which have the configured mode and group."""
     assert served.show("ActiveState") == "inactive"
     assert call(served.dstack, "GetKey", {"path": "a"}).status == 200
     assert call(served.tappd, "prpc/Tappd.DeriveKey", {"path": "a"}).status == 200
@@ -174,8 +174,8 @@ def test_a_request_starts_the_service(served: Machine) -> None:
     assert found == "660 root attestkit\n" * 2
 
 
-def test_the_service_has_no_capability(served: Machine) -> None:
-    """It is root without what makes root dangerous, and it answers all the same."""
+def test_units_service_has_no_capabilities(served: Machine) -> None:
+    """It works as root without capabilities."""
     served.run("systemctl", "start", "attestkit.service")
     status = served.run("cat", f"/proc/{served.show('MainPID')}/status")
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -183,11 +183,11 @@ def test_the_service_has_no_capability(served: Machine) -> None:
     assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
 
 
-def test_restarts_under_load_lose_no_request(served: Machine) -> None:
-    """Clients of all three sockets do not notice that the server is another one."""
+def test_units_restart_under_load_loses_no_request(served: Machine) -> None:
+    """Clients of all three sockets are served."""
     stopping = threading.Event()
     clients = [
-        Client(place, keep=keep, stopping=stopping)
+        LoadClient(place, keep=keep, stopping=stopping)
         for place in (served.dstack, served.tappd, served.url)
         for keep in (True, False)
     ]
@@ -208,18 +208,18 @@ def test_restarts_under_load_lose_no_request(served: Machine) -> None:
     assert [client.counts["turned away"] for client in clients] == [0] * len(clients)
 
 
-def test_a_server_that_is_stuck_is_replaced(served: Machine) -> None:
-    """When the signs of life stop, systemd kills it and starts another, on the same sockets."""
+def test_units_watchdog_restarts_stuck_service(served: Machine) -> None:
+    """The new process uses the same sockets."""
     served.run("systemctl", "start", "attestkit.service")
     stuck = served.show("MainPID")
     served.run("kill", "-STOP", stuck)
-    assert call(served.dstack, "Version").status == 200  # waits for the next one
+    assert call(served.dstack, "Version").status == 200  # waits for the new process
     assert served.show("MainPID") != stuck
     assert int(served.show("NRestarts")) >= 1
 
 
-def test_a_wrong_configuration_is_not_tried_again(served: Machine) -> None:
-    """Exit code 1 ends it; here a TCP socket without our name, which would give out keys."""
+def test_units_invalid_configuration_is_not_retried(served: Machine) -> None:
+    """Exit code 1 is final; here a TCP socket without a known name would serve keys."""
     folder = "/run/systemd/system/attestkit-http.socket.d"
     served.run("systemctl", "stop", "attestkit-http.socket")
     served.run("mkdir", "-p", folder)
@@ -232,14 +232,14 @@ def test_a_wrong_configuration_is_not_tried_again(served: Machine) -> None:
         assert served.show("Result") == "exit-code"
         assert served.show("ExecMainStatus") == "1"
         assert served.show("NRestarts") == "0"
-        assert "('web') was handed over" in served.log()
+        assert "('web'): " in served.log()
     finally:
         served.run("rm", "-r", folder)
         served.run("systemctl", "daemon-reload")
 
 
-def test_a_stop_is_no_failure(served: Machine) -> None:
-    """The service ends in good order, and systemd is content with it."""
+def test_units_stop_is_successful(served: Machine) -> None:
+    """The service ends in time, with exit code 0."""
     served.run("systemctl", "start", "attestkit.service")
     served.run("systemctl", "stop", "attestkit.service")
     assert served.show("Result") == "success"

@@ -1,4 +1,4 @@
-"""A small app: one side proves what it is, the other lets in whoever it believes."""
+"""Small app: one side attests itself, the other admits verified evidence."""
 
 import os
 from collections.abc import Callable
@@ -10,7 +10,7 @@ __all__ = ["Door", "prove"]
 
 
 def prove(tee: attestkit.Attester, challenge: bytes, attempts: int = 3) -> bytes:
-    """Return evidence over a challenge; a device that is busy is asked again."""
+    """Return evidence over a challenge; a busy device is tried again."""
     for _ in range(attempts - 1):
         try:
             return tee.attest(challenge).to_bytes()
@@ -20,7 +20,7 @@ def prove(tee: attestkit.Attester, challenge: bytes, attempts: int = 3) -> bytes
 
 
 class Door:
-    """Lets in whose evidence a verifier accepts."""
+    """Admits clients whose evidence a verifier accepts."""
 
     def __init__(
         self, verifier: attestkit.Verifier, random: Callable[[int], bytes] = os.urandom
@@ -30,15 +30,15 @@ class Door:
         self._challenge: bytes | None = None
 
     def challenge(self) -> bytes:
-        """Return what the next evidence must be about."""
+        """Return the report data of the next evidence."""
         self._challenge = self._random(32)
         return self._challenge
 
     def let_in(self, evidence: bytes) -> str:
-        """Return "welcome", or why not; a challenge is good for one try."""
+        """Return "welcome" or the reason of a refusal; a challenge is valid for one attempt."""
         challenge, self._challenge = self._challenge, None
         if challenge is None:
-            return "nobody asked"
+            return "no challenge"
         try:
             self._verifier.verify(evidence, report_data=challenge)
         except AttestKitError as error:

@@ -1,7 +1,7 @@
-"""Secrets that are known to a test, and every form in which a byte of theirs could lie about.
+"""Marked secrets, and the search for every encoding in which a part of them could be stored.
 
-What is searched for is the middle half of a secret: a copy of which the ends were written over, or
-that a line end cuts, counts as well.
+The search uses the middle half of a secret, so that a partly overwritten or line-wrapped copy is
+found as well.
 """
 
 import base64
@@ -14,12 +14,12 @@ _BLANK = re.compile(rb"(?:\s|\\n|\\r|\\/)+")
 
 
 def mark(label: str) -> bytes:
-    """Return 32 bytes that no other label and no accident gives: a valid scalar of each curve."""
+    """Return 32 bytes unique to the label: a valid scalar of each curve."""
     return b"\x11" + hashlib.sha256(f"attestkit secret {label}".encode()).digest()[1:]
 
 
 class Found(NamedTuple):
-    """A form of a secret that was found, and how often."""
+    """An encoding of a secret that was found, and its number of occurrences."""
 
     secret: str
     form: str
@@ -27,13 +27,15 @@ class Found(NamedTuple):
 
 
 def forms(secret: bytes) -> dict[str, bytes]:
-    """Return what to search for, by the name of the form: of bytes, and of what is text already."""
+    """Return the byte strings to search for, by the name of the encoding."""
     middle = secret[len(secret) // 4 : len(secret) - len(secret) // 4]
     number = int.from_bytes(secret, "big")
-    digits = [(number >> 30 * place) & (1 << 30) - 1 for place in range(1, len(secret) * 8 // 30)]
+    digits = [
+        (number >> 30 * content) & (1 << 30) - 1 for content in range(1, len(secret) * 8 // 30)
+    ]
     found = {
         "raw": middle,
-        "reversed": middle[::-1],  # also limbs of any size, the least first
+        "reversed": middle[::-1],  # also little-endian limbs of any size
         "limbs of 4": b"".join(middle[i : i + 4][::-1] for i in range(0, len(middle), 4)),
         "limbs of 8": b"".join(middle[i : i + 8][::-1] for i in range(0, len(middle), 8)),
         "digits of a Python int": b"".join(digit.to_bytes(4, "little") for digit in digits[1:5]),
@@ -47,7 +49,7 @@ def forms(secret: bytes) -> dict[str, bytes]:
         "percent": "".join(f"%{byte:02x}" for byte in middle).encode(),
         "colons": ":".join(f"{byte:02x}" for byte in middle).encode(),
     }
-    for shift in range(3):  # the border of three bytes can lie anywhere
+    for shift in range(3):  # a copy may start at any of three alignments
         whole = base64.b64encode(bytes(shift) + middle)
         text = whole[4 if shift else 0 :][: len(middle) // 3 * 4 - 4]
         found[f"base64 {shift}"] = text
@@ -55,13 +57,13 @@ def forms(secret: bytes) -> dict[str, bytes]:
     return found
 
 
-def search(place: bytes, secrets: Mapping[str, bytes]) -> list[Found]:
-    """Return what of the secrets lies in a place, text of broken lines included."""
-    joined = _BLANK.sub(b"", place) if len(place) < 1 << 24 else place
-    return list(_search(place, joined, secrets))
+def search(content: bytes, secrets: Mapping[str, bytes]) -> list[Found]:
+    """Return the secrets found in a byte string, including text wrapped into lines."""
+    joined = _BLANK.sub(b"", content) if len(content) < 1 << 24 else content
+    return list(_search(content, joined, secrets))
 
 
-def _search(place: bytes, joined: bytes, secrets: Mapping[str, bytes]) -> Iterator[Found]:
+def _search(content: bytes, joined: bytes, secrets: Mapping[str, bytes]) -> Iterator[Found]:
     for name, secret in secrets.items():
         seen = set()
         for form, needle in forms(secret).items():
@@ -69,5 +71,5 @@ def _search(place: bytes, joined: bytes, secrets: Mapping[str, bytes]) -> Iterat
                 continue
             seen.add(needle)
             blank = _BLANK.sub(b"", needle) if form == "list" else needle
-            if count := max(place.count(needle), joined.count(blank)):
+            if count := max(content.count(needle), joined.count(blank)):
                 yield Found(name, form, count)

@@ -1,8 +1,8 @@
-"""No secret is compared with `==`, `in` or a look-up, which end at the first byte that differs.
+"""No secret is compared with `==`, `in` or a look-up, which stop at the first different byte.
 
-What a secret is, and what was attested, is told by its name, also as an attribute and in another
-form, such as its hex. What has another name is not seen, but where it is compared in constant time
-already and would no longer be; nor is what C and libraries compare.
+Secrets and attested values are recognised by the names of variables and attributes, and through
+conversions such as hex. Other names are not recognised, except in files that compare in constant
+time already; comparisons in C and in libraries are not checked.
 """
 
 import ast
@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "attestkit"
-# A name, or an attribute, that ends so means bytes, or their hex, that a stranger could try to hit.
-# No `tag`: all of them here are of DER and CBOR, and those of AES-GCM stay inside of its library.
-GUESSED = (
+# Suffixes of names and attributes whose bytes or hex an attacker could guess step by step.
+# No `tag`: here these are DER and CBOR tags; AES-GCM tags stay inside the library.
+GUESSABLE = (
     *("secret", "seed", "mac", "hmac", "token", "password", "scalar", "nonce"),
     *("private_key", "k256_key", "ca_key", "env_crypt_key", "disk_crypt_key"),
     *("report_data", "host_data", "chip_id", "digest", "hash", "spki_der", "signature"),
 )
-# What is public on both sides, so that its comparison tells nothing; each with the reason.
+# Comparisons of values known to both sides, each with the reason.
 PUBLIC = {
     (
         "_crypto/x509/app_certificates.py",
@@ -32,13 +32,14 @@ PUBLIC = {
     ): "the form of a public key",
     (
         "_native/_python_quote.py",
-        "vouched != sha256(key + data[auth:auth + auth_size]).digest() + bytes(32)",
+        "report_data != sha256(key + data[auth:auth + auth_size]).digest() + bytes(32)",
     ): "a quote and itself",
     (
         "attestation/launch/os_image.py",
         "(actual := sha256(checksums)) != os_image_hash",
     ): "evidence and itself",
     ("backends/dstack_agent/__init__.py", "len(report_data) != _REPORT_DATA"): "a length",
+    ("cli/doctor/examine.py", "signed == report_data"): "a quote that this process requested",
     ("collateral/intel_collateral.py", "len(value) != _SIGNATURE"): "a length",
     (
         "event_log/__init__.py",
@@ -50,7 +51,7 @@ PUBLIC = {
     ("serve/verifier_service/ear.py", "nonce.hex() != text.lower()"): "a request and itself",
     (
         "serve/listener_apps.py",
-        "asked.query == b'v=%s' % digest.encode('ascii')",
+        "request.query == b'v=%s' % digest.encode('ascii')",
     ): "a file that everybody may have",
     (
         "td_report.py",
@@ -60,16 +61,19 @@ PUBLIC = {
         "td_report.py",
         "sha384(report.raw[_TD_INFO]).digest() != report.tee_info_hash",
     ): "a report and itself",
-    ("testing/contract.py", "Quote.parse(raw).report_data == asked"): "assertions of tests",
+    ("testing/contract.py", "Quote.parse(raw).report_data == report_data"): "assertions of tests",
     (
         "testing/contract.py",
-        "SnpReport.parse(evidence.report).report_data == _ASKED",
+        "SnpReport.parse(evidence.report).report_data == _REPORT_DATA",
     ): "assertions of tests",
-    ("testing/contract.py", "SnpReport.parse(raw).report_data == asked"): "assertions of tests",
-    ("testing/contract.py", "evidence.report_data == _ASKED"): "assertions of tests",
+    (
+        "testing/contract.py",
+        "SnpReport.parse(raw).report_data == report_data",
+    ): "assertions of tests",
+    ("testing/contract.py", "evidence.report_data == _REPORT_DATA"): "assertions of tests",
     (
         "verifier/dcap/diagnostics.py",
-        "judged.endorsed.roots[0] == judged.root.spki_der",
+        "given.endorsed.roots[0] == given.root.spki_der",
     ): "public keys, after the verdict",
     ("verifier/dcap/diagnostics.py", "key != root.spki_der"): "public keys of roots",
     (
@@ -83,8 +87,8 @@ PUBLIC = {
         "chain.root.spki_der != root.spki_der",
     ): "public keys of roots",
 }
-# How often each file compares in constant time; what is compared may have any name.
-KEPT = {
+# Number of constant-time comparisons per file, whatever the names.
+CONSTANT_TIME = {
     "_crypto/ecdsa.py": 1,
     "attestation/wire/agent_response.py": 1,
     "attestation/app_info.py": 1,
@@ -106,7 +110,7 @@ KEPT = {
     "verifier/evidence_checks.py": 3,
 }
 _COMPARE = (ast.Eq, ast.NotEq, ast.In, ast.NotIn)
-# Methods and types that give the same bytes in another form.
+# Methods and types that return the same bytes in another encoding.
 _SAME = {
     *("hex", "encode", "decode", "ljust", "rjust", "strip", "lstrip", "rstrip", "lower", "upper"),
     *("bytes", "bytearray", "memoryview", "str", "fromhex", "tobytes"),
@@ -115,97 +119,103 @@ _BY_VALUE = {"__eq__", "__contains__", "startswith", "endswith", "find", "index"
 _BY_KEY = {"get", "pop", "setdefault", "remove", "add", "discard"}
 
 
-def names(node: ast.AST) -> Iterator[str]:
-    """Return the names of what a side of a comparison may be, as far as it has any."""
+def operand_names(node: ast.AST) -> Iterator[str]:
+    """Yield the names that an operand of a comparison may stand for."""
     match node:
         case ast.Attribute(attr=name) | ast.Name(id=name):
             yield name
         case ast.Subscript(value=inner) | ast.Await(value=inner) | ast.Starred(value=inner):
-            yield from names(inner)
+            yield from operand_names(inner)
         case ast.Call(func=func, args=args):
-            yield from names(func)
-            if _SAME.intersection(names(func)):
-                yield from names(func.value) if isinstance(func, ast.Attribute) else ()
+            yield from operand_names(func)
+            if _SAME.intersection(operand_names(func)):
+                yield from operand_names(func.value) if isinstance(func, ast.Attribute) else ()
                 for one in args:
-                    yield from names(one)
+                    yield from operand_names(one)
         case ast.NamedExpr(target=name, value=value):
-            yield from names(name)
-            yield from names(value)
+            yield from operand_names(name)
+            yield from operand_names(value)
         case ast.BoolOp() | ast.IfExp() | ast.BinOp() | ast.Tuple() | ast.List() | ast.Set():
             for child in ast.iter_child_nodes(node):
-                yield from names(child)
+                yield from operand_names(child)
 
 
 def is_type(name: str) -> bool:
-    """Tell whether a name is a class's, as in `dict[str, Scalar]`."""
+    """Return whether a name is that of a class, as in `dict[str, Scalar]`."""
     return name[:1].isupper() and not name.isupper()
 
 
-def is_guessed(node: ast.AST) -> bool:
-    """Tell whether something is bytes that a stranger could try to hit."""
-    found = [name.lower().strip("_") for name in names(node) if not is_type(name)]
-    return any(name == word or name.endswith(f"_{word}") for name in found for word in GUESSED)
+def is_guessable(node: ast.AST) -> bool:
+    """Return whether an expression is bytes that an attacker could guess."""
+    found = [name.lower().strip("_") for name in operand_names(node) if not is_type(name)]
+    return any(name == word or name.endswith(f"_{word}") for name in found for word in GUESSABLE)
 
 
-def is_plain(node: ast.AST) -> bool:
-    """Tell whether a side is a constant, whose comparison is about a form, such as a length."""
+def is_public_constant(node: ast.AST) -> bool:
+    """Return whether an operand is a constant, compared as a format or a length."""
     if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
-        return all(map(is_plain, node.elts))
+        return all(map(is_public_constant, node.elts))
     return isinstance(node, ast.Constant)
 
 
-def looks(node: ast.AST) -> bool:
-    """Tell whether a node compares what could be guessed with something, byte by byte."""
+def is_leaking(node: ast.AST) -> bool:
+    """Return whether a node compares guessable bytes in variable time."""
     match node:
         case ast.Compare(left=left, ops=ops, comparators=others):
             sides = [left, *others]
             by_value = any(isinstance(op, _COMPARE) for op in ops)
-            return by_value and any(map(is_guessed, sides)) and not any(map(is_plain, sides))
+            return (
+                by_value
+                and any(map(is_guessable, sides))
+                and not any(map(is_public_constant, sides))
+            )
         case ast.Subscript(slice=key):
-            return not isinstance(key, ast.Slice) and is_guessed(key)
+            return not isinstance(key, ast.Slice) and is_guessable(key)
         case ast.Call(func=ast.Attribute(attr=name, value=value), args=[first, *_]):
             if name in _BY_VALUE:
-                return not is_plain(first) and (is_guessed(value) or is_guessed(first))
-            return name in _BY_KEY and is_guessed(first)
+                return not is_public_constant(first) and (
+                    is_guessable(value) or is_guessable(first)
+                )
+            return name in _BY_KEY and is_guessable(first)
         case ast.MatchValue(value=value):
-            return is_guessed(value)
+            return is_guessable(value)
     return False
 
 
-def comparisons(text: str) -> Iterator[tuple[int, str]]:
-    """Return line and source of each comparison of a secret that is not in constant time."""
+def find_comparisons(text: str) -> Iterator[tuple[int, str]]:
+    """Return line and source of each variable-time comparison of a secret."""
     for node in ast.walk(ast.parse(text)):
-        if looks(node):
+        if is_leaking(node):
             yield getattr(node, "lineno", 0), ast.unparse(node)
 
 
 @cache
-def found() -> frozenset[tuple[str, str]]:
-    """Return all such comparisons of the package: file and source."""
+def package_comparisons() -> frozenset[tuple[str, str]]:
+    """Return file and source of all such comparisons in the package."""
     return frozenset(
         (path.relative_to(PACKAGE).as_posix(), source)
         for path in PACKAGE.rglob("*.py")
-        for _, source in comparisons(path.read_text())
+        for _, source in find_comparisons(path.read_text())
     )
 
 
-def test_the_package() -> None:
-    """Every comparison is in constant time, or of what is public and listed."""
-    assert found() - PUBLIC.keys() == set()
+def test_package_compares_secrets_in_constant_time() -> None:
+    """Every comparison is in constant time, or listed as public."""
+    assert package_comparisons() - PUBLIC.keys() == set()
 
 
-def test_the_list_is_not_longer_than_it_must() -> None:
-    """An exception whose comparison has gone goes, too."""
-    assert PUBLIC.keys() - found() == set()
+def test_public_comparisons_all_exist() -> None:
+    """An exception without its comparison is removed from the list."""
+    assert PUBLIC.keys() - package_comparisons() == set()
 
 
-def test_none_has_gone() -> None:
-    """A comparison in constant time, under whatever names, does not become another one."""
+def test_constant_time_comparisons_remain() -> None:
+    """The number of constant-time comparisons per file does not decrease."""
     texts = {
         path.relative_to(PACKAGE).as_posix(): path.read_text() for path in PACKAGE.rglob("*.py")
     }
     counts = {name: text.count("hmac.compare_digest(") for name, text in texts.items()}
-    assert {name: count for name, count in counts.items() if count} == KEPT
+    assert {name: count for name, count in counts.items() if count} == CONSTANT_TIME
 
 
 @pytest.mark.parametrize(
@@ -234,9 +244,9 @@ def test_none_has_gone() -> None:
         "match given:\n case self.token: pass",
     ],
 )
-def test_it_is_seen(source: str) -> None:
-    """What must not be is found."""
-    assert list(comparisons(source))
+def test_find_comparisons_detects_variable_time(source: str) -> None:
+    """Variable-time comparisons of secrets are detected."""
+    assert list(find_comparisons(source))
 
 
 @pytest.mark.parametrize(
@@ -254,6 +264,6 @@ def test_it_is_seen(source: str) -> None:
         "secrets_of(app)['seed']",
     ],
 )
-def test_it_is_let_be(source: str) -> None:
-    """And nothing else."""
-    assert not list(comparisons(source))
+def test_find_comparisons_accepts_other_code(source: str) -> None:
+    """Other code is accepted."""
+    assert not list(find_comparisons(source))

@@ -1,7 +1,7 @@
-"""What of a secret is left in a real core file, after its object was closed or has gone.
+"""A core file of a process contains no secret of an object that was closed or released.
 
-A program is given its secret through a pipe, into memory that it wipes itself, uses it, lets it go,
-and crashes with core files switched on. What is claimed here is what docs/secrets.md promises.
+The process receives its secret through a pipe into memory that it wipes itself, uses it, releases
+it, and crashes with core files enabled. The expectations are those of docs/secrets.md.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ import pytest
 
 from attestkit._crypto.ed25519 import x25519, x25519_public_key
 from tests.secrets.marks import Found, search
-from tests.secrets.test_marked_keys import KEYS, SECRETS, SEED, key_file
-from tests.secrets.test_process import to_a_file, unlimited
+from tests.secrets.test_marked_keys import KEYS, SECRETS, SEED, make_key_file
+from tests.secrets.test_process import allow_core_files, to_a_file
 from tests.serve.client import call
 from tests.serve.server import PATIENCE, environment, running_server
 
 pytestmark = [pytest.mark.slow, to_a_file]
 
-# glibc writes over what is freed, and Python has it do all of it: docs/secrets.md.
+# glibc overwrites freed memory, and Python allocates with it: docs/secrets.md.
 WIPING = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.perturb=165"}
 
 TAKE = """if True:
@@ -59,7 +59,7 @@ USES = {
     "x25519": """
     from attestkit._crypto.ed25519 import x25519, x25519_public_key
     given = take(); x25519(given, x25519_public_key(given)); wipe(given)""",
-    # OpenSSL's own call writes over what it left of the first on the stack and in registers.
+    # OpenSSL's own call overwrites the remains of the first on the stack and in registers.
     "x25519, shared": """
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
     from attestkit._crypto.ed25519 import x25519, x25519_public_key
@@ -80,8 +80,8 @@ USES = {
         wipe(given)
         app_keys.ca_cert""",
 }
-# What stands for the secret: the scalar of Ed25519 (RFC 8032, 5.1.5), of which `search` takes the
-# middle and so none of the clamped bits, and the bytes that X25519 agrees on in USES.
+# Derived secrets: the scalar of Ed25519 (RFC 8032, 5.1.5), whose middle half contains no
+# clamped bits, and the shared secret of X25519 in USES.
 STANDS_FOR = {
     "Ed25519Key": {"scalar": hashlib.sha512(SEED).digest()[:32]},
     "x25519, shared": {"shared": x25519(SEED, x25519_public_key(SEED))},
@@ -97,7 +97,7 @@ LOAD = """if True:
 """
 
 
-def core_of(
+def crash_and_read_core(
     program: str, folder: Path, given: bytes = b"", environ: Mapping[str, str] | None = None
 ) -> bytes:
     """Run a program that crashes; return its core file."""
@@ -106,7 +106,7 @@ def core_of(
         input=given,
         cwd=folder,
         env=environment(**(environ or {})),
-        preexec_fn=unlimited,
+        preexec_fn=allow_core_files,
         capture_output=True,
         timeout=PATIENCE,
         check=False,
@@ -116,76 +116,78 @@ def core_of(
     return core.read_bytes()
 
 
-def left(core: bytes, secrets: Mapping[str, bytes]) -> list[Found]:
-    """Return what of the secrets is in a core file."""
-    assert len(core) > 1 << 20  # of megabytes, and not cut
+def secrets_in(core: bytes, secrets: Mapping[str, bytes]) -> list[Found]:
+    """Return the secrets found in a core file."""
+    assert len(core) > 1 << 20  # of megabytes, not truncated
     return search(core, secrets)
 
 
 @pytest.mark.parametrize("environ", [{}, WIPING], ids=["usual", "wiping"])
 @pytest.mark.parametrize("use", USES)
-def test_what_has_gone_has_gone(tmp_path: Path, use: str, environ: dict[str, str]) -> None:
-    """No copy of the secret is left, in any form, nor of a key that stands for it."""
-    core = core_of(TAKE + "    " + USES[use].lstrip() + CRASH, tmp_path, SEED, environ)
-    assert left(core, {"secret": SEED, **STANDS_FOR.get(use, {})}) == []
+def test_core_after_release_contains_no_secret(
+    tmp_path: Path, use: str, environ: dict[str, str]
+) -> None:
+    """No copy of the secret or of a derived key remains, in any encoding."""
+    core = crash_and_read_core(TAKE + "    " + USES[use].lstrip() + CRASH, tmp_path, SEED, environ)
+    assert secrets_in(core, {"secret": SEED, **STANDS_FOR.get(use, {})}) == []
 
 
-def test_what_is_held_is_found(tmp_path: Path) -> None:
-    """The same search finds a secret that somebody holds."""
-    core = core_of(f"{TAKE}    held = take()\n{CRASH}", tmp_path, SEED)
-    assert left(core, {"secret": SEED}) == [Found("secret", "raw", 1)]
+def test_core_with_held_secret_contains_it(tmp_path: Path) -> None:
+    """The search finds a secret that is still referenced."""
+    core = crash_and_read_core(f"{TAKE}    held = take()\n{CRASH}", tmp_path, SEED)
+    assert secrets_in(core, {"secret": SEED}) == [Found("secret", "raw", 1)]
 
 
-def test_a_key_file(tmp_path: Path) -> None:
-    """After `close()` no copy of the file's keys is left that is not cryptography's.
+def test_core_after_close_of_key_file_contains_only_ca_key(tmp_path: Path) -> None:
+    """After `close()` only copies made by cryptography can remain.
 
-    That is the authority's key, of which a reader of PEM leaves one in freed memory, or none.
+    These are copies of the CA key: a PEM parser leaves at most one in freed memory.
     """
-    (tmp_path / "keys.json").write_text(key_file())
-    core = core_of(LOAD.replace("OPEN", "pass") + CRASH, tmp_path)
-    assert {found.secret for found in left(core, SECRETS)} <= {"ca_key"}
+    (tmp_path / "keys.json").write_text(make_key_file())
+    core = crash_and_read_core(LOAD.replace("OPEN", "pass") + CRASH, tmp_path)
+    assert {found.secret for found in secrets_in(core, SECRETS)} <= {"ca_key"}
 
 
-def test_a_key_file_where_freed_memory_is_wiped(tmp_path: Path) -> None:
-    """With an allocator that writes over what is freed nothing is left at all."""
-    (tmp_path / "keys.json").write_text(key_file())
-    core = core_of(LOAD.replace("OPEN", "pass") + CRASH, tmp_path, environ=WIPING)
-    assert left(core, SECRETS) == []
+def test_core_with_wiping_allocator_contains_no_key(tmp_path: Path) -> None:
+    """With an allocator that overwrites freed memory nothing remains."""
+    (tmp_path / "keys.json").write_text(make_key_file())
+    core = crash_and_read_core(LOAD.replace("OPEN", "pass") + CRASH, tmp_path, environ=WIPING)
+    assert secrets_in(core, SECRETS) == []
 
 
-def test_a_key_file_in_use(tmp_path: Path) -> None:
-    """The same search finds each key while the object is open."""
-    (tmp_path / "keys.json").write_text(key_file())
-    core = core_of(LOAD.replace("OPEN", CRASH.strip()), tmp_path)
-    assert {found.secret for found in left(core, SECRETS)} >= set(KEYS)
+def test_core_with_open_key_file_contains_its_keys(tmp_path: Path) -> None:
+    """The search finds each key while the object is open."""
+    (tmp_path / "keys.json").write_text(make_key_file())
+    core = crash_and_read_core(LOAD.replace("OPEN", CRASH.strip()), tmp_path)
+    assert {found.secret for found in secrets_in(core, SECRETS)} >= set(KEYS)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root reads a hidden process's memory")
-def test_a_running_server(tmp_path: Path) -> None:
-    """Root finds the keys in a server at work, as it must hold them; docs/secrets.md says how many.
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can read a hidden process's memory")
+def test_memory_of_running_server_contains_documented_copies(tmp_path: Path) -> None:
+    """Root finds as many copies of the keys in a running server as docs/secrets.md states.
 
-    Text of them is not among it: what was read as hex has been let go.
+    Their hex text is not among them: it was released after parsing.
     """
-    (tmp_path / "keys.json").write_text(key_file())
+    (tmp_path / "keys.json").write_text(make_key_file())
     (tmp_path / "seed").write_bytes(SEED)
     given = ("--app-keys", str(tmp_path / "keys.json"), "--seed-file", str(tmp_path / "seed"))
     with running_server(*given) as server:
         for _ in range(20):
             assert call(server.dstack, "Sign", {"algorithm": "ed25519", "data": "00"}).status == 200
             assert call(server.dstack, "GetTlsKey", {}).status == 200
-        found = search(memory_of(server.process.pid), {**KEYS, "seed": SEED})
+        found = search(read_memory(server.process.pid), {**KEYS, "seed": SEED})
     sys.stdout.write(f"{found}\n")
     assert {one.secret for one in found} >= {*KEYS, "seed"}
 
 
-def memory_of(pid: int) -> bytes:
-    """Return all that a process can write to, as root sees it."""
+def read_memory(pid: int) -> bytes:
+    """Return all writable memory of a process, read as root."""
     pieces = []
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            place, rights, *_ = line.split()
+            address_range, rights, *_ = line.split()
             if rights.startswith("rw"):
-                start, end = (int(text, 16) for text in place.split("-"))
+                start, end = (int(text, 16) for text in address_range.split("-"))
                 memory.seek(start)
                 pieces.append(memory.read(end - start))
     return b"".join(pieces)

@@ -1,7 +1,7 @@
-"""A key that goes with the interpreter is wiped then, and nothing is said about it.
+"""A key released at interpreter exit is wiped, without output.
 
-Names of modules are gone by then, and in part those of builtins. The programs here look at the
-memory behind each `memset`, by means that are not gone.
+Module globals and some builtins are gone by then. The programs inspect the memory after each
+`memset` by means that remain.
 """
 
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 from tests.serve.server import PATIENCE, environment
 
-# In a namespace of its own, which nothing else lets go of: the program's must go as usual.
+# The namespace is held by this only, so that the program's globals are released as usual.
 WATCH = '''if True:
     exec("""if True:
     import ctypes, os
@@ -36,7 +36,7 @@ PLACES = {
     "global": "",
     "cycle": "keys.append(keys); del keys",
     "module": "import attestkit._crypto.zeroize as module; module.keys = keys; del keys",
-    # Of the modules that last to the end those that came first go last.
+    # Modules that last until the end are released in the order of their import.
     "early module": "import os; os.keys = keys; del keys",
     "builtins": "import builtins; builtins.keys = keys; del keys",
     "sys": "import sys; sys.keys = keys; del keys",
@@ -53,20 +53,20 @@ PLACES = {
     threading.Thread(target=work, daemon=True).start()
     there.wait()""",
 }
-FIRST = {"early module", "sys", "thread-local"}  # the others differ from them by little
+FIRST = {"early module", "sys", "thread-local"}  # the others differ little
 
 
 @pytest.mark.parametrize(
-    "place",
+    "reference",
     [
-        pytest.param(place, marks=[] if place in FIRST else pytest.mark.slow, id=place)
-        for place in PLACES
+        pytest.param(reference, marks=[] if reference in FIRST else pytest.mark.slow, id=reference)
+        for reference in PLACES
     ],
 )
-def test_keys_go_with_the_interpreter(place: str) -> None:
-    """All three kinds, wherever they are held: 128 bytes are zero, and stderr is empty."""
+def test_keys_at_interpreter_exit_are_wiped(reference: str) -> None:
+    """Keys of all three types are zeroed wherever they are referenced, and stderr is empty."""
     done = subprocess.run(
-        [sys.executable, "-c", f"{WATCH}    {PLACES[place].lstrip()}"],
+        [sys.executable, "-c", f"{WATCH}    {PLACES[reference].lstrip()}"],
         env=environment(),
         capture_output=True,
         timeout=PATIENCE,

@@ -1,6 +1,6 @@
-"""What we read and write in folders that others may write: what is wrong there is refused, at once.
+"""Files in directories writable by others: anything but an expected file is rejected at once.
 
-Wrong is a link, a second name of another file, a pipe, a device, a socket, a folder.
+Unexpected are links, hard links to another file, pipes, devices, sockets and directories.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import pytest
 
 from attestkit._system import untrusted_files
 from attestkit._system.atomic_file import replace_file
-from attestkit._system.untrusted_files import close_folder, make_folder, open_regular, read_regular
+from attestkit._system.untrusted_files import make_folder, make_private, open_regular, read_regular
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.state_folder import LOCK, REGISTERS, SEED, State, StateFolder
 from attestkit.collateral.cache import CollateralCache
@@ -29,16 +29,19 @@ from attestkit.errors import BackendError, ConfigError
 from attestkit.event_log.journal_files import QUEUE, OsFolder
 from attestkit.keys import AppKeys
 from attestkit.serve.http import sockets
+from tests.raising import raises, raises_os_error
 from tests.serve.server import PATIENCE
 
-VICTIM = b"what somebody else wrote\n"
-OTHER = 65534
-requires_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+VICTIM = b"content of another user\n"
+OTHER_USER = 65534
+requires_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can change the owner of a file"
+)
 
 
 @contextmanager
-def as_files_of(user: int) -> Iterator[None]:
-    """Have what this thread makes belong to somebody else, as NFS does with root's files."""
+def create_files_as(user: int) -> Iterator[None]:
+    """Create files as another user, as NFS does with root's files."""
     setfsuid = ctypes.CDLL(None).setfsuid
     setfsuid(user)
     try:
@@ -47,65 +50,65 @@ def as_files_of(user: int) -> Iterator[None]:
         setfsuid(os.geteuid())
 
 
-def a_link(path: Path, victim: Path) -> None:
-    """Put a link there."""
+def make_link(path: Path, victim: Path) -> None:
+    """Create a symbolic link."""
     path.symlink_to(victim)
 
 
-def a_dangling_link(path: Path, victim: Path) -> None:
-    """Put a link to what is to be made there."""
+def make_dangling_link(path: Path, victim: Path) -> None:
+    """Create a symbolic link to a missing file."""
     path.symlink_to(victim.with_name("made"))
 
 
-def a_pipe(path: Path, victim: Path) -> None:
-    """Put a pipe there, that nobody writes or reads."""
+def make_pipe(path: Path, victim: Path) -> None:
+    """Create a pipe without reader or writer."""
     del victim
     os.mkfifo(path)
 
 
-def a_socket(path: Path, victim: Path) -> None:
-    """Put a socket there."""
+def make_socket(path: Path, victim: Path) -> None:
+    """Create a socket."""
     del victim
     with socket.socket(socket.AF_UNIX) as one:
-        here = Path.cwd()
-        os.chdir(path.parent)  # for its path may be too long
+        previous = Path.cwd()
+        os.chdir(path.parent)  # the whole path may be too long
         one.bind(path.name)
-        os.chdir(here)
+        os.chdir(previous)
 
 
-def a_folder(path: Path, victim: Path) -> None:
-    """Put a folder there."""
+def make_subfolder(path: Path, victim: Path) -> None:
+    """Create a directory."""
     del victim
     path.mkdir()
 
 
-def a_device(path: Path, victim: Path) -> None:
-    """Put a device there, that gives zeros without end."""
+def make_device(path: Path, victim: Path) -> None:
+    """Create a device that returns zeros without end."""
     del victim
     if os.geteuid():
-        pytest.skip("only root makes devices")
+        pytest.skip("only root can create devices")
     os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5))
 
 
-def a_second_name(path: Path, victim: Path) -> None:
-    """Put another name of somebody's file there."""
+def make_hard_link(path: Path, victim: Path) -> None:
+    """Create a hard link to another user's file."""
     path.hardlink_to(victim)
 
 
-Wrong = Callable[[Path, Path], None]
-READ_WRONG = (a_link, a_dangling_link, a_pipe, a_socket, a_folder, a_device)
-WRITE_WRONG = (*READ_WRONG, a_second_name)
+MakeSpecial = Callable[[Path, Path], None]
+READ_SPECIAL = (make_link, make_dangling_link, make_pipe, make_socket, make_subfolder, make_device)
+WRITE_SPECIAL = (*READ_SPECIAL, make_hard_link)
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """Fail, and do not hang, if the block waits for the other end of a pipe."""
+def without_blocking() -> Iterator[None]:
+    """Fail instead of hanging if the block waits for the other end of a pipe."""
 
-    def late() -> None:
-        os.write(2, b"a file was waited for\n")
+    def exit_on_timeout() -> None:
+        os.write(2, b"blocked on a file\n")
         os._exit(99)
 
-    timer = threading.Timer(PATIENCE, late)
+    timer = threading.Timer(PATIENCE, exit_on_timeout)
     timer.start()
     try:
         yield
@@ -115,7 +118,7 @@ def at_once() -> Iterator[None]:
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """A file that nobody but its owner is to read or change."""
+    """Return a file of another user, not to be read or changed."""
     path = tmp_path / "victim"
     path.write_bytes(VICTIM)
     return path
@@ -123,15 +126,15 @@ def victim(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """A folder that all may write."""
+    """Return a directory that everybody may write to."""
     folder = tmp_path / "shared"
     folder.mkdir()
     folder.chmod(0o777)
     return folder
 
 
-def check_victim(victim: Path) -> None:
-    """Assert that nothing has happened to anybody else's file."""
+def check_victim_unchanged(victim: Path) -> None:
+    """Require that the other user's file is unchanged."""
     assert victim.read_bytes() == VICTIM
     assert not victim.with_name("made").exists()
 
@@ -147,75 +150,82 @@ HOSTS_FILES: dict[str, Callable[[HostShared], object]] = {
 
 
 @pytest.mark.parametrize("name", HOSTS_FILES)
-@pytest.mark.parametrize("wrong", READ_WRONG)
-def test_the_hosts_files(shared: Path, victim: Path, wrong: Wrong, name: str) -> None:
-    """The host can have none of the guest's own files told, and hold nobody up."""
-    wrong(shared / name, victim)
-    with at_once(), pytest.raises(ConfigError, match=f"{name}: ") as caught:
+@pytest.mark.parametrize("make_special", READ_SPECIAL)
+def test_host_shared_special_file_fails_at_once(
+    shared: Path, victim: Path, make_special: MakeSpecial, name: str
+) -> None:
+    """The host can neither make the guest disclose its own files nor block it."""
+    make_special(shared / name, victim)
+    with without_blocking(), pytest.raises(ConfigError) as caught:
         HOSTS_FILES[name](HostShared(shared))
+    assert f"{name}: " in str(caught.value)
     assert "somebody else" not in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", READ_WRONG)
-def test_the_hosts_instance_info(shared: Path, victim: Path, wrong: Wrong) -> None:
-    """The same for the seed of the instance's id."""
+@pytest.mark.parametrize("make_special", READ_SPECIAL)
+def test_host_shared_special_instance_info_fails_at_once(
+    shared: Path, victim: Path, make_special: MakeSpecial
+) -> None:
+    """The same for the seed of the instance id."""
     compose = {"manifest_version": 2, "name": "x", "runner": "docker-compose"}
     (shared / "app-compose.json").write_text(json.dumps(compose))
-    wrong(shared / ".instance_info", victim)
-    with at_once(), pytest.raises(ConfigError, match="instance_info: "):
+    make_special(shared / ".instance_info", victim)
+    with without_blocking(), pytest.raises(ConfigError) as caught:
         HostShared(shared).instance_id(bytes(20))
+    assert "instance_info: " in str(caught.value)
 
 
-def test_a_file_that_was_named_may_be_a_link(tmp_path: Path) -> None:
-    """As orchestrators lay secrets down: who names a file has chosen it. It is no device, still."""
+def test_read_file_named_by_caller_may_be_link(tmp_path: Path) -> None:
+    """A file named by the caller may be a link, as for mounted secrets, but not a device."""
     (tmp_path / "real").write_text("{}")
     (tmp_path / "named").symlink_to("real")
     assert read_file(tmp_path / "named") == b"{}"
     (tmp_path / "device").symlink_to("/dev/zero")
     for load in (read_file, AppKeys.load):
-        with at_once(), pytest.raises(ConfigError, match="device: not a regular file"):
+        with without_blocking(), pytest.raises(ConfigError) as caught:
             load(tmp_path / "device")
+        assert f"{tmp_path / 'device'}: " in str(caught.value)
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
-def test_a_pipe_that_was_named_is_read(
+@pytest.mark.parametrize("delayed", [False, True], ids=["immediately", "delayed"])
+def test_read_file_named_pipe_is_read(
     tmp_path: Path,
-    late: bool,
+    delayed: bool,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As `<(...)` is; who writes is waited for, and once that takes long it is said."""
+    """A pipe such as `<(...)` is read; a long wait for the writer is logged."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     seed = b"ab" * 32
-    said = threading.Event()
+    logged = threading.Event()
 
-    def tell(_: logging.LogRecord) -> bool:
-        said.set()
+    def record_wait(_: logging.LogRecord) -> bool:
+        logged.set()
         return True
 
-    if late:
-        monkeypatch.setattr(untrusted_files, "_PATIENCE", 1)
-        caplog.handler.addFilter(tell)
+    if delayed:
+        monkeypatch.setattr(untrusted_files, "_PIPE_WARNING_AFTER", 1)
+        caplog.handler.addFilter(record_wait)
     else:
-        said.set()
+        logged.set()
 
     def write() -> None:
-        assert said.wait(PATIENCE)
-        pipe.write_bytes(seed)  # which waits for who reads
+        assert logged.wait(PATIENCE)
+        pipe.write_bytes(seed)  # waits for the reader
 
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
     try:
-        with at_once():
+        with without_blocking():
             assert read_regular(pipe, 1 << 20, follow=True) == seed
     finally:
         writer.join(PATIENCE)
-    assert (f"{pipe}: a pipe: waiting for who writes to it" in caplog.text) == late
+    assert (f"{pipe}: pipe has no writer yet; waiting" in caplog.text) == delayed
 
 
-def test_a_pipe_without_end_is_read_to_the_bound(tmp_path: Path) -> None:
-    """And no further, whoever goes on to write."""
+def test_read_file_endless_pipe_is_read_to_limit(tmp_path: Path) -> None:
+    """Reading stops at the limit while the writer continues."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
 
@@ -226,28 +236,30 @@ def test_a_pipe_without_end_is_read_to_the_bound(tmp_path: Path) -> None:
 
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
-    with at_once():
+    with without_blocking():
         assert len(read_regular(pipe, 100_000, follow=True)) == 100_000
     writer.join(PATIENCE)
     assert not writer.is_alive()
 
 
 @requires_root
-def test_a_file_that_we_have_made_is_ours() -> None:
-    """Whoever a server of files says it belongs to; one that was there is its owner's."""
-    with tempfile.TemporaryDirectory(prefix="ak") as folder:  # nobody's way there is barred
+def test_created_file_is_owned_whatever_the_server_reports() -> None:
+    """A new file is used even if a file server reports another owner, an existing one is not."""
+    with tempfile.TemporaryDirectory(prefix="ak") as folder:  # this directory blocks no one
         path = Path(folder) / "made"
         Path(folder).chmod(0o777)
-        os.chown(folder, OTHER, OTHER)
-        with as_files_of(OTHER - 1):
+        os.chown(folder, OTHER_USER, OTHER_USER)
+        with create_files_as(OTHER_USER - 1):
             os.close(open_regular(path, os.O_RDWR | os.O_CREAT))
-            assert path.stat().st_uid == OTHER - 1
-            with pytest.raises(PermissionError, match=f"belongs to user {OTHER - 1}, not to us"):
+            assert path.stat().st_uid == OTHER_USER - 1
+            with pytest.raises(PermissionError) as caught:
                 open_regular(path, os.O_RDWR | os.O_CREAT)
+            assert caught.value.filename == str(path)
+            assert str(OTHER_USER - 1) in str(caught.value)
 
 
-def test_a_pipe_that_was_handed_over_is_read() -> None:
-    """As a shell does with `<(...)`, a good way to hand a secret over."""
+def test_read_file_inherited_pipe_is_read() -> None:
+    """A descriptor passed by a shell with `<(...)` is read."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "wb") as file:
         file.write(b"ab" * 32)
@@ -260,7 +272,7 @@ def test_a_pipe_that_was_handed_over_is_read() -> None:
 # -- the simulator's state ------------------------------------------------------------------------
 
 
-def use_state(folder: Path) -> None:
+def use_state_folder(folder: Path) -> None:
     """Use all files of a state folder."""
     state = StateFolder(folder)
     try:
@@ -272,13 +284,15 @@ def use_state(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [LOCK, SEED, REGISTERS, f"{SEED}.new", f"{REGISTERS}.new"])
-@pytest.mark.parametrize("wrong", WRITE_WRONG)
-def test_the_simulators_state(shared: Path, victim: Path, wrong: Wrong, name: str) -> None:
-    """Nothing of it is written through, or read from, what is no file of ours."""
-    wrong(shared / name, victim)
-    with at_once(), pytest.raises(BackendError):
-        use_state(shared)
-    check_victim(victim)
+@pytest.mark.parametrize("make_special", WRITE_SPECIAL)
+def test_state_folder_special_file_fails_at_once(
+    shared: Path, victim: Path, make_special: MakeSpecial, name: str
+) -> None:
+    """State is neither written to nor read from an unexpected file."""
+    make_special(shared / name, victim)
+    with without_blocking(), pytest.raises(BackendError):
+        use_state_folder(shared)
+    check_victim_unchanged(victim)
 
 
 # -- the journal ----------------------------------------------------------------------------------
@@ -294,89 +308,108 @@ JOURNAL_CALLS: dict[str, Callable[[OsFolder], object]] = {
 
 
 @pytest.mark.parametrize(
-    ("wrong", "call"),
+    ("make_special", "call"),
     [
-        (wrong, call)
-        for wrong in WRITE_WRONG
+        (make_special, call)
+        for make_special in WRITE_SPECIAL
         for call in JOURNAL_CALLS
-        # to read by a second name is to read the same file
-        if (wrong, call) != (a_second_name, "read")
+        # reading through a hard link is allowed
+        if (make_special, call) != (make_hard_link, "read")
     ],
 )
-def test_the_journals_files(shared: Path, victim: Path, wrong: Wrong, call: str) -> None:
-    """`/run/log/dstack` is shared with other programs; each call refuses what is no file."""
-    wrong(shared / "file", victim)
+def test_journal_special_file_fails_at_once(
+    shared: Path, victim: Path, make_special: MakeSpecial, call: str
+) -> None:
+    """`/run/log/dstack` is shared with other programs; each call rejects unexpected files."""
+    make_special(shared / "file", victim)
     folder = OsFolder(shared, "lock")
-    with at_once(), pytest.raises(OSError, match=r"file|link|directory|device|Permission"):
+    with without_blocking(), raises_os_error() as caught:
         JOURNAL_CALLS[call](folder)
-    check_victim(victim)
+    assert caught.value.filename == str(shared / "file")
+    check_victim_unchanged(victim)
 
 
-@pytest.mark.parametrize("wrong", WRITE_WRONG)
-def test_the_journals_lock(shared: Path, victim: Path, wrong: Wrong) -> None:
-    """A lock on what somebody has put there would keep nobody out."""
-    wrong(shared / "lock", victim)
+@pytest.mark.parametrize("make_special", WRITE_SPECIAL)
+def test_journal_special_lock_file_fails(
+    shared: Path, victim: Path, make_special: MakeSpecial
+) -> None:
+    """A lock on an unexpected file would exclude no other process."""
+    make_special(shared / "lock", victim)
     folder = OsFolder(shared, "lock")
-    with at_once(), pytest.raises(OSError, match=r"\w"):
+    with without_blocking(), raises_os_error() as caught:
         folder.lock()
-    check_victim(victim)
+    assert caught.value.filename == str(shared / "lock")
+    check_victim_unchanged(victim)
 
 
-@pytest.mark.parametrize("wrong", WRITE_WRONG)
-def test_the_journals_queue(shared: Path, victim: Path, wrong: Wrong) -> None:
-    """The queue is a courtesy: with something else in its place nobody waits."""
-    wrong(shared / QUEUE, victim)
+@pytest.mark.parametrize("make_special", WRITE_SPECIAL)
+def test_journal_special_queue_file_is_ignored(
+    shared: Path, victim: Path, make_special: MakeSpecial
+) -> None:
+    """The queue is optional: with an unexpected file in its place nothing waits."""
+    make_special(shared / QUEUE, victim)
     folder = OsFolder(shared, "lock")
-    with at_once():
+    with without_blocking():
         folder.enter_queue()
         assert folder.lock()
         folder.leave_queue()
     folder.close()
-    check_victim(victim)
+    check_victim_unchanged(victim)
 
 
 # -- the server's folder --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", WRITE_WRONG)
-def test_the_servers_lock(shared: Path, victim: Path, wrong: Wrong) -> None:
-    """It is no link to a file that would lose its content; a folder has another name beside it."""
-    wrong(shared / "lock", victim)
-    if wrong is a_folder:
-        wrong(shared / "attestkit.lock", victim)
-    with at_once(), pytest.raises(ConfigError, match="lock: "):
-        sockets.Lock(shared)
-    check_victim(victim)
+@pytest.mark.parametrize("make_special", WRITE_SPECIAL)
+def test_server_special_lock_file_fails(
+    shared: Path, victim: Path, make_special: MakeSpecial
+) -> None:
+    """A link is rejected, since its target would be overwritten."""
+    make_special(shared / "lock", victim)
+    if make_special is make_subfolder:
+        make_special(shared / "attestkit.lock", victim)
+    with without_blocking(), pytest.raises(ConfigError) as caught:
+        sockets.FolderLock(shared)
+    assert "lock: " in str(caught.value)
+    check_victim_unchanged(victim)
 
 
-@pytest.mark.parametrize("wrong", [a_link, a_dangling_link, a_pipe, a_folder, a_device])
-def test_the_servers_socket(victim: Path, wrong: Wrong, tmp_path: Path) -> None:
-    """Nothing but a dead socket of ours is replaced."""
+@pytest.mark.parametrize(
+    "make_special", [make_link, make_dangling_link, make_pipe, make_subfolder, make_device]
+)
+def test_server_replaces_only_its_own_dead_socket(
+    victim: Path, make_special: MakeSpecial, tmp_path: Path
+) -> None:
+    """Only a stale socket of the same user is replaced."""
     path = tmp_path / "s"
-    wrong(path, victim)
-    with at_once(), pytest.raises(ConfigError, match="s: in the way, and not a socket"):
+    make_special(path, victim)
+    with without_blocking(), raises(ConfigError, "wrong_type"):
         sockets.UnixListener(path, 0o600)
-    check_victim(victim)
+    check_victim_unchanged(victim)
 
 
-@pytest.mark.parametrize("wrong", [a_link, a_dangling_link, a_pipe, a_socket, a_second_name])
-def test_what_is_replaced_is_not_written_through(shared: Path, victim: Path, wrong: Wrong) -> None:
-    """Trust anchor, cached collateral, keys of `-o`: what was there gives way to a new file."""
-    wrong(shared / "anchor", victim)
-    with at_once():
+@pytest.mark.parametrize(
+    "make_special", [make_link, make_dangling_link, make_pipe, make_socket, make_hard_link]
+)
+def test_replaced_output_file_is_not_written_through(
+    shared: Path, victim: Path, make_special: MakeSpecial
+) -> None:
+    """Trust anchor, cached collateral and `-o` files are replaced, not written through."""
+    make_special(shared / "anchor", victim)
+    with without_blocking():
         replace_file(shared / "anchor", b"new", mode=0o600)
     found = (shared / "anchor").lstat()
     assert stat.S_ISREG(found.st_mode)
     assert stat.S_IMODE(found.st_mode) == 0o600
-    check_victim(victim)
+    check_victim_unchanged(victim)
 
 
 # -- modes ----------------------------------------------------------------------------------------
 
 
 @contextmanager
-def umask(mask: int) -> Iterator[None]:
-    """Have a umask for the block."""
+def with_umask(mask: int) -> Iterator[None]:
+    """Set a umask for the block."""
     before = os.umask(mask)
     try:
         yield
@@ -384,22 +417,22 @@ def umask(mask: int) -> Iterator[None]:
         os.umask(before)
 
 
-def modes(folder: Path) -> dict[str, str]:
-    """Return the mode of everything in a folder and of itself, by its name."""
-    places = [folder, *sorted(folder.rglob("*"))]
+def modes_of(folder: Path) -> dict[str, str]:
+    """Return the mode of a directory and of all its contents, by name."""
+    paths = [folder, *sorted(folder.rglob("*"))]
     return {
-        place.name: oct(stat.S_IMODE(place.lstat().st_mode))
-        for place in places
-        if place.name != ".gitignore"
+        path.name: oct(stat.S_IMODE(path.lstat().st_mode))
+        for path in paths
+        if path.name != ".gitignore"
     }
 
 
 @pytest.mark.parametrize("mask", [0, 0o022, 0o077, 0o277, 0o777], ids=oct)
-def test_modes_whatever_the_umask(tmp_path: Path, mask: int) -> None:
-    """Files are 0600 and folders 0700, those made on the way, too."""
+def test_created_files_have_fixed_modes(tmp_path: Path, mask: int) -> None:
+    """Files have mode 0600 and directories 0700 under any umask, including parents."""
     top = tmp_path / "top"
-    with umask(mask):
-        use_state(top / "state")
+    with with_umask(mask):
+        use_state_folder(top / "state")
         journal = OsFolder(top / "log", "lock")
         journal.make()
         assert journal.lock()
@@ -408,10 +441,10 @@ def test_modes_whatever_the_umask(tmp_path: Path, mask: int) -> None:
         journal.close()
         CollateralCache(top / "a" / "cache")
         sockets.make_folder(top / "server", private=True)
-        sockets.Lock(top / "server").close()
+        sockets.FolderLock(top / "server").close()
         replace_file(top / "server" / "replaced", b"x", mode=0o600)
         sockets.UnixListener(top / "server" / "sock", 0o660).socket.close()
-    found = modes(top)
+    found = modes_of(top)
     folders = ("top", "state", "log", "a", "cache", "server")
     assert {found.pop(name) for name in folders} == {"0o700"}
     assert found.pop("sock") == "0o660"
@@ -419,40 +452,42 @@ def test_modes_whatever_the_umask(tmp_path: Path, mask: int) -> None:
     assert len(found) == 7  # lock, seed, registers; lock, written, appended; replaced
 
 
-def test_an_open_folder_is_closed(tmp_path: Path) -> None:
-    """One that was there, of ours, is closed to others, and so is what a link of ours leads to."""
+def test_existing_folder_is_made_private(tmp_path: Path) -> None:
+    """An existing directory of the same user becomes private, also if reached by a link."""
     (tmp_path / "open").mkdir()
     (tmp_path / "link").symlink_to("open")
     for name in ("open", "link"):
         (tmp_path / "open").chmod(0o777)
-        close_folder(tmp_path / name)
+        make_private(tmp_path / name)
         assert stat.S_IMODE((tmp_path / "open").stat().st_mode) == 0o700
 
 
 @requires_root
-def test_what_is_somebody_elses(tmp_path: Path) -> None:
-    """A folder or a link of another user's is not used, nor a file of one written in ours."""
+def test_folder_or_file_of_other_user_fails(tmp_path: Path) -> None:
+    """Directories and links of another user, and its files in one's own directory, are rejected."""
     (tmp_path / "folder").mkdir()
-    os.chown(tmp_path / "folder", OTHER, OTHER)
+    os.chown(tmp_path / "folder", OTHER_USER, OTHER_USER)
     (tmp_path / "ours").mkdir()
     (tmp_path / "link").symlink_to("ours")
-    os.chown(tmp_path / "link", OTHER, OTHER, follow_symlinks=False)
+    os.chown(tmp_path / "link", OTHER_USER, OTHER_USER, follow_symlinks=False)
     for name in ("folder", "link"):
-        with pytest.raises(ConfigError, match=f"{name}: .*user {OTHER}"):
-            sockets.make_folder(tmp_path / name, private=True)
-        with pytest.raises(ConfigError, match=f"{name}: .*user {OTHER}"):
-            CollateralCache(tmp_path / name)
+        for make in (lambda path: sockets.make_folder(path, private=True), CollateralCache):
+            with pytest.raises(ConfigError) as caught:
+                make(tmp_path / name)
+            assert f"{name}: " in str(caught.value)
+            assert f"user {OTHER_USER}" in str(caught.value)
     (tmp_path / "ours" / "file").write_bytes(VICTIM)
-    os.chown(tmp_path / "ours" / "file", OTHER, OTHER)
-    with pytest.raises(PermissionError, match=f"belongs to user {OTHER}"):
+    os.chown(tmp_path / "ours" / "file", OTHER_USER, OTHER_USER)
+    with pytest.raises(PermissionError):
         open_regular(tmp_path / "ours" / "file", os.O_WRONLY | os.O_TRUNC)
     assert (tmp_path / "ours" / "file").read_bytes() == VICTIM
-    os.chown(tmp_path / "ours", OTHER, OTHER)  # whose folder it is may put files there
+    # The owner of a directory may create files there.
+    os.chown(tmp_path / "ours", OTHER_USER, OTHER_USER)
     os.close(open_regular(tmp_path / "ours" / "file", os.O_WRONLY))
 
 
-def test_a_file_is_read_to_its_end(tmp_path: Path) -> None:
-    """Also one that does not tell its size; never more than asked for."""
+def test_read_file_without_known_size_is_complete(tmp_path: Path) -> None:
+    """A file that reports no size is read completely, up to the limit."""
     assert read_regular("/proc/self/status", 1 << 20).startswith(b"Name:")
     (tmp_path / "file").write_bytes(bytes(range(256)) * 64)
     assert read_regular(tmp_path / "file", 1 << 20) == bytes(range(256)) * 64
@@ -461,18 +496,18 @@ def test_a_file_is_read_to_its_end(tmp_path: Path) -> None:
     assert read_regular(tmp_path / "empty", 10) == b""
 
 
-def test_a_folder_is_made_once(tmp_path: Path) -> None:
-    """It tells whether it was."""
+def test_make_folder_returns_whether_it_was_created(tmp_path: Path) -> None:
+    """The result is true for the creating call only."""
     assert make_folder(tmp_path / "a" / "b")
     assert not make_folder(tmp_path / "a" / "b")
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"exists|Not a directory"):
+    with pytest.raises((FileExistsError, NotADirectoryError)):
         make_folder(tmp_path / "file" / "b")
 
 
-def test_a_whole_simulator(tmp_path: Path) -> None:
-    """With a state folder under a umask that takes all, it opens again."""
-    with umask(0o777):
+def test_simulator_with_restrictive_umask_reopens(tmp_path: Path) -> None:
+    """A simulator with a state folder opens again under umask 0777."""
+    with with_umask(0o777):
         for _ in range(2):
             Simulator(state_dir=tmp_path / "state").close()
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700

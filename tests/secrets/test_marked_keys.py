@@ -1,7 +1,7 @@
-"""A server whose every secret is marked: no log, page, error, file or command line has a mark.
+"""No log, page, error, file or command line of a server contains one of its marked secrets.
 
-It is asked for everything, rightly and wrongly, at the loudest level of its log; what the methods
-that give keys out answer is the one place where a key may be.
+Every method and page is requested, validly and invalidly, at log level debug; only successful
+responses of key methods may contain keys.
 """
 
 import contextlib
@@ -46,8 +46,8 @@ BODIES: tuple[dict[str, object], ...] = (
 )
 
 
-def key_file(**changes: object) -> str:
-    """Return a key file with the marked keys, and other fields changed."""
+def make_key_file(**changes: object) -> str:
+    """Return a key file with the marked keys and changes of other fields."""
     ca = P256Key.from_scalar(KEYS["ca_key"])
     cert = AppKeys(k256_key=KEYS["k256_key"], ca_cert=None, ca_key=ca).ca_cert
     fields: dict[str, object] = {
@@ -62,58 +62,59 @@ def key_file(**changes: object) -> str:
     return json.dumps({**fields, **changes})
 
 
-def derived() -> dict[str, bytes]:
-    """Return what the server derives: the extracted root, keys by path, and the simulator's own."""
+def derive_secrets() -> dict[str, bytes]:
+    """Return the server's derived secrets: extracted root, keys by path, simulator keys."""
     root = KEYS["k256_key"]
     found = {f"key of {path!r}": derive_bytes(root, path.encode()) for path in PATHS}
     found["extracted root"] = hmac.digest(b"RATLS", root, "sha256")
     return found
 
 
-SECRETS: Mapping[str, bytes] = {**KEYS, "seed": SEED, **derived()}
+SECRETS: Mapping[str, bytes] = {**KEYS, "seed": SEED, **derive_secrets()}
 
 
-class Place(NamedTuple):
-    """Where was searched, and what lay there."""
+class Output(NamedTuple):
+    """An output that was searched."""
 
     name: str
     content: bytes
 
 
-def asked_for_everything(endpoint: str) -> Iterator[Place]:
-    """Ask for every method and page, rightly and wrongly; return what may have no key in it."""
+def request_everything(endpoint: str) -> Iterator[Output]:
+    """Request every method and page; yield the outputs that may not contain keys."""
     with contextlib.closing(Connection(endpoint)) as connection:
         for name in (*QUIET, *sorted(GIVING)):
-            answers = [connection.call(name, body) for body in BODIES]
-            answers.append(connection.send_request("POST", f"/{name}", b"\x0a\x01a\xff"))
-            answers.append(connection.send_request("GET", f"/{name}?path=a&algorithm=nope"))
-            for told in answers:
-                if name not in GIVING or told.status != 200:
-                    yield Place(f"{name} {told.status}", repr(told.headers).encode() + told.body)
+            responses = [connection.call(name, body) for body in BODIES]
+            responses.append(connection.send_request("POST", f"/{name}", b"\x0a\x01a\xff"))
+            responses.append(connection.send_request("GET", f"/{name}?path=a&algorithm=nope"))
+            for response in responses:
+                if name not in GIVING or response.status != 200:
+                    content = repr(response.headers).encode() + response.body
+                    yield Output(f"{name} {response.status}", content)
         for page in PAGES:
-            yield Place(page, connection.send_request("GET", page).body)
+            yield Output(page, connection.send_request("GET", page).body)
 
 
-def what_the_process_shows(pid: int) -> Iterator[Place]:
-    """Return what `/proc` tells of a process, to whoever may read it."""
+def read_proc(pid: int) -> Iterator[Output]:
+    """Yield what `/proc` discloses about a process."""
     for name in ("cmdline", "environ", "status", "stat", "maps", "comm", "mountinfo", "limits"):
-        yield Place(f"/proc/PID/{name}", Path(f"/proc/{pid}/{name}").read_bytes())
+        yield Output(f"/proc/PID/{name}", Path(f"/proc/{pid}/{name}").read_bytes())
 
 
-def files_below(folder: Path, *, but: frozenset[str]) -> Iterator[Place]:
-    """Return the files that were left, but those that are there to hold a secret."""
+def read_files(folder: Path, *, except_names: frozenset[str]) -> Iterator[Output]:
+    """Yield remaining files, except those that must contain a secret."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in but:
-            yield Place(f"file {path.name}", path.read_bytes())
+        if path.is_file() and path.name not in except_names:
+            yield Output(f"file {path.name}", path.read_bytes())
 
 
-def findings(places: Iterator[Place]) -> tuple[list[str], int]:
-    """Return which secrets were found where, and how many places there were."""
+def find_secrets(outputs: Iterator[Output]) -> tuple[list[str], int]:
+    """Return the secrets found in the outputs, and the number of outputs."""
     found, count = [], 0
-    for place in places:
+    for output in outputs:
         count += 1
         found += [
-            f"{place.name}: {one.secret} as {one.form}" for one in search(place.content, SECRETS)
+            f"{output.name}: {one.secret} as {one.form}" for one in search(output.content, SECRETS)
         ]
     return found, count
 
@@ -125,9 +126,9 @@ def findings(places: Iterator[Place]) -> tuple[list[str], int]:
         pytest.param(("--log-format", "json"), id="json", marks=pytest.mark.slow),
     ],
 )
-def test_a_server(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """Whatever it is asked, no secret is anywhere but in the answers that give keys out."""
-    (tmp_path / "keys.json").write_text(key_file())
+def test_server_outputs_contain_no_secret(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """After any requests no secret is in any output except responses that return keys."""
+    (tmp_path / "keys.json").write_text(make_key_file())
     (tmp_path / "seed").write_text(SEED.hex())
     (tmp_path / "run").mkdir()
     (tmp_path / "tmp").mkdir()
@@ -140,51 +141,55 @@ def test_a_server(tmp_path: Path, options: tuple[str, ...]) -> None:
         "debug",
     )
     environ = environment(TMPDIR=str(tmp_path / "tmp"))
-    places: list[Place] = []
+    outputs: list[Output] = []
     with running_server(
         *given, "--access-log", *options, folder=tmp_path / "run", environ=environ, seed=None
     ) as server:
         given_out = call(server.dstack, "GetKey", {"path": "a"})
-        assert given_out.json()["key"] == SECRETS["key of 'a'"].hex()  # these are the keys
+        assert given_out.json()["key"] == SECRETS["key of 'a'"].hex()  # the key file is in use
         for endpoint in (server.dstack, server.tappd, server.url):
-            places += asked_for_everything(endpoint)
-        places += what_the_process_shows(server.process.pid)
+            outputs += request_everything(endpoint)
+        outputs += read_proc(server.process.pid)
         assert server.stop() == 0
         assert server.process.stdout is not None
-        places.append(Place("stdout", (server.line + server.process.stdout.read()).encode()))
-        places.append(Place("log and access log", server.log().encode()))
-    kept = frozenset({"simulator.seed"})
-    places += files_below(tmp_path / "run", but=kept)
-    places += files_below(tmp_path / "tmp", but=frozenset())
-    found, count = findings(iter(places))
+        outputs.append(Output("stdout", (server.line + server.process.stdout.read()).encode()))
+        outputs.append(Output("log and access log", server.log().encode()))
+    seed_file = frozenset({"simulator.seed"})
+    outputs += read_files(tmp_path / "run", except_names=seed_file)
+    outputs += read_files(tmp_path / "tmp", except_names=frozenset())
+    found, count = find_secrets(iter(outputs))
     assert not found
     assert count > 300
-    [log] = [one.content for one in places if one.name == "log and access log"]
+    [log] = [one.content for one in outputs if one.name == "log and access log"]
     assert log.count(b"GetKey") > 6
 
 
-BROKEN = {
-    "cut": key_file()[:-400],
-    "cut in a key": key_file()[: key_file().index(KEYS["disk_crypt_key"].hex()) + 20],
-    "not hex": key_file(k256_key=KEYS["k256_key"].hex()[:-1] + "g"),
-    "too long": key_file(k256_key=KEYS["k256_key"].hex() + "00"),
-    "a number": key_file(env_crypt_key=int.from_bytes(KEYS["env_crypt_key"], "big")),
-    "a list": key_file(env_crypt_key=list(KEYS["env_crypt_key"])),
-    "a provider": key_file(key_provider={KEYS["ca_key"].hex(): 1}),
-    "no PEM": key_file(key_provider={"Local": {"mr": "", "key": KEYS["ca_key"].hex()}}),
-    "broken PEM": key_file(
+INVALID = {
+    "truncated": make_key_file()[:-400],
+    "truncated inside a key": make_key_file()[
+        : make_key_file().index(KEYS["disk_crypt_key"].hex()) + 20
+    ],
+    "not hex": make_key_file(k256_key=KEYS["k256_key"].hex()[:-1] + "g"),
+    "too long": make_key_file(k256_key=KEYS["k256_key"].hex() + "00"),
+    "a number": make_key_file(env_crypt_key=int.from_bytes(KEYS["env_crypt_key"], "big")),
+    "a list": make_key_file(env_crypt_key=list(KEYS["env_crypt_key"])),
+    "a provider": make_key_file(key_provider={KEYS["ca_key"].hex(): 1}),
+    "not PEM": make_key_file(key_provider={"Local": {"mr": "", "key": KEYS["ca_key"].hex()}}),
+    "truncated PEM": make_key_file(
         key_provider={
             "Local": {"mr": "", "key": P256Key.from_scalar(KEYS["ca_key"]).pkcs8_pem[:-60]}
         }
     ),
-    "twice": key_file()[:-1] + f', "k256_key": "{KEYS["k256_key"].hex()}"}}',
-    "a bad escape": key_file().replace(KEYS["k256_key"].hex(), KEYS["k256_key"].hex() + "\\x"),
-    "not UTF-8": key_file() + "\udcff",
+    "duplicate": make_key_file()[:-1] + f', "k256_key": "{KEYS["k256_key"].hex()}"}}',
+    "an invalid escape": make_key_file().replace(
+        KEYS["k256_key"].hex(), KEYS["k256_key"].hex() + "\\x"
+    ),
+    "not UTF-8": make_key_file() + "\udcff",
 }
 
 
-def program_that_shows_all(path: Path) -> str:
-    """Return a program that tells an error in every way that Python has."""
+def program_printing_error(path: Path) -> str:
+    """Return a program that prints an error in every way that Python has."""
     return f"""if True:
         import logging, sys, traceback, warnings
         from attestkit.keys import AppKeys
@@ -200,13 +205,13 @@ def program_that_shows_all(path: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_key_file(tmp_path: Path, name: str) -> None:
-    """What is wrong is told, in the log, a traceback, causes and contexts, without a value."""
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_key_file_error_contains_no_secret(tmp_path: Path, name: str) -> None:
+    """Log, traceback, causes and contexts of the error contain no value."""
     path = tmp_path / "keys.json"
-    path.write_text(BROKEN[name], errors="surrogateescape")
+    path.write_text(INVALID[name], errors="surrogateescape")
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", program_that_shows_all(path)],
+        [sys.executable, "-X", "dev", "-c", program_printing_error(path)],
         env=environment(),
         capture_output=True,
         timeout=PATIENCE,
@@ -214,36 +219,36 @@ def test_a_broken_key_file(tmp_path: Path, name: str) -> None:
     )
     assert done.returncode == 1
     assert b"ConfigError" in done.stderr
-    assert not findings(iter([Place("stderr", done.stderr), Place("stdout", done.stdout)]))[0]
+    assert not find_secrets(iter([Output("stderr", done.stderr), Output("stdout", done.stdout)]))[0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_server_with_a_broken_key_file(tmp_path: Path, name: str) -> None:
-    """The server tells the same in one line, and ends."""
-    (tmp_path / "keys.json").write_text(BROKEN[name], errors="surrogateescape")
+@pytest.mark.parametrize("name", INVALID)
+def test_server_with_invalid_key_file_logs_no_secret(tmp_path: Path, name: str) -> None:
+    """The server exits with one line that contains no value."""
+    (tmp_path / "keys.json").write_text(INVALID[name], errors="surrogateescape")
     given = ("--backend", "simulator", "--dir", str(tmp_path), "--http", "none")
     done = run_to_end(*given, "--app-keys", "keys.json", "--log-level", "debug", folder=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "keys.json" in done.stderr
-    assert not findings(iter([Place("stderr", done.stderr.encode())]))[0]
+    assert not find_secrets(iter([Output("stderr", done.stderr.encode())]))[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [SEED.hex()[:-1], SEED.hex() + "00", SEED.hex()[:-2] + "zz"])
-@pytest.mark.parametrize("how", ["option", "file"])
-def test_a_broken_seed(tmp_path: Path, seed: str, how: str) -> None:
-    """A seed that is none is not told either."""
+@pytest.mark.parametrize("source", ["option", "file"])
+def test_server_with_invalid_seed_logs_no_seed(tmp_path: Path, seed: str, source: str) -> None:
+    """An invalid seed is not in the error."""
     (tmp_path / "seed").write_text(seed)
-    option = ("--seed", seed) if how == "option" else ("--seed-file", "seed")
+    option = ("--seed", seed) if source == "option" else ("--seed-file", "seed")
     done = run_to_end("--backend", "simulator", *option, "--http", "none", folder=tmp_path)
     assert done.returncode == 1
     assert "seed" in done.stderr
-    assert not findings(iter([Place("stderr", done.stderr.encode())]))[0]
+    assert not find_secrets(iter([Output("stderr", done.stderr.encode())]))[0]
 
 
-def commands(folder: Path) -> list[tuple[str, ...]]:
-    """Return commands on files with marked keys, none of which shows a key."""
+def make_commands(folder: Path) -> list[tuple[str, ...]]:
+    """Return commands on files with marked keys, none of which prints a key."""
     seed = f"seed={SEED.hex()}"
     key = ("key", "a", "--backend", "simulator", "--option", seed)
     return [
@@ -262,11 +267,11 @@ def commands(folder: Path) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.slow
-def test_the_command_line(tmp_path: Path) -> None:
-    """Commands on the same files, also those that make no sense, show none."""
-    (tmp_path / "keys.json").write_text(key_file())
+def test_command_output_contains_no_secret(tmp_path: Path) -> None:
+    """Commands with the same files, including invalid ones, print no key."""
+    (tmp_path / "keys.json").write_text(make_key_file())
     pki = {"key of a simulated app": AppKeys.from_seed(SEED).k256_key}
-    for words in commands(tmp_path):
+    for words in make_commands(tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "attestkit", *words],
             env=environment(),
@@ -279,38 +284,38 @@ def test_the_command_line(tmp_path: Path) -> None:
         shown = done.stdout + done.stderr
         assert shown, words
         assert b"Traceback" not in shown, words
-        assert not findings(iter([Place(words[0], shown)]))[0], words
+        assert not find_secrets(iter([Output(words[0], shown)]))[0], words
         assert not search(shown, pki), words
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o600
 
 
-def told(error: BaseException | None) -> str:
-    """Return what an error and all behind it show."""
+def error_chain_text(error: BaseException | None) -> str:
+    """Return all texts of an error, its causes and contexts."""
     if error is None:
         return ""
     shown = f"{error} {error!r} {error.args} {vars(error)} "
-    return shown + told(error.__cause__) + told(error.__context__)
+    return shown + error_chain_text(error.__cause__) + error_chain_text(error.__context__)
 
 
-def test_an_environment_that_cannot_be_read() -> None:
-    """Neither an error about a decrypted environment nor its causes show any of it."""
+def test_decryption_error_contains_no_secret() -> None:
+    """An error about an encrypted environment contains none of it, nor do its causes."""
     secret, value = KEYS["env_crypt_key"], SEED.hex()
     public = x25519_public_key(secret).hex()
     sealed = bytes.fromhex(encrypt_env_vars([("1NAME", value)], public))
     for damaged in (sealed, sealed[:-1], sealed[:-1] + b"\0", sealed[:40]):
         with pytest.raises(AttestKitError) as caught:
             decrypt_env_vars(secret, damaged, ["1NAME"])
-        assert not search(told(caught.value).encode(), SECRETS)
+        assert not search(error_chain_text(caught.value).encode(), SECRETS)
 
 
-def test_objects() -> None:
-    """No object with a secret shows it, in whatever way it is written."""
+def test_object_repr_contains_no_secret() -> None:
+    """No string representation of an object with a secret contains the secret."""
     from attestkit._crypto.ecdsa import K256Key
     from attestkit._crypto.ed25519 import Ed25519Key
     from attestkit.keys import LocalKeys
 
     secret = KEYS["k256_key"]
-    app_keys = AppKeys.from_json(key_file())
+    app_keys = AppKeys.from_json(make_key_file())
     keys = LocalKeys(app_keys)
     objects = (
         *(app_keys, keys, keys.derive("a"), keys.derive("a", algorithm="ed25519")),
@@ -330,16 +335,16 @@ def test_objects() -> None:
 
 
 @pytest.mark.parametrize("form", sorted(forms(SEED)))
-def test_each_form_is_found(form: str) -> None:
-    """A planted secret is found in each form, in the midst of other things."""
+def test_search_finds_each_encoding(form: str) -> None:
+    """A secret is found in each encoding, inside other text."""
     needle = forms(SEED)[form]
     planted = b'{"time":"x","message":"' + needle + b'"}\n'
     [found] = search(planted, {"other": mark("other"), "seed": SEED})
     assert (found.secret, forms(SEED)[found.form]) == ("seed", needle)
 
 
-def test_pem_and_what_is_broken_into_lines() -> None:
-    """So is a key in PEM, raw DER, JSON of PEM, upper hex in lines, and Python's forms of it."""
+def test_search_finds_key_in_pem_and_wrapped_text() -> None:
+    """PEM, DER, JSON of PEM, wrapped upper-case hex, and Python literals are found."""
     key = P256Key.from_scalar(SEED)
     number = int.from_bytes(SEED, "big")
     lines = "\n".join(SEED.hex()[at : at + 10] for at in range(0, 64, 10))

@@ -1,6 +1,7 @@
-"""A process with keys in it leaves no core file, and lets nobody of its user look into it."""
+"""A process with keys leaves no core file, and is unreadable for processes of its user."""
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -17,34 +18,35 @@ from attestkit import __main__ as program
 from attestkit._system.process_hardening import hide_memory
 from attestkit.errors import ConfigError
 from attestkit.serve import __main__ as serve_program
+from tests.raising import raises, raises_os_error
 from tests.serve.client import call
 from tests.serve.server import PATIENCE, SEED, environment, running_server
 
-STRANGER = 65534
-PTRACE_SEIZE = 0x4206  # attaches without a stop
+OTHER_USER = 65534
+PTRACE_SEIZE = 0x4206  # attaches without stopping
 CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 HIDDEN_FILES = ("mem", "environ", "maps", "auxv", "io")
 
 requires_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 to_a_file = pytest.mark.skipif(
     CORE_PATTERN.read_text().startswith(("|", "/", "@")),
-    reason="core files do not go to a process's folder here (core_pattern)",
+    reason="core_pattern does not write core files to the working directory",
 )
 
 
-BECOME_STRANGER = f"""if True:
+BECOME_OTHER_USER = f"""if True:
     import ctypes, os, resource
     from attestkit._system.process_hardening import hide_memory
     os.setgroups([])
-    os.setgid({STRANGER})
-    os.setuid({STRANGER})  # after which the kernel has the memory hidden
+    os.setgid({OTHER_USER})
+    os.setuid({OTHER_USER})  # now the kernel hides the memory
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.prctl(4, 1, 0, 0, 0) == 0
 """
 
 
-def python(code: str) -> "subprocess.Popen[str]":
-    """Start a program of Python's."""
+def start_python(code: str) -> "subprocess.Popen[str]":
+    """Start a Python program."""
     return subprocess.Popen(
         [sys.executable, "-c", code],
         env=environment(),
@@ -54,18 +56,18 @@ def python(code: str) -> "subprocess.Popen[str]":
     )
 
 
-def unlimited() -> None:
+def allow_core_files() -> None:
     """Let this process leave a core file of any size."""
     resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
 
 
-def crash(folder: Path, program: str, number: int) -> list[Path]:
-    """Run a program that then gets a deadly signal; return the core files."""
+def crash_with_signal(folder: Path, program: str, number: int) -> list[Path]:
+    """Run a program that then receives a fatal signal; return its core files."""
     done = subprocess.run(
         [sys.executable, "-c", f"{program}\nimport os; os.kill(os.getpid(), {number})"],
         cwd=folder,
         env=environment(),
-        preexec_fn=unlimited,
+        preexec_fn=allow_core_files,
         capture_output=True,
         timeout=PATIENCE,
         check=False,
@@ -74,16 +76,16 @@ def crash(folder: Path, program: str, number: int) -> list[Path]:
     return list(folder.glob("core*"))
 
 
-@pytest.mark.slow  # what keeps the core away is looked at below, in a server too
+@pytest.mark.slow  # the cause is tested below, with a server too
 @to_a_file
 @requires_root
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT], ids=["SEGV", "ABRT"])
-def test_no_core_file(tmp_path: Path, number: int) -> None:
-    """A server that crashes leaves none, where another program does."""
+def test_server_crash_leaves_no_core_file(tmp_path: Path, number: int) -> None:
+    """A crashed server leaves no core file, where another program does."""
     (tmp_path / "other").mkdir()
-    assert crash(tmp_path / "other", "", number), "this machine leaves no core files at all"
+    assert crash_with_signal(tmp_path / "other", "", number), "this machine writes no core files"
     mine = resource.getrlimit(resource.RLIMIT_CORE)
-    unlimited()
+    allow_core_files()
     try:
         with running_server(folder=tmp_path) as server:
             assert call(server.dstack, "GetKey").status == 200
@@ -95,14 +97,14 @@ def test_no_core_file(tmp_path: Path, number: int) -> None:
 
 @to_a_file
 @requires_root
-def test_no_core_file_whatever_the_limit(tmp_path: Path) -> None:
-    """Not the limit alone keeps it: a program that is handed cores is not bound by that."""
+def test_hidden_process_leaves_no_core_file_with_raised_limit(tmp_path: Path) -> None:
+    """A core handler ignores the limit, so the process itself must not be dumpable."""
     hide = "from attestkit._system.process_hardening import hide_memory; hide_memory()"
     raised = "import resource as r; r.setrlimit(r.RLIMIT_CORE, (r.RLIM_INFINITY,) * 2)"
-    assert not crash(tmp_path, f"{hide}\n{raised}", signal.SIGSEGV)
+    assert not crash_with_signal(tmp_path, f"{hide}\n{raised}", signal.SIGSEGV)
 
 
-LOOK = f"""{BECOME_STRANGER}
+INSPECT = f"""{BECOME_OTHER_USER}
     for name in {HIDDEN_FILES}:
         try:
             os.close(os.open(f"/proc/PID/{{name}}", os.O_RDONLY))
@@ -114,39 +116,39 @@ LOOK = f"""{BECOME_STRANGER}
 
 
 @requires_root
-@pytest.mark.parametrize("hidden", [False, True], ids=["plain", "hidden"])
-def test_another_process_of_the_user(hidden: bool) -> None:
-    """It can read neither memory nor environment, nor trace; of a plain process it can."""
+@pytest.mark.parametrize("hidden", [False, True], ids=["normal", "hidden"])
+def test_hidden_process_is_unreadable_for_same_user(hidden: bool) -> None:
+    """Memory and environment cannot be read or traced; those of a normal process can."""
     hide = "hide_memory()" if hidden else ""
     wait = "print('ready', flush=True); input()"
-    with python(f"{BECOME_STRANGER}\n    {hide}\n    {wait}") as process:
+    with start_python(f"{BECOME_OTHER_USER}\n    {hide}\n    {wait}") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        with python(LOOK.replace("PID", str(process.pid))) as looking:
-            found = dict(line.split() for line in looking.communicate()[0].splitlines())
+        with start_python(INSPECT.replace("PID", str(process.pid))) as inspecting:
+            found = dict(line.split() for line in inspecting.communicate()[0].splitlines())
         process.communicate("\n")
-    wanted = "refused" if hidden else "read"
-    assert {name: found.get(name) for name in HIDDEN_FILES} == dict.fromkeys(HIDDEN_FILES, wanted)
-    if hidden:  # else it depends on the machine: Yama lets only parents trace
+    expected = "refused" if hidden else "read"
+    assert {name: found.get(name) for name in HIDDEN_FILES} == dict.fromkeys(HIDDEN_FILES, expected)
+    if hidden:  # otherwise it depends on Yama, which may allow parents only
         assert found["ptrace"] == "refused"
 
 
 @pytest.fixture
-def ordinary() -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """A folder of an ordinary user's, and what makes a program that user's: us, unless we are root.
+def unprivileged() -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Return a folder of an unprivileged user, and the command prefix to run as that user.
 
-    The program is started anew, by which its memory is open to its user again.
+    The program is started with exec, after which its memory is readable for its user again.
     """
     prefix: tuple[str, ...] = ()
     if os.geteuid() == 0:
-        user = str(STRANGER)
+        user = str(OTHER_USER)
         prefix = ("setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--")
         tried = [*prefix, sys.executable, "-c", "import attestkit"]
         if subprocess.run(tried, env=environment(), check=False).returncode:
-            pytest.skip("another user can run no Python of ours here")
+            pytest.skip("another user cannot run this Python")
     with tempfile.TemporaryDirectory(prefix="ak") as folder:
         if prefix:
-            os.chown(folder, STRANGER, STRANGER)
+            os.chown(folder, OTHER_USER, OTHER_USER)
         yield Path(folder), prefix
 
 
@@ -161,17 +163,17 @@ OPEN_FILES = f"""if True:
 """
 
 
-def test_the_server_hides_its_memory_before_it_reads_a_key(
-    ordinary: tuple[Path, tuple[str, ...]],
+def test_server_memory_is_hidden_before_first_secret(
+    unprivileged: tuple[Path, tuple[str, ...]],
 ) -> None:
-    """Another process of its user cannot look into the server's own, from its first secret on."""
-    folder, prefix = ordinary
+    """From before the first secret no process of the same user can read the server's memory."""
+    folder, prefix = unprivileged
     pipe = folder / "seed"
     os.mkfifo(pipe)
     pipe.chmod(0o644)
     found = []
 
-    def look(pid: int) -> dict[str, str]:
+    def inspect(pid: int) -> dict[str, str]:
         done = subprocess.run(
             [*prefix, sys.executable, "-c", OPEN_FILES, str(pid)],
             stdout=subprocess.PIPE,
@@ -181,27 +183,27 @@ def test_the_server_hides_its_memory_before_it_reads_a_key(
         )
         return dict(line.split() for line in done.stdout.splitlines())
 
-    def hand_over() -> None:
-        with pipe.open("wb") as file:  # which waits until the server is about to read
+    def write_seed() -> None:
+        with pipe.open("wb") as file:  # waits until the server opens it
             [pid] = [int(text) for text in (folder / "lock").read_text().split()]
-            found.append(look(pid))
+            found.append(inspect(pid))
             file.write(bytes.fromhex(SEED))
 
     with ThreadPoolExecutor(1) as thread:
-        handed = thread.submit(hand_over)
+        written = thread.submit(write_seed)
         try:
             options = ("--seed-file", str(pipe))
             with running_server(*options, folder=folder, prefix=prefix, seed=None) as server:
-                handed.result(PATIENCE)
-                found.append(look(server.process.pid))
-        finally:  # if no server came the thread waits for one
+                written.result(PATIENCE)
+                found.append(inspect(server.process.pid))
+        finally:  # unblocks the thread if the server did not start
             os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
     assert found == [dict.fromkeys(HIDDEN_FILES, "refused")] * 2
 
 
 @requires_root
-def test_the_server_is_hidden() -> None:
-    """All that the server's own process does not hand out is root's, before any key is read."""
+def test_server_is_not_dumpable() -> None:
+    """The server's process is owned by root in /proc, before any key is read."""
     read_back = "import ctypes; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     done = subprocess.run(
         [
@@ -221,8 +223,8 @@ def test_the_server_is_hidden() -> None:
     assert [line.split()[4] for line in limits.splitlines() if "core file" in line] == ["0"]
 
 
-def test_a_program_of_ones_own_is_left_alone() -> None:
-    """Who calls `main` with arguments, as tests do, keeps a process that can be debugged."""
+def test_main_with_arguments_keeps_process_dumpable() -> None:
+    """A program that calls `main` with arguments can still be debugged."""
     libc = ctypes.CDLL(None)
     before = libc.prctl(3, 0, 0, 0, 0)
     assert program.main(["serve", "--limit", "nonsense"]) == 1
@@ -230,66 +232,67 @@ def test_a_program_of_ones_own_is_left_alone() -> None:
     assert libc.prctl(3, 0, 0, 0, 0) == before
 
 
-def refused() -> None:
-    """Be a system whose filter forbids it."""
+def fail_to_hide() -> None:
+    """Raise the error of a system that forbids prctl."""
     raise OSError(1, "prctl(PR_SET_DUMPABLE): Operation not permitted")
 
 
 @pytest.fixture
-def forbidding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Have the server live on such a system."""
-    monkeypatch.setattr(serve_program, "hide_memory", refused)
-    return refused
+def forbidden_prctl(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Let the server run on such a system."""
+    monkeypatch.setattr(serve_program, "hide_memory", fail_to_hide)
+    return fail_to_hide
 
 
-def test_a_key_is_not_derived_in_the_open(
+def test_key_command_without_hidden_memory_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`attestkit key` ends before it reads any, with the exit code of what the machine refuses."""
-    monkeypatch.setattr(program, "hide_memory", refused)
+    """`attestkit key` exits with the code for a platform error before it reads a key."""
+    monkeypatch.setattr(program, "hide_memory", fail_to_hide)
     monkeypatch.setattr(sys, "argv", ["attestkit", "key", "--seed", SEED])
     assert program.main() == 3
     assert "cannot be hidden: [Errno 1] prctl" in capsys.readouterr().err
 
 
-def test_a_system_that_only_pretends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where prctl succeeds and nothing changes, as in a sandbox, the error says just that."""
+def test_hide_memory_without_effect_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If prctl succeeds without effect, as in a sandbox, the error states that."""
 
     class Libc:
         @staticmethod
         def prctl(number: int, *_: object) -> int:
-            return int(number == 3)  # PR_GET_DUMPABLE: still
+            return int(number == 3)  # PR_GET_DUMPABLE: unchanged
 
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc)
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
-    with pytest.raises(OSError, match="succeeds and changes nothing here") as caught:
+    with raises_os_error() as caught:
         hide_memory()
+    assert caught.value.errno == errno.ENOSYS
     assert "Success" not in str(caught.value)
 
 
-@pytest.mark.usefixtures("forbidding")
-def test_hardware_is_not_served_in_the_open(caplog: pytest.LogCaptureFixture) -> None:
-    """Where memory cannot be hidden the server of a real TEE ends; a simulator's says so."""
-    with pytest.raises(ConfigError, match="the memory of this process cannot be kept from others"):
+@pytest.mark.usefixtures("forbidden_prctl")
+def test_server_on_hardware_without_hidden_memory_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """If memory cannot be hidden, the server on hardware exits; on a simulator it warns."""
+    with raises(ConfigError, "permissions"):
         serve_program._hide_memory(simulated=False)
     serve_program._hide_memory(simulated=True)
-    assert "cannot be kept from others" in caplog.text
+    assert "cannot be protected from other processes" in caplog.text
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(("--seed", SEED), id="word"),
-        pytest.param((f"--seed={SEED}",), id="with equals", marks=pytest.mark.slow),
+        pytest.param(("--seed", SEED), id="two arguments"),
+        pytest.param((f"--seed={SEED}",), id="one argument", marks=pytest.mark.slow),
     ],
 )
-def test_no_seed_in_the_command_line(options: tuple[str, ...]) -> None:
-    """Once the server is ready its command line, which everybody may read, has no seed."""
+def test_server_command_line_contains_no_seed(options: tuple[str, ...]) -> None:
+    """Once the server is ready its command line, readable by everybody, contains no seed."""
     with running_server(*options, seed=None) as server:
         line = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
     assert SEED.encode() not in line
     assert b"x" * len(SEED) in line
-    assert b"--http\x00127.0.0.1:0\x00" in line  # and nothing else is lost
+    assert b"--http\x00127.0.0.1:0\x00" in line  # the other arguments remain
 
 
 @pytest.mark.parametrize(
@@ -301,8 +304,8 @@ def test_no_seed_in_the_command_line(options: tuple[str, ...]) -> None:
         (f"--option=seed={SEED}",),
     ],
 )
-def test_no_seed_in_any_command_line(words: tuple[str, ...]) -> None:
-    """The same for the other commands' ways to name one; a file's name stays."""
+def test_hide_seed_removes_seed_from_every_option(words: tuple[str, ...]) -> None:
+    """Every option that takes a seed is overwritten; a file name remains."""
     show = (
         "import pathlib; from attestkit._system import process_hardening as p; p.hide_seed();"
         "print(pathlib.Path('/proc/self/cmdline').read_bytes())"

@@ -1,4 +1,4 @@
-"""A client that calls an ASGI application in this process, without a socket."""
+"""A client that calls an ASGI application in this process."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ BINARY_TYPE = "application/octet-stream"
 
 
 class Response(NamedTuple):
-    """What the application sent."""
+    """A response of the application."""
 
     status: int
     headers: dict[str, str]  # without the request's id, which differs each time
@@ -24,7 +24,7 @@ class Response(NamedTuple):
         return json.loads(self.body)
 
     def error(self) -> str:
-        """Return the text of an error, whose body must have the documented form."""
+        """Return the text of an error; check its documented format."""
         found = self.json()
         assert list(found) == ["error"]
         assert self.body == json.dumps(found, indent=2).encode()
@@ -34,12 +34,12 @@ class Response(NamedTuple):
 
 
 class Client:
-    """Calls one application; checks with each response what all of them promise."""
+    """A client of one application that checks the invariants of every response."""
 
     def __init__(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
         self.app = app
         self.loop = loop
-        self.read = 0  # bytes of the last request that the application took
+        self.read = 0  # bytes of the last request that the application read
 
     def get(self, target: str, **headers: str) -> Response:
         """GET a path, with its query."""
@@ -57,7 +57,7 @@ class Client:
         body: bytes | Iterable[bytes] = b"",
         headers: dict[str, str] | None = None,
     ) -> Response:
-        """Send any request; a body in several parts has no Content-Length."""
+        """Send a request; a body in several parts has no Content-Length."""
         path, _, query = target.partition("?")
         sent = {"host": "localhost", **(headers or {})}
         if isinstance(body, bytes):

@@ -1,4 +1,4 @@
-"""From a TCP port to a unix socket, for tools that only know URLs."""
+"""A TCP port that forwards to a unix socket, for tools that accept only URLs."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def bridge(path: str) -> Iterator[str]:
-    """Carry bytes between a free port of this machine and the socket at `path`; yield the URL."""
+    """Forward a free port to the socket at `path`; yield the URL."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
-    thread.start()  # a loop of its own, for the caller may be in one already
+    thread.start()  # a separate loop, because the caller may run in one
     try:
         opening = asyncio.start_server(lambda r, w: _join(r, w, path), "127.0.0.1", 0)
         server = asyncio.run_coroutine_threadsafe(opening, loop).result()
@@ -39,7 +39,7 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 async def _end(server: asyncio.Server) -> None:
-    """Close what is open, and wait until everybody has seen it."""
+    """Close the server and all connections."""
     server.close()
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:

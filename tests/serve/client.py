@@ -1,4 +1,4 @@
-"""A plain HTTP client on a unix socket or a URL, for tests that look at the wire."""
+"""An HTTP client for unix sockets and URLs."""
 
 import http.client
 import json
@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """What came back."""
+    """A response."""
 
     status: int
     headers: dict[str, str]
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON."""
+        """Return the body as JSON."""
         return json.loads(self.body)
 
 
 class Connection(http.client.HTTPConnection):
-    """HTTP to a socket's path, or to what a URL names."""
+    """An HTTP connection to a socket's path or a URL."""
 
     def __init__(self, endpoint: str) -> None:
         self._path = endpoint if endpoint.startswith("/") else None
@@ -28,7 +28,7 @@ class Connection(http.client.HTTPConnection):
         )
 
     def connect(self) -> None:
-        """Connect to the socket where there is one."""
+        """Connect to the socket or the URL's host."""
         if self._path is None:
             super().connect()
         else:
@@ -48,7 +48,7 @@ class Connection(http.client.HTTPConnection):
         body: str | bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> Answer:
-        """Send any request and read its response."""
+        """Send a request and read its response."""
         self.request(verb, target, body, headers or {})
         response = self.getresponse()
         found = {name.lower(): value for name, value in response.getheaders()}
@@ -56,7 +56,7 @@ class Connection(http.client.HTTPConnection):
 
 
 def call(endpoint: str, method: str, message: object = None) -> Answer:
-    """POST one message over a connection of its own."""
+    """POST one message over a new connection."""
     connection = Connection(endpoint)
     try:
         return connection.call(method, message)

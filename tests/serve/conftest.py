@@ -1,4 +1,4 @@
-"""Fixtures of the server's tests: guests on a simulated TD, and clients in this process."""
+"""Fixtures: guests on a simulated TD, and clients in this process."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from tests.serve.guests import NOW, SEED, MakeGuest, vector_keys
 
 @pytest.fixture(scope="session")
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """One event loop for all in-process requests."""
+    """Return an event loop for all in-process requests."""
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()
@@ -27,10 +27,10 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 @pytest.fixture
 def make_guest() -> Iterator[MakeGuest]:
-    """Make guests that end with the test.
+    """Return a factory of guests that end with the test.
 
-    `backend` is the class of the simulated TD, `compose` are members of its app-compose.json, and
-    everything else goes to `Guest`.
+    `backend` is the class of the simulated TD, `compose` contains members of app-compose.json, and
+    other arguments go to `Guest`.
     """
     with ExitStack() as stack:
 
@@ -59,35 +59,35 @@ def make_guest() -> Iterator[MakeGuest]:
 
 @pytest.fixture
 def guest(make_guest: MakeGuest) -> Guest:
-    """An app with keys of its own and a local authority."""
+    """Return an app with its own keys and a local CA."""
     return make_guest()
 
 
 @pytest.fixture
 def dstack(guest: Guest, loop: asyncio.AbstractEventLoop) -> Client:
-    """A client of dstack.sock."""
+    """Return a client of dstack.sock."""
     return Client(listener_apps.dstack_app(guest), loop)
 
 
 @pytest.fixture
 def tappd(guest: Guest, loop: asyncio.AbstractEventLoop) -> Client:
-    """A client of tappd.sock."""
+    """Return a client of tappd.sock."""
     return Client(listener_apps.tappd_app(guest), loop)
 
 
 @pytest.fixture
 def external(guest: Guest, loop: asyncio.AbstractEventLoop) -> Client:
-    """A client of the TCP listener."""
+    """Return a client of the external listener."""
     return Client(listener_apps.external_app(guest), loop)
 
 
 @pytest.fixture
 def vector_dstack(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> Client:
-    """A client of dstack.sock with the vectors' app keys; only for tests that need the vectors."""
+    """Return a client of dstack.sock with the vectors' app keys."""
     return Client(listener_apps.dstack_app(make_guest(app_keys=vector_keys())), loop)
 
 
 @pytest.fixture
 def vector_tappd(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> Client:
-    """A client of tappd.sock with the vectors' app keys; only for tests that need the vectors."""
+    """Return a client of tappd.sock with the vectors' app keys."""
     return Client(listener_apps.tappd_app(make_guest(app_keys=vector_keys())), loop)

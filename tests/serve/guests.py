@@ -1,4 +1,4 @@
-"""What the guests of the tests are made of."""
+"""Simulated TDs and constants for guests."""
 
 import json
 import threading
@@ -18,11 +18,13 @@ APP_KEYS = "dstack/simulator/appkeys.json"
 
 
 class Broken(Simulator):
-    """A TD whose quoting service is gone."""
+    """A TD without a quoting service."""
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Give no quote."""
-        raise QuoteUnavailableError(f"no quoting service for {len(report_data)} bytes")
+        """Raise QuoteUnavailableError."""
+        raise QuoteUnavailableError(
+            f"no quoting service for {len(report_data)} bytes", reason="quoting_service"
+        )
 
 
 class Counting(Simulator):
@@ -31,20 +33,20 @@ class Counting(Simulator):
     quotes = 0
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Count, and give a quote."""
+        """Count and return a quote."""
         self.quotes += 1
         return super().get_quote(report_data)
 
 
 class Blocking(Simulator):
-    """A TD that blocks as a device does, and notes the threads that wait for it."""
+    """A TD that blocks like a device and records the threads that wait for it."""
 
     blocking = True
 
     threads: ClassVar[set[int]] = set()
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Note the thread, and give a quote."""
+        """Record the thread and return a quote."""
         self.threads.add(threading.get_ident())
         return super().get_quote(report_data)
 

@@ -1,7 +1,7 @@
-"""Clients that send one request after the other, and note for each what became of it.
+"""Clients that send requests in sequence and record the outcome of each.
 
-A request counts as accepted when connect() and sendall() succeeded, on a connection whose server
-had not said `Connection: close`; it is lost when it then has no complete answer.
+A request is accepted if connect() and sendall() succeeded on a connection without a `Connection:
+close` response. An accepted request without a complete response is lost.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ from typing import BinaryIO, Final
 PATIENCE: Final = 60
 
 
-class Client(threading.Thread):
-    """One client: over a connection that it keeps, or over a new one for each request.
+class LoadClient(threading.Thread):
+    """A client with a persistent connection, or a new one for each request.
 
     Attributes:
-        counts: How many requests were `answered`, `lost` and, at connect(), `turned away`.
-        losses: What happened to the lost ones.
-        after: How many were answered after `stopping` was set.
+        counts: Number of requests `answered`, `lost` and, at connect(), `turned away`.
+        losses: Causes of the lost requests.
+        after: Number of requests answered after `stopping` was set.
     """
 
     def __init__(self, place: str, *, keep: bool, stopping: threading.Event) -> None:
@@ -43,14 +43,14 @@ class Client(threading.Thread):
         ).encode() + body
 
     def run(self) -> None:
-        """Go on until nobody answers any more, or it is enough."""
+        """Send requests until connections are refused or stop() is called."""
         while not self._enough and (connection := self._connect()) is not None:
             with connection, connection.makefile("rb") as reader:
                 while self._exchange(connection, reader) and not self._enough:
                     pass
 
     def stop(self) -> None:
-        """Let it end with the request that is under way."""
+        """Stop after the current request."""
         self._enough = True
 
     def _connect(self) -> socket.socket | None:
@@ -67,7 +67,7 @@ class Client(threading.Thread):
         return connection
 
     def _exchange(self, connection: socket.socket, reader: BinaryIO) -> bool:
-        """Send a request, read its answer; return whether the connection may have another."""
+        """Send a request and read its response; return whether the connection persists."""
         stopping = self._stopping.is_set()
         try:
             connection.sendall(self._request)
@@ -89,7 +89,7 @@ class Client(threading.Thread):
 
 
 def _read(reader: BinaryIO) -> bool:
-    """Read one whole response; return whether it says that it is the last one."""
+    """Read a complete response; return whether it closes the connection."""
     head = []
     while (line := reader.readline()) not in {b"\r\n", b""}:
         head.append(line)
@@ -107,11 +107,13 @@ def _read(reader: BinaryIO) -> bool:
 
 
 @contextlib.contextmanager
-def hammering(places: list[str], each: int = 2) -> Iterator[tuple[list[Client], threading.Event]]:
-    """Run `each` clients that keep their connection and as many that do not at every place."""
+def run_clients(
+    places: list[str], each: int = 2
+) -> Iterator[tuple[list[LoadClient], threading.Event]]:
+    """Run clients at every address, `each` with persistent and with new connections."""
     stopping = threading.Event()
     clients = [
-        Client(place, keep=keep, stopping=stopping)
+        LoadClient(place, keep=keep, stopping=stopping)
         for place in places
         for keep in (True, False)
         for _ in range(each)

@@ -24,7 +24,7 @@ GET = b"GET /path?query HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with what was asked, once all of it is here."""
+    """Respond with the target and the length of the body."""
     body, more = b"", True
     while more:
         message = await receive()
@@ -42,7 +42,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 async def serving(
     *apps: App, limits: Limits = DEFAULT
 ) -> AsyncIterator[tuple[list[Connect], "asyncio.Task[int]"]]:
-    """Serve applications on free ports; give a way to connect to each, and the server's task."""
+    """Serve applications on free ports; yield connection factories and the server's task."""
     sockets = []
     for _ in apps:
         sock = socket.create_server(("127.0.0.1", 0))
@@ -67,7 +67,7 @@ async def serving(
 def run(
     test: Callable[[Connect], Awaitable[None]], app: App = echo, limits: Limits = DEFAULT
 ) -> None:
-    """Run a test against one application, in the event loop that the server has."""
+    """Run a test against an application in the server's event loop."""
 
     async def main() -> None:
         async with serving(app, limits=limits) as ([connect], _):
@@ -88,7 +88,7 @@ async def response(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], b
 
 
 async def refusal(reader: asyncio.StreamReader) -> int:
-    """Read a refusal, which is JSON and the last thing on the connection; return its status."""
+    """Read a JSON refusal, which closes the connection; return its status."""
     status, headers, body = await response(reader)
     assert headers["content-type"] == "application/json"
     assert headers["connection"] == "close"

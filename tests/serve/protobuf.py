@@ -1,4 +1,4 @@
-"""Any message of the API, for tests of its encodings."""
+"""A strategy for messages of the API."""
 
 from typing import Any
 

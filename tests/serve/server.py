@@ -1,4 +1,4 @@
-"""The server as a process of its own, for tests that need sockets, signals or other programs."""
+"""A server process, for tests that need sockets, signals or other programs."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 60  # seconds that a loaded machine may take for what usually takes one
+PATIENCE = 60  # seconds, for a loaded machine; usually one suffices
 SEED = "11" * 32
 _ERROR = re.compile(
     r"""(ERROR|CRITICAL)\ |\{"time":"[^"]*","level":"(error|critical)"
@@ -25,7 +25,7 @@ _ERROR = re.compile(
 
 
 class Server(NamedTuple):
-    """A running server: its process, and what its ready line says."""
+    """A running server: its process and ready line."""
 
     process: "subprocess.Popen[str]"
     folder: Path
@@ -34,30 +34,30 @@ class Server(NamedTuple):
 
     @property
     def dstack(self) -> str:
-        """The path of dstack.sock."""
+        """Return the path of dstack.sock."""
         return self.ready["dstack"]
 
     @property
     def tappd(self) -> str:
-        """The path of tappd.sock."""
+        """Return the path of tappd.sock."""
         return self.ready["tappd"]
 
     @property
     def url(self) -> str:
-        """Where Worker and the pages are."""
+        """Return the URL of the external listener."""
         return self.ready["http"]
 
     @property
     def dev_url(self) -> str:
-        """Where everything is, with --dev-http."""
+        """Return the URL of the development listener (--dev-http)."""
         return self.ready["dev_http"]
 
     def log(self) -> str:
-        """What the server has said on stderr so far."""
+        """Return the server's stderr so far."""
         return (self.folder / "stderr").read_text()
 
     def check_log(self) -> None:
-        """Assert that the server has told of nothing that went wrong within it."""
+        """Assert that the log contains no errors."""
         found = errors_in(self.log())
         assert not found, "\n".join(found)
 
@@ -68,12 +68,12 @@ class Server(NamedTuple):
 
 
 def errors_in(log: str) -> list[str]:
-    """Return the lines of a log, text or JSON, that are errors, or that Python wrote by itself."""
+    """Return the lines of a log that are errors, as text or JSON, or output of the interpreter."""
     return [line for line in log.splitlines() if _ERROR.match(line)]
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Return this process's environment without what changes a server's mind, plus `extra`."""
+    """Return this process's environment without attestkit's variables, plus `extra`."""
     ours = ("ATTESTKIT_", "DSTACK_", "TAPPD_", "XDG_", "NOTIFY_SOCKET", "LISTEN_", "PYTHONPATH")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     if "ATTESTKIT_PURE_PYTHON" in os.environ:
@@ -89,7 +89,7 @@ def command(*options: str) -> list[str]:
 def run_to_end(
     *options: str, folder: Path, environ: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a server that is expected to end by itself, in `folder`."""
+    """Run a server that is expected to exit."""
     return subprocess.run(
         command(*options),
         cwd=folder,
@@ -112,8 +112,8 @@ def running_server(
 ) -> Iterator[Server]:
     """Run a server in `folder` (default: a new one) until the end of the block.
 
-    It is a simulator with `seed`, its TCP ports free ones, unless `options` say otherwise; what a
-    configuration (-c) may say is left to it. `prefix` becomes it, as setpriv does.
+    By default it is a simulator with `seed` on free TCP ports; with -c the configuration decides.
+    `prefix` is a command that executes the server, such as setpriv.
     """
     with contextlib.ExitStack() as stack:
         if folder is None:  # short, for the path of a socket has little room
@@ -153,7 +153,7 @@ def ready_server(
     environ: Mapping[str, str],
     pass_fds: Sequence[int] = (),
 ) -> Iterator[Server]:
-    """Start a server by a command line and yield it when it is ready; to end it is the caller's."""
+    """Start a server and yield it when it is ready; the caller stops it."""
     with (
         (folder / "stderr").open("w") as errors,
         subprocess.Popen(
@@ -186,7 +186,7 @@ def _wait(process: "subprocess.Popen[str]", folder: Path) -> Server:
 
 
 def refusal(*options: str, folder: Path, code: int, **environ: str) -> str:
-    """Run a server that must refuse to start; return its one line."""
+    """Run a server that must refuse to start; return its error line."""
     done = run_to_end(*options, folder=folder, environ=environment(**environ))
     assert done.returncode == code, done.stderr
     assert done.stdout == ""

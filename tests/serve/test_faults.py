@@ -1,4 +1,4 @@
-"""A server whose simulator fails: clients get our texts, and what comes next is a good answer."""
+"""Simulated faults: clients receive the error, and later requests succeed."""
 
 import contextlib
 import os
@@ -19,18 +19,18 @@ from tests.serve.client import Answer, Connection, call
 from tests.serve.server import Server, command, environment, refusal, run_to_end, running_server
 
 SIMULATOR = ("--backend", "simulator", "--http", "127.0.0.1:0")
-SLOW = 2.0  # seconds that the host takes, in a test of what does not wait for it
+SLOW = 2.0  # seconds of the slow host
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a short path, for a socket's path has little room."""
+    """Return a folder with a short path, to stay below the length limit of a socket's path."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         yield Path(name)
 
 
-def error(answer: Answer) -> str:
-    """Return the text of an error that is the machine's."""
+def read_error(answer: Answer) -> str:
+    """Return the text of a 500."""
     assert answer.status == 500, answer.body
     assert answer.headers["content-type"].startswith("application/json")
     found = answer.json()
@@ -40,8 +40,8 @@ def error(answer: Answer) -> str:
     return text
 
 
-def names(server: Server) -> list[str]:
-    """Return the names of what the app emitted, of a log that replays to its quote."""
+def read_emitted_names(server: Server) -> list[str]:
+    """Return the names of the app's events in a log that replays to its quote."""
     answer = call(server.dstack, "GetQuote")
     assert answer.status == 200, answer.body
     log = EventLog.from_json(answer.json()["event_log"])
@@ -50,14 +50,14 @@ def names(server: Server) -> list[str]:
     return found[found.index("system-ready") + 1 :]
 
 
-def emit(server: Server, name: str) -> Answer:
+def emit_event(server: Server, name: str) -> Answer:
     """Emit an event."""
     return call(server.dstack, "EmitEvent", {"event": name, "payload": "00"})
 
 
 @contextlib.contextmanager
-def closed_pipe() -> Iterator[int]:
-    """Return an end to write to, which nobody reads from."""
+def open_closed_pipe() -> Iterator[int]:
+    """Return the write end of a pipe whose read end is closed."""
     reading, writing = os.pipe()
     os.close(reading)
     yield writing
@@ -67,29 +67,31 @@ def closed_pipe() -> Iterator[int]:
 # -- evidence --------------------------------------------------------------------------------------
 
 
-def test_a_busy_device_is_told_as_often_as_it_is_busy() -> None:
-    """Three times, by whatever method; the fourth request is a good one, on one connection."""
+def test_busy_device_fails_given_number_of_times() -> None:
+    """ebusy:3 fails three requests of any method; the fourth succeeds."""
     with running_server("--fault", "ebusy:3") as server:
         connection = Connection(server.dstack)
-        for method, what in (
+        for method, operation in (
             ("GetQuote", "quote"),
             ("Attest", "attestation"),
             ("GetQuote", "quote"),
         ):
-            text = error(connection.call(method, {"report_data": "77"}))
-            assert text.startswith(f"Failed to get {what}: simulated fault ebusy: an earlier ")
+            text = read_error(connection.call(method, {"report_data": "77"}))
+            assert text.startswith(
+                f"Failed to get {operation}: simulated fault ebusy: the host has "
+            )
         answer = connection.call("GetQuote", {"report_data": "77" * 64})
         assert answer.status == 200
         assert Quote.parse(bytes.fromhex(answer.json()["quote"])).report_data == b"\x77" * 64
         connection.close()
-        assert "what will go wrong: ebusy:3" in server.log()
+        assert "faults: ebusy:3" in server.log()
         server.check_log()
 
 
-def test_every_door_tells_it() -> None:
-    """Older clients, the protobuf form, certificates and Info too; never as a status of success."""
+def test_fault_is_reported_by_every_interface() -> None:
+    """Tappd, protobuf, certificates and Info return a 500 with the fault."""
     with running_server("--fault", "eio:5") as server:
-        assert "simulated fault eio" in error(
+        assert "simulated fault eio" in read_error(
             call(server.tappd, "prpc/Tappd.TdxQuote", {"report_data": "00"})
         )
         connection = Connection(server.dstack)
@@ -98,28 +100,28 @@ def test_every_door_tells_it() -> None:
         assert (answer.status, b"simulated fault eio" in answer.body) == (500, True)
         connection.close()
         message = {"subject": "x", "usage_ra_tls": True}
-        assert "simulated fault eio" in error(call(server.dstack, "GetTlsKey", message))
-        assert "simulated fault eio" in error(call(server.dstack, "Attest"))
-        assert "simulated fault eio" in error(call(server.dstack, "Info"))
+        assert "simulated fault eio" in read_error(call(server.dstack, "GetTlsKey", message))
+        assert "simulated fault eio" in read_error(call(server.dstack, "Attest"))
+        assert "simulated fault eio" in read_error(call(server.dstack, "Info"))
         assert call(server.dstack, "GetTlsKey", message).status == 200
 
 
-def test_what_needs_no_device_never_fails() -> None:
-    """Keys, versions and signatures are given while there is no quote at all."""
+def test_methods_without_device_succeed() -> None:
+    """Keys, versions and signatures work without quotes."""
     with running_server("--fault", "provider_leaves:*") as server:
-        assert "provider_leaves" in error(call(server.dstack, "GetQuote"))
+        assert "provider_leaves" in read_error(call(server.dstack, "GetQuote"))
         assert call(server.dstack, "Version").status == 200
         assert call(server.dstack, "GetKey", {"path": "x"}).status == 200
-        assert "provider_leaves" in error(call(server.dstack, "GetQuote"))
+        assert "provider_leaves" in read_error(call(server.dstack, "GetQuote"))
 
 
-def test_a_slow_host_holds_up_nobody_else() -> None:
-    """While one waits for its quote, other listeners and methods answer; then it gets its quote."""
+def test_slow_host_does_not_delay_others() -> None:
+    """Other listeners and methods answer while a client waits for its quote."""
     with (
         running_server("--fault", f"slow:{SLOW:g}s", "--dev-http", "127.0.0.1:0") as server,
         ThreadPoolExecutor(1) as pool,
     ):
-        call(server.url, "metrics")  # loads what it needs
+        call(server.url, "metrics")  # imports its libraries
         begin = time.monotonic()
         slow = pool.submit(call, server.dstack, "GetQuote", {"report_data": "77"})
         connection = Connection(server.url)
@@ -145,31 +147,31 @@ def test_a_slow_host_holds_up_nobody_else() -> None:
 # -- events ----------------------------------------------------------------------------------------
 
 
-def test_an_event_that_failed_lost_nothing() -> None:
-    """It is not there, what was there stays, and the next one is taken."""
+def test_failed_event_changes_nothing() -> None:
+    """A failed event is not in the log, earlier ones remain, the next one succeeds."""
     with running_server("--fault", "rtmr_extend_fails@1") as server:
-        assert emit(server, "first").status == 200
-        text = error(emit(server, "failed"))
+        assert emit_event(server, "first").status == 200
+        text = read_error(emit_event(server, "failed"))
         assert text.startswith("simulated fault rtmr_extend_fails: ")
-        assert names(server) == ["first"]
-        assert emit(server, "second").status == 200
-        assert names(server) == ["first", "second"]
+        assert read_emitted_names(server) == ["first"]
+        assert emit_event(server, "second").status == 200
+        assert read_emitted_names(server) == ["first", "second"]
 
 
-def test_an_event_that_happened_in_spite_of_the_answer() -> None:
-    """The register decides at once: the client is not told of an error that was none."""
+def test_extended_event_is_success_despite_error() -> None:
+    """If the register was extended, the error of the device is not returned."""
     with running_server("--fault", "rtmr_extend_lies") as server:
-        assert emit(server, "counted").status == 200
-        assert names(server) == ["counted"]
+        assert emit_event(server, "counted").status == 200
+        assert read_emitted_names(server) == ["counted"]
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_torn_journal_is_mended_at_the_next_call(folder: Path, *, killed: bool) -> None:
-    """By the next request, or by the next server: what was extended is in the log, once."""
+def test_torn_journal_is_repaired(folder: Path, *, killed: bool) -> None:
+    """The next request or the next server completes the log; the event occurs once."""
     with running_server("--fault", "torn_journal@1", folder=folder) as server:
-        assert emit(server, "first").status == 200
+        assert emit_event(server, "first").status == 200
         log = (folder / LOG).read_bytes()
-        text = error(emit(server, "torn"))
+        text = read_error(emit_event(server, "torn"))
         assert "torn_journal" in text
         assert "RTMR3 was extended" in text
         assert "do not repeat" in text
@@ -179,77 +181,83 @@ def test_a_torn_journal_is_mended_at_the_next_call(folder: Path, *, killed: bool
             server.process.kill()
             server.process.wait()
         else:
-            assert names(server) == ["first", "torn"]
+            assert read_emitted_names(server) == ["first", "torn"]
     with running_server(folder=folder) as server:
-        assert names(server) == ["first", "torn"]
-        assert emit(server, "second").status == 200
-        assert names(server) == ["first", "torn", "second"]
+        assert read_emitted_names(server) == ["first", "torn"]
+        assert emit_event(server, "second").status == 200
+        assert read_emitted_names(server) == ["first", "torn", "second"]
     assert (folder / LOG).read_bytes().startswith(log + pending)
     assert not (folder / PENDING).exists()
 
 
-def test_somebody_elses_extend_is_told_until_a_reboot(folder: Path) -> None:
-    """No answer carries a log that does not explain its quote; --reset starts both anew."""
+def test_foreign_extend_fails_until_reset(folder: Path) -> None:
+    """No response contains a log that does not match its quote; --reset repairs both."""
     with running_server("--fault", "foreign_extend", folder=folder) as server:
         for method in ("GetQuote", "Attest", "GetQuote"):
-            assert "RTMR3" in error(call(server.dstack, method))
-        assert "disagree" in error(emit(server, "never"))
+            assert "RTMR3" in read_error(call(server.dstack, method))
+        assert "does not match RTMR3" in read_error(emit_event(server, "never"))
     with running_server(folder=folder) as server:
-        assert "RTMR3" in error(call(server.dstack, "GetQuote"))
+        assert "RTMR3" in read_error(call(server.dstack, "GetQuote"))
     with running_server("--reset", folder=folder) as server:
-        assert names(server) == []
+        assert read_emitted_names(server) == []
 
 
 # -- options ---------------------------------------------------------------------------------------
 
 
-def test_the_version_of_quotes() -> None:
-    """--quote-version 5 is a quote with the body of TDX 1.5."""
+def test_quote_version_option() -> None:
+    """--quote-version 5 gives a quote with a TDX 1.5 body."""
     for options, version in (((), 4), (("--quote-version", "5"), 5)):
         with running_server(*options) as server:
             quote = call(server.dstack, "GetQuote").json()["quote"]
             assert Quote.parse(bytes.fromhex(quote)).version == version
 
 
-def test_a_configuration_arms_faults(folder: Path) -> None:
-    """As the command line does, which goes before it."""
+def test_configured_faults(folder: Path) -> None:
+    """A configuration sets faults; the command line precedes it."""
     (folder / "agent.toml").write_text('[default.attestkit]\nfault = ["eio", "ebusy"]\n')
     with running_server("-c", "agent.toml", "--http", "127.0.0.1:0", folder=folder) as server:
-        assert "what will go wrong: eio:1 ebusy:1" in server.log()
-        texts = [error(call(server.dstack, "GetQuote")) for _ in range(2)]
+        assert "faults: eio:1 ebusy:1" in server.log()
+        texts = [read_error(call(server.dstack, "GetQuote")) for _ in range(2)]
         assert ["fault eio" in texts[0], "fault ebusy" in texts[1]] == [True, True]
     options = ("-c", "agent.toml", "--http", "127.0.0.1:0", "--fault", "eintr")
     with running_server(*options, folder=folder) as server:
-        assert "what will go wrong: eintr:1\n" in server.log()
+        assert "faults: eintr:1\n" in server.log()
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        (("--fault", "ebsuy"), "--fault ebsuy: no fault is called 'ebsuy'; did you mean ebusy"),
+        (("--fault", "ebsuy"), "--fault: ebsuy: "),
         (("--fault", ""), "--fault: the value is empty"),
-        (("--fault", "qgs_error"), "qgs_error cannot go wrong on the simulator"),
+        (("--fault", "qgs_error"), "fault qgs_error: needs an emulated kernel"),
         (("--quote-version", "3"), "--quote-version"),
         (("--platform", "sgx"), "--platform"),
-        (("--platform", "snp", "--quote-version", "5"), "no version of quotes is chosen"),
-        (("--platform", "snp", "--fault", "torn_journal"), "torn_journal cannot go wrong"),
-        (("--platform", "snp", "--scenario", "td-debug"), "of platform tdx, not snp"),
+        (("--platform", "snp", "--quote-version", "5"), "quote_version: does not apply"),
+        (
+            ("--platform", "snp", "--fault", "torn_journal"),
+            "fault torn_journal: needs an emulated kernel",
+        ),
+        (
+            ("--platform", "snp", "--scenario", "td-debug"),
+            "scenario: for the platform tdx, not snp",
+        ),
         (
             ("--scenario", "nope"),
-            "--scenario nope: no scenario is called 'nope'; attestkit",
+            "--scenario: nope: ",
         ),
     ],
 )
-def test_what_cannot_go_wrong_is_one_line(
-    folder: Path, options: tuple[str, ...], told: str
+def test_invalid_fault_options_fail_startup(
+    folder: Path, options: tuple[str, ...], message: str
 ) -> None:
-    """A wrong name is told, and nothing is served."""
+    """Invalid options print one line and exit with code 1."""
     line = refusal(*SIMULATOR, "--dir", str(folder), *options, folder=folder, code=1)
-    assert told in line
+    assert message in line
 
 
-def test_on_hardware_nothing_is_made_to_fail(folder: Path) -> None:
-    """The options are the simulator's alone."""
+def test_fault_options_on_hardware_are_refused(folder: Path) -> None:
+    """Options of the simulator are refused on hardware."""
     for option, value in (
         ("--fault", "ebusy"),
         ("--quote-version", "5"),
@@ -258,15 +266,15 @@ def test_on_hardware_nothing_is_made_to_fail(folder: Path) -> None:
     ):
         options = ("--backend", "configfs_tsm", "--dir", str(folder), option, value)
         line = refusal(*options, folder=folder, code=1)
-        assert line.endswith(f"{option} is for the simulator only")
+        assert line.endswith(f"{option}: for the simulator only")
 
 
-def test_the_list(folder: Path) -> None:
-    """--list-faults prints a line for each and stops; nothing is made in the folder."""
+def test_list_faults_prints_and_exits(folder: Path) -> None:
+    """--list-faults prints one line per fault, even to a closed pipe, and creates no file."""
     done = run_to_end("--list-faults", folder=folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == list(simulator_faults())
-    with closed_pipe() as end:
+    with open_closed_pipe() as end:
         unread = subprocess.run(
             command("--list-faults"),
             env=environment(),

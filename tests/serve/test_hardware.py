@@ -1,4 +1,4 @@
-"""The server on hardware: a TD whose app it measures, an SNP guest, and files of the host."""
+"""The server on hardware: a TD, an SNP guest, and the host's files."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from attestkit.keys import AppKeys
 from attestkit.quote import Quote
 from attestkit.serve import listener_apps
 from attestkit.serve.services.context import Guest
-from tests.attester.host_files import app_compose, sys_config
+from tests.attester.host_files import write_app_compose, write_sys_config
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW
 from tests.tees import FakeSnp, FakeTd, Machine
@@ -33,34 +33,34 @@ VM_CONFIG = json.dumps({"os_image_hash": "ab" * 32})
 MakeServer: TypeAlias = Callable[[Backend], Guest]
 
 
-class Clock:
-    """A time that the test moves."""
+class ManualClock:
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = float(NOW)
 
     def __call__(self) -> float:
-        """Return it."""
+        """Return the time."""
         return self.now
 
 
 @pytest.fixture
-def clock() -> Clock:
-    """Seconds since 1970."""
-    return Clock()
+def clock() -> ManualClock:
+    """Return a clock in seconds since 1970."""
+    return ManualClock()
 
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """The folder that the host shares, with an app and a machine."""
-    app_compose(tmp_path, public_tcbinfo=True)
-    sys_config(tmp_path, VM_CONFIG, mr_config=DOCUMENT)
+    """Return the folder that the host shares, with app and machine."""
+    write_app_compose(tmp_path, public_tcbinfo=True)
+    write_sys_config(tmp_path, VM_CONFIG, mr_config=DOCUMENT)
     return tmp_path
 
 
 @pytest.fixture
-def make(shared: Path, clock: Clock) -> Iterator[MakeServer]:
-    """Make guests on a backend, with the host's files and app keys."""
+def make(shared: Path, clock: ManualClock) -> Iterator[MakeServer]:
+    """Return a factory of guests on a backend, with the host's files and app keys."""
     with contextlib.ExitStack() as stack:
 
         def make(backend: Backend) -> Guest:
@@ -81,14 +81,14 @@ def make(shared: Path, clock: Clock) -> Iterator[MakeServer]:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """A TD's hardware."""
+    """Return a TD's hardware."""
     folder = tmp_path / "machine"
     folder.mkdir()
     return Machine(folder)
 
 
-def clients(guest: Guest, loop: asyncio.AbstractEventLoop) -> tuple[Client, Client, Client]:
-    """Return clients of dstack.sock, tappd.sock and of the external listener."""
+def create_clients(guest: Guest, loop: asyncio.AbstractEventLoop) -> tuple[Client, Client, Client]:
+    """Return clients of dstack.sock, tappd.sock and the external listener."""
     makers = (listener_apps.dstack_app, listener_apps.tappd_app, listener_apps.external_app)
     dstack, tappd, external = (Client(make(guest), loop) for make in makers)
     return dstack, tappd, external
@@ -99,7 +99,7 @@ def clients(guest: Guest, loop: asyncio.AbstractEventLoop) -> tuple[Client, Clie
 
 @pytest.fixture
 def snp() -> FakeSnp:
-    """An SNP guest that was launched with the document."""
+    """Return an SNP guest that was launched with the document."""
     return FakeSnp(host_data=host_data(DOCUMENT))
 
 
@@ -107,28 +107,28 @@ def snp() -> FakeSnp:
 def on_snp(
     make: MakeServer, snp: FakeSnp, loop: asyncio.AbstractEventLoop
 ) -> tuple[Client, Client, Client]:
-    """Clients of a server on it."""
-    return clients(make(snp), loop)
+    """Return clients of a server on the SNP guest."""
+    return create_clients(make(snp), loop)
 
 
-def test_a_quote_of_snp_is_its_evidence(on_snp: tuple[Client, Client, Client]) -> None:
-    """GetQuote answers with an empty quote and log, and with `attestation`."""
+def test_snp_get_quote_returns_attestation(on_snp: tuple[Client, Client, Client]) -> None:
+    """GetQuote returns an empty quote and log, and `attestation`."""
     dstack, _, _ = on_snp
-    answer = dstack.post("/GetQuote", {"report_data": "1234"}).json()
-    assert list(answer) == ["quote", "event_log", "report_data", "vm_config", "attestation"]
-    assert (answer["quote"], answer["event_log"]) == ("", "")
-    assert answer["report_data"] == "1234" + "00" * 62
-    assert answer["vm_config"] == VM_CONFIG
-    evidence = Attestation.from_agent_response(answer)
+    response = dstack.post("/GetQuote", {"report_data": "1234"}).json()
+    assert list(response) == ["quote", "event_log", "report_data", "vm_config", "attestation"]
+    assert (response["quote"], response["event_log"]) == ("", "")
+    assert response["report_data"] == "1234" + "00" * 62
+    assert response["vm_config"] == VM_CONFIG
+    evidence = Attestation.from_agent_response(response)
     assert evidence.platform == "dstack-amd-sev-snp"
     assert evidence.snp_report is not None
-    assert evidence.snp_report.report_data.hex() == answer["report_data"]
+    assert evidence.snp_report.report_data.hex() == response["report_data"]
     same = dstack.post("/Attest", {"report_data": "1234"}).json()["attestation"]
-    assert same == answer["attestation"]
+    assert same == response["attestation"]
 
 
-def test_info_on_snp(on_snp: tuple[Client, Client, Client]) -> None:
-    """Who the app is stands in the document of the launch; there are no registers, no events."""
+def test_snp_info_describes_app(on_snp: tuple[Client, Client, Client]) -> None:
+    """Info has the launch document's identity, without registers and events."""
     dstack, tappd, external = on_snp
     info = dstack.get("/Info").json()
     assert info["app_id"] == "11" * 20
@@ -143,12 +143,12 @@ def test_info_on_snp(on_snp: tuple[Client, Client, Client]) -> None:
     assert external.get("/").status == 200
 
 
-def test_info_without_a_document_says_so(
+def test_snp_info_without_document_fails(
     make: MakeServer, shared: Path, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Nobody knows who the app is, so nobody is told something."""
-    sys_config(shared, VM_CONFIG)
-    dstack, _, _ = clients(make(FakeSnp()), loop)
+    """Without the launch document the identity is unknown; quotes still work."""
+    write_sys_config(shared, VM_CONFIG)
+    dstack, _, _ = create_clients(make(FakeSnp()), loop)
     response = dstack.get("/Info")
     assert response.status == 500
     assert "mr_config" in response.error()
@@ -156,10 +156,10 @@ def test_info_without_a_document_says_so(
 
 
 @pytest.mark.parametrize("method", ["TdxQuote", "RawQuote"])
-def test_tdx_quotes_on_snp_are_an_error_that_says_so(
+def test_snp_tdx_quote_methods_fail(
     on_snp: tuple[Client, Client, Client], snp: FakeSnp, method: str
 ) -> None:
-    """The older methods have no place for other evidence."""
+    """The Tappd methods report the missing TDX quote."""
     _, tappd, _ = on_snp
     response = tappd.post(f"/prpc/Tappd.{method}", {"report_data": "00" * 64})
     assert response.status == 500
@@ -169,8 +169,8 @@ def test_tdx_quotes_on_snp_are_an_error_that_says_so(
     assert snp.asked == 0
 
 
-def test_what_else_works_on_snp(on_snp: tuple[Client, Client, Client]) -> None:
-    """Keys and certificates do, events do not."""
+def test_snp_keys_work_and_events_fail(on_snp: tuple[Client, Client, Client]) -> None:
+    """Keys and certificates work; events need registers."""
     dstack, _, _ = on_snp
     assert dstack.post("/GetKey", {"path": "a"}).status == 200
     chain = dstack.post("/GetTlsKey", {"usage_ra_tls": True}).json()["certificate_chain"]
@@ -181,16 +181,16 @@ def test_what_else_works_on_snp(on_snp: tuple[Client, Client, Client]) -> None:
     assert dstack.post("/GetQuote", {"report_data": "00" * 65}).status == 400
 
 
-def test_evidence_for_the_key_is_kept_for_good_on_snp(
-    on_snp: tuple[Client, Client, Client], snp: FakeSnp, clock: Clock
+def test_snp_app_key_attestation_is_cached(
+    on_snp: tuple[Client, Client, Client], snp: FakeSnp, clock: ManualClock
 ) -> None:
-    """Nothing changes there, so strangers make the device work once per algorithm."""
+    """Evidence never changes, so it is created once per algorithm."""
     _, _, external = on_snp
     names = ("ed25519", "secp256k1", "k256")
     for _ in range(3):
         for name in names:
-            answer = external.post("/prpc/GetAttestationForAppKey", {"algorithm": name}).json()
-            assert Attestation.from_agent_response(answer).report_data.startswith(b"dip1::")
+            response = external.post("/prpc/GetAttestationForAppKey", {"algorithm": name}).json()
+            assert Attestation.from_agent_response(response).report_data.startswith(b"dip1::")
         clock.now += 1000
     assert snp.asked == 2
 
@@ -198,14 +198,14 @@ def test_evidence_for_the_key_is_kept_for_good_on_snp(
 # -- a device that fails -----------------------------------------------------------------------
 
 
-def test_strangers_cannot_work_a_device_that_fails(
-    on_snp: tuple[Client, Client, Client], snp: FakeSnp, clock: Clock
+def test_device_failure_is_cached_for_external_clients(
+    on_snp: tuple[Client, Client, Client], snp: FakeSnp, clock: ManualClock
 ) -> None:
-    """A failure is told again for five seconds, and then there is another try."""
+    """A failure is cached for five seconds on the external listener only."""
     dstack, _, external = on_snp
-    snp.refusal = QuoteUnavailableError("the firmware refused")
+    snp.refusal = QuoteUnavailableError("the firmware refused", reason="quoting_service")
 
-    def ask() -> list[str]:
+    def collect_errors() -> list[str]:
         asked = {"algorithm": "ed25519"}
         responses = (
             external.post("/prpc/GetAttestationForAppKey", asked),
@@ -215,16 +215,16 @@ def test_strangers_cannot_work_a_device_that_fails(
         assert {response.status for response in responses} == {500}
         return [response.error() for response in responses]
 
-    first = ask()
+    first = collect_errors()
     assert all("the firmware refused" in error for error in first)
     tries = snp.asked
     for _ in range(20):
-        assert ask() == first
+        assert collect_errors() == first
     assert snp.asked == tries
     assert dstack.post("/GetQuote").status == 500
-    assert snp.asked == tries + 1  # the app itself may always ask
+    assert snp.asked == tries + 1  # dstack.sock is not limited
     clock.now += 4.9
-    ask()
+    collect_errors()
     assert snp.asked == tries + 1
     clock.now += 0.2
     snp.refusal = None
@@ -232,36 +232,36 @@ def test_strangers_cannot_work_a_device_that_fails(
     assert external.post("/prpc/GetAttestationForAppKey", {"algorithm": "ed25519"}).status == 200
 
 
-def test_a_clock_that_was_set_back_is_no_trap(
-    on_snp: tuple[Client, Client, Client], snp: FakeSnp, clock: Clock
+def test_failure_cache_survives_clock_set_back(
+    on_snp: tuple[Client, Client, Client], snp: FakeSnp, clock: ManualClock
 ) -> None:
-    """Five seconds are not until the clock has caught up."""
+    """A clock set back does not extend the cache."""
     _, _, external = on_snp
-    snp.refusal = BackendError("no")
+    snp.refusal = BackendError("no", reason="io_error")
     assert external.get("/prpc/Info").status == 500
     snp.refusal = None
     clock.now -= 10_000
     assert external.get("/prpc/Info").status == 200
 
 
-def test_what_strangers_ask_wrongly_is_not_kept(
+def test_invalid_requests_are_not_cached(
     make: MakeServer, snp: FakeSnp, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Names that they make up take no memory."""
+    """Unknown algorithm names use no memory."""
     guest = make(snp)
     external = Client(listener_apps.external_app(guest), loop)
     for number in range(50):
         name = f"algorithm-{number}"
         assert external.post("/prpc/GetAttestationForAppKey", {"algorithm": name}).status == 400
-    assert guest._kept == {}
-    assert guest._failed == {}
+    assert guest._cache == {}
+    assert guest._failures == {}
 
 
 # -- a TD --------------------------------------------------------------------------------------
 
 
-def calls(dstack: Client, tappd: Client, external: Client) -> Iterator[Any]:
-    """Call everything that may ask the device."""
+def call_device_methods(dstack: Client, tappd: Client, external: Client) -> Iterator[Any]:
+    """Call every method that uses the device."""
     for method in ("GetTlsKey", "GetQuote", "Attest", "Info"):
         yield dstack.post(f"/{method}")
     yield dstack.post("/EmitEvent", {"event": "a", "payload": "00"})
@@ -274,40 +274,40 @@ def calls(dstack: Client, tappd: Client, external: Client) -> Iterator[Any]:
     yield external.get("/")
 
 
-def test_the_event_loop_never_waits_for_the_device(
+def test_event_loop_never_calls_device(
     make: MakeServer, machine: Machine, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Whatever is asked of the TEE is asked in the thread that is for that."""
+    """All device calls run in the device thread."""
     td = FakeTd(machine)
     guest = make(td)
     td.threads.clear()
-    for response in calls(*clients(guest, loop)):
+    for response in call_device_methods(*create_clients(guest, loop)):
         assert response.status == 200, response.body
     assert len(td.threads) == 1
     assert threading.get_ident() not in td.threads
 
 
-def test_the_machines_files_are_in_evidence(
+def test_host_files_are_in_evidence(
     make: MakeServer, machine: Machine, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """GetQuote gives the configuration back, and evidence has it inside."""
-    dstack, _, _ = clients(make(FakeTd(machine)), loop)
-    answer = dstack.post("/GetQuote").json()
-    assert answer["vm_config"] == VM_CONFIG
-    assert "attestation" not in answer
-    quote = Quote.parse(bytes.fromhex(answer["quote"]))
-    EventLog.from_json(answer["event_log"]).check(quote)
+    """vm_config is in GetQuote's response and in the evidence."""
+    dstack, _, _ = create_clients(make(FakeTd(machine)), loop)
+    response = dstack.post("/GetQuote").json()
+    assert response["vm_config"] == VM_CONFIG
+    assert "attestation" not in response
+    quote = Quote.parse(bytes.fromhex(response["quote"]))
+    EventLog.from_json(response["event_log"]).check(quote)
     evidence = Attestation.from_bytes(bytes.fromhex(dstack.post("/Attest").json()["attestation"]))
     assert evidence.config == VM_CONFIG
     assert dstack.get("/Info").json()["os_image_hash"] == "ab" * 32
 
 
-def test_an_event_that_evidence_has_no_room_for_is_a_400(
+def test_oversized_event_is_400(
     make: MakeServer, machine: Machine, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Nothing is extended."""
-    dstack, _, _ = clients(make(FakeTd(machine)), loop)
-    # A body of 10 MiB has 5 MiB of payload, which are in evidence twice.
+    """An event too large for evidence is refused, and nothing is extended."""
+    dstack, _, _ = create_clients(make(FakeTd(machine)), loop)
+    # A body of 10 MiB has 5 MiB of payload, which evidence contains twice.
     response = dstack.post("/EmitEvent", {"event": "a", "payload": "00" * ((5 << 20) - 100)})
     assert response.status == 400
     assert "bytes of evidence" in response.error()

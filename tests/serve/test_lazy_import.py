@@ -1,10 +1,10 @@
-"""What is large is loaded by threads, so that the event loop goes on meanwhile."""
+"""Large libraries are imported in threads, so that the event loop is not blocked."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-# Asks for every page, and in binary mode; notes what the event loop's thread had to load for it.
+# Request every page and the protobuf mode; record which thread imports each library.
 PROGRAM = """
 import asyncio, os, sys, threading, time
 import attestkit
@@ -14,7 +14,7 @@ from attestkit.serve.api_docs import api_model as api, views as docs
 from attestkit.serve import listener_apps as apps, listener_apps as pages
 from attestkit.serve.services import worker_api as worker
 from attestkit.serve.services.context import Guest
-from attestkit.serve.http.views import Asked
+from attestkit.serve.http.views import ViewRequest
 
 LARGE = {"aiodocker", "aiohttp", "google.protobuf", "jinja2", "prometheus_client", "psutil"}
 found = set()
@@ -26,13 +26,13 @@ class Noting:
 
 async def ask(view):
     try:
-        await view.show(guest, Asked(name="x"))
+        await view.show(guest, ViewRequest(name="x"))
     except AttestKitError:
         pass
 
 async def main():
-    views = pages.page_views(guest)
-    for view in (views["/"], views["/metrics"], *docs.views_of(described).values()):
+    views = pages.make_views(guest)
+    for view in (views["/"], views["/metrics"], *docs.make_views(described).values()):
         await ask(view)
     app = apps.external_app(guest)
     target, binary = b"/prpc/Worker.Version", b"application/octet-stream"
@@ -70,8 +70,8 @@ print(*sorted(name for name, by_loop in found if not by_loop))
 """
 
 
-def test_nothing_large_is_loaded_by_the_loop() -> None:
-    """Neither what pages, metrics and documents need nor the library of the binary mode."""
+def test_event_loop_imports_no_large_library() -> None:
+    """Pages, metrics, documents and protobuf import their libraries in threads."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=Path(__file__).resolve().parents[2],

@@ -1,4 +1,4 @@
-"""Each listener has what is its own; the port for development nothing that a web page can send."""
+"""Methods and pages of each listener, and host checks of the development listener."""
 
 import asyncio
 
@@ -13,15 +13,15 @@ from tests.serve.guests import MakeGuest
 
 @pytest.fixture
 def dev(guest: Guest, loop: asyncio.AbstractEventLoop) -> Client:
-    """A client of the port for development."""
+    """Return a client of the development listener."""
     return Client(listener_apps.dev_app(guest), loop)
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/logs/a", "/assets/icon.svg", "/api/Info"])
-def test_pages_are_on_the_external_listener_alone(
+def test_pages_are_on_external_listener_only(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, path: str
 ) -> None:
-    """The sockets and the port for development have methods and what describes them."""
+    """Sockets and development listener serve only methods and their documentation."""
     public = make_guest(compose={"public_sysinfo": True, "public_logs": True})
     for app in (
         listener_apps.dstack_app(public),
@@ -40,22 +40,22 @@ def test_pages_are_on_the_external_listener_alone(
         ("/DeriveKey", "Service not found: DeriveKey"),
     ],
 )
-def test_names_that_dstack_does_not_know(dstack: Client, path: str, error: str) -> None:
-    """On dstack.sock no prefix is stripped, and nothing is mounted below another path."""
+def test_dstack_unknown_name_is_404(dstack: Client, path: str, error: str) -> None:
+    """On dstack.sock no prefix is stripped, and nothing is mounted at other paths."""
     response = dstack.get(path)
     assert (response.status, response.error()) == (404, error)
 
 
-def test_the_host_does_not_matter(dstack: Client, tappd: Client, external: Client) -> None:
-    """Clients of the sockets call their host as they like, and one of the port by any name."""
+def test_host_is_not_checked_on_sockets(dstack: Client, tappd: Client, external: Client) -> None:
+    """Clients of the sockets and the external listener may send any host."""
     for host in ("dstack", "localhost", "example.com:1", ""):
         assert dstack.get("/Version", host=host).status == 200
         assert tappd.get("/prpc/Version", host=host).status == 200
         assert external.get("/prpc/Version", host=host).status == 200
 
 
-def test_both_services_are_there(dev: Client, dstack: Client) -> None:
-    """DstackGuest at the root, Tappd below /prpc/, with the same answers as on the sockets."""
+def test_dev_listener_serves_both_services(dev: Client, dstack: Client) -> None:
+    """DstackGuest at the root and Tappd below /prpc/, with the sockets' responses."""
     for name in dstack_guest.SERVICE.methods:
         assert dev.get(f"/{name}").status != 404
     for name in tappd.SERVICE.methods:
@@ -67,8 +67,8 @@ def test_both_services_are_there(dev: Client, dstack: Client) -> None:
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:8091", "[::1]", "[::1]:8091"]
 )
-def test_loopback_names(dev: Client, host: str) -> None:
-    """A client on this machine names it so."""
+def test_dev_listener_accepts_loopback_host(dev: Client, host: str) -> None:
+    """Every loopback name is accepted."""
     assert dev.get("/GetKey", host=host).status == 200
 
 
@@ -79,15 +79,15 @@ def test_loopback_names(dev: Client, host: str) -> None:
         *("[::2]", "[::1].example.com", "[::1]x", "127.0.0.1:80:example.com", "localhost:x@a"),
     ],
 )
-def test_foreign_hosts(dev: Client, host: str) -> None:
-    """A name that was rebound to this machine is refused, on every path."""
+def test_dev_listener_refuses_foreign_host(dev: Client, host: str) -> None:
+    """A foreign host (DNS rebinding) is refused on every path."""
     for path in ("/GetKey", "/nope"):
         response = dev.get(path, host=host)
         assert (response.status, "Host" in response.error()) == (400, True)
 
 
-def test_requests_of_web_pages(dev: Client) -> None:
-    """A page that calls shows its origin, and one that only links is told by the browser."""
+def test_dev_listener_refuses_browser_requests(dev: Client) -> None:
+    """Requests with an Origin or Sec-Fetch-Site of another site are refused."""
     for headers in (
         {"origin": "https://example.com"},
         {"origin": "null"},

@@ -1,4 +1,4 @@
-"""The server as a program: what it says, what it keeps, which files it reads, what it refuses."""
+"""The server program: output, state, input files and refusals."""
 
 import contextlib
 import json
@@ -27,32 +27,32 @@ KEY = {"path": "a", "purpose": "b"}
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a short path, for a socket's path has little room."""
+    """Return a folder with a short path, to stay below the length limit of a socket's path."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         yield Path(name)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server that nobody stops before the end."""
+    """Return a server for all tests of this module."""
     with running_server("--dev-http", "127.0.0.1:0") as server:
         yield server
         server.check_log()
 
 
-def log_of(endpoint: str) -> list[tuple[str, str]]:
-    """Return the runtime events in the log of a fresh quote, which must agree with it."""
+def read_runtime_events(endpoint: str) -> list[tuple[str, str]]:
+    """Return the runtime events of a new quote, whose log must replay."""
     answer = call(endpoint, "GetQuote").json()
     EventLog.from_json(answer["event_log"]).check(Quote.parse(bytes.fromhex(answer["quote"])))
     events = json.loads(answer["event_log"])
     return [(event["event"], event["event_payload"]) for event in events if event["imr"] == 3]
 
 
-# -- what it says ----------------------------------------------------------------------------------
+# -- output ---------------------------------------------------------------------------------------
 
 
-def test_ready_line(server: Server) -> None:
-    """One line on stdout says where everything is: absolute paths and real ports."""
+def test_ready_line_lists_listeners(server: Server) -> None:
+    """The ready line has absolute paths and actual ports."""
     assert re.fullmatch(
         r"ready dstack=(/\S+)/dstack\.sock tappd=\1/tappd\.sock"
         r" http=http://127\.0\.0\.1:[1-9]\d* dev_http=http://127\.0\.0\.1:[1-9]\d*\n",
@@ -64,32 +64,32 @@ def test_ready_line(server: Server) -> None:
     assert call(server.dev_url, "Version").status == 200
 
 
-def test_only_what_is_on_is_told(folder: Path) -> None:
-    """A listener that is off is not on the line; one alone is enough."""
+def test_ready_line_omits_disabled_listeners(folder: Path) -> None:
+    """A disabled listener is not listed; one listener suffices."""
     with running_server("--http", "none", "--tappd-socket", "none", folder=folder) as server:
         assert server.line == f"ready dstack={folder}/dstack.sock\n"
 
 
-def test_in_json_it_is_an_object(folder: Path) -> None:
-    """With --json, as its schema says."""
+def test_ready_line_as_json(folder: Path) -> None:
+    """--json prints an object that matches its schema."""
     with running_server("--json", "--pccs", "127.0.0.1:0", folder=folder) as server:
-        told = schemas.check("serve", server.line)
-        assert told["simulated"] is True
-        assert told["pid"] == server.process.pid
-        assert told["places"].keys() == {"dstack", "tappd", "http", "pccs"}
-        assert call(told["places"]["dstack"], "Version").status == 200
+        message = schemas.check("serve", server.line)
+        assert message["simulated"] is True
+        assert message["pid"] == server.process.pid
+        assert message["places"].keys() == {"dstack", "tappd", "http", "pccs"}
+        assert call(message["places"]["dstack"], "Version").status == 200
 
 
-def test_paths_with_blanks_are_quoted(folder: Path) -> None:
-    """The line splits as a shell would split it."""
+def test_ready_line_quotes_blanks(folder: Path) -> None:
+    """The line can be split like a shell command."""
     path = folder / "my socket"
     with running_server("--socket", "my socket", "--http", "none", folder=folder) as server:
         assert shlex.split(server.line)[1] == f"dstack={path}"
         assert call(server.dstack, "Version").status == 200
 
 
-def test_banner_works_as_it_stands(server: Server) -> None:
-    """People are told that it is simulated, what to export, and two commands that work."""
+def test_banner_commands_work(server: Server) -> None:
+    """The banner names the simulation, the export line, and two working commands."""
     lines = server.log().splitlines()
     assert "simulated" in lines[0].lower()
     assert f"  export DSTACK_SIMULATOR_ENDPOINT={server.dstack}" in lines
@@ -104,8 +104,8 @@ def test_banner_works_as_it_stands(server: Server) -> None:
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_the_service_manager_is_told(folder: Path, abstract: bool) -> None:
-    """READY=1 arrives at $NOTIFY_SOCKET, be it a path or an abstract name."""
+def test_notify_socket_receives_ready(folder: Path, abstract: bool) -> None:
+    """READY=1 is sent to $NOTIFY_SOCKET, a path or an abstract name."""
     name = f"@attestkit-test-{os.getpid()}" if abstract else str(folder / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(name.replace("@", "\0"))
@@ -114,21 +114,21 @@ def test_the_service_manager_is_told(folder: Path, abstract: bool) -> None:
             assert notify.recv(100) == b"READY=1"
 
 
-def test_help_names_every_option(folder: Path) -> None:
-    """--help is the one thing that goes to stdout."""
+def test_help_lists_options_and_exit_codes(folder: Path) -> None:
+    """--help prints to stdout."""
     done = run_to_end("--help", folder=folder)
     assert done.returncode == 0
     for option in ("--backend", "--dev-http", "--app-keys", "--seed-file", "--reset", "--watchdog"):
         assert option in done.stdout
-    for code in (0, 1, 3, 5, 130):  # and every exit code
+    for code in (0, 1, 3, 5, 130):  # exit codes
         assert re.search(rf"^  {code} ", done.stdout, re.MULTILINE)
 
 
-# -- what it keeps ---------------------------------------------------------------------------------
+# -- state ----------------------------------------------------------------------------------------
 
 
-def test_a_seed_reproduces_everything(folder: Path) -> None:
-    """The same seed gives the same keys and the same root, as option and as file."""
+def test_seed_determines_keys_and_root(folder: Path) -> None:
+    """The same seed gives the same keys and root, as option and as file."""
     (folder / "seed").write_text(SEED + "\n")
     answers = []
     for options in (("--seed", SEED), ("--seed-file", str(folder / "seed")), ("--seed", "22" * 32)):
@@ -140,8 +140,8 @@ def test_a_seed_reproduces_everything(folder: Path) -> None:
     assert answers[0][1] != answers[2][1]
 
 
-def test_without_a_seed_one_is_made_and_kept(folder: Path) -> None:
-    """Two starts in one folder have the same keys, in two folders different ones."""
+def test_generated_seed_is_stored(folder: Path) -> None:
+    """Without --seed a seed is generated and stored in the state folder."""
     keys = []
     for where in ("a", "a", "b"):
         with running_server("--state-dir", str(folder / where)) as server:
@@ -149,10 +149,10 @@ def test_without_a_seed_one_is_made_and_kept(folder: Path) -> None:
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_events_outlive_a_killed_server(folder: Path) -> None:
-    """The registers are the machine's, not the process's: kill -9 takes no event away."""
+def test_events_survive_kill(folder: Path) -> None:
+    """Registers and events survive SIGKILL."""
     with running_server(folder=folder) as server:
-        booted = log_of(server.dstack)
+        booted = read_runtime_events(server.dstack)
         assert booted[-1][0] == "system-ready"
         for n in range(3):
             message = {"event": f"event-{n}", "payload": f"{n:02x}"}
@@ -160,25 +160,25 @@ def test_events_outlive_a_killed_server(folder: Path) -> None:
         server.stop(signal.SIGKILL)
     emitted = [(f"event-{n}", f"{n:02x}") for n in range(3)]
     with running_server(folder=folder) as server:
-        assert log_of(server.dstack) == booted + emitted
+        assert read_runtime_events(server.dstack) == booted + emitted
 
 
-def test_reset_reboots(folder: Path) -> None:
-    """--reset is a reboot of the machine: the same boot events, none of the app's."""
+def test_reset_discards_app_events(folder: Path) -> None:
+    """--reset simulates a reboot: boot events only."""
     with running_server(folder=folder) as server:
-        booted = log_of(server.dstack)
+        booted = read_runtime_events(server.dstack)
         call(server.dstack, "EmitEvent", {"event": "x", "payload": ""})
-        assert len(log_of(server.dstack)) == len(booted) + 1
+        assert len(read_runtime_events(server.dstack)) == len(booted) + 1
     with running_server("--reset", folder=folder) as server:
-        assert log_of(server.dstack) == booted
+        assert read_runtime_events(server.dstack) == booted
 
 
-# -- the files of an agent -------------------------------------------------------------------------
+# -- input files ----------------------------------------------------------------------------------
 
 
 @needs_shared
-def test_files_of_the_upstream_simulator() -> None:
-    """All three files together: keys, app and machine are theirs."""
+def test_upstream_simulator_files() -> None:
+    """Keys, app and machine of the three files are used."""
     files = {"--app-keys": "appkeys", "--app-compose": "app-compose", "--sys-config": "sys-config"}
     options = [word for o, name in files.items() for word in (o, str(SIMULATOR / f"{name}.json"))]
     with running_server(*options) as server:
@@ -205,23 +205,23 @@ def test_files_of_the_upstream_simulator() -> None:
     ],
 )
 def test_each_file_works_alone(option: str, name: str) -> None:
-    """What no file says the simulator makes up; evidence and keys work with any one of them."""
+    """The simulator generates missing files; evidence and keys work with any one."""
     with running_server(option, str(SIMULATOR / name)) as server:
-        assert log_of(server.dstack)[-1][0] == "system-ready"
+        assert read_runtime_events(server.dstack)[-1][0] == "system-ready"
         assert len(call(server.dstack, "GetKey", KEY).json()["key"]) == 64
         assert call(server.dstack, "GetTlsKey", {"usage_ra_tls": True}).status == 200
         assert call(server.dstack, "Info").status == 200
 
 
-def test_an_app_id_can_be_given() -> None:
-    """--app-id is what Info and the boot events say."""
+def test_app_id_option() -> None:
+    """--app-id is in Info and the boot events."""
     with running_server("--app-id", "ab" * 20) as server:
         assert call(server.dstack, "Info").json()["app_id"] == "ab" * 20
-        assert ("app-id", "ab" * 20) in log_of(server.dstack)
+        assert ("app-id", "ab" * 20) in read_runtime_events(server.dstack)
 
 
 @pytest.mark.parametrize(
-    ("option", "content", "told"),
+    ("option", "content", "message"),
     [
         ("--app-keys", '{"k256_key": "s3cret"}', ""),
         ("--app-keys", "s3cret", ""),
@@ -232,31 +232,31 @@ def test_an_app_id_can_be_given() -> None:
         ("--seed-file", "s3cret", "32 bytes"),
     ],
 )
-def test_a_wrong_file_is_told(folder: Path, option: str, content: str, told: str) -> None:
-    """Name, key and reason, in one line that shows no secret."""
+def test_invalid_file_fails_startup(folder: Path, option: str, content: str, message: str) -> None:
+    """The error names file, key and reason in one line without secrets."""
     path = folder / "file"
     path.write_text(content)
     options = ("--backend", "simulator", "--dir", str(folder), option, str(path))
     line = refusal(*options, folder=folder, code=1)
     assert str(path) in line
-    assert told in line
+    assert message in line
     assert "s3cret" not in line
 
 
-def test_a_file_that_is_not_there_is_told(folder: Path) -> None:
-    """So is one that is missing."""
+def test_missing_file_fails_startup(folder: Path) -> None:
+    """The error names the missing file."""
     for option in ("--app-keys", "--app-compose", "--sys-config", "--seed-file"):
         options = ("--backend", "simulator", "--dir", str(folder), option, "nowhere")
         assert "nowhere: No such file" in refusal(*options, folder=folder, code=1)
 
 
-# -- what it refuses -------------------------------------------------------------------------------
+# -- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "message"),
     [
-        # A program each. The slow ones are like one of these, or another value of its option.
+        # A process each; the slow ones test another value of the same option.
         (["--frobnicate"], 1, "--frobnicate"),
         (["--backend", "nonsense"], 1, "nonsense"),
         (["--backend", "simulator", "--http", "no.such.host.invalid:0"], 1, "no.such.host.invalid"),
@@ -265,7 +265,7 @@ def test_a_file_that_is_not_there_is_told(folder: Path) -> None:
         (
             ["--backend", "simulator", "--socket=none", "--tappd-socket=none", "--http", "none"],
             1,
-            "nothing to serve",
+            "listeners: all are off",
         ),
         (["--backend", "simulator", "--seed", "s3cret"], 1, "--seed"),
         (["--backend", "simulator", "--dir", "/proc/nowhere"], 1, "/proc/nowhere"),
@@ -273,7 +273,7 @@ def test_a_file_that_is_not_there_is_told(folder: Path) -> None:
             (["--se", "00"], 1, "--se"),
             (["--http"], 1, "--http"),
             (["word"], 1, "word"),
-            (["--backend", "simulator", "--http", "8090"], 1, "--http 8090"),
+            (["--backend", "simulator", "--http", "8090"], 1, "--http: must be HOST:PORT"),
             (["--backend", "simulator", "--socket-group", "4294967295"], 1, "4294967295"),
             (
                 ["--backend", "simulator", "--socket-group", "\N{SUPERSCRIPT TWO}"],
@@ -285,16 +285,18 @@ def test_a_file_that_is_not_there_is_told(folder: Path) -> None:
         ),
     ],
 )
-def test_wrong_options_are_one_line(folder: Path, options: list[str], code: int, told: str) -> None:
-    """Whatever is wrong is told in one line, without the seed and without a traceback."""
+def test_invalid_options_fail_startup(
+    folder: Path, options: list[str], code: int, message: str
+) -> None:
+    """The error is one line without the seed and without a traceback."""
     given = options if "--dir" in options else ["--dir", str(folder), *options]
     given = given if "--http" in options else ["--http", "127.0.0.1:0", *given]
     line = refusal(*given, folder=folder, code=code)
-    assert told in line
+    assert message in line
     assert "s3cret" not in line
 
 
-def test_the_simulator_is_not_picked_for_a_deployment(folder: Path) -> None:
-    """With app keys and without hardware, somebody has to say `simulator`."""
+def test_app_keys_require_explicit_simulator(folder: Path) -> None:
+    """With app keys and without hardware, --backend simulator must be given."""
     line = refusal("--dir", str(folder), "--app-keys", "x", folder=folder, code=1)
     assert "--backend simulator" in line

@@ -1,4 +1,4 @@
-"""A backend that is no simulator: blocking calls, the host's files, and no keys of its own."""
+"""A blocking backend from a plugin, with the host's files and without its own keys."""
 
 import tempfile
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ class Device:
 
 @pytest.fixture
 def plugin() -> Iterator[Path]:
-    """A folder to import from, in which a package with a backend is installed."""
+    """Return a folder with an installed package that provides a backend."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         folder = Path(name)
         (folder / "pretended_device.py").write_text(MODULE)
@@ -67,15 +67,15 @@ def plugin() -> Iterator[Path]:
         yield folder
 
 
-def environ(plugin: Path, **extra: str) -> dict[str, str]:
-    """Return an environment in which the plugin is installed."""
+def create_environment(plugin: Path, **extra: str) -> dict[str, str]:
+    """Return an environment with the plugin installed."""
     found = environment(**extra)
     found["PYTHONPATH"] += f":{plugin}"
     return found
 
 
-def host_shared(folder: Path, *names: str) -> str:
-    """Make a folder as the host shares it, of the upstream simulator's files."""
+def create_host_shared(folder: Path, *names: str) -> str:
+    """Create a host-shared folder with the upstream simulator's files."""
     where = folder / "shared"
     where.mkdir()
     for name in names:
@@ -85,10 +85,10 @@ def host_shared(folder: Path, *names: str) -> str:
 
 
 @needs_shared
-def test_the_files_of_the_host_are_used(plugin: Path) -> None:
-    """App, keys and machine are what the host's folder says; evidence comes from the device."""
-    shared = host_shared(plugin, "appkeys.json", "app-compose.json", "sys-config.json")
-    named = environ(plugin, DSTACK_HOST_SHARED_DIR=shared)
+def test_host_files_are_used(plugin: Path) -> None:
+    """App, keys and machine come from the host's folder, evidence from the device."""
+    shared = create_host_shared(plugin, "appkeys.json", "app-compose.json", "sys-config.json")
+    named = create_environment(plugin, DSTACK_HOST_SHARED_DIR=shared)
     with running_server("--backend", "pretended", seed=None, environ=named) as server:
         assert Path(server.dstack).stat().st_mode & 0o777 == 0o660
         assert "simulated" not in server.log().lower()
@@ -105,9 +105,11 @@ def test_the_files_of_the_host_are_used(plugin: Path) -> None:
 
 
 @needs_shared
-def test_without_keys_the_key_methods_say_so(plugin: Path) -> None:
-    """Quotes work without app keys; what needs keys is a 500 with the reason."""
-    named = environ(plugin, DSTACK_HOST_SHARED_DIR=host_shared(plugin, "app-compose.json"))
+def test_key_methods_without_keys_fail(plugin: Path) -> None:
+    """Quotes work without app keys; key methods return a 500."""
+    named = create_environment(
+        plugin, DSTACK_HOST_SHARED_DIR=create_host_shared(plugin, "app-compose.json")
+    )
     with running_server("--backend", "pretended", seed=None, environ=named) as server:
         assert call(server.dstack, "GetQuote").status == 200
         for method in ("GetKey", "Sign", "GetTlsKey"):
@@ -116,18 +118,18 @@ def test_without_keys_the_key_methods_say_so(plugin: Path) -> None:
             assert "key" in answer.json()["error"]
 
 
-def test_without_an_app_it_refuses(plugin: Path) -> None:
-    """A server must know its app."""
+def test_missing_app_compose_fails_startup(plugin: Path) -> None:
+    """The error names the path and the option."""
     options = ("--backend", "pretended", "--dir", str(plugin), "--http", "none")
-    path = environ(plugin)["PYTHONPATH"]
+    path = create_environment(plugin)["PYTHONPATH"]
     shared = {"DSTACK_HOST_SHARED_DIR": str(plugin / "nowhere")}
     line = refusal(*options, folder=plugin, code=1, PYTHONPATH=path, **shared)
     assert f"{plugin}/nowhere/app-compose.json" in line
-    assert line.rstrip().endswith("; --app-compose FILE names one")
+    assert line.rstrip().endswith("; give --app-compose FILE")
 
 
-def test_keys_are_not_given_to_tcp_clients(plugin: Path) -> None:
-    """--dev-http is for the simulator."""
+def test_dev_http_on_hardware_is_refused(plugin: Path) -> None:
+    """--dev-http requires the simulator."""
     options = ("--backend", "pretended", "--dir", str(plugin), "--dev-http", "127.0.0.1:0")
-    path = environ(plugin)["PYTHONPATH"]
+    path = create_environment(plugin)["PYTHONPATH"]
     assert "--dev-http" in refusal(*options, folder=plugin, code=1, PYTHONPATH=path)

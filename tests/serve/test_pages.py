@@ -1,4 +1,4 @@
-"""The pages for browsers: what is mounted, its headers, and the files that the dashboard loads."""
+"""The pages: mounted paths, headers and assets."""
 
 import asyncio
 import re
@@ -11,22 +11,22 @@ import pytest
 from attestkit.serve.pages.static_files import ASSETS
 from tests.serve.asgi import Client
 from tests.serve.guests import MakeGuest
-from tests.serve.pages.page import Engine, Page, client_with, container, page_of
+from tests.serve.pages.page import Engine, Page, create_client, create_container, read_page
 from tests.serve.server import running_server
 from tests.vectors import SHARED
 
 
-def test_page_has_no_body_for_head(external: Client) -> None:
-    """HEAD gets the headers."""
+def test_head_has_headers_of_get(external: Client) -> None:
+    """HEAD has the headers of GET."""
     assert external.request("HEAD", "/").headers == external.get("/").headers
 
 
-def test_every_link_leads_somewhere(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """What the page links to is served, and only what is served is linked to."""
+def test_links_of_page_are_served(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """Every link of the page is served, and only mounted pages are linked."""
     guest = make_guest(compose={"public_sysinfo": True})
     for paths in ((), ("/docs", "/openapi.json", "/logs/")):
-        client = client_with(guest, Engine(container(["a"])), loop, *paths)
-        page = page_of(client)
+        client = create_client(guest, Engine(create_container(["a"])), loop, *paths)
+        page = read_page(client)
         for link in page.links:
             if link.startswith("#"):
                 assert f'id="{link.removeprefix("#")}"' in client.get("/").body.decode()
@@ -37,8 +37,8 @@ def test_every_link_leads_somewhere(make_guest: MakeGuest, loop: asyncio.Abstrac
         assert ("/docs" in page.links) == bool(paths)
 
 
-def test_headers(external: Client) -> None:
-    """A browser may run and load the server's own files and nothing else, and keeps no copy."""
+def test_page_security_headers(external: Client) -> None:
+    """The policy permits only the server's own resources, and no caching."""
     headers = external.get("/").headers
     policy = dict(
         rule.strip().split(" ", 1) for rule in headers["content-security-policy"].split(";")
@@ -57,12 +57,10 @@ def test_headers(external: Client) -> None:
     assert headers["cache-control"] == "no-store"
 
 
-def test_the_page_keeps_to_its_policy(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
-    """No style or handler stands in a tag; what is loaded is ours, and can be kept for good."""
+def test_page_complies_with_policy(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """The page has no inline style or handler, and loads only cacheable assets."""
     guest = make_guest(compose={"public_sysinfo": True})
-    client = client_with(guest, Engine(container(["a"])), loop, "/logs/")
+    client = create_client(guest, Engine(create_container(["a"])), loop, "/logs/")
     text = client.get("/").body.decode()
     page = Page(text)
     assert "style" not in page.tags
@@ -79,8 +77,8 @@ def test_the_page_keeps_to_its_policy(
 
 
 @pytest.mark.parametrize("name", ASSETS)
-def test_files_of_the_page(external: Client, name: str) -> None:
-    """They have their types, name no other host, and are asked for again without their digest."""
+def test_assets_are_served(external: Client, name: str) -> None:
+    """Assets have their types, load nothing, and are revalidated without their digest."""
     response = external.get(f"/assets/{name}")
     assert response.status == 200
     assert response.headers["content-type"].encode() == ASSETS[name]
@@ -107,15 +105,15 @@ def test_files_of_the_page(external: Client, name: str) -> None:
         "/assets/x",
     ],
 )
-def test_pages_that_are_not_served(external: Client, path: str) -> None:
+def test_other_paths_are_404(external: Client, path: str) -> None:
     """Other paths are a 404 in JSON."""
     response = external.get(path)
     assert response.status == 404
     assert response.error().startswith("No such path: ")
 
 
-def test_dashboard_example_of_the_document() -> None:
-    """The document's own command, but for host and port, gets the page."""
+def test_document_example_of_dashboard_works() -> None:
+    """The document's command, with another host and port, returns the page."""
     shown = re.compile(r'^curl "http://[\d.]+:\d+/"$', re.MULTILINE)
     documents = [document.read_text() for document in SHARED.glob("seeds/*.txt")]
     commands = [command for document in documents for command in shown.findall(document)]

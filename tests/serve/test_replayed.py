@@ -1,4 +1,4 @@
-"""A server over a recording answers its clients what the recorded TEE answered."""
+"""A server on a recording returns the recorded evidence."""
 
 from pathlib import Path
 from typing import Any
@@ -14,30 +14,30 @@ from tests.serve.client import call
 from tests.serve.server import environment, refusal, running_server
 from tests.tees import SEED, FakeTd, Machine
 
-ASKED = b"nonce".ljust(64, b"\0")
+REPORT_DATA = b"nonce".ljust(64, b"\0")
 NOW = 1_764_000_000
 
 
-def recorded(path: Path, backend: Any) -> tuple[bytes, bytes]:
-    """Record two quotes with an event between them."""
+def record_quotes(path: Path, backend: Any) -> tuple[bytes, bytes]:
+    """Record two quotes and an event between them."""
     with Attester(Recording(path, of=backend)) as tee:
-        tee.info(), tee.registers()  # what the server's Info asks for
-        first = tee.quote_and_log(ASKED)[0].raw
+        tee.info(), tee.registers()  # called by the server's Info
+        first = tee.quote_and_log(REPORT_DATA)[0].raw
         tee.emit_event("model", b"1")
-        second = tee.quote_and_log(ASKED)[0].raw
+        second = tee.quote_and_log(REPORT_DATA)[0].raw
     return first, second
 
 
-def test_clients_are_answered_from_the_file(tmp_path: Path) -> None:
-    """Quote, log and event as recorded; other report data are a 500 that lists what there is."""
+def test_recording_is_replayed(tmp_path: Path) -> None:
+    """Quote, log and event are as recorded; other report data is a 500 with the alternatives."""
     path = tmp_path / "tee.jsonl"
-    quotes = recorded(path, Simulator(seed=SEED, now=lambda: NOW))
+    quotes = record_quotes(path, Simulator(seed=SEED, now=lambda: NOW))
     environ = environment(ATTESTKIT_RECORDING=str(path))
     options = ("--backend", "recording")
     with running_server(*options, seed=None, environ=environ) as server:
 
         def quote() -> Quote:
-            answer = call(server.dstack, "GetQuote", {"report_data": ASKED.hex()}).json()
+            answer = call(server.dstack, "GetQuote", {"report_data": REPORT_DATA.hex()}).json()
             found = Quote.parse(bytes.fromhex(answer["quote"]))
             EventLog.from_json(answer["event_log"]).check(found)
             return found
@@ -47,7 +47,7 @@ def test_clients_are_answered_from_the_file(tmp_path: Path) -> None:
         assert info["app_id"] == Simulator(seed=SEED).app_compose.default_app_id.hex()
         other = call(server.dstack, "GetQuote", {"report_data": "01"})
         assert other.status == 500
-        assert f"get_quote({ASKED.hex()})" in other.json()["error"]
+        assert f"get_quote({REPORT_DATA.hex()})" in other.json()["error"]
         assert call(server.dstack, "EmitEvent", {"event": "other", "payload": ""}).status == 500
         assert quote().raw == quotes[0]
         event = {"event": "model", "payload": b"1".hex()}
@@ -63,10 +63,10 @@ def test_clients_are_answered_from_the_file(tmp_path: Path) -> None:
         assert anchor.read_text().startswith("-----BEGIN CERTIFICATE")
 
 
-def test_a_recording_of_hardware_is_a_replay(
+def test_recording_of_hardware_is_marked_simulated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says that it proves nothing, though what was recorded was a TEE; there is no root."""
+    """A replay is marked as simulated and has no root certificate."""
     shared = tmp_path / "shared"
     shared.mkdir()
     compose = Simulator(seed=SEED).app_compose.raw
@@ -76,19 +76,19 @@ def test_a_recording_of_hardware_is_a_replay(
     backend = FakeTd(Machine(tmp_path))
     with attestkit.open("recording", path=path, of=backend) as tee:
         assert not tee.simulated
-        first = tee.quote_and_log(ASKED)[0].raw
+        first = tee.quote_and_log(REPORT_DATA)[0].raw
     named = environment(ATTESTKIT_RECORDING=str(path), ATTESTKIT_BACKEND="recording")
     options = ("--backend", "recording")
     with running_server(*options, seed=None, environ=named) as server:
-        answer = call(server.dstack, "GetQuote", {"report_data": ASKED.hex()}).json()
+        answer = call(server.dstack, "GetQuote", {"report_data": REPORT_DATA.hex()}).json()
         assert bytes.fromhex(answer["quote"]) == first
         assert "SIMULATED: a replay of fake_td" in server.log()
         assert not (server.folder / "trust-anchor.pem").exists()
 
 
-def test_without_a_recording_it_refuses(tmp_path: Path) -> None:
-    """Which variable names one is said; so is what the simulator alone has."""
+def test_missing_recording_fails_startup(tmp_path: Path) -> None:
+    """The error names the variable; options of the simulator are refused."""
     options = ("--backend", "recording", "--dir", str(tmp_path), "--http", "none")
     assert "$ATTESTKIT_RECORDING" in refusal(*options, folder=tmp_path, code=3)
     line = refusal(*options, "--pccs", "127.0.0.1:0", folder=tmp_path, code=1)
-    assert "--pccs is for the simulator only" in line
+    assert "--pccs: for the simulator only" in line

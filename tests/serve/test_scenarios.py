@@ -1,4 +1,4 @@
-"""A server of a named scenario: what a relying party fetches from it is judged as it is named."""
+"""Named scenarios: verifiers of the server's evidence get the scenario's outcome."""
 
 import contextlib
 import ssl
@@ -16,11 +16,11 @@ from tests.serve.client import call
 from tests.serve.server import Server, running_server
 
 PCCS = ("--pccs", "127.0.0.1:0")
-ASKED = b"\x77" * 64
+REPORT_DATA = b"\x77" * 64
 
 
-def anchor_of(server: Server) -> bytes:
-    """Return the root that it leaves for verifiers (DER)."""
+def read_trust_anchor(server: Server) -> bytes:
+    """Return the server's root certificate (DER)."""
     return ssl.PEM_cert_to_DER_cert((server.folder / "trust-anchor.pem").read_text())
 
 
@@ -28,25 +28,27 @@ def anchor_of(server: Server) -> bytes:
     "name",
     ["ok-v5-td15", "tcb-OutOfDate", "module-update", "pck-revoked", "collateral-expired"],
 )
-def test_quotes_and_collateral(name: str) -> None:
-    """GetQuote and what --pccs says, judged by dcap-qvl at this moment."""
+def test_scenario_determines_dcap_qvl_result(name: str) -> None:
+    """dcap-qvl gives the scenario's outcome for quote and collateral."""
     with running_server("--scenario", name, *PCCS) as server:
-        assert f"its scenario: {name}\n" in server.log()
-        answer = call(server.dstack, "GetQuote", {"report_data": ASKED.hex()})
+        assert f"scenario: {name}\n" in server.log()
+        answer = call(server.dstack, "GetQuote", {"report_data": REPORT_DATA.hex()})
         quote = Quote.parse(bytes.fromhex(answer.json()["quote"]))
-        assert quote.report_data == ASKED
+        assert quote.report_data == REPORT_DATA
         collateral = Collateral.fetch(quote, server.ready["pccs"])
         now = int(datetime.now(timezone.utc).timestamp())
-        verdict = judge(quote.raw, collateral, anchor_of(server), now)
+        verdict = judge(quote.raw, collateral, read_trust_anchor(server), now)
         outcome = NAMED[name].outcome
-        accepted = outcome[:1].isupper()  # a word of Intel's; a reason to refuse is ours
+        accepted = outcome[
+            :1
+        ].isupper()  # a TCB status of Intel; reasons for a refusal are lower case
         assert verdict.status == (outcome if accepted else REJECT), verdict.text
         server.check_log()
 
 
 @pytest.mark.parametrize("name", ["truncated", "report-data-altered"])
-def test_what_is_no_evidence_does_not_leave(name: str) -> None:
-    """The server does not hand out a quote that is malformed, or over something else."""
+def test_malformed_quote_is_not_returned(name: str) -> None:
+    """A malformed quote, or one of other report data, is a 500."""
     with running_server("--scenario", name) as server:
         for method in ("GetQuote", "Attest", "GetQuote"):
             answer = call(server.dstack, method)
@@ -64,23 +66,23 @@ def test_what_is_no_evidence_does_not_leave(name: str) -> None:
         (("--scenario", "snp-bad-signature"), "signature"),
     ],
 )
-def test_reports_of_snp(options: tuple[str, ...], refusal: str) -> None:
-    """Attest has the evidence, which a strict verifier takes or refuses; there is no TDX quote."""
+def test_snp_scenario_determines_result(options: tuple[str, ...], refusal: str) -> None:
+    """A strict verifier accepts or rejects the evidence; the TDX quote is empty."""
     with running_server(*options) as server:
-        answer = call(server.dstack, "Attest", {"report_data": ASKED.hex()})
+        answer = call(server.dstack, "Attest", {"report_data": REPORT_DATA.hex()})
         evidence = bytes.fromhex(answer.json()["attestation"])
-        assert Attestation.from_bytes(evidence).report_data == ASKED
+        assert Attestation.from_bytes(evidence).report_data == REPORT_DATA
         assert call(server.dstack, "GetQuote").json()["quote"] == ""
-        verifier = Verifier(anchor_of(server), policy=AppraisalPolicy.strict())
+        verifier = Verifier(read_trust_anchor(server), policy=AppraisalPolicy.strict())
         with contextlib.ExitStack() as stack:
             if refusal:
                 stack.enter_context(pytest.raises(VerificationError, match=refusal))
-            verifier.verify(evidence, report_data=ASKED)
+            verifier.verify(evidence, report_data=REPORT_DATA)
         server.check_log()
 
 
-def test_a_fault_and_a_scenario_at_once() -> None:
-    """First it fails, then it gives what the scenario says; SNP reports fail as well."""
+def test_fault_precedes_scenario() -> None:
+    """A fault applies first, then the scenario, for TDX and SNP."""
     with running_server("--scenario", "td-debug", "--fault", "eio") as server:
         assert "simulated fault eio" in call(server.dstack, "GetQuote").json()["error"]
         quote = Quote.parse(bytes.fromhex(call(server.dstack, "GetQuote").json()["quote"]))

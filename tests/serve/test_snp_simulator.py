@@ -1,4 +1,4 @@
-"""The server on the simulator as an SEV-SNP guest answers as on hardware, and can be believed."""
+"""The server on a simulated SEV-SNP guest."""
 
 import asyncio
 import json
@@ -10,19 +10,20 @@ from attestkit.errors import UsageError
 from attestkit.serve import listener_apps
 from attestkit.serve.services.context import Guest
 from attestkit.verifier import Verifier
+from tests.raising import raises
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW, MakeGuest
 
 
 @pytest.fixture
 def guest(make_guest: MakeGuest) -> Guest:
-    """An app in an SEV-SNP guest."""
+    """Return an app in an SEV-SNP guest."""
     return make_guest(SnpSimulator, {"public_tcbinfo": True})
 
 
 @pytest.mark.parametrize("method", ["/GetQuote", "/Attest"])
-def test_its_evidence_is_believed_under_its_root(guest: Guest, dstack: Client, method: str) -> None:
-    """Report data, app and certificates are all there; no quote of TDX is."""
+def test_evidence_verifies_under_simulator_root(guest: Guest, dstack: Client, method: str) -> None:
+    """The evidence verifies with report data, app and certificates; the quote is empty."""
     answer = dstack.post(method, {"report_data": "12" * 64}).json()
     assert answer.get("quote", "") == ""
     simulator = guest.attester.backend
@@ -35,8 +36,8 @@ def test_its_evidence_is_believed_under_its_root(guest: Guest, dstack: Client, m
     assert result.app_info.compose_hash == guest.attester.app_compose.compose_hash
 
 
-def test_what_it_says_of_itself(dstack: Client, tappd: Client) -> None:
-    """The app is that of the launch; events are refused, and so are quotes of TDX."""
+def test_info_and_unsupported_methods(dstack: Client, tappd: Client) -> None:
+    """Info has the launched app; events and TDX quotes are refused."""
     info = dstack.get("/Info").json()
     assert info["app_id"] == info["compose_hash"][:40]
     assert json.loads(info["tcb_info"])["event_log"] == []
@@ -48,8 +49,8 @@ def test_what_it_says_of_itself(dstack: Client, tappd: Client) -> None:
     assert "no TDX quote" in response.error()
 
 
-def test_there_is_no_intel_to_ask(guest: Guest, loop: asyncio.AbstractEventLoop) -> None:
-    """A PCCS serves collateral for TDX; the pages of the TCP listener are there."""
-    with pytest.raises(UsageError, match="for the simulated TD only"):
+def test_pccs_is_refused(guest: Guest, loop: asyncio.AbstractEventLoop) -> None:
+    """A PCCS serves TDX collateral only; the pages work."""
+    with raises(UsageError, "not_applicable"):
         listener_apps.collateral_app(guest)
     assert Client(listener_apps.external_app(guest), loop).get("/").status == 200

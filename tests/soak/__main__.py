@@ -1,11 +1,10 @@
-"""Load the server for an hour, and write down how it fared: `make soak`.
+"""Load the server for an hour and record its resources: `make soak`.
 
-200 connections over both sockets and HTTP ask for everything that is served, in JSON, in binary
-and as pages; where a container engine can run, ten of them follow the logs of a container that
-writes, and of one that says nothing. Every ten seconds the server's memory, its descriptors and
-the latencies go into docs/records/soak.json, and from there into soak.svg. It fails if a request
-does, or if memory or descriptors grow after the first five minutes. With less than ten minutes it
-records nothing.
+200 connections over both sockets and HTTP request everything that is served, in JSON, in protobuf
+and as pages. With a container engine, ten of them follow the logs of a container that writes and of
+a silent one. Every ten seconds memory, descriptors and latencies are written to
+docs/records/soak.json, and plotted to soak.svg. The run fails if a request fails, or if memory or
+descriptors grow after the first five minutes. A run of less than ten minutes is not recorded.
 """
 
 import argparse
@@ -21,30 +20,30 @@ from typing import Any
 import uvloop
 
 from tests.records import write_record
-from tests.rigs.docker_engine import missing, running_engine
+from tests.rigs.docker_engine import missing_for_docker, running_engine
 from tests.serve.client import call
 from tests.serve.server import Server, environment, errors_in, running_server
-from tests.soak.load import Ask, Ledger, client, follower
+from tests.soak.load import LoadRecord, RequestKind, run_client, run_follower
 from tests.soak.plot import write_plot
 
 CONNECTIONS = {"dstack": 110, "tappd": 40, "http": 40}
 FOLLOWERS = {"writer": 7, "quiet": 3}
-WRITER = "while true; do echo $(seq 20); sleep 0.1; done"  # what a container runs
+WRITER = "while true; do echo $(seq 20); sleep 0.1; done"  # command of the writing container
 QUIET = "sleep 1000000"
-WARM = 300.0  # seconds after which nothing may grow any more
+WARM = 300.0  # seconds of warm-up
 PERIOD = 10.0  # seconds between two samples
-MEMORY_SLACK = 2.0  # MB: noise, and the log of the few events that are emitted
-DESCRIPTOR_SLACK = 20  # connections come and go
+MEMORY_SLACK = 2.0  # MB of noise, and the log of the emitted events
+DESCRIPTOR_SLACK = 20  # for short-lived connections
 
 
 def main() -> int:
-    """Return 0 if the server is as it was after five minutes."""
+    """Return 0 if requests succeeded and the server did not grow after the warm-up."""
     parser = argparse.ArgumentParser(description="Load the server, and see whether it grows.")
     parser.add_argument("--seconds", type=float, default=3600.0)
     options = parser.parse_args()
-    ledger = Ledger()
+    ledger = LoadRecord()
     with contextlib.ExitStack() as stack:
-        docker = None if missing() else stack.enter_context(running_engine())
+        docker = None if missing_for_docker() else stack.enter_context(running_engine())
         environ = environment(**({} if docker is None else {"DOCKER_HOST": docker.address}))
         if docker is not None:
             docker.run("writer", WRITER)
@@ -56,7 +55,7 @@ def main() -> int:
     figures = {
         "command": f"python -m tests.soak --seconds {options.seconds:g}",
         "connections": sum((CONNECTIONS | FOLLOWERS).values()),
-        "container_engine": missing() or "dockerd",
+        "container_engine": missing_for_docker() or "dockerd",
         "log_bytes": ledger.log_bytes,
         "requests": ledger.requests.total(),
         "failures": dict(ledger.failures),
@@ -76,48 +75,48 @@ def main() -> int:
     return 1 if failed or grown else 0
 
 
-def _asks(server: Server) -> dict[str, Sequence[Ask]]:
+def _create_requests(server: Server) -> dict[str, Sequence[RequestKind]]:
     key = {"path": "my/key", "purpose": "soak", "algorithm": "secp256k1"}
     sign = {"algorithm": "ed25519", "data": "deadbeef"}
     signed = call(server.dstack, "Sign", sign).json()
     check = {**sign, "signature": signed["signature"], "public_key": signed["public_key"]}
     return {
         "dstack": [
-            Ask.post("/GetQuote", {"report_data": "1234"}, 20),
-            Ask.post("/GetQuote", None, 5, binary=b"\n\x02\x12\x34"),
-            Ask.post("/GetKey", key, 20),
-            Ask.post("/GetKey", None, 5, binary=b"\n\x06my/key"),
-            Ask.post("/Sign", sign, 20),
-            Ask.post("/Verify", check, 10),
-            Ask.post("/Info", {}, 10),
-            Ask.post("/Attest", {"report_data": "1234"}, 5),
-            Ask.post("/GetTlsKey", {"subject": "soak", "usage_ra_tls": True}, 2),
-            Ask.get("/GetKey?path=my/key", 3),
+            RequestKind.post("/GetQuote", {"report_data": "1234"}, 20),
+            RequestKind.post("/GetQuote", None, 5, binary=b"\n\x02\x12\x34"),
+            RequestKind.post("/GetKey", key, 20),
+            RequestKind.post("/GetKey", None, 5, binary=b"\n\x06my/key"),
+            RequestKind.post("/Sign", sign, 20),
+            RequestKind.post("/Verify", check, 10),
+            RequestKind.post("/Info", {}, 10),
+            RequestKind.post("/Attest", {"report_data": "1234"}, 5),
+            RequestKind.post("/GetTlsKey", {"subject": "soak", "usage_ra_tls": True}, 2),
+            RequestKind.get("/GetKey?path=my/key", 3),
         ],
         "tappd": [
-            Ask.post("/prpc/Tappd.TdxQuote", {"report_data": "1234"}, 5),
-            Ask.post("/prpc/Tappd.DeriveKey", {"path": "a", "subject": "b"}, 1),
-            Ask.post("/prpc/Tappd.Info", {}, 5),
+            RequestKind.post("/prpc/Tappd.TdxQuote", {"report_data": "1234"}, 5),
+            RequestKind.post("/prpc/Tappd.DeriveKey", {"path": "a", "subject": "b"}, 1),
+            RequestKind.post("/prpc/Tappd.Info", {}, 5),
         ],
         "http": [
-            Ask.get("/", 1),
-            Ask.get("/metrics", 2),
-            Ask.get("/openapi.json", 1),
-            Ask.get("/prpc/Worker.Info", 5),
-            Ask.get("/prpc/Worker.Version", 10),
-            Ask.post("/prpc/Worker.GetAttestationForAppKey", {"algorithm": "ed25519"}, 5),
+            RequestKind.get("/", 1),
+            RequestKind.get("/metrics", 2),
+            RequestKind.get("/openapi.json", 1),
+            RequestKind.get("/prpc/Worker.Info", 5),
+            RequestKind.get("/prpc/Worker.Version", 10),
+            RequestKind.post("/prpc/Worker.GetAttestationForAppKey", {"algorithm": "ed25519"}, 5),
         ],
     }
 
 
 async def _soak(
-    server: Server, ledger: Ledger, seconds: float, *, follow: bool
+    server: Server, ledger: LoadRecord, seconds: float, *, follow: bool
 ) -> list[dict[str, Any]]:
     end = time.monotonic() + seconds
-    asks = _asks(server)
+    asks = _create_requests(server)
     endpoints = {"dstack": server.dstack, "tappd": server.tappd, "http": server.url}
     tasks = [
-        asyncio.create_task(client(endpoints[name], asks[name], ledger, end))
+        asyncio.create_task(run_client(endpoints[name], asks[name], ledger, end))
         for name, count in CONNECTIONS.items()
         for _ in range(count)
     ]
@@ -125,9 +124,9 @@ async def _soak(
         target = f"/logs/{name}?text&bare&follow&tail=10"
         for _ in range(count):
             work = (
-                follower(server.url, target, ledger, end)
+                run_follower(server.url, target, ledger, end)
                 if follow
-                else client(server.url, asks["http"], ledger, end)
+                else run_client(server.url, asks["http"], ledger, end)
             )
             tasks.append(asyncio.create_task(work))
     samples = [sample async for sample in _samples(server, ledger, end)]
@@ -135,14 +134,14 @@ async def _soak(
     return samples
 
 
-async def _samples(server: Server, ledger: Ledger, end: float) -> AsyncIterator[dict[str, Any]]:
+async def _samples(server: Server, ledger: LoadRecord, end: float) -> AsyncIterator[dict[str, Any]]:
     begin = time.monotonic()
     emitted = 0
     while (now := time.monotonic()) < end:
         await asyncio.sleep(min(PERIOD, end - now))
-        taken = ledger.take() or [0.0, 0.0]
+        taken = ledger.take_durations() or [0.0, 0.0]
         cuts = quantiles(taken, n=100, method="inclusive") if len(taken) > 1 else taken * 99
-        rss, descriptors = _look(server.process.pid)
+        rss, descriptors = _read_resources(server.process.pid)
         yield {
             "seconds": round(time.monotonic() - begin),
             "requests": len(taken),
@@ -151,14 +150,16 @@ async def _samples(server: Server, ledger: Ledger, end: float) -> AsyncIterator[
             "rss_mb": rss,
             "descriptors": descriptors,
         }
-        if time.monotonic() - begin > 60 * emitted:  # one a minute: logs are meant to grow
+        if (
+            time.monotonic() - begin > 60 * emitted
+        ):  # one event a minute, because the log grows with each
             emitted += 1
             event = {"event": f"soak-{emitted}", "payload": "00"}
             await asyncio.to_thread(call, server.dstack, "EmitEvent", event)
 
 
-def _look(process: int) -> tuple[float, int]:
-    """Return a process's resident memory in MB, and how many descriptors it has."""
+def _read_resources(process: int) -> tuple[float, int]:
+    """Return a process's resident memory in MB and its number of descriptors."""
     folder = Path(f"/proc/{process}")
     lines = (folder / "status").read_text().splitlines()
     [rss] = (int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
@@ -166,9 +167,9 @@ def _look(process: int) -> tuple[float, int]:
 
 
 def _growth(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """Return how much more there was in the last five minutes than in the five after WARM.
+    """Return the growth from the first five minutes after the warm-up to the last five.
 
-    In a short run, which is warm for a third of it, the last third is compared with the second.
+    In a short run the last third is compared with the second.
     """
     last = samples[-1]["seconds"]
     window = min(WARM, last / 3)

@@ -1,4 +1,4 @@
-"""Clients that ask for everything, each at its own pace, over connections that come and go."""
+"""Clients with random pauses and reconnects that request everything."""
 
 import asyncio
 import json
@@ -8,32 +8,32 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Ask", "Ledger", "client", "follower"]
+__all__ = ["LoadRecord", "RequestKind", "run_client", "run_follower"]
 
-_PAUSE = 0.3  # seconds between two requests of a connection, on average
-_LIFE = 60  # requests of a connection, on average
-_PATIENCE = 60  # seconds for an answer
-_HEAD_PATIENCE = 10  # seconds for the head of an answer that goes on
+_PAUSE = 0.3  # mean seconds between two requests of a connection
+_LIFE = 60  # mean number of requests of a connection
+_PATIENCE = 60  # timeout of a response
+_HEAD_PATIENCE = 10  # timeout of the head of an endless response
 _JSON = "application/json"
 
 
-class Ask(NamedTuple):
-    """One kind of request; `weight` says how often it is made, compared with the others."""
+class RequestKind(NamedTuple):
+    """A request with its relative frequency, `weight`."""
 
     name: str
     request: bytes
     weight: float
 
     @classmethod
-    def get(cls, target: str, weight: float) -> "Ask":
-        """Make a GET."""
+    def get(cls, target: str, weight: float) -> "RequestKind":
+        """Return a GET request."""
         return cls(target, f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), weight)
 
     @classmethod
     def post(
         cls, path: str, message: object, weight: float, *, binary: bytes | None = None
-    ) -> "Ask":
-        """Make a POST of a message in JSON, or of its binary form."""
+    ) -> "RequestKind":
+        """Return a POST request with a message in JSON or protobuf."""
         body = json.dumps(message).encode() if binary is None else binary
         kind = _JSON if binary is None else "application/octet-stream"
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
@@ -41,8 +41,8 @@ class Ask(NamedTuple):
         return cls(name, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body, weight)
 
 
-class Ledger:
-    """What the clients have seen since it was last taken."""
+class LoadRecord:
+    """Durations, counts and failures of all clients."""
 
     def __init__(self) -> None:
         self.milliseconds: list[float] = []
@@ -50,8 +50,8 @@ class Ledger:
         self.failures: Counter[str] = Counter()
         self.log_bytes = 0
 
-    def take(self) -> list[float]:
-        """Return the durations of the answers since the last call."""
+    def take_durations(self) -> list[float]:
+        """Return the durations of responses since the last call."""
         taken, self.milliseconds = self.milliseconds, []
         return taken
 
@@ -63,8 +63,8 @@ async def _connect(endpoint: str) -> tuple[asyncio.StreamReader, asyncio.StreamW
     return await asyncio.open_connection(host, int(port), limit=1 << 20)
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
-    """Read one whole answer; return its status, and whether the connection ends with it."""
+async def _read_response(reader: asyncio.StreamReader) -> tuple[int, bool]:
+    """Read a complete response; return its status, and whether it closes the connection."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     lines = head.split(b"\r\n")
     [size] = (int(line[15:]) for line in lines if line.startswith(b"content-length:"))
@@ -72,8 +72,10 @@ async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
     return int(lines[0].split()[1]), b"connection: close" in lines
 
 
-async def client(endpoint: str, asks: Sequence[Ask], ledger: Ledger, end: float) -> None:
-    """Ask until `end`, by the clock `time.monotonic`; whatever is no 200 goes into the ledger."""
+async def run_client(
+    endpoint: str, asks: Sequence[RequestKind], ledger: LoadRecord, end: float
+) -> None:
+    """Send requests until `end` (monotonic time); record statuses other than 200."""
     weights = [ask.weight for ask in asks]
     while time.monotonic() < end:
         reader, writer = await _connect(endpoint)
@@ -84,7 +86,7 @@ async def client(endpoint: str, asks: Sequence[Ask], ledger: Ledger, end: float)
                     break
                 begin = time.perf_counter()
                 writer.write(ask.request)
-                status, is_last = await asyncio.wait_for(_answer(reader), _PATIENCE)
+                status, is_last = await asyncio.wait_for(_read_response(reader), _PATIENCE)
                 ledger.milliseconds.append((time.perf_counter() - begin) * 1000)
                 ledger.requests[ask.name] += 1
                 if status != 200:
@@ -97,17 +99,17 @@ async def client(endpoint: str, asks: Sequence[Ask], ledger: Ledger, end: float)
             writer.close()
 
 
-async def follower(endpoint: str, target: str, ledger: Ledger, end: float) -> None:
-    """Follow a log until `end`, leaving and coming back from time to time.
+async def run_follower(endpoint: str, target: str, ledger: LoadRecord, end: float) -> None:
+    """Follow a log until `end`, reconnecting at random.
 
-    The answer must begin at once, also where the container has not said a word yet.
+    The response must start at once, even if the container has written nothing.
     """
     while (now := time.monotonic()) < end:
         reader, writer = await _connect(endpoint)
         leave = min(end, now + random.uniform(1, 60))
         writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         try:
-            if not await _is_answered(reader, target, ledger):
+            if not await _has_started(reader, target, ledger):
                 break
             while (left := leave - time.monotonic()) > 0:
                 piece = await asyncio.wait_for(reader.read(1 << 16), left)
@@ -123,8 +125,8 @@ async def follower(endpoint: str, target: str, ledger: Ledger, end: float) -> No
             writer.close()
 
 
-async def _is_answered(reader: asyncio.StreamReader, target: str, ledger: Ledger) -> bool:
-    """Read the head of an answer whose body goes on and on; return whether all is well."""
+async def _has_started(reader: asyncio.StreamReader, target: str, ledger: LoadRecord) -> bool:
+    """Read the head of an endless response; return whether its status is 200."""
     try:
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _HEAD_PATIENCE)
     except asyncio.TimeoutError:

@@ -1,4 +1,4 @@
-"""The picture of a soak: latency, memory and descriptors over time."""
+"""Plot of a soak: latency, memory and descriptors over time."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ _PANELS = (
 
 
 def write_plot(path: Path, samples: list[dict[str, Any]]) -> None:
-    """Write an SVG with a panel for each figure, the same on every run over the same samples."""
+    """Write a reproducible SVG with a panel for each quantity."""
     mpl.rcParams["svg.hashsalt"] = "soak"
     mpl.rcParams["svg.fonttype"] = "none"
     figure = Figure(figsize=(9, 7), layout="constrained")

@@ -1,4 +1,4 @@
-"""Threads are served in the order they came, and an interrupt costs nobody else anything."""
+"""FifoLock serves threads in order of arrival; an interrupted waiter does not affect others."""
 
 import contextlib
 import gc
@@ -10,45 +10,45 @@ from functools import partial
 
 import pytest
 
-from attestkit._system.fifo_lock import SteppedTurns, Turns
+from attestkit._system.fifo_lock import FifoLock, HookedFifoLock
 
-PATIENCE = 30.0  # seconds until a test gives up rather than hang
+TIMEOUT = 30.0  # seconds before a test fails instead of hanging
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until something holds that another thread brings about."""
-    end = time.monotonic() + PATIENCE
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition set by another thread holds."""
+    end = time.monotonic() + TIMEOUT
     while not condition():
-        assert time.monotonic() < end, "it never happened"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.0005)
 
 
 @contextlib.contextmanager
-def threads(*works: Callable[[], object]) -> Iterator[list[threading.Thread]]:
-    """Run threads beside the block; all must end soon after it."""
+def running_threads(*works: Callable[[], object]) -> Iterator[list[threading.Thread]]:
+    """Run threads during the block and join them afterwards."""
     running = [threading.Thread(target=work, daemon=True) for work in works]
     yield running
     for thread in running:
         if thread.ident is not None:
-            thread.join(PATIENCE)
-            assert not thread.is_alive(), "a thread waits for ever"
+            thread.join(TIMEOUT)
+            assert not thread.is_alive(), "a thread did not end"
 
 
-def _waits(turns: Turns, count: int) -> bool:
+def _has_waiters(turns: FifoLock, count: int) -> bool:
     return turns.waiting == count
 
 
-def queue_up(turns: Turns, running: list[threading.Thread]) -> None:
-    """Start threads one by one, each once the one before waits."""
+def start_in_order(turns: FifoLock, running: list[threading.Thread]) -> None:
+    """Start threads one at a time, each once the previous one waits."""
     for thread in running:
         before = turns.waiting
         thread.start()
-        until(partial(_waits, turns, before + 1))
+        wait_until(partial(_has_waiters, turns, before + 1))
 
 
-def test_first_come_first_served() -> None:
-    """Whoever came first is served first, whatever the operating system wakes."""
-    turns, served = Turns(), list[int]()
+def test_fifo_lock_waiters_are_served_in_order() -> None:
+    """Threads acquire the lock in the order in which they requested it."""
+    turns, served = FifoLock(), list[int]()
 
     def work(number: int) -> Callable[[], None]:
         def run() -> None:
@@ -57,112 +57,112 @@ def test_first_come_first_served() -> None:
 
         return run
 
-    with threads(*map(work, range(20))) as running, turns:
-        queue_up(turns, running)
+    with running_threads(*map(work, range(20))) as running, turns:
+        start_in_order(turns, running)
         assert served == []
     assert served == list(range(20))
     assert turns.waiting == 0
 
 
-def test_whoever_releases_does_not_overtake() -> None:
-    """A thread that asks again at once comes behind all who wait, each time anew."""
-    turns, served = Turns(), list[str]()
+def test_fifo_lock_requested_again_queues_behind_waiters() -> None:
+    """A thread that requests the lock again after release queues behind all waiters."""
+    turns, served = FifoLock(), list[str]()
 
     def other() -> None:
         for _ in range(50):
             with turns:
                 served.append("other")
-                until(lambda: turns.waiting == 1 or len(served) >= 98)
+                wait_until(lambda: turns.waiting == 1 or len(served) >= 98)
 
-    with threads(other) as running:
+    with running_threads(other) as running:
         with turns:
-            queue_up(turns, running)
+            start_in_order(turns, running)
         for _ in range(50):
             with turns:
                 served.append("main")
-                until(lambda: turns.waiting == 1 or len(served) >= 98)
+                wait_until(lambda: turns.waiting == 1 or len(served) >= 98)
     assert served[:98] == ["other", "main"] * 49
 
 
-def test_nobody_is_overtaken_by_more_than_all_others() -> None:
-    """8 threads that ask in a loop: between asking and turn there is one turn of each other."""
-    turns, order, worst = Turns(), list[int](), list[int]()
+def test_fifo_lock_under_contention_is_fair() -> None:
+    """Among 8 contending threads each gets the lock at most once between two turns of another."""
+    turns, order, worst = FifoLock(), list[int](), list[int]()
 
     def client() -> None:
         for _ in range(40):
-            asked = len(order)
+            requested_at = len(order)
             with turns:
-                worst.append(len(order) - asked)
+                worst.append(len(order) - requested_at)
                 order.append(1)
-                time.sleep(0.0002)  # what a device takes, during which the others run
+                time.sleep(0.0002)  # duration of a device access, during which other threads run
 
-    with threads(*[client] * 8) as running:
+    with running_threads(*[client] * 8) as running:
         for thread in running:
             thread.start()
     assert len(order) == 320
-    # A thread that the machine stops between looking and asking sees some more: not many do.
+    # A thread suspended between reading and requesting sees more turns: few may exceed this.
     assert sorted(worst)[int(len(worst) * 0.99)] <= 8 + 7
 
 
-def test_it_is_entered_again_within() -> None:
-    """What has the turn may ask for it again; others come in only at the outermost end."""
+def test_fifo_lock_reentered_is_released_at_outermost_exit() -> None:
+    """The holder may acquire the lock again; waiters enter after the outermost exit only."""
     steps = list[str]()
-    turns = SteppedTurns(lambda: steps.append("enter"), lambda: steps.append("leave"))
+    turns = HookedFifoLock(lambda: steps.append("enter"), lambda: steps.append("leave"))
 
-    def tell(who: str) -> None:
-        steps.append(f"{who}: {turns.mine}")
+    def record(name: str) -> None:
+        steps.append(f"{name}: {turns.held}")
 
-    tell("before")
-    with threads(lambda: tell("other")) as running:
+    record("before")
+    with running_threads(lambda: record("other")) as running:
         with turns:
             with turns, turns:
-                tell("inner")
-            tell("outer")
+                record("inner")
+            record("outer")
             running[0].start()
-            running[0].join(PATIENCE)
-        tell("after")
+            running[0].join(TIMEOUT)
+        record("after")
     expected = ["before: False", "enter", "inner: True", "outer: True", "other: False", "leave"]
     assert steps == [*expected, "after: False"]
 
 
-def test_a_turn_that_cannot_begin_is_over() -> None:
-    """If the first step fails, the next in the queue has its turn."""
+def test_fifo_lock_failed_enter_hook_releases() -> None:
+    """If the enter hook fails, the next waiter acquires the lock."""
     failures = [ValueError("no")]
 
     def enter() -> None:
         if failures:
             raise failures.pop()
 
-    turns = SteppedTurns(enter, lambda: None)
+    turns = HookedFifoLock(enter, lambda: None)
     with pytest.raises(ValueError, match="no"):
         turns.__enter__()
-    assert not turns.mine
+    assert not turns.held
     assert turns.waiting == 0
     with turns:
-        assert turns.mine
+        assert turns.held
 
 
-def test_a_turn_that_cannot_end_is_over() -> None:
-    """If the last step fails, that is told, and the next one has its turn."""
+def test_fifo_lock_failed_leave_hook_raises_and_releases() -> None:
+    """If the leave hook fails, its error is raised and the next waiter acquires the lock."""
 
     def leave() -> None:
         raise ValueError("no")
 
-    turns, served = SteppedTurns(lambda: None, leave), list[str]()
+    turns, served = HookedFifoLock(lambda: None, leave), list[str]()
 
     def other() -> None:
         with contextlib.suppress(ValueError), turns:
             served.append("other")
 
-    with threads(other) as running, pytest.raises(ValueError, match="no"), turns:
-        queue_up(turns, running)
+    with running_threads(other) as running, pytest.raises(ValueError, match="no"), turns:
+        start_in_order(turns, running)
     assert served == ["other"]
     assert turns.waiting == 0
 
 
-def test_an_error_inside_ends_the_turn() -> None:
-    """As with any lock."""
-    turns = Turns()
+def test_fifo_lock_error_in_block_releases() -> None:
+    """An exception inside the block releases the lock."""
+    turns = FifoLock()
     with pytest.raises(KeyError), turns, turns:
         raise KeyError
     assert turns.waiting == 0
@@ -171,15 +171,15 @@ def test_an_error_inside_ends_the_turn() -> None:
 
 
 class Interrupted(BaseException):
-    """What the handler of a signal raises, as Ctrl-C does."""
+    """Exception raised by a signal handler, like KeyboardInterrupt."""
 
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[None]:
-    """Have SIGUSR1 interrupt the main thread.
+    """Make SIGUSR1 interrupt the main thread.
 
-    No garbage is collected meanwhile: the interpreter swallows what is raised in a finalizer, or in
-    a callback of the collector's (hypothesis has one), and so an interrupt that comes there.
+    Garbage collection is off: CPython discards exceptions raised in finalizers and GC callbacks
+    (hypothesis installs one), so an interrupt there would be lost.
     """
 
     def interrupt(*_: object) -> None:
@@ -194,9 +194,9 @@ def interrupts() -> Iterator[None]:
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_an_interrupt_while_waiting_gives_the_place_up() -> None:
-    """Whoever is before and behind is served as if the interrupted one had never come."""
-    turns, go_on, served = Turns(), threading.Event(), list[str]()
+def test_fifo_lock_interrupted_waiter_leaves_queue() -> None:
+    """Threads before and behind an interrupted waiter are served as if it had not queued."""
+    turns, go_on, served = FifoLock(), threading.Event(), list[str]()
     taken = threading.Event()
     main = threading.main_thread().ident
     assert main is not None
@@ -204,44 +204,44 @@ def test_an_interrupt_while_waiting_gives_the_place_up() -> None:
     def holder() -> None:
         with turns:
             taken.set()
-            go_on.wait(PATIENCE)
+            go_on.wait(TIMEOUT)
 
     def behind() -> None:
-        until(lambda: turns.waiting == 1)
+        wait_until(lambda: turns.waiting == 1)
         before = turns.waiting
         last.start()
-        until(lambda: turns.waiting == before + 1)
+        wait_until(lambda: turns.waiting == before + 1)
         signal.pthread_kill(main, signal.SIGUSR1)
 
     def end() -> None:
         with turns:
             served.append("last")
 
-    with interrupts(), threads(holder, behind, end) as running:
+    with interrupts(), running_threads(holder, behind, end) as running:
         last = running[2]
         running[0].start()
-        assert taken.wait(PATIENCE)
+        assert taken.wait(TIMEOUT)
         running[1].start()
         with pytest.raises(Interrupted), turns:
             served.append("main")
-        assert not turns.mine
+        assert not turns.held
         assert turns.waiting == 1
         go_on.set()
     assert served == ["last"]
     assert turns.waiting == 0
 
 
-def test_interrupts_at_any_moment_of_waiting_lose_no_turn() -> None:
-    """Signals strike around the moment of the hand-over: the lock is never lost."""
-    turns, stop = Turns(), threading.Event()
+def test_fifo_lock_interrupted_at_handover_is_not_lost() -> None:
+    """A signal at any moment around the hand-over does not lose the lock."""
+    turns, stop = FifoLock(), threading.Event()
     struck = 0
 
     def other() -> None:
         while not stop.is_set():
             with turns:
-                time.sleep(0.0002)  # what a device takes
+                time.sleep(0.0002)  # duration of a device access
 
-    with interrupts(), threads(other, other) as running:
+    with interrupts(), running_threads(other, other) as running:
         before = signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGUSR1))
         try:
             for thread in running:
@@ -255,7 +255,7 @@ def test_interrupts_at_any_moment_of_waiting_lose_no_turn() -> None:
                     struck += 1
                 finally:
                     signal.setitimer(signal.ITIMER_REAL, 0)
-                    assert not turns.mine
+                    assert not turns.held
         finally:
             stop.set()
             signal.signal(signal.SIGALRM, before)
@@ -263,27 +263,27 @@ def test_interrupts_at_any_moment_of_waiting_lose_no_turn() -> None:
     assert struck
 
 
-def test_interrupts_at_any_moment_of_a_turn_lose_none() -> None:
-    """Ctrl-C wherever it comes, the end of a turn included, and another thread has the next one."""
+def test_fifo_lock_holder_interrupted_at_any_moment_releases() -> None:
+    """A signal at any moment while holding or releasing passes the lock to the next waiter."""
     struck = 0
     with interrupts():
         before = signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGUSR1))
         try:
             for number in range(2000):
-                turns = Turns()
+                turns = FifoLock()
                 try:
                     signal.setitimer(signal.ITIMER_REAL, 0.00002 + number % 50 * 0.000002)
                     while True:
                         for _ in range(10_000):
                             with turns:
                                 pass
-                        # CPython 3.11 can clear the flag of a signal that comes while it computes
-                        # the flag: then nobody looks until another one comes, or is asked for.
+                        # CPython 3.11 may lose the flag of a signal that arrives while it computes
+                        # the flag; setting the mask makes it check again.
                         signal.pthread_sigmask(signal.SIG_BLOCK, ())
                 except Interrupted:
                     struck += 1
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                assert not turns.mine
+                assert not turns.held
                 assert turns.waiting == 0
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -291,15 +291,15 @@ def test_interrupts_at_any_moment_of_a_turn_lose_none() -> None:
     assert struck == 2000
 
 
-def test_a_wake_up_that_got_lost_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Should an interrupt swallow it, the waiter looks for itself."""
-    monkeypatch.setattr(Turns, "_wake", lambda _: None)
-    turns, served = Turns(), list[str]()
+def test_fifo_lock_lost_wake_up_is_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If an interrupt discards a wake-up, the waiter finds the free lock by polling."""
+    monkeypatch.setattr(FifoLock, "_wake", lambda _: None)
+    turns, served = FifoLock(), list[str]()
 
     def other() -> None:
         with turns:
             served.append("other")
 
-    with threads(other) as running, turns:
-        queue_up(turns, running)
+    with running_threads(other) as running, turns:
+        start_in_order(turns, running)
     assert served == ["other"]

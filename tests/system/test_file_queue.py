@@ -1,4 +1,4 @@
-"""Threads of several programs line up for one lock, and a dead one keeps nobody waiting."""
+"""FileQueue serves threads of several processes in order, and recovers from killed ones."""
 
 import os
 import signal
@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +13,9 @@ import pytest
 
 from attestkit._system import file_queue
 from attestkit._system.file_queue import FileQueue
+from tests.system.test_fifo_lock import TIMEOUT, Interrupted, wait_until
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 30.0
 
 HOLDER = """
 import os, sys
@@ -29,8 +28,8 @@ queue.leave()
 """
 
 
-def holder(path: Path) -> "subprocess.Popen[bytes]":
-    """Start a program that enters the queue, says so, and leaves when it is told to."""
+def start_holder(path: Path) -> "subprocess.Popen[bytes]":
+    """Start a process that enters the queue, prints "in", and leaves on a line of input."""
     return subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)],
         stdin=subprocess.PIPE,
@@ -39,43 +38,35 @@ def holder(path: Path) -> "subprocess.Popen[bytes]":
     )
 
 
-def says(program: "subprocess.Popen[bytes]") -> bytes:
-    """Return the next line that a program says."""
+def read_output_line(program: "subprocess.Popen[bytes]") -> bytes:
+    """Return the next line of the process's output."""
     assert program.stdout is not None
     return program.stdout.readline()
 
 
-def drawn(path: Path) -> int:
-    """Return the last number drawn."""
+def last_ticket(path: Path) -> int:
+    """Return the number of the last ticket drawn."""
     return int.from_bytes(path.read_bytes()[:8], "little")
 
 
-def in_and_out(queue: FileQueue) -> None:
-    """Enter the queue and leave it."""
+def enter_and_leave(queue: FileQueue) -> None:
+    """Enter and leave the queue."""
     queue.enter()
     queue.leave()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until something holds that others bring about."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.001)
+def has_new_ticket(path: Path, before: int) -> bool:
+    """Return whether a ticket was drawn after number `before`."""
+    return last_ticket(path) > before
 
 
-def drawn_since(path: Path, before: int) -> bool:
-    """Return whether somebody has drawn a place since there were so many."""
-    return drawn(path) > before
-
-
-def changed_since(path: Path, before: bytes) -> bool:
-    """Return whether the file is another than before."""
+def has_new_content(path: Path, before: bytes) -> bool:
+    """Return whether the file's content differs from `before`."""
     return path.read_bytes() != before
 
 
-def test_places_are_served_in_their_order(tmp_path: Path) -> None:
-    """Threads that share the queue and such that open their own: each leaves before the next."""
+def test_file_queue_threads_are_served_in_order(tmp_path: Path) -> None:
+    """Threads are served in order, whether they share a FileQueue or open their own."""
     path = tmp_path / "queue"
     shared, served = FileQueue(str(path)), list[int]()
     shared.enter()
@@ -91,66 +82,62 @@ def test_places_are_served_in_their_order(tmp_path: Path) -> None:
                 queue.close()
 
         running.append(threading.Thread(target=work, daemon=True))
-        before = drawn(path)
+        before = last_ticket(path)
         running[-1].start()
-        until(partial(drawn_since, path, before))
+        wait_until(partial(has_new_ticket, path, before))
     assert served == []
     shared.leave()
     for thread in running:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     assert served == list(range(10))
     shared.close()
 
 
-def test_programs_wait_for_each_other(tmp_path: Path) -> None:
-    """Whoever is in another program's way leaves, and the other goes on."""
+def test_file_queue_processes_exclude_each_other(tmp_path: Path) -> None:
+    """A process waits for the holder, in both directions."""
     path = tmp_path / "queue"
     queue = FileQueue(str(path))
     queue.enter()
-    with holder(path) as program:
-        until(lambda: drawn(path) == 2)
+    with start_holder(path) as program:
+        wait_until(lambda: last_ticket(path) == 2)
         queue.leave()
-        assert says(program) == b"in\n"
-        behind = threading.Thread(target=in_and_out, args=(queue,), daemon=True)
+        assert read_output_line(program) == b"in\n"
+        behind = threading.Thread(target=enter_and_leave, args=(queue,), daemon=True)
         behind.start()
-        until(lambda: drawn(path) == 3)
+        wait_until(lambda: last_ticket(path) == 3)
         assert behind.is_alive()
-        program.communicate(b"\n", timeout=PATIENCE)
-        behind.join(PATIENCE)
+        program.communicate(b"\n", timeout=TIMEOUT)
+        behind.join(TIMEOUT)
         assert not behind.is_alive()
     queue.close()
 
 
 @pytest.mark.parametrize("waiting", [True, False])
-def test_a_killed_program_gives_its_place_up(tmp_path: Path, *, waiting: bool) -> None:
-    """Killed in its turn or before it: those behind are served."""
+def test_file_queue_killed_process_is_skipped(tmp_path: Path, *, waiting: bool) -> None:
+    """If a process is killed while waiting or holding, the next one is served."""
     path = tmp_path / "queue"
     queue = FileQueue(str(path))
     if waiting:
         queue.enter()
-    with holder(path) as program:
+    with start_holder(path) as program:
         if not waiting:
-            assert says(program) == b"in\n"
+            assert read_output_line(program) == b"in\n"
         number = 2 if waiting else 1
-        until(lambda: drawn(path) == number)
-        behind = threading.Thread(target=in_and_out, args=(queue,), daemon=True)
+        wait_until(lambda: last_ticket(path) == number)
+        behind = threading.Thread(target=enter_and_leave, args=(queue,), daemon=True)
         behind.start()
-        until(lambda: drawn(path) == number + 1)
+        wait_until(lambda: last_ticket(path) == number + 1)
         program.kill()
-        program.wait(PATIENCE)
+        program.wait(TIMEOUT)
         if waiting:
             queue.leave()
-        behind.join(PATIENCE)
+        behind.join(TIMEOUT)
         assert not behind.is_alive()
     queue.close()
 
 
-class Interrupted(BaseException):
-    """What the handler of a signal raises, as Ctrl-C does."""
-
-
-def test_an_interrupt_while_waiting_gives_the_place_up(tmp_path: Path) -> None:
-    """`leave` is due after an interrupt too; then those behind are served."""
+def test_file_queue_enter_interrupted_then_left_serves_the_next(tmp_path: Path) -> None:
+    """`leave` after an interrupted `enter` gives up the ticket."""
     path = tmp_path / "queue"
     queue = FileQueue(str(path))
     main = threading.main_thread().ident
@@ -159,35 +146,35 @@ def test_an_interrupt_while_waiting_gives_the_place_up(tmp_path: Path) -> None:
     def interrupt(*_: object) -> None:
         raise Interrupted
 
-    def strike() -> None:
-        until(lambda: drawn(path) == 2)
-        time.sleep(0.05)  # it is about to wait, or waits
+    def send_signal() -> None:
+        wait_until(lambda: last_ticket(path) == 2)
+        time.sleep(0.05)  # the main thread is waiting or about to wait
         signal.pthread_kill(main, signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        with holder(path) as program:
-            assert says(program) == b"in\n"
-            striker = threading.Thread(target=strike)
-            striker.start()
+        with start_holder(path) as program:
+            assert read_output_line(program) == b"in\n"
+            sender = threading.Thread(target=send_signal)
+            sender.start()
             with pytest.raises(Interrupted):
                 queue.enter()
             queue.leave()
-            striker.join(PATIENCE)
-            with holder(path) as last:
-                until(lambda: drawn(path) == 3)
-                program.communicate(b"\n", timeout=PATIENCE)
-                assert says(last) == b"in\n"
-                last.communicate(b"\n", timeout=PATIENCE)
+            sender.join(TIMEOUT)
+            with start_holder(path) as last:
+                wait_until(lambda: last_ticket(path) == 3)
+                program.communicate(b"\n", timeout=TIMEOUT)
+                assert read_output_line(last) == b"in\n"
+                last.communicate(b"\n", timeout=TIMEOUT)
     finally:
         signal.signal(signal.SIGUSR1, before)
     queue.close()
 
 
-def test_an_interrupt_while_leaving_gives_the_place_up(
+def test_file_queue_leave_interrupted_serves_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits for a place that its thread wanted to leave."""
+    """An interrupted `leave` still releases the queue."""
     queue, other = FileQueue(str(tmp_path / "queue")), FileQueue(str(tmp_path / "queue"))
 
     def interrupt(*_: object) -> None:
@@ -198,16 +185,16 @@ def test_an_interrupt_while_leaving_gives_the_place_up(
         patch.setattr(file_queue, "_unlock", interrupt)
         with pytest.raises(Interrupted):
             queue.leave()
-    behind = threading.Thread(target=in_and_out, args=(other,), daemon=True)
+    behind = threading.Thread(target=enter_and_leave, args=(other,), daemon=True)
     behind.start()
-    behind.join(PATIENCE)
+    behind.join(TIMEOUT)
     assert not behind.is_alive()
     queue.close()
     other.close()
 
 
-def test_without_a_file_nobody_waits(tmp_path: Path) -> None:
-    """A folder that is not there, a file that cannot be: the lock alone has to do."""
+def test_file_queue_without_usable_file_does_not_block(tmp_path: Path) -> None:
+    """If the file cannot be used, entering does not wait: the lock alone excludes."""
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "no" / "queue", tmp_path / "folder", Path("/dev/full")):
         queue = FileQueue(str(path))
@@ -216,26 +203,26 @@ def test_without_a_file_nobody_waits(tmp_path: Path) -> None:
         queue.close()
 
 
-def test_any_content_is_a_number(tmp_path: Path) -> None:
-    """Whatever is in the file, the queue works, also where numbers begin anew."""
+def test_file_queue_with_arbitrary_content_serves_all(tmp_path: Path) -> None:
+    """Any content of the file is a valid state, including one whose counter wraps."""
     for content in (b"\xff" * 8, b"\xff" * 7 + b"\x3f", b"1", b"\0" * 100):
         path = tmp_path / "queue"
         path.write_bytes(content)
         one, two = FileQueue(str(path)), FileQueue(str(path))
         one.enter()
-        behind = threading.Thread(target=in_and_out, args=(two,), daemon=True)
+        behind = threading.Thread(target=enter_and_leave, args=(two,), daemon=True)
         before = path.read_bytes()
         behind.start()
-        until(partial(changed_since, path, before))
+        wait_until(partial(has_new_content, path, before))
         one.leave()
-        behind.join(PATIENCE)
+        behind.join(TIMEOUT)
         assert not behind.is_alive()
         one.close()
         two.close()
 
 
-def test_files_are_used_again_and_closed(tmp_path: Path) -> None:
-    """As many are open as threads wait at once; closing leaves none."""
+def test_file_queue_descriptors_are_reused_and_closed(tmp_path: Path) -> None:
+    """A descriptor is reused by later entries, and `close` leaves none open."""
     queue = FileQueue(str(tmp_path / "queue"))
 
     def count() -> int:

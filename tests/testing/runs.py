@@ -1,4 +1,4 @@
-"""Test runs of their own, in which the plugin is the only one, and which must leave nothing."""
+"""Nested test runs with the plugin, which must leave no resources."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ __all__ = ["Runs", "runs"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What is left when a run is over: threads, sockets, children; and what a run without TEEs loads.
+# Remaining threads, sockets and children after the run, and the modules that it loads.
 CONFTEST = """
 import gc, os, sys, threading
 from pathlib import Path
@@ -30,7 +30,7 @@ def open_files():
 
 
 class Runs:
-    """Makes test runs in which the plugin is the only one, but for those that are named."""
+    """Runs pytest with the plugin, and other plugins that are named."""
 
     def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pytester = pytester
@@ -43,7 +43,7 @@ class Runs:
         pytester.makeconftest(CONFTEST)
 
     def __call__(self, text: str, *options: str, left: bool = True) -> pytest.RunResult:
-        """Run tests with every warning an error; `left`: they must leave nothing behind."""
+        """Run tests with warnings as errors; `left`: assert that no resources are left."""
         self.pytester.makepyfile(text)
         plugins = ("-p", "attestkit.testing.plugin", "-p", "no:cacheprovider")
         result = self.pytester.runpytest_subprocess(*plugins, "-W", "error", *options, timeout=120)
@@ -54,5 +54,5 @@ class Runs:
 
 @pytest.fixture
 def runs(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    """Make test runs."""
+    """Return the runner of nested test runs."""
     return Runs(pytester, monkeypatch)

@@ -1,4 +1,4 @@
-"""The contract passes on every kind of backend, and finds what breaks it."""
+"""BackendContract: it passes on each type of backend, and detects violations."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ from tests.keeping import Keeping
 from tests.tees import FakeAgent, FakeSnp, FakeTd, Machine
 
 
-class Kind(BackendContract):
-    """The contract, with what it left removed."""
+class IsolatedContract(BackendContract):
+    """Contract with isolated host-shared files and removed directories."""
 
     folders: ClassVar[list[Any]] = []
 
@@ -28,61 +28,61 @@ class Kind(BackendContract):
             self.folders.pop().cleanup()
 
 
-def fake_td() -> FakeTd:
-    """Return a TD on a machine of its own."""
+def make_fake_td() -> FakeTd:
+    """Return a TD on its own machine."""
     folder = tempfile.TemporaryDirectory(prefix="ak")
-    Kind.folders.append(folder)
+    IsolatedContract.folders.append(folder)
     return FakeTd(Machine(Path(folder.name)))
 
 
-class TestTd(Kind):
-    """A TD with registers."""
+class TestTd(IsolatedContract):
+    """TD with registers."""
 
     def make_backend(self) -> Backend:
-        """Return one, just booted."""
-        return fake_td()
+        """Return a freshly booted TD."""
+        return make_fake_td()
 
 
-class TestSnp(Kind):
-    """A guest with reports."""
+class TestSnp(IsolatedContract):
+    """SNP guest."""
 
     def make_backend(self) -> Backend:
-        """Return one."""
+        """Return a guest."""
         return FakeSnp()
 
 
-class TestAgent(Kind):
-    """Somebody else's agent."""
+class TestAgent(IsolatedContract):
+    """Guest agent."""
 
     def make_backend(self) -> Backend:
-        """Return one."""
+        """Return an agent."""
         return FakeAgent()
 
 
-class NoEvents(FakeAgent):
-    """An agent of a release without the call, which hides its app."""
+class AgentWithoutEvents(FakeAgent):
+    """Agent of a release without EmitEvent, with a hidden app."""
 
     def emit_event(self, name: str, payload: bytes) -> None:
-        """Refuse."""
-        raise UnsupportedError(f"no {name} of {len(payload)} bytes")
+        """Raise UnsupportedError."""
+        raise UnsupportedError(f"no {name} of {len(payload)} bytes", reason="feature")
 
     def read_app_compose(self) -> bytes:
-        """Refuse."""
-        raise UnsupportedError("hidden")
+        """Raise UnsupportedError."""
+        raise UnsupportedError("hidden", reason="no_app")
 
 
-class TestNewerAgent(Kind):
-    """An agent that emits no events."""
+class TestNewerAgent(IsolatedContract):
+    """Guest agent that emits no events."""
 
     def make_backend(self) -> Backend:
-        """Return one."""
-        return NoEvents()
+        """Return an agent."""
+        return AgentWithoutEvents()
 
 
-# -- what breaks it ----------------------------------------------------------------------------
+# -- violations --------------------------------------------------------------------------------
 
 
-def broken(make: Callable[[], Any], **members: object) -> Backend:
+def replace_members(make: Callable[[], Any], **members: object) -> Backend:
     """Return a backend whose class has other members."""
     backend = make()
     backend.__class__ = type("Broken", (type(backend),), members)
@@ -90,8 +90,8 @@ def broken(make: Callable[[], Any], **members: object) -> Backend:
     return found
 
 
-def failures(make: Callable[[], Backend]) -> set[str]:
-    """Return the tests of the contract that a backend does not pass."""
+def failed_tests(make: Callable[[], Backend]) -> set[str]:
+    """Return the contract's tests that a backend fails."""
 
     class Contract(BackendContract):
         def make_backend(self) -> Backend:
@@ -107,95 +107,95 @@ def failures(make: Callable[[], Backend]) -> set[str]:
     return found
 
 
-def other_journal(_: object, version: int | None = None) -> object:
-    """Return another journal each time."""
+def open_new_journal(_: object, version: int | None = None) -> object:
+    """Return a new journal for each call."""
     return Simulator().open_journal(version)
 
 
-def bad_table(evidence: SnpEvidence) -> SnpEvidence:
-    """Return a good report with a table that is none."""
+def with_bad_table(evidence: SnpEvidence) -> SnpEvidence:
+    """Return valid evidence with a malformed certificate table."""
     return evidence._replace(certificates=b"1")
 
 
 CASES: list[tuple[Callable[[], Any], dict[str, object], str]] = [
-    (Simulator, {"name": "not a name"}, "test_it_has_the_shape_of_a_backend"),
-    (Simulator, {"blocking": 1}, "test_it_has_the_shape_of_a_backend"),
+    (Simulator, {"name": "not a name"}, "test_backend_implements_protocol"),
+    (Simulator, {"blocking": 1}, "test_backend_implements_protocol"),
     (
         Simulator,
         {"get_snp_report": lambda _, data: data},
-        "test_it_has_the_shape_of_a_backend",
+        "test_backend_implements_protocol",
     ),
     (
         Simulator,
         {"get_quote": lambda self, _: Simulator.get_quote(self, bytes(64))},
-        "test_a_quote_is_over_what_was_asked",
+        "test_quote_contains_report_data",
     ),
     (
         Simulator,
         {"get_quote": lambda self, data: Simulator.get_quote(self, data.ljust(64, b"\0")[:64])},
-        "test_other_sizes_of_report_data_are_refused",
+        "test_report_data_of_wrong_size_is_rejected",
     ),
-    (Simulator, {"read_event_log": lambda _: b""}, "test_the_log_replays_to_the_quote"),
-    (Simulator, {"read_event_log": lambda _: "text"}, "test_the_log_replays_to_the_quote"),
-    (Simulator, {"read_rtmr": lambda *_: bytes(48)}, "test_registers_are_those_of_the_quote"),
-    (Simulator, {"extend_rtmr": lambda *_: None}, "test_an_extend_is_what_the_hardware_does"),
-    (Simulator, {"open_journal": other_journal}, "test_an_event_is_in_register_and_journal"),
-    (fake_td, {"open_journal": lambda _: None}, "test_an_event_is_in_register_and_journal"),
+    (Simulator, {"read_event_log": lambda _: b""}, "test_event_log_replays_to_quote"),
+    (Simulator, {"read_event_log": lambda _: "text"}, "test_event_log_replays_to_quote"),
+    (Simulator, {"read_rtmr": lambda *_: bytes(48)}, "test_registers_match_quote"),
+    (Simulator, {"extend_rtmr": lambda *_: None}, "test_extend_rtmr_matches_hardware"),
+    (Simulator, {"open_journal": open_new_journal}, "test_event_is_in_register_and_journal"),
+    (make_fake_td, {"open_journal": lambda _: None}, "test_event_is_in_register_and_journal"),
     (
         FakeSnp,
         {"get_snp_report": lambda _, data: SnpEvidence(data, b"")},
-        "test_a_report_comes_with_certificates",
+        "test_snp_report_has_certificate_table",
     ),
     (
         FakeSnp,
         {
-            "get_snp_report": lambda self, data: bad_table(FakeSnp.get_snp_report(self, data)),
+            "get_snp_report": lambda self, data: with_bad_table(FakeSnp.get_snp_report(self, data)),
         },
-        "test_a_report_comes_with_certificates",
+        "test_snp_report_has_certificate_table",
     ),
-    (FakeSnp, {"read_event_log": lambda _: b"[]x"}, "test_the_log_replays_to_the_quote"),
+    (FakeSnp, {"read_event_log": lambda _: b"[]x"}, "test_event_log_replays_to_quote"),
     (
         FakeAgent,
         {"get_quote_response": lambda self, _: FakeAgent.get_quote_response(self, bytes(64))},
-        "test_an_answer_is_evidence",
+        "test_agent_response_is_evidence",
     ),
-    (FakeAgent, {"emit_event": lambda *_: None}, "test_an_agent_emits"),
-    (FakeAgent, {"read_app_compose": lambda _: b"{}"}, "test_an_agent_knows_its_app"),
+    (FakeAgent, {"emit_event": lambda *_: None}, "test_agent_emits_event"),
+    (FakeAgent, {"read_app_compose": lambda _: b"{}"}, "test_agent_returns_app_keys"),
 ]
 
 
 @pytest.mark.parametrize(("make", "members", "test"), CASES)
-def test_it_finds_what_breaks_it(
+def test_contract_detects_violation(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     make: Callable[[], Any],
     members: dict[str, object],
     test: str,
 ) -> None:
-    """Each mistake fails the test that is about it."""
+    """Each violation fails its own test."""
     monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
-    assert failures(make) == set()
-    assert test in failures(lambda: broken(make, **members))
-    while Kind.folders:
-        Kind.folders.pop().cleanup()
+    assert failed_tests(make) == set()
+    assert test in failed_tests(lambda: replace_members(make, **members))
+    while IsolatedContract.folders:
+        IsolatedContract.folders.pop().cleanup()
 
 
-def test_whoever_forgets_to_say_how_is_told() -> None:
-    """The contract alone tests nothing."""
-    with pytest.raises(NotImplementedError, match="say how"):
+def test_contract_without_make_backend_is_not_implemented() -> None:
+    """The base class itself has no backend."""
+    with pytest.raises(NotImplementedError, match="make_backend"):
         BackendContract().make_backend()
 
 
-def test_a_probe_can_be_told_where_to_look() -> None:
-    """A class that has to be told is asked in its own way."""
-    asked: list[Backend] = []
+def test_contract_probe_can_be_overridden() -> None:
+    """A backend may need arguments for its probe."""
+    probed: list[Backend] = []
 
     class Contract(BackendContract):
         def make_backend(self) -> Backend:
             return FakeSnp()
 
         def probe_backend(self, backend: Backend) -> None:
-            asked.append(backend)
+            probed.append(backend)
 
-    Contract().test_it_says_that_it_can_run()
-    assert len(asked) == 1
+    Contract().test_probe_accepts_working_backend()
+    assert len(probed) == 1

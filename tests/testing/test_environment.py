@@ -1,4 +1,4 @@
-"""Variables that several set one over the other."""
+"""Environment variables set by several owners."""
 
 import os
 
@@ -11,7 +11,7 @@ NAME = "ATTESTKIT_TEST_OF_LAYERS"
 
 @pytest.fixture(autouse=True)
 def _put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have it be something before, and again afterwards."""
+    """Set the variable for the test, and restore it."""
     monkeypatch.setenv(NAME, "before")
 
 
@@ -19,27 +19,27 @@ def _set_by(owner: object, value: str) -> None:
     environment.setenv(owner, NAME, value)
 
 
-@pytest.mark.parametrize("theirs", ["theirs", None])
+@pytest.mark.parametrize("foreign", ["foreign", None])
 @pytest.mark.parametrize("order", [(2, 1), (1, 2)])
-def test_what_another_set_between_is_left(theirs: str | None, order: tuple[int, int]) -> None:
-    """It is there again when what was set over it is taken back, and stays."""
+def test_restore_keeps_foreign_value(foreign: str | None, order: tuple[int, int]) -> None:
+    """A value set between two owners is visible again, and stays."""
     _set_by(1, "a")
     os.environ.pop(NAME)
-    if theirs is not None:
-        os.environ[NAME] = theirs
+    if foreign is not None:
+        os.environ[NAME] = foreign
     _set_by(2, "b")
     environment.restore(order[0])
-    assert os.environ[NAME] == "b" if order[0] == 1 else os.environ.get(NAME) == theirs
+    assert os.environ[NAME] == "b" if order[0] == 1 else os.environ.get(NAME) == foreign
     environment.restore(order[1])
-    assert os.environ.get(NAME) == theirs
+    assert os.environ.get(NAME) == foreign
     assert NAME not in environment._variables
 
 
-def test_what_another_set_between_and_took_back() -> None:
-    """What was below it is taken back then as ever."""
+def test_restore_after_foreign_value_was_removed() -> None:
+    """The previous values are restored in order."""
     _set_by(1, "a")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(NAME, "theirs")
+        patch.setenv(NAME, "foreign")
         _set_by(2, "b")
         environment.restore(2)
     assert os.environ[NAME] == "a"
@@ -48,10 +48,10 @@ def test_what_another_set_between_and_took_back() -> None:
     assert NAME not in environment._variables
 
 
-def test_an_owner_that_sets_it_again_leaves_what_another_set() -> None:
-    """Its first value is below theirs, and does not come back."""
+def test_setenv_again_keeps_foreign_value() -> None:
+    """The owner's first value does not return."""
     _set_by(1, "a")
-    os.environ[NAME] = "theirs"
+    os.environ[NAME] = "foreign"
     _set_by(1, "b")
     environment.restore(1)
-    assert os.environ[NAME] == "theirs"
+    assert os.environ[NAME] == "foreign"

@@ -1,4 +1,4 @@
-"""The fixtures in test runs of their own: what they give, load, and leave behind."""
+"""Plugin fixtures in nested test runs: scope, imports and cleanup."""
 
 import os
 from pathlib import Path
@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("mode", ["prepend", "importlib"])
-def test_every_fixture_gives_a_tee(runs: Runs, mode: str) -> None:
-    """One for a test, one for the run, and as many as are asked for."""
+def test_each_fixture_returns_a_tee(runs: Runs, mode: str) -> None:
+    """One for a test, one for the session, and a factory."""
     result = runs(
         """
         def test_one(tee):
@@ -39,8 +39,8 @@ def test_every_fixture_gives_a_tee(runs: Runs, mode: str) -> None:
     result.assert_outcomes(passed=3)
 
 
-def test_a_tee_is_a_test_s_own(runs: Runs) -> None:
-    """What one test emits no other finds, but on the TEE of the run."""
+def test_tee_fixture_is_fresh_per_test(runs: Runs) -> None:
+    """Events of one test are visible to others on the session's TEE only."""
     result = runs(
         """
         import pytest
@@ -62,8 +62,8 @@ def test_a_tee_is_a_test_s_own(runs: Runs) -> None:
     result.assert_outcomes(passed=6)
 
 
-def test_the_same_bytes_everywhere(runs: Runs) -> None:
-    """A test's evidence is the same in every run, on every machine, with every Python."""
+def test_evidence_is_the_same_in_each_run(runs: Runs) -> None:
+    """It is independent of machine and Python version."""
     result = runs(
         """
         from hashlib import sha256
@@ -83,8 +83,8 @@ def test_the_same_bytes_everywhere(runs: Runs) -> None:
     )
 
 
-def test_nothing_is_loaded_before_it_is_asked_for(runs: Runs) -> None:
-    """Other test runs load the plugin alone, a TEE no server, and no thread begins before it."""
+def test_plugin_loads_modules_lazily(runs: Runs) -> None:
+    """A run without a TEE loads the plugin only, and a TEE starts no server or thread early."""
     result = runs(
         """
         import gc, sys, threading
@@ -160,22 +160,22 @@ UNTIDY = """
 """
 
 
-def test_a_failing_test_leaves_nothing_behind(runs: Runs) -> None:
-    """Open connections neither keep a test from ending nor outlive it on our side."""
+def test_failing_test_leaves_no_resources(runs: Runs) -> None:
+    """Open connections do not delay the end of a test."""
     result = runs(UNTIDY.replace("END", "pytest.fail()"))
     result.assert_outcomes(passed=2, failed=3)
 
 
-@pytest.mark.parametrize("how", ["raise KeyboardInterrupt", "pytest.exit('enough')"])
-def test_an_interrupted_run_leaves_nothing_behind(runs: Runs, how: str) -> None:
-    """Nor does a run that is over in the middle of a test."""
-    result = runs(UNTIDY.replace("END", how))
+@pytest.mark.parametrize("statement", ["raise KeyboardInterrupt", "pytest.exit('enough')"])
+def test_interrupted_run_leaves_no_resources(runs: Runs, statement: str) -> None:
+    """The run may end during a test."""
+    result = runs(UNTIDY.replace("END", statement))
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert "Traceback" not in result.stderr.str()
 
 
-def test_nothing_outside_the_run_s_folder_is_touched(runs: Runs, tmp_path: Path) -> None:
-    """Sockets are below pytest's own folder, for their owner alone, and gone at the end."""
+def test_files_are_below_the_runs_directory(runs: Runs, tmp_path: Path) -> None:
+    """Sockets have mode 0600, and are removed."""
     base = tmp_path / "base"
     result = runs(
         f"""
@@ -211,8 +211,8 @@ def test_nothing_outside_the_run_s_folder_is_touched(runs: Runs, tmp_path: Path)
     result.assert_outcomes(passed=3)
 
 
-def test_a_long_folder_is_no_obstacle(runs: Runs, tmp_path: Path) -> None:
-    """The path of a socket has 107 bytes; where pytest's folder has more, a short one is made."""
+def test_long_directory_gets_a_short_socket_path(runs: Runs, tmp_path: Path) -> None:
+    """A socket path has at most 107 bytes."""
     result = runs(
         """
         import stat
@@ -232,8 +232,8 @@ def test_a_long_folder_is_no_obstacle(runs: Runs, tmp_path: Path) -> None:
     result.assert_outcomes(passed=2)
 
 
-def test_runs_on_several_processes(runs: Runs) -> None:
-    """Each process has its own server; they are not in each other's way."""
+def test_xdist_workers_have_separate_servers(runs: Runs) -> None:
+    """They do not interfere."""
     pytest.importorskip("xdist")
     result = runs(
         """
@@ -252,10 +252,8 @@ def test_runs_on_several_processes(runs: Runs) -> None:
     result.assert_outcomes(passed=8)
 
 
-def test_installed_it_has_its_asserts_rewritten_and_nothing_else(
-    runs: Runs, tmp_path: Path
-) -> None:
-    """Though pytest marks all of it, ours is compiled as any other package is."""
+def test_installed_plugin_has_no_rewritten_asserts_elsewhere(runs: Runs, tmp_path: Path) -> None:
+    """Pytest marks the whole distribution, but only the plugin is rewritten."""
     installed = tmp_path / "attestkit-0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: attestkit\nVersion: 0\n")
@@ -290,13 +288,13 @@ def test_installed_it_has_its_asserts_rewritten_and_nothing_else(
     result.assert_outcomes(passed=1)
 
 
-def test_a_pytest_that_marks_otherwise_is_only_slower() -> None:
-    """What pytest promises nobody may be missing."""
+def test_plugin_accepts_pytest_without_rewrite_hook() -> None:
+    """The private hook may be missing."""
     plugin.pytest_addoption(cast("pytest.PytestPluginManager", object()))
 
 
-def test_fixtures_are_told_of(runs: Runs) -> None:
-    """`pytest --fixtures` says what each is."""
-    told = runs("", "--fixtures").stdout.str()
-    for text in ("A simulated TEE for this test alone", "for all tests of the run", "tee_factory"):
-        assert text in told
+def test_fixtures_are_documented(runs: Runs) -> None:
+    """`pytest --fixtures` describes each fixture."""
+    listing = runs("", "--fixtures").stdout.str()
+    for text in ("simulated TEE for one test", "shared by all tests", "tee_factory"):
+        assert text in listing

@@ -1,4 +1,4 @@
-"""Official clients find a TEE of the fixtures by its variables, which end with the test."""
+"""Plugin: official clients find a TEE by environment variables, which are restored."""
 
 import pytest
 
@@ -8,7 +8,7 @@ __all__ = ["runs"]  # a fixture
 
 pytest_plugins = ["pytester"]
 
-# What tests of the variables share: what they are now, and what they were at first.
+# The values of the variables now and before.
 ENVIRONMENT = """
 import os
 import pytest
@@ -30,8 +30,8 @@ def teardown_module():
 """
 
 
-def test_clients_find_it_by_their_environment(runs: Runs) -> None:
-    """The variables are set until the end of the test, and what was there before comes back."""
+def test_client_variables_are_set_until_the_test_ends(runs: Runs) -> None:
+    """The previous values are restored."""
     runs.setenv("PCCS_URL", "https://before.invalid")
     tests = """
 def test_not_yet(tee):
@@ -64,8 +64,8 @@ def test_gone():
     runs(ENVIRONMENT + tests).assert_outcomes(passed=5)
 
 
-def test_the_variables_of_the_run_s_tee_are_a_test_s(runs: Runs) -> None:
-    """In whatever order it, the test's own TEE and the test itself set them, nothing is left."""
+def test_session_tee_sets_variables_per_test(runs: Runs) -> None:
+    """The order of fixtures and tests is irrelevant."""
     runs.setenv("PCCS_URL", "https://before.invalid")
     tests = """
 from itertools import permutations
@@ -80,10 +80,10 @@ def test_not_asked(tee_session):
     assert tee_session.url
 
 @pytest.mark.parametrize("order", list(permutations(("tee", "tee_session", "monkeypatch"))))
-@pytest.mark.parametrize("asked", list(permutations(range(3))))
-def test_in_every_order(request, order, asked):
+@pytest.mark.parametrize("requested", list(permutations(range(3))))
+def test_in_every_order(request, order, requested):
     there = [request.getfixturevalue(name) for name in order]
-    for number in asked:
+    for number in requested:
         if order[number] == "monkeypatch":
             there[number].setenv("PCCS_URL", "https://other.invalid")
         else:
@@ -92,8 +92,8 @@ def test_in_every_order(request, order, asked):
     runs(ENVIRONMENT + tests).assert_outcomes(passed=39)
 
 
-def test_the_variables_of_a_longer_fixture_are_the_first_test_s(runs: Runs) -> None:
-    """One of more than a test gets them set for the test that it is set up for, and no other."""
+def test_module_fixture_sets_variables_for_its_first_test(runs: Runs) -> None:
+    """A fixture with a longer scope sets them for the test that it is set up for."""
     tests = """
 @pytest.fixture(scope="module")
 def longer(tee_session):
@@ -107,7 +107,7 @@ def test_of_a_longer_fixture(longer):
 def test_its_next_test(longer):
     pass
 """
-    # The fixture that looks comes first, but for one of a longer scope: that is set up before it.
+    # The checking fixture runs first, except before fixtures with a longer scope.
     text = ENVIRONMENT.replace("def _put_back():", "def _put_back(request):").replace(
         "    assert now() == BEFORE\n    yield",
         "    assert now() == BEFORE or request.node.name == 'test_of_a_longer_fixture'\n    yield",
@@ -115,8 +115,8 @@ def test_its_next_test(longer):
     runs(text + tests).assert_outcomes(passed=2)
 
 
-def test_the_variables_are_set_without_the_test_s_fixtures(runs: Runs) -> None:
-    """Where a test gives no `monkeypatch` away they are set, and put back, all the same."""
+def test_client_variables_without_monkeypatch_are_restored(runs: Runs) -> None:
+    """The plugin does not need the test's fixtures."""
     runs.setenv("PCCS_URL", "https://before.invalid")
     tests = """
 def test_of_the_run(request, tee_session):
@@ -180,13 +180,13 @@ CLIENTS = """
 
 
 @pytest.mark.parametrize(("mode", "mark"), [("strict", "@pytest.mark.asyncio"), ("auto", "")])
-def test_official_clients_in_sync_and_async_tests(runs: Runs, mode: str, mark: str) -> None:
-    """They work against the thread, whatever event loop the test itself runs in."""
+def test_official_clients_work_in_sync_and_async_tests(runs: Runs, mode: str, mark: str) -> None:
+    """The server runs in a thread, independent of the test's event loop."""
     pytest.importorskip("dstack_sdk")
     pytest.importorskip("pytest_asyncio")
     result = runs(
         CLIENTS.replace("MARK", mark),
-        # What the clients warn of, and what they forget to close, is theirs.
+        # Ignore the clients' own warnings and unclosed resources.
         *("-p", "pytest_asyncio.plugin", "-W", "ignore::DeprecationWarning"),
         *("-W", "ignore::ResourceWarning", "-p", "no:unraisableexception"),
         *("-o", f"asyncio_mode={mode}", "-o", "asyncio_default_fixture_loop_scope=function"),

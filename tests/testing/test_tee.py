@@ -1,4 +1,4 @@
-"""A SimulatedTee without pytest: what it gives, and that it puts everything back."""
+"""SimulatedTee without pytest: evidence, verification, faults, server and cleanup."""
 
 import asyncio
 import os
@@ -20,17 +20,18 @@ from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
 from attestkit.errors import PolicyError, SignatureError, UnsupportedError, UsageError
 from attestkit.testing import SimulatedTee
 from attestkit.testing.server import ServerLoop
-from attestkit.testing.tee import SEED, Surroundings
+from attestkit.testing.tee import SEED, SharedResources
+from tests.raising import raises
 from tests.serve.client import Connection, call
 
 NAMES = ("DSTACK_SIMULATOR_ENDPOINT", "TAPPD_SIMULATOR_ENDPOINT", "PCCS_URL")
-ASKED = {"report_data": "ab"}
-LONG = 15.0  # seconds; half of what a host is slow for here
+QUOTE_REQUEST = {"report_data": "ab"}
+LONG = 15.0  # seconds; half the delay of a slow host
 
 
 @pytest.fixture(autouse=True)
-def _everything_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have each test end with the threads, variables and temporary files that it began with."""
+def _assert_cleanup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Assert that threads, variables and temporary files are restored."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for name in NAMES[:2]:
         monkeypatch.delenv(name, raising=False)
@@ -42,8 +43,8 @@ def _everything_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not list(tmp_path.glob("ak-*"))
 
 
-def test_it_puts_back_what_it_changed() -> None:
-    """Variables, folders and threads are as before."""
+def test_tee_restores_variables_and_directories() -> None:
+    """Threads are ended, too."""
     with SimulatedTee() as tee:
         assert tee.client == {name: os.environ[name] for name in NAMES}
         assert call(str(tee.socket), "Info").status == 200
@@ -51,15 +52,15 @@ def test_it_puts_back_what_it_changed() -> None:
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("asked", list(permutations(range(3))))
+@pytest.mark.parametrize("requested", list(permutations(range(3))))
 @pytest.mark.parametrize("closed", list(permutations(range(3))))
-def test_several_put_back_what_they_changed(
-    asked: tuple[int, ...], closed: tuple[int, ...]
+def test_several_tees_restore_variables_in_any_order(
+    requested: tuple[int, ...], closed: tuple[int, ...]
 ) -> None:
-    """In whatever order they end, the last that was asked of those still there counts."""
+    """The last requested TEE that is still open determines the variables."""
     around = os.environ["PCCS_URL"]
     tees = [SimulatedTee(seed=bytes([number] * 32)) for number in range(3)]
-    left = [tees[number] for number in asked]
+    left = [tees[number] for number in requested]
     urls = {tee: tee.client["PCCS_URL"] for tee in left}
     for number in closed:
         assert os.environ["PCCS_URL"] == urls[left[-1]]
@@ -68,8 +69,8 @@ def test_several_put_back_what_they_changed(
     assert os.environ["PCCS_URL"] == around
 
 
-def test_a_variable_that_another_changed_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not put back over what was set meanwhile."""
+def test_tee_keeps_variable_changed_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value set in the meantime is not overwritten."""
     with SimulatedTee() as tee, pytest.MonkeyPatch.context() as patch:
         assert tee.client
         patch.setenv("PCCS_URL", "https://theirs.invalid")
@@ -78,24 +79,24 @@ def test_a_variable_that_another_changed_is_theirs(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PCCS_URL", "before")
 
 
-def test_a_second_close_does_nothing() -> None:
-    """Nor is a closed one opened again by its server."""
+def test_tee_close_is_idempotent() -> None:
+    """A closed TEE rejects calls, and starts no server."""
     tee = SimulatedTee()
     tee.close()
     tee.close()
     assert repr(tee) == "<SimulatedTee, closed>"
-    for asked in (
+    for method in (
         *(tee.quote, tee.raw_quote, tee.attest, tee.event_log, tee.info, tee.reset, tee.aopen),
         *(tee.verifier, lambda: tee.arm("eio"), lambda: tee.emit("a"), lambda: tee.collateral),
         *(lambda: tee.url, lambda: tee.pccs_url, lambda: tee.client),
         *(lambda: tee.keys.derive("a"), lambda: tee.verify(b"", report_data=None)),
     ):
-        with pytest.raises(UsageError, match="closed"):
-            asked()
+        with raises(UsageError, "closed"):
+            method()
 
 
-def test_the_seed_decides() -> None:
-    """The default is everybody's; another is another TEE, and none but 32 bytes are one."""
+def test_tee_seed_determines_the_evidence() -> None:
+    """The default seed is fixed; a seed has 32 bytes."""
     with (
         SimulatedTee() as one,
         SimulatedTee(seed=SEED) as same,
@@ -105,7 +106,7 @@ def test_the_seed_decides() -> None:
         assert one.trust_anchor != two.trust_anchor
         with pytest.raises(SignatureError):
             one.verify(two.attest(b"x"), report_data=b"x")
-    with pytest.raises(UsageError, match="32 bytes"):
+    with raises(UsageError, "wrong_size"):
         SimulatedTee(seed=b"")
 
 
@@ -116,20 +117,20 @@ def test_the_seed_decides() -> None:
         *({"faults": 1}, {"now": 5}, {"now": None}, {"wait": 5}, {"random": b"x"}),
     ],
 )
-def test_what_cannot_be_is_refused(options: dict[str, Any]) -> None:
-    """The error comes from the simulator, and leaves nothing behind."""
+def test_tee_invalid_option_is_rejected(options: dict[str, Any]) -> None:
+    """The simulator's error is raised, and nothing is left."""
     with pytest.raises(UsageError):
         SimulatedTee(**options)
 
 
-def test_an_unknown_option_is_refused() -> None:
-    """A misspelt one is no TEE that is otherwise healthy."""
-    with pytest.raises(UsageError, match="scenarios"):
+def test_tee_unknown_option_is_rejected() -> None:
+    """A misspelt option is not ignored."""
+    with raises(UsageError, "unknown_name"):
         SimulatedTee(scenarios="tcb-OutOfDate")
 
 
-def test_its_verifier_takes_options() -> None:
-    """A policy, other collateral, a PCCS, or another root."""
+def test_tee_verifier_accepts_options() -> None:
+    """A policy, collateral, a PCCS, or another root."""
     with SimulatedTee(scenario="tcb-OutOfDate") as tee, SimulatedTee() as healthy:
         evidence = tee.attest(b"x")
         with pytest.raises(PolicyError):
@@ -140,19 +141,19 @@ def test_its_verifier_takes_options() -> None:
             assert result.tcb_status == "OutOfDate"
         result = tee.verify(evidence, report_data=b"x", collateral=healthy.collateral)
         assert result.tcb_status == "UpToDate"
-        with pytest.raises(SignatureError):  # by Intel's root
+        with pytest.raises(SignatureError):  # under Intel's root
             tee.verify(evidence, report_data=b"x", trust_anchor=None)
 
 
-def test_its_clock_is_the_verifier_s() -> None:
-    """Collateral of any day is judged on that day."""
+def test_tee_clock_is_the_verifiers() -> None:
+    """Collateral of any day is valid on that day."""
     with SimulatedTee(now=lambda: 1_600_000_000.0) as tee:
         assert tee.collateral.valid_until.year == 2020
         assert tee.verify(tee.attest(b"x"), report_data=b"x").tcb_status == "UpToDate"
 
 
-def test_snp_has_no_word_of_intel() -> None:
-    """Its evidence verifies by its own root; what only TDX has is refused."""
+def test_snp_tee_rejects_tdx_calls() -> None:
+    """Its evidence verifies under its own root."""
     with SimulatedTee(platform="snp") as tee:
         assert tee.verify(tee.attest(b"x"), report_data=b"x").simulated
         assert len(tee.raw_quote(b"x")) == 1184
@@ -167,8 +168,8 @@ def test_snp_has_no_word_of_intel() -> None:
         assert set(tee.client) == {*NAMES[:2]}
 
 
-def test_malformed_quotes_are_given_as_they_are() -> None:
-    """What an attester refuses to hand out is there for a verifier, and has a PCCS all the same."""
+def test_tee_returns_malformed_quotes() -> None:
+    """Attesters reject them, but verifiers can be tested with them."""
     with SimulatedTee(scenario="truncated") as tee:
         with pytest.raises(attestkit.errors.BackendError):
             tee.quote(b"x")
@@ -177,8 +178,8 @@ def test_malformed_quotes_are_given_as_they_are() -> None:
         assert set(tee.client) == {*NAMES}
 
 
-def test_faults_strike_and_end() -> None:
-    """As armed at first or later, as text, as values, as a list that is read once."""
+def test_tee_faults_are_raised_and_end() -> None:
+    """They are given at construction or later, as text, values or an iterator."""
     for faults in ("eio", [Fault.parse("eio")], iter(["eio"]), Faults([Fault.parse("eio")])):
         with SimulatedTee(faults=faults) as tee:
             with pytest.raises(attestkit.errors.QuoteUnavailableError):
@@ -190,33 +191,33 @@ def test_faults_strike_and_end() -> None:
             assert tee.quote() == before
 
 
-def test_a_slow_host_keeps_no_test(caplog: pytest.LogCaptureFixture) -> None:
-    """A client's own timeout can be tested: the end waits for no host, and nothing is logged."""
+def test_tee_slow_host_does_not_delay_close(caplog: pytest.LogCaptureFixture) -> None:
+    """A client's timeout can be tested; nothing is logged."""
     for at_first in (True, False):
         with SimulatedTee(faults="slow:30s" if at_first else None) as tee:
             if not at_first:
-                assert call(tee.url, "GetQuote", ASKED).status == 200
+                assert call(tee.url, "GetQuote", QUOTE_REQUEST).status == 200
                 tee.arm("slow:30s, slow:30s")
             with closing(Connection(tee.url)) as client:
                 client.timeout = 0.2
                 with pytest.raises(TimeoutError):
-                    client.call("GetQuote", ASKED)
+                    client.call("GetQuote", QUOTE_REQUEST)
             begin = time.monotonic()
         assert time.monotonic() - begin < LONG
-    # In Python's development mode asyncio tells of each step that a busy machine was slow at.
+    # asyncio's debug mode logs each slow callback.
     assert not [one for one in caplog.records if not one.msg.startswith("Executing %s took")]
 
 
-def test_a_wait_of_the_caller_s_own_stays() -> None:
-    """Whoever says how the host is waited for is asked."""
+def test_tee_given_wait_function_is_used() -> None:
+    """It receives the delay of a slow host."""
     waits: list[float] = []
     with SimulatedTee(faults="slow:5s", wait=waits.append) as tee:
         tee.quote()
     assert waits == [5.0]
 
 
-def test_a_torn_journal_has_a_file_to_tear(tmp_path: Path) -> None:
-    """The log is in a folder of the TEE's own, unless the caller has one."""
+def test_tee_torn_journal_has_a_state_directory(tmp_path: Path) -> None:
+    """A directory is created, unless one is given."""
     with SimulatedTee(faults=iter(["torn_journal"])) as tee:
         with pytest.raises(attestkit.errors.JournalError):
             tee.emit("event")
@@ -233,8 +234,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
-from attestkit.serve.endpoints import Places
-from attestkit.serve.background_server import Served
+from attestkit.serve.endpoints import ListenAddresses
+from attestkit.serve.background_server import BackgroundServer
 from attestkit.testing import SimulatedTee
 
 def there():
@@ -243,7 +244,8 @@ def there():
 with ExitStack() as stack:
     tee = stack.enter_context(SimulatedTee(faults="torn_journal"))
     folder = tee.socket.parent
-    served = Served(stack.enter_context(Attester(Simulator())), Places(folder / "other"))
+    addresses = ListenAddresses(folder / "other")
+    served = BackgroundServer(stack.enter_context(Attester(Simulator())), addresses)
     stack.enter_context(served)
     paths = [tee.socket, tee.tappd_socket, folder / "other"]
     tee.client
@@ -260,8 +262,8 @@ assert not folder.exists()
 
 
 @pytest.mark.parametrize("end", ["sys.exit()", "tee.close(); sys.exit()"])
-def test_a_fork_ends_nothing_of_its_parent_s(end: str, tmp_path: Path) -> None:
-    """A child that unwinds its stack and exits leaves the sockets, the folder and the server."""
+def test_forked_child_does_not_close_the_tee(end: str, tmp_path: Path) -> None:
+    """A child that exits leaves sockets, directory and server."""
     result = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK.replace("END", end)],
         capture_output=True,
@@ -273,8 +275,8 @@ def test_a_fork_ends_nothing_of_its_parent_s(end: str, tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_one_loop_for_many(tmp_path: Path) -> None:
-    """TEEs with the same surroundings share a thread; what is not theirs stays as it is."""
+def test_tees_share_one_server_loop(tmp_path: Path) -> None:
+    """TEEs with the same resources share a thread, and change nothing else."""
     loop = ServerLoop()
     folders = iter(tmp_path / str(number) for number in range(9))
 
@@ -284,19 +286,19 @@ def test_one_loop_for_many(tmp_path: Path) -> None:
         return folder
 
     set_here: dict[str, str] = {}
-    around = Surroundings(make_folder, set_here.__setitem__, loop)
-    with SimulatedTee(surroundings=around) as one, SimulatedTee(surroundings=around) as two:
+    around = SharedResources(make_folder, set_here.__setitem__, loop)
+    with SimulatedTee(resources=around) as one, SimulatedTee(resources=around) as two:
         assert one.url != two.url
         (one.socket.parent / "left").touch()
         assert [thread.name for thread in threading.enumerate()].count("attestkit-serve") == 1
         assert two.client == set_here
-    assert [path.name for path in tmp_path.iterdir()] == ["0"]  # where something was left
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]  # the assertion checks for leftovers
     loop.close()
 
 
 @pytest.mark.parametrize("platform", ["tdx", "snp"])
-def test_async_code_does_not_end_it(platform: str) -> None:
-    """An AsyncAttester has the same TEE, and leaves it as it is when its block ends."""
+def test_async_attester_does_not_close_the_tee(platform: str) -> None:
+    """The TEE stays usable after the attester's block."""
 
     async def main(tee: SimulatedTee) -> None:
         for _ in range(2):
@@ -304,13 +306,13 @@ def test_async_code_does_not_end_it(platform: str) -> None:
                 evidence = await attester.attest(b"x")
                 assert attester.simulated
                 assert evidence.to_bytes() == tee.attest(b"x").to_bytes()
-            with pytest.raises(UsageError, match="closed"):
+            with raises(UsageError, "closed"):
                 await attester.attest(b"x")
         attester = await tee.aopen()
         tee.arm("slow:5s")
         waiting = asyncio.create_task(attester.attest(b"x"))
         assert await asyncio.to_thread(begun.wait, LONG)
-        assert not waiting.done()  # the event loop is not what waits for the host
+        assert not waiting.done()  # the event loop does not block
         go_on.set()
         assert (await waiting).report_data[:1] == b"x"
         await attester.close()
@@ -328,8 +330,8 @@ def test_async_code_does_not_end_it(platform: str) -> None:
 
 
 @pytest.mark.parametrize("platform", ["tdx", "snp"])
-def test_async_code_ends_with_it(platform: str) -> None:
-    """An AsyncAttester of a TEE that is closed has no evidence any more, nor takes events."""
+def test_async_attester_of_closed_tee_rejects_calls(platform: str) -> None:
+    """Evidence and events are rejected."""
 
     async def main() -> None:
         with SimulatedTee(platform=platform) as tee:
@@ -342,9 +344,9 @@ def test_async_code_ends_with_it(platform: str) -> None:
             lambda a: a.quote_and_log(bytes(64)),
         )
         for one in (attester, late):
-            for ask in calls:
-                with pytest.raises(UsageError, match="this SimulatedTee is closed"):
-                    await ask(one)
+            for request in calls:
+                with raises(UsageError, "closed"):
+                    await request(one)
         assert "simulator" in repr(attester)
         await attester.close()
         await late.close()
@@ -352,8 +354,8 @@ def test_async_code_ends_with_it(platform: str) -> None:
     asyncio.run(main())
 
 
-def test_threads_start_one_server() -> None:
-    """However many ask for it first."""
+def test_concurrent_requests_start_one_server() -> None:
+    """Several threads may be the first to read `url`."""
     with SimulatedTee() as tee:
         found: set[str] = set()
         threads = [threading.Thread(target=lambda: found.add(tee.url)) for _ in range(8)]
@@ -364,15 +366,15 @@ def test_threads_start_one_server() -> None:
         assert found == {tee.url}
 
 
-def test_its_engine_is_its_own() -> None:
-    """The containers of the machine are none of a test's business."""
+def test_tee_server_has_its_own_docker_engine() -> None:
+    """The machine's containers are not accessible."""
     with SimulatedTee() as tee:
         answer = call(tee.http_url, "logs/some?text&bare")
         assert answer.status in {404, 500, 405}
         assert Collateral.fetch(tee.quote(), tee.pccs_url).tcb_info == tee.collateral.tcb_info
 
 
-def test_it_says_what_it_is() -> None:
-    """Its text names no key."""
+def test_tee_repr_has_no_key() -> None:
+    """It shows the platform only."""
     with SimulatedTee() as tee:
         assert repr(tee) == "<SimulatedTee, <Attester on simulator, simulated>>"

@@ -1,6 +1,6 @@
-"""A program of a user's, never run: type checkers in strict mode find nothing wrong with it.
+"""A user program, never executed, in which strict type checkers find no error.
 
-It uses every name of `attestkit.__all__`, and says of what matters which type it has.
+It uses every name of `attestkit.__all__`, and asserts the important types.
 """
 
 import ssl
@@ -60,7 +60,7 @@ Registers = tuple[bytes, bytes, bytes, bytes]
 
 
 def open_by_name(name: str | None) -> None:
-    """A name that is spelled out tells the class of the backend."""
+    """A literal name determines the class of the backend."""
     with attestkit.open("simulator", seed=bytes(32)) as tee:
         assert_type(tee, Attester[Simulator])
         assert_type(tee.backend.trust_anchor, bytes)
@@ -77,7 +77,7 @@ def open_by_name(name: str | None) -> None:
 
 
 def open_either(backend: str | Backend | None) -> Attester:
-    """An Attester of whatever backend needs no brackets, and takes those of each."""
+    """An Attester of any backend needs no type argument, and accepts any Attester."""
     tee = attestkit.open(backend)
     assert_type(tee, Attester[Backend])
     backend_of_it = tee.backend
@@ -87,7 +87,7 @@ def open_either(backend: str | Backend | None) -> Attester:
 
 
 def make_evidence(tee: Attester) -> bytes:
-    """What an Attester makes."""
+    """Evidence of an Attester."""
     quote = tee.get_quote(b"nonce")
     assert_type(quote, Quote)
     assert_type(quote.rtmrs, Registers)
@@ -109,8 +109,8 @@ def make_evidence(tee: Attester) -> bytes:
     return evidence.to_bytes("v1")
 
 
-async def make_evidence_later() -> None:
-    """The same for asyncio."""
+async def make_evidence_async() -> None:
+    """Evidence with asyncio."""
     async with aopen("simulator", seed=bytes(32)) as tee:
         assert_type(tee, AsyncAttester[Simulator])
         assert_type(tee.backend.trust_anchor, bytes)
@@ -120,7 +120,7 @@ async def make_evidence_later() -> None:
 
 
 def read(data: bytes) -> None:
-    """Values from bytes."""
+    """Values parsed from bytes."""
     assert_type(Quote.parse(data), Quote)
     assert_type(Quote.parse(data).pck_chain, tuple[bytes, ...])
     assert_type(TdReport.parse(data).mrtd, bytes)
@@ -133,8 +133,8 @@ def read(data: bytes) -> None:
     assert_type(columns.mrtd, memoryview[int])
 
 
-def judge(evidence: bytes, collateral: Collateral) -> TcbStatus | None:
-    """What a relying party does."""
+def verify_evidence(evidence: bytes, collateral: Collateral) -> TcbStatus | None:
+    """Verification by a relying party."""
     policy = AppraisalPolicy(
         accepted_statuses=frozenset({TcbStatus.UP_TO_DATE}), reference_values=ReferenceValues()
     )
@@ -157,7 +157,7 @@ def judge(evidence: bytes, collateral: Collateral) -> TcbStatus | None:
 
 
 def use_keys(tee: Attester, agent: AgentClient) -> bool:
-    """Keys of the app, here or at an agent."""
+    """Keys of the app, local or at an agent."""
     key = tee.keys.derive("wallet/eth", purpose="signing", algorithm="secp256k1")
     assert_type(key, DerivedKey)
     with AppKeys.from_seed(bytes(32)) as app_keys:
@@ -170,7 +170,7 @@ def use_keys(tee: Attester, agent: AgentClient) -> bool:
     return verify_signature("ed25519", b"data", signature.signature, signature.public_key)
 
 
-def speak_tls(verifier: Verifier, certificate: bytes, issued: ra_tls.Issued) -> None:
+def use_ra_tls(verifier: Verifier, certificate: bytes, issued: ra_tls.Issued) -> None:
     """Certificates and connections that carry evidence."""
     assert_type(ra_tls.read(certificate), Attestation)
     assert_type(ra_tls.verify(certificate, verifier), AttestationResult)
@@ -178,7 +178,7 @@ def speak_tls(verifier: Verifier, certificate: bytes, issued: ra_tls.Issued) -> 
     assert_type(ra_tls.server_context(verifier, issued=issued), ssl.SSLContext)
 
 
-def look_around() -> None:
+def list_backends() -> None:
     """The registry of backends."""
     assert_type(backends.names(), tuple[str, ...])
     assert_type(backends.load("simulator"), type[Backend])
@@ -187,8 +187,8 @@ def look_around() -> None:
     assert issubclass(ReportDataWarning, UserWarning)
 
 
-class MyBackend:
-    """A backend of a user's: no base class, only the shape."""
+class UserBackend:
+    """A user's backend: no base class, only the protocol."""
 
     name = "mine"
     simulated = True
@@ -196,36 +196,36 @@ class MyBackend:
 
     @classmethod
     def probe(cls) -> None:
-        """It runs everywhere."""
+        """Report that it is available."""
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return a quote."""
         return report_data
 
     def read_event_log(self) -> bytes:
-        """Return no log."""
+        """Return an empty log."""
         return b""
 
     def close(self) -> None:
         """Do nothing."""
 
     def own(self) -> int:
-        """Do what only it can."""
+        """Return a value that only this backend has."""
         return 1
 
 
-def open_mine() -> None:
-    """What a backend can do is known of the Attester that has it."""
-    assert_type(attestkit.open(MyBackend()).backend.own(), int)
-    assert_type(Attester(MyBackend()), Attester[MyBackend])
+def open_user_backend() -> None:
+    """The type of the Attester has the backend's own methods."""
+    assert_type(attestkit.open(UserBackend()).backend.own(), int)
+    assert_type(Attester(UserBackend()), Attester[UserBackend])
 
 
-class TestMyBackend(BackendContract):
-    """A backend of a user's keeps to the contract."""
+class TestUserBackend(BackendContract):
+    """A user's backend meets the contract."""
 
     def make_backend(self) -> Backend:
-        """Return one."""
-        return MyBackend()
+        """Return the backend."""
+        return UserBackend()
 
 
 def test_with_fixtures(

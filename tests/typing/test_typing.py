@@ -1,7 +1,7 @@
-"""What a user's type checker says of code that uses the package as it is installed.
+"""Tests of the package's types with mypy and pyright, as a user has it installed.
 
-The package is copied to where pip would put it, so what counts is `py.typed` and what is in the
-copy, and none of this project's settings.
+The package is copied to the place of an installation, so that `py.typed` and the copy count, and
+none of this project's settings.
 """
 
 import inspect
@@ -34,14 +34,14 @@ needs_pyright = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the two programs, beside a virtual environment that has the package."""
+    """Return a folder with both programs, and a virtual environment with the package."""
     root = tmp_path_factory.mktemp("typing")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / "venv"], check=True)
     site = root / "venv" / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
     source = Path(attestkit.__file__).parent
     leave_out = shutil.ignore_patterns("__pycache__", "*.c", "*.h", "*.inc", "*.o")
     shutil.copytree(source, site / "attestkit", ignore=leave_out)
-    # What it depends on is where the tests have it.
+    # Its dependencies are installed in the environment of the tests.
     (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     for program in ("api.py", "wrong.py"):
         shutil.copy(HERE / program, root / program)
@@ -49,13 +49,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected(program: Path) -> list[int]:
-    """Return the numbers of the lines that a checker must refuse."""
+    """Return the numbers of the lines that a checker must reject."""
     lines = program.read_text(encoding="utf-8").splitlines()
     return [number for number, line in enumerate(lines, 1) if EXPECTED.search(line)]
 
 
 def mypy(root: Path, program: str) -> list[tuple[int, str]]:
-    """Return line and text of what mypy finds in a program."""
+    """Return line and text of mypy's errors in a program."""
     (root / "mypy.ini").write_text("[mypy]\nstrict = true\n", encoding="utf-8")
     done = subprocess.run(
         [
@@ -72,12 +72,12 @@ def mypy(root: Path, program: str) -> list[tuple[int, str]]:
     assert done.returncode in {0, 1}, done.stderr or done.stdout
     found = re.findall(rf"(?m)^{re.escape(program)}:(\d+): error: (.*)$", done.stdout)
     errors = [line for line in done.stdout.splitlines() if ": error: " in line]
-    assert len(found) == len(errors), done.stdout  # none elsewhere
+    assert len(found) == len(errors), done.stdout  # none in other files
     return [(int(number), text) for number, text in found]
 
 
 def pyright(root: Path, *arguments: str) -> dict[str, Any]:
-    """Return what pyright says, in strict mode."""
+    """Return pyright's report, in strict mode."""
     settings = {"typeCheckingMode": "strict", "venvPath": ".", "venv": "venv"}
     (root / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
     done = subprocess.run(
@@ -85,27 +85,27 @@ def pyright(root: Path, *arguments: str) -> dict[str, Any]:
         cwd=root,
         capture_output=True,
         text=True,
-        # To look at a package it takes the first Python of the path, whatever the settings say.
+        # To analyse a package it uses the first Python of PATH, regardless of its settings.
         env={**os.environ, "PATH": f"{root / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"},
         timeout=600,
         check=False,
     )
     assert done.returncode in {0, 1}, done.stderr or done.stdout
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
+    diagnostics: dict[str, Any] = json.loads(done.stdout)
+    return diagnostics
 
 
-def errors_of(said: Iterable[dict[str, Any]]) -> list[tuple[int, str]]:
+def errors_of(diagnostics: Iterable[dict[str, Any]]) -> list[tuple[int, str]]:
     """Return line and text of pyright's errors."""
     return [
         (one["range"]["start"]["line"] + 1, one["message"])
-        for one in said
+        for one in diagnostics
         if one["severity"] == "error"
     ]
 
 
 def functions_of(thing: object) -> Iterator[Callable[..., object]]:
-    """Yield a function, or the public ones of a class, with those behind its properties."""
+    """Yield a function, or the public ones of a class, including those of properties."""
     if not isinstance(thing, type):
         if inspect.isfunction(thing):
             yield thing
@@ -117,57 +117,59 @@ def functions_of(thing: object) -> Iterator[Callable[..., object]]:
             yield found
 
 
-def test_the_program_uses_every_public_name() -> None:
-    """So nothing of the package is left out of what the others look at."""
+def test_typed_program_uses_every_public_name() -> None:
+    """The program for the type checkers uses every public name."""
     text = (HERE / "api.py").read_text(encoding="utf-8")
     for name in attestkit.__all__:
         assert re.search(rf"\b{name}\b", text.partition(")\nfrom")[2]), name
 
 
-def test_no_signature_leaves_a_type_open() -> None:
-    """Any is nowhere in what the public names take and return."""
+def test_public_signatures_have_no_any() -> None:
+    """Public signatures contain no Any."""
     for module in (attestkit, attestkit.backends, attestkit.ra_tls, attestkit.testing):
         for name in module.__all__:
             for function in functions_of(getattr(module, name)):
                 signature = inspect.signature(function)
                 types = [one.annotation for one in signature.parameters.values()]
-                said = " ".join(map(str, (*types, signature.return_annotation)))
-                assert not re.search(r"\bAny\b", said), f"{module.__name__}.{name}: {function}"
+                diagnostics = " ".join(map(str, (*types, signature.return_annotation)))
+                assert not re.search(r"\bAny\b", diagnostics), (
+                    f"{module.__name__}.{name}: {function}"
+                )
 
 
-def test_mypy_finds_nothing_wrong_with_good_code(installed: Path) -> None:
-    """In strict mode."""
+def test_mypy_accepts_correct_program(installed: Path) -> None:
+    """In strict mode mypy reports no error."""
     assert mypy(installed, "api.py") == []
 
 
-def test_mypy_finds_every_mistake(installed: Path) -> None:
-    """And nothing else."""
+def test_mypy_rejects_every_wrong_line(installed: Path) -> None:
+    """Exactly the marked lines are reported by mypy."""
     found = mypy(installed, "wrong.py")
     assert sorted({line for line, _ in found}) == expected(installed / "wrong.py"), found
 
 
 @needs_pyright
-def test_pyright_finds_nothing_wrong_with_good_code(installed: Path) -> None:
-    """In strict mode."""
-    said = pyright(installed, "api.py")
-    assert errors_of(said["generalDiagnostics"]) == []
+def test_pyright_accepts_correct_program(installed: Path) -> None:
+    """In strict mode pyright reports no error."""
+    diagnostics = pyright(installed, "api.py")
+    assert errors_of(diagnostics["generalDiagnostics"]) == []
 
 
 @needs_pyright
-def test_pyright_finds_every_mistake(installed: Path) -> None:
-    """And nothing else."""
+def test_pyright_rejects_every_wrong_line(installed: Path) -> None:
+    """Exactly the marked lines are reported by pyright."""
     found = errors_of(pyright(installed, "wrong.py")["generalDiagnostics"])
     assert sorted({line for line, _ in found}) == expected(installed / "wrong.py"), found
 
 
 @needs_pyright
-def test_all_that_is_public_has_a_known_type(installed: Path) -> None:
-    """As pyright sees it that looks at an installed package."""
-    said = pyright(installed, "--verifytypes", "attestkit", "--ignoreexternal")
+def test_pyright_knows_every_public_type(installed: Path) -> None:
+    """The verification of an installed package by pyright finds no unknown type."""
+    diagnostics = pyright(installed, "--verifytypes", "attestkit", "--ignoreexternal")
     unknown = [
         (symbol["name"], [one["message"] for one in symbol["diagnostics"]])
-        for symbol in said["typeCompleteness"]["symbols"]
+        for symbol in diagnostics["typeCompleteness"]["symbols"]
         if symbol["isExported"] and not symbol["isTypeKnown"]
     ]
     assert unknown == []
-    assert said["typeCompleteness"]["completenessScore"] == 1
+    assert diagnostics["typeCompleteness"]["completenessScore"] == 1

@@ -1,4 +1,4 @@
-"""A program of a user's that type checkers must refuse: each line that ends so, and no other."""
+"""A user program that type checkers must reject: exactly the lines that end with the marker."""
 
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 class NoBackend:
-    """It has nothing that a backend has."""
+    """An object without a backend's methods."""
 
 
 def wrong(tee: Attester, quote: Quote, verifier: Verifier, keys: KeyDeriver) -> None:
-    """Mistakes."""
+    """Type errors."""
     attestkit.open(NoBackend())  # E
     attestkit.open(7)  # E
     attestkit.opened()  # E

@@ -1,4 +1,4 @@
-"""Evidence of a simulated TD, genuine or made for a purpose, and the verifier that believes it."""
+"""Evidence of a simulated TD, and verifiers that trust the simulator's root."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,31 +43,31 @@ BOOT: Final = (
 
 
 def collateral() -> Collateral:
-    """Return what the stand-in for Intel says at NOW."""
+    """Return collateral of the simulated Intel PKI at NOW."""
     return PKI.collateral(NOW.timestamp())
 
 
 def attester(**options: Any) -> Attester:
-    """Return a simulated TEE of the one seed."""
+    """Return an attester of a simulated TD with SEED."""
     return Attester(Simulator(seed=SEED, **options))
 
 
 def verifier(**options: Any) -> Verifier:
-    """Return a verifier that trusts the simulator's root, at NOW."""
-    given = {"trust_anchor": PKI.root_der, "collateral": collateral(), "clock": lambda: NOW}
-    return Verifier(**{**given, **options})
+    """Return a verifier at NOW that trusts the simulator's root."""
+    defaults = {"trust_anchor": PKI.root_der, "collateral": collateral(), "clock": lambda: NOW}
+    return Verifier(**{**defaults, **options})
 
 
 def log_of(events: Sequence[tuple[str, bytes]], version: int = 1) -> EventLog:
-    """Return the simulated firmware's log with these runtime events behind it."""
+    """Return the simulated firmware's log followed by these runtime events."""
     made = [runtime_event(name, payload, version) for name, payload in events]
     return EventLog.from_ccel(boot_log(IMAGE)).with_runtime(made)
 
 
 def quote_of(log: EventLog, report_data: bytes = NONCE, **fields: bytes) -> Quote:
-    """Return a quote, well signed, whose RTMR3 is the log's; `fields` are of the TD's body."""
+    """Return a correctly signed quote with the log's RTMR3; `fields` are of the TD report."""
     rtmr0, rtmr1, rtmr2 = replay_records(boot_records(IMAGE))
-    given = {
+    defaults = {
         "mr_td": IMAGE.mrtd,
         "mr_config_id": config_id_v1(COMPOSE_HASH),
         "rtmr0": rtmr0,
@@ -76,53 +76,53 @@ def quote_of(log: EventLog, report_data: bytes = NONCE, **fields: bytes) -> Quot
         "rtmr3": log.replay()[3],
         "report_data": report_data.ljust(64, b"\0"),
     }
-    return Quote.parse(ENCLAVE.quote(TdBody(**{**given, **fields}).td10()))
+    return Quote.parse(ENCLAVE.quote(TdBody(**{**defaults, **fields}).td10()))
 
 
 def evidence(
     events: Sequence[tuple[str, bytes]] = BOOT, *, version: int = 1, **fields: bytes
 ) -> Attestation:
-    """Return evidence, well signed, of a TD in which these events were measured."""
+    """Return correctly signed evidence of a TD with these runtime events."""
     log = log_of(events, version)
     return Attestation.for_tdx(quote_of(log, **fields), log, IMAGE.vm_config)
 
 
-def tell_now() -> datetime:
-    """Tell the time, as a clock that pickles."""
+def fixed_clock() -> datetime:
+    """Return NOW; unlike a lambda, this clock pickles."""
     return NOW
 
 
 def no_network(url: str) -> Response:
-    """Fail, as a getter that nobody should call."""
+    """Fail, as a getter that must not be called."""
     raise AssertionError(url)
 
 
 @dataclass(frozen=True)
-class CountingWay:
-    """A getter that pickles, and writes down what it is asked in one file for all processes."""
+class RecordingGetter:
+    """A picklable getter that records requested URLs in a file shared by all processes."""
 
     record: Path
 
     def __call__(self, url: str) -> Response:
         """Get a URL."""
-        with self.record.open("a") as file:  # one write, and so whole
+        with self.record.open("a") as file:  # one write, and so atomic
             file.write(f"{url}\n")
         return pccs()(url)
 
     def urls(self) -> list[str]:
-        """Return what was asked."""
+        """Return the requested URLs."""
         return self.record.read_text().splitlines()
 
 
 def pccs() -> Getter:
-    """Return a getter that asks the simulator's PCCS, without a network."""
+    """Return a getter for the simulated PCCS, without network."""
     quote = Quote.parse(ENCLAVE.quote(TdBody().td10()))
     platform = ServedPlatform(quote.header.user_data[:16], quote.pck_chain[0])
     served = SimulatedPccs(collateral, [platform])
 
     def get(url: str) -> Response:
         parts = urlsplit(url)
-        answer = served.answer(parts.path, parts.query)
-        return Response(answer.status, dict(answer.headers), answer.body)
+        response = served.respond(parts.path, parts.query)
+        return Response(response.status, dict(response.headers), response.body)
 
     return get

@@ -1,4 +1,4 @@
-"""A host that hands a TD ACPI tables of its own is told of, and refused where RTMR0 is pinned."""
+"""Tests of ACPI tables that the host chose: a caution, or a rejection where RTMR0 is pinned."""
 
 from typing import Final
 
@@ -10,9 +10,10 @@ from attestkit.errors import PolicyError
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.verifier import AppraisalPolicy, ReferenceValues
-from attestkit.verifier.ear.claims import trust
+from attestkit.verifier.ear.claims import trustworthiness_vector
 from attestkit.verifier.policy.toml_writer import pin
 from attestkit.verifier.result import TcbStatus
+from tests.raising import raises
 from tests.verifier import parcels
 from tests.verifier.parcels import BOOT, IMAGE, NONCE
 from tests.verifier.policy.policy_samples import (
@@ -21,21 +22,23 @@ from tests.verifier.policy.policy_samples import (
     SGX,
     SNP,
     TDX,
+    appraise,
     authenticated,
     bare_claims,
     claims,
-    judged,
     result,
     rules,
 )
 
-CHOSEN: Final = "caution: the ACPI tables are whichever the host chose"
-UNMEASURED: Final = "caution: nothing measures the ACPI tables"
-NAMED: Final = AppraisalPolicy.strict().replace(os_image_hash={IMAGE.os_image_hash})
+TABLES_FROM_HOST: Final = "caution: the host chose the ACPI tables"
+TABLES_UNMEASURED: Final = (
+    "caution: the ACPI tables from the host of an SEV-SNP guest are not measured"
+)
+IMAGE_POLICY: Final = AppraisalPolicy.strict().replace(os_image_hash={IMAGE.os_image_hash})
 
 
-def of_the_host() -> Attestation:
-    """Return evidence of the vendor's image, with tables that are not the vendor's."""
+def create_evidence_with_host_tables() -> Attestation:
+    """Return evidence of the vendor's image with ACPI tables of the host."""
     image = IMAGE._replace(acpi=(*IMAGE.acpi[:2], b"\xee" * 48))
     firmware = EventLog.from_ccel(boot_log(image))
     log = firmware.with_runtime([runtime_event(name, payload, 1) for name, payload in BOOT])
@@ -43,81 +46,92 @@ def of_the_host() -> Attestation:
     return Attestation.for_tdx(quote, log, IMAGE.vm_config)
 
 
-def pinning(values: dict[str, bytes]) -> ReferenceValues:
-    """Return the rule that asks for these registers."""
+def pin_registers(values: dict[str, bytes]) -> ReferenceValues:
+    """Return reference values for these registers."""
     return ReferenceValues(**{name: (value,) for name, value in values.items()})
 
 
-def cautions(steps: tuple[str, ...]) -> list[str]:
-    """Return what the steps say of ACPI tables."""
+def find_acpi_cautions(steps: tuple[str, ...]) -> list[str]:
+    """Return the cautions about ACPI tables."""
     return [step for step in steps if "ACPI" in step and step.startswith("caution: ")]
 
 
-@pytest.mark.parametrize("policy", [NAMED, AppraisalPolicy.default()])
-@pytest.mark.parametrize("evidence", [parcels.evidence(), of_the_host()])
-def test_a_recognised_image_with_any_tables_is_a_caution(
+@pytest.mark.parametrize("policy", [IMAGE_POLICY, AppraisalPolicy.default()])
+@pytest.mark.parametrize("evidence", [parcels.evidence(), create_evidence_with_host_tables()])
+def test_recognised_image_without_pinned_rtmr0_gives_caution(
     evidence: Attestation, policy: AppraisalPolicy
 ) -> None:
-    """The image is the vendor's either way: what is not known of it is said."""
+    """A recognised image gives a caution about its ACPI tables unless RTMR0 is pinned."""
     found = parcels.verifier(policy=policy).verify(evidence.to_bytes(), report_data=NONCE)
     assert found.claims.os_image_hash == IMAGE.os_image_hash
-    [told] = cautions(found.steps)
-    assert told.startswith(CHOSEN)
-    assert "pin rtmr0" in told
+    [caution] = find_acpi_cautions(found.steps)
+    assert caution.startswith(TABLES_FROM_HOST)
+    assert "pin rtmr0" in caution
 
 
-def test_a_pinned_register_refuses_the_hosts_tables() -> None:
-    """That is what the caution advises, and what `attestkit policy` writes."""
+def test_pinned_rtmr0_rejects_tables_of_host() -> None:
+    """A policy that pins RTMR0, as `attestkit policy` writes it, rejects tables of the host."""
     good = parcels.verifier().verify(parcels.evidence().to_bytes(), report_data=NONCE)
     rtmr0 = good.claims.register("rtmr0")
     assert rtmr0 is not None
-    values = pinning({"rtmr0": rtmr0})
-    for policy in (NAMED.replace(reference_values=values), pin(good)):
-        judge = parcels.verifier(policy=policy)
-        assert cautions(judge.verify(parcels.evidence().to_bytes(), report_data=NONCE).steps) == []
-        with pytest.raises(PolicyError, match="rtmr0 is") as caught:
-            judge.verify(of_the_host().to_bytes(), report_data=NONCE)
-        assert caught.value.reason == "reference_value"
+    values = pin_registers({"rtmr0": rtmr0})
+    for policy in (IMAGE_POLICY.replace(reference_values=values), pin(good)):
+        verifier = parcels.verifier(policy=policy)
+        assert (
+            find_acpi_cautions(
+                verifier.verify(parcels.evidence().to_bytes(), report_data=NONCE).steps
+            )
+            == []
+        )
+        with raises(PolicyError, "reference_value") as caught:
+            verifier.verify(create_evidence_with_host_tables().to_bytes(), report_data=NONCE)
+        assert str(caught.value).startswith("rtmr0: ")
 
 
-def test_an_image_that_is_pinned_by_its_registers() -> None:
-    """Without RTMR0 among them the tables are anybody's, whether the image is recognised or not."""
+def test_image_registers_without_rtmr0_give_caution() -> None:
+    """Pinning MRTD, RTMR1 and RTMR2 alone gives the caution; pinning RTMR0 too removes it."""
     registers = dict(claims().registers)
     image = {name: registers[name] for name in ("mrtd", "rtmr1", "rtmr2")}
     for found in (claims(), claims(os_image_hash=b""), bare_claims()):
-        assert cautions(judged(rules(reference_values=pinning(image)), found))[0].startswith(CHOSEN)
-        all_four = pinning({**image, "rtmr0": registers["rtmr0"]})
-        assert cautions(judged(rules(reference_values=all_four), found)) == []
-    assert cautions(judged(rules(), bare_claims())) == []
+        assert find_acpi_cautions(appraise(rules(reference_values=pin_registers(image)), found))[
+            0
+        ].startswith(TABLES_FROM_HOST)
+        all_four = pin_registers({**image, "rtmr0": registers["rtmr0"]})
+        assert find_acpi_cautions(appraise(rules(reference_values=all_four), found)) == []
+    assert find_acpi_cautions(appraise(rules(), bare_claims())) == []
 
 
-@pytest.mark.parametrize(("platform", "wanted"), [(SNP, UNMEASURED), (NITRO, ""), (SGX, "")])
-def test_other_platforms(platform: str, wanted: str) -> None:
-    """Of SEV-SNP no register has them, so that no rule helps; an enclave is given none."""
-    word = authenticated(status=None if platform == NITRO else TcbStatus.UP_TO_DATE)
-    steps = judged(rules(), claims(platform), word)
-    assert [step.startswith(wanted) for step in cautions(steps)] == [True] * bool(wanted)
-    unnamed = judged(rules(), claims(platform, os_image_hash=b""), word)
-    assert cautions(unnamed) == []
+@pytest.mark.parametrize(
+    ("platform", "expected"), [(SNP, TABLES_UNMEASURED), (NITRO, ""), (SGX, "")]
+)
+def test_acpi_caution_by_platform(platform: str, expected: str) -> None:
+    """SEV-SNP measures no ACPI tables, which is a caution; enclaves have none."""
+    platform_claims = authenticated(status=None if platform == NITRO else TcbStatus.UP_TO_DATE)
+    steps = appraise(rules(), claims(platform), platform_claims)
+    assert [step.startswith(expected) for step in find_acpi_cautions(steps)] == [True] * bool(
+        expected
+    )
+    unnamed = appraise(rules(), claims(platform, os_image_hash=b""), platform_claims)
+    assert find_acpi_cautions(unnamed) == []
 
 
-# -- what a signed verdict claims ------------------------------------------------------------------
+# -- EAR claims ------------------------------------------------------------------------------------
 
 
-def test_executables_of_a_td_are_claimed_where_the_tables_are_pinned() -> None:
-    """AR4SI's 3 says that nothing but what is approved was loaded, and tables have code in them."""
+def test_executables_claim_of_td_requires_pinned_rtmr0() -> None:
+    """AR4SI's value 3 requires approved executables only, and ACPI tables contain code."""
     rtmr0 = dict(claims().registers)["rtmr0"]
     named = rules(os_image_hash=(IMAGE_HASH,))
-    pinned = named.replace(reference_values=pinning({"rtmr0": rtmr0}))
-    assert trust(result(), pinned)["executables"] == 3
-    of_another = named.replace(reference_values=pinning({"rtmr0": bytes(48)}))
-    unnamed = rules(reference_values=pinning({"rtmr0": rtmr0}))
+    pinned = named.replace(reference_values=pin_registers({"rtmr0": rtmr0}))
+    assert trustworthiness_vector(result(), pinned)["executables"] == 3
+    of_another = named.replace(reference_values=pin_registers({"rtmr0": bytes(48)}))
+    unnamed = rules(reference_values=pin_registers({"rtmr0": rtmr0}))
     for policy in (named, of_another, unnamed, rules(), None):
-        assert "executables" not in trust(result(), policy)
+        assert "executables" not in trustworthiness_vector(result(), policy)
 
 
 @pytest.mark.parametrize(("platform", "claimed"), [(TDX, False), (SNP, False), (NITRO, True)])
-def test_executables_of_other_platforms(platform: str, *, claimed: bool) -> None:
-    """A hash is enough of an enclave, whose operator gives it no tables."""
+def test_executables_claim_by_platform(platform: str, *, claimed: bool) -> None:
+    """For an enclave, which has no ACPI tables, the image hash suffices."""
     named = rules(os_image_hash=(IMAGE_HASH,))
-    assert ("executables" in trust(result(claims(platform)), named)) is claimed
+    assert ("executables" in trustworthiness_vector(result(claims(platform)), named)) is claimed

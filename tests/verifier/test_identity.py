@@ -1,4 +1,4 @@
-"""Who the app is cannot be claimed: not by an app, and not by whoever relays its evidence."""
+"""Tests of app identity: neither an app nor a relay of its evidence can forge it."""
 
 import json
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from tests.quotes import made_quote
 from tests.verifier import parcels
 from tests.verifier.parcels import APP_ID, BOOT, COMPOSE_HASH, IMAGE, NONCE
 
-VICTIM = bytes(20)
+OTHER_APP_ID = bytes(20)
 FORGED = (
-    ("app-id", VICTIM),
+    ("app-id", OTHER_APP_ID),
     ("compose-hash", bytes(32)),
     ("key-provider", b'{"name":"kms","id":"00"}'),
     ("system-ready", b""),
@@ -26,21 +26,21 @@ FORGED = (
 UNSEALED = bytes(48)
 
 
-def refused(evidence: Attestation, policy: AppraisalPolicy | None = None) -> AttestKitError:
-    """Return why evidence, read again as a relying party would, is refused."""
+def get_error(evidence: Attestation, policy: AppraisalPolicy | None = None) -> AttestKitError:
+    """Return the error for evidence that is encoded and decoded again."""
     with pytest.raises(AttestKitError) as caught:
         parcels.verifier(policy=policy).verify(evidence.to_bytes(), report_data=NONCE)
     return caught.value
 
 
-def hidden(evidence: Attestation, names: Sequence[str], event_type: int) -> Attestation:
-    """Return evidence whose first events of these names are told as of another type."""
-    told, left = evidence.evidence, list(names)
-    assert isinstance(told.platform, Tdx)
+def change_event_type(evidence: Attestation, names: Sequence[str], event_type: int) -> Attestation:
+    """Return evidence whose first events of these names have another event type."""
+    parts, remaining = evidence.evidence, list(names)
+    assert isinstance(parts.platform, Tdx)
     events = []
-    for event in told.platform.event_log:
-        if event.event_type == RUNTIME_EVENT_TYPE and event.event in left:
-            left.remove(event.event)
+    for event in parts.platform.event_log:
+        if event.event_type == RUNTIME_EVENT_TYPE and event.event in remaining:
+            remaining.remove(event.event)
             digest = runtime_digest(event.event, event.event_payload, event.version)
             events.append(
                 event._replace(event_type=event_type, digest=digest, event="", event_payload=b"")
@@ -52,11 +52,11 @@ def hidden(evidence: Attestation, names: Sequence[str], event_type: int) -> Atte
         for event in events
         if event.event_type == RUNTIME_EVENT_TYPE
     )
-    assert not left
+    assert not remaining
     return Attestation(
-        told._replace(
-            platform=told.platform._replace(event_log=tuple(events)),
-            stack=told.stack._replace(runtime_events=runtime),
+        parts._replace(
+            platform=parts.platform._replace(event_log=tuple(events)),
+            stack=parts.stack._replace(runtime_events=runtime),
         )
     )
 
@@ -72,21 +72,20 @@ def hidden(evidence: Attestation, names: Sequence[str], event_type: int) -> Atte
     ],
 )
 @pytest.mark.parametrize("stripped", [False, True])
-def test_a_boot_hidden_behind_another_type(
+def test_boot_events_with_other_event_type_are_rejected(
     names: list[str], event_type: int, *, stripped: bool
 ) -> None:
-    """The digests still replay, but what they are of could then be anything: refused."""
-    evidence = hidden(parcels.evidence((*BOOT, *FORGED)), names, event_type)
+    """Boot events with another type are rejected, although their digests replay."""
+    evidence = change_event_type(parcels.evidence((*BOOT, *FORGED)), names, event_type)
     assert isinstance(evidence.evidence.platform, Tdx)
-    error = refused(evidence.stripped() if stripped else evidence)
+    error = get_error(evidence.stripped() if stripped else evidence)
     assert isinstance(error, VerificationError)
     assert error.reason == "event"
-    assert "not a runtime event" in str(error)
 
 
-def test_an_event_that_extends_nothing_hides_nothing() -> None:
-    """EV_NO_ACTION in RTMR3 is no digest of it."""
-    error = refused(hidden(parcels.evidence((*BOOT, *FORGED)), ["app-id"], 3))
+def test_boot_event_as_no_action_fails_replay() -> None:
+    """An event changed to EV_NO_ACTION does not extend RTMR3, so replay fails."""
+    error = get_error(change_event_type(parcels.evidence((*BOOT, *FORGED)), ["app-id"], 3))
     assert isinstance(error, VerificationError)
     assert error.reason == "rtmr_mismatch"
 
@@ -95,10 +94,10 @@ def test_an_event_that_extends_nothing_hides_nothing() -> None:
     ("name", "payload"),
     [("app-id", b"short"), ("compose-hash", bytes(31)), ("instance-id", bytes(21))],
 )
-def test_sizes(name: str, payload: bytes) -> None:
-    """An identity of another size than its own was measured by no agent."""
+def test_identity_event_of_wrong_size_is_rejected(name: str, payload: bytes) -> None:
+    """An identity event of a wrong size is rejected."""
     events = [(each, payload if each == name else value) for each, value in BOOT]
-    error = refused(parcels.evidence(events, mr_config_id=UNSEALED))
+    error = get_error(parcels.evidence(events, mr_config_id=UNSEALED))
     assert isinstance(error, VerificationError)
     assert error.reason == "identity"
     assert name.replace("-", "_") in str(error)
@@ -106,7 +105,7 @@ def test_sizes(name: str, payload: bytes) -> None:
 
 # -- the sealed configuration ------------------------------------------------------------------
 
-DOCUMENT = {
+MR_CONFIG = {
     "version": 3,
     "app_id": APP_ID.hex(),
     "compose_hash": COMPOSE_HASH.hex(),
@@ -115,7 +114,7 @@ DOCUMENT = {
 }
 
 
-def sealed(
+def create_sealed_evidence(
     document: dict[str, object],
     *,
     carried: bool = True,
@@ -129,59 +128,61 @@ def sealed(
     return Attestation.for_tdx(quote, log, json.dumps(config))
 
 
-def told(evidence: Attestation) -> str:
+def get_identity_step(evidence: Attestation) -> str:
     """Return the step on identity of evidence that passes."""
     result = parcels.verifier().verify(evidence.to_bytes(), report_data=NONCE)
     return next(step for step in result.steps if step.startswith("the app is"))
 
 
-def test_the_app_that_was_sealed() -> None:
-    """Each version that can be compared says so, and the others say why not."""
-    assert told(parcels.evidence()).endswith("as sealed at launch")
-    assert told(sealed(DOCUMENT)).endswith("as sealed at launch")
-    assert "left out" not in told(parcels.evidence(mr_config_id=UNSEALED))
-    assert "does not have the document" in told(sealed(DOCUMENT, carried=False))
+def test_mr_config_comparison_is_reported_per_version() -> None:
+    """The step reports for each MR_CONFIG version whether it was compared."""
+    assert get_identity_step(parcels.evidence()).endswith("as sealed at launch")
+    assert get_identity_step(create_sealed_evidence(MR_CONFIG)).endswith("as sealed at launch")
+    assert "left out" not in get_identity_step(parcels.evidence(mr_config_id=UNSEALED))
+    assert "does not have the document" in get_identity_step(
+        create_sealed_evidence(MR_CONFIG, carried=False)
+    )
     second = config_id_v2(COMPOSE_HASH, APP_ID, "none", b"")
-    assert "version 2" in told(parcels.evidence(mr_config_id=second))
+    assert "version 2" in get_identity_step(parcels.evidence(mr_config_id=second))
 
 
 STRICT = AppraisalPolicy.strict()
 
 
-def test_a_document_that_the_host_left_out() -> None:
-    """Whatever the log tells would pass for what was sealed: strict, or the rule alone, refuses."""
-    evidence = sealed({**DOCUMENT, "compose_hash": bytes(32).hex()}, carried=False)
+def test_policy_require_mr_config_rejects_missing_document() -> None:
+    """A policy with `require_mr_config` rejects evidence without its version 3 document."""
+    evidence = create_sealed_evidence({**MR_CONFIG, "compose_hash": bytes(32).hex()}, carried=False)
     alone = AppraisalPolicy.development().replace(require_mr_config=True)
     for policy in (STRICT, alone):
-        error = refused(evidence, policy)
+        error = get_error(evidence, policy)
         assert isinstance(error, PolicyError)
         assert error.reason == "require_mr_config"
         assert "have the host put it into vm_config" in str(error)
-    lax = parcels.verifier(policy=STRICT.replace(require_mr_config=False))
-    result = lax.verify(evidence.to_bytes(), report_data=NONCE)
+    lenient = parcels.verifier(policy=STRICT.replace(require_mr_config=False))
+    result = lenient.verify(evidence.to_bytes(), report_data=NONCE)
     assert not result.claims.has_mr_config
 
 
 @pytest.mark.parametrize(
     "evidence",
     [
-        sealed(DOCUMENT),
+        create_sealed_evidence(MR_CONFIG),
         parcels.evidence(),
         parcels.evidence(mr_config_id=UNSEALED),
         parcels.evidence(mr_config_id=config_id_v2(COMPOSE_HASH, APP_ID, "none", b"")),
-        sealed(DOCUMENT, carried=False, events=()),
+        create_sealed_evidence(MR_CONFIG, carried=False, events=()),
     ],
 )
-def test_what_strict_takes(evidence: Attestation) -> None:
-    """What was compared, and what nobody can compare: version 2, and a log that tells nothing."""
+def test_strict_policy_accepts_compared_or_incomparable_mr_config(evidence: Attestation) -> None:
+    """The strict policy accepts compared documents, version 2, and logs without identity."""
     for form in (evidence, evidence.stripped()):
         result = parcels.verifier(policy=STRICT).verify(form.to_bytes(), report_data=NONCE)
         assert result.claims.has_mr_config is ('"mr_config"' in evidence.config)
 
 
-def test_a_document_is_looked_for_in_evidence_alone() -> None:
-    """A bare quote of a TD with a sealed configuration tells no app, so there is none to doubt."""
-    bare = sealed(DOCUMENT).quote
+def test_strict_policy_accepts_bare_quote_without_mr_config() -> None:
+    """A bare quote names no app, so the strict policy requires no MR_CONFIG document."""
+    bare = create_sealed_evidence(MR_CONFIG).quote
     assert bare is not None
     assert not parcels.verifier(policy=STRICT).verify(bare, report_data=NONCE).claims.has_mr_config
 
@@ -189,72 +190,72 @@ def test_a_document_is_looked_for_in_evidence_alone() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("app_id", VICTIM.hex()),
+        ("app_id", OTHER_APP_ID.hex()),
         ("compose_hash", bytes(32).hex()),
         ("instance_id", (b"\1" * 20).hex()),
         ("key_provider", "kms"),
         ("init_script_hashes", [bytes(32).hex()]),
     ],
 )
-def test_a_document_of_another_app(field: str, value: object) -> None:
-    """Every field that the document has must be the log's."""
-    error = refused(sealed({**DOCUMENT, field: value}))
+def test_mr_config_field_must_match_log(field: str, value: object) -> None:
+    """Every field of the document must match the log."""
+    error = get_error(create_sealed_evidence({**MR_CONFIG, field: value}))
     assert isinstance(error, VerificationError)
     assert error.reason == "mr_config"
     assert field in str(error)
 
 
-def test_a_document_that_was_not_sealed() -> None:
-    """Its hash must be MR_CONFIG_ID."""
-    evidence = sealed(DOCUMENT).evidence
+def test_mr_config_document_must_match_its_hash() -> None:
+    """The document's hash must be MR_CONFIG_ID."""
+    evidence = create_sealed_evidence(MR_CONFIG).evidence
     config = json.loads(evidence.stack.config)
     config["mr_config"] += " "
     stack = evidence.stack._replace(config=json.dumps(config))
-    error = refused(Attestation(evidence._replace(stack=stack)))
+    error = get_error(Attestation(evidence._replace(stack=stack)))
     assert isinstance(error, VerificationError)
     assert error.reason == "mr_config"
 
 
 @pytest.mark.parametrize(
-    "told_as", [b"", b"kms", b"[]", b'{"name":"kms","id":"00"}', b"[" * 5000, b"\xff"]
+    "payload", [b"", b"kms", b"[]", b'{"name":"kms","id":"00"}', b"[" * 5000, b"\xff"]
 )
-def test_a_key_provider_that_was_not_sealed(told_as: bytes) -> None:
-    """Another one, or text that names none, contradicts the document."""
-    events = [(name, told_as if name == "key-provider" else value) for name, value in BOOT]
-    error = refused(sealed(DOCUMENT, events=events))
+def test_mr_config_key_provider_must_match_log(payload: bytes) -> None:
+    """A different or malformed key provider event contradicts the document."""
+    events = [(name, payload if name == "key-provider" else value) for name, value in BOOT]
+    error = get_error(create_sealed_evidence(MR_CONFIG, events=events))
     assert isinstance(error, VerificationError)
     assert "key_provider" in str(error)
 
 
-def test_a_compose_hash_that_was_not_measured() -> None:
-    """A seal of version 1 refuses an app that does not tell its compose hash."""
+def test_mr_config_v1_requires_compose_hash_event() -> None:
+    """MR_CONFIG version 1 requires a compose hash in the log."""
     events = [(name, value) for name, value in BOOT if name != "compose-hash"]
-    error = refused(parcels.evidence(events))
+    error = get_error(parcels.evidence(events))
     assert isinstance(error, VerificationError)
     assert error.reason == "mr_config"
 
 
-def test_an_enclaves_quote_in_a_tds_evidence() -> None:
-    """It has other registers: refused before anything else, and not as the caller's mistake."""
+def test_sgx_quote_in_tdx_evidence_raises_format_error() -> None:
+    """TDX evidence with an SGX quote raises FormatError."""
     for enclave in (made_quote(3, 0), made_quote(4, 0), made_quote(5, 0, 1)):
-        error = refused(Attestation(Evidence(Tdx(enclave, ()), Stack(bytes(64), (), ""))))
+        error = get_error(Attestation(Evidence(Tdx(enclave, ()), Stack(bytes(64), (), ""))))
         assert isinstance(error, FormatError)
         assert error.reason == "tee_type"
 
 
-def test_a_document_holds_whatever_the_log_tells() -> None:
-    """Also of an app that tells neither its id nor its compose hash."""
+def test_mr_config_applies_without_app_id_and_compose_hash() -> None:
+    """The document is compared even if the log has neither app id nor compose hash."""
     events = (("instance-id", b"\1" * 20), ("system-ready", b""))
-    error = refused(sealed(DOCUMENT, events=events))
+    error = get_error(create_sealed_evidence(MR_CONFIG, events=events))
     assert isinstance(error, VerificationError)
     assert error.reason == "mr_config"
 
 
-def test_evidence_that_was_shortened_here() -> None:
-    """A log that was stripped and not read again has no digests: the same verdict as its bytes."""
+def test_stripped_attestation_verifies_like_its_bytes() -> None:
+    """A stripped log without digests gives the same result as its encoding."""
     log = parcels.log_of(BOOT)
     shortened = Attestation.for_tdx(parcels.quote_of(log), log.stripped(), IMAGE.vm_config)
-    judge = parcels.verifier()
-    result = judge.verify(shortened, report_data=NONCE)
-    assert result == judge.verify(shortened.to_bytes(), report_data=NONCE)
+    verifier = parcels.verifier()
+    result = verifier.verify(shortened, report_data=NONCE)
+    assert result == verifier.verify(shortened.to_bytes(), report_data=NONCE)
     assert all(event.digest for event in result.claims.events)

@@ -1,4 +1,4 @@
-"""Whatever goes wrong inside a verification, nothing passes, and the exception is one of ours."""
+"""Tests of faults inside a verification: it never passes, and raises one of attestkit's errors."""
 
 import gc
 import sys
@@ -22,98 +22,101 @@ from attestkit.verifier import (
     evidence_checks,
     pipeline,
 )
+from tests.raising import raises
 from tests.verifier import parcels
 from tests.verifier.parcels import NONCE, NOW
 
 RAW = parcels.evidence().to_bytes()
 
 BREAKABLE: list[tuple[object, str]] = [
-    (pipeline, "_opened"),
-    (pipeline, "reported_data"),
-    (pipeline, "history"),
-    (pipeline, "os_image"),
+    (pipeline, "_to_parsed"),
+    (pipeline, "check_quoted_report_data"),
+    (pipeline, "replay_event_log"),
+    (pipeline, "check_os_image"),
     (pipeline, "app_info"),
     (pipeline, "claims"),
-    (pipeline, "fresh"),
-    (pipeline, "accepted"),
+    (pipeline, "check_report_data"),
+    (pipeline, "create_result"),
     (ReportData, "pad"),
-    (authenticators.Makers, "authenticate"),
-    (authenticators.Makers, "genuine"),
+    (authenticators.Authenticators, "authenticate"),
+    (authenticators.Authenticators, "genuine"),
     (AppraisalPolicy, "appraise"),
     (AppraisalPolicy, "needs_tcb_details"),
-    (Verifier, "_moment"),
-    (evidence_checks, "verified_hash"),
-    (evidence_checks, "_same_events"),
+    (Verifier, "_verification_time"),
+    (evidence_checks, "verify_os_image"),
+    (evidence_checks, "_check_same_events"),
     (Attestation, "from_bytes"),
 ]
-# What Rust code raises when it panics, under pyo3.
+# The exception type of a Rust panic under pyo3.
 PanicException = type("PanicException", (BaseException,), {})
 
 
-def breaking(kind: type[BaseException]) -> Callable[..., Any]:
-    """Return a function that raises."""
+def create_failing_function(kind: type[BaseException]) -> Callable[..., Any]:
+    """Return a function that raises `kind`."""
 
-    def broken(*_args: object, **_options: object) -> None:
+    def failing(*_args: object, **_options: object) -> None:
         raise kind("a secret of the machine")
 
-    return broken
+    return failing
 
 
-@pytest.mark.parametrize(("where", "name"), BREAKABLE, ids=[name for _, name in BREAKABLE])
+@pytest.mark.parametrize(("owner", "name"), BREAKABLE, ids=[name for _, name in BREAKABLE])
 @pytest.mark.parametrize(
     "kind", [RuntimeError, KeyError, RecursionError, MemoryError, ValueError, PanicException]
 )
-def test_a_broken_step_is_a_rejection(
-    monkeypatch: pytest.MonkeyPatch, where: object, name: str, kind: type[BaseException]
+def test_verify_fault_in_step_raises_verification_error(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, kind: type[BaseException]
 ) -> None:
-    """Whatever goes wrong inside, nothing passes, and no foreign text gets out."""
-    judge = parcels.verifier()
-    broken: Any = breaking(kind)
-    is_property = isinstance(vars(where)[name], property)
-    monkeypatch.setattr(where, name, property(broken) if is_property else broken)
-    with pytest.raises(VerificationError) as caught:
-        judge.verify(RAW, report_data=NONCE)
-    assert caught.value.reason == "internal"
+    """A fault in any step is a rejection, and the text of its exception is not reported."""
+    verifier = parcels.verifier()
+    failing: Any = create_failing_function(kind)
+    is_property = isinstance(vars(owner)[name], property)
+    monkeypatch.setattr(owner, name, property(failing) if is_property else failing)
+    with raises(VerificationError, "internal") as caught:
+        verifier.verify(RAW, report_data=NONCE)
     assert "secret" not in str(caught.value)
     assert isinstance(caught.value.__cause__, kind)
-    if name != "_moment":  # that is told once for all
-        [found] = judge.verify_many([Item(RAW, NONCE)])
+    if name != "_verification_time":  # read once for all items
+        [found] = verifier.verify_many([Item(RAW, NONCE)])
         assert isinstance(found, VerificationError)
         assert found.reason == "internal"
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_is_no_verdict(
+def test_verify_interrupt_propagates(
     monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ) -> None:
-    """Ctrl-C and an exit get through."""
-    judge = parcels.verifier()
-    monkeypatch.setattr(pipeline, "history", breaking(kind))
+    """KeyboardInterrupt and SystemExit propagate."""
+    verifier = parcels.verifier()
+    monkeypatch.setattr(pipeline, "replay_event_log", create_failing_function(kind))
     with pytest.raises(kind):
-        judge.verify(RAW, report_data=NONCE)
+        verifier.verify(RAW, report_data=NONCE)
     with pytest.raises(kind):
-        judge.verify_many([Item(RAW, NONCE)])
+        verifier.verify_many([Item(RAW, NONCE)])
 
 
-def test_a_broken_clock() -> None:
-    """It is a rejection; one that does not tell an aware time is its owner's mistake."""
+def test_verify_faulty_clock_is_rejected() -> None:
+    """A clock that raises is a rejection; one that returns no aware time raises UsageError."""
     calls: tuple[Callable[[Verifier], object], ...] = (
-        lambda judge: judge.verify(RAW, report_data=NONCE),
-        lambda judge: judge.examine(RAW),
-        lambda judge: judge.verify_many([Item(RAW, NONCE)]),
+        lambda verifier: verifier.verify(RAW, report_data=NONCE),
+        lambda verifier: verifier.examine(RAW),
+        lambda verifier: verifier.verify_many([Item(RAW, NONCE)]),
     )
     for call in calls:
-        with pytest.raises(VerificationError) as caught:
-            call(parcels.verifier(clock=breaking(OSError)))
-        assert caught.value.reason == "internal"
-        wrong: tuple[Any, ...] = (None, NOW.timestamp(), NOW.replace(tzinfo=None))
-        for now in wrong:
-            with pytest.raises(UsageError, match="the clock's time is a datetime"):
+        with raises(VerificationError, "internal"):
+            call(parcels.verifier(clock=create_failing_function(OSError)))
+        wrong: tuple[tuple[Any, str], ...] = (
+            (None, "wrong_type"),
+            (NOW.timestamp(), "wrong_type"),
+            (NOW.replace(tzinfo=None), "wrong_value"),
+        )
+        for now, reason in wrong:
+            with raises(UsageError, reason):
                 call(parcels.verifier(clock=lambda now=now: now))
 
 
-class Nowhere(tzinfo):
-    """A zone that fails."""
+class FailingZone(tzinfo):
+    """A time zone that raises."""
 
     def utcoffset(self, _when: datetime | None) -> NoReturn:
         """Raise."""
@@ -122,52 +125,51 @@ class Nowhere(tzinfo):
     dst = tzname = utcoffset
 
 
-def test_a_broken_zone() -> None:
-    """A time whose zone fails is a rejection too."""
-    with pytest.raises(VerificationError) as caught:
-        parcels.verifier().verify(RAW, report_data=NONCE, now=NOW.replace(tzinfo=Nowhere()))
-    assert caught.value.reason == "internal"
+def test_verify_faulty_time_zone_is_rejected() -> None:
+    """A `now` with a failing time zone is a rejection."""
+    with raises(VerificationError, "internal"):
+        parcels.verifier().verify(RAW, report_data=NONCE, now=NOW.replace(tzinfo=FailingZone()))
 
 
-def test_arguments_of_another_type() -> None:
-    """They are refused where they are handed in, with what is wanted."""
-    judge = parcels.verifier(collateral=None)
+def test_verifier_wrong_argument_type_raises_usage_error() -> None:
+    """Arguments of a wrong type raise UsageError."""
+    verifier = parcels.verifier(collateral=None)
     wrong: tuple[Any, ...] = ("x", b"{}", 5)
     for value in wrong:
-        with pytest.raises(UsageError, match="collateral is a Collateral, not"):
-            judge.verify(RAW, report_data=NONCE, collateral=value)
-        with pytest.raises(UsageError, match="collateral is a Collateral, not"):
-            judge.examine(RAW, collateral=value)
-        with pytest.raises(UsageError, match=r"AppraisalPolicy\.strict\(\), .*default.*develop"):
+        with raises(UsageError, "wrong_type"):
+            verifier.verify(RAW, report_data=NONCE, collateral=value)
+        with raises(UsageError, "wrong_type"):
+            verifier.examine(RAW, collateral=value)
+        with raises(UsageError, "wrong_type"):
             Verifier(policy=value)
-    with pytest.raises(UsageError, match="the PCCS URL"):
+    with raises(UsageError, "wrong_value"):
         Verifier(pccs_url="ftp://h")
 
 
-# -- every call ----------------------------------------------------------------------------------
+# -- faults in every call ------------------------------------------------------------------------
 
-# Nothing but calls of the others: these cannot be guarded by a function, for they are its callers.
+# Functions outside of the guard, which call the guarded ones.
 OUTERMOST: Final = {
-    "whole": {"verify", "guarded"},
+    "whole": {"verify", "run_step"},
     "steps": {
         *("examine", "authenticate", "replay", "image_hash", "app_info", "appraise"),
-        *("_check_collateral", "guarded"),
+        *("_check_collateral", "run_step"),
     },
 }
 
 
 class UnforeseenError(Exception):
-    """Raised where nobody expects anything."""
+    """An exception that no code expects."""
 
 
-def whole(judge: Verifier) -> AttestationResult:
+def verify_at_once(verifier: Verifier) -> AttestationResult:
     """Verify in one call."""
-    return judge.verify(RAW, report_data=NONCE)
+    return verifier.verify(RAW, report_data=NONCE)
 
 
-def in_steps(judge: Verifier) -> AttestationResult:
-    """Verify as a service does that tells how far it got."""
-    examination = judge.examine(RAW)
+def verify_in_steps(verifier: Verifier) -> AttestationResult:
+    """Verify step by step, as a service that reports progress."""
+    examination = verifier.examine(RAW)
     examination.authenticate()
     examination.replay()
     examination.image_hash()
@@ -176,25 +178,25 @@ def in_steps(judge: Verifier) -> AttestationResult:
 
 
 ROUTES: Final[dict[str, Callable[[Verifier], AttestationResult]]] = {
-    "whole": whole,
-    "steps": in_steps,
+    "whole": verify_at_once,
+    "steps": verify_in_steps,
 }
 
 
 class Outcome:
-    """What became of a verification in which one call failed."""
+    """The outcome of a verification in which one call failed."""
 
     def __init__(self) -> None:
         self.passed = False
         self.refused = False  # as a rejection
         self.calls = 0
-        self.broken = ""  # the function
+        self.failing = ""  # the function
 
 
-def verify_breaking(judge: Verifier, route: str, call: int) -> Outcome:
+def verify_breaking(verifier: Verifier, route: str, call: int) -> Outcome:
     """Verify good evidence with the n-th call of a Python function failing; count the calls."""
     found = Outcome()
-    generators: set[FrameType] = set()  # started; a generator's end is a call too, in vain
+    generators: set[FrameType] = set()  # a resumption is reported as a call
 
     def hook(frame: FrameType, event: str, _argument: object) -> None:
         if event != "call" or frame in generators:
@@ -204,13 +206,13 @@ def verify_breaking(judge: Verifier, route: str, call: int) -> Outcome:
         if "/attestkit/" in frame.f_code.co_filename:
             found.calls += 1
             if found.calls == call:
-                found.broken = frame.f_code.co_name
+                found.failing = frame.f_code.co_name
                 raise UnforeseenError
 
-    gc.disable()  # else others' objects end in the middle of it, and that is a call too
+    gc.disable()  # finalizers of other objects would count as calls
     sys.setprofile(hook)
     try:
-        ROUTES[route](judge)
+        ROUTES[route](verifier)
         found.passed = True
     except (AttestKitError, UnforeseenError) as error:
         found.refused = isinstance(error, VerificationError)
@@ -222,23 +224,23 @@ def verify_breaking(judge: Verifier, route: str, call: int) -> Outcome:
 
 @pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("route", ROUTES)
-def test_every_call_broken(route: str, *, fresh: bool) -> None:
-    """Break each call that a verification makes, one at a time: none of them can be missed.
+def test_verify_fault_in_any_call_never_passes(route: str, *, fresh: bool) -> None:
+    """A fault in any single call is a rejection, except in the outermost calls.
 
-    All but the outermost are rejections. A fresh verifier has nothing in its caches.
+    A fresh verifier has empty caches.
     """
-    judge = parcels.verifier()
-    judge.verify(RAW, report_data=NONCE)  # what is loaded late is loaded
+    verifier = parcels.verifier()
+    verifier.verify(RAW, report_data=NONCE)  # import lazily loaded modules
     anchored = parcels.collateral()
 
-    def used() -> Verifier:
-        return parcels.verifier(collateral=anchored) if fresh else judge
+    def create_verifier() -> Verifier:
+        return parcels.verifier(collateral=anchored) if fresh else verifier
 
-    good = verify_breaking(used(), route, 0)
+    good = verify_breaking(create_verifier(), route, 0)
     assert good.passed
     assert good.calls > 100
-    broken = [verify_breaking(used(), route, call) for call in range(1, good.calls + 1)]
-    assert [each.broken for each in broken if each.passed] == []
-    escaped = [each.broken for each in broken if not each.refused]
-    assert set(escaped) <= OUTERMOST[route]
-    assert len(escaped) <= (2 if route == "whole" else 13)
+    failing = [verify_breaking(create_verifier(), route, call) for call in range(1, good.calls + 1)]
+    assert [each.failing for each in failing if each.passed] == []
+    not_rejected = [each.failing for each in failing if not each.refused]
+    assert set(not_rejected) <= OUTERMOST[route]
+    assert len(not_rejected) <= (2 if route == "whole" else 13)

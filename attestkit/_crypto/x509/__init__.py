@@ -1,4 +1,4 @@
-"""Certificates: chains and their check, those of Intel, AMD and AWS, and the ones that we issue.
+"""X.509 certificates: chain validation, vendor roots, extensions, and issuing of certificates.
 
-Extensions are read here too; whose root is trusted is the verifier's decision.
+Which root is trusted is decided by the verifier.
 """

@@ -1,9 +1,9 @@
-"""Certificates as AMD's: ARK, ASK and VCEK, for the simulator's chips.
+"""ARK, ASK and VCEK certificates for simulated AMD chips.
 
 Names and extensions are those of "Versioned Chip Endorsement Key (VCEK) Certificate and KDS
-Interface Specification" (57230). AMD's authorities sign with RSA-PSS, whose keys cannot be made
-from a seed in a time that a test has, nor its signatures be repeated; these sign with ECDSA P-384
-and SHA-384, RFC 6979, so that equal arguments give equal bytes.
+Interface Specification" (57230). AMD's CAs sign with RSA-PSS, whose key generation is slow and
+whose signatures are not deterministic. The simulated CAs sign with ECDSA P-384 and SHA-384 (RFC
+6979) instead, so that equal arguments give equal certificates.
 """
 
 from collections.abc import Mapping
@@ -30,19 +30,19 @@ _COMMON_TO_ALL: Final = (
 
 
 class AmdAuthority(NamedTuple):
-    """Whoever signs, or is signed: the common name and the key."""
+    """A subject or issuer: its common name and its key."""
 
     name: str
     key: P384Key
 
 
 def vcek_extensions(product: str, spls: Mapping[str, int], hardware_id: bytes) -> dict[str, bytes]:
-    """Return AMD's extensions of a VCEK, by what continues AMD's OID.
+    """Return AMD's extensions of a VCEK, by the suffix of AMD's OID.
 
     Args:
-        product: such as Genoa-B1, at most 127 ASCII characters.
-        spls: security patch levels, 0 to 255, by what continues AMD's OID (3.1, 3.2, ...).
-        hardware_id: of the chip; 64 bytes, on Turin 8.
+        product: Product with stepping, such as Genoa-B1; at most 127 ASCII characters.
+        spls: Security patch levels, 0 to 255, by the suffix of AMD's OID (3.1, 3.2, ...).
+        hardware_id: ID of the chip: 64 bytes, on Turin 8.
     """
     levels = {suffix: _integer(level) for suffix, level in spls.items()}
     text = bytes([0x16, len(product)]) + product.encode("ascii")
@@ -61,12 +61,12 @@ def issue_amd_certificate(
     """Return the DER of a version 3 certificate.
 
     Args:
-        subject: whose certificate it is; of its key only the public half gets in.
-        issuer: who signs; the subject itself for a root.
-        serial: positive, at most 20 octets.
-        validity: to the second.
-        path_length: for an authority; None makes a certificate of a key that signs reports.
-        extensions: AMD's own, for such a key.
+        subject: Name and key of the subject.
+        issuer: Name and key of the issuer; the subject for a root certificate.
+        serial: Positive, at most 20 octets.
+        validity: With a resolution of seconds.
+        path_length: For a CA certificate; None for the certificate of a key that signs reports.
+        extensions: AMD's extensions, for a key that signs reports.
     """
     builder = (
         x509.CertificateBuilder()
@@ -107,6 +107,6 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _integer(value: int) -> bytes:
-    """Return the DER of a number below 32768."""
+    """Return the DER of an integer from 0 to 32767."""
     content = value.to_bytes(value.bit_length() // 8 + 1, "big")
     return bytes([2, len(content)]) + content

@@ -1,13 +1,14 @@
-"""What AMD's certificates say of the chip or the cloud provider whose key they are for.
+"""AMD's extensions of VCEK and VLEK certificates: product, TCB, and chip or cloud provider.
 
-The extensions of VCEK and VLEK certificates are in "Versioned Chip Endorsement Key (VCEK)
-Certificate and KDS Interface Specification" (57230); quote-formats.md, section 13, lists them.
+They are specified in "Versioned Chip Endorsement Key (VCEK) Certificate and KDS Interface
+Specification" (57230); see quote-formats.md, section 13.
 """
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from attestkit._crypto.der import IA5_STRING, OCTET_STRING, DerReader
+from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
 
 __all__ = ["AmdExtension", "read_amd_extension"]
@@ -15,37 +16,37 @@ __all__ = ["AmdExtension", "read_amd_extension"]
 _PREFIX: Final = "1.3.6.1.4.1.3704.1."
 _PRODUCT, _HARDWARE_ID, _PROVIDER = "2", "4", "5"
 _SPLS: Final = {"boot_loader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
-_UNUSED: Final = ("3.4", "3.5", "3.6", "3.7")  # SPLs of bytes that no product uses
+_UNUSED: Final = ("3.4", "3.5", "3.6", "3.7")  # reserved SPLs
 _HARDWARE_ID_SIZES: Final = (64, 8)  # bytes; Turin has 8
 
 
 class AmdExtension(NamedTuple):
-    """A key that signs reports: its processors, and the firmware that it is derived from."""
+    """The platform and TCB of a VCEK or VLEK."""
 
-    product: str  # such as Milan, without the stepping that may follow
-    boot_loader: int  # this and the next: security patch levels, 0..255
+    product: str  # such as Milan, without the stepping
+    boot_loader: int  # security patch levels (SPLs), 0 to 255 each
     tee: int
     snp: int
     microcode: int
     fmc: int | None  # Turin and later
     hardware_id: bytes  # 64 bytes, on Turin 8; empty on a VLEK
-    provider: str  # of a VLEK: the cloud provider's id
+    provider: str  # cloud provider ID (CSP_ID) of a VLEK; empty on a VCEK
 
     @property
     def kind(self) -> str:
-        """`VCEK`, a chip's key, or `VLEK`, a cloud provider's."""
+        """`VCEK` (key of a chip) or `VLEK` (key of a cloud provider)."""
         return "VCEK" if self.hardware_id else "VLEK"
 
 
 def read_amd_extension(extensions: Mapping[str, bytes]) -> AmdExtension | None:
-    """Return what a certificate's extensions say; None where it has none of AMD's.
+    """Parse AMD's extensions of a certificate; return None if it has none.
 
     Args:
-        extensions: by dotted OID, what the OCTET STRING of each holds.
+        extensions: Contents of the extensions' OCTET STRINGs, by dotted OID.
 
     Raises:
-        FormatError: one is missing or malformed, or they are both a VCEK's and a VLEK's; the text
-            names it.
+        FormatError: If an extension is missing or malformed, or the certificate has the extensions
+            of both VCEK and VLEK, or of neither.
     """
     own = {
         oid.removeprefix(_PREFIX): value
@@ -56,12 +57,13 @@ def read_amd_extension(extensions: Mapping[str, bytes]) -> AmdExtension | None:
         return None
     spls = {name: _spl(own, suffix) for name, suffix in _SPLS.items() if suffix in own}
     if missing := _SPLS.keys() - spls.keys() - {"fmc"}:
-        raise FormatError(f"AMD's extension {_PREFIX}{_SPLS[min(missing)]} is missing")
+        raise _bad(_SPLS[min(missing)], "missing", "missing")
     for suffix in _UNUSED:
         if suffix in own and _spl(own, suffix):
-            raise FormatError(f"AMD's extension {_PREFIX}{suffix} is not zero")
+            raise _bad(suffix, "must be zero", "wrong_value")
     if (_HARDWARE_ID in own) == (_PROVIDER in own):
-        raise FormatError("AMD's extensions are neither those of a VCEK nor those of a VLEK")
+        message = "AMD extensions: must have either a hardware ID (VCEK) or a provider ID (VLEK)"
+        raise FormatError(message, reason="inconsistent")
     return AmdExtension(
         product=_text(own, _PRODUCT).partition("-")[0],
         boot_loader=spls["boot_loader"],
@@ -79,27 +81,31 @@ def _spl(own: Mapping[str, bytes], suffix: str) -> int:
     level = reader.integer()
     reader.finish()
     if not 0 <= level <= 0xFF:
-        raise FormatError(f"AMD's extension {_PREFIX}{suffix} is {level}, not 0 to 255")
+        raise _bad(suffix, f"must be 0 to 255, not {level}", "wrong_value")
     return level
 
 
 def _text(own: Mapping[str, bytes], suffix: str) -> str:
     if suffix not in own:
-        raise FormatError(f"AMD's extension {_PREFIX}{suffix} is missing")
+        raise _bad(suffix, "missing", "missing")
     reader = DerReader(own[suffix])
     content = reader.content(IA5_STRING)
     reader.finish()
     if not content.isascii() or not 1 <= len(content) <= 64 or not content.decode().isprintable():
-        raise FormatError(f"AMD's extension {_PREFIX}{suffix} is not 1 to 64 ASCII characters")
+        raise _bad(suffix, "must have 1 to 64 printable ASCII characters", "wrong_value")
     return content.decode()
 
 
 def _hardware_id(value: bytes) -> bytes:
-    """Return the id, which old certificates have inside an OCTET STRING."""
+    """Return the hardware ID, which old certificates wrap in an OCTET STRING."""
     if len(value) - 2 in _HARDWARE_ID_SIZES:
         reader = DerReader(value)
         value = reader.content(OCTET_STRING)
         reader.finish()
     if len(value) not in _HARDWARE_ID_SIZES:
-        raise FormatError(f"AMD's extension {_PREFIX}{_HARDWARE_ID} has not 64 or 8 bytes")
+        raise _bad(_HARDWARE_ID, f"must have 64 or 8 bytes, not {len(value)}", "wrong_size")
     return value
+
+
+def _bad(suffix: str, problem: str, reason: FormatReason) -> FormatError:
+    return FormatError(f"AMD extension {_PREFIX}{suffix}: {problem}", reason=reason)

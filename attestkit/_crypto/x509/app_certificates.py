@@ -1,15 +1,15 @@
-"""X.509 certificates of the guest agent: leaves for applications and the authority above.
+"""X.509 certificates of applications and of their CA, as issued by the dstack guest agent.
 
-A certificate has the same bytes for the same input: serial numbers come from the key, and the
-nonces of the signatures from RFC 6979. What private extensions hold is opaque here.
+Equal arguments give equal certificates: serial numbers are derived from the key, and signatures
+are deterministic (RFC 6979). The content of private extensions is opaque here.
 
-Arguments that both ways of issuing take:
+Arguments of `issue_leaf` and `issue_ca`:
 
-* `subject`, `organisation`: at most 64 characters each; left out where empty, even both. The
-  organisation stands before the common name.
+* `subject`, `organisation`: at most 64 characters each; empty ones are omitted. The organisation
+  precedes the common name.
 * `not_before`, `not_after`: seconds since 1970, in the years 1950 to 9999.
-* `extensions`: dotted OID and content of each private extension, non-critical and in this order.
-  The content is wrapped in an OCTET STRING of its own, inside the extension's.
+* `extensions`: dotted OID and content of private extensions, not critical, in this order. The
+  content is wrapped in an OCTET STRING inside the OCTET STRING of the extension.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256Key, p256_verify_der
-from attestkit._crypto.pem import armour, split_pem
+from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit.errors import FormatError, UsageError
 
 __all__ = ["Certificate", "certificate_pem", "issue_ca", "issue_leaf", "read_certificate"]
 
-_LARGEST: Final = 16 << 20  # bytes or characters; one may carry evidence, which has up to 10 MiB
+_LARGEST: Final = 16 << 20  # bytes or characters; evidence in a certificate has up to 10 MiB
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _SEQUENCE, _OCTET_STRING, _VERSION = 0x30, 0x04, 0xA0
 _NO_USAGE: Final = dict.fromkeys(
@@ -57,7 +57,7 @@ _CA_USAGE: Final = x509.KeyUsage(
 
 
 class Certificate:
-    """One X.509 certificate, read with `read_certificate`. Nothing in it has been verified."""
+    """An X.509 certificate, parsed by `read_certificate`, not verified."""
 
     __slots__ = ("_certificate", "der", "extensions", "spki_der", "subject_der")
 
@@ -67,7 +67,7 @@ class Certificate:
         self.subject_der: bytes
         self.spki_der: bytes
         self.subject_der, self.spki_der = _subject_and_key(certificate.tbs_certificate_bytes)
-        # By dotted OID, the bytes inside the extension's own OCTET STRING.
+        # Contents of the extensions' OCTET STRINGs, by dotted OID.
         self.extensions: Mapping[str, bytes] = MappingProxyType(_extension_values(certificate))
 
     @property
@@ -77,7 +77,7 @@ class Certificate:
 
     @property
     def subject(self) -> str:
-        """The subject as text (RFC 4514), empty if it has no name; FormatError if malformed."""
+        """The subject as text (RFC 4514), possibly empty; FormatError if malformed."""
         with _reading():
             return self._certificate.subject.rfc4514_string()
 
@@ -94,17 +94,17 @@ class Certificate:
 
     @property
     def valid_from(self) -> datetime:
-        """The first moment of validity, in UTC."""
+        """notBefore, in UTC."""
         return self._certificate.not_valid_before_utc
 
     @property
     def valid_until(self) -> datetime:
-        """The last moment of validity, in UTC."""
+        """notAfter, in UTC, inclusive."""
         return self._certificate.not_valid_after_utc
 
     @property
     def alt_names(self) -> tuple[str, ...]:
-        """DNS names and IP addresses of the subject, in order; other kinds are left out."""
+        """DNS names and IP addresses among the subject alternative names, in order."""
         try:
             found = self._certificate.extensions.get_extension_for_class(
                 x509.SubjectAlternativeName
@@ -118,24 +118,25 @@ class Certificate:
         )
 
     def content(self, oid: str) -> bytes | None:
-        """Return what the OCTET STRING in extension `oid` holds, or None without this extension.
+        """Return the content of the OCTET STRING in extension `oid`, or None if it is missing.
 
         Raises:
-            FormatError: the extension holds something else than one OCTET STRING.
+            FormatError: If the extension does not contain exactly one OCTET STRING.
         """
         value = self.extensions.get(oid)
         if value is None:
             return None
         tag, start, end = _element(value, 0)
         if tag != _OCTET_STRING or end != len(value):
-            raise FormatError(f"extension {oid} does not hold an OCTET STRING")
+            message = f"extension {oid}: must be one OCTET STRING"
+            raise FormatError(message, reason="syntax")
         return value[start:end]
 
     def check_signed_by(self, spki_der: bytes) -> None:
-        """Check that the P-256 key `spki_der` signed it, over SHA-256, and nothing else of it.
+        """Verify the signature with the P-256 key `spki_der` and SHA-256, and nothing else.
 
         Raises:
-            SignatureError: it did not, or is another kind of key.
+            SignatureError: If the signature is not valid, or the key is not a P-256 key.
         """
         point = spki_der.removeprefix(P256_SPKI_HEAD)
         signed = self._certificate.tbs_certificate_bytes
@@ -148,7 +149,7 @@ class Certificate:
         return hash(self.der)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle as DER."""
+        """Pickle the DER."""
         return read_certificate, (self.der,)
 
     def __repr__(self) -> str:
@@ -156,19 +157,21 @@ class Certificate:
 
 
 def read_certificate(data: bytes | str) -> Certificate:
-    """Read a certificate: DER as bytes, PEM as bytes or text. Of several in PEM the first is read.
+    """Parse a certificate in DER or PEM; of several in PEM, the first.
 
     Raises:
-        FormatError: this is no X.509 certificate, it is over 16 MiB, or an extension is malformed
-            or there twice.
+        FormatError: If the certificate is malformed or exceeds 16 MiB, or an extension is
+            malformed or occurs twice.
     """
     if len(data) > _LARGEST:
-        raise FormatError(f"a certificate has at most {_LARGEST} bytes, not {len(data)}")
+        message = f"certificate: {len(data)} bytes, more than {_LARGEST}"
+        raise FormatError(message, reason="too_large")
     if isinstance(data, str) or data.lstrip().startswith(b"-----BEGIN"):
         try:
             text = data if isinstance(data, str) else data.decode("ascii")
         except UnicodeDecodeError as error:
-            raise FormatError("PEM is ASCII text", offset=error.start) from error
+            message = "PEM: not ASCII"
+            raise FormatError(message, offset=error.start, reason="encoding") from error
         data = split_pem(text)[0]
     with _reading():
         return Certificate(x509.load_der_x509_certificate(data))
@@ -176,7 +179,7 @@ def read_certificate(data: bytes | str) -> Certificate:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Turn what cryptography raises over a malformed certificate into a FormatError."""
+    """Convert cryptography's errors about a malformed certificate to FormatError."""
     try:
         yield
     except FormatError:
@@ -184,19 +187,19 @@ def _reading() -> Iterator[None]:
     except (
         ValueError,
         TypeError,
-        KeyError,  # a string type that older versions of cryptography do not know
+        KeyError,  # a string type unknown to older versions of cryptography
         x509.DuplicateExtension,
         x509.InvalidVersion,
         x509.UnsupportedGeneralNameType,
         UnsupportedAlgorithm,
-        Warning,  # where warnings are errors; such as over a serial number that is not positive
+        Warning,  # if warnings are errors: such as for a serial number that is not positive
     ) as error:
-        raise FormatError("not an X.509 certificate") from error
+        raise FormatError("certificate: malformed X.509", reason="syntax") from error
 
 
 def certificate_pem(der: bytes) -> str:
-    """Return a certificate's DER in PEM, with LF line ends."""
-    return armour("CERTIFICATE", der)
+    """Return a certificate in PEM, with LF line ends."""
+    return encode_pem("CERTIFICATE", der)
 
 
 def issue_leaf(
@@ -214,12 +217,12 @@ def issue_leaf(
 ) -> bytes:
     """Issue a certificate for an application, as the dstack guest agent does; return its DER.
 
-    The module's docstring tells of the arguments. Of `public_key` the public half is used;
-    `alt_names` that are IPv4 or IPv6 addresses become such, all others DNS names; `ca_cert` is PEM.
+    See the module docstring for the arguments. `alt_names` become IP addresses if they are valid
+    ones, else DNS names. `ca_cert` is in PEM.
 
     Raises:
-        UsageError: a value cannot be written into a certificate, or the key is not the issuer's.
-        FormatError: `ca_cert` is no certificate.
+        UsageError: If a value cannot be encoded, or `ca_key` does not belong to `ca_cert`.
+        FormatError: If `ca_cert` is malformed.
     """
     with _writing():
         builder = _builder(public_key, not_before, not_after).subject_name(_name(subject))
@@ -244,14 +247,15 @@ def issue_ca(
     extensions: Iterable[tuple[str, bytes]] = (),
     issuer: tuple[str, P256Key] | None = None,
 ) -> bytes:
-    """Issue the certificate of an authority, self-signed unless an `issuer` is given; return DER.
+    """Issue a CA certificate, self-signed or signed by `issuer`; return its DER.
 
-    The module's docstring tells of the arguments. `path_length` authorities may stand below it;
-    `issuer` is the certificate in PEM and the key of the authority above.
+    See the module docstring for the arguments. `path_length` is that of the basic constraints;
+    `issuer` is a CA certificate in PEM, and its key.
 
     Raises:
-        UsageError: a value cannot be written into a certificate, or the key is not the issuer's.
-        FormatError: the issuer's certificate is none.
+        UsageError: If a value cannot be encoded, or the issuer's key does not belong to its
+            certificate.
+        FormatError: If the issuer's certificate is malformed.
     """
     ca_cert, ca_key = issuer or ("", key)
     with _writing():
@@ -268,19 +272,20 @@ def issue_ca(
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """Turn what cryptography raises over a value that X.509 cannot hold into a UsageError."""
+    """Convert cryptography's errors about values that X.509 cannot encode to UsageError."""
     try:
         yield
     except (UsageError, FormatError):
         raise
     except (ValueError, TypeError) as error:
-        raise UsageError("a value does not fit into an X.509 certificate") from error
+        message = "certificate: a value cannot be encoded in X.509"
+        raise UsageError(message, reason="wrong_value") from error
 
 
 def _builder(key: P256Key, not_before: int, not_after: int) -> x509.CertificateBuilder:
     first, last = _moment("not_before", not_before), _moment("not_after", not_after)
     if first > last:
-        raise UsageError("not_before must be earlier than not_after")
+        raise UsageError("not_before must be earlier than not_after", reason="conflict")
     serial = bytearray(hashlib.sha256(b"\x04" + key.public_point).digest()[:20])
     serial[0] &= 0x7F  # RFC 5280, 4.1.2.2: positive, and at most 20 bytes
     return (
@@ -292,24 +297,26 @@ def _builder(key: P256Key, not_before: int, not_after: int) -> x509.CertificateB
     )
 
 
-def _moment(what: str, seconds: int) -> datetime:
+def _moment(argument: str, seconds: int) -> datetime:
+    message = f"{argument}: must be a time from 1950 to 9999, not {seconds} seconds since 1970"
     try:
         moment = _EPOCH + timedelta(seconds=seconds)
     except OverflowError as error:
-        raise UsageError(f"{what} is out of the range of X.509: {seconds}") from error
+        raise UsageError(message, reason="out_of_range") from error
     if moment.year < 1950:
-        raise UsageError(f"{what} is out of the range of X.509: {seconds}")
+        raise UsageError(message, reason="out_of_range")
     return moment
 
 
 def _name(common_name: str, organisation: str = "") -> x509.Name:
     attributes = []
-    for what, oid, value in (
+    for argument, oid, value in (
         ("organisation", NameOID.ORGANIZATION_NAME, organisation),
         ("subject", NameOID.COMMON_NAME, common_name),
     ):
         if len(value) > 64:  # RFC 5280, appendix A.1: ub-common-name, ub-organization-name
-            raise UsageError(f"{what} is {len(value)} characters, over the 64 of X.509")
+            message = f"{argument}: {len(value)} characters, more than the 64 that X.509 allows"
+            raise UsageError(message, reason="too_large")
         if value:
             attributes.append(x509.NameAttribute(oid, value))
     return x509.Name(attributes)
@@ -317,7 +324,7 @@ def _name(common_name: str, organisation: str = "") -> x509.Name:
 
 def _alt_name(text: str) -> x509.GeneralName:
     try:
-        # Python's addresses may have a zone, those of X.509 may not. The rest is only speed.
+        # Python accepts IPv6 zones, X.509 does not. The other conditions only save time.
         if "%" not in text and (":" in text or text[-1:].isdigit()):
             return x509.IPAddress(ip_address(text))
     except ValueError:
@@ -325,7 +332,8 @@ def _alt_name(text: str) -> x509.GeneralName:
     try:
         return x509.DNSName(text)
     except ValueError as error:
-        raise UsageError("an alternative name must be ASCII: write it in its xn-- form") from error
+        message = "alternative name: must be ASCII; use the xn-- form"
+        raise UsageError(message, reason="encoding") from error
 
 
 def _add_private(
@@ -342,15 +350,17 @@ def _sign(builder: x509.CertificateBuilder, key: P256Key) -> bytes:
     return signed.public_bytes(Encoding.DER)
 
 
-@lru_cache(maxsize=8)  # a server has one authority, and reading it costs as much as signing
+@lru_cache(maxsize=8)  # parsing the CA certificate takes as long as signing
 def _issuer(ca_cert: str, spki_der: bytes) -> x509.Name:
-    """Return the name of the authority, whose key must be the one we are about to sign with."""
+    """Return the subject of the CA certificate, whose public key must be `spki_der`."""
     certificate = read_certificate(ca_cert)
     if certificate.spki_der != spki_der:
-        raise UsageError("the issuer's key is not the key of its certificate")
+        message = "issuer: the private key does not belong to the certificate"
+        raise UsageError(message, reason="conflict")
     name = x509.load_der_x509_certificate(certificate.der).subject
     if name.public_bytes() != certificate.subject_der:
-        raise UsageError("the issuer's name has an encoding that cannot be repeated")
+        message = "issuer: the name in the certificate cannot be encoded again unchanged"
+        raise UsageError(message, reason="wrong_value")
     return name
 
 
@@ -366,9 +376,9 @@ def _extension_values(certificate: x509.Certificate) -> dict[str, bytes]:
 
 
 def _subject_and_key(tbs: bytes) -> tuple[bytes, bytes]:
-    """Return subject and SubjectPublicKeyInfo as they stand in a TBSCertificate (RFC 5280, 4.1).
+    """Return the bytes of subject and SubjectPublicKeyInfo in a TBSCertificate (RFC 5280, 4.1).
 
-    cryptography gives both re-encoded only, and it is these very bytes that evidence binds.
+    cryptography returns them re-encoded only, but evidence is bound to the original bytes.
     """
     _, at, _ = _element(tbs, 0)
     fields: list[bytes] = []
@@ -381,16 +391,16 @@ def _subject_and_key(tbs: bytes) -> tuple[bytes, bytes]:
 
 
 def _element(der: bytes, at: int) -> tuple[int, int, int]:
-    """Return the tag of the DER element at `at`, and where its content starts and ends."""
+    """Return tag, and start and end of the content, of the DER element at `at`."""
     try:
         tag, size, start = der[at], der[at + 1], at + 2
         if size >= 0x80:
             width = size & 0x7F
             size, start = int.from_bytes(der[start : start + width], "big"), start + width
     except IndexError as error:
-        raise FormatError("a DER element is cut", offset=at) from error
+        raise FormatError("DER: truncated element", offset=at, reason="truncated") from error
     if start + size > len(der):
-        raise FormatError("a DER element is cut", offset=at)
+        raise FormatError("DER: truncated element", offset=at, reason="truncated")
     return tag, start, start + size
 
 

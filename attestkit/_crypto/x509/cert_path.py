@@ -1,9 +1,9 @@
-"""Certificate paths to AMD's and AWS's roots: RFC 5280, section 6.1, as far as they need it.
+"""Path validation up to AMD's and AWS's roots: the necessary part of RFC 5280, section 6.1.
 
-`cryptography` is about to refuse certificates whose serial number is not positive, and those of
-AMD's chips have zero, so they are read here. Names are compared as their bytes. Policies, name
-constraints and revocation are not handled: an unknown critical extension ends the path, and a
-caller has to say that no CRL was looked at.
+Certificates are parsed here, because those of AMD's chips have the serial number zero, which future
+versions of `cryptography` will reject. Names are compared as bytes. Certificate policies, name
+constraints and revocation are not supported: an unknown critical extension is an error, and callers
+must report that revocation was not checked.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,18 +24,20 @@ from attestkit._crypto.der import (
 )
 from attestkit._crypto.p384 import p384_verify_der
 from attestkit._crypto.rsa_pss import rsa_pss_verify
+from attestkit._reasons import SignatureReason
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
 
 __all__ = ["PathCertificate", "check_path", "read_path_certificate"]
 
 _MAX_SIZE: Final = 16_384  # bytes; AMD's have under 2,000, AWS's under 1,024
-_MAX_USAGE: Final = 2  # bytes: RFC 5280, 4.2.1.3 has nine bits
+_MAX_USAGE: Final = 2  # bytes, for the nine bits of RFC 5280, 4.2.1.3
 _BASIC_CONSTRAINTS, _KEY_USAGE = "2.5.29.19", "2.5.29.15"
-_DIGITAL_SIGNATURE, _KEY_CERT_SIGN = 0, 5  # bits of the key usage, RFC 5280, 4.2.1.3
+_DIGITAL_SIGNATURE, _KEY_CERT_SIGN = 0, 5  # bits of the key usage (RFC 5280, 4.2.1.3)
 
 _Verify = Callable[[bytes, bytes, bytes], None]
 
-# AlgorithmIdentifiers. RSASSA-PSS (RFC 4055, 3.1) comes with and without its default trailer.
+# Signature algorithms, by AlgorithmIdentifier: ECDSA with SHA-384, and RSASSA-PSS (RFC 4055, 3.1)
+# with and without its default trailer field.
 _ALGORITHMS: Final[Mapping[bytes, _Verify]] = {
     bytes.fromhex("300a06082a8648ce3d040303"): p384_verify_der,
     bytes.fromhex(
@@ -50,7 +52,7 @@ _ALGORITHMS: Final[Mapping[bytes, _Verify]] = {
 
 
 class PathCertificate(NamedTuple):
-    """One certificate as its bytes say; nothing in it has been verified."""
+    """A parsed certificate, not verified."""
 
     der: bytes
     signed: bytes  # TBSCertificate
@@ -61,45 +63,41 @@ class PathCertificate(NamedTuple):
     valid_from: datetime  # aware
     valid_until: datetime  # aware, inclusive
     spki: bytes  # SubjectPublicKeyInfo in DER
-    extensions: Mapping[str, bytes]  # by dotted OID, what the OCTET STRING holds
-    critical: frozenset[str]  # which of them are critical
+    extensions: Mapping[str, bytes]  # contents of the OCTET STRINGs, by dotted OID
+    critical: frozenset[str]  # OIDs of the critical extensions
     authority: bool  # basic constraints: cA
-    path_length: int | None  # basic constraints: authorities that may stand below
-    key_usage: frozenset[int] | None  # numbers of the bits; None: for everything
+    path_length: int | None  # basic constraints: pathLenConstraint
+    key_usage: frozenset[int] | None  # bit numbers; None without the extension
 
 
 def read_path_certificate(der: bytes) -> PathCertificate:
-    """Read an X.509 certificate of version 3; its serial number may be zero.
+    """Parse an X.509 version 3 certificate; its serial number may be zero.
 
     Raises:
-        FormatError: `der` is none, is over 16,384 bytes, has an extension twice, or malformed
-            basic constraints or key usage; `reason` is cert_malformed.
+        FormatError: If `der` is malformed or exceeds 16,384 bytes, or an extension occurs twice.
     """
     try:
         return _certificate(der)
     except FormatError as error:
-        raise FormatError(
-            f"not an X.509 certificate: {error.message}",
-            offset=error.offset,
-            reason="cert_malformed",
-        ) from error
+        message = f"malformed X.509: {error.message}"
+        raise FormatError(message, offset=error.offset, reason=error.reason) from error
 
 
 def check_path(path: Sequence[tuple[str, PathCertificate]], now: datetime) -> None:
-    """Check that each certificate is signed by the next one, an authority, and valid at `now`.
+    """Check that each certificate is signed by the next one, a CA, and valid at `now`.
 
     Args:
-        path: what texts call a certificate, and the certificate; the signer's first, the trust
-            anchor last. The anchor's own signature is not looked at.
-        now: an aware datetime.
+        path: Certificates with their names for errors: the end-entity certificate first, the trust
+            anchor last. The signature of the trust anchor is not verified.
+        now: An aware datetime.
 
     Raises:
-        SignatureError: the path does not hold; `reason` is untrusted_root where it does not end
-            at the anchor, else cert_bad_signature, cert_not_authority or cert_unknown_extension.
-        CollateralExpiredError: a certificate is not valid at `now`; `reason` is cert_expired.
+        SignatureError: If the path is not valid: `untrusted_root` if it does not end at the trust
+            anchor, else `cert_bad_signature`, `cert_not_authority` or `cert_unknown_extension`.
+        CollateralExpiredError: If a certificate is not valid at `now` (`cert_expired`).
     """
     for at in reversed(range(len(path) - 1)):
-        reason = "untrusted_root" if at == len(path) - 2 else "cert_bad_signature"
+        reason: SignatureReason = "untrusted_root" if at == len(path) - 2 else "cert_bad_signature"
         _check_issued(path[at], path[at + 1], reason)
         _check_authority(path[at + 1], below=at)
     for named in path:
@@ -107,40 +105,40 @@ def check_path(path: Sequence[tuple[str, PathCertificate]], now: datetime) -> No
         _check_time(named, now)
     name, signer = path[0]
     if signer.authority or not _may(signer, _DIGITAL_SIGNATURE):
-        raise SignatureError(
-            f"{name} is not for signatures of its own", reason="cert_not_authority"
-        )
+        message = f"{name}: must be an end-entity certificate for digital signatures"
+        raise SignatureError(message, reason="cert_not_authority")
 
 
 def _check_issued(
-    named: tuple[str, PathCertificate], issuer: tuple[str, PathCertificate], reason: str
+    named: tuple[str, PathCertificate],
+    issuer: tuple[str, PathCertificate],
+    reason: SignatureReason,
 ) -> None:
     (name, certificate), (issuer_name, authority) = named, issuer
     if certificate.issuer != authority.subject:
-        raise SignatureError(f"{name} names another issuer than {issuer_name}", reason=reason)
+        raise SignatureError(f"{name}: the issuer is not {issuer_name}", reason=reason)
     verify = _ALGORITHMS.get(certificate.algorithm)
     if verify is None:
         raise SignatureError(
-            f"{name} is signed with an algorithm that is neither RSA-PSS nor P-384 with SHA-384",
+            f"{name}: signature algorithm must be RSA-PSS or ECDSA P-384, with SHA-384",
             reason="cert_bad_signature",
         )
     try:
         verify(authority.spki, certificate.signature, certificate.signed)
     except SignatureError as error:
-        raise SignatureError(
-            f"{name} is not signed by {issuer_name}: {error}", reason=reason
-        ) from error
+        message = f"{name}: not signed by {issuer_name}: {error}"
+        raise SignatureError(message, reason=reason) from error
 
 
 def _check_authority(named: tuple[str, PathCertificate], *, below: int) -> None:
-    """Check that a certificate may issue, with `below` authorities between it and the signer."""
+    """Check that a certificate is a CA's, with `below` CA certificates below it in the path."""
     name, certificate = named
     length = certificate.path_length
     if not certificate.authority or not _may(certificate, _KEY_CERT_SIGN):
-        raise SignatureError(f"{name} is not an authority", reason="cert_not_authority")
+        raise SignatureError(f"{name}: not a CA certificate", reason="cert_not_authority")
     if length is not None and length < below:
         raise SignatureError(
-            f"{name} allows {length} authorities below it, there are {below}",
+            f"{name}: allows {length} intermediate CA certificates, the path has {below}",
             reason="cert_not_authority",
         )
 
@@ -149,7 +147,7 @@ def _check_extensions(named: tuple[str, PathCertificate]) -> None:
     name, certificate = named
     if unknown := certificate.critical - {_BASIC_CONSTRAINTS, _KEY_USAGE}:
         raise SignatureError(
-            f"{name} has a critical extension that is not known: {min(unknown)}",
+            f"{name}: unknown critical extension: {min(unknown)}",
             reason="cert_unknown_extension",
         )
 
@@ -171,7 +169,7 @@ def _may(certificate: PathCertificate, bit: int) -> bool:
 
 def _certificate(der: bytes) -> PathCertificate:
     if len(der) > _MAX_SIZE:
-        raise FormatError(f"it has {len(der)} bytes, over {_MAX_SIZE}")
+        raise FormatError(f"{len(der)} bytes, more than {_MAX_SIZE}", reason="too_large")
     outer = DerReader(der)
     body = outer.enter(SEQUENCE)
     outer.finish()
@@ -185,7 +183,8 @@ def _certificate(der: bytes) -> PathCertificate:
     _check_version(fields)
     fields.integer()  # the serial number
     if fields.whole(SEQUENCE) != algorithm or unused:
-        raise FormatError("its signature's algorithm is told in two ways", offset=at)
+        message = "signature and signatureAlgorithm differ, or the signature has unused bits"
+        raise FormatError(message, offset=at, reason="inconsistent")
     issuer = fields.whole(SEQUENCE)
     validity = fields.enter(SEQUENCE)
     valid_from, valid_until = _time(validity), _time(validity)
@@ -213,12 +212,13 @@ def _certificate(der: bytes) -> PathCertificate:
 def _check_version(fields: DerReader) -> None:
     version = fields.enter(context(0))
     if version.integer() != 2:
-        raise FormatError("its version is not 3", offset=version.at - 1)
+        message = "version must be 3"
+        raise FormatError(message, offset=version.at - 1, reason="unsupported_version")
     version.finish()
 
 
 def _time(reader: DerReader) -> datetime:
-    """Read a time as RFC 5280, 4.1.2.5 has it: to the second, in UTC."""
+    """Parse a time as specified in RFC 5280, 4.1.2.5: in UTC, with seconds."""
     at = reader.at
     if reader.tag() == UTC_TIME:
         text = reader.content(UTC_TIME)
@@ -226,17 +226,18 @@ def _time(reader: DerReader) -> datetime:
     else:
         text = reader.content(GENERALIZED_TIME)
     if len(text) != 15 or not text[:14].isdigit() or text[14:] != b"Z":
-        raise FormatError("not a time to the second in UTC", offset=at)
+        message = "time must be in UTC and with seconds"
+        raise FormatError(message, offset=at, reason="wrong_value")
     parts = (int(text[start : start + 2]) for start in range(4, 14, 2))
     month, day, hour, minute, second = parts
     try:
         return datetime(int(text[:4]), month, day, hour, minute, second, tzinfo=timezone.utc)
     except ValueError as error:
-        raise FormatError("no such time", offset=at) from error
+        raise FormatError("time does not exist", offset=at, reason="wrong_value") from error
 
 
 def _extensions(fields: DerReader) -> tuple[dict[str, bytes], set[str]]:
-    """Read the extensions, if there are any: by OID their contents, and which are critical."""
+    """Parse the optional extensions; return their contents by OID, and the critical OIDs."""
     found: dict[str, bytes] = {}
     critical: set[str] = set()
     if fields.tag() != context(3):
@@ -249,7 +250,8 @@ def _extensions(fields: DerReader) -> tuple[dict[str, bytes], set[str]]:
         entry = entries.enter(SEQUENCE)
         oid = dotted_oid(entry.content(OID))
         if oid in found:
-            raise FormatError(f"extension {oid} is there twice", offset=at)
+            message = f"extension {oid} occurs twice"
+            raise FormatError(message, offset=at, reason="duplicate")
         if entry.tag() == BOOLEAN and entry.boolean():
             critical.add(oid)
         found[oid] = entry.content(OCTET_STRING)
@@ -258,7 +260,7 @@ def _extensions(fields: DerReader) -> tuple[dict[str, bytes], set[str]]:
 
 
 def _basic_constraints(value: bytes | None) -> tuple[bool, int | None]:
-    """Return whether this is an authority, and how many may stand below."""
+    """Return cA and pathLenConstraint of the basic constraints."""
     if value is None:
         return False, None
     outer = DerReader(value)
@@ -268,17 +270,19 @@ def _basic_constraints(value: bytes | None) -> tuple[bool, int | None]:
     length = reader.integer() if reader.tag() == INTEGER else None
     reader.finish()
     if length is not None and (length < 0 or not authority):
-        raise FormatError("its basic constraints have a path length that cannot be")
+        message = "basic constraints: invalid path length"
+        raise FormatError(message, reason="wrong_value")
     return authority, length
 
 
 def _key_usage(value: bytes | None) -> frozenset[int] | None:
-    """Return the bits that are set, numbered from the first byte's highest."""
+    """Return the numbers of the bits that are set, from the highest bit of the first byte."""
     if value is None:
         return None
     reader = DerReader(value)
     _, data = reader.bits()
     reader.finish()
-    if len(data) > _MAX_USAGE:  # as many objects as bits would be made of it
-        raise FormatError(f"its key usage has over {_MAX_USAGE} bytes of bits")
+    if len(data) > _MAX_USAGE:  # limits the number of objects created below
+        message = f"key usage: more than {_MAX_USAGE} bytes"
+        raise FormatError(message, reason="too_large")
     return frozenset([bit for bit in range(8 * len(data)) if data[bit // 8] >> (7 - bit % 8) & 1])

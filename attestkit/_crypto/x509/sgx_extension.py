@@ -1,12 +1,13 @@
-"""What a PCK certificate says of its platform: the SGX extension, OID 1.2.840.113741.1.13.1.
+"""The SGX extension of a PCK certificate (OID 1.2.840.113741.1.13.1): its platform and TCB.
 
-The profile is that of "Intel SGX PCK Certificate and Certificate Revocation List Profile
-Specification"; simulated-pki.md, section 5, lists the entries. Nothing is verified here.
+It is specified in "Intel SGX PCK Certificate and Certificate Revocation List Profile
+Specification"; see simulated-pki.md, section 5. Signatures are not verified here.
 """
 
 from typing import Final, NamedTuple
 
 from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
 
 __all__ = ["PckExtension", "read_sgx_extension"]
@@ -23,8 +24,8 @@ class PckExtension(NamedTuple):
     """The platform of a PCK certificate."""
 
     ppid: bytes  # 16 bytes
-    components: bytes  # the 16 TCB component SVNs, a byte each
-    pcesvn: int  # 0..65535
+    components: bytes  # 16 TCB component SVNs, a byte each
+    pcesvn: int  # 0 to 65535
     cpusvn: bytes  # 16 bytes
     pceid: bytes  # 2 bytes
     fmspc: bytes  # 6 bytes
@@ -32,111 +33,115 @@ class PckExtension(NamedTuple):
 
 
 def read_sgx_extension(der: bytes) -> PckExtension:
-    """Return the SGX extension of a PCK certificate in DER, but for what follows the SGX type.
+    """Parse the SGX extension of a PCK certificate in DER; ignore entries after the SGX type.
 
     Raises:
-        FormatError: `der` is no certificate, or has no such extension, or a malformed one: an entry
-            is missing, twice there, or of another type or size. The text names the entry.
+        FormatError: If `der` is malformed, the extension is missing, or one of its entries is
+            missing, occurs twice, or has another type or size. The text has the entry.
     """
     value = read_certificate(der).extensions.get(_OID_TEXT)
     if value is None:
-        raise FormatError(
-            f"the certificate has no SGX extension ({_OID_TEXT}): it is not a PCK certificate"
-        )
-    entries = _entries("the SGX extension", _whole("the SGX extension", value))
-    tcb = _entries("the TCB", _content("the TCB", entries, _TCB, _SEQUENCE))
+        message = f"certificate: no SGX extension ({_OID_TEXT}), so it is not a PCK certificate"
+        raise FormatError(message, reason="missing")
+    entries = _entries("entries", _whole("value", value))
+    tcb = _entries("TCB", _content("TCB", entries, _TCB, _SEQUENCE))
     if len(tcb) != _TCB_ENTRIES:
-        raise FormatError(f"SGX extension: the TCB has {len(tcb)} entries, not {_TCB_ENTRIES}")
+        message = f"must have {_TCB_ENTRIES} entries, not {len(tcb)}"
+        raise _bad("TCB", message, "wrong_size")
     return PckExtension(
-        ppid=_octets("the PPID", entries, _PPID, 16),
+        ppid=_octets("PPID", entries, _PPID, 16),
         components=bytes(
             _integer(f"TCB component {n}", tcb, bytes([2, n]), 0xFF) for n in range(1, 17)
         ),
-        pcesvn=_integer("the PCESVN", tcb, _PCESVN, 0xFFFF),
-        cpusvn=_octets("the CPUSVN", tcb, _CPUSVN, 16),
-        pceid=_octets("the PCEID", entries, _PCEID, 2),
-        fmspc=_octets("the FMSPC", entries, _FMSPC, 6),
-        sgx_type=_number("the SGX type", _content("the SGX type", entries, _SGX_TYPE, _ENUMERATED)),
+        pcesvn=_integer("PCESVN", tcb, _PCESVN, 0xFFFF),
+        cpusvn=_octets("CPUSVN", tcb, _CPUSVN, 16),
+        pceid=_octets("PCEID", entries, _PCEID, 2),
+        fmspc=_octets("FMSPC", entries, _FMSPC, 6),
+        sgx_type=_number("SGX type", _content("SGX type", entries, _SGX_TYPE, _ENUMERATED)),
     )
 
 
+def _bad(field: str, problem: str, reason: FormatReason) -> FormatError:
+    return FormatError(f"SGX extension: {field}: {problem}", reason=reason)
+
+
 class _Element(NamedTuple):
-    """A DER element without its tag and length."""
+    """Tag and content of a DER element."""
 
     tag: int
     content: bytes
 
 
-def _elements(what: str, der: bytes) -> list[_Element]:
-    """Return the DER elements that follow each other in `der`, to its end."""
+def _elements(field: str, der: bytes) -> list[_Element]:
+    """Return the concatenated DER elements in `der`."""
     found: list[_Element] = []
     at = 0
     while at < len(der):
         head = der[at : at + 4]
         width = head[1] - 0x80 if len(head) > 1 and head[1] > 0x80 else 0
-        # Two octets of length are 64 KiB, more than any certificate; 0x80 alone is not DER.
+        # At most two octets of length (64 KiB); DER does not allow the indefinite length 0x80.
         if width > 2 or len(head) < 2 + width or head[1] == 0x80:
-            raise FormatError(f"SGX extension: {what} is not DER")
+            raise _bad(field, "not DER", "syntax")
         size = int.from_bytes(head[2 : 2 + width], "big") if width else head[1]
         start = at + 2 + width
         if start + size > len(der) or (width and size < (0x80, 0x100)[width - 1]):
-            raise FormatError(f"SGX extension: {what} is not DER")
+            raise _bad(field, "not DER", "syntax")
         found.append(_Element(head[0], der[start : start + size]))
         at = start + size
     return found
 
 
-def _whole(what: str, der: bytes) -> bytes:
-    """Return the content of the one SEQUENCE that `der` is."""
-    elements = _elements(what, der)
+def _whole(field: str, der: bytes) -> bytes:
+    """Return the content of `der`, which must be one SEQUENCE."""
+    elements = _elements(field, der)
     if len(elements) != 1 or elements[0].tag != _SEQUENCE:
-        raise FormatError(f"SGX extension: {what} is not one SEQUENCE")
+        raise _bad(field, "must be one SEQUENCE", "wrong_type")
     return elements[0].content
 
 
-def _entries(what: str, der: bytes) -> dict[bytes, _Element]:
-    """Return the pairs in `der`, the content of a SEQUENCE, by what continues Intel's OID."""
+def _entries(field: str, der: bytes) -> dict[bytes, _Element]:
+    """Return the values of the pairs in `der`, the content of a SEQUENCE, by OID suffix."""
     found: dict[bytes, _Element] = {}
-    for pair in _elements(what, der):
-        parts = _elements(what, pair.content) if pair.tag == _SEQUENCE else []
+    for pair in _elements(field, der):
+        parts = _elements(field, pair.content) if pair.tag == _SEQUENCE else []
         if len(parts) != 2 or parts[0].tag != _OID or not parts[0].content.startswith(_OID_DER):
-            raise FormatError(f"SGX extension: an entry of {what} is not a name with its value")
+            raise _bad(field, "an entry is not an OID with a value", "wrong_type")
         name = parts[0].content[len(_OID_DER) :]
         if name in found:
-            raise FormatError(f"SGX extension: {what} has an entry twice")
+            raise _bad(field, "an entry occurs twice", "duplicate")
         found[name] = parts[1]
     return found
 
 
-def _content(what: str, entries: dict[bytes, _Element], name: bytes, tag: int) -> bytes:
+def _content(field: str, entries: dict[bytes, _Element], name: bytes, tag: int) -> bytes:
     element = entries.get(name)
     if element is None:
-        raise FormatError(f"SGX extension: {what} is missing")
+        raise _bad(field, "missing", "missing")
     if element.tag != tag:
-        raise FormatError(f"SGX extension: {what} has the DER tag {element.tag}, not {tag}")
+        raise _bad(field, f"DER tag must be {tag}, not {element.tag}", "wrong_type")
     return element.content
 
 
-def _octets(what: str, entries: dict[bytes, _Element], name: bytes, size: int) -> bytes:
-    content = _content(what, entries, name, _OCTETS)
+def _octets(field: str, entries: dict[bytes, _Element], name: bytes, size: int) -> bytes:
+    content = _content(field, entries, name, _OCTETS)
     if len(content) != size:
-        raise FormatError(f"SGX extension: {what} has {len(content)} bytes, not {size}")
+        raise _bad(field, f"must have {size} bytes, not {len(content)}", "wrong_size")
     return content
 
 
-def _integer(what: str, entries: dict[bytes, _Element], name: bytes, highest: int) -> int:
-    value = _number(what, _content(what, entries, name, _INTEGER))
+def _integer(field: str, entries: dict[bytes, _Element], name: bytes, highest: int) -> int:
+    value = _number(field, _content(field, entries, name, _INTEGER))
     if value > highest:
-        raise FormatError(f"SGX extension: {what} is {value}, over {highest}")
+        raise _bad(field, f"must be 0 to {highest}, not {value}", "wrong_value")
     return value
 
 
-def _number(what: str, content: bytes) -> int:
-    """Return a number that is not negative; DER has no superfluous zero octet before it."""
+def _number(field: str, content: bytes) -> int:
+    """Return a non-negative integer, which must not have a redundant leading zero octet."""
     if (
         not content
         or content[0] & 0x80
         or (len(content) > 1 and content[0] == 0 and content[1] < 0x80)
     ):
-        raise FormatError(f"SGX extension: {what} is not a number of DER")
+        raise _bad(field, "must be a non-negative integer in DER", "wrong_value")
     return int.from_bytes(content, "big")

@@ -1,9 +1,9 @@
-"""The X.509 of Intel's SGX provisioning hierarchy: certificates, CRLs, the SGX extension.
+"""Certificates, CRLs and SGX extensions for a simulated Intel SGX PKI.
 
-Everything signed here is deterministic (RFC 6979), so equal arguments give equal bytes. The profile
-is that of "Intel SGX PCK Certificate and Certificate Revocation List Profile Specification". It is
-written by hand (RFC 5280): one algorithm and five extensions take a third of a builder's time, and
-the X.509 of `cryptography`, which only readers load, a fifth of a simulator's start.
+Signatures are deterministic (RFC 6979), so equal arguments give equal bytes. The profile is that of
+"Intel SGX PCK Certificate and Certificate Revocation List Profile Specification". The DER is built
+here (RFC 5280), because that takes a third of the time of `cryptography`'s builders, whose import
+would take a fifth of a simulator's start.
 """
 
 import hashlib
@@ -36,30 +36,30 @@ _ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")  # an Algorithm
 _SUBJECT_KEY_ID, _KEY_USAGE, _BASIC_CONSTRAINTS, _CRL_NUMBER, _CRL_REASON = 14, 15, 19, 20, 21
 _DISTRIBUTION_POINTS, _AUTHORITY_KEY_ID = 31, 35
 _EARLIEST: Final = datetime(1950, 1, 1, tzinfo=timezone.utc)  # RFC 5280, 4.1.2.5.1
-_CERT_AND_CRL_SIGN: Final = b"\x01\x06"  # bits behind the count of unused ones
+_CERT_AND_CRL_SIGN: Final = b"\x01\x06"  # number of unused bits, bits
 _SIGNATURE_AND_NON_REPUDIATION: Final = b"\x06\xc0"
 
 
 class Window(NamedTuple):
-    """A span of validity, both ends aware."""
+    """A validity period with aware datetimes, both inclusive."""
 
     start: datetime
     end: datetime
 
 
 class Authority(NamedTuple):
-    """Whoever signs: the common name and the key."""
+    """A subject or issuer: its common name and its key."""
 
     name: str
     key: P256Key
 
 
 class SgxPlatform(NamedTuple):
-    """What a PCK certificate says of its platform."""
+    """The platform in a PCK certificate."""
 
     ppid: bytes  # 16 bytes
-    components: bytes  # the 16 TCB component SVNs, a byte each
-    pcesvn: int  # 0..32767
+    components: bytes  # 16 TCB component SVNs, a byte each
+    pcesvn: int  # 0 to 32767
     cpusvn: bytes  # 16 bytes
     pceid: bytes  # 2 bytes
     fmspc: bytes  # 6 bytes
@@ -71,7 +71,7 @@ class SgxPlatform(NamedTuple):
 
 
 def sgx_extension(platform: SgxPlatform) -> bytes:
-    """Return the DER of the SGX extension's value, OID 1.2.840.113741.1.13.1, seven entries."""
+    """Return the value of the SGX extension (OID 1.2.840.113741.1.13.1) in DER, seven entries."""
     tcb = [_entry(bytes([2, n]), _integer(svn)) for n, svn in enumerate(platform.components, 1)]
     tcb.append(_entry(b"\x02\x11", _integer(platform.pcesvn)))
     tcb.append(_entry(b"\x02\x12", _tlv(_OCTETS, platform.cpusvn)))
@@ -101,22 +101,22 @@ def issue_certificate(
     """Return the DER of a version 3 certificate.
 
     Args:
-        subject: whose certificate it is; of its key only the public half gets in.
-        issuer: who signs; the subject itself for a root.
-        serial: positive, at most 20 octets.
-        validity: to the second, from 1950 on; before 2050, so that times are UTCTime.
-        crl_url: the one CRL distribution point.
-        path_length: for an authority; None makes an end entity that signs.
-        sgx: the SGX extension's value, for a PCK certificate.
+        subject: Name and key of the subject.
+        issuer: Name and key of the issuer; the subject for a root certificate.
+        serial: Positive, at most 20 octets.
+        validity: From 1950 on, with a resolution of seconds.
+        crl_url: The CRL distribution point.
+        path_length: For a CA certificate; None for an end-entity certificate.
+        sgx: Value of the SGX extension, for a PCK certificate.
 
     Raises:
-        UsageError: an end of `validity` is before 1950.
+        UsageError: If `validity` starts or ends before 1950.
     """
     authority = path_length is not None
     constraints = (_TRUE, _integer(path_length)) if path_length is not None else ()
     usage = _CERT_AND_CRL_SIGN if authority else _SIGNATURE_AND_NON_REPUDIATION
     point = _tlv(0xA0, _tlv(0xA0, _tlv(0x86, crl_url.encode("ascii"))))
-    extensions = [  # Intel's order of extensions; verifiers count them, nobody may add one
+    extensions = [  # in Intel's order; verifiers check their number
         _authority_key_id(issuer.key),
         _extension(_DISTRIBUTION_POINTS, _sequence(_sequence(point))),
         _extension(_SUBJECT_KEY_ID, _tlv(_OCTETS, _key_id(subject.key))),
@@ -141,16 +141,16 @@ def issue_certificate(
 def issue_crl(
     issuer: Authority, *, window: Window, number: int, revoked: Iterable[int] = ()
 ) -> bytes:
-    """Return the DER of a version 2 CRL whose entries are all revoked at the window's start.
+    """Return the DER of a version 2 CRL whose revocation dates are thisUpdate.
 
     Args:
-        issuer: who signs.
-        window: thisUpdate and nextUpdate, to the second, from 1950 on.
-        number: the CRL number.
-        revoked: serial numbers, in the order of the entries.
+        issuer: Name and key of the issuer.
+        window: thisUpdate and nextUpdate, from 1950 on, with a resolution of seconds.
+        number: CRL number.
+        revoked: Serial numbers, in the order of the entries.
 
     Raises:
-        UsageError: an end of `window` is before 1950.
+        UsageError: If `window` starts or ends before 1950.
     """
     start = _time(window.start)
     reason = _sequence(_extension(_CRL_REASON, _tlv(_ENUMERATED, b"\0")))  # unspecified
@@ -169,19 +169,19 @@ def issue_crl(
 
 
 def chain_window(pem: str) -> Window:
-    """Return when all the certificates of a PEM chain are valid at once; the end is inclusive.
+    """Return the period in which all certificates of a PEM chain are valid.
 
     Raises:
-        FormatError: there is no certificate, or one of them is malformed.
+        FormatError: If the chain is empty or a certificate is malformed.
     """
-    from cryptography import x509  # late: slow to import, and whoever issues needs none of it
+    from cryptography import x509  # lazy: slow to import, and not needed to issue
 
     try:
         chain = [x509.load_der_x509_certificate(der) for der in split_pem(pem)]
         starts = [certificate.not_valid_before_utc for certificate in chain]
         ends = [certificate.not_valid_after_utc for certificate in chain]
-    except (ValueError, x509.InvalidVersion, Warning) as error:  # Warning: where they are errors
-        raise FormatError(f"malformed certificate chain: {error}") from error
+    except (ValueError, x509.InvalidVersion, Warning) as error:  # Warning: if they are errors
+        raise FormatError(f"malformed certificate chain: {error}", reason="syntax") from error
     return Window(max(starts), min(ends))
 
 
@@ -189,17 +189,17 @@ def crl_window(der: bytes) -> Window:
     """Return thisUpdate and nextUpdate of a CRL in DER.
 
     Raises:
-        FormatError: it is no CRL, or it never ends.
+        FormatError: If the CRL is malformed, or lacks nextUpdate.
     """
-    from cryptography import x509  # late: slow to import, and whoever issues needs none of it
+    from cryptography import x509  # lazy: slow to import, and not needed to issue
 
     try:
         crl = x509.load_der_x509_crl(der)
         start, end = crl.last_update_utc, crl.next_update_utc
     except (ValueError, x509.InvalidVersion, Warning) as error:  # as above
-        raise FormatError(f"malformed CRL: {error}") from error
+        raise FormatError(f"malformed CRL: {error}", reason="syntax") from error
     if end is None:
-        raise FormatError("malformed CRL: nextUpdate is missing")
+        raise FormatError("malformed CRL: nextUpdate is missing", reason="missing")
     return Window(start, end)
 
 
@@ -209,20 +209,21 @@ def _signed(key: P256Key, *fields: bytes) -> bytes:
 
 
 def _name(common_name: str) -> bytes:
-    """Return a name with what is common to all of Intel's behind the common one."""
+    """Return a name: the common name, followed by the attributes of Intel's names."""
     return _sequence(_attribute(3, _UTF8, common_name), _COMMON_TO_ALL)
 
 
 def _attribute(kind: int, tag: int, value: str) -> bytes:
-    """Return one attribute of a name; `kind` is the last byte of 2.5.4."""
+    """Return an attribute of a name; `kind` is the last arc of its OID, after 2.5.4."""
     oid = _tlv(_OID, bytes([0x55, 0x04, kind]))
     return _tlv(_SET, _sequence(oid, _tlv(tag, value.encode())))
 
 
 def _time(moment: datetime) -> bytes:
-    """Return a time to the second: UTCTime before 2050, GeneralizedTime from then on."""
-    if moment < _EARLIEST:  # UTCTime has two digits of the year: 1949 would be read as 2049
-        raise UsageError(f"X.509 has times from 1950 on, not {moment.isoformat()}")
+    """Return a time with seconds: UTCTime before 2050, GeneralizedTime from then on."""
+    if moment < _EARLIEST:  # UTCTime has a two-digit year: 1949 would be read as 2049
+        message = f"certificate time: must be from 1950 on, not {moment.isoformat()}"
+        raise UsageError(message, reason="out_of_range")
     text = moment.astimezone(timezone.utc).strftime("%Y%m%d%H%M%SZ").encode()
     return _tlv(_UTC_TIME, text[2:]) if text < b"2050" else _tlv(_GENERALIZED_TIME, text)
 
@@ -253,7 +254,7 @@ def _sequence(*items: bytes) -> bytes:
 
 
 def _entry(suffix: bytes, value: bytes) -> bytes:
-    """Return one pair of the SGX extension; `suffix` continues Intel's OID."""
+    """Return an entry of the SGX extension; `suffix` is that of Intel's OID."""
     return _sequence(_tlv(_OID, _SGX_OID + suffix), value)
 
 

@@ -1,7 +1,7 @@
-"""Roots of Intel, AMD and AWS, and whether a certificate chain leads to Intel's.
+"""Root certificates of Intel, AMD and AWS, and a check that a PCK chain ends at Intel's root.
 
-The latter tells hardware from stand-ins and is no verification: neither dates nor revocation nor
-the platform's state are looked at.
+The check distinguishes hardware from simulators. It is not a verification: validity, revocation
+and TCB status are not checked.
 """
 
 from base64 import b64decode
@@ -21,39 +21,48 @@ __all__ = ["AMD_ROOTS", "AWS_ROOT", "INTEL_ROOT", "INTEL_ROOT_DER", "pck_key"]
 INTEL_ROOT: Final = bytes.fromhex(
     "a0af031289f5d5d4132f9186068a7fc13628633ba235777472e29b6b6c67a49e"
 )
-"""The SHA-256 of the SubjectPublicKeyInfo of Intel's SGX Root CA, the one of 2018."""
+"""SHA-256 of the SubjectPublicKeyInfo of Intel's SGX Root CA (2018)."""
 
 
 def pck_key(chain: Sequence[bytes]) -> bytes:
-    """Return the P-256 point (64 bytes, x and y) of the PCK certificate, if Intel vouches for it.
+    """Return the public key of a PCK certificate whose chain ends at Intel's root.
 
     Args:
-        chain: DER of the PCK certificate, its authority and the root, as a quote has them.
+        chain: PCK certificate, its CA certificate and the root certificate, in DER.
+
+    Returns:
+        P-256 point: x and y, 64 bytes.
 
     Raises:
-        SignatureError: The chain is another, or does not hold.
+        SignatureError: If a certificate is malformed or not signed by the next one, or the root is
+            not Intel's.
     """
     if len(chain) != 3:
-        raise SignatureError(f"a PCK certificate chain has 3 certificates, not {len(chain)}")
+        message = f"PCK certificate chain: must have 3 certificates, not {len(chain)}"
+        raise SignatureError(message, reason="chain_length")
     try:
         leaf, root = read_certificate(chain[0]), read_certificate(chain[2])
         certificates = [x509.load_der_x509_certificate(der) for der in chain]
     except (FormatError, ValueError, x509.InvalidVersion) as error:
-        raise SignatureError("the PCK certificate chain is malformed") from error
+        message = "PCK certificate chain: malformed certificate"
+        raise SignatureError(message, reason="cert_malformed") from error
     if sha256(root.spki_der) != INTEL_ROOT:
-        raise SignatureError("the root certificate's key is not that of Intel's SGX Root CA")
+        message = "PCK certificate chain: the root is not Intel's SGX Root CA"
+        raise SignatureError(message, reason="untrusted_root")
     issuers = (*certificates[1:], certificates[2])
     for certificate, issuer in zip(certificates, issuers, strict=True):
         try:
             certificate.verify_directly_issued_by(issuer)
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
-            raise SignatureError("the PCK certificate chain does not hold") from error
+            message = "PCK certificate chain: a certificate is not signed by the next one"
+            raise SignatureError(message, reason="cert_bad_signature") from error
     if not leaf.spki_der.startswith(P256_SPKI_HEAD):
-        raise SignatureError("the key of the PCK certificate is not P-256")
+        message = "PCK certificate: the key is not P-256"
+        raise SignatureError(message, reason="invalid_key")
     return leaf.spki_der[len(P256_SPKI_HEAD) :]
 
 
-# Intel's root: SGX Root CA of 2018, a self-signed certificate in DER.
+# Intel's root certificate: SGX Root CA (2018), self-signed, in DER.
 
 INTEL_ROOT_DER: Final = b64decode(
     """
@@ -71,7 +80,7 @@ INTEL_ROOT_DER: Final = b64decode(
 )
 
 
-# AMD's roots: the ARK of each product line, self-signed certificates in DER.
+# AMD's root certificates: the self-signed ARK of each product line, in DER.
 
 _MILAN: Final = b64decode(
     """
@@ -159,10 +168,10 @@ _TURIN: Final = b64decode(
 )
 
 AMD_ROOTS: Final = {"Milan": _MILAN, "Genoa": _GENOA, "Turin": _TURIN}
-"""By product, the DER of its root; Genoa's is that of Bergamo and Siena too."""
+"""Root certificates in DER, by product. Genoa's is also that of Bergamo and Siena."""
 
 
-# AWS's root: Nitro Enclaves Root G1, a self-signed certificate in DER.
+# AWS's root certificate: Nitro Enclaves Root G1, self-signed, in DER.
 
 AWS_ROOT: Final = b64decode(
     """

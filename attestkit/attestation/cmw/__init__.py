@@ -1,6 +1,6 @@
 """Evidence as a conceptual message wrapper (CMW): single records and collections.
 
-In JSON and in CBOR; other people's records come out as they are, with their media type.
+JSON and CBOR; records of unknown types are returned unchanged, with their media type.
 """
 
 from importlib import import_module
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
         Indicator,
         Label,
         Record,
-        checked_collection,
-        checked_record,
         content_format,
+        make_collection,
+        make_record,
         read_cbor,
         tag_number,
+        usage_error,
         write_cbor,
         write_tag,
     )
@@ -38,16 +39,17 @@ __all__ = [
     "Indicator",
     "Label",
     "Record",
-    "checked_collection",
-    "checked_record",
     "content_format",
+    "make_collection",
+    "make_record",
     "read_cbor",
     "tag_number",
+    "usage_error",
     "write_cbor",
     "write_tag",
 ]
 
-# Name: the module that has it, loaded once it is asked for.
+# Public name: its module, imported on first use.
 _HOME = {
     "KIND": "record",
     "MAX_DEPTH": "record",
@@ -59,20 +61,21 @@ _HOME = {
     "Indicator": "record",
     "Label": "record",
     "Record": "record",
-    "checked_collection": "record",
-    "checked_record": "record",
     "content_format": "record",
+    "make_collection": "record",
+    "make_record": "record",
     "read_cbor": "record",
     "tag_number": "record",
+    "usage_error": "record",
     "write_cbor": "record",
     "write_tag": "record",
 }
 
 
-if not TYPE_CHECKING:  # to whom every name would be there
+if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name: str) -> object:
-        """Load what is asked for, once."""
+        """Import a public name on first use."""
         home = _HOME.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,9 @@
-"""Evidence as a RATS Conceptual Message Wrapper (CMW): a collection with a label for each part.
+"""Evidence in a RATS Conceptual Message Wrapper (CMW).
 
-Labels are the names that the parts have in the guest agent's evidence, and `MEDIA_TYPES` says what
-stands under each. As a record, or behind a tag, evidence is one document instead: see
-`wire.v1_cbor`. Collateral may lie beside the parts; it is handed on as it came, and nothing here
-reads it.
+A collection has one record for each part of the evidence; labels are the field names of the guest
+agent's evidence, `MEDIA_TYPES` has their types. A record or a tagged message contains the evidence
+as one document, see `wire.v1_cbor`. A collection may also contain collateral, which is not parsed
+here.
 """
 
 import json
@@ -31,26 +31,34 @@ from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event import WireEvent
 
-__all__ = ["COLLECTION_TYPE", "MEDIA_TYPES", "Form", "Wrapped", "decode", "encode", "is_cmw"]
+__all__ = [
+    "COLLECTION_TYPE",
+    "MEDIA_TYPES",
+    "CmwContent",
+    "CmwEncoding",
+    "decode_evidence",
+    "encode_evidence",
+    "is_cmw",
+]
 
 T = TypeVar("T")
 
-Form: TypeAlias = Literal["cbor", "cbor-record", "cbor-tag", "json", "json-record"]
+CmwEncoding: TypeAlias = Literal["cbor", "cbor-record", "cbor-tag", "json", "json-record"]
 
 COLLECTION_TYPE: Final = "urn:uuid:80af6be3-f67e-4e47-b6f8-9d80239c6a98"
-"""What a collection of this kind calls itself: a name that nobody had to register."""
+"""Type of a collection with evidence; a UUID needs no registration."""
 
 EVIDENCE_TYPE: Final = "application/vnd.attestkit.evidence+cbor"
-"""A record that holds all of the evidence in one document of CBOR, tag 55799 in front."""
+"""Media type of a record that contains the evidence as one CBOR document with tag 55799."""
 
 EVIDENCE_FORMAT: Final = 60
-"""The CoAP Content-Format behind the tag: application/cbor. Ours has no number of its own."""
+"""CoAP Content-Format of a tagged message: application/cbor. `EVIDENCE_TYPE` has no number."""
 
 _COSE: Final = 'application/cose; cose-type="cose-sign1"'  # RFC 9052, 11.3; Content-Format 18
 
 MEDIA_TYPES: Final[Mapping[str, str]] = {
     "quote": "application/vnd.attestkit.tdx-quote",
-    # The one place that says how the log goes in: with `_write_events` and `_read_events`.
+    # Encoded by `_write_events` and decoded by `_read_events`.
     "event_log": "application/vnd.attestkit.event-log+json",
     "tpm_quote": "application/vnd.attestkit.tpm-quote+cbor",
     "nsm_quote": _COSE,
@@ -64,7 +72,7 @@ MEDIA_TYPES: Final[Mapping[str, str]] = {
     "report_data_payload": "application/vnd.attestkit.report-data-payload",
     "collateral": "application/vnd.attestkit.collateral+json",
 }
-"""The media type under each label. Only that of COSE is registered."""
+"""Media type of each label. Only that of COSE is registered."""
 
 _OTHER_NAMES: Final[Mapping[str | int, str]] = {
     18: _COSE,
@@ -72,26 +80,25 @@ _OTHER_NAMES: Final[Mapping[str | int, str]] = {
     "application/cbor": EVIDENCE_TYPE,
 }
 _FIRST_BYTES: Final = frozenset([b"{", b"[", *(bytes([byte]) for byte in range(0xA0, 0xC0))])
-_TAGGED: Final = bytes.fromhex("da6374")  # what all tags of Content-Formats begin with
+_TAGGED: Final = bytes.fromhex("da6374")  # first bytes of all tags of Content-Formats
 _ENDORSING: Final = Indicator.ENDORSEMENTS | Indicator.REFERENCE_VALUES
 _COLLATERAL: Final = "collateral"
 
 
-class Wrapped(NamedTuple):
-    """What one CMW held."""
+class CmwContent(NamedTuple):
+    """Content of a CMW with evidence."""
 
     evidence: Evidence
-    form: Form
-    collateral: bytes | None = None  # as it came, nobody has read it
+    encoding: CmwEncoding
+    collateral: bytes | None = None  # not parsed
 
 
 def is_cmw(data: bytes) -> bool:
-    """Tell by the first three bytes whether evidence is a CMW, and not in an encoding of dstack's.
+    """Return whether encoded evidence is a CMW, and not in an encoding of dstack.
 
-    JSON may have blanks in front of it, which begin nothing else.
-
-    In CBOR a record begins with the bytes of a small map in msgpack. The next byte tells: what is
-    a number or a text in CBOR is never the text by which such a map goes on.
+    JSON may begin with white space, which no other encoding does. A CBOR record begins with the
+    same byte as a small msgpack map, but the second byte differs: an integer or a text string in
+    CBOR is never a string in msgpack.
     """
     first, second = data[:1], data[1:2]
     if first in {b"\x82", b"\x83"}:
@@ -103,52 +110,56 @@ def _is_json(data: bytes) -> bool:
     return data.lstrip(b" \t\r\n")[:1] in {b"{", b"["}  # RFC 8259, 2
 
 
-def encode(form: Form, evidence: Evidence, collateral: bytes | None = None) -> bytes:
-    """Return `evidence` in one of the forms of a CMW.
+def encode_evidence(
+    encoding: CmwEncoding, evidence: Evidence, collateral: bytes | None = None
+) -> bytes:
+    """Encode evidence as a CMW.
 
     Args:
-        form: `cbor` and `json` are collections, the others one record or tagged message.
-        evidence: What to wrap.
-        collateral: In nine-field JSON; only a collection has room for it.
+        encoding: `cbor` and `json` are collections, the others a record or a tagged message.
+        evidence: The evidence.
+        collateral: Collateral in nine-field JSON, for collections only.
 
     Raises:
-        UsageError: A text has half a surrogate pair.
+        UsageError: If a text has unpaired surrogates.
     """
-    if form == "cbor-tag":
-        return cmw.write_tag(EVIDENCE_FORMAT, v1_cbor.encode(evidence))
+    if encoding == "cbor-tag":
+        return cmw.write_tag(EVIDENCE_FORMAT, v1_cbor.encode_evidence(evidence))
     message: Cmw
-    if form in {"cbor", "json"}:
+    if encoding in {"cbor", "json"}:
         message = _collection(evidence, collateral)
     else:
-        message = Record(EVIDENCE_TYPE, v1_cbor.encode(evidence), Indicator.EVIDENCE)
-    return cmw.write_cbor(message) if form.startswith("cbor") else json_form.write_json(message)
+        message = Record(EVIDENCE_TYPE, v1_cbor.encode_evidence(evidence), Indicator.EVIDENCE)
+    return cmw.write_cbor(message) if encoding.startswith("cbor") else json_form.write_json(message)
 
 
-def decode(data: bytes) -> Wrapped:
-    """Read evidence in any form of a CMW.
+def decode_evidence(data: bytes) -> CmwContent:
+    """Decode a CMW that contains evidence.
 
     Raises:
-        FormatError: It breaks the draft, a part breaks its format, or the parts are not those of
-            one platform; with the offset in the CMW or the label.
+        FormatError: If the CMW or a part is malformed, or the parts belong to different platforms.
+            The text begins with the label of the part.
     """
     is_json = _is_json(data)
     message = json_form.read_json(data) if is_json else cmw.read_cbor(data)
     if isinstance(message, Collection):
-        parts = _parts(message)
+        parts = _known_parts(message)
         collateral = parts.pop(_COLLATERAL, None)
-        return Wrapped(_evidence(parts), "json" if is_json else "cbor", collateral)
+        return CmwContent(_build_evidence(parts), "json" if is_json else "cbor", collateral)
     _check(message, "CMW", EVIDENCE_TYPE, Indicator.EVIDENCE)
-    form: Form = "json-record" if is_json else "cbor-tag" if data[0] == 0xDA else "cbor-record"
-    return Wrapped(_within("CMW", lambda: v1_cbor.decode(message.value)), form)
+    encoding: CmwEncoding = (
+        "json-record" if is_json else "cbor-tag" if data[0] == 0xDA else "cbor-record"
+    )
+    return CmwContent(_with_label("CMW", lambda: v1_cbor.decode_evidence(message.value)), encoding)
 
 
 def _collection(evidence: Evidence, collateral: bytes | None) -> Collection:
-    tree = v1_document.tree(evidence)
+    tree = v1_document.build_tree(evidence)
     parts: dict[str, Any] = tree["platform"]["data"] | tree["stack"]["data"]
     entries: dict[Label, Cmw] = {
         label: Record(
             MEDIA_TYPES[label],
-            _write_events(part) if label == "event_log" else _written(part),
+            _write_events(part) if label == "event_log" else _encode_part(part),
             Indicator.EVIDENCE,
         )
         for label, part in parts.items()
@@ -158,22 +169,24 @@ def _collection(evidence: Evidence, collateral: bytes | None) -> Collection:
     return Collection(entries, COLLECTION_TYPE)
 
 
-def _written(part: object) -> bytes:
+def _encode_part(part: object) -> bytes:
     if isinstance(part, bytes):
         return bytes(part)
-    return _utf8(part) if isinstance(part, str) else v1_cbor.dump(part)
+    return _utf8(part) if isinstance(part, str) else v1_cbor.encode_cbor(part)
 
 
-def _parts(collection: Collection) -> dict[str, bytes]:
-    """Return the known parts; the draft leaves labels to whoever defines a collection's type."""
+def _known_parts(collection: Collection) -> dict[str, bytes]:
+    """Return the parts with known labels; the draft leaves labels to the collection's type."""
     if collection.kind not in {None, COLLECTION_TYPE}:
-        raise FormatError(f"this CMW collection is no evidence: its type is {collection.kind}")
+        message = f"CMW collection: not evidence: type {shown(collection.kind or '')}"
+        raise FormatError(message, reason="unrecognized")
     found: dict[str, bytes] = {}
     for label, entry in collection.entries.items():
         if not isinstance(label, str) or (media_type := MEDIA_TYPES.get(label)) is None:
             continue
         if isinstance(entry, Collection):
-            raise FormatError(f"{label}: a collection where a record is wanted")
+            message = f"{label}: must be a CMW record, not a collection"
+            raise FormatError(message, reason="wrong_type")
         ind = _ENDORSING if label == _COLLATERAL else Indicator.EVIDENCE
         _check(entry, label, media_type, ind)
         found[label] = entry.value
@@ -183,62 +196,70 @@ def _parts(collection: Collection) -> dict[str, bytes]:
 def _check(record: Record, where: str, media_type: str, ind: int) -> None:
     given: str | int = record.media_type
     if isinstance(given, str):
-        # Types, names of parameters, and the values that we know, are the same in either case.
+        # Types, parameter names, and the known parameter values are case-insensitive.
         given = ";".join([piece.strip(" \t") for piece in given.lower().split(";")])
     if _OTHER_NAMES.get(given, given) not in {media_type, media_type.replace("; ", ";")}:
-        raise FormatError(f"{where}: {shown(record.media_type)} where {media_type} is wanted")
+        message = f"{where}: media type must be {media_type}, not {shown(record.media_type)}"
+        raise FormatError(message, reason="wrong_value")
     if record.ind is not None and not record.ind & ind:
-        raise FormatError(f"{where}: ind {record.ind} has none of the bits {ind}")
+        message = f"{where}: ind {record.ind} has none of the bits {ind}"
+        raise FormatError(message, reason="inconsistent")
 
 
-class _Kind(NamedTuple):
-    """Which parts make up a platform's evidence, and how."""
+class _PlatformParts(NamedTuple):
+    """Parts of the evidence of a platform."""
 
     make: Callable[..., Platform]
-    mark: str  # the label that tells it, if none of the kinds before it
-    labels: tuple[str, ...]  # in the order of `make`
+    key_label: str  # identifies the platform, unless the label of an earlier one is present
+    labels: tuple[str, ...]  # in the order of the arguments of `make`
 
 
 _STACK: Final = ("report_data", "runtime_events", "config")
 _make_stack: Callable[..., Stack] = Stack
 _PAYLOAD: Final = "report_data_payload"
-_KINDS: Final = (
-    _Kind(GcpTdx, "tpm_quote", ("quote", "event_log", "tpm_quote")),
-    _Kind(Tdx, "quote", ("quote", "event_log")),
-    _Kind(SevSnp, "report", ("report", "cert_chain", "mr_config")),
-    _Kind(NitroEnclave, "nsm_quote", ("nsm_quote",)),
-    _Kind(NitroTpm, "attestation_doc", ("attestation_doc",)),
+_PLATFORMS: Final = (
+    _PlatformParts(GcpTdx, "tpm_quote", ("quote", "event_log", "tpm_quote")),
+    _PlatformParts(Tdx, "quote", ("quote", "event_log")),
+    _PlatformParts(SevSnp, "report", ("report", "cert_chain", "mr_config")),
+    _PlatformParts(NitroEnclave, "nsm_quote", ("nsm_quote",)),
+    _PlatformParts(NitroTpm, "attestation_doc", ("attestation_doc",)),
 )
 
 
-def _evidence(parts: dict[str, bytes]) -> Evidence:
+def _build_evidence(parts: dict[str, bytes]) -> Evidence:
     payload = parts.pop(_PAYLOAD, None)
-    kind = next((kind for kind in _KINDS if kind.mark in parts), None)
-    if kind is None:
-        raise FormatError("this CMW collection has no quote, report or document to judge")
-    wanted = (*kind.labels, *_STACK)
-    if missing := [label for label in wanted if label not in parts]:
-        raise FormatError(f"{missing[0]} is missing in this CMW collection")
-    if odd := [label for label in parts if label not in wanted]:
-        raise FormatError(f"{odd[0]} and {kind.mark} are of different platforms")
+    platform = next((platform for platform in _PLATFORMS if platform.key_label in parts), None)
+    if platform is None:
+        message = "CMW collection: no quote, report or attestation document in it"
+        raise FormatError(message, reason="missing")
+    required = (*platform.labels, *_STACK)
+    if missing := [label for label in required if label not in parts]:
+        raise FormatError(f"CMW collection: {missing[0]} missing", reason="missing")
+    if others := [label for label in parts if label not in required]:
+        message = (
+            f"CMW collection: {others[0]} and {platform.key_label} belong to different platforms"
+        )
+        raise FormatError(message, reason="inconsistent")
     values = {label: _read(label, part) for label, part in parts.items()}
-    said = None if payload is None else _within(_PAYLOAD, lambda: _text(payload))
-    stack = _make_stack(*[values[label] for label in _STACK], said)
-    return Evidence(kind.make(*[values[label] for label in kind.labels]), stack)
+    payload_text = None if payload is None else _with_label(_PAYLOAD, lambda: _text(payload))
+    stack = _make_stack(*[values[label] for label in _STACK], payload_text)
+    return Evidence(platform.make(*[values[label] for label in platform.labels]), stack)
 
 
 def _read(label: str, part: bytes) -> object:
     if label == "event_log":
-        return _within(label, lambda: _read_events(part))
+        return _with_label(label, lambda: _read_events(part))
     if label in {"config", "mr_config"}:
-        return _within(label, lambda: _text(part))
+        return _with_label(label, lambda: _text(part))
     if label in {"tpm_quote", "cert_chain", "runtime_events"}:
-        return _within(label, lambda: v1_document.part(CborReader(part), label, len(part)))
+        return _with_label(
+            label, lambda: v1_document.decode_part(CborReader(part), label, len(part))
+        )
     return part
 
 
-def _within(label: str, read: Callable[[], T]) -> T:
-    """Have what goes wrong within a part told with its label; the offset is one in the part."""
+def _with_label(label: str, read: Callable[[], T]) -> T:
+    """Decode a part; errors begin with its label, and their offset is relative to the part."""
     try:
         return read()
     except FormatError as error:
@@ -250,21 +271,21 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise UsageError("text with half a surrogate pair has no UTF-8 form") from error
+        raise UsageError("CMW: unpaired surrogate in text", reason="encoding") from error
 
 
 def _text(part: bytes) -> str:
     try:
         return part.decode()
     except UnicodeDecodeError as error:
-        raise FormatError("text is not UTF-8", offset=error.start) from error
+        raise FormatError("not UTF-8 text", reason="encoding", offset=error.start) from error
 
 
-# -- the event log: to hold it in another form, change these two and its media type above ----------
+# -- event log -------------------------------------------------------------------------------------
 
 
 def _write_events(events: list[dict[str, Any]]) -> bytes:
-    """Return the guest agent's array, with each event as evidence carries it, stripped or not."""
+    """Encode events as the JSON array of the guest agent API; stripped events stay stripped."""
     items = [
         {key: value.hex() if isinstance(value, bytes) else value for key, value in event.items()}
         for event in events
@@ -273,16 +294,19 @@ def _write_events(events: list[dict[str, Any]]) -> bytes:
 
 
 def _read_events(part: bytes) -> tuple[WireEvent, ...]:
-    """Read the array; unlike `agent_json` it leaves a preimage as it stands, as V1 does."""
-    items = strict_json.read(part, "the log")
+    """Decode the array; unlike `agent_json`, preimages are not interpreted, as in V1."""
+    items = strict_json.read(part)
     if not isinstance(items, list) or len(items) > MAX_ITEMS:
-        raise FormatError(f"the log is no array of at most {MAX_ITEMS} events")
+        raise FormatError(
+            f"must be an array of at most {MAX_ITEMS} events",
+            reason="too_many" if isinstance(items, list) else "wrong_type",
+        )
     return tuple([_event(item, at) for at, item in enumerate(items)])
 
 
 def _event(item: object, at: int) -> WireEvent:
     if not isinstance(item, dict):
-        raise FormatError(f"event {at} is no object")
+        raise FormatError(f"event {at}: must be an object", reason="wrong_type")
     try:
         preimage = item.get("preimage")
         return WireEvent(
@@ -295,11 +319,12 @@ def _event(item: object, at: int) -> WireEvent:
             None if preimage is None else strict_json.string(item, "preimage"),
         )
     except FormatError as error:
-        raise FormatError(f"event {at}: {error.message}") from error
+        raise FormatError(f"event {at}: {error.message}", reason=error.reason) from error
 
 
 def _version(item: dict[str, Any]) -> int:
     version = strict_json.number_field(item, "version", 32, 1)
     if version not in {1, 2}:
-        raise FormatError(f"unknown runtime event version {version}")
+        message = f"unsupported runtime event version {version}"
+        raise FormatError(message, reason="unsupported_version")
     return version

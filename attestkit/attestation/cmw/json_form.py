@@ -1,6 +1,6 @@
 """RATS Conceptual Message Wrapper in JSON: records are arrays, collections are objects.
 
-The message is base64url without padding (RFC 4648, section 5), in its one canonical spelling.
+A message is canonical base64url without padding (RFC 4648, section 5).
 """
 
 import binascii
@@ -15,38 +15,40 @@ from attestkit.attestation.cmw.record import (
     Collection,
     Label,
     Record,
-    checked_collection,
-    checked_record,
+    make_collection,
+    make_record,
+    usage_error,
 )
 from attestkit.errors import FormatError, UsageError
 
 __all__ = ["from_base64url", "read_json", "to_base64url", "write_json"]
 
 _TO_URL = bytes.maketrans(b"+/", b"-_")
-# The standard alphabet's own two must not pass for these, so they become what no alphabet has.
+# `+` and `/` of the standard alphabet are mapped to an invalid character.
 _FROM_URL = bytes.maketrans(b"-_+/", b"+/!!")
 
 
 def read_json(data: bytes) -> Cmw:
-    """Read one CMW in JSON, UTF-8: a record or a collection.
+    """Decode a CMW in JSON: a record or a collection.
 
     Raises:
-        FormatError: It is no JSON, has a name twice in one object, or breaks the draft or a limit,
-            with its label.
+        FormatError: If the JSON is malformed or has duplicate keys, or the CMW is not valid or
+            exceeds a limit. The text begins with the label.
     """
     return _read(decode_strictly(data), Budget(), 0, "CMW")
 
 
 def write_json(message: Cmw) -> bytes:
-    """Return a record or a collection in JSON, compact.
+    """Encode a record or a collection in compact JSON.
 
     Raises:
-        UsageError: It breaks the draft or a limit, or a label is a number, which JSON cannot have.
+        UsageError: If the message is not valid, exceeds a limit of the decoder, or has an integer
+            label.
     """
     try:
         return json.dumps(_tree(message, Budget(), 0), separators=(",", ":")).encode()
     except FormatError as error:
-        raise UsageError(error.message) from error
+        raise usage_error(error) from error
 
 
 def to_base64url(value: bytes) -> str:
@@ -55,10 +57,11 @@ def to_base64url(value: bytes) -> str:
 
 
 def from_base64url(text: object, where: str) -> bytes:
-    """Return the bytes of base64url text without padding.
+    """Decode base64url without padding.
 
     Raises:
-        FormatError: It is no such text, or has bits behind the last byte; the text names `where`.
+        FormatError: If the text is malformed, or has unused bits that are not zero; the message
+            begins with `where`.
     """
     if isinstance(text, str) and text.isascii() and "=" not in text:
         coded = text.encode().translate(_FROM_URL)
@@ -66,10 +69,11 @@ def from_base64url(text: object, where: str) -> bytes:
             found = binascii.a2b_base64(coded + b"=" * (-len(coded) % 4))
         except ValueError:
             found = b""
-        # What Python passes over, and bits behind the last byte, show here.
+        # Python ignores invalid characters and unused bits; the comparison detects them.
         if to_base64url(found) == text:
             return found
-    raise FormatError(f"{where}: the value is no base64url text without padding")
+    message = f"{where}: value: must be base64url without padding"
+    raise FormatError(message, reason="encoding")
 
 
 def _read(value: object, budget: Budget, depth: int, where: str) -> Cmw:
@@ -78,29 +82,33 @@ def _read(value: object, budget: Budget, depth: int, where: str) -> Cmw:
         named = KIND in value
         kind = value.pop(KIND, None)
         if named and kind is None:
-            raise FormatError(f"{where}: {KIND} is no URI or OID")
+            message = f"{where}: {KIND}: must be a URI or an OID"
+            raise FormatError(message, reason="wrong_value")
         entries: dict[Label, Cmw] = {
             label: _read(entry, budget, depth + 1, shown(label)) for label, entry in value.items()
         }
-        return checked_collection(entries, kind, where)
+        return make_collection(entries, kind, where)
     budget.spend(depth, collection=False, where=where)
     if not isinstance(value, list) or len(value) not in {2, 3}:
-        raise FormatError(f"{where}: a CMW record is an array of 2 or 3 items")
+        message = f"{where}: a CMW record must be an array of 2 or 3 items"
+        raise FormatError(message, reason="wrong_size" if isinstance(value, list) else "wrong_type")
     media_type, text, *ind = value
     if ind == [None]:
-        raise FormatError(f"{where}: ind is null")
-    return checked_record(media_type, from_base64url(text, where), ind[0] if ind else None, where)
+        message = f"{where}: ind: must be a combination of the bits 1, 2, 4, 8, 16"
+        raise FormatError(message, reason="wrong_value")
+    return make_record(media_type, from_base64url(text, where), ind[0] if ind else None, where)
 
 
 def _tree(message: Cmw, budget: Budget, depth: int) -> object:
     budget.spend(depth, collection=isinstance(message, Collection), where="CMW")
     if isinstance(message, Record):
-        media_type, value, ind = checked_record(*message, "CMW")
+        media_type, value, ind = make_record(*message, "CMW")
         found: list[object] = [media_type, to_base64url(value)]
         return found if ind is None else [*found, ind]
-    checked_collection(message.entries, message.kind, "CMW")
+    make_collection(message.entries, message.kind, "CMW")
     if KIND in message.entries or any(not isinstance(label, str) for label in message.entries):
-        raise UsageError(f"labels in JSON are text, and none of them is {KIND}")
+        problem = f"CMW: labels in JSON must be text other than {KIND}"
+        raise UsageError(problem, reason="reserved" if KIND in message.entries else "wrong_type")
     tree: dict[Label, object] = {} if message.kind is None else {KIND: message.kind}
     for label, entry in message.entries.items():
         tree[label] = _tree(entry, budget, depth + 1)

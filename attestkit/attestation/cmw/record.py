@@ -1,12 +1,12 @@
-"""RATS Conceptual Message Wrapper (CMW): messages that say what they are.
+"""RATS Conceptual Message Wrapper (CMW, draft-ietf-rats-msg-wrap): types and CBOR encoding.
 
-draft-ietf-rats-msg-wrap. A record is an array: a media type or CoAP Content-Format, the message,
-and optionally which conceptual messages it holds. A CBOR tag made from a Content-Format says the
-same in front of a byte string. A collection is a map from labels to records and collections. This
-is the wrapper and its forms in CBOR; `json_form` has those in JSON, `evidence` what we wrap.
+A record is an array of a media type or CoAP Content-Format, the message, and optionally the types
+of conceptual messages in it. A tagged message is a byte string with a CBOR tag that denotes a
+Content-Format. A collection is a map from labels to records and collections. `cmw_json` has the
+JSON encoding, `evidence` the evidence in a CMW.
 
-Reading insists on definite lengths and the shortest heads: at most 1,024 messages in at most 4
-levels, 64 labels in a collection.
+The decoder requires definite lengths and shortest heads, and accepts at most 1,024 messages, 4
+levels, and 64 labels in a collection.
 """
 
 import re
@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple, TypeAlias, Union
 
 from attestkit._formats.cbor import CborReader
+from attestkit._reasons import FormatReason, UsageReason
 from attestkit._sanitize import shown
-from attestkit.attestation.wire.v1_cbor import dump
+from attestkit.attestation.wire.v1_cbor import encode_cbor
 from attestkit.errors import FormatError, UsageError
 
 __all__ = [
@@ -29,30 +30,36 @@ __all__ = [
     "Indicator",
     "Label",
     "Record",
-    "checked_collection",
-    "checked_record",
     "content_format",
+    "make_collection",
+    "make_record",
     "read_cbor",
     "tag_number",
+    "usage_error",
     "write_cbor",
     "write_tag",
 ]
 
 MAX_DEPTH: Final = 4
-"""Levels of collections in collections, the outermost included."""
+"""Most levels of nested collections, including the outermost."""
 
 MAX_ENTRIES: Final = 64
-"""Labels of one collection."""
+"""Most labels in a collection."""
 
 MAX_MESSAGES: Final = 1024
-"""Records and collections in one CMW, all levels together."""
+"""Most records and collections in a CMW, on all levels."""
 
 KIND: Final = "__cmwc_t"
-"""The label under which a collection names its type."""
+"""Label of a collection's type."""
 
+_USAGE_REASONS: Final[Mapping[FormatReason, UsageReason]] = {
+    "missing": "missing",
+    "too_many": "too_many",
+    "wrong_type": "wrong_type",
+}
 _MAX_TEXT: Final = 256  # characters of a media type, label or collection type
 _FIRST_TAG: Final = 0x63740101  # 1668546817 (RFC 9277, 4.3), Content-Format 0
-_LAST_TAGGED: Final = 65_024  # 255 * 255 - 1: no byte of a tag's lower half is zero
+_LAST_TAGGED: Final = 65_024  # 255 * 255 - 1: neither of a tag's two low bytes is zero
 
 # Tokens, quoted strings, media types (RFC 9110, 5.6.2, 5.6.4, 8.3.1).
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -67,7 +74,7 @@ Label: TypeAlias = int | str
 
 
 class Indicator:
-    """Bits of `ind`: which conceptual messages a record holds."""
+    """Bits of `ind`: types of conceptual messages in a record."""
 
     REFERENCE_VALUES: Final = 1
     ENDORSEMENTS: Final = 2
@@ -78,25 +85,25 @@ class Indicator:
 
 
 class Record(NamedTuple):
-    """One message, and what it is."""
+    """A message and its type."""
 
-    media_type: str | int  # RFC 9110 media type, or CoAP Content-Format, 0 to 65,535
+    media_type: str | int  # media type (RFC 9110), or CoAP Content-Format, 0 to 65,535
     value: bytes
-    ind: int | None = None  # bits of `Indicator`, at least one; None where none are given
+    ind: int | None = None  # one or more bits of `Indicator`; None if absent
 
 
 class Collection(NamedTuple):
-    """Messages by their labels; in JSON every label is text."""
+    """Messages by label; JSON allows only text labels."""
 
     entries: Mapping[Label, Union[Record, "Collection"]]
-    kind: str | None = None  # a URI or a dotted OID
+    kind: str | None = None  # type of the collection, a URI or a dotted OID
 
 
 Cmw: TypeAlias = Record | Collection
 
 
 class Budget:
-    """Counts the messages of one CMW against the limits."""
+    """Counter of the messages in a CMW, which enforces the limits."""
 
     __slots__ = ("_left",)
 
@@ -104,103 +111,113 @@ class Budget:
         self._left = MAX_MESSAGES
 
     def spend(self, depth: int, *, collection: bool, where: str, offset: int | None = None) -> None:
-        """Count one message under `depth` collections.
+        """Count a message inside of `depth` collections.
 
         Raises:
-            FormatError: It is one too many, or a collection nested too deeply.
+            FormatError: If the CMW has too many messages, or nests collections too deeply.
         """
         self._left -= 1
         if self._left < 0:
-            raise FormatError(f"{where}: over {MAX_MESSAGES} messages in a CMW", offset=offset)
+            message = f"{where}: more than {MAX_MESSAGES} messages in a CMW"
+            raise FormatError(message, reason="too_many", offset=offset)
         if collection and depth >= MAX_DEPTH:
-            message = f"{where}: CMW collections nest deeper than {MAX_DEPTH} levels"
-            raise FormatError(message, offset=offset)
+            message = f"{where}: CMW collections nested deeper than {MAX_DEPTH} levels"
+            raise FormatError(message, reason="too_deep", offset=offset)
 
 
 def tag_number(number: int) -> int:
-    """Return the CBOR tag that stands for a CoAP Content-Format (RFC 9277, 4.3 and Appendix B).
+    """Return the CBOR tag of a CoAP Content-Format (RFC 9277, 4.3 and Appendix B).
 
     Raises:
-        UsageError: It is not one of 0 to 65,024, the only ones that have a tag.
+        UsageError: If the Content-Format is not 0 to 65,024; others have no tag.
     """
     if not 0 <= number <= _LAST_TAGGED:
-        raise UsageError(f"Content-Format {number} has no CBOR tag: 0 to {_LAST_TAGGED}")
+        message = f"Content-Format: {number} has no CBOR tag; use 0 to {_LAST_TAGGED}"
+        raise UsageError(message, reason="out_of_range")
     high, low = divmod(number, 255)
     return _FIRST_TAG + high * 256 + low
 
 
 def content_format(tag: int) -> int | None:
-    """Return the CoAP Content-Format that a CBOR tag stands for; None for any other tag."""
+    """Return the CoAP Content-Format that a CBOR tag denotes; None for other tags."""
     high, low = divmod(tag - _FIRST_TAG, 256)
     return high * 255 + low if 0 <= high < 255 and low < 255 else None
 
 
 def read_cbor(data: bytes) -> Cmw:
-    """Read one CMW in CBOR: a record, a tagged message or a collection.
+    """Decode a CMW in CBOR: a record, a tagged message or a collection.
 
     Raises:
-        FormatError: It breaks the draft or a limit, with its offset, or goes on behind its end.
+        FormatError: If the CMW is malformed, exceeds a limit, or has trailing bytes.
     """
     reader = CborReader(data)
     found = _read(reader, Budget(), 0, "CMW")
     if left := len(data) - reader.at:
-        raise FormatError(f"{left} bytes behind the CMW", offset=reader.at)
+        message = f"CMW: {left} bytes after its end"
+        raise FormatError(message, reason="trailing_data", offset=reader.at)
     return found
 
 
 def write_cbor(message: Cmw) -> bytes:
-    """Return a record or a collection in deterministic CBOR (RFC 8949, 4.2.1).
+    """Encode a record or a collection in deterministic CBOR (RFC 8949, 4.2.1).
 
     Raises:
-        UsageError: It breaks the draft or a limit, so that nobody would read it.
+        UsageError: If the message is not valid, or exceeds a limit of the decoder.
     """
     try:
-        return dump(_tree(message, Budget(), 0))
+        return encode_cbor(_tree(message, Budget(), 0))
     except FormatError as error:
-        raise UsageError(error.message) from error
+        raise usage_error(error) from error
 
 
 def write_tag(number: int, value: bytes) -> bytes:
-    """Return `value`, a message of the CoAP Content-Format `number`, behind the tag for that.
+    """Encode a tagged message of the CoAP Content-Format `number`.
 
     Raises:
-        UsageError: The Content-Format has no tag.
+        UsageError: If the Content-Format has no tag.
     """
-    return b"\xda" + tag_number(number).to_bytes(4, "big") + dump(value)
+    return b"\xda" + tag_number(number).to_bytes(4, "big") + encode_cbor(value)
 
 
-def checked_record(
+def usage_error(error: FormatError) -> UsageError:
+    """Return the error of the encoder for a message that the decoder would refuse with `error`."""
+    return UsageError(error.message, reason=_USAGE_REASONS.get(error.reason, "wrong_value"))
+
+
+def make_record(
     media_type: object, value: bytes, ind: object, where: str, offset: int | None = None
 ) -> Record:
-    """Return the record of these three, `ind` None where there is none.
+    """Validate the parts of a record and return it; `ind` may be None.
 
     Raises:
-        FormatError: Media type, Content-Format or indicator are none; the text names `where`.
+        FormatError: If media type, Content-Format or indicator is not valid; the text begins with
+            `where`.
     """
     if isinstance(media_type, str):
         if len(media_type) > _MAX_TEXT or not _MEDIA_TYPE.fullmatch(media_type):
-            raise FormatError(f"{where}: {shown(media_type)} is no media type", offset=offset)
+            message = f"{where}: invalid media type: {shown(media_type)}"
+            raise FormatError(message, reason="wrong_value", offset=offset)
     elif type(media_type) is not int or not 0 <= media_type <= 0xFFFF:
-        message = f"{where}: the type is no media type or CoAP Content-Format (0 to 65535)"
-        raise FormatError(message, offset=offset)
+        message = f"{where}: type: must be a media type or a CoAP Content-Format (0 to 65535)"
+        raise FormatError(message, reason="wrong_type", offset=offset)
     if ind is not None and (type(ind) is not int or not 0 < ind <= Indicator.ALL):
-        message = f"{where}: ind is not one or more of the bits 1, 2, 4, 8, 16"
-        raise FormatError(message, offset=offset)
+        message = f"{where}: ind: must be a combination of the bits 1, 2, 4, 8, 16"
+        raise FormatError(message, reason="wrong_value", offset=offset)
     return Record(media_type, value, ind)
 
 
-def checked_collection(
+def make_collection(
     entries: Mapping[Label, Cmw], kind: object, where: str, offset: int | None = None
 ) -> Collection:
-    """Return the collection of these, `kind` None where it names no type.
+    """Validate the parts of a collection and return it; `kind` may be None.
 
     Raises:
-        FormatError: It has no entry or too many, or its type is no URI or OID; the text names
-            `where`.
+        FormatError: If the number of entries is out of range, or the type is not a URI or OID; the
+            text begins with `where`.
     """
     if not 0 < len(entries) <= MAX_ENTRIES:
-        message = f"{where}: a CMW collection has {len(entries)} entries, not 1 to {MAX_ENTRIES}"
-        raise FormatError(message, offset=offset)
+        message = f"{where}: a CMW collection must have 1 to {MAX_ENTRIES} entries"
+        raise FormatError(message, reason="too_many" if entries else "missing", offset=offset)
     if kind is None:
         return Collection(entries)
     if (
@@ -208,7 +225,8 @@ def checked_collection(
         or len(kind) > _MAX_TEXT
         or not (_URI.fullmatch(kind) or _OID.fullmatch(kind))
     ):
-        raise FormatError(f"{where}: {KIND} is no URI or OID", offset=offset)
+        message = f"{where}: {KIND}: must be a URI or an OID"
+        raise FormatError(message, reason="wrong_value", offset=offset)
     return Collection(entries, kind)
 
 
@@ -218,19 +236,20 @@ def _read(reader: CborReader, budget: Budget, depth: int, where: str) -> Cmw:
         budget.spend(depth, collection=False, where=where, offset=start)
         number = content_format(reader.tag_number())
         if number is None:
-            message = f"{where}: this tag stands for no Content-Format (RFC 9277)"
-            raise FormatError(message, offset=start)
+            message = f"{where}: the CBOR tag denotes no Content-Format (RFC 9277)"
+            raise FormatError(message, reason="unsupported", offset=start)
         return Record(number, reader.blob())
     is_map, count = reader.header()
     budget.spend(depth, collection=is_map, where=where, offset=start)
     if is_map:
         return _read_collection(reader, count, budget, depth, where)
     if count not in {2, 3}:
-        raise FormatError(f"{where}: a CMW record has 2 or 3 items, not {count}", offset=start)
+        message = f"{where}: a CMW record must have 2 or 3 items, not {count}"
+        raise FormatError(message, reason="wrong_size", offset=start)
     media_type = reader.number_or_text()
     value = reader.blob()
     ind = reader.integer() if count == 3 else None
-    return checked_record(media_type, value, ind, where, start)
+    return make_record(media_type, value, ind, where, start)
 
 
 def _read_collection(
@@ -238,30 +257,32 @@ def _read_collection(
 ) -> Collection:
     start = reader.at
     if count > MAX_ENTRIES + 1:
-        raise FormatError(f"{where}: over {MAX_ENTRIES} entries", offset=start)
+        message = f"{where}: a CMW collection must have 1 to {MAX_ENTRIES} entries"
+        raise FormatError(message, reason="too_many", offset=start)
     entries: dict[Label, Cmw] = {}
     kind: str | None = None
     for _ in range(count):
         at = reader.at
         label = reader.number_or_text()
         if label in entries or (label == KIND and kind is not None):
-            raise FormatError(f"{where}: label {shown(label)} occurs twice", offset=at)
+            message = f"{where}: label {shown(label)} occurs twice"
+            raise FormatError(message, reason="duplicate", offset=at)
         if label == KIND:
             kind = reader.text()
         else:
             entries[label] = _read(reader, budget, depth + 1, shown(label))
-    return checked_collection(entries, kind, where, start)
+    return make_collection(entries, kind, where, start)
 
 
 def _tree(message: Cmw, budget: Budget, depth: int) -> object:
     is_map = isinstance(message, Collection)
     budget.spend(depth, collection=is_map, where="CMW")
     if isinstance(message, Record):
-        checked_record(*message, "CMW")
+        make_record(*message, "CMW")
         return [item for item in message if item is not None]
-    checked_collection(message.entries, message.kind, "CMW")
+    make_collection(message.entries, message.kind, "CMW")
     if KIND in message.entries:
-        raise UsageError(f"{KIND} is no label")
+        raise UsageError(f"CMW: label {KIND} is reserved", reason="reserved")
     found: dict[Label, object] = {} if message.kind is None else {KIND: message.kind}
     for label, entry in message.entries.items():
         found[label] = _tree(entry, budget, depth + 1)

@@ -1,4 +1,4 @@
-"""What a machine was launched with: TDX, SEV-SNP, its OS image, and its sealed configuration.
+"""Launch measurements and launch configuration: TDX, SEV-SNP, OS image, mr_config, vm_config.
 
-Expected measurements are worked out here, and whoever verifies compares them.
+Expected measurements are computed here and compared by the verifier.
 """

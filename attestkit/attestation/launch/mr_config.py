@@ -1,8 +1,8 @@
-"""The configuration id that is sealed at launch.
+"""Configuration id (mr_config) that is measured at launch.
 
-It is a TD's MR_CONFIG_ID (48 bytes), an SNP guest's HOST_DATA (32 bytes) or, hashed once more, PCR
-8 of a NitroTPM. Version 1 holds a compose hash, version 2 hashes four fields, version 3 hashes a
-JSON document exactly as it was supplied.
+It is the MRCONFIGID of a TD (48 bytes), the HOST_DATA of an SEV-SNP guest (32 bytes) or, extended
+into it, PCR 8 of a NitroTPM. Version 1 contains a compose hash, version 2 hashes four fields, and
+version 3 hashes the bytes of a JSON document.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 MAX_INIT_SCRIPTS = 5
-_LARGEST = 1 << 20  # bytes; a real one has under a thousand
+_LARGEST = 1 << 20  # bytes; a real document has less than 1,000
 _V3_TAG = b"dstack-mr-config-v3:\0"
 _KEYS = {
     "version",
@@ -38,7 +38,7 @@ _KEYS = {
 
 
 class MrConfig(NamedTuple):
-    """A version 3 document. Fields that it does not have are empty; hashes of scripts are None."""
+    """A parsed document of version 3; missing fields are empty, `init_script_hashes` None."""
 
     document: bytes
     version: int
@@ -52,21 +52,24 @@ class MrConfig(NamedTuple):
 
     @classmethod
     def parse(cls, document: str | bytes) -> "MrConfig":
-        """Read a document. Lengths of ids are left to `check_lengths`.
+        """Parse a document; `check_lengths` checks the lengths of ids.
 
         Raises:
-            FormatError: It is no JSON object, over 1 MiB, has an unknown key or lacks a needed one,
-                or a value is of the wrong kind.
+            FormatError: If the document is not a JSON object, is over 1 MiB, has an unknown key, or
+                a key is missing or has an invalid value.
         """
         raw = _document_bytes(document)
         if len(raw) > _LARGEST:
-            raise FormatError(f"mr_config has {len(raw)} bytes, over {_LARGEST}")
+            message = f"mr_config: {len(raw)} bytes exceed the limit of {_LARGEST}"
+            raise FormatError(message, reason="too_large")
         fields = strict_json.read_object(raw, "mr_config")
         if unknown := fields.keys() - _KEYS:
-            raise FormatError(f"mr_config has an unknown key {shown(min(unknown))}")
+            message = f"mr_config: unknown key {shown(min(unknown))}"
+            raise FormatError(message, reason="unknown_field")
         provider = strict_json.string(fields, "key_provider")
         if provider not in KEY_PROVIDERS:
-            raise FormatError("mr_config has an unknown key_provider")
+            message = f"mr_config: key_provider: must be one of {', '.join(KEY_PROVIDERS)}"
+            raise FormatError(message, reason="wrong_value")
         return cls(
             document=raw,
             version=strict_json.number_field(fields, "version", 32, 3),
@@ -81,34 +84,36 @@ class MrConfig(NamedTuple):
 
     @property
     def key_provider_info(self) -> bytes:
-        """Return the compact JSON that AppInfo shows: the provider's name and its id in hex."""
+        """The `key_provider_info` of AppInfo: compact JSON with name and id (hex)."""
         name = KEY_PROVIDERS[self.key_provider][1]
         return f'{{"name":"{name}","id":"{self.key_provider_id.hex()}"}}'.encode()
 
     def check_lengths(self) -> None:
-        """Check what a document must have before a launch measurement may rest on it.
+        """Check version and lengths, as required to verify a launch.
 
         Raises:
-            FormatError: The version is not 3, or an id has another length than its own.
+            FormatError: If the version is not 3, or an id has a wrong length.
         """
         if self.version != 3:
-            raise FormatError(f"mr_config version must be 3, not {self.version}")
+            message = f"mr_config: version: must be 3, not {self.version}"
+            raise FormatError(message, reason="unsupported_version")
         sizes = {"app_id": 20, "compose_hash": 32, "gpu_policy_hash": 32, "instance_id": 20}
         for name, size in sizes.items():
             value: bytes = getattr(self, name)
             if len(value) != size and (value or name == "compose_hash"):
-                raise FormatError(f"mr_config {name} must have {size} bytes, not {len(value)}")
+                message = f"mr_config: {name}: must be {size} bytes, not {len(value)}"
+                raise FormatError(message, reason="wrong_size")
 
 
 def config_id_v1(compose_hash: bytes) -> bytes:
-    """Return the 48 bytes of version 1 for a compose hash of 32 bytes."""
+    """Return the configuration id of version 1 (48 bytes) for a compose hash (32 bytes)."""
     return b"\1" + _sized(compose_hash, 32, "compose_hash") + bytes(15)
 
 
 def config_id_v2(
     compose_hash: bytes, app_id: bytes, key_provider: str, key_provider_id: bytes
 ) -> bytes:
-    """Return the 48 bytes of version 2.
+    """Return the configuration id of version 2 (48 bytes).
 
     Args:
         compose_hash: 32 bytes.
@@ -117,24 +122,25 @@ def config_id_v2(
         key_provider_id: Any number of bytes.
     """
     if key_provider not in KEY_PROVIDERS:
-        raise UsageError(f"unknown key provider {key_provider!r}")
+        message = f"key_provider: must be one of {', '.join(KEY_PROVIDERS)}: {shown(key_provider)}"
+        raise UsageError(message, reason="unknown_name")
     kind = bytes([KEY_PROVIDERS[key_provider][0]])
     whole = _sized(compose_hash, 32, "compose_hash") + _sized(app_id, 20, "app_id")
     return b"\2" + keccak256(whole + kind + key_provider_id) + bytes(15)
 
 
 def config_id_v3(document: str | bytes) -> bytes:
-    """Return the 48 bytes of version 3 for a document, which is hashed as it is."""
+    """Return the configuration id of version 3 (48 bytes) for the bytes of a document."""
     return b"\3" + host_data(document) + bytes(15)
 
 
 def host_data(document: str | bytes) -> bytes:
-    """Return the 32 bytes that an SNP guest launched with `document` has as HOST_DATA."""
+    """Return the HOST_DATA (32 bytes) of an SEV-SNP guest that was launched with `document`."""
     return sha256(_V3_TAG + _document_bytes(document))
 
 
 def nitro_tpm_pcr8(config_id: bytes) -> bytes:
-    """Return PCR 8 of a NitroTPM into which the 48 bytes of `config_id` were extended."""
+    """Return PCR 8 of a NitroTPM after extending it with a configuration id (48 bytes)."""
     return sha384(bytes(48) + _sized(config_id, 48, "config_id"))
 
 
@@ -144,7 +150,7 @@ def _document_bytes(document: str | bytes) -> bytes:
     try:
         return document.encode()
     except UnicodeEncodeError as error:
-        raise FormatError("mr_config has half a surrogate pair") from error
+        raise FormatError("mr_config: unpaired surrogate in text", reason="encoding") from error
 
 
 def _script_hashes(fields: dict[str, Any]) -> tuple[bytes, ...] | None:
@@ -152,11 +158,13 @@ def _script_hashes(fields: dict[str, Any]) -> tuple[bytes, ...] | None:
     if found is None:
         return None
     if not isinstance(found, list) or len(found) > MAX_INIT_SCRIPTS:
-        raise FormatError(f"init_script_hashes is not an array of at most {MAX_INIT_SCRIPTS}")
+        message = f"init_script_hashes: must be an array of at most {MAX_INIT_SCRIPTS} hashes"
+        raise FormatError(message, reason="wrong_value")
     return tuple([strict_json.from_hex(item, "init_script_hashes", 32) for item in found])
 
 
 def _sized(value: bytes, size: int, name: str) -> bytes:
     if len(value) != size:
-        raise UsageError(f"{name} must have {size} bytes, not {len(value)}")
+        message = f"{name}: must be {size} bytes, not {len(value)}"
+        raise UsageError(message, reason="wrong_size")
     return value

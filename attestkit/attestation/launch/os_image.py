@@ -1,8 +1,9 @@
-"""Which OS image runs: the registers that its measured parts must give.
+"""Verification of the OS image: expected registers from its measurement document.
 
-An image is named by the SHA-256 of its list of checksums. That list names a small measurement
-document, and from the document and the VM's configuration follow the registers. `verified_hash`
-compares them with those in the evidence; whether the evidence is signed is another question.
+The hash of an image is the SHA-256 of its list of checksums. The list contains the checksum of a
+small measurement document. The document and the VM configuration determine the registers, which
+`verify_os_image` compares with those in the evidence. The signature of the evidence is verified
+elsewhere.
 """
 
 import hmac
@@ -24,25 +25,28 @@ from attestkit.errors import FormatError, UnsupportedError, VerificationError
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.snp_report import SnpReport
 
-__all__ = ["expected_snp_measurement", "expected_tdx_registers", "verified_hash"]
+__all__ = ["expected_snp_measurement", "expected_tdx_registers", "verify_os_image"]
 
 _SNP_KEYS = {"checksum_file", "measurement", "vcpus", "vcpu_type", "guest_features"}
-_KEPT_SIZE = 16_384  # characters of the texts of an image that is remembered
+_CACHED_SIZE = 16_384  # characters of both texts of an image; longer ones are not cached
 
 
-def verified_hash(evidence: Evidence, config: str = "", *, quote: Quote | None = None) -> bytes:
-    """Return the hash of the OS image, 32 bytes, after checking that it is the one that runs.
+def verify_os_image(evidence: Evidence, config: str = "", *, quote: Quote | None = None) -> bytes:
+    """Verify that the evidence is of the OS image in the VM configuration; return its hash.
 
     Args:
-        evidence: TDX (measured in the "lite" way), SEV-SNP or a Nitro Enclave.
-        config: The VM's configuration, if not the one inside the evidence.
-        quote: The quote inside a TD's evidence, if the caller has parsed it already.
+        evidence: Evidence of TDX (with "lite" measurement), SEV-SNP or a Nitro Enclave.
+        config: VM configuration, if not the one in the evidence.
+        quote: The quote in a TD's evidence, if it is parsed already.
+
+    Returns:
+        The hash of the OS image, 32 bytes.
 
     Raises:
-        FormatError: The configuration or a document in it is malformed.
-        VerificationError: The registers are not those of the image.
-        UnsupportedError: It takes more than the evidence to tell: the image itself (TDX measured in
-            the older way), or the TPM of another platform.
+        FormatError: If the configuration or a document in it is malformed.
+        VerificationError: If the registers differ from those of the image.
+        UnsupportedError: If the evidence does not suffice: TDX with "legacy" measurement needs the
+            image, other platforms their TPM quote.
     """
     platform = evidence.platform
     found = VmConfig.parse(config or evidence.stack.config)
@@ -54,56 +58,58 @@ def verified_hash(evidence: Evidence, config: str = "", *, quote: Quote | None =
         return _check_snp(platform, found)
     if isinstance(platform, NitroEnclave):
         return _check_nitro_enclave(platform, found)
-    raise UnsupportedError("the OS image of this platform is verified through its TPM")
+    message = "OS image: verified through the TPM quote on this platform"
+    raise UnsupportedError(message, reason="os_image")
 
 
 def expected_tdx_registers(config: VmConfig, platform: Tdx) -> TdxRegisters:
-    """Return MRTD and RTMR 0 to 2 that a TD of this image and configuration has after boot.
+    """Return MRTD and RTMR 0 to 2 of a TD with this image and configuration after boot.
 
     Raises:
-        FormatError: The configuration, its documents or the ACPI events are malformed.
-        VerificationError: The documents do not belong to the image.
-        UnsupportedError: The configuration does not ask for the "lite" measurement.
+        FormatError: If the configuration, its documents or the ACPI events are malformed.
+        VerificationError: If the documents do not belong to the image.
+        UnsupportedError: If the configuration does not have the "lite" measurement.
     """
     fields = config.fields
     if fields.get("tdx_attestation_variant", "legacy") != "lite":
-        raise UnsupportedError("OS image not verifiable without the image")
+        raise UnsupportedError("OS image not verifiable without the image", reason="os_image")
     measurement = fields.get("tdx_measurement")
     if not isinstance(measurement, dict):
-        raise FormatError("vm_config has no tdx_measurement")
+        raise FormatError("vm_config: tdx_measurement missing", reason="missing")
     image = _tdx_image(measurement, config.os_image_hash)
-    return tdx.registers(image, fields, platform.event_log)
+    return tdx.compute_registers(image, fields, platform.event_log)
 
 
 def expected_snp_measurement(config: VmConfig) -> bytes:
-    """Return the launch measurement, 48 bytes, of an SNP guest of this image and configuration.
+    """Return the launch measurement (48 bytes) of an SEV-SNP guest with this configuration.
 
     Raises:
-        FormatError: The configuration or its documents are malformed.
-        VerificationError: The documents do not belong to the image.
+        FormatError: If the configuration or its documents are malformed.
+        VerificationError: If the documents do not belong to the image.
     """
-    return snp.measurement(*_snp(config))
+    return snp.compute_measurement(*_snp_launch(config))
 
 
 def _compare(expected: TdxRegisters, body: TdQuoteBody) -> None:
     actual = TdxRegisters(body.mr_td, body.rtmr0, body.rtmr1, body.rtmr2)
-    for name, want, have in zip(("MRTD", "RTMR0", "RTMR1", "RTMR2"), expected, actual, strict=True):
-        if want != have:
-            raise VerificationError(
-                f"MRs do not match: {name} mismatch: expected={want.hex()}, actual={have.hex()}"
-            )
+    names = ("MRTD", "RTMR0", "RTMR1", "RTMR2")
+    for name, computed, quoted in zip(names, expected, actual, strict=True):
+        if computed != quoted:
+            values = f"expected={computed.hex()}, actual={quoted.hex()}"
+            message = f"MRs do not match: {name} mismatch: {values}"
+            raise VerificationError(message, reason="os_image")
 
 
 def _check_snp(platform: SevSnp, config: VmConfig) -> bytes:
     expected = expected_snp_measurement(config)
     report = SnpReport.parse(platform.report)
     if report.measurement != expected:
-        raise VerificationError("amd sev-snp measurement mismatch")
+        raise VerificationError("amd sev-snp measurement mismatch", reason="os_image")
     document = platform.mr_config or config.find("mr_config")
     if not isinstance(document, str):
-        raise FormatError("there is no mr_config")
+        raise FormatError("mr_config: missing", reason="missing")
     if not hmac.compare_digest(report.host_data, host_data(document)):
-        raise VerificationError("amd sev-snp host_data mismatch")
+        raise VerificationError("amd sev-snp host_data mismatch", reason="mr_config")
     MrConfig.parse(document).check_lengths()
     return strict_json.from_hex(config.find("os_image_hash"), "os_image_hash", 32)
 
@@ -112,22 +118,25 @@ def _check_nitro_enclave(platform: NitroEnclave, config: VmConfig) -> bytes:
     document = nitro_document.read_nitro_document(platform.nsm_quote)
     registers = document.pcr(0) + document.pcr(1) + document.pcr(2)
     if not any(registers):
-        raise VerificationError("the enclave runs in debug mode: its PCRs are zero")
+        message = "Nitro Enclave: runs in debug mode: PCR 0 to 2 are zero"
+        raise VerificationError(message, reason="enclave_debug")
     actual, expected = sha256(registers), config.os_image_hash
     if actual != expected:
         raise VerificationError(
-            f"os_image_hash mismatch: expected={expected.hex()}, actual={actual.hex()}"
+            f"os_image_hash mismatch: expected={expected.hex()}, actual={actual.hex()}",
+            reason="os_image",
         )
     return actual
 
 
-def _snp(config: VmConfig) -> tuple[SnpImage, SnpLaunch]:
+def _snp_launch(config: VmConfig) -> tuple[SnpImage, SnpLaunch]:
     text, image_hash = config.find("sev_snp_measurement"), config.find("os_image_hash")
     if not isinstance(text, str):
-        raise FormatError("vm_config has no sev_snp_measurement")
+        raise FormatError("vm_config: sev_snp_measurement missing", reason="missing")
     fields = strict_json.read_object(text, "sev_snp_measurement")
     if unknown := fields.keys() - _SNP_KEYS:
-        raise FormatError(f"sev_snp_measurement has an unknown key {shown(min(unknown))}")
+        message = f"sev_snp_measurement: unknown key {shown(min(unknown))}"
+        raise FormatError(message, reason="unknown_field")
     launch = SnpLaunch(
         vcpus=strict_json.number_field(fields, "vcpus", 32),
         vcpu_type=strict_json.string(fields, "vcpu_type"),
@@ -141,13 +150,13 @@ def _snp(config: VmConfig) -> tuple[SnpImage, SnpLaunch]:
 
 def _tdx_image(fields: dict[str, object], os_image_hash: bytes) -> TdxImage:
     checksums, measurement = fields.get("checksum_file"), fields.get("measurement")
-    # Every machine of an image comes with the same two texts; real ones have a few hundred bytes.
+    # All VMs of an image have the same two texts, of a few hundred bytes.
     if (
         isinstance(checksums, str)
         and isinstance(measurement, str)
-        and len(checksums) + len(measurement) <= _KEPT_SIZE
+        and len(checksums) + len(measurement) <= _CACHED_SIZE
     ):
-        return _known_tdx_image(checksums, measurement, os_image_hash)
+        return _cached_tdx_image(checksums, measurement, os_image_hash)
     return _read_tdx_image(checksums, measurement, os_image_hash)
 
 
@@ -155,38 +164,43 @@ def _read_tdx_image(checksums: object, measurement: object, os_image_hash: bytes
     return TdxImage.read(_document(checksums, measurement, os_image_hash, "measurement.tdx.cbor"))
 
 
-_known_tdx_image = lru_cache(64)(_read_tdx_image)
+_cached_tdx_image = lru_cache(64)(_read_tdx_image)
 
 
 def _document(
     checksum_file: object, measurement_text: object, os_image_hash: bytes, name: str
 ) -> dict[Value, Value]:
-    """Return the measurement document, once checksums lead to it from the image's hash."""
+    """Verify the measurement document against the hash of the image, and decode it."""
     checksums = strict_json.from_base64(checksum_file, "checksum_file")
     measurement = strict_json.from_base64(measurement_text, "measurement")
     if (actual := sha256(checksums)) != os_image_hash:
         raise VerificationError(
             f"os_image_hash mismatch: expected sha256(sha256sum.txt)={os_image_hash.hex()}, "
-            f"actual={actual.hex()}"
+            f"actual={actual.hex()}",
+            reason="os_image",
         )
     if _listed(checksums, name) != sha256(measurement):
-        raise VerificationError(f"{name} is not the file that the checksums name")
+        message = f"{name}: its hash is not the one in checksum_file"
+        raise VerificationError(message, reason="os_image")
     document = read_value(measurement)
     if not isinstance(document, dict):
-        raise FormatError(f"{name} is no CBOR map")
+        raise FormatError(f"{name}: must be a CBOR map", reason="wrong_type")
     return document
 
 
 def _listed(checksums: bytes, name: str) -> bytes:
-    """Return the checksum of the only line that names the file."""
+    """Return the checksum of a file, which must be listed once."""
     try:
         lines = checksums.decode().split("\n")
     except UnicodeDecodeError as error:
-        raise FormatError("checksum_file is not UTF-8", offset=error.start) from error
-    words = map(str.split, lines)  # one line at a time: a list of each takes much memory
+        message = "checksum_file: not UTF-8 text"
+        raise FormatError(message, reason="encoding", offset=error.start) from error
+    words = map(str.split, lines)  # lazily: all lines split at once would need much memory
     found = [line[0] for line in words if len(line) >= 2 and line[1] == name]
     if len(found) != 1:
-        raise FormatError(f"checksum_file names {name} {len(found)} times, not once")
+        message = f"checksum_file: must list {name} once, not {len(found)} times"
+        raise FormatError(message, reason="duplicate" if found else "missing")
     if len(found[0]) != 64 or set(found[0]) - set(string.hexdigits):
-        raise FormatError(f"the checksum of {name} is not 64 hex digits")
+        message = f"checksum_file: checksum of {name}: must be 64 hex digits"
+        raise FormatError(message, reason="encoding")
     return bytes.fromhex(found[0])

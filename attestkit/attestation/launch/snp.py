@@ -1,7 +1,7 @@
-"""The launch measurement of an AMD SEV-SNP guest (SEV Secure Nested Paging Firmware ABI, 8.17.2).
+"""Launch measurement of an AMD SEV-SNP guest (SEV Secure Nested Paging Firmware ABI, 8.17.2).
 
-The firmware folds page after page into one SHA-384 value: the guest's firmware, a page with hashes
-of kernel, initrd and command line, and the initial state (VMSA) of every virtual CPU.
+The firmware extends a SHA-384 digest page by page: the guest's firmware (OVMF), a page with the
+hashes of kernel, initrd and command line, and the initial VMSA of every virtual CPU.
 """
 
 import re
@@ -10,29 +10,30 @@ from typing import NamedTuple
 
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit._formats.cbor import Value
+from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
 
-__all__ = ["Section", "SnpImage", "SnpLaunch", "measurement"]
+__all__ = ["OvmfSection", "SnpImage", "SnpLaunch", "compute_measurement"]
 
 _PAGE = 4096
-# The reference verifier takes 16,777,216 pages, which are 64 GiB of firmware and 25 seconds of
-# hashing for a few hundred bytes that nobody has signed. A real firmware (OVMF) has 31.
+# The reference verifier accepts 16,777,216 pages: 25 seconds of hashing for an unsigned document of
+# a few hundred bytes. OVMF has 31.
 _MAX_PAGES = 65_536
-_ZERO_PAGES = {1: 3, 4: 3}  # section type: page type; per page, contents not measured
-_SINGLE_PAGES = {2: 5, 3: 6}  # secrets, CPUID
+_ZERO_PAGES = {1: 3, 4: 3}  # section type: page type; contents of the pages are not measured
+_SINGLE_PAGES = {2: 5, 3: 6}  # section type: page type; secrets and CPUID
 _KERNEL_HASHES = 0x10
 _NORMAL_PAGE, _VMSA_PAGE = 1, 2
 _VMSA_GPA = 0x0000_FFFF_FFFF_F000
 _RESET_VECTOR = 0xFFFFFFF0
 _ROOTFS = re.compile(r"dstack\.rootfs_hash=[0-9a-fA-F]{64}")
 
-# GUIDs as they lie in memory (OVMF, the table of hashes that QEMU fills).
+# GUIDs in memory byte order (OVMF's table of hashes, which QEMU fills).
 _TABLE = bytes.fromhex("06d63894224fc94cb479a793d411fd21")
 _CMDLINE = bytes.fromhex("d82dd09720bd944caa78e7714d36ab2a")
 _INITRD = bytes.fromhex("31f7ba442f3ad74b9af141e29169781d")
 _KERNEL = bytes.fromhex("3794e74dd2ab7f42b835d5b172d2045b")
 
-# CPU types of QEMU: family, model, stepping.
+# CPU types of QEMU: (family, model, stepping).
 _CPUS = {
     **dict.fromkeys(["epyc", "epyc-v1", "epyc-v2", "epyc-v3", "epyc-v4", "epyc-ibpb"], (23, 1, 2)),
     **dict.fromkeys(["epyc-rome", "epyc-rome-v1", "epyc-rome-v2", "epyc-rome-v3"], (23, 49, 0)),
@@ -41,29 +42,29 @@ _CPUS = {
 }
 
 
-class Section(NamedTuple):
-    """One part of the guest's firmware that is measured in a way of its own."""
+class OvmfSection(NamedTuple):
+    """A section of OVMF metadata."""
 
-    gpa: int
-    size: int
+    gpa: int  # guest physical address
+    size: int  # bytes
     kind: int
 
     @property
     def pages(self) -> int:
-        """Count its pages; a started one counts."""
+        """Number of pages, rounded up."""
         return (self.size + _PAGE - 1) // _PAGE
 
 
 class SnpLaunch(NamedTuple):
-    """How the guest was started."""
+    """Launch parameters of a guest."""
 
     vcpus: int  # 1 to 512
-    vcpu_type: str  # a name of QEMU's
+    vcpu_type: str  # CPU type of QEMU
     guest_features: int  # SEV_FEATURES, 64 bits
 
 
 class SnpImage(NamedTuple):
-    """The measurement document of an image."""
+    """Measurement document of an image."""
 
     cmdline: str
     ovmf_hash: bytes  # 48 bytes
@@ -71,20 +72,22 @@ class SnpImage(NamedTuple):
     initrd_hash: bytes  # 32 bytes
     hashes_table_gpa: int
     reset_eip: int
-    ovmf_sections: tuple[Section, ...]
+    ovmf_sections: tuple[OvmfSection, ...]
 
     @classmethod
     def read(cls, document: dict[Value, Value]) -> "SnpImage":
-        """Read the parsed document.
+        """Convert the decoded CBOR document.
 
         Raises:
-            FormatError: A field is missing or of the wrong kind, or the version is not 3.
+            FormatError: If a field is missing or invalid, or the version is not 3.
         """
         if document.get("version") != 3:
-            raise FormatError("the measurement is not of version 3")
+            raise _error("unsupported_version", "version must be 3")
         cmdline, sections = document.get("cmdline"), document.get("ovmf_sections")
-        if not isinstance(cmdline, str) or not isinstance(sections, list):
-            raise FormatError("cmdline or ovmf_sections of the measurement is of the wrong type")
+        if not isinstance(cmdline, str):
+            raise _error("wrong_type", "cmdline must be text")
+        if not isinstance(sections, list):
+            raise _error("wrong_type", "ovmf_sections must be an array")
         return cls(
             cmdline=cmdline,
             ovmf_hash=_bytes(document, "ovmf_hash", {48}),
@@ -96,11 +99,11 @@ class SnpImage(NamedTuple):
         )
 
 
-def measurement(image: SnpImage, launch: SnpLaunch) -> bytes:
-    """Return the launch measurement, 48 bytes.
+def compute_measurement(image: SnpImage, launch: SnpLaunch) -> bytes:
+    """Return the launch measurement (48 bytes).
 
     Raises:
-        FormatError: A value is out of the range in which a guest can be measured.
+        FormatError: If a value is out of range.
     """
     _check(image, launch)
     digest = image.ovmf_hash
@@ -121,28 +124,34 @@ def _check(image: SnpImage, launch: SnpLaunch) -> None:
     kinds = {section.kind for section in sections}
     known = _ZERO_PAGES.keys() | _SINGLE_PAGES.keys() | {_KERNEL_HASHES}
     offset = image.hashes_table_gpa % _PAGE
-    rules = [
-        (launch.guest_features != 0, "guest_features is 0"),
-        (any(map(_ROOTFS.fullmatch, image.cmdline.split())), "cmdline has no dstack.rootfs_hash"),
-        (1 <= launch.vcpus <= 512, "vcpus is not within 1 to 512"),
-        (launch.vcpu_type.strip().lower() in _CPUS, "vcpu_type is unknown"),
-        (1 <= len(sections) <= 64, "there are not 1 to 64 ovmf_sections"),
-        (all(section.size for section in sections), "an ovmf_section is empty"),
-        (all(s.gpa + s.size < 1 << 64 for s in sections), "an ovmf_section leaves the memory"),
-        (sum(s.pages for s in sections) <= _MAX_PAGES, "ovmf_sections have too many pages"),
-        (kinds <= known, "an ovmf_section is of an unknown type"),
-        (_KERNEL_HASHES in kinds, "no ovmf_section holds kernel hashes"),
-        (image.hashes_table_gpa != 0, "hashes_table_gpa is 0"),
-        (offset + 176 <= _PAGE, "the table of hashes crosses a page"),
-        (image.reset_eip != 0, "reset_eip is 0"),
+    has_rootfs_hash = any(map(_ROOTFS.fullmatch, image.cmdline.split()))
+    in_memory = all(section.gpa + section.size < 1 << 64 for section in sections)
+    rules: list[tuple[bool, FormatReason, str]] = [
+        (launch.guest_features != 0, "wrong_value", "guest_features must not be 0"),
+        (has_rootfs_hash, "missing", "cmdline must have dstack.rootfs_hash=<64 hex digits>"),
+        (1 <= launch.vcpus <= 512, "wrong_value", "vcpus must be 1 to 512"),
+        (launch.vcpu_type.strip().lower() in _CPUS, "unsupported", "vcpu_type is unknown"),
+        (1 <= len(sections) <= 64, "wrong_size", "ovmf_sections must be 1 to 64 sections"),
+        (all(section.size for section in sections), "wrong_value", "ovmf_sections: one is empty"),
+        (in_memory, "wrong_value", "ovmf_sections: one exceeds the address space"),
+        (
+            sum(s.pages for s in sections) <= _MAX_PAGES,
+            "too_large",
+            "ovmf_sections: too many pages",
+        ),
+        (kinds <= known, "unsupported", "ovmf_sections: unknown section type"),
+        (_KERNEL_HASHES in kinds, "missing", "ovmf_sections: no section for kernel hashes"),
+        (image.hashes_table_gpa != 0, "wrong_value", "hashes_table_gpa must not be 0"),
+        (offset + 176 <= _PAGE, "wrong_value", "hashes_table_gpa: the table crosses a page"),
+        (image.reset_eip != 0, "wrong_value", "reset_eip must not be 0"),
     ]
-    for holds, text in rules:
-        if not holds:
-            raise FormatError(f"sev_snp_measurement: {text}")
+    for valid, reason, problem in rules:
+        if not valid:
+            raise FormatError(f"sev_snp_measurement: {problem}", reason=reason)
 
 
-def _section_pages(image: SnpImage, section: Section) -> Iterator[tuple[int, int, bytes]]:
-    """Give page type, guest physical address and measured contents of each page."""
+def _section_pages(image: SnpImage, section: OvmfSection) -> Iterator[tuple[int, int, bytes]]:
+    """Yield page type, guest physical address and measured contents of each page."""
     nothing = bytes(48)
     if section.kind in _ZERO_PAGES:
         for page in range(section.pages):
@@ -154,7 +163,7 @@ def _section_pages(image: SnpImage, section: Section) -> Iterator[tuple[int, int
 
 
 def _update(digest: bytes, kind: int, gpa: int, contents: bytes) -> bytes:
-    """Fold a page in: PAGE_INFO of 112 bytes, no privileges for VMPL 1 to 3."""
+    """Extend the digest with a page: PAGE_INFO of 112 bytes, no permissions for VMPL 1 to 3."""
     head = _le(0x70, 2) + bytes([kind, 0]) + bytes(4)
     return sha384(digest + contents + head + _le(gpa, 8))
 
@@ -170,13 +179,13 @@ def _hashes_page(image: SnpImage) -> bytes:
 
 
 def _cpu_signature(family: int, model: int, stepping: int) -> int:
-    """Return CPUID leaf 1's EAX (AMD64 Architecture Programmer's Manual, volume 3, E.3.2)."""
+    """Return EAX of CPUID function 1 (AMD64 Architecture Programmer's Manual, vol. 3, E.3.2)."""
     base, extended = (15, family - 15) if family > 15 else (family, 0)
     return extended << 20 | (model >> 4 & 15) << 16 | base << 8 | (model & 15) << 4 | stepping
 
 
 def _vmsa(eip: int, cpu_signature: int, guest_features: int) -> bytes:
-    """Return a CPU's save area after reset (AMD64 APM, volume 2, table B-4)."""
+    """Return the VMSA of a virtual CPU after reset (AMD64 APM, vol. 2, table B-4)."""
     page = bytearray(_PAGE)
 
     def put(at: int, value: int, size: int = 8) -> None:
@@ -208,10 +217,10 @@ def _vmsa(eip: int, cpu_signature: int, guest_features: int) -> bytes:
     return bytes(page)
 
 
-def _section(value: Value) -> Section:
+def _section(value: Value) -> OvmfSection:
     if not isinstance(value, dict):
-        raise FormatError("an ovmf_section of the measurement is no map")
-    return Section(
+        raise _error("wrong_type", "ovmf_sections: each must be a map")
+    return OvmfSection(
         _number(value, "gpa", 64), _number(value, "size", 64), _number(value, "type", 32)
     )
 
@@ -219,15 +228,19 @@ def _section(value: Value) -> Section:
 def _number(fields: dict[Value, Value], name: str, bits: int) -> int:
     found = fields.get(name)
     if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < 1 << bits:
-        raise FormatError(f"{name} of the measurement is not a number of {bits} bits")
+        raise _error("wrong_value", f"{name} must be an integer of {bits} bits")
     return found
 
 
 def _bytes(fields: dict[Value, Value], name: str, sizes: set[int]) -> bytes:
     found = fields.get(name)
     if not isinstance(found, bytes) or len(found) not in sizes:
-        raise FormatError(f"{name} of the measurement is not {max(sizes)} bytes")
+        raise _error("wrong_size", f"{name} must be {max(sizes)} bytes")
     return found
+
+
+def _error(reason: FormatReason, problem: str) -> FormatError:
+    return FormatError(f"SEV-SNP measurement document: {problem}", reason=reason)
 
 
 def _le(value: int, size: int) -> bytes:

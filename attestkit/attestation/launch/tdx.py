@@ -1,7 +1,7 @@
-"""Registers of a TD after boot, computed from its image's measurement ("lite" measurement).
+"""Registers of a TD after boot, computed from the measurement document of its image ("lite").
 
-RTMR 0 needs the list of memory ranges that the firmware is handed (the TD HOB), which depends on
-the size of the memory, and the digests of the ACPI tables, which come from the event log.
+RTMR 0 depends on the TD HOB, the list of memory ranges for the firmware, which follows from the
+memory size; and on the digests of the ACPI tables, which are taken from the event log.
 """
 
 from bisect import bisect_left, bisect_right
@@ -13,26 +13,27 @@ from attestkit import _native
 from attestkit._crypto.hashes import sha384
 from attestkit._formats import strict_json
 from attestkit._formats.cbor import Value
+from attestkit._reasons import FormatReason
 from attestkit.attestation.wire.evidence_parts import is_acpi_data
 from attestkit.errors import FormatError
 from attestkit.event_log.event import ACPI_DATA, WireEvent
 
-__all__ = ["TdxImage", "TdxRegisters", "registers", "td_hob_digest"]
+__all__ = ["TdxImage", "TdxRegisters", "compute_registers", "td_hob_digest"]
 
 _MIN_MEMORY = 0x80000000
-_SPLIT_MEMORY = 0xB0000000  # from here on, memory continues above 4 GiB
+_SPLIT_MEMORY = 0xB0000000  # from this size on, a part of the memory is above 4 GiB
 _LOW_END = 0x80000000
 _HIGH_START = 0x1_00000000
 _PAGE = 0x1000
 _ACCEPTED, _UNACCEPTED = 0, 7  # resource types of a HOB (UEFI PI, volume 3)
 _MAX_RANGES = 1024
-_MAX_WITNESS = (3 + 2 * _MAX_RANGES) * 10  # bytes: no number of 64 bits has more than 10
+_MAX_WITNESS = (3 + 2 * _MAX_RANGES) * 10  # bytes; 64 bits have at most 10 bytes in LEB128
 
-_CFV = bytes.fromhex(  # the firmware's volume of variables, as shipped
+_CFV = bytes.fromhex(  # digest of the configuration firmware volume of the TDVF
     "344bc51c980ba621aaa00da3ed7436f7d6e549197dfe699515dfa2c6583d95e6"
     "412af21c097d473155875ffd561d6790"
 )
-_BOOT_0000 = bytes.fromhex(  # the only boot option
+_BOOT_0000 = bytes.fromhex(  # digest of the variable Boot0000, the only boot option
     "23ada07f5261f12f34a0bd8e46760962d6b4d576a416f1fea1c64bc656b1d28e"
     "acf7047ae6e967c58fd2a98bfa74c298"
 )
@@ -70,7 +71,7 @@ class TdxRegisters(NamedTuple):
 
 
 class TdxImage(NamedTuple):
-    """The measurement document of an image; digests have 48 bytes."""
+    """Measurement document of an image; digests have 48 bytes."""
 
     cmdline: bytes
     kernel: bytes
@@ -82,18 +83,20 @@ class TdxImage(NamedTuple):
 
     @classmethod
     def read(cls, document: dict[Value, Value]) -> "TdxImage":
-        """Read the parsed document.
+        """Convert the decoded CBOR document.
 
         Raises:
-            FormatError: A field is missing or of the wrong kind, or the version is not 3.
+            FormatError: If a field is missing or invalid, or the version is not 3.
         """
         if document.get("version") != 3:
-            raise FormatError("the measurement is not of version 3")
+            raise _error("unsupported_version", "version must be 3")
         image, tdvf = _map(document, "image"), _map(document, "tdvf")
         mrtd, ovmf = _map(tdvf, "mrtd"), tdvf.get("ovmf")
         witness = tdvf.get("td_hob")
-        if not isinstance(ovmf, str) or not isinstance(witness, bytes):
-            raise FormatError("ovmf or td_hob of the measurement is of the wrong type")
+        if not isinstance(ovmf, str):
+            raise _error("wrong_type", "ovmf must be text")
+        if not isinstance(witness, bytes):
+            raise _error("wrong_type", "td_hob must be a byte string")
         return cls(
             cmdline=_digest(image, "cmdline_sha384"),
             kernel=_digest(image, "kernel_authenticode"),
@@ -105,35 +108,39 @@ class TdxImage(NamedTuple):
         )
 
 
-def registers(
+def compute_registers(
     image: TdxImage, vm_config: Mapping[str, Any], events: Sequence[WireEvent]
 ) -> TdxRegisters:
-    """Return the registers that a TD has after boot.
+    """Return the registers of a TD after boot.
 
     Args:
-        image: The measurement of its image.
-        vm_config: memory_size, ovmf_variant, qemu_version, qemu_single_pass_add_pages are read.
-        events: Its event log, for the digests of ACPI tables.
+        image: Measurement document of its image.
+        vm_config: VM configuration: memory_size, ovmf_variant, qemu_version,
+            qemu_single_pass_add_pages.
+        events: Event log, for the digests of the ACPI tables.
 
     Raises:
-        FormatError: The configuration cannot be measured in this way, or the log has not exactly
-            one event per ACPI table.
+        FormatError: If the configuration has no "lite" measurement, or the log does not have
+            exactly one event for each ACPI table.
     """
     memory = strict_json.number_field(vm_config, "memory_size", 63, 0)
     if memory != _MIN_MEMORY and memory < _SPLIT_MEMORY:
-        raise FormatError(f"memory_size {memory} has no lite measurement")
+        message = f"vm_config: memory_size: no lite measurement for this size: {memory}"
+        raise FormatError(message, reason="unsupported")
     if (variant := vm_config.get("ovmf_variant")) is not None and variant != image.ovmf:
-        raise FormatError("ovmf_variant is not the one that was measured")
+        message = "vm_config: ovmf_variant: differs from ovmf of the measurement document"
+        raise FormatError(message, reason="inconsistent")
     hob, acpi = td_hob_digest(image.td_hob, memory), _acpi_digests(events)
     mrtd = image.mrtd_two_pass if _two_pass(vm_config) else image.mrtd_single_pass
     boot = (image.kernel, image.cmdline, image.initrd)
     return TdxRegisters(mrtd, *_replay(hob, acpi, boot))
 
 
-# The two that are remembered take most of the time, and machines of one image have them in common.
+# `_replay` and `td_hob_digest` take most of the time, and give the same result for all VMs with one
+# image and memory size.
 @lru_cache(64)
 def _replay(hob: bytes, acpi: _Three, boot: _Three) -> _Three:
-    """Return RTMR 0 to 2 from digests: of the HOB, ACPI tables; kernel, command line, initrd."""
+    """Return RTMR 0 to 2 for the digests of HOB, ACPI tables, kernel, command line and initrd."""
     kernel, cmdline, initrd = boot
     rtmr0 = [hob, _CFV, *_VARIABLES, _SEPARATOR, *acpi, _BOOT_ORDER, _BOOT_0000]
     rtmr1 = [kernel, _CALLING, _SEPARATOR, _EXITING, _EXITED]
@@ -147,17 +154,17 @@ def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
     """Return the SHA-384 of the TD HOB.
 
     Args:
-        witness: What the firmware accepts by itself: numbers in LEB128, pages of 4 KiB; a base, the
-            distance of the HOB from it, a count, and for each range a distance and a length.
-        memory_size: The TD's memory in bytes.
+        witness: Memory ranges that the firmware accepts, as unsigned LEB128 integers in pages of
+            4 KiB: base, offset of the HOB, count, and offset and length of each range.
+        memory_size: Memory of the TD in bytes.
 
     Raises:
-        FormatError: The witness is cut, goes on, or has more than 1024 ranges.
+        FormatError: If the witness is malformed, or has more than 1024 ranges.
     """
     hob_at, accepted = _witness(witness)
     left = [(0, memory_size)]
     for start, end in accepted:
-        _cut(left, start, end)
+        _subtract_range(left, start, end)
     ranges = [(start, end, _UNACCEPTED) for start, end in left]
     ranges += [(start, end, _ACCEPTED) for start, end in accepted if start < end]
     ranges.sort()
@@ -179,19 +186,21 @@ def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
 
 def _witness(witness: bytes) -> tuple[int, list[tuple[int, int]]]:
     if len(witness) > _MAX_WITNESS:
-        raise FormatError(f"td_hob has {len(witness)} bytes, over {_MAX_WITNESS}")
+        message = f"td_hob: {len(witness)} bytes exceed the limit of {_MAX_WITNESS}"
+        raise FormatError(message, reason="too_large")
     numbers = _leb128(witness)
     if len(numbers) < 3:
-        raise FormatError("td_hob is cut", offset=len(witness))
+        raise FormatError("td_hob: truncated", reason="truncated", offset=len(witness))
     base, hob_delta, count, *pairs = numbers
     if count > _MAX_RANGES or len(pairs) != 2 * count:
-        raise FormatError("td_hob does not have as many ranges as it says")
+        message = f"td_hob: {len(pairs)} integers after a count of {count} ranges"
+        raise FormatError(message, reason="wrong_size")
     starts = [(base + delta) * _PAGE for delta in pairs[::2]]
     sizes = [pages * _PAGE for pages in pairs[1::2]]
     ranges = [(start, start + size) for start, size in zip(starts, sizes, strict=True)]
     hob_at = (base + hob_delta) * _PAGE
     if any(value >= 1 << 63 for value in (hob_at, *(end for _, end in ranges))):
-        raise FormatError("td_hob goes beyond 63 bits")
+        raise FormatError("td_hob: address must be below 2**63", reason="wrong_value")
     return hob_at, ranges
 
 
@@ -202,19 +211,20 @@ def _leb128(data: bytes) -> list[int]:
         value |= (byte & 0x7F) << shift
         shift += 7
         if value >= 1 << 64 or shift > 70:
-            raise FormatError("a number of td_hob is too long", offset=at)
+            message = "td_hob: LEB128 integer must be below 2**64"
+            raise FormatError(message, reason="wrong_value", offset=at)
         if byte < 0x80:
             numbers.append(value)
             value = shift = 0
     if shift:
-        raise FormatError("td_hob ends inside a number", offset=len(data))
+        raise FormatError("td_hob: truncated", reason="truncated", offset=len(data))
     return numbers
 
 
-def _cut(left: list[tuple[int, int]], start: int, end: int) -> None:
-    """Take [start, end) out of what is not accepted yet: ranges in order, none on another.
+def _subtract_range(left: list[tuple[int, int]], start: int, end: int) -> None:
+    """Remove [start, end) from `left`, sorted disjoint ranges.
 
-    Only those that it touches are looked at, so many ranges do not take the square of their number.
+    Binary search finds the affected ranges, so that many ranges do not take quadratic time.
     """
     if start >= end:
         return
@@ -238,42 +248,52 @@ def _le(value: int, size: int) -> bytes:
 
 
 def _acpi_digests(events: Iterable[WireEvent]) -> _Three:
-    # Payloads first: it is the quicker comparison, and 26 of 29 events are out with it.
+    # Compare payloads first: it is faster, and excludes most events.
     found = [event for event in events if event.event_payload == ACPI_DATA and is_acpi_data(event)]
     digests = {event.event: event.digest for event in found}
     if len(found) != len(_ACPI_NAMES) or digests.keys() != set(_ACPI_NAMES):
-        raise FormatError("the event log has not exactly one event per ACPI table")
+        raise FormatError(
+            f"event log: must have exactly one event for each of {', '.join(_ACPI_NAMES)}",
+            reason="missing" if set(_ACPI_NAMES) - digests.keys() else "duplicate",
+        )
     if any(len(digest) != 48 for digest in digests.values()):
-        raise FormatError("the digest of an ACPI table does not have 48 bytes")
+        message = "event log: digest of an ACPI table must be 48 bytes"
+        raise FormatError(message, reason="wrong_size")
     loader, rsdp, tables = [digests[name] for name in _ACPI_NAMES]
     return loader, rsdp, tables
 
 
 def _two_pass(vm_config: Mapping[str, Any]) -> bool:
-    """Tell in which order QEMU added the pages: all first and measured then, or page by page."""
+    """Return whether QEMU added all pages before measuring them, and not page by page."""
     stated = vm_config.get("qemu_single_pass_add_pages")
     if isinstance(stated, bool):
-        return stated  # the name says the opposite of what it does
+        return stated  # despite its name, true selects the MRTD `two_pass`
     if stated is not None:
-        raise FormatError("qemu_single_pass_add_pages is not a boolean")
+        message = "vm_config: qemu_single_pass_add_pages: must be a boolean"
+        raise FormatError(message, reason="wrong_type")
     version = vm_config.get("qemu_version")
     if version is None:
         return False
     major = str(version).split(".")[0]
     if not major.isascii() or not major.isdigit() or len(major) > 3 or int(major) < 8:
-        raise FormatError("qemu_version has no lite measurement")
+        message = "vm_config: qemu_version: no lite measurement for this version"
+        raise FormatError(message, reason="unsupported")
     return int(major) == 8
 
 
 def _map(document: dict[Value, Value], name: str) -> dict[Value, Value]:
     found = document.get(name)
     if not isinstance(found, dict):
-        raise FormatError(f"{name} of the measurement is no map")
+        raise _error("wrong_type", f"{name} must be a map")
     return found
 
 
 def _digest(document: dict[Value, Value], name: str) -> bytes:
     found = document.get(name)
     if not isinstance(found, bytes) or len(found) != 48:
-        raise FormatError(f"{name} of the measurement is not 48 bytes")
+        raise _error("wrong_size", f"{name} must be 48 bytes")
     return found
+
+
+def _error(reason: FormatReason, problem: str) -> FormatError:
+    return FormatError(f"TDX measurement document: {problem}", reason=reason)

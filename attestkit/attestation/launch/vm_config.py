@@ -1,4 +1,4 @@
-"""The VM's configuration as evidence carries it: JSON text, sometimes wrapped in a larger one."""
+"""VM configuration in evidence: JSON text, possibly inside a system configuration."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -11,41 +11,39 @@ from attestkit.errors import FormatError
 __all__ = ["VmConfig"]
 
 _LARGEST = 1 << 20  # characters; a real one has one or two thousand
-_KEPT = 32  # configurations that are remembered
-_KEPT_SIZE = 16_384  # characters that one of them may have; a real one has one or two thousand
+_CACHE_ENTRIES = 32
+_CACHED_SIZE = 16_384  # characters; longer texts are not cached
 
 
 class VmConfig(NamedTuple):
-    """A parsed configuration: the VM's own fields, and the object they were wrapped in.
+    """A parsed configuration. Read-only, because `parse` caches objects."""
 
-    It is for reading only: whoever parses the same text may get the same object.
-    """
-
-    fields: Mapping[str, Any]
-    outer: Mapping[str, Any]
+    fields: Mapping[str, Any]  # of the VM
+    outer: Mapping[str, Any]  # the system configuration that contains it, or the same object
 
     @classmethod
     def parse(cls, text: str) -> "VmConfig":
-        """Read `text`; nothing counts as `{}`.
+        """Parse `text`; empty text is equivalent to `{}`.
 
-        An object with a string member `vm_config` is the configuration of a whole system, and the
-        VM's is the text of that member.
+        An object with a string member `vm_config` is a system configuration; the member contains
+        the VM configuration.
 
         Raises:
-            FormatError: One of the two is no JSON object, or it has over 1,048,576 characters.
+            FormatError: If either is not a JSON object, or `text` has over 1,048,576 characters.
         """
         if len(text) > _LARGEST:
-            raise FormatError(f"vm_config has {len(text)} characters, over {_LARGEST}")
-        # Several steps of one verification need it, and many machines have the same.
-        return _parse_again(text) if len(text) <= _KEPT_SIZE else _parse(text)
+            message = f"vm_config: {len(text)} characters exceed the limit of {_LARGEST}"
+            raise FormatError(message, reason="too_large")
+        # Several steps of a verification need it, and many VMs have the same configuration.
+        return _parse_cached(text) if len(text) <= _CACHED_SIZE else _parse(text)
 
     @property
     def os_image_hash(self) -> bytes:
-        """Return the hash that names the OS image, 32 bytes; none where it is missing."""
+        """The hash of the OS image, normally 32 bytes; empty if missing."""
         return strict_json.hex_field(self.fields, "os_image_hash")
 
     def find(self, name: str) -> object:
-        """Return what is under `name`, looked up in the outer object first, or None."""
+        """Return the value of `name` in the outer object, else in the VM's fields, else None."""
         found = self.outer.get(name)
         return self.fields.get(name) if found is None else found
 
@@ -60,4 +58,4 @@ def _object(text: str) -> Mapping[str, Any]:
     return MappingProxyType(strict_json.read_object(text, "vm_config") if text else {})
 
 
-_parse_again = lru_cache(_KEPT)(_parse)
+_parse_cached = lru_cache(_CACHE_ENTRIES)(_parse)

@@ -1,4 +1,4 @@
-"""The encodings of evidence, a file each, and the parts that they share.
+"""Encodings of evidence, one file each, and the parts that they share.
 
-Version 0 is SCALE, version 1 msgpack or CBOR, and an agent's response is JSON.
+Version 0 is SCALE; version 1 is MessagePack or CBOR; the guest agent's response is JSON.
 """

@@ -1,4 +1,4 @@
-"""The log of a TD as evidence carries it, which grows as the log does."""
+"""Wire form of a TD's event log, extended incrementally."""
 
 from typing import NamedTuple
 
@@ -6,23 +6,23 @@ from attestkit.attestation.wire.evidence_parts import RuntimeEvent
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.event import RUNTIME_REGISTER, WireEvent
 
-__all__ = ["WireLog", "wire_event"]
+__all__ = ["WireLog", "to_wire_event"]
 
 
 class WireLog(NamedTuple):
-    """The same events three times."""
+    """Events of a log, and their wire forms."""
 
     events: tuple[Event, ...] = ()
     on_wire: tuple[WireEvent, ...] = ()
-    runtime: tuple[RuntimeEvent, ...] = ()  # those of RTMR3 that a guest emitted
+    runtime: tuple[RuntimeEvent, ...] = ()  # runtime events of RTMR3
 
-    def of(self, log: EventLog) -> "WireLog":
-        """Return the one of `log`; if that is this log and more, only what is new is made."""
+    def extend_to(self, log: EventLog) -> "WireLog":
+        """Return the wire form of `log`, reusing this one if `log` begins with its events."""
         events, known = log.events, self
         if events[: len(known.events)] != known.events:
             known = WireLog()
         new = events[len(known.events) :]
-        on_wire = [wire_event(event) for event in new]
+        on_wire = [to_wire_event(event) for event in new]
         runtime = [
             RuntimeEvent(event.name, event.payload, event.version)
             for event in new
@@ -31,8 +31,8 @@ class WireLog(NamedTuple):
         return WireLog(events, (*known.on_wire, *on_wire), (*known.runtime, *runtime))
 
 
-def wire_event(event: Event) -> WireEvent:
-    """Return an event as evidence carries it."""
+def to_wire_event(event: Event) -> WireEvent:
+    """Return the wire form of an event."""
     preimage = event.preimage().hex() if event.is_runtime and event.version == 2 else None
     return WireEvent(
         event.register,

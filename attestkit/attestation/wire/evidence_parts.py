@@ -1,8 +1,8 @@
-"""What evidence consists of, per platform, exactly as it goes over the wire.
+"""Parts of the evidence of each platform, as on the wire.
 
-These values keep what came in, so that it goes out again byte for byte: a digest that was stripped
-stays empty here, although `Attestation.event_log` shows the recomputed one. Field names are those
-of the wire format (guest-agent evidence version 1), in its order.
+The values are unchanged, so that encoding restores the same bytes: a stripped digest is empty here,
+although `Attestation.event_log` has the recomputed one. Fields have the names and the order of the
+wire format (guest agent evidence, version 1).
 """
 
 from typing import NamedTuple
@@ -35,7 +35,7 @@ TPM_PLATFORMS = ("dstack", "gcp", "nitroenclave", "aws-ec2")  # SCALE indices 0 
 
 
 class RuntimeEvent(NamedTuple):
-    """One event of the runtime log, from which an app's identity is read."""
+    """A runtime event."""
 
     event: str
     payload: bytes
@@ -43,22 +43,22 @@ class RuntimeEvent(NamedTuple):
 
 
 class PcrValue(NamedTuple):
-    """One quoted PCR of a TPM."""
+    """A quoted PCR of a TPM."""
 
-    number: int  # `index` on the wire, which is a method of every tuple
+    number: int  # `index` on the wire; tuples have a method of that name
     algorithm: str
     value: bytes
 
 
 class TpmEvent(NamedTuple):
-    """One event of a TPM's log: its PCR and SHA-256 digest."""
+    """An event of a TPM event log: its PCR and SHA-256 digest."""
 
     pcr_index: int
     digest: bytes
 
 
 class TpmQuote(NamedTuple):
-    """A quote of a TPM beside a TDX quote."""
+    """A TPM quote that accompanies a TDX quote."""
 
     message: bytes  # TPMS_ATTEST
     signature: bytes  # TPMT_SIGNATURE
@@ -75,28 +75,28 @@ class Tdx(NamedTuple):
     event_log: tuple[WireEvent, ...]
 
     def with_report_data(self, report_data: bytes) -> "Tdx":
-        """Return a copy whose quote shows `report_data`, and whose signature is therefore void."""
+        """Return a copy with other report data in the quote, whose signature is then invalid."""
         return self._replace(quote=_patched_quote(self.quote, report_data))
 
     def stripped(self) -> "Tdx":
-        """Return what certificates carry: RTMR3's events, and those that measure ACPI tables."""
+        """Return the form for certificates: events of RTMR3 and of the ACPI tables."""
         kept = [event for event in self.event_log if event.imr == 3 or is_acpi_data(event)]
         return self._replace(event_log=tuple([_stripped(event) for event in kept]))
 
 
 class GcpTdx(NamedTuple):
-    """Intel TDX at Google, with a TPM."""
+    """Intel TDX on Google Cloud, with a TPM."""
 
     quote: bytes
     event_log: tuple[WireEvent, ...]
     tpm_quote: TpmQuote
 
     def with_report_data(self, report_data: bytes) -> "GcpTdx":
-        """Return a copy whose quote shows `report_data`, and whose signature is therefore void."""
+        """Return a copy with other report data in the quote, whose signature is then invalid."""
         return self._replace(quote=_patched_quote(self.quote, report_data))
 
     def stripped(self) -> "GcpTdx":
-        """Return what certificates carry: RTMR3's events."""
+        """Return the form for certificates: events of RTMR3."""
         kept = [_stripped(event) for event in self.event_log if event.imr == 3]
         return self._replace(event_log=tuple(kept))
 
@@ -107,12 +107,12 @@ class NitroEnclave(NamedTuple):
     nsm_quote: bytes  # COSE_Sign1
 
     def with_report_data(self, report_data: bytes) -> "NitroEnclave":
-        """Return itself: the document is signed as a whole and is left alone."""
+        """Return `self`: the report data is inside of the signed document."""
         del report_data
         return self
 
     def stripped(self) -> "NitroEnclave":
-        """Return itself: there is nothing to strip."""
+        """Return `self`: there is nothing to strip."""
         return self
 
 
@@ -120,17 +120,18 @@ class SevSnp(NamedTuple):
     """AMD SEV-SNP."""
 
     report: bytes  # 1184 bytes
-    cert_chain: tuple[bytes, ...]  # ASK and VCEK, DER or PEM; or one kernel table; or none
-    mr_config: str  # the JSON document whose hash is HOST_DATA
+    cert_chain: tuple[bytes, ...]  # ASK and VCEK (DER or PEM), one certificate table, or empty
+    mr_config: str  # JSON document whose hash is HOST_DATA
 
     def with_report_data(self, report_data: bytes) -> "SevSnp":
-        """Return a copy whose report shows `report_data`, and whose signature is therefore void."""
+        """Return a copy with other report data in the report, whose signature is then invalid."""
         if len(self.report) < 0x90:
-            raise UsageError("the report is too short to hold report data")
+            message = f"SEV-SNP report: too short for report data: {len(self.report)} bytes"
+            raise UsageError(message, reason="wrong_size")
         return self._replace(report=_patched(self.report, 0x50, report_data))
 
     def stripped(self) -> "SevSnp":
-        """Return itself: there is nothing to strip."""
+        """Return `self`: there is nothing to strip."""
         return self
 
 
@@ -140,12 +141,12 @@ class NitroTpm(NamedTuple):
     attestation_doc: bytes  # COSE_Sign1
 
     def with_report_data(self, report_data: bytes) -> "NitroTpm":
-        """Return itself: the document is signed as a whole and is left alone."""
+        """Return `self`: the report data is inside of the signed document."""
         del report_data
         return self
 
     def stripped(self) -> "NitroTpm":
-        """Return itself: there is nothing to strip."""
+        """Return `self`: there is nothing to strip."""
         return self
 
 
@@ -161,49 +162,49 @@ PLATFORM_NAMES: dict[type[Platform], str] = {
 
 
 class Stack(NamedTuple):
-    """What the software above the platform says; `report_data_payload` only in a pod's evidence."""
+    """Claims of the software stack, not signed by the platform."""
 
     report_data: bytes  # 64 bytes
     runtime_events: tuple[RuntimeEvent, ...]
     config: str
-    report_data_payload: str | None = None
+    report_data_payload: str | None = None  # only in evidence of a pod (`dstack-pod`)
 
 
 class Evidence(NamedTuple):
-    """Both halves: what the platform signed, and the stack above it."""
+    """Decoded evidence: the part of the platform, and the part of the software stack."""
 
     platform: Platform
     stack: Stack
 
     def has_v2_event(self) -> bool:
-        """Tell whether any event needs its version on the wire, which SCALE has no place for."""
+        """Return whether an event has version 2, which SCALE cannot represent."""
         events = self.platform.event_log if isinstance(self.platform, (Tdx, GcpTdx)) else ()
         versions = [event.version for event in self.stack.runtime_events]
         return any(version != 1 for version in (*versions, *(event.version for event in events)))
 
 
 def td_body(quote: bytes | Quote) -> TdQuoteBody:
-    """Return what a quote, raw or parsed, says of its TD.
+    """Return the TD report body of a quote, raw or parsed.
 
     Raises:
-        FormatError: It is malformed, or an SGX enclave's.
+        FormatError: If the quote is malformed, or of an SGX enclave.
     """
     body = (quote if isinstance(quote, Quote) else Quote.parse(quote)).body
     if not isinstance(body, TdQuoteBody):
-        raise FormatError("the quote is not a TD's")
+        raise FormatError("quote: of an SGX enclave, not of a TD", reason="wrong_type")
     return body
 
 
 def is_acpi_data(event: WireEvent) -> bool:
-    """Tell the three events that measure the ACPI tables, whose payload is always kept."""
+    """Return whether an event measures an ACPI table; its payload is never stripped."""
     return (event.event_type, event.imr, event.event_payload) == (ACPI_CONFIG, 0, ACPI_DATA)
 
 
 def _stripped(event: WireEvent) -> WireEvent:
-    """Return the form in which certificates carry an event.
+    """Return the form of an event for certificates.
 
-    A runtime event loses its digest, which follows from the rest; in version 2 it stays, because
-    verifiers compare it with the preimage. Other events lose their payload.
+    The digest of a runtime event is removed, because it can be recomputed; in version 2 it stays,
+    because verifiers compare it with the preimage. The payload of other events is removed.
     """
     is_runtime = event.event_type == RUNTIME_EVENT_TYPE
     if is_acpi_data(event) or (is_runtime and event.version == 2):
@@ -216,8 +217,9 @@ def _patched(data: bytes, at: int, report_data: bytes) -> bytes:
 
 
 def _patched_quote(quote: bytes, report_data: bytes) -> bytes:
-    # Version 5 has 6 bytes more before the body.
+    # Quotes of version 5 have a body descriptor of 6 bytes.
     at = 574 if quote[:2] == b"\5\0" else 568
     if len(quote) < at + 64:
-        raise UsageError("the quote is too short to hold report data")
+        message = f"quote: too short for report data: {len(quote)} bytes"
+        raise UsageError(message, reason="wrong_size")
     return _patched(quote, at, report_data)

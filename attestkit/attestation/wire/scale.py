@@ -1,8 +1,7 @@
-"""SCALE, the codec of Substrate, as far as evidence uses it: fixed integers, compact, vectors.
+"""SCALE, the codec of Substrate: the types that evidence uses.
 
-Reading is strict: lengths and counts are compact numbers below 2**32 in their shortest form,
-booleans and option marks are 0 or 1, text is UTF-8, and nothing is ever read past the end. A broken
-rule raises FormatError with the offset at which it broke.
+The decoder is strict: lengths and counts are compact integers below 2**32 in their shortest form,
+booleans and option prefixes are 0 or 1, text is UTF-8. Every FormatError has the offset.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,26 +13,26 @@ __all__ = [
     "MAX_ITEMS",
     "MAX_SKIPPED",
     "ScaleReader",
-    "blob",
-    "boolean",
-    "compact",
-    "option",
-    "text",
-    "u32",
-    "u64",
-    "vector",
+    "encode_blob",
+    "encode_boolean",
+    "encode_compact",
+    "encode_option",
+    "encode_text",
+    "encode_u32",
+    "encode_u64",
+    "encode_vector",
 ]
 
 T = TypeVar("T")
 
 MAX_ITEMS = 65_536
-"""Items that a vector of evidence may have: events of a log, first of all."""
+"""Most items in a vector of evidence, such as the events of a log."""
 MAX_SKIPPED = 1 << 20
-"""Values that may be passed over in one parcel: those of unknown keys, and what comes too early."""
+"""Most values that a decoder skips: values of unknown keys, and `data` before `kind`."""
 
 
 class ScaleReader:
-    """A cursor over `data`; every method reads one value and moves behind it."""
+    """Cursor over `data`; every method reads one value and advances past it."""
 
     __slots__ = ("at", "data")
 
@@ -43,20 +42,21 @@ class ScaleReader:
 
     @property
     def remaining(self) -> int:
-        """Count the bytes not read yet."""
+        """Number of bytes that are not read yet."""
         return len(self.data) - self.at
 
     def fixed(self, size: int) -> bytes:
         """Read exactly `size` bytes."""
         end = self.at + size
         if end > len(self.data):
-            raise FormatError(f"{size} bytes wanted, {self.remaining} left", offset=self.at)
+            message = f"SCALE: truncated: {size} bytes expected, {self.remaining} left"
+            raise FormatError(message, reason="truncated", offset=self.at)
         found = self.data[self.at : end]
         self.at = end
         return found
 
     def rest(self) -> bytes:
-        """Read all that is left."""
+        """Read the remaining bytes."""
         return self.fixed(self.remaining)
 
     def u8(self) -> int:
@@ -72,14 +72,15 @@ class ScaleReader:
         return int.from_bytes(self.fixed(8), "little")
 
     def boolean(self) -> bool:
-        """Read 00 or 01."""
+        """Read a boolean, 00 or 01."""
         value = self.u8()
         if value > 1:
-            raise FormatError(f"{value} is no boolean", offset=self.at - 1)
+            message = f"SCALE: boolean must be 0 or 1, not {value}"
+            raise FormatError(message, reason="wrong_value", offset=self.at - 1)
         return value == 1
 
     def compact(self) -> int:
-        """Read a compact number below 2**32, which must be in its shortest form."""
+        """Read a compact integer below 2**32 in its shortest form."""
         start = self.at
         first = self.u8()
         mode = first & 3
@@ -87,20 +88,22 @@ class ScaleReader:
             return first >> 2
         if mode == 3:
             if first != 3:
-                raise FormatError("compact number of 2**32 or more", offset=start)
+                message = "SCALE: compact integer must be below 2**32"
+                raise FormatError(message, reason="wrong_value", offset=start)
             value, least = self.u32(), 1 << 30
         else:
             more = self.fixed(1 if mode == 1 else 3)
             value = (first | int.from_bytes(more, "little") << 8) >> 2
             least = 1 << 6 if mode == 1 else 1 << 14
         if value < least:
-            raise FormatError("compact number not in its shortest form", offset=start)
+            message = "SCALE: compact integer not in its shortest form"
+            raise FormatError(message, reason="not_canonical", offset=start)
         return value
 
     def blob(self) -> bytes:
         """Read a compact length and that many bytes."""
         data, start = self.data, self.at + 1
-        # Most are below 64 bytes, where the length is one byte; the rest, and errors, take longer.
+        # Fast path for the most frequent case, less than 64 bytes with a length of one byte.
         if start <= len(data) and not (first := data[start - 1]) & 3:
             end = start + (first >> 2)
             if end <= len(data):
@@ -117,42 +120,46 @@ class ScaleReader:
             return raw.decode()
         except UnicodeDecodeError as error:
             at = self.at - len(raw) + error.start
-            raise FormatError("text is not UTF-8", offset=at) from error
+            message = "SCALE: text is not UTF-8"
+            raise FormatError(message, reason="encoding", offset=at) from error
 
     def vector(self, item: Callable[[], T]) -> tuple[T, ...]:
-        """Read a compact count, at most 65,536, and that many items, each by calling `item`."""
+        """Read a compact count, at most 65,536, and that many items with `item`."""
         start = self.at
         count = self.compact()
-        if count > self.remaining:  # every item takes a byte or more: do not even start
-            raise FormatError(f"{count} items wanted, {self.remaining} bytes left", offset=start)
+        if count > self.remaining:  # every item has at least one byte
+            message = f"SCALE: truncated: {count} items, {self.remaining} bytes left"
+            raise FormatError(message, reason="truncated", offset=start)
         if count > MAX_ITEMS:
-            raise FormatError(f"{count} items are more than {MAX_ITEMS}", offset=start)
+            message = f"SCALE: {count} items exceed the limit of {MAX_ITEMS}"
+            raise FormatError(message, reason="too_many", offset=start)
         return tuple([item() for _ in range(count)])
 
     def option(self, value: Callable[[], T]) -> T | None:
-        """Read 00 for nothing, or 01 and a value."""
-        mark = self.u8()
-        if mark > 1:
-            raise FormatError(f"{mark} is no option mark", offset=self.at - 1)
-        return value() if mark else None
+        """Read an option: 00 for None, or 01 and a value, which is read with `value`."""
+        prefix = self.u8()
+        if prefix > 1:
+            message = f"SCALE: option must begin with 0 or 1, not {prefix}"
+            raise FormatError(message, reason="wrong_value", offset=self.at - 1)
+        return value() if prefix else None
 
 
-def u32(value: int) -> bytes:
-    """Encode 4 bytes, little-endian."""
+def encode_u32(value: int) -> bytes:
+    """Encode an integer in 4 bytes, little-endian."""
     return _fixed(value, 4)
 
 
-def u64(value: int) -> bytes:
-    """Encode 8 bytes, little-endian."""
+def encode_u64(value: int) -> bytes:
+    """Encode an integer in 8 bytes, little-endian."""
     return _fixed(value, 8)
 
 
-boolean: Final[Callable[[bool], bytes]] = {False: b"\0", True: b"\1"}.__getitem__
-"""Encode 00 or 01."""
+encode_boolean: Final[Callable[[bool], bytes]] = {False: b"\0", True: b"\1"}.__getitem__
+"""Encode a boolean as 00 or 01."""
 
 
-def compact(value: int) -> bytes:
-    """Encode a length or count below 2**32 in the shortest compact form."""
+def encode_compact(value: int) -> bytes:
+    """Encode an integer below 2**32 in its shortest compact form."""
     if value < 1 << 6:
         return _fixed(value << 2, 1)
     if value < 1 << 14:
@@ -162,27 +169,27 @@ def compact(value: int) -> bytes:
     return b"\3" + _fixed(value, 4)
 
 
-def blob(value: bytes) -> bytes:
-    """Encode bytes behind their compact length."""
-    return compact(len(value)) + value
+def encode_blob(value: bytes) -> bytes:
+    """Encode bytes with their compact length."""
+    return encode_compact(len(value)) + value
 
 
-def text(value: str) -> bytes:
-    """Encode text as UTF-8 behind its compact length."""
+def encode_text(value: str) -> bytes:
+    """Encode text as UTF-8 with its compact length."""
     try:
-        return blob(value.encode())
+        return encode_blob(value.encode())
     except UnicodeEncodeError as error:
-        raise UsageError("text with half a surrogate pair has no UTF-8 form") from error
+        raise UsageError("SCALE: unpaired surrogate in text", reason="encoding") from error
 
 
-def vector(items: Iterable[bytes]) -> bytes:
-    """Encode the count of `items`, which are encoded already, and then them."""
+def encode_vector(items: Iterable[bytes]) -> bytes:
+    """Encode a vector of items that are encoded already."""
     found = list(items)
-    return compact(len(found)) + b"".join(found)
+    return encode_compact(len(found)) + b"".join(found)
 
 
-def option(value: bytes | None) -> bytes:
-    """Encode 00 for nothing, or 01 and the value, which is encoded already."""
+def encode_option(value: bytes | None) -> bytes:
+    """Encode an option: 00 for None, or 01 and the value, which is encoded already."""
     return b"\0" if value is None else b"\1" + value
 
 
@@ -190,4 +197,5 @@ def _fixed(value: int, size: int) -> bytes:
     try:
         return value.to_bytes(size, "little")
     except OverflowError as error:
-        raise UsageError(f"{value} does not fit into {size} bytes") from error
+        message = f"SCALE: {value} does not fit into {size} bytes"
+        raise UsageError(message, reason="out_of_range") from error

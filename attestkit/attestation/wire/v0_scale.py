@@ -1,4 +1,4 @@
-"""Evidence in SCALE, wire version 0: what agents write while no event has version 2."""
+"""Evidence in SCALE, wire version 0; agents use it unless an event has version 2."""
 
 import struct
 
@@ -22,54 +22,60 @@ from attestkit.attestation.wire.scale import ScaleReader
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event import WireEvent
 
-__all__ = ["FIRST_BYTES", "decode", "encode"]
+__all__ = ["FIRST_BYTES", "decode_evidence", "encode_evidence"]
 
 FIRST_BYTES = frozenset([0])
-# How nearly every event of a TD starts: register, type, 48 bytes of digest behind their length, and
-# the first byte of the name's length.
+# Beginning of nearly every event of a TD: register, type, length of the digest, digest (48 bytes),
+# and the first byte of the length of the name.
 _EVENT_HEAD = struct.Struct("<IIB48sB")
 _FAILED = "Failed to decode legacy VersionedAttestation"
 
 
-def decode(data: bytes) -> Evidence:
-    """Return the evidence in `data`.
+def decode_evidence(data: bytes) -> Evidence:
+    """Decode evidence.
 
     Raises:
-        FormatError: `data` breaks the format, or goes on behind it.
+        FormatError: If `data` is malformed, or has trailing bytes.
     """
-    reader = ScaleReader(data, at=1)  # behind the version, by which the caller chose this decoder
+    reader = ScaleReader(data, at=1)  # after the version, which the caller has checked
     try:
         evidence = Evidence(_platform(reader), _stack(reader))
     except FormatError as error:
-        raise FormatError(f"{_FAILED}: {error.message}", offset=error.offset) from error
+        message = f"{_FAILED}: {error.message}"
+        raise FormatError(message, reason=error.reason, offset=error.offset) from error
     if reader.remaining:
         message = f"Trailing bytes after legacy VersionedAttestation: {reader.remaining}"
-        raise FormatError(message)
+        raise FormatError(message, reason="trailing_data")
     return evidence
 
 
-def encode(evidence: Evidence) -> bytes:
-    """Return `evidence` in SCALE.
+def encode_evidence(evidence: Evidence) -> bytes:
+    """Encode evidence in SCALE.
 
     Raises:
-        UsageError: It is a pod's evidence, has an event of version 2, or report data that is not
-            64 bytes long; SCALE has no place for any of these.
+        UsageError: If SCALE cannot represent it: evidence of a pod, events of version 2, or report
+            data that is not 64 bytes long.
     """
     stack = evidence.stack
     if stack.report_data_payload is not None:
-        raise UsageError("dstack-pod attestation cannot be represented by the legacy schema")
+        message = "dstack-pod attestation cannot be represented by the legacy schema"
+        raise UsageError(message, reason="not_applicable")
     if evidence.has_v2_event():
-        raise UsageError("non-V1 runtime events cannot be represented by the legacy schema")
+        message = "non-V1 runtime events cannot be represented by the legacy schema"
+        raise UsageError(message, reason="not_applicable")
     if len(stack.report_data) != 64:
-        raise UsageError("stack.report_data must be 64 bytes")
-    events = [scale.text(event.event) + scale.blob(event.payload) for event in stack.runtime_events]
+        raise UsageError("stack.report_data must be 64 bytes", reason="wrong_size")
+    events = [
+        scale.encode_text(event.event) + scale.encode_blob(event.payload)
+        for event in stack.runtime_events
+    ]
     return b"".join(
         [
             b"\0",
             _platform_bytes(evidence.platform),
-            scale.vector(events),
+            scale.encode_vector(events),
             stack.report_data,
-            scale.text(stack.config),
+            scale.encode_text(stack.config),
         ]
     )
 
@@ -86,7 +92,7 @@ def _platform(reader: ScaleReader) -> Platform:
         return SevSnp(reader.blob(), reader.vector(reader.blob), reader.text())
     if index == 4:
         return NitroTpm(reader.blob())
-    raise FormatError(f"unknown platform {index}", offset=reader.at - 1)
+    raise FormatError(f"unknown platform {index}", reason="unsupported", offset=reader.at - 1)
 
 
 def _stack(reader: ScaleReader) -> Stack:
@@ -130,49 +136,66 @@ def _tpm_quote(reader: ScaleReader) -> TpmQuote:
     message, signature = reader.blob(), reader.blob()
     values, ak_cert, index = reader.vector(pcr_value), reader.blob(), reader.u8()
     if index >= len(TPM_PLATFORMS):
-        raise FormatError(f"unknown TPM platform {index}", offset=reader.at - 1)
+        raise FormatError(
+            f"unknown TPM platform {index}", reason="wrong_value", offset=reader.at - 1
+        )
     events = reader.vector(event)
     return TpmQuote(message, signature, values, ak_cert, TPM_PLATFORMS[index], events)
 
 
 def _platform_bytes(platform: Platform) -> bytes:
     if isinstance(platform, Tdx):
-        return b"\0" + scale.blob(platform.quote) + _event_log_bytes(platform.event_log)
+        return b"\0" + scale.encode_blob(platform.quote) + _event_log_bytes(platform.event_log)
     if isinstance(platform, GcpTdx):
         events = _event_log_bytes(platform.event_log)
-        return b"\1" + scale.blob(platform.quote) + events + _tpm_quote_bytes(platform.tpm_quote)
+        return (
+            b"\1"
+            + scale.encode_blob(platform.quote)
+            + events
+            + _tpm_quote_bytes(platform.tpm_quote)
+        )
     if isinstance(platform, NitroEnclave):
-        return b"\2" + scale.blob(platform.nsm_quote)
+        return b"\2" + scale.encode_blob(platform.nsm_quote)
     if isinstance(platform, SevSnp):
-        chain = scale.vector(map(scale.blob, platform.cert_chain))
-        return b"\3" + scale.blob(platform.report) + chain + scale.text(platform.mr_config)
-    return b"\4" + scale.blob(platform.attestation_doc)
+        chain = scale.encode_vector(map(scale.encode_blob, platform.cert_chain))
+        return (
+            b"\3"
+            + scale.encode_blob(platform.report)
+            + chain
+            + scale.encode_text(platform.mr_config)
+        )
+    return b"\4" + scale.encode_blob(platform.attestation_doc)
 
 
 def _event_log_bytes(events: tuple[WireEvent, ...]) -> bytes:
-    return scale.vector(
-        scale.u32(event.imr)
-        + scale.u32(event.event_type)
-        + scale.blob(event.digest)
-        + scale.text(event.event)
-        + scale.blob(event.event_payload)
+    return scale.encode_vector(
+        scale.encode_u32(event.imr)
+        + scale.encode_u32(event.event_type)
+        + scale.encode_blob(event.digest)
+        + scale.encode_text(event.event)
+        + scale.encode_blob(event.event_payload)
         for event in events
     )
 
 
 def _tpm_quote_bytes(quote: TpmQuote) -> bytes:
     values = [
-        scale.u32(pcr.number) + scale.text(pcr.algorithm) + scale.blob(pcr.value)
+        scale.encode_u32(pcr.number)
+        + scale.encode_text(pcr.algorithm)
+        + scale.encode_blob(pcr.value)
         for pcr in quote.pcr_values
     ]
-    events = [scale.u32(event.pcr_index) + scale.blob(event.digest) for event in quote.event_log]
+    events = [
+        scale.encode_u32(event.pcr_index) + scale.encode_blob(event.digest)
+        for event in quote.event_log
+    ]
     return b"".join(
         [
-            scale.blob(quote.message),
-            scale.blob(quote.signature),
-            scale.vector(values),
-            scale.blob(quote.ak_cert),
+            scale.encode_blob(quote.message),
+            scale.encode_blob(quote.signature),
+            scale.encode_vector(values),
+            scale.encode_blob(quote.ak_cert),
             bytes([TPM_PLATFORMS.index(quote.platform)]),
-            scale.vector(events),
+            scale.encode_vector(events),
         ]
     )

@@ -1,10 +1,10 @@
-"""Evidence as one document in CBOR: what attestkit wrote before it had CMW, and CMW records hold.
+"""Evidence as one CBOR document (`v1-cbor`), the content of CMW records.
 
-It is the tree of wire version 1 with every byte field a CBOR byte string, in deterministic form
-(RFC 8949, 4.2.1: shortest heads, definite lengths, keys in the order of their bytes), behind the
-tag 55799 that marks CBOR (RFC 8949, 3.4.6). Its bytes, d9 d9 f7, are the mark by which evidence in
-CBOR is recognised: no other encoding begins with d9 d9. Reading insists on the shortest heads and
-definite lengths, and takes keys in any order.
+The structure is that of wire version 1, with byte strings for byte fields, in deterministic
+encoding (RFC 8949, 4.2.1: shortest heads, definite lengths, keys in bytewise order), with the tag
+55799 for self-described CBOR (RFC 8949, 3.4.6). No other encoding of evidence begins with the bytes
+of that tag, d9 d9 f7. The decoder requires shortest heads and definite lengths, and accepts keys in
+any order.
 """
 
 from functools import lru_cache
@@ -14,41 +14,41 @@ from attestkit.attestation.wire import v1_document
 from attestkit.attestation.wire.evidence_parts import Evidence
 from attestkit.errors import FormatError, UsageError
 
-__all__ = ["FIRST_BYTES", "decode", "dump", "encode"]
+__all__ = ["FIRST_BYTES", "decode_evidence", "encode_cbor", "encode_evidence"]
 
 FIRST_BYTES = frozenset([0xD9])
-_MARK = bytes.fromhex("d9d9f7")
+_TAG = bytes.fromhex("d9d9f7")
 
 
-def decode(data: bytes) -> Evidence:
-    """Return the evidence in `data`.
-
-    Raises:
-        FormatError: `data` breaks the format, is of another version, or goes on behind it.
-    """
-    if data[:3] != _MARK:
-        raise FormatError("Unknown attestation wire format")
-    return v1_document.decode(CborReader(data, at=3), len(data), "CBOR")
-
-
-def encode(evidence: Evidence) -> bytes:
-    """Return `evidence` in deterministic CBOR."""
-    return _MARK + dump(v1_document.tree(evidence))
-
-
-def dump(value: object) -> bytes:
-    """Return maps, lists, text, numbers and bytes in deterministic CBOR.
+def decode_evidence(data: bytes) -> Evidence:
+    """Decode evidence.
 
     Raises:
-        UsageError: A text has half a surrogate pair.
+        FormatError: If `data` is malformed, has another version, or has trailing bytes.
     """
-    import cbor2  # late: only who needs this encoding pays for it
+    if data[:3] != _TAG:
+        raise FormatError("Unknown attestation wire format", reason="unrecognized")
+    return v1_document.decode_document(CborReader(data, at=3), len(data), "CBOR")
+
+
+def encode_evidence(evidence: Evidence) -> bytes:
+    """Encode evidence in deterministic CBOR."""
+    return _TAG + encode_cbor(v1_document.build_tree(evidence))
+
+
+def encode_cbor(value: object) -> bytes:
+    """Encode maps, lists, text, integers and bytes in deterministic CBOR.
+
+    Raises:
+        UsageError: If a text has unpaired surrogates.
+    """
+    import cbor2  # lazy: only needed for this encoding
 
     try:
-        # Not by its `canonical`, which puts shorter keys first, as RFC 7049 had it.
+        # Not with `canonical=True`, which sorts shorter keys first (RFC 7049).
         return cbor2.dumps(_plain(value))
     except UnicodeEncodeError as error:
-        raise UsageError("text with half a surrogate pair has no UTF-8 form") from error
+        raise UsageError("CBOR: unpaired surrogate in text", reason="encoding") from error
 
 
 def _plain(value: object) -> object:
@@ -61,7 +61,7 @@ def _plain(value: object) -> object:
     return value
 
 
-@lru_cache(maxsize=256, typed=True)  # events have the same few names
+@lru_cache(maxsize=256, typed=True)  # the same few keys recur in all events
 def _encoded(key: int | str) -> bytes:
     import cbor2
 

@@ -1,11 +1,11 @@
-"""Evidence as a tree of named structs, wire version 1: the shape that msgpack and CBOR share.
+"""Evidence of wire version 1: the structure of the msgpack and CBOR encodings.
 
     {version: 1, platform: {kind, data: {...}}, stack: {kind, data: {...}}}
 
-Reading goes through a `Reader`, a cursor of either codec, straight into values: no tree is built in
-between, so hostile input can neither nest deeply nor fan out into objects. Keys may come in any
-order, unknown ones are skipped, a known one that occurs twice is an error, and an array may stand
-for a map when it has the fields in order.
+The decoder uses a `Reader`, a cursor of either codec, and builds values directly, without a generic
+tree: untrusted input can neither nest deeply nor expand into many objects. Keys may have any order,
+unknown keys are skipped, duplicate known keys are errors. An array of the fields in order may
+replace a map.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,30 +30,29 @@ from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.errors import FormatError
 from attestkit.event_log.event import WireEvent
 
-__all__ = ["Ints", "Reader", "decode", "part", "tree"]
+__all__ = ["IntArray", "Reader", "build_tree", "decode_document", "decode_part"]
 
 T = TypeVar("T")
 VERSION = 1
-_WRONG_VERSION = "version"  # reason of the error whose text is the whole message
 
 _U32 = 0xFFFFFFFF
 
 
 class Reader(Protocol):
-    """A bounds-checked cursor; every method reads one value and moves behind it."""
+    """Bounds-checked cursor; every method reads one value and advances past it."""
 
     at: int
 
     def header(self) -> tuple[bool, int]:
-        """Read the head of a map or array: whether it is a map, and its number of entries."""
+        """Read the head of a map or array; return whether it is a map, and its entries."""
         ...
 
     def count(self) -> int:
-        """Read the head of an array: its number of items, at most as many as bytes are left."""
+        """Read the head of an array; return its number of items, at most the remaining bytes."""
         ...
 
     def integer(self) -> int:
-        """Read a number that is not negative."""
+        """Read an unsigned integer."""
         ...
 
     def text(self) -> str:
@@ -61,22 +60,27 @@ class Reader(Protocol):
         ...
 
     def blob(self) -> bytes:
-        """Read bytes, in whichever ways the codec may write them."""
+        """Read bytes in any representation of the codec."""
         ...
 
     def nil(self) -> bool:
-        """Read nil if it is next, and tell so."""
+        """Return whether the next value is nil, and read it if so."""
         ...
 
     def skip(self) -> None:
-        """Read any one value, however deep, and forget it."""
+        """Skip one value of any depth."""
         ...
 
 
-class Ints(bytes):
-    """Bytes that msgpack writes as an array of numbers; CBOR writes them like all bytes."""
+class IntArray(bytes):
+    """Bytes that msgpack represents as an array of integers; CBOR uses a byte string."""
 
     __slots__ = ()
+
+
+class _UnsupportedVersionError(Exception):
+    def __init__(self, version: int) -> None:
+        super().__init__(f"unsupported attestation version: expected {VERSION}, got {version}")
 
 
 class _Field(NamedTuple):
@@ -85,53 +89,54 @@ class _Field(NamedTuple):
     optional: bool = False
 
 
-def decode(reader: Reader, size: int, codec: str) -> Evidence:
-    """Read one document, which must end with the data.
+def decode_document(reader: Reader, size: int, codec: str) -> Evidence:
+    """Decode a document, which must end with the data.
 
     Args:
-        reader: A cursor at the document.
-        size: Where the data ends.
-        codec: Its name, for errors.
+        reader: Cursor at the beginning of the document.
+        size: Size of the data.
+        codec: Name of the codec, for errors.
 
     Raises:
-        FormatError: It breaks the format, the offset says where; it is of another version; or the
-            data goes on behind it.
+        FormatError: If the document is malformed, has another version, or has trailing bytes.
     """
     try:
         found = _struct(reader, _DOCUMENT)
     except FormatError as error:
-        if error.reason == _WRONG_VERSION:
-            raise
         message = f"failed to decode attestation from {codec}: {error.message}"
-        raise FormatError(message, offset=error.offset) from error
+        raise FormatError(message, reason=error.reason, offset=error.offset) from error
+    except _UnsupportedVersionError as error:
+        raise FormatError(str(error), reason="unsupported_version") from error
     if left := size - reader.at:
-        raise FormatError(f"trailing bytes after attestation {codec}: {left}")
+        message = f"trailing bytes after attestation {codec}: {left}"
+        raise FormatError(message, reason="trailing_data")
     return Evidence(found["platform"], found["stack"])
 
 
-def part(reader: Reader, name: str, size: int) -> object:
-    """Read one field of a document that stands alone, and must end with the data.
+def decode_part(reader: Reader, name: str, size: int) -> object:
+    """Decode a single field of a document, which must end with the data.
 
     Args:
-        reader: A cursor at the value.
+        reader: Cursor at the value.
         name: `tpm_quote`, `cert_chain` or `runtime_events`.
-        size: Where the data ends.
+        size: Size of the data.
 
     Raises:
-        FormatError: It breaks the format, the offset says where; or the data goes on behind it.
+        FormatError: If the field is malformed, or has trailing bytes.
     """
     found: object = _PARTS[name](reader)
     if left := size - reader.at:
-        raise FormatError(f"{left} bytes behind it", offset=reader.at)
+        message = f"{left} bytes after its end"
+        raise FormatError(message, reason="trailing_data", offset=reader.at)
     return found
 
 
-def tree(evidence: Evidence) -> dict[str, Any]:
-    """Return `evidence` as maps, lists, text, numbers and bytes, keys in the order of the wire."""
+def build_tree(evidence: Evidence) -> dict[str, Any]:
+    """Return evidence as maps, lists, text, integers and bytes, with keys in wire order."""
     kind, data = _platform_tree(evidence.platform)
     stack = evidence.stack
     stack_data: dict[str, Any] = {
-        "report_data": Ints(stack.report_data),
+        "report_data": IntArray(stack.report_data),
         "runtime_events": [
             _versioned(e.version, event=e.event, payload=e.payload) for e in stack.runtime_events
         ],
@@ -151,17 +156,17 @@ def tree(evidence: Evidence) -> dict[str, Any]:
 def _platform_tree(platform: Platform) -> tuple[str, dict[str, Any]]:
     if isinstance(platform, (Tdx, GcpTdx)):
         events = [_tdx_event_tree(event) for event in platform.event_log]
-        data: dict[str, Any] = {"quote": Ints(platform.quote), "event_log": events}
+        data: dict[str, Any] = {"quote": IntArray(platform.quote), "event_log": events}
         if isinstance(platform, Tdx):
             return "tdx", data
         return "gcp-tdx", data | {"tpm_quote": _tpm_quote_tree(platform.tpm_quote)}
     if isinstance(platform, NitroEnclave):
-        return "nitro-enclave", {"nsm_quote": Ints(platform.nsm_quote)}
+        return "nitro-enclave", {"nsm_quote": IntArray(platform.nsm_quote)}
     if isinstance(platform, SevSnp):
-        chain = [Ints(certificate) for certificate in platform.cert_chain]
-        report = Ints(platform.report)
+        chain = [IntArray(certificate) for certificate in platform.cert_chain]
+        report = IntArray(platform.report)
         return "sev-snp", {"report": report, "cert_chain": chain, "mr_config": platform.mr_config}
-    return "aws-nitro-tpm", {"attestation_doc": Ints(platform.attestation_doc)}
+    return "aws-nitro-tpm", {"attestation_doc": IntArray(platform.attestation_doc)}
 
 
 def _tdx_event_tree(event: WireEvent) -> dict[str, Any]:
@@ -199,32 +204,33 @@ def _struct(reader: Reader, fields: Mapping[str, _Field]) -> dict[str, Any]:
             at = reader.at
             name = reader.text()
             if name in found:
-                raise FormatError(f"field {name} occurs twice", offset=at)
+                raise FormatError(f"{name}: occurs twice", reason="duplicate", offset=at)
             if field := fields.get(name):
                 found[name] = field.read(reader)
             else:
                 reader.skip()
     else:
         if count > len(fields):
-            raise FormatError("array has more items than the struct has fields", offset=start)
+            message = f"array of {count} items for a struct of {len(fields)} fields"
+            raise FormatError(message, reason="too_many", offset=start)
         for name, field in list(fields.items())[:count]:
             found[name] = field.read(reader)
     for name, field in fields.items():
         if name not in found:
             if not field.optional:
-                raise FormatError(f"field {name} is missing", offset=start)
+                raise FormatError(f"{name}: missing", reason="missing", offset=start)
             found[name] = field.default
     return found
 
 
 def _tagged(reader: Reader, kinds: Mapping[str, Callable[[Reader], T]]) -> T:
-    """Read {kind, data}; where data comes first, it is read once the kind is known."""
+    """Read {kind, data}; if data comes first, skip it and decode it once the kind is known."""
     known: list[Callable[[Reader], T]] = []
 
     def kind(reader: Reader) -> None:
         at = reader.at
         if (read_data := kinds.get(reader.text())) is None:
-            raise FormatError("unknown kind", offset=at)
+            raise FormatError("kind: unknown platform or stack", reason="unsupported", offset=at)
         known.append(read_data)
 
     def data(reader: Reader) -> T | int:
@@ -249,7 +255,8 @@ def _array(item: Callable[[Reader], T]) -> Callable[[Reader], tuple[T, ...]]:
         start = reader.at
         count = reader.count()
         if count > MAX_ITEMS:
-            raise FormatError(f"{count} items are more than {MAX_ITEMS}", offset=start)
+            message = f"{count} items exceed the limit of {MAX_ITEMS}"
+            raise FormatError(message, reason="too_many", offset=start)
         return tuple([item(reader) for _ in range(count)])
 
     return read_items
@@ -274,7 +281,8 @@ def _u32(reader: Reader) -> int:
     at = reader.at
     value = reader.integer()
     if value > _U32:
-        raise FormatError(f"{value} does not fit into 32 bits", offset=at)
+        message = f"{value}: must be below 2**32"
+        raise FormatError(message, reason="wrong_value", offset=at)
     return value
 
 
@@ -282,15 +290,15 @@ def _event_version(reader: Reader) -> int:
     at = reader.at
     value = reader.integer()
     if value not in {1, 2}:
-        raise FormatError(f"unknown runtime event version {value}", offset=at)
+        message = f"unsupported runtime event version {value}"
+        raise FormatError(message, reason="unsupported_version", offset=at)
     return value
 
 
 def _document_version(reader: Reader) -> int:
     value = reader.integer()
     if value != VERSION:
-        message = f"unsupported attestation version: expected {VERSION}, got {value}"
-        raise FormatError(message, reason=_WRONG_VERSION)
+        raise _UnsupportedVersionError(value)
     return value
 
 
@@ -298,7 +306,7 @@ def _tpm_platform(reader: Reader) -> str:
     at = reader.at
     name = reader.text()
     if name not in TPM_PLATFORMS:
-        raise FormatError("unknown TPM platform", offset=at)
+        raise FormatError("unknown TPM platform", reason="wrong_value", offset=at)
     return name
 
 

@@ -1,8 +1,8 @@
-"""Evidence of a TD in msgpack, written as agents write it: keys in order, shortest forms.
+"""Fast decoder for msgpack evidence of a TD in the form that agents write.
 
-msgspec reads it in a fraction of the time that a walk from field to field takes. It is laxer than
-we are, about keys that occur twice and longer forms for one, so what it read is written again: only
-if the same bytes come out has nothing been passed over. Everything else is left to the full reader.
+msgspec is much faster than the reader in `document`, but less strict: it accepts duplicate keys and
+longer forms. So the result is encoded again, and accepted only if the bytes are equal. All other
+evidence is decoded by `document`.
 """
 
 from typing import Annotated, Final, Literal
@@ -14,16 +14,16 @@ from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent, St
 from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.event_log.event import WireEvent
 
-__all__ = ["decode"]
+__all__ = ["decode_evidence"]
 
 _U8 = Annotated[int, Meta(ge=0, le=0xFF)]
 _U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 _Version = Literal[1, 2]
 
 
-# No field may be unknown: msgspec steps over those, however deep they nest, by recursion.
+# Unknown fields are forbidden, because msgspec skips them recursively, whatever their depth.
 class _Event(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """The fields of a `WireEvent`, in its order."""
+    """Fields of a `WireEvent`, in the same order."""
 
     imr: _U32
     event_type: _U32
@@ -35,7 +35,7 @@ class _Event(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
 
 
 class _RuntimeEvent(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """The fields of a `RuntimeEvent`, in its order."""
+    """Fields of a `RuntimeEvent`, in the same order."""
 
     event: str
     payload: bytes
@@ -54,7 +54,7 @@ class _Stack(Struct, forbid_unknown_fields=True, gc=False):
 
 
 class _Tail(Struct, forbid_unknown_fields=True, gc=False):
-    """What follows a quote: the rest of the platform's fields, and the stack."""
+    """The part of a document after the quote: the event log, and the stack."""
 
     event_log: Annotated[list[_Event], Meta(max_length=MAX_ITEMS)]
     stack: _Stack
@@ -64,14 +64,14 @@ _DECODER: Final = msgspec.msgpack.Decoder(_Tail)
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
-def decode(quote: bytes, rest: bytes) -> Evidence | None:
-    """Return the evidence with this quote, or None where the full reader must say what `rest` is.
+def decode_evidence(quote: bytes, rest: bytes) -> Evidence | None:
+    """Decode evidence; return None if it needs the full reader.
 
     Args:
-        quote: The quote, read already.
-        rest: All that follows it in the document.
+        quote: The quote, already decoded.
+        rest: The bytes of the document after the quote.
     """
-    tail = b"\x82" + rest  # a map of two: both levels end here
+    tail = b"\x82" + rest  # as a map of two entries: `event_log`, and `stack` of the outer map
     try:
         found = _DECODER.decode(tail)
         if _ENCODER.encode(found) != tail:

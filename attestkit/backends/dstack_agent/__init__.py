@@ -1,9 +1,8 @@
-"""A TEE behind somebody else's dstack guest agent, which has the log and the keys.
+"""Backend for a TEE behind a dstack guest agent, which has the event log and the keys.
 
-Agents of development machines answer as those of hardware do. One is *simulated* unless a quote of
-its own, over bytes that nobody could know before, is signed by a key that Intel's SGX Root CA
-vouches for. So it also is if it has no TDX quote at all: the evidence of other platforms does not
-show by itself who made it. Whoever names an agent gets it in any case.
+An agent counts as simulated unless it returns a TDX quote over fresh random report data whose
+signature chains to Intel's SGX Root CA. An agent without TDX quotes counts as simulated too,
+because its evidence is not verified here. A simulated agent is used only if selected by name.
 """
 
 import hmac
@@ -14,8 +13,8 @@ from typing import Any, Final
 from attestkit._crypto.ecdsa import p256_verify
 from attestkit._crypto.x509.vendor_roots import pck_key
 from attestkit._formats import strict_json
-from attestkit.backends import agent_endpoint
-from attestkit.backends.dstack_agent.client import TIMEOUT, AgentClient, Answer
+from attestkit.backends import find_agent_endpoint
+from attestkit.backends.dstack_agent.client import TIMEOUT, AgentClient, AgentResponse
 from attestkit.errors import (
     AttestKitError,
     BackendBusyError,
@@ -23,9 +22,9 @@ from attestkit.errors import (
     BackendUnavailableError,
     FormatError,
     QuoteUnavailableError,
-    SignatureError,
     UnsupportedError,
     UsageError,
+    VerificationError,
 )
 from attestkit.keys import AgentKeys
 from attestkit.keys.hkdf import utf8
@@ -37,24 +36,24 @@ _REPORT_DATA: Final = 64  # bytes
 
 
 class DstackAgent:
-    """A client of a guest agent: of its service DstackGuest.
+    """Backend that uses the service DstackGuest of a guest agent.
 
     Args:
-        endpoint: A URL (`http://`, `https://`), or the path of the agent's socket. None: what
-            `$DSTACK_SIMULATOR_ENDPOINT` says, else the first of the usual sockets.
-        timeout: Seconds that one call may take.
-        random: Returns that many random bytes.
+        endpoint: A URL (`http://`, `https://`), or the path of the agent's socket. None:
+            `$DSTACK_SIMULATOR_ENDPOINT`, otherwise the first default socket that exists.
+        timeout: Timeout of a call in seconds.
+        random: Returns the given number of random bytes.
 
     Attributes:
-        simulated: True unless its quotes come from Intel's hardware. It is found out when this is
-            made, and proves nothing to others: that takes a verifier.
-        why_simulated: Why it is taken to be simulated, in words; empty if it is not.
-        keys: The app's keys, which the agent is asked for.
+        simulated: True unless a quote of the agent is signed by Intel hardware. The constructor
+            checks it; it does not replace a verifier.
+        why_simulated: The reason why it counts as simulated, in words; otherwise empty.
+        keys: The keys of the app, requested from the agent.
 
     Raises:
-        BackendUnavailableError: There is no agent, or none that this user may talk to.
-        BackendBusyError: The agent takes no more calls now, or does not answer in time.
-        UsageError: The endpoint cannot be.
+        BackendUnavailableError: If the agent is missing or not accessible.
+        BackendBusyError: If the agent is overloaded or does not respond in time.
+        UsageError: If the endpoint is invalid.
     """
 
     name = "dstack_agent"
@@ -68,62 +67,64 @@ class DstackAgent:
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         if endpoint is None:
-            endpoint, _ = agent_endpoint()
+            endpoint, _ = find_agent_endpoint()
         self._client = AgentClient(endpoint, timeout=timeout)
         self.keys: AgentKeys = AgentKeys(self._client)
-        self.why_simulated: str = self._look(random)
+        self.why_simulated: str = self._why_simulated(random)
         self.simulated: bool = bool(self.why_simulated)
 
-    def _look(self, random: Callable[[int], bytes]) -> str:
-        """Return why it is taken to be simulated; an agent that gives no quote now is, too."""
+    def _why_simulated(self, random: Callable[[int], bytes]) -> str:
+        """Return why the agent counts as simulated; one that fails to return a quote does."""
         try:
             return _why_simulated(self._client, random)
         except (BackendUnavailableError, BackendBusyError):
             raise
         except BackendError as error:
-            return f"it gives no quote to tell it by: {error}"
+            return f"no quote to verify: {error}"
 
     @classmethod
     def probe(cls, endpoint: str | None = None) -> None:
-        """Raise BackendUnavailableError unless an agent answers, simulated or not.
+        """Check that an agent responds, simulated or not.
 
         Args:
-            endpoint: As the constructor's.
+            endpoint: As in the constructor.
 
         Raises:
-            BackendUnavailableError: There is none, or none that this user may talk to.
-            BackendError: What is there does not answer as an agent does.
+            BackendUnavailableError: If the agent is missing or not accessible.
+            BackendError: If the response is not that of an agent.
         """
-        _greet(AgentClient(agent_endpoint()[0] if endpoint is None else endpoint))
+        _check_agent(AgentClient(find_agent_endpoint()[0] if endpoint is None else endpoint))
 
     @classmethod
-    def probe_unnamed(cls) -> None:
-        """Raise BackendUnavailableError unless an agent may be used that nobody asked for by name.
+    def probe_for_detection(cls) -> None:
+        """Probe for detection (`backends.detect`).
 
-        A simulated one may not, unless `$DSTACK_SIMULATOR_ENDPOINT` names it: evidence is never
-        made up because of what happens to listen on a socket.
+        A simulated agent is accepted only if `$DSTACK_SIMULATOR_ENDPOINT` selects it.
 
         Raises:
-            BackendUnavailableError: There is none, or it is simulated.
-            UsageError: One was named, and cannot be used: nothing else is taken in its place.
-            QuoteUnavailableError: It is there, and gives no quote to tell it by.
-            BackendError: What is there does not answer as an agent does.
+            BackendUnavailableError: If the agent is missing or simulated.
+            UsageError: If the environment selects an agent that is not usable.
+            QuoteUnavailableError: If the agent returns no quote, so it cannot be checked.
+            BackendError: If the response is not that of an agent.
         """
-        endpoint, named = agent_endpoint()
+        endpoint, named = find_agent_endpoint()
         client = AgentClient(endpoint)
         try:
-            _greet(client)
+            _check_agent(client)
         except BackendUnavailableError as error:
             if named:
-                raise UsageError(f"DSTACK_SIMULATOR_ENDPOINT names an agent: {error}") from error
+                raise UsageError(
+                    f"$DSTACK_SIMULATOR_ENDPOINT: {error}", reason="wrong_value"
+                ) from error
             raise
         if named:
             return
         if why := _why_simulated(client, os.urandom):
             raise BackendUnavailableError(
-                f"the agent at {endpoint} is taken to be simulated, because {why}; to use it all "
-                f"the same, name it: DSTACK_SIMULATOR_ENDPOINT={endpoint}, or "
-                f'attestkit.open("dstack_agent")'
+                f"guest agent at {endpoint}: simulated ({why}); to use it, set "
+                f'DSTACK_SIMULATOR_ENDPOINT={endpoint} or call attestkit.open("dstack_agent")',
+                reason="simulated",
+                path=endpoint,
             )
 
     # -- evidence ------------------------------------------------------------------------------
@@ -132,98 +133,100 @@ class DstackAgent:
         """Return a raw TDX quote over `report_data`, exactly 64 bytes.
 
         Raises:
-            UsageError: `report_data` is not 64 bytes.
-            QuoteUnavailableError: The agent has none to give, or its platform knows none.
-            BackendUnavailableError: The agent is gone.
-            BackendBusyError: It takes no more calls now, or did not answer in time.
-            BackendError: Its answer cannot be read.
+            UsageError: If `report_data` is not 64 bytes.
+            QuoteUnavailableError: If the agent or its platform has no quote.
+            BackendUnavailableError: If the agent is not accessible.
+            BackendBusyError: If the agent is overloaded or does not respond in time.
+            BackendError: If the response is malformed.
         """
-        answer = self._client.call("GetQuote", _asked(report_data))
-        if quote := _bytes(answer, "quote"):
+        response = self._client.call("GetQuote", _quote_arguments(report_data))
+        if quote := _bytes(response, "quote"):
             return quote
         raise QuoteUnavailableError(
-            "the agent's answer has no quote: it runs on another platform than TDX, whose evidence "
-            "get_quote_response has"
+            "response to GetQuote: no TDX quote, because the platform is not TDX; use "
+            "get_quote_response for its evidence",
+            reason="empty",
+            path=self._client.endpoint,
         )
 
     def get_quote_response(self, report_data: bytes) -> str:
-        """Return the agent's whole answer, JSON as `Attestation.from_agent_response` takes it.
+        """Return the response of the agent, JSON as `Attestation.from_agent_response` accepts it.
 
-        It is at most 32 MiB long, and nests no deeper than our readers go; nothing else is checked.
+        Only its size (32 MiB) and its nesting depth are checked.
 
         Raises:
-            UsageError: `report_data` is not 64 bytes.
+            UsageError: If `report_data` is not 64 bytes.
             BackendError: As `get_quote`.
         """
-        return self._client.post("GetQuote", _asked(report_data)).text
+        return self._client.post("GetQuote", _quote_arguments(report_data)).text
 
     def read_event_log(self) -> bytes:
-        """Return the agent's log as it is in the answer to GetQuote: JSON, all events.
+        """Return the event log from the response to GetQuote: JSON, boot and runtime events.
 
-        Payloads of firmware events are left out by the agent, their digests are not. Empty on a
-        platform without a log.
+        The agent omits the payloads of the firmware's events. Empty on a platform without a log.
 
         Raises:
             BackendError: As `get_quote`.
         """
-        answer = self._client.call("GetQuote", _asked(bytes(_REPORT_DATA)))
-        return _text(answer, "event_log").encode()
+        response = self._client.call("GetQuote", _quote_arguments(bytes(_REPORT_DATA)))
+        return _text(response, "event_log").encode()
 
     def emit_event(self, name: str, payload: bytes) -> None:
-        """Have the agent extend RTMR3 by an event, and log it.
+        """Emit an event through the agent, which extends RTMR3 and logs it.
 
-        It is asked once: if the answer is lost, the error says that the event may be there.
+        The request is not retried: if the response is lost, the reason is `outcome_unknown`.
 
         Raises:
-            UsageError: The name is not text or the payload not bytes, or the agent refuses them.
-            UnsupportedError: The agent does not have the call: releases before 0.6.0 do.
-            BackendUnavailableError: The agent is gone; nothing was emitted.
-            BackendError: Anything else that went wrong.
+            UsageError: If the name is not text, the payload is not bytes, or the agent rejects
+                them.
+            UnsupportedError: If the agent has no EmitEvent, which release 0.6.0 removed.
+            BackendUnavailableError: If the agent is not accessible; nothing was emitted.
+            BackendError: If the request failed for another reason.
         """
         utf8("an event name", name)
         if not isinstance(payload, bytes):
-            raise UsageError("the payload of an event is bytes")
+            raise UsageError("payload: must be bytes", reason="wrong_type")
         self._client.post("EmitEvent", {"event": name, "payload": payload.hex()})
 
     # -- the app -------------------------------------------------------------------------------
 
     def read_app_compose(self) -> bytes:
-        """Return what the app was deployed from, app-compose.json as the agent has it.
+        """Return the app-compose.json from the response to Info, unchanged.
 
         Raises:
-            UnsupportedError: The agent hides it, or does not have it.
+            UnsupportedError: If the agent hides it or does not have it.
             BackendError: As `get_quote`.
         """
         tcb_info = _text(self._client.call("Info"), "tcb_info")
         if not tcb_info:
-            raise UnsupportedError("the agent hides what the app was deployed from")
+            raise UnsupportedError("response to Info: the agent hides tcb_info", reason="no_app")
         try:
-            found = _text(strict_json.read_object(tcb_info, "it"), "app_compose")
+            found = _text(strict_json.read_object(tcb_info, "tcb_info"), "app_compose")
         except FormatError as error:
             raise _malformed("tcb_info", error) from error
         if not found:
-            raise UnsupportedError("the agent does not tell what the app was deployed from")
+            raise UnsupportedError("response to Info: no app_compose in tcb_info", reason="no_app")
         return found.encode()
 
     def close(self) -> None:
-        """Refuse further calls, also of `keys`. A second call does nothing."""
+        """Close the backend and `keys`. A second call has no effect."""
         self._client.close()
 
     def __repr__(self) -> str:
         return f"DstackAgent(endpoint={self._client.endpoint!r})"
 
 
-def _asked(report_data: object) -> dict[str, str]:
+def _quote_arguments(report_data: object) -> dict[str, str]:
     if not isinstance(report_data, bytes) or len(report_data) != _REPORT_DATA:
-        raise UsageError("report data is 64 bytes here")
+        raise UsageError("report_data: must be 64 bytes", reason="wrong_size")
     return {"report_data": report_data.hex()}
 
 
-# -- whether it is there -------------------------------------------------------------------------
+# -- probing -------------------------------------------------------------------------------------
 
 
-def _greet(client: AgentClient) -> None:
-    """Have an answer that only an agent gives."""
+def _check_agent(client: AgentClient) -> None:
+    """Make a call that only an agent has."""
     try:
         client.call("Version")
     except UnsupportedError:
@@ -233,55 +236,63 @@ def _greet(client: AgentClient) -> None:
     try:
         client.call("Info")
     except UnsupportedError as error:
-        raise BackendUnavailableError(f"{error}; no guest agent, but something else") from error
+        raise BackendUnavailableError(
+            f"{error}; check that the endpoint is a guest agent",
+            reason="missing",
+            path=client.endpoint,
+        ) from error
 
 
-# -- whether it is simulated ---------------------------------------------------------------------
+# -- simulation check ----------------------------------------------------------------------------
 
 
 def _why_simulated(client: AgentClient, random: Callable[[int], bytes]) -> str:
-    """Return why an agent's evidence cannot be told from made-up one; empty if it can.
+    """Return why the agent counts as simulated; empty if its quote is signed by Intel hardware.
 
     Raises:
-        BackendUnavailableError: It has no quotes of any kind, so it is no agent; or it is gone.
+        BackendUnavailableError: If it has no GetQuote, so it is not an agent, or is not accessible.
         BackendError: As `AgentClient.post`.
     """
-    asked = random(_REPORT_DATA)
+    report_data = random(_REPORT_DATA)
     try:
-        answer = client.post("GetQuote", _asked(asked))
+        response = client.post("GetQuote", _quote_arguments(report_data))
     except UnsupportedError as error:
-        raise BackendUnavailableError(str(error)) from error
-    if "simulator" in answer.server.lower():
-        return "it says so itself, in its Server header"
+        raise BackendUnavailableError(str(error), reason="missing", path=client.endpoint) from error
+    if "simulator" in response.server.lower():
+        return "its Server header names a simulator"
     try:
-        _check_origin(answer, asked)
+        _check_origin(response, report_data)
     except AttestKitError as error:
         return str(error)
     return ""
 
 
-def _check_origin(answer: Answer, asked: bytes) -> None:
-    """Raise an error of ours unless the quote is fresh, and signed by what Intel vouches for.
+def _check_origin(response: AgentResponse, report_data: bytes) -> None:
+    """Raise an AttestKitError unless the quote is fresh and its signature chains to Intel.
 
-    The root in its chain alone would not do: simulators give away a captured quote of hardware,
-    with other report data written over it.
+    Checking the root certificate alone is not enough: simulators return captured quotes of hardware
+    with replaced report data.
     """
-    fields = strict_json.read_object(answer.text, "its answer to GetQuote")
+    fields = strict_json.read_object(response.text, "response to GetQuote")
     raw = _bytes(fields, "quote")
     if not raw:
-        raise UnsupportedError("it has no TDX quote, and other evidence does not tell")
+        raise UnsupportedError("response to GetQuote: no TDX quote", reason="no_quote")
     quote = Quote.parse(raw)
-    if quote.tee_type != TEE_TDX or not hmac.compare_digest(quote.report_data, asked):
-        raise SignatureError("its quote is not one of a TD over what was asked")
+    if quote.tee_type != TEE_TDX:
+        raise UnsupportedError("response to GetQuote: not a quote of a TD", reason="no_quote")
+    if not hmac.compare_digest(quote.report_data, report_data):
+        raise VerificationError(
+            "response to GetQuote: wrong report data in the quote", reason="report_data_mismatch"
+        )
     p256_verify(quote.attestation_key, quote.signature, quote.signed_region)
     p256_verify(pck_key(quote.pck_chain), quote.qe_report_signature, quote.qe_report.raw)
 
 
-# -- fields of answers ---------------------------------------------------------------------------
+# -- fields of responses -------------------------------------------------------------------------
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
-    """Return the text under `name`, empty where it is missing."""
+    """Return the text of the field `name`; empty if it is missing."""
     try:
         return strict_json.string(dict(fields), name, "")
     except FormatError as error:
@@ -289,7 +300,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _bytes(fields: Mapping[str, Any], name: str) -> bytes:
-    """Return the bytes of the hex text under `name`, none where it is missing."""
+    """Return the bytes of the hex field `name`; empty if it is missing."""
     try:
         return strict_json.hex_field(dict(fields), name)
     except FormatError as error:
@@ -297,4 +308,4 @@ def _bytes(fields: Mapping[str, Any], name: str) -> bytes:
 
 
 def _malformed(name: str, error: FormatError) -> BackendError:
-    return BackendError(f"the agent's answer is malformed: {name}: {error}")
+    return BackendError(f"response of the agent: {name}: {error}", reason="malformed_response")

@@ -1,10 +1,10 @@
-"""A client of the dstack guest agent API over HTTP/1.1: on a unix socket, or at a URL.
+"""Client of the dstack guest agent API over HTTP/1.1, by a UNIX socket or a URL.
 
-Nothing that the agent sends is trusted: an answer is bounded in time and in size, its status and
-body become errors of ours, and no error holds the body of an answer, which may be a key.
+The agent is not trusted: responses have a size limit and a timeout, failures are AttestKitErrors,
+and errors never contain the body of a response, which may be a key.
 
-Every call has a connection of its own: it costs about 0.1 ms, and there is nothing to share between
-threads, to inherit over a fork, or to find dead after the agent was restarted.
+Each call opens a connection, which costs about 0.1 ms. So the client has no state to share between
+threads or across a fork, and works after a restart of the agent.
 """
 
 import io
@@ -13,12 +13,14 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from attestkit._formats import strict_json
 from attestkit._formats.strict_json import check_depth
+from attestkit._reasons import BackendReason, BackendUnavailableReason
 from attestkit._sanitize import one_line
 from attestkit.errors import (
+    AttestKitError,
     BackendBusyError,
     BackendError,
     BackendUnavailableError,
@@ -34,57 +36,60 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-__all__ = ["MAX_ANSWER", "MAX_REQUEST", "TIMEOUT", "AgentClient", "Answer"]
+__all__ = ["MAX_REQUEST", "MAX_RESPONSE", "TIMEOUT", "AgentClient", "AgentResponse"]
 
-MAX_ANSWER: Final = 1 << 25
-"""Bytes of the longest answer, its head and its framing included: 32 MiB."""
+MAX_RESPONSE: Final = 1 << 25
+"""Limit of a response in bytes, including head and framing: 32 MiB."""
 
 MAX_REQUEST: Final = 10 << 20
-"""Bytes of the longest request that agents take: 10 MiB."""
+"""Limit of a request in bytes, as agents have it: 10 MiB."""
 
 TIMEOUT: Final = 60.0
-"""Seconds that a call may take, all in all; a quote takes some on a loaded machine."""
+"""Default timeout of a call in seconds; a quote can take several on a loaded machine."""
 
-_MAX_HEAD: Final = 1 << 18  # bytes before the body; interim responses count
-_ANSWER_LIMIT: Final = "32 MiB"
-_HEAD_LIMIT: Final = "256 KiB before a body"
-_PIECE: Final = 1 << 16  # bytes read at once
-_LONGEST_TEXT: Final = 200  # characters of the agent's own words in an error
+_MAX_HEAD: Final = 1 << 18  # bytes before the body, including interim (1xx) responses
+_RESPONSE_LIMIT: Final = "32 MiB"
+_HEAD_LIMIT: Final = "256 KiB before the body"
+_PIECE: Final = 1 << 16  # bytes per read
+_LONGEST_TEXT: Final = 200  # characters of the agent's message in an error
 _URL: Final = ("http://", "https://")
-_ONCE: Final = frozenset({"EmitEvent"})  # asking twice would not be the same as asking once
-_SINCE: Final = {  # the releases of the agent that have a method, where not all have it
-    "EmitEvent": "releases from 0.6.0 on do not have it any more",
-    "Sign": "it came with release 0.5.6",
-    "Version": "it came with release 0.5.7",
+_NOT_IDEMPOTENT: Final = frozenset({"EmitEvent"})
+_RELEASES: Final = {  # of agents with a method
+    "EmitEvent": "removed in release 0.6.0",
+    "Sign": "added in release 0.5.6",
+    "Version": "added in release 0.5.7",
 }
-_UNREACHABLE: Final = (  # why there is no connection, in words
-    (FileNotFoundError, "is not there: no such socket"),
-    (NotADirectoryError, "is not there: no such socket"),
-    (PermissionError, "may not be used by this user: join the group that owns its socket"),
-    (ConnectionRefusedError, "is not running: nobody listens there"),
-    (TimeoutError, "cannot be reached: nobody took the connection in time"),
+_CONNECT_ERRORS: Final[tuple[tuple[type[OSError], BackendUnavailableReason, str], ...]] = (
+    (FileNotFoundError, "missing", "no such socket; start the agent"),
+    (NotADirectoryError, "missing", "no such socket; start the agent"),
+    (
+        PermissionError,
+        "permission_denied",
+        "no permission to connect; join the group that owns the socket",
+    ),
+    (ConnectionRefusedError, "cannot_connect", "connection refused; start the agent"),
+    (TimeoutError, "cannot_connect", "connection timed out"),
 )
 
 
-class Answer(NamedTuple):
-    """What an agent answered with status 200."""
+class AgentResponse(NamedTuple):
+    """A response of an agent with status 200."""
 
     text: str  # the body
-    server: str  # who says that it is, from the header Server; empty without one
+    server: str  # the header field Server; empty without one
 
 
 class AgentClient:
-    """Calls an agent's methods. Threads may share it, it survives a fork, and it pickles.
+    """Client of a guest agent. It is thread-safe, works after a fork, and can be pickled.
 
     Args:
-        endpoint: `http://` or `https://` and what follows is the URL that methods are below;
-            anything else is the path of a unix socket. Whoever reads what goes over plain HTTP
-            reads keys: leave that to the machine itself.
-        timeout: Seconds that one call may take.
-        clock: Seconds of a clock that only goes forward.
+        endpoint: The base URL of the methods (`http://` or `https://`), or the path of a UNIX
+            socket. Responses contain keys: use plain HTTP only for the loopback interface.
+        timeout: Timeout of a call in seconds.
+        clock: Returns monotonic seconds.
 
     Raises:
-        UsageError: The endpoint or the timeout cannot be.
+        UsageError: If the endpoint or the timeout is invalid.
     """
 
     def __init__(
@@ -96,180 +101,208 @@ class AgentClient:
     ) -> None:
         _check_arguments(endpoint, timeout)
         self.endpoint = endpoint
-        self._place = _read_url(endpoint) if endpoint.startswith(_URL) else _Place(path=endpoint)
-        self._name = f"the agent at {_printable(endpoint)}"
+        is_url = endpoint.startswith(_URL)
+        self._address = _parse_url(endpoint) if is_url else _Address(path=endpoint)
+        self._name = f"guest agent at {_printable(endpoint)}"
         self._timeout = timeout
         self._clock = clock
         self._closed = False
 
     def call(self, method: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """Call a method and return its answer, a JSON object; errors as `post`."""
+        """Call a method and return its response, a JSON object; raise as `post`."""
         text = self.post(method, arguments).text
         try:
-            return strict_json.read_object(text, "it")
+            return strict_json.read_object(text, "body")
         except FormatError as error:
             problem = str(error)
-        # Raised here, because the causes of that error carry the whole text.
-        raise BackendError(f"{self._name} answered {method} with what cannot be read: {problem}")
+        # Outside of the handler: the causes of the error contain the whole response.
+        raise self._call_error("malformed_response", method, f"malformed response: {problem}")
 
-    def post(self, method: str, arguments: Mapping[str, object] | None = None) -> Answer:
-        """Call a method and return its answer as it is: text that nests no deeper than JSON may.
+    def post(self, method: str, arguments: Mapping[str, object] | None = None) -> AgentResponse:
+        """Call a method and return its response as text, with only its nesting depth checked.
 
         Raises:
-            UsageError: The agent says that the arguments are wrong; or they are over 10 MiB, or
-                this client is closed.
-            UnsupportedError: The agent does not have this method.
-            BackendUnavailableError: Nobody is there, or nobody that this user may talk to.
-            BackendBusyError: The agent takes no more calls now, or it did not answer in time.
-            QuoteUnavailableError: It gave no quote, to GetQuote.
-            BackendError: Anything else that went wrong. After EmitEvent it may not be known whether
-                there is an event; the text says so.
+            UsageError: If the agent rejects the arguments, they have more than 10 MiB, or the
+                client is closed.
+            UnsupportedError: If the agent does not have the method.
+            BackendUnavailableError: If the agent is not accessible.
+            BackendBusyError: If the agent is overloaded or does not respond in time.
+            QuoteUnavailableError: If GetQuote fails.
+            BackendError: If the call failed for another reason. With the reason `outcome_unknown`,
+                EmitEvent may have taken effect.
         """
         if self._closed:
-            raise UsageError("this client of an agent is closed")
+            raise UsageError(f"{self._name}: the client is closed", reason="closed")
         if not method.isidentifier():
-            raise UsageError(f"an agent's method is a name, not {method!r}")
+            raise UsageError(f"method: not an identifier: {method!r}", reason="wrong_value")
         try:
             body = json.dumps({} if arguments is None else dict(arguments)).encode()
         except (TypeError, ValueError) as error:
-            raise UsageError(f"{method}: its arguments are no JSON: {error}") from error
+            raise UsageError(
+                f"{method}: arguments cannot be encoded as JSON: {error}", reason="wrong_type"
+            ) from error
         if len(body) > MAX_REQUEST:
-            raise UsageError(f"{method}: an agent takes 10 MiB at most, not {len(body)} bytes")
+            raise UsageError(
+                f"{method}: request too large: {len(body)} bytes, the limit is {MAX_REQUEST}",
+                reason="too_large",
+            )
         status, server, data = self._exchange(method, body)
         if status != 200:
-            self._refuse(method, status, _words(data), asked=bool(arguments))
+            raise self._status_error(method, status, _message(data), arguments=bool(arguments))
         try:
             check_depth(data)
-            return Answer(data.decode(), server)
+            return AgentResponse(data.decode(), server)
         except FormatError as error:
             problem = str(error)
         except UnicodeDecodeError:
-            problem = "it is not UTF-8"
-        # Raised here, because the second carries the whole text.
-        text = f"answered {method} with what cannot be read: {problem}"
-        raise BackendError(self._broken(method, text))
+            problem = "not UTF-8"
+        # Outside of the handlers: UnicodeDecodeError contains the whole response.
+        raise self._call_error("malformed_response", method, f"malformed response: {problem}")
 
     def close(self) -> None:
-        """Refuse further calls. A second call does nothing."""
+        """Close the client. A second call has no effect."""
         self._closed = True
 
     def __repr__(self) -> str:
         return f"AgentClient({self.endpoint!r})"
 
-    # -- the wire ------------------------------------------------------------------------------
+    # -- HTTP ----------------------------------------------------------------------------------
 
     def _exchange(self, method: str, body: bytes) -> tuple[int, str, bytes]:
-        """Send a request on a new connection; return status, Server header and body."""
+        """Send a request on a new connection; return status, header field Server, and body."""
         import http.client as http  # slow to import
 
         deadline = self._clock() + self._timeout
-        connection = http.HTTPConnection(self._place.host or "localhost", self._place.port or None)
+        address = self._address
+        connection = http.HTTPConnection(address.host or "localhost", address.port or None)
         sock = self._connect(deadline)
-        wire = _Wire(sock, lambda: deadline - self._clock())
-        connection.sock = cast("socket.socket", wire)  # all that http.client needs of one
+        limited = _LimitedSocket(sock, lambda: deadline - self._clock())
+        connection.sock = cast("socket.socket", limited)  # has the methods that http.client uses
         try:
             headers = {"Content-Type": "application/json", "Connection": "close"}
-            connection.request("POST", f"{self._place.prefix}/{method}", body, headers)
+            connection.request("POST", f"{address.prefix}/{method}", body, headers)
             with connection.getresponse() as response:
-                wire.take_body()
+                limited.allow_body()
                 return response.status, response.headers.get("Server", ""), _read_body(response)
         except TimeoutError as error:
-            kind = BackendError if method in _ONCE else BackendBusyError
-            text = f"did not answer {method} within {self._timeout:g} s"
-            raise kind(self._broken(method, text)) from error
+            text = f"no response within {self._timeout:g} s"
+            if method in _NOT_IDEMPOTENT:
+                raise self._call_error("timed_out", method, text) from error
+            text = f"{self._name}: {method}: {text}; retry later"
+            raise BackendBusyError(text, reason="timed_out", path=self.endpoint) from error
         except http.RemoteDisconnected:
-            problem = "closed the connection without an answer to"
-        except (http.IncompleteRead, _CutError):
-            problem = "broke off in the middle of its answer to"
-        except _TooLongError as error:
-            problem = f"sent more than {error} as its answer to"
+            problem = self._call_error("connection_lost", method, "connection closed, no response")
+        except (http.IncompleteRead, _TruncatedError):
+            problem = self._call_error("truncated", method, "truncated response")
+        except _TooLargeError as error:
+            problem = self._call_error("too_large", method, f"response of more than {error}")
         except OSError as error:
-            text = f"broke the connection during {method}: {error.strerror or error}"
-            raise BackendError(self._broken(method, text)) from error
+            text = f"connection lost: {error.strerror or error}"
+            raise self._call_error("connection_lost", method, text) from error
         except (http.HTTPException, ValueError) as error:
-            problem = f"sent what is not HTTP ({type(error).__name__}) as its answer to"
+            text = f"malformed HTTP response: {type(error).__name__}"
+            problem = self._call_error("malformed_response", method, text)
         finally:
             sock.close()
-        # Raised here, because some of those errors carry what was read.
-        raise BackendError(self._broken(method, f"{problem} {method}"))
+        # Outside of the handlers: some of these errors contain the response.
+        raise problem
 
-    def _broken(self, method: str, text: str) -> str:
-        unknown = "; whether the event was emitted is not known: look for it in the log"
-        return f"{self._name} {text}{unknown if method in _ONCE else ''}"
+    def _call_error(self, reason: BackendReason, method: str, text: str) -> BackendError:
+        """Return the error of a call whose request was sent, so an event may have been emitted."""
+        text = f"{self._name}: {method}: {text}"
+        if method in _NOT_IDEMPOTENT:
+            text += "; the event may have been emitted: check the event log"
+            reason = "outcome_unknown"
+        return BackendError(text, reason=reason, path=self.endpoint)
 
     def _connect(self, deadline: float) -> "socket.socket":
-        place = self._place
-        import socket  # here, so that whoever has no agent does not load it
+        address = self._address
+        import socket  # slow to import
 
         sock = None
         try:
-            if not place.path:
-                address = (place.host, place.port)
-                sock = socket.create_connection(address, deadline - self._clock())
+            if not address.path:
+                host_port = (address.host, address.port)
+                sock = socket.create_connection(host_port, deadline - self._clock())
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return self._encrypted(sock) if place.tls else sock
+                return self._start_tls(sock) if address.tls else sock
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.settimeout(deadline - self._clock())
-            sock.connect(place.path)
+            sock.connect(address.path)
         except (OSError, ValueError) as error:
             if sock is not None:
                 sock.close()
-            raise self._unreachable(error) from error
+            raise self._connect_error(error) from error
         return sock
 
-    def _encrypted(self, sock: "socket.socket") -> "socket.socket":
-        import ssl  # few agents have a URL, and fewer TLS
+    def _start_tls(self, sock: "socket.socket") -> "socket.socket":
+        import ssl  # slow to import
 
         context = ssl.create_default_context()
-        return context.wrap_socket(sock, server_hostname=self._place.host)
+        return context.wrap_socket(sock, server_hostname=self._address.host)
 
-    def _unreachable(self, error: Exception) -> Exception:
-        """Return what to raise where no connection could be made."""
+    def _connect_error(self, error: Exception) -> Exception:
+        """Return the error for a connection that failed."""
         text = getattr(error, "strerror", None) or str(error)
         if isinstance(error, UnicodeError) or text == "AF_UNIX path too long":
-            return UsageError(f"{self._name} cannot be: {one_line(text, _LONGEST_TEXT)}")
-        if isinstance(error, BlockingIOError):  # what Linux says of a unix socket's full queue
-            return BackendBusyError(f"{self._name} has too many callers waiting")
-        if isinstance(error, OSError) and (what := _no_socket(self._place.path)):
-            return BackendUnavailableError(f"{self._name} {what}")
-        for kind, saying in _UNREACHABLE:
-            if isinstance(error, kind):
-                return BackendUnavailableError(f"{self._name} {saying}")
-        return BackendUnavailableError(
-            f"{self._name} cannot be reached: {one_line(text, _LONGEST_TEXT)}"
-        )
+            text = f"{self._name}: invalid endpoint: {one_line(text, _LONGEST_TEXT)}"
+            return UsageError(text, reason="wrong_value")
+        if isinstance(error, BlockingIOError):  # EAGAIN of a UNIX socket: its backlog is full
+            text = f"{self._name}: too many pending connections; retry later"
+            return BackendBusyError(text, reason="overloaded", path=self.endpoint)
+        reason: BackendUnavailableReason = "cannot_connect"
+        text = f"cannot connect: {one_line(text, _LONGEST_TEXT)}"
+        if isinstance(error, OSError) and (problem := _wrong_file_type(self._address.path)):
+            reason, text = "missing", problem
+        else:
+            for kind, kind_reason, problem in _CONNECT_ERRORS:
+                if isinstance(error, kind):
+                    reason, text = kind_reason, problem
+                    break
+        return BackendUnavailableError(f"{self._name}: {text}", reason=reason, path=self.endpoint)
 
     # -- errors --------------------------------------------------------------------------------
 
-    def _refuse(self, method: str, status: int, words: str, *, asked: bool) -> NoReturn:
-        """Raise what a status other than 200 means; `words` are the agent's own.
+    def _status_error(
+        self, method: str, status: int, message: str, *, arguments: bool
+    ) -> AttestKitError:
+        """Return the error for a status other than 200.
 
-        `asked` is False where there were no arguments that could be wrong.
+        `message` is the error message of the agent; `arguments` is False if the call had none, so
+        they cannot be the cause.
         """
-        # Releases of the agent say 400 to everything; theirs is told apart by its words.
-        if status == 404 or (status == 400 and words.startswith("Service not found")):
-            since = _SINCE.get(
-                method, "it is of an older release, or its API is not that of dstack.sock"
+        # Releases of the agent return 400 for every error; the message tells them apart.
+        if status == 404 or (status == 400 and message.startswith("Service not found")):
+            releases = _RELEASES.get(
+                method, "the release is older, or its API is not that of dstack.sock"
             )
-            raise UnsupportedError(f"{self._name} has no method {method}: {since}")
-        text = f"{self._name} refused {method}: {words or f'status {status}'}"
-        if "unavailable in simulator mode" in words:
-            raise UnsupportedError(text)
+            text = f"{self._name}: no method {method}: {releases}"
+            return UnsupportedError(text, reason="feature")
+        problem = f"request failed: {message or f'status {status}'}"
+        text = f"{self._name}: {method}: {problem}"
+        if "unavailable in simulator mode" in message:
+            return UnsupportedError(text, reason="feature")
+        rejected = status == 400 and arguments and not message.startswith("Failed to ")
+        if rejected and method != "GetQuote":
+            return UsageError(text, reason="wrong_value")
+        return self._backend_error(method, status, problem)
+
+    def _backend_error(self, method: str, status: int, problem: str) -> BackendError:
+        text = f"{self._name}: {method}: {problem}"
         if method == "GetQuote" and status in (400, 500):
-            raise QuoteUnavailableError(text)
-        if status == 400 and asked and not words.startswith("Failed to "):
-            raise UsageError(text)
+            return QuoteUnavailableError(text, reason="agent_error", path=self.endpoint)
         if status in (408, 429, 503):
-            raise BackendBusyError(text)
-        if status >= 500 and method in _ONCE:  # it may have failed behind the extend
-            text = self._broken(method, f"refused {method}: {words or f'status {status}'}")
-        raise BackendError(text if status in (400, 500) else f"{text} (status {status})")
+            return BackendBusyError(text, reason="overloaded", path=self.endpoint)
+        shown = "" if status in (400, 500) else f" (status {status})"
+        if status >= 500:  # the register may have been extended before the failure
+            return self._call_error("agent_error", method, f"{problem}{shown}")
+        return BackendError(f"{text}{shown}", reason="agent_error", path=self.endpoint)
 
 
-class _Place(NamedTuple):
-    """Where an endpoint leads."""
+class _Address(NamedTuple):
+    """The address of an endpoint."""
 
-    path: str = ""  # of a unix socket, else it is a URL
+    path: str = ""  # of a UNIX socket; empty for a URL
     host: str = ""
     port: int = 0
     tls: bool = False
@@ -278,34 +311,39 @@ class _Place(NamedTuple):
 
 def _check_arguments(endpoint: object, timeout: object) -> None:
     if not isinstance(endpoint, str) or not endpoint or "\0" in endpoint:
-        raise UsageError("an agent's endpoint is a URL or the path of a socket")
+        raise UsageError("endpoint: must be a URL or the path of a socket", reason="wrong_value")
     if not isinstance(timeout, (int, float)) or not 0 < timeout <= 86400:
-        raise UsageError(f"a timeout is a number of seconds, at most 86400, not {timeout!r}")
+        raise UsageError(
+            f"timeout: must be above 0 and at most 86400 seconds: {timeout!r}",
+            reason="out_of_range",
+        )
 
 
-def _no_socket(path: str) -> str:
-    """Say what is at a socket's place where that is something else; empty if it may be one."""
+def _wrong_file_type(path: str) -> str:
+    """Return the error text for a directory or file instead of a socket; otherwise empty."""
     try:
         mode = Path(path).stat().st_mode if path else 0
     except (OSError, ValueError):
         return ""
     if stat.S_ISDIR(mode):
         return (
-            "is a folder, and no socket: a container engine makes one where the host has no socket "
-            "to mount; start the agent on the host, remove the folder there, and make the "
-            "container anew"
+            "not a socket but a directory, as a container engine creates where the host has no "
+            "socket to mount; start the agent on the host, remove the directory there, and "
+            "recreate the container"
         )
     if stat.S_ISREG(mode):
-        return "is a file, and no socket: name the socket of a running agent"
+        return "not a socket but a file; use the socket of a running agent"
     return ""
 
 
-def _read_url(url: str) -> _Place:
-    from urllib.parse import urlsplit  # http.client has it anyway
+def _parse_url(url: str) -> _Address:
+    from urllib.parse import urlsplit  # imported by http.client as well
 
-    wrong = UsageError(f"an agent's URL is http(s)://HOST[:PORT][/PATH], not {_printable(url)}")
+    wrong = UsageError(
+        f"endpoint: not http(s)://HOST[:PORT][/PATH]: {_printable(url)}", reason="wrong_value"
+    )
     if not url.isascii() or not url.isprintable() or set(" ?#@\\") & set(url):
-        raise wrong  # no user and password either: they would get into errors
+        raise wrong  # "@" also: user and password would be shown in errors
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -314,46 +352,46 @@ def _read_url(url: str) -> _Place:
     if not parts.hostname or port == 0:
         raise wrong
     tls = parts.scheme == "https"
-    return _Place("", parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
+    return _Address("", parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
 
 
-class _TooLongError(Exception):
-    """The agent sent more than it may."""
+class _TooLargeError(Exception):
+    """The response exceeds a limit."""
 
 
-class _CutError(Exception):
-    """The agent sent less than it had announced."""
+class _TruncatedError(Exception):
+    """The body is shorter than its Content-Length."""
 
 
-class _Wire:
-    """What http.client sees of a connected socket, which is ours to close."""
+class _LimitedSocket:
+    """A connected socket for http.client with a deadline and a limit of received bytes."""
 
     def __init__(self, sock: "socket.socket", time_left: Callable[[], float]) -> None:
         self._sock = sock
         self._time_left = time_left
-        self._incoming = _Incoming(sock, time_left)
+        self._reader = _LimitedReader(sock, time_left)
 
     def sendall(self, data: bytes) -> None:
         """Send all of `data`."""
-        _wait_no_longer(self._sock, self._time_left())
+        _set_timeout(self._sock, self._time_left())
         self._sock.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """Return what reads from here."""
+        """Return a buffered reader of the socket."""
         assert mode == "rb"
-        return io.BufferedReader(self._incoming)
+        return io.BufferedReader(self._reader)
 
-    def take_body(self) -> None:
-        """Let as much come in as an answer may have; before, it is as much as a head may."""
-        self._incoming.room += MAX_ANSWER - _MAX_HEAD
-        self._incoming.limit = _ANSWER_LIMIT
+    def allow_body(self) -> None:
+        """Raise the limit from that of a head to that of a response."""
+        self._reader.room += MAX_RESPONSE - _MAX_HEAD
+        self._reader.limit = _RESPONSE_LIMIT
 
     def close(self) -> None:
-        """Do nothing: http.client closes before it reads an answer that ends the connection."""
+        """Do nothing: http.client closes the socket before it reads the body."""
 
 
-class _Incoming(io.RawIOBase):
-    """What a socket gives, bounded: in bytes, and in time all in all."""
+class _LimitedReader(io.RawIOBase):
+    """Raw reader of a socket with a deadline and a limit of bytes."""
 
     def __init__(self, sock: "socket.socket", time_left: Callable[[], float]) -> None:
         self._sock = sock
@@ -362,44 +400,44 @@ class _Incoming(io.RawIOBase):
         self.limit = _HEAD_LIMIT
 
     def readable(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        """Read what there is into `buffer`, and count it."""
-        _wait_no_longer(self._sock, self._time_left())
+        """Receive into `buffer`; raise if the limit is exceeded."""
+        _set_timeout(self._sock, self._time_left())
         size = self._sock.recv_into(buffer)
         self.room -= size
         if self.room < 0:
-            raise _TooLongError(self.limit)
+            raise _TooLargeError(self.limit)
         return size
 
 
-def _wait_no_longer(sock: "socket.socket", seconds: float) -> None:
+def _set_timeout(sock: "socket.socket", seconds: float) -> None:
     if seconds <= 0:
         raise TimeoutError("timed out")
     sock.settimeout(seconds)
 
 
 def _read_body(response: "HTTPResponse") -> bytes:
-    """Read a body in pieces: what its length promises is allocated only when it has come."""
-    if (response.length or 0) > MAX_ANSWER:
-        raise _TooLongError(_ANSWER_LIMIT)
+    """Read a body in pieces, so that memory is allocated only for received bytes."""
+    if (response.length or 0) > MAX_RESPONSE:
+        raise _TooLargeError(_RESPONSE_LIMIT)
     pieces = []
     while piece := response.read(_PIECE):
         pieces.append(piece)
     if response.length:
-        raise _CutError
+        raise _TruncatedError
     return b"".join(pieces)
 
 
-def _words(data: bytes) -> str:
-    """Return what an agent says of an error, as one short line; empty if that is nothing."""
+def _message(data: bytes) -> str:
+    """Return the error message in the body of a response, as one short line; may be empty."""
     head = data[:_PIECE]
     try:
         check_depth(head)
         found = json.loads(head)["error"]
-        if isinstance(found, dict):  # from the HTTP framework of the agent's releases
+        if isinstance(found, dict):  # from the HTTP framework (Rocket) of the agent
             found = found["description"]
         if isinstance(found, str):
             return one_line(found, _LONGEST_TEXT)

@@ -1,4 +1,4 @@
-"""What backends share of the Linux kernel: its paths, release, system calls, and boot log.
+"""Linux facilities that several backends share: paths, release, system calls, and boot log.
 
-Nothing here is about one platform alone.
+Nothing here is specific to one TEE.
 """

@@ -1,7 +1,7 @@
-"""The firmware's event log, as Linux shows it: an ACPI table that describes an area, and the area.
+"""Boot log of the firmware from Linux: the ACPI table CCEL and the log area that it describes.
 
-Source: the ACPI specification 6.5, section 5.2.34 (CCEL); Linux' drivers/acpi/sysfs.c, which shows
-the area since 6.4. It is read whole, with its fill; nothing of it is parsed here.
+Sources: ACPI specification 6.5, section 5.2.34 (CCEL); drivers/acpi/sysfs.c of Linux 6.4 and later.
+The area is read whole, including its padding, and not parsed.
 """
 
 import errno
@@ -21,78 +21,97 @@ from attestkit.errors import BackendError, BackendUnavailableError
 
 __all__ = ["read_boot_log"]
 
-# Signature, length of the table, cc type, log area minimum length and start.
+# Signature, length of the table, CC type, log area minimum length (LAML) and start (LASA).
 _TABLE: Final = Struct("<4sI28xB3xQQ")
 _CC_TYPES: Final = {0: "reserved", 1: "AMD SEV", 2: "Intel TDX"}
 _TDX: Final = 2
-_LARGEST: Final = 16 << 20  # bytes of an area; firmware makes 64 KiB to 1 MiB
+_LARGEST: Final = 16 << 20  # bytes of a log area; firmware reserves 64 KiB to 1 MiB
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 
 
 def read_boot_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> bytes:
-    """Return the whole log area; empty if the firmware made no log.
+    """Return the whole log area; empty if the firmware has no log.
 
     Args:
-        paths: Where table and area are; or a copy of the area, `ccel_file`, in place of both.
+        paths: The paths of table and area; `ccel_file` is used instead if it is set.
         calls: The system calls.
 
     Raises:
-        BackendUnavailableError: There is a log, and it cannot be read here.
-        BackendError: The table is not that of a TDX guest, or does not fit its area.
+        BackendUnavailableError: If the log exists but is not accessible.
+        BackendError: If the table is malformed, not of a TDX guest, or does not match its area.
     """
     if paths.ccel_file is not None:
-        return _copy(paths.ccel_file, calls)
+        return _read_copy(paths.ccel_file, calls)
     try:
         table = read_file(paths.ccel_table, _TABLE.size, calls=calls)
     except OSError as error:
         if error.errno in _NOT_THERE:
             _check_not_masked(paths.ccel_table, error)
             return b""
-        raise _unreadable(paths.ccel_table, error) from error
+        raise _read_error(paths.ccel_table, error) from error
     size = _check_table(paths.ccel_table, table)
     try:
         area = read_file(paths.ccel_data, size, calls=calls)
     except OSError as error:
         if error.errno in _NOT_THERE:
             raise BackendUnavailableError(
-                f"the firmware wrote a log of {size} bytes, and the kernel does not show it: "
-                f"there is no {paths.ccel_data} ({error_name(error)}); Linux 6.4 or later is "
-                "needed, or a copy of the log named by DSTACK_CCEL_FILE"
+                f"boot log: {paths.ccel_data} does not exist ({error_name(error)}), but the "
+                f"firmware has a log of {size} bytes; use Linux 6.4 or later, or set "
+                "DSTACK_CCEL_FILE to a copy of the log",
+                reason="missing",
+                path=str(paths.ccel_data),
             ) from error
-        raise _unreadable(paths.ccel_data, error) from error
+        raise _read_error(paths.ccel_data, error) from error
     if len(area) != size:
         raise BackendError(
-            f"{paths.ccel_data} has {_count(area, size)} bytes, its table says {size}"
+            f"boot log {paths.ccel_data}: wrong size: {_shown_size(area, size)} bytes, {size} in "
+            "its table",
+            reason="malformed_response",
+            path=str(paths.ccel_data),
         )
     return area
 
 
-def _copy(path: Path, calls: DeviceCalls) -> bytes:
+def _read_copy(path: Path, calls: DeviceCalls) -> bytes:
     try:
         area = read_file(path, _LARGEST, calls=calls)
     except OSError as error:
         if error.errno in _NOT_THERE:
             raise BackendUnavailableError(
-                f"there is no {path} ({error_name(error)}); it was chosen by name "
-                "(DSTACK_CCEL_FILE), so nothing else is tried"
+                f"boot log: {path} does not exist ({error_name(error)}); correct or unset "
+                "DSTACK_CCEL_FILE",
+                reason="missing",
+                path=str(path),
             ) from error
-        raise _unreadable(path, error) from error
+        raise _read_error(path, error) from error
     if not area:
-        raise BackendError(f"{path}, which was chosen as the firmware's log, is empty")
+        raise BackendError(
+            f"boot log {path}: empty; correct or unset DSTACK_CCEL_FILE",
+            reason="truncated",
+            path=str(path),
+        )
     if len(area) > _LARGEST:
-        raise BackendError(f"{path} has more than {_LARGEST} bytes: that is no firmware's log")
+        raise BackendError(
+            f"boot log {path}: more than {_LARGEST} bytes; correct or unset DSTACK_CCEL_FILE",
+            reason="too_large",
+            path=str(path),
+        )
     return area
 
 
-def _unreadable(path: Path, error: OSError) -> BackendError:
-    said = f"the firmware's log cannot be read: {path}: {error_name(error)}"
+def _read_error(path: Path, error: OSError) -> BackendError:
+    text = f"boot log {path}: cannot be read: {error_name(error)}"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return BackendUnavailableError(f"{said}: {permissions(path)}; only root may by default")
-    return BackendError(said)
+        return BackendUnavailableError(
+            f"{text}: {permissions(path)}; run as root, or grant this user read access",
+            reason="permission_denied",
+            path=str(path),
+        )
+    return BackendError(text, reason="io_error", path=str(path))
 
 
 def _check_not_masked(table: Path, error: OSError) -> None:
-    """Refuse an empty /sys/firmware: there a container hides the table, if there is one."""
+    """Raise if /sys/firmware is empty: a container masks it, and there may be a log."""
     if len(table.parents) < 3:
         return
     firmware = table.parents[2]
@@ -102,34 +121,50 @@ def _check_not_masked(table: Path, error: OSError) -> None:
         return
     if masked:
         raise BackendUnavailableError(
-            f"{firmware} is empty, as in a container that hides it, so nobody can tell if the "
-            f"firmware wrote a log: bind-mount {table.parents[1]} read-only from the host, or "
-            "name a copy of the log by DSTACK_CCEL_FILE"
+            f"boot log: {firmware} is empty, as in a container that masks it; bind-mount "
+            f"{table.parents[1]} read-only from the host, or set DSTACK_CCEL_FILE to a copy of the "
+            "log",
+            reason="missing",
+            path=str(firmware),
         ) from error
 
 
 def _check_table(path: Path, table: bytes) -> int:
-    """Return the size of the area in bytes; BackendError if the table does not describe one."""
+    """Return the size of the log area in bytes; raise BackendError if the table is invalid."""
     if len(table) != _TABLE.size:
-        found = _count(table, _TABLE.size)
-        raise BackendError(f"{path} has {found} bytes, a CCEL table has {_TABLE.size}")
+        found = _shown_size(table, _TABLE.size)
+        raise _malformed(path, f"wrong size: {found} bytes, expected {_TABLE.size}")
     signature, length, kind, size, start = _TABLE.unpack(table)
     if signature != b"CCEL":
-        raise BackendError(f"{path} begins with {signature!r}, not CCEL")
+        raise _malformed(path, f"wrong signature (byte 0): {signature!r}")
     if length != _TABLE.size:
-        raise BackendError(f"{path} says that it has {length} bytes (byte 4), not {_TABLE.size}")
+        raise _malformed(path, f"wrong length field (byte 4): {length}, expected {_TABLE.size}")
     if sum(table) % 256:
-        raise BackendError(f"{path}: its bytes do not add up to 0, as the checksum (byte 9) wants")
+        raise _malformed(path, "wrong checksum (byte 9): the sum of all bytes is not 0 mod 256")
     if kind != _TDX:
-        name = _CC_TYPES.get(kind, "not known")
-        raise BackendError(f"{path} is of CC type {kind} (byte 36), which is {name}, not Intel TDX")
+        name = _CC_TYPES.get(kind, "unknown")
+        raise BackendError(
+            f"CCEL table {path}: wrong CC type (byte 36): {kind} ({name}), expected {_TDX} "
+            "(Intel TDX)",
+            reason="wrong_platform",
+            path=str(path),
+        )
     if not size or not start:
-        raise BackendError(f"{path} names no log area: length {size}, start {start:#x}")
+        raise _malformed(path, f"no log area: length {size} (byte 40), start {start:#x} (byte 48)")
     if size > _LARGEST:
-        raise BackendError(f"{path} names a log area of {size} bytes (byte 40), over {_LARGEST}")
+        raise BackendError(
+            f"CCEL table {path}: log area too large (byte 40): {size} bytes, the limit is "
+            f"{_LARGEST}",
+            reason="too_large",
+            path=str(path),
+        )
     return int(size)
 
 
-def _count(data: bytes, limit: int) -> str:
-    """Return how many bytes were read, for people: reading stops just above the limit."""
+def _malformed(path: Path, text: str) -> BackendError:
+    return BackendError(f"CCEL table {path}: {text}", reason="malformed_response", path=str(path))
+
+
+def _shown_size(data: bytes, limit: int) -> str:
+    """Return the number of bytes as text; reading stops one byte above the limit."""
     return f"more than {limit}" if len(data) > limit else str(len(data))

@@ -1,8 +1,8 @@
-"""What a machine shows of itself: facts for `detect` and `attestkit doctor`, nothing decided.
+"""Inspection of the machine for `detect` and `attestkit doctor`: facts without conclusions.
 
-Everything is looked at below a root, which may be a rig or a host's tree seen from a container.
-Nothing is changed: files are read up to a bound, devices are opened and closed again. All of it is
-in the hands of the host until a quote has been verified.
+All paths are below a root directory, which may be an emulator or a mounted file system. Nothing is
+changed: files are read up to a limit, devices are opened and closed. The facts are not
+authenticated: the host controls them until a quote has been verified.
 """
 
 import errno
@@ -23,178 +23,178 @@ from attestkit.backends.linux.release import KernelRelease
 
 __all__ = [
     "Cpu",
-    "Door",
+    "HostInspection",
     "Mounts",
+    "PathStatus",
     "Platform",
-    "Surroundings",
     "Vsock",
-    "look",
-    "look_at",
-    "platforms",
+    "detect_platforms",
+    "inspect_host",
+    "inspect_path",
     "read_start",
 ]
 
 Cpuid = Callable[[int, int], tuple[int, int, int, int] | None]
 
-READ: Final = 1 << 20  # bytes of a file; a list of mounts may be long
-PIECE: Final = 1 << 16  # bytes of one read
-ENTRIES: Final = 64  # of a folder
+READ: Final = 1 << 20  # bytes of a file; mountinfo can be long
+PIECE: Final = 1 << 16  # bytes per read
+ENTRIES: Final = 64  # names listed of a directory
 APP_FILES: Final = (".appkeys.json", "app-compose.json", ".sys-config.json")
 TRANSPORTS: Final = ("vmw_vsock_virtio_transport", "hv_sock", "vmw_vsock_vmci_transport")
-ISOLATION: Final = {0: "none", 1: "VBS", 2: "SNP", 3: "TDX"}  # Hyper-V's leaf 0x4000000C
+ISOLATION: Final = {0: "none", 1: "VBS", 2: "SNP", 3: "TDX"}  # Hyper-V, leaf 0x4000000C
 AZURE_ASSET_TAG: Final = "7783-7084-3265-9085-8269-3286-77"
 CONTAINERS: Final = ("docker", "kubepods", "containerd", "libpod", "lxc", "crio")
 
 
-class Door(NamedTuple):
-    """A file or folder that a backend needs, as this process sees it."""
+class PathStatus(NamedTuple):
+    """A file or directory that a backend needs, and whether this process can access it."""
 
     path: str
-    need: str  # "open": for reading and writing; "read", "write", "make" (entries in it), "see"
-    kind: str = ""  # "folder", "file", "character device", "socket", ...; empty if it is not seen
+    need: str  # "open" (for reading and writing), "read", "write", "make" (create entries), "see"
+    kind: str = ""  # "folder", "file", "character device", "socket", ...; empty if stat failed
     mode: str = ""  # "0600"
     owner: str = ""
     group: str = ""
-    error: str | None = "ENOENT"  # why it does not serve the need, an errno's name; None: it does
+    error: str | None = "ENOENT"  # symbol of the errno of the needed access; None: it works
 
     @property
-    def there(self) -> bool:
-        """True if it is there, of use or not."""
+    def exists(self) -> bool:
+        """True if the file exists, accessible or not."""
         return bool(self.kind)
 
 
 class Cpu(NamedTuple):
-    """What CPUID says; all of it False and empty, and `known` False, under the plain core."""
+    """Facts from CPUID; the defaults, with `known` False, without the compiled core."""
 
     known: bool = False
     tdx: bool = False  # a TDX guest, leaf 0x21
-    sev_snp: bool = False  # the CPU has SEV-SNP, leaf 0x8000001F: a host's has it, too
+    sev_snp: bool = False  # the CPU supports SEV-SNP, leaf 0x8000001F; also on hosts
     hypervisor: str = ""  # "KVMKVMKVM"; empty on bare metal
-    isolation: str = "none"  # what Hyper-V's paravisor stands on: "none", "VBS", "SNP" or "TDX"
+    isolation: str = "none"  # Hyper-V isolation type: "none", "VBS", "SNP" or "TDX"
 
 
 class Mounts(NamedTuple):
-    """File systems: "read-write", "read-only", "not mounted", or "unknown" without /proc."""
+    """Mounts: "read-write", "read-only", "not mounted", or "unknown" without /proc."""
 
     configfs: str
     sysfs: str
-    firmware: str  # /sys/firmware: "visible", "masked" if it is empty, "missing"
+    firmware: str  # /sys/firmware: "visible", "masked" (empty) or "missing"
 
 
 class Vsock(NamedTuple):
-    """The way to the host's quoting service."""
+    """Vsock, which the quoting service of the host needs."""
 
-    socket: str | None  # errno's name why no AF_VSOCK socket can be made; None: it can
-    node: Door
+    socket: str | None  # symbol of the errno of creating an AF_VSOCK socket; None: it works
+    node: PathStatus
     transports: tuple[str, ...]
 
 
 class Platform(NamedTuple):
-    """A cloud or a TEE of another kind, and what that means here."""
+    """A cloud or another kind of TEE, how it was detected, and whether it is supported."""
 
     name: str
     saw: str
-    supported: bool  # False: its evidence cannot be had by this release, whatever is mended
+    supported: bool  # False: this release does not support its evidence
     advice: str
 
 
-class Surroundings(NamedTuple):
-    """Everything that was looked at."""
+class HostInspection(NamedTuple):
+    """All facts of one inspection."""
 
     root: str
     paths: KernelPaths
     kernel: KernelRelease
     cpu: Cpu
     mounts: Mounts
-    report: Door
-    entries: tuple[str, ...]  # names in the report folder, the first 64
-    tdx_guest: Door
-    old_nodes: tuple[Door, ...]
-    sev_guest: Door
-    measurements: Door
-    rtmr3: Door
-    ccel_table: Door
-    ccel_data: Door
-    attest_conf: Door
+    report: PathStatus
+    entries: tuple[str, ...]  # names in the report directory, at most 64
+    tdx_guest: PathStatus
+    old_nodes: tuple[PathStatus, ...]
+    sev_guest: PathStatus
+    measurements: PathStatus
+    rtmr3: PathStatus
+    ccel_table: PathStatus
+    ccel_data: PathStatus
+    attest_conf: PathStatus
     vsock: Vsock
-    boot_id: Door
-    runtime_log: Door
-    agent_sockets: tuple[Door, ...]
-    app_folder: Door
-    app_files: tuple[Door, ...]
-    container: tuple[str, ...]  # hints that this is one
+    boot_id: PathStatus
+    runtime_log: PathStatus
+    agent_sockets: tuple[PathStatus, ...]
+    app_folder: PathStatus
+    app_files: tuple[PathStatus, ...]
+    container: tuple[str, ...]  # indications of a container
     platforms: tuple[Platform, ...]
 
 
-def look(
+def inspect_host(
     paths: KernelPaths,
     app_folder: Path,
     *,
     root: str | os.PathLike[str] = "/",
     cpuid: Cpuid = _native.cpuid,
-) -> Surroundings:
-    """Look at the kernel's `paths`, at the app's files, and for the rest below `root`.
+) -> HostInspection:
+    """Inspect the kernel's `paths`, the files of the app, and the system below `root`.
 
-    `cpuid` returns EAX, EBX, ECX and EDX of a leaf and subleaf, or None if it cannot tell.
+    `cpuid` returns EAX, EBX, ECX and EDX of a leaf and subleaf, or None if it is not available.
     """
     base = Path(root)
-    return Surroundings(
+    return HostInspection(
         root=str(base),
         paths=paths,
         kernel=_kernel(base),
-        cpu=look_at_cpu(cpuid),
+        cpu=inspect_cpu(cpuid),
         mounts=_mounts(base),
-        report=look_at(paths.tsm_report, "make"),
-        entries=_names(paths.tsm_report),
-        tdx_guest=look_at(paths.tdx_guest, "open"),
-        old_nodes=tuple(look_at(path, "see") for path in paths.old_nodes),
-        sev_guest=look_at(paths.sev_guest, "open"),
-        measurements=look_at(paths.measurements, "see"),
-        rtmr3=look_at(paths.measurements / "rtmr3:sha384", "write"),
-        ccel_table=look_at(paths.ccel_table, "read"),
-        ccel_data=look_at(paths.ccel_file or paths.ccel_data, "read"),
-        attest_conf=look_at(paths.tdx_attest_conf, "read"),
+        report=inspect_path(paths.tsm_report, "make"),
+        entries=_list_names(paths.tsm_report),
+        tdx_guest=inspect_path(paths.tdx_guest, "open"),
+        old_nodes=tuple(inspect_path(path, "see") for path in paths.old_nodes),
+        sev_guest=inspect_path(paths.sev_guest, "open"),
+        measurements=inspect_path(paths.measurements, "see"),
+        rtmr3=inspect_path(paths.measurements / "rtmr3:sha384", "write"),
+        ccel_table=inspect_path(paths.ccel_table, "read"),
+        ccel_data=inspect_path(paths.ccel_file or paths.ccel_data, "read"),
+        attest_conf=inspect_path(paths.tdx_attest_conf, "read"),
         vsock=_vsock(base),
-        boot_id=look_at(paths.boot_id, "read"),
-        runtime_log=look_at(paths.runtime_log, "make"),
-        agent_sockets=tuple(look_at(path, "write") for path in _agent_sockets(base)),
-        app_folder=look_at(app_folder, "see"),
-        app_files=tuple(look_at(app_folder / name, "read") for name in APP_FILES),
+        boot_id=inspect_path(paths.boot_id, "read"),
+        runtime_log=inspect_path(paths.runtime_log, "make"),
+        agent_sockets=tuple(inspect_path(path, "write") for path in _agent_sockets(base)),
+        app_folder=inspect_path(app_folder, "see"),
+        app_files=tuple(inspect_path(app_folder / name, "read") for name in APP_FILES),
         container=_container(base),
-        platforms=platforms(base, cpuid),
+        platforms=detect_platforms(base, cpuid),
     )
 
 
 def _kernel(root: Path) -> KernelRelease:
-    """Read what the root says, else what runs: a tree has no kernel of its own."""
-    text = _text(root / "proc/sys/kernel/osrelease", 256)
+    """Return the release from `root`, otherwise that of the running kernel."""
+    text = _read_text(root / "proc/sys/kernel/osrelease", 256)
     return KernelRelease.parse(text or platform.release())
 
 
 # -- one file --------------------------------------------------------------------------------------
 
 
-def look_at(path: Path, need: str) -> Door:
-    """Look at a file or folder, and whether it serves the need; see `Door.need`."""
+def inspect_path(path: Path, need: str) -> PathStatus:
+    """Inspect a file or directory, and test the access in `need`; see `PathStatus.need`."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
-        return Door(str(path), need, error=_errno_name(error))
-    return Door(
+        return PathStatus(str(path), need, error=_errno_name(error))
+    return PathStatus(
         str(path),
         need,
         kind=_kind(status.st_mode),
         mode=f"{stat.S_IMODE(status.st_mode):04o}",
         owner=_user(status.st_uid),
         group=_group(status.st_gid),
-        error=_refusal(path, need, status.st_mode),
+        error=_access_error(path, need, status.st_mode),
     )
 
 
-def _refusal(path: Path, need: str, mode: int) -> str | None:
-    """Return the errno's name with which it refuses, None if it does not.
+def _access_error(path: Path, need: str, mode: int) -> str | None:
+    """Return the symbol of the errno of the needed access, or None if it works.
 
-    What an open tells is not in the mode alone: a container's device rules say EPERM.
+    Devices are opened: the device rules of a container return EPERM whatever the mode is.
     """
     if need == "see":
         return None
@@ -202,9 +202,9 @@ def _refusal(path: Path, need: str, mode: int) -> str | None:
     if folder is not (need == "make"):
         return "EISDIR" if folder else "ENOTDIR"
     if need in ("open", "read"):
-        return _opening_says(path, need, mode)
-    wanted = os.W_OK | os.X_OK if folder else os.W_OK
-    if os.access(path, wanted, effective_ids=os.access in os.supports_effective_ids):
+        return _open_error(path, need, mode)
+    access = os.W_OK | os.X_OK if folder else os.W_OK
+    if os.access(path, access, effective_ids=os.access in os.supports_effective_ids):
         return None
     try:
         read_only = os.statvfs(path).f_flag & os.ST_RDONLY
@@ -213,9 +213,9 @@ def _refusal(path: Path, need: str, mode: int) -> str | None:
     return "EROFS" if read_only else "EACCES"
 
 
-def _opening_says(path: Path, need: str, mode: int) -> str | None:
+def _open_error(path: Path, need: str, mode: int) -> str | None:
     if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):
-        return "ENXIO"  # nothing that a kernel offers; the owner of a pipe would notice an open
+        return "ENXIO"  # opening a pipe or socket could affect its owner
     flags = os.O_RDWR if need == "open" else os.O_RDONLY
     try:
         os.close(os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY))
@@ -241,7 +241,7 @@ def _kind(mode: int) -> str:
 
 
 def _user(number: int) -> str:
-    import pwd  # may ask the network's directory, so only when there is something to name
+    import pwd  # may use a network directory, so imported only when needed
 
     try:
         return pwd.getpwuid(number).pw_name
@@ -259,12 +259,12 @@ def _group(number: int) -> str:
 
 
 def read_start(path: Path, size: int) -> bytes:
-    """Return the first `size` bytes of a file, or all that it has.
+    """Return the first `size` bytes of a file, or its whole content.
 
-    In pieces: files in /proc/sys refuse a read of several MiB with ENOMEM, however short they are.
+    It is read in pieces: files in /proc/sys fail with ENOMEM for reads of several MiB.
 
     Raises:
-        OSError: It cannot be read; names the file.
+        OSError: If the file cannot be read; with its path.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     data = bytearray()
@@ -278,15 +278,15 @@ def read_start(path: Path, size: int) -> bytes:
     return bytes(data)
 
 
-def _text(path: Path, size: int = READ) -> str | None:
-    """Return the first `size` bytes of a file as text, None if it cannot be read."""
+def _read_text(path: Path, size: int = READ) -> str | None:
+    """Return the first `size` bytes of a file as text, or None if it cannot be read."""
     try:
         return read_start(path, size).decode("utf-8", errors="replace").strip()
     except (OSError, ValueError):
         return None
 
 
-def _names(folder: Path) -> tuple[str, ...]:
+def _list_names(folder: Path) -> tuple[str, ...]:
     try:
         with os.scandir(folder) as found:
             return tuple(sorted(entry.name for entry in islice(found, ENTRIES)))
@@ -297,8 +297,8 @@ def _names(folder: Path) -> tuple[str, ...]:
 # -- the CPU ---------------------------------------------------------------------------------------
 
 
-def look_at_cpu(cpuid: Cpuid) -> Cpu:
-    """Ask CPUID what it runs on; the leaves are those of linux-tee-abi.md, sections 7.1 to 7.3."""
+def inspect_cpu(cpuid: Cpuid) -> Cpu:
+    """Read CPUID; the leaves are in linux-tee-abi.md, sections 7.1 to 7.3."""
     if cpuid(0, 0) is None:
         return Cpu()
 
@@ -328,7 +328,7 @@ def look_at_cpu(cpuid: Cpuid) -> Cpu:
 
 def _mounts(root: Path) -> Mounts:
     firmware = root / "sys/firmware"
-    state = "visible" if _names(firmware) else "masked" if firmware.is_dir() else "missing"
+    state = "visible" if _list_names(firmware) else "masked" if firmware.is_dir() else "missing"
     lines = _mount_lines(root)
     if lines is None:
         return Mounts("unknown", "unknown", state)
@@ -340,15 +340,15 @@ def _mounts(root: Path) -> Mounts:
 
 
 def _mount_lines(root: Path) -> list[str] | None:
-    """Return what is mounted, a line each; the first process' view where there is no own one."""
+    """Return the lines of mountinfo of this process, otherwise of process 1."""
     for process in ("self", "1"):
-        if text := _text(root / "proc" / process / "mountinfo"):
+        if text := _read_text(root / "proc" / process / "mountinfo"):
             return text.splitlines()
     return None
 
 
 def _mounted(lines: list[str], path: str, kind: str) -> str:
-    """Tell how the file system that holds `path` is mounted (proc_pid_mountinfo(5))."""
+    """Return the state of the mount that contains `path` (proc_pid_mountinfo(5))."""
     best, found = "", "not mounted"
     for line in lines:
         before, _, after = line.partition(" - ")
@@ -356,7 +356,7 @@ def _mounted(lines: list[str], path: str, kind: str) -> str:
         if len(words) < 6 or len(types) < 3:
             continue
         point = words[4]
-        # Of two at one place the later hides the earlier.
+        # The last mount at a mount point hides the earlier ones.
         if len(point) >= len(best) and f"{path}/".startswith(f"{point.rstrip('/')}/"):
             read_only = "ro" in words[5].split(",") or "ro" in types[2].split(",")
             best = point
@@ -367,9 +367,9 @@ def _mounted(lines: list[str], path: str, kind: str) -> str:
 
 def _container(root: Path) -> tuple[str, ...]:
     hints = [f"/{name}" for name in (".dockerenv", "run/.containerenv") if (root / name).exists()]
-    if kind := _text(root / "run/systemd/container", 64):
+    if kind := _read_text(root / "run/systemd/container", 64):
         hints.append(f"/run/systemd/container: {kind}")
-    cgroup = _text(root / "proc/self/cgroup", 4096) or ""
+    cgroup = _read_text(root / "proc/self/cgroup", 4096) or ""
     hints += [f"/proc/self/cgroup: {name}" for name in CONTAINERS if name in cgroup][:1]
     for line in _mount_lines(root) or ():
         words = line.split(" ")
@@ -380,11 +380,11 @@ def _container(root: Path) -> tuple[str, ...]:
 
 
 def _agent_sockets(root: Path) -> list[Path]:
-    """Return where an agent's socket would be; a tree's /var/run may be a link out of the tree."""
+    """Return the agent sockets below `root`; without /var/run, a link that may leave `root`."""
     return [
-        root / place.lstrip("/")
-        for place in linux_paths.AGENT_SOCKETS
-        if root == Path("/") or not place.startswith("/var/")
+        root / path.lstrip("/")
+        for path in linux_paths.AGENT_SOCKETS
+        if root == Path("/") or not path.startswith("/var/")
     ]
 
 
@@ -392,30 +392,30 @@ def _vsock(root: Path) -> Vsock:
     problem = None
     try:
         socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
-    except (OSError, AttributeError) as error:  # no AF_VSOCK: Python was built without it
+    except (OSError, AttributeError) as error:  # AttributeError: Python built without vsock
         problem = _errno_name(error)
     loaded = [
         name
         for name in TRANSPORTS
-        if any((root / where / name).exists() for where in ("sys/module", "sys/bus/virtio/drivers"))
+        if any((root / path / name).exists() for path in ("sys/module", "sys/bus/virtio/drivers"))
     ]
-    return Vsock(problem, look_at(root / "dev/vsock", "see"), tuple(loaded))
+    return Vsock(problem, inspect_path(root / "dev/vsock", "see"), tuple(loaded))
 
 
-# -- clouds, and TEEs of another kind --------------------------------------------------------------
+# -- clouds and other TEEs -------------------------------------------------------------------------
 
 
-def platforms(
+def detect_platforms(
     root: str | os.PathLike[str] = "/", cpuid: Cpuid = _native.cpuid
 ) -> tuple[Platform, ...]:
-    """Name what this runs on, where that is known and matters for its evidence."""
+    """Detect clouds and other TEEs that matter for the evidence."""
     base = Path(root)
-    found = [*_azure(base, look_at_cpu(cpuid)), *_cloud(base)]
+    found = [*_azure(base, inspect_cpu(cpuid)), *_cloud(base)]
     if (base / "dev/nsm").exists():
-        found.append(_other("AWS Nitro enclave", "/dev/nsm is there"))
+        found.append(_other("AWS Nitro enclave", "/dev/nsm exists"))
     if (base / "sys/devices/platform/arm-cca-dev").exists():
-        found.append(_other("Arm CCA", "/sys/devices/platform/arm-cca-dev is there"))
-    if _text(base / "sys/firmware/uv/prot_virt_guest", 16) == "1":
+        found.append(_other("Arm CCA", "/sys/devices/platform/arm-cca-dev exists"))
+    if _read_text(base / "sys/firmware/uv/prot_virt_guest", 16) == "1":
         found.append(_other("IBM Secure Execution", "/sys/firmware/uv/prot_virt_guest is 1"))
     return tuple(found)
 
@@ -425,14 +425,12 @@ def _other(name: str, saw: str) -> Platform:
 
 
 def _dmi(root: Path, name: str) -> str:
-    return _text(root / "sys/class/dmi/id" / name, 256) or ""
+    return _read_text(root / "sys/class/dmi/id" / name, 256) or ""
 
 
 def _azure(root: Path, cpu: Cpu) -> list[Platform]:
-    """Find a guest whose TEE is the paravisor's, so that it has no TDX or SNP device of its own."""
-    behind = (
-        "the TEE is the paravisor's and its evidence the vTPM's, not supported yet by attestkit"
-    )
+    """Detect Azure; behind its paravisor, a guest has no TDX or SNP device."""
+    behind = "the evidence is in the vTPM of the paravisor; not supported yet by attestkit"
     if cpu.isolation in ("SNP", "TDX"):
         name = f"Azure {cpu.isolation} guest behind the paravisor"
         saw = f"CPUID: Hyper-V isolation type {cpu.isolation}"
@@ -445,17 +443,15 @@ def _azure(root: Path, cpu: Cpu) -> list[Platform]:
     if tpm and not cpu.known:
         name = "Azure, perhaps a confidential VM behind the paravisor"
         return [Platform(name, "DMI: Azure; a vTPM", supported=False, advice=f"if so, {behind}")]
-    return [Platform("Azure", "DMI: Azure", supported=True, advice="no paravisor was found")]
+    return [Platform("Azure", "DMI: Azure", supported=True, advice="no paravisor found")]
 
 
 def _cloud(root: Path) -> list[Platform]:
     vendor, product = _dmi(root, "sys_vendor"), _dmi(root, "product_name")
     if vendor == "Google" or product == "Google Compute Engine":
-        advice = (
-            "TDX and SEV-SNP go through configfs_tsm; evidence of the vTPM is not supported yet"
-        )
+        advice = "use configfs_tsm for TDX and SEV-SNP; evidence of the vTPM is not supported yet"
         return [Platform("Google Cloud", "DMI: Google", supported=True, advice=advice)]
     if vendor == "Amazon EC2":
-        advice = "SEV-SNP goes through configfs_tsm; evidence of the NitroTPM is not supported yet"
+        advice = "use configfs_tsm for SEV-SNP; evidence of the NitroTPM is not supported yet"
         return [Platform("AWS EC2", "DMI: Amazon EC2", supported=True, advice=advice)]
     return []

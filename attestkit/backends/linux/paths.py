@@ -1,4 +1,4 @@
-"""Where Linux keeps what a TEE backend asks: every path, in one place.
+"""Paths of the TEE interfaces of Linux.
 
 Sources: the kernel's Documentation/ABI/testing (configfs-tsm-report,
 sysfs-devices-virtual-misc-tdx_guest), the ACPI specification (CCEL), the dstack guest agent.
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 __all__ = ["KernelPaths"]
 
-# Where a guest agent listens, in the order in which its clients look.
+# Sockets of a guest agent, in the search order of the dstack clients.
 AGENT_SOCKETS: Final = (
     "/var/run/dstack.sock",
     "/run/dstack.sock",
@@ -20,25 +20,25 @@ AGENT_SOCKETS: Final = (
 
 
 class KernelPaths(NamedTuple):
-    """The files and folders of the kernel's TEE interfaces; `below` moves them to another root."""
+    """Paths of the kernel's TEE interfaces; `below` moves them to another root directory."""
 
     tsm_report: Path = Path("/sys/kernel/config/tsm/report")
-    tsm_entry: Path | None = None  # a ready-made entry to use; None: a fresh one a request
+    tsm_entry: Path | None = None  # an existing entry; None: a new entry for each request
     tdx_guest: Path = Path("/dev/tdx_guest")
     old_nodes: tuple[Path, ...] = (Path("/dev/tdx-guest"), Path("/dev/tdx-attest"))
     measurements: Path = Path("/sys/devices/virtual/misc/tdx_guest/measurements")
-    measurements_named: bool = False  # True: somebody chose `measurements`, so there is no fallback
+    measurements_configured: bool = False  # True: `measurements` was configured: no fallback
     sev_guest: Path = Path("/dev/sev-guest")
     ccel_table: Path = Path("/sys/firmware/acpi/tables/CCEL")
     ccel_data: Path = Path("/sys/firmware/acpi/tables/data/CCEL")
-    ccel_file: Path | None = None  # a copy of the log to use in place of both
+    ccel_file: Path | None = None  # a copy of the log, used instead of both
     tdx_attest_conf: Path = Path("/etc/tdx-attest.conf")
     boot_id: Path = Path("/proc/sys/kernel/random/boot_id")
     runtime_log: Path = Path("/run/log/dstack")
 
     @classmethod
     def below(cls, root: str | os.PathLike[str]) -> "KernelPaths":
-        """Return the same files below `root`: for a rig, or a host's tree seen from a container."""
+        """Return the default paths below `root`, such as an emulator or a mounted file system."""
         base = Path(root)
 
         def moved(path: Path) -> Path:

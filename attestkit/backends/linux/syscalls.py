@@ -1,12 +1,11 @@
-"""System calls on device files: one each, with the GIL released, and an OSError for a failure.
+"""System calls on device files: made once, with the GIL released; failures are OSErrors.
 
-`os.read` and `os.write` repeat a call that a signal interrupted, which hides the EINTR that a
-device's rules give a meaning to. `fcntl.ioctl` holds the GIL while it works on more than 1024
-bytes, so that a slow device stops every thread, and a buffer shorter than what the kernel writes
-crashes the interpreter. Signals keep their meaning: Python's handlers run once the call is over.
+The standard library is not usable here: `os.read` and `os.write` retry after EINTR, which has a
+meaning for these devices (PEP 475). `fcntl.ioctl` holds the GIL for buffers above 1024 bytes, and a
+buffer shorter than the kernel's write corrupts memory. Python's signal handlers run after the call.
 
-The arithmetic of ioctl numbers is that of x86 (asm-generic/ioctl.h): direction in bits 30 and 31,
-size of the argument in bits 16 to 29, type in bits 8 to 15, number in bits 0 to 7.
+ioctl numbers are those of asm-generic/ioctl.h: direction in bits 30 and 31, size of the argument in
+bits 16 to 29, type in bits 8 to 15, number in bits 0 to 7.
 """
 
 import ctypes
@@ -37,7 +36,7 @@ __all__ = [
     "write",
 ]
 
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)  # a CDLL lets the GIL go, a PyDLL would keep it
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)  # a CDLL releases the GIL, a PyDLL does not
 _LIBC.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 _LIBC.ioctl.restype = ctypes.c_int
 _LIBC.read.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
@@ -46,25 +45,25 @@ _LIBC.write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
 _LIBC.write.restype = ctypes.c_ssize_t
 
 _LARGEST_READ: Final = 1 << 30  # bytes; Linux itself stops just below 2 GiB
-_PIECE: Final = 32 << 10  # bytes to ask for at once; sysfs gives a page at a time
-_INTERRUPTIONS: Final = 100  # signals that one file's reading survives
+_PIECE: Final = 32 << 10  # bytes per read; sysfs returns one page at a time
+_INTERRUPTIONS: Final = 100  # EINTRs that read_file ignores
 
 
 # -- ioctl numbers -----------------------------------------------------------------------------
 
 
 def ior(kind: str, number: int, size: int) -> int:
-    """Return `_IOR(kind, number, size)`: by its name the kernel writes `size` bytes."""
+    """Return `_IOR(kind, number, size)`: the kernel writes `size` bytes."""
     return _command(2, kind, number, size)
 
 
 def iow(kind: str, number: int, size: int) -> int:
-    """Return `_IOW(kind, number, size)`: by its name the kernel reads `size` bytes."""
+    """Return `_IOW(kind, number, size)`: the kernel reads `size` bytes."""
     return _command(1, kind, number, size)
 
 
 def iowr(kind: str, number: int, size: int) -> int:
-    """Return `_IOWR(kind, number, size)`: by its name the kernel reads and writes `size` bytes."""
+    """Return `_IOWR(kind, number, size)`: the kernel reads and writes `size` bytes."""
     return _command(3, kind, number, size)
 
 
@@ -73,7 +72,7 @@ def _command(direction: int, kind: str, number: int, size: int) -> int:
 
 
 def size_of(command: int) -> int:
-    """Return the size in bytes of the argument that an ioctl number names."""
+    """Return the size in bytes of the argument that is encoded in an ioctl number."""
     return command >> 16 & 0x3FFF
 
 
@@ -81,58 +80,64 @@ def size_of(command: int) -> int:
 
 
 def open_file(path: str | os.PathLike[str], flags: int, folder: int | None = None) -> int:
-    """Return a descriptor that no child program inherits; `folder` is where `path` starts.
+    """Open a file with O_CLOEXEC, relative to the descriptor `folder`; return its descriptor.
 
     Raises:
-        OSError: The file cannot be opened so.
+        OSError: If the file cannot be opened.
     """
     return os.open(path, flags | os.O_CLOEXEC, dir_fd=folder)
 
 
 def ioctl(fd: int, command: int, buffer: bytearray) -> int:
-    """Make one ioctl call on `buffer`, which the kernel may read and write; return its result.
+    """Make one ioctl call with `buffer` as its argument; return its result.
 
     Raises:
-        UsageError: The number names no argument, or the buffer is not a bytearray as long as that.
-        OSError: The call failed, or a signal interrupted it: it is not made again.
+        UsageError: If the number has no argument size, or `buffer` is not a bytearray of that size.
+        OSError: If the call failed or was interrupted; it is not retried.
     """
     size = size_of(command)
     if not size or command >> 32:
-        raise UsageError(f"ioctl {command:#x} names no argument of a known size")
+        raise UsageError(
+            f"ioctl {command:#x}: no argument size in the request number", reason="wrong_value"
+        )
     if type(buffer) is not bytearray or len(buffer) != size:
-        raise UsageError(f"ioctl {command:#010x} takes a bytearray of {size} bytes")
-    argument = (ctypes.c_char * size).from_buffer(buffer)  # until it goes nobody can resize it
+        kind = type(buffer).__name__
+        raise UsageError(
+            f"ioctl {command:#010x}: argument must be a bytearray of {size} bytes: {kind}",
+            reason="wrong_size" if type(buffer) is bytearray else "wrong_type",
+        )
+    argument = (ctypes.c_char * size).from_buffer(buffer)  # locks the size of `buffer`
     result: int = _LIBC.ioctl(fd, command, argument)
-    return _checked(result)
+    return _check_result(result)
 
 
 def read(fd: int, size: int) -> bytes:
-    """Make one read call for at most `size` bytes, none at the end of the file.
+    """Make one read call for at most `size` bytes; empty at the end of the file.
 
     Raises:
-        UsageError: `size` is negative, or above 1 GiB.
-        OSError: The call failed, or a signal interrupted it: it is not made again.
+        UsageError: If `size` is negative or above 1 GiB.
+        OSError: If the call failed or was interrupted; it is not retried.
     """
     if not 0 <= size <= _LARGEST_READ:
-        raise UsageError(f"cannot read {size} bytes at once")
+        raise UsageError(f"size: must be 0 to {_LARGEST_READ} bytes: {size}", reason="out_of_range")
     buffer = ctypes.create_string_buffer(size)
-    count = _checked(_LIBC.read(fd, buffer, size))
+    count = _check_result(_LIBC.read(fd, buffer, size))
     return ctypes.string_at(buffer, count)
 
 
 def write(fd: int, data: bytes) -> int:
-    """Make one write call and return how many bytes it took.
+    """Make one write call; return the number of bytes written.
 
     Raises:
-        UsageError: `data` is not bytes.
-        OSError: The call failed, or a signal interrupted it: it is not made again.
+        UsageError: If `data` is not bytes.
+        OSError: If the call failed or was interrupted; it is not retried.
     """
     if type(data) is not bytes:
-        raise UsageError(f"a write takes bytes, not {type(data).__name__}")
-    return _checked(_LIBC.write(fd, data, len(data)))
+        raise UsageError(f"data: must be bytes: {type(data).__name__}", reason="wrong_type")
+    return _check_result(_LIBC.write(fd, data, len(data)))
 
 
-def _checked(result: int) -> int:
+def _check_result(result: int) -> int:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -140,15 +145,12 @@ def _checked(result: int) -> int:
 
 
 def address_of(pages: mmap) -> int:
-    """Return where writable mapped memory is, for a struct that points to it.
-
-    It holds as long as `pages` is open, which is the caller's to see to.
-    """
+    """Return the address of writable mapped memory, valid while `pages` is open."""
     return ctypes.addressof(ctypes.c_char.from_buffer(pages))
 
 
 class DeviceCalls(NamedTuple):
-    """The calls that a backend makes; a test hands in others."""
+    """The system calls of a backend; tests replace them."""
 
     open_file: Callable[[str | os.PathLike[str], int, int | None], int] = open_file
     ioctl: Callable[[int, int, bytearray], int] = ioctl
@@ -166,12 +168,12 @@ def read_file(
     folder: int | None = None,
     calls: DeviceCalls = REAL_CALLS,
 ) -> bytes:
-    """Return what a file holds, at most `limit` bytes and one more, which tells that it is longer.
+    """Return the content of a file; of one longer than `limit`, the first `limit` + 1 bytes.
 
-    The size that the file claims is not looked at: the kernel's files claim 0, or a page.
+    The size from fstat is ignored: files of the kernel report 0 or one page.
 
     Raises:
-        OSError: It cannot be opened or read.
+        OSError: If the file cannot be opened or read.
     """
     fd = calls.open_file(path, os.O_RDONLY, folder)
     try:
@@ -180,7 +182,7 @@ def read_file(
         while left:
             try:
                 piece = calls.read(fd, min(left, _PIECE))
-            except InterruptedError:  # reading on changes nothing
+            except InterruptedError:  # no data was consumed
                 if (interrupted := interrupted + 1) > _INTERRUPTIONS:
                     raise
                 continue
@@ -193,22 +195,22 @@ def read_file(
         os.close(fd)
 
 
-# -- what a refusal means ----------------------------------------------------------------------
+# -- texts for errors --------------------------------------------------------------------------
 
 
 def error_name(error: OSError) -> str:
-    """Return an error as people look it up: "EACCES, permission denied"."""
+    """Return the symbol and the text of an errno: "EACCES, permission denied"."""
     number = error.errno or 0
     return f"{errno.errorcode.get(number, f'errno {number}')}, {os.strerror(number).lower()}"
 
 
 def permissions(path: str | os.PathLike[str]) -> str:
-    """Return who may use a file, and who we are: what somebody needs to know who is refused."""
+    """Return mode, owner and group of a file, and the user and groups of this process."""
     groups = ",".join(map(str, sorted({os.getegid(), *os.getgroups()})))
-    we = f"we are uid {os.geteuid()}, groups {groups}"
+    process = f"this process has uid {os.geteuid()}, groups {groups}"
     try:
         found = Path(path).stat()
     except OSError as error:
-        return f"{path} cannot be looked at ({error_name(error)}); {we}"
+        return f"stat of {path} failed ({error_name(error)}); {process}"
     mode = stat.S_IMODE(found.st_mode)
-    return f"{path} has mode {mode:04o}, owner uid {found.st_uid}, group {found.st_gid}; {we}"
+    return f"{path} has mode {mode:04o}, owner uid {found.st_uid}, group {found.st_gid}; {process}"

@@ -1,14 +1,13 @@
-"""A backend that records what another one answered, and answers so later, byte for byte.
+"""Backend that records the calls of another backend to a file, and replays them byte for byte.
 
-While it records, every call goes through to the other backend, and call and answer are written to
-one file. From that file it answers later, on any machine. What was not recorded is not made up: the
-error says what was. Keys are never recorded.
+While recording, every call is forwarded to the other backend, and call and result are written to
+one file. A replay works on any machine. A call that was not recorded is an error that lists the
+recorded ones. Keys are never recorded.
 
-A replay is `simulated`, whatever was recorded. Its evidence may well be a hardware's and verify as
-such, but it says nothing about the machine that shows it, now; only whoever asks for fresh report
-data will notice. So nobody picks a replay without naming it, it says of itself what a simulator
-does, and a program that takes no simulated TEE takes no recording either. What the recorded backend
-said is `recorded_simulated`.
+A replay is always `simulated`: its evidence may be of hardware and verify as such, but it proves
+nothing about the present machine, which only a verifier with fresh report data notices. So a replay
+is used only by name, and programs that reject simulated TEEs reject it too. The property of the
+recorded backend is `recorded_simulated`.
 """
 
 import os
@@ -28,25 +27,29 @@ from attestkit.backends.base import (
     SnpReporter,
     hosts_app,
 )
-from attestkit.backends.recording.call_codec import from_hex
-from attestkit.backends.recording.recorded_host import host_from_json, host_of
+from attestkit.backends.recording.call_codec import decode_hex
+from attestkit.backends.recording.recorded_host import host_from_json, host_to_json
 from attestkit.backends.recording.recorded_protocols import (
     AgentAbility,
     HostAbility,
-    Inside,
+    ProxyState,
     RegisterAbility,
     ResetAbility,
     Resettable,
     SnpAbility,
 )
-from attestkit.backends.recording.recorder import PlayingTape, RecordingTape
-from attestkit.backends.recording.recording_file import RecordingWriter, member, read_recording
+from attestkit.backends.recording.recorder import Recorder, Replayer
+from attestkit.backends.recording.recording_file import (
+    RecordingWriter,
+    header_field,
+    read_recording,
+)
 from attestkit.errors import BackendUnavailableError, FormatError, UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 else:
-    Self = TypeVar("Self")  # for who reads the hints while the program runs
+    Self = TypeVar("Self")  # for programs that evaluate the hints at run time
 
 __all__ = ["Recording"]
 
@@ -64,47 +67,43 @@ def _clock() -> float:
 
 
 class Recording:
-    """Records a backend, or answers from a recording; it can do what the recorded backend can.
+    """Recorder of a backend, or replay of a recording, with the protocols of the recorded backend.
 
-    A replay of hardware also knows the app, as far as the host had told: it is an `AppHost`, which
-    `attestkit.backends.base.hosts_app` tells.
-
-    Threads may share it; one call is made at a time.
+    A replay of hardware is also an `AppHost` if the host described the app; check that with
+    `attestkit.backends.base.hosts_app`. Thread-safe; calls are serialised.
 
     Args:
-        path: The file. None: what `$ATTESTKIT_RECORDING` names. A new recording needs a name where
-            nothing is yet, and is readable by this user only.
-        of: The backend to record: its name, or itself, and then `close` closes it. None: answer
-            from the file.
-        options: What the named backend takes.
-        now: Seconds since 1970, for the header.
+        path: The file; None: `$ATTESTKIT_RECORDING`. A new recording needs an unused path, and is
+            created with mode 0600.
+        of: The backend to record, by name, or as an object that `close` closes. None: replay.
+        options: Options of the named backend.
+        now: Returns Unix time, for the header.
 
     Attributes:
-        of: The backend that is recorded, for what a recording does not pass on; None in a replay.
+        of: The recorded backend, for methods that a recording does not forward; None in a replay.
         recorded: The name of the recorded backend.
-        recorded_simulated: Whether that was simulated.
-        trust_anchor: The root certificate (DER) that vouches for the evidence of a simulated TEE;
-            None if its backend tells none.
-        complete: Whether the program that recorded closed it; False while it is recorded.
-        simulated: In a replay True, whatever was recorded.
+        recorded_simulated: Whether the recorded backend was simulated.
+        trust_anchor: The root certificate (DER) for evidence of a simulated TEE, or None.
+        complete: Whether the recording was closed; False while recording.
+        simulated: True in a replay.
 
     Raises:
-        UsageError: The arguments do not fit, or there is a file already.
-        BackendUnavailableError: There is no such recording; or the backend cannot run here.
-        FormatError: The file is no recording; the text names the line.
-        BackendError: What the recorded backend raises.
+        UsageError: If the arguments are invalid, or the file exists already.
+        BackendUnavailableError: If the recording is missing, or the backend is unusable here.
+        FormatError: If the file is not a valid recording.
+        BackendError: If the recorded backend fails.
     """
 
     name = "recording"
     simulated = True
-    blocking = True  # a disk is waited for
+    blocking = True  # it writes to a disk
     path: Path
     of: Backend | None
     recorded: str
     recorded_simulated: bool
     trust_anchor: bytes | None
     complete: bool
-    _inside: Inside
+    _state: ProxyState
 
     def __new__(
         cls,
@@ -114,79 +113,82 @@ class Recording:
         options: Mapping[str, object] | None = None,
         now: Callable[[], float] = _clock,
     ) -> "Self":
-        """Make a kind that has the abilities of the recorded backend."""
-        file = _file(path)
+        """Create an object of a class with the protocols of the recorded backend."""
+        file = _recording_path(path)
         if of is not None:
             return _record(cls, file, of, dict(options or {}), now)
         if options is not None:
-            raise UsageError("options are those of the backend to record: name it, by of")
+            raise UsageError(
+                "options: only valid with a backend to record; name it with of", reason="conflict"
+            )
         return _replay(cls, file)
 
     @classmethod
     def probe(cls, path: str | os.PathLike[str] | None = None) -> None:
-        """Read the file.
+        """Validate the file.
 
         Raises:
-            BackendUnavailableError: None is named, or it cannot be read.
-            FormatError: It is no recording.
+            BackendUnavailableError: If no path is given, or the file cannot be read.
+            FormatError: If the file is not a valid recording.
         """
-        read_recording(_file(path))
+        read_recording(_recording_path(path))
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return the quote, or the report, over `report_data`, exactly 64 bytes.
+        """Return the quote or SNP report over `report_data`, exactly 64 bytes.
 
         Raises:
-            UsageError: `report_data` is not 64 bytes.
-            QuoteUnavailableError: It was not recorded.
-            AttestKitError: What the backend raises or raised.
+            UsageError: If `report_data` is not 64 bytes.
+            QuoteUnavailableError: If the call was not recorded.
+            AttestKitError: If the backend fails or, in a replay, has failed.
         """
-        return cast("bytes", self._inside.over("get_quote", report_data))
+        return cast("bytes", self._state.call_with_report_data("get_quote", report_data))
 
     def read_event_log(self) -> bytes:
-        """Return the log; BackendError if it was not recorded."""
-        tape, backend = self._inside[:2]
-        return tape.answer("read_event_log", {}, lambda: cast("bytes", backend.read_event_log()))
+        """Return the event log; BackendError if the call was not recorded."""
+        handler, backend = self._state[:2]
+        return handler.call("read_event_log", {}, lambda: cast("bytes", backend.read_event_log()))
 
     def close(self) -> None:
-        """End, and close the backend that was recorded. A second call does nothing.
+        """Finish the file and close the recorded backend. Idempotent.
 
         Raises:
-            BackendError: The file does not have everything, because the disk is full for one.
+            BackendError: If the recording is incomplete, for example because the disk was full.
         """
         try:
-            self._inside.tape.close()
+            self._state.handler.close()
         finally:
             if self.of is not None:
                 self.of.close()
 
     def __repr__(self) -> str:
-        doing = "replay" if self.of is None else "recording"
-        return f"<{doing} of {self.recorded}, {str(self.path)!r}>"
+        mode = "replay" if self.of is None else "recording"
+        return f"<{mode} of {self.recorded}, {str(self.path)!r}>"
 
 
 R = TypeVar("R", bound=Recording)
 
 
-def _file(path: str | os.PathLike[str] | None) -> Path:
+def _recording_path(path: str | os.PathLike[str] | None) -> Path:
     if path is None:
-        path = backends.named_recording()
+        path = backends.recording_from_environment()
     if path is None:
         raise BackendUnavailableError(
-            'no recording is named: attestkit.open("recording", path=FILE), or $ATTESTKIT_RECORDING'
+            'recording: no path; use open("recording", path=FILE) or $ATTESTKIT_RECORDING',
+            reason="not_configured",
         )
     if not isinstance(path, (str, os.PathLike)):
-        raise UsageError("the path of a recording is a path")
+        raise UsageError("path: must be a str or a PathLike", reason="wrong_type")
     return Path(path)
 
 
-def _kind(cls: type[R], abilities: list[str]) -> type[R]:
-    """Return a class that has these abilities, and no others.
+def _class_with(cls: type[R], abilities: list[str]) -> type[R]:
+    """Return a subclass of `cls` with exactly these abilities.
 
     Raises:
-        FormatError: There is no such ability.
+        FormatError: If an ability is unknown.
     """
     if not set(map(str, abilities)) <= _ABILITIES.keys():
-        raise FormatError(f"abilities: they are among {', '.join(_ABILITIES)}")
+        raise FormatError(f"abilities: must be among {', '.join(_ABILITIES)}", reason="wrong_value")
     found = (cls_of for name, cls_of in _ABILITIES.items() if name in abilities)
     return cast("type[R]", type(cls.__name__, (*found, cls), {}))
 
@@ -205,64 +207,68 @@ def _record(
     made = isinstance(of, str)
     backend: Any = None
     try:
-        backend = _backend(of, options)
-        writer.header(_header(backend, now()))
+        backend = _make_backend(of, options)
+        writer.header(_make_header(backend, now()))
     except BaseException as error:
         path.unlink(missing_ok=True)
         writer.close()
         if made and backend is not None:
             backend.close()
         if isinstance(error, OSError):
-            raise UsageError(f"{path}: a recording cannot be made there: {error}") from error
+            raise UsageError(
+                f"{path}: cannot create the recording: {error}", reason="cannot_write"
+            ) from error
         raise
-    self = object.__new__(_kind(cls, _abilities(backend)))
+    self = object.__new__(_class_with(cls, _abilities_of(backend)))
     self.path, self.of, self.complete = path, backend, False
-    self.trust_anchor = _anchor(backend)
+    self.trust_anchor = _trust_anchor_of(backend)
     self.recorded, self.recorded_simulated = backend.name, backend.simulated
     self.simulated = backend.simulated
-    self._inside = Inside(RecordingTape(writer), backend, backend, Lock())
-    return _with_document(self, backend)
+    self._state = ProxyState(Recorder(writer), backend, backend, Lock())
+    return _copy_document(self, backend)
 
 
-def _header(backend: Backend, started: float) -> dict[str, object]:
-    """Return what the first line says."""
-    anchor = _anchor(backend)
+def _make_header(backend: Backend, started: float) -> dict[str, object]:
+    """Return the content of the first line."""
+    anchor = _trust_anchor_of(backend)
     return {
         "backend": backend.name,
         "simulated": backend.simulated,
-        "abilities": _abilities(backend),
+        "abilities": _abilities_of(backend),
         "started": f"{datetime.fromtimestamp(started, timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
         "kernel": os.uname().release,
         "attestkit": own_version(),
         **({} if anchor is None else {"trust_anchor": anchor.hex()}),
-        **host_of(backend),
+        **host_to_json(backend),
     }
 
 
-def _anchor(backend: Backend) -> bytes | None:
+def _trust_anchor_of(backend: Backend) -> bytes | None:
     anchor = getattr(backend, "trust_anchor", None)
     return anchor if isinstance(anchor, bytes) else None
 
 
-def _with_document(made: R, host: object) -> R:
-    """Return it, as a `LaunchRecord` if its host is one."""
+def _copy_document(made: R, host: object) -> R:
+    """Return `made`, as a `LaunchRecord` if its host is one."""
     if isinstance(host, LaunchRecord):
-        kind: Any = made  # one of those that have it
-        kind.mr_config = host.mr_config
+        recording: Any = made
+        recording.mr_config = host.mr_config
     return made
 
 
-def _backend(of: str | Backend, options: dict[str, object]) -> Backend:
+def _make_backend(of: str | Backend, options: dict[str, object]) -> Backend:
     if isinstance(of, str):
-        return backends.make(backends.load(of), options)
+        return backends.create(backends.load(of), options)
     if isinstance(of, type) or not isinstance(of, Backend):
-        raise UsageError(f"{of!r} is no backend: see attestkit.backends.base")
+        raise UsageError(
+            f"of: {of!r} is not a backend (attestkit.backends.base.Backend)", reason="wrong_type"
+        )
     if options:
-        raise UsageError("a backend that is an object already takes no options")
+        raise UsageError("options: not valid with a backend object", reason="conflict")
     return of
 
 
-def _abilities(backend: Backend) -> list[str]:
+def _abilities_of(backend: Backend) -> list[str]:
     found = {
         "registers": isinstance(backend, RegisterExtender),
         "snp": isinstance(backend, SnpReporter),
@@ -280,19 +286,22 @@ def _replay(cls: type[R], path: Path) -> R:
     recorded = read_recording(path)
     header = recorded.header
     try:
-        name, simulated = member(header, "backend", str), member(header, "simulated", bool)
-        abilities = member(header, "abilities", list)
-        kind = _kind(cls, abilities)
+        name, simulated = (
+            header_field(header, "backend", str),
+            header_field(header, "simulated", bool),
+        )
+        abilities = header_field(header, "abilities", list)
+        kind = _class_with(cls, abilities)
         anchor = header.get("trust_anchor")
-        anchor = None if anchor is None else from_hex(anchor, "trust_anchor")
+        anchor = None if anchor is None else decode_hex(anchor, "trust_anchor")
         host = host_from_json(header)
     except FormatError as error:
-        raise FormatError(f"{path}, line 1: {error}", reason="recording") from error
+        raise FormatError(f"{path}: line 1: {error}", reason=error.reason) from error
     if host is not None and "host" not in abilities:
-        kind = _kind(cls, [*abilities, "host"])  # hardware's, whose host shared a folder with it
+        kind = _class_with(cls, [*abilities, "host"])  # hardware with a folder shared by its host
     self = object.__new__(kind)
     self.path, self.of, self.complete, self.trust_anchor = path, None, recorded.complete, anchor
     self.recorded, self.recorded_simulated = name, simulated
     self.simulated, self.blocking = True, False
-    self._inside = Inside(PlayingTape(path, recorded), None, host, Lock())
-    return _with_document(self, host)
+    self._state = ProxyState(Replayer(path, recorded), None, host, Lock())
+    return _copy_document(self, host)

@@ -1,19 +1,26 @@
-"""The calls of a backend that are recorded, and their answers and errors as JSON.
+"""The recorded calls of a backend, and the encoding of their results and errors as JSON.
 
-Bytes are hex. Of the runtime events an answer has what came behind those of the last answer.
+Bytes are hex. Runtime events are encoded as the difference to the result before.
 """
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import (
+    Any,
+    Final,
+    NamedTuple,
+    TypeAlias,
+    cast,
+)
 
 from attestkit import errors
 from attestkit._native import unhex
+from attestkit._sanitize import shown
 from attestkit.backends.base import SnpEvidence
-from attestkit.backends.recording.event_history import History
+from attestkit.backends.recording.event_history import EventHistory
 from attestkit.errors import (
     AttestKitError,
-    CollateralError,
+    BackendError,
     FormatError,
     QuoteUnavailableError,
     VerificationError,
@@ -23,212 +30,240 @@ from attestkit.event_log.event import Event
 __all__ = [
     "CALLS",
     "LOCK",
-    "Answer",
-    "Call",
+    "CallSpec",
     "Codec",
+    "CodecState",
     "Key",
-    "Memory",
+    "RecordedResult",
     "Scalar",
+    "decode_hex",
     "describe",
-    "failure_from_json",
-    "failure_to_json",
-    "from_hex",
+    "describe_recorded",
+    "error_from_json",
+    "error_to_json",
     "key_of",
-    "missing",
 ]
 
 Scalar: TypeAlias = str | int | None
 Key: TypeAlias = tuple[str, str]  # the call's name, its arguments as JSON
 
-_SHOWN: Final = 128  # characters of an argument: report data in hex are as long
-_NAMED: Final = 4  # requests that an error names in full
+_SHOWN: Final = 128  # characters of an argument in an error: report data in hex
+_NAMED: Final = 4  # calls that an error lists with arguments
 LOCK: Final = "lock_journal"
-"""Written where the journal could not be locked; its argument counts from the last change."""
+"""A failed attempt to lock the journal; the argument counts attempts since the last change."""
 
 
-class Memory:
-    """What was read or written so far, as far as later answers build on it."""
+class CodecState:
+    """The runtime events of the last result, which the next one refers to."""
 
     def __init__(self) -> None:
-        self.events: tuple[Event, ...] = ()  # written last
-        self.history: History = History()  # read last
+        self.events: tuple[Event, ...] = ()  # encoded last
+        self.history: EventHistory = EventHistory()  # decoded last
 
 
 class Codec(NamedTuple):
-    """How one kind of answer is written and read; `decode` raises FormatError."""
+    """Encoder and decoder of a kind of result; `decode` raises FormatError."""
 
-    encode: Callable[[Any, Memory], object]
-    decode: Callable[[object, Memory], object]
-    alone: bool = True  # it says the same wherever it stands
+    encode: Callable[[Any, CodecState], object]
+    decode: Callable[[object, CodecState], object]
+    independent: bool = True  # the encoding does not depend on earlier results
 
 
-class Call(NamedTuple):
-    """A call that is recorded."""
+class CallSpec(NamedTuple):
+    """Properties of a recorded method."""
 
     codec: Codec
-    change: bool = False  # afterwards the TEE may answer otherwise
-    missing: type[AttestKitError] = errors.BackendError  # where it was not recorded
-    settled: bool = False  # no change changes it, so an answer from elsewhere will do
+    changes_state: bool = False
+    not_recorded_error: type[BackendError] = BackendError
+    constant: bool = False  # independent of state changes: a result from any segment is valid
 
 
-class Answer(NamedTuple):
-    """What was answered: a value, or an error that is made anew each time it is raised."""
+class RecordedResult(NamedTuple):
+    """A value, or a function that creates a new instance of the recorded error."""
 
     value: object
     failure: Callable[[], AttestKitError] | None = None
 
-    def give(self) -> object:
+    def get(self) -> object:
         """Return the value, or raise the error."""
         if self.failure is not None:
             raise self.failure()
-        return self.value.events() if isinstance(self.value, History) else self.value
+        return self.value.events() if isinstance(self.value, EventHistory) else self.value
 
 
-# -- kinds of answers --------------------------------------------------------------------------
+# -- codecs ------------------------------------------------------------------------------------
 
 
-def from_hex(found: object, what: str = "answer") -> bytes:
-    """Return the bytes of hex text; FormatError names `what` if it is none."""
-    data = unhex(found) if isinstance(found, str) else None
-    if data is None:
-        raise FormatError(f"{what}: not hex")
+def decode_hex(found: object, what: str = "answer") -> bytes:
+    """Return the bytes of a hex string; FormatError, with `what` as its subject, otherwise."""
+    if not isinstance(found, str):
+        raise FormatError(f"{what}: must be a string", reason="wrong_type")
+    if (data := unhex(found)) is None:
+        raise FormatError(f"{what}: not valid hex", reason="encoding")
     return data
 
 
-def _text(found: object, _: Memory) -> str:
+def _decode_text(found: object, _: CodecState) -> str:
     if not isinstance(found, str):
-        raise FormatError("answer: not text")
+        raise FormatError("answer: must be a string", reason="wrong_type")
     return found
 
 
-def _nothing(found: object, _: Memory) -> None:
+def _decode_null(found: object, _: CodecState) -> None:
     if found is not None:
-        raise FormatError("answer: not null")
+        raise FormatError("answer: must be null", reason="wrong_type")
 
 
-def _version(found: object, _: Memory) -> int:
+def _decode_version(found: object, _: CodecState) -> int:
     if type(found) is not int or found not in (1, 2):
-        raise FormatError("answer: neither 1 nor 2")
+        raise FormatError("answer: must be 1 or 2", reason="wrong_value")
     return found
 
 
-def _snp(found: object, _: Memory) -> SnpEvidence:
+def _decode_snp(found: object, _: CodecState) -> SnpEvidence:
     report, certificates = _members(found, "answer", *SnpEvidence._fields)
-    return SnpEvidence(from_hex(report, "report"), from_hex(certificates, "certificates"))
+    return SnpEvidence(decode_hex(report, "report"), decode_hex(certificates, "certificates"))
 
 
 def _members(found: object, what: str, *names: str) -> list[Any]:
-    """Return the values under `names`, which are all that an object may have."""
-    if not isinstance(found, dict) or found.keys() != set(names):
-        raise FormatError(f"{what}: not an object of {', '.join(names)}")
+    """Return the members `names` of an object; FormatError if it has not exactly these."""
+    if not isinstance(found, dict):
+        raise FormatError(f"{what}: must be an object", reason="wrong_type")
+    if found.keys() != set(names):
+        raise FormatError(
+            f"{what}: must have exactly the members {', '.join(names)}",
+            reason="unknown_field" if found.keys() > set(names) else "missing",
+        )
     return [found[name] for name in names]
 
 
 def event_to_json(event: Event) -> dict[str, Scalar]:
-    """Return an event, its bytes in hex."""
+    """Return the fields of an event, with bytes as hex."""
     return {**event._asdict(), "digest": event.digest.hex(), "payload": event.payload.hex()}
 
 
-def _event(found: object) -> Event:
+def _decode_event(found: object) -> Event:
     register, kind, digest, name, payload, version = _members(found, "event", *Event._fields)
     if {type(register), type(kind), type(version)} != {int} or not isinstance(name, str):
-        raise FormatError("event: a member of another type")
+        raise FormatError("event: a member has the wrong type", reason="wrong_type")
     return Event(
-        register, kind, from_hex(digest, "digest"), name, from_hex(payload, "payload"), version
+        register, kind, decode_hex(digest, "digest"), name, decode_hex(payload, "payload"), version
     )
 
 
-def _events_to_json(events: tuple[Event, ...], memory: Memory) -> object:
-    known = memory.events
+def _encode_events(events: tuple[Event, ...], state: CodecState) -> object:
+    known = state.events
     keep = len(known) if events is known or events[: len(known)] == known else 0
-    memory.events = events
+    state.events = events
     return {"keep": keep, "add": [event_to_json(event) for event in events[keep:]]}
 
 
-def _events(found: object, memory: Memory) -> History:
+def _decode_events(found: object, state: CodecState) -> EventHistory:
     keep, add = _members(found, "answer", "keep", "add")
-    known = memory.history
+    known = state.history
     if type(keep) is not int or not 0 <= keep <= known.size or not isinstance(add, list):
-        raise FormatError("answer: keep is no number of events before, or add no list")
-    memory.history = known.then(keep, tuple(map(_event, add)))
-    return memory.history
+        raise FormatError("answer: invalid keep or add", reason="wrong_value")
+    state.history = known.then(keep, tuple(map(_decode_event, add)))
+    return state.history
 
 
-BYTES: Final = Codec(lambda data, _: data.hex(), lambda found, _: from_hex(found))
-TEXT: Final = Codec(lambda text, _: text, _text)
-NOTHING: Final = Codec(lambda _value, _: None, _nothing)
-VERSION: Final = Codec(lambda version, _: version, _version)
-SNP: Final = Codec(lambda both, _: {key: part.hex() for key, part in both._asdict().items()}, _snp)
-EVENTS: Final = Codec(_events_to_json, _events, alone=False)
+BYTES: Final = Codec(lambda data, _: data.hex(), lambda found, _: decode_hex(found))
+TEXT: Final = Codec(lambda text, _: text, _decode_text)
+NOTHING: Final = Codec(lambda _value, _: None, _decode_null)
+VERSION: Final = Codec(lambda version, _: version, _decode_version)
+SNP: Final = Codec(
+    lambda both, _: {key: part.hex() for key, part in both._asdict().items()}, _decode_snp
+)
+EVENTS: Final = Codec(_encode_events, _decode_events, independent=False)
 
 CALLS: Final = {
-    "get_quote": Call(BYTES, missing=QuoteUnavailableError),
-    "get_snp_report": Call(SNP, missing=QuoteUnavailableError),
-    "get_quote_response": Call(TEXT, missing=QuoteUnavailableError),
-    "read_event_log": Call(BYTES),
-    "read_app_compose": Call(BYTES),
-    "read_rtmr": Call(BYTES),
-    "extend_rtmr": Call(NOTHING, change=True),
-    "open_journal": Call(NOTHING, settled=True),
-    LOCK: Call(NOTHING),
-    "journal_version": Call(VERSION, settled=True),
-    "journal_events": Call(EVENTS),
-    "journal_emit": Call(NOTHING, change=True),
-    "emit_event": Call(NOTHING, change=True),
-    "reset": Call(NOTHING, change=True),
+    "get_quote": CallSpec(BYTES, not_recorded_error=QuoteUnavailableError),
+    "get_snp_report": CallSpec(SNP, not_recorded_error=QuoteUnavailableError),
+    "get_quote_response": CallSpec(TEXT, not_recorded_error=QuoteUnavailableError),
+    "read_event_log": CallSpec(BYTES),
+    "read_app_compose": CallSpec(BYTES),
+    "read_rtmr": CallSpec(BYTES),
+    "extend_rtmr": CallSpec(NOTHING, changes_state=True),
+    "open_journal": CallSpec(NOTHING, constant=True),
+    LOCK: CallSpec(NOTHING),
+    "journal_version": CallSpec(VERSION, constant=True),
+    "journal_events": CallSpec(EVENTS),
+    "journal_emit": CallSpec(NOTHING, changes_state=True),
+    "emit_event": CallSpec(NOTHING, changes_state=True),
+    "reset": CallSpec(NOTHING, changes_state=True),
 }
 
 
 # -- errors ------------------------------------------------------------------------------------
 
 
-def failure_to_json(error: AttestKitError) -> dict[str, object]:
-    """Return an error of ours: the name of its class, its text, and what else it says."""
+def error_to_json(error: AttestKitError) -> dict[str, object]:
+    """Return the class, the text and the attributes of an error.
+
+    Raises:
+        FormatError: If the reason is not in the closed list of the class.
+    """
     known = next(kind for kind in type(error).__mro__ if kind.__name__ in errors.__all__)
-    more = {name: getattr(error, name, None) for name in ("offset", "reason", "steps")}
+    _check_reason(known, error.reason)
+    more = {name: getattr(error, name, None) for name in ("offset", "path", "steps")}
     return {
         "error": known.__name__,
         "text": error.message if isinstance(error, FormatError) else str(error),
+        "reason": error.reason,
         **{name: value for name, value in more.items() if value not in (None, "", ())},
     }
 
 
-def failure_from_json(found: Mapping[str, Any]) -> Callable[[], AttestKitError]:
-    """Return what makes the error anew.
+def error_from_json(found: Mapping[str, Any]) -> Callable[[], AttestKitError]:
+    """Return a function that creates the error.
 
     Raises:
-        FormatError: It is none of ours.
+        FormatError: If class, text, reason or an attribute is not valid.
     """
     name, text = found.get("error"), found.get("text")
-    reason, offset, steps = found.get("reason", ""), found.get("offset"), found.get("steps", [])
-    if name not in errors.__all__ or not isinstance(text, str) or not isinstance(reason, str):
-        raise FormatError("error: not one of attestkit's, with its text")
+    reason, offset, steps = found.get("reason"), found.get("offset"), found.get("steps", [])
+    if name not in errors.__all__:
+        raise FormatError(f"error: unknown class {shown(str(name))}", reason="wrong_value")
+    if not isinstance(text, str):
+        raise FormatError("error: text must be a string", reason="wrong_type")
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-        raise FormatError("error: steps are not texts")
+        raise FormatError("error: steps must be strings", reason="wrong_type")
+    if not isinstance(path := found.get("path", ""), str):
+        raise FormatError("error: path must be a string", reason="wrong_type")
     if offset is not None and type(offset) is not int:
-        raise FormatError("error: the offset is no number")
-    kind: type[AttestKitError] = getattr(errors, name)
+        raise FormatError("error: offset must be an integer", reason="wrong_type")
+    kind: Any = getattr(errors, name)
+    _check_reason(kind, reason)
+    keywords: dict[str, Any] = {"reason": reason}
     if issubclass(kind, FormatError):
-        return lambda: kind(text, offset=offset, reason=reason)
-    if issubclass(kind, VerificationError):
-        return lambda: kind(text, steps=tuple(steps), reason=reason)
-    if issubclass(kind, CollateralError):
-        return lambda: kind(text, reason=reason)
-    return lambda: kind(text)
+        keywords["offset"] = offset
+    elif issubclass(kind, BackendError):
+        keywords["path"] = path
+    elif issubclass(kind, VerificationError):
+        keywords["steps"] = tuple(steps)
+    return lambda: cast("AttestKitError", kind(text, **keywords))
 
 
-# -- requests ----------------------------------------------------------------------------------
+def _check_reason(kind: type[AttestKitError], reason: object) -> None:
+    """Raise FormatError unless `reason` is in the closed list of an error class."""
+    if reason not in kind.reasons():
+        raise FormatError(
+            f"error: unknown reason {shown(str(reason))} of {kind.__name__}", reason="wrong_value"
+        )
+
+
+# -- calls -------------------------------------------------------------------------------------
 
 
 def key_of(name: str, arguments: Mapping[str, Scalar]) -> Key:
-    """Return what tells one request from others."""
+    """Return a hashable key of a call: its name and its arguments."""
     return name, json.dumps(arguments, sort_keys=True)
 
 
 def describe(key: Key) -> str:
-    """Return a request as people write it: `read_rtmr(3)`; long arguments are cut."""
+    """Return a call for an error text, such as `read_rtmr(3)`; long arguments are cut."""
     name, arguments = key[0], json.loads(key[1])
-    if "payload" in arguments:  # of an event the rest follows from these
+    if "payload" in arguments:  # the other fields of an event follow from name and payload
         shown = [repr(arguments["name"]), arguments["payload"]]
     else:
         shown = sorted((str(one) for one in arguments.values() if one is not None), key=len)
@@ -236,8 +271,8 @@ def describe(key: Key) -> str:
     return f"{name}({', '.join(cut)})"
 
 
-def missing(key: Key, recorded: list[Key]) -> str:
-    """Say what was recorded in place of a request: those of its kind first, a few in full."""
+def describe_recorded(key: Key, recorded: list[Key]) -> str:
+    """Return the recorded calls for an error text: those of the same method first."""
     alike = [describe(other) for other in recorded if other[0] == key[0]]
     names = sorted({other[0] for other in recorded} - {key[0]})
     parts = alike[:_NAMED]

@@ -1,59 +1,59 @@
-"""Runtime events as a recording has them: each answer builds on the one before.
+"""Runtime events of a recording, each result encoded as the difference to the one before.
 
-A journal gives all its events every time. Kept so, the answers of a file would take the square of
-its size; here an answer is what it adds, and how much of the one before it keeps.
+A journal returns all events every time, so that complete copies would need memory quadratic in the
+size of the file.
 """
 
 from typing import NamedTuple
 
 from attestkit.event_log.event import Event
 
-__all__ = ["History"]
+__all__ = ["EventHistory"]
 
 
-class _Part(NamedTuple):
-    """The first `keep` events of another, and those added behind them."""
+class _Difference(NamedTuple):
+    """The first `keep` events of `before`, followed by `added`."""
 
-    before: "_Part | None"
+    before: "_Difference | None"
     keep: int
     added: tuple[Event, ...]
 
 
-class _Given:
-    """What was given last, of all answers: to remember the tuple of each is the square again."""
+class _Cache:
+    """The tuple returned last, by any of the histories of a file."""
 
-    last: "tuple[History | None, tuple[Event, ...]]" = None, ()  # in one, for threads
+    last: "tuple[EventHistory | None, tuple[Event, ...]]" = None, ()  # one tuple, for thread safety
 
 
-class History:
-    """The events of one answer; without arguments the first, which has none.
+class EventHistory:
+    """The events of one result; without arguments an empty history.
 
-    Of the parts that it is made of, each but the last gives at least one event, so `events` takes
-    time and space by the events that it returns, whatever else the file has.
+    Every difference that it consists of, except the last, contributes at least one event. So
+    `events` takes time and memory linear in the events returned.
     """
 
-    __slots__ = ("_given", "_part", "size")
+    __slots__ = ("_cache", "_part", "size")
 
-    def __init__(self, part: _Part | None = None, given: _Given | None = None) -> None:
-        self._part = part = part or _Part(None, 0, ())
-        self._given = given or _Given()
+    def __init__(self, part: _Difference | None = None, cache: _Cache | None = None) -> None:
+        self._part = part = part or _Difference(None, 0, ())
+        self._cache = cache or _Cache()
         self.size: int = part.keep + len(part.added)
 
-    def then(self, keep: int, added: tuple[Event, ...]) -> "History":
-        """Return the answer after this one, of which it keeps so many events, and adds others.
+    def then(self, keep: int, added: tuple[Event, ...]) -> "EventHistory":
+        """Return the next history: the first `keep` events of this one, followed by `added`.
 
-        That is this one if it is the same: a journal gives the same tuple until it has more.
+        If that changes nothing, it is this object, so that `events` returns the same tuple.
         """
         if not added and keep == self.size:
             return self
-        before: _Part | None = self._part
+        before: _Difference | None = self._part
         while before is not None and keep <= before.keep:
-            before = before.before  # nothing of its own is kept
-        return History(_Part(before, keep, added), self._given)
+            before = before.before  # none of its events is kept
+        return EventHistory(_Difference(before, keep, added), self._cache)
 
     def events(self) -> tuple[Event, ...]:
-        """Return the events; the same tuple again, unless another answer was given in between."""
-        of, found = self._given.last
+        """Return the events; the same tuple again, unless another history was used in between."""
+        of, found = self._cache.last
         if of is not self:
             end, part, parts = self.size, self._part, []
             while True:
@@ -63,5 +63,5 @@ class History:
                     break
                 part = part.before
             found = tuple(event for own in reversed(parts) for event in own)
-            self._given.last = self, found
+            self._cache.last = self, found
         return found

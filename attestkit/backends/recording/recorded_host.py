@@ -1,7 +1,7 @@
-"""The app of a recorded TEE: what its backend, or the folder that its host shares, says of it.
+"""The app of a recorded TEE, from its backend or from the folder that its host shares.
 
-It is written into the header, for it does not change. The keys are not: a recording is made to be
-handed around.
+The description does not change, so it is in the header. Keys are never written, because recordings
+are meant to be shared.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,122 +10,124 @@ from typing import Any, Final, NoReturn, cast
 
 from attestkit import backends
 from attestkit.backends.base import AppHost, Backend, GuestAgent, LaunchRecord, hosts_app
-from attestkit.backends.recording.call_codec import TEXT, Answer, Memory, failure_to_json
-from attestkit.backends.recording.recording_file import read_answer
+from attestkit.backends.recording.call_codec import TEXT, CodecState, RecordedResult, error_to_json
+from attestkit.backends.recording.recording_file import result_from_json
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UnsupportedError
 from attestkit.keys import DerivedKey, Signature
 
-__all__ = ["NoKeys", "RecordedHost", "host_from_json", "host_of"]
+__all__ = ["RecordedHost", "UnavailableKeys", "host_from_json", "host_to_json"]
 
-NO_KEYS: Final = "keys are not recorded, so a recording has none to give"
+NO_KEYS: Final = "keys: never recorded, so a replay has none"
 
 
-class NoKeys:
-    """The keys of a TEE behind an agent, in a replay: there are none."""
+class UnavailableKeys:
+    """The keys of a replayed agent: every method raises UnsupportedError."""
 
     def derive(self, path: str, purpose: str = "", algorithm: str = "secp256k1") -> DerivedKey:
-        """Refuse."""
+        """Raise UnsupportedError."""
         del path, purpose, algorithm
-        raise UnsupportedError(NO_KEYS)
+        raise UnsupportedError(NO_KEYS, reason="no_keys")
 
     def derive_separated(self, path: str, algorithm: str) -> DerivedKey:
-        """Refuse."""
+        """Raise UnsupportedError."""
         del path, algorithm
-        raise UnsupportedError(NO_KEYS)
+        raise UnsupportedError(NO_KEYS, reason="no_keys")
 
     def sign(self, data: bytes, algorithm: str) -> Signature:
-        """Refuse."""
+        """Raise UnsupportedError."""
         del data, algorithm
-        raise UnsupportedError(NO_KEYS)
+        raise UnsupportedError(NO_KEYS, reason="no_keys")
 
 
 class RecordedHost:
-    """An `AppHost` from a recording; with a launch document if one was recorded."""
+    """An `AppHost` from a recording; also a `LaunchRecord` if `mr_config` was recorded."""
 
     mr_config: str
 
-    def __init__(self, app_compose: Answer, vm_config: Answer) -> None:
+    def __init__(self, app_compose: RecordedResult, vm_config: RecordedResult) -> None:
         self._app_compose = app_compose
         self._vm_config = vm_config
 
     @property
     def app_compose(self) -> AppCompose:
-        """What the app was deployed from."""
-        return cast("AppCompose", self._app_compose.give())
+        """The app's compose file."""
+        return cast("AppCompose", self._app_compose.get())
 
     @property
     def vm_config(self) -> str:
-        """The machine's configuration, JSON text."""
-        return cast("str", self._vm_config.give())
+        """The configuration of the VM as JSON."""
+        return cast("str", self._vm_config.get())
 
     @property
     def app_keys(self) -> NoReturn:
-        """There are none: UnsupportedError."""
-        raise UnsupportedError(NO_KEYS)
+        """Raise UnsupportedError."""
+        raise UnsupportedError(NO_KEYS, reason="no_keys")
 
 
-def host_of(backend: Backend) -> dict[str, object]:
-    """Return what a header says about the app of `backend`: of hardware, what its host shares.
+def host_to_json(backend: Backend) -> dict[str, object]:
+    """Return the header fields about the app of `backend`; of hardware, from the host's folder.
 
-    That there is no such file is told too, by its error.
+    A missing file is recorded as its error.
 
     Raises:
-        UsageError: `$DSTACK_HOST_SHARED_DIR` is not an absolute path.
+        UsageError: If `$DSTACK_HOST_SHARED_DIR` is not an absolute path.
     """
     if hosts_app(backend):
-        return {"host": _told(backend)}
+        return {"host": _app_to_json(backend)}
     if backend.simulated or isinstance(backend, GuestAgent):
         return {}
-    from attestkit.dstack.host_shared_folder import HostShared  # only hardware has such a folder
+    from attestkit.dstack.host_shared_folder import HostShared  # lazy: only needed on hardware
 
-    with closing(HostShared(backends.host_shared_folder())) as shared:
-        return {"host": _told(shared)}
+    with closing(HostShared(backends.find_host_shared_folder())) as shared:
+        return {"host": _app_to_json(shared)}
 
 
-def _told(host: AppHost) -> dict[str, dict[str, object]]:
-    told = {
+def _app_to_json(host: AppHost) -> dict[str, dict[str, object]]:
+    app = {
         "app_compose": _outcome(lambda: str(host.app_compose.raw, "utf-8")),
         "vm_config": _outcome(lambda: host.vm_config),
     }
     if isinstance(host, LaunchRecord):
-        told["mr_config"] = _outcome(lambda: host.mr_config)
-    return told
+        app["mr_config"] = _outcome(lambda: host.mr_config)
+    return app
 
 
-def _outcome(ask: Callable[[], str]) -> dict[str, object]:
+def _outcome(read: Callable[[], str]) -> dict[str, object]:
     try:
-        return {"answer": ask()}
+        return {"answer": read()}
     except AttestKitError as error:
-        return failure_to_json(error)
+        return error_to_json(error)
 
 
 def host_from_json(header: Mapping[str, Any]) -> RecordedHost | None:
-    """Return the app that a header tells of, None if it tells of none.
+    """Return the app in a header, or None.
 
     Raises:
-        FormatError: It is malformed.
+        FormatError: If the description of the app is malformed.
     """
-    told = header.get("host")
-    if told is None:
+    app = header.get("host")
+    if app is None:
         return None
-    if not isinstance(told, dict) or not {"app_compose", "vm_config"} <= told.keys():
-        raise FormatError("host: not an object of app_compose and vm_config")
-    found = {name: _answer(name, told[name]) for name in told}
+    if not isinstance(app, dict) or not {"app_compose", "vm_config"} <= app.keys():
+        raise FormatError(
+            "host: must be an object with app_compose and vm_config", reason="wrong_type"
+        )
+    found = {name: _result(name, app[name]) for name in app}
     compose = found["app_compose"]
     if compose.failure is None:
         try:
             parsed = AppCompose.parse(str(compose.value).encode())
         except (ConfigError, UnicodeError) as error:
-            raise FormatError(f"host: app_compose: {error}") from error
-        compose = Answer(parsed)
+            raise FormatError(f"host: app_compose: {error}", reason="wrong_value") from error
+        compose = RecordedResult(parsed)
     host = RecordedHost(compose, found["vm_config"])
     if (document := found.get("mr_config")) is not None and isinstance(document.value, str):
         host.mr_config = document.value
     return host
 
 
-def _answer(name: str, told: object) -> Answer:
-    if not isinstance(told, dict):
-        raise FormatError(f"host: {name}: not an object")
-    return read_answer(told, TEXT, Memory())
+def _result(name: str, fields: object) -> RecordedResult:
+    if not isinstance(fields, dict):
+        raise FormatError(f"host: {name}: must be an object", reason="wrong_type")
+    return result_from_json(fields, TEXT, CodecState())

@@ -1,8 +1,8 @@
-"""The two ways to have a call answered: by a backend, which is written down, or by the file.
+"""Handlers of calls: the recorder, which forwards them to a backend, and the replayer.
 
-State changes divide a recording. Between two of them a request is answered as it was there: several
-answers in their order, the last one again after that. A change has to be the next that was
-recorded. One call is made at a time.
+State changes divide a recording into segments. Within a segment, the results of equal calls are
+replayed in their order, and the last one again after that. A state change must be the next one that
+was recorded. Calls are serialised.
 """
 
 import os
@@ -15,130 +15,141 @@ from typing import Protocol, TypeVar, cast
 from attestkit.backends.recording.call_codec import (
     CALLS,
     LOCK,
-    Answer,
+    CodecState,
     Key,
-    Memory,
+    RecordedResult,
     Scalar,
     describe,
-    failure_to_json,
+    describe_recorded,
+    error_to_json,
     key_of,
-    missing,
 )
 from attestkit.backends.recording.recording_file import (
-    Entry,
+    RecordedCall,
     RecordingFile,
     RecordingWriter,
-    request,
+    call_to_json,
 )
-from attestkit.errors import AttestKitError, BackendError, UsageError
+from attestkit.errors import AttestKitError, BackendError, FormatError, UsageError
 
-__all__ = ["PlayingTape", "RecordingTape", "Tape"]
+__all__ = ["CallHandler", "Recorder", "Replayer"]
 
 T = TypeVar("T")
 
 
-class Tape(Protocol):
-    """Has calls answered."""
+class CallHandler(Protocol):
+    """Executes the calls of a recording."""
 
-    def answer(self, name: str, arguments: Mapping[str, Scalar], ask: Callable[[], T]) -> T:
-        """Return the answer to a call of `CALLS`, or raise the error; `ask` asks the backend."""
+    def call(self, name: str, arguments: Mapping[str, Scalar], invoke: Callable[[], T]) -> T:
+        """Return the result of a method in `CALLS`, or raise its error.
+
+        Args:
+            name: The method.
+            arguments: Its arguments as they are recorded.
+            invoke: Calls the backend.
+        """
         ...
 
-    def enter(self, enter: Callable[[], object]) -> None:
+    def lock_journal(self, enter: Callable[[], object]) -> None:
         """Lock a journal by `enter`, or raise the error."""
         ...
 
     def close(self) -> None:
-        """End; a second call does nothing."""
+        """Close. Idempotent."""
         ...
 
 
-class RecordingTape:
-    """Asks the backend, and writes down what it answers.
+class Recorder:
+    """Handler that forwards calls to the backend and writes their results.
 
-    An answer is given even if it cannot be written: the TEE has moved on. Nothing is recorded from
-    there on, for what came later would not fit, and `close` says so.
+    A result is returned even if it cannot be written, because the TEE may have changed its state.
+    Recording stops then, since later calls would be inconsistent, and `close` raises an error.
     """
 
     def __init__(self, writer: RecordingWriter) -> None:
-        self.stopped: str = ""  # why nothing is recorded any more
+        self.stopped: str = ""  # the reason why recording has stopped
         self._writer = writer
-        self._memory = Memory()
+        self._state = CodecState()
         self._process = os.getpid()
-        self._turn = Lock()
-        self._attempts = 0  # to lock the journal, since the last change
+        self._lock = Lock()
+        self._attempts = 0  # number of attempts to lock the journal since the last change
         self._closed = False
 
-    def answer(self, name: str, arguments: Mapping[str, Scalar], ask: Callable[[], T]) -> T:
-        """Return what the backend answers, or raise what it raises."""
-        with self._turn:
+    def call(self, name: str, arguments: Mapping[str, Scalar], invoke: Callable[[], T]) -> T:
+        """Return the backend's result, or raise its error."""
+        with self._lock:
             self._check_usable()
             call = CALLS[name]
             try:
-                value = ask()
+                value = invoke()
             except AttestKitError as error:
                 self._write_failure(name, arguments, error)
                 raise
             except BaseException:
-                if call.change:
-                    self._stop(f"{name} was interrupted, and what came of it is not known")
+                if call.changes_state:
+                    self._stop(f"{name} was interrupted, with an unknown result")
                 raise
             finally:
-                self._attempts = 0 if call.change else self._attempts
+                self._attempts = 0 if call.changes_state else self._attempts
             if not self.stopped:
                 try:
-                    encoded = call.codec.encode(value, self._memory)
-                    self._writer.answer(request(name, arguments), call.codec, encoded)
+                    encoded = call.codec.encode(value, self._state)
+                    self._writer.write_result(call_to_json(name, arguments), call.codec, encoded)
                 except OSError as error:
                     self._stop(str(error.strerror or error))
-                except Exception as error:  # noqa: BLE001 - a plugin may answer anything
+                except Exception as error:  # noqa: BLE001 - a plugin may return anything
                     kind = type(error).__name__
-                    self._stop(f"what {name} answered cannot be written ({kind})")
+                    self._stop(f"the result of {name} cannot be encoded ({kind})")
                 except BaseException:
                     self._stop(f"writing {name} was interrupted")
                     raise
             return value
 
-    def enter(self, enter: Callable[[], object]) -> None:
-        """Lock a journal; that it could not be locked is written down."""
-        with self._turn:
+    def lock_journal(self, enter: Callable[[], object]) -> None:
+        """Lock a journal, and record a failure."""
+        with self._lock:
             self._check_usable()
             self._attempts += 1
             attempt = self._attempts
         try:
             enter()
         except AttestKitError as error:
-            with self._turn:
+            with self._lock:
                 self._write_failure(LOCK, {"attempt": attempt}, error)
             raise
 
     def _write_failure(
         self, name: str, arguments: Mapping[str, Scalar], error: AttestKitError
     ) -> None:
-        if not self.stopped and not self._closed:  # else the descriptor may be another file's
+        if not self.stopped and not self._closed:  # the descriptor may be reused after `close`
             try:
-                self._writer.write({**request(name, arguments), **failure_to_json(error)})
+                self._writer.write({**call_to_json(name, arguments), **error_to_json(error)})
             except OSError as failure:
                 self._stop(str(failure.strerror or failure))
+            except FormatError as failure:
+                self._stop(str(failure))
 
     def _stop(self, why: str) -> None:
         self.stopped = self.stopped or why
 
     def _check_usable(self) -> None:
         if self._process != os.getpid():
-            raise UsageError("a recording does not survive a fork: make another in this process")
+            raise UsageError(
+                "recording: opened in another process; open another one after a fork",
+                reason="wrong_process",
+            )
         if self._closed:
-            raise UsageError(f"the recording {self._writer.path} is closed")
+            raise UsageError(f"{self._writer.path}: the recording is closed", reason="closed")
 
     def close(self) -> None:
-        """End the file.
+        """Finish the file. Idempotent.
 
         Raises:
-            BackendError: It does not have everything; the text says why.
+            BackendError: If the recording is incomplete.
         """
         if self._closed or self._process != os.getpid():
             return
-        with self._turn:
+        with self._lock:
             self._closed = True
             try:
                 if not self.stopped:
@@ -149,92 +160,100 @@ class RecordingTape:
                 self._writer.close()
         if self.stopped:
             raise BackendError(
-                f"{self._writer.path}: the recording does not have everything: {self.stopped}"
+                f"{self._writer.path}: the recording is incomplete: {self.stopped}",
+                reason="truncated",
+                path=str(self._writer.path),
             )
 
 
-class _Stretch:
-    """What was recorded between two changes, and the change that ended it, if one did."""
+class _Segment:
+    """The results between two state changes, and the change at the end, if any."""
 
     def __init__(self) -> None:
-        self.answers: dict[Key, list[Answer]] = {}
-        self.change: Entry | None = None
+        self.answers: dict[Key, list[RecordedResult]] = {}
+        self.change: RecordedCall | None = None
 
 
-class PlayingTape:
-    """Answers as the file says."""
+class Replayer:
+    """Handler that replays a file."""
 
     def __init__(self, path: Path, recorded: RecordingFile) -> None:
         self._path = path
         self._complete = recorded.complete
-        self._stretches = [_Stretch()]
-        self._settled: dict[Key, Answer] = {}
+        self._segments = [_Segment()]
+        self._constants: dict[Key, RecordedResult] = {}
         for entry in recorded.entries:
-            stretch = self._stretches[-1]
-            if CALLS[entry.key[0]].settled and entry.answer.failure is None:  # errors pass
-                self._settled.setdefault(entry.key, entry.answer)
+            segment = self._segments[-1]
+            if CALLS[entry.key[0]].constant and entry.answer.failure is None:  # errors pass
+                self._constants.setdefault(entry.key, entry.answer)
             if entry.change:
-                stretch.change = entry
-                self._stretches.append(_Stretch())
+                segment.change = entry
+                self._segments.append(_Segment())
             else:
-                stretch.answers.setdefault(entry.key, []).append(entry.answer)
-        self._turn = Lock()
-        self._at = 0  # which stretch
-        self._given: Counter[Key] = Counter()
+                segment.answers.setdefault(entry.key, []).append(entry.answer)
+        self._lock = Lock()
+        self._at = 0  # index of the current segment
+        self._used: Counter[Key] = Counter()
         self._attempts = 0
         self._closed = False
 
-    def answer(self, name: str, arguments: Mapping[str, Scalar], ask: Callable[[], T]) -> T:
-        """Return what was recorded, or raise it; an error lists what was recorded in its place."""
-        del ask
+    def call(self, name: str, arguments: Mapping[str, Scalar], invoke: Callable[[], T]) -> T:
+        """Return the recorded result, or raise the recorded error.
+
+        Raises:
+            BackendError: If the call was not recorded here; the text lists the recorded calls.
+        """
+        del invoke
         key, call = key_of(name, arguments), CALLS[name]
-        with self._turn:
+        with self._lock:
             if self._closed:
-                raise UsageError(f"the recording {self._path} is closed")
-            found = self._change(key) if call.change else self._find(key)
+                raise UsageError(f"{self._path}: the recording is closed", reason="closed")
+            found = self._change(key) if call.changes_state else self._find(key)
         if found is None:
-            raise call.missing(self._missing(key, change=call.change))
-        return cast("T", found.give())  # by the codec of the call
+            raise call.not_recorded_error(
+                self._missing(key, change=call.changes_state), reason="not_recorded"
+            )
+        return cast("T", found.get())  # as the codec of the call guarantees
 
-    def _find(self, key: Key) -> Answer | None:
-        answers = self._stretches[self._at].answers.get(key)
+    def _find(self, key: Key) -> RecordedResult | None:
+        answers = self._segments[self._at].answers.get(key)
         if answers is None:
-            return self._settled.get(key)
-        given, self._given[key] = self._given[key], self._given[key] + 1
-        return answers[min(given, len(answers) - 1)]
+            return self._constants.get(key)
+        used, self._used[key] = self._used[key], self._used[key] + 1
+        return answers[min(used, len(answers) - 1)]
 
-    def _change(self, key: Key) -> Answer | None:
-        change = self._stretches[self._at].change
+    def _change(self, key: Key) -> RecordedResult | None:
+        change = self._segments[self._at].change
         if change is None or change.key != key:
             return None
         self._at += 1
-        self._given.clear()
+        self._used.clear()
         self._attempts = 0
         return change.answer
 
     def _missing(self, key: Key, *, change: bool) -> str:
-        stretch, changes = self._stretches[self._at], len(self._stretches) - 1
+        segment, changes = self._segments[self._at], len(self._segments) - 1
         where = f" after {self._at} of {changes} changes" if changes else ""
-        text = f"{self._path}: {describe(key)} was not recorded{where}; there "
+        text = f"{self._path}: {describe(key)} was not recorded{where}; "
         if not change:
-            text += f"it has {missing(key, [*stretch.answers])}"
-        elif stretch.change is not None:
-            text += f"comes {describe(stretch.change.key)}"
+            text += f"recorded there: {describe_recorded(key, [*segment.answers])}"
+        elif segment.change is not None:
+            text += f"the next recorded change is {describe(segment.change.key)}"
         else:
-            text += "comes no change"
+            text += "no change is recorded there"
         if not self._complete and self._at == changes:
-            text += "; the program that recorded it did not come to its end"
+            text += "; the recording was not closed, so its end may be missing"
         return text
 
-    def enter(self, enter: Callable[[], object]) -> None:
-        """Lock a journal of nobody's, unless that failed when it was recorded."""
-        with self._turn:
+    def lock_journal(self, enter: Callable[[], object]) -> None:
+        """Lock a replayed journal, unless that failed when it was recorded."""
+        with self._lock:
             self._attempts += 1
             found = self._find(key_of(LOCK, {"attempt": self._attempts}))
         if found is not None:
-            found.give()
+            found.get()
         enter()
 
     def close(self) -> None:
-        """End; a second call does nothing."""
+        """Close. Idempotent."""
         self._closed = True

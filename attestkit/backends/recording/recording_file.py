@@ -1,14 +1,14 @@
-"""A recording on disk: JSON, one object a line, written as it happens.
+"""File format of recordings: JSON lines, one object for each call, written immediately.
 
-The first line is the header, every other a call with its answer or its error, in order:
+The first line is the header. Every other line is a call with its answer or its error, in order:
 
     {"ask": "read_rtmr", "register": 3, "answer": "5c0f..."}
     {"change": "journal_emit", "name": "model-loaded", ..., "answer": null}
     {"ask": "read_event_log", "as": 2}
 
-`as` names the line, from 1, that has the same answer in full. The last line says how many calls
-there are; without it the program that recorded did not come to its end, and what it recorded counts
-all the same. A last line that was cut short does not.
+`ask` is a call that reads, `change` one that changes the state of the TEE. `as` is the number,
+from 1, of the line with the complete answer. The last line has the number of calls. If it is
+missing, the recording was not closed, but is valid nevertheless. A truncated last line is ignored.
 """
 
 import contextlib
@@ -24,44 +24,44 @@ from attestkit._formats.strict_json import decode_strictly
 from attestkit._sanitize import shown
 from attestkit.backends.recording.call_codec import (
     CALLS,
-    Answer,
     Codec,
+    CodecState,
     Key,
-    Memory,
+    RecordedResult,
     Scalar,
-    failure_from_json,
+    error_from_json,
     key_of,
 )
 from attestkit.errors import BackendUnavailableError, FormatError, UsageError
 
 __all__ = [
-    "Entry",
+    "RecordedCall",
     "RecordingFile",
     "RecordingWriter",
-    "member",
+    "call_to_json",
+    "header_field",
     "parse_recording",
-    "read_answer",
     "read_recording",
-    "request",
+    "result_from_json",
 ]
 
 FORMAT: Final = "attestkit recording"
 VERSION: Final = 1
 LARGEST: Final = 1 << 28  # bytes of a file
 MOST: Final = 1_000_000  # calls in a file
-_LONG: Final = 200  # characters of an answer from which on a repetition only names its line
-_ANSWERS: Final = {"answer", "as", "error", "text", "offset", "reason", "steps"}
+_LONG: Final = 200  # bytes; a repeated answer of this size is replaced by its line number
+_ANSWERS: Final = {"answer", "as", "error", "text", "offset", "path", "reason", "steps"}
 
 
 class RecordingWriter:
-    """Writes a new recording. Each line is with the kernel when `write` returns.
+    """Writer of a new recording. `write` returns after the line was passed to the kernel.
 
     Args:
-        path: Where; nothing may be there yet. Only this user will be able to read it.
-        put: Writes to a descriptor, as `os.write`.
+        path: An unused path; the file is created with mode 0600.
+        put: Writes to a file descriptor, as `os.write`.
 
     Raises:
-        UsageError: It cannot be made; a recording is never written over.
+        UsageError: If the file exists already, or cannot be created.
     """
 
     def __init__(self, path: Path, *, put: Callable[[int, bytes], int] = os.write) -> None:
@@ -74,39 +74,42 @@ class RecordingWriter:
             self._fd = os.open(path, flags, 0o600)
         except FileExistsError as error:
             raise UsageError(
-                f"{path} is there already, and a recording is not written over: name another file"
+                f"{path}: exists already; recordings are never overwritten, choose another path",
+                reason="already_exists",
             ) from error
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
-            raise UsageError(f"{path}: a recording cannot be made there: {why}") from error
+            raise UsageError(
+                f"{path}: cannot create the recording: {why}", reason="cannot_write"
+            ) from error
 
     def header(self, fields: Mapping[str, object]) -> None:
-        """Write the first line; raises as `write`."""
+        """Write the first line; raises what `write` does."""
         self.write({"format": FORMAT, "version": VERSION, **fields})
 
-    def answer(self, request: Mapping[str, object], codec: Codec, answer: object) -> None:
-        """Write a call and its answer, as JSON; a long one that is there already by its line.
+    def write_result(self, call: Mapping[str, object], codec: Codec, answer: object) -> None:
+        """Write a call and its answer; a long repeated answer as a line number.
 
         Raises:
-            OSError: As `write`.
+            OSError: As for `write`.
         """
-        text = _dump(answer)
-        shared = codec.alone and len(text) >= _LONG
+        text = _encode_line(answer)
+        shared = codec.independent and len(text) >= _LONG
         name = codec, sha256(text)
         if shared and (line := self._seen.get(name)) is not None:
-            self.write({**request, "as": line})
+            self.write({**call, "as": line})
             return
-        self.write({**request, "answer": answer})
+        self.write({**call, "answer": answer})
         if shared:
             self._seen[name] = self._lines
 
     def write(self, line: Mapping[str, object]) -> None:
-        """Write one line; if that fails, none of it stays.
+        """Write one line, or after an error nothing of it.
 
         Raises:
-            OSError: It cannot be written, or the file would get too large to be read.
+            OSError: If the line cannot be written, or the file would exceed its limits.
         """
-        data = _dump(line) + b"\n"
+        data = _encode_line(line) + b"\n"
         if self._size + len(data) > LARGEST or self._lines >= MOST:
             raise OSError(None, f"a recording has at most {LARGEST} bytes and {MOST} calls")
         rest = memoryview(data)
@@ -114,14 +117,14 @@ class RecordingWriter:
             while rest:
                 rest = rest[self._put(self._fd, bytes(rest)) :]
         except BaseException:
-            with contextlib.suppress(OSError):  # then a torn line stays, which no reader counts
+            with contextlib.suppress(OSError):  # readers ignore a truncated last line
                 os.ftruncate(self._fd, self._size)
             raise
         self._size += len(data)
         self._lines += 1
 
     def end(self) -> None:
-        """Write the last line and wait for the disk; raises as `write`."""
+        """Write the last line and sync the file; raises what `write` does."""
         self.write({"end": self._lines - 1})
         os.fsync(self._fd)
 
@@ -130,97 +133,103 @@ class RecordingWriter:
         os.close(self._fd)
 
 
-def _dump(value: object) -> bytes:
+def _encode_line(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 # -- reading -----------------------------------------------------------------------------------
 
 
-class Entry(NamedTuple):
-    """One call and what came of it."""
+class RecordedCall(NamedTuple):
+    """A call and its result."""
 
     key: Key
     change: bool
-    answer: Answer
+    answer: RecordedResult
 
 
 class RecordingFile(NamedTuple):
-    """A recording as it was read."""
+    """A parsed recording."""
 
     header: dict[str, Any]
-    entries: tuple[Entry, ...]
-    complete: bool  # the program that recorded it closed it
+    entries: tuple[RecordedCall, ...]
+    complete: bool  # whether it was closed
 
 
 def read_recording(path: Path) -> RecordingFile:
     """Read a recording, at most 256 MiB.
 
     Raises:
-        BackendUnavailableError: It cannot be read.
-        FormatError: It is none; the text names file and line.
+        BackendUnavailableError: If the file cannot be read.
+        FormatError: If the file is not a valid recording; the text has its path and the line.
     """
     data = _read(path)
     try:
         return parse_recording(data)
     except FormatError as error:
-        raise FormatError(f"{path}, {error}", reason="recording") from error
+        raise FormatError(f"{path}: {error}", reason=error.reason) from error
 
 
 def parse_recording(data: bytes) -> RecordingFile:
-    """Read the content of a recording.
+    """Parse the content of a recording.
 
     Raises:
-        FormatError: It is none, or has over a million calls; the text names the line.
+        FormatError: If it is malformed, or has more than a million calls; the text has the line.
     """
-    # Counted first: lines that are split off take many times the room of those that are empty.
-    if data.count(b"\n") > MOST + 3:  # with the header, the end, and a newline behind that
-        raise FormatError(f"more than {MOST} calls", reason="recording")
+    # Count first: splitting a file of empty lines would take many times its size.
+    if data.count(b"\n") > MOST + 3:  # and the header, the end, and the newline after the end
+        raise FormatError(f"more than {MOST} calls", reason="too_many")
     lines = data.split(b"\n")
-    reader, number = _Reader(), 0
+    parser, number = _Parser(), 0
     try:
         for number, line in enumerate(lines, 1):
-            found = _object(line, last=number == len(lines))
+            found = _decode_line(line, last=number == len(lines))
             if found is not None:
-                reader.take(found)
-        return reader.end()
+                parser.feed(found)
+        return parser.finish()
     except FormatError as error:
-        raise FormatError(f"line {number}: {error}", reason="recording") from error
+        raise FormatError(f"line {number}: {error}", reason=error.reason) from error
 
 
 T = TypeVar("T")
 
 
-def member(header: Mapping[str, Any], key: str, kind: type[T]) -> T:
-    """Return what a header has under `key`; FormatError if it is of another kind."""
+def header_field(header: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    """Return a field of a header; FormatError if its type is not `kind`."""
     if not isinstance(found := header.get(key), kind):
-        raise FormatError(f"{key}: not a {kind.__name__}")
+        raise FormatError(f"{key}: must be of type {kind.__name__}", reason="wrong_type")
     return found
 
 
 def _read(path: Path) -> bytes:
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=_open_nonblocking) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise BackendUnavailableError(f"{path}: a recording is a file")
-            # What is asked for is allocated, so no more than there is, and one byte to see it grow.
+                raise BackendUnavailableError(
+                    f"{path}: not a regular file", reason="unreadable", path=str(path)
+                )
+            # `read` allocates its argument: the size of the file, and a byte to detect growth.
             data = file.read(min(status.st_size, LARGEST) + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise BackendUnavailableError(f"the recording {path} cannot be read: {why}") from error
+        raise BackendUnavailableError(
+            f"{path}: cannot read the recording: {why}",
+            reason="missing" if isinstance(error, FileNotFoundError) else "unreadable",
+            path=str(path),
+        ) from error
     if len(data) > LARGEST:
-        raise FormatError(f"{path}: longer than {LARGEST} bytes, so no recording")
+        raise FormatError(f"{path}: longer than {LARGEST} bytes", reason="too_large")
     return data
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for whoever would write into a pipe."""
+def _open_nonblocking(path: str, flags: int) -> int:
+    """Open without waiting for the writer of a FIFO."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _object(line: bytes, *, last: bool) -> dict[str, Any] | None:
-    """Return what a line says; nothing for the last one, if it is empty or was cut short."""
+def _decode_line(line: bytes, *, last: bool) -> dict[str, Any] | None:
+    """Return the object of a line; None if it is the last one and empty or truncated."""
     try:
         found = decode_strictly(line)
     except FormatError:
@@ -228,94 +237,106 @@ def _object(line: bytes, *, last: bool) -> dict[str, Any] | None:
             return None
         raise
     if not isinstance(found, dict):
-        raise FormatError("not an object")
+        raise FormatError("not an object", reason="wrong_type")
     return found
 
 
-class _Reader:
-    """Takes line after line."""
+class _Parser:
+    """Incremental parser of lines."""
 
     def __init__(self) -> None:
         self.header: dict[str, Any] | None = None
-        self.entries: list[Entry] = []
+        self.entries: list[RecordedCall] = []
         self.complete = False
-        self._memory = Memory()
+        self._state = CodecState()
         self._answers: dict[int, tuple[Codec, object]] = {}
 
-    def take(self, line: dict[str, Any]) -> None:
-        """Take the next line; raises FormatError."""
+    def feed(self, line: dict[str, Any]) -> None:
+        """Process the next line; raises FormatError."""
         if self.header is None:
             if line.get("format") != FORMAT:
-                raise FormatError(f"no recording: its format is not {FORMAT!r}")
+                raise FormatError(
+                    f"not a recording: format is not {FORMAT!r}", reason="unrecognized"
+                )
             if line.get("version") != VERSION:
-                raise FormatError(f"this attestkit reads recordings of version {VERSION} only")
+                raise FormatError(
+                    f"version: only {VERSION} is supported", reason="unsupported_version"
+                )
             self.header = line
             return
         if self.complete:
-            raise FormatError("something comes after the end")
+            raise FormatError("data after the end", reason="trailing_data")
         if line.keys() == {"end"}:
             if type(line["end"]) is not int:
-                raise FormatError("end: no number of calls")
+                raise FormatError("end: must be the number of calls", reason="wrong_type")
             if line["end"] != len(self.entries):
                 raise FormatError(
-                    f"the end counts {shown(line['end'])} calls, not {len(self.entries)}"
+                    f"end: {shown(line['end'])} calls, but the file has {len(self.entries)}",
+                    reason="wrong_size",
                 )
             self.complete = True
             return
         if len(self.entries) >= MOST:
-            raise FormatError(f"more than {MOST} calls")
-        self.entries.append(self._entry(line))
+            raise FormatError(f"more than {MOST} calls", reason="too_many")
+        self.entries.append(self._parse_call(line))
 
-    def end(self) -> RecordingFile:
-        """Return everything; raises FormatError if there is not even a header."""
+    def finish(self) -> RecordingFile:
+        """Return the recording; FormatError without a header."""
         if self.header is None:
-            raise FormatError("no recording: there is no whole header")
+            raise FormatError("not a recording: incomplete header", reason="truncated")
         return RecordingFile(self.header, tuple(self.entries), self.complete)
 
-    def _entry(self, line: dict[str, Any]) -> Entry:
+    def _parse_call(self, line: dict[str, Any]) -> RecordedCall:
         kinds = line.keys() & {"ask", "change"}
         if len(kinds) != 1:
-            raise FormatError("neither ask nor change, or both")
+            raise FormatError(
+                "must have either ask or change", reason="inconsistent" if kinds else "missing"
+            )
         kind = kinds.pop()
         name = line[kind]
         call = CALLS.get(name) if isinstance(name, str) else None
-        if call is None or call.change != (kind == "change"):
-            raise FormatError(f"{kind}: no call that is recorded so")
+        if call is None or call.changes_state != (kind == "change"):
+            raise FormatError(f"{kind}: unknown call {shown(str(name))}", reason="wrong_value")
         arguments = {
             key: value for key, value in line.items() if key != kind and key not in _ANSWERS
         }
         if not all(value is None or type(value) in (str, int) for value in arguments.values()):
-            raise FormatError("an argument is neither text nor a number")
+            raise FormatError("arguments must be strings or integers", reason="wrong_type")
         key = key_of(name, arguments)
-        return Entry(key, call.change, self._answer(line, call.codec))
+        return RecordedCall(key, call.changes_state, self._parse_result(line, call.codec))
 
-    def _answer(self, line: dict[str, Any], codec: Codec) -> Answer:
+    def _parse_result(self, line: dict[str, Any], codec: Codec) -> RecordedResult:
         if "as" not in line:
-            answer = read_answer(line, codec, self._memory)
-            if answer.failure is None and codec.alone:
+            answer = result_from_json(line, codec, self._state)
+            if answer.failure is None and codec.independent:
                 self._answers[len(self.entries) + 2] = codec, answer.value  # the header is line 1
             return answer
-        if type(line["as"]) is not int or line.keys() & _ANSWERS != {"as"}:
-            raise FormatError("as: not the number of a line, alone")
+        if type(line["as"]) is not int:
+            raise FormatError("as: must be a line number", reason="wrong_type")
+        if line.keys() & _ANSWERS != {"as"}:
+            raise FormatError("as: excludes an answer and an error", reason="inconsistent")
         known, value = self._answers.get(line["as"], (None, None))
         if known is not codec:
-            raise FormatError("as: no line before with such an answer")
-        return Answer(value)
+            raise FormatError("as: no earlier line with such an answer", reason="wrong_value")
+        return RecordedResult(value)
 
 
-def read_answer(found: Mapping[str, Any], codec: Codec, memory: Memory) -> Answer:
-    """Return the answer, or the error, that an object of a recording has.
+def result_from_json(found: Mapping[str, Any], codec: Codec, state: CodecState) -> RecordedResult:
+    """Return the answer or the error in an object of a recording.
 
     Raises:
-        FormatError: It has neither, or both, or it is malformed.
+        FormatError: If it has neither or both, or is malformed.
     """
     if ("answer" in found) == ("error" in found):
-        raise FormatError("neither answer nor error, or both")
+        raise FormatError(
+            "must have either answer or error",
+            reason="inconsistent" if "answer" in found else "missing",
+        )
     if "error" in found:
-        return Answer(None, failure_from_json(found))
-    return Answer(codec.decode(found["answer"], memory))
+        return RecordedResult(None, error_from_json(found))
+    return RecordedResult(codec.decode(found["answer"], state))
 
 
-def request(name: str, arguments: Mapping[str, Scalar]) -> dict[str, object]:
-    """Return how a line begins that is about such a call."""
-    return {"change" if CALLS[name].change else "ask": name, **arguments}
+def call_to_json(name: str, arguments: Mapping[str, Scalar]) -> dict[str, object]:
+    """Return the fields of a line that identify the call."""
+    return {"change" if CALLS[name].changes_state else "ask": name, **arguments}

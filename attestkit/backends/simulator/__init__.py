@@ -1,7 +1,7 @@
-"""A software TEE: a TD, or an SEV-SNP guest, with a boot log, signed evidence, an app and its keys.
+"""Simulated TEE: a TD or an SEV-SNP guest, with boot log, signed evidence, an app and its keys.
 
-It is never silent: it signs with a root of its own that no verifier trusts unless told to,
-`simulated` is true, and nobody picks it without naming it.
+Its evidence chains to a root of its own, which no verifier trusts by default; `simulated` is true,
+and it is never selected automatically.
 """
 
 from attestkit.backends.simulator.tdx_simulator import Simulator
@@ -10,7 +10,7 @@ __all__ = ["Simulator"]
 
 
 def _snp_simulator() -> type[Simulator]:
-    from attestkit.backends.simulator.snp_simulator import SnpSimulator  # late: few want one
+    from attestkit.backends.simulator.snp_simulator import SnpSimulator  # lazy: rarely needed
 
     return SnpSimulator
 

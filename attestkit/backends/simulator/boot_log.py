@@ -1,10 +1,9 @@
-"""A well-formed firmware log: the CCEL area of a TD that boots a kernel directly, as by OVMF.
+"""Firmware event log: the CCEL area of a TD whose OVMF boots a kernel directly.
 
-The record format and the event data are those of the TCG PC Client Platform Firmware Profile, with
-the area's dialect of the ACPI CCEL table: index 1 to 4 stands for RTMR0 to RTMR3, one SHA-384 bank,
-the rest of the area filled with 0xFF. Where a digest covers something that is not in the log (the
-memory list, the ACPI tables, kernel and initrd) it is the image's; elsewhere it follows from the
-event data by the rule of its type.
+Records and event data follow the TCG PC Client Platform Firmware Profile, with the conventions of
+the ACPI CCEL table: index 1 to 4 is RTMR0 to RTMR3, one SHA-384 bank, and 0xFF after the last
+record. Digests of data outside the log (memory list, ACPI tables, kernel, initrd) come from the
+image. All others are computed from the event data by the rule of the event type.
 """
 
 import struct
@@ -50,7 +49,7 @@ _LOAD_OPTIONS: Final = 0x8F3B22ED
 
 
 class Record(NamedTuple):
-    """One measurement."""
+    """A measurement."""
 
     register: int  # 0 to 2
     event_type: int
@@ -66,7 +65,7 @@ def boot_log(image: Image) -> bytes:
 
 def boot_records(image: Image) -> tuple[Record, ...]:
     """Return the measurements of a boot, in the order in which firmware and kernel make them."""
-    return (*_firmware(image), *_boot_manager(image), *_kernel(image))
+    return (*_firmware_records(image), *_boot_manager_records(image), *_kernel_records(image))
 
 
 def replay_records(records: tuple[Record, ...]) -> tuple[bytes, bytes, bytes]:
@@ -77,25 +76,27 @@ def replay_records(records: tuple[Record, ...]) -> tuple[bytes, bytes, bytes]:
     return values[0], values[1], values[2]
 
 
-def _firmware(image: Image) -> list[Record]:
-    """What the firmware measures before it looks for something to boot."""
-    hob = _counted(b"TdxTable\0") + struct.pack("<Q", 1) + _TD_HOB.bytes_le + _u64(0x809000)
-    volume = _counted(b"Fv(XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX)\0") + _u64(_CFV_BASE, _CFV_SIZE)
+def _firmware_records(image: Image) -> list[Record]:
+    """Return the measurements of the firmware before the boot manager."""
+    hob = _length_prefixed(b"TdxTable\0") + struct.pack("<Q", 1) + _TD_HOB.bytes_le + _u64(0x809000)
+    volume = _length_prefixed(b"Fv(XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX)\0") + _u64(
+        _CFV_BASE, _CFV_SIZE
+    )
     secure_boot = [
-        *(_variable(_EFI_GLOBAL, name) for name in ("SecureBoot", "PK", "KEK")),
-        *(_variable(_IMAGE_SECURITY, name) for name in ("db", "dbx")),
+        *(_variable_data(_EFI_GLOBAL, name) for name in ("SecureBoot", "PK", "KEK")),
+        *(_variable_data(_IMAGE_SECURITY, name) for name in ("db", "dbx")),
     ]
     return [
         Record(0, _EV_EFI_HANDOFF_TABLES2, image.td_hob, hob),
         Record(0, _EV_EFI_PLATFORM_FIRMWARE_BLOB2, _CFV_DIGEST, volume),
-        *(_measured(0, _EV_EFI_VARIABLE_DRIVER_CONFIG, data) for data in secure_boot),
-        _measured(0, _EV_SEPARATOR, bytes(4)),
+        *(_measure(0, _EV_EFI_VARIABLE_DRIVER_CONFIG, data) for data in secure_boot),
+        _measure(0, _EV_SEPARATOR, bytes(4)),
         *(Record(0, _EV_PLATFORM_CONFIG_FLAGS, digest, b"ACPI DATA") for digest in image.acpi),
     ]
 
 
-def _boot_manager(image: Image) -> list[Record]:
-    """What is measured on the way to the kernel: QEMU hands it over, so no disk is involved."""
+def _boot_manager_records(image: Image) -> list[Record]:
+    """Return the measurements of the boot manager; QEMU passes the kernel, without a disk."""
     kernel = b"\x04\x03" + struct.pack("<H", 20) + _KERNEL_LOADER.bytes_le + _file_path("kernel")
     kernel += _END_OF_PATH
     loaded = _u64(0x3CD94018, 0x502400, 0, len(kernel)) + kernel
@@ -104,34 +105,34 @@ def _boot_manager(image: Image) -> list[Record]:
         Record(1, _EV_EFI_BOOT_SERVICES_APPLICATION, image.kernel, loaded),
         _boot_variable("BootOrder", bytes(2)),
         _boot_variable("Boot0000", option),
-        _measured(1, _EV_EFI_ACTION, b"Calling EFI Application from Boot Option"),
-        _measured(1, _EV_SEPARATOR, bytes(4)),
+        _measure(1, _EV_EFI_ACTION, b"Calling EFI Application from Boot Option"),
+        _measure(1, _EV_SEPARATOR, bytes(4)),
     ]
 
 
-def _kernel(image: Image) -> list[Record]:
-    """What the kernel's EFI stub measures before it leaves the firmware."""
-    options = _tagged(_LOAD_OPTIONS, b"LOADED_IMAGE::LoadOptions\0")
+def _kernel_records(image: Image) -> list[Record]:
+    """Return the measurements of the kernel's EFI stub."""
+    options = _tagged_event(_LOAD_OPTIONS, b"LOADED_IMAGE::LoadOptions\0")
     return [
         Record(2, _EV_EVENT_TAG, image.cmdline, options),
-        Record(2, _EV_EVENT_TAG, image.initrd, _tagged(_LINUX_INITRD, b"Linux initrd\0")),
-        _measured(1, _EV_EFI_ACTION, b"Exit Boot Services Invocation"),
-        _measured(1, _EV_EFI_ACTION, b"Exit Boot Services Returned with Success"),
+        Record(2, _EV_EVENT_TAG, image.initrd, _tagged_event(_LINUX_INITRD, b"Linux initrd\0")),
+        _measure(1, _EV_EFI_ACTION, b"Exit Boot Services Invocation"),
+        _measure(1, _EV_EFI_ACTION, b"Exit Boot Services Returned with Success"),
     ]
 
 
-def _measured(register: int, event_type: int, data: bytes) -> Record:
+def _measure(register: int, event_type: int, data: bytes) -> Record:
     """Return a record whose digest is that of its event data."""
     return Record(register, event_type, sha384(data), data)
 
 
 def _boot_variable(name: str, value: bytes) -> Record:
-    """Return the record of a boot variable, whose digest OVMF takes of the value alone."""
-    return Record(0, _EV_EFI_VARIABLE_BOOT, sha384(value), _variable(_EFI_GLOBAL, name, value))
+    """Return the record of a boot variable; OVMF measures only its value."""
+    return Record(0, _EV_EFI_VARIABLE_BOOT, sha384(value), _variable_data(_EFI_GLOBAL, name, value))
 
 
 def _header() -> bytes:
-    """Return the first record, in the format of TPM 1.2, which says how the others look."""
+    """Return the first record, in the format of TPM 1.2, which describes the others."""
     # Class 0 (client), version 2.0 with minor before major, errata 0, 64-bit UINTN, one algorithm.
     spec_id = b"Spec ID Event03\0" + struct.pack("<IBBBBIHHB", 0, 0, 2, 0, 2, 1, _SHA384, 48, 0)
     return struct.pack("<II20xI", 1, _EV_NO_ACTION, len(spec_id)) + spec_id
@@ -146,16 +147,16 @@ def _u64(*values: int) -> bytes:
     return struct.pack(f"<{len(values)}Q", *values)
 
 
-def _counted(text: bytes) -> bytes:
+def _length_prefixed(text: bytes) -> bytes:
     return bytes([len(text)]) + text
 
 
-def _tagged(tag: int, data: bytes) -> bytes:
+def _tagged_event(tag: int, data: bytes) -> bytes:
     return struct.pack("<II", tag, len(data)) + data
 
 
-def _variable(guid: UUID, name: str, value: bytes = b"") -> bytes:
-    """Return UEFI_VARIABLE_DATA; a variable that does not exist has no value."""
+def _variable_data(guid: UUID, name: str, value: bytes = b"") -> bytes:
+    """Return UEFI_VARIABLE_DATA; a missing variable has an empty value."""
     return guid.bytes_le + _u64(len(name), len(value)) + name.encode("utf-16-le") + value
 
 

@@ -1,10 +1,10 @@
-"""The OS image that the simulated TD boots: a made-up one, measured as a real one would be.
+"""OS images of simulated guests, measured like real images.
 
-It follows the "lite" measurement of dstack images, so whoever checks an OS image against the
-registers can check this one: the image's hash names a list of checksums, that list a measurement
-document, and from the document follow MRTD and RTMR0 to RTMR2, or the launch measurement of an
-SEV-SNP guest. What is measured does not exist; its digests are those of literal strings. All
-simulated TDs boot the same image, and all simulated SEV-SNP guests another.
+They follow the "lite" measurement of dstack images, so that verifiers of OS images accept them: the
+image hash is that of a list of checksums, the list has the checksum of a measurement document, and
+the document determines MRTD and RTMR0 to RTMR2, or the launch measurement of an SEV-SNP guest. The
+components do not exist; their digests are those of literal strings. All simulated TDs boot one
+image, and all simulated SEV-SNP guests another.
 """
 
 import base64
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["Image", "SnpImage", "simulated_image", "simulated_snp_image", "snp_vm_config"]
 
 MEMORY_SIZE: Final = 0x80000000  # bytes, 2 GiB
-# What the firmware accepts by itself, in LEB128: pages from 0x800 on, the memory list 9 pages into
-# them, three ranges of start and length. As OVMF lays its sections out.
+# Memory accepted by the firmware, in LEB128: pages from 0x800, the memory list at page 9 of them,
+# three ranges of start and length. The layout of OVMF's sections.
 TD_HOB: Final = bytes([0x80, 0x10, 9, 3, 0, 6, 9, 4, 0x10, 0x10])
-# What the firmware of an SEV-SNP guest measures in ways of its own, as OVMF has it: address, size
-# and type, of which 2 holds secrets, 3 the CPUID, and 16 the hashes of kernel, initrd and command
-# line; 1 is memory without contents.
+# Sections of the firmware of an SEV-SNP guest that are measured specially, with OVMF's layout:
+# address, size and type. 1 is memory without content, 2 secrets, 3 CPUID, and 16 the hashes of
+# kernel, initrd and command line.
 _SECTIONS: Final = (
     (0x800000, 0x9000, 1),
     (0x80A000, 0x3000, 1),
@@ -37,7 +37,7 @@ _SECTIONS: Final = (
 
 
 class Image(NamedTuple):
-    """What is measured of the image; digests are SHA-384."""
+    """Measurements of a TDX image; digests are SHA-384."""
 
     mrtd: bytes
     td_hob: bytes
@@ -49,8 +49,8 @@ class Image(NamedTuple):
     vm_config: str  # JSON
 
 
-def _made_up(what: str) -> bytes:
-    return sha384(f"attestkit simulated {what}".encode())
+def _digest_of(component: str) -> bytes:
+    return sha384(f"attestkit simulated {component}".encode())
 
 
 @cache
@@ -58,10 +58,10 @@ def simulated_image() -> Image:
     """Return the image of every simulated TD."""
     image = {
         "cmdline_sha384": sha384("attestkit simulated command line\0".encode("utf-16-le")),
-        "kernel_authenticode": _made_up("kernel"),
-        "initrd_sha384": _made_up("initrd"),
+        "kernel_authenticode": _digest_of("kernel"),
+        "initrd_sha384": _digest_of("initrd"),
     }
-    mrtd = {"single_pass": _made_up("firmware"), "two_pass": _made_up("firmware, two passes")}
+    mrtd = {"single_pass": _digest_of("firmware"), "two_pass": _digest_of("firmware, two passes")}
     tdvf = {"ovmf": "pre202505", "mrtd": mrtd, "td_hob": TD_HOB}
     measurement = _cbor({"version": 3, "image": image, "tdvf": tdvf})
     checksums = f"{sha256(measurement).hex()}  measurement.tdx.cbor\n".encode()
@@ -69,7 +69,7 @@ def simulated_image() -> Image:
     return Image(
         mrtd=mrtd["single_pass"],
         td_hob=td_hob_digest(TD_HOB, MEMORY_SIZE),
-        acpi=(_made_up("ACPI loader script"), _made_up("ACPI RSDP"), _made_up("ACPI tables")),
+        acpi=(_digest_of("ACPI loader script"), _digest_of("ACPI RSDP"), _digest_of("ACPI tables")),
         kernel=image["kernel_authenticode"],
         cmdline=image["cmdline_sha384"],
         initrd=image["initrd_sha384"],
@@ -79,23 +79,23 @@ def simulated_image() -> Image:
 
 
 class SnpImage(NamedTuple):
-    """What is measured of the image of an SEV-SNP guest, which has one CPU."""
+    """Measurements of the image of an SEV-SNP guest with one CPU."""
 
     measurement: bytes  # 48 bytes, SHA-384
     os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums
-    sev_snp_measurement: str  # JSON: what the machine's configuration says of it
+    sev_snp_measurement: str  # JSON, for the VM configuration
 
 
 @cache
 def simulated_snp_image() -> SnpImage:
     """Return the image of every simulated SEV-SNP guest."""
-    # Late: only who simulates SEV-SNP measures one.
+    # Lazy: only needed for SEV-SNP.
     from attestkit.attestation.launch import snp
 
     document: dict[Value, Value] = {
         "version": 3,
         "cmdline": f"dstack.rootfs_hash={sha256(b'attestkit simulated root file system').hex()}",
-        "ovmf_hash": _made_up("firmware"),
+        "ovmf_hash": _digest_of("firmware"),
         "kernel_hash": sha256(b"attestkit simulated kernel"),
         "initrd_hash": sha256(b"attestkit simulated initrd"),
         "hashes_table_gpa": 0x810C00,
@@ -113,14 +113,14 @@ def simulated_snp_image() -> SnpImage:
         "measurement": base64.b64encode(measurement).decode(),
     }
     return SnpImage(
-        measurement=snp.measurement(snp.SnpImage.read(document), launch),
+        measurement=snp.compute_measurement(snp.SnpImage.read(document), launch),
         os_image_hash=sha256(checksums),
         sev_snp_measurement=json.dumps(fields, separators=(",", ":")),
     )
 
 
 def snp_vm_config(mr_config: str) -> str:
-    """Return the configuration of a machine that an SEV-SNP guest was launched on with a document.
+    """Return the VM configuration of an SEV-SNP guest with this mr_config document.
 
     It is JSON (vm_config of the dstack guest agent API).
     """
@@ -138,7 +138,7 @@ def snp_vm_config(mr_config: str) -> str:
 
 
 def _cbor(value: object) -> bytes:
-    """Encode in CBOR (RFC 8949) what this document is of; a library for it would be a megabyte."""
+    """Encode integers, bytes, strings, lists and maps in CBOR (RFC 8949), without a dependency."""
     if isinstance(value, int):
         return _cbor_head(0, value)
     if isinstance(value, bytes):
@@ -153,7 +153,7 @@ def _cbor(value: object) -> bytes:
 
 
 def _cbor_head(major: int, number: int) -> bytes:
-    """Return a major type with its number, which is below 2^32."""
+    """Return the head of an item: major type and a number below 2^32."""
     if number < 24:
         return bytes([major << 5 | number])
     size, kind = next(found for found in ((1, 24), (2, 25), (4, 26)) if number < 1 << 8 * found[0])
@@ -161,7 +161,7 @@ def _cbor_head(major: int, number: int) -> bytes:
 
 
 def _vm_config(os_image_hash: bytes, checksums: bytes, measurement: bytes) -> str:
-    """Return the machine's configuration (vm_config of the dstack guest agent API)."""
+    """Return the VM configuration (vm_config of the dstack guest agent API)."""
     fields = {
         "os_image_hash": os_image_hash.hex(),
         "cpu_count": 1,

@@ -1,4 +1,4 @@
-"""What a simulated platform is made of: PKI, quoting enclave, trust anchor, launch, default app."""
+"""Identity of a simulated TDX platform, and the launch values of a TD, from seed and scenario."""
 
 import json
 from typing import Final
@@ -8,49 +8,52 @@ from attestkit.backends.simulator.os_image import simulated_image
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.issue_cache import IssueCache
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
-from attestkit.backends.simulator.scenarios.config import Scenario, given
+from attestkit.backends.simulator.scenarios.config import Scenario, value_or
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import UsageError
 
-__all__ = ["OWN_APP", "instance_id", "issued", "launched"]
+__all__ = ["OWN_APP", "instance_id", "issue_platform", "launch_body"]
 
 _LIVE: Final = {"rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data"}  # not fixed at launch
 
 
 def _issue(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, QuotingEnclave, bytes]:
     pki = SimulatedPki(seed, config=scenario.pki)
-    maker = pki if scenario.maker is None else pki.other(scenario.maker)
-    enclave = QuotingEnclave(maker, scenario.platform_id, config=scenario.quote)
+    platform_pki = pki if scenario.platform_pki is None else pki.other(scenario.platform_pki)
+    enclave = QuotingEnclave(platform_pki, scenario.platform_id, config=scenario.quote)
     anchor = scenario.trust_anchor
     if isinstance(anchor, str):
         anchor = pki.other(anchor).root_der
-    return pki, enclave, given(anchor, pki.root_der)
+    return pki, enclave, value_or(anchor, pki.root_der)
 
 
-issued: Final = IssueCache(_issue)
-"""PKI, quoting enclave and trust anchor: half of what a TD costs, and a suite opens one a test."""
+issue_platform: Final = IssueCache(_issue)
+"""Return PKI, quoting enclave and trust anchor; cached, because tests open many TDs of one seed."""
 
 
-def launched(scenario: Scenario, mr_config_id: bytes) -> TdBody:
-    """Return what is fixed at the launch of a TD of the simulated image, as the scenario says.
+def launch_body(scenario: Scenario, mr_config_id: bytes) -> TdBody:
+    """Return the fields of a TD body that are fixed at launch.
 
     Raises:
-        UsageError: The scenario sets what no launch fixes, or a value of another size.
+        UsageError: If the scenario sets an unknown field, one that is not fixed at launch, or a
+            value of the wrong size.
     """
     own = {"mr_td": simulated_image().mrtd, "mr_config_id": mr_config_id}
-    odd = dict(scenario.body)
-    if unfit := odd.keys() - TdBody._fields | odd.keys() & _LIVE:
-        raise UsageError(f"a scenario cannot set {min(unfit)!r} of the TD's body")
-    body = TdBody(**{**own, **odd})
-    body.td15()  # which refuses another size
+    changes = dict(scenario.body)
+    if invalid := changes.keys() - TdBody._fields | changes.keys() & _LIVE:
+        raise UsageError(
+            f"scenario: body has no settable field {min(invalid)!r}", reason="unknown_name"
+        )
+    body = TdBody(**{**own, **changes})
+    body.td15()  # checks the sizes
     return body
 
 
-# The app of a simulated TD that was handed none, and what a boot gives any app.
+# The default app of simulated TDs, and the instance id.
 
 _SALT: Final = b"attestkit/simulator/v1"
 
-# Logs and system information are public, so that every page of a server has something to show.
+# Logs and system information are public, so that every page of the server has content.
 OWN_APP: Final = json.dumps(
     {
         "manifest_version": 2,
@@ -70,10 +73,10 @@ OWN_APP: Final = json.dumps(
 
 
 def instance_id(seed: bytes, app_id: bytes, compose: AppCompose) -> bytes:
-    """Return the 20 bytes that tell instances of one app apart; none if the app wants none.
+    """Return the instance id, 20 bytes; empty if the app-compose disables it.
 
-    Rule of the dstack guest: the head of SHA-256 over a secret of the disk, here of the seed, and
-    the app id.
+    As in a dstack guest: the first 20 bytes of SHA-256 over a secret and the app id. The secret is
+    derived from the seed, not stored on the disk.
     """
     if compose.no_instance_id:
         return b""

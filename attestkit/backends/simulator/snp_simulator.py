@@ -1,7 +1,7 @@
-"""The simulator as an SEV-SNP guest: reports in place of quotes, and no registers.
+"""Simulated SEV-SNP guest: attestation reports instead of quotes, and no registers.
 
-Who the app is stands in a document (mr_config of the dstack guest agent API) whose hash is
-HOST_DATA: the one in the configuration that was handed in, else one made here.
+The app is identified by an mr_config document (dstack guest agent API) whose hash is HOST_DATA. It
+comes from the VM configuration, or is generated.
 """
 
 import json
@@ -12,7 +12,7 @@ from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.base import SnpEvidence
 from attestkit.backends.simulator.os_image import snp_vm_config
-from attestkit.backends.simulator.pki.amd_chip import issued_chip
+from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.platform_identity import instance_id
 from attestkit.backends.simulator.soft_td import check_bytes
 from attestkit.backends.simulator.tdx_simulator import Simulator
@@ -20,29 +20,32 @@ from attestkit.errors import FormatError, UnsupportedError, UsageError
 
 __all__ = ["SnpSimulator"]
 
-_NO_INTEL: Final = "an SEV-SNP guest has no Intel collateral: its reports bring AMD's certificates"
+_NO_INTEL: Final = "SEV-SNP has no Intel collateral; AMD's certificates come with each report"
 
 
 class SnpSimulator(Simulator):
-    """One simulated SEV-SNP guest: what `Simulator` makes of `platform="snp"`.
+    """A simulated SEV-SNP guest: `Simulator(platform="snp")`.
 
-    The arguments are those of `Simulator`; `quote_version` is None. A state folder keeps the seed
-    alone, since nothing else outlives a boot.
+    The arguments are those of `Simulator`; `quote_version` must be None. A state folder contains
+    only the seed, because a guest has no state that survives a reboot.
     """
 
     platform = "snp"
-    # As `__hash__ = None`: it has none of these, so it is no RegisterExtender.
+    # Like `__hash__ = None`: without these methods the class is not a RegisterExtender.
     read_rtmr: Any = None
     extend_rtmr: Any = None
     open_journal: Any = None
 
     trust_anchor: bytes
     mr_config: str
-    """The document whose hash is HOST_DATA, JSON text; it says who the app is."""
+    """The document, JSON, that identifies the app; its hash is HOST_DATA."""
 
-    def _chosen_version(self, asked: int | None) -> int:
-        if asked is not None:
-            raise UsageError("an SEV-SNP guest has reports, so that no version of quotes is chosen")
+    def _chosen_version(self, requested: int | None) -> int:
+        if requested is not None:
+            raise UsageError(
+                "quote_version: does not apply to SEV-SNP, which has reports",
+                reason="not_applicable",
+            )
         return 0
 
     def _launch(
@@ -52,14 +55,14 @@ class SnpSimulator(Simulator):
         vm_config: str | None,
         random: Callable[[int], bytes],
     ) -> None:
-        """Fix at launch what is in every report."""
+        """Set the values that are fixed at launch."""
         del random
-        self.mr_config = _document_in(vm_config) or self._own_document(seed, app_id)
+        self.mr_config = _find_document(vm_config) or self._make_document(seed, app_id)
         self.vm_config: str = snp_vm_config(self.mr_config) if vm_config is None else vm_config
         self._host_data = host_data(self.mr_config)
-        self._chip, self.trust_anchor = issued_chip(seed, self._scenario, keep=self._seeded)
+        self._chip, self.trust_anchor = issue_chip(seed, self._scenario, keep=self._seeded)
 
-    def _own_document(self, seed: bytes, app_id: bytes) -> str:
+    def _make_document(self, seed: bytes, app_id: bytes) -> str:
         compose, keys = self.app_compose, self.app_keys
         fields = {
             "version": 3,
@@ -74,21 +77,21 @@ class SnpSimulator(Simulator):
         return json.dumps(fields, separators=(",", ":"))
 
     def collateral(self, now: float | None = None) -> NoReturn:
-        """Refuse: what Intel says is of TDX; AMD's certificates come with each report."""
+        """Raise UnsupportedError: AMD's certificates come with each report."""
         del now
-        raise UnsupportedError(_NO_INTEL)
+        raise UnsupportedError(_NO_INTEL, reason="feature")
 
     @property
     def served_platform(self) -> NoReturn:
-        """Refuse: a PCCS knows Intel's platforms."""
-        raise UnsupportedError(_NO_INTEL)
+        """Raise UnsupportedError: a PCCS is for Intel platforms."""
+        raise UnsupportedError(_NO_INTEL, reason="feature")
 
     def get_snp_report(self, report_data: bytes) -> SnpEvidence:
         """Return a signed report over `report_data`, exactly 64 bytes, and the certificates.
 
         Raises:
-            UsageError: `report_data` is not 64 bytes.
-            BackendError: A fault says so.
+            UsageError: If `report_data` is not 64 bytes.
+            BackendError: If a fault is injected.
         """
         check_bytes("report_data", report_data, 64)
         report = self._calls.report(report_data, self._report)
@@ -98,24 +101,24 @@ class SnpSimulator(Simulator):
         return self._chip.report(report_data, host_data=self._host_data)
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return a signed report over `report_data`, exactly 64 bytes; errors as its evidence."""
+        """Return a signed report over exactly 64 bytes; raises what `get_snp_report` does."""
         return self.get_snp_report(report_data).report
 
     def read_event_log(self) -> bytes:
-        """Return nothing: no register could vouch for a log."""
+        """Return an empty log."""
         return b""
 
     def reset(self) -> None:
-        """Reboot, which changes nothing here."""
+        """Reboot; a guest without registers has no state to reset."""
 
     def _halt(self) -> None:
         pass
 
 
-def _document_in(vm_config: str | None) -> str:
-    """Return the document that the machine's configuration has; nothing if it has none."""
+def _find_document(vm_config: str | None) -> str:
+    """Return the mr_config document in the VM configuration, or an empty string."""
     try:
         found = VmConfig.parse(vm_config or "").find("mr_config")
     except FormatError as error:
-        raise UsageError(f"vm_config: {error}") from error
+        raise UsageError(f"vm_config: {error}", reason="wrong_value") from error
     return found if isinstance(found, str) else ""

@@ -1,4 +1,4 @@
-"""The simulated TD itself: four registers, the events that explain RTMR3, and its boots."""
+"""State of a simulated TD: four registers, runtime events, and reboots."""
 
 import hashlib
 from collections.abc import Callable
@@ -6,21 +6,21 @@ from threading import Lock
 from typing import NamedTuple
 from uuid import UUID
 
-from attestkit.backends.simulator.faults.injection import FaultyCalls, TearingFolder
+from attestkit.backends.simulator.faults.injection import FaultInjector, TearingFolder
 from attestkit.backends.simulator.state_folder import State, StateFolder
 from attestkit.errors import UsageError
 from attestkit.event_log import Event, Rtmrs
 from attestkit.event_log.journal import LOCK, Journal, MemoryJournal, RegisterAccess
 
-__all__ = ["Boot", "SoftTd", "check_bytes"]
+__all__ = ["BootPlan", "SoftTd", "check_bytes"]
 
 
-class Boot(NamedTuple):
-    """What is certain before a TD starts: where every boot of it ends."""
+class BootPlan(NamedTuple):
+    """State after each boot of a TD."""
 
-    launch: str  # hash of all that is fixed at launch: another one is another TD
+    launch: str  # identity of the TD: hash of everything fixed at launch
     rtmrs: Rtmrs
-    events: tuple[Event, ...]  # explain rtmrs[3]
+    events: tuple[Event, ...]  # replay to rtmrs[3]
     version: int  # digest version of runtime events
 
 
@@ -28,30 +28,30 @@ class SoftTd:
     """A TD's registers and runtime events.
 
     Args:
-        boot: What it boots.
-        folder: Where it goes on running between two programs; None: it ends with this object. A
-            TD that was launched otherwise than `boot` says is another one, so this one boots.
-        random: Returns that many random bytes.
-        calls: Where what a program does here can go wrong.
+        boot: State after boot.
+        folder: Storage that preserves the TD between processes; None: in memory. If it contains
+            another TD, this TD boots.
+        random: Returns a number of random bytes.
+        calls: Injector of faults.
 
     Raises:
-        BackendError: The folder cannot be used.
-        JournalError: The runtime log in the folder cannot be used.
+        BackendError: If the folder cannot be used.
+        JournalError: If the runtime log in the folder cannot be used.
     """
 
     def __init__(
         self,
-        boot: Boot,
+        boot: BootPlan,
         folder: StateFolder | None,
         random: Callable[[int], bytes],
-        calls: FaultyCalls,
+        calls: FaultInjector,
     ) -> None:
         self._calls = calls
         self._boot = boot
         self._folder = folder
         self._random = random
         self._boot_id = ""
-        self._changing = Lock()  # the last of all locks: whoever extends reads, hashes and writes
+        self._changing = Lock()  # held during an extend; last in the lock order
         self._set(boot.rtmrs)
         access = RegisterAccess(lambda: self.rtmrs[3], self._extend_for_log)
         self.journal: Journal | MemoryJournal
@@ -73,18 +73,18 @@ class SoftTd:
             try:
                 self.reset()
             except BaseException:
-                self.journal.close()  # its lock would keep this very process from another try
+                self.journal.close()  # release its lock, so that this process can retry
                 raise
 
     def _set(self, rtmrs: Rtmrs) -> None:
         self.rtmrs = rtmrs
-        self.joined_rtmrs: bytes = b"".join(rtmrs)  # 192 bytes, as a quote has them
+        self.joined_rtmrs: bytes = b"".join(rtmrs)  # 192 bytes, as in a quote
 
     def reset(self) -> None:
-        """Boot again: what was emitted since the last boot is gone, its log is put aside."""
+        """Reboot: clear the events since the last boot, and archive their log."""
         boot_id = str(UUID(bytes=self._random(16), version=4))
         with self.journal.locked(), self._changing:
-            # In this order, so that a program killed in between leaves a TD that is off.
+            # In this order, so that a process killed in between leaves a TD that is off.
             if self._folder is not None:
                 self._folder.forget()
             self.journal.begin(boot_id, self._boot.events)
@@ -97,20 +97,20 @@ class SoftTd:
         """Extend RTMR2 or RTMR3 by a digest of 48 bytes.
 
         Raises:
-            UsageError: A program cannot extend this register, or not by this.
-            BackendError: The new value could not be kept, and the register is as it was; or it is
-                as a fault says.
+            UsageError: If the register is not 2 or 3, or the digest not 48 bytes.
+            BackendError: If the new value cannot be stored, which leaves the register unchanged, or
+                a fault is injected.
         """
         if register not in (2, 3):
-            raise UsageError(f"RTMR{register} is not a program's to extend: 2 and 3 are")
-        check_bytes("a digest", digest, 48)
-        self._calls.extend(register, lambda: self.extend_unasked(register, digest))
+            raise UsageError(f"register: must be 2 or 3: {register!r}", reason="out_of_range")
+        check_bytes("digest", digest, 48)
+        self._calls.extend(register, lambda: self.extend_unchecked(register, digest))
 
     def _extend_for_log(self, digest: bytes) -> None:
-        self._calls.extend_for_log(lambda: self.extend_unasked(3, digest))
+        self._calls.extend_for_log(lambda: self.extend_unchecked(3, digest))
 
-    def extend_unasked(self, register: int, digest: bytes) -> None:
-        """Extend a register, whoever asks; BackendError if the new value could not be kept."""
+    def extend_unchecked(self, register: int, digest: bytes) -> None:
+        """Extend any register without faults; BackendError if the new value cannot be stored."""
         with self._changing:
             changed = list(self.rtmrs)
             changed[register] = hashlib.sha384(self.rtmrs[register] + digest).digest()
@@ -120,11 +120,14 @@ class SoftTd:
             self._set(rtmrs)
 
     def close(self) -> None:
-        """Let another program have the TD; a second call does nothing."""
+        """Close the journal. Idempotent."""
         self.journal.close()
 
 
 def check_bytes(what: str, value: object, size: int) -> None:
-    """Raise UsageError, naming `what`, unless `value` is `size` bytes."""
+    """Raise UsageError, with `what` as its subject, unless `value` is `size` bytes."""
     if not isinstance(value, bytes) or len(value) != size:
-        raise UsageError(f"{what} is {size} bytes")
+        raise UsageError(
+            f"{what}: must be {size} bytes",
+            reason="wrong_size" if isinstance(value, bytes) else "wrong_type",
+        )

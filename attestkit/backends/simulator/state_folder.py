@@ -1,7 +1,6 @@
-"""The folder in which a simulated TD outlives the program that runs it.
+"""Folder that preserves a simulated TD between processes.
 
-Its registers are to the simulator what the CPU's are to a TD: a killed program leaves them as they
-were, only a reboot clears them.
+Its registers survive a killed process, as registers of a CPU do; only a reboot clears them.
 """
 
 import contextlib
@@ -23,26 +22,26 @@ __all__ = ["State", "StateFolder", "read_seed"]
 LOCK = "simulator.lock"
 SEED = "simulator.seed"
 REGISTERS = "simulator.registers"
-_LARGEST: Final = 4096  # bytes of a file that is read; a real one has about 600
+_LARGEST: Final = 4096  # maximum size of a file in bytes; typical are 600
 
 
 class State(NamedTuple):
-    """What a running TD is, between two programs that look at it."""
+    """State of a running TD."""
 
     boot_id: str  # changes with every boot
-    launch: str  # hash of all that is fixed at launch: another one is another TD
+    launch: str  # identity of the TD: hash of everything fixed at launch
     rtmrs: Rtmrs
 
 
 class StateFolder:
-    """The files of a simulated TD, used by one program at a time.
+    """The files of a simulated TD, locked by one process at a time.
 
     Args:
-        path: The folder; it is made, mode 0700, where it is missing.
+        path: The folder; created with mode 0700 if missing.
 
     Raises:
-        BackendBusyError: Another program runs this TD.
-        BackendError: The folder cannot be used.
+        BackendBusyError: If another process runs this TD.
+        BackendError: If the folder cannot be used.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -51,76 +50,77 @@ class StateFolder:
             make_folder(self.path)
             self._lock = open_regular(self.path / LOCK, os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise _unusable(self.path, error) from error
+            raise _io_error(self.path, error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self._lock)
             raise BackendBusyError(
-                f"another program runs the simulated TD in {self.path}: stop it, or take another "
-                "state folder"
+                f"{self.path}: another process runs the simulated TD; stop it, or use another "
+                "state directory",
+                reason="state",
+                path=str(self.path),
             ) from error
         except OSError as error:
             os.close(self._lock)
-            raise _unusable(self.path / LOCK, error) from error
+            raise _io_error(self.path / LOCK, error) from error
 
     def seed(self, random: Callable[[int], bytes]) -> bytes:
-        """Return the 32 bytes that all keys come from; made at the first call, and kept.
+        """Return the seed, 32 bytes, created and stored at the first call.
 
         Raises:
-            BackendError: The file cannot be used, or holds something else.
+            BackendError: If the file cannot be used, or is damaged.
         """
         try:
-            text = _read(self.path / SEED)
+            text = _read_limited(self.path / SEED)
         except FileNotFoundError:
             seed = random(32)
-            self._put(SEED, seed.hex().encode() + b"\n")
+            self._replace_file(SEED, seed.hex().encode() + b"\n")
             return seed
         except OSError as error:
-            raise _unusable(self.path / SEED, error) from error
+            raise _io_error(self.path / SEED, error) from error
         try:
             return read_seed(text)
         except UsageError as error:
-            raise BackendError(f"{self.path / SEED}: {error}") from error
+            path = str(self.path / SEED)
+            raise BackendError(f"{path}: {error}", reason="state", path=path) from error
 
     def load(self) -> State | None:
-        """Return the running TD, None if there is none.
+        """Return the state of the running TD, or None.
 
         Raises:
-            BackendError: The file cannot be read, or is not what `save` wrote.
+            BackendError: If the file cannot be read, or is damaged.
         """
         path = self.path / REGISTERS
         try:
-            fields: Any = decode_strictly(_read(path))
+            fields: Any = decode_strictly(_read_limited(path))
             zero, one, two, three = (bytes.fromhex(value) for value in fields["rtmrs"])
             state = State(str(fields["boot_id"]), str(fields["launch"]), (zero, one, two, three))
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _unusable(path, error) from error
+            raise _io_error(path, error) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise BackendError(
-                f"{path} is damaged; remove it to boot the simulated TD again"
-            ) from error
+            raise _damage_error(path) from error
         if any(len(value) != 48 for value in state.rtmrs):
-            raise BackendError(f"{path} is damaged; remove it to boot the simulated TD again")
+            raise _damage_error(path)
         return state
 
     def save(self, state: State) -> None:
-        """Keep the TD's registers, all or nothing."""
+        """Store the state of the TD atomically."""
         fields = {**state._asdict(), "rtmrs": [value.hex() for value in state.rtmrs]}
-        self._put(REGISTERS, json.dumps(fields).encode() + b"\n")
+        self._replace_file(REGISTERS, json.dumps(fields).encode() + b"\n")
 
     def forget(self) -> None:
-        """Turn the TD off."""
+        """Delete the state of the TD: it is off."""
         try:
             (self.path / REGISTERS).unlink(missing_ok=True)
             self._sync_folder()
         except OSError as error:
-            raise _unusable(self.path / REGISTERS, error) from error
+            raise _io_error(self.path / REGISTERS, error) from error
 
-    def _put(self, name: str, data: bytes) -> None:
-        """Replace a file so that it is old or new, whatever happens, and on the disk."""
+    def _replace_file(self, name: str, data: bytes) -> None:
+        """Replace a file atomically and sync it."""
         new = self.path / f"{name}.new"
         try:
             fd = open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -132,8 +132,8 @@ class StateFolder:
                 os.close(fd)
             new.replace(self.path / name)
         except OSError as error:
-            raise _unusable(self.path / name, error) from error
-        with contextlib.suppress(OSError):  # the new file counts already: no way back from here
+            raise _io_error(self.path / name, error) from error
+        with contextlib.suppress(OSError):  # the new file is in place and cannot be undone
             self._sync_folder()
 
     def _sync_folder(self) -> None:
@@ -144,17 +144,17 @@ class StateFolder:
             os.close(fd)
 
     def close(self) -> None:
-        """Let another program have the TD; a second call does nothing."""
+        """Unlock the folder. Idempotent."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
 
 def read_seed(data: bytes) -> bytes:
-    """Return the seed that a file holds: 32 bytes, or 64 hex digits with or without a newline.
+    """Parse the content of a seed file: 32 bytes, or 64 hex digits with an optional newline.
 
     Raises:
-        UsageError: It holds something else.
+        UsageError: If it is neither.
     """
     if len(data) == 32:
         return data
@@ -163,17 +163,27 @@ def read_seed(data: bytes) -> bytes:
     except ValueError:
         seed = b""
     if len(seed) != 32:
-        raise UsageError("a seed is 32 bytes or 64 hex digits")
+        raise UsageError("seed: must be 32 bytes or 64 hex digits", reason="wrong_size")
     return seed
 
 
-def _read(path: Path) -> bytes:
-    """Return what a file holds; BackendError where that is more than was ever written to one."""
+def _read_limited(path: Path) -> bytes:
+    """Return the content of a file; BackendError if it is too long."""
     data = read_regular(path, _LARGEST + 1)
     if len(data) > _LARGEST:
-        raise BackendError(f"{path}: longer than {_LARGEST} bytes")
+        raise BackendError(f"{path}: longer than {_LARGEST} bytes", reason="state", path=str(path))
     return data
 
 
-def _unusable(path: Path, error: OSError) -> BackendError:
-    return BackendError(f"the simulator cannot use {path}: {error.strerror or error}")
+def _damage_error(path: Path) -> BackendError:
+    return BackendError(
+        f"{path}: damaged; remove it to boot the simulated TD again",
+        reason="state",
+        path=str(path),
+    )
+
+
+def _io_error(path: Path, error: OSError) -> BackendError:
+    return BackendError(
+        f"{path}: cannot be used: {error.strerror or error}", reason="state", path=str(path)
+    )

@@ -1,7 +1,7 @@
-"""A software TD: registers, a boot log, signed quotes, and an app with its keys.
+"""Simulated TD: registers, firmware event log, signed quotes, and an app with its keys.
 
-It is never silent: it signs with a root of its own that no verifier trusts unless told to,
-`simulated` is true, and nobody picks it without naming it.
+The simulator cannot be mistaken for hardware: it signs under its own root, which verifiers trust
+only on request, `simulated` is true, and it is used only by name.
 """
 
 import os
@@ -15,12 +15,17 @@ from attestkit.attestation.launch.mr_config import config_id_v1
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults, FaultsLike
-from attestkit.backends.simulator.faults.injection import FaultyCalls
+from attestkit.backends.simulator.faults.injection import FaultInjector
 from attestkit.backends.simulator.os_image import simulated_image
-from attestkit.backends.simulator.platform_identity import OWN_APP, instance_id, issued, launched
-from attestkit.backends.simulator.scenarios.config import Scenario, given
+from attestkit.backends.simulator.platform_identity import (
+    OWN_APP,
+    instance_id,
+    issue_platform,
+    launch_body,
+)
+from attestkit.backends.simulator.scenarios.config import Scenario, value_or
 from attestkit.backends.simulator.scenarios.named import chosen_scenario
-from attestkit.backends.simulator.soft_td import Boot, SoftTd, check_bytes
+from attestkit.backends.simulator.soft_td import BootPlan, SoftTd, check_bytes
 from attestkit.backends.simulator.state_folder import StateFolder
 from attestkit.collateral import Collateral
 from attestkit.dstack.app_compose import AppCompose
@@ -31,8 +36,8 @@ from attestkit.keys import AppKeys
 
 __all__ = ["Simulator"]
 
-_RTMRS_AT: Final = 328  # in a TD body: the registers and the report data, then
-_REST_AT: Final = 584  # what TD 1.5 added
+_RTMRS_AT: Final = 328  # offset of registers and report data in a TD body
+_REST_AT: Final = 584  # offset of the fields of TD 1.5
 
 
 def _clock() -> float:
@@ -40,55 +45,53 @@ def _clock() -> float:
 
 
 class Simulator:
-    """One simulated TD: booted when it is made, or taken up from its state folder.
+    """A simulated TD, freshly booted or restored from its state folder.
 
-    Of another platform it is an object of a subclass, which has the abilities of that.
+    With the platform "snp" the object is a `SnpSimulator`, which has other protocols.
 
     Args:
-        seed: 32 bytes from which all keys and certificates follow, so that they can be made again.
-            Whoever has them can forge this TD's evidence. They stay in the process after `close`.
-            None: random ones, kept in `state_dir` if there is one.
-        quote_version: 4 (TD 1.0 body), or 5 (TD 1.5 body). None: the scenario's, else 4.
-        platform: "tdx" or "snp" (an SEV-SNP guest, see `snp_simulator`). None: the scenario's, else
-            "tdx".
-        scenario: What is wrong, or odd, with it: a name (see `scenarios.named`), or a `Scenario`.
-            None: nothing.
-        faults: What goes wrong, by name and count: "ebusy:3 slow:2s", a list of such, or a Faults;
-            docs/faults.md has them all. More can be armed later, at `faults`.
-        state_dir: A folder that keeps seed, registers and runtime events, used by one program at a
-            time. A TD of another seed, app or machine is another TD: it boots there anew. None:
-            nothing on disk, a fresh TD that ends with this object.
-        app_compose: The content of the app's app-compose.json. None: an app of its own.
-        app_keys: The app's keys, which stay the caller's to close. None: keys from the seed.
-        vm_config: The machine's configuration, JSON text, never altered. None: that of the
-            simulated image.
-        app_id: 20 bytes. None: the head of the compose hash.
-        now: Seconds since 1970, for the collateral.
-        random: Returns that many random bytes.
-        wait: Sleeps for so many seconds, where a fault says that the host is slow.
+        seed: 32 bytes from which all keys and certificates are derived. With them anyone can forge
+            this TD's evidence; they remain in the process after `close`. None: random, and stored
+            in `state_dir` if there is one.
+        quote_version: 4 (TD 1.0 body) or 5 (TD 1.5 body). None: that of the scenario, else 4.
+        platform: "tdx" or "snp". None: that of the scenario, else "tdx".
+        scenario: A deviation of the platform or its endorsements: a name (see `scenarios.named`) or
+            a `Scenario`. None: up to date.
+        faults: Faults to inject, such as "ebusy:3 slow:2s", a list of them, or a Faults; see
+            docs/faults.md. More can be armed later with `faults`.
+        state_dir: A folder that preserves seed, registers and runtime events, used by one process
+            at a time. With another seed, app or VM configuration the TD reboots. None: in memory.
+        app_compose: The content of app-compose.json. None: that of a default app.
+        app_keys: The app's keys; the caller closes them. None: keys derived from the seed.
+        vm_config: The configuration of the VM as JSON, used unchanged. None: that of the simulated
+            OS image.
+        app_id: 20 bytes. None: the first 20 bytes of the compose hash.
+        now: Returns Unix time, for the collateral.
+        random: Returns a number of random bytes, as `os.urandom`.
+        wait: Sleeps for a number of seconds, for faults that delay.
 
     Attributes:
-        faults: What is armed. From the first one on that waits, `blocking` is True.
+        faults: The armed faults. Once a fault that delays is armed, `blocking` is True.
 
     Raises:
-        UsageError: An argument is not one of the above.
-        ConfigError: `app_compose` is not what it should be.
-        BackendBusyError: Another program uses `state_dir`.
-        BackendError: `state_dir` cannot be used.
+        UsageError: If an argument is invalid.
+        ConfigError: If `app_compose` is invalid.
+        BackendBusyError: If another process uses `state_dir`.
+        BackendError: If `state_dir` cannot be used.
     """
 
     name = "simulator"
     simulated = True
     blocking: bool = False
     platform = "tdx"
-    # Classes of other guests build on this one, so the package hands them in.
+    # Set by the package, because the classes of other guests inherit from this one.
     other_platforms: ClassVar[dict[str, "Callable[[], type[Simulator]]"]] = {}
     app_compose: AppCompose
-    """What the app was deployed from."""
+    """The app's compose file."""
     vm_config: str
-    """The machine's configuration, JSON text, as it was handed in."""
+    """The configuration of the VM as JSON."""
     trust_anchor: bytes
-    """The root certificate (DER) that a verifier has to be told to believe this TD."""
+    """The root certificate (DER) for verifiers of this TD's evidence."""
 
     def __init__(
         self,
@@ -107,17 +110,17 @@ class Simulator:
         random: Callable[[int], bytes] = os.urandom,
         wait: Callable[[float], object] = time.sleep,
     ) -> None:
-        _refuse_other_types(seed, vm_config, app_keys, state_dir)
+        _check_types(seed, vm_config, app_keys, state_dir)
         self._scenario = self._own_scenario(scenario, platform)
         self.faults: Faults = Faults.of(faults)
-        self._calls = FaultyCalls(
+        self._calls = FaultInjector(
             self.faults, platform=self.platform, has_log=state_dir is not None, wait=wait
         )
-        self.faults.watch(self._look_at)
+        self.faults.watch(self._check_fault)
         self._now = now
         self._quote_version = self._chosen_version(quote_version)
         self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
-        app_id = _checked_app_id(given(app_id, self.app_compose.default_app_id))
+        app_id = _check_app_id(value_or(app_id, self.app_compose.default_app_id))
         self._seeded = seed is not None
         self._folder = None if state_dir is None else StateFolder(state_dir)
         try:
@@ -131,36 +134,44 @@ class Simulator:
                 self._folder.close()
             raise
 
-    def __new__(cls, *_: object, **options: object) -> "Simulator":  # noqa: PYI034 - or another
-        """Return the kind of guest that is asked for: they have other abilities."""
-        asked = options.get("platform")
+    def __new__(cls, *_: object, **options: object) -> "Simulator":  # noqa: PYI034 - or a subclass
+        """Create an object of the class for the platform."""
+        requested = options.get("platform")
         if cls is not Simulator:
             return super().__new__(cls)
-        platform = chosen_scenario(options.get("scenario"), asked).platform
+        platform = chosen_scenario(options.get("scenario"), requested).platform
         kind = cls if platform == cls.platform else cls.other_platforms[platform]()
         return object.__new__(kind)
 
-    # Options are checked against the signature, and this is where `inspect` looks for it.
+    # `backends.make` checks options against the signature, which `inspect` finds here.
     cast("Any", __new__).__wrapped__ = __init__
 
     def _own_scenario(self, chosen: str | Scenario | None, platform: str | None) -> Scenario:
-        """Return the scenario, which is one of the platform that this class is."""
+        """Return the scenario; UsageError if it is for another platform than this class."""
         found = chosen_scenario(chosen, platform or self.platform)
-        if found.platform != self.platform:  # `__new__` chooses for Simulator itself alone
+        if (
+            found.platform != self.platform
+        ):  # possible for subclasses: `__new__` returns them unchanged
             raise UsageError(
-                f"{type(self).__name__} is of platform {self.platform}, not {found.platform}: "
-                "attestkit.open and Simulator(...) make the kind that is asked for"
+                f"platform: {type(self).__name__} simulates {self.platform}, not "
+                f"{found.platform}; use attestkit.open or Simulator",
+                reason="conflict",
             )
         return found
 
-    def _chosen_version(self, asked: int | None) -> int:
-        """Return the version of the quotes."""
-        if asked not in (None, 4, 5):
-            raise UsageError(f"the simulator makes quotes of version 4 and 5, not {asked!r}")
-        wanted = self._scenario.quote_version
-        if None not in (asked, wanted) and asked != wanted:
-            raise UsageError(f"the quotes of this scenario are of version {wanted}, not {asked}")
-        return asked or wanted or 4
+    def _chosen_version(self, requested: int | None) -> int:
+        """Return the version of quotes from argument and scenario."""
+        if requested not in (None, 4, 5):
+            raise UsageError(
+                f"quote_version: must be 4 or 5, not {requested!r}", reason="wrong_value"
+            )
+        required = self._scenario.quote_version
+        if None not in (requested, required) and requested != required:
+            raise UsageError(
+                f"quote_version: {requested}, but this scenario has quotes of version {required}",
+                reason="conflict",
+            )
+        return requested or required or 4
 
     def _launch(
         self,
@@ -169,22 +180,22 @@ class Simulator:
         vm_config: str | None,
         random: Callable[[int], bytes],
     ) -> None:
-        """Boot, with the state folder taken and the app's keys there."""
-        self.vm_config = given(vm_config, simulated_image().vm_config)
-        self._body_head, self._body_rest = self._fixed_body()
-        made = issued(seed, self._scenario, keep=self._seeded)
-        self._pki, self._enclave, self.trust_anchor = made
+        """Issue certificates and boot; the state folder is locked and the app's keys exist."""
+        self.vm_config = value_or(vm_config, simulated_image().vm_config)
+        self._body_head, self._body_rest = self._split_body()
+        issued = issue_platform(seed, self._scenario, keep=self._seeded)
+        self._pki, self._enclave, self.trust_anchor = issued
         self._event_log = boot_log(simulated_image())
-        self._td = SoftTd(self._plan(seed, app_id), self._folder, random, self._calls)
+        self._td = SoftTd(self._plan_boot(seed, app_id), self._folder, random, self._calls)
 
-    def _look_at(self, fault: Fault) -> None:
-        """Refuse what cannot go wrong here; from what waits on, an event loop needs a thread."""
+    def _check_fault(self, fault: Fault) -> None:
+        """Raise UsageError if a new fault does not apply; a fault that delays sets `blocking`."""
         self._calls.check(fault)
         if fault.seconds:
             self.blocking = True
 
-    def _plan(self, seed: bytes, app_id: bytes) -> Boot:
-        """Return where every boot of this TD ends, and what tells it from other TDs."""
+    def _plan_boot(self, seed: bytes, app_id: bytes) -> BootPlan:
+        """Return registers and events after a boot, and the identity of this TD."""
         compose = self.app_compose
         launch = Launch(
             app_compose=compose,
@@ -198,83 +209,83 @@ class Simulator:
         rtmrs = (*firmware, replay_from(bytes(48), events))
         fixed = (self._pki.root_der, self.vm_config.encode(), b"".join(rtmrs))
         identity = sha256(b"".join(map(sha256, fixed))).hex()
-        return Boot(identity, rtmrs, events, compose.event_log_version)
+        return BootPlan(identity, rtmrs, events, compose.event_log_version)
 
-    def _fixed_body(self) -> tuple[bytes, bytes]:
-        """Return what is in every quote before the registers and behind the report data."""
+    def _split_body(self) -> tuple[bytes, bytes]:
+        """Return the constant parts of a TD body: before the registers, after the report data."""
         config_id = config_id_v1(self.app_compose.compose_hash)
-        body = launched(self._scenario, config_id)
+        body = launch_body(self._scenario, config_id)
         old = self._quote_version == 4 or self._scenario.td10
         whole = body.td10() if old else body.td15()
         return whole[:_RTMRS_AT], whole[_REST_AT:]
 
     @classmethod
     def probe(cls) -> None:
-        """Return: it runs everywhere."""
+        """Return: the simulator works everywhere."""
 
     def collateral(self, now: float | None = None) -> Collateral:
-        """Return what the stand-in for Intel says at `now`, in seconds since 1970; None is now."""
+        """Return the collateral of the simulated Intel PCS at a Unix time; None is now."""
         return self._pki.collateral(self._now() if now is None else now, self._scenario.collateral)
 
     @property
     def served_platform(self) -> tuple[bytes, bytes]:
-        """What a PCCS knows of the platform: its QE id (16 bytes) and PCK certificate (DER)."""
+        """QE id (16 bytes) and PCK certificate (DER) of the platform, for a PCCS."""
         return self._enclave.qe_id, self._enclave.pck_der
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return a signed quote over `report_data`, exactly 64 bytes.
 
         Raises:
-            UsageError: `report_data` is not 64 bytes.
-            BackendError: A fault says so.
+            UsageError: If `report_data` is not 64 bytes.
+            BackendError: If a fault is injected.
         """
         check_bytes("report_data", report_data, 64)
-        return self._calls.report(report_data, self._quote, self._td.extend_unasked)
+        return self._calls.report(report_data, self._quote, self._td.extend_unchecked)
 
     def _quote(self, report_data: bytes) -> bytes:
         body = (self._body_head, self._td.joined_rtmrs, report_data, self._body_rest)
         return self._enclave.quote(b"".join(body), version=self._quote_version)
 
     def read_event_log(self) -> bytes:
-        """Return the firmware's log: a CCEL area of 64 KiB."""
+        """Return the firmware event log: a CCEL area of 64 KiB."""
         return self._event_log
 
     def read_rtmr(self, register: int) -> bytes:
-        """Return what a register, 0 to 3, holds: 48 bytes."""
+        """Return RTMR0 to RTMR3, 48 bytes."""
         if register not in (0, 1, 2, 3):
-            raise UsageError(f"there is no RTMR{register}")
+            raise UsageError(f"register: must be 0 to 3: {register!r}", reason="out_of_range")
         self._calls.read(register)
         return self._td.rtmrs[register]
 
     def extend_rtmr(self, register: int, digest: bytes) -> None:
-        """Extend RTMR2 or RTMR3 by a digest of 48 bytes; nothing is logged.
+        """Extend RTMR2 or RTMR3 by a digest of 48 bytes, without logging an event.
 
         Raises:
-            UsageError: A program cannot extend this register, or not by this.
-            BackendError: The new value could not be kept, and the register is as it was; or it is
-                as a fault says.
+            UsageError: If the register is not 2 or 3, or the digest not 48 bytes.
+            BackendError: If the new value cannot be stored, which leaves the register unchanged, or
+                a fault is injected.
         """
         self._td.extend(register, digest)
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
-        """Return the runtime events of this TD, whose version its own boot has decided."""
+        """Return the journal of runtime events; their version is fixed at boot."""
         del version
         return self._td.journal
 
     def reset(self) -> None:
-        """Reboot: what was emitted since the last boot is gone.
+        """Reboot: clear the events since the last boot.
 
         Raises:
-            BackendError: The state folder cannot be used.
-            JournalError: The runtime log cannot be used.
+            BackendError: If the state folder cannot be used.
+            JournalError: If the runtime log cannot be used.
         """
         self._td.reset()
 
     def close(self) -> None:
-        """Let another program have the state folder, and wipe the app's keys if made here.
+        """Unlock the state folder, and wipe the app's keys unless the caller passed them.
 
-        What signs evidence is not wiped. With a seed that was handed in, the process keeps it for
-        the next TD of that seed, as long as it is one of the last four.
+        Keys that sign evidence are not wiped. Those of an explicit seed are cached for the last
+        four seeds.
         """
         self._halt()
         if self._folder is not None:
@@ -286,27 +297,25 @@ class Simulator:
         self._td.close()
 
 
-def _refuse_other_types(
-    seed: object, vm_config: object, app_keys: object, state_dir: object
-) -> None:
+def _check_types(seed: object, vm_config: object, app_keys: object, state_dir: object) -> None:
     if seed is not None:
-        check_bytes("a seed", seed, 32)
+        check_bytes("seed", seed, 32)
     if vm_config is not None and not isinstance(vm_config, str):
-        raise UsageError("vm_config is JSON text")
+        raise UsageError("vm_config: must be a str of JSON", reason="wrong_type")
     if app_keys is not None and not isinstance(app_keys, AppKeys):
-        raise UsageError("app_keys are AppKeys, for a file see AppKeys.load")
+        raise UsageError("app_keys: must be AppKeys; use AppKeys.load", reason="wrong_type")
     if state_dir is not None and not isinstance(state_dir, (str, os.PathLike)):
-        raise UsageError("state_dir is a path")
+        raise UsageError("state_dir: must be a str or a PathLike", reason="wrong_type")
 
 
-def _checked_app_id(app_id: bytes) -> bytes:
-    check_bytes("an app id", app_id, 20)
+def _check_app_id(app_id: bytes) -> bytes:
+    check_bytes("app_id", app_id, 20)
     return app_id
 
 
 def _os_image_hash(vm_config: str) -> bytes:
-    """Return the hash that the machine's configuration names, none if it does not."""
+    """Return the OS image hash in the VM configuration, or empty bytes."""
     try:
         return VmConfig.parse(vm_config).os_image_hash
     except FormatError as error:
-        raise UsageError(f"vm_config: {error}") from error
+        raise UsageError(f"vm_config: {error}", reason="wrong_value") from error

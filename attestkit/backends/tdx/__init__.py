@@ -1,4 +1,4 @@
-"""What TDX backends share: the guest device, quotes by ioctl or QGS, and run-time registers.
+"""Parts of the TDX backends: the guest device, quotes by ioctl or QGS, and runtime registers.
 
-Each takes its system calls, so that tests can hand in others.
+System calls are parameters, so that tests can replace them.
 """

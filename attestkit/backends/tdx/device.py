@@ -1,8 +1,8 @@
-"""The TDX guest device of Linux: TD reports by ioctl, and what its errors mean.
+"""The TDX guest device of Linux: TD reports by ioctl, and the meaning of its errors.
 
-Source: include/uapi/linux/tdx-guest.h and drivers/virt/coco/tdx-guest of Linux 6.2 and later. The
-device was called otherwise before, and the same number meant other things there: such a node is
-named and not used.
+Source: include/uapi/linux/tdx-guest.h and drivers/virt/coco/tdx-guest of Linux 6.2 and later. Older
+drivers have other device names and use the same ioctl numbers differently; their nodes are reported
+in errors, but not used.
 """
 
 import errno
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from attestkit._reasons import BackendReason
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, error_name, iowr, permissions
 from attestkit.errors import (
     BackendBusyError,
@@ -22,7 +23,7 @@ from attestkit.errors import (
     UsageError,
 )
 
-__all__ = ["GET_REPORT0", "Command", "Meaning", "TdxDevice"]
+__all__ = ["GET_REPORT0", "Command", "Meaning", "TdxDevice", "find_meaning"]
 
 REPORT_DATA_SIZE: Final = 64
 REPORT_SIZE: Final = 1024
@@ -31,27 +32,39 @@ GET_REPORT0: Final = iowr("T", 1, REPORT_DATA_SIZE + REPORT_SIZE)
 _TDX_REPORT: Final = 0x81  # byte 0 of a report: its type
 _REPORT_DATA_AT: Final = 128  # in a report
 
-# A busy TDX module is asked again after so many seconds; together they are below one second.
+# Waits in seconds between retries while the TDX module is busy.
 BUSY_WAITS: Final = (0.001, 0.01, 0.05, 0.1, 0.2)
 
-# How every errno of the driver reads: the class of the error, and what to do.
-Meaning = tuple[type[BackendError], str]
+# An errno of the driver: class and reason of the error, and its cause and remedy in words.
+Meaning = tuple[type[BackendError], BackendReason, str]
+_FORBIDDEN_BY_POLICY: Final[Meaning] = (
+    BackendUnavailableError,
+    "permission_denied",
+    "forbidden by a security policy (seccomp, LSM)",
+)
+_UNKNOWN: Final[Meaning] = (BackendError, "io_error", "undocumented error")
 MEANINGS: Final[Mapping[int, Meaning]] = {
-    errno.EFAULT: (BackendError, "the kernel could not use our buffer: report it to attestkit"),
-    errno.ENOMEM: (BackendError, "the kernel has no memory for it: free some and try again"),
+    errno.EFAULT: (BackendError, "io_error", "invalid buffer; report this bug to attestkit"),
+    errno.ENOMEM: (BackendError, "io_error", "the kernel is out of memory; free some and retry"),
     errno.EINVAL: (
         BackendError,
-        "the TDX module says that an operand is invalid: kernel and module do not fit each other",
+        "io_error",
+        "the TDX module rejected an operand; use a kernel that supports this module",
     ),
-    errno.EBUSY: (BackendBusyError, "the TDX module stays busy: try again later"),
-    errno.EINTR: (BackendBusyError, "signals interrupt it again and again: try again later"),
-    errno.EIO: (BackendError, "the call into the TDX module failed: see the kernel's log (dmesg)"),
+    errno.EBUSY: (BackendBusyError, "device", "the TDX module is busy; retry later"),
+    errno.EINTR: (
+        BackendBusyError,
+        "interrupted",
+        "interrupted by signals repeatedly; retry later",
+    ),
+    errno.EIO: (BackendError, "io_error", "the TDX module failed; see the kernel log (dmesg)"),
     errno.ENOTTY: (
         BackendUnavailableError,
-        "the driver does not know this command: it is another driver, or older than Linux 6.2",
+        "unsupported_kernel",
+        "the driver has no such command; use Linux 6.2 or later",
     ),
-    errno.EPERM: (BackendUnavailableError, "a security policy forbids it (seccomp, LSM)"),
-    errno.EACCES: (BackendUnavailableError, "a security policy forbids it (seccomp, LSM)"),
+    errno.EPERM: _FORBIDDEN_BY_POLICY,
+    errno.EACCES: _FORBIDDEN_BY_POLICY,
 }
 
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.ENODEV})
@@ -59,25 +72,25 @@ _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class Command(NamedTuple):
-    """An ioctl of the device, and how it is made again."""
+    """An ioctl of the device, with its retries and errors."""
 
-    name: str  # as people call it
+    name: str
     number: int
     meanings: Mapping[int, Meaning] = MEANINGS
-    interruptions: int = 100  # so many signals in a row are survived; more are somebody's timer
+    interruptions: int = 100  # retries after EINTR
 
 
 _GET_REPORT0: Final = Command("GET_REPORT0", GET_REPORT0)
 
 
 class TdxDevice:
-    """`/dev/tdx_guest`, opened for each use: it keeps nothing between two calls.
+    """`/dev/tdx_guest`, opened for each use.
 
     Args:
-        path: The node.
-        old_nodes: Nodes of drivers that came before; one of these in place of `path` is named.
+        path: The device node.
+        old_nodes: Device nodes of older drivers, for the error if `path` is missing.
         calls: The system calls.
-        sleep: Waits so many seconds.
+        sleep: Sleeps for the given number of seconds.
     """
 
     def __init__(
@@ -94,80 +107,95 @@ class TdxDevice:
         self._sleep = sleep
 
     @contextmanager
-    def opened(self) -> Iterator[int]:
-        """Open the node, for as long as a `with` lasts.
+    def open(self) -> Iterator[int]:
+        """Open the device; return a context manager with its descriptor.
 
         Raises:
-            BackendUnavailableError: There is none, or we may not use it.
-            BackendError: It cannot be opened for another reason.
+            BackendUnavailableError: If the device is missing or not accessible.
+            BackendError: If it cannot be opened for another reason.
         """
         try:
             fd = self._calls.open_file(self.path, os.O_RDWR, None)
         except OSError as error:
-            raise self._not_opened(error) from error
+            raise self._open_error(error) from error
         try:
             yield fd
         finally:
             os.close(fd)
 
-    def _not_opened(self, error: OSError) -> BackendError:
-        said = f"{self.path} cannot be opened ({error_name(error)})"
+    def _open_error(self, error: OSError) -> BackendError:
+        path = str(self.path)
+        text = f"{path}: cannot be opened ({error_name(error)})"
         if error.errno in _FORBIDDEN:
             return BackendUnavailableError(
-                f"{said}: {permissions(self.path)}; a udev rule with a group opens it up, in a "
-                "container also its device rules"
+                f"{text}: {permissions(path)}; grant access to a group by a udev rule, in a "
+                "container also by its device rules",
+                reason="permission_denied",
+                path=path,
             )
         if error.errno not in _ABSENT:
-            return BackendError(said)
+            return BackendError(text, reason="io_error", path=path)
         for node in self._old_nodes:
-            if _is_there(node):
+            if _exists(node):
                 return BackendUnavailableError(
-                    f"driver too old: {node} is there, and not {self.path} ({error_name(error)}); "
-                    "Linux 6.2 or later is needed"
+                    f"{path}: driver too old, it has {node} ({error_name(error)}); use Linux 6.2 "
+                    "or later",
+                    reason="unsupported_kernel",
+                    path=path,
                 )
         return BackendUnavailableError(
-            f"{said}: this is no TDX guest, or its driver is not loaded (modprobe tdx-guest), or "
-            f"the container was not given it (--device {self.path})"
+            f"{text}; run on a TDX guest, load the driver (modprobe tdx-guest), or in a container "
+            f"pass the device through (--device {path})",
+            reason="missing",
+            path=path,
         )
 
     def get_report(self, report_data: bytes) -> bytes:
-        """Return a TD report over `report_data`: 1024 bytes, good on this machine only.
+        """Return a TD report over `report_data`, 1024 bytes; only this machine can verify its MAC.
 
         Raises:
-            UsageError: `report_data` is not 64 bytes.
-            BackendUnavailableError: The device is not there, not ours, or not this one.
-            BackendBusyError: The TDX module is busy; nothing was changed.
-            BackendError: It failed, or answered something that is no report of ours.
+            UsageError: If `report_data` is not 64 bytes.
+            BackendUnavailableError: If the device is missing, not accessible, or of another driver.
+            BackendBusyError: If the TDX module is busy.
+            BackendError: If the call failed or the report is malformed.
         """
         if type(report_data) is not bytes or len(report_data) != REPORT_DATA_SIZE:
-            raise UsageError(f"report_data is {REPORT_DATA_SIZE} bytes here")
-        with self.opened() as fd:
+            raise UsageError(f"report_data: must be {REPORT_DATA_SIZE} bytes", reason="wrong_size")
+        with self.open() as fd:
             return self.report(fd, report_data)
 
     def report(self, fd: int, report_data: bytes) -> bytes:
-        """Do what `get_report` does, on the node that is open already."""
-        given = report_data + bytes(REPORT_SIZE)
-        request = self.command(fd, _GET_REPORT0, lambda: bytearray(given))
+        """Return a TD report as `get_report`, with the device already open."""
+        argument = report_data + bytes(REPORT_SIZE)
+        request = self.command(fd, _GET_REPORT0, lambda: bytearray(argument))
         report = bytes(request[REPORT_DATA_SIZE:])
         if report[0] != _TDX_REPORT:
-            raise BackendError(f"{self.path} gave a report of type {report[0]:#04x}, not 0x81")
-        told = report[_REPORT_DATA_AT : _REPORT_DATA_AT + REPORT_DATA_SIZE]
-        if not hmac.compare_digest(told, report_data):
-            raise BackendError(f"{self.path} gave a report over other report data than asked")
+            raise BackendError(
+                f"{self.path}: wrong type of the report: {report[0]:#04x}, expected 0x81",
+                reason="malformed_response",
+                path=str(self.path),
+            )
+        found = report[_REPORT_DATA_AT : _REPORT_DATA_AT + REPORT_DATA_SIZE]
+        if not hmac.compare_digest(found, report_data):
+            raise BackendError(
+                f"{self.path}: wrong report data in the report",
+                reason="wrong_report_data",
+                path=str(self.path),
+            )
         return report
 
     def command(self, fd: int, command: Command, argument: Callable[[], bytearray]) -> bytearray:
-        """Make an ioctl call that changes nothing, and return its argument as the kernel left it.
+        """Make an ioctl call without side effects; return its argument as the kernel changed it.
 
-        After EINTR and EBUSY it is made again, a bounded number of times.
+        It is retried after EINTR and EBUSY, a limited number of times.
 
         Args:
-            fd: The node, opened.
-            command: What to call.
-            argument: Makes the argument, anew for each try.
+            fd: The descriptor of the device.
+            command: The ioctl.
+            argument: Returns the argument, called for each attempt.
 
         Raises:
-            BackendError: As the command's meanings say.
+            BackendError: As in `command.meanings`.
         """
         waits = iter(BUSY_WAITS)
         interruptions = 0
@@ -182,19 +210,28 @@ class TdxDevice:
                 if error.errno == errno.EBUSY and (wait := next(waits, None)) is not None:
                     self._sleep(wait)
                     continue
-                raise self.failure(command, error) from error
+                raise self.translate_error(command, error) from error
             if result:
-                raise BackendError(f"{command.name} on {self.path} returned {result}, not 0")
+                raise BackendError(
+                    f"{command.name} on {self.path}: unknown result: {result}",
+                    reason="malformed_response",
+                    path=str(self.path),
+                )
             return request
 
-    def failure(self, command: Command, error: OSError) -> BackendError:
-        """Return the error of ours that says what an errno of this command means."""
-        unknown = (BackendError, "the driver is not known to say this")
-        kind, text = command.meanings.get(error.errno or 0, unknown)
-        return kind(f"{command.name} on {self.path}: {error_name(error)}: {text}")
+    def translate_error(self, command: Command, error: OSError) -> BackendError:
+        """Return the BackendError for an errno of `command`."""
+        kind, reason, meaning = find_meaning(command.meanings, error)
+        text = f"{command.name} on {self.path}: {error_name(error)}: {meaning}"
+        return kind(text, reason=reason, path=str(self.path))
 
 
-def _is_there(path: Path) -> bool:
+def find_meaning(meanings: Mapping[int, Meaning], error: OSError) -> Meaning:
+    """Return the meaning of an OSError; a general one if `meanings` does not have its errno."""
+    return meanings.get(error.errno or 0, _UNKNOWN)
+
+
+def _exists(path: Path) -> bool:
     try:
         path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""What every backend for a TDX guest has besides quotes: registers, boot log, runtime events."""
+"""Base class of the TDX backends: RTMRs, boot log and runtime events."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from attestkit.backends.linux.ccel import read_boot_log
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, error_name, read_file
 from attestkit.backends.tdx.device import TdxDevice
-from attestkit.backends.tdx.rtmr import Rtmrs
+from attestkit.backends.tdx.rtmr import RtmrAccess
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError
 from attestkit.event_log.journal import LOCK, Journal, RegisterAccess, RuntimeLog
 from attestkit.event_log.journal_files import OsFolder
@@ -24,15 +24,15 @@ _RUNTIME_REGISTER: Final = 3
 
 
 class TdGuest:
-    """The registers and logs of the TDX guest that this program runs in.
+    """The registers and logs of the TDX guest that this process runs in.
 
-    Nothing is opened before it is used, and nothing but the journal's lock stays open. Threads may
-    share it; after a fork it still works, but for its journal.
+    Only the lock of the journal stays open between calls. It is thread-safe; after a fork all but
+    the journal works.
 
     Args:
-        paths: Where the kernel has its files.
+        paths: The kernel's paths.
         calls: The system calls.
-        sleep: Waits so many seconds.
+        sleep: Sleeps for the given number of seconds.
     """
 
     def __init__(
@@ -45,19 +45,19 @@ class TdGuest:
         self._paths = paths
         self._calls = calls
         self._device = TdxDevice(paths.tdx_guest, paths.old_nodes, calls=calls, sleep=sleep)
-        self._rtmrs = Rtmrs(paths, self._device, calls=calls, sleep=sleep)
+        self._rtmrs = RtmrAccess(paths, self._device, calls=calls, sleep=sleep)
         self._process = os.getpid()
         self._mutex = threading.Lock()
         self._journal: Journal | None = None
         self._closed = False
 
     def read_rtmr(self, register: int) -> bytes:
-        """Return what a register, 0 to 3, holds now: 48 bytes.
+        """Return a register, 0 to 3: 48 bytes.
 
         Raises:
-            UsageError: There is no such register.
-            BackendUnavailableError: Neither the kernel's files nor the device can be read.
-            BackendError: They answered wrongly.
+            UsageError: If `register` is not 0 to 3.
+            BackendUnavailableError: If neither the RTMR file nor the device is accessible.
+            BackendError: If reading failed for another reason.
         """
         return self._rtmrs.read(register)
 
@@ -74,32 +74,34 @@ class TdGuest:
         self._rtmrs.extend(register, digest)
 
     def read_event_log(self) -> bytes:
-        """Return the firmware's log: the whole area with its fill, empty if there is none.
+        """Return the boot log: the whole area with its padding; empty without a log.
 
         Raises:
-            BackendUnavailableError: It is there, and cannot be read.
-            BackendError: The table that describes it is wrong.
+            BackendUnavailableError: If the log exists but is not accessible.
+            BackendError: If the CCEL table is invalid.
         """
         return read_boot_log(self._paths, calls=self._calls)
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
-        """Return the runtime events of this boot; every call the same object.
+        """Return the log of runtime events of this boot; every call returns the same object.
 
-        The register it believes is read from a fresh TD report where that can be had.
+        It reads RTMR3 from a new TD report, or from its file if the device is not accessible.
 
         Args:
-            version: The digest version that the app asks for, 1 or 2; None if it asks for none.
-                The first call's counts.
+            version: The digest version of the app, 1 or 2, or None; only that of the first call
+                counts.
 
         Raises:
-            UsageError: This object is closed, or from before a fork.
-            BackendError: The kernel's boot id cannot be read, or is none.
+            UsageError: If the backend is closed or was created before a fork.
+            BackendError: If the boot id cannot be read or is malformed.
         """
-        if self._process != os.getpid():  # a child would share its parent's lock
-            raise UsageError("a journal does not survive a fork: make another backend")
+        if self._process != os.getpid():  # a child process would share the lock
+            raise UsageError(
+                "journal: not usable after a fork; create another backend", reason="wrong_process"
+            )
         with self._mutex:
             if self._closed:
-                raise UsageError("this backend is closed")
+                raise UsageError("backend: closed", reason="closed")
             if self._journal is None:
                 folder = OsFolder(self._paths.runtime_log, LOCK)
                 register = RegisterAccess(self._read_fresh, self._extend_runtime)
@@ -116,7 +118,7 @@ class TdGuest:
     def close(self) -> None:
         """Close the journal, which lets its lock go. A second call does nothing."""
         if self._process != os.getpid():
-            return  # what a fork inherited is its parent's to close
+            return  # the journal belongs to the parent process
         with self._mutex:
             self._closed = True
             if self._journal is not None:
@@ -125,20 +127,25 @@ class TdGuest:
 
 
 def read_boot_id(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> str:
-    """Return the text that changes with every boot, a UUID.
+    """Return the boot id of the kernel, a UUID.
 
     Raises:
-        BackendUnavailableError: The file cannot be read.
-        BackendError: It holds something else.
+        BackendUnavailableError: If the file cannot be read.
+        BackendError: If the file does not contain a UUID.
     """
     path = paths.boot_id
     try:
         text = read_file(path, _BOOT_ID_SIZE, calls=calls)
     except OSError as error:
         raise BackendUnavailableError(
-            f"the boot id {path} cannot be read: {error_name(error)}; without it nobody can tell "
-            "of which boot a runtime log is (is /proc mounted here?)"
+            f"boot id {path}: cannot be read: {error_name(error)}; mount /proc",
+            reason="unreadable",
+            path=str(path),
         ) from error
     if not _BOOT_ID.fullmatch(text):
-        raise BackendError(f"the boot id {path} is no UUID: it begins with {text[:16]!r}")
+        raise BackendError(
+            f"boot id {path}: not a UUID: {text[:16]!r}",
+            reason="malformed_response",
+            path=str(path),
+        )
     return text.decode().strip()

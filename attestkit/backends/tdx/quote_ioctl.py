@@ -1,17 +1,17 @@
-"""Quotes by an ioctl of drivers that never came into Linux, only where somebody names the driver.
+"""Quotes by the GET_QUOTE ioctl of out-of-tree drivers, used only if an option selects the driver.
 
-Generations, as attestkit calls them: "C" is Intel's out-of-tree driver (DCAP 1.18 and later), "C'"
-the one that Intel's library knows as V3, "D" that of Google's kernels, "D'" that of some series
-posted for Linux. All take the address and length of a buffer, which begins with a header:
+attestkit's names of the driver generations: "C" is Intel's driver (DCAP 1.18 and later), "C'" the
+one that Intel's library calls V3, "D" that of Google's kernels, "D'" that of some patch series for
+Linux. All take the address and length of a buffer with this header:
 
 | Offset | Size | Field |
 |---:|---:|---|
 | 0 | 8 | version, 1 |
-| 8 | 8 | status, the host's |
-| 16 | 4 | bytes of the request, at 24 |
-| 20 | 4 | bytes of the answer, at 24: the host's |
+| 8 | 8 | status, set by the host |
+| 16 | 4 | length of the request, at 24 |
+| 20 | 4 | length of the response, at 24; set by the host |
 
-C and C' exchange framed QGS messages in it, D and D' the bare TD report and the bare quote.
+C and C' exchange QGS messages with length prefix, D and D' the plain TD report and quote.
 """
 
 import errno
@@ -29,6 +29,7 @@ from attestkit.backends.tdx.qgs import (
     parse_frame,
     parse_quote_response,
     quote_request,
+    too_short,
 )
 from attestkit.errors import (
     BackendBusyError,
@@ -40,7 +41,7 @@ from attestkit.errors import (
 
 __all__ = ["GENERATIONS", "Generation", "parse_generation", "quote_by_ioctl"]
 
-_ARGUMENT: Final = Struct("=QQ")  # where the buffer is, and how many bytes it has
+_ARGUMENT: Final = Struct("=QQ")  # address and length of the buffer
 _HEADER: Final = Struct("<QQII")
 _VERSION: Final = 1
 _STATUS: Final = Struct("<Q")
@@ -53,16 +54,16 @@ IN_FLIGHT: Final = 0xFFFFFFFFFFFFFFFF
 FAILED: Final = 0x8000000000000000
 NO_SERVICE: Final = 0x8000000000000001
 
-_BUFFER_SIZE: Final = 16 << 10  # bytes, as these drivers expect it
+_BUFFER_SIZE: Final = 16 << 10  # bytes; expected by these drivers
 _DEADLINE: Final = 30.0  # seconds that a request may stay in flight
-_POLL: Final = 0.01  # seconds between two looks at the status
+_POLL: Final = 0.01  # seconds between reads of the status
 
 
 class Generation(NamedTuple):
-    """A driver that makes quotes."""
+    """An out-of-tree driver with GET_QUOTE."""
 
     number: int  # of its ioctl
-    framed: bool  # request and answer are QGS messages
+    framed: bool  # request and response are QGS messages
 
 
 GENERATIONS: Final[Mapping[str, Generation]] = {
@@ -74,30 +75,44 @@ GENERATIONS: Final[Mapping[str, Generation]] = {
 
 _QUOTE_MEANINGS: Final[Mapping[int, Meaning]] = {
     **MEANINGS,
-    errno.EBUSY: (BackendBusyError, "another request for a quote is on its way: try again later"),
+    errno.EBUSY: (
+        BackendBusyError,
+        "request_in_flight",
+        "another request for a quote is in flight; retry later",
+    ),
     errno.EINVAL: (
         BackendError,
-        "the driver does not take this request: is it another generation?",
+        "io_error",
+        "the driver rejected the request; check the option generation",
     ),
-    errno.EIO: (QuoteUnavailableError, "the host refused: it has no working quoting service"),
-    errno.ETIMEDOUT: (QuoteUnavailableError, "the host's quoting service did not answer in time"),
+    errno.EIO: (
+        QuoteUnavailableError,
+        "quoting_service",
+        "the host has no working quoting service; check its QGS (qgsd)",
+    ),
+    errno.ETIMEDOUT: (
+        QuoteUnavailableError,
+        "timed_out",
+        "the host's quoting service did not respond in time; check its QGS (qgsd)",
+    ),
     errno.ENOTTY: (
         BackendUnavailableError,
-        "the driver has no such command: it is another generation's, or Linux' (configfs_tsm)",
+        "unsupported_kernel",
+        "the driver has no such command; use another generation, or the backend configfs_tsm",
     ),
 }
 
 
 def parse_generation(name: object) -> Generation:
-    """Return the generation called `name`.
+    """Return the generation `name`.
 
     Raises:
-        UsageError: None is called so.
+        UsageError: If no generation has this name.
     """
     if isinstance(name, str) and (generation := GENERATIONS.get(name)) is not None:
         return generation
     known = ", ".join(GENERATIONS)
-    raise UsageError(f"no generation of drivers is called {name!r}; there are: {known}")
+    raise UsageError(f"generation: must be one of {known}: {name!r}", reason="unknown_name")
 
 
 def quote_by_ioctl(
@@ -108,33 +123,33 @@ def quote_by_ioctl(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bytes:
-    """Return the quote that the host makes of a TD report, 1024 bytes.
+    """Request a quote for a TD report, 1024 bytes, by the ioctl of a driver.
 
     Raises:
-        BackendUnavailableError: The device is not there, not ours, or of another generation.
-        BackendBusyError: Another request is on its way.
-        QuoteUnavailableError: The host has no quoting service, or it failed, or not in time.
-        BackendError: The answer breaks its format.
+        BackendUnavailableError: If the device is missing, not accessible, or of another generation.
+        BackendBusyError: If another request is in flight.
+        QuoteUnavailableError: If the host's quoting service is missing, too slow, or failed.
+        BackendError: If the response is malformed.
     """
     request = frame(quote_request(report)) if generation.framed else report
     needed = _HEADER.size + len(request)
     size = max(_BUFFER_SIZE, -(-needed // PAGESIZE) * PAGESIZE)
     until = clock() + _DEADLINE
-    with mmap(-1, size) as pages, device.opened() as fd:
+    with mmap(-1, size) as pages, device.open() as fd:
 
         def argument() -> bytearray:
             pages[:needed] = _HEADER.pack(_VERSION, SUCCESS, len(request), 0) + request
             return bytearray(_ARGUMENT.pack(address_of(pages), size))
 
-        # An interrupted request may still be on its way, so it is made again only once.
+        # An interrupted request may still be in flight at the host, so it is retried only once.
         command = Command("GET_QUOTE", generation.number, _QUOTE_MEANINGS, interruptions=1)
         device.command(fd, command, argument)
-        while _status(pages) == IN_FLIGHT and clock() < until:  # a driver that does not wait itself
+        while _status(pages) == IN_FLIGHT and clock() < until:  # the driver did not wait
             sleep(_POLL)
         _check_status(_status(pages), device)
-        answer = _answer(pages, device)
-    said_by = f"the host behind {device.path}"
-    return _unframed(answer, said_by) if generation.framed else _whole(answer, said_by)
+        response = _response(pages, device)
+    path = str(device.path)
+    return _parse_message(response, path) if generation.framed else _check_size(response, path)
 
 
 def _status(pages: mmap) -> int:
@@ -145,48 +160,67 @@ def _check_status(status: int, device: TdxDevice) -> None:
     if status == IN_FLIGHT:
         raise QuoteUnavailableError(
             f"GET_QUOTE on {device.path}: still in flight after {_DEADLINE:g} s; the device may be "
-            "busy until the host answers"
+            "busy until the host responds",
+            reason="timed_out",
+            path=str(device.path),
         )
     if status == FAILED:
         raise QuoteUnavailableError(
-            f"GET_QUOTE on {device.path}: the host's quoting service failed; its log tells why"
+            f"GET_QUOTE on {device.path}: the host's quoting service failed; see its log",
+            reason="quoting_service",
+            path=str(device.path),
         )
     if status == NO_SERVICE:
         raise QuoteUnavailableError(
-            f"GET_QUOTE on {device.path}: the host has no quoting service; start its QGS (qgsd)"
+            f"GET_QUOTE on {device.path}: the host has no quoting service; start its QGS (qgsd)",
+            reason="cannot_connect",
+            path=str(device.path),
         )
     if status != SUCCESS:
-        raise BackendError(f"GET_QUOTE on {device.path}: unknown status {status:#018x} (byte 8)")
+        raise BackendError(
+            f"GET_QUOTE on {device.path}: unknown status (byte 8): {status:#018x}",
+            reason="malformed_response",
+            path=str(device.path),
+        )
 
 
-def _answer(pages: mmap, device: TdxDevice) -> bytes:
+def _response(pages: mmap, device: TdxDevice) -> bytes:
     length = _OUT_LENGTH.unpack_from(pages, _OUT_LENGTH_AT)[0]
     if length > len(pages) - _HEADER.size:
         raise BackendError(
-            f"GET_QUOTE on {device.path}: the host claims an answer of {length} bytes (byte 20) in "
-            f"a buffer of {len(pages)}"
+            f"GET_QUOTE on {device.path}: response length (byte 20) {length} in a buffer of "
+            f"{len(pages)} bytes",
+            reason="malformed_response",
+            path=str(device.path),
         )
     if not length:
         raise QuoteUnavailableError(
-            f"GET_QUOTE on {device.path}: the host answered nothing, so its quoting service failed"
+            f"GET_QUOTE on {device.path}: empty response; see the log of the host's quoting "
+            "service",
+            reason="empty",
+            path=str(device.path),
         )
     return pages[_HEADER.size : _HEADER.size + length]
 
 
-def _unframed(answer: bytes, said_by: str) -> bytes:
-    if len(answer) < 4:
-        raise BackendError(f"{said_by} sent {len(answer)} bytes, less than a length")
-    length = parse_frame(answer[:4], said_by)
-    if length != len(answer) - 4:
+def _parse_message(response: bytes, path: str) -> bytes:
+    if len(response) < 4:
         raise BackendError(
-            f"{said_by} announced a message of {length} bytes and sent {len(answer) - 4}"
+            f"response from {path}: truncated: {len(response)} bytes, expected at least 4",
+            reason="truncated",
+            path=path,
         )
-    return parse_quote_response(answer[4:], said_by)
+    length = parse_frame(response[:4], path)
+    if length != len(response) - 4:
+        raise BackendError(
+            f"response from {path}: malformed: length {length} with {len(response) - 4} bytes",
+            reason="malformed_response",
+            path=path,
+        )
+    return parse_quote_response(response[4:], path)
 
 
-def _whole(answer: bytes, said_by: str) -> bytes:
-    if len(answer) < SHORTEST_QUOTE:
-        raise QuoteUnavailableError(
-            f"{said_by} gave {len(answer)} bytes, the shortest quote has {SHORTEST_QUOTE}"
-        )
-    return answer
+def _check_size(quote: bytes, path: str) -> bytes:
+    if len(quote) < SHORTEST_QUOTE:
+        raise too_short(path, len(quote))
+    return quote

@@ -1,12 +1,12 @@
-"""The run-time measurement registers of a TDX guest: what they hold, and how to extend one.
+"""Run-time measurement registers (RTMRs) of a TDX guest: read and extend.
 
-Linux has files for them since 6.16 (Documentation/ABI/testing, sysfs-devices-virtual-misc-
-tdx_guest): reading one gives the register, writing 48 bytes extends it. Kernels of cloud and
-distribution makers have an ioctl in its place; it is tried only where the folder of those files
-does not exist, and its other form only after an answer which proves that nothing was extended.
+Linux 6.16 and later have a file for each (Documentation/ABI/testing, sysfs-devices-virtual-misc-
+tdx_guest): reading it returns the register, writing 48 bytes extends it. Some kernels of clouds and
+distributions have an ioctl instead. It is used only if the directory of those files does not exist;
+its second form is used only after ENOTTY, which proves that the first did not extend.
 
-An extend cannot be taken back, and a second one is another history. So there is one write or ioctl
-call for an extend, and another only after the register has shown that the first did nothing.
+An extend is irreversible, so a write or ioctl call is retried only if the register shows that the
+previous one had no effect.
 """
 
 import errno
@@ -27,7 +27,14 @@ from attestkit.backends.linux.syscalls import (
     permissions,
     read_file,
 )
-from attestkit.backends.tdx.device import BUSY_WAITS, MEANINGS, Command, Meaning, TdxDevice
+from attestkit.backends.tdx.device import (
+    BUSY_WAITS,
+    MEANINGS,
+    Command,
+    Meaning,
+    TdxDevice,
+    find_meaning,
+)
 from attestkit.errors import (
     BackendBusyError,
     BackendError,
@@ -36,49 +43,54 @@ from attestkit.errors import (
     UsageError,
 )
 
-__all__ = ["EXTEND_RTMR", "EXTEND_RTMR_V3", "Rtmrs"]
+__all__ = ["EXTEND_RTMR", "EXTEND_RTMR_V3", "RtmrAccess"]
 
-SIZE: Final = 48  # bytes of a register, and of a digest
+SIZE: Final = 48  # bytes of a register and of a digest
 READABLE: Final = (0, 1, 2, 3)
-EXTENDABLE: Final = (2, 3)  # 0 and 1 belong to firmware and kernel
+EXTENDABLE: Final = (2, 3)  # 0 and 1 are reserved for firmware and kernel
 
-# The argument of both is the digest and a byte with the register's number.
-EXTEND_RTMR: Final = ior("T", 3, SIZE + 1)  # Intel's out-of-tree driver and dstack's
-EXTEND_RTMR_V3: Final = iow("T", 3, SIZE + 1)  # Intel's, as its library's "V3" build knows it
+# Argument of both: the digest, and one byte with the number of the register.
+EXTEND_RTMR: Final = ior("T", 3, SIZE + 1)  # out-of-tree drivers of Intel and dstack
+EXTEND_RTMR_V3: Final = iow("T", 3, SIZE + 1)  # of Intel, "V3" in its library
 
-_RTMRS_AT: Final = 720  # in a TD report
-_ANY_DATA: Final = bytes(64)  # report data of a report that is asked for its registers
-_NOT_DONE: Final = frozenset({errno.EINTR, errno.EBUSY})  # by the driver's word
-_NO_FOLDER: Final = "the kernel has no register files (they came with Linux 6.16)"
+_RTMRS_AT: Final = 720  # offset in a TD report
+_ANY_DATA: Final = bytes(64)  # report data of TD reports that are read for their RTMRs
+_NOT_DONE: Final = frozenset({errno.EINTR, errno.EBUSY})  # the driver did not extend
+_NO_FILES: Final = "no RTMR files in sysfs (added in Linux 6.16)"
 
 _FILE_MEANINGS: Final[Mapping[int, Meaning]] = {
-    errno.EINVAL: (BackendError, "this is no register's file: those take and give 48 bytes"),
-    errno.EINTR: (BackendBusyError, "signals interrupt it again and again: try again later"),
-    errno.EBUSY: (BackendBusyError, "the TDX module stays busy: try again later"),
-    errno.EIO: (BackendError, "the TDX module refused: see the kernel's log (dmesg)"),
+    errno.EINVAL: (BackendError, "io_error", "not an RTMR file: those have 48 bytes"),
+    errno.EINTR: (
+        BackendBusyError,
+        "interrupted",
+        "interrupted by signals repeatedly; retry later",
+    ),
+    errno.EBUSY: (BackendBusyError, "device", "the TDX module is busy; retry later"),
+    errno.EIO: (BackendError, "io_error", "the TDX module failed; see the kernel log (dmesg)"),
 }
 _EXTEND_MEANINGS: Final[Mapping[int, Meaning]] = {
     **MEANINGS,
     errno.EPERM: (
         BackendUnavailableError,
-        "the driver keeps this register for itself, or a security policy forbids it",
+        "permission_denied",
+        "the driver reserves this register, or a security policy forbids it",
     ),
-    errno.EINVAL: (BackendError, "the driver says that there is no such register"),
+    errno.EINVAL: (BackendError, "io_error", "the driver has no such register"),
 }
 
 
-# Only its name and meanings count: it is never repeated blindly.
+# For its name and meanings only; TdxDevice.command would retry it.
 _EXTEND: Final = Command("EXTEND_RTMR", EXTEND_RTMR, _EXTEND_MEANINGS)
 
 
-class Rtmrs:
-    """RTMR0 to RTMR3, through the kernel's files or the device.
+class RtmrAccess:
+    """RTMR0 to RTMR3 by the files in sysfs or by the TDX device.
 
     Args:
-        paths: Where the files are, and if somebody chose their folder: then nothing else is tried.
+        paths: The directory of the files; if it is configured, the device is not used.
         device: The TDX device.
         calls: The system calls.
-        sleep: Waits so many seconds.
+        sleep: Sleeps for the given number of seconds.
     """
 
     def __init__(
@@ -90,7 +102,7 @@ class Rtmrs:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._folder = paths.measurements
-        self._named = paths.measurements_named
+        self._configured = paths.measurements_configured
         self._device = device
         self._calls = calls
         self._sleep = sleep
@@ -98,22 +110,24 @@ class Rtmrs:
     # -- reading -------------------------------------------------------------------------------
 
     def read(self, register: int) -> bytes:
-        """Return what a register, 0 to 3, holds: 48 bytes, from its file, else from a TD report.
+        """Return a register, 0 to 3, from its file, otherwise from a TD report: 48 bytes.
 
-        The kernel may show late in the file what was not extended through it.
+        The file may be stale if the register was extended by other means.
 
         Raises:
-            UsageError: There is no such register.
-            BackendUnavailableError: Neither can be read.
-            BackendError: What was read is no register.
+            UsageError: If `register` is not 0 to 3.
+            BackendUnavailableError: If neither the file nor the device is accessible.
+            BackendError: If the value is malformed.
         """
-        _check_register(register, READABLE, "there is no RTMR{}")
+        _check_register(register, READABLE, "must be 0 to 3")
         folder = self._open_folder()
         if folder is None:
             try:
                 report = self._device.get_report(_ANY_DATA)
             except BackendUnavailableError as error:
-                raise BackendUnavailableError(f"{_NO_FOLDER}, and {error}") from error
+                raise BackendUnavailableError(
+                    f"{_NO_FILES}, and {error}", reason=error.reason, path=error.path
+                ) from error
             return _from_report(report, register)
         try:
             return self._from_file(folder, register)
@@ -121,91 +135,102 @@ class Rtmrs:
             os.close(folder)
 
     def read_fresh(self, register: int) -> bytes:
-        """Return what a register holds by a new TD report; by its file where we have no device.
+        """Return a register from a new TD report; from its file if the device is not accessible.
 
         Raises:
-            UsageError: There is no such register.
-            BackendUnavailableError: Neither can be read.
-            BackendError: What was read is no register.
+            UsageError: If `register` is not 0 to 3.
+            BackendUnavailableError: If neither the file nor the device is accessible.
+            BackendError: If the value is malformed.
         """
-        _check_register(register, READABLE, "there is no RTMR{}")
+        _check_register(register, READABLE, "must be 0 to 3")
         with ExitStack() as stack:
             try:
-                fd = stack.enter_context(self._device.opened())
+                fd = stack.enter_context(self._device.open())
             except BackendUnavailableError:
                 return self.read(register)
             return _from_report(self._device.report(fd, _ANY_DATA), register)
 
     def _open_folder(self) -> int | None:
-        """Return a descriptor of the files' folder; None if it is missing, and may be."""
+        """Open the directory of the files; return None if it is missing and not configured."""
         try:
             return self._calls.open_file(self._folder, os.O_RDONLY | os.O_DIRECTORY, None)
         except OSError as error:
-            if error.errno == errno.ENOENT and not self._named:
+            if error.errno == errno.ENOENT and not self._configured:
                 return None
-            raise self._no_folder(error) from error
+            raise self._folder_error(error) from error
 
-    def _no_folder(self, error: OSError) -> BackendError:
-        said = f"the registers' folder {self._folder} cannot be opened ({error_name(error)})"
+    def _folder_error(self, error: OSError) -> BackendError:
+        path = str(self._folder)
+        text = f"RTMR directory {path}: cannot be opened ({error_name(error)})"
         if error.errno in (errno.EACCES, errno.EPERM):
-            return BackendUnavailableError(f"{said}: {permissions(self._folder)}")
-        if self._named:
-            said += "; it was chosen by name (DCAP_TDX_RTMR_SYSFS_PATH), so nothing else is tried"
-        absent = error.errno in (errno.ENOENT, errno.ENOTDIR)
-        return BackendUnavailableError(said) if absent else BackendError(said)
+            text = f"{text}: {permissions(path)}"
+            return BackendUnavailableError(text, reason="permission_denied", path=path)
+        if self._configured:
+            text += "; correct or unset DCAP_TDX_RTMR_SYSFS_PATH"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return BackendUnavailableError(text, reason="missing", path=path)
+        return BackendError(text, reason="io_error", path=path)
 
     def _from_file(self, folder: int, register: int) -> bytes:
-        name = _file_of(register)
+        name = _file_name(register)
         try:
             value = read_file(name, SIZE, folder=folder, calls=self._calls)
         except OSError as error:
-            raise self._refused("read", name, error) from error
+            raise self._file_error("read", name, error) from error
         if len(value) != SIZE:
             found = f"more than {SIZE}" if len(value) > SIZE else str(len(value))
-            raise BackendError(f"{self._folder / name} holds {found} bytes, a register has {SIZE}")
+            raise BackendError(
+                f"{self._folder / name}: wrong size: {found} bytes, expected {SIZE}",
+                reason="malformed_response",
+                path=str(self._folder / name),
+            )
         return value
 
-    def _refused(self, what: str, name: str, error: OSError) -> BackendError:
-        """Return what an errno of a register's file means."""
-        path = self._folder / name
-        said = f"{path} cannot be {what} ({error_name(error)})"
+    def _file_error(self, what: str, name: str, error: OSError) -> BackendError:
+        """Return the error for an errno of an RTMR file."""
+        path = str(self._folder / name)
+        text = f"{path}: cannot be {what} ({error_name(error)})"
         if error.errno in (errno.EACCES, errno.EPERM):
-            by_default = "only root may extend" if what == "extended" else "everybody may read"
+            default = "root may extend" if what == "extended" else "every user may read"
             return BackendUnavailableError(
-                f"{said}: {permissions(path)}; {by_default} it where no rule says otherwise"
+                f"{text}: {permissions(path)}; by default, {default} it",
+                reason="permission_denied",
+                path=path,
             )
         if error.errno == errno.EROFS:
             return BackendUnavailableError(
-                f"{said}: sysfs is read-only here, as it is in a container; bind-mount "
-                f"{self._folder} read-write"
+                f"{text}: sysfs is mounted read-only, as in a container; bind-mount "
+                f"{self._folder} read-write",
+                reason="permission_denied",
+                path=path,
             )
         if error.errno == errno.ENOENT:
             return BackendUnavailableError(
-                f"{said}: its folder is there, so this is not how Linux 6.16 or later names it"
+                f"{text}: the directory exists, but without the file of Linux 6.16 and later",
+                reason="missing",
+                path=path,
             )
-        kind, text = _FILE_MEANINGS.get(
-            error.errno or 0, (BackendError, "the kernel is not known to say this")
-        )
-        return kind(f"{said}: {text}")
+        kind, reason, meaning = find_meaning(_FILE_MEANINGS, error)
+        return kind(f"{text}: {meaning}", reason=reason, path=path)
 
     # -- extending -----------------------------------------------------------------------------
 
     def extend(self, register: int, digest: bytes) -> None:
-        """Extend RTMR2 or RTMR3 by a digest of 48 bytes, once; nothing is logged.
+        """Extend RTMR2 or RTMR3 by a digest of 48 bytes, once, without logging an event.
 
         Raises:
-            UsageError: A program cannot extend this register, or not by this.
-            UnsupportedError: This kernel has no way to.
-            BackendUnavailableError: It has, and we may not use it; nothing was changed.
-            BackendBusyError: The TDX module is busy; nothing was changed.
-            BackendError: Anything else; only the register tells whether it was extended.
+            UsageError: If the register is not 2 or 3, or the digest is not 48 bytes.
+            UnsupportedError: If the kernel cannot extend registers.
+            BackendUnavailableError: If file or device is not accessible; nothing was extended.
+            BackendBusyError: If the TDX module is busy; nothing was extended.
+            BackendError: If the extend failed for another reason; it may have taken effect.
         """
-        _check_register(register, EXTENDABLE, "a program can extend RTMR2 and RTMR3, not RTMR{}")
+        _check_register(register, EXTENDABLE, "must be 2 or 3")
         if type(digest) is not bytes or len(digest) != SIZE:
-            raise UsageError(f"a register is extended by a digest of {SIZE} bytes")
+            raise UsageError(f"digest: must be {SIZE} bytes", reason="wrong_size")
         folder = self._open_folder()
         if folder is None:
-            with self._device.opened() as fd:
+            with self._device.open() as fd:
                 self._extend_by_ioctl(fd, register, digest)
             return
         try:
@@ -214,34 +239,38 @@ class Rtmrs:
             os.close(folder)
 
     def _extend_by_file(self, folder: int, register: int, digest: bytes) -> None:
-        name = _file_of(register)
+        name = _file_name(register)
 
         def write() -> None:
             fd = self._calls.open_file(name, os.O_WRONLY, folder)
             try:
-                taken = self._calls.write(fd, digest)
+                written = self._calls.write(fd, digest)
             finally:
                 os.close(fd)
-            if taken != SIZE:
+            if written != SIZE:
                 raise BackendError(
-                    f"{self._folder / name} took {taken} of {SIZE} bytes: whether "
-                    f"RTMR{register} was extended has to be read from it"
+                    f"{self._folder / name}: {written} of {SIZE} bytes written; read "
+                    f"RTMR{register} to find out whether it was extended",
+                    reason="outcome_unknown",
+                    path=str(self._folder / name),
                 )
 
-        if error := self._once(register, digest, write):
-            raise self._refused("extended", name, error) from error
+        if error := self._extend_once(register, digest, write):
+            raise self._file_error("extended", name, error) from error
 
     def _extend_by_ioctl(self, fd: int, register: int, digest: bytes) -> None:
-        """Extend by the first form of the ioctl, by the other only if the first is not known."""
+        """Extend by the first form of the ioctl; by the second if the first returns ENOTTY."""
         for number in (EXTEND_RTMR, EXTEND_RTMR_V3):
-            error = self._once(register, digest, self._extender(fd, number, register, digest))
+            extend = self._extender(fd, number, register, digest)
+            error = self._extend_once(register, digest, extend)
             if error is None:
                 return
             if error.errno != errno.ENOTTY:
-                raise self._device.failure(_EXTEND, error) from error
+                raise self._device.translate_error(_EXTEND, error) from error
         raise UnsupportedError(
-            f"{_NO_FOLDER}, and the driver of {self._device.path} extends no register: update the "
-            f"kernel, or bind-mount {self._folder} if this is a container"
+            f"{_NO_FILES}, and the driver of {self._device.path} cannot extend RTMRs; update the "
+            f"kernel, or in a container bind-mount {self._folder}",
+            reason="no_registers",
         )
 
     def _extender(self, fd: int, number: int, register: int, digest: bytes) -> Callable[[], None]:
@@ -249,17 +278,21 @@ class Rtmrs:
             result = self._calls.ioctl(fd, number, bytearray(digest) + bytes([register]))
             if result:
                 raise BackendError(
-                    f"EXTEND_RTMR on {self._device.path} returned {result}, not 0: whether "
-                    f"RTMR{register} was extended has to be read from it"
+                    f"EXTEND_RTMR on {self._device.path}: unknown result: {result}; read "
+                    f"RTMR{register} to find out whether it was extended",
+                    reason="outcome_unknown",
+                    path=str(self._device.path),
                 )
 
         return extend
 
-    def _once(self, register: int, digest: bytes, extend: Callable[[], None]) -> OSError | None:
-        """Extend once; return the error of the last attempt if the register was not extended.
+    def _extend_once(
+        self, register: int, digest: bytes, extend: Callable[[], None]
+    ) -> OSError | None:
+        """Extend once; return the last error if the register was not extended.
 
         Raises:
-            BackendError: The register holds what neither an extend nor none explains.
+            BackendError: If another process extended the register at the same time.
         """
         before = self.read_fresh(register)
         after = hashlib.sha384(before + digest).digest()
@@ -279,9 +312,10 @@ class Rtmrs:
                 return None
             if now != before:
                 raise BackendError(
-                    f"RTMR{register} was extended by somebody else meanwhile: it was "
-                    f"{before.hex()} and is {now.hex()}; whether our extend by {digest.hex()} is "
-                    f"in it is not known (the kernel said {error_name(error)})"
+                    f"RTMR{register}: extended by another process at the same time: from "
+                    f"{before.hex()} to {now.hex()}; the extend by {digest.hex()} may be included "
+                    f"({error_name(error)})",
+                    reason="register_conflict",
                 ) from error
         return error
 
@@ -290,10 +324,10 @@ def _from_report(report: bytes, register: int) -> bytes:
     return report[_RTMRS_AT + SIZE * register :][:SIZE]
 
 
-def _file_of(register: int) -> str:
+def _file_name(register: int) -> str:
     return f"rtmr{register}:sha384"
 
 
 def _check_register(register: int, known: tuple[int, ...], text: str) -> None:
     if type(register) is not int or register not in known:
-        raise UsageError(text.format(register))
+        raise UsageError(f"register: {text}: {register!r}", reason="out_of_range")

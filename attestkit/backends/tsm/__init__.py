@@ -1,4 +1,4 @@
-"""What backends share of the kernel's configfs reports: entries, files, and what its errors mean.
+"""The kernel's configfs reports (TSM): entries, files, and the meaning of their errors.
 
-The same interface serves TDX and SEV-SNP.
+TDX and SEV-SNP use the same interface.
 """

@@ -1,8 +1,8 @@
-"""The five things that configfs-tsm is asked through, and what else a request needs of the machine.
+"""File operations of configfs-tsm, and the rest of the system interface of a request.
 
-Reading and writing are whole: a file is opened, used to its end and closed, because configfs
-delivers at `close` what was written, and keeps one answer per descriptor. The calls that may wait
-for a host give the interpreter to other threads, and are not repeated after a signal.
+A read or write opens the file, transfers it completely and closes it: configfs commits a write at
+`close`, and caches a read per descriptor. Calls that may wait for the host release the GIL and are
+not retried after a signal.
 """
 
 import errno
@@ -15,51 +15,51 @@ from typing import Final, NamedTuple, Protocol
 
 from attestkit.backends.linux import syscalls
 
-__all__ = ["Listed", "OsFiles", "TsmFiles", "TsmSystem"]
+__all__ = ["DirectoryEntry", "OsFiles", "TsmFiles", "TsmSystem"]
 
-_CHUNK: Final = 1 << 16  # bytes of one read: more than any report of today, so that two reads do
+_CHUNK: Final = 1 << 16  # bytes per read: larger than current reports, so two reads suffice
 
 
-class Listed(NamedTuple):
-    """One name in a folder."""
+class DirectoryEntry(NamedTuple):
+    """An entry of a directory."""
 
     name: str
     made_at: float  # seconds since 1970
 
 
 class TsmFiles(Protocol):
-    """File operations on a report folder; every failure is an OSError."""
+    """File operations on the report directory; failures are OSErrors."""
 
     def make(self, path: str) -> None:
-        """Make a folder."""
+        """Create a directory."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Write the whole of `data`, at least a byte, to a file that is there, and close it."""
+        """Write `data`, at least one byte, to an existing file."""
         ...
 
     def read(self, path: str, limit: int) -> bytes:
-        """Return what a file says up to its end; one byte more than `limit` if that is further."""
+        """Return the content of a file; of a longer one, the first `limit` + 1 bytes."""
         ...
 
-    def list(self, path: str) -> list[Listed]:
-        """Return what is in a folder."""
+    def list(self, path: str) -> list[DirectoryEntry]:
+        """List a directory."""
         ...
 
     def remove(self, path: str) -> None:
-        """Remove a folder, and nothing else: the kernel takes the files in it away itself."""
+        """Remove an entry directory; the kernel removes the files in it."""
         ...
 
 
 class OsFiles:
-    """The real ones."""
+    """The file operations of the operating system."""
 
     def make(self, path: str) -> None:
-        """Make a folder."""
-        os.mkdir(path)  # noqa: PTH102 - on the way of every quote, a Path costs more than the call
+        """Create a directory."""
+        os.mkdir(path)  # noqa: PTH102 - called for every quote; Path is slower than mkdir
 
     def write(self, path: str, data: bytes) -> None:
-        """Write the whole of `data`, at least a byte, to a file that is there, and close it."""
+        """Write `data`, at least one byte, to an existing file."""
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             while data:
@@ -71,7 +71,7 @@ class OsFiles:
             os.close(fd)
 
     def read(self, path: str, limit: int) -> bytes:
-        """Return what a file says up to its end; one byte more than `limit` if that is further."""
+        """Return the content of a file; of a longer one, the first `limit` + 1 bytes."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             found = syscalls.read(fd, min(limit + 1, _CHUNK))
@@ -83,20 +83,20 @@ class OsFiles:
         finally:
             os.close(fd)
 
-    def list(self, path: str) -> list[Listed]:
-        """Return what is in a folder."""
+    def list(self, path: str) -> list[DirectoryEntry]:
+        """List a directory."""
         found = []
         with os.scandir(path) as entries:
             for entry in entries:
                 try:
                     made_at = entry.stat(follow_symlinks=False).st_mtime
-                except FileNotFoundError:  # removed in between
+                except FileNotFoundError:  # removed since scandir
                     continue
-                found.append(Listed(entry.name, made_at))
+                found.append(DirectoryEntry(entry.name, made_at))
         return found
 
     def remove(self, path: str) -> None:
-        """Remove a folder, and nothing else: the kernel takes the files in it away itself."""
+        """Remove an entry directory; the kernel removes the files in it."""
         os.rmdir(path)  # noqa: PTH106 - as `make`
 
 
@@ -105,18 +105,18 @@ def _now() -> float:
 
 
 def _alive(pid: int) -> bool:
-    """Whether this PID namespace has such a process; in doubt it has."""
+    """Return whether the process exists in this PID namespace; True if unknown."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is somebody else's
+    except OSError:  # EPERM: the process of another user
         return True
     return True
 
 
 def _try_lock(path: str) -> Callable[[], None] | None:
-    """Lock a file as Intel's library does; return what unlocks it, None if somebody has it."""
+    """Lock a file as Intel's library does; return the unlock function, None if it is locked."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,18 +126,18 @@ def _try_lock(path: str) -> Callable[[], None] | None:
     except BaseException:
         os.close(fd)
         raise
-    return lambda: os.close(fd)  # nothing was written through it, so closing delivers nothing
+    return lambda: os.close(fd)  # without a write, closing does not commit anything
 
 
 class TsmSystem(NamedTuple):
-    """What a request needs of the machine."""
+    """The system interface of a request."""
 
     files: TsmFiles = OsFiles()
-    clock: Callable[[], float] = time.monotonic  # seconds, for waiting
+    clock: Callable[[], float] = time.monotonic  # seconds, for timeouts
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], float] = _now  # seconds since 1970, for the age of an entry
     random: Callable[[int], bytes] = os.urandom
-    pid: Callable[[], int] = os.getpid  # asked at every request, so that a fork has its own
+    pid: Callable[[], int] = os.getpid  # called for every request, because of forks
     alive: Callable[[int], bool] = _alive
-    permissions: Callable[[str], str] = syscalls.permissions  # of a path, and who we are
+    permissions: Callable[[str], str] = syscalls.permissions
     try_lock: Callable[[str], Callable[[], None] | None] = _try_lock

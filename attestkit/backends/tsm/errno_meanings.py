@@ -1,7 +1,6 @@
-"""What each errno of configfs-tsm means, and what to do about it.
+"""Meanings and remedies of the errnos of configfs-tsm.
 
-Sources: the kernel's drivers/virt/coco (tsm and its report core, tdx-guest, sev-guest) and
-fs/configfs; for the folder itself mkdir(2).
+Sources: drivers/virt/coco of Linux (tsm, tdx-guest, sev-guest), fs/configfs, and mkdir(2).
 """
 
 import errno
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, NamedTuple
 
+from attestkit._reasons import BackendReason
 from attestkit.backends.linux.syscalls import error_name
 from attestkit.errors import (
     AttestKitError,
@@ -19,184 +19,220 @@ from attestkit.errors import (
     UsageError,
 )
 
-__all__ = ["Step", "Where", "folder_missing", "named_entry_missing", "refusal"]
+__all__ = ["FailedFile", "Step", "entry_missing_error", "folder_missing_error", "translate_error"]
 
 
 class Step(Enum):
-    """What was being done."""
+    """The operation that failed."""
 
     ANY = "any"
-    MAKE = "make"  # the entry
-    IDENTIFY = "identify"  # whose it is, read for the first time
-    REPORT_DATA = "report_data"  # written to inblob
-    OPTION = "option"  # privlevel and the like, written
-    REPORT = "report"  # outblob, or what belongs to it, read
+    MAKE = "make"  # create the entry
+    IDENTIFY = "identify"  # read `provider` for the first time
+    REPORT_DATA = "report_data"  # write `inblob`
+    OPTION = "option"  # write an option such as `privlevel`
+    REPORT = "report"  # read `outblob`, `auxblob` or `manifestblob`
 
 
-class Where(NamedTuple):
-    """Which file it was, and who asked."""
+class FailedFile(NamedTuple):
+    """The file of a failed operation."""
 
     path: str
-    platform: str  # "tdx", "snp", or "" while that is not known
-    permissions: Callable[[str], str]  # says of a path who may use it, and who we are
+    platform: str  # "tdx", "snp", or "" if it is not known yet
+    permissions: Callable[[str], str]  # describes mode and owner of a path and this process
 
 
-_Row = tuple[type[AttestKitError], str]
-_Key = tuple[Step, str, int]
+_Meaning = tuple[type[BackendError], BackendReason, str]  # with cause and remedy in words
+_Key = tuple[Step, str, int]  # with the platform, or "" for every platform, and the errno
 
-_LSM: Final = "a container or a security module (LSM) can refuse root too"
-_PERMISSION: Final[_Row] = (
+_LSM: Final = "a container or a security module (LSM) can also deny it to root"
+_PERMISSION: Final[_Meaning] = (
     BackendUnavailableError,
-    f"no permission, which root has by default: {{permissions}}; {_LSM}",
+    "permission_denied",
+    f"no permission: {{permissions}}; run as root ({_LSM})",
 )
-_NO_ENTRY: Final[_Row] = (
+_NO_ENTRY: Final[_Meaning] = (
     BackendUnavailableError,
-    f"it is there, but no permission to make an entry in it, as root has: {{permissions}}; {_LSM}",
+    "permission_denied",
+    f"no permission to create an entry: {{permissions}}; run as root ({_LSM})",
 )
-_BIND: Final = "in a container bind-mount the machine's /sys/kernel/config read-write"
-_READ_ONLY: Final[_Row] = (BackendUnavailableError, f"configfs is mounted read-only; {_BIND}")
-_LOG: Final = "the kernel's log (dmesg) may say why"
-_TOO_MANY_FILES: Final[_Row] = (
+_BIND: Final = "in a container, bind-mount /sys/kernel/config of the machine read-write"
+_READ_ONLY: Final[_Meaning] = (
+    BackendUnavailableError,
+    "permission_denied",
+    f"configfs is mounted read-only; {_BIND}",
+)
+_LOG: Final = "see the kernel log (dmesg)"
+_TOO_MANY_FILES: Final[_Meaning] = (
     BackendError,
-    "too many files are open: close some, or raise ulimit -n",
+    "io_error",
+    "too many open files; close some, or raise ulimit -n",
 )
-_ONE_MORE: Final = (
-    "it is not tried again here: the driver wipes its key (VMPCK) after most failures, and every "
-    "further request would fail; another process may try once, and when that fails reboot the guest"
+_DO_NOT_RETRY: Final = (
+    "do not retry: the driver wipes its key (VMPCK) after most failures, and every further request "
+    "fails; another process may try once, and if that fails, reboot the guest"
 )
 _KEY_LOST: Final = (
-    "the driver's key (VMPCK) was wiped after an earlier failure; only a reboot of the guest "
-    "brings reports back, or another key (parameter vmpck_id) when sev-guest is loaded"
+    "the driver has wiped its key (VMPCK) after an earlier failure; reboot the guest, or load "
+    "sev-guest with another key (parameter vmpck_id)"
 )
-_QGS: Final = "see that the quoting service (QGS) runs on the host and that the VMM reaches it"
+_QGS: Final = "check on the host that the quoting service (QGS) runs and the VMM can connect to it"
 
-_ROWS: Final[dict[_Key, _Row]] = {
+_MEANINGS: Final[dict[_Key, _Meaning]] = {
     (Step.MAKE, "", errno.ENXIO): (
         BackendUnavailableError,
-        "no TEE driver is registered: modprobe tdx-guest, or on AMD modprobe sev-guest",
+        "missing",
+        "no TEE driver is registered; modprobe tdx-guest, or on AMD modprobe sev-guest",
     ),
     (Step.MAKE, "", errno.EACCES): _NO_ENTRY,
     (Step.MAKE, "", errno.EPERM): _NO_ENTRY,
     (Step.MAKE, "", errno.EEXIST): (
         BackendError,
-        "every name that was tried is taken, though they are random; see what is in the folder",
+        "io_error",
+        "all random entry names are taken; remove stale entries with rmdir",
     ),
     (Step.IDENTIFY, "", errno.ENOENT): (
         BackendUnavailableError,
-        "it did not come with the entry, so this is not configfs; is something else mounted there?",
+        "missing",
+        "missing in a new entry; mount configfs, not another file system",
     ),
     (Step.REPORT_DATA, "", errno.EFBIG): (
         BackendError,
-        "the kernel does not take 64 bytes of report data; is this configfs-tsm?",
-    ),
-    (Step.OPTION, "", errno.EINVAL): (
-        UsageError,
-        "the kernel refuses this value: it is out of range here, choose another",
+        "io_error",
+        "the kernel rejected 64 bytes of report data; check that this is configfs-tsm",
     ),
     (Step.REPORT, "tdx", errno.EINVAL): (
         BackendError,
-        f"the driver or the TDX module refuses the report data; {_LOG}",
+        "io_error",
+        f"the driver or the TDX module rejected the report data; {_LOG}",
     ),
     (Step.REPORT, "snp", errno.EINVAL): (
         BackendError,
-        "the report is refused; a guest above VMPL 0 has to name its level, option privlevel",
+        "io_error",
+        "the request was rejected; in a guest above VMPL 0, use the option privlevel",
     ),
     (Step.REPORT, "", errno.EBUSY): (
         BackendBusyError,
-        "an earlier request is still with the host, which has not answered it; try again later",
+        "request_in_flight",
+        "the host has not answered an earlier request yet; retry later",
     ),
     (Step.REPORT, "", errno.EINTR): (
         BackendBusyError,
-        "signals interrupt the wait for the host again and again; try again",
+        "interrupted",
+        "interrupted by signals repeatedly; retry",
     ),
     (Step.REPORT, "", errno.EFBIG): (
         BackendError,
-        "longer than this kernel lets through: a newer may let more, or the host lies about it",
+        "too_large",
+        "longer than this kernel allows; update the kernel, or check the quote size on the host",
     ),
     (Step.REPORT, "tdx", errno.ETIMEDOUT): (
         QuoteUnavailableError,
-        f"the host did not answer in time; {_QGS}, then try again",
+        "timed_out",
+        f"the host did not answer in time; {_QGS}, then retry",
     ),
     (Step.REPORT, "tdx", errno.EIO): (
         QuoteUnavailableError,
-        f"the host refused to make a quote, or did not answer within 30 s; {_QGS}",
+        "quoting_service",
+        f"the host failed to create a quote, or did not answer within 30 s; {_QGS}",
     ),
     (Step.REPORT, "snp", errno.ETIMEDOUT): (
         QuoteUnavailableError,
-        f"the host kept this guest's request back for 60 s (throttling); {_ONE_MORE}",
+        "timed_out",
+        f"the host throttled the request for 60 s; {_DO_NOT_RETRY}",
     ),
     (Step.REPORT, "snp", errno.EIO): (
         QuoteUnavailableError,
-        f"the host or the secure processor refused the request; {_ONE_MORE}",
+        "request_failed",
+        f"the host or the secure processor rejected the request; {_DO_NOT_RETRY}",
     ),
     (Step.REPORT, "snp", errno.ENOTTY): (
         QuoteUnavailableError,
+        "key_lost",
         _KEY_LOST,
     ),
     (Step.REPORT, "snp", errno.ENXIO): (
         BackendUnavailableError,
-        f"the secure processor refused, or sev-guest was unloaded; {_LOG}",
+        "missing",
+        f"the secure processor rejected the request, or sev-guest was unloaded; {_LOG}",
     ),
     (Step.ANY, "", errno.ENXIO): (
         BackendUnavailableError,
-        "the TEE driver was unloaded: modprobe tdx-guest, or on AMD modprobe sev-guest",
+        "missing",
+        "the TEE driver was unloaded; modprobe tdx-guest, or on AMD modprobe sev-guest",
     ),
     (Step.ANY, "", errno.ENOENT): (
         BackendError,
-        "it is gone: somebody removed the entry while it was in use; try again",
+        "missing",
+        "another process removed the entry during the request; retry",
     ),
     (Step.ANY, "", errno.EACCES): _PERMISSION,
     (Step.ANY, "", errno.EPERM): _PERMISSION,
     (Step.ANY, "", errno.EROFS): _READ_ONLY,
-    (Step.ANY, "", errno.EBUSY): (BackendBusyError, "it is in use; try again"),
-    (Step.ANY, "", errno.EINTR): (BackendBusyError, "a signal came in between; try again"),
-    (Step.ANY, "", errno.ENOMEM): (BackendError, "the kernel is out of memory; free some"),
+    (Step.ANY, "", errno.EBUSY): (BackendBusyError, "device", "in use; retry"),
+    (Step.ANY, "", errno.EINTR): (
+        BackendBusyError,
+        "interrupted",
+        "interrupted by a signal; retry",
+    ),
+    (Step.ANY, "", errno.ENOMEM): (
+        BackendError,
+        "io_error",
+        "the kernel is out of memory; free some and retry",
+    ),
     (Step.ANY, "", errno.EAGAIN): (
         BackendError,
-        "the kernel lets out what it says to itself only, a defect of this kernel; try again",
+        "io_error",
+        "an internal error code of the kernel, which is a kernel bug; retry",
     ),
     (Step.ANY, "", errno.EMFILE): _TOO_MANY_FILES,
     (Step.ANY, "", errno.ENFILE): _TOO_MANY_FILES,
 }
-_UNKNOWN: Final[_Row] = (BackendError, f"the kernel refuses; {_LOG}")
+_UNKNOWN: Final[_Meaning] = (BackendError, "io_error", f"undocumented error; {_LOG}")
 
-# What says of a named entry that it is none.
+# Errnos for a configured entry that does not exist.
 _NOT_THERE: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
 )
 
 
-def refusal(step: Step, error: OSError, where: Where) -> AttestKitError:
-    """Return the error that says what `error` means at this step."""
+def translate_error(step: Step, error: OSError, file: FailedFile) -> AttestKitError:
+    """Return the AttestKitError for an OSError at `step`."""
     number = error.errno or 0
-    row = _UNKNOWN
-    for key in ((step, where.platform, number), (step, "", number), (Step.ANY, "", number)):
-        if key in _ROWS:
-            row = _ROWS[key]
+    if step is Step.OPTION and number == errno.EINVAL:
+        text = f"{file.path}: value out of range here; use another ({error_name(error)})"
+        return UsageError(text, reason="out_of_range")
+    kind, reason, text = _UNKNOWN
+    for key in ((step, file.platform, number), (step, "", number), (Step.ANY, "", number)):
+        if key in _MEANINGS:
+            kind, reason, text = _MEANINGS[key]
             break
-    kind, text = row
     if "{permissions}" in text:
-        text = text.format(permissions=where.permissions(where.path))
-    return kind(f"{where.path}: {text} ({error_name(error)})")
+        text = text.format(permissions=file.permissions(file.path))
+    text = f"{file.path}: {text} ({error_name(error)})"
+    return kind(text, reason=reason, path=file.path)
 
 
-def folder_missing(error: OSError, folder: str, *, mounted: bool) -> AttestKitError:
-    """Return what to say where the report folder is not; `mounted`: there is a configfs at all."""
+def folder_missing_error(error: OSError, folder: str, *, mounted: bool) -> AttestKitError:
+    """Return the error for a missing report directory; `mounted`: configfs is mounted."""
     if mounted:
         text = (
-            "the kernel's module is not loaded: modprobe tsm_report (before Linux 6.16 modprobe "
-            "tsm, which 6.7 was the first to have), then tdx-guest, or on AMD sev-guest"
+            "kernel module not loaded; modprobe tsm_report (Linux 6.7 to 6.15: tsm), then "
+            "tdx-guest, or on AMD sev-guest"
         )
     else:
-        text = f"configfs is not mounted: mount -t configfs none /sys/kernel/config; {_BIND}"
-    return BackendUnavailableError(f"{folder}: {text} ({error_name(error)})")
+        text = f"configfs is not mounted; mount -t configfs none /sys/kernel/config; {_BIND}"
+    return BackendUnavailableError(
+        f"{folder}: {text} ({error_name(error)})", reason="missing", path=folder
+    )
 
 
-def named_entry_missing(error: OSError, path: str) -> AttestKitError | None:
-    """Return what to say if `error` means that a named entry is none; else None."""
+def entry_missing_error(error: OSError, path: str) -> AttestKitError | None:
+    """Return the error for a configured entry that does not exist; None for other errnos."""
     if error.errno not in _NOT_THERE:
         return None
     return BackendUnavailableError(
-        f"{path}: the report entry that was named (DCAP_TDX_QUOTE_CONFIGFS_PATH) is not there, and "
-        f"no other is made in its place; make it, or name none ({error_name(error)})"
+        f"{path}: no such report entry; create it, or correct or unset "
+        f"DCAP_TDX_QUOTE_CONFIGFS_PATH ({error_name(error)})",
+        reason="missing",
+        path=path,
     )

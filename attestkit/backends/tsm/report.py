@@ -1,11 +1,11 @@
-"""One request to Linux's configfs-tsm: an entry, report data in, a report out.
+"""Requests to configfs-tsm of Linux: create an entry, write report data, read the report.
 
-An entry is a folder that the kernel fills with files. The only sign that a report belongs to what
-was written is the entry's `generation`: every write that was taken adds one, and no more may have
-been added when the report is there. (Documentation/ABI/testing/configfs-tsm-report.)
+An entry is a directory that the kernel fills with files. Each accepted write increments the file
+`generation` of the entry; a report belongs to the written report data only if no other write has
+incremented it in the meantime (Documentation/ABI/testing/configfs-tsm-report).
 
-One lock of the kernel's covers all entries: while one report is made, for up to 30 s, every call
-here waits for it, making and removing an entry too.
+One lock of the kernel covers all entries: while it creates a report, for up to 30 s, all calls here
+wait, including those that create and remove an entry.
 """
 
 import errno
@@ -13,15 +13,15 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar
 
 from attestkit.backends.tsm.configfs_files import TsmSystem
 from attestkit.backends.tsm.errno_meanings import (
+    FailedFile,
     Step,
-    Where,
-    folder_missing,
-    named_entry_missing,
-    refusal,
+    entry_missing_error,
+    folder_missing_error,
+    translate_error,
 )
 from attestkit.errors import (
     AttestKitError,
@@ -33,49 +33,52 @@ from attestkit.errors import (
     UsageError,
 )
 
-__all__ = ["TsmAnswer", "TsmReports", "TsmRequest"]
+if TYPE_CHECKING:
+    from attestkit._reasons import QuoteUnavailableReason
 
-_BLOB_LIMIT: Final = 16 << 20  # bytes: what Linux 7.0 lets through, and more than any before it
-_TEXT_LIMIT: Final = 4096  # bytes: a page, which is what configfs gives
-_ATTEMPTS: Final = 3  # at an entry that somebody else writes to as well
-_NAMES: Final = 8  # tried before a free one is given up
-_PATIENCE: Final = 30.0  # seconds, in which a request that the host still has comes to its end
-_LEFT: Final = 8  # entries that cannot be removed, before no more are made
-_STALE: Final = 3600.0  # seconds: no request takes as long
+__all__ = ["TsmClient", "TsmRequest", "TsmResponse"]
+
+_BLOB_LIMIT: Final = 16 << 20  # bytes: the limit of Linux 7.0, the highest of all releases
+_TEXT_LIMIT: Final = 4096  # bytes: a page, the limit of configfs
+_ATTEMPTS: Final = 3  # while another process writes to the same entry
+_NAMES: Final = 8  # random names to try
+_MAX_WAIT: Final = 30.0  # seconds; the kernel's timeout of a request
+_MAX_LEFTOVERS: Final = 8  # entries that could not be removed
+_STALE: Final = 3600.0  # seconds; longer than any request
 
 _PLATFORMS: Final = {"tdx_guest": "tdx", "sev_guest": "snp", "sev-guest": "snp"}
 _OWN_NAME: Final = re.compile(r"attestkit-([1-9][0-9]{0,6})-[0-9a-f]{32}")
-# After these the SNP driver's key is gone, or may be: asking on would reuse an IV, so it refuses.
-_LAST_WORDS: Final = frozenset({errno.EIO, errno.ETIMEDOUT, errno.ENOTTY})
+# After these, the SNP driver has wiped its key or may have: a retry could reuse an IV.
+_FINAL_ERRNOS: Final = frozenset({errno.EIO, errno.ETIMEDOUT, errno.ENOTTY})
 
 _Result = TypeVar("_Result")
 
 
 class TsmRequest(NamedTuple):
-    """What is asked for."""
+    """A request for a report."""
 
     report_data: bytes  # exactly 64 bytes
-    options: tuple[tuple[str, bytes], ...] = ()  # file and text, written behind the report data
-    certificates: bool = False  # read `auxblob` too
-    manifest: bool = False  # read `manifestblob` too
+    options: tuple[tuple[str, bytes], ...] = ()  # files and their texts, written after inblob
+    certificates: bool = False  # also read `auxblob`
+    manifest: bool = False  # also read `manifestblob`
 
 
-class TsmAnswer(NamedTuple):
-    """What the kernel says, all of it of one request."""
+class TsmResponse(NamedTuple):
+    """The response to one request."""
 
     report: bytes  # outblob: a quote, or an SNP report
     certificates: bytes = b""  # auxblob
     manifest: bytes = b""  # manifestblob
 
 
-class TsmReports:
-    """Requests at one report folder, each in an entry of its own; or all in one named entry.
+class TsmClient:
+    """Client of configfs-tsm; each request uses a new entry, or all use one existing entry.
 
     Args:
-        folder: Where entries are made.
-        entry: A ready-made entry, shared with other programs: it is used under a lock, and neither
-            made nor removed here. None: a fresh one a request.
-        system: What is needed of the machine.
+        folder: The report directory.
+        entry: An existing entry that other programs share; it is locked during a request and not
+            removed. None: a new entry for each request.
+        system: The system interface.
     """
 
     def __init__(
@@ -87,29 +90,32 @@ class TsmReports:
         self._files = self._system.files
         self._provider = ""
         self._platform = ""
-        self._over = ""  # why nothing is asked for any more
-        self._left: list[str] = []  # entries that could not be removed yet
+        # Text, reason and path of an error after which no further requests are made.
+        self._final_error: tuple[str, QuoteUnavailableReason, str] | None = None
+        self._leftovers: list[str] = []  # entries to remove later
         self._closed = False
 
-    # -- what is here --------------------------------------------------------------------------
+    # -- the platform --------------------------------------------------------------------------
 
     def identify(self) -> str:
-        """Return whose evidence there is here, "tdx" or "snp", and hold requests to it.
+        """Return the platform, "tdx" or "snp", from `provider`; later requests require the same.
 
         Raises:
-            BackendUnavailableError: There is no configfs-tsm that this process can use, or its
-                driver is for another TEE; the text says what to do.
-            BackendError: Anything else that went wrong.
+            BackendUnavailableError: If configfs-tsm is missing or not accessible, or its driver is
+                not supported.
+            BackendError: If the kernel returned another error.
         """
         if self._entry is None:
             provider = self._in_fresh_entry(self._identify)
         else:
             provider = self._identify(self._entry)
         if provider not in _PLATFORMS:
-            found = "that of Arm CCA" if provider == "arm_cca_guest" else "which is not known"
+            found = "Arm CCA" if provider == "arm_cca_guest" else "unknown"
             raise BackendUnavailableError(
-                f"{self._entry or self._folder}: the driver here is {provider[:64]!r}, {found}; "
-                "want tdx_guest or sev_guest"
+                f"{self._entry or self._folder}: unsupported driver, expected tdx_guest or "
+                f"sev_guest: {provider[:64]!r} ({found})",
+                reason="wrong_platform",
+                path=self._entry or self._folder,
             )
         self._provider = provider
         self._platform = _PLATFORMS[provider]
@@ -119,163 +125,175 @@ class TsmReports:
         return self._read_provider(path, Step.IDENTIFY)
 
     def remove_stale(self) -> None:
-        """Remove entries that processes left behind when they were killed.
+        """Remove entries that killed processes have left behind.
 
-        Such an entry is over an hour old, and this PID namespace has no process of the number in
-        its name, or it is this process's own number. A container cannot see the processes of
-        another one, so the age alone protects theirs, and no request takes as long. Where a file
-        system has no times, as some emulators, no entry is old.
+        Such an entry is more than one hour old, and the process id in its name does not exist in
+        this PID namespace or is that of this process. Entries of other containers, whose processes
+        are not visible here, are protected by the age limit. Without file times, as in some
+        emulators, no entry is removed.
         """
         if self._entry is not None:
             return
-        with suppress(OSError):  # somebody else's business if it cannot be done
+        with suppress(OSError):  # best effort
             for name, made_at in self._files.list(self._folder):
                 match = _OWN_NAME.fullmatch(name)
                 old = 0 < made_at < self._system.now() - _STALE
-                if match and old and self._gone(int(match[1])):
+                if match and old and self._has_ended(int(match[1])):
                     with suppress(OSError):
                         self._files.remove(f"{self._folder}/{name}")
 
-    def _gone(self, pid: int) -> bool:
+    def _has_ended(self, pid: int) -> bool:
         return pid == self._system.pid() or not self._system.alive(pid)
 
     # -- one request ---------------------------------------------------------------------------
 
-    def ask(self, request: TsmRequest) -> TsmAnswer:
-        """Return the report over what `request` says; `identify` comes first.
+    def request(self, request: TsmRequest) -> TsmResponse:
+        """Make a request; `identify` must have been called before.
 
         Raises:
-            UsageError: This object is closed, or an option has a value that the kernel refuses.
-            UnsupportedError: An option is not offered here.
-            QuoteUnavailableError: The host gave no report.
-            BackendBusyError: Somebody else has the device or the entry.
-            BackendUnavailableError: The driver is gone, or there is no permission.
-            BackendError: Anything else that went wrong.
+            UsageError: If the object is closed, or the kernel rejects the value of an option.
+            UnsupportedError: If the kernel does not have an option.
+            QuoteUnavailableError: If the host returned no report.
+            BackendBusyError: If another process uses the device or the entry.
+            BackendUnavailableError: If the driver was unloaded or access is denied.
+            BackendError: If the kernel returned another error.
         """
         if self._closed:
-            raise UsageError("this backend is closed")
-        if self._over:
-            raise QuoteUnavailableError(f"no report is asked for after this: {self._over}")
-        self._remove_what_was_left()
+            raise UsageError("backend: closed", reason="closed")
+        if self._final_error:
+            text, reason, blob = self._final_error
+            text = f"no further requests after an earlier failure: {text}"
+            raise QuoteUnavailableError(text, reason=reason, path=blob)
+        self._remove_leftovers()
         if self._entry is None:
-            return self._in_fresh_entry(lambda path: self._ask_at(path, request))
+            return self._in_fresh_entry(lambda path: self._request_at(path, request))
         unlock = self._lock(self._entry)
         try:
-            return self._ask_at(self._entry, request)
+            return self._request_at(self._entry, request)
         finally:
             with suppress(OSError):
                 unlock()
 
-    def _ask_at(self, path: str, request: TsmRequest) -> TsmAnswer:
+    def _request_at(self, path: str, request: TsmRequest) -> TsmResponse:
         provider = self._read_provider(path)
         if provider != self._provider:
             raise BackendError(
-                f"{path}/provider: the TEE changed from {self._provider} to {provider[:64]!r} "
-                "since this backend was opened; open another"
+                f"{path}/provider: changed from {self._provider} to {provider[:64]!r} since this "
+                "backend was created; create another",
+                reason="platform_changed",
+                path=f"{path}/provider",
             )
         self._check_options(path, request)
-        patience = _Patience(self._system)
-        moved = 0
+        backoff = _Backoff(self._system)
+        extra_writes = 0
         for _ in range(_ATTEMPTS):
-            answer = self._attempt(path, request, patience)
-            if isinstance(answer, TsmAnswer):
-                return answer
-            moved = answer
-        if moved < 0:
+            response = self._attempt(path, request, backoff)
+            if isinstance(response, TsmResponse):
+                return response
+            extra_writes = response
+        if extra_writes < 0:
             raise BackendError(
-                f"{path}/generation: the kernel did not take what was written to the entry; "
-                "its log (dmesg) may say why"
+                f"{path}/generation: the kernel ignored a write to the entry; see the kernel log "
+                "(dmesg)",
+                reason="io_error",
+                path=f"{path}/generation",
             )
         raise BackendBusyError(
-            f"{path}/generation: somebody else writes to this entry, {_ATTEMPTS} times of "
-            f"{_ATTEMPTS}; give every program an entry of its own, or try again"
+            f"{path}/generation: another process wrote to the entry during each of {_ATTEMPTS} "
+            "attempts; use a separate entry for each program, or retry",
+            reason="device",
+            path=f"{path}/generation",
         )
 
-    def _attempt(self, path: str, request: TsmRequest, patience: "_Patience") -> TsmAnswer | int:
-        """Write and read once; a number says by how many writes the generation is off."""
+    def _attempt(self, path: str, request: TsmRequest, backoff: "_Backoff") -> TsmResponse | int:
+        """Write and read once; return an int if the generation differs by that many writes."""
         expected = self._generation(path) + 1 + len(request.options)
         self._write(f"{path}/inblob", request.report_data, Step.REPORT_DATA)
         for name, text in request.options:
             self._write(f"{path}/{name}", text, Step.OPTION)
         try:
-            answer = self._read_answer(path, request, patience)
+            response = self._read_response(path, request, backoff)
         except OSError as error:
-            # Report data of another length, if somebody else's came behind ours.
-            if error.errno == errno.EINVAL and (moved := self._moved(path, expected)):
-                return moved
-            self._give_up(error, path, request)
-        return self._generation(path) - expected or answer
+            # EINVAL also if another process has written report data of a wrong length.
+            if error.errno == errno.EINVAL and (extra := self._extra_writes(path, expected)):
+                return extra
+            self._raise_report_error(error, path, request)
+        return self._generation(path) - expected or response
 
-    def _read_answer(self, path: str, request: TsmRequest, patience: "_Patience") -> TsmAnswer:
-        """Return what belongs to the report data in the entry; errors are the kernel's."""
-        report = self._read_blob(f"{path}/outblob", patience)
+    def _read_response(self, path: str, request: TsmRequest, backoff: "_Backoff") -> TsmResponse:
+        """Read the blobs of a request; raise the OSError of the kernel."""
+        report = self._read_blob(f"{path}/outblob", backoff)
         certificates = manifest = b""
         if request.certificates:
-            certificates = self._read_optional_blob(f"{path}/auxblob", patience)
+            certificates = self._read_optional_blob(f"{path}/auxblob", backoff)
         if request.manifest:
-            manifest = self._read_optional_blob(f"{path}/manifestblob", patience)
-        return TsmAnswer(report, certificates, manifest)
+            manifest = self._read_optional_blob(f"{path}/manifestblob", backoff)
+        return TsmResponse(report, certificates, manifest)
 
-    def _read_blob(self, path: str, patience: "_Patience") -> bytes:
-        """Return a blob. What failed is not kept by the kernel, so reading again makes it anew."""
+    def _read_blob(self, path: str, backoff: "_Backoff") -> bytes:
+        """Read a blob; retry after EINTR once, and after EBUSY. A retry is a new request."""
         interrupted = False
         while True:
             try:
-                return self._bounded(path, _BLOB_LIMIT)
+                return self._read_limited(path, _BLOB_LIMIT)
             except OSError as error:
                 if error.errno == errno.EINTR and not interrupted:
                     interrupted = True
-                elif error.errno != errno.EBUSY or not patience.pause():
+                elif error.errno != errno.EBUSY or not backoff.pause():
                     error.filename = path
                     raise
 
-    def _read_optional_blob(self, path: str, patience: "_Patience") -> bytes:
+    def _read_optional_blob(self, path: str, backoff: "_Backoff") -> bytes:
         try:
-            return self._read_blob(path, patience)
-        except FileNotFoundError:  # not offered; were the entry gone, its generation would be too
+            return self._read_blob(path, backoff)
+        except FileNotFoundError:  # the kernel lacks it; a removed entry fails at `generation`
             return b""
 
-    def _moved(self, path: str, expected: int) -> int:
-        """Return by how many writes the generation is off; zero also if it cannot be read."""
+    def _extra_writes(self, path: str, expected: int) -> int:
+        """Return the difference of the generation in writes; 0 if it cannot be read."""
         try:
             return self._generation(path) - expected
         except AttestKitError:
             return 0
 
-    def _give_up(self, error: OSError, path: str, request: TsmRequest) -> NoReturn:
-        """Raise what an error of the report's means; on SNP it may be the last one asked for."""
+    def _raise_report_error(self, error: OSError, path: str, request: TsmRequest) -> NoReturn:
+        """Raise the error of a failed report; on SNP, some errors prevent further requests."""
         blob = error.filename or f"{path}/outblob"
-        refused = self._refusal(Step.REPORT, error, blob)
+        translated = self._translate_error(Step.REPORT, error, blob)
         if self._platform == "snp":
             if error.errno == errno.EINVAL and request.options:
-                said = ", ".join(f"{name} {text.decode()}" for name, text in request.options)
-                refused = UsageError(
-                    f"{blob}: the report is refused with {said}; choose the level this guest runs "
-                    "at, and a service that its SVSM has (EINVAL)"
+                options = ", ".join(f"{name} {text.decode()}" for name, text in request.options)
+                translated = UsageError(
+                    f"{blob}: request rejected: {options}; use the VMPL of this guest and a "
+                    "service of its SVSM (EINVAL)",
+                    reason="wrong_value",
                 )
-            if error.errno in _LAST_WORDS:
-                self._over = str(refused)
-        raise refused from error
+            if isinstance(translated, QuoteUnavailableError) and error.errno in _FINAL_ERRNOS:
+                self._final_error = str(translated), translated.reason, translated.path
+        raise translated from error
 
     # -- options -------------------------------------------------------------------------------
 
     def _check_options(self, path: str, request: TsmRequest) -> None:
-        """Refuse what is not offered before anything is written."""
+        """Check the options before anything is written."""
         if not request.options:
             return
         try:
-            offered = {name for name, _ in self._files.list(path)}
+            available = {name for name, _ in self._files.list(path)}
         except OSError as error:
-            raise self._refusal(Step.ANY, error, path) from error
+            raise self._translate_error(Step.ANY, error, path) from error
         for name, text in request.options:
-            if name not in offered:
-                raise UnsupportedError(f"{path}: this guest's kernel does not offer {name}")
-            if name == "privlevel" and "privlevel_floor" in offered:
+            if name not in available:
+                raise UnsupportedError(
+                    f"{path}: the kernel has no attribute {name}", reason="feature"
+                )
+            if name == "privlevel" and "privlevel_floor" in available:
                 floor = self._read_number(f"{path}/privlevel_floor")
                 if int(text) < floor:
                     raise UsageError(
-                        f"{path}/privlevel_floor: privlevel {text.decode()} is below {floor}, the "
-                        "lowest that this guest may ask for"
+                        f"{path}/privlevel_floor: privlevel {text.decode()} is below the minimum "
+                        f"of this guest: {floor}",
+                        reason="out_of_range",
                     )
 
     # -- files of an entry ---------------------------------------------------------------------
@@ -290,126 +308,138 @@ class TsmReports:
     def _read_number(self, path: str) -> int:
         text = self._read_text(path)
         if not text.isdigit() or len(text) > 20:
-            raise BackendError(f"{path}: want a decimal number, have {text[:32]!r}")
+            raise BackendError(
+                f"{path}: not a decimal number: {text[:32]!r}",
+                reason="malformed_response",
+                path=path,
+            )
         return int(text)
 
     def _read_text(self, path: str, step: Step = Step.ANY) -> bytes:
         try:
-            return self._bounded(path, _TEXT_LIMIT).rstrip(b"\n")
+            return self._read_limited(path, _TEXT_LIMIT).rstrip(b"\n")
         except OSError as error:
-            raise self._refusal(step, error, path) from error
+            raise self._translate_error(step, error, path) from error
 
-    def _bounded(self, path: str, limit: int) -> bytes:
+    def _read_limited(self, path: str, limit: int) -> bytes:
         data = self._files.read(path, limit)
         if len(data) > limit:
-            raise BackendError(f"{path}: there are more than {limit} bytes")
+            raise BackendError(f"{path}: more than {limit} bytes", reason="too_large", path=path)
         return data
 
     def _write(self, path: str, data: bytes, step: Step) -> None:
         try:
             self._files.write(path, data)
         except OSError as error:
-            raise self._refusal(step, error, path) from error
+            raise self._translate_error(step, error, path) from error
 
-    def _refusal(self, step: Step, error: OSError, path: str) -> AttestKitError:
+    def _translate_error(self, step: Step, error: OSError, path: str) -> AttestKitError:
         if self._entry is not None:
-            missing = named_entry_missing(error, self._entry)
+            missing = entry_missing_error(error, self._entry)
             if missing is not None:
                 return missing
-        return refusal(step, error, Where(path, self._platform, self._system.permissions))
+        return translate_error(
+            step, error, FailedFile(path, self._platform, self._system.permissions)
+        )
 
     # -- entries -------------------------------------------------------------------------------
 
     def _in_fresh_entry(self, use: Callable[[str], _Result]) -> _Result:
-        """Return what `use` returns for a new entry; the entry is gone afterwards in any case."""
-        taken = OSError(errno.EEXIST, "taken")
+        """Call `use` with a new entry, and remove the entry in any case."""
+        failure = OSError(errno.EEXIST, "taken")
         for _ in range(_NAMES):
             name = f"attestkit-{self._system.pid()}-{self._system.random(16).hex()}"
             path = f"{self._folder}/{name}"
-            # Nobody else has the name, so what is there after a signal in the middle is ours.
-            ours, good = True, False
+            # The name is random, so an entry that exists after a signal during mkdir is this one.
+            created, good = True, False
             try:
                 try:
                     self._files.make(path)
                 except OSError as error:
-                    ours = error.errno == errno.EINTR
-                    taken = error
+                    created = error.errno == errno.EINTR
+                    failure = error
                 else:
                     result = use(path)
                     good = True
                     return result
             finally:
-                if ours:
+                if created:
                     self._remove(path, quiet=not good)
-            if taken.errno not in (errno.EEXIST, errno.EINTR):
+            if failure.errno not in (errno.EEXIST, errno.EINTR):
                 break
-        if taken.errno == errno.ENOENT:
-            raise folder_missing(taken, self._folder, mounted=self._is_mounted()) from taken
-        raise self._refusal(Step.MAKE, taken, self._folder) from taken
+        if failure.errno == errno.ENOENT:
+            raise folder_missing_error(
+                failure, self._folder, mounted=self._is_mounted()
+            ) from failure
+        raise self._translate_error(Step.MAKE, failure, self._folder) from failure
 
     def _is_mounted(self) -> bool:
-        """Whether there is anything in the file system that the report folder should be in."""
+        """Return whether configfs is mounted; without a mount its directory is empty."""
         try:
             return bool(self._files.list(str(Path(self._folder).parent.parent)))
         except OSError:
             return False
 
     def _remove(self, path: str, *, quiet: bool) -> None:
-        """Remove an entry of ours; what fails is tried again later, and told if not `quiet`."""
+        """Remove an entry; if it fails, retry later, and raise unless `quiet`."""
         try:
             self._files.remove(path)
         except FileNotFoundError:
             pass
         except OSError as error:
-            self._left.append(path)
+            self._leftovers.append(path)
             if not quiet:
-                raise self._refusal(Step.ANY, error, path) from error
-        except BaseException:  # a signal, before or after it was done
-            self._left.append(path)
+                raise self._translate_error(Step.ANY, error, path) from error
+        except BaseException:  # a signal; the entry may still exist
+            self._leftovers.append(path)
             raise
 
-    def _remove_what_was_left(self) -> None:
-        for path in self._left.copy():
+    def _remove_leftovers(self) -> None:
+        for path in self._leftovers.copy():
             try:
                 self._files.remove(path)
             except FileNotFoundError:
                 pass
             except OSError:
                 continue
-            with suppress(ValueError):  # another thread was quicker
-                self._left.remove(path)
-        if len(self._left) >= _LEFT:
+            with suppress(ValueError):  # another thread has removed it
+                self._leftovers.remove(path)
+        if len(self._leftovers) >= _MAX_LEFTOVERS:
             raise BackendError(
-                f"{self._left[0]}: it and {len(self._left) - 1} more entries cannot be removed, so "
-                "no other is made; remove them with rmdir"
+                f"{self._leftovers[0]}: cannot be removed, nor can {len(self._leftovers) - 1} "
+                "other entries; remove them with rmdir",
+                reason="io_error",
+                path=self._leftovers[0],
             )
 
     def _lock(self, entry: str) -> Callable[[], None]:
-        """Lock the shared entry as Intel's library does; return what unlocks it."""
-        patience = _Patience(self._system)
+        """Lock the shared entry as Intel's library does; return the unlock function."""
+        backoff = _Backoff(self._system)
         path = f"{entry}/inblob"
         while True:
             try:
                 unlock = self._system.try_lock(path)
             except OSError as error:
-                raise self._refusal(Step.ANY, error, path) from error
+                raise self._translate_error(Step.ANY, error, path) from error
             if unlock is not None:
                 return unlock
-            if not patience.pause():
+            if not backoff.pause():
                 raise BackendBusyError(
-                    f"{path}: another program has held the lock for {_PATIENCE:.0f} s; try again"
+                    f"{path}: locked by another process for {_MAX_WAIT:.0f} s; retry",
+                    reason="lock",
+                    path=path,
                 )
 
     def close(self) -> None:
-        """Try once more to remove what could not be removed. A second call does nothing."""
+        """Retry removing leftover entries. A second call has no effect."""
         if not self._closed:
             self._closed = True
             with suppress(BackendError):
-                self._remove_what_was_left()
+                self._remove_leftovers()
 
 
-class _Patience:
-    """Short sleeps that grow, 30 s in all from the first one on."""
+class _Backoff:
+    """Increasing sleeps, 30 s in total from the first."""
 
     def __init__(self, system: TsmSystem) -> None:
         self._system = system
@@ -417,10 +447,10 @@ class _Patience:
         self._next = 0.02  # seconds
 
     def pause(self) -> bool:
-        """Sleep; False, and no sleep, once the time is up."""
+        """Sleep and return True; return False without sleeping after 30 s."""
         now = self._system.clock()
         if self._until is None:
-            self._until = now + _PATIENCE
+            self._until = now + _MAX_WAIT
         if now >= self._until:
             return False
         self._system.sleep(min(self._next, self._until - now))

@@ -1,4 +1,4 @@
-"""Evidence of a fleet, many thousand at a time: what comes in, where it runs, what comes out.
+"""Batch verification for `verify-many`: input lines, executors, and Parquet output.
 
-`verify-many` is the command.
+Results are streamed in the order of the input.
 """

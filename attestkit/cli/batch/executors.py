@@ -1,4 +1,4 @@
-"""Who does a fleet's work: this process, processes of this machine, or a cluster of dask's."""
+"""Executors for bulk verification: this process, local worker processes, or a dask cluster."""
 
 import contextlib
 import logging
@@ -9,31 +9,30 @@ from multiprocessing import get_context
 from typing import Any, Final
 
 from attestkit.errors import BackendUnavailableError, UsageError
-from attestkit.verifier.batch.scheduler import leave_with_parent
+from attestkit.verifier.batch.scheduler import exit_with_parent
 
-__all__ = ["MOST_WORKERS", "workers"]
+__all__ = ["open_executor"]
 
-MOST_WORKERS: Final = 1024
-_PATIENCE: Final = 10  # seconds, for a scheduler to answer
+_TIMEOUT: Final = 10  # seconds, for the scheduler
 
 
 @contextlib.contextmanager
-def workers(processes: int, scheduler: str | None) -> Iterator[Executor | None]:
-    """Open an executor; None does the work here.
+def open_executor(processes: int, scheduler: str | None) -> Iterator[Executor | None]:
+    """Open an executor; None means no workers.
 
     Raises:
-        UsageError: The cluster's client is not installed, or the address is none.
-        BackendUnavailableError: No scheduler answers there.
+        UsageError: If dask is not installed, or the address is invalid.
+        BackendUnavailableError: If the scheduler does not respond.
     """
     if scheduler is not None:
-        with _quiet(), _cluster(scheduler) as executor:
+        with _silence_logging(), _cluster(scheduler) as executor:
             yield executor
     elif processes == 0:
         yield None
     else:
         context = get_context("spawn")  # a fork would share the verifier's native state
         with ProcessPoolExecutor(
-            processes, mp_context=context, initializer=leave_with_parent
+            processes, mp_context=context, initializer=exit_with_parent
         ) as pool:
             try:
                 yield pool
@@ -43,40 +42,45 @@ def workers(processes: int, scheduler: str | None) -> Iterator[Executor | None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Have no word of the cluster's library reach a terminal; the verifier's own do."""
-    everybody, ours = logging.root.manager, logging.getLogger("attestkit.verifier")
-    before = everybody.disable
+def _silence_logging() -> Iterator[None]:
+    """Silence all loggers but the verifier's."""
+    root_manager, verifier_logger = logging.root.manager, logging.getLogger("attestkit.verifier")
+    before = root_manager.disable
     logging.disable(logging.CRITICAL)
-    # Loggers of the library come while it is loaded, each with a handler: none can be left out by
-    # name. Ours asks another manager whether it may speak.
-    ours.manager = logging.Manager(logging.root)
-    ours.manager.disable = before
+    # dask creates loggers with handlers while it is imported, so they cannot be silenced by name.
+    # The verifier's logger gets a manager of its own, which logging.disable() does not affect.
+    verifier_logger.manager = logging.Manager(logging.root)
+    verifier_logger.manager.disable = before
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        ours.manager = everybody
+        verifier_logger.manager = root_manager
         logging.disable(before)
 
 
 @contextlib.contextmanager
 def _cluster(address: str) -> Iterator[Executor]:
     try:
-        from distributed import Client  # late: slow to load, and few have a cluster
+        from distributed import Client  # lazy: slow to import
     except ImportError as error:
         raise UsageError(
-            f"--scheduler needs dask, which is not here ({error}): pip install 'attestkit[fleet]'"
+            f"--scheduler: dask is not installed: {error}; run pip install 'attestkit[fleet]'",
+            reason="missing_dependency",
         ) from error
-    connect: Any = Client  # it has no types
+    connect: Any = Client  # untyped
     try:
-        client = connect(address, timeout=_PATIENCE, set_as_default=False)
+        client = connect(address, timeout=_TIMEOUT, set_as_default=False)
     except ValueError as error:
-        raise UsageError(f"--scheduler {address}: no address of a scheduler") from error
+        raise UsageError(
+            f"--scheduler: not a valid address: {address}", reason="wrong_value"
+        ) from error
     except (OSError, TimeoutError) as error:
-        raise BackendUnavailableError(f"--scheduler {address}: no scheduler answers") from error
+        raise BackendUnavailableError(
+            f"--scheduler: no response from {address}", reason="cannot_connect"
+        ) from error
     try:
         yield client.get_executor()
     finally:
-        client.close(timeout=_PATIENCE)
+        client.close(timeout=_TIMEOUT)

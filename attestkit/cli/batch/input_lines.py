@@ -1,4 +1,4 @@
-"""What a fleet's evidence comes in: a folder of files, or lines of JSON; each one an entry."""
+"""Entries of bulk verification, read from a directory of files or from lines of JSON."""
 
 import base64
 import binascii
@@ -11,36 +11,36 @@ from attestkit._formats.strict_json import decode_strictly
 from attestkit._native import unhex
 from attestkit.attestation import Attestation
 from attestkit.cli.exit_codes import one_line
-from attestkit.cli.file_verifier import evidence_in
-from attestkit.cli.input.detect_format import recognise
-from attestkit.cli.input.read_input import LARGEST, naming, read_file
+from attestkit.cli.file_verifier import extract_evidence
+from attestkit.cli.input.detect_format import identify
+from attestkit.cli.input.read_input import LARGEST, name_path_in_errors, read_file
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, CollateralError, FormatError, UsageError
 from attestkit.quote import Quote
-from attestkit.verifier.batch.task import guarded
+from attestkit.verifier.batch.task import run_step
 
 if TYPE_CHECKING:
     from attestkit.verifier.evidence_bundle import EvidenceBundle
 
-__all__ = ["LONGEST_LINE", "Entry", "Wanted", "in_folder", "in_lines"]
+__all__ = ["LONGEST_LINE", "BatchEntry", "EntryDefaults", "read_folder", "read_lines"]
 
 LONGEST_LINE: Final = LARGEST  # bytes
 _LONGEST_ID: Final = 256  # characters
-_KEYS: Final = frozenset({"id", "evidence", "response", "report_data", "collateral"})
+_MEMBERS: Final = frozenset({"id", "evidence", "response", "report_data", "collateral"})
 _PRINTABLE: Final = frozenset(range(0x20, 0x7F)) | frozenset(b"\t\r\n\xef")  # and a byte-order mark
 
 
-class Wanted(NamedTuple):
-    """What the options say of every entry."""
+class EntryDefaults(NamedTuple):
+    """Values of the options for every entry."""
 
     report_data: bytes | None
-    own_collateral: bool  # a bundle's own counts, because no option names another
+    own_collateral: bool  # use the collateral of a bundle
 
 
-class Entry(NamedTuple):
-    """One piece of evidence, or why there is none."""
+class BatchEntry(NamedTuple):
+    """One piece of evidence, or the error of reading it."""
 
-    number: int  # of its line or file, from 1
+    number: int  # of the line or file, from 1
     id: str | int
     evidence: bytes | Attestation | Quote = b""
     report_data: bytes | None = None
@@ -48,41 +48,41 @@ class Entry(NamedTuple):
     error: AttestKitError | None = None
 
 
-def in_folder(folder: Path, names: list[str], wanted: Wanted) -> Iterator[Entry]:
-    """Yield an entry for each of these files; its name is its id."""
+def read_folder(folder: Path, names: list[str], defaults: EntryDefaults) -> Iterator[BatchEntry]:
+    """Yield an entry for each file; its id is the file name."""
     for number, name in enumerate(names, 1):
-        entry = Entry(number, name, report_data=wanted.report_data)
+        entry = BatchEntry(number, name, report_data=defaults.report_data)
         try:
-            # Whole: a file that is named `-` in this folder would be stdin.
+            # An absolute path, because `-` would be stdin.
             path = (folder.absolute() if name == "-" else folder) / name
-            yield guarded("file", (), partial(_from_file, entry, path, wanted))
+            yield run_step("file", (), partial(_from_file, entry, path, defaults))
         except AttestKitError as error:
             yield _refused(entry, error)
 
 
-def _from_file(entry: Entry, path: Path, wanted: Wanted) -> Entry:
-    return _filled(entry, read_file(path), wanted)
+def _from_file(entry: BatchEntry, path: Path, defaults: EntryDefaults) -> BatchEntry:
+    return _with_evidence(entry, read_file(path), defaults)
 
 
-def in_lines(file: BinaryIO, path: Path, wanted: Wanted) -> Iterator[Entry]:
-    """Yield an entry for each line of `path`, open as `file`, that is not blank.
+def read_lines(file: BinaryIO, path: Path, defaults: EntryDefaults) -> Iterator[BatchEntry]:
+    """Yield an entry for each non-blank line of `path`, which is open as `file`.
 
-    Whatever is in it, the next one is read.
+    An invalid line yields an entry with an error.
 
     Raises:
-        FormatError: The file cannot be read.
+        FormatError: If the file cannot be read.
     """
-    with naming(path):
+    with name_path_in_errors(path):
         for number, line in enumerate(_lines(file), 1):
             if line is None:
                 text = f"line {number}: longer than {LONGEST_LINE} bytes"
-                yield Entry(number, number, error=FormatError(text))
+                yield BatchEntry(number, number, error=FormatError(text, reason="syntax"))
             elif line.strip():
-                yield _entry(number, line, wanted)
+                yield _entry(number, line, defaults)
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """Yield line after line; None for one that is too long, of which nothing is kept."""
+    """Yield lines, and None for a line that is too long."""
     while line := file.readline(LONGEST_LINE + 1):
         if len(line) <= LONGEST_LINE or line.endswith(b"\n"):
             yield line
@@ -92,12 +92,12 @@ def _lines(file: BinaryIO) -> Iterator[bytes | None]:
         yield None
 
 
-def _entry(number: int, line: bytes, wanted: Wanted) -> Entry:
-    entry = Entry(number, number, report_data=wanted.report_data)
+def _entry(number: int, line: bytes, defaults: EntryDefaults) -> BatchEntry:
+    entry = BatchEntry(number, number, report_data=defaults.report_data)
     try:
         fields = _object(line)
         entry = entry._replace(id=_id(fields, number))
-        return guarded("line", (), partial(_read, entry, fields, wanted))
+        return run_step("line", (), partial(_read, entry, fields, defaults))
     except AttestKitError as error:
         return _refused(entry, error, f"line {number}: ")
 
@@ -105,11 +105,13 @@ def _entry(number: int, line: bytes, wanted: Wanted) -> Entry:
 def _object(line: bytes) -> dict[str, Any]:
     fields = decode_strictly(line)
     if not isinstance(fields, dict):
-        raise FormatError("not a JSON object")
-    # Of `reportdata` nobody would learn that it checks nothing.
-    if unknown := sorted(fields.keys() - _KEYS):
-        known = ", ".join(sorted(_KEYS))
-        raise FormatError(f"unknown field {unknown[0][:64]!a}; there are {known}")
+        raise FormatError("not a JSON object", reason="wrong_type")
+    # A misspelt `report_data` must not disable its check.
+    if unknown := sorted(fields.keys() - _MEMBERS):
+        known = ", ".join(sorted(_MEMBERS))
+        raise FormatError(
+            f"unknown field {unknown[0][:64]!a}; known fields: {known}", reason="unknown_field"
+        )
     return fields
 
 
@@ -119,28 +121,33 @@ def _id(fields: dict[str, Any], number: int) -> str | int:
         return number
     if isinstance(given, str) and len(given) <= _LONGEST_ID:
         if any("\ud800" <= char <= "\udfff" for char in given):
-            raise FormatError("id: it has half a surrogate pair, which is no character")
+            raise FormatError("id: contains half a surrogate pair", reason="encoding")
         return given
     if isinstance(given, int) and not isinstance(given, bool) and abs(given) < 1 << 53:
         return given
-    raise FormatError(f"id: want text of at most {_LONGEST_ID} characters, or a whole number")
+    raise FormatError(
+        f"id: not text of at most {_LONGEST_ID} characters or a whole number", reason="wrong_type"
+    )
 
 
-def _read(entry: Entry, fields: dict[str, Any], wanted: Wanted) -> Entry:
+def _read(entry: BatchEntry, fields: dict[str, Any], defaults: EntryDefaults) -> BatchEntry:
     if (given := _text(fields, "report_data")) is not None:
         report_data = _unhex(given)
         if report_data is None or not 1 <= len(report_data) <= 64:
-            raise FormatError("report_data: want 1 to 64 bytes in hex")
+            raise FormatError("report_data: not 1 to 64 bytes in hex", reason="encoding")
         entry = entry._replace(report_data=report_data)
     evidence, response = _text(fields, "evidence"), fields.get("response")
     if (evidence is None) == (response is None):
-        raise FormatError("want evidence, hex or base64, or the response of an agent: one of them")
+        raise FormatError(
+            "evidence and response: exactly one is required",
+            reason="missing",
+        )
     if evidence is None:
         if not isinstance(response, str | dict):
-            raise FormatError("response: want an agent's answer, an object or its text")
+            raise FormatError("response: not an object or text", reason="wrong_type")
         entry = entry._replace(evidence=Attestation.from_agent_response(response))
     else:
-        entry = _filled(entry, _decoded(evidence), wanted)
+        entry = _with_evidence(entry, _decoded(evidence), defaults)
     if (path := _text(fields, "collateral")) is not None:
         entry = entry._replace(collateral=_collateral(path))
     return entry
@@ -150,7 +157,7 @@ def _text(fields: dict[str, Any], name: str) -> str | None:
     value = fields.get(name)
     if value is None or isinstance(value, str):
         return value
-    raise FormatError(f"{name}: want text")
+    raise FormatError(f"{name}: not text", reason="wrong_type")
 
 
 def _unhex(text: str) -> bytes | None:
@@ -166,46 +173,50 @@ def _decoded(text: str) -> bytes:
         except (binascii.Error, ValueError):
             found = b""
     if not found:
-        raise FormatError("evidence: neither hex nor base64")
+        raise FormatError("evidence: neither hex nor base64", reason="encoding")
     return found
 
 
 @lru_cache(maxsize=64)
 def _collateral(path: str) -> Collateral:
-    """Return what is in a file that a line names; lines have few in common, and these are kept."""
+    """Read a collateral file that a line names; cached, because lines share files."""
     try:
         is_file = "\0" not in path and Path(path).is_file()
-    except OSError as error:  # the name is too long, or a folder is not for us to look into
+    except OSError as error:  # the name is too long, or a folder is not accessible
         text = f"collateral: {one_line(path[:256])}: {error.strerror}"
-        raise CollateralError(text) from error
-    if not is_file:  # a pipe would be waited for, without end
-        raise CollateralError(f"collateral: {one_line(path[:256])} is no file")
+        raise CollateralError(text, reason="malformed") from error
+    if not is_file:  # a pipe could block forever
+        raise CollateralError(
+            f"collateral: {one_line(path[:256])}: not a regular file", reason="unreadable"
+        )
     try:
-        return Collateral.from_json(read_file(Path(path).absolute()))  # `-` is a file here
+        return Collateral.from_json(
+            read_file(Path(path).absolute())
+        )  # absolute, because `-` would be stdin
     except (FormatError, UsageError) as error:
-        raise CollateralError(f"collateral: {error}") from error
+        raise CollateralError(f"collateral: {error}", reason="unreadable") from error
 
 
-def _filled(entry: Entry, data: bytes, wanted: Wanted) -> Entry:
-    """Return an entry with the evidence that some bytes hold, in whatever wrapping."""
+def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> BatchEntry:
+    """Return an entry with the evidence of a file or line, without its wrapping."""
     if data[:1] and data[0] not in _PRINTABLE and data[:2] != b"\x30\x82":
-        return entry._replace(evidence=data)  # which the verifier reads, elsewhere
-    found = recognise(data)
+        return entry._replace(evidence=data)  # parsed by the verifier, in a worker
+    found = identify(data)
     if found.in_certificate:
         raise FormatError(
-            "an RA-TLS certificate, whose report data is the hash of its key: attestkit verify"
-            " holds it to that"
+            "RA-TLS certificate: not supported by verify-many; use attestkit verify",
+            reason="unsupported",
         )
     if found.kind == "evidence bundle":
         bundle = cast("EvidenceBundle", found.value)
-        collateral = bundle.collateral if wanted.own_collateral else None
+        collateral = bundle.collateral if defaults.own_collateral else None
         return entry._replace(evidence=bundle.evidence, collateral=collateral)
-    return entry._replace(evidence=evidence_in(found))
+    return entry._replace(evidence=extract_evidence(found))
 
 
-def _refused(entry: Entry, error: AttestKitError, where: str = "") -> Entry:
-    """Return an entry without evidence; use that is wrong is that of what was given as such."""
+def _refused(entry: BatchEntry, error: AttestKitError, where: str = "") -> BatchEntry:
+    """Return an entry with an error; a UsageError becomes a FormatError of the entry."""
     if isinstance(error, FormatError | UsageError):
-        reason = error.reason if isinstance(error, FormatError) else ""
+        reason = error.reason if isinstance(error, FormatError) else "wrong_value"
         error = FormatError(f"{where}{error}", reason=reason)
     return entry._replace(evidence=b"", collateral=None, error=error)

@@ -1,4 +1,4 @@
-"""A fleet's results as a table of Parquet, which is there as a whole or not at all."""
+"""Results of bulk verification as a Parquet table, written atomically."""
 
 import contextlib
 import os
@@ -11,54 +11,55 @@ from typing import Any, Final
 from attestkit.cli.exit_codes import one_line
 from attestkit.errors import UsageError
 
-__all__ = ["table"]
+__all__ = ["open_table"]
 
-_GROUP: Final = 4096  # rows that are in memory at once
+_GROUP: Final = 4096  # rows in memory
 _TEXT: Final = ("id", "verdict", "reason", "error", "error_type", "platform", "tcb_status")
 
 
 @contextlib.contextmanager
-def table(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Yield a function that takes a result; at the end they are put where `path` says.
+def open_table(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Yield a function that adds a result; the table appears at `path` when the block ends.
 
     Raises:
-        UsageError: It cannot be written there, or pyarrow is not installed.
+        UsageError: If the file cannot be written, or pyarrow is not installed.
     """
     if path is None:
         yield lambda _result: None
         return
     try:
-        import pyarrow as pa  # late: large, and few want tables
+        import pyarrow as pa  # lazy: large
         from pyarrow import parquet
     except ImportError as error:
         raise UsageError(
-            f"--parquet needs pyarrow, which is not here ({error}): pip install 'attestkit[fleet]'"
+            f"--parquet: pyarrow is not installed: {error}; run pip install 'attestkit[fleet]'",
+            reason="missing_dependency",
         ) from error
     schema = _schema(pa)
-    with _replaced(path) as beside:  # beforehand: a place that cannot be written costs no run
-        wrong = (pa.ArrowException, OSError, ValueError)
+    with _replaced(path) as temporary:  # first, so that an unwritable path fails early
+        write_errors = (pa.ArrowException, OSError, ValueError)
         rows: list[dict[str, Any]] = []
-        with _clear(path, wrong):
-            writer = parquet.ParquetWriter(beside, schema, compression="zstd")
+        with _convert_errors(path, write_errors):
+            writer = parquet.ParquetWriter(temporary, schema, compression="zstd")
 
         def flush() -> None:
-            with _clear(path, wrong):
+            with _convert_errors(path, write_errors):
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
             rows.clear()
 
-        def take(result: Mapping[str, Any]) -> None:
+        def add(result: Mapping[str, Any]) -> None:
             rows.append(_row(result))
             if len(rows) == _GROUP:
                 flush()
 
         try:
-            yield take
+            yield add
             flush()
         except BaseException:
-            with contextlib.suppress(*wrong):  # what ended it is what counts
+            with contextlib.suppress(*write_errors):  # the first error is reported
                 writer.close()
             raise
-        with _clear(path, wrong):
+        with _convert_errors(path, write_errors):
             writer.close()
 
 
@@ -81,11 +82,11 @@ def _schema(pa: ModuleType) -> object:
 
 
 @contextlib.contextmanager
-def _clear(path: Path, wrong: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Have what goes wrong with the file, as a full disk, be the error of a file like any other."""
+def _convert_errors(path: Path, write_errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Convert errors of writing the table, such as a full disk, to UsageError."""
     try:
         yield
-    except wrong as error:
+    except write_errors as error:
         raise _unwritable(path, error) from error
 
 
@@ -97,7 +98,7 @@ def _row(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: object) -> object:
-    """Return text as UTF-8 can have it: the name of a file may be no such text."""
+    """Escape text that is not valid UTF-8, such as some file names; return other values as is."""
     if not isinstance(value, str):
         return value
     return value.encode("utf-8", "backslashreplace").decode()
@@ -105,26 +106,26 @@ def _text(value: object) -> object:
 
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[str]:
-    """Yield the name of a file beside `path`, which takes its place if all goes well."""
+    """Yield the name of a temporary file, which replaces `path` if the block succeeds."""
     try:
         path = path.resolve()
-        beside = str(path.with_name(f".{path.name}.{token_hex(8)}"))
-        # Like any file of this user's: with what the umask leaves of 0o666.
-        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        temporary = str(path.with_name(f".{path.name}.{token_hex(8)}"))
+        # Mode 0666 less the umask, like any new file.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
     except (OSError, ValueError, RuntimeError) as error:
         raise _unwritable(path, error) from error
     try:
-        yield beside
+        yield temporary
         try:
-            with Path(beside).open("rb") as file:
+            with Path(temporary).open("rb") as file:
                 os.fsync(file.fileno())
-            Path(beside).replace(path)
+            Path(temporary).replace(path)
         except OSError as error:
             raise _unwritable(path, error) from error
     finally:
-        Path(beside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _unwritable(path: Path, error: Exception) -> UsageError:
-    reason = getattr(error, "strerror", None) or one_line(str(error))[:200] or "not a path"
-    return UsageError(f"--parquet {path}: cannot be written: {reason}")
+    reason = getattr(error, "strerror", None) or one_line(str(error))[:200] or "invalid path"
+    return UsageError(f"--parquet {path}: cannot write: {reason}", reason="cannot_write")

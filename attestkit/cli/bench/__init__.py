@@ -1,4 +1,4 @@
-"""What `bench` measures: the cases, how they are timed, and on which machine.
+"""Benchmarks for `bench`: cases, timing, and a description of the machine.
 
-Peers are measured where they are installed.
+Peers are measured if they are installed.
 """

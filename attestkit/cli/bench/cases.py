@@ -1,7 +1,7 @@
-"""What a row of the benchmarks is: one piece of work, and everybody who can do it here.
+"""Benchmark cases: one task each, with its implementations in attestkit and peers.
 
-Peers are packages of others, each used as its own documentation or its only entry point has it. One
-that is not installed is left out of the race.
+Peers are other packages, each used as its documentation shows. Packages that are not installed are
+skipped.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,12 +18,12 @@ __all__ = [
     "LONG",
     "OURS",
     "SHORT",
-    "Row",
+    "Case",
     "Samples",
-    "contenders",
-    "padded",
-    "simulated",
-    "without_fill",
+    "lengthen_log",
+    "prepare_contenders",
+    "simulate_samples",
+    "without_padding",
 ]
 
 OURS: Final = "attestkit"
@@ -34,13 +34,13 @@ LONG_EVENTS: Final = 51
 
 
 class Samples:
-    """What the work is done on: a quote, a CCEL, and a short and a long log.
+    """Inputs of the cases: a quote, a CCEL, and a short and a long event log.
 
     Attributes:
-        origin: where they are from, for people.
-        quote: bytes of a TDX quote, version 4.
-        ccel: a log area that ends with its records, and eight bytes of 0xFF as every real one.
-        logs: `short` and `long`, as the agent's JSON.
+        origin: Description of the source.
+        quote: TDX quote, version 4.
+        ccel: Log area without padding, except eight bytes of 0xFF after the records.
+        logs: `short` and `long`, as JSON of the guest agent.
     """
 
     def __init__(self, origin: str, quote: bytes, ccel: bytes, logs: Mapping[str, str]) -> None:
@@ -51,96 +51,96 @@ class Samples:
 
     @cached_property
     def parsed(self) -> dict[str, EventLog]:
-        """The logs, read."""
+        """The parsed logs."""
         return {name: EventLog.from_json(text) for name, text in self.logs.items()}
 
     @cached_property
     def digests(self) -> dict[str, list[tuple[int, bytes]]]:
-        """Register and digest of each event of the logs."""
+        """Register and digest of each event, by log."""
         return {
             name: [(event.register, event.digest) for event in log.events]
             for name, log in self.parsed.items()
         }
 
 
-def _all_of_it(result: object) -> object:
+def _identity(result: object) -> object:
     return result
 
 
-class Row(NamedTuple):
-    """One piece of work."""
+class Case(NamedTuple):
+    """One benchmark case."""
 
     id: str
-    what: str
-    makers: Mapping[str, Callable[[Samples], Call]]  # the first of them is ours
-    # What of a result all must agree on.
-    values: Callable[[Any], object] = _all_of_it
+    title: str
+    setups: Mapping[str, Callable[[Samples], Call]]  # by contender, attestkit first
+    # The part of a result that must be equal for all contenders.
+    values: Callable[[Any], object] = _identity
 
 
-class Field(NamedTuple):
-    """Who races in a row, ours first, and who cannot, with the reason."""
+class Contenders(NamedTuple):
+    """The contenders of a case, attestkit first, and the reasons why others are skipped."""
 
     calls: dict[str, Call]
     left_out: dict[str, str]
 
     @property
     def ready(self) -> bool:
-        """Whether we are among them; without us there is nothing to compare."""
+        """Whether attestkit is one of them; without it there is nothing to compare."""
         return OURS in self.calls
 
 
-def contenders(row: Row, samples: Samples) -> Field:
-    """Return whoever can do the work here, all of them agreeing about the result.
+def prepare_contenders(case: Case, samples: Samples) -> Contenders:
+    """Return the contenders that can run a case with the same result as attestkit.
 
-    A peer that breaks, perhaps because it is of another version than this file knows, or whose
-    result is another than ours, is left out: its time would mean nothing.
+    A peer that fails, perhaps because of an incompatible version, or has a different result is
+    skipped, because its time would not be comparable.
     """
-    field = Field({}, {})
+    contenders = Contenders({}, {})
     expected: object = None
-    for name, make in row.makers.items():
+    for name, set_up in case.setups.items():
         try:
-            call = make(samples)
-            found = row.values(call())
+            call = set_up(samples)
+            found = case.values(call())
         except ImportError as error:
-            field.left_out[name] = f"{NOT_INSTALLED}: {error.name}"
+            contenders.left_out[name] = f"{NOT_INSTALLED}: {error.name}"
         except Exception as error:
             if name == OURS:
                 raise
-            field.left_out[name] = f"broken: {type(error).__name__}: {error}"
+            contenders.left_out[name] = f"failed: {type(error).__name__}: {error}"
         else:
             if name == OURS:
                 expected = found
             if found == expected:
-                field.calls[name] = call
+                contenders.calls[name] = call
             else:
-                field.left_out[name] = "has another result"
-    return field
+                contenders.left_out[name] = "different result"
+    return contenders
 
 
-def padded(name: str, log: EventLog) -> EventLog:
-    """Return a log with runtime events behind it, up to the length of a long one."""
+def lengthen_log(name: str, log: EventLog) -> EventLog:
+    """Return a log with runtime events appended, up to the length of the long log."""
     missing = max(LONG_EVENTS - len(log.events), 8)
     return log.with_runtime(runtime_event(f"{name}-{n}", bytes(20)) for n in range(missing))
 
 
-def without_fill(area: bytes) -> bytes:
-    """Return a CCEL's records and the first eight bytes behind them.
+def without_padding(area: bytes) -> bytes:
+    """Return the records of a CCEL and the next eight bytes.
 
-    Peers copy what is behind each record over and over, so the 200 kB of fill behind real ones
-    would double their time.
+    Peers copy the rest of the area for each record, so the 200 kB of padding in real logs would
+    double their time.
     """
     return area[: _native.ccel_walk(area)[3]] + b"\xff" * 8
 
 
-def simulated() -> Samples:
-    """Return what the simulator makes, which is all that a user's machine has."""
-    # Late: most commands need neither.
+def simulate_samples() -> Samples:
+    """Return samples of the simulator, which needs no hardware."""
+    # Lazy: most commands need neither.
     from attestkit.backends.simulator.boot_log import boot_log
     from attestkit.backends.simulator.os_image import simulated_image
 
     with attestkit.open("simulator", seed=SEED) as tee:
         quote, log = tee.get_quote(bytes(64)).raw, tee.event_log()
-    ccel = without_fill(boot_log(simulated_image()))
-    long = padded("event", EventLog.from_ccel(ccel))
+    ccel = without_padding(boot_log(simulated_image()))
+    long = lengthen_log("event", EventLog.from_ccel(ccel))
     logs = {SHORT: log.to_json(), LONG: long.to_json()}
     return Samples("the simulator", quote, ccel, logs)

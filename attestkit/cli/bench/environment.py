@@ -1,4 +1,4 @@
-"""What numbers depend on: the machine, the interpreter, our core, the peers' versions."""
+"""Facts that benchmark results depend on: machine, interpreter, native core, peer versions."""
 
 import platform
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ __all__ = ["host_facts", "versions"]
 
 
 def host_facts() -> dict[str, Any]:
-    """Return facts about this machine and this installation, by their names."""
+    """Return facts about this machine and installation by name."""
     return {
         "attestkit": own_version(),
         "cpu": _cpu(),
@@ -27,7 +27,7 @@ def host_facts() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
+    """Return the versions of the installed packages."""
     found = {}
     for name in packages:
         try:
@@ -38,7 +38,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _cpu() -> str:
-    """Return the CPU's name; where Linux has none, as on many of ARM's, its architecture."""
+    """Return the CPU's model name, else the architecture (as on many ARM systems)."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

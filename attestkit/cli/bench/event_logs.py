@@ -1,7 +1,7 @@
-"""Rows about event logs: replay of digests in memory, the way there from JSON and CCELs, hex.
+"""Benchmark cases for event logs: replay, parsing of JSON and CCELs, decoding of hex.
 
-What one writes by hand around hashlib and a JSON decoder checks nothing: it believes the digests
-that a log comes with. attestkit computes those of runtime events itself.
+The hand-written peers with hashlib and a JSON decoder use the digests in the log unchecked;
+attestkit recomputes those of runtime events.
 """
 
 import binascii
@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from attestkit import _native
-from attestkit.cli.bench.cases import LONG, OURS, SHORT, Row, Samples
+from attestkit.cli.bench.cases import LONG, OURS, SHORT, Case, Samples
 from attestkit.cli.bench.timing import Call
 from attestkit.event_log import EventLog, Rtmrs
 
-__all__ = ["BATCH", "ROWS"]
+__all__ = ["BATCH", "CASES"]
 
 Pairs = list[tuple[int, bytes]]
 
@@ -25,7 +25,7 @@ SHA384: Final = 12  # TPM_ALG_SHA384
 
 
 def with_hashlib(events: Pairs) -> list[bytes]:
-    """Fold digests into registers as one writes it in Python."""
+    """Extend registers by digests with hashlib."""
     values = [bytes(48)] * 4
     for register, digest in events:
         values[register] = hashlib.sha384(values[register] + digest).digest()
@@ -63,39 +63,39 @@ def _payload_digests(log: str) -> dict[str, Callable[[Samples], Call]]:
 
 
 def ours_from_json(text: str) -> Rtmrs:
-    """Read the agent's JSON, compute the digests of runtime events, replay."""
+    """Parse the agent's JSON, compute the digests of runtime events, and replay."""
     return EventLog.from_json(text).replay()
 
 
 def dstack_sdk(text: str) -> Call:
-    """Replay as dstack-sdk does, from the JSON in the agent's answer."""
+    """Replay the JSON of a guest agent response with dstack-sdk."""
     from dstack_sdk import GetQuoteResponse
 
-    answer = GetQuoteResponse(quote="", event_log=text)
-    return Call(GetQuoteResponse.replay_rtmrs, answer)
+    response = GetQuoteResponse(quote="", event_log=text)
+    return Call(GetQuoteResponse.replay_rtmrs, response)
 
 
 def json_and_hashlib(text: str) -> Call:
-    """Decode with the standard library, and fold."""
-    return Call(partial(_decode_and_fold, json.loads), text)
+    """Decode with the standard library, and replay."""
+    return Call(partial(_decode_and_replay, json.loads), text)
 
 
 def orjson_and_hashlib(text: str) -> Call:
-    """Decode with orjson, and fold."""
+    """Decode with orjson, and replay."""
     import orjson
 
-    return Call(partial(_decode_and_fold, orjson.loads), text)
+    return Call(partial(_decode_and_replay, orjson.loads), text)
 
 
 def msgspec_and_hashlib(text: str) -> Call:
-    """Decode with msgspec into structs of the two fields that count, and fold."""
+    """Decode with msgspec into structs of the two fields needed, and replay."""
     import msgspec
 
-    class Entry(msgspec.Struct):
+    class JsonEvent(msgspec.Struct):
         imr: int
         digest: str
 
-    decoder = msgspec.json.Decoder(list[Entry])
+    decoder = msgspec.json.Decoder(list[JsonEvent])
 
     def read(text: str) -> list[bytes]:
         events = decoder.decode(text)
@@ -104,7 +104,7 @@ def msgspec_and_hashlib(text: str) -> Call:
     return Call(read, text)
 
 
-def _decode_and_fold(decode: Callable[[str], Any], text: str) -> list[bytes]:
+def _decode_and_replay(decode: Callable[[str], Any], text: str) -> list[bytes]:
     events = decode(text)
     return with_hashlib([(event["imr"], bytes.fromhex(event["digest"])) for event in events])
 
@@ -120,19 +120,19 @@ def _json(log: str) -> dict[str, Callable[[Samples], Call]]:
 
 
 def evidence_api(samples: Samples, *, replay: bool) -> Call:
-    """Read a CCEL with evidence-api, and replay it."""
+    """Parse a CCEL with evidence-api, and replay it."""
     from evidence_api.eventlog import EventLogs
 
     def read(area: bytes) -> object:
-        logs = EventLogs(area, None, 1, 0)  # no runtime data; of a TD; in the PC client's format
-        logs.select(None, None)  # which parses
+        logs = EventLogs(area, None, 1, 0)  # no runtime data; a TD; PC Client format
+        logs.select(None, None)  # parses
         return EventLogs.replay(logs.event_logs) if replay else logs
 
     return Call(read, samples.ccel)
 
 
 def cctrusted_vm(samples: Samples, *, replay: bool) -> Call:
-    """Read it with the parser that cctrusted-vm uses, and replay it."""
+    """Parse a CCEL with the parser of cctrusted-vm, and replay it."""
     from cctrusted_base.eventlog import EventLogs
 
     def read(area: bytes) -> object:
@@ -148,21 +148,21 @@ def _from_ccel_and_replay(area: bytes) -> Rtmrs:
 
 
 class _Counted(Protocol):
-    """A peer's log."""
+    """A peer's log with an event count."""
 
     count: int
 
 
 def number_of_events(log: "EventLog | _Counted") -> int:
-    """Return how many events a log has; peers count the header of the log as one."""
+    """Return the number of events; peers also count the header."""
     return len(log.events) if isinstance(log, EventLog) else log.count - 1
 
 
 def registers(replayed: Sequence[bytes] | dict[int, Any]) -> tuple[bytes, ...]:
-    """Return RTMR0 to RTMR3, whatever somebody calls them.
+    """Convert replayed registers of attestkit or a peer to RTMR0 to RTMR3.
 
-    dstack-sdk has hex by number. evidence-api and cctrusted-vm sort values by algorithm, and leave
-    out registers that nothing extended; evidence-api counts them from one, as a CCEL does.
+    dstack-sdk returns hex by number. evidence-api and cctrusted-vm return values by register and
+    algorithm, without registers that were not extended; evidence-api counts from 1, like a CCEL.
     """
     if not isinstance(replayed, dict):
         return tuple(replayed)
@@ -172,29 +172,29 @@ def registers(replayed: Sequence[bytes] | dict[int, Any]) -> tuple[bytes, ...]:
     return tuple(bytes(replayed.get(first + n, {}).get(SHA384, bytes(48))) for n in range(4))
 
 
-def _rows(log: str) -> tuple[Row, ...]:
+def _cases(log: str) -> tuple[Case, ...]:
     return (
-        Row(f"replay-{log}", f"replay of a {log} log", _replay(log), registers),
-        Row(
+        Case(f"replay-{log}", f"replay of a {log} log", _replay(log), registers),
+        Case(
             f"batch-{log}",
             f"replay of {BATCH} {log} logs",
             _replay_many(log),
             lambda many: [registers(one) for one in many],
         ),
-        Row(f"digests-{log}", f"digests of a {log} log's payloads", _payload_digests(log)),
-        Row(f"json-{log}", f"JSON of a {log} log to registers", _json(log), registers),
+        Case(f"digests-{log}", f"digests of a {log} log's payloads", _payload_digests(log)),
+        Case(f"json-{log}", f"JSON of a {log} log to registers", _json(log), registers),
     )
 
 
 def _hex(function: Callable[[str], bytes | None]) -> Callable[[Samples], Call]:
-    """Return the maker of a call that decodes a quote's hex, as it stands in the agent's answer."""
+    """Return a setup for decoding the hex of a quote in a guest agent response."""
     return lambda samples: Call(function, samples.quote.hex())
 
 
-ROWS: Final = (
-    *_rows(SHORT),
-    *_rows(LONG),
-    Row(
+CASES: Final = (
+    *_cases(SHORT),
+    *_cases(LONG),
+    Case(
         "ccel",
         "a CCEL, read",
         {
@@ -204,7 +204,7 @@ ROWS: Final = (
         },
         number_of_events,
     ),
-    Row(
+    Case(
         "ccel-replay",
         "a CCEL, read and replayed",
         {
@@ -214,7 +214,7 @@ ROWS: Final = (
         },
         registers,
     ),
-    Row(
+    Case(
         "hex",
         "hex of a quote to bytes",
         {

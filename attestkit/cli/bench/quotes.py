@@ -1,4 +1,4 @@
-"""Rows about quotes: reading one, reading a thousand, verifying one.
+"""Benchmark cases for quotes: parsing one or a thousand, and verifying one.
 
 The eight fields are version, TEE type, MRTD, four RTMRs and the report data.
 """
@@ -8,15 +8,15 @@ from hashlib import sha256
 from typing import Any, Final
 
 import attestkit
-from attestkit.cli.bench.cases import OURS, SEED, Row, Samples
+from attestkit.cli.bench.cases import OURS, SEED, Case, Samples
 from attestkit.cli.bench.timing import Call
 from attestkit.columns import QuoteColumns, quote_columns
 from attestkit.quote import Quote
 
 __all__ = [
+    "CASES",
     "MANY",
-    "ROWS",
-    "column_rows",
+    "column_fields",
     "columns",
     "dcap_qvl",
     "each",
@@ -28,17 +28,17 @@ __all__ = [
 Fields = tuple[Any, ...]
 
 MANY: Final = 1000
-AT: Final = 1790000000  # seconds since 1970: when the evidence is judged
+AT: Final = 1790000000  # verification time, seconds since 1970
 NONCE: Final = b"benchmark"
-# Of a TD's quote of version 4: where the attestation key is, the QE report's data, which bind the
-# key, and the QE's authentication data behind its length.
+# Offsets in a TD quote of version 4: the attestation key, the QE report data, which bind the key,
+# and the length of the QE authentication data.
 KEY: Final = slice(700, 764)
 BINDING: Final = slice(1090, 1154)
 AUTH: Final = 1218
 
 
 def ours(data: bytes) -> Fields:
-    """Read the fields with attestkit."""
+    """Parse the fields with attestkit."""
     quote = Quote.parse(data)
     rtmr0, rtmr1, rtmr2, rtmr3 = quote.rtmrs
     tee = quote.tee_type
@@ -46,7 +46,7 @@ def ours(data: bytes) -> Fields:
 
 
 def dcap_qvl(_: Samples) -> Callable[[bytes], Fields]:
-    """Read them with dcap-qvl, each from the quote, as its documentation does."""
+    """Parse the fields with dcap-qvl, each from the quote, as in its documentation."""
     from dcap_qvl import parse_quote
 
     def read(data: bytes) -> Fields:
@@ -66,7 +66,7 @@ def dcap_qvl(_: Samples) -> Callable[[bytes], Fields]:
 
 
 def dcap_qvl_hoisted(_: Samples) -> Callable[[bytes], Fields]:
-    """Read them with dcap-qvl, with as few of its objects as it takes: seven fewer."""
+    """Parse the fields with dcap-qvl, creating as few of its objects as possible (7 fewer)."""
     from dcap_qvl import parse_quote
 
     def read(data: bytes) -> Fields:
@@ -87,7 +87,7 @@ def dcap_qvl_hoisted(_: Samples) -> Callable[[bytes], Fields]:
 
 
 def cvm_attest(_: Samples) -> Callable[[bytes], Fields]:
-    """Read them with cvm-attest, whose fields are hex."""
+    """Parse the fields with cvm-attest, as hex."""
     from cvm_attest.tdx.quote import parse_td_quote
 
     def read(data: bytes) -> Fields:
@@ -108,7 +108,7 @@ def cvm_attest(_: Samples) -> Callable[[bytes], Fields]:
 
 
 def dk_tee_attestation(_: Samples) -> Callable[[bytes], Fields]:
-    """Read them with dk-tee-attestation, which checks version and TEE type and keeps neither."""
+    """Parse the fields with dk-tee-attestation, which checks version and TEE type only."""
     from dk_tee_attestation.intel_tdx_attestation_report_verification_utils import IntelTdxVerifier
 
     parse = IntelTdxVerifier._parse_quote  # noqa: SLF001 - its only parser
@@ -122,7 +122,7 @@ def dk_tee_attestation(_: Samples) -> Callable[[bytes], Fields]:
 
 
 def evidence_api(_: Samples) -> Callable[[bytes], Fields]:
-    """Read them with evidence-api."""
+    """Parse the fields with evidence-api."""
     from evidence_api.tdx.quote import TdxQuote
 
     def read(data: bytes) -> Fields:
@@ -143,7 +143,7 @@ def evidence_api(_: Samples) -> Callable[[bytes], Fields]:
 
 
 def plain(fields: Fields) -> Fields:
-    """Return the fields as numbers and bytes, of which some peers make hex."""
+    """Return the fields as numbers and bytes; some peers return hex."""
     version, tee, *values = fields
     number = int(tee, 16) if isinstance(tee, str) else tee
     as_bytes = (bytes.fromhex(v) if isinstance(v, str) else bytes(v) for v in values)
@@ -155,7 +155,7 @@ def _one(reader: Callable[[Samples], Callable[[bytes], Fields]]) -> Callable[[Sa
 
 
 def each(read: Callable[[bytes], Fields], quotes: Sequence[bytes]) -> Call:
-    """Read quotes one by one."""
+    """Parse quotes one by one."""
     return Call(lambda quotes: [read(data) for data in quotes], quotes)
 
 
@@ -164,7 +164,7 @@ def _each(reader: Callable[[Samples], Callable[[bytes], Fields]]) -> Callable[[S
 
 
 def machines(samples: Samples) -> list[bytes]:
-    """Return a thousand quotes with a key each, as of so many machines; nobody signed them."""
+    """Return 1,000 quotes with a different attestation key each and invalid signatures."""
     quote = samples.quote
     size = int.from_bytes(quote[AUTH : AUTH + 2], "little")
     auth = quote[AUTH + 2 :][:size]
@@ -178,19 +178,19 @@ def machines(samples: Samples) -> list[bytes]:
 
 
 def eight_columns(data: bytes) -> QuoteColumns:
-    """Check quotes that lie one behind the other, and make the columns of the eight fields."""
+    """Parse concatenated quotes into columns of the eight fields."""
     columns = quote_columns(data)
     _ = columns.version, columns.tee_type, columns.mr_td, columns.rtmrs, columns.report_data
     return columns
 
 
 def columns(quotes: Sequence[bytes]) -> Call:
-    """Turn quotes into columns, for which they lie one behind the other."""
+    """Parse concatenated quotes into columns."""
     return Call(eight_columns, b"".join(quotes))
 
 
-def column_rows(found: QuoteColumns | list[Fields]) -> list[Fields]:
-    """Return the eight fields quote by quote."""
+def column_fields(found: QuoteColumns | list[Fields]) -> list[Fields]:
+    """Return the eight fields of each quote."""
     if isinstance(found, list):
         return [plain(fields) for fields in found]
     columns = found
@@ -208,11 +208,11 @@ def column_rows(found: QuoteColumns | list[Fields]) -> list[Fields]:
 
 
 def _verification(samples: Samples) -> Call:
-    """Verify a quote with attestkit, which has dcap-qvl check signatures and TCB."""
-    del samples  # the simulator's own, whose root is known and whose collateral never expires
+    """Verify a quote with attestkit, which uses dcap-qvl for signatures and TCB."""
+    del samples  # uses a quote of the simulator, with its root and collateral
     import dcap_qvl as library
 
-    del library  # it is here; without it there is nothing to measure
+    del library  # ImportError: nothing to measure
 
     with attestkit.open("simulator", seed=SEED) as tee:
         quote = tee.get_quote(NONCE).raw
@@ -221,8 +221,8 @@ def _verification(samples: Samples) -> Call:
     return Call(lambda data: verifier.verify(data, report_data=NONCE, now=AT), quote)
 
 
-def _their_verification(samples: Samples) -> Call:
-    """Verify it with dcap-qvl, the collateral parsed before."""
+def _dcap_qvl_verification(samples: Samples) -> Call:
+    """Verify a quote with dcap-qvl, with parsed collateral."""
     del samples
     from dcap_qvl import QuoteCollateralV3, verify_with_root_ca
 
@@ -230,12 +230,12 @@ def _their_verification(samples: Samples) -> Call:
         quote = tee.get_quote(NONCE).raw
         backend = tee.backend
         root, collateral = backend.trust_anchor, backend.collateral(AT).to_json()
-    theirs = QuoteCollateralV3.from_json(collateral)
-    return Call(lambda data: verify_with_root_ca(data, theirs, root, AT), quote)
+    parsed = QuoteCollateralV3.from_json(collateral)
+    return Call(lambda data: verify_with_root_ca(data, parsed, root, AT), quote)
 
 
-ROWS: Final = (
-    Row(
+CASES: Final = (
+    Case(
         "quote",
         "a quote to 8 fields",
         {
@@ -248,34 +248,34 @@ ROWS: Final = (
         },
         plain,
     ),
-    Row(
+    Case(
         "quotes",
         "1,000 quotes to 8 fields each",
         {OURS: _each(lambda _: ours), "dcap-qvl": _each(dcap_qvl)},
-        column_rows,
+        column_fields,
     ),
-    Row(
+    Case(
         "columns",
         "one quote 1,000 times into columns, its key hashed once; peers: to 8 fields each",
         {
             OURS: lambda samples: columns([samples.quote] * MANY),
             "dcap-qvl": _each(dcap_qvl),
         },
-        column_rows,
+        column_fields,
     ),
-    Row(
+    Case(
         "columns-machines",
         "1,000 quotes of as many machines into columns; peers: to 8 fields each",
         {
             OURS: lambda samples: columns(machines(samples)),
             "dcap-qvl": lambda samples: each(dcap_qvl(samples), machines(samples)),
         },
-        column_rows,
+        column_fields,
     ),
-    Row(
+    Case(
         "verify",
         "a quote verified",
-        {OURS: _verification, "dcap-qvl": _their_verification},
+        {OURS: _verification, "dcap-qvl": _dcap_qvl_verification},
         lambda result: str(getattr(result, "status", None) or result.tcb_status.value),
     ),
 )

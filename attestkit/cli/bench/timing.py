@@ -1,10 +1,8 @@
-"""Taking the time of several ways to do one piece of work, in turns within one process.
+"""Interleaved timing of several implementations of one task, within one process.
 
-A machine's speed changes from second to second, so two numbers mean something together only if they
-were taken together: in every round each contender has one turn, and what counts is the median over
-the rounds of one's time divided by the other's in the same round. Time is what the process had of
-all processors: threads save none of it, and what neighbours take of a busy machine, which would
-fall upon whoever has the longer turns, is not in it.
+The speed of a machine changes from second to second, so contenders are measured alternately: each
+has one turn per round. The result is the median, over all rounds, of the ratio of two times in the
+same round. Times are process CPU time, which includes all threads and excludes other processes.
 """
 
 import gc
@@ -17,40 +15,39 @@ from typing import Any, Final, NamedTuple
 
 __all__ = ["Call", "Series", "digits", "race", "ratio", "time_text"]
 
-# Nanoseconds of a turn at the least: what the one before has left in the caches, or not left, and
-# two looks at the clock must not show.
+# Minimum nanoseconds of a turn, so that the state of the caches and the clock's overhead do not
+# matter.
 TURN: Final = 1_000_000
 LEAST_ROUNDS: Final = 5
 
 
 class Call(NamedTuple):
-    """A function and its argument: nothing stands between it and the clock but one call."""
+    """A function and its argument, so that the timed code is one call without a wrapper."""
 
     function: Callable[[Any], object]
     argument: Any
 
     def __call__(self) -> object:
-        """Do the work once."""
+        """Call the function once."""
         return self.function(self.argument)
 
 
 class Series(NamedTuple):
-    """What one contender took: seconds a call, round by round."""
+    """The times of one contender: seconds per call, by round."""
 
-    calls: int  # in a turn
+    calls: int  # per turn
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Seconds a call, half of the turns having been quicker."""
+        """Median seconds per call."""
         return median(self.seconds)
 
 
 def race(contenders: Mapping[str, Call], seconds: float) -> dict[str, Series]:
-    """Time the contenders in turns for about so many seconds; their order turns round each time.
+    """Time the contenders alternately for about `seconds`; the order is reversed each round.
 
-    The garbage collector has a pause meanwhile, as in `timeit`: how much it would have to look
-    through is no property of the work.
+    The garbage collector is disabled, as in `timeit`: its work depends on unrelated objects.
     """
     with _no_collector():
         calls = {name: _calls(call) for name, call in contenders.items()}
@@ -66,13 +63,13 @@ def race(contenders: Mapping[str, Call], seconds: float) -> dict[str, Series]:
     return {name: Series(calls[name], tuple(times)) for name, times in taken.items()}
 
 
-def ratio(ours: Series, theirs: Series) -> float:
-    """Return how many times as long theirs took: the median over the rounds they raced in."""
-    return median(b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True))
+def ratio(ours: Series, peer: Series) -> float:
+    """Return the median, over the rounds, of the peer's time divided by attestkit's."""
+    return median(b / a for a, b in zip(ours.seconds, peer.seconds, strict=True))
 
 
 def time_text(seconds: float) -> str:
-    """Return a time for people, with three digits that count."""
+    """Format a time with its unit and three significant digits."""
     for unit, factor in (("ns", 1e9), ("µs", 1e6), ("ms", 1e3)):
         if (value := seconds * factor) < 1000:
             return f"{digits(value)} {unit}"
@@ -80,7 +77,7 @@ def time_text(seconds: float) -> str:
 
 
 def digits(value: float) -> str:
-    """Return a number with three digits that count, and no zeros behind the point."""
+    """Format a number with three significant digits, without trailing zeros."""
     if value >= 100:
         return f"{value:.0f}"
     text = f"{value:.1f}" if value >= 10 else f"{value:.2f}"
@@ -97,7 +94,7 @@ def _turn(call: Call, count: int) -> int:
 
 
 def _calls(call: Call) -> int:
-    """Return how many calls fill a turn; what has been called so often is warm as well."""
+    """Return the number of calls per turn; this also warms up the caches."""
     call()
     count = 1
     while _turn(call, count) < TURN:

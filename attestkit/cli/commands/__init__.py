@@ -1,4 +1,4 @@
-"""The commands, a file each, and in each the function of its name.
+"""The commands, one file each.
 
-A file is loaded once its command is called.
+A file is imported when its command is called.
 """

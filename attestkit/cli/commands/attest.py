@@ -1,10 +1,10 @@
-"""`attestkit attest`: evidence, which is what a relying party receives."""
+"""`attestkit attest`: evidence for a relying party."""
 
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from attestkit.cli.options.evidence import Request, request_options
+from attestkit.cli.options.evidence import EvidenceRequest, request_options
 
 if TYPE_CHECKING:
     from attestkit.attestation import Encoding
@@ -13,7 +13,7 @@ __all__ = ["attest"]
 
 _EPILOG: Final = (
     "Example: attestkit attest --report-data 00ff -o evidence\n\n"
-    "Exit codes: 0 good, 1 usage, 2 the log does not explain the registers, 3 the device, "
+    "Exit codes: 0 good, 1 usage, 2 the log does not replay to the registers, 3 device error, "
     "5 unreadable input."
 )
 
@@ -26,24 +26,24 @@ _EPILOG: Final = (
     ),
     default="v1",
     show_default=True,
-    help="v1 is msgpack, v0 SCALE, as older dstack has it, v1-cbor is v1 in CBOR; the others are "
-    "forms of a RATS CMW.",
+    help="v1 is MessagePack, v0 SCALE (older dstack), v1-cbor is v1 in CBOR; the others are RATS "
+    "CMW encodings.",
 )
 @request_options
-def attest(*, encoding: "Encoding", request: Request) -> None:
-    """Make evidence about this machine.
+def attest(*, encoding: "Encoding", request: EvidenceRequest) -> None:
+    """Create evidence about this machine.
 
-    That is quote, event log and configuration in one parcel, for attestkit verify. Without -o it
-    goes to stdout: raw into a pipe, as hex on a terminal. It is made only if its log explains the
-    registers in its quote.
+    Evidence contains a quote, the event log and the configuration, for attestkit verify. Without
+    -o it goes to stdout: raw into a pipe, as hex on a terminal. The command fails if the log does
+    not replay to the registers of the quote.
     """
     with request.open() as attester:
-        evidence = attester.evidence(request.sealed.report_data)
+        evidence = attester.evidence(request.report_data.value)
         raw = evidence.to_bytes(encoding)
-        told = {
+        fields = {
             "platform": evidence.platform,
             "backend": attester.backend.name,
             "simulated": attester.simulated,
             "encoding": encoding,
         }
-    request.deliver(raw, "evidence", told, f"evidence of {evidence.platform}, {encoding}")
+    request.write_result(raw, "evidence", fields, f"evidence of {evidence.platform}, {encoding}")

@@ -1,7 +1,7 @@
-"""`attestkit completion SHELL`: what makes a shell complete attestkit's words.
+"""`attestkit completion SHELL`: a completion script.
 
-The shell asks attestkit itself, by click's protocol: $_ATTESTKIT_COMPLETE names the shell, and
-other variables hold the line so far.
+The script calls attestkit by click's protocol: $_ATTESTKIT_COMPLETE names the shell, and other
+variables contain the command line so far.
 """
 
 import os
@@ -23,12 +23,12 @@ __all__ = ["complete", "completion"]
 
 _EPILOG: Final = (
     '\b\nbash: eval "$(attestkit completion bash)" in ~/.bashrc\n'
-    'zsh:  eval "$(attestkit completion zsh)" in ~/.zshrc, behind compinit\n'
+    'zsh:  eval "$(attestkit completion zsh)" in ~/.zshrc, after compinit\n'
     "fish: attestkit completion fish > ~/.config/fish/completions/attestkit.fish\n\n"
     "Exit codes: 0 good, 1 usage."
 )
-# Bash takes a line apart at = and :, so click's own way could not tell --option seed=11 from three
-# words. This asks with the line as it is, and answers with what is behind the last such sign.
+# Bash splits words at = and :, so click's script sees --option seed=11 as three words. This script
+# passes the unsplit line and gets the part after the last = or :.
 _BASH: Final = """\
 %(complete_func)s() {
     local IFS=$'\\n' response item type value
@@ -46,8 +46,8 @@ _BASH: Final = """\
 }
 complete -o nosort -F %(complete_func)s %(prog_name)s
 """
-_BREAKS: Final = "=:"
-# Click's own complete a path as if the word were the path alone, which --option=PATH is not.
+_WORD_BREAKS: Final = "=:"
+# Click's scripts do not complete the path of --option=PATH.
 _ZSH: Final = """\
 #compdef %(prog_name)s
 %(complete_func)s() {
@@ -97,10 +97,10 @@ complete --no-files --command %(prog_name)s --arguments "(%(complete_func)s)"
 
 
 class _WholeWords(ShellComplete):
-    """A shell that wants words as they stand in the line: --option=VALUE, and not VALUE."""
+    """Completion for shells that need whole words: --option=VALUE, not VALUE."""
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
-        """Return what a word that begins so can become."""
+        """Return the completions of a word."""
         found = super().get_completions(args, incomplete)
         option, equals, _ = incomplete.partition("=")
         if not equals or not option.startswith("-"):
@@ -114,38 +114,38 @@ class _WholeWords(ShellComplete):
 
 
 class _Bash(_WholeWords, BashComplete):
-    """Bash, told the line and not its words."""
+    """Bash completion with the unsplit line."""
 
     source_template = _BASH
 
     def source(self) -> str:
-        """Return the script; click's own asks first which bash there is."""
+        """Return the script without click's check of the bash version."""
         return ShellComplete.source(self)
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the words before the cursor, and the one at it."""
+        """Return the words before the cursor, and the word at the cursor."""
         line = os.environ.get("COMP_LINE", "")
         words = split_arg_string(line)
         last = "" if not line or line[-1].isspace() else words.pop()
         return words[1:], last
 
     def format_completion(self, item: CompletionItem) -> str:
-        """Return a word as bash takes it: without what is before the last sign it broke at."""
+        """Return a completion without its part up to the last = or :, where bash splits words."""
         line = os.environ.get("COMP_LINE", "")
         last = "" if not line or line[-1].isspace() else split_arg_string(line)[-1]
-        cut = max(last.rfind(sign) for sign in _BREAKS) + 1
+        cut = max(last.rfind(sign) for sign in _WORD_BREAKS) + 1
         value = item.value[cut:] if item.type == "plain" else item.value
         return f"{item.type},{value}"
 
 
 class _Zsh(_WholeWords, ZshComplete):
-    """Zsh."""
+    """Zsh completion."""
 
     source_template = _ZSH
 
 
 class _Fish(_WholeWords, FishComplete):
-    """Fish."""
+    """Fish completion."""
 
     source_template = _FISH
 
@@ -158,9 +158,9 @@ _SHELLS: Final[dict[str, type[ShellComplete]]] = {
 
 
 def complete(group: click.Command, instruction: str) -> int:
-    """Answer a shell; return the exit code."""
-    shell, _, what = instruction.partition("_")
-    if shell not in _SHELLS or what != "complete":
+    """Print completions for a shell and return the exit code."""
+    shell, _, action = instruction.partition("_")
+    if shell not in _SHELLS or action != "complete":
         return 1
     click.echo(_SHELLS[shell](group, {}, "attestkit", COMPLETE).complete())
     return 0
@@ -169,10 +169,10 @@ def complete(group: click.Command, instruction: str) -> int:
 @click.command(epilog=_EPILOG)
 @click.argument("shell", metavar="SHELL", type=click.Choice(list(_SHELLS)))
 def completion(*, shell: str) -> None:
-    """Print what makes a shell complete attestkit's words.
+    """Print a completion script for a shell.
 
-    SHELL is bash, zsh or fish. Commands, options, files, and the names of backends, scenarios,
-    faults, algorithms and policies are completed.
+    SHELL is bash, zsh or fish. The script completes commands, options, files, and the names of
+    backends, scenarios, faults, algorithms and policies.
     """
     group = click.get_current_context().find_root().command
     click.echo(_SHELLS[shell](group, {}, "attestkit", COMPLETE).source())

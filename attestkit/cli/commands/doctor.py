@@ -1,6 +1,6 @@
-"""`attestkit doctor`: what runs here, what does not, and what to do about it.
+"""`attestkit doctor`: diagnosis of this machine, with remedies.
 
-What it finds is no failure of its own: the exit code is 0 unless it was called wrongly.
+The exit code is 0 whatever was found, and 1 for a usage error.
 """
 
 import platform
@@ -15,7 +15,7 @@ from attestkit.cli.options.click_types import PATH, json_option
 from attestkit.cli.output import console
 
 if TYPE_CHECKING:
-    from attestkit.cli.doctor.examine import Examined
+    from attestkit.cli.doctor.examine import Diagnosis
 
 __all__ = ["doctor", "findings"]
 
@@ -38,42 +38,46 @@ def _version(package: str) -> str | None:
 
 
 def findings(root: Path | None = None, *, quote: bool = False) -> dict[str, Any]:
-    """Return everything the doctor knows, ready for JSON.
+    """Return the diagnosis, ready for JSON.
 
-    A door is an object with the names and meanings of `surroundings.Door`. The keys:
+    A path status is an object with the members of `host_inspection.PathStatus`. The members:
 
     * `attestkit`, `python`: versions; `kernel`: release; `machine`: architecture.
     * `core`: `runs` (compiled, python), `reason`, `level` (portable, avx2, avx512, null in the
-      plain core); `extras`: by extra, version by package.
-    * `root`: where was looked; `tee`: TDX, SEV-SNP, unknown (signs of one), null (none).
+      plain core); `extras`: versions by package, by extra.
+    * `root`: the inspected folder; `tee`: TDX, SEV-SNP, unknown (only signs of a TEE), or null.
     * `signs`: a list of `what`, `positive`, `saw`. `platforms`: a list of `name`, `saw`,
-      `supported`, `advice`. `container`: a list of texts, empty outside of one.
-    * `linux`: `number` (three, zeros if unknown), `features` (by name, what a release of this
-      number has), `cve_2026_31470_repaired` (by its number).
+      `supported`, `advice`. `container`: a list of texts, empty outside a container.
+    * `linux`: `number` (three integers, zeros if unknown), `features` (by name, whether a release
+      of this number has it), `cve_2026_31470_repaired` (by release number).
     * `cpu`: `known`, `tdx`, `sev_snp`, `hypervisor`, `isolation`. `mounts`: `configfs`, `sysfs`
       (read-write, read-only, not mounted, unknown), `firmware` (visible, masked, missing).
-    * `doors`: by name a door: `report`, `tdx_guest`, `sev_guest`, `measurements`, `rtmr3`,
+    * `doors`: path statuses by name: `report`, `tdx_guest`, `sev_guest`, `measurements`, `rtmr3`,
       `ccel_table`, `ccel_data`, `attest_conf`, `boot_id`, `runtime_log`, `app_folder`.
-    * `old_nodes`, `agent_sockets`, `app_files`: lists of doors. `report_entries`: names.
-    * `quoting_service`: `port`, `error`; `vsock`: `socket` (errno or null), `node` (a door),
-      `transports`.
-    * `backends`: by name why it cannot run, null if it can. `by_name_only`: by name why one that
-      can run is not taken where none is named. `named_agent`: the endpoint that the environment
+    * `old_nodes`, `agent_sockets`, `app_files`: lists of path statuses. `report_entries`: names.
+    * `quoting_service`: `port`, `error`; `vsock`: `socket` (errno or null), `node` (a path
+      status), `transports`.
+    * `backends`: by name the reason why it cannot run, or null. `by_name_only`: by name the reason
+      why detection skips a backend that can run. `named_agent`: the endpoint that the environment
       names, or null.
     * `boot_log`: `size`, `events`, `error`. `runtime_log`: `state`, `says`, `advice`, `events`,
       `register`, `replay` (hex or null).
-    * `quotes`: null if not asked, else a list of `backend`, `seconds`, `size`, `error`.
-    * `advice`: what to do, a list of texts in order.
+    * `quotes`: null without `quote`, else a list of `backend`, `seconds`, `size`, `error`.
+    * `advice`: remedies, a list of texts in order of urgency.
 
-    `root` is where to look in place of `/`; `quote` asks as `examine` does. UsageError: a variable
-    of the environment is wrong.
+    Args:
+        root: Folder to inspect in place of `/`.
+        quote: Request quotes, as `examine` does.
+
+    Raises:
+        UsageError: If an environment variable is invalid.
     """
-    found, package, advice = _everything(root, quote=quote)
+    found, package, advice = _diagnose(root, quote=quote)
     return {**package, **_as_json(found), "advice": advice}
 
 
-def _everything(root: Path | None, *, quote: bool) -> tuple["Examined", dict[str, Any], list[str]]:
-    # All backends: late, so that no other command pays for them.
+def _diagnose(root: Path | None, *, quote: bool) -> tuple["Diagnosis", dict[str, Any], list[str]]:
+    # Lazy: loads all backends.
     from attestkit.cli.doctor.advice import advise
     from attestkit.cli.doctor.examine import examine
 
@@ -82,7 +86,7 @@ def _everything(root: Path | None, *, quote: bool) -> tuple["Examined", dict[str
 
 
 def _package() -> dict[str, Any]:
-    """Return what is installed."""
+    """Return the versions of attestkit, Python, the native core and the extras."""
     return {
         "attestkit": _version("attestkit"),
         "python": platform.python_version(),
@@ -95,16 +99,18 @@ def _package() -> dict[str, Any]:
     }
 
 
-def _as_json(found: "Examined") -> dict[str, Any]:
-    from attestkit.backends.linux.host_inspection import Door
+def _as_json(found: "Diagnosis") -> dict[str, Any]:
+    from attestkit.backends.linux.host_inspection import PathStatus
     from attestkit.backends.linux.release import FEATURES
 
-    around = found.around
-    kernel = around.kernel
-    doors = {name: door for name, door in around._asdict().items() if isinstance(door, Door)}
+    host = found.host
+    kernel = host.kernel
+    statuses = {
+        name: value for name, value in host._asdict().items() if isinstance(value, PathStatus)
+    }
     return {
         "kernel": kernel.text,
-        "root": around.root,
+        "root": host.root,
         "tee": found.tee,
         "signs": _plain(found.signs),
         "linux": {
@@ -112,17 +118,17 @@ def _as_json(found: "Examined") -> dict[str, Any]:
             "features": {name: kernel.has(name) for name in FEATURES},
             "cve_2026_31470_repaired": kernel.repaired,
         },
-        "cpu": _plain(around.cpu),
-        "mounts": _plain(around.mounts),
-        "doors": _plain(doors),
-        "old_nodes": _plain(around.old_nodes),
-        "report_entries": list(around.entries),
+        "cpu": _plain(host.cpu),
+        "mounts": _plain(host.mounts),
+        "doors": _plain(statuses),
+        "old_nodes": _plain(host.old_nodes),
+        "report_entries": list(host.entries),
         "quoting_service": _plain(found.service),
-        "vsock": _plain(around.vsock),
-        "container": list(around.container),
-        "platforms": _plain(around.platforms),
-        "agent_sockets": _plain(around.agent_sockets),
-        "app_files": _plain(around.app_files),
+        "vsock": _plain(host.vsock),
+        "container": list(host.container),
+        "platforms": _plain(host.platforms),
+        "agent_sockets": _plain(host.agent_sockets),
+        "app_files": _plain(host.app_files),
         "backends": found.backends,
         "by_name_only": found.by_name_only,
         "named_agent": found.named_agent,
@@ -133,7 +139,7 @@ def _as_json(found: "Examined") -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    """Turn named tuples into objects, and tuples into lists."""
+    """Convert named tuples to objects, and tuples to lists."""
     if isinstance(value, tuple):
         as_dict = getattr(value, "_asdict", None)
         return [_plain(item) for item in value] if as_dict is None else _plain(as_dict())
@@ -143,40 +149,38 @@ def _plain(value: object) -> object:
 
 
 def _package_advice(package: dict[str, Any]) -> list[str]:
-    """Say what to install, one sentence each."""
+    """Return which packages to install, as sentences."""
     advice = []
     if package["core"]["runs"] == "python":
         advice.append(
-            "Plain Python runs, with the same results and slower. For the compiled core install "
-            "a C compiler (Debian: apt install gcc libc6-dev) and install attestkit again."
+            "The pure Python core is in use, which is slower. For the compiled core install a C "
+            "compiler (Debian: apt install gcc libc6-dev), then install attestkit again."
         )
     for extra, packages in package["extras"].items():
         missing = sorted(name for name, found_version in packages.items() if not found_version)
         if missing:
-            advice.append(
-                f"{', '.join(missing)} not installed: pip install 'attestkit[{extra}]' brings it."
-            )
+            advice.append(f"{', '.join(missing)} not installed: pip install 'attestkit[{extra}]'.")
     return advice
 
 
 @click.command(epilog=_EPILOG)
 @json_option
-@click.option("--quote", is_flag=True, help="Ask each usable backend for one quote, and time it.")
+@click.option("--quote", is_flag=True, help="Request and time one quote from each usable backend.")
 @click.option(
     "--root",
     metavar="DIR",
     type=PATH,
-    help="Look below DIR: a mounted emulator, or a host's tree seen from a container.",
+    help="Inspect DIR instead of /, such as a mounted emulator, or a host's root in a container.",
 )
 def doctor(*, as_json: bool, quote: bool, root: Path | None) -> None:
-    """Say what was found, what is missing, and what to do.
+    """Diagnose this machine and suggest remedies.
 
-    It looks at the machine, the kernel's doors to a TEE, each backend, keys and logs, and at what
-    is installed. It changes nothing.
+    The diagnosis covers the machine, the kernel's TEE interfaces, each backend, keys and logs, and
+    the installation. Nothing is changed.
     """
     if as_json:
         console.as_json(findings(root, quote=quote))
         return
     from attestkit.cli.doctor.page import show_page
 
-    show_page(*_everything(root, quote=quote))
+    show_page(*_diagnose(root, quote=quote))

@@ -1,4 +1,4 @@
-"""`attestkit ear FILE`: what a verifier has signed, once that holds."""
+"""`attestkit ear FILE`: verification of a signed attestation result (EAR)."""
 
 from datetime import datetime, timezone
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from attestkit.cli.exit_codes import POLICY, complain, decide
+from attestkit.cli.exit_codes import POLICY, print_error, set_exit_code
 from attestkit.cli.input.read_input import read_file
 from attestkit.cli.options.click_types import PATH, json_option
-from attestkit.cli.options.ear_signing import nonce_of
-from attestkit.cli.options.verification import instant
+from attestkit.cli.options.ear_signing import read_nonce
+from attestkit.cli.options.verification import read_instant
 from attestkit.cli.output import console
 from attestkit.errors import ConfigError, FormatError, SignatureError, UsageError
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ear"]
 
-SIMULATED: Final = "SIMULATED: it is about no platform's maker, and proves nothing about hardware."
-FRESHNESS: Final = "not checked: --nonce HEX says what it must have been signed for"
+SIMULATED: Final = "SIMULATED: the root is not the vendor's; proves nothing about hardware."
+FRESHNESS: Final = "not checked; give the expected nonce with --nonce HEX"
 
 _EPILOG: Final = (
     "Example: attestkit ear verdict.jwt --key keys.json --nonce 0011223344556677\n\n"
-    "Exit codes: 0 it holds, 1 usage, 2 rejected: signature, time, nonce or policy, 4 it holds and "
-    "says that the evidence is not to be trusted (contraindicated), 5 unreadable input."
+    "Exit codes: 0 valid, 1 usage, 2 rejected: signature, time, nonce or policy, 4 valid, and its "
+    "status is contraindicated: do not trust the attester, 5 unreadable input."
 )
 
 
@@ -37,14 +37,14 @@ _EPILOG: Final = (
     metavar="FILE",
     type=PATH,
     required=True,
-    help="The verifier's public key, from where you trust it: a JWK or a set of them.",
+    help="Public key of the verifier, from a trusted source: a JWK or a JWK set.",
 )
-@click.option("--nonce", metavar="HEX", help="The nonce that it must have, 8 to 64 bytes.")
-@click.option("--policy-id", metavar="TEXT", help="The policy that it must name.")
+@click.option("--nonce", metavar="HEX", help="Expected nonce, 8 to 64 bytes.")
+@click.option("--policy-id", metavar="TEXT", help="Expected policy id.")
 @click.option(
     "--at",
     metavar="TIME",
-    help="The instant to check it at, else now: ISO 8601 (UTC if no zone is given), or seconds "
+    help="Verification time, default now: ISO 8601 (UTC if no zone is given), or seconds "
     "since 1970.",
 )
 @json_option
@@ -57,30 +57,30 @@ def ear(
     at: str | None,
     as_json: bool,
 ) -> int:
-    """Check a signed verdict, and show what it says.
+    """Verify a signed attestation result (EAR) and show it.
 
-    FILE is an EAR (a JWT, or COSE_Sign1), as attestkit verify --save-ear and the verifier service
-    make it; - is stdin. A few spaces or a newline after a JWT do not matter.
+    FILE is an EAR (JWT or COSE_Sign1) from attestkit verify --save-ear or the verifier service; -
+    is stdin. White space after a JWT is ignored.
     """
-    now = datetime.now(timezone.utc) if at is None else instant(at)
-    wanted = nonce_of(nonce)
-    public = _keys(keys)
-    found = _checked(read_file(file), public, wanted, policy_id, now)
+    now = datetime.now(timezone.utc) if at is None else read_instant(at)
+    expected = read_nonce(nonce)
+    public = _read_keys(keys)
+    found = _verify(read_file(file), public, expected, policy_id, now)
     from attestkit.verifier.ear.result_token import Tier
 
     bad = found.status is Tier.CONTRAINDICATED
-    code = decide(POLICY if bad else 0)
+    code = set_exit_code(POLICY if bad else 0)
     if as_json:
-        console.as_json({**_plain(found), "nonce_checked": wanted is not None, "exit_code": code})
+        console.as_json({**_plain(found), "nonce_checked": expected is not None, "exit_code": code})
     else:
-        _show(file, found, fresh=wanted is not None)
+        _show(file, found, fresh=expected is not None)
     if bad:
-        complain(f"{file}: the verdict is contraindicated: what was judged is not to be trusted")
+        print_error(f"{file}: the EAR's status is contraindicated: do not trust the attester")
     return code
 
 
-def _keys(path: Path) -> "tuple[EarPublicKey, ...]":
-    from attestkit._formats import strict_json  # late: the help needs none
+def _read_keys(path: Path) -> "tuple[EarPublicKey, ...]":
+    from attestkit._formats import strict_json  # lazy: --help does not need it
     from attestkit.verifier.ear.result_token import EarPublicKey
 
     try:
@@ -91,33 +91,33 @@ def _keys(path: Path) -> "tuple[EarPublicKey, ...]":
         return (EarPublicKey.from_jwk(fields),)
     except FormatError as error:
         text = str(error).removeprefix(f"{path}: ")
-        raise ConfigError(f"--key {path}: {text}") from error
+        raise ConfigError(f"--key {path}: {text}", reason="syntax") from error
 
 
-def _checked(
+def _verify(
     token: bytes,
     keys: "tuple[EarPublicKey, ...]",
     nonce: bytes | None,
     policy_id: str | None,
     now: datetime,
 ) -> "Ear":
-    """Return the EAR, if one of the keys signed it."""
+    """Return the EAR if one of the keys verifies it."""
     from attestkit.verifier.ear.result_token import verify_ear
 
-    if not token.startswith(b"\xd2"):  # a file of text ends with a newline, and a JWT does not
+    if not token.startswith(b"\xd2"):  # not COSE_Sign1: a text file may end with a newline
         token = token.rstrip(b" \t\r\n")
     refused: SignatureError | None = None
     for key in keys:
         try:
             return verify_ear(token, key, nonce=nonce, now=now, policy_id=policy_id)
         except SignatureError as error:
-            # Another key's algorithm says less than that the signature is not this key's.
+            # A wrong algorithm is less informative than a wrong signature.
             if refused is None or refused.reason == "ear_bad_header":
                 refused = error
     if refused is None or len(keys) == 1:
-        raise refused or UsageError("there is no key")
+        raise refused or UsageError("--key: the JWK set is empty", reason="missing")
     raise SignatureError(
-        f"none of the {len(keys)} keys holds: {refused}", reason=refused.reason
+        f"none of the {len(keys)} keys verifies the EAR: {refused}", reason=refused.reason
     ) from refused
 
 
@@ -144,7 +144,7 @@ def _show(file: Path, found: "Ear", *, fresh: bool) -> None:
     from attestkit.verifier.ear.result_token import Tier
 
     good = found.status in {Tier.AFFIRMING, Tier.NONE}
-    console.verdict(f"{file}: it holds; status {found.status}", good=good)
+    console.verdict(f"{file}: valid; status {found.status}", good=good)
     if found.simulated:
         console.warning(SIMULATED)
     result = found.result
@@ -165,6 +165,6 @@ def _show(file: Path, found: "Ear", *, fresh: bool) -> None:
             "issued at": found.issued_at.isoformat(timespec="seconds"),
             "expires at": found.expires_at.isoformat(timespec="seconds"),
             "nonce": None if found.nonce is None else found.nonce.hex(),
-            "verdict's freshness": "of the expected nonce" if fresh else FRESHNESS,
+            "EAR freshness": "has the expected nonce" if fresh else FRESHNESS,
         },
     )

@@ -1,4 +1,4 @@
-"""`attestkit emit NAME [HEX]`: a runtime event, in RTMR3 and in the log, or in neither."""
+"""`attestkit emit NAME [HEX]`: a runtime event, in both RTMR3 and the log or in neither."""
 
 from pathlib import Path
 from typing import Final
@@ -19,9 +19,9 @@ _EPILOG: Final = "Example: attestkit emit model-loaded --text llama-3\n\n" + DEV
 @click.command(epilog=_EPILOG)
 @click.argument("name")
 @click.argument("payload", metavar="[HEX]", required=False)
-@click.option("--text", metavar="TEXT", help="The payload as text, in UTF-8.")
+@click.option("--text", metavar="TEXT", help="Payload as UTF-8 text.")
 @click.option(
-    "--file", metavar="FILE", type=PATH, help="The payload as the bytes of a file; - is stdin."
+    "--file", metavar="FILE", type=PATH, help="Payload as the bytes of a file; - is stdin."
 )
 @device_options
 @json_option
@@ -34,10 +34,10 @@ def emit(
     device: Device,
     as_json: bool,
 ) -> None:
-    """Extend RTMR3 by an event, and log it.
+    """Extend RTMR3 by an event and log it.
 
-    All later evidence shows it, until the machine boots again. NAME says what happened, and HEX,
-    the payload, with what; there may be none.
+    All later evidence contains the event, until the machine is rebooted. NAME is the name of the
+    event, HEX its optional payload.
     """
     data = _payload(payload, text, file)
     with device.open() as attester:
@@ -53,18 +53,18 @@ def emit(
     if as_json:
         console.as_json({"backend": backend, "simulated": simulated, "event": found})
         return
-    console.verdict(f"RTMR{event.register} is extended by {event.name}", good=True)
+    console.verdict(f"RTMR{event.register} extended by {event.name}", good=True)
     console.fields(None, {"payload": found["payload"] or "none", "digest": found["digest"]})
 
 
 def _payload(payload: str | None, text: str | None, file: Path | None) -> bytes:
     if sum(given is not None for given in (payload, text, file)) > 1:
-        raise UsageError("HEX, --text and --file: one of them")
+        raise UsageError("HEX, --text and --file: mutually exclusive", reason="conflict")
     if file is not None:
         return read_file(file)
     if text is not None:
         try:
             return text.encode()
         except UnicodeEncodeError as error:
-            raise UsageError("--text is not UTF-8") from error
+            raise UsageError("--text: not UTF-8", reason="encoding") from error
     return b"" if payload is None else read_hex("HEX", payload)

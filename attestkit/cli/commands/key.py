@@ -1,4 +1,4 @@
-"""`attestkit key PATH`: a key of the app, which is a secret."""
+"""`attestkit key PATH`: an app key, which is a secret."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,28 +23,29 @@ _EPILOG: Final = "Example: attestkit key wallet/eth -o key.hex\n\n" + DEVICE_EXI
 
 @click.command(epilog=_EPILOG)
 @click.argument("path")
-@click.option("--purpose", metavar="TEXT", help="What the signature chain says it is for.")
+@click.option("--purpose", metavar="TEXT", help="Purpose in the signature chain.")
 @click.option(
     "--algorithm",
     metavar="NAME",
     type=click.Choice([*_SHARED, *_SEPARATED]),
     default="secp256k1",
     show_default=True,
-    help="secp256k1 (or k256), ed25519; with --separated also p256 and x25519.",
+    help="secp256k1 (or k256) or ed25519; with --separated also p256 or x25519.",
 )
 @click.option(
     "--separated",
     is_flag=True,
-    help="A key of this algorithm alone; else secp256k1 and ed25519 share their 32 bytes, as the "
-    "guest agent's API has it.",
+    help="Derive a different key per algorithm. By default secp256k1 and ed25519 keys of a path "
+    "are the same 32 bytes, as in the guest agent API.",
 )
-@click.option("--public", is_flag=True, help="The public key alone, in hex; no secret is shown.")
+@click.option("--public", is_flag=True, help="Print only the public key, in hex.")
 @click.option(
     "-o",
     "--output",
     metavar="FILE",
     type=PATH,
-    help="Write the key there in hex, mode 0600, and show the public one; - is stdout, key alone.",
+    help="Write the key to FILE in hex, mode 0600, and print the public key; - is stdout, "
+    "key only.",
 )
 @device_options
 @json_option
@@ -59,57 +60,62 @@ def key(
     device: Device,
     as_json: bool,
 ) -> None:
-    """Derive a key of the app.
+    """Derive an app key.
 
-    The same PATH gives the same key, wherever the app runs. The key is a secret, and goes to stdout
-    in hex beside the public one, unless --public or -o says otherwise.
+    The same PATH gives the same key wherever the app runs. The secret key and the public key are
+    printed in hex, unless --public or -o is given.
     """
-    if not path:  # often a variable that is not set
-        raise UsageError("the path is empty: attestkit key PATH")
+    if not path:  # often an unset variable
+        raise UsageError("PATH: the value is empty", reason="missing")
     if public and output is not None:
-        raise UsageError("--public and -o: a file gets the key, which --public leaves out")
+        raise UsageError(
+            "--public and -o: -o writes the secret key, which --public omits", reason="conflict"
+        )
     refuse_stdout(output, as_json=as_json)
     check_outputs((("-o", output), ("--record", device.record)), device.inputs)
     with device.open() as attester:
-        derived = _derived(attester.keys, path, purpose, algorithm, separated=separated)
-        told = {"backend": attester.backend.name, "simulated": attester.simulated}
+        derived = _derive(attester.keys, path, purpose, algorithm, separated=separated)
+        fields = {"backend": attester.backend.name, "simulated": attester.simulated}
     secret = derived.key.hex()
     written = output is not None and write_output("-o", output, f"{secret}\n", mode=0o600)
     if as_json:
-        asked = {"path": path, "purpose": purpose or "", "separated": separated}
-        named = {"algorithm": "secp256k1" if algorithm == "k256" else algorithm}
+        request = {"path": path, "purpose": purpose or "", "separated": separated}
+        algorithm_field = {"algorithm": "secp256k1" if algorithm == "k256" else algorithm}
         hidden = public or output is not None
-        found = {"key": None if hidden else secret, **_shown(derived)}
-        place = None if output is None else str(output)
-        console.as_json({**asked, **named, **told, **found, "output": place})
+        found = {"key": None if hidden else secret, **_public_fields(derived)}
+        written_to = None if output is None else str(output)
+        console.as_json({**request, **algorithm_field, **fields, **found, "output": written_to})
     else:
         _show(derived, output, public=public, written=written)
 
 
-def _shown(derived: "DerivedKey") -> dict[str, object]:
-    """Return what of a key is no secret."""
+def _public_fields(derived: "DerivedKey") -> dict[str, object]:
+    """Return the public key and the signature chain."""
     chain = [signature.hex() for signature in derived.signature_chain]
     return {"public_key": derived.public_key.hex(), "signature_chain": chain}
 
 
 def _show(derived: "DerivedKey", output: Path | None, *, public: bool, written: bool) -> None:
-    """Show people the key, unless it went elsewhere."""
-    shared = derived.public_key.hex()
+    """Print the key, unless it was written to a file or to stdout."""
+    public_key = derived.public_key.hex()
     if public:
-        click.echo(shared)
+        click.echo(public_key)
     elif written:
-        console.verdict(f"{output}: the key of {shared}", good=True)
+        console.verdict(f"{output}: secret key of {public_key}", good=True)
     elif output is None:
-        console.fields(None, {"public key": shared, "key": derived.key.hex()})
+        console.fields(None, {"public key": public_key, "key": derived.key.hex()})
 
 
-def _derived(
+def _derive(
     keys: "KeyDeriver", path: str, purpose: str | None, algorithm: str, *, separated: bool
 ) -> "DerivedKey":
     if not separated:
         if algorithm in _SEPARATED:
-            raise UsageError(f"--algorithm {algorithm} needs --separated")
+            raise UsageError(f"--algorithm {algorithm}: requires --separated", reason="conflict")
         return keys.derive(path, purpose or "", algorithm)
     if purpose is not None:
-        raise UsageError("--purpose and --separated: the chain of a separated key has no purpose")
+        raise UsageError(
+            "--purpose and --separated: the signature chain of a separated key has no purpose",
+            reason="conflict",
+        )
     return keys.derive_separated(path, algorithm)

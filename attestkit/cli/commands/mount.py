@@ -1,4 +1,4 @@
-"""`attestkit mount DIR`: the simulator behind the kernel's own files."""
+"""`attestkit mount DIR`: the simulator behind kernel files."""
 
 import json
 import os
@@ -7,9 +7,9 @@ from typing import Final
 
 import click
 
-from attestkit.cli.exit_codes import drop
+from attestkit.cli.exit_codes import discard_output
 from attestkit.cli.options.click_types import json_option
-from attestkit.cli.options.emulator import Serve, machine_options
+from attestkit.cli.options.emulator import MountServer, machine_options
 from attestkit.cli.options.shell_values import complete_folder
 from attestkit.errors import UsageError
 
@@ -18,7 +18,7 @@ __all__ = ["mount"]
 
 _EPILOG: Final = (
     "Example: attestkit mount /tmp/tee --fault ebusy:3\n\n"
-    "Exit codes: 0 ended by a signal, 1 usage, 3 what FUSE or the machine refused."
+    "Exit codes: 0 ended by a signal, 1 usage, 3 FUSE or device error."
 )
 
 
@@ -26,32 +26,33 @@ _EPILOG: Final = (
 @click.argument("folder", metavar="DIR", required=False, shell_complete=complete_folder)
 @machine_options
 @json_option
-def mount(*, folder: str | None, as_json: bool, serve: Serve) -> None:
-    """Mount the simulator as the kernel's files.
+def mount(*, folder: str | None, as_json: bool, serve: MountServer) -> None:
+    """Mount the simulator as kernel files.
 
-    They are on the empty folder DIR until a signal ends this. DIR looks like a root: below it are
-    sys/kernel/config/tsm/report, dev/tdx_guest and so on, and attestkit/, which controls it. The
-    evidence is simulated: only who trusts the root in attestkit/trust-anchor.der believes it. A
-    line says that the files are there; with --json it is an object.
+    The files are mounted on the empty folder DIR until a signal ends the command. DIR looks like a
+    root file system with sys/kernel/config/tsm/report, dev/tdx_guest and so on, and attestkit/ for
+    control. The evidence is simulated: it verifies only with the trust anchor
+    attestkit/trust-anchor.der. When the files are ready, one line is printed, with --json an
+    object.
     """
-    if not folder:  # an empty path would be this very folder
-        raise UsageError("which folder? attestkit mount DIR")
-    place = folder
+    if not folder:  # an empty path would be the current folder
+        raise UsageError("DIR: missing; use attestkit mount DIR", reason="missing")
+    mount_point = folder
     failures: list[OSError] = []
 
-    def ready() -> bool:  # libfuse is the caller, and drops what is raised
+    def ready() -> bool:  # called by libfuse, which discards exceptions
         try:
-            sys.stdout.write(_ready_json(place) if as_json else _ready(place))
+            sys.stdout.write(_ready_json(mount_point) if as_json else _ready(mount_point))
             sys.stdout.flush()
         except OSError as error:
             failures.append(error)
         return not failures
 
-    serve(place, ready=ready)
-    if failures:  # also a closed pipe: whoever started this waits for the line
-        drop(sys.stdout)
-        text = f"stdout cannot be written: {failures[0].strerror}"
-        raise UsageError(text) from failures[0]
+    serve(mount_point, ready=ready)
+    if failures:  # also for a closed pipe: the parent process waits for the line
+        discard_output(sys.stdout)
+        text = f"stdout: cannot write: {failures[0].strerror}"
+        raise UsageError(text, reason="wrong_value") from failures[0]
 
 
 def _ready(folder: str) -> str:
@@ -60,10 +61,10 @@ def _ready(folder: str) -> str:
 
 def _ready_json(folder: str) -> str:
     control = f"{folder}/attestkit"
-    told = {
+    fields = {
         "folder": folder,
         "pid": os.getpid(),
-        "control": control,  # the folder of what a real machine has not
+        "control": control,  # files that real machines do not have
         "trust_anchor": f"{control}/trust-anchor.der",
     }
-    return f"{json.dumps(told)}\n"
+    return f"{json.dumps(fields)}\n"

@@ -1,4 +1,4 @@
-"""`attestkit policy FROM-EVIDENCE`: reference values pinned from known-good evidence."""
+"""`attestkit policy FROM-EVIDENCE`: a policy with reference values from known-good evidence."""
 
 import sys
 from pathlib import Path
@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from attestkit.cli.exit_codes import complain, decide
+from attestkit.cli.exit_codes import print_error, set_exit_code
 from attestkit.cli.options.click_types import PATH, json_option
-from attestkit.cli.options.verification import Asked, verification_options
+from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
 
 if TYPE_CHECKING:
-    from attestkit.cli.file_verifier import Outcome
+    from attestkit.cli.file_verifier import FileOutcome
 
 __all__ = ["policy"]
 
 _EPILOG: Final = (
     "Example: attestkit policy evidence --pccs URL -o policy.toml\n\n"
-    "Exit codes: 0 good, else those of attestkit verify."
+    "Exit codes: 0 good, else as attestkit verify."
 )
 
 
@@ -31,25 +31,25 @@ _EPILOG: Final = (
     "--output",
     metavar="FILE",
     type=PATH,
-    help="Write the policy there; else to stdout.",
+    help="Write the policy to FILE. Default: stdout.",
 )
 @json_option
-def policy(*, file: Path, asked: Asked, output: Path | None, as_json: bool) -> int:
-    """Pin what evidence shows, as a policy ready to edit.
+def policy(*, file: Path, options: VerificationOptions, output: Path | None, as_json: bool) -> int:
+    """Write a policy from the values of known-good evidence.
 
-    That is its registers and its app. The evidence (- is stdin) is verified first, by the same
-    options as attestkit verify; what does not verify is not pinned. The policy goes to attestkit
-    verify --policy.
+    The policy requires the registers and the app of the evidence, and is for attestkit verify
+    --policy. The evidence (- is stdin) is verified first, with the same options as attestkit
+    verify; no policy is written if that fails.
     """
     refuse_stdout(output, as_json=as_json)
-    check_output("-o", output, (file, *asked.inputs))
-    from attestkit.cli.file_verifier import Judge  # late: loads the verifier
+    check_output("-o", output, (file, *options.inputs))
+    from attestkit.cli.file_verifier import FileVerifier  # lazy: loads the verifier
     from attestkit.verifier.policy.toml_writer import pin, to_toml
 
-    outcome = Judge(asked).outcome(file)
+    outcome = FileVerifier(options).verify(file)
     if outcome.result is None:
-        decide(outcome.code)
-        complain(f"{file}: not pinned, because it does not verify: {outcome.problem}")
+        set_exit_code(outcome.code)
+        print_error(f"{file}: no policy written, verification failed: {outcome.problem}")
         return outcome.code
     text = to_toml(pin(outcome.result))
     _warn(outcome)
@@ -58,18 +58,18 @@ def policy(*, file: Path, asked: Asked, output: Path | None, as_json: bool) -> i
     elif output is None:
         sys.stdout.write(text)
     if output is not None and write_output("-o", output, text) and not as_json:
-        console.verdict(f"{output}: pinned from {file}", good=True)
+        console.verdict(f"{output}: policy from {file}", good=True)
     return 0
 
 
-def _warn(outcome: "Outcome") -> None:
-    """Say what the evidence does not show, before somebody relies on the pin."""
+def _warn(outcome: "FileOutcome") -> None:
+    """Warn of limits of the evidence."""
     if outcome.result is not None and outcome.result.simulated:
-        text = "the evidence is simulated, so that the policy is good for tests only"
-        complain(f"{outcome.path}: {text}")
+        text = "the evidence is simulated; use the policy for tests only"
+        print_error(f"{outcome.path}: {text}")
     if outcome.own_instant:
-        text = f"judged at {outcome.at.isoformat()}, the instant that the bundle itself names"
-        complain(f"{outcome.path}: {text}")
+        text = f"verified at {outcome.at.isoformat()}, the time that the bundle names"
+        print_error(f"{outcome.path}: {text}")
     if not outcome.fresh:
-        text = "freshness was not checked: make sure that this evidence is yours"
-        complain(f"{outcome.path}: {text}")
+        text = "freshness was not checked; make sure that the evidence is from your machine"
+        print_error(f"{outcome.path}: {text}")

@@ -1,11 +1,11 @@
-"""`attestkit quote`: what the hardware signs, as it came."""
+"""`attestkit quote`: the raw quote or report of the hardware."""
 
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from attestkit.cli.options.backend import DEVICE_EXIT_CODES
-from attestkit.cli.options.evidence import Request, request_options
+from attestkit.cli.options.evidence import EvidenceRequest, request_options
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
@@ -19,25 +19,25 @@ _EPILOG: Final = "Example: attestkit quote --text nonce -o quote.bin\n\n" + DEVI
 @click.option(
     "--unchecked",
     is_flag=True,
-    help="Give whatever the backend answers, also if it is malformed or about something else.",
+    help="Write the backend's response even if it is malformed or has other report data.",
 )
 @request_options
-def quote(*, unchecked: bool, request: Request) -> None:
+def quote(*, unchecked: bool, request: EvidenceRequest) -> None:
     """Get a raw quote from the hardware.
 
-    Without -o it goes to stdout: raw into a pipe, as hex on a terminal. An AMD SEV-SNP guest, which
-    has no quotes, gives its report.
+    Without -o it goes to stdout: raw into a pipe, as hex on a terminal. On AMD SEV-SNP it is the
+    attestation report.
     """
     with request.open() as attester:
-        kind, raw = _raw(attester, request.sealed.report_data, unchecked=unchecked)
+        kind, raw = _raw(attester, request.report_data.value, unchecked=unchecked)
         backend, simulated = attester.backend.name, attester.simulated
-    told = {"kind": kind, "backend": backend, "simulated": simulated}
-    request.deliver(raw, "quote", told, kind)
+    fields = {"kind": kind, "backend": backend, "simulated": simulated}
+    request.write_result(raw, "quote", fields, kind)
 
 
 def _raw(attester: "Attester", report_data: bytes, *, unchecked: bool) -> tuple[str, bytes]:
-    """Return what it is, as attestkit show calls it, and its bytes."""
-    import warnings  # late, as below: --help asks nobody
+    """Return the kind, as attestkit show names it, and the bytes."""
+    import warnings  # lazy, like the imports below: --help does not need it
 
     from attestkit.attestation.wire.evidence_parts import SevSnp
     from attestkit.report_data import ReportDataWarning
@@ -49,6 +49,6 @@ def _raw(attester: "Attester", report_data: bytes, *, unchecked: bool) -> tuple[
         platform = attester.evidence(report_data).evidence.platform
         assert isinstance(platform, SevSnp)
         return "SEV-SNP report", platform.report
-    with warnings.catch_warnings():  # whoever gave hex as text has been told by its option's name
+    with warnings.catch_warnings():  # --text has already warned of hex
         warnings.simplefilter("ignore", ReportDataWarning)
         return "quote", attester.get_quote(report_data).raw

@@ -1,6 +1,6 @@
-"""`attestkit replay LOG`: the registers that a log explains, and whether a quote has them.
+"""`attestkit replay LOG`: replay of an event log, and comparison with a quote.
 
-Replaying is arithmetic: whether the quote is genuine is what `attestkit verify` tells.
+No signature is verified: `attestkit verify` does that.
 """
 
 import sys
@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple
 import click
 
 from attestkit.attestation import Attestation
-from attestkit.cli.exit_codes import REJECTED, complain, decide
-from attestkit.cli.file_verifier import evidence_in
-from attestkit.cli.input.detect_format import Recognised, in_file, recognise_file
+from attestkit.cli.exit_codes import REJECTED, print_error, set_exit_code
+from attestkit.cli.file_verifier import extract_evidence
+from attestkit.cli.input.detect_format import FileContent, identify_file, name_file_in_errors
 from attestkit.cli.options.click_types import PATH, json_option
 from attestkit.cli.output import console, plain_text
 from attestkit.errors import FormatError, UsageError, VerificationError
@@ -28,27 +28,27 @@ UNVERIFIED: Final = "Replayed, not verified: no signature was checked."
 
 _EPILOG: Final = (
     "Example: attestkit replay log.json --quote quote.bin\n\n"
-    "Exit codes: 0 good, 1 usage, 2 a register differs or an event breaks its rules, "
+    "Exit codes: 0 good, 1 usage, 2 a register differs or an event is invalid, "
     "5 unreadable input."
 )
 
 
-class Replayed(NamedTuple):
-    """A TD's log, its replay, and what it is held to."""
+class LogReplay(NamedTuple):
+    """The log of a TD, its replay, and the registers to compare with."""
 
     log: EventLog
     registers: Rtmrs
     quoted: Rtmrs | None
-    compared: tuple[int, ...]  # numbers of the registers that must agree
+    compared: tuple[int, ...]  # numbers of the registers to compare
 
     def agrees(self, register: int) -> bool | None:
-        """Tell whether a register is the quote's; None if that was not asked."""
+        """Return whether a register agrees with the quote; None if it is not compared."""
         if self.quoted is None or register not in self.compared:
             return None
         return self.registers[register] == self.quoted[register]
 
     def error(self) -> VerificationError | None:
-        """Return what is wrong, if anything is."""
+        """Return the first error of the log, or None."""
         try:
             if self.quoted is None:
                 self.log.check_events()
@@ -69,7 +69,7 @@ class _Registers(NamedTuple):
     "--quote",
     metavar="FILE",
     type=PATH,
-    help="What the registers must be those of: a quote, evidence, or a TD report.",
+    help="Quote, evidence or TD report to compare the registers with.",
 )
 @click.option(
     "--register",
@@ -77,77 +77,80 @@ class _Registers(NamedTuple):
     metavar="N",
     type=click.IntRange(0, 3),
     multiple=True,
-    help="Compare this RTMR; may be repeated. Else those whose events the log has.",
+    help="RTMR to compare; may be repeated. Default: those that the log has events for.",
 )
 @json_option
 def replay(*, log: Path, quote: Path | None, compared: tuple[int, ...], as_json: bool) -> int:
     """Replay an event log into registers.
 
-    LOG is an event log in any form, or evidence as attestkit verify takes it: that is held to the
-    quote inside it, if no other is given. - is stdin.
+    LOG is an event log in any encoding, or evidence as for attestkit verify, which is compared with
+    its own quote by default; - is stdin.
     """
-    found = recognise_file(log)
+    found = identify_file(log)
     if isinstance(found.value, TpmEventLog):
         if quote is not None or compared:
-            raise UsageError("the log of a TPM has PCRs, which a TD's quote does not have")
+            raise UsageError(
+                "--quote and --register: not applicable to a TPM log, which has PCRs",
+                reason="not_applicable",
+            )
         return _replay_tpm(log, found.value, as_json=as_json)
-    with in_file(log):
-        events, own = _log_in(found)
-    done = _replayed(events, own if quote is None else _quoted(quote), compared)
+    with name_file_in_errors(log):
+        events, own = _extract_log(found)
+    done = _replay_log(events, own if quote is None else _read_quoted(quote), compared)
     error = done.error()
-    code = decide(REJECTED if error else 0)
+    code = set_exit_code(REJECTED if error else 0)
     if as_json:
         console.as_json(_as_json(done, error))
     else:
         _show(log, done)
     sys.stdout.flush()
     if error is not None:
-        complain(f"{log}: {error}")
+        print_error(f"{log}: {error}")
     return code
 
 
-def _log_in(found: Recognised) -> tuple[EventLog, Rtmrs | None]:
-    """Return the log that a file holds, and the registers that its own quote has."""
+def _extract_log(found: FileContent) -> tuple[EventLog, Rtmrs | None]:
+    """Return the log of a file, and the registers of the quote in the file, if any."""
     if isinstance(found.value, EventLog):
         return found.value, None
     if found.holds_evidence:
-        evidence = evidence_in(found)
+        evidence = extract_evidence(found)
         if isinstance(evidence, Attestation) and evidence.quote is not None:
             return evidence.event_log, _registers(evidence.quote)
-    raise FormatError(f"there is no event log of a TD in this {found.kind}")
+    raise FormatError(f"{found.kind}: contains no event log of a TD", reason="unsupported")
 
 
-def _quoted(path: Path) -> Rtmrs:
-    """Return the registers of whatever `--quote` names."""
-    found = recognise_file(path, "--quote")
-    with in_file(path, "--quote"):
-        return _registers(evidence_in(found) if found.holds_evidence else found.value)
+def _read_quoted(path: Path) -> Rtmrs:
+    """Return the registers in the file of `--quote`."""
+    found = identify_file(path, "--quote")
+    with name_file_in_errors(path, "--quote"):
+        return _registers(extract_evidence(found) if found.holds_evidence else found.value)
 
 
-def _replayed(log: EventLog, quoted: Rtmrs | None, compared: tuple[int, ...]) -> Replayed:
+def _replay_log(log: EventLog, quoted: Rtmrs | None, compared: tuple[int, ...]) -> LogReplay:
     if quoted is None and compared:
-        raise UsageError("--register says what to compare with a quote: give --quote")
-    wanted = tuple(sorted(set(compared))) or tuple(log.explained_registers())
-    return Replayed(log, log.replay(), quoted, wanted)
+        raise UsageError("--register: nothing to compare with; give --quote", reason="missing")
+    numbers = tuple(sorted(set(compared))) or tuple(log.explained_registers())
+    return LogReplay(log, log.replay(), quoted, numbers)
 
 
 def _registers(holder: object) -> Rtmrs:
-    """Return the registers of whatever has some."""
+    """Return the RTMRs of evidence, a quote or a TD report."""
     if isinstance(holder, Attestation):
         holder = holder.quote
     if isinstance(holder, TdReport):
         return (holder.rtmr0, holder.rtmr1, holder.rtmr2, holder.rtmr3)
     if isinstance(holder, Quote) and holder.tee_type == TEE_TDX:
         return holder.rtmrs
-    raise FormatError("not a quote, evidence or report of a TD")
+    raise FormatError("not a quote, evidence or report of a TD", reason="unsupported")
 
 
 def _counts(log: EventLog) -> Counter[int]:
-    """Return how many events extended each register."""
+    """Return the number of events that extended each register."""
     return Counter(event.register for event in log.events if event.event_type != NO_ACTION)
 
 
-def _as_json(done: Replayed, error: VerificationError | None) -> dict[str, Any]:
+def _as_json(done: LogReplay, error: VerificationError | None) -> dict[str, Any]:
     counts = _counts(done.log)
     registers = {
         f"rtmr{number}": {
@@ -165,7 +168,7 @@ def _as_json(done: Replayed, error: VerificationError | None) -> dict[str, Any]:
     }
 
 
-def _show(path: Path, done: Replayed) -> None:
+def _show(path: Path, done: LogReplay) -> None:
     counts = _counts(done.log)
     if done.quoted is None:
         console.fields(
@@ -181,7 +184,7 @@ def _show(path: Path, done: Replayed) -> None:
     console.lines([*done.log.warnings, "", UNVERIFIED])
 
 
-def _check(done: Replayed, quoted: Rtmrs, number: int, events: int) -> plain_text.Check:
+def _check(done: LogReplay, quoted: Rtmrs, number: int, events: int) -> plain_text.Check:
     name = f"rtmr{number}"
     replayed, agrees = done.registers[number].hex(), done.agrees(number)
     if agrees is None:
@@ -193,7 +196,7 @@ def _check(done: Replayed, quoted: Rtmrs, number: int, events: int) -> plain_tex
 
 
 def _replay_tpm(path: Path, log: TpmEventLog, *, as_json: bool) -> int:
-    """Show the PCRs of each bank; a bank that cannot be replayed says why."""
+    """Show the PCRs of each bank, or why it cannot be replayed."""
     from attestkit.cli.output.registers import tpm_replay
 
     banks = {bank: tpm_replay(log, bank) for bank in log.banks}

@@ -1,11 +1,11 @@
-"""`attestkit run -- CMD`: a program with the simulator behind the kernel's own file names."""
+"""`attestkit run -- CMD`: a program with the simulator as kernel files."""
 
 from typing import Final
 
 import click
 
-from attestkit.cli.exit_codes import complain
-from attestkit.cli.options.emulator import Serve, machine_options
+from attestkit.cli.exit_codes import print_error
+from attestkit.cli.options.emulator import MountServer, machine_options
 from attestkit.cli.options.shell_values import complete_file
 from attestkit.errors import UsageError
 
@@ -14,14 +14,13 @@ __all__ = ["run"]
 
 _EPILOG: Final = (
     "Example: attestkit run --fault ebusy:3 -- ls /sys/kernel/config/tsm/report\n\n"
-    "Exit codes: CMD's; 128+n if signal n ended it, 126 if it cannot be started, 127 if it is not "
-    "found; before it is started 1 usage, 3 what FUSE or the machine refused, also if its machine "
-    "was ended."
+    "Exit codes: as CMD; 128+n if signal n ended it, 126 if it cannot be started, 127 if it is not "
+    "found; before the start 1 usage, 3 FUSE or device error, also if the emulator was killed."
 )
 
 
 @click.command(
-    context_settings={"allow_interspersed_args": False},  # what follows CMD is CMD's
+    context_settings={"allow_interspersed_args": False},  # options after CMD are CMD's
     epilog=_EPILOG,
 )
 @click.argument(
@@ -32,19 +31,19 @@ _EPILOG: Final = (
     shell_complete=complete_file,
 )
 @machine_options
-def run(*, words: tuple[str, ...], serve: Serve) -> int:
-    """Run a program with the simulator as the kernel's files.
+def run(*, words: tuple[str, ...], serve: MountServer) -> int:
+    """Run a program with the simulator as kernel files.
 
-    CMD finds /sys/kernel/config/tsm/report, /dev/tdx_guest and so on, in a mount namespace that
-    ends with it; all else is as it was, and so are its user, folder, environment, input and
-    output. No root is needed where user namespaces are allowed. The evidence is simulated: only
-    who trusts the root in /run/attestkit/trust-anchor.der believes it; /run/attestkit also has
-    collateral.json and faults.
+    CMD runs in its own mount namespace with /sys/kernel/config/tsm/report, /dev/tdx_guest and so
+    on. Other files, the user, current folder, environment, input and output do not change. Root is
+    not needed where user namespaces are allowed. The evidence is simulated: it verifies only with
+    the trust anchor /run/attestkit/trust-anchor.der; /run/attestkit also has collateral.json and
+    faults.
 
-    What CMD leaves running is ended.
+    Processes that CMD leaves behind are killed.
     """
-    from attestkit.emulator import run_program  # only this command needs it
+    from attestkit.emulator import run_program  # lazy: only this command needs it
 
     if not words or not words[0]:
-        raise UsageError("which program? attestkit run -- CMD")
-    return run_program.run(words, serve, complain=complain)
+        raise UsageError("CMD: missing; use attestkit run -- CMD", reason="missing")
+    return run_program.run(words, serve, complain=print_error)

@@ -1,4 +1,4 @@
-"""`attestkit serve`: everything is handed to the server's own command line."""
+"""`attestkit serve`: the guest agent API, with the options of the server's command line."""
 
 from typing import TYPE_CHECKING
 
@@ -11,14 +11,14 @@ __all__ = ["serve"]
 
 
 class _Serve(click.Command):
-    """A command whose options are those of another parser."""
+    """A command whose options are parsed by the server."""
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
-        """Return the server's options that begin so."""
+        """Complete an option of the server, else a file."""
         del ctx
         from click.shell_completion import CompletionItem
 
-        # Late: the server is an extra, and slow to import.
+        # Lazy: the server is an extra, and slow to import.
         from attestkit.serve.config.command_line import option_names
 
         if not incomplete.startswith("-"):
@@ -32,7 +32,7 @@ class _Serve(click.Command):
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def serve(options: tuple[str, ...]) -> int:
-    """Serve the guest agent API, as python -m attestkit.serve does."""
-    from attestkit.serve.__main__ import main  # late: the server is an extra, and slow to import
+    """Serve the guest agent API, like python -m attestkit.serve."""
+    from attestkit.serve.__main__ import main  # lazy: an extra, slow to import
 
     return main(list(options))

@@ -1,6 +1,6 @@
-"""`attestkit show FILE`: any quote, log, evidence, certificate or recording, to be read.
+"""`attestkit show FILE`: content of a quote, log, evidence, certificate or recording.
 
-Showing is parsing: nothing here says that a signature holds.
+Nothing is verified.
 """
 
 import json
@@ -15,7 +15,12 @@ import click
 from attestkit._formats.strict_json import check_depth
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
-from attestkit.cli.input.detect_format import Recognised, in_file, recognise, recognise_file
+from attestkit.cli.input.detect_format import (
+    FileContent,
+    identify,
+    identify_file,
+    name_file_in_errors,
+)
 from attestkit.cli.options.click_types import PATH, json_option
 from attestkit.cli.output import console
 from attestkit.cli.output.registers import tpm_replay
@@ -33,12 +38,12 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "show"]
 
-UNVERIFIED: Final = "Read, not verified: no signature was checked."
-CUT_OFF: Final = "What is long is cut off on a terminal: a pipe, or --json, has all of it."
+UNVERIFIED: Final = "Parsed, not verified: no signature was checked."
+CUT_OFF: Final = "Long values are truncated on a terminal; use a pipe or --json for all of them."
 
 _EPILOG: Final = (
     "Example: attestkit quote | attestkit show -\n\n"
-    "Exit codes: 0 good, 1 usage, 2 a certificate whose evidence is about another key, "
+    "Exit codes: 0 good, 1 usage, 2 a certificate whose evidence is bound to another key, "
     "5 unreadable input."
 )
 
@@ -79,11 +84,11 @@ def _attestation(evidence: Attestation) -> dict[str, Any]:
     log: dict[str, Any] | None = _event_log(evidence.event_log)
     app: dict[str, Any] | None = None
     if isinstance(platform, SevSnp):
-        log = None  # there are no registers that it would explain
+        log = None  # SEV-SNP has no registers for a log
     try:
         if not isinstance(platform, SevSnp) or platform.mr_config:
             app = evidence.app_info().to_dict()
-    except AttestKitError as error:  # evidence whose parts disagree can still be looked at
+    except AttestKitError as error:  # show inconsistent evidence, too
         app = {"error": str(error)}
     return {
         "platform": evidence.platform,
@@ -103,7 +108,7 @@ def _collateral(collateral: Collateral) -> dict[str, Any]:
             "valid_from": collateral.valid_from.isoformat(),
             "valid_until": collateral.valid_until.isoformat(),
         }
-    except AttestKitError as error:  # a part without dates; the others can still be looked at
+    except AttestKitError as error:  # a part without dates; show the others
         span = {"error": str(error)}
     return {
         **span,
@@ -113,7 +118,7 @@ def _collateral(collateral: Collateral) -> dict[str, Any]:
 
 
 def _summary(text: str) -> dict[str, Any]:
-    """Return the short values of a signed JSON, and how many entries its lists have."""
+    """Return the scalar members of a JSON object, and the lengths of its lists."""
     try:
         check_depth(text)
         body = json.loads(text)
@@ -143,25 +148,25 @@ def _certificate(certificate: "CertificateText") -> dict[str, Any]:
 
 
 def _bundle(bundle: "EvidenceBundle") -> dict[str, Any]:
-    asked = bundle.report_data
+    report_data = bundle.report_data
     return {
         "at": bundle.at.isoformat(),
-        "report_data": None if asked is None else asked.hex(),
-        "evidence": describe(recognise(bundle.evidence)),
+        "report_data": None if report_data is None else report_data.hex(),
+        "evidence": describe(identify(bundle.evidence)),
         "collateral": None if bundle.collateral is None else _collateral(bundle.collateral),
     }
 
 
 def _recording(recording: "RecordingFile") -> dict[str, Any]:
-    from attestkit.backends.recording.recording_file import member
+    from attestkit.backends.recording.recording_file import header_field
 
-    header = recording.header  # whose members nobody has looked at yet
+    header = recording.header  # its members are not validated yet
     calls = Counter(entry.key[0] for entry in recording.entries)
     return {
-        "backend": member(header, "backend", str),
-        "simulated": member(header, "simulated", bool),
-        "abilities": [str(ability) for ability in member(header, "abilities", list)],
-        "started": member(header, "started", str) if "started" in header else None,
+        "backend": header_field(header, "backend", str),
+        "simulated": header_field(header, "simulated", bool),
+        "abilities": [str(ability) for ability in header_field(header, "abilities", list)],
+        "started": header_field(header, "started", str) if "started" in header else None,
         "complete": recording.complete,
         "calls": dict(sorted(calls.items())),
     }
@@ -176,26 +181,26 @@ DESCRIBE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
     Attestation: _attestation,
     Collateral: _collateral,
 }
-# Of classes that are loaded only with such a file, by the kind that it is.
-DESCRIBE_LATE: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
+# By kind, for classes that are imported only for such a file.
+DESCRIBE_LAZY: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
     "certificate without evidence": _certificate,
     "evidence bundle": _bundle,
     "recording": _recording,
 }
 
 
-def describe(found: Recognised) -> dict[str, Any]:
-    """Return what was recognised as plain values ready for JSON; bytes are hex."""
+def describe(found: FileContent) -> dict[str, Any]:
+    """Return the content of a file as plain values ready for JSON; bytes are hex."""
     for kind, description in DESCRIBE.items():
         if isinstance(found.value, kind):
             return {"kind": found.kind, **description(found.value)}
-    if (late := DESCRIBE_LATE.get(found.kind)) is not None:
-        return {"kind": found.kind, **late(found.value)}
-    raise UsageError(f"{found.kind} cannot be shown")
+    if (lazy := DESCRIBE_LAZY.get(found.kind)) is not None:
+        return {"kind": found.kind, **lazy(found.value)}
+    raise UsageError(f"{found.kind}: cannot be shown", reason="not_applicable")
 
 
 def _print(title: str, values: dict[str, Any], *, first: bool = True) -> None:
-    """Print plain values first, then each table or nested block under its own title."""
+    """Print plain values, then each table or nested object under its own title."""
     nested = {name: v for name, v in values.items() if isinstance(v, dict | list) and v}
     plain = {n: v for n, v in values.items() if n not in nested and v not in (None, "", [], {})}
     if plain:
@@ -216,14 +221,14 @@ def _print(title: str, values: dict[str, Any], *, first: bool = True) -> None:
 @click.argument("file", type=PATH)
 @json_option
 def show(*, file: Path, as_json: bool) -> None:
-    """Show any quote, log, evidence or certificate.
+    """Show a quote, event log, evidence or certificate.
 
-    Also a report, a bundle, collateral, a recording, or an answer of the guest agent. What FILE
-    holds is recognised by its content, raw, in hex or in JSON; - is stdin. No signature is checked:
-    that is attestkit verify.
+    FILE may also be a report, an evidence bundle, collateral, a recording, or a response of the
+    guest agent. Its format is detected by content: raw, hex or JSON; - is stdin. No signature is
+    verified; use attestkit verify.
     """
-    found = recognise_file(file)
-    with in_file(file):
+    found = identify_file(file)
+    with name_file_in_errors(file):
         described = describe(found)
     if as_json:
         console.as_json(described)

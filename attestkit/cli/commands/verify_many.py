@@ -1,4 +1,4 @@
-"""`attestkit verify-many INPUT`: a line of JSON per piece of evidence, however many there are."""
+"""`attestkit verify-many INPUT`: bulk verification with one line of JSON per result."""
 
 import contextlib
 import json
@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from attestkit.cli.exit_codes import complain, decide, ended_in_order, gravest, one_line
-from attestkit.cli.input.read_input import open_to_wait
+from attestkit.cli.exit_codes import (
+    clean_up_on_signals,
+    most_severe_code,
+    one_line,
+    print_error,
+    set_exit_code,
+)
+from attestkit.cli.input.read_input import open_interruptible
 from attestkit.cli.options.click_types import PATH
-from attestkit.cli.options.verification import Asked, verification_options
+from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, is_stdout
 from attestkit.errors import AttestKitError, FormatError, UsageError, VerificationError
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from concurrent.futures import Executor
 
-    from attestkit.cli.batch.input_lines import Entry
+    from attestkit.cli.batch.input_lines import BatchEntry
     from attestkit.verifier import AttestationResult, Item, Verifier
 
 __all__ = ["verify_many"]
@@ -35,7 +41,7 @@ MOST_IN_FLIGHT: Final = 1_000_000
 _EPILOG: Final = (
     "Example: attestkit verify-many evidence.ndjson --pccs URL --parquet results.parquet\n\n"
     "Exit codes: 0 all accepted, 1 usage, 2 rejected, 3 network or device, 4 refused by policy, "
-    "5 unreadable. Of several the gravest counts, in the order 2, 4, 3, 5, 1."
+    "5 unreadable. Of several the first code in the order 2, 4, 3, 5, 1 is used."
 )
 
 
@@ -46,12 +52,12 @@ _EPILOG: Final = (
     "--workers",
     metavar="N",
     type=click.IntRange(0, MOST_WORKERS),
-    help="Processes of this machine; 0 does it in this one. Without it: one per processor.",
+    help="Number of worker processes; 0 for none. Default: one per processor.",
 )
 @click.option(
     "--scheduler",
     metavar="URL",
-    help="The scheduler of a dask cluster that does it, as tcp://HOST:PORT.",
+    help="Scheduler of a dask cluster to use, as tcp://HOST:PORT.",
 )
 @click.option(
     "--window",
@@ -59,134 +65,149 @@ _EPILOG: Final = (
     type=click.IntRange(1, MOST_IN_FLIGHT),
     default=1024,
     show_default=True,
-    help="How many are read and not yet written, at most.",
+    help="Maximum number of entries that are read and not yet written.",
 )
 @click.option(
-    "--parquet", metavar="FILE", type=PATH, help="Write the results as a table, too, at the end."
+    "--parquet",
+    metavar="FILE",
+    type=PATH,
+    help="Also write the results as a Parquet table, at the end.",
 )
 def verify_many(
     *,
     source: Path,
-    asked: Asked,
+    options: VerificationOptions,
     workers: int | None,
     scheduler: str | None,
     window: int,
     parquet: Path | None,
 ) -> int:
-    """Verify a fleet's evidence: a line of JSON for each.
+    """Verify evidence in bulk, with one line of JSON per result.
 
-    INPUT is a directory, whose files are evidence as verify takes it but for certificates; or a
-    file (- is stdin) of JSON, an object a line: evidence in hex or base64, or response with an
-    agent's answer; and where wanted id, report_data in hex, and collateral, a path. Lines come out
-    in the order of the input, at one instant, whatever is in it.
+    INPUT is a directory with files as for attestkit verify, except certificates; or a file (- is
+    stdin) with one JSON object per line: evidence in hex or base64, or response with the guest
+    agent's response; optionally id, report_data in hex, and the path of collateral. Results have
+    the order of the input and the same verification time.
     """
-    if asked.own_instant:
-        raise UsageError("--at bundle: a fleet is judged at one instant, now or as --at says")
+    if options.own_instant:
+        raise UsageError(
+            "--at bundle: not supported by verify-many, which uses one time for all evidence",
+            reason="conflict",
+        )
     if workers is not None and scheduler is not None:
-        raise UsageError("--workers and --scheduler: one of them")
-    _check_parquet(parquet, source, asked)
+        raise UsageError("--workers and --scheduler: mutually exclusive", reason="conflict")
+    _check_parquet(parquet, source, options)
     processes = len(os.sched_getaffinity(0)) if workers is None else workers
-    at = asked.at or datetime.now(timezone.utc)
+    at = options.at or datetime.now(timezone.utc)
     codes: set[int] = set()
     done = refused = 0
     with (
-        ended_in_order(),
-        _told(),
-        _entries(source, asked) as (entries, total),
-        _opened(parquet, processes, scheduler) as (keep, executor),
+        clean_up_on_signals(),
+        _forward_warnings(),
+        _open_input(source, options) as (entries, total),
+        _open_table_and_executor(parquet, processes, scheduler) as (store, executor),
         _progress(total) as advance,
-        contextlib.closing(_judged(_verifier(asked), entries, executor, window, at)) as judged,
+        contextlib.closing(
+            _verify_entries(_verifier(options), entries, executor, window, at)
+        ) as results,
     ):
-        for entry, outcome in judged:
-            result = _result(entry, outcome, at, asked)
+        for entry, outcome in results:
+            result = _result(entry, outcome, at, options)
             codes.add(result["exit_code"])
             done, refused = done + 1, refused + (result["exit_code"] != 0)
-            decide(gravest(codes))  # beforehand: who reads the output may have seen enough
+            set_exit_code(most_severe_code(codes))  # before the write, which may meet a closed pipe
             sys.stdout.write(json.dumps(result) + "\n")
-            sys.stdout.flush()  # whole lines, whenever it ends
-            keep(result)
+            sys.stdout.flush()  # whole lines, also if interrupted
+            store(result)
             advance()
     if refused:
-        complain(f"{refused} of {done} not accepted")
-    return decide(gravest(codes))
+        print_error(f"{refused} of {done} not accepted")
+    return set_exit_code(most_severe_code(codes))
 
 
-def _check_parquet(path: Path | None, source: Path, asked: Asked) -> None:
+def _check_parquet(path: Path | None, source: Path, options: VerificationOptions) -> None:
     if path is None:
         return
     if is_stdout(path):
-        raise UsageError(f"--parquet {path}: stdout has the lines; name a file")
-    check_output("--parquet", path, (source, *asked.inputs))
-    with contextlib.suppress(OSError):  # whoever writes it says what is wrong
+        raise UsageError(
+            f"--parquet {path}: stdout is used for the results; name a file", reason="conflict"
+        )
+    check_output("--parquet", path, (source, *options.inputs))
+    with contextlib.suppress(OSError):  # reported by the later write
         if path.exists() and (not path.is_file() or path.resolve().parent == source.resolve()):
-            raise UsageError(f"--parquet {path}: no file, or one of INPUT's: write to another")
+            raise UsageError(
+                f"--parquet {path}: not a regular file, or in INPUT; use another file",
+                reason="cannot_write",
+            )
 
 
 def _is_folder(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # whoever opens it says what is wrong
+    with contextlib.suppress(OSError):  # reported by the later read
         return path.is_dir()
     return False
 
 
 @contextlib.contextmanager
-def _entries(source: Path, asked: Asked) -> "Iterator[tuple[Iterator[Entry], int | None]]":
-    """Open the entries, and tell how many there are where that is known beforehand."""
-    from attestkit.cli.batch.input_lines import (  # late: loads the verifier
-        Wanted,
-        in_folder,
-        in_lines,
+def _open_input(
+    source: Path, options: VerificationOptions
+) -> "Iterator[tuple[Iterator[BatchEntry], int | None]]":
+    """Open the input; yield its entries and, for a directory, their number."""
+    from attestkit.cli.batch.input_lines import (  # lazy: loads the verifier
+        EntryDefaults,
+        read_folder,
+        read_lines,
     )
 
-    own = asked.collateral is None and not asked.pccs_named
-    wanted = Wanted(asked.report_data, own)
+    own = options.collateral is None and not options.pccs_named
+    defaults = EntryDefaults(options.report_data, own)
     if str(source) == "-" or not _is_folder(source):
-        with open_to_wait(source) as file:
-            yield in_lines(file, source, wanted), None
+        with open_interruptible(source) as file:
+            yield read_lines(file, source, defaults), None
         return
     try:
         with os.scandir(source) as found:
             names = sorted(f.name for f in found if f.is_file() and not f.name.startswith("."))
     except OSError as error:
-        raise FormatError(f"{source}: {error.strerror}") from error
+        raise FormatError(f"{source}: {error.strerror}", reason="unreadable") from error
     if not names:
-        raise FormatError(f"{source}: there is no file in it")
-    yield in_folder(source, names, wanted), len(names)
+        raise FormatError(f"{source}: the directory has no files", reason="missing")
+    yield read_folder(source, names, defaults), len(names)
 
 
-def _verifier(asked: Asked) -> "Verifier":
-    from attestkit.verifier.pipeline import Verifier  # late: other commands do not verify
+def _verifier(options: VerificationOptions) -> "Verifier":
+    from attestkit.verifier.pipeline import Verifier  # lazy: loads the verifier
 
     return Verifier(
-        asked.trust_anchor,
-        asked.collateral,
-        asked.pccs_url,
-        asked.policy,
-        snp_certificates=asked.certificates,
+        options.trust_anchor,
+        options.collateral,
+        options.pccs_url,
+        options.policy,
+        snp_certificates=options.certificates,
         tcb_details=True,
     )
 
 
 @contextlib.contextmanager
-def _opened(
+def _open_table_and_executor(
     parquet: Path | None, processes: int, scheduler: str | None
 ) -> "Iterator[tuple[Callable[[dict[str, Any]], None], Executor | None]]":
-    from attestkit.cli.batch.executors import workers
-    from attestkit.cli.batch.parquet import table  # late: both are for this command alone
+    from attestkit.cli.batch.executors import open_executor
+    from attestkit.cli.batch.parquet import open_table  # lazy: only this command needs both
 
-    with table(parquet) as keep, workers(processes, scheduler) as executor:
-        yield keep, executor
+    with open_table(parquet) as store, open_executor(processes, scheduler) as executor:
+        yield store, executor
 
 
-class _Told(logging.Handler):
-    """Says on stderr what the verifier warns of, as that processes of others took over."""
+class _StderrHandler(logging.Handler):
+    """Log handler that prints the verifier's warnings, such as a failed executor, to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        complain(record.getMessage())
+        print_error(record.getMessage())
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    logger, handler = logging.getLogger("attestkit.verifier"), _Told(logging.WARNING)
+def _forward_warnings() -> Iterator[None]:
+    logger, handler = logging.getLogger("attestkit.verifier"), _StderrHandler(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield
@@ -196,7 +217,7 @@ def _told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress(total: int | None) -> Iterator[Callable[[], None]]:
-    """Show people how far it is, unless they see the lines themselves."""
+    """Show progress, unless the results go to the terminal."""
     if sys.stdout.isatty():
         yield lambda: None
         return
@@ -204,56 +225,59 @@ def _progress(total: int | None) -> Iterator[Callable[[], None]]:
         yield advance
 
 
-def _judged(
+def _verify_entries(
     verifier: "Verifier",
-    entries: "Iterator[Entry]",
+    entries: "Iterator[BatchEntry]",
     executor: "Executor | None",
     window: int,
     at: datetime,
-) -> "Generator[tuple[Entry, AttestationResult | AttestKitError], None, None]":
-    """Yield an outcome for each entry; a file that ends in an error does so after the last."""
+) -> "Generator[tuple[BatchEntry, AttestationResult | AttestKitError], None, None]":
+    """Yield a result or an error for each entry; an error of reading INPUT is raised at the end."""
     from attestkit.verifier.batch.task import Item
 
-    under_way: dict[int, Entry] = {}
-    ended: list[AttestKitError] = []
+    pending: dict[int, BatchEntry] = {}
+    input_errors: list[AttestKitError] = []
 
     def items() -> "Iterator[Item]":
         try:
             for index, entry in enumerate(entries):
-                under_way[index] = entry._replace(evidence=b"", collateral=None)
+                pending[index] = entry._replace(evidence=b"", collateral=None)
                 yield Item(entry.evidence, entry.report_data, entry.collateral)
         except AttestKitError as error:
-            ended.append(error)
+            input_errors.append(error)
 
     stream = verifier.verify_stream(items(), executor, window=window, ordered=True, now=at)
     with contextlib.closing(stream):
         for index, outcome in stream:
-            entry = under_way.pop(index)
+            entry = pending.pop(index)
             yield entry, outcome if entry.error is None else entry.error
-    for error in ended:
+    for error in input_errors:
         raise error
 
 
 def _result(
-    entry: "Entry", outcome: "AttestationResult | AttestKitError", at: datetime, asked: Asked
+    entry: "BatchEntry",
+    outcome: "AttestationResult | AttestKitError",
+    at: datetime,
+    options: VerificationOptions,
 ) -> dict[str, Any]:
-    from attestkit.cli.file_verifier import VERDICTS, code_of
+    from attestkit.cli.file_verifier import VERDICTS, evidence_exit_code
 
     refused = isinstance(outcome, AttestKitError)
-    code = code_of(outcome) if isinstance(outcome, AttestKitError) else 0
-    told = {
+    code = evidence_exit_code(outcome) if isinstance(outcome, AttestKitError) else 0
+    fields = {
         "id": entry.id,
         "number": entry.number,
         "verdict": VERDICTS[code],
         "exit_code": code,
         "at": at.isoformat(),
-        "policy": asked.policy_name,
+        "policy": options.policy_name,
         "freshness_checked": not refused and entry.report_data is not None,
     }
     if not isinstance(outcome, AttestKitError):
-        return {**told, **outcome.to_dict()}
+        return {**fields, **outcome.to_dict()}
     return {
-        **told,
+        **fields,
         "error": one_line(str(outcome)),
         "error_type": type(outcome).__name__,
         "reason": getattr(outcome, "reason", "") or None,

@@ -1,4 +1,4 @@
-"""What `doctor` finds out about a machine, and what it says and advises.
+"""Diagnosis for `doctor`: what was found on this machine, and the remedies.
 
 Nothing here changes the machine.
 """

@@ -1,7 +1,7 @@
-"""The log of runtime events as `attestkit doctor` sees it: read and explained, never changed.
+"""Diagnosis of the runtime event log for `attestkit doctor`, read-only.
 
-The rules are those of attestkit.event_log.journal. No lock is taken, since taking one would make
-its file: a log that changes while it is read is read again.
+The format is that of `attestkit.event_log.journal`. No lock is taken, since that would create the
+lock file. A log that changes while it is read is read again.
 """
 
 from collections.abc import Callable
@@ -14,23 +14,23 @@ from attestkit.event_log import Event
 from attestkit.event_log.journal import BOOT_ID, LOG, PENDING, VERSION, ZERO, replay_from
 from attestkit.event_log.runtime_events import parse_runtime_lines
 
-__all__ = ["LogState", "examine_log"]
+__all__ = ["RuntimeLogState", "examine_runtime_log"]
 
 LARGEST: Final = 16 << 20  # bytes of the log
 ATTEMPTS: Final = 5
 
 
-class LogState(NamedTuple):
-    """What was found, in a word and in words."""
+class RuntimeLogState(NamedTuple):
+    """The state of the runtime log, as a word and as text."""
 
-    # "empty", "agrees", "pending", "earlier-boot", "unknown" (no register), or what is wrong:
+    # "empty", "agrees", "pending", "earlier-boot", "unknown" (no register), or a problem:
     # "unreadable", "damaged", "torn", "other-boot", "behind", "foreign"
     state: str
     says: str
-    advice: str | None = None  # None: nothing to do
+    advice: str | None = None  # None: no remedy needed
     events: int = 0
-    register: str | None = None  # RTMR3, hex; None: it cannot be read
-    replay: str | None = None  # what the log's whole lines replay to, hex
+    register: str | None = None  # RTMR3, hex; None: unreadable
+    replay: str | None = None  # replay of the complete lines, hex
 
     @property
     def good(self) -> bool:
@@ -39,7 +39,7 @@ class LogState(NamedTuple):
 
 
 class _Files(NamedTuple):
-    """The files of a runtime log, None where there is none."""
+    """The content of the files of a runtime log; None for missing files."""
 
     log: bytes | None
     pending: bytes | None
@@ -48,10 +48,10 @@ class _Files(NamedTuple):
 
 
 class _Log(NamedTuple):
-    """A log that can be read."""
+    """A readable log."""
 
     events: tuple[Event, ...]
-    torn: bool  # the last line has no end
+    torn: bool  # the last line is incomplete
     pending: bytes | None
     foreign_boot: bool
     register: bytes | None
@@ -61,35 +61,39 @@ class _Log(NamedTuple):
         return replay_from(ZERO, self.events)
 
 
-def examine_log(folder: Path, boot_id: Path, read_register: Callable[[], bytes | None]) -> LogState:
-    """Read a runtime log and hold it against RTMR3.
+def examine_runtime_log(
+    folder: Path, boot_id: Path, read_register: Callable[[], bytes | None]
+) -> RuntimeLogState:
+    """Read a runtime log and compare it with RTMR3.
 
     Args:
-        folder: Where the log's files are.
-        boot_id: The kernel's file that tells one boot from another.
-        read_register: Returns RTMR3, 48 bytes, or None where it cannot be read.
+        folder: Folder of the log.
+        boot_id: The kernel's boot_id file.
+        read_register: Returns RTMR3, 48 bytes, or None if it is unreadable.
     """
-    found = _attempt(folder, boot_id, read_register)
+    found = _examine_once(folder, boot_id, read_register)
     for _ in range(ATTEMPTS - 1):
         if found.good or found.state == "unknown":
             break
-        again = _attempt(folder, boot_id, read_register)
+        again = _examine_once(folder, boot_id, read_register)
         if again == found:
             break
         found = again
     return found
 
 
-def _attempt(folder: Path, boot_id: Path, read_register: Callable[[], bytes | None]) -> LogState:
+def _examine_once(
+    folder: Path, boot_id: Path, read_register: Callable[[], bytes | None]
+) -> RuntimeLogState:
     register = read_register()
     try:
         files = _Files(*(_read(folder / name) for name in (LOG, PENDING, VERSION, BOOT_ID)))
         current = _read(boot_id)
     except OSError as error:
-        what = f"{error.filename or folder}: {error.strerror or error}"
-        return LogState("unreadable", what, f"{what}: run attestkit doctor as root to see more.")
+        text = f"{error.filename or folder}: {error.strerror or error}"
+        return RuntimeLogState("unreadable", text, f"{text}: run attestkit doctor as root.")
     if files.version is not None and files.version.strip() not in (b"1", b"2"):
-        return _damaged(folder / VERSION, f"{files.version[:16]!r} is neither 1 nor 2")
+        return _damaged(folder / VERSION, f"{files.version[:16]!r} is not 1 or 2")
     whole = (files.log or b"").rfind(b"\n") + 1
     try:
         events = parse_runtime_lines((files.log or b"")[:whole])
@@ -107,7 +111,7 @@ def _attempt(folder: Path, boot_id: Path, read_register: Callable[[], bytes | No
 
 
 def _read(path: Path) -> bytes | None:
-    """Return a whole file, None where there is none."""
+    """Return the content of a file, or None if it is missing."""
     try:
         data = read_start(path, LARGEST + 1)
     except FileNotFoundError:
@@ -117,16 +121,16 @@ def _read(path: Path) -> bytes | None:
     return data
 
 
-def _damaged(path: Path, what: str) -> LogState:
-    return LogState(
+def _damaged(path: Path, problem: str) -> RuntimeLogState:
+    return RuntimeLogState(
         "damaged",
-        f"{path}: {what}",
-        f"{path}: {what}. Nothing is emitted or attested while it is so: put the file back as it "
-        "was, or move the folder away and reboot the guest. get_quote works without it.",
+        f"{path}: {problem}",
+        f"{path}: {problem}. emit_event and attest fail. Restore the file, or move the folder away "
+        "and reboot the guest; get_quote works without it.",
     )
 
 
-def _with_values(state: LogState, log: _Log) -> LogState:
+def _with_values(state: RuntimeLogState, log: _Log) -> RuntimeLogState:
     return state._replace(
         events=len(log.events),
         register=None if log.register is None else log.register.hex(),
@@ -138,102 +142,105 @@ def _count(number: int) -> str:
     return "1 event" if number == 1 else f"{number} events"
 
 
-def _explain(log: _Log, folder: Path) -> LogState:
-    """Say what register and log are to each other."""
+def _explain(log: _Log, folder: Path) -> RuntimeLogState:
+    """Compare register and log."""
     count = _count(len(log.events))
     if log.register is None:
-        return LogState("unknown", f"{count}; RTMR3 cannot be read here, so nobody can compare")
+        return RuntimeLogState(
+            "unknown", f"{count}; RTMR3 is unreadable here, so they are not compared"
+        )
     if log.foreign_boot:
-        return _of_another_boot(log, folder)
+        return _explain_other_boot(log, folder)
     if log.pending is not None:
-        return _half_done(log, folder)
+        return _explain_pending(log, folder)
     if log.torn:
-        return _torn(log, folder)
-    return _agreeing(log) if log.register == log.replay else _disagreeing(log, folder)
+        return _explain_torn(log, folder)
+    return _explain_match(log) if log.register == log.replay else _explain_mismatch(log, folder)
 
 
-def _torn(log: _Log, folder: Path) -> LogState:
-    return LogState(
+def _explain_torn(log: _Log, folder: Path) -> RuntimeLogState:
+    return RuntimeLogState(
         "torn",
-        f"{_count(len(log.events))}, then a line without its end, and no pending event",
-        f"{folder / LOG}: the last line is torn, and {PENDING}, which would tell the rest, is "
-        "not there. Nothing is emitted until the guest is rebooted; get_quote works.",
+        f"{_count(len(log.events))}, then an incomplete line, and no pending event",
+        f"{folder / LOG}: the last line is incomplete, and {PENDING} with the rest is missing. "
+        "emit_event fails until the guest is rebooted; get_quote works.",
     )
 
 
-def _agreeing(log: _Log) -> LogState:
+def _explain_match(log: _Log) -> RuntimeLogState:
     if not log.events:
-        return LogState("empty", "nothing was emitted in this boot; RTMR3 is zero")
-    return LogState("agrees", f"{_count(len(log.events))}, which replay to RTMR3")
+        return RuntimeLogState("empty", "no events in this boot; RTMR3 is zero")
+    return RuntimeLogState("agrees", f"{_count(len(log.events))}, which replay to RTMR3")
 
 
-def _of_another_boot(log: _Log, folder: Path) -> LogState:
+def _explain_other_boot(log: _Log, folder: Path) -> RuntimeLogState:
     count = _count(len(log.events))
     if log.register == ZERO:
-        return LogState("earlier-boot", f"{count} of an earlier boot; the next event archives them")
-    why = (
-        "RTMR3 still is what that log replays to, so this kernel was started without a reboot "
-        "(kexec)"
+        return RuntimeLogState(
+            "earlier-boot", f"{count} of an earlier boot; the next event archives them"
+        )
+    cause = (
+        "RTMR3 still agrees with it, so this kernel was started without a reboot (kexec)"
         if log.register == log.replay
-        else "RTMR3 is not zero, so something extended it in this boot without this log"
+        else "RTMR3 is not zero, so another program has extended it in this boot"
     )
-    return LogState(
+    return RuntimeLogState(
         "other-boot",
-        f"{count} of an earlier boot, and {why}",
-        f"{folder}: the log is of an earlier boot, and {why}. emit_event and attest refuse; "
-        "get_quote works. Reboot the guest, and let one program alone extend RTMR3.",
+        f"{count} of an earlier boot, and {cause}",
+        f"{folder}: the log is of an earlier boot, and {cause}. emit_event and attest fail; "
+        "get_quote works. Reboot the guest, and extend RTMR3 from one program only.",
     )
 
 
-def _half_done(log: _Log, folder: Path) -> LogState:
-    """Explain a pending event: the register tells whether it happened."""
+def _explain_pending(log: _Log, folder: Path) -> RuntimeLogState:
+    """Explain a pending event; the register shows whether it was extended."""
     count = _count(len(log.events))
     if log.register == log.replay:
-        return LogState(
-            "pending", f"{count}, and one pending that never happened: the next use drops it"
+        return RuntimeLogState(
+            "pending", f"{count}, and a pending one that was not extended; the next use discards it"
         )
     try:
         event = parse_runtime_lines(log.pending or b"")
     except FormatError:
         event = ()
     if len(event) == 1 and log.register == replay_from(log.replay, event):
-        return LogState(
+        return RuntimeLogState(
             "pending",
-            f"{count}, and {event[0].name!r} pending, which is in RTMR3: the next use logs it",
+            f"{count}, and a pending {event[0].name!r} that is in RTMR3; the next use logs it",
         )
-    return LogState(
+    return RuntimeLogState(
         "foreign",
-        f"{count} and one pending, and RTMR3 is the replay neither with it nor without it",
-        f"{folder / PENDING}: an event is half done, and RTMR3 is neither what it was before it "
-        f"nor what it would be after it: something else extended RTMR3. {_REFUSED}",
+        f"{count} and a pending one, and RTMR3 does not agree with or without it",
+        f"{folder / PENDING}: an event is pending, and RTMR3 agrees neither with the log before it "
+        f"nor after it: another program has extended RTMR3. {_REBOOT_REMEDY}",
     )
 
 
-_REFUSED: Final = (
-    "emit_event and attest refuse, since no log explains the register; get_quote works. "
-    "Reboot the guest, and let one program alone extend RTMR3."
+_REBOOT_REMEDY: Final = (
+    "emit_event and attest fail, since no log replays to the register; get_quote works. "
+    "Reboot the guest, and extend RTMR3 from one program only."
 )
 
 
-def _disagreeing(log: _Log, folder: Path) -> LogState:
+def _explain_mismatch(log: _Log, folder: Path) -> RuntimeLogState:
     count = _count(len(log.events))
     before = next(
         (n for n in range(len(log.events)) if replay_from(ZERO, log.events[:n]) == log.register),
         None,
     )
     if before is not None:
-        return LogState(
+        return RuntimeLogState(
             "behind",
             f"{count}, and RTMR3 has only the first {before}",
             f"{folder / LOG}: RTMR3 has only the first {before} of its {count}: the register was "
-            "reset with the folder kept (a snapshot, a restored VM), or the file was edited. "
-            f"{_REFUSED}",
+            "reset but the folder was kept (a snapshot or restored VM), or the file was edited. "
+            f"{_REBOOT_REMEDY}",
         )
-    without = "no log of it" if not log.events else f"{count} that do not replay to it"
-    return LogState(
+    mismatch = "the log is empty" if not log.events else f"{count} do not replay to it"
+    return RuntimeLogState(
         "foreign",
-        f"RTMR3 is not zero, and there is {without}",
-        f"{folder / LOG}: RTMR3 is not zero, and there is {without}: something extended it that "
-        f"does not write this log (a guest agent with another folder, tdx-attest, a boot script), "
-        f"or the log was removed. {_REFUSED}",
+        f"RTMR3 is not zero, and {mismatch}",
+        f"{folder / LOG}: RTMR3 is not zero, and {mismatch}: a program without this log has "
+        "extended it (a guest agent with another folder, tdx-attest, a boot script), "
+        f"or the log was removed. {_REBOOT_REMEDY}",
     )

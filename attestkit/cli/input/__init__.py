@@ -1,4 +1,4 @@
-"""What commands are given: files and standard input, and which format they are in.
+"""Input of the commands: files and standard input, and detection of their format.
 
-Whatever comes is hostile, and bounded in size.
+All input is untrusted and limited in size.
 """

@@ -1,4 +1,4 @@
-"""The bytes of what a command reads: a file, or stdin."""
+"""Input bytes of a command, from a file or stdin."""
 
 import contextlib
 import io
@@ -17,24 +17,24 @@ from attestkit.errors import AttestKitError, FormatError, UsageError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["naming", "open_input", "open_to_wait", "read_file"]
+__all__ = ["name_path_in_errors", "open_input", "open_interruptible", "read_file"]
 
 STDIN: Final = "-"
-LARGEST: Final = 32 * 1024 * 1024  # bytes; twice the largest log that the parsers take
+LARGEST: Final = 32 * 1024 * 1024  # bytes; twice the largest accepted log
 _CLOSE_SECONDS: Final = 1.0
-_STDIN_READ: Final = "attestkit.stdin_read"  # of the running command
+_STDIN_READ: Final = "attestkit.stdin_read"  # key in the context of the running command
 
 
 @contextlib.contextmanager
 def open_input(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for its bytes; `-` is stdin, which can be read once.
+    """Open a binary file; `-` is stdin, which can be read once.
 
     Raises:
-        FormatError: It cannot be opened or, by the caller, read; the text names the file.
-        UsageError: Stdin has been read before.
+        FormatError: If opening, or reading in the block, fails; the text names the file.
+        UsageError: If stdin has been read before.
     """
     opened = _stdin() if str(path) == STDIN else None
-    with naming(path):
+    with name_path_in_errors(path):
         if opened is not None:
             yield opened
         else:
@@ -43,11 +43,11 @@ def open_input(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Have what goes wrong with a file name it.
+def name_path_in_errors(path: Path) -> Iterator[None]:
+    """Convert errors of opening or reading a file to a FormatError that names it.
 
     Raises:
-        FormatError: It cannot be opened or read.
+        FormatError: If the file cannot be opened or read.
     """
     try:
         yield
@@ -55,97 +55,97 @@ def naming(path: Path) -> Iterator[None]:
         if isinstance(error, AttestKitError):
             raise
         reason = getattr(error, "strerror", None) or "cannot be read"
-        raise FormatError(f"{path}: {reason}") from error
+        raise FormatError(f"{path}: {reason}", reason="unreadable") from error
 
 
 @contextlib.contextmanager
-def open_to_wait(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that a thread may read: to leave the block ends its waiting, as at the end.
+def open_interruptible(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading in another thread; leaving the block ends a blocked read, as at EOF.
 
     Raises:
-        FormatError: It cannot be opened; the text names the file.
+        FormatError: If the file cannot be opened; the text names it.
         UsageError: As `open_input`.
     """
     with contextlib.ExitStack() as stack:
-        with naming(path):  # and no more: what the caller does with the lines is not its fault
+        with name_path_in_errors(path):  # only around opening: the block has other errors
             file = _stdin() if str(path) == STDIN else stack.enter_context(path.open("rb"))
         try:
             descriptor = file.fileno()
-        except (OSError, ValueError):  # no descriptor, nothing to wait for
+        except (OSError, ValueError):  # without a descriptor reads cannot block
             yield file
             return
-        waiting = stack.enter_context(contextlib.closing(_Waiting(descriptor)))
-        yield io.BufferedReader(waiting.file, 1 << 16)
+        reader = stack.enter_context(contextlib.closing(_InterruptibleReader(descriptor)))
+        yield io.BufferedReader(reader.file, 1 << 16)
 
 
-class _Waiting:
-    """A descriptor that is read while somebody may end it."""
+class _InterruptibleReader:
+    """A reader of a descriptor, whose blocked read another thread can end."""
 
     def __init__(self, descriptor: int) -> None:
-        self.file = _Raw(self)
+        self.file = _RawStream(self)
         self._descriptor = descriptor
-        self._woken, self._wake = os.pipe()
+        self._wake_reader, self._wake_writer = os.pipe()
         self._poll = select.poll()
-        for each in (descriptor, self._woken):
+        for each in (descriptor, self._wake_reader):
             self._poll.register(each, select.POLLIN)
-        self._at_work = Lock()
-        self._ended = False
+        self._read_lock = Lock()
+        self._closed = False
 
     def read_into(self, buffer: "WriteableBuffer") -> int:
-        """Wait for bytes, and return their number; 0 at the end."""
-        with self._at_work:
-            if self._ended or any(found == self._woken for found, _ in self._poll.poll()):
+        """Wait for bytes and return their number; 0 at EOF or after `close`."""
+        with self._read_lock:
+            if self._closed or any(found == self._wake_reader for found, _ in self._poll.poll()):
                 return 0
             return os.readv(self._descriptor, [buffer])
 
     def close(self) -> None:
-        """End it; nobody reads when this returns.
+        """End a blocked read, and wait until it has ended.
 
-        But where somebody else reads from the same pipe, and took what was there before we did:
-        then the reader waits for the next bytes, and nothing but those will wake it.
+        If another process reads from the same pipe, it may take the bytes between poll and read.
+        The read then blocks until more bytes arrive, and this method stops waiting for it.
         """
-        self._ended = True
-        os.write(self._wake, b"\0")  # closing alone is seen by nobody while a child has it open
-        os.close(self._wake)
-        if self._at_work.acquire(timeout=_CLOSE_SECONDS):
-            os.close(self._woken)
-            self._at_work.release()
+        self._closed = True
+        os.write(self._wake_writer, b"\0")  # closing has no effect while a child holds a copy
+        os.close(self._wake_writer)
+        if self._read_lock.acquire(timeout=_CLOSE_SECONDS):
+            os.close(self._wake_reader)
+            self._read_lock.release()
 
 
-class _Raw(io.RawIOBase):
-    """What a buffer reads from."""
+class _RawStream(io.RawIOBase):
+    """The raw stream of a BufferedReader."""
 
-    def __init__(self, waiting: _Waiting) -> None:
+    def __init__(self, reader: _InterruptibleReader) -> None:
         super().__init__()
-        self._waiting = waiting
+        self._reader = reader
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        return self._waiting.read_into(buffer)
+        return self._reader.read_into(buffer)
 
 
 def read_file(path: Path) -> bytes:
     """Return the content of a file of at most 32 MiB.
 
     Raises:
-        FormatError: As `open_input`; or it is longer.
+        FormatError: As `open_input`, or if the file is longer.
         UsageError: As `open_input`.
     """
     with open_input(path) as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
-        raise FormatError(f"{path}: longer than {LARGEST} bytes")
+        raise FormatError(f"{path}: longer than {LARGEST} bytes", reason="too_large")
     return data
 
 
 def _stdin() -> BinaryIO:
-    """Return stdin, once in a command: the second reader would find it empty."""
+    """Return stdin; raise UsageError on a second use, which would read nothing."""
     meta = click.get_current_context().meta
     if meta.get(_STDIN_READ):
-        raise UsageError(f"{STDIN} is stdin, which can be read once: name a file")
+        raise UsageError(f"{STDIN}: stdin can be read only once; name a file", reason="conflict")
     meta[_STDIN_READ] = True
     if sys.stdin is None:
-        raise FormatError(f"{STDIN}: stdin is closed")
+        raise FormatError(f"{STDIN}: stdin is closed", reason="missing")
     return sys.stdin.buffer

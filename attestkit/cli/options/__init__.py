@@ -1,4 +1,4 @@
-"""Options that several commands share, and what becomes of their values.
+"""Options that several commands share, and the conversion of their values.
 
-A group of options is gathered into one value, which the command takes.
+Each group of options is passed to the command as one value.
 """

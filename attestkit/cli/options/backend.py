@@ -1,6 +1,6 @@
-"""The options of every command that asks a TEE, and the TEE that they mean.
+"""Options that select the backend of a command.
 
-Options of a backend come as text, and become what the backend's own signature says they are.
+Backend options are text and are converted by the signature of the backend's class.
 """
 
 import contextlib
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
-from attestkit.cli.exit_codes import complain
+from attestkit.cli.exit_codes import print_error
 from attestkit.cli.options.backend_values import convert_options
-from attestkit.cli.options.click_types import PATH, gathered
+from attestkit.cli.options.click_types import PATH, group_options
 from attestkit.cli.options.shell_values import complete_backend, complete_option
 from attestkit.cli.output.write_output import check_output
 from attestkit.errors import BackendUnavailableError, UsageError
@@ -23,40 +23,40 @@ if TYPE_CHECKING:
 
 __all__ = ["DEVICE_EXIT_CODES", "Device", "device_options"]
 
-DEVICE_EXIT_CODES: Final = "Exit codes: 0 good, 1 usage, 3 the device, 5 unreadable input."
+DEVICE_EXIT_CODES: Final = "Exit codes: 0 good, 1 usage, 3 device error, 5 unreadable input."
 
 
 class Device(NamedTuple):
-    """Which TEE a command asks."""
+    """The backend that a command uses, with its options."""
 
-    backend: str | None  # None: what the environment names, else the first that can run here
-    given: dict[str, str]  # its own options, as they were written
+    backend: str | None  # None: from $ATTESTKIT_BACKEND, else detected
+    given: dict[str, str]  # text of the backend's options by name
     record: Path | None
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Files that options name: nothing may be written over them."""
+        """The input files that options name; outputs must not overwrite them."""
         return tuple(Path(text[1:]) for text in self.given.values() if text.startswith("@"))
 
     @contextlib.contextmanager
     def open(self) -> "Iterator[Attester]":
-        """Open it, say so if it is simulated, and close it.
+        """Open the backend, warn if it is simulated, and close it.
 
         Raises:
-            UsageError: No backend is called so, or an option is not one of its.
-            ConfigError: The file that an option names cannot be read.
-            BackendUnavailableError: It is not here, or nothing is.
-            BackendError: Anything else that went wrong.
+            UsageError: If the backend or one of its options is unknown.
+            ConfigError: If a file that an option names cannot be read.
+            BackendUnavailableError: If the backend, or every backend, is unavailable.
+            BackendError: If the backend fails.
         """
-        import attestkit  # late, as all below: --help asks nobody
+        import attestkit  # lazy, like the imports below: --help needs no backend
         from attestkit import backends
 
         check_output("--record", self.record, self.inputs)
-        name = self.backend or backends.named_by_environment()
+        name = self.backend or backends.backend_from_environment()
         try:
             cls = backends.detect() if name is None else backends.load(name)
         except BackendUnavailableError as error:
-            raise _nothing_here() from error
+            raise _no_backend_error() from error
         options: dict[str, object] = convert_options(cls, self.given)
         opened = cls.name if name is None else name
         if self.record is not None:
@@ -67,37 +67,38 @@ class Device(NamedTuple):
             yield attester
 
     def _warn(self, attester: "Attester") -> None:
-        """Say what nobody should take for hardware's."""
+        """Warn that the evidence is simulated."""
         if not attester.simulated:
             return
         text = "SIMULATED: proves nothing about hardware"
         if attester.backend.name == "simulator" and "state_dir" not in self.given:
-            text += "; --option state_dir=DIR would keep this TD"
-        complain(text)
+            text += "; --option state_dir=DIR keeps the state of this TD"
+        print_error(text)
 
 
-def _nothing_here() -> BackendUnavailableError:
+def _no_backend_error() -> BackendUnavailableError:
     return BackendUnavailableError(
-        "no TEE can be used here: attestkit doctor says what is missing, and what to do about it; "
-        "for development there is --backend simulator"
+        "no usable TEE found; run attestkit doctor for what is missing, or use --backend simulator "
+        "for development",
+        reason="no_backend",
     )
 
 
 def _device(*, backend: str | None, given: tuple[str, ...], record: Path | None) -> Device:
     if backend == "":
-        raise UsageError("--backend: the value is empty")
+        raise UsageError("--backend: the value is empty", reason="missing")
     return Device(backend, _split(given), record)
 
 
-device_options: Final = gathered(
+device_options: Final = group_options(
     "device",
     (
         click.option(
             "--backend",
             metavar="NAME",
             shell_complete=complete_backend,
-            help="The backend to ask, one that attestkit doctor lists; else $ATTESTKIT_BACKEND, "
-            "else the hardware that is found.",
+            help="Backend to use, as listed by attestkit doctor. Default: $ATTESTKIT_BACKEND, else "
+            "the detected hardware.",
         ),
         click.option(
             "--option",
@@ -105,13 +106,13 @@ device_options: Final = gathered(
             metavar="NAME=VALUE",
             multiple=True,
             shell_complete=complete_option,
-            help="An argument of the backend; may be repeated. Bytes are hex, or @FILE.",
+            help="Option of the backend; may be repeated. Bytes are hex or @FILE.",
         ),
         click.option(
             "--record",
             metavar="FILE",
             type=PATH,
-            help="Keep what the backend answers, for --backend recording --option path=FILE.",
+            help="Record the backend's responses, for --backend recording --option path=FILE.",
         ),
     ),
     _device,
@@ -122,11 +123,11 @@ def _split(given: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")
-        if not equals or not name:  # the text is not repeated: it may be a secret
-            raise UsageError("--option takes NAME=VALUE")
+        if not equals or not name:  # the text may be a secret and is not repeated
+            raise UsageError("--option: not of the form NAME=VALUE", reason="encoding")
         if name in found:
-            raise UsageError(f"--option {name} is given twice")
+            raise UsageError(f"--option {name}: given twice", reason="conflict")
         if not value:
-            raise UsageError(f"--option {name}: the value is empty")
+            raise UsageError(f"--option {name}: the value is empty", reason="missing")
         found[name] = value
     return found

@@ -1,4 +1,4 @@
-"""Options of a backend: text becomes what the signature of its class names."""
+"""Conversion of backend options from text to the types of the backend's signature."""
 
 import types
 from collections.abc import Callable
@@ -28,25 +28,30 @@ _WORDS: Final = {
 
 
 def convert_options(cls: "type[Backend]", given: dict[str, str]) -> dict[str, object]:
-    """Return options as values of the types that the backend's signature names."""
+    """Return backend options, converted to the types of the backend's signature."""
     if not given:
         return {}
-    wanted = option_types(cls)
+    types_by_name = option_types(cls)
     for name in given:
-        if name not in wanted:
-            known = ", ".join(wanted) or "none"
-            text = f"--option {name}: backend {cls.name} has no such option; there are: {known}"
-            raise UsageError(text)
-    return {name: _value(name, text, wanted[name]) for name, text in given.items()}
+        if name not in types_by_name:
+            known = ", ".join(types_by_name) or "none"
+            text = f"--option {name}: unknown option of backend {cls.name}; known options: {known}"
+            raise UsageError(text, reason="unknown_name")
+    return {name: _value(name, text, types_by_name[name]) for name, text in given.items()}
 
 
 def option_types(cls: "type[Backend]") -> dict[str, tuple[object, ...]]:
-    """Return the options of a backend that a text can give, each with the types it can become."""
-    from inspect import Parameter, signature  # slow to import, so only whoever has options pays
+    """Return the backend options that can be given as text, each with its possible types."""
+    from inspect import Parameter, signature  # lazy: slow to import
 
     try:
         parameters = signature(cls, eval_str=True).parameters
-    except (NameError, TypeError, ValueError, SyntaxError):  # a plugin that names no types
+    except (
+        NameError,
+        TypeError,
+        ValueError,
+        SyntaxError,
+    ):  # a plugin with unresolvable annotations
         parameters = signature(cls).parameters
     found = {}
     for name, parameter in parameters.items():
@@ -59,26 +64,26 @@ def option_types(cls: "type[Backend]") -> dict[str, tuple[object, ...]]:
 
 
 def _members(annotation: object) -> tuple[object, ...]:
-    """Return the types that a union is of, or the one that it is."""
+    """Return the members of a union, or the annotation itself."""
     if get_origin(annotation) in {Union, types.UnionType}:
         return get_args(annotation)
     return (annotation,)
 
 
 def _kinds(annotation: object) -> tuple[object, ...]:
-    """Return the types among them that a text can become."""
+    """Return the members of an annotation that can be converted from text."""
     return tuple(one for one in _members(annotation) if one in _READERS or _literals(one))
 
 
 def _literals(annotation: object) -> dict[str, object]:
-    """Return the values of a Literal by their text."""
+    """Return the values of a Literal by their text; empty for other annotations."""
     if get_origin(annotation) is not Literal:
         return {}
     return {str(value): value for value in get_args(annotation)}
 
 
 def _value(name: str, text: str, kinds: tuple[object, ...]) -> object:
-    """Return what a text means where a value of these types is wanted."""
+    """Convert text to the first of these types that accepts it."""
     failures = []
     for kind in kinds:
         literals = _literals(kind)
@@ -87,26 +92,28 @@ def _value(name: str, text: str, kinds: tuple[object, ...]) -> object:
         except KeyError:
             failures.append(f"one of {', '.join(literals)}")
         except FormatError as error:
-            raise ConfigError(f"--option {name} {without_hex(str(error))}") from error
+            raise ConfigError(
+                f"--option {name}: {without_hex(str(error))}", reason="wrong_value"
+            ) from error
         except ValueError as error:
             failures.append(str(error))
-    raise UsageError(f"--option {name} is {' or '.join(failures)}")
+    raise UsageError(f"--option {name}: must be {' or '.join(failures)}", reason="wrong_value")
 
 
 def _bytes(text: str) -> bytes:
     if text.startswith("@"):
         return read_file(Path(text[1:]))
     try:
-        return read_hex("it", text)
+        return read_hex("bytes", text)
     except UsageError:
         raise ValueError("bytes in hex, or @FILE") from None
 
 
-def _number(text: str, kind: Callable[[str], object], what: str) -> object:
+def _number(text: str, kind: Callable[[str], object], description: str) -> object:
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(what) from None
+        raise ValueError(description) from None
 
 
 def _bool(text: str) -> bool:
@@ -116,7 +123,7 @@ def _bool(text: str) -> bool:
         raise ValueError("true or false") from None
 
 
-# By the type that is wanted; text itself last, so that a union of text and something goes on.
+# By target type. Text comes last, so that a union with str tries the other types first.
 _READERS: Final[dict[object, Callable[[str], object]]] = {
     bytes: _bytes,
     bool: _bool,

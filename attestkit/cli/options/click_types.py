@@ -1,4 +1,4 @@
-"""What arguments and options of several commands are: paths, hex, and the one for machines."""
+"""Parameter types and option helpers of several commands: paths, hex, --json, option groups."""
 
 import functools
 import inspect
@@ -10,23 +10,23 @@ import click
 
 from attestkit.errors import UsageError
 
-__all__ = ["PATH", "gathered", "json_option", "read_hex"]
+__all__ = ["PATH", "group_options", "json_option", "read_hex"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     _Base = click.Path[Path]
 else:
-    _Base = click.Path  # which older releases do not take apart
+    _Base = click.Path  # not subscriptable in older releases
 
 
 class _Path(_Base):
-    """A path in words; an empty one, often a variable that is not set, would be this folder."""
+    """A path. The empty path, often an unset variable, is refused, not the current folder."""
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
-        """Return the path, or refuse it as click does."""
+        """Return the path, or fail if it is empty."""
         if value == "":
             self.fail("the path is empty", param, ctx)
         return super().convert(cast("str", value), param, ctx)
@@ -34,38 +34,42 @@ class _Path(_Base):
 
 PATH: Final = _Path(path_type=Path)
 
-json_option: Final = click.option(
-    "--json", "as_json", is_flag=True, help="Machine output on stdout."
-)
+json_option: Final = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 
 
-def read_hex(what: str, text: str) -> bytes:
-    """Return the bytes that a text writes in hex, `0x` may lead; UsageError if it is not hex."""
+def read_hex(name: str, text: str) -> bytes:
+    """Decode hex, with or without `0x`.
+
+    Raises:
+        UsageError: If the text is not hex; the error names `name` and not the text.
+    """
     try:
         return bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
     except ValueError:
-        raise UsageError(f"{what} is not hex") from None  # the cause tells of a secret's digits
+        raise UsageError(
+            f"{name}: not hex", reason="encoding"
+        ) from None  # the cause has digits of the text, which may be a secret
 
 
-def gathered(
+def group_options(
     name: str, options: Sequence[Callable[[Any], Any]], gather: Callable[..., object]
 ) -> Callable[[_Command], _Command]:
-    """Return a decorator that gives a command options, and hands it what they mean together.
+    """Return a decorator that adds options to a command and passes them as one value.
 
     Args:
-        name: The command's argument for that.
-        options: Decorators of click's, in the order of the help.
-        gather: Makes it of the options, by its arguments' names.
+        name: Parameter of the command for that value.
+        options: Click decorators, in the order of the help.
+        gather: Builds the value; its parameters have the names of the options.
     """
-    wanted = tuple(inspect.signature(gather).parameters)
+    option_names = tuple(inspect.signature(gather).parameters)
 
     def decorate(command: _Command) -> _Command:
         @functools.wraps(command)
-        def asking(**given: Any) -> object:
-            own = {one: given.pop(one) for one in wanted}
+        def with_group(**given: Any) -> object:
+            own = {one: given.pop(one) for one in option_names}
             return command(**{name: gather(**own)}, **given)
 
-        wrapped: Any = asking
+        wrapped: Any = with_group
         for option in reversed(options):
             wrapped = option(wrapped)
         decorated: _Command = wrapped

@@ -1,4 +1,4 @@
-"""The options of a verdict that is signed: where it goes, by which key, for whose nonce."""
+"""Options for signing an attestation result as an EAR."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,57 +6,57 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
-from attestkit.cli.options.click_types import PATH, gathered, read_hex
+from attestkit.cli.options.click_types import PATH, group_options, read_hex
 from attestkit.cli.output.write_output import is_stdout, write_output
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from attestkit.verifier.ear.envelope import Form
+    from attestkit.verifier.ear.envelope import TokenFormat
     from attestkit.verifier.ear.result_token import EarKey
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
     from attestkit.verifier.result import AttestationResult
 
-__all__ = ["Signing", "nonce_of", "signing_options"]
+__all__ = ["Signing", "read_nonce", "signing_options"]
 
 FORMS: Final = ("jwt", "cose")
 _SAVE, _KEYS = "--save-ear", "--save-ear-keys"
 
 
 class Signing(NamedTuple):
-    """How an accepted verdict is to be signed, and where that goes."""
+    """The signing key, format, nonce and output files of an EAR."""
 
     path: Path
     keys: Path | None  # for the public key
     key: "EarKey"
-    form: "Form"
+    form: "TokenFormat"
     nonce: bytes | None
     inputs: tuple[Path, ...]
 
     @property
     def outputs(self) -> Iterable[tuple[str, Path | None]]:
-        """What is written, by the options that say so."""
+        """The output files, each with its option."""
         return ((_SAVE, self.path), (_KEYS, self.keys))
 
     def sign(self, result: "AttestationResult", policy: "AppraisalPolicy") -> bytes:
-        """Return a verdict, signed.
+        """Return a result as a signed EAR.
 
         Raises:
-            UsageError: It would be over 262,144 bytes.
+            UsageError: If the EAR is longer than 262,144 bytes.
         """
-        from attestkit.verifier.ear.result_token import sign_ear  # late, as all of this: few sign
+        from attestkit.verifier.ear.result_token import sign_ear  # lazy: few runs sign
 
         return sign_ear(result, self.key, form=self.form, nonce=self.nonce, policy=policy)
 
     def write(self, token: bytes) -> None:
-        """Write a signed verdict; the public key first, without which nobody reads it.
+        """Write the public key, then the EAR, which cannot be verified without it.
 
         Raises:
-            UsageError: It cannot be written.
+            UsageError: If a file cannot be written.
         """
-        from attestkit.serve.verifier_service.ear import key_set
+        from attestkit.serve.verifier_service.ear import encode_key_set
 
         if self.keys is not None:
-            write_output(_KEYS, self.keys, key_set(self.key) + b"\n")
+            write_output(_KEYS, self.keys, encode_key_set(self.key) + b"\n")
         write_output(_SAVE, self.path, token)
 
 
@@ -78,23 +78,27 @@ def _signing(
         }
         if any(value is not None for value in given.values()):
             name = next(name for name, value in given.items() if value is not None)
-            raise UsageError(f"{name}: a signed verdict takes both --save-ear and --ear-key")
+            raise UsageError(
+                f"{name}: an EAR needs both --save-ear and --ear-key", reason="missing"
+            )
         return None
     for option, path in ((_SAVE, save_ear), (_KEYS, save_ear_keys)):
         if path is not None and is_stdout(path):
-            raise UsageError(f"{option} {path}: stdout has the verdict; name a file")
-    from attestkit.serve.verifier_service.ear import read_ear_key  # late: loads keys
+            raise UsageError(
+                f"{option} {path}: stdout is used for the results; name a file", reason="conflict"
+            )
+    from attestkit.serve.verifier_service.ear import read_ear_key  # lazy: loads cryptography
 
-    form: Form = "cose" if ear_format == "cose" else "jwt"
+    form: TokenFormat = "cose" if ear_format == "cose" else "jwt"
     key = read_ear_key("--ear-key", ear_key)
-    return Signing(save_ear, save_ear_keys, key, form, nonce_of(nonce), (ear_key,))
+    return Signing(save_ear, save_ear_keys, key, form, read_nonce(nonce), (ear_key,))
 
 
-def nonce_of(text: str | None) -> bytes | None:
-    """Return the nonce that an option gives in hex.
+def read_nonce(text: str | None) -> bytes | None:
+    """Return the nonce of --nonce.
 
     Raises:
-        UsageError: It is not hex, or not 8 to 64 bytes.
+        UsageError: If it is not hex, or not 8 to 64 bytes.
     """
     if text is None:
         return None
@@ -105,35 +109,35 @@ def nonce_of(text: str | None) -> bytes | None:
     return nonce
 
 
-signing_options: Final = gathered(
+signing_options: Final = group_options(
     "signing",
     (
         click.option(
             _SAVE,
             metavar="FILE",
             type=PATH,
-            help="Of one accepted file: write the verdict, signed, as an EAR; attestkit ear "
-            "reads it.",
+            help="Write the result as a signed EAR, for one accepted file; attestkit ear "
+            "verifies it.",
         ),
         click.option(
             "--ear-key",
             metavar="FILE",
             type=PATH,
-            help="The private key that signs it: Ed25519 or P-256 in PEM, or the 32 bytes of an "
-            "Ed25519 seed; mode 0600.",
+            help="Private key to sign the EAR with: Ed25519 or P-256 in PEM, or a 32-byte Ed25519 "
+            "seed; mode 0600.",
         ),
         click.option(
             "--ear-format",
             type=click.Choice(FORMS),
-            help="A JWT, which it is by itself, or COSE_Sign1.",
+            help="JWT (the default) or COSE_Sign1.",
         ),
         click.option(
             "--nonce",
             metavar="HEX",
-            help="8 to 64 bytes of whoever is to read the EAR, to know it for fresh.",
+            help="Nonce of the EAR's recipient, 8 to 64 bytes; shows that the EAR is fresh.",
         ),
         click.option(
-            _KEYS, metavar="FILE", type=PATH, help="Write the public key, too, as a JWK set."
+            _KEYS, metavar="FILE", type=PATH, help="Also write the public key, as a JWK set."
         ),
     ),
     _signing,

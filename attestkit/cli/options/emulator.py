@@ -1,4 +1,4 @@
-"""The options of the commands that emulate a machine: which one, and what goes wrong there."""
+"""Options of the commands that emulate a confidential VM."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -15,100 +15,106 @@ from attestkit.errors import UsageError
 if TYPE_CHECKING:
     from attestkit.emulator.machine import Setup
 
-__all__ = ["Serve", "machine_options"]
+__all__ = ["MountServer", "machine_options"]
 
 
-class Serve(Protocol):
-    """`kernel_fs.serve` for the machine that was asked for."""
+class MountServer(Protocol):
+    """`fuse_mount.serve` with the options of the machine applied."""
 
     def __call__(
         self, folder: str, *, ready: Callable[[], bool | None], runtime_log: str | None = None
     ) -> None:
-        """Mount its files on a folder, until it is told to stop."""
+        """Mount the emulated files on a folder until a signal ends the mount."""
 
 
 _OPTIONS: Final = (
     click.option(
         "--seed",
         metavar="HEX",
-        help="32 bytes that all keys follow from, or @FILE, as --seed-file; else random.",
+        help="Seed of all keys, 32 bytes, or @FILE as --seed-file. Default: random.",
     ),
     click.option(
         "--seed-file",
         metavar="FILE",
         type=PATH,
-        help="A file with the seed, raw or in hex: who sees command lines does not see it.",
+        help="File with the seed, raw or in hex, so that it is not visible in the process list.",
     ),
     click.option(
         "--provider",
         metavar="NAME",
-        help="Whose reports: tdx_guest, sev_guest or none; else the scenario's.",
+        help="Report provider: tdx_guest, sev_guest or none. Default: the scenario's.",
     ),
     click.option(
         "--kernel",
         metavar="RELEASE",
         default="6.18",
         show_default=True,
-        help="The release of Linux to behave as.",
+        help="Linux release to emulate.",
     ),
     click.option(
         "--driver",
         metavar="NAME",
         default="mainline",
         show_default=True,
-        help="Whose /dev/tdx_guest: mainline, C, C', D, D' or dstack.",
+        help="Driver of /dev/tdx_guest: mainline, C, C', D, D' or dstack.",
     ),
     click.option(
         "--quote-version",
         metavar="N",
         type=int,
-        help="4, or 5 (TDX 1.5); else the scenario's.",
+        help="Quote version: 4, or 5 (TDX 1.5). Default: the scenario's.",
     ),
-    click.option("--mr-config-id", metavar="HEX", help="TDX: MRCONFIGID, 48 bytes; else zeros."),
-    click.option("--host-data", metavar="HEX", help="SEV-SNP: HOST_DATA, 32 bytes; else zeros."),
+    click.option(
+        "--mr-config-id", metavar="HEX", help="TDX: MRCONFIGID, 48 bytes. Default: zeros."
+    ),
+    click.option(
+        "--host-data", metavar="HEX", help="SEV-SNP: HOST_DATA, 32 bytes. Default: zeros."
+    ),
     click.option(
         "--vmpl",
         metavar="N",
         type=int,
         default=0,
-        help="SEV-SNP: 0 to 3; above 0 there is an SVSM.",
+        help="SEV-SNP: VMPL, 0 to 3; above 0 the VM has an SVSM.",
     ),
-    click.option("--no-certificates", is_flag=True, help="SEV-SNP: the host has none (auxblob)."),
+    click.option(
+        "--no-certificates",
+        is_flag=True,
+        help="SEV-SNP: the host provides no certificates (auxblob).",
+    ),
     click.option(
         "--scenario",
         metavar="NAME",
         shell_complete=complete_scenario,
-        help="What is wrong, or odd, with the evidence.",
+        help="Scenario of the evidence.",
     ),
-    click.option("--list-scenarios", is_flag=True, help="Say what scenarios there are, and stop."),
+    click.option("--list-scenarios", is_flag=True, help="List the scenarios and exit."),
     click.option(
         "--fault",
         "faults",
         metavar="SPEC",
         multiple=True,
         shell_complete=complete_fault,
-        help="What goes wrong, as in ebusy:3; may be repeated.",
+        help="Fault to inject, for example ebusy:3; may be repeated.",
     ),
-    click.option("--list-faults", is_flag=True, help="Say what can go wrong, and stop."),
+    click.option("--list-faults", is_flag=True, help="List the faults and exit."),
     click.option(
         "--state-dir",
         metavar="DIR",
         shell_complete=complete_folder,
-        help="Keeps seed and runtime log; else a temporary one.",
+        help="Folder for the seed and the runtime log. Default: a temporary one.",
     ),
     click.option(
-        "--qgs", metavar="PLACE", help="Quote generation service: a socket, or vsock:PORT."
+        "--qgs", metavar="ADDRESS", help="Quote generation service: a socket, or vsock:PORT."
     ),
-    click.option(
-        "--qgs-port", metavar="PORT", type=int, help="The port that etc/tdx-attest.conf names."
-    ),
+    click.option("--qgs-port", metavar="PORT", type=int, help="Port in etc/tdx-attest.conf."),
 )
 
 
 def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command these options; it gets them as `serve`, made before it runs.
+    """Add these options to a command, which gets the machine as its parameter `serve`.
 
-    With --list-faults or --list-scenarios it does not run at all.
+    With --list-faults or --list-scenarios the command does not run.
     """
 
     @functools.wraps(command)
@@ -124,22 +130,22 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         **given: Any,
     ) -> object:
         from attestkit.backends.simulator.faults import (
-            fault_specs as named,  # only these commands need them
+            fault_specs,  # lazy: only these commands need it
         )
         from attestkit.emulator.fuse_mount import serve
 
         if list_faults or list_scenarios:
-            what = "faults" if list_faults else "scenarios"
-            lines = named.named_faults() if list_faults else _scenarios()
-            _list(what, lines, as_json=given.get("as_json", False))
+            kind = "faults" if list_faults else "scenarios"
+            lines = fault_specs.named_faults() if list_faults else _scenarios()
+            _print_names(kind, lines, as_json=given.get("as_json", False))
             return None
         if state_dir == "":
-            raise UsageError("--state-dir: the value is empty")
+            raise UsageError("--state-dir: the value is empty", reason="missing")
         machine = functools.partial(
             serve,
             setup=_setup({name: given.pop(name) for name in _SETUP}),
             seed=_seed(seed, seed_file),
-            faults=named.Faults(map(named.Fault.parse, faults)),
+            faults=fault_specs.Faults(map(fault_specs.Fault.parse, faults)),
             state_dir=state_dir,
             qgs=qgs,
         )
@@ -150,11 +156,11 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_machine
 
 
-def _list(what: str, lines: Sequence[str], *, as_json: bool) -> None:
-    """Print a line each: what it is written as, and what goes wrong then."""
+def _print_names(kind: str, lines: Sequence[str], *, as_json: bool) -> None:
+    """Print names with their descriptions."""
     if as_json:
         pairs = (line.split(maxsplit=1) for line in lines)
-        console.as_json({what: [{"name": name, "text": text} for name, text in pairs]})
+        console.as_json({kind: [{"name": name, "text": text} for name, text in pairs]})
         return
     click.echo("\n".join(lines))
 
@@ -166,15 +172,15 @@ _SETUP: Final = (
 
 
 def _scenarios() -> tuple[str, ...]:
-    from attestkit.backends.simulator.scenarios.named import named_scenarios  # a long table
+    from attestkit.backends.simulator.scenarios.named import named_scenarios  # lazy: a long table
 
     return named_scenarios()
 
 
 def _setup(given: dict[str, Any]) -> "Setup":
-    """Return the kind of machine that these options mean."""
+    """Return the configuration of the emulated machine."""
     from attestkit.backends.simulator.scenarios.named import chosen_scenario
-    from attestkit.emulator.machine import Setup  # only these commands need them
+    from attestkit.emulator.machine import Setup  # lazy: only these commands need it
 
     provider = given.pop("provider")
     platform = {None: None, "sev_guest": "snp"}.get(provider, "tdx")
@@ -194,23 +200,23 @@ def _setup(given: dict[str, Any]) -> "Setup":
 
 
 def _seed(text: str | None, file: Path | None) -> bytes | None:
-    """Return the seed that the options name; None if they name none."""
+    """Return the seed of the options, or None."""
     if text is not None and file is not None:
-        raise UsageError("--seed and --seed-file: one of them")
+        raise UsageError("--seed and --seed-file: mutually exclusive", reason="conflict")
     if text is not None and text.startswith("@"):
         file = Path(text[1:])
     if file is None:
         return _hex(text, "--seed", 32)
-    from attestkit.serve.config.option_values import read_seed  # late: few name a file
+    from attestkit.serve.config.option_values import read_seed  # lazy: few runs need it
 
     return read_seed(file)
 
 
-def _hex(text: str | None, what: str, size: int) -> bytes | None:
-    """Read an option in hex of so many bytes; None stays None."""
+def _hex(text: str | None, option: str, size: int) -> bytes | None:
+    """Decode a hex option of `size` bytes; None stays None."""
     if text is None:
         return None
-    value = read_hex(what, text)
+    value = read_hex(option, text)
     if len(value) != size:
-        raise UsageError(f"{what} is {size} bytes in hex")
+        raise UsageError(f"{option}: {len(value)} bytes instead of {size}", reason="wrong_size")
     return value

@@ -1,6 +1,6 @@
-"""The options that say what a quote or evidence is over, and the 64 bytes that they mean.
+"""Options for report data, 64 bytes.
 
-Who asks for it and who verifies it say it in the same words.
+They are the same for commands that request evidence and for commands that verify it.
 """
 
 import re
@@ -10,112 +10,116 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from attestkit.cli.exit_codes import complain
+from attestkit.cli.exit_codes import print_error
 from attestkit.cli.input.read_input import open_input
-from attestkit.cli.options.click_types import PATH, gathered, read_hex
+from attestkit.cli.options.click_types import PATH, group_options, read_hex
 from attestkit.errors import UsageError
 
-__all__ = ["Sealed", "given_report_data", "report_data_choices", "report_data_options"]
+__all__ = ["ReportDataInput", "read_report_data", "report_data_choices", "report_data_options"]
 
 _SIZE: Final = 64
-_PIECE: Final = 1 << 20  # bytes of a file that are hashed at a time
+_CHUNK: Final = 1 << 20  # bytes of a file that are hashed at a time
 _HEX_TEXT: Final = re.compile(r"(?:0x)?(?:[0-9a-fA-F]{2}){16,}")
 
 
-class Sealed(NamedTuple):
-    """What evidence is over."""
+class ReportDataInput(NamedTuple):
+    """Report data of the options."""
 
-    report_data: bytes  # 64 bytes
-    inputs: tuple[Path, ...]  # the files it came from
+    value: bytes  # 64 bytes
+    inputs: tuple[Path, ...]  # files that were read
 
 
-def _sealed(
+def _read_padded(
     *, report_data: str | None, text: str | None, of_file: Path | None, sha512: bool
-) -> Sealed:
-    sealed = given_report_data(report_data, text, of_file, sha512=sha512) or b""
-    return Sealed(sealed.ljust(_SIZE, b"\0"), () if of_file is None else (of_file,))
+) -> ReportDataInput:
+    data = read_report_data(report_data, text, of_file, sha512=sha512) or b""
+    return ReportDataInput(data.ljust(_SIZE, b"\0"), () if of_file is None else (of_file,))
 
 
 def report_data_choices(report_data: str, sha512: str) -> tuple[Callable[[Any], Any], ...]:
-    """Return the options for `given_report_data`, with the help of the first and the last."""
+    """Return the options for `read_report_data`; the arguments are help texts."""
     return (
         click.option("--report-data", metavar="HEX", help=report_data),
-        click.option("--text", metavar="TEXT", help="The same as text, in UTF-8."),
+        click.option("--text", metavar="TEXT", help="Report data as UTF-8 text."),
         click.option(
             "--file",
             "of_file",  # several commands have an argument FILE
             metavar="FILE",
             type=PATH,
-            help="The same as the bytes of a file; - is stdin.",
+            help="Report data as the bytes of a file; - is stdin.",
         ),
         click.option("--sha512", is_flag=True, help=sha512),
     )
 
 
-report_data_options: Final = gathered(
-    "sealed",
+report_data_options: Final = group_options(
+    "report_data",
     report_data_choices(
-        "What it is over, up to 64 bytes that zeros fill up: a verifier's nonce.",
-        "Seal the SHA-512 of what --report-data, --text or --file gives, of any length.",
+        "Report data, up to 64 bytes, zero-padded: for example a verifier's nonce.",
+        "Use the SHA-512 of --report-data, --text or --file, which may have any length.",
     ),
-    _sealed,
+    _read_padded,
 )
 
 
-def given_report_data(
+def read_report_data(
     report_data: str | None, text: str | None, file: Path | None, *, sha512: bool
 ) -> bytes | None:
-    """Return the up to 64 bytes that the options give, not filled up; None if none was given.
+    """Return the report data of the options, unpadded, or None.
 
     Raises:
-        UsageError: Two are given, --sha512 alone, more than 64 bytes, or what is not hex or UTF-8.
-        FormatError: The file cannot be read; the text names it.
+        UsageError: If two options or --sha512 alone are given, if the value is longer than 64
+            bytes, or is not hex or UTF-8.
+        FormatError: If the file cannot be read; the text names it.
     """
     if sum(given is not None for given in (report_data, text, file)) > 1:
-        raise UsageError("--report-data, --text and --file: one of them")
+        raise UsageError("--report-data, --text and --file: mutually exclusive", reason="conflict")
     if report_data is not None:
         data, option = read_hex("--report-data", report_data), "--report-data"
     elif text is not None:
         data, option = _encoded(text), "--text"
     elif file is not None:
         if sha512:
-            return _hash_of(file)
-        data, option = _head_of(file), f"--file {file}"
+            return _hash_file(file)
+        data, option = _read_start(file), f"--file {file}"
     elif sha512:
-        raise UsageError("--sha512 of what? --report-data, --text or --file")
+        raise UsageError(
+            "--sha512: nothing to hash; give --report-data, --text or --file", reason="missing"
+        )
     else:
         return None
     if sha512:
-        from attestkit._crypto.hashes import digest  # late: few ask for it
+        from attestkit._crypto.hashes import digest  # lazy: few runs need it
 
         return digest("sha512", data)
     if len(data) > _SIZE:
         raise UsageError(
-            f"{option} has more than 64 bytes, which report data has: --sha512 takes its hash"
+            f"{option}: more than 64 bytes; use --sha512 for its hash",
+            reason="too_large",
         )
     return data
 
 
 def _encoded(text: str) -> bytes:
     if _HEX_TEXT.fullmatch(text):
-        complain("--text looks like hex, and is taken as text: --report-data takes hex")
+        print_error("--text: looks like hex and is used as text; use --report-data for hex")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise UsageError("--text is not UTF-8") from error
+        raise UsageError("--text: not UTF-8", reason="encoding") from error
 
 
-def _head_of(file: Path) -> bytes:
-    """Return the bytes of a file as far as they matter: one more than may be."""
+def _read_start(file: Path) -> bytes:
+    """Return up to 65 bytes of a file, enough to see that it is too long."""
     with open_input(file) as opened:
         return opened.read(_SIZE + 1)
 
 
-def _hash_of(file: Path) -> bytes:
-    import hashlib  # late: few ask for it
+def _hash_file(file: Path) -> bytes:
+    import hashlib  # lazy: few runs need it
 
     hashed = hashlib.sha512()
     with open_input(file) as opened:
-        while piece := opened.read(_PIECE):
-            hashed.update(piece)
+        while chunk := opened.read(_CHUNK):
+            hashed.update(chunk)
     return hashed.digest()

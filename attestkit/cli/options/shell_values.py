@@ -1,4 +1,4 @@
-"""Words that a shell completes: names of backends, of their options, and of some values."""
+"""Shell completion of backend names, backend options and option values."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
@@ -18,13 +18,15 @@ __all__ = [
     "complete_scenario",
 ]
 
-COMPLETE: Final = "_ATTESTKIT_COMPLETE"  # in which a shell that completes names itself
+COMPLETE: Final = (
+    "_ATTESTKIT_COMPLETE"  # variable that the completion script sets to the shell's name
+)
 
 
-# All imports below are late: they are for the shell's questions alone.
+# All imports below are lazy: only completion needs them.
 
 
-def _matching(words: Iterable[str], incomplete: str) -> "list[CompletionItem]":
+def _complete_words(words: Iterable[str], incomplete: str) -> "list[CompletionItem]":
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(word) for word in words if word.startswith(incomplete)]
@@ -33,47 +35,47 @@ def _matching(words: Iterable[str], incomplete: str) -> "list[CompletionItem]":
 def complete_backend(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> "list[CompletionItem]":
-    """Return the backends whose names begin so."""
+    """Complete a backend name."""
     from attestkit import backends
 
     del ctx, param
-    return _matching(backends.names(), incomplete)
+    return _complete_words(backends.names(), incomplete)
 
 
 def complete_policy(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> "list[CompletionItem]":
-    """Return the presets whose names begin so; a shell adds files."""
+    """Complete the name of a policy preset, else a file."""
     from click.shell_completion import CompletionItem
 
     from attestkit.verifier.policy.appraisal_policy import PRESETS
 
     del ctx, param
-    return _matching(PRESETS, incomplete) or [CompletionItem(incomplete, type="file")]
+    return _complete_words(PRESETS, incomplete) or [CompletionItem(incomplete, type="file")]
 
 
 def complete_fault(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> "list[CompletionItem]":
-    """Return the faults whose names begin so."""
+    """Complete a fault name."""
     from attestkit.backends.simulator.faults.fault_specs import NAMED
 
     del ctx, param
-    return _matching(NAMED, incomplete)
+    return _complete_words(NAMED, incomplete)
 
 
 def complete_scenario(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> "list[CompletionItem]":
-    """Return the scenarios whose names begin so."""
+    """Complete a scenario name."""
     del ctx, param
-    return _matching(_scenarios(), incomplete)
+    return _complete_words(_scenarios(), incomplete)
 
 
 def complete_file(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> "list[CompletionItem]":
-    """Have the shell complete a file."""
+    """Complete a file name."""
     from click.shell_completion import CompletionItem
 
     del ctx, param
@@ -83,7 +85,7 @@ def complete_file(
 def complete_folder(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> "list[CompletionItem]":
-    """Have the shell complete a folder."""
+    """Complete a folder name."""
     from click.shell_completion import CompletionItem
 
     del ctx, param
@@ -93,22 +95,26 @@ def complete_folder(
 def complete_option(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> "list[CompletionItem]":
-    """Return NAME= for the options of the backend, then NAME=VALUE for those with known values."""
+    """Complete NAME= of a backend option, then NAME=VALUE if its values are known."""
     from attestkit import backends
     from attestkit.cli.options.backend_values import option_types
     from attestkit.errors import AttestKitError
 
     del param
-    backend = ctx.params.get("backend") or backends.named_by_environment() or "simulator"
+    backend = ctx.params.get("backend") or backends.backend_from_environment() or "simulator"
     try:
         cls = backends.load(backend)
     except AttestKitError:
         return []
     name, equals, value = incomplete.partition("=")
     if not equals:
-        return _matching((f"{known}=" for known in option_types(cls)), name)
+        return _complete_words((f"{known}=" for known in option_types(cls)), name)
     values = _VALUES.get(name) if backend == "simulator" else None
-    return [] if values is None else _matching((f"{name}={v}" for v in values()), f"{name}={value}")
+    return (
+        []
+        if values is None
+        else _complete_words((f"{name}={v}" for v in values()), f"{name}={value}")
+    )
 
 
 def _scenarios() -> Iterable[str]:

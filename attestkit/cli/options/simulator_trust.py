@@ -1,11 +1,11 @@
-"""The options that write what it takes to believe a simulated TEE, for whoever tests a verifier."""
+"""Options that write the simulator's trust anchor and collateral, for verifier tests."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from attestkit.cli.options.click_types import PATH, gathered
+from attestkit.cli.options.click_types import PATH, group_options
 from attestkit.cli.output.write_output import is_stdout, write_output
 from attestkit.errors import UsageError
 
@@ -14,51 +14,60 @@ if TYPE_CHECKING:
 
     from attestkit.backends.base import Backend
 
-__all__ = ["SimulatedTrust", "simulated_trust_options"]
+__all__ = ["TrustOutputs", "simulated_trust_options"]
 
 _ANCHOR: Final = "--save-trust-anchor"
 _COLLATERAL: Final = "--save-collateral"
 
 
-class SimulatedTrust(NamedTuple):
-    """Where to write it."""
+class TrustOutputs(NamedTuple):
+    """Output files for the simulator's trust anchor and collateral."""
 
     anchor: Path | None
     collateral: Path | None
 
     def outputs(self) -> tuple[tuple[str, Path | None], ...]:
-        """Return each with its option; UsageError if one is stdout."""
+        """Return the output files with their options.
+
+        Raises:
+            UsageError: If one is stdout.
+        """
         found = ((_ANCHOR, self.anchor), (_COLLATERAL, self.collateral))
         for option, path in found:
             if path is not None and is_stdout(path):
-                raise UsageError(f"{option} {path}: stdout has what was asked for; name a file")
+                raise UsageError(
+                    f"{option} {path}: stdout is used for the result; name a file",
+                    reason="conflict",
+                )
         return found
 
     def write(self, backend: "Backend") -> None:
-        """Write what was asked for.
+        """Write the files that the options name.
 
         Raises:
-            UsageError: The backend is no simulator, or a file cannot be written.
-            UnsupportedError: It has no collateral, as an SEV-SNP guest.
+            UsageError: If the backend is not the simulator, or a file cannot be written.
+            UnsupportedError: If the platform has no collateral, such as SEV-SNP.
         """
         if self == (None, None):
             return
-        backend = getattr(backend, "of", None) or backend  # what --record records
+        backend = getattr(backend, "of", None) or backend  # the recorded backend of --record
         anchor: bytes | None = getattr(backend, "trust_anchor", None)
         collateral: Callable[[], Any] | None = getattr(backend, "collateral", None)
         if not backend.simulated or anchor is None or collateral is None:
             raise UsageError(
-                f"{_ANCHOR} and {_COLLATERAL} are of the simulator, and this is {backend.name}"
+                f"{_ANCHOR} and {_COLLATERAL}: not supported by backend {backend.name}; use the "
+                "simulator",
+                reason="not_applicable",
             )
         if self.anchor is not None:
-            from attestkit._crypto.pem import armour  # late: few write it
+            from attestkit._crypto.pem import encode_pem  # lazy: few runs need it
 
-            write_output(_ANCHOR, self.anchor, armour("CERTIFICATE", anchor))
+            write_output(_ANCHOR, self.anchor, encode_pem("CERTIFICATE", anchor))
         if self.collateral is not None:
             write_output(_COLLATERAL, self.collateral, collateral().to_json())
 
 
-simulated_trust_options: Final = gathered(
+simulated_trust_options: Final = group_options(
     "trust",
     (
         click.option(
@@ -66,15 +75,15 @@ simulated_trust_options: Final = gathered(
             "anchor",
             metavar="FILE",
             type=PATH,
-            help="Simulator: write its root there, for attestkit verify --trust-anchor.",
+            help="Simulator: write its root certificate, for attestkit verify --trust-anchor.",
         ),
         click.option(
             _COLLATERAL,
             "collateral",
             metavar="FILE",
             type=PATH,
-            help="Simulator: write its collateral there, for attestkit verify --collateral.",
+            help="Simulator: write its collateral, for attestkit verify --collateral.",
         ),
     ),
-    SimulatedTrust,
+    TrustOutputs,
 )

@@ -1,7 +1,7 @@
-"""The options of a verification, the same for every command that verifies, and what they say.
+"""Options of verification, the same for every command that verifies.
 
-A file that an option names is part of the configuration: one that is missing or malformed is a
-ConfigError, and its text names the option.
+Files that options name are configuration: a missing or malformed file is a ConfigError, whose text
+names the option.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from click.core import ParameterSource
 
 from attestkit.attestation import Attestation
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.click_types import PATH, gathered
-from attestkit.cli.options.report_data import given_report_data, report_data_choices
+from attestkit.cli.options.click_types import PATH, group_options
+from attestkit.cli.options.report_data import read_report_data, report_data_choices
 from attestkit.cli.options.shell_values import complete_policy
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
@@ -24,31 +24,31 @@ from attestkit.errors import CollateralError, ConfigError, FormatError, UsageErr
 if TYPE_CHECKING:
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
-__all__ = ["Asked", "instant", "verification_options"]
+__all__ = ["VerificationOptions", "read_instant", "verification_options"]
 
 _Read = TypeVar("_Read")
 
-OWN_INSTANT: Final = "bundle"  # what --at says where a bundle is to be judged at its own
+OWN_INSTANT: Final = "bundle"  # value of --at for the time that an evidence bundle names
 DEFAULT: Final = "default"
 
 
-class Asked(NamedTuple):
-    """What the options of a verification say, as values."""
+class VerificationOptions(NamedTuple):
+    """Values of the verification options."""
 
     collateral: Collateral | None
     pccs_url: str | None
-    pccs_named: bool  # by the option; else the URL is the environment's
-    certificates: tuple[bytes, ...]  # of AMD's, DER, PEM, or a kernel's table; none are trusted
+    pccs_named: bool  # by the option, not by the environment
+    certificates: tuple[bytes, ...]  # AMD: DER, PEM or certificate table; untrusted
     trust_anchor: bytes | None  # DER
     report_data: bytes | None
     policy: "AppraisalPolicy"
-    policy_name: str  # of a preset, or of a file
-    at: datetime | None  # aware; None: now, or a bundle's own
-    own_instant: bool  # a bundle is judged at the instant that it names
-    inputs: tuple[Path, ...]  # files that options name: nothing may be written over them
+    policy_name: str  # of a preset or a file
+    at: datetime | None  # aware; None: now, or the time of a bundle
+    own_instant: bool  # verify a bundle at the time that it names
+    inputs: tuple[Path, ...]  # files that options name; outputs must not overwrite them
 
 
-def _asked(
+def _read_options(
     *,
     collateral: Path | None,
     pccs: str | None,
@@ -60,19 +60,19 @@ def _asked(
     sha512: bool,
     policy_name: str,
     at: str | None,
-) -> Asked:
+) -> VerificationOptions:
     from attestkit.serve.config.option_values import (
-        read_policy,  # late: commands without options of ours
+        read_policy,  # lazy: loads the server's configuration
     )
 
     source = click.get_current_context().get_parameter_source("pccs")
     from_environment = source is ParameterSource.ENVIRONMENT
     if collateral is not None and pccs is not None:
         if not from_environment:
-            raise UsageError("--collateral and --pccs: one of them")
+            raise UsageError("--collateral and --pccs: mutually exclusive", reason="conflict")
         pccs = None
     named = (collateral, *certificates, trust_anchor, of_file, Path(policy_name))
-    return Asked(
+    return VerificationOptions(
         collateral=_read("--collateral", collateral, _collateral),
         pccs_url=pccs or None,
         pccs_named=bool(pccs) and not from_environment,
@@ -81,27 +81,27 @@ def _asked(
         report_data=_report_data(report_data, text, of_file, sha512=sha512),
         policy=read_policy("--policy", policy_name),
         policy_name=policy_name,
-        at=None if at in {None, OWN_INSTANT} else instant(at or "", OWN_INSTANT),
+        at=None if at in {None, OWN_INSTANT} else read_instant(at or "", OWN_INSTANT),
         own_instant=at == OWN_INSTANT,
         inputs=tuple(path for path in named if path is not None),
     )
 
 
-verification_options: Final = gathered(
-    "asked",
+verification_options: Final = group_options(
+    "options",
     (
         click.option(
             "--collateral",
             metavar="FILE",
             type=PATH,
-            help="Intel's word about the platform: the nine-field JSON, or a CMW that holds it.",
+            help="Collateral of an Intel platform: JSON with nine fields, or a CMW with it.",
         ),
         click.option(
             "--pccs",
             metavar="URL",
             envvar="PCCS_URL",
             show_envvar=True,
-            help="Fetch collateral there. Nothing is fetched without this option or its variable.",
+            help="Fetch collateral from this PCCS. Without it, nothing is fetched.",
         ),
         click.option(
             "--certificate",
@@ -109,18 +109,18 @@ verification_options: Final = gathered(
             metavar="FILE",
             type=PATH,
             multiple=True,
-            help="AMD's certificates (VCEK or VLEK, and its issuer) for SEV-SNP evidence without "
-            "its own; may be repeated.",
+            help="AMD certificates (VCEK or VLEK, and its issuer) for SEV-SNP evidence without "
+            "them; may be repeated.",
         ),
         click.option(
             "--trust-anchor",
             metavar="FILE",
             type=PATH,
-            help="The one root to trust, DER or PEM, in place of those of Intel, AMD and AWS.",
+            help="Root certificate to trust, DER or PEM, in place of those of Intel, AMD and AWS.",
         ),
         *report_data_choices(
-            "Up to 64 bytes that the evidence must be about: shows that it is fresh.",
-            "It must be about the SHA-512 of what --report-data, --text or --file gives.",
+            "Expected report data, up to 64 bytes; shows that the evidence is fresh.",
+            "Expect the SHA-512 of --report-data, --text or --file.",
         ),
         click.option(
             "--policy",
@@ -129,17 +129,17 @@ verification_options: Final = gathered(
             shell_complete=complete_policy,
             default=DEFAULT,
             show_default=True,
-            help="What to accept: strict, default or development; or a TOML file, as attestkit "
+            help="Appraisal policy: strict, default or development; or a TOML file, as attestkit "
             "policy writes it (./strict is a file).",
         ),
         click.option(
             "--at",
             metavar="TIME",
-            help="The instant to verify at, else now: ISO 8601 (UTC if no zone is given), seconds "
-            f"since 1970, or {OWN_INSTANT}: the one that an evidence bundle names.",
+            help="Verification time, default now: ISO 8601 (UTC if no zone is given), seconds "
+            f"since 1970, or {OWN_INSTANT} for the time that an evidence bundle names.",
         ),
     ),
-    _asked,
+    _read_options,
 )
 
 
@@ -150,42 +150,42 @@ def _read(option: str, path: None, parse: Callable[[bytes], _Read]) -> None: ...
 @overload
 def _read(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _Read | None: ...
 def _read(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _Read | None:
-    """Return what an option's file holds; what is wrong with it is told with the option."""
+    """Parse the file of an option; errors name the option."""
     if path is None:
         return None
     try:
         data = read_file(path)
-    except FormatError as error:  # whose text names the file
-        raise ConfigError(f"{option} {error}") from error
+    except FormatError as error:  # its text names the file
+        raise ConfigError(f"{option} {error}", reason="unreadable") from error
     try:
         return parse(data)
     except (CollateralError, FormatError, UsageError) as error:
-        raise ConfigError(f"{option} {path}: {error}") from error
+        raise ConfigError(f"{option} {path}: {error}", reason="unreadable") from error
 
 
 def _collateral(data: bytes) -> Collateral:
-    """Read collateral, or evidence that it lies beside: whoever names that file chose it."""
+    """Parse collateral, or evidence in a CMW that contains collateral."""
     try:
         return Collateral.from_json(data)
     except CollateralError:
         with contextlib.suppress(FormatError):
-            if (beside := Attestation.from_bytes(data).enclosed_collateral) is not None:
-                return beside
+            if (enclosed := Attestation.from_bytes(data).enclosed_collateral) is not None:
+                return enclosed
         raise
 
 
 def _anchor(data: bytes) -> bytes | None:
-    from attestkit.verifier.authenticators import Makers  # late: loads X.509
+    from attestkit.verifier.authenticators import Authenticators  # lazy: loads X.509
 
-    return Makers(data).trust_anchor
+    return Authenticators(data).trust_anchor
 
 
 def _certificate(data: bytes) -> bytes:
-    """Return certificates of AMD's as they came, once they are some."""
-    from attestkit.verifier.platforms.snp_chain import read_endorsements  # late: loads X.509
+    """Return AMD certificates unchanged, if there is at least one."""
+    from attestkit.verifier.platforms.snp_chain import read_endorsements  # lazy: loads X.509
 
     if not read_endorsements([data]):
-        raise FormatError("there is no certificate in it")
+        raise FormatError("no certificate found", reason="missing")
     return data
 
 
@@ -193,32 +193,35 @@ def _report_data(
     report_data: str | None, text: str | None, file: Path | None, *, sha512: bool
 ) -> bytes | None:
     try:
-        wanted = given_report_data(report_data, text, file, sha512=sha512)
-    except FormatError as error:  # whose text names the file
-        raise ConfigError(f"--file {error}") from error
-    if wanted == b"":  # often a variable that is not set; zeros alone would show nothing
+        expected = read_report_data(report_data, text, file, sha512=sha512)
+    except FormatError as error:  # its text names the file
+        raise ConfigError(f"--file {error}", reason="unreadable") from error
+    if expected == b"":  # often an unset variable; all zeros would not show freshness
         raise UsageError(
-            "the report data is empty, and has to be 1 to 64 bytes: "
-            "--report-data, --text or --file has none"
+            "report data: empty; give 1 to 64 bytes with --report-data, --text or --file",
+            reason="missing",
         )
-    return wanted
+    return expected
 
 
-def instant(text: str, *words: str) -> datetime:
-    """Return the instant that `--at` gives, aware; where `words` would do too, the error says so.
+def read_instant(text: str, *words: str) -> datetime:
+    """Return the aware time of `--at`; the error text also lists `words` as valid values.
 
     Raises:
-        UsageError: It is no time, or none of the years 1970 to 9998.
+        UsageError: If it is not a time, or not in the years 1970 to 9998.
     """
     try:
         if text.replace(".", "", 1).isdecimal() and text.isascii():
             return datetime.fromtimestamp(float(text), timezone.utc)
-        # datetime of Python 3.10 does not know the Z.
+        # datetime of Python 3.10 does not accept Z.
         moment = datetime.fromisoformat(text.upper().replace("Z", "+00:00"))
     except (ValueError, OverflowError, OSError) as error:
-        others = "".join(f", nor {word}" for word in words)
-        raise UsageError(f"--at {text}: neither a date of ISO 8601, nor seconds{others}") from error
+        others = "".join(f", or {word}" for word in words)
+        raise UsageError(
+            f"--at: not a valid time: {text}; use ISO 8601, seconds since 1970{others}",
+            reason="encoding",
+        ) from error
     moment = moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment
-    if not 1970 <= moment.year <= 9998:  # whatever the zone, it is a time of X.509's and ours
-        raise UsageError(f"--at {text}: no verification is before 1970, or after 9998")
+    if not 1970 <= moment.year <= 9998:  # in any zone it can be compared with X.509 times
+        raise UsageError(f"--at: not in the years 1970 to 9998: {text}", reason="out_of_range")
     return moment

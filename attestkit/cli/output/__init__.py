@@ -1,4 +1,4 @@
-"""What commands print and write: for people, for pipes, and into files.
+"""Output of the commands: for terminals, for pipes, and into files.
 
-Text of strangers is made harmless before it gets to a terminal.
+Control characters in untrusted text are escaped.
 """

@@ -1,7 +1,4 @@
-"""A certificate as people read it; AMD's too, whose serial number is zero.
-
-Nothing in it has been verified.
-"""
+"""The unverified content of a certificate, as text; AMD's serial number 0 is accepted."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -24,14 +21,14 @@ _NAMES: Final = {
     "2.5.4.10": "O",
     "2.5.4.11": "OU",
 }
-# How strings are encoded, by their tags; the rest are ASCII or what contains it.
+# Text encodings by DER tag; all others are ASCII or a superset.
 _ENCODINGS: Final = {0x0C: "utf-8", 0x1E: "utf-16-be"}
 
 
 class CertificateText(NamedTuple):
-    """One certificate."""
+    """The fields of a certificate."""
 
-    subject: tuple[tuple[str, str], ...]  # attribute and value, as they stand
+    subject: tuple[tuple[str, str], ...]  # attribute and value, in order
     issuer: tuple[tuple[str, str], ...]
     serial_number: str  # hex
     valid_from: datetime  # aware
@@ -46,15 +43,15 @@ class CertificateText(NamedTuple):
 
 
 def name_text(name: tuple[tuple[str, str], ...]) -> str:
-    """Return a name in one line."""
+    """Format a name as one line."""
     return ", ".join(f"{attribute}={value}" for attribute, value in name) or "(no name)"
 
 
 def read_certificate_text(der: bytes) -> CertificateText:
-    """Read an X.509 certificate of version 3, of at most 16,384 bytes.
+    """Parse an X.509 v3 certificate of at most 16,384 bytes.
 
     Raises:
-        FormatError: It is none.
+        FormatError: If the certificate is malformed.
     """
     found = read_path_certificate(der)
     return CertificateText(
@@ -70,12 +67,12 @@ def read_certificate_text(der: bytes) -> CertificateText:
 
 def _serial_number(signed: bytes) -> str:
     fields = DerReader(signed).enter(SEQUENCE)
-    fields.enter(context(0))  # the version
+    fields.enter(context(0))  # version
     return fields.content(INTEGER).hex()
 
 
 def _name(der: bytes) -> tuple[tuple[str, str], ...]:
-    """Return the attributes of a Name (RFC 5280, 4.1.2.4), in their order."""
+    """Return the attributes of a Name (RFC 5280 4.1.2.4) in order."""
     found = []
     outer = DerReader(der).enter(SEQUENCE)
     while outer.tag() is not None:
@@ -85,7 +82,9 @@ def _name(der: bytes) -> tuple[tuple[str, str], ...]:
             oid = dotted_oid(pair.content(OID))
             tag = pair.tag()
             if tag is None:
-                raise FormatError("an attribute of a name has no value", offset=pair.at)
+                raise FormatError(
+                    "certificate name: an attribute has no value", offset=pair.at, reason="syntax"
+                )
             value = pair.content(tag).decode(_ENCODINGS.get(tag, "latin-1"), errors="replace")
             found.append((_NAMES.get(oid, oid), value))
     return tuple(found)

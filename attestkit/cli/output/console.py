@@ -1,7 +1,7 @@
-"""Tables for people and JSON for machines.
+"""Output of commands as text or JSON.
 
-Into a pipe or a file text goes as it is, a line each, without colours and without being folded; on
-a terminal `attestkit.cli.output.terminal` does it, which is loaded only then.
+Text in a pipe or a file has no colours and no wrapping. On a terminal,
+`attestkit.cli.output.terminal` formats it; that module is imported only then.
 """
 
 import json
@@ -24,7 +24,7 @@ __all__ = [
     "warning",
 ]
 
-MANY: Final = 10  # files, from which on people want to see that something moves
+MANY: Final = 10  # minimum number of files for a progress bar
 
 
 def _write(texts: Iterable[str]) -> None:
@@ -37,40 +37,40 @@ def as_json(value: Mapping[str, Any]) -> None:
 
 
 def fields(title: str | None, values: Mapping[str, object], *, brief: bool = False) -> None:
-    """Print a title and a table of two columns, name and value; rows of None are left out.
+    """Print a title and a table of names and values, without values that are None.
 
-    If `brief` a terminal gets the head of very long values.
+    With `brief`, very long values are truncated on a terminal.
     """
-    told = {name: str(value) for name, value in values.items() if value is not None}
+    texts = {name: str(value) for name, value in values.items() if value is not None}
     if sys.stdout.isatty():
         from attestkit.cli.output import terminal
 
-        terminal.fields(title, told, brief=brief)
+        terminal.fields(title, texts, brief=brief)
         return
-    column = max(map(len, told), default=0)
+    column = max(map(len, texts), default=0)
     _write([] if title is None else [title])
-    _write(f"{name:<{column}}  {value}" for name, value in told.items())
+    _write(f"{name:<{column}}  {value}" for name, value in texts.items())
 
 
 def rows(
     columns: Sequence[str], records: Iterable[Sequence[object]], *, brief: bool = False
 ) -> None:
-    """Print a table with a header line; if `brief` a terminal gets the head of long hex."""
-    told = [[str(value) for value in record] for record in records]
+    """Print a table with a header; with `brief`, long hex is truncated on a terminal."""
+    cells = [[str(value) for value in record] for record in records]
     if sys.stdout.isatty():
         from attestkit.cli.output import terminal
 
-        terminal.rows(columns, told, brief=brief)
+        terminal.rows(columns, cells, brief=brief)
         return
-    told.insert(0, list(columns))
-    widths = [max(map(len, column)) for column in zip(*told, strict=True)]
-    for record in told:
+    cells.insert(0, list(columns))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for record in cells:
         padded = (f"{text:<{width}}" for text, width in zip(record, widths, strict=True))
         _write(["  ".join(padded)])
 
 
 def lines(texts: Iterable[str]) -> None:
-    """Print sentences, one a line."""
+    """Print texts, one per line."""
     if sys.stdout.isatty():
         from attestkit.cli.output import terminal
 
@@ -80,23 +80,23 @@ def lines(texts: Iterable[str]) -> None:
 
 
 def checks(title: str, found: Iterable[Check], *, first: bool = False) -> None:
-    """Print a title and a line a thing: mark, name, text; the text below the name where narrow.
+    """Print a title and one line per check: mark, name and text.
 
-    An empty line comes before it, unless it is the first.
+    An empty line precedes the title unless `first`. A narrow terminal has the text below the name.
     """
-    told = list(found)
+    listed = list(found)
     if sys.stdout.isatty():
         from attestkit.cli.output import terminal
 
-        terminal.checks(title, told, first=first)
+        terminal.checks(title, listed, first=first)
         return
-    column = max((len(check.name) for check in told), default=0)
+    column = max((len(check.name) for check in listed), default=0)
     _write([title] if first else ["", title])
-    _write(f"[{mark}] {name:<{column}}  {text}" for mark, name, text in told)
+    _write(f"[{mark}] {name:<{column}}  {text}" for mark, name, text in listed)
 
 
 def steps(title: str, sentences: Iterable[str]) -> None:
-    """Print a title and numbered sentences, which wrap behind their number."""
+    """Print a title and numbered sentences."""
     if sys.stdout.isatty():
         from attestkit.cli.output import terminal
 
@@ -107,7 +107,7 @@ def steps(title: str, sentences: Iterable[str]) -> None:
 
 
 def verdict(text: str, *, good: bool) -> None:
-    """Print a verdict: a mark that reads without colour, and the text."""
+    """Print a verdict with a mark that does not depend on colour."""
     mark = "ok" if good else "!!"
     if sys.stdout.isatty():
         from attestkit.cli.output import terminal
@@ -118,7 +118,7 @@ def verdict(text: str, *, good: bool) -> None:
 
 
 def warning(text: str) -> None:
-    """Print what nobody should overlook."""
+    """Print a warning."""
     if sys.stdout.isatty():
         from attestkit.cli.output import terminal
 
@@ -128,17 +128,19 @@ def warning(text: str) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Show how many of `total` are done, on stderr; from ten on, and on a terminal only.
+def progress(label: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on stderr, on a terminal only, and not for fewer than 10 items.
 
-    None is a number that nobody knows yet.
+    Yields a function to be called after each item. The bar is removed at the end.
 
-    Yields a function to be called after each. The bar is gone when all are done.
+    Args:
+        label: Text beside the bar.
+        total: Number of items, or None if unknown.
     """
     if (total is not None and total < MANY) or not sys.stderr.isatty():
         yield lambda: None
         return
     from attestkit.cli.output import terminal
 
-    with terminal.progress(what, total) as advance:
+    with terminal.progress(label, total) as advance:
         yield advance

@@ -1,4 +1,4 @@
-"""What commands print, before it is laid out for a terminal or a pipe."""
+"""Types and escaping that terminal and plain output share."""
 
 from typing import NamedTuple
 
@@ -6,13 +6,13 @@ __all__ = ["Check", "printable"]
 
 
 class Check(NamedTuple):
-    """One thing that was looked at."""
+    """One line of a diagnosis or comparison."""
 
-    mark: str  # ok in order, !! broken, -- not there, or two blanks: neither
+    mark: str  # ok, !! (problem), -- (absent), or two blanks (neutral)
     name: str
     text: str
 
 
 def printable(value: object) -> str:
-    """Return text in which no control character of a hostile file reaches the terminal."""
+    """Escape control characters, so that untrusted text cannot drive the terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(value))

@@ -1,4 +1,4 @@
-"""What registers hold, as text."""
+"""PCR values as text."""
 
 from attestkit.errors import AttestKitError
 from attestkit.event_log import TpmEventLog
@@ -7,8 +7,8 @@ __all__ = ["tpm_replay"]
 
 
 def tpm_replay(log: TpmEventLog, bank: str) -> dict[str, str]:
-    """Return the PCRs of a bank in hex, or under `error` why they cannot be had."""
+    """Return the replayed PCRs of a bank in hex, or an `error`."""
     try:
         return {f"pcr{pcr}": value.hex() for pcr, value in log.replay(bank).items()}
-    except AttestKitError as error:  # a bank without a hash here, or with records it lacks
+    except AttestKitError as error:  # unsupported algorithm, or events without this bank's digest
         return {"error": str(error)}

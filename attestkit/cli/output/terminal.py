@@ -1,4 +1,4 @@
-"""What `attestkit.cli.output.console` prints on a terminal; only this file knows its library."""
+"""Terminal output of `attestkit.cli.output.console`, through rich."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,22 +17,21 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from attestkit.cli.exit_codes import ended_in_order
+from attestkit.cli.exit_codes import clean_up_on_signals
 from attestkit.cli.output.plain_text import Check, printable
 
 __all__ = ["checks", "fields", "lines", "progress", "rows", "steps", "verdict", "warning"]
 
-# A mark that reads without colour, and the colour that it has.
+# Colours of the marks.
 MARKS: Final = {"ok": "green", "!!": "bold red", "--": "dim", "  ": ""}
-NARROW: Final = 76  # columns, below which two columns of text do not fit side by side
-LONG, HEAD = 400, 160  # characters: what is very long, and how much of it is shown
-CELL: Final = 16  # digits of hex in a table that is brief
+NARROW: Final = 76  # terminal width below which texts go below their names
+LONG, HEAD = 400, 160  # characters: values longer than LONG are truncated to HEAD
+CELL: Final = 16  # hex digits shown in a brief table
 TITLE: Final = "bold cyan"
 
 
 def _console(*, stderr: bool = False) -> Console:
-    # Markup off: what is shown comes from files of strangers. The library's own way with $NO_COLOR
-    # keeps bold and dim.
+    # Markup is off: texts are untrusted. rich's own handling of $NO_COLOR keeps bold and dim.
     colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False, color_system=colours)
 
@@ -42,14 +41,14 @@ def _plain(value: str) -> Text:
 
 
 def fields(title: str | None, values: Mapping[str, str], *, brief: bool = False) -> None:
-    """Print a title and a table of two columns; if `brief` very long values are cut off."""
+    """Print a title and a table of two columns; with `brief`, truncate very long values."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in values.items():
-        cut = brief and len(value) > LONG
-        told = f"{value[:HEAD]}... {len(value):,} characters" if cut else value
-        table.add_row(_plain(name), _plain(told))
+        truncated = brief and len(value) > LONG
+        text = f"{value[:HEAD]}... {len(value):,} characters" if truncated else value
+        table.add_row(_plain(name), _plain(text))
     console = _console()
     if title is not None:
         console.print(_plain(title), style=TITLE)
@@ -58,30 +57,30 @@ def fields(title: str | None, values: Mapping[str, str], *, brief: bool = False)
 
 
 def rows(columns: Sequence[str], records: Iterable[Sequence[str]], *, brief: bool = False) -> None:
-    """Print a table with a header line; if `brief` long hex is cut off."""
+    """Print a table with a header; with `brief`, truncate long hex."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
         table.add_column(name, overflow="fold")
     for record in records:
-        table.add_row(*(_plain(_head(cell) if brief else cell) for cell in record))
+        table.add_row(*(_plain(_truncate_hex(cell) if brief else cell) for cell in record))
     _console().print(table)
 
 
-def _head(cell: str) -> str:
-    """Return enough of long hex to tell it from other."""
+def _truncate_hex(cell: str) -> str:
+    """Truncate long hex; return other text unchanged."""
     hexadecimal = len(cell) > CELL + 2 and not cell.strip("0123456789abcdef")
     return f"{cell[:CELL]}.." if hexadecimal else cell
 
 
 def lines(texts: Iterable[str]) -> None:
-    """Print sentences, one a line."""
+    """Print texts, one per line."""
     console = _console()
     for text in texts:
         console.print(_plain(text))
 
 
 def checks(title: str, found: Sequence[Check], *, first: bool = False) -> None:
-    """Print a title and a line a thing: mark, name, text; the text below the name where narrow."""
+    """Print a title and one line per check; a narrow terminal has texts below names."""
     console = _console()
     if not first:
         console.print()
@@ -103,7 +102,7 @@ def checks(title: str, found: Sequence[Check], *, first: bool = False) -> None:
 
 
 def steps(title: str, sentences: Iterable[str]) -> None:
-    """Print a title and numbered sentences, which wrap behind their number."""
+    """Print a title and numbered sentences with a hanging indent."""
     console = _console()
     console.print()
     console.print(_plain(title), style=TITLE)
@@ -116,25 +115,25 @@ def steps(title: str, sentences: Iterable[str]) -> None:
 
 
 def verdict(mark: str, text: str) -> None:
-    """Print a verdict behind its mark."""
+    """Print a mark and a verdict."""
     line = Text.assemble((f"[{mark}]", MARKS[mark]), " ", _plain(text))
     _console().print(line, style="bold", soft_wrap=True)
 
 
 def warning(text: str) -> None:
-    """Print what nobody should overlook."""
+    """Print a warning."""
     _console().print(_plain(f"[!!] {text}"), style="bold yellow")
 
 
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Show how many of `total` are done, on stderr; the bar is gone when all are."""
+def progress(label: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on stderr, and remove it at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
-        ended_in_order(),
+        clean_up_on_signals(),
         Progress(
             *columns, TimeRemainingColumn(), console=_console(stderr=True), transient=True
         ) as bar,
     ):
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(label, total=total)
         yield lambda: bar.advance(task)

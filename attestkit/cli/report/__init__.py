@@ -1,4 +1,4 @@
-"""The page of `report`: evidence and its verdict for people, in one HTML file.
+"""The HTML page of `report`: evidence and its verification result in one file.
 
-It loads nothing from elsewhere.
+The page loads no other resource.
 """

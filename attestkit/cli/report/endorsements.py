@@ -1,4 +1,4 @@
-"""The report's endorsements: the certificate chain, and how long each part of collateral holds."""
+"""The endorsements in the report: certificate chain, and validity of each part of collateral."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,7 +14,15 @@ from attestkit.errors import AttestKitError
 from attestkit.event_log.display import printable
 from attestkit.quote import Quote
 
-__all__ = ["Link", "Part", "Row", "chain", "day", "parts", "presented_chain"]
+__all__ = [
+    "ChainCertificate",
+    "CollateralPart",
+    "Fact",
+    "describe_chain",
+    "describe_parts",
+    "format_minute",
+    "presented_chain",
+]
 
 MOST: Final = 8  # certificates shown of a chain
 _PARTS: Final = {
@@ -28,24 +36,24 @@ _PARTS: Final = {
 }
 
 
-class Row(NamedTuple):
-    """A fact: its name and value."""
+class Fact(NamedTuple):
+    """A name and its value."""
 
     name: str
     value: str
     mono: bool = False
 
 
-class Link(NamedTuple):
+class ChainCertificate(NamedTuple):
     """One certificate of a chain."""
 
     title: str
     css: str  # of the state
     state: str
-    rows: tuple[Row, ...]
+    rows: tuple[Fact, ...]
 
 
-class Part(NamedTuple):
+class CollateralPart(NamedTuple):
     """One part of collateral."""
 
     name: str
@@ -55,19 +63,19 @@ class Part(NamedTuple):
     state: str
 
 
-def day(moment: datetime) -> str:
-    """Return a moment as people read it, to the minute, in UTC."""
+def format_minute(moment: datetime) -> str:
+    """Format a time to the minute, in UTC."""
     return moment.strftime("%Y-%m-%d %H:%M")
 
 
 def _state(start: datetime, end: datetime, at: datetime) -> tuple[str, str]:
     if at < start:
         return "no", "not yet valid"
-    return ("no", "expired") if at > end else ("ok", "in force")
+    return ("no", "expired") if at > end else ("ok", "valid")
 
 
 def presented_chain(evidence: Attestation | Quote) -> tuple[bytes, ...]:
-    """Return the certificates that evidence brings along, of which nothing has been verified."""
+    """Return the unverified certificates in evidence."""
     try:
         quote = evidence if isinstance(evidence, Quote) else evidence.quote
         if quote is not None:
@@ -82,44 +90,46 @@ def presented_chain(evidence: Attestation | Quote) -> tuple[bytes, ...]:
     for item in platform.cert_chain:
         try:
             found.extend(split_pem(item.decode("ascii")) if item[:1] == b"-" else [item])
-        except (AttestKitError, UnicodeDecodeError):  # what is no certificate is not shown as one
+        except (AttestKitError, UnicodeDecodeError):  # skip anything but certificates
             continue
     return tuple(found)
 
 
-def chain(certificates: Sequence[bytes], at: datetime) -> tuple[Link, ...]:
-    """Describe certificates, DER, in their order; what is none is left out."""
-    links = []
+def describe_chain(certificates: Sequence[bytes], at: datetime) -> tuple[ChainCertificate, ...]:
+    """Describe DER certificates in their order; skip unreadable ones."""
+    described = []
     for der in certificates[:MOST]:
         try:
-            links.append(_link(read_certificate_text(der), at))
+            described.append(_describe_certificate(read_certificate_text(der), at))
         except AttestKitError:
             continue
-    return tuple(links)
+    return tuple(described)
 
 
-def _link(certificate: CertificateText, at: datetime) -> Link:
+def _describe_certificate(certificate: CertificateText, at: datetime) -> ChainCertificate:
     subject, issuer = name_text(certificate.subject), name_text(certificate.issuer)
     css, state = _state(certificate.valid_from, certificate.valid_until, at)
-    span = f"{day(certificate.valid_from)} to {day(certificate.valid_until)}"
+    span = f"{format_minute(certificate.valid_from)} to {format_minute(certificate.valid_until)}"
     rows = (
-        Row("Subject", printable(subject, 300)),
-        Row("Issuer", "itself" if subject == issuer else printable(issuer, 300)),
-        Row("Valid", span),
-        Row("Serial number", certificate.serial_number, mono=True),
-        Row("Key (SHA-256)", certificate.key_id, mono=True),
+        Fact("Subject", printable(subject, 300)),
+        Fact("Issuer", "itself" if subject == issuer else printable(issuer, 300)),
+        Fact("Valid", span),
+        Fact("Serial number", certificate.serial_number, mono=True),
+        Fact("Key (SHA-256)", certificate.key_id, mono=True),
     )
-    return Link(printable(certificate.common_name, 100), css, state, rows)
+    return ChainCertificate(printable(certificate.common_name, 100), css, state, rows)
 
 
-def parts(collateral: Collateral, at: datetime) -> tuple[Part, ...]:
-    """Return when each part of collateral holds."""
+def describe_parts(collateral: Collateral, at: datetime) -> tuple[CollateralPart, ...]:
+    """Return the validity of each part of collateral."""
     found = []
     for field, name in _PARTS.items():
         try:
             start, end = part_window(field, getattr(collateral, field))
         except AttestKitError:
-            found.append(Part(name, "", "", "no", "unreadable"))
+            found.append(CollateralPart(name, "", "", "no", "unreadable"))
             continue
-        found.append(Part(name, day(start), day(end), *_state(start, end, at)))
+        found.append(
+            CollateralPart(name, format_minute(start), format_minute(end), *_state(start, end, at))
+        )
     return tuple(found)

@@ -1,7 +1,6 @@
-"""The report's registers, each with the events that were measured into it.
+"""The registers in the report, each with its events.
 
-An event log may have 65,536 events; of each register the first and the last are shown, and how many
-lie between.
+A log may have 65,536 events, so only the first and last events of a register are shown.
 """
 
 from collections.abc import Sequence
@@ -14,14 +13,14 @@ from attestkit.event_log.display import Payload, event_name, preview, printable
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.quote import Quote
 
-__all__ = ["Entry", "Register", "timelines"]
+__all__ = ["RegisterTimeline", "TimelineEvent", "build_timelines"]
 
-FIRST: Final = 150  # events shown of a register, from its start
-LAST: Final = 50  # and from its end
-OPEN: Final = 24  # events, up to which a timeline is unfolded
+FIRST: Final = 150  # number of first events shown of a register
+LAST: Final = 50  # number of last events shown of a register
+OPEN: Final = 24  # maximum number of events of an unfolded timeline
 
 
-class Entry(NamedTuple):
+class TimelineEvent(NamedTuple):
     """One event of a timeline."""
 
     number: int  # in the whole log
@@ -29,93 +28,99 @@ class Entry(NamedTuple):
     name: str
     digest: str
     payload: Payload
-    css: str  # runtime, silent, or nothing
+    css: str  # runtime, silent, or empty
 
 
-class Register(NamedTuple):
-    """One register, its value, and its events."""
+class RegisterTimeline(NamedTuple):
+    """One register with its value and events."""
 
     name: str
     value: str
     css: str  # of the state
     state: str
-    says: str  # how many events
-    replayed: str = ""  # where that is another value
-    events: tuple[Entry, ...] = ()
-    gap_after: int = 0  # entries before the gap; 0: none
+    summary: str  # number of events
+    replayed: str = ""  # if it differs from `value`
+    events: tuple[TimelineEvent, ...] = ()
+    gap_after: int = 0  # number of events before the gap; 0: no gap
     gap: str = ""
     open: bool = False
 
 
-def timelines(
+def build_timelines(
     evidence: Attestation | Quote, registers: Sequence[tuple[str, bytes]]
-) -> tuple[Register, ...]:
-    """Return the registers of evidence, by the names and values given, with their events."""
-    plain = tuple(Register(name.upper(), value.hex(), "", "", "") for name, value in registers)
+) -> tuple[RegisterTimeline, ...]:
+    """Return the named registers of evidence with their events."""
+    plain = tuple(
+        RegisterTimeline(name.upper(), value.hex(), "", "", "") for name, value in registers
+    )
     if isinstance(evidence, Quote):
         return plain
     if evidence.quote is None:
-        return (*plain, *_unmeasured(evidence))
+        return (*plain, *_unmeasured_events(evidence))
     try:
         log = evidence.event_log
-    except AttestKitError as error:  # a log that cannot be read is shown as such
-        unreadable = f"the log cannot be read: {printable(str(error), 200)}"
+    except AttestKitError as error:  # show the error of an unreadable log
+        unreadable = f"event log unreadable: {printable(str(error), 200)}"
         return tuple(register._replace(css="no", state=unreadable) for register in plain)
     compared = log.explained_registers()
     replayed = dict(enumerate(log.replay()))
-    return tuple(_of_td(name, value, log, compared, replayed) for name, value in registers)
+    return tuple(_td_timeline(name, value, log, compared, replayed) for name, value in registers)
 
 
-def _unmeasured(evidence: Attestation) -> tuple[Register, ...]:
+def _unmeasured_events(evidence: Attestation) -> tuple[RegisterTimeline, ...]:
     try:
         events = tuple(enumerate(evidence.runtime_events))
     except AttestKitError as error:
-        return (Register("Runtime events", "", "no", printable(str(error), 200), ""),)
+        return (RegisterTimeline("Runtime events", "", "no", printable(str(error), 200), ""),)
     if not events:
         return ()
-    return (_with_events(Register("Runtime events", "", "warn", "not measured", ""), events),)
+    return (
+        _with_events(RegisterTimeline("Runtime events", "", "warn", "not measured", ""), events),
+    )
 
 
-def _of_td(
+def _td_timeline(
     name: str,
     value: bytes,
     log: EventLog,
     compared: Sequence[int],
     replayed: dict[int, bytes],
-) -> Register:
+) -> RegisterTimeline:
     if not name.startswith("rtmr"):
-        return Register(name.upper(), value.hex(), "dim", "measured at launch", "")
+        return RegisterTimeline(name.upper(), value.hex(), "dim", "measured at launch", "")
     number = int(name.removeprefix("rtmr"))
     events = tuple((i, event) for i, event in enumerate(log.events) if event.register == number)
     if number not in compared:
-        plain = Register(name.upper(), value.hex(), "warn", "log shortened", "")
+        plain = RegisterTimeline(name.upper(), value.hex(), "warn", "log shortened", "")
     elif replayed[number] == value:
-        plain = Register(name.upper(), value.hex(), "ok", "log agrees", "")
+        plain = RegisterTimeline(name.upper(), value.hex(), "ok", "log agrees", "")
     else:
         other = replayed[number].hex()
-        plain = Register(name.upper(), value.hex(), "no", "log differs", "", other)
+        plain = RegisterTimeline(name.upper(), value.hex(), "no", "log differs", "", other)
     return _with_events(plain, events)
 
 
-def _with_events(register: Register, events: Sequence[tuple[int, Event]]) -> Register:
+def _with_events(
+    register: RegisterTimeline, events: Sequence[tuple[int, Event]]
+) -> RegisterTimeline:
     shown, gap_after, gap = list(events), 0, ""
     if len(events) > FIRST + LAST:
         shown = [*events[:FIRST], *events[-LAST:]]
         gap_after, gap = FIRST, f"{len(events) - FIRST - LAST} more events are not shown here"
     return register._replace(
-        says=f"{len(events)} event{'' if len(events) == 1 else 's'}",
-        events=tuple(_entry(index, event) for index, event in shown),
+        summary=f"{len(events)} event{'' if len(events) == 1 else 's'}",
+        events=tuple(_timeline_event(index, event) for index, event in shown),
         gap_after=gap_after,
         gap=gap,
         open=len(events) <= OPEN,
     )
 
 
-def _entry(index: int, event: Event) -> Entry:
+def _timeline_event(index: int, event: Event) -> TimelineEvent:
     silent = event.event_type == NO_ACTION
-    return Entry(
+    return TimelineEvent(
         index,
-        event.type_name + (" (extends nothing)" if silent else ""),
+        event.type_name + (" (not extended)" if silent else ""),
         event_name(event),
         event.digest.hex(),
         preview(event.payload),

@@ -1,7 +1,7 @@
-"""The page of `attestkit report`: one HTML file without scripts that loads nothing.
+"""The page of `attestkit report`: one HTML file without scripts or external resources.
 
-Everything in it comes from a stranger's file. The template library escapes every value; its policy
-for the browser allows the page's own style and nothing else.
+Its content is untrusted. The template engine escapes every value, and the page's Content Security
+Policy allows only its own style sheet.
 """
 
 import json
@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from attestkit._formats.strict_json import check_depth
 from attestkit._version import own_version
 from attestkit.attestation import Attestation
-from attestkit.cli.file_verifier import Outcome
-from attestkit.cli.report.endorsements import Link, Part, Row, chain, day, parts, presented_chain
-from attestkit.cli.report.events import Register, timelines
+from attestkit.cli.file_verifier import FileOutcome
+from attestkit.cli.report.endorsements import (
+    ChainCertificate,
+    CollateralPart,
+    Fact,
+    describe_chain,
+    describe_parts,
+    format_minute,
+    presented_chain,
+)
+from attestkit.cli.report.events import RegisterTimeline, build_timelines
 from attestkit.cli.report.tcb_levels import TcbTable, tcb_table
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.event_log.display import printable
@@ -28,13 +36,13 @@ if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
     from attestkit.verifier.result import AttestationResult, Claims
 
-__all__ = ["Page", "mark", "page", "page_of"]
+__all__ = ["Page", "build_page", "render_page", "step_class"]
 
 LONGEST_CONFIG: Final = 6000  # characters
 MOST_ADVISORIES: Final = 200
 _HEADLINES: Final = {0: "Accepted", 4: "Refused by policy", 5: "Unreadable"}
 _TITLES: Final = {
-    "identity": ("app", "The app"),
+    "identity": ("app", "App"),
     "registers": ("registers", "Registers and events"),
     "attributes": ("attributes", "Attributes"),
     "chain": ("chain", "Certificate chain"),
@@ -44,120 +52,121 @@ _TITLES: Final = {
     "config": ("config", "Configuration"),
 }
 _SIMULATED: Final = (
-    "Its certificates lead to a root that was handed in and is not the platform's maker's. Nothing "
-    "here says anything about hardware."
+    "The certificate chain ends at a given trust anchor that is not the vendor's. The evidence "
+    "proves nothing about hardware."
 )
 _NOT_FRESH: Final = (
-    "No report data was asked for, so nothing shows that this evidence was made for this request: "
-    "it may be an old one, repeated."
+    "No report data was expected, so this evidence may be a replay of older evidence."
 )
-_OF_KEY: Final = (
-    "The evidence is about the certificate's key. Nothing shows that who sent the certificate has "
-    "that key, as a TLS handshake would, nor when the evidence was made."
+_BOUND_TO_KEY: Final = (
+    "The evidence is bound to the certificate's key. Possession of the key, which a TLS handshake "
+    "proves, and the age of the evidence were not checked."
 )
 _OWN_INSTANT: Final = (
-    "It was judged at the instant that the bundle itself names, which whoever made it chose. What "
-    "was revoked or expired since then does not show here; without --at it is judged now."
+    "The evidence was verified at the time that the bundle names, which its creator chose. Later "
+    "revocation or expiry does not show; omit --at to verify it now."
 )
 _REGISTERS_NOTE: Final = (
-    "A register vouches for the digests of its events, in their order. Of runtime events the "
-    "digest covers name and payload; what firmware wrote beside its digests is its own account."
+    "A register authenticates the digests of its events, in order. The digest of a runtime event "
+    "covers its name and payload; other fields of firmware events are not authenticated."
 )
 _NO_LOG_NOTE: Final = (
-    "What the platform measured, as its maker's key signed it. Nothing that comes with it explains "
-    "how the values came about."
+    "Measurements of the platform, signed with the vendor's key. There is no event log to replay."
 )
-# In sentences of the verifier's: something that was not checked, and is no fault either.
+# Steps that were not checked, without being a problem; matched in the verifier's texts.
 _LEFT_OUT: Final = re.compile(
     r"left out|not (?:checked|compared|looked at|name)|names? no |there is no TCB status"
 )
-# And what was checked, and is not as it should be, or proves nothing.
+# Steps that were checked, with a result that needs attention.
 _CAUTION: Final = re.compile(
-    r"caution: |(?:OutOfDate|Revoked)|TCB status (?!UpToDate )|shows nothing|in debug mode"
-    r"|security advisories .+ are accepted"
+    r"caution: |(?:OutOfDate|Revoked)|TCB status (?!UpToDate )|does not show freshness"
+    r"|in debug mode|security advisories .+ are accepted"
 )
 _CONFIG_NOTE: Final = (
-    "What the attester says of its machine. Nothing signs it by itself: it counts where the steps "
-    "above hold a register to it."
+    "Configuration from the attester, not signed by itself. It is trustworthy only where a step "
+    "above compares it with a register."
 )
 
 
-class Band(NamedTuple):
-    """Something nobody should overlook."""
+class Notice(NamedTuple):
+    """A warning at the top of the page."""
 
     title: str
     text: str
 
 
-class Pill(NamedTuple):
-    """A word in the bar."""
+class Badge(NamedTuple):
+    """A label in the title bar."""
 
     text: str
     css: str
 
 
 class Step(NamedTuple):
-    """One thing that was checked, or left out."""
+    """One verification step, checked or omitted."""
 
     text: str
     css: str = ""
 
 
 class Page(NamedTuple):
-    """What the template shows; every text as it is, unescaped."""
+    """Values of the template, unescaped."""
 
     headline: str
     file: str
     lead: str
     refused: bool
-    refusal: Band
-    bands: tuple[Band, ...]
-    pills: tuple[Pill, ...]
-    summary: tuple[Row, ...]
+    refusal: Notice
+    notices: tuple[Notice, ...]
+    badges: tuple[Badge, ...]
+    summary: tuple[Fact, ...]
     steps: tuple[Step, ...]
     footer: str
-    identity: tuple[Row, ...] = ()
-    registers: tuple[Register, ...] = ()
-    attributes: tuple[Row, ...] = ()
-    chain: tuple[Link, ...] = ()
+    identity: tuple[Fact, ...] = ()
+    registers: tuple[RegisterTimeline, ...] = ()
+    attributes: tuple[Fact, ...] = ()
+    chain: tuple[ChainCertificate, ...] = ()
     tcb: TcbTable | None = None
     advisories: tuple[str, ...] = ()
-    collateral: tuple[Part, ...] = ()
+    collateral: tuple[CollateralPart, ...] = ()
     config: str = ""
     registers_note: str = _REGISTERS_NOTE
     config_note: str = _CONFIG_NOTE
 
     @property
     def contents(self) -> tuple[tuple[str, str], ...]:
-        """The sections that there are: anchor and title."""
-        return tuple(entry for name, entry in _TITLES.items() if getattr(self, name))
+        """Anchors and titles of the sections that are not empty."""
+        return tuple(section for name, section in _TITLES.items() if getattr(self, name))
 
 
-def page(outcome: Outcome) -> str:
+def render_page(outcome: FileOutcome) -> str:
     """Return the report on an outcome as HTML.
 
     Raises:
-        UsageError: The template library is not installed.
+        UsageError: If Jinja is not installed.
     """
     template = _template()
-    from attestkit._jinja import style  # found, since the template was
+    from attestkit._jinja import style  # importable, because the template was loaded
 
     css = style("attestkit.cli.report", "report.css")
     css_hash = b64encode(sha256(css.encode()).digest()).decode()
-    return template.render(page=page_of(outcome), css=css, css_hash=css_hash) + "\n"
+    return template.render(page=build_page(outcome), css=css, css_hash=css_hash) + "\n"
 
 
 @cache
 def _template() -> "Template":
-    try:  # late: slow to import
+    try:  # lazy: slow to import
         from attestkit._jinja import templates
     except ModuleNotFoundError as error:
-        raise UsageError(f"a report needs {error.name}: pip install 'attestkit[cli]'") from error
+        raise UsageError(
+            f"report: {error.name} is not installed; run pip install 'attestkit[cli]'",
+            reason="missing_dependency",
+        ) from error
     return templates("attestkit.cli.report").get_template("report.html.jinja")
 
 
-def page_of(outcome: Outcome) -> Page:
-    """Return what the report on an outcome shows."""
+def build_page(outcome: FileOutcome) -> Page:
+    """Return the template values of the report on an outcome."""
     result, refused = outcome.result, outcome.result is None
     shown = Page(
         headline=_HEADLINES.get(outcome.code, "Rejected"),
@@ -165,8 +174,8 @@ def page_of(outcome: Outcome) -> Page:
         lead=_lead(outcome),
         refused=refused,
         refusal=_refusal(outcome),
-        bands=_bands(outcome),
-        pills=_pills(outcome),
+        notices=_notices(outcome),
+        badges=_badges(outcome),
         summary=_summary(outcome),
         steps=_steps(outcome),
         footer=_footer(outcome),
@@ -178,14 +187,16 @@ def page_of(outcome: Outcome) -> Page:
     return shown._replace(
         identity=_identity(info),
         registers_note=_REGISTERS_NOTE if _has_log(evidence) else _NO_LOG_NOTE,
-        registers=timelines(evidence, claims.registers),
-        attributes=tuple(Row(name, value.hex(), mono=True) for name, value in claims.attributes),
-        chain=chain(
+        registers=build_timelines(evidence, claims.registers),
+        attributes=tuple(Fact(name, value.hex(), mono=True) for name, value in claims.attributes),
+        chain=describe_chain(
             presented_chain(evidence) if result is None else result.certificate_chain, outcome.at
         ),
         tcb=None if outcome.collateral is None else tcb_table(outcome.collateral, evidence),
         advisories=() if result is None else _advisories(result),
-        collateral=() if outcome.collateral is None else parts(outcome.collateral, outcome.at),
+        collateral=()
+        if outcome.collateral is None
+        else describe_parts(outcome.collateral, outcome.at),
         config=_config(evidence),
     )
 
@@ -195,14 +206,14 @@ def _has_log(evidence: Attestation | Quote) -> bool:
 
 
 def _claims(evidence: Attestation | Quote, result: "AttestationResult | None") -> "Claims":
-    """Return the fields of evidence: believed ones, or what a refused one says."""
-    from attestkit.verifier.evidence_checks import Parcel, claims
+    """Return verified claims, or the unverified ones of rejected evidence."""
+    from attestkit.verifier.evidence_checks import ParsedEvidence, claims
 
     if result is not None:
         return result.claims
     if isinstance(evidence, Quote):
-        return claims(Parcel(None, evidence), b"", (), b"")
-    return claims(Parcel(evidence, evidence.quote), b"", (), b"")
+        return claims(ParsedEvidence(None, evidence), b"", (), b"")
+    return claims(ParsedEvidence(evidence, evidence.quote), b"", (), b"")
 
 
 def _app_info(
@@ -212,92 +223,92 @@ def _app_info(
         return None if result is None else result.app_info
     try:
         return evidence.app_info()
-    except AttestKitError:  # its parts disagree, or cannot be read
+    except AttestKitError:  # inconsistent or unreadable
         return None
 
 
-def _lead(outcome: Outcome) -> str:
-    kind = "" if outcome.found is None else f" ({outcome.found.kind})"
+def _lead(outcome: FileOutcome) -> str:
+    kind = "" if outcome.content is None else f" ({outcome.content.kind})"
     if outcome.result is not None:
         return (
-            f"The file{kind} passed every step at {day(outcome.at)} UTC: what follows is "
-            "vouched for as far as the steps say."
+            f"The file{kind} passed every verification step at {format_minute(outcome.at)} UTC. "
+            "The steps below list what was verified."
         )
     return (
-        f"The file{kind} was not accepted at {day(outcome.at)} UTC. What follows was read from it "
-        "and is unverified: nothing here may be relied on."
+        f"The file{kind} was not accepted at {format_minute(outcome.at)} UTC. The content below "
+        "is unverified and must not be relied on."
     )
 
 
-def _refusal(outcome: Outcome) -> Band:
+def _refusal(outcome: FileOutcome) -> Notice:
     if outcome.error is None:
-        return Band("", "")
+        return Notice("", "")
     word = f" ({outcome.reason})" if outcome.reason else ""
-    return Band(f"Why{word}", printable(outcome.problem, 3000))
+    return Notice(f"Why{word}", printable(outcome.problem, 3000))
 
 
-def _bands(outcome: Outcome) -> tuple[Band, ...]:
+def _notices(outcome: FileOutcome) -> tuple[Notice, ...]:
     found = []
     if outcome.result is not None and outcome.result.simulated:
-        found.append(Band("Simulated evidence", _SIMULATED))
+        found.append(Notice("Simulated evidence", _SIMULATED))
     if outcome.result is not None and not outcome.fresh:
-        why = _OF_KEY if outcome.of_key else _NOT_FRESH
-        found.append(Band("Freshness was not checked", why))
+        text = _BOUND_TO_KEY if outcome.bound_to_key else _NOT_FRESH
+        found.append(Notice("Freshness was not checked", text))
     if outcome.own_instant:
-        found.append(Band("The instant is the bundle's own", _OWN_INSTANT))
+        found.append(Notice("Verified at the time of the bundle", _OWN_INSTANT))
     return tuple(found)
 
 
-def _pills(outcome: Outcome) -> tuple[Pill, ...]:
+def _badges(outcome: FileOutcome) -> tuple[Badge, ...]:
     result = outcome.result
     if result is None:
-        return (Pill(outcome.reason, "no"),) if outcome.reason else ()
-    found = [Pill(result.claims.platform, "dim")]
+        return (Badge(outcome.reason, "no"),) if outcome.reason else ()
+    found = [Badge(result.claims.platform, "dim")]
     if result.tcb_status is not None:
         css = "ok" if result.tcb_status == "UpToDate" else "warn"
-        found.append(Pill(result.tcb_status.value, css))
+        found.append(Badge(result.tcb_status.value, css))
     if result.simulated:
-        found.append(Pill("simulated", "warn"))
+        found.append(Badge("simulated", "warn"))
     return tuple(found)
 
 
-def _summary(outcome: Outcome) -> tuple[Row, ...]:
-    result, raw = outcome.result, b"" if outcome.found is None else outcome.found.raw
+def _summary(outcome: FileOutcome) -> tuple[Fact, ...]:
+    result, raw = outcome.result, b"" if outcome.content is None else outcome.content.raw
     rows = []
     if result is not None:
-        rows.append(Row("Platform", result.claims.platform))
+        rows.append(Fact("Platform", result.claims.platform))
         if result.tcb_status is not None:
-            rows.append(Row("TCB status", result.tcb_status.value))
+            rows.append(Fact("TCB status", result.tcb_status.value))
         if result.tcb.date is not None:
-            rows.append(Row("TCB level of", f"{result.tcb.date:%Y-%m-%d}"))
+            rows.append(Fact("TCB level of", f"{result.tcb.date:%Y-%m-%d}"))
         if result.tcb.fmspc:
-            rows.append(Row("FMSPC", result.tcb.fmspc.hex(), mono=True))
+            rows.append(Fact("FMSPC", result.tcb.fmspc.hex(), mono=True))
         image = printable(outcome.os_image, 1000)
-        rows.append(Row("OS image", image, mono=bool(result.claims.os_image_hash)))
-        rows.append(Row("Report data", result.claims.report_data.hex(), mono=True))
-    rows.append(Row("Policy", printable(outcome.policy, 200)))
+        rows.append(Fact("OS image", image, mono=bool(result.claims.os_image_hash)))
+        rows.append(Fact("Report data", result.claims.report_data.hex(), mono=True))
+    rows.append(Fact("Policy", printable(outcome.policy, 200)))
     if outcome.own_collateral:
-        rows.append(Row("Collateral", "the bundle's own"))
-    own = ", the bundle's word" if outcome.own_instant else ""
-    rows.append(Row("Instant", f"{day(outcome.at)} UTC{own}"))
+        rows.append(Fact("Collateral", "from the bundle"))
+    own = ", the time of the bundle" if outcome.own_instant else ""
+    rows.append(Fact("Verified at", f"{format_minute(outcome.at)} UTC{own}"))
     if raw:
-        rows.append(Row("File", f"{len(raw)} bytes"))
-        rows.append(Row("SHA-256", sha256(raw).hexdigest(), mono=True))
+        rows.append(Fact("File", f"{len(raw)} bytes"))
+        rows.append(Fact("SHA-256", sha256(raw).hexdigest(), mono=True))
     return tuple(rows)
 
 
-def _steps(outcome: Outcome) -> tuple[Step, ...]:
-    return tuple(Step(printable(text, 1000), mark(text)) for text in outcome.steps)
+def _steps(outcome: FileOutcome) -> tuple[Step, ...]:
+    return tuple(Step(printable(text, 1000), step_class(text)) for text in outcome.steps)
 
 
-def mark(step: str) -> str:
-    """Return the class of a step: only what was checked and is in order has none."""
+def step_class(step: str) -> str:
+    """Return the CSS class of a step; empty if it was checked and needs no attention."""
     if _LEFT_OUT.search(step):
         return "left-out"
     return "caution" if _CAUTION.search(step) else ""
 
 
-def _identity(info: "AppInfo | None") -> tuple[Row, ...]:
+def _identity(info: "AppInfo | None") -> tuple[Fact, ...]:
     if info is None:
         return ()
     names = {
@@ -311,11 +322,11 @@ def _identity(info: "AppInfo | None") -> tuple[Row, ...]:
     }
     fields = info.to_dict()
     rows = [
-        Row(title, str(fields[name] or "none"), mono=bool(fields[name]))
+        Fact(title, str(fields[name] or "none"), mono=bool(fields[name]))
         for name, title in names.items()
     ]
     provider = info.key_provider_info.decode(errors="replace")
-    rows.append(Row("Key provider", printable(provider, 1000) or "none", mono=bool(provider)))
+    rows.append(Fact("Key provider", printable(provider, 1000) or "none", mono=bool(provider)))
     return tuple(rows)
 
 
@@ -324,7 +335,7 @@ def _advisories(result: "AttestationResult") -> tuple[str, ...]:
 
 
 def _config(evidence: Attestation | Quote) -> str:
-    """Return the configuration, indented if it is JSON, cut where it is long."""
+    """Return the configuration, indented if it is JSON, and truncated."""
     if isinstance(evidence, Quote) or not evidence.config:
         return ""
     text = evidence.config
@@ -332,11 +343,11 @@ def _config(evidence: Attestation | Quote) -> str:
         check_depth(text)
         text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     except (ValueError, RecursionError):
-        pass  # shown as it is
+        pass  # not JSON
     lines = printable("\0".join(text.splitlines()), LONGEST_CONFIG)
     return lines.replace("\\u0000", "\n")
 
 
-def _footer(outcome: Outcome) -> str:
+def _footer(outcome: FileOutcome) -> str:
     del outcome
-    return f"Made by attestkit {own_version()}. The page loads nothing and runs nothing."
+    return f"Made by attestkit {own_version()}. The page has no scripts and loads no resources."

@@ -1,4 +1,4 @@
-"""The documents of the API that a server serves: OpenAPI, a proto file, and a page for people.
+"""API documentation: OpenAPI document, .proto files, and an HTML page.
 
-They are made from the methods themselves.
+Generated from the methods themselves.
 """

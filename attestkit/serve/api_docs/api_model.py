@@ -1,7 +1,7 @@
-"""What one listener serves, in words: what every document about it is made from.
+"""Model of the methods of one listener, from which its API documents are generated.
 
-Nothing here is written twice: names and numbers are those of the messages, what a method takes and
-answers is in its entry and its annotation, and the words are the docstrings.
+Nothing is written twice: names and numbers come from the messages, request and response types from
+the service table and annotations, and descriptions from docstrings.
 """
 
 import re
@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Final, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
 from attestkit.serve.rpc.dispatcher import Method, Service
-from attestkit.serve.rpc.json_codec import Prepared
+from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages import fields_of
 
 __all__ = [
@@ -21,11 +21,11 @@ __all__ = [
     "STATUSES",
     "Api",
     "Call",
+    "Documentation",
     "Message",
-    "Words",
-    "calls_of",
-    "messages_of",
-    "words_of",
+    "list_calls",
+    "list_messages",
+    "read_docstring",
 ]
 
 Message: TypeAlias = type[NamedTuple]
@@ -36,49 +36,49 @@ _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 ENCODINGS: Final = {
     "POST in JSON": (
         "with `Content-Type: application/json`, with `?json`, or with a body that starts with a "
-        "brace and has no type of its own. Bytes are hex, in any letter case, with `0x` or "
-        "without. Every field may be left out unless it is required; unknown ones are ignored."
+        "brace and has no content type. Bytes are hex, in any letter case, with or without `0x`. "
+        "Every field is optional unless it is marked as required; unknown fields are ignored."
     ),
     "GET with a query": (
-        "has arrays as `name[0]=a` or `name[]=a`, and is answered in JSON. HEAD is the same "
-        "without the body."
+        "has arrays as `name[0]=a` or `name[]=a`; the response is JSON. HEAD is the same without "
+        "the body."
     ),
     "Any other POST": (
-        "is protobuf, with the messages of `/dstack_guest.proto`, and so are its answer and errors."
+        "is protobuf, with the messages of `/dstack_guest.proto`; so are its response and errors."
     ),
 }
 ERRORS: Final = (
-    'In JSON an error is `{"error": "..."}`, in protobuf a message Error. Every response to a '
-    "request has an `X-Request-Id`, which the server's log has too."
+    'An error is `{"error": "..."}` in JSON, and a message Error in protobuf. Every response to a '
+    "request has an `X-Request-Id`, which also appears in the server's log."
 )
 STATUSES: Final = {
-    "400": "The request is wrong: it cannot be read, or asks for what cannot be.",
-    "404": "There is no such method, page or container.",
-    "408": "The listener's limit: the request did not come in time.",
-    "431": "The listener's limit: the request line and headers are too long.",
+    "400": "The request is malformed or has an invalid value.",
+    "404": "No such method, page or container.",
+    "408": "Listener limit: the request did not arrive in time.",
+    "431": "Listener limit: the request line and headers are too long.",
     "500": "The platform or the server failed.",
-    "503": "The listener's limit: too many connections or streams.",
+    "503": "Listener limit: too many connections or streams.",
 }
 
 
 class Api(NamedTuple):
-    """One listener: what is served there, and how to get there with curl."""
+    """One listener: its services and pages, and its address for curl."""
 
     title: str
     version: str  # of the API
-    curl: str  # all that comes before a path
+    curl: str  # arguments of curl up to the path
     services: Sequence[Service]
-    pages: frozenset[str] = frozenset()  # the paths that show something besides
+    pages: frozenset[str] = frozenset()  # paths of the other views
     names_version: bool = False  # every response has X-App-Version
 
 
 class Call(NamedTuple):
-    """One method where it is served."""
+    """One method at one listener."""
 
     service: str
     name: str
     path: str
-    short_path: str  # without the service's name; the same where there is none
+    short_path: str  # without the service's name, if that is optional
     summary: str
     details: str
     request: Message | None
@@ -86,18 +86,18 @@ class Call(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The name that no other method of the listener has."""
+        """Name that is unique on the listener."""
         return f"{self.service}.{self.name}"
 
 
-class Words(NamedTuple):
-    """What a docstring says of a message, and of each of its fields."""
+class Documentation(NamedTuple):
+    """Description of a message and of its fields, from its docstring."""
 
     summary: str
     fields: dict[str, str]
 
 
-def calls_of(service: Service) -> Iterator[Call]:
+def list_calls(service: Service) -> Iterator[Call]:
     """Yield the methods of a service."""
     for name, method in service.methods.items():
         summary, details = _split(getdoc(method.run) or "")
@@ -114,18 +114,18 @@ def calls_of(service: Service) -> Iterator[Call]:
 
 
 def _response(method: Method) -> Message | None:
-    """Return the message that a method answers, which its annotation tells."""
+    """Return the response message of a method, from its annotation."""
     answer = get_type_hints(method.run)["return"]
-    if get_origin(answer) is Prepared:
+    if get_origin(answer) is PreparedResponse:
         [answer] = get_args(answer)
     return None if answer is NoneType else answer
 
 
-def messages_of(services: Sequence[Service]) -> list[Message]:
-    """Return the messages of some services, each once, requests before their responses."""
+def list_messages(services: Sequence[Service]) -> list[Message]:
+    """Return the messages of the services, each once, requests before their responses."""
     found: dict[Message, None] = {}
     for service in services:
-        for call in calls_of(service):
+        for call in list_calls(service):
             for message in (call.request, call.response):
                 if message is not None:
                     found[message] = None
@@ -133,12 +133,12 @@ def messages_of(services: Sequence[Service]) -> list[Message]:
 
 
 @cache
-def words_of(message: Message) -> Words:
-    """Return what the docstring of a message says."""
+def read_docstring(message: Message) -> Documentation:
+    """Return the description in the docstring of a message."""
     text, _, attributes = (getdoc(message) or "").partition("Attributes:\n")
-    said = {name: " ".join(words.split()) for name, words in _ATTRIBUTE.findall(attributes)}
-    fields = {field.name: said.get(field.name, "") for field in fields_of(message)}
-    return Words(_split(text)[0], fields)
+    descriptions = {name: " ".join(words.split()) for name, words in _ATTRIBUTE.findall(attributes)}
+    fields = {field.name: descriptions.get(field.name, "") for field in fields_of(message)}
+    return Documentation(_split(text)[0], fields)
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""An example of each message, for the documents: long values are cut short with dots."""
+"""Example of each message for the API documents; long values are abbreviated with dots."""
 
 from functools import cache
 from typing import NamedTuple
@@ -12,7 +12,7 @@ _CERTIFICATE = "-----BEGIN CERTIFICATE-----\n...\n-----END CERTIFICATE-----\n"
 _EVENT_LOG = (
     '[{"imr":3,"event_type":134217729,"digest":"...","event":"system-ready","event_payload":""}]'
 )
-_QUOTE = bytes.fromhex("040002008100000000000000939a7233")  # how every TDX quote of Intel begins
+_QUOTE = bytes.fromhex("040002008100000000000000939a7233")  # start of every TDX quote of version 4
 _APP_ID = bytes.fromhex("ea549f02e1a25fabd1cb788380e033ec5461b2ff")
 _COMPOSE_HASH = bytes.fromhex("ea549f02e1a25fabd1cb788380e033ec5461b2ffe4328d753642cf035452e48b")
 _KEY = bytes.fromhex("866d0884686e5afdbdaace8bd77c0b4f69a30dbe9506d69270a07bf247c8f4f0")
@@ -79,5 +79,5 @@ def _by_class() -> dict[type, NamedTuple]:
 
 
 def example_of(message: type[NamedTuple]) -> NamedTuple:
-    """Return an example of a message: one that can be sent, or the like of which is answered."""
+    """Return an example of a message: a valid request, or a typical response."""
     return _by_class()[message]

@@ -1,6 +1,6 @@
-"""The page about a listener's methods: what each takes and answers, with curl to try it.
+"""HTML page about a listener's methods: requests, responses and curl commands.
 
-It loads nothing, runs nothing, and comes from the same description as the OpenAPI document.
+It has no scripts and loads nothing. It is generated from the same model as the OpenAPI document.
 """
 
 import json
@@ -22,8 +22,8 @@ from attestkit.serve.api_docs.api_model import (
     Api,
     Call,
     Message,
-    calls_of,
-    words_of,
+    list_calls,
+    read_docstring,
 )
 from attestkit.serve.api_docs.openapi import PAGES, example, is_required
 from attestkit.serve.rpc.messages import Field, fields_of
@@ -31,7 +31,7 @@ from attestkit.serve.rpc.messages import Field, fields_of
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["CONTENT_SECURITY_POLICY", "curl_get", "curl_post", "page_of"]
+__all__ = ["CONTENT_SECURITY_POLICY", "curl_get", "curl_post", "render_page"]
 
 _KINDS: dict[type, str] = {str: "string", bool: "boolean", int: "number", bytes: "hex"}
 _UNITS: dict[type, str] = {str: "characters", bytes: "bytes"}
@@ -44,7 +44,7 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
-class _Row(NamedTuple):
+class _FieldRow(NamedTuple):
     """One field of a message."""
 
     name: str
@@ -55,24 +55,27 @@ class _Row(NamedTuple):
     required: bool
 
 
-class _Method(NamedTuple):
+class _MethodSection(NamedTuple):
     call: Call
-    request: list[_Row]
-    response: list[_Row]
+    request: list[_FieldRow]
+    response: list[_FieldRow]
     post: str
     get: str
-    answer: str  # in JSON
+    answer: str  # example response in JSON
 
 
-class _Group(NamedTuple):
+class _ServiceSection(NamedTuple):
     name: str
-    methods: list[_Method]
+    methods: list[_MethodSection]
 
 
-def page_of(api: Api) -> str:
-    """Return the page about a listener."""
+def render_page(api: Api) -> str:
+    """Return the HTML page about a listener."""
     pages = [shown for path, shown in PAGES.items() if path in api.pages]
-    groups = [_Group(s.name, [_method(api, call) for call in calls_of(s)]) for s in api.services]
+    groups = [
+        _ServiceSection(s.name, [_method(api, call) for call in list_calls(s)])
+        for s in api.services
+    ]
     return _template().render(
         api=api,
         css=_CSS,
@@ -92,15 +95,15 @@ def _template() -> "Template":
 
 
 def _words(text: str) -> Markup:
-    """Return text as HTML, what stands in backticks as code."""
+    """Return text as HTML, with the parts in backticks as code."""
     plain, *rest = _CODE.split(text)
-    pairs = zip(rest[::2], rest[1::2], strict=True)  # what stood in them, and what behind
+    pairs = zip(rest[::2], rest[1::2], strict=True)  # code, and the text after it
     return escape(plain) + Markup("").join(Markup("<code>%s</code>%s") % pair for pair in pairs)
 
 
-def _method(api: Api, call: Call) -> _Method:
+def _method(api: Api, call: Call) -> _MethodSection:
     answer = None if call.response is None else example(call.response, answer=True)
-    return _Method(
+    return _MethodSection(
         call,
         list(_rows(call.request)),
         list(_rows(call.response)),
@@ -110,13 +113,13 @@ def _method(api: Api, call: Call) -> _Method:
     )
 
 
-def _rows(message: Message | None) -> Iterator[_Row]:
+def _rows(message: Message | None) -> Iterator[_FieldRow]:
     if message is None:
         return
-    words = words_of(message).fields
+    words = read_docstring(message).fields
     for field in fields_of(message):
         kind = _KINDS[field.kind]
-        yield _Row(
+        yield _FieldRow(
             field.name,
             field.number,
             f"array of {kind}" if field.repeated else kind,
@@ -127,7 +130,7 @@ def _rows(message: Message | None) -> Iterator[_Row]:
 
 
 def _bounds(field: Field) -> str:
-    """Return what a field may hold, in words."""
+    """Return the bounds of a field as a sentence."""
     least, most, one_of, _ = field.bounds
     if one_of:
         return f"One of {', '.join(filter(None, one_of))}."
@@ -141,27 +144,27 @@ def _bounds(field: Field) -> str:
     return f"{least} to {most} {unit}." if least else f"At most {most} {unit}."
 
 
-def _asked(call: Call) -> dict[str, Any]:
+def _example_request(call: Call) -> dict[str, Any]:
     return {} if call.request is None else example(call.request, answer=False)
 
 
 def curl_post(api: Api, call: Call) -> str:
-    """Return the command that calls a method by POST, with its example."""
+    """Return the curl command of a POST with the example request."""
     return (
         f"curl {api.curl}{call.path} \\\n  -H 'Content-Type: application/json' \\\n"
-        f"  -d '{json.dumps(_asked(call))}'"
+        f"  -d '{json.dumps(_example_request(call))}'"
     )
 
 
 def curl_get(api: Api, call: Call) -> str:
-    """Return the command that calls a method by GET; -g, for brackets are curl's own otherwise."""
+    """Return the curl command of a GET; with -g, because curl expands brackets."""
     options, _, host = f"-g {api.curl}".rpartition(" ")
-    return f"curl {options} '{host}{call.path}{_query(_asked(call))}'"
+    return f"curl {options} '{host}{call.path}{_query(_example_request(call))}'"
 
 
-def _query(asked: dict[str, Any]) -> str:
+def _query(values: dict[str, Any]) -> str:
     pairs = []
-    for name, value in asked.items():
+    for name, value in values.items():
         several = isinstance(value, list)
         for at, item in enumerate(value if several else [value]):
             text = json.dumps(item) if isinstance(item, bool) else str(item)

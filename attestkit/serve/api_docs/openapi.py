@@ -1,4 +1,4 @@
-"""The OpenAPI document of a listener, made from the same description as its codecs."""
+"""OpenAPI document of a listener, generated from the API model."""
 
 import json
 from collections.abc import Iterator
@@ -11,23 +11,23 @@ from attestkit.serve.api_docs.api_model import (
     Api,
     Call,
     Message,
-    calls_of,
-    messages_of,
-    words_of,
+    list_calls,
+    list_messages,
+    read_docstring,
 )
 from attestkit.serve.api_docs.examples import example_of
 from attestkit.serve.rpc import json_codec
 from attestkit.serve.rpc.json_codec import MAX_UINT64
 from attestkit.serve.rpc.messages import PACKAGE, Error, Field, fields_of
 
-__all__ = ["PAGES", "document", "example", "is_required", "schema", "value_schema"]
+__all__ = ["PAGES", "example", "is_required", "make_document", "schema", "value_schema"]
 
-# Messages as JSON Schema, for bodies, queries and answers.
+# JSON Schema of messages, for bodies, queries and responses.
 
 
 def schema(message: Message, *, answer: bool) -> dict[str, Any]:
-    """Return the schema of a message: of an answer all fields are there, and hex is lowercase."""
-    words, fields = words_of(message), fields_of(message)
+    """Return the schema of a message; in a response all fields are present and hex is lowercase."""
+    words, fields = read_docstring(message), fields_of(message)
     found: dict[str, Any] = {
         "type": "object",
         "description": f"{words.summary}.",
@@ -46,7 +46,7 @@ def schema(message: Message, *, answer: bool) -> dict[str, Any]:
 
 
 def is_required(field: Field) -> bool:
-    """Tell whether a request without the field is refused, because its default is."""
+    """Return whether the field is required: its default is not valid."""
     bounds = field.bounds
     if field.kind is int or field.repeated:
         return False
@@ -63,7 +63,7 @@ def _field_schema(field: Field, *, answer: bool) -> dict[str, Any]:
 
 
 def value_schema(field: Field, *, answer: bool = False) -> dict[str, Any]:
-    """Return the schema of the value of a field, or of one of its items."""
+    """Return the schema of a field's value, or of its items."""
     if field.kind is bytes:
         return _hex(field, answer=answer)
     if field.kind is bool:
@@ -85,7 +85,7 @@ def value_schema(field: Field, *, answer: bool = False) -> dict[str, Any]:
 
 
 def _hex(field: Field, *, answer: bool) -> dict[str, Any]:
-    """Return the schema of hex: requests may use capitals, and `0x` before it."""
+    """Return the schema of a hex string; requests may use capitals and `0x`."""
     least, most = field.bounds.least, field.bounds.most
     digits, prefix = ("[0-9a-f]", "") if answer else ("[0-9a-fA-F]", "(0x)?")
     times = "*" if not least and most is None else f"{{{least},{'' if most is None else most}}}"
@@ -98,14 +98,14 @@ def _hex(field: Field, *, answer: bool) -> dict[str, Any]:
 
 
 def example(message: Message, *, answer: bool) -> dict[str, Any]:
-    """Return an example in JSON; one of a request has only what is not at its default."""
+    """Return an example in JSON; for a request without the fields at their default."""
     shown = example_of(message)
     found: dict[str, Any] = json.loads(b"".join(json_codec.encode(shown)))
     defaults = {f.name for f, value in zip(fields_of(message), shown, strict=True) if not value}
     return {n: value for n, value in found.items() if answer or n not in defaults}
 
 
-# What the document says of everything a listener shows that is no method.
+# OpenAPI description of a listener's views.
 
 _FLAG: Final = {"type": "string", "enum": ["", "on", "yes", "true", "off", "no", "false"]}
 _TIME: Final = {"type": "string", "pattern": r"^([0-9]{1,18}|\+?[0-9]{1,18}[smhd])?$"}
@@ -136,51 +136,46 @@ _LOG_PARAMETERS: Final = [
     _query(
         "since",
         _TIME,
-        "From then on: `90s`, `30m`, `1h`, `7d` ago; a bare number below 1,000,000,000 is seconds "
-        "ago, a larger one a Unix time; 0 or empty is from the beginning.",
+        "Start time: `90s`, `30m`, `1h` or `7d` ago; a number below 1,000,000,000 is seconds ago, "
+        "a larger one a Unix time; 0 or empty: from the beginning.",
     ),
-    _query("until", _TIME, "Up to then, written as `since`; 0 or empty is up to now."),
-    _query("follow", _FLAG, "Go on with what the container writes from now on."),
+    _query("until", _TIME, "End time, in the format of `since`; 0 or empty: until now."),
+    _query("follow", _FLAG, "Follow the log."),
     _query("text", _FLAG, "The message as text instead of base64."),
-    _query("bare", _FLAG, "The message alone, without JSON around it."),
-    _query("timestamps", _FLAG, "A time in RFC 3339 before each line."),
-    _query("tail", _TAIL, "How many lines from the end, or `all`."),
-    _query("ansi", _FLAG, "Leave escape sequences in, with `bare` and `text`."),
+    _query("bare", _FLAG, "The message without JSON."),
+    _query("timestamps", _FLAG, "An RFC 3339 time before each line."),
+    _query("tail", _TAIL, "Number of lines from the end, or `all`."),
+    _query("ansi", _FLAG, "Keep escape sequences, with `bare` and `text`."),
 ]
 
 PAGES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
-    "/": (
-        "/",
-        _path_item("dashboard", "Show who the app is, its containers and the system", _HTML),
-    ),
+    "/": ("/", _path_item("dashboard", "Show the app's identity, containers and system", _HTML)),
     "/metrics": (
         "/metrics",
-        _path_item(
-            "metrics", "Show figures of the system and the server, as Prometheus reads", _TEXT
-        ),
+        _path_item("metrics", "Get metrics of the system and the server for Prometheus", _TEXT),
     ),
     "/logs/": (
         "/logs/{container}",
         _path_item(
             "logs",
-            "Show what a container wrote",
+            "Get the log of a container",
             _TEXT,
             parameters=_LOG_PARAMETERS,
             description=(
-                "One JSON object a line, `channel` and `message`, unless `bare` is given. A flag "
-                "is on where it stands without a value; letter case does not matter. Errors after "
-                "the first line are an object inside the stream, `error`."
+                "One JSON object per line with `channel` and `message`, unless `bare` is given. A "
+                "flag without a value is on; letter case does not matter. An error after the first "
+                "line is a JSON object in the stream, with `error`."
             ),
         ),
     ),
     "/openapi.json": ("/openapi.json", _path_item("openapi", "Get this document", _ANY_OBJECT)),
-    "/docs": ("/docs", _path_item("docs", "Show this document as a page", _HTML)),
+    "/docs": ("/docs", _path_item("docs", "Show this document as HTML", _HTML)),
     "/dstack_guest.proto": (
         "/dstack_guest.proto",
         _path_item("proto", "Get the messages and services for protoc", _TEXT),
     ),
 }
-"""By the path of a view: the path in the document, and what is said of it."""
+"""By path of the view: its path in the document, and its description."""
 
 
 Json: TypeAlias = dict[str, Any]
@@ -192,7 +187,7 @@ _ABOUT = "\n".join(
         *(f"* **{n}** {t}" for n, t in ENCODINGS.items()),
     )
 )
-_PREFIX = " The name of the service may be left out of the path: `{short}`."
+_PREFIX = " The path without the service's name also works: `{short}`."
 _NAMES = {
     "400": "BadRequest",
     "404": "NotFound",
@@ -201,9 +196,9 @@ _NAMES = {
     "500": "InternalServerError",
     "503": "ServiceUnavailable",
 }
-_OF_LISTENER = frozenset({"408", "431", "503"})  # answered before there is a request
+_OF_LISTENER = frozenset({"408", "431", "503"})  # sent before a request is parsed
 _REQUEST_ID = {
-    "description": "Names the request in the server's log.",
+    "description": "Id of the request, which also appears in the server's log.",
     "required": True,
     "schema": {"type": "string", "pattern": "^[0-9a-f]+-[0-9a-f]+$"},
 }
@@ -214,14 +209,14 @@ _APP_VERSION = {
 }
 
 
-def document(api: Api) -> Json:
+def make_document(api: Api) -> Json:
     """Return the OpenAPI 3.1 document of a listener."""
     headers = {"X-Request-Id": _REQUEST_ID}
     if api.names_version:
         headers["X-App-Version"] = _APP_VERSION
     paths: Json = {}
     for service in api.services:
-        for call in calls_of(service):
+        for call in list_calls(service):
             paths[call.path] = {"get": _get(call, headers), "post": _post(call, headers)}
     for path, (shown, page) in PAGES.items():
         if path in api.pages:
@@ -236,7 +231,7 @@ def document(api: Api) -> Json:
         "servers": [{"url": "/", "description": f"curl {api.curl}/..."}],
         "tags": [
             *({"name": service.name} for service in api.services),
-            {"name": "pages", "description": "What is there besides the methods."},
+            {"name": "pages", "description": "Pages and other views."},
         ],
         "paths": paths,
         "components": {
@@ -248,16 +243,16 @@ def document(api: Api) -> Json:
 
 
 def _schemas(api: Api) -> Json:
-    requests = {call.request for service in api.services for call in calls_of(service)}
+    requests = {call.request for service in api.services for call in list_calls(service)}
     return {
         **{
             message.__name__: schema(message, answer=message not in requests)
-            for message in messages_of(api.services)
+            for message in list_messages(api.services)
         },
         "Error": {
             "type": "object",
-            "description": "What went wrong.",
-            "properties": {"error": {"type": "string", "description": "What, and what to do."}},
+            "description": "An error.",
+            "properties": {"error": {"type": "string", "description": "Problem and remedy."}},
             "required": ["error"],
             "additionalProperties": False,
         },
@@ -265,7 +260,7 @@ def _schemas(api: Api) -> Json:
 
 
 def _error(status: str, headers: Json) -> Json:
-    """Return what an error looks like; a listener's own is JSON, for it has not read on."""
+    """Return an error response; the listener's own errors are always JSON, without headers."""
     content: Json = {_JSON: {"schema": _ref("schemas", "Error")}}
     if status in _OF_LISTENER:
         return {"description": STATUSES[status], "content": content}
@@ -349,7 +344,7 @@ def _page(page: Json, headers: Json) -> Json:
 
 
 def _binary(message: Message | None) -> Json:
-    """Return the media type of protobuf; a schema says nothing about what is inside."""
+    """Return the media type of a protobuf message, whose contents a schema cannot describe."""
     name = "google.protobuf.Empty" if message is None else f"{PACKAGE}.{message.__name__}"
     return {"schema": {"title": name, "contentMediaType": _BINARY}}
 

@@ -1,9 +1,16 @@
-"""The `.proto` file of a listener, from which other languages make their clients."""
+"""`.proto` file of a listener's services, for protoc."""
 
 import textwrap
 from collections.abc import Iterator
 
-from attestkit.serve.api_docs.api_model import Api, Call, Message, calls_of, messages_of, words_of
+from attestkit.serve.api_docs.api_model import (
+    Api,
+    Call,
+    Message,
+    list_calls,
+    list_messages,
+    read_docstring,
+)
 from attestkit.serve.rpc.messages import PACKAGE, Error, Field, fields_of
 
 __all__ = ["proto_file"]
@@ -13,8 +20,8 @@ _EMPTY = "google.protobuf.Empty"
 _HEAD = f"""\
 // {{title}}, in proto3.
 //
-// A method is called by POST of its message to its path with Content-Type:
-// application/octet-stream. Every answer that is not a 200 is a message Error.
+// To call a method, POST its request to its path with Content-Type:
+// application/octet-stream. Every response but a 200 is a message Error.
 syntax = "proto3";
 
 package {PACKAGE};
@@ -24,13 +31,13 @@ import "google/protobuf/empty.proto";
 
 
 def proto_file(api: Api) -> str:
-    """Return the services of a listener, and their messages, as protoc takes them."""
+    """Return the services of a listener and their messages in the proto3 language."""
     parts = [_HEAD.format(title=api.title)]
     for service in api.services:
-        calls = "\n".join(line for call in calls_of(service) for line in _call(call))
+        calls = "\n".join(line for call in list_calls(service) for line in _call(call))
         parts.append(f"service {service.name} {{\n{calls}\n}}\n")
     parts += [
-        "\n".join(_message(message)) + "\n" for message in (*messages_of(api.services), Error)
+        "\n".join(_message(message)) + "\n" for message in (*list_messages(api.services), Error)
     ]
     return "\n".join(parts)
 
@@ -47,7 +54,7 @@ def _name(message: Message | None) -> str:
 
 
 def _message(message: Message) -> Iterator[str]:
-    words = words_of(message)
+    words = read_docstring(message)
     yield from _comment(f"{words.summary}.")
     yield f"message {message.__name__} {{"
     for field in fields_of(message):

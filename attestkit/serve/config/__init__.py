@@ -1,4 +1,4 @@
-"""The configuration of a server: its command line, the agent's files, and limits.
+"""Configuration of the server: command line, agent configuration file, and limits.
 
-What is wrong is said before anything listens.
+Invalid configuration is reported before any listener accepts.
 """

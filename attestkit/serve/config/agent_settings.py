@@ -1,6 +1,6 @@
-"""From options and environment to settings: every default of the agent is decided here.
+"""Settings of the agent, with all defaults, from options and the environment.
 
-Nothing is made or opened; the caller does that with what this module says.
+This module opens and creates nothing.
 """
 
 import os
@@ -16,14 +16,14 @@ from attestkit.serve.machine_info import DATA_DISKS
 if TYPE_CHECKING:
     from attestkit.backends.simulator.faults.fault_specs import Fault
 
-__all__ = ["AGENT", "SIMULATOR", "Files", "Settings", "decide"]
+__all__ = ["AGENT", "SIMULATOR", "AppFiles", "Settings", "decide_settings"]
 
 SIMULATOR = "simulator"
 RECORDING = "recording"
 AGENT = "dstack_agent"
 UNIX = "unix:"
 _RUN = ("/run", "/var/run")
-# systemd's socket activation and readiness: an unattended service must not become a simulator.
+# systemd's socket activation and notification: a service must not become a simulator by default.
 _UNATTENDED = ("LISTEN_FDS", "NOTIFY_SOCKET")
 _OF_SIMULATOR = (
     *("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"),
@@ -31,8 +31,8 @@ _OF_SIMULATOR = (
 )
 
 
-class Files(NamedTuple):
-    """The files of an agent that were named; None for the one in the host's folder, if any."""
+class AppFiles(NamedTuple):
+    """App files that options name; None: the one in the host's shared folder, if any."""
 
     app_keys: Path | None = None
     app_compose: Path | None = None
@@ -40,13 +40,12 @@ class Files(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What the server is to do, with every default filled in and every path absolute.
+    """Settings of the agent, with absolute paths.
 
-    `backend` is None when whatever hardware is found is to be taken. `private` says that `folder`
-    and `state_folder` are ours alone: made with mode 0700, and git is told to leave them alone.
-    The seed itself is read later, from `seed_hex` or `seed_file`, else from the state folder;
-    `seed_source` says where the former came from. `simulation` has what else was said of the
-    simulator, by the names of its arguments. `ident` None is our own name.
+    Without `backend`, the hardware is detected. If `private`, `folder` and `state_folder` get mode
+    0700 and are ignored by git. The seed is read later: from `seed_hex` or `seed_file`, else
+    from the state folder; `seed_source` names the option. `simulation` has other arguments of the
+    simulator. `ident` None selects the default name.
     """
 
     backend: str | None
@@ -60,7 +59,7 @@ class Settings(NamedTuple):
     http: Address | Path | None
     dev_http: Address | None
     pccs: Address | None
-    files: Files
+    files: AppFiles
     app_id: bytes | None
     measure_app: bool
     seed_hex: str | None
@@ -73,29 +72,29 @@ class Settings(NamedTuple):
 
     @property
     def simulated(self) -> bool:
-        """Whether the simulator was asked for, or picked."""
+        """Whether the backend is the simulator."""
         return self.backend == SIMULATOR
 
 
-def decide(
-    options: Options, environ: Mapping[str, str], signs_of_hardware: Callable[[], Sequence[str]]
+def decide_settings(
+    options: Options, environ: Mapping[str, str], detect_hardware: Callable[[], Sequence[str]]
 ) -> Settings:
-    """Return the settings that follow from the command line and the environment.
+    """Return the settings for the options and the environment.
 
     Raises:
-        UsageError: Options contradict each other, or no backend may be picked for them.
-        ConfigError: The same, where a configuration gave one of them.
+        UsageError: If options conflict, or no backend can be selected.
+        ConfigError: If an option from a configuration file conflicts or is invalid.
     """
     refuse_empty(options)
-    backend = _backend(options, environ, signs_of_hardware)
+    backend = _backend(options, environ, detect_hardware)
     simulated = backend == SIMULATOR
     if not simulated:
         _refuse_simulator_options(options)
-    # What is no TEE goes where a developer's things are, and is for this user alone.
+    # Like the simulator, a recording uses private folders of the user.
     simulated = simulated or backend == RECORDING
     folder, state_folder, private = _folders(options, environ, simulated=simulated)
     if options.seed is not None and options.seed_file is not None:
-        raise options.refusal("seed", f"and {options.named('seed_file')}: one of them is enough")
+        raise options.conflict("seed", f"excludes {options.named('seed_file')}; give one of them")
     return Settings(
         backend=backend,
         folder=folder,
@@ -108,7 +107,7 @@ def decide(
         http=_http(options, simulated=simulated),
         dev_http=_dev_address(options),
         pccs=options.address("pccs"),
-        files=Files(*map(options.path, Files._fields)),
+        files=AppFiles(*map(options.path, AppFiles._fields)),
         app_id=_app_id(options),
         measure_app=options.measure_app,
         seed_hex=options.seed,
@@ -122,21 +121,22 @@ def decide(
 
 
 def _backend(
-    options: Options, environ: Mapping[str, str], signs_of_hardware: Callable[[], Sequence[str]]
+    options: Options, environ: Mapping[str, str], detect_hardware: Callable[[], Sequence[str]]
 ) -> str | None:
-    """Return the name of the backend, None for the hardware that is found.
+    """Return the name of the backend; None to detect the hardware.
 
-    The simulator is picked only where nothing at all looks like a TEE or like a deployment.
+    The simulator is selected only if nothing indicates a TEE or a deployment.
     """
     name = options.backend or environ.get("ATTESTKIT_BACKEND") or "auto"
     if name == AGENT:
         raise UsageError(
-            f"the server is an agent itself and does not stand before another: {AGENT} is for "
-            "clients; name the hardware's backend, or auto"
+            f"--backend: {AGENT} is a client of a guest agent and cannot serve; name a backend "
+            "for the hardware, or auto",
+            reason="wrong_value",
         )
     if name != "auto":
         return name
-    if signs_of_hardware():
+    if detect_hardware():
         return None
     reasons = [f"${variable}" for variable in _UNATTENDED if variable in environ]
     if options.app_keys is not None:
@@ -145,8 +145,9 @@ def _backend(
         reasons.append(f"{options.named('dir')} {options.dir}")
     if reasons:
         raise UsageError(
-            f"no TEE was found, and with {' and '.join(reasons)} the simulator is not picked by "
-            f"itself; --backend {SIMULATOR} asks for it"
+            f"--backend: no TEE found, and the simulator is not selected automatically with "
+            f"{' and '.join(reasons)}; to simulate one, give --backend {SIMULATOR}",
+            reason="missing",
         )
     return SIMULATOR
 
@@ -154,19 +155,17 @@ def _backend(
 def _refuse_simulator_options(options: Options) -> None:
     for name in _OF_SIMULATOR:
         if getattr(options, name):
-            raise options.refusal(name, "is for the simulator only")
+            raise options.conflict(name, "for the simulator only")
     if options.app_id is not None and not options.measure_app:
-        raise options.refusal(
-            "app_id",
-            "is for the simulator, and on hardware for --measure-app: an id that is not measured "
-            "means nothing",
+        raise options.conflict(
+            "app_id", "on hardware only with --measure-app, which measures it into RTMR3"
         )
 
 
 def _folders(
     options: Options, environ: Mapping[str, str], *, simulated: bool
 ) -> tuple[Path, Path, bool]:
-    """Return the folder of sockets, the folder of state, and whether the former is private."""
+    """Return the folder of sockets, the folder of state, and whether the first is private."""
     if options.dir is not None:
         folder = Path(options.dir).absolute()
         local, private = True, False
@@ -196,7 +195,7 @@ def _mode(options: Options, default: int) -> int:
     except ValueError:
         mode = -1
     if not 0 <= mode <= 0o777:
-        raise options.wrong("socket_mode", "want an octal number up to 777")
+        raise options.wrong_value("socket_mode", "must be an octal number up to 777")
     return mode
 
 
@@ -205,10 +204,10 @@ def _http(options: Options, *, simulated: bool) -> Address | Path | None:
     text = options.http
     if text is not None and text.startswith(UNIX):
         if text == UNIX:
-            raise options.wrong("http", "want a path behind it")
+            raise options.wrong_value("http", "must have a path after unix:")
         return Path(text.removeprefix(UNIX)).absolute()
     if text is not None and text.startswith(":") and "http" in options.sources:
-        options = options._replace(http=f"{host}{text}")  # a configuration may give the port alone
+        options = options._replace(http=f"{host}{text}")  # a configuration may give only a port
     return options.address("http", Address(host, HTTP_PORT))
 
 
@@ -216,7 +215,9 @@ def _dev_address(options: Options) -> Address | None:
     address = options.address("dev_http")
     if address is None or address.host in {"localhost", "::1"} or _is_ipv4_loopback(address.host):
         return address
-    raise options.wrong("dev_http", "only on a loopback address, for it gives keys to anybody")
+    raise options.wrong_value(
+        "dev_http", "must be a loopback address, because it serves keys without authentication"
+    )
 
 
 def _is_ipv4_loopback(host: str) -> bool:
@@ -233,12 +234,12 @@ def _app_id(options: Options) -> bytes | None:
     except ValueError:
         app_id = b""
     if len(app_id) != 20:
-        raise options.wrong("app_id", "want 40 hex digits")
+        raise options.wrong_value("app_id", "must be 40 hex digits")
     return app_id
 
 
 def _simulation(options: Options) -> dict[str, object]:
-    """Return what was said of the simulated TEE, and nothing where nothing was said."""
+    """Return the given arguments of the simulator."""
     found: dict[str, object] = {}
     if options.platform is not None:
         found["platform"] = options.platform
@@ -252,19 +253,19 @@ def _simulation(options: Options) -> dict[str, object]:
 
 
 def _parse(options: Options, text: str) -> "tuple[Fault, ...]":
-    from attestkit.backends.simulator.faults.fault_specs import Faults  # late: for whoever has any
+    from attestkit.backends.simulator.faults.fault_specs import Faults  # lazy
 
     try:
         return Faults.of(text).armed()
     except UsageError as error:
-        raise options.refusal("fault", f"{text}: {error}") from error
+        raise options.invalid("fault", f"{text}: {error}") from error
 
 
 def _known_scenario(options: Options, name: str) -> str:
-    from attestkit.backends.simulator.scenarios.named import scenario  # late: for who wants one
+    from attestkit.backends.simulator.scenarios.named import scenario  # lazy
 
     try:
         scenario(name)
     except UsageError as error:
-        raise options.refusal("scenario", f"{name}: {error}") from error
+        raise options.invalid("scenario", f"{name}: {error}") from error
     return name

@@ -1,7 +1,7 @@
-"""The options of the server: what each is called, and how the command line is read.
+"""Command-line options of the server.
 
-A configuration file may give most of them too; `with_config` lays what it says below the command
-line and the environment, and remembers where each value came from, for errors.
+A configuration file may also give most of them. `with_config` merges it below the command line and
+the environment, and keeps the source of each value for errors.
 """
 
 import argparse
@@ -10,16 +10,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, Literal, NamedTuple, NoReturn
 
 from attestkit._sanitize import without_hex
 from attestkit._version import own_version
 from attestkit.errors import ConfigError, UsageError
 from attestkit.serve.config.limits import Limits, parse_limit
 from attestkit.serve.config.option_values import HTTP_PORT, OFF, Address, parse_address
-
-if TYPE_CHECKING:
-    from attestkit.errors import AttestKitError
 
 __all__ = [
     "FLAGS",
@@ -41,25 +38,24 @@ PLATFORMS: Final = ("tdx", "snp")
 QUOTE_VERSIONS: Final = ("4", "5")
 
 FLAGS: Final = frozenset({"access_log", "json", "measure_app", "reset", "watchdog"})
-"""Options that are on or off."""
+"""Boolean options."""
 
 _EPILOG: Final = """\
 Environment: $ATTESTKIT_BACKEND and $PCCS_URL stand for --backend and --verifier-pccs;
-$DSTACK_HOST_SHARED_DIR is the folder of the app's files that no option names; $DSTACK_CCEL_FILE,
-$DCAP_TDX_QUOTE_CONFIGFS_PATH and $DCAP_TDX_RTMR_SYSFS_PATH name files of the hardware's backends.
-A command line goes before the environment, that before a configuration, and that before the
-defaults.
+$DSTACK_HOST_SHARED_DIR is the folder of app files that no option names; $DSTACK_CCEL_FILE,
+$DCAP_TDX_QUOTE_CONFIGFS_PATH and $DCAP_TDX_RTMR_SYSFS_PATH name files of the hardware backends.
+The command line overrides the environment, and the environment the configuration file.
 
 Exit codes:
-  0    stopped by a signal; requests that outlasted the time to finish were cut off, and logged
-  1    usage or configuration
-  3    the device, the machine, or an error of our own
+  0    stopped by a signal; requests over the drain time were aborted and logged
+  1    usage or configuration error
+  3    error of the device, the machine or attestkit
   5    unreadable input
-  130  SIGINT before it served
-Killed by SIGTERM or SIGINT itself: that signal came before it served, or a second time.
+  130  SIGINT during startup
+Ended by SIGTERM or SIGINT: the signal came during startup, or a second time.
 """
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
-# Of these one is enough: who names one in a stronger place does away with the others below it.
+# Alternatives: one of them on a higher level overrides all of them on a lower one.
 _RIVALS: Final = (
     frozenset({"seed", "seed_file"}),
     frozenset({"verifier_pccs", "verifier_collateral"}),
@@ -68,10 +64,10 @@ _VARIABLES: Final = {"backend": "ATTESTKIT_BACKEND", "verifier_pccs": "PCCS_URL"
 
 
 class Options(NamedTuple):
-    """What the command line said, or else a configuration; None where nobody said anything.
+    """Options of the command line and the configuration file; None if not given.
 
-    `ident` and `data_disks` are a configuration's only. `sources` has for each value that a
-    configuration gave the file and the key.
+    `ident` and `data_disks` exist only in a configuration file. `sources` has file and key of each
+    value from a configuration file.
     """
 
     config: str | None = None
@@ -117,19 +113,28 @@ class Options(NamedTuple):
     sources: Mapping[str, str] = _NOTHING
 
     def named(self, field: str) -> str:
-        """Return what people know an option by: its own name, or its place in the file."""
+        """Return the name of an option for errors: its name, or its key in the file."""
         return self.sources.get(field) or f"--{field.replace('_', '-')}"
 
-    def refusal(self, field: str, reason: str) -> "AttestKitError":
-        """Return the error that an option may not be there, or may not be so."""
-        text = f"{self.named(field)} {reason}"
-        return ConfigError(text) if field in self.sources else UsageError(text)
+    def conflict(self, field: str, problem: str) -> "ConfigError | UsageError":
+        """Return the error of an option that conflicts with the other options."""
+        return self._error(field, problem, "conflict")
 
-    def wrong(self, field: str, reason: str) -> "AttestKitError":
-        """Return the error that the value of an option, which it shows, is none."""
-        colon = ":" if field in self.sources else ""
-        text = f"{self.named(field)}{colon} {getattr(self, field)}: {reason}"
-        return ConfigError(text) if colon else UsageError(text)
+    def wrong_value(self, field: str, problem: str) -> "ConfigError | UsageError":
+        """Return the error of an option with an invalid value, which the text shows."""
+        return self.invalid(field, f"{problem}: {getattr(self, field)}")
+
+    def invalid(self, field: str, problem: str) -> "ConfigError | UsageError":
+        """Return the error of an option with an invalid value, which the text does not show."""
+        return self._error(field, problem, "wrong_value")
+
+    def _error(
+        self, field: str, problem: str, reason: Literal["conflict", "wrong_value"]
+    ) -> "ConfigError | UsageError":
+        text = f"{self.named(field)}: {problem}"
+        if field in self.sources:
+            return ConfigError(text, reason=reason)
+        return UsageError(text, reason=reason)
 
     def path(self, field: str) -> Path | None:
         """Return the path that an option names, absolute."""
@@ -137,11 +142,11 @@ class Options(NamedTuple):
         return None if text is None else Path(text).absolute()
 
     def address(self, field: str, default: Address | None = None) -> Address | None:
-        """Return the address that an option gives; None where it says that there is none.
+        """Return the address of an option; None if the listener is off.
 
         Raises:
-            UsageError: It is something else.
-            ConfigError: The same, from a configuration.
+            UsageError: If the option has an invalid address.
+            ConfigError: If the configuration file has one.
         """
         text: str | None = getattr(self, field)
         if text is None:
@@ -149,21 +154,21 @@ class Options(NamedTuple):
         try:
             return None if text == OFF else parse_address(text)
         except UsageError as error:
-            raise self.wrong(field, str(error)) from error
+            raise self.wrong_value(field, str(error)) from error
 
 
 class _Parser(argparse.ArgumentParser):
     def names(self) -> tuple[str, ...]:
-        """Return all options as they are written, those that argparse adds too."""
+        """Return all option names, including those that argparse adds."""
         return tuple(self._option_string_actions)
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage: one line is enough, and it shows no seed."""
-        raise UsageError(f"{without_hex(message)} (--help lists the options)")
+        """Raise a one-line error that shows no seed, instead of printing the usage."""
+        raise UsageError(f"{without_hex(message)}; --help lists the options", reason="wrong_value")
 
 
 class _Print(argparse.Action):
-    """Print what is asked for, and stop."""
+    """Option that prints a text and exits."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **rest: Any) -> None:
         self._text: Callable[[], str] = rest.pop("const")
@@ -172,13 +177,13 @@ class _Print(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         try:
             write_out(self._text())
-        except OSError:  # nobody reads on, as behind `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again when it ends
+        except OSError:  # stdout is closed, as by `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter writes at exit
         parser.exit()
 
 
 def write_out(line: str) -> None:
-    """Write a line to stdout at once; nowhere, if whoever started us closed it."""
+    """Write a line to stdout and flush it; do nothing without stdout."""
     if sys.stdout is not None:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
@@ -189,26 +194,26 @@ def _version() -> str:
 
 
 def _faults() -> str:
-    from attestkit.backends.simulator.faults import injection  # late: only this needs the simulator
+    from attestkit.backends.simulator.faults import injection  # lazy: only with --list-faults
 
     return "\n".join(injection.simulator_faults())
 
 
 def _scenarios() -> str:
-    from attestkit.backends.simulator.scenarios import named as named_scenarios  # late, as above
+    from attestkit.backends.simulator.scenarios import named as named_scenarios  # lazy, as above
 
     return "\n".join(named_scenarios.named_scenarios())
 
 
 def refuse_empty(options: Options) -> None:
-    """Refuse what an unset variable of a shell leaves: as a path it would be this very folder.
+    """Refuse empty values, which unset shell variables leave: an empty path is the working folder.
 
     Raises:
-        UsageError: An option has an empty value.
+        UsageError: If an option has an empty value.
     """
     for name, value in options._asdict().items():
         if value == "" or (isinstance(value, tuple) and "" in value):
-            raise UsageError(f"--{name.replace('_', '-')}: the value is empty")
+            raise UsageError(f"--{name.replace('_', '-')}: the value is empty", reason="missing")
 
 
 def _parser() -> _Parser:
@@ -225,38 +230,42 @@ def _parser() -> _Parser:
 
 
 def option_names() -> tuple[str, ...]:
-    """Return all options as they are written, for a shell that completes them."""
+    """Return all option names, for shell completion."""
     return _parser().names()
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
-    """Return what a command line says.
+    """Return the options of a command line.
 
     Raises:
-        UsageError: There is no such option, or it lacks its value or may not have it.
-        SystemExit: It asked for help or for the version, which are printed.
+        UsageError: If an option is unknown, or its value is missing or invalid.
+        SystemExit: After --help, --version or a list was printed.
     """
     parser = _parser()
     found, others = parser.parse_known_args(list(arguments))
     if others:
-        parser.error(f"unrecognized arguments: {_without_values(others)}")
+        raise UsageError(
+            f"unrecognized arguments: {without_hex(_without_values(others))}; "
+            "--help lists the options",
+            reason="unknown_name",
+        )
     said = vars(found)
     limits: dict[str, float] = {}
     for text in said.pop("limit"):
         try:
             name, value = parse_limit(text)
         except UsageError as error:
-            raise UsageError(f"--limit {text[:64]}: {error}") from error
+            raise UsageError(f"--limit {text[:64]}: {error}", reason=error.reason) from error
         limits[name] = value
     said["fault"] = said["fault"] and tuple(said["fault"])
     return Options(**said, limits=limits)
 
 
 def _without_values(words: Sequence[str]) -> str:
-    """Return the options among words; behind one that was misspelt may be a secret."""
+    """Return the option names among words; the others may be secrets."""
     names = [word.partition("=")[0] for word in words if word.startswith("--")]
     others = sum(not word.startswith("--") for word in words)
-    return " ".join([*names, f"(and words that are not shown: {others})" if others else ""]).strip()
+    return " ".join([*names, f"(and {others} words that are not shown)" if others else ""]).strip()
 
 
 def with_config(
@@ -266,14 +275,14 @@ def with_config(
     limits: Mapping[str, float],
     environ: Mapping[str, str],
 ) -> Options:
-    """Return options with what a configuration says where nothing stronger says otherwise.
+    """Return options with the values of a configuration file where nothing overrides them.
 
     Args:
-        options: The command line, which is the strongest.
-        values: What the configuration says, by option.
-        sources: Its file and key, by option.
-        limits: What it says of them.
-        environ: The variables, which are stronger than a configuration.
+        options: The command line, which takes precedence.
+        values: Values of the configuration file, by option.
+        sources: File and key of each value.
+        limits: Limits in the configuration file.
+        environ: The environment, which overrides the configuration file.
     """
 
     def is_settled(field: str) -> bool:
@@ -297,20 +306,24 @@ _Add = Callable[..., object]
 
 
 def _add_general(add: _Add) -> None:
-    add("-c", "--config", metavar="FILE", help="the agent's configuration, TOML or JSON")
-    add("--backend", metavar="NAME", help="a backend's name; default: auto")
+    add("-c", "--config", metavar="FILE", help="configuration file of the agent, TOML or JSON")
+    add(
+        "--backend",
+        metavar="NAME",
+        help="backend, auto (default), or none for a verifier",
+    )
     add(
         "-w",
         "--watchdog",
         action="store_true",
-        help="tell the service manager that we live, every half of $WATCHDOG_USEC",
+        help="send WATCHDOG=1 to the service manager every half of $WATCHDOG_USEC",
     )
-    add("--json", action="store_true", help="say in JSON what listens")
+    add("--json", action="store_true", help="write the ready message as JSON")
     add("--version", action=_Print, const=_version, help="print the version and exit")
 
 
 def _add_listeners(add: _Add) -> None:
-    add("--dir", metavar="DIR", help="folder of the sockets")
+    add("--dir", metavar="DIR", help="folder of the unix sockets")
     add("--socket", metavar="PATH", help="default: DIR/dstack.sock; none: off")
     add("--tappd-socket", metavar="PATH", help="default: DIR/tappd.sock; none: off")
     add("--socket-mode", metavar="OCTAL", help="default: 600 for the simulator, 660 on hardware")
@@ -318,17 +331,17 @@ def _add_listeners(add: _Add) -> None:
     add(
         "--http",
         metavar="HOST:PORT",
-        help="external listener, port 0: any free one, unix:PATH: a socket, none: off; "
+        help="external listener; port 0 selects a free one, unix:PATH is a socket, none is off; "
         f"default: 127.0.0.1:{HTTP_PORT} for the simulator, 0.0.0.0:{HTTP_PORT} on hardware; a "
-        "simulator's on loopback answers to localhost and loopback addresses alone",
+        "simulator on loopback accepts loopback names in the Host header only",
     )
     add(
         "--limit",
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="a bound of the listeners, as in body=4MiB or idle_seconds=30s; may be repeated; "
-        f"the names are {', '.join(Limits._fields)}",
+        help="limit of the listeners, such as body=4MiB or idle_seconds=30s; may be repeated; "
+        f"names: {', '.join(Limits._fields)}",
     )
 
 
@@ -336,63 +349,63 @@ def _add_app(add: _Add) -> None:
     add("--app-keys", metavar="FILE", help="the agent's .appkeys.json")
     add("--app-compose", metavar="FILE", help="the agent's app-compose.json")
     add("--sys-config", metavar="FILE", help="the agent's .sys-config.json")
-    add("--app-id", metavar="HEX", help="20 bytes to measure; default: from the compose hash")
+    add("--app-id", metavar="HEX", help="app id to measure, 20 bytes; default: of the compose hash")
     add(
         "--measure-app",
         action="store_true",
-        help="hardware without a boot sequence: measure the app into RTMR3, before anything else "
-        "is; the simulator always does",
+        help="on hardware without a boot sequence: measure the app into RTMR3 first; the "
+        "simulator always does",
     )
 
 
 def _add_simulator(add: _Add) -> None:
-    add("--seed", metavar="HEX", help="32 bytes that everything follows from")
-    add("--seed-file", metavar="FILE", help="a file with the seed, raw or in hex")
-    add("--state-dir", metavar="DIR", help="folder of its seed and registers")
-    add("--reset", action="store_true", help="reboot the TD, forgetting its events")
-    add("--dev-http", metavar="HOST:PORT", help="everything over TCP, loopback only")
-    add("--pccs", metavar="HOST:PORT", help="serve its collateral, as a PCCS does")
-    add("--platform", choices=PLATFORMS, help="what it is; default: tdx")
-    add("--quote-version", choices=QUOTE_VERSIONS, help="default: 4, which has a TD 1.0 body")
-    add("--scenario", metavar="NAME", help="what is wrong, or odd, with it and its collateral")
+    add("--seed", metavar="HEX", help="seed of 32 bytes from which everything is derived")
+    add("--seed-file", metavar="FILE", help="file with the seed, raw or in hex")
+    add("--state-dir", metavar="DIR", help="folder of the seed and the registers")
+    add("--reset", action="store_true", help="reboot the TD, which resets registers and events")
+    add("--dev-http", metavar="HOST:PORT", help="all methods over TCP, on loopback only")
+    add("--pccs", metavar="HOST:PORT", help="serve the simulator's collateral as a PCCS")
+    add("--platform", choices=PLATFORMS, help="simulated platform; default: tdx")
+    add("--quote-version", choices=QUOTE_VERSIONS, help="default: 4, with a TD 1.0 body")
+    add("--scenario", metavar="NAME", help="simulate a named defect of the TEE or its collateral")
     add(
         "--fault",
         metavar="SPEC",
         action="append",
-        help="what goes wrong, and how often, as in ebusy:3 or slow:2s; may be repeated",
+        help="fault to inject, and how often, such as ebusy:3 or slow:2s; may be repeated",
     )
-    add("--list-faults", action=_Print, const=_faults, help="tell what can go wrong, and exit")
-    add("--list-scenarios", action=_Print, const=_scenarios, help="tell their names, and exit")
+    add("--list-faults", action=_Print, const=_faults, help="list the faults and exit")
+    add("--list-scenarios", action=_Print, const=_scenarios, help="list the scenarios and exit")
 
 
 def _add_verifier(add: _Add) -> None:
     add(
         "--verifier",
         metavar="HOST:PORT",
-        help="the verifier service, port 0: any free one; default: off; alone with --backend none",
+        help="verifier service; port 0 selects a free one; default: off; see --backend",
     )
     add(
         "--verifier-pccs",
         metavar="URL",
-        help="where collateral is fetched; default: $PCCS_URL, else nothing is fetched",
+        help="PCCS for collateral; default: $PCCS_URL, else nothing is fetched",
     )
-    add("--verifier-collateral", metavar="FILE", help="collateral in place of a PCCS")
+    add("--verifier-collateral", metavar="FILE", help="collateral instead of a PCCS")
     add(
         "--verifier-policy",
         metavar="NAME|FILE",
-        help="rules that evidence must meet: strict, default or development, or a file",
+        help="appraisal policy: strict, default or development, or a file",
     )
     add(
         "--trust-anchor",
         metavar="FILE",
-        help="one root, DER or PEM, in place of the makers'; a simulator leaves its own in "
-        "DIR/trust-anchor.pem",
+        help="root certificate, DER or PEM, instead of the vendors'; a simulator writes its own "
+        "to DIR/trust-anchor.pem",
     )
     add(
         "--ear-key",
         metavar="FILE",
-        help="private key that signs verdicts (/verify?format=ear), Ed25519 or P-256 in PEM, or "
-        "32 raw bytes of Ed25519; its mode must be 0600",
+        help="private key that signs results (/verify?format=ear): Ed25519 or P-256 in PEM, or "
+        "32 raw bytes of Ed25519, in a file with mode 0600",
     )
 
 
@@ -400,27 +413,27 @@ def _add_service(add: _Add) -> None:
     add(
         "--verifier-cache",
         metavar="DIR",
-        help="where fetched collateral is kept, for all processes that name it; default: in memory",
+        help="folder of cached collateral, shared by processes; default: in memory",
     )
     add(
         "--verifier-metrics",
         metavar="HOST:PORT",
-        help="GET /metrics of a verifier alone, all its processes together; default: off",
+        help="GET /metrics of a verifier without an agent, for all its workers; default: off",
     )
     add(
         "--workers",
         metavar="N",
-        help="processes that share the verifier's socket; with --backend none alone",
+        help="number of worker processes; only with --backend none",
     )
 
 
 def _add_log(add: _Add) -> None:
-    add("--log-format", choices=LOG_FORMATS, help="default: text, a line per record")
-    add("--log-level", choices=LOG_LEVELS, help="the least that is told; default: info")
+    add("--log-format", choices=LOG_FORMATS, help="default: text, one line per record")
+    add("--log-level", choices=LOG_LEVELS, help="minimum level; default: info")
     add(
         "--access-log",
         action=argparse.BooleanOptionalAction,
-        help="a line for every request, without its query; default: off",
+        help="log every request, without its query; default: off",
     )
 
 
@@ -430,6 +443,6 @@ _GROUPS: Final = (
     ("the app", _add_app),
     ("the simulator", _add_simulator),
     ("the verifier service", _add_verifier),
-    ("the verifier service, by several processes", _add_service),
+    ("the verifier service: cache, metrics and workers", _add_service),
     ("the log", _add_log),
 )

@@ -1,4 +1,4 @@
-"""Values of the server's options, as people write them: addresses, policies, seeds."""
+"""Values of the server's options: addresses, appraisal policies, and seeds."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,7 @@ from attestkit.dstack.host_shared_folder import read_file
 from attestkit.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
+    from attestkit._reasons import ConfigReason
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
 __all__ = [
@@ -23,17 +24,14 @@ __all__ = [
 
 
 def read_policy(option: str, text: str) -> "AppraisalPolicy":
-    """Return the policy that an option names: a preset's name, else a TOML file.
+    """Return the policy that an option names: a preset, else a TOML file.
 
-    A preset goes before a file of the same name, which `./strict` means.
+    A preset takes precedence over a file of the same name; `./strict` is the file.
 
     Raises:
-        ConfigError: The file cannot be read, or is no policy; the text names `option` and file.
+        ConfigError: If the file cannot be read or is invalid; the text names `option` and file.
     """
-    from attestkit.verifier.policy.appraisal_policy import (  # late: others have none
-        PRESETS,
-        AppraisalPolicy,
-    )
+    from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy  # lazy
 
     if (preset := PRESETS.get(text)) is not None:
         return preset()
@@ -42,21 +40,21 @@ def read_policy(option: str, text: str) -> "AppraisalPolicy":
     except ConfigError as error:
         also = ""
         if isinstance(error.__cause__, FileNotFoundError):
-            also = f"; nor is that a preset, which are {', '.join(PRESETS)}"
-        raise ConfigError(f"{option} {error}{also}") from error
+            also = f"; the presets are {', '.join(PRESETS)}"
+        raise ConfigError(f"{option} {error}{also}", reason=error.reason) from error
 
 
-# Where a TCP listener binds, as people write it.
+# TCP addresses of listeners.
 
 HTTP_PORT: Final = 8090
-"""The port of the external listener where nobody says another."""
+"""Default port of the external listener."""
 
 OFF = "none"
-"""What a listener's option says to have none."""
+"""Value of a listener's option that turns the listener off."""
 
 
 class Address(NamedTuple):
-    """Where a TCP listener binds; port 0 is any free one."""
+    """Address of a TCP listener; port 0 selects a free port."""
 
     host: str
     port: int
@@ -66,36 +64,41 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str) -> Address:
-    """Return the address that `text` writes as HOST:PORT, an IPv6 host in square brackets.
+    """Return the address in `text`, which is HOST:PORT with an IPv6 host in square brackets.
 
     Raises:
-        UsageError: It is something else.
+        UsageError: If `text` is not such an address.
     """
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise UsageError("an IPv6 address goes in square brackets")
+        raise UsageError("an IPv6 address must be in square brackets", reason="wrong_value")
     if not (host and colon and re.fullmatch(r"[0-9]{1,5}", port) and int(port) < 1 << 16):
-        raise UsageError(f"want HOST:PORT with a port of 0 to 65535, or {OFF}")
+        raise UsageError(
+            f"must be HOST:PORT with a port of 0 to 65535, or {OFF}", reason="wrong_value"
+        )
     return Address(host, int(port))
 
 
-# Read the seed of a simulated TEE; errors name where it came from, and never the seed.
+# Reading of the simulator's seed; errors name its source, and never show the seed.
 
 
 def seed_from_hex(text: str, source: str) -> bytes:
-    """Return the 32 bytes that 64 hex digits stand for; errors name `source`, never the seed.
+    """Return the 32 bytes of 64 hex digits; errors name `source`.
 
     Raises:
-        ConfigError: It is something else.
+        ConfigError: If `text` is malformed.
     """
     try:
         seed = bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
     except ValueError:
-        raise ConfigError(f"{source}: not hex") from None  # the cause would show a digit of it
+        # Without the cause, which shows a digit of the seed.
+        raise ConfigError(f"{source}: not valid hex", reason="encoding") from None
     if len(seed) != 32:
-        raise ConfigError(f"{source}: {len(seed)} bytes, want 32 (64 hex digits)")
+        raise ConfigError(
+            f"{source}: must be 32 bytes (64 hex digits), not {len(seed)}", reason="wrong_size"
+        )
     return seed
 
 
@@ -103,18 +106,20 @@ def read_seed(path: Path) -> bytes:
     """Return the seed in the file `path`: 32 raw bytes, or 64 hex digits and a line end.
 
     Raises:
-        ConfigError: It cannot be read or is neither. A name that looks like a seed is not shown.
+        ConfigError: If the file cannot be read or is malformed. A name that looks like a seed is
+            not shown.
     """
-    from attestkit.backends.simulator import state_folder  # who gives no such file need not know it
+    from attestkit.backends.simulator import state_folder  # lazy: only with a seed file
 
+    reason: ConfigReason
     try:
         data = read_file(path)
         return state_folder.read_seed(data)
     except UsageError as error:
-        text = f"{path}: {error}"
+        text, reason = f"{path}: {error}", "wrong_size"
     except ConfigError as error:
-        text = str(error)
+        text, reason = str(error), error.reason
     name = without_hex(path.name)
     if name != path.name:
-        text = f"{text.replace(path.name, name)}; the name of a file is wanted, not the seed"
-    raise ConfigError(text)
+        text = f"{text.replace(path.name, name)}; give the name of a file, not the seed"
+    raise ConfigError(text, reason=reason)

@@ -1,6 +1,6 @@
-"""From options and environment to what the verifier service is to do.
+"""Settings of the verifier service, with all defaults, from options and the environment.
 
-Nothing is made or opened; the caller does that with what this module says.
+This module opens and creates nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from attestkit.serve.config.option_values import OFF, Address
 __all__ = ["MOST_WORKERS", "VerifierSettings", "decide_verifier"]
 
 MOST_WORKERS: Final = 64
-"""Processes of one service; more than that many processors gain nothing."""
+"""Limit of --workers; more processes than processors gain nothing."""
 
 _FOR_VERIFIER = (
     *("verifier_pccs", "verifier_collateral", "verifier_policy", "trust_anchor"),
@@ -46,12 +46,12 @@ _NAMES: Mapping[str, str] = {
 
 
 class VerifierSettings(NamedTuple):
-    """What the verifier service is to do; paths are absolute, None is not at all.
+    """Settings of the verifier service, with absolute paths.
 
-    `alone` says that it is all there is to serve: no agent, and no TEE is opened. `policy` stands
-    as it was given, a name or a file. `cache` is a folder of fetched collateral; `workers` is how
-    many processes serve, None is this one alone; `metrics` is where their counts are shown. `names`
-    begins what is told of the others.
+    `alone` means that no agent is served and no TEE is opened. `policy` is a preset or a file.
+    `cache` is the folder of cached collateral. `workers` is the number of worker processes, or
+    None for this process. `metrics` is the address of their metrics. `names` has the start of
+    error texts about the other fields.
     """
 
     address: Address
@@ -68,36 +68,40 @@ class VerifierSettings(NamedTuple):
 
 
 def decide_verifier(options: Options, environ: Mapping[str, str]) -> VerifierSettings | None:
-    """Return what the verifier service is to do; None where there is none.
+    """Return the settings of the verifier service; None if it is off.
 
-    Where collateral is fetched was asked for by option, or else by `$PCCS_URL`.
+    The PCCS is that of the option, else `$PCCS_URL`.
 
     Raises:
-        UsageError: Options contradict each other.
-        ConfigError: The same, where a configuration gave one of them.
+        UsageError: If options conflict.
+        ConfigError: If an option from a configuration file conflicts or is invalid.
     """
     refuse_empty(options)
     backend = options.backend or environ.get("ATTESTKIT_BACKEND")
     address = options.address("verifier")
     if address is None:
         if backend == OFF:
-            raise UsageError(f"--backend {OFF} serves no agent: it needs --verifier HOST:PORT")
-        if given := _given(options, _FOR_VERIFIER):
-            raise options.refusal(given, "is for the verifier service, which needs --verifier")
+            raise UsageError(
+                f"--backend {OFF}: nothing to serve without --verifier HOST:PORT", reason="missing"
+            )
+        if option := _first_given(options, _FOR_VERIFIER):
+            raise options.conflict(option, "for the verifier service; give --verifier too")
         return None
-    if backend == OFF and (given := _given(options, _FOR_AGENT)):
-        raise options.refusal(given, f"is for an agent, and with --backend {OFF} there is none")
+    if backend == OFF and (option := _first_given(options, _FOR_AGENT)):
+        raise options.conflict(option, f"for an agent, which --backend {OFF} does not serve")
     if options.verifier_pccs not in {None, OFF} and options.verifier_collateral is not None:
-        raise options.refusal(
-            "verifier_pccs", f"and {options.named('verifier_collateral')}: one of them is enough"
+        raise options.conflict(
+            "verifier_pccs",
+            f"excludes {options.named('verifier_collateral')}; give one of them",
         )
     metrics = options.address("verifier_metrics")
     if backend != OFF:
         _refuse_beside_an_agent(options, metrics)
     pccs_url = _pccs_url(options, environ)
     if options.verifier_cache is not None and pccs_url is None:
-        reason = "keeps what is fetched, and nothing is without --verifier-pccs or $PCCS_URL"
-        raise options.refusal("verifier_cache", reason)
+        raise options.conflict(
+            "verifier_cache", "nothing is fetched without --verifier-pccs or $PCCS_URL"
+        )
     return VerifierSettings(
         address=address,
         alone=backend == OFF,
@@ -114,11 +118,11 @@ def decide_verifier(options: Options, environ: Mapping[str, str]) -> VerifierSet
 
 
 def _refuse_beside_an_agent(options: Options, metrics: Address | None) -> None:
-    alone = f"is for the verifier alone (--backend {OFF}): an agent"
+    alone = f"only with --backend {OFF}; an agent"
     if options.workers is not None:
-        raise options.refusal("workers", f"{alone} is one process")
+        raise options.conflict("workers", f"{alone} is one process")
     if metrics is not None:
-        raise options.refusal("verifier_metrics", f"{alone} has /metrics at --http")
+        raise options.conflict("verifier_metrics", f"{alone} has /metrics at --http")
 
 
 def _pccs_url(options: Options, environ: Mapping[str, str]) -> str | None:
@@ -133,16 +137,16 @@ def _workers(options: Options) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= MOST_WORKERS):
-        raise options.wrong("workers", f"want a number from 1 to {MOST_WORKERS}")
+        raise options.wrong_value("workers", f"must be a number from 1 to {MOST_WORKERS}")
     return int(text)
 
 
-def _given(options: Options, names: Sequence[str]) -> str:
-    """Return the first of some options that was given a value; else nothing."""
+def _first_given(options: Options, names: Sequence[str]) -> str:
+    """Return the first of the options that has a value; empty if none has."""
     return next((name for name in names if getattr(options, name) not in {None, False, OFF}), "")
 
 
 def _sources(options: Options) -> dict[str, str]:
-    """Return where a configuration has what it gave."""
+    """Return file and key of each value from a configuration file."""
     found = {name: options.sources.get(option) for name, option in _OPTIONS.items()}
     return {name: f"{source}:" for name, source in found.items() if source}

@@ -1,4 +1,4 @@
-"""`/logs/<container>`: what a container wrote, for everybody, if its app wants it so.
+"""`/logs/<container>`: the output of a container, if its app-compose makes logs public.
 
-The engine's frames become lines, with the time and colours that a request asks for.
+The container engine's frames are converted to lines, with timestamps and colours as requested.
 """

@@ -1,8 +1,8 @@
-"""What an engine sends of a log, in the parts that a client is shown one by one.
+"""Splitting of a container log into frames or lines (Docker's attach stream format).
 
-Without a terminal a container has up to three channels, and the engine sends frames: one byte for
-the channel, three of zero, the length in four with the highest first, and so many bytes. A longer
-line than 16 KiB comes in several. With a terminal there is one channel, and nothing around it.
+Without a terminal the log consists of frames: a header of one byte for the channel, three zero
+bytes and the length (32 bits, big-endian), then the data. Lines over 16 KiB are split into several
+frames. With a terminal it is the raw output on a single channel.
 """
 
 from collections.abc import Iterator
@@ -12,51 +12,51 @@ from typing import Final, NamedTuple, Protocol
 from attestkit._sanitize import one_line
 from attestkit.errors import BackendError
 
-__all__ = ["CHANNELS", "CONSOLE", "LONGEST", "Frame", "Frames", "Lines", "Splitter"]
+__all__ = ["CHANNELS", "CONSOLE", "LONGEST", "Frame", "FrameSplitter", "LineSplitter", "Splitter"]
 
 CHANNELS: Final = ("stdin", "stdout", "stderr")
 CONSOLE: Final = "console"
 
 LONGEST: Final = 1024 * 1024
-"""Bytes of a frame; the engine itself cuts lines at 16 KiB, so a longer one is none."""
+"""Limit of a frame in bytes; the engine itself splits lines at 16 KiB."""
 
-_LONGEST_LINE: Final = 64 * 1024  # of a terminal, before it is shown in parts
-_ENGINE: Final = 3  # the channel on which the engine tells that it failed
-_SHOWN: Final = 200  # characters of what the engine says
+_LONGEST_LINE: Final = 64 * 1024  # of a terminal, before it is split
+_ENGINE: Final = 3  # channel of the engine's own errors
+_SHOWN: Final = 200  # characters of the engine's error
 _HEADER: Final = Struct(">B3sI")
 
 
 class Frame(NamedTuple):
-    """Some bytes that a container wrote to one channel."""
+    """Output of a container on one channel."""
 
     channel: str
     data: bytes
 
 
 class Splitter(Protocol):
-    """Takes a log as it comes, and gives it back in parts."""
+    """Incremental splitter of a log."""
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Return what is complete with these bytes; BackendError where they are no log."""
+        """Return what these bytes complete; BackendError if they are malformed."""
         ...
 
     def end(self) -> Iterator[Frame]:
-        """Return what is left; BackendError where the log was cut."""
+        """Return the incomplete rest; BackendError if the log is truncated."""
         ...
 
 
-class Frames:
-    """Splits the log of a container without a terminal."""
+class FrameSplitter:
+    """Splitter for containers without a terminal."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
-        self._wanted = _HEADER.size  # bytes, before there is anything to return
+        self._wanted = _HEADER.size  # bytes until the next frame is complete
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Return the frames that are complete with these bytes, without those that are empty.
+        """Return the non-empty frames that these bytes complete.
 
         Raises:
-            BackendError: They are no frames, or the engine tells that it failed.
+            BackendError: If a frame is malformed, or the engine reports an error.
         """
         self._rest += data
         if len(self._rest) < self._wanted:
@@ -66,14 +66,16 @@ class Frames:
             kind, zeros, length = _HEADER.unpack_from(whole, at)
             if kind > _ENGINE or zeros != b"\0\0\0" or length > LONGEST:
                 header = whole[at:begin].hex()
-                raise BackendError(f"the container engine sends no frames: {header}")
+                raise BackendError(
+                    f"container log: invalid frame header: {header}", reason="malformed_response"
+                )
             end = begin + length
             if end > len(whole):
                 break
             at = end
             if kind == _ENGINE:
                 text = one_line(whole[begin:end].decode("utf-8", "replace"), _SHOWN)
-                raise BackendError(f"the container engine failed: {text}")
+                raise BackendError(f"container engine: {text}", reason="agent_error")
             if length:
                 yield Frame(CHANNELS[kind], whole[begin:end])
         self._wanted = end - at if begin <= len(whole) else _HEADER.size
@@ -83,21 +85,21 @@ class Frames:
         """Return nothing.
 
         Raises:
-            BackendError: The last frame is not complete.
+            BackendError: If the last frame is incomplete.
         """
         if self._rest:
-            raise BackendError("the log broke off in the middle of a frame")
+            raise BackendError("container log: ends inside a frame", reason="truncated")
         return iter(())
 
 
-class Lines:
-    """Splits the log of a container with a terminal, into lines."""
+class LineSplitter:
+    """Splitter for containers with a terminal, into lines."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Return the lines that are complete with these bytes, or too long to wait for."""
+        """Return the lines that these bytes complete, and an incomplete line over the limit."""
         whole, at = self._rest + data, 0
         while (end := whole.find(b"\n", at) + 1) > 0:
             yield Frame(CONSOLE, whole[at:end])
@@ -107,7 +109,7 @@ class Lines:
             yield from self.end()
 
     def end(self) -> Iterator[Frame]:
-        """Return the line that never ended."""
+        """Return the incomplete last line."""
         rest, self._rest = self._rest, b""
         if rest:
             yield Frame(CONSOLE, rest)

@@ -1,4 +1,4 @@
-"""The eight forms in which a client can have a log."""
+"""Formatting of container logs: text or base64, bare or JSON, with or without ANSI escapes."""
 
 import codecs
 import re
@@ -10,12 +10,14 @@ import msgspec
 
 from attestkit.serve.container_logs.docker_frames import Frame
 
-__all__ = ["Form"]
+__all__ = ["LogFormatter"]
 
-_LONGEST_BEGUN: Final = 64 * 1024  # characters of an escape sequence that are kept for its end
+_LONGEST_BEGUN: Final = 64 * 1024  # characters of an incomplete escape sequence
 _ESCAPE: Final = "\x1b"
-# The beginning of an escape sequence (ECMA-48) at the end of a frame, but not of a line.
+# Start of an escape sequence (ECMA-48) at the end of a frame, but not at the end of a line.
 _BEGUN: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]+\x1b?)?\Z")
+# Designation of a character set whose final character is the ESC of what looks like a sequence.
+_CHARACTER_SET: Final = re.compile(r"\x1b[()]\x1b")
 _C1: Final = re.compile("[\x80-\x9f]")
 _C1_AS_ESCAPES: Final = {code: _ESCAPE + chr(code - 0x40) for code in range(0x80, 0xA0)}
 _STRING: Final = re.compile(r"[^\x07\x1b\n]*")
@@ -25,43 +27,43 @@ _INTERMEDIATES: Final = re.compile(r"[ -/]*")
 _json = msgspec.json.Encoder().encode
 
 
-class Form:
-    """Writes frames as a client wants them.
+class LogFormatter:
+    """Formatter of log frames.
 
-    A character or an escape sequence may be cut at the end of a frame, for the engine cuts lines at
-    16 KiB. In text its beginning waits for the next frame of the same channel.
+    The engine splits lines at 16 KiB, possibly inside a character or an escape sequence. In text,
+    such an incomplete part waits for the next frame of the same channel.
 
     Args:
-        text: Text instead of base64; what is no UTF-8 is replaced.
-        bare: Nothing but the messages, one behind the other.
-        ansi: Keep the escape sequences, which bare text loses.
+        text: Text instead of base64; invalid UTF-8 is replaced.
+        bare: Messages without JSON.
+        ansi: Keep escape sequences, which are otherwise removed from bare text.
     """
 
     def __init__(self, *, text: bool, bare: bool, ansi: bool) -> None:
         self._text = text
         self._bare = bare
         self._strip = _stripper() if text and bare and not ansi else None
-        self._channels: dict[str, _Text] = {}
+        self._channels: dict[str, _Decoder] = {}
         self._in_line = False
 
     def write(self, frame: Frame) -> bytes:
-        """Return what the client gets of a frame; it may be nothing yet."""
+        """Return a formatted frame, or nothing if it is incomplete."""
         if not self._text:
             return self._message(frame.channel, b2a_base64(frame.data, newline=False))
         channel = self._channels.get(frame.channel)
         if channel is None:
-            channel = self._channels[frame.channel] = _Text(self._strip)
+            channel = self._channels[frame.channel] = _Decoder(self._strip)
         return self._message(frame.channel, self._encode(channel.feed(frame.data)))
 
     def end(self) -> bytes:
-        """Return what still waited for its end."""
+        """Return the incomplete parts of all channels."""
         return b"".join(
             self._message(name, self._encode(channel.feed(b"", final=True)))
             for name, channel in self._channels.items()
         )
 
     def error(self, text: str) -> bytes:
-        """Return what went wrong, as an object on a line of its own."""
+        """Return an error as a JSON object on its own line."""
         return b'%s{"error":%s}\n' % (b"\n" if self._in_line else b"", _json(text))
 
     def _encode(self, text: str) -> bytes:
@@ -78,8 +80,8 @@ class Form:
         return b'{"channel":"%s","message":"%s"}\n' % (channel.encode("ascii"), message)
 
 
-class _Text:
-    """The text of one channel."""
+class _Decoder:
+    """Incremental text decoder of one channel."""
 
     __slots__ = ("_begun", "_decode", "_strip")
 
@@ -89,11 +91,11 @@ class _Text:
         self._begun = ""
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
-        """Return the text of these bytes, as far as it is complete."""
+        """Return the text that is complete with these bytes."""
         text = self._decode(data, final)
         if self._strip is None:
             return text
-        if _C1.search(text):  # ECMA-48 has an escape sequence for each: one way to strip is enough
+        if _C1.search(text):  # ECMA-48 defines an equivalent escape sequence for each
             text = text.translate(_C1_AS_ESCAPES)
         if self._begun:
             whole = self._begun + text
@@ -103,16 +105,17 @@ class _Text:
             text, self._begun = whole, ""
         if _ESCAPE not in text:
             return text
-        begun = None if final else _BEGUN.search(text)
+        ends = (found.end() for found in _CHARACTER_SET.finditer(text))
+        begun = None if final else _BEGUN.search(text, max(ends, default=0))
         if begun is not None and len(text) - begun.start() <= _LONGEST_BEGUN:
             text, self._begun = text[: begun.start()], begun[0]
         return self._strip(text)
 
 
 def _goes_on(begun: str, text: str) -> bool:
-    """Tell whether `text` neither ends a sequence that has begun nor makes another of it.
+    """Return whether `text` only continues an incomplete escape sequence.
 
-    It may come a byte at a time: to search a long beginning anew for each takes quadratic time.
+    The text may arrive byte by byte; searching the whole sequence each time would be quadratic.
     """
     last = begun[-1]
     if last == _ESCAPE:
@@ -122,7 +125,7 @@ def _goes_on(begun: str, text: str) -> bool:
 
 
 def _stripper() -> Callable[[str], str]:
-    from wcwidth import strip_sequences  # late: only bare text needs it
+    from wcwidth import strip_sequences  # lazy: only for bare text
 
-    # What it knows no sequence for keeps its escape character, which would join with what follows.
+    # Unknown sequences keep their escape character, which could combine with later text.
     return lambda text: strip_sequences(text).replace(_ESCAPE, "")

@@ -1,4 +1,4 @@
-"""The eight parameters of `/logs/<container>`, and what the engine is asked for them."""
+"""Query parameters of `/logs/<container>`, and those of the engine's API."""
 
 import re
 from typing import Any, Final, NamedTuple
@@ -13,15 +13,15 @@ _TIME: Final = re.compile(r"(?P<number>[0-9]+)|\+?(?P<count>[0-9]+)(?P<unit>[smh
 _TAIL: Final = re.compile(r"[0-9]{1,18}|all")
 _ON: Final = frozenset({"", "on", "yes", "true"})
 _OFF: Final = frozenset({"off", "no", "false"})
-_FIRST_UNIX_TIME: Final = 1_000_000_000  # a smaller bare number is so many seconds ago
+_FIRST_UNIX_TIME: Final = 1_000_000_000  # smaller numbers are seconds before now
 _MAX_INT64: Final = 2**63 - 1
 _MAX_UINT64: Final = 2**64 - 1
 
 
 class Parameters(NamedTuple):
-    """What a client wants to see of a log, and how."""
+    """Parameters of a container log."""
 
-    since: int = 0  # seconds since 1970; 0 is unbounded
+    since: int = 0  # Unix time; 0 is unbounded
     until: int = 0
     follow: bool = False
     text: bool = False
@@ -31,7 +31,7 @@ class Parameters(NamedTuple):
     ansi: bool = False
 
     def for_engine(self) -> dict[str, str]:
-        """Return the parameters of the engine's call."""
+        """Return the query parameters of the engine's API."""
         times = {name: getattr(self, name) for name in ("since", "until")}
         return {
             "stdout": "1",
@@ -47,16 +47,16 @@ def parse(query: bytes, now: float) -> Parameters:
     """Return the parameters in a raw query string; unknown keys are ignored.
 
     Raises:
-        FormatError: A value is wrong, or a parameter is given twice.
+        FormatError: If a value is invalid or a parameter is repeated.
     """
     values: dict[str, Any] = {}
-    # What is no UTF-8 becomes a character that no value may have.
+    # Invalid UTF-8 becomes U+FFFD, which no value allows.
     pairs = parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True, errors="replace")
     for name, text in pairs:
         if name not in Parameters._fields:
             continue
         if name in values:
-            raise FormatError(f"{name} is given twice")
+            raise FormatError(f"{name}: given more than once", reason="duplicate")
         values[name] = _value(name, text, int(now))
     return Parameters(**values)
 
@@ -66,34 +66,38 @@ def _value(name: str, text: str, now: int) -> int | str | bool:
         return parse_time(name, text, now)
     if name == "tail":
         if _TAIL.fullmatch(text) is None:
-            raise FormatError("Invalid tail: want a number of lines, or all")
+            raise FormatError(
+                "Invalid tail: must be a number of lines, or all", reason="wrong_value"
+            )
         return text
     word = text.lower()
     if word in _ON:
         return True
     if word in _OFF:
         return False
-    raise FormatError(f"Invalid {name}: want on, yes, true, off, no or false")
+    raise FormatError(
+        f"Invalid {name}: must be on, yes, true, off, no or false", reason="wrong_value"
+    )
 
 
 def parse_time(name: str, text: str, now: int) -> int:
-    """Return the Unix time that `text` means, 0 for unbounded.
+    """Return the Unix time in `text`, 0 for unbounded.
 
-    A number with a unit is so long ago. So is a bare one of at most nine digits, in seconds; a
-    larger one is a Unix time itself.
+    A number with a unit is a time before now; so is a number of at most nine digits, in seconds. A
+    larger number is a Unix time.
 
     Raises:
-        FormatError: It is something else; the text names the parameter.
+        FormatError: If `text` is invalid; the error names the parameter.
     """
     if not text:
         return 0
     match = _TIME.fullmatch(text)
     if match is None:
-        raise FormatError(f"Invalid {name}")
+        raise FormatError(f"Invalid {name}", reason="wrong_value")
     digits = (match["number"] or match["count"]).lstrip("0") or "0"
     number = int(digits) if len(digits) <= 20 else _MAX_UINT64 + 1
     if number > (_MAX_UINT64 if match["unit"] else _MAX_INT64):
-        raise FormatError(f"Invalid {name}")
+        raise FormatError(f"Invalid {name}", reason="wrong_value")
     if match["unit"]:
         return max(0, now - number * _SECONDS[match["unit"]])
     if 0 < number < _FIRST_UNIX_TIME:

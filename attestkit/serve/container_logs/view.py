@@ -1,8 +1,8 @@
-"""`/logs/<container>`: what a container wrote, for everybody, if its app wants it so.
+"""`/logs/<container>`: the log of a container, if the app has `public_logs`.
 
-Whatever can be told before the first byte is a status: 400 for a parameter, 404 for a container,
-500 for an engine that cannot be reached, 503 for a client that has too many logs open. Later it is
-a line of its own, `{"error":"..."}`, and the last one.
+An error before the first byte is a status: 400 for a parameter, 404 for a container, 500 for an
+unreachable engine, 503 for too many open logs of a client. A later error is the last line of the
+response, `{"error":"..."}`.
 """
 
 import asyncio
@@ -13,65 +13,77 @@ from typing import Final
 
 from attestkit.errors import AttestKitError
 from attestkit.serve.config.limits import LimitError
-from attestkit.serve.container_logs.docker_frames import Frame, Frames, Lines, Splitter
-from attestkit.serve.container_logs.formatting import Form
+from attestkit.serve.container_logs.docker_frames import (
+    Frame,
+    FrameSplitter,
+    LineSplitter,
+    Splitter,
+)
+from attestkit.serve.container_logs.formatting import LogFormatter
 from attestkit.serve.container_logs.query_parameters import Parameters, parse
-from attestkit.serve.docker.engine import Log
-from attestkit.serve.http.views import Answer, Asked, Pieces, View
+from attestkit.serve.docker.engine import ContainerLog
+from attestkit.serve.http.views import Pieces, View, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import load
 from attestkit.serve.services.context import Guest
 
-__all__ = ["views"]
+__all__ = ["make_views"]
 
-# Of a piece. Its frames may be single bytes, each of which becomes forty: they take milliseconds.
+# Limits of a piece. A frame may be a single byte and becomes 40: formatting takes milliseconds.
 _MOST_FRAMES: Final = 1000
 _MOST_BYTES: Final = 64 * 1024
 
 
-def views(guest: Guest) -> Mapping[str, View]:
-    """Return the view of the logs by its path; nothing if the app does not want them public."""
+def make_views(guest: Guest) -> Mapping[str, View]:
+    """Return the view of container logs by its path; none if the app does not publish them."""
     if not guest.app_compose.public_logs:
         return {}
-    return {"/logs/": View(_Logs().show, named=True)}
+    return {"/logs/": View(_LogView().show, named=True)}
 
 
-class _Logs:
-    """The view of the logs, and how many of them each client has open."""
+class _LogView:
+    """View of container logs, with the number of open logs of each client."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
 
-    async def show(self, guest: Guest, asked: Asked) -> Answer:
+    async def show(self, guest: Guest, request: ViewRequest) -> ViewResponse:
         """Open a container's log."""
-        wanted = parse(asked.query, guest.now())
-        pieces = self._pieces(guest, asked, wanted)
-        # The first piece is empty, and comes when the engine has opened the log. From then on the
-        # generator runs, and so lets go of it however it ends.
+        parameters = parse(request.query, guest.now())
+        pieces = self._pieces(guest, request, parameters)
+        # The first piece is empty and comes when the engine has opened the log. From then on the
+        # generator runs, and closes the log however it ends.
         await anext(pieces)
         headers = [(b"cache-control", b"no-store")]
-        return Answer(b"text/plain; charset=utf-8", pieces, headers, endless=wanted.follow)
+        return ViewResponse(
+            b"text/plain; charset=utf-8", pieces, headers, endless=parameters.follow
+        )
 
-    async def _pieces(self, guest: Guest, asked: Asked, wanted: Parameters) -> Pieces:
-        opened = guest.containers.logs(asked.name, wanted.for_engine(), guest.limits.stream_seconds)
-        with self._counted(guest, asked.client):
+    async def _pieces(self, guest: Guest, request: ViewRequest, parameters: Parameters) -> Pieces:
+        opened = guest.containers.open_log(
+            request.name, parameters.for_engine(), guest.limits.stream_seconds
+        )
+        with self._count_stream(guest, request.client):
             async with opened as log:
                 yield b""  # for show()
-                yield b""  # so that the head of the answer leaves before the container says a word
+                yield b""  # so that the response starts before the first output
                 await load("wcwidth")
-                written = _Written(log, wanted)
-                while not written.ended:
-                    if piece := await written.next():
+                stream = _LogStream(log, parameters)
+                while not stream.ended:
+                    if piece := await stream.next():
                         yield piece
 
     @contextmanager
-    def _counted(self, guest: Guest, client: str) -> Iterator[None]:
-        """Count a stream as long as it is open.
+    def _count_stream(self, guest: Guest, client: str) -> Iterator[None]:
+        """Count an open stream.
 
         Raises:
-            LimitError: The client has as many as it may have.
+            LimitError: If the client has too many open logs.
         """
         if self._open[client] >= guest.limits.streams:
-            raise LimitError(f"you have {guest.limits.streams} logs open already: close one first")
+            raise LimitError(
+                f"container logs: {guest.limits.streams} are open for this client; close one",
+                reason="streams",
+            )
         self._open[client] += 1
         guest.stats.streams += 1
         try:
@@ -83,19 +95,21 @@ class _Logs:
                 del self._open[client]
 
 
-class _Written:
-    """A log as the client wants it, in pieces of whatever is there together, up to a size."""
+class _LogStream:
+    """A formatted log, in pieces of the available data up to a size."""
 
-    def __init__(self, log: Log, wanted: Parameters) -> None:
+    def __init__(self, log: ContainerLog, parameters: Parameters) -> None:
         self.ended = False
         self._log = log
-        self._splitter: Splitter = Lines() if log.terminal else Frames()
-        self._form = Form(text=wanted.text, bare=wanted.bare, ansi=wanted.ansi)
-        self._frames: Iterator[Frame] | None = None  # of what was read, if not all is written
-        self._last = False  # whether nothing comes behind those
+        self._splitter: Splitter = LineSplitter() if log.terminal else FrameSplitter()
+        self._formatter = LogFormatter(
+            text=parameters.text, bare=parameters.bare, ansi=parameters.ansi
+        )
+        self._frames: Iterator[Frame] | None = None  # received and not formatted yet
+        self._last = False  # whether the log ends after those
 
     async def next(self) -> bytes:
-        """Return the next piece; an empty one is not the end."""
+        """Return the next piece, which may be empty before the end."""
         parts: list[bytes] = []
         try:
             if self._frames is None:
@@ -103,18 +117,18 @@ class _Written:
                 self._last = not data
                 self._frames = self._splitter.feed(data) if data else self._splitter.end()
             else:
-                await asyncio.sleep(0)  # everybody else has a turn
+                await asyncio.sleep(0)  # let other tasks run
             size = 0
             for count, frame in enumerate(self._frames, 1):
-                parts.append(self._form.write(frame))
+                parts.append(self._formatter.write(frame))
                 size += len(parts[-1])
                 if count == _MOST_FRAMES or size >= _MOST_BYTES:
                     return b"".join(parts)
         except AttestKitError as error:
             self.ended = True
-            return b"".join((*parts, self._form.end(), self._form.error(str(error))))
+            return b"".join((*parts, self._formatter.end(), self._formatter.error(str(error))))
         self._frames = None
         if self._last:
             self.ended = True
-            parts.append(self._form.end())
+            parts.append(self._formatter.end())
         return b"".join(parts)

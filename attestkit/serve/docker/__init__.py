@@ -1,4 +1,4 @@
-"""The container engine on its socket: which containers there are, and what they wrote.
+"""Client of the container engine's API: list of containers and their logs.
 
-Whatever it answers is checked, for it need not be the engine.
+Responses are untrusted and limited in size, time and depth.
 """

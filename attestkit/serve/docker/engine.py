@@ -1,11 +1,11 @@
-"""The containers beside us, as the container engine tells of them; aiodocker lives here alone.
+"""Client of the container engine (Docker API); the only user of aiodocker.
 
-aiodocker, and the HTTP client below it, take 18 MB and a tenth of a second to import: they are
-loaded by the first question. Each question has a connection of its own, so that nothing is left
-to close when the server stops, and an engine that was started anew is simply the next answer.
+aiodocker and its HTTP client take 18 MB and a tenth of a second to import, so they are loaded by
+the first request. Each request has its own connection: nothing has to be closed at shutdown, and
+a restarted engine is noticed at once.
 
-An engine may answer whatever it likes. An answer is read in pieces, no more of it than the limits
-of `engine_answers`, and for `ANSWER_SECONDS` at most. A log, which has no end, is never whole here.
+Responses are untrusted. They are read in pieces, with a limit of their size, and for at most
+`ANSWER_SECONDS`. A log has no end and is never held in memory as a whole.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from attestkit.serve.docker.responses import (
     NAME,
     Container,
     read_container,
+    read_error_message,
     read_list,
-    read_refusal,
     read_version,
 )
 from attestkit.serve.lazy_import import load
@@ -34,28 +34,30 @@ if TYPE_CHECKING:
     from aiodocker import Docker
     from aiohttp import ClientResponse, ClientTimeout
 
-__all__ = ["DOCKER", "Container", "Containers", "Log"]
+    from attestkit._reasons import BackendReason
+
+__all__ = ["DOCKER", "Container", "ContainerEngine", "ContainerLog"]
 
 T = TypeVar("T")
 
 DOCKER: Final = "unix:///var/run/docker.sock"
-"""Where the engine is when nobody says where."""
+"""Default address of the engine."""
 
 ANSWER_SECONDS: Final = 10.0
-"""For which the engine may think about a question; a log may be silent longer."""
+"""Time limit of a request; a log may be silent longer."""
 
 REFUSAL_SECONDS: Final = 0.5
-"""For which a log may be refused with a status; after that it is an error in the log itself."""
+"""Time to wait for a status other than 200; a later one is reported inside the log."""
 
-_PORT: Final = 2375  # of an engine without TLS
-_BUFFER: Final = 64 * 1024  # bytes of a log read ahead; at twice as many the engine has to wait
+_PORT: Final = 2375  # default port without TLS
+_BUFFER: Final = 64 * 1024  # bytes read ahead; aiohttp pauses reading at twice as many
 
 
-class Log:
-    """An open log.
+class ContainerLog:
+    """An open container log.
 
     Attributes:
-        terminal: Whether the container has one; then the log is bytes as they are, else frames.
+        terminal: Whether the container has a terminal. If so, the log is raw bytes, else frames.
     """
 
     def __init__(self, opening: "asyncio.Task[ClientResponse | None]", *, terminal: bool) -> None:
@@ -63,13 +65,13 @@ class Log:
         self._opening = opening
 
     async def read(self) -> bytes:
-        """Return what has come since, waiting for something; nothing at its end.
+        """Return the next bytes, waiting for some; empty at the end.
 
-        The end is also a log that was silent for too long.
+        A log that is silent for too long has ended.
 
         Raises:
-            BackendError: The engine went away in the middle.
-            AttestKitError: It refused, when nobody reckoned with that any more.
+            BackendError: If the connection to the engine is lost.
+            AttestKitError: If the engine refuses the log late.
         """
         from aiohttp import ClientError, SocketTimeoutError
 
@@ -78,65 +80,68 @@ class Log:
             return b""
         try:
             return await response.content.readany()
-        except SocketTimeoutError:  # not any TimeoutError: the kernel gives up with one as well
+        except SocketTimeoutError:  # not TimeoutError, which the kernel also raises (ETIMEDOUT)
             return b""
         except (ClientError, OSError) as error:
-            raise BackendError("the log broke off: the container engine went away") from error
+            raise BackendError(
+                "container log: the connection to the container engine was lost",
+                reason="connection_lost",
+            ) from error
 
 
-class Containers:
-    """The containers of one engine.
+class ContainerEngine:
+    """Client of one container engine.
 
     Args:
         address: `unix:///path`, `/path`, `tcp://host:port` or `http://host:port`.
 
     Raises:
-        ConfigError: The address is something else.
+        ConfigError: If the address is not one of these.
     """
 
     def __init__(self, address: str = DOCKER) -> None:
         self.address = address
         self._path, self._url = _endpoint(address)
 
-    async def list(self) -> "list[Container]":
-        """Return all containers, the youngest first.
+    async def list_containers(self) -> list[Container]:
+        """Return all containers, the newest first.
 
         Raises:
-            BackendError: The engine cannot be reached, or answers wrongly or with over 4 MiB.
+            BackendError: If the engine is unreachable, or its response is malformed or over 4 MiB.
         """
         async with self._engine() as docker:
             path = f"{docker.api_version}/containers/json?all=1"
-            return await self._ask(docker, path, read_list, most=MAX_LIST)
+            return await self._request(docker, path, read_list, most=MAX_LIST)
 
     @asynccontextmanager
-    async def logs(
+    async def open_log(
         self, name: str, parameters: Mapping[str, str], silence: float
-    ) -> AsyncIterator[Log]:
-        """Open the log of the container of that name or id; its connection ends with the block.
+    ) -> AsyncIterator[ContainerLog]:
+        """Open the log of the container with this name or id; closed at the end of the block.
 
         Args:
-            name: As the client wrote it.
-            parameters: Of the engine's own call.
-            silence: Seconds after which a log without a word has ended.
+            name: Name or id, as the client wrote it.
+            parameters: Query parameters of the engine's API.
+            silence: Seconds without data after which the log ends.
 
         Raises:
-            NotFoundError: There is no such container.
-            BackendError: The engine cannot be reached, answers wrongly or with over 1 MiB, or has
-                no log of it.
+            NotFoundError: If the container does not exist.
+            BackendError: If the engine is unreachable, its response is malformed or over 1 MiB, or
+                it refuses the log.
         """
         if NAME.fullmatch(name) is None:
-            raise NotFoundError(f"No such container: {name}")
+            raise NotFoundError(f"No such container: {name}", reason="container")
         async with self._engine() as docker:
             path = f"{docker.api_version}/containers/{name}/json"
-            found = await self._ask(docker, path, read_container, name=name)
+            found = await self._request(docker, path, read_container, name=name)
             response = self._open_log(docker, name, found.id, parameters, silence)
             opening = asyncio.create_task(response)
             try:
-                # An engine refuses at once, but says yes with the first words of a container.
+                # Errors come at once; status 200 comes with the first output of the container.
                 await asyncio.wait({opening}, timeout=REFUSAL_SECONDS)
                 if opening.done():
                     opening.result()
-                yield Log(opening, terminal=found.terminal)
+                yield ContainerLog(opening, terminal=found.terminal)
             finally:
                 await _close(opening)
 
@@ -144,18 +149,18 @@ class Containers:
         self,
         docker: "Docker",
         name: str,
-        its_id: str,
+        container_id: str,
         parameters: Mapping[str, str],
         silence: float,
     ) -> "ClientResponse | None":
-        """Return the response that is a log, None if the engine was silent for too long.
+        """Return the response with the log; None if the engine is silent for too long.
 
-        aiodocker's own call loses the channels, and takes a log that breaks off for its end.
+        aiodocker's own call drops the channels, and takes a lost connection for the end.
         """
         from aiohttp import SocketTimeoutError
 
-        path = f"{docker.api_version}/containers/{its_id}/logs"
-        with self._translated():
+        path = f"{docker.api_version}/containers/{container_id}/logs"
+        with self._translate_errors():
             try:
                 response = await _get(docker, path, parameters, _timeout(None, silence))
             except SocketTimeoutError:
@@ -163,11 +168,11 @@ class Containers:
             if response.status == 200:
                 return response
             async with response:
-                refusal = self._body(response, MAX_ANSWER, name)
+                refusal = self._read_body(response, MAX_ANSWER, name)
                 await asyncio.wait_for(refusal, ANSWER_SECONDS)
-                raise self._strange()  # a status that is no refusal, of a log that is none
+                raise self._malformed()  # neither 200 nor an error status
 
-    async def _ask(
+    async def _request(
         self,
         docker: "Docker",
         path: str,
@@ -176,35 +181,35 @@ class Containers:
         most: int = MAX_ANSWER,
         name: str = "",
     ) -> T:
-        """Return what `read` makes of the engine's answer.
+        """Return the parsed response to a GET request.
 
-        aiodocker's own calls read whatever comes, and have any parser of JSON decode it.
+        aiodocker's own calls read bodies of any size, with the default JSON parser.
 
         Args:
             docker: The engine.
-            path: What is asked for, with the version of the API.
-            read: Refuses by a FormatError, or another ValueError.
-            most: Bytes of an answer.
-            name: Of a container that there may not be.
+            path: Path with the version of the API.
+            read: Parser of the body; raises FormatError or another ValueError.
+            most: Limit of the body in bytes.
+            name: Name of the container, which may not exist.
 
         Raises:
-            NotFoundError: There is no such container.
-            BackendError: The engine cannot be reached, or answers wrongly.
+            NotFoundError: If the container does not exist.
+            BackendError: If the engine is unreachable or its response is malformed.
         """
-        with self._translated():
+        with self._translate_errors():
             async with await _get(docker, path, {}, _timeout(ANSWER_SECONDS)) as response:
-                body = await self._body(response, most, name)
+                body = await self._read_body(response, most, name)
                 if response.status != 200:
-                    raise self._strange()
+                    raise self._malformed()
                 return read(body)
 
-    async def _body(self, response: "ClientResponse", most: int, name: str) -> bytes:
-        """Return the body of an answer that is no refusal, of which no more is read than it may be.
+    async def _read_body(self, response: "ClientResponse", most: int, name: str) -> bytes:
+        """Return the body of a response that is not an error, reading at most `most` bytes.
 
         Raises:
-            NotFoundError: It is one, of a container that is not there.
-            BackendError: It is another one, or the body is too long.
-            FormatError: It is one that says nothing.
+            NotFoundError: If the status is 404 and a container was requested.
+            BackendError: If the status is another error, or the body is too large.
+            FormatError: If the body of an error is malformed.
         """
         body = bytearray()
         while piece := await response.content.readany():
@@ -212,71 +217,78 @@ class Containers:
             if len(body) > most:
                 response.close()
                 raise BackendError(
-                    f"the container engine at {self.address} answers with more than "
-                    f"{most >> 20} MiB"
+                    f"container engine at {self.address}: response exceeds {most >> 20} MiB",
+                    reason="too_large",
                 )
         if response.status == 404 and name:
-            raise NotFoundError(f"No such container: {name}")
+            raise NotFoundError(f"No such container: {name}", reason="container")
         if response.status >= 400:
-            words = read_refusal(bytes(body), response.headers.get("Content-Type", ""))
-            said = f": {words}" if words else ""
-            raise BackendError(f"the container engine answers with status {response.status}{said}")
+            message = read_error_message(bytes(body), response.headers.get("Content-Type", ""))
+            text = f": {message}" if message else ""
+            raise BackendError(
+                f"container engine: status {response.status}{text}", reason="agent_error"
+            )
         return bytes(body)
 
-    def _look(self) -> None:
-        """Raise FileNotFoundError if the engine's socket is not there, which takes no time."""
+    def _check_socket(self) -> None:
+        """Raise FileNotFoundError if the engine's socket does not exist."""
         if self._path is not None:
             Path(self._path).stat()
 
     @asynccontextmanager
     async def _engine(self) -> AsyncIterator["Docker"]:
-        """Yield the engine, with the version of the API that it has."""
+        """Yield a client for the engine's own version of the API."""
         try:
-            self._look()
-        except FileNotFoundError as error:  # to find that out takes no library of 11 MB
+            self._check_socket()
+        except FileNotFoundError as error:  # without loading the client library
             raise self._unreachable(error) from error
         await load("aiodocker")
         from aiodocker import Docker
         from aiohttp import TCPConnector, UnixConnector
 
-        # With a connector of ours aiodocker leaves the environment alone.
-        made = TCPConnector() if self._path is None else UnixConnector(self._path)
-        async with made, Docker(self._url, made) as docker:
-            docker.api_version = f"v{await self._ask(docker, 'version', read_version)}"
+        # With an explicit connector, aiodocker ignores the environment.
+        connector = TCPConnector() if self._path is None else UnixConnector(self._path)
+        async with connector, Docker(self._url, connector) as docker:
+            docker.api_version = f"v{await self._request(docker, 'version', read_version)}"
             yield docker
 
     @contextmanager
-    def _translated(self) -> "Iterator[None]":
-        """Turn what the HTTP client and readers of answers raise into errors of ours."""
+    def _translate_errors(self) -> "Iterator[None]":
+        """Translate errors of the HTTP client and of parsers."""
         from aiohttp import ClientError, ClientResponseError
 
         try:
             yield
         except (ClientResponseError, ValueError) as error:
-            raise self._strange() from error
+            raise self._malformed() from error
         except (ClientError, OSError, asyncio.TimeoutError) as error:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: BaseException | None) -> BackendError:
-        slow = isinstance(error, asyncio.TimeoutError)
-        reason = getattr(error, "strerror", None) or (
-            "it does not answer" if slow else "it hung up"
-        )
+        reason: BackendReason = "cannot_connect"
+        if (problem := getattr(error, "strerror", None)) is None:
+            slow = isinstance(error, asyncio.TimeoutError)
+            reason = "timed_out" if slow else "connection_lost"
+            problem = "no response" if slow else "it closed the connection"
         return BackendError(
-            f"the container engine at {self.address} cannot be reached: {reason}; "
-            "$DOCKER_HOST says where it is"
+            f"container engine at {self.address}: cannot connect: {problem}; check $DOCKER_HOST",
+            reason=reason,
         )
 
-    def _strange(self) -> BackendError:
-        return BackendError(f"what answers at {self.address} is no container engine")
+    def _malformed(self) -> BackendError:
+        return BackendError(
+            f"container engine at {self.address}: not a response of the Docker API; "
+            "check $DOCKER_HOST",
+            reason="malformed_response",
+        )
 
 
 async def _get(
     docker: "Docker", path: str, parameters: Mapping[str, str], timeout: "ClientTimeout"
 ) -> "ClientResponse":
-    """Ask an engine, and return how its answer begins.
+    """Send a GET request and return the response without its body.
 
-    Nothing is unpacked: of what an engine need not pack, a megabyte may become a gigabyte.
+    Bodies are not decompressed: a megabyte could become a gigabyte.
     """
     return await docker.session.get(
         f"{docker.docker_host}/{path}",
@@ -290,7 +302,7 @@ async def _get(
 
 
 async def _close(opening: "asyncio.Task[ClientResponse | None]") -> None:
-    """Let go of a log at once, whatever is still on its way."""
+    """Close a log, cancelling a pending request."""
     if not opening.done():
         opening.cancel()
         await asyncio.wait({opening})
@@ -307,24 +319,26 @@ def _timeout(total: float | None, silence: float | None = None) -> "ClientTimeou
 
 
 def _endpoint(address: str) -> tuple[str | None, str]:
-    """Return the path of the engine's socket, if it has one, and the URL to ask."""
+    """Return the path of the engine's socket, if it is one, and the base URL."""
     try:
         parts = urlsplit(address)
         path, port = parts.path, parts.port
     except ValueError as error:
-        raise _refused(address) from error
+        raise _unsupported(address) from error
     extra = parts.query or parts.fragment or "@" in parts.netloc
     if parts.scheme in {"", "unix"} and path.startswith("/") and not (parts.netloc or extra):
         return path, "unix://localhost"
     if parts.scheme in {"tcp", "http"} and parts.hostname and path in {"", "/"} and not extra:
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         return None, f"http://{host}:{port or _PORT}"
-    raise _refused(address)
+    raise _unsupported(address)
 
 
-def _refused(address: str) -> ConfigError:
-    # A password might be in it, so it is not repeated.
-    scheme = address.partition("://")[0] if "://" in address else "nothing"
+def _unsupported(address: str) -> ConfigError:
+    # Show only the scheme, because the rest may contain a password.
+    scheme = f": {address.partition('://')[0]!r}" if "://" in address else ""
     return ConfigError(
-        f"$DOCKER_HOST begins with {scheme!r}: want unix:///path, or tcp://host:port without TLS"
+        f"$DOCKER_HOST: unsupported address{scheme}; use unix:///path, or tcp://host:port "
+        "without TLS",
+        reason="wrong_value",
     )

@@ -1,4 +1,4 @@
-"""HTTP: from bytes to requests, with bounds on all of it, and how a server ends.
+"""HTTP layer: from bytes to requests, with limits, and graceful shutdown.
 
-Nothing here knows which methods or pages there are.
+It knows neither RPC methods nor pages.
 """

@@ -1,7 +1,7 @@
-"""The HTTP protocol of our listeners, where a target in absolute form says who was meant.
+"""HTTP protocol with support for request targets in absolute form.
 
-`GET http://evil.example/GetKey` is for evil.example, whatever `Host` says (RFC 9112, 3.2.2). Only
-the path of it goes on to the application, so that its guards of who was meant get the name here.
+The host of `GET http://evil.example/GetKey` takes precedence over `Host` (RFC 9112, 3.2.2). The
+application gets only the path, so the host is added to the headers for its guards.
 """
 
 from attestkit.serve.http.protocol import HttpProtocol
@@ -11,11 +11,11 @@ __all__ = ["TargetProtocol"]
 
 
 class TargetProtocol(HttpProtocol):
-    """One connection. What is answered directly is none of this: its targets have no host."""
+    """One connection. Requests on the direct path never have a target in absolute form."""
 
     headers: list[tuple[bytes, bytes]]
 
-    def _go_through_asgi(self, fields: dict[bytes, bytes]) -> None:
+    def _start_asgi_request(self, fields: dict[bytes, bytes]) -> None:
         if not self.url.startswith(b"/"):
             self.headers = with_named_host(self.url, self.headers)
-        super()._go_through_asgi(fields)
+        super()._start_asgi_request(fields)

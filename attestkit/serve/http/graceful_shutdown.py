@@ -1,20 +1,19 @@
-"""Stop a listener without losing a request that it has accepted.
+"""Graceful shutdown of a listener: no accepted request is lost.
 
-What is promised to whoever had connected, that is whose connect() had returned, when we stopped:
+Guarantees for a client whose connect() had returned before shutdown:
 
-* The connection is taken, also where it was still waiting in the listener's queue.
-* A request that has begun to arrive is read to its end and answered whole. The answer says
-  `Connection: close`: it is the last one, and what was pipelined behind it is not accepted.
-* A connection that is idle may send one more request within `LAST_CALL_SECONDS`, and is closed then
-  if the kernel has no byte of one. HTTP/1.1 knows no way to close an idle connection that a client
-  could not cross with a request at that very moment (RFC 9112, section 9.5); this is as near as it
-  gets.
+* Its connection is accepted, even if it was still in the listening socket's backlog.
+* A request that has begun to arrive is read and answered completely, with `Connection: close`.
+  Requests pipelined behind it are not processed.
+* An idle connection may send one more request within `CLOSE_NOTICE_SECONDS`. It is closed then,
+  unless the kernel has received data for it. In HTTP/1.1 a request can always cross the close of
+  an idle connection (RFC 9112, section 9.5); this keeps the window as small as possible.
 
-Not promised: a connection over a network whose handshake takes longer than `HANDSHAKE_SECONDS` to
-complete; and what is in flight when the time is over, which is cut off and counted.
+Not guaranteed: a connection whose handshake takes longer than `HANDSHAKE_SECONDS`, and requests
+that are pending when the time is over. These are closed and counted.
 
-Of a socket that was handed over only our copy is closed, and nobody is turned away: whoever comes
-waits in its queue for the next server, as long as the service manager holds the socket open.
+Of an inherited socket only our copy is closed, and connections are not refused: they wait in its
+backlog for the next server, as long as the service manager holds the socket.
 """
 
 import array
@@ -27,73 +26,73 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, Protocol
 
-__all__ = ["HANDSHAKE_SECONDS", "LAST_CALL_SECONDS", "Connection", "Door", "drain"]
+__all__ = ["CLOSE_NOTICE_SECONDS", "HANDSHAKE_SECONDS", "Connection", "ListeningSocket", "drain"]
 
 HANDSHAKE_SECONDS: Final = 0.02
-LAST_CALL_SECONDS: Final = 0.5
+CLOSE_NOTICE_SECONDS: Final = 0.5
 
 _TICK: Final = 0.02
 _TURNS: Final = (
-    5  # of the event loop: the connection's end, its request's, that of who waits for it
+    5  # of the event loop, until connection, request and waiting task have noticed the abort
 )
-_SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; the socket module does not name it
-# Classic BPF over the TCP header: load the byte of flags; with SYN drop the packet, else keep it.
+_SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; missing in the socket module
+# Classic BPF on the TCP header: load the flags; drop the packet if SYN is set, else accept it.
 _NO_SYN: Final = ((0x30, 0, 0, 13), (0x45, 1, 0, 0x02), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
 _logger = logging.getLogger("attestkit.serve")
 
 
 class Connection(Protocol):
-    """What a drain needs of an HTTP connection."""
+    """Interface of an HTTP connection for `drain`."""
 
     transport: asyncio.Transport
 
-    def last_call(self) -> None:
-        """Let the request in flight, else the next one, be the last. May be called again."""
+    def announce_close(self) -> None:
+        """Make the pending request, or else the next one, the last. Idempotent."""
         ...
 
     def is_idle(self) -> bool:
-        """Tell whether no request is in flight, not even a part of one."""
+        """Return whether no request is pending, not even a part of one."""
         ...
 
 
-class Door(NamedTuple):
-    """A listening socket that the event loop has let go of; `ours` unless it was handed over."""
+class ListeningSocket(NamedTuple):
+    """A listening socket outside the event loop; `ours` is False if it was inherited."""
 
     listening: socket.socket
     ours: bool
 
-    def turn_away(self) -> None:
-        """Let nobody new into the queue; who is in it stays, and who is half way gets in.
+    def refuse_new(self) -> None:
+        """Stop accepting new connections; those in the backlog or in a handshake stay.
 
-        Closing alone would reset those who connect between the last accept() and close().
+        close() alone would reset connections that arrive after the last accept().
         """
         if not self.ours:
             return
         if self.listening.family == socket.AF_UNIX:
-            # From here on connect() is refused; accept() still gives who is in the queue.
+            # connect() now fails, and accept() still returns the backlog.
             self.listening.shutdown(socket.SHUT_RD)
             return
         code = array.array("B", b"".join(struct.pack("@HBBI", *step) for step in _NO_SYN))
         program = struct.pack("@HP", len(_NO_SYN), code.buffer_info()[0])
-        with contextlib.suppress(OSError):  # a kernel without it: the gap stays, of microseconds
+        with contextlib.suppress(OSError):  # without kernel support, a gap of microseconds remains
             self.listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
-    def take_queue(self, most: int = 4096) -> list[socket.socket]:
-        """Return who is waiting, without blocking; `most` bounds it where others may still come."""
+    def accept_queued(self, most: int = 4096) -> list[socket.socket]:
+        """Return up to `most` connections from the backlog, without blocking."""
         self.listening.settimeout(0)
-        taken = []
+        accepted = []
         for _ in range(most):
             try:
-                taken.append(self.listening.accept()[0])
-            except ConnectionAbortedError:  # gone while it waited
+                accepted.append(self.listening.accept()[0])
+            except ConnectionAbortedError:  # closed by the client
                 continue
-            except OSError:  # nobody left (EAGAIN; EINVAL after shutdown), or no descriptor for it
+            except OSError:  # empty (EAGAIN; EINVAL after shutdown), or no free descriptor
                 break
-        return taken
+        return accepted
 
 
 async def drain(
-    door: Door,
+    listening: ListeningSocket,
     connections: "set[Connection]",
     tasks: "set[asyncio.Task[None]]",
     *,
@@ -101,50 +100,51 @@ async def drain(
     end_streams: Callable[[], None],
     seconds: float,
 ) -> int:
-    """Let nobody in, answer everybody who is in, and close; return how many had to be cut off.
+    """Stop accepting, finish pending requests, and close; return how many had to be aborted.
 
     Args:
-        door: The listening socket; it is closed.
-        connections: Those of the listener, kept up to date by it; their last call was made.
-        tasks: Its requests in work, likewise.
-        connect: Makes a connection of an accepted socket.
-        end_streams: Ends answers that would go on for ever. Called again and again, for one may
-            have begun since.
-        seconds: For all of it. 0: nobody is waited for, not even who is half way.
+        listening: The listening socket; it is closed.
+        connections: The listener's connections, updated by it; `announce_close` was called.
+        tasks: The listener's pending requests, updated by it.
+        connect: Creates a connection for an accepted socket.
+        end_streams: Ends endless responses. Called repeatedly, because new ones may start.
+        seconds: Time limit. With 0, connections are aborted at once.
     """
     loop = asyncio.get_running_loop()
     begin = loop.time()
     if seconds:
-        await _close(door, connect)
+        await _close(listening, connect)
     else:
-        door.listening.close()
+        listening.listening.close()
     while connections or tasks:
         for connection in connections:
-            connection.last_call()  # some have come since
+            connection.announce_close()  # including new ones
         end_streams()
         passed = loop.time() - begin
         if passed >= seconds:
             return await _cut_off(connections, tasks, seconds)
-        if passed >= min(LAST_CALL_SECONDS, seconds / 2):
+        if passed >= min(CLOSE_NOTICE_SECONDS, seconds / 2):
             _close_idle(connections)
         await asyncio.sleep(_TICK)
     return 0
 
 
-async def _close(door: Door, connect: Callable[[socket.socket], Awaitable[object]]) -> None:
-    """Turn newcomers away, take the queue, wait for those half way, take them, close."""
+async def _close(
+    listening: ListeningSocket, connect: Callable[[socket.socket], Awaitable[object]]
+) -> None:
+    """Stop accepting, drain the backlog, wait for pending handshakes, and close."""
     try:
-        door.turn_away()
-        await asyncio.gather(*map(connect, door.take_queue()))
-        await asyncio.sleep(HANDSHAKE_SECONDS)  # also what the event loop itself accepted last
-        if door.ours:
-            await asyncio.gather(*map(connect, door.take_queue()))
+        listening.refuse_new()
+        await asyncio.gather(*map(connect, listening.accept_queued()))
+        await asyncio.sleep(HANDSHAKE_SECONDS)  # also for what the event loop accepted last
+        if listening.ours:
+            await asyncio.gather(*map(connect, listening.accept_queued()))
     finally:
-        door.listening.close()
+        listening.listening.close()
 
 
 def _close_idle(connections: "set[Connection]") -> None:
-    """Close whom the kernel, asked once more, has nothing to read from."""
+    """Close the idle connections for which the kernel has no data."""
     idle = {
         connection.transport.get_extra_info("socket").fileno(): connection
         for connection in connections
@@ -153,8 +153,8 @@ def _close_idle(connections: "set[Connection]") -> None:
     poll = select.poll()
     for descriptor in idle:
         poll.register(descriptor, select.POLLIN)
-    speaking = {descriptor for descriptor, _ in poll.poll(0)}
-    for descriptor in idle.keys() - speaking:
+    readable = {descriptor for descriptor, _ in poll.poll(0)}
+    for descriptor in idle.keys() - readable:
         idle[descriptor].transport.close()
 
 
@@ -162,11 +162,11 @@ async def _cut_off(
     connections: "set[Connection]", tasks: "set[asyncio.Task[None]]", seconds: float
 ) -> int:
     cut = max(len(connections), len(tasks))  # a task may outlive its connection
-    if seconds:  # else it is what was asked for
-        _logger.warning("cut off %d connections that were still busy after %g s", cut, seconds)
+    if seconds:  # 0 aborts on purpose
+        _logger.warning("closed %d connections that were still busy after %g s", cut, seconds)
     for connection in tuple(connections):
         connection.transport.abort()
-    for _ in range(_TURNS):  # so that the tasks learn that their clients are gone
+    for _ in range(_TURNS):  # let tasks notice that their clients are gone
         if tasks:
             await asyncio.sleep(0)
     for task in tuple(tasks):

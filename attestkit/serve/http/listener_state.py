@@ -1,4 +1,4 @@
-"""What the connections of one listener share, and what is done for all of them at once."""
+"""State and timers that the connections of one listener share."""
 
 import asyncio
 import select
@@ -8,57 +8,57 @@ from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Traffic
 from attestkit.serve.server_log.access_log import AccessLog
 
-__all__ = ["LINGER_LIMIT", "LINGER_SECONDS", "Shared", "has_input"]
+__all__ = ["LINGER_LIMIT", "LINGER_SECONDS", "ListenerState", "has_input"]
 
 LINGER_LIMIT: Final = 4 * 1024 * 1024
-"""Bytes that a client which was refused may still send."""
+"""Bytes that are read and dropped from a client after an error response."""
 
 LINGER_SECONDS: Final = 1.0
-"""For which a client that was refused is listened to, so that it gets to read why."""
+"""Time for which they are read, so that the client receives the error before a reset."""
 
 
 class Connection(Protocol):
-    """What is needed of a connection."""
+    """Interface of a connection."""
 
     loop: asyncio.AbstractEventLoop
 
     def check(self, now: float) -> None:
-        """End it, or its request, if its state has lasted for too long."""
+        """Close the connection, or fail its request, if it exceeds a time limit."""
 
     def next_turn(self) -> None:
-        """Let its answers of this turn go."""
+        """Send the responses of this event loop iteration."""
 
 
-class Shared(NamedTuple):
-    """What the connections of one listener share."""
+class ListenerState(NamedTuple):
+    """State that the connections of one listener share."""
 
     name: str
     limits: Limits
     traffic: Traffic
     access_log: AccessLog | None
-    sweep: "Sweep"
-    outbox: "Outbox"
+    timeouts: "TimeoutChecker"
+    write_queue: "WriteQueue"
 
     @classmethod
     def of(
         cls, name: str, limits: Limits, traffic: Traffic, access_log: AccessLog | None
-    ) -> "Shared":
-        """Return it with a sweep and an outbox of its own."""
-        return cls(name, limits, traffic, access_log, Sweep(limits), Outbox())
+    ) -> "ListenerState":
+        """Return a state with its own timeout checker and write queue."""
+        return cls(name, limits, traffic, access_log, TimeoutChecker(limits), WriteQueue())
 
 
-class Outbox:
-    """Connections with answers that leave when all requests of the loop's turn have theirs.
+class WriteQueue:
+    """Connections with responses that are sent after all requests of a loop iteration.
 
-    To wake a client costs more than most methods. So all are answered first: by the second of them
-    the client is awake.
+    Waking a client costs more than most methods. Processing all requests before the first write
+    lets the server work while clients wake up.
     """
 
     def __init__(self) -> None:
         self._waiting: list[Connection] = []
 
     def add(self, connection: Connection) -> None:
-        """Have the connection's answers leave soon."""
+        """Send the connection's responses at the end of the loop iteration."""
         if not self._waiting:
             connection.loop.call_soon(self._flush)
         self._waiting.append(connection)
@@ -69,8 +69,8 @@ class Outbox:
             connection.next_turn()
 
 
-class Sweep:
-    """Ends what took too long on any connection of a listener."""
+class TimeoutChecker:
+    """Timer that enforces the time limits of all connections of a listener."""
 
     def __init__(self, limits: Limits) -> None:
         shortest = min(
@@ -84,11 +84,11 @@ class Sweep:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, connections: set[Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Look at these connections from time to time, as long as there are any."""
+        """Check these connections periodically, as long as there are any."""
         if self._timer is None:
-            self._timer = loop.call_later(self._seconds, self._look, connections, loop)
+            self._timer = loop.call_later(self._seconds, self._check, connections, loop)
 
-    def _look(self, connections: set[Any], loop: asyncio.AbstractEventLoop) -> None:
+    def _check(self, connections: set[Any], loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         now = loop.time()
         for connection in list(connections):
@@ -98,7 +98,7 @@ class Sweep:
 
 
 def has_input(transport: asyncio.Transport) -> bool:
-    """Tell whether the kernel has a request that the loop had no time for yet."""
+    """Return whether the kernel has received data that the event loop has not read yet."""
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
     return bool(poll.poll(0))

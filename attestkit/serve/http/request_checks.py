@@ -1,4 +1,4 @@
-"""What is read of a request's head first: its size, and whether it names this machine."""
+"""Checks of a request's header section: its size, and its host (against DNS rebinding)."""
 
 import re
 from collections.abc import Iterable
@@ -7,15 +7,15 @@ from typing import Final
 
 __all__ = [
     "KEPT",
+    "has_loopback_host",
     "head_size",
-    "is_called_as_ours",
     "is_loopback",
     "with_named_host",
     "without_upgrade",
 ]
 
-# Names that no server of names can lead here: browsers know themselves that localhost, and all that
-# ends in it (RFC 6761), is this machine.
+# DNS cannot redirect these names: browsers resolve localhost and its subdomains (RFC 6761) to the
+# loopback address themselves.
 _LOOPBACK: Final = re.compile(
     rb"(([a-z0-9_-]+\.)*localhost\.?|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE
 )
@@ -24,58 +24,54 @@ _ABSOLUTE: Final = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 
 
 def with_named_host(target: bytes, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return headers with the host that a target in absolute form names (RFC 9112, 3.2.2).
+    """Return the headers with the host of a target in absolute form added (RFC 9112, 3.2.2).
 
-    That one decides who was meant, not `Host`. It stands beside what came, which a guard still
-    refuses if that is another machine's name.
+    Such a host takes precedence over `Host`. Both are kept, so that a guard checks both.
     """
     found = _ABSOLUTE.match(target)
     return headers if found is None else [*headers, (b"host", found[1])]
 
 
-def is_called_as_ours(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Tell whether a request names this machine as one does from itself each time, or never.
-
-    A page whose own name was led here (DNS rebinding) sends that name as `Host`.
-    """
+def has_loopback_host(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return whether every Host header is a loopback name, or absent (DNS-rebinding check)."""
     return all(name != b"host" or _LOOPBACK.fullmatch(value) for name, value in headers)
 
 
 def is_loopback(sock: socket) -> bool:
-    """Tell whether a listening socket is TCP, and only this machine gets to it."""
-    where = sock.getsockname()
-    return isinstance(where, tuple) and (
-        where[0] == "::1" or where[0].removeprefix("::ffff:").startswith("127.")
+    """Return whether a listening socket is TCP on a loopback address."""
+    address = sock.getsockname()
+    return isinstance(address, tuple) and (
+        address[0] == "::1" or address[0].removeprefix("::ffff:").startswith("127.")
     )
 
 
-# Where the head of a request ends, which may come in any pieces, and what is changed in it.
+# Size of a request's head that arrives in pieces, and removal of its Upgrade field.
 
 KEPT: Final = 3
-"""Bytes of a head that the next piece is looked at with: the blank line may be cut anywhere."""
+"""Bytes kept of a head to find an empty line that is split between pieces."""
 
 _BLANK: Final = b"\r\n\r\n"
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 def head_size(before: bytes, data: bytes) -> int:
-    """Return how many bytes of a piece are a head's, the blank line among them.
+    """Return how many bytes of a piece belong to the head, including the empty line.
 
-    It ends where the parser ends it, which takes no line that ends otherwise than with CR LF (RFC
-    9112, 2.2, allows a lone LF; 11.2 tells what comes of two readers that do not agree).
+    Like the parser, it accepts only CR LF as line end (RFC 9112, section 2.2, allows a lone LF;
+    section 11.2 describes the request smuggling that differing readers cause).
 
     Args:
-        before: The last `KEPT` bytes of the pieces of this head that came before.
-        data: What came now.
+        before: The last `KEPT` bytes of the earlier pieces of this head.
+        data: The new piece.
     """
     at = (before + data).find(_BLANK)
     return len(data) if at < 0 else at + len(_BLANK) - len(before)
 
 
 def without_upgrade(head: bytes) -> bytes:
-    """Return a head that no longer asks for another protocol, as clients of HTTP/2 do.
+    """Return a head without the Upgrade field, which HTTP/2-capable clients send.
 
-    Such a wish may be ignored, but the parser would take it for granted and drop the body. The name
-    is replaced by one of its length: whatever is changed here, no other byte is at another place.
+    The server may ignore an upgrade (RFC 9110, section 7.8), but the parser would accept it and
+    drop the body. The field name is replaced by one of the same length: no offset changes.
     """
     return _UPGRADE.sub(b"\r\nignored:", head)

@@ -1,4 +1,4 @@
-"""One request and its response on a connection, as ASGI has it; in place of uvicorn's own."""
+"""ASGI request/response cycle of a connection, which replaces uvicorn's."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -9,49 +9,49 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from attestkit.serve.http.errors import encode_error
 from attestkit.serve.http.views import ENDLESS
 
-__all__ = ["COPIED", "GONE", "AnyApp", "Cycle", "Response"]
+__all__ = ["COPIED", "GONE", "AnyApp", "RequestCycle", "Response"]
 
 COPIED: Final = 4096
-"""Bytes of a body from which on it is not copied behind its head."""
+"""Bytes of a response up to which its pieces are joined into one write."""
 
 GONE: Final = 499
-"""The status, in the access log alone, of a request whose client did not wait for the answer."""
+"""Status in the access log of a request whose client disconnected before the response."""
 
 Message: TypeAlias = Mapping[str, Any]
 AnyApp: TypeAlias = Callable[..., Awaitable[None]]
 
 
-class Cycle(RequestResponseCycle):
-    """A request and its response; one whose length is known leaves in one system call.
+class RequestCycle(RequestResponseCycle):
+    """A request and its response; a response of known length is sent in one system call.
 
-    That call, and the client that it wakes, cost more than most methods.
+    That call, and waking the client, cost more than most methods.
     """
 
-    pending: Message | None = None  # the start of a response, until its first piece comes
+    pending: Message | None = None  # start of the response, until its first piece
     is_chunked: bool = False
-    is_half_closed = False  # the client says no more, or has gone
-    is_endless: bool = False  # the answer has begun, and goes on until the client leaves
-    length: int | None = None  # of the body; then it leaves in one go
-    pieces: list[bytes]  # that have not left yet
+    is_half_closed = False  # the client has sent EOF
+    is_endless: bool = False  # the response continues until the client disconnects
+    length: int | None = None  # Content-Length of the response
+    pieces: list[bytes]  # not sent yet
     status: int = GONE
     size: int = 0  # bytes of the body
     request_id: bytes = b""
-    on_end: Callable[["Cycle"], None] | None = None
+    on_end: Callable[["RequestCycle"], None] | None = None
 
     async def answer(self, app: AnyApp, scope: Message, receive: object, send: object) -> None:
-        """Call the application; that we cut it off, see graceful_shutdown, is no failure of it."""
+        """Call the application; cancellation by `graceful_shutdown` is not a failure."""
         try:
             await app(scope, receive, send)
         except asyncio.CancelledError:
             if not self.transport.is_closing():
-                raise  # not by us, who end the connection first
+                raise  # not by drain, which closes the transport first
             self.leave()
 
     async def send(self, message: Message) -> None:
-        """Take a piece of the response."""
+        """Send an ASGI message."""
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
-        if self.transport.is_closing():  # connection_lost() will tell in a moment
+        if self.transport.is_closing():  # connection_lost() follows
             self.disconnected = True
         if self.disconnected:
             return
@@ -88,7 +88,7 @@ class Cycle(RequestResponseCycle):
             self.transport.close()
 
     def leave(self) -> None:
-        """Take note that the client is gone."""
+        """Record that the client has disconnected."""
         self.disconnected: bool = True
         self.message_event.set()
         self.end()
@@ -102,7 +102,7 @@ class Cycle(RequestResponseCycle):
         self.on_response()
 
     async def send_500_response(self) -> None:
-        """Answer for an application that failed; the log has the reason."""
+        """Send the response for an application that failed; the log has the reason."""
         body = encode_error("internal error")
         headers = [
             (b"content-type", b"application/json"),
@@ -113,7 +113,7 @@ class Cycle(RequestResponseCycle):
         await self.send({"type": "http.response.body", "body": body})
 
     def end(self) -> None:
-        """Tell who wants to know that it is over."""
+        """Call `on_end` once."""
         if self.on_end is not None:
             self.on_end(self)
             self.on_end = None
@@ -128,7 +128,7 @@ class Cycle(RequestResponseCycle):
             self.transport.writelines(pieces)
 
     def _head(self, start: Message) -> bytes:
-        """Return the bytes before the body."""
+        """Return the status line and header section."""
         self.status = start["status"]
         parts = [STATUS_LINE[self.status]]
         for name, value in (*self.default_headers, *start.get("headers", ())):
@@ -145,7 +145,7 @@ class Cycle(RequestResponseCycle):
                 self.is_chunked = True
                 parts.append(b"transfer-encoding: chunked\r\n")
             else:
-                self.keep_alive: bool = False  # its end is the end of the connection
+                self.keep_alive: bool = False  # the body ends with the connection
         if not self.keep_alive:
             parts.append(b"connection: close\r\n")
         if any(b"\n" in value or b"\r" in value for value in parts[3:-1:4]):
@@ -154,38 +154,38 @@ class Cycle(RequestResponseCycle):
         return b"".join(parts)
 
 
-class Replying(Protocol):
-    """What a response may do to its connection, besides writing."""
+class ConnectionWriter(Protocol):
+    """Interface of a connection to `Response`."""
 
     transport: asyncio.Transport
 
     def flush(self) -> None:
-        """Let the answers go that come first."""
+        """Send all earlier responses."""
 
     def close_after_response(self) -> None:
-        """End the connection in good order."""
+        """Close the connection after all responses."""
 
 
 class Response:
-    """The transport, as the answer to a request has it."""
+    """Transport that sends earlier responses first."""
 
     __slots__ = ("_connection", "_transport", "is_closing")
 
-    def __init__(self, connection: Replying) -> None:
+    def __init__(self, connection: ConnectionWriter) -> None:
         self._connection = connection
         self._transport = connection.transport
         self.is_closing: Callable[[], bool] = connection.transport.is_closing
 
     def write(self, data: bytes) -> None:
-        """Send bytes behind the answers that come first."""
+        """Send bytes after the earlier responses."""
         self._connection.flush()
         self._transport.write(data)
 
     def writelines(self, pieces: Sequence[bytes]) -> None:
-        """The same, in pieces."""
+        """Send pieces after the earlier responses."""
         self._connection.flush()
         self._transport.writelines(pieces)
 
     def close(self) -> None:
-        """End it, in good order."""
+        """Close the connection gracefully."""
         self._connection.close_after_response()

@@ -1,4 +1,4 @@
-"""Serve ASGI applications on sockets that are already bound, each with its bounds."""
+"""Run HTTP servers on bound sockets, each with its own application and limits."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,8 @@ from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Traffic
 from attestkit.serve.http.absolute_target import TargetProtocol
 from attestkit.serve.http.asgi import App
-from attestkit.serve.http.graceful_shutdown import Connection, Door, drain
-from attestkit.serve.http.listener_state import Shared
+from attestkit.serve.http.graceful_shutdown import Connection, ListeningSocket, drain
+from attestkit.serve.http.listener_state import ListenerState
 from attestkit.serve.http.protocol import HttpProtocol, ListenerConfig
 from attestkit.serve.http.signals import until_signalled
 from attestkit.serve.server_log.access_log import AccessLog
@@ -28,11 +28,11 @@ _logger = logging.getLogger("attestkit.serve")
 
 
 class Listener(NamedTuple):
-    """An application, and the listening socket that leads to it.
+    """An application and its listening socket.
 
-    An application may have a method `stop` that ends answers which would go on for ever, and
-    `headers` that go with every response: then they go with what the listener itself refuses. A
-    socket that was handed over is not ours to turn people away from.
+    The application may have a method `stop`, which ends endless responses, and `headers`, which
+    are also sent with the listener's own error responses. An inherited socket (`handed_over`)
+    keeps accepting connections for the next server.
     """
 
     app: App
@@ -50,16 +50,16 @@ def run(
     on_stop: Callable[[], None] = lambda: None,
     background: Sequence[Work] = (),
 ) -> int:
-    """Serve until a signal says to stop (see signals), then end (see graceful_shutdown).
+    """Serve until a signal arrives, then shut down gracefully.
 
     Args:
-        listeners: What is served; their sockets are closed at the end.
-        on_ready: Called once, when every listener accepts.
-        on_stop: Called once, before the first listener stops to accept.
-        background: Coroutines that run from then on in the same event loop, and end with it.
+        listeners: Listeners to serve; their sockets are closed at the end.
+        on_ready: Called once, when all listeners accept connections.
+        on_stop: Called once, before the first listener stops accepting.
+        background: Coroutine functions that run in the same event loop until shutdown.
 
     Returns:
-        How many connections had to be cut off, because the time to finish was over.
+        The number of connections that were closed because the time limit was exceeded.
     """
     return uvloop.run(run_in_loop(listeners, on_ready, on_stop, background))
 
@@ -70,7 +70,7 @@ async def run_in_loop(
     on_stop: Callable[[], None] = lambda: None,
     background: Sequence[Work] = (),
 ) -> int:
-    """Do what `run` does in the running event loop; to be cancelled stops it in good order too."""
+    """Do what `run` does in the running event loop; cancellation also shuts down gracefully."""
     servers = [_Server(listener) for listener in listeners]
     helpers: list[asyncio.Task[None]] = []
 
@@ -91,12 +91,12 @@ async def run_in_loop(
             while not all(server.started for server in servers):
                 for task in tasks:
                     if task.done():
-                        task.result()  # raises what kept it from starting
+                        task.result()  # raises the error of the startup
                 await asyncio.sleep(0)
             on_ready()
-            helpers += [asyncio.create_task(_tell(work)) for work in background]
+            helpers += [asyncio.create_task(_run_logged(work)) for work in background]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        finally:  # stopped, cancelled, or one failed: all end in good order
+        finally:  # after a signal, a cancellation or a failure
             stop()
             await asyncio.wait((*tasks, *helpers))
     for task in tasks:
@@ -106,16 +106,16 @@ async def run_in_loop(
 
 @contextlib.asynccontextmanager
 async def beside(listener: Listener, on_end: Callable[[], None]) -> AsyncIterator[None]:
-    """Serve beside other work of the running event loop; it stops in good order with the block.
+    """Serve during the block, beside other work of the running event loop.
 
-    Should it fail the log has why, and `on_end` is called, as it is at the end of the block.
+    `on_end` is called at the end of the block, or after a failure, which is logged.
     """
     server = _Server(listener)
 
     async def serve() -> None:
         await server.serve(sockets=[listener.socket])
 
-    task = asyncio.create_task(_tell(serve))
+    task = asyncio.create_task(_run_logged(serve))
     task.add_done_callback(lambda _: on_end())
     try:
         yield
@@ -124,25 +124,25 @@ async def beside(listener: Listener, on_end: Callable[[], None]) -> AsyncIterato
         await task
 
 
-async def _tell(work: Work) -> None:
-    """Do work in the background; if it fails the log has it, and the server goes on."""
+async def _run_logged(work: Work) -> None:
+    """Run background work; log a failure instead of raising it."""
     try:
         await work()
     except Exception:
-        _logger.exception("work in the background ended")
+        _logger.exception("background task failed")
 
 
 def _config(listener: Listener) -> ListenerConfig:
-    shared = Shared.of(
+    shared = ListenerState.of(
         listener.name, listener.limits, listener.traffic or Traffic(), listener.access_log
     )
     config = ListenerConfig(listener.app, shared)
-    config.http = TargetProtocol  # what uvicorn makes of a connection, see its Config
+    config.http = TargetProtocol  # uvicorn uses this attribute as the protocol class
     return config
 
 
 class _Server(uvicorn.Server):
-    """One of several servers in a process: signals are not its business, idle it sleeps."""
+    """One of several servers in a process: without signal handlers, and asleep while idle."""
 
     def __init__(self, listener: Listener) -> None:
         self._shared = _config(listener)
@@ -153,32 +153,32 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to run(), which tells all servers."""
+        """Leave the signals to run(), which stops all servers."""
         yield
 
     def stop(self) -> None:
-        """Accept no more, finish what is in flight."""
+        """Begin the graceful shutdown."""
         self.should_exit = True
         for connection in self.server_state.connections:
-            cast("HttpProtocol", connection).last_call()
+            cast("HttpProtocol", connection).announce_close()
         self._stopped.set()
 
     async def main_loop(self) -> None:
-        """Keep the Date header fresh until stop(); the inherited loop wakes ten times a second."""
+        """Update the Date header until stop(); uvicorn's own loop wakes ten times a second."""
         while not await self.on_tick(0):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), 1.0)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listening socket; answer those who are in."""
+        """Close the listening socket and finish pending requests."""
         sock = self._listener.socket
-        door = Door(sock.dup(), ours=not self._listener.handed_over)
+        listening = ListeningSocket(sock.dup(), ours=not self._listener.handed_over)
         for server in self.servers:
             server.close()
         for each in sockets or ():
             each.close()
         self.cut_off = await drain(
-            door,
+            listening,
             cast("set[Connection]", self.server_state.connections),
             self.server_state.tasks,
             connect=self._connect,
@@ -187,7 +187,7 @@ class _Server(uvicorn.Server):
         )
 
     async def _connect(self, accepted: socket.socket) -> None:
-        """Serve a connection that was accepted outside of the event loop."""
+        """Serve a connection that was accepted outside the event loop."""
 
         def protocol() -> HttpProtocol:
             return TargetProtocol(self._shared, self.server_state, self.lifespan.state)

@@ -1,13 +1,12 @@
-"""The signals of a server: one to stop it in good order, one more to end it there and then.
+"""Signal handling: the first signal shuts down gracefully, a second one ends the process.
 
 | signal | first | later |
 |---|---|---|
-| SIGTERM, SIGINT | stops in good order | `at_once`, and the default action: the process ends |
-| SIGHUP | stops in good order, for its terminal is gone; ignored where it was (nohup) | nothing |
+| SIGTERM, SIGINT | graceful shutdown | `at_once`, then the default action: the process ends |
+| SIGHUP | graceful shutdown, unless it was ignored (nohup) | no effect |
 
-There is nothing to reload on SIGHUP: what an app was measured with stays for its life. `timeout`
-and shells send a signal twice in a row, to the process and to its group, so what comes within
-`SAME_SECONDS` is still the first.
+SIGHUP does not reload: an app's measurements do not change. `timeout` and shells send a signal
+twice, to the process and to its group, so a repetition within `SAME_SECONDS` is ignored.
 """
 
 import asyncio
@@ -20,25 +19,24 @@ from typing import Final
 __all__ = ["SAME_SECONDS", "until_signalled"]
 
 SAME_SECONDS: Final = 0.2
-_DEADLY: Final = (signal.SIGTERM, signal.SIGINT)
+_TERMINATING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager
 def until_signalled(
     stop: Callable[[], None], at_once: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Call `stop` in the running event loop, once, when a signal says so.
+    """Call `stop` once, in the running event loop, at the first signal.
 
-    A second one calls `at_once`, wherever the main thread is, before it ends the process.
+    A second signal calls `at_once`, possibly in the middle of other code, and ends the process.
 
-    In another thread than the main one signals are somebody else's business. At the end of the
-    block all handlers are as before.
+    Outside the main thread signals are not handled. The block restores the handlers at its end.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
-    numbers = [*_DEADLY]
+    numbers = [*_TERMINATING]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
@@ -46,7 +44,7 @@ def until_signalled(
 
     def signalled() -> None:
         if not timers:
-            timers.append(loop.call_later(SAME_SECONDS, _be_deadly, loop, at_once))
+            timers.append(loop.call_later(SAME_SECONDS, _restore_default, loop, at_once))
             stop()
 
     for number in numbers:
@@ -61,7 +59,7 @@ def until_signalled(
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _be_deadly(loop: asyncio.AbstractEventLoop, at_once: Callable[[], None] | None) -> None:
+def _restore_default(loop: asyncio.AbstractEventLoop, at_once: Callable[[], None] | None) -> None:
     def end(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_DFL)
         try:
@@ -70,7 +68,7 @@ def _be_deadly(loop: asyncio.AbstractEventLoop, at_once: Callable[[], None] | No
         finally:
             signal.raise_signal(number)
 
-    for number in _DEADLY:
+    for number in _TERMINATING:
         loop.remove_signal_handler(number)
-        # Without anything to do first it is the kernel's, which needs no bytecode of ours to run.
+        # Without `at_once` use the kernel's default action, which works even if Python hangs.
         signal.signal(number, signal.SIG_DFL if at_once is None else end)

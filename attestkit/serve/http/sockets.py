@@ -1,7 +1,7 @@
-"""What the server owns on the machine: its folders, the lock that says who is live, its sockets.
+"""Folders, lock, and listening sockets of the server.
 
-A unix socket gets its mode and group after bind and before listen: until listen nobody can connect,
-so there is no moment at which it is open to more people than it should be.
+A unix socket gets its mode and group after bind() and before listen(). Until then connect() fails,
+so that the socket is never open to other users than intended.
 """
 
 import contextlib
@@ -13,24 +13,24 @@ import stat
 from pathlib import Path
 from typing import TypeAlias
 
-from attestkit._crypto.pem import armour
+from attestkit._crypto.pem import encode_pem
 from attestkit._system.atomic_file import replace_file
 from attestkit._system.untrusted_files import (
     change_group,
     change_mode,
-    close_folder,
+    make_private,
+    o_path_flag,
     open_regular,
-    path_flag,
 )
 from attestkit._system.untrusted_files import make_folder as make_folder_at
 from attestkit.errors import BackendBusyError, ConfigError, UsageError
 from attestkit.serve.config.option_values import Address
 
-__all__ = ["BACKLOG", "Lock", "UnixListener", "bind_tcp", "make_folder", "write_trust_anchor"]
+__all__ = ["BACKLOG", "FolderLock", "UnixListener", "bind_tcp", "make_folder", "write_trust_anchor"]
 
 BACKLOG = 1024
-_MAX_PATH = 107  # bytes of sockaddr_un.sun_path without the final zero
-_NO_GROUP = 2**32 - 1  # to the kernel: leave the group as it is
+_MAX_PATH = 107  # bytes of sockaddr_un.sun_path without the terminating NUL
+_NO_GROUP = 2**32 - 1  # (gid_t)-1 of chown(2): leaves the group unchanged
 _FileId: TypeAlias = tuple[int, int]
 
 
@@ -39,99 +39,103 @@ def _reason(error: OSError) -> str:
 
 
 def make_folder(folder: Path, *, private: bool, ignored: bool = False) -> None:
-    """Make `folder` unless it is there; a new one is for its owner only.
+    """Create `folder` with mode 0700 if it does not exist.
 
     Args:
-        folder: Where.
-        private: An old one must be ours too, and is closed to others.
-        ignored: git is told to leave its content alone; a new one is always.
+        folder: Path of the folder.
+        private: An existing folder must belong to this user, and gets mode 0700 too.
+        ignored: Add a .gitignore to an existing folder; a new one always gets it.
 
     Raises:
-        ConfigError: It cannot be made, or is somebody else's.
+        ConfigError: If it cannot be created, or belongs to another user.
     """
     try:
         new = make_folder_at(folder)
         if private:
-            close_folder(folder)
+            make_private(folder)
         ignore = folder / ".gitignore"
         if (new or ignored) and not ignore.exists():
             replace_file(ignore, b"*\n", mode=0o600)
     except OSError as error:
-        raise ConfigError(f"{folder}: {_reason(error)}") from error
+        raise ConfigError(f"{folder}: {_reason(error)}", reason="unwritable") from error
 
 
 def write_trust_anchor(folder: Path, root: bytes) -> Path:
-    """Write a root certificate (DER) as `trust-anchor.pem`, for all to read; return its path.
+    """Write a root certificate (DER) as world-readable `trust-anchor.pem`; return its path.
 
-    It stays when the server ends: evidence may be verified later.
+    It stays when the server stops, to verify evidence later.
 
     Raises:
-        ConfigError: It cannot be written.
+        ConfigError: If it cannot be written.
     """
     path = folder / "trust-anchor.pem"
     try:
-        replace_file(path, armour("CERTIFICATE", root).encode("ascii"), mode=0o644)
+        replace_file(path, encode_pem("CERTIFICATE", root).encode("ascii"), mode=0o644)
     except OSError as error:
-        raise ConfigError(f"{path}: {_reason(error)}") from error
+        raise ConfigError(f"{path}: {_reason(error)}", reason="unwritable") from error
     return path
 
 
-class Lock:
-    """The lock of a folder: whoever holds it is the live server there.
+class FolderLock:
+    """Lock of a folder, held by its running server.
 
-    The kernel drops it with the process, however that ends; the file stays, for a lock file that
-    is removed is no lock. Its text is the process id, for people.
+    The kernel releases it when the process ends. The file stays, because removing a lock file
+    would let two processes lock different files. It contains the process id.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Take the lock of `folder`.
+        """Acquire the lock of `folder`.
 
         Raises:
-            BackendBusyError: Another server has it.
-            ConfigError: The file cannot be opened.
+            BackendBusyError: If another server holds it.
+            ConfigError: If the file cannot be opened.
         """
         path = folder / "lock"
-        if path.is_dir():  # /var/run has a folder of that name on many distributions
+        if path.is_dir():  # many distributions have a folder /var/run/lock
             path = folder / "attestkit.lock"
         try:
             self._handle = open_regular(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise ConfigError(f"{path}: {_reason(error)}") from error
+            raise ConfigError(f"{path}: {_reason(error)}", reason="unwritable") from error
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             owner = os.read(self._handle, 20).decode("ascii", "replace").strip()
             os.close(self._handle)
             raise BackendBusyError(
-                f"another server is live in {folder} (process {owner or 'unknown'}); "
-                "stop it, or choose another --dir"
+                f"{folder}: in use by another server (process {owner or 'unknown'}); "
+                "stop it, or choose another --dir",
+                reason="lock",
             ) from error
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, b"%d\n" % os.getpid(), 0)
 
     def close(self) -> None:
-        """Let the next server in."""
+        """Release the lock."""
         os.close(self._handle)
 
 
 class UnixListener:
-    """A unix socket that listens at `path`, and is removed by us alone."""
+    """Listening unix socket at `path`, which it removes at the end."""
 
     def __init__(self, path: Path, mode: int, group: str | None = None) -> None:
         """Bind and listen.
 
         Args:
-            path: Absolute; a dead socket there is replaced, anything else is not.
+            path: Absolute path. A stale socket there is replaced, nothing else.
             mode: Permission bits.
-            group: Its group, by name or number.
+            group: Name or number of its group.
 
         Raises:
-            UsageError: The path is too long, or there is no such group.
-            BackendBusyError: Somebody else answers at this path.
-            ConfigError: Something else is in the way.
+            UsageError: If the path is too long or the group unknown.
+            BackendBusyError: If another process listens at the path.
+            ConfigError: If the socket cannot be created.
         """
         if len(os.fsencode(path)) > _MAX_PATH:
-            raise UsageError(f"{path}: longer than the {_MAX_PATH} bytes a socket's path may have")
+            raise UsageError(
+                f"{path}: longer than {_MAX_PATH} bytes, the limit for the path of a socket",
+                reason="too_large",
+            )
         group_id = -1 if group is None else _group_id(group)
         self.path = path
         self.socket: socket.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -139,45 +143,47 @@ class UnixListener:
         self._file: _FileId | None = None
         try:
             _remove_stale(path)
-            os.fchmod(self.socket.fileno(), 0o600)  # with which bind makes the file
+            os.fchmod(self.socket.fileno(), 0o600)  # bind() creates the file with this mode
             self.socket.bind(os.fspath(path))
-            self._file = _admit(path, mode, group_id)
+            self._file = _set_permissions(path, mode, group_id)
             self.socket.listen(BACKLOG)
         except OSError as error:
             self.close()
-            raise ConfigError(f"{path}: {_reason(error)}") from error
+            raise ConfigError(f"{path}: {_reason(error)}", reason="unwritable") from error
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Stop listening, and remove the path."""
+        """Stop listening and remove the path."""
         self.socket.close()
         self.unlink()
 
     def unlink(self) -> None:
-        """Remove the path while it still leads to this socket; who is connected stays so.
+        """Remove the path if it still belongs to this socket; connections stay open.
 
-        A fork removes none: the socket is its parent's.
+        After a fork, only the parent process removes it.
         """
         if self._process != os.getpid():
             return
-        with contextlib.suppress(OSError):  # gone already, or no longer ours to remove
+        with contextlib.suppress(OSError):  # removed or replaced by another process
             if self._file is not None and _file_id(self.path) == self._file:
                 self.path.unlink()
         self._file = None
 
 
-def _admit(path: Path, mode: int, group_id: int) -> _FileId:
-    """Give a socket that we have just made its group and mode; return which file it is.
+def _set_permissions(path: Path, mode: int, group_id: int) -> _FileId:
+    """Set group and mode of a new socket; return its file id.
 
-    By one descriptor: whoever else may write the folder may have put a link in its place.
+    Uses one descriptor, because other writers of the folder could replace the path by a link.
     """
-    fd = os.open(path, path_flag() | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, o_path_flag() | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-            raise ConfigError(f"{path}: somebody has put something else in its place")
+            raise ConfigError(
+                f"{path}: replaced by another process during startup", reason="permissions"
+            )
         if group_id != -1:
             change_group(fd, group_id)
         change_mode(fd, mode)
@@ -192,47 +198,49 @@ def _file_id(path: Path) -> _FileId:
 
 
 def _group_id(group: str) -> int:
-    import grp  # only where a group is named
+    import grp  # lazy: only with a group
 
     if group.isascii() and group.isdigit() and int(group) < _NO_GROUP:
         return int(group)
     try:
         return grp.getgrnam(group).gr_gid
     except (KeyError, ValueError) as error:
-        raise UsageError(f"--socket-group {group}: there is no such group") from error
+        raise UsageError(
+            f"--socket-group: no such group: {group}", reason="unknown_name"
+        ) from error
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket at `path` on which nobody listens."""
+    """Remove a stale socket at `path`."""
     try:
         kind = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(kind):
-        raise ConfigError(f"{path}: in the way, and not a socket")
+        raise ConfigError(f"{path}: exists and is not a socket", reason="wrong_type")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0)  # a full backlog would make us wait, and means that somebody is there
+        probe.settimeout(0)  # a full backlog also means that a server listens
         result = probe.connect_ex(os.fspath(path))
     if result not in {errno.ECONNREFUSED, errno.ENOENT}:
-        raise BackendBusyError(f"{path}: somebody else listens there")
+        raise BackendBusyError(f"{path}: another process listens there", reason="address")
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
 
 
 def bind_tcp(option: str, address: Address) -> socket.socket:
-    """Return a TCP socket that listens at `address`; errors name `option`.
+    """Return a TCP socket listening at `address`; errors name `option`.
 
     Raises:
-        UsageError: The host is unknown.
-        BackendBusyError: The port is taken.
-        ConfigError: It cannot be bound for another reason.
+        UsageError: If the host is unknown.
+        BackendBusyError: If the port is in use.
+        ConfigError: If the address cannot be bound for another reason.
     """
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
-        raise UsageError(f"{option} {address}: {_reason(error)}") from error
+        raise UsageError(f"{option} {address}: {_reason(error)}", reason="unknown_name") from error
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -244,8 +252,9 @@ def bind_tcp(option: str, address: Address) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise BackendBusyError(
-                f"{option} {address}: the port is taken; port 0 takes any free one, "
-                f"`{option} none` does without"
+                f"{option} {address}: the port is in use; port 0 selects a free one, "
+                f"`{option} none` turns the listener off",
+                reason="address",
             ) from error
-        raise ConfigError(f"{option} {address}: {_reason(error)}") from error
+        raise ConfigError(f"{option} {address}: {_reason(error)}", reason="wrong_value") from error
     return listener

@@ -1,34 +1,34 @@
-"""What GET shows besides methods: a view is a coroutine from a request to an answer.
+"""Views: coroutine functions that answer GET requests outside of services.
 
-An answer is whole, or comes piece by piece; a client that reads slowly slows the pieces down, and
-one that goes away ends them. What is wrong with a request is raised before the answer.
+A response is complete or a stream of pieces. Pieces are produced at the client's speed, and end
+when it disconnects. Errors are raised before the response.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
-__all__ = ["ENDLESS", "Answer", "Asked", "Header", "Pieces", "View"]
+__all__ = ["ENDLESS", "Header", "Pieces", "View", "ViewRequest", "ViewResponse"]
 
 Header: TypeAlias = tuple[bytes, bytes]
 Pieces: TypeAlias = AsyncGenerator[bytes, None]
 
 
 ENDLESS: Final = "attestkit.endless"
-"""The member of a response's start, as ASGI has it, that says whether the answer is endless."""
+"""Key of the ASGI message http.response.start: whether the response is endless."""
 
 
-class Asked(NamedTuple):
-    """What a view is asked for."""
+class ViewRequest(NamedTuple):
+    """Request to a view."""
 
-    name: str = ""  # of a named view: the last segment of the path, decoded
-    query: bytes = b""  # as it came
-    client: str = ""  # the address of who asks; nothing on a unix socket
+    name: str = ""  # last path segment, decoded, of a named view
+    query: bytes = b""  # raw query string
+    client: str = ""  # IP address of the client; empty on a unix socket
 
 
-class Answer(NamedTuple):
-    """What a view shows. The pieces are closed when the client is gone.
+class ViewResponse(NamedTuple):
+    """Response of a view; its pieces are closed when the client disconnects.
 
-    An `endless` answer goes on until then; it is ended in good order when the server stops.
+    An `endless` response continues until then, or until the server shuts down.
     """
 
     content_type: bytes
@@ -38,10 +38,12 @@ class Answer(NamedTuple):
 
 
 class View(NamedTuple):
-    """Something to look at with GET; raises an AttestKitError where there is nothing to show.
+    """A view; `show` raises an AttestKitError for an error response.
 
-    One that is `named` stands for all paths of one more segment than its own, as in /logs/<name>.
+    A `named` view serves all paths with one more segment than its own, such as /logs/<name>.
     """
 
-    show: Callable[[Any, Asked], Awaitable[Answer]]  # first what the application works on
+    show: Callable[
+        [Any, ViewRequest], Awaitable[ViewResponse]
+    ]  # first what the application works on
     named: bool = False

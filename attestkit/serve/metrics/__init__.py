@@ -1,4 +1,4 @@
-"""`/metrics` of an agent: the machine's figures and what listeners have counted.
+"""`/metrics` of the agent: figures of the machine and counters of the listeners.
 
-Prometheus reads them.
+The format is that of Prometheus.
 """

@@ -1,7 +1,8 @@
-"""`/metrics`: figures of the machine under the guest agent's names, and the server's own counts.
+"""`/metrics`: system metrics with the guest agent's names, and the server's own counters.
 
-The agent's families are written as the agent writes them: whole numbers as such, a blank after the
-comma between labels, a blank line between families. Ours are the library's to write.
+The agent's families are formatted like the agent's: integers without a fraction, a blank after
+the comma between labels, an empty line between families. The others are written by
+prometheus-client.
 """
 
 import asyncio
@@ -12,42 +13,44 @@ from attestkit._native import CORE
 from attestkit._version import own_version
 from attestkit.errors import AttestKitError, BackendError
 from attestkit.serve.counters import CONTENT_TYPE, traffic_families
-from attestkit.serve.http.views import Answer, Asked
+from attestkit.serve.http.views import ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import load
 from attestkit.serve.machine_info import Disk, Figures, read_figures
-from attestkit.serve.services.context import Guest
+from attestkit.serve.services.context import Guest, backend_reason
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "AgentMetrics"]
 
-_DEVICE_SECONDS: Final = 0.1  # that a device may take: who collects does not wait for long
+_DEVICE_SECONDS: Final = 0.1  # to wait for the device, so that a scrape does not time out
 _DISK: Final = ("name", "mount_point")
 
 
-class Metrics:
+class AgentMetrics:
     """The metrics of one guest."""
 
     def __init__(self) -> None:
-        self._events: int | None = None  # as far as it is known
+        self._events: int | None = None  # last known number
         self._counting: asyncio.Task[int | None] | None = None
 
-    async def show(self, guest: Guest, _: Asked) -> Answer:
-        """Show everything there is to count, for a program that collects it."""
+    async def show(self, guest: Guest, _: ViewRequest) -> ViewResponse:
+        """Return all metrics in the Prometheus text format."""
         await load("psutil", "prometheus_client")
         try:
             figures = read_figures(guest.data_disks)
         except AttestKitError as error:
-            raise BackendError(f"Failed to get system info: {error}") from error
+            raise BackendError(
+                f"Failed to get system info: {error}", reason=backend_reason(error)
+            ) from error
         events = await self._count(guest)
         text = "\n".join(map(_as_the_agent, _machine(figures)))
-        return Answer(CONTENT_TYPE, f"{text}\n".encode() + _ours(guest, events))
+        return ViewResponse(CONTENT_TYPE, f"{text}\n".encode() + _ours(guest, events))
 
     async def _count(self, guest: Guest) -> int | None:
-        """Return how many events the app has emitted; while the device is busy, the last number.
+        """Return how many events the app has emitted; the last known number if the device is busy.
 
-        The question stays in the queue of the device then, once, for the next who wants to know.
+        A pending query stays in the device's queue, and answers a later scrape.
         """
         if self._counting is None:
             work = guest.on_device(lambda: _runtime_events(guest))
@@ -62,24 +65,24 @@ class Metrics:
 
 
 def _runtime_events(guest: Guest) -> int | None:
-    """Return how many events the app has emitted; None where that cannot be told now."""
+    """Return how many events the app has emitted; None if the device fails."""
     try:
-        return guest.kept("runtime events", lambda: len(guest.attester.event_log().runtime))
-    except AttestKitError:  # a device that fails has counters of its own, and the rest goes on
+        return guest.cached("runtime events", lambda: len(guest.attester.event_log().runtime))
+    except AttestKitError:  # counted elsewhere; the other metrics are still valid
         return None
 
 
 def _machine(figures: Figures) -> "Iterator[Metric]":
-    """Yield the agent's families: names, labels, help and values are its."""
-    from prometheus_client.core import GaugeMetricFamily as Gauge  # late: for who collects
+    """Yield the agent's metric families, with its names, labels and help texts."""
+    from prometheus_client.core import GaugeMetricFamily as Gauge  # lazy
 
-    for name, what, value in (
+    for name, help_text, value in (
         ("os_name", "Operating system name", figures.os_name),
         ("os_version", "Operating system version", figures.os_version),
         ("kernel_version", "Kernel version", figures.kernel),
         ("cpu_model", "CPU model information", figures.cpu),
     ):
-        family = Gauge(f"system_{name}", what, labels=[name])
+        family = Gauge(f"system_{name}", help_text, labels=[name])
         family.add_metric([value], 1)
         yield family
     memory, swap, load = figures.memory, figures.swap, figures.load
@@ -115,7 +118,7 @@ def _disks(disks: Sequence[Disk]) -> "Iterator[Metric]":
 
 
 def _as_the_agent(family: "Metric") -> str:
-    """Return a family in the exposition format, as the agent spaces it."""
+    """Return a family in the text format, with the agent's spacing."""
     lines = [
         f"# HELP {family.name} {family.documentation}",
         f"# TYPE {family.name} {family.type}",
@@ -134,21 +137,21 @@ def _escaped(text: str) -> str:
 def _ours(guest: Guest, events: int | None) -> bytes:
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
-    registry = CollectorRegistry()  # never the global one, which is the whole program's
+    registry = CollectorRegistry()  # the global one belongs to the whole program
     registry.register(_Collector(guest, events))
     ProcessCollector(registry=registry)
     return generate_latest(registry)
 
 
 class _Collector:
-    """What the server has counted so far, as families."""
+    """Collector of the server's counters."""
 
     def __init__(self, guest: Guest, events: int | None) -> None:
         self._guest = guest
         self._events = events
 
     def collect(self) -> "Iterator[Metric]":
-        """Yield the families."""
+        """Yield the metric families."""
         yield from traffic_families(self._guest.stats)
         yield self._streams()
         yield from self._device()
@@ -159,7 +162,7 @@ class _Collector:
 
         return GaugeMetricFamily(
             "attestkit_open_log_streams",
-            "Streams of container logs open now",
+            "Open streams of container logs",
             self._guest.stats.streams,
         )
 
@@ -168,16 +171,18 @@ class _Collector:
 
         stats = self._guest.stats
         yield CounterMetricFamily(
-            "attestkit_quotes", "Quotes and other evidence that the platform gave", stats.quotes
+            "attestkit_quotes", "Quotes and other evidence that the platform produced", stats.quotes
         )
         errors = CounterMetricFamily(
-            "attestkit_device_errors", "Quotes that the platform did not give", labels=("error",)
+            "attestkit_device_errors",
+            "Quotes that the platform failed to produce",
+            labels=("error",),
         )
         for name, count in sorted(stats.device_errors.items()):
             errors.add_metric((name,), count)
         yield errors
         events = GaugeMetricFamily(
-            "attestkit_runtime_events", "Events in the log that were emitted at run time", labels=()
+            "attestkit_runtime_events", "Runtime events in the event log", labels=()
         )
         if self._events is not None:
             events.add_metric((), self._events)
@@ -189,7 +194,7 @@ class _Collector:
         attester = self._guest.attester
         build = GaugeMetricFamily(
             "attestkit_build_info",
-            "What runs here; always 1",
+            "Version, backend and platform; always 1",
             labels=("version", "core", "backend", "simulated"),
         )
         simulated = "true" if attester.simulated else "false"

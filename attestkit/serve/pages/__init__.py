@@ -1,4 +1,4 @@
-"""What a browser sees on the external listener: the dashboard and the files it loads.
+"""Pages of the external listener: the dashboard, and the static files that it loads.
 
-All that it shows is escaped.
+Everything that a page shows is escaped.
 """

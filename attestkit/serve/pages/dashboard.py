@@ -1,7 +1,7 @@
-"""The page at `/`: who the app is, what the TEE measured, what runs, for a person to read.
+"""Dashboard at `/`: the app's identity, measurements and containers.
 
-Everything shown is text from somewhere else: the template library escapes all of it, and the
-policy that goes with the page lets a browser run and load the server's own files and nothing more.
+All values are untrusted text: the template engine escapes them, and the content security policy
+lets a browser load only the server's own files.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from attestkit.backends.base import GuestAgent
 from attestkit.errors import AttestKitError, BackendError
 from attestkit.event_log.display import printable
 from attestkit.serve.docker.engine import Container
-from attestkit.serve.http.views import Answer, Asked, Header
+from attestkit.serve.http.views import Header, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import load
 from attestkit.serve.machine_info import read_figures
-from attestkit.serve.pages.dashboard_rows import LONGEST, Row, identity_rows, machine_rows
+from attestkit.serve.pages.dashboard_rows import LONGEST, DashboardRow, identity_rows, machine_rows
 from attestkit.serve.pages.event_timeline import measurements
 from attestkit.serve.pages.static_files import asset_path
-from attestkit.serve.services.context import Guest, Identity
+from attestkit.serve.services.context import AppIdentity, Guest, backend_reason
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -39,18 +39,18 @@ _HEADERS: Final[Sequence[Header]] = (
     (b"cache-control", b"no-store"),
 )
 _LINKS: Final = (
-    ("/prpc/Worker.Info", "Who the app is, and its measurements, as JSON"),
-    ("/prpc/Worker.Version", "Which release of the guest agent API is served, as JSON"),
-    ("/metrics", "Figures of the machine and counts of the server, for Prometheus"),
-    ("/docs", "Every call of the API, to read and to try"),
-    ("/openapi.json", "The same, for programs"),
+    ("/prpc/Worker.Info", "The app's identity and measurements, as JSON"),
+    ("/prpc/Worker.Version", "The release of the guest agent API, as JSON"),
+    ("/metrics", "System information and counters of the server, for Prometheus"),
+    ("/docs", "Documentation of the API, with examples"),
+    ("/openapi.json", "OpenAPI description of the API"),
 )
-_MOST_CONTAINERS: Final = 200  # in the table
-_ENGINE_SECONDS: Final = 5.0  # that the engine may take
-_KEPT_SECONDS: Final = 1.0  # for which its answer is good
+_MOST_CONTAINERS: Final = 200
+_ENGINE_SECONDS: Final = 5.0  # time limit of the engine
+_KEPT_SECONDS: Final = 1.0  # for which the list of containers is cached
 
 
-class _Listed(NamedTuple):
+class _ContainerRow(NamedTuple):
     """A container in the table."""
 
     id: str
@@ -58,37 +58,39 @@ class _Listed(NamedTuple):
     status: str
     state: str
     image: str
-    logs: str  # where they are
+    logs: str  # path of its log
 
 
-class _Found(NamedTuple):
-    """The containers there are, or why nobody knows."""
+class _ContainerTable(NamedTuple):
+    """Containers to show, or the reason why they are unknown."""
 
     total: int = 0
-    listed: Sequence[_Listed] = ()
-    trouble: str = ""
+    listed: Sequence[_ContainerRow] = ()
+    problem: str = ""
 
 
 class Dashboard:
-    """The page of one guest.
+    """Dashboard of one guest.
 
     Args:
-        mounted: Paths of everything that is served besides; links lead to these only.
+        mounted: Paths that the listener serves; only these are linked.
     """
 
     def __init__(self, mounted: Collection[str]) -> None:
         self._mounted = frozenset(mounted)
-        self._shown: tuple[Identity, Markup] | None = None
-        self._found: tuple[float, _Found] | None = None
+        self._shown: tuple[AppIdentity, Markup] | None = None
+        self._found: tuple[float, _ContainerTable] | None = None
         self._asking = asyncio.Lock()
 
-    async def show(self, guest: Guest, _: Asked) -> Answer:
-        """Show the page as things are now."""
+    async def show(self, guest: Guest, _: ViewRequest) -> ViewResponse:
+        """Return the current page."""
         hidden = not guest.app_compose.public_tcbinfo
         try:
             identity = await guest.on_device(lambda: guest.identity(hidden=hidden))
         except AttestKitError as error:
-            raise BackendError(f"Failed to get worker info: {error}") from error
+            raise BackendError(
+                f"Failed to get worker info: {error}", reason=backend_reason(error)
+            ) from error
         await load("psutil")
         page, part = await _templates()
         containers = await self._containers(guest)
@@ -105,10 +107,10 @@ class Dashboard:
             links=[(path, what) for path, what in _LINKS if path in self._mounted],
             now=datetime.fromtimestamp(guest.now(), timezone.utc),
         )
-        return Answer(b"text/html; charset=utf-8", text.encode("utf-8", "replace"), _HEADERS)
+        return ViewResponse(b"text/html; charset=utf-8", text.encode("utf-8", "replace"), _HEADERS)
 
-    async def _containers(self, guest: Guest) -> _Found:
-        """Return the containers; asked anew once a second at most, for strangers ask here."""
+    async def _containers(self, guest: Guest) -> _ContainerTable:
+        """Return the containers, cached for a second: any client may request the page."""
         async with self._asking:
             known = self._found
             if known is None or not 0 <= guest.now() - known[0] < _KEPT_SECONDS:
@@ -116,10 +118,10 @@ class Dashboard:
                 known = self._found = guest.now(), found
             return known[1]
 
-    def _measurements(self, template: "Template", identity: Identity) -> "Markup":
-        """Return registers, events and TCB info as HTML; made anew when they are others."""
+    def _measurements(self, template: "Template", identity: AppIdentity) -> "Markup":
+        """Return registers, events and TCB info as HTML, cached while the identity is the same."""
         if self._shown is None or self._shown[0] is not identity:
-            from attestkit._jinja import filled  # late: slow to import
+            from attestkit._jinja import filled  # lazy: slow import
 
             self._shown = identity, filled(template, measured=measurements(identity.measured))
         return self._shown[1]
@@ -131,30 +133,34 @@ def _platform(guest: Guest) -> str:
     return "Intel TDX" if guest.attester.has_quotes else "AMD SEV-SNP"
 
 
-def _system(guest: Guest) -> list[Row] | None:
-    """Return the rows about the machine; None where the app does not publish them."""
+def _system(guest: Guest) -> list[DashboardRow] | None:
+    """Return the system information; None if the app does not publish it."""
     if not guest.app_compose.public_sysinfo:
         return None
     try:
         return machine_rows(read_figures(guest.data_disks))
     except AttestKitError as error:
-        raise BackendError(f"Failed to get worker info: {error}") from error
+        raise BackendError(
+            f"Failed to get worker info: {error}", reason=backend_reason(error)
+        ) from error
 
 
-async def _ask_engine(guest: Guest) -> _Found:
-    """Return the containers for the table, or what is wrong."""
+async def _ask_engine(guest: Guest) -> _ContainerTable:
+    """Return the containers, or a table with the problem."""
     try:
-        found = await asyncio.wait_for(guest.containers.list(), _ENGINE_SECONDS)
+        found = await asyncio.wait_for(guest.containers.list_containers(), _ENGINE_SECONDS)
     except asyncio.TimeoutError:
-        return _Found(trouble=f"It did not answer within {_ENGINE_SECONDS:g} seconds.")
+        return _ContainerTable(problem=f"It did not respond within {_ENGINE_SECONDS:g} seconds.")
     except AttestKitError as error:
-        return _Found(trouble=printable(str(error), LONGEST))
-    return _Found(len(found), [_listed(container) for container in found[:_MOST_CONTAINERS]])
+        return _ContainerTable(problem=printable(str(error), LONGEST))
+    return _ContainerTable(
+        len(found), [_make_row(container) for container in found[:_MOST_CONTAINERS]]
+    )
 
 
-def _listed(container: Container) -> _Listed:
+def _make_row(container: Container) -> _ContainerRow:
     name = container.names[0] if container.names else ""
-    return _Listed(
+    return _ContainerRow(
         printable(container.id, LONGEST),
         printable(name, LONGEST),
         printable(container.status, LONGEST),
@@ -165,15 +171,15 @@ def _listed(container: Container) -> _Listed:
 
 
 async def _templates() -> "tuple[Template, Template]":
-    """Return the templates of the page and of its measurements; a thread makes them once."""
-    if _made.cache_info().currsize:
-        return _made()
-    return await asyncio.to_thread(_made)
+    """Return the templates of page and measurements, loaded once in a thread."""
+    if _load_templates.cache_info().currsize:
+        return _load_templates()
+    return await asyncio.to_thread(_load_templates)
 
 
 @cache
-def _made() -> "tuple[Template, Template]":
-    from attestkit._jinja import templates  # late: slow to import
+def _load_templates() -> "tuple[Template, Template]":
+    from attestkit._jinja import templates  # lazy: slow import
 
     environment = templates("attestkit.serve.pages")
     environment.globals["asset"] = asset_path

@@ -1,4 +1,4 @@
-"""The facts in the dashboard's tables: labels as the guest agent has them, values for people."""
+"""Rows of the dashboard's tables: labels of the guest agent, and human-readable values."""
 
 from typing import Final, NamedTuple
 
@@ -6,16 +6,16 @@ from attestkit.event_log.display import printable
 from attestkit.serve.machine_info import Figures
 from attestkit.serve.rpc.messages import AppInfo
 
-__all__ = ["LONGEST", "Row", "duration_text", "identity_rows", "machine_rows", "size_text"]
+__all__ = ["LONGEST", "DashboardRow", "duration_text", "identity_rows", "machine_rows", "size_text"]
 
 LONGEST: Final = 300
-"""Characters that are shown of a text that somebody else wrote."""
+"""Characters that are shown of untrusted text."""
 
 _UNITS: Final = ("B", "KB", "MB", "GB", "TB", "PB", "EB")
 
 
-class Row(NamedTuple):
-    """A label and its value; `full` is how full it is, in percent."""
+class DashboardRow(NamedTuple):
+    """A label and its value; `full` is a fill level in percent."""
 
     label: str
     value: str
@@ -24,52 +24,54 @@ class Row(NamedTuple):
     note: str = ""
 
 
-def identity_rows(info: AppInfo) -> list[Row]:
-    """Return who the app is."""
+def identity_rows(info: AppInfo) -> list[DashboardRow]:
+    """Return the rows of the app's identity."""
     rows = [
-        Row("App Name", printable(info.app_name, LONGEST)),
-        Row("App ID", info.app_id.hex(), mono=True),
-        Row("Instance ID", info.instance_id.hex(), mono=True),
-        Row("Device ID", info.device_id.hex(), mono=True),
-        Row("Key Provider Info", printable(info.key_provider_info, LONGEST)),
+        DashboardRow("App Name", printable(info.app_name, LONGEST)),
+        DashboardRow("App ID", info.app_id.hex(), mono=True),
+        DashboardRow("Instance ID", info.instance_id.hex(), mono=True),
+        DashboardRow("Device ID", info.device_id.hex(), mono=True),
+        DashboardRow("Key Provider Info", printable(info.key_provider_info, LONGEST)),
     ]
     if info.cloud_vendor or info.cloud_product:
         maker = f"{info.cloud_vendor} ({info.cloud_product})"
-        rows.append(Row("Machine Provider", printable(maker, LONGEST)))
+        rows.append(DashboardRow("Machine Provider", printable(maker, LONGEST)))
     if info.compose_hash:
-        rows.append(Row("Compose Hash", info.compose_hash.hex(), mono=True))
+        rows.append(DashboardRow("Compose Hash", info.compose_hash.hex(), mono=True))
     if info.os_image_hash:
-        rows.append(Row("OS Image Hash", info.os_image_hash.hex(), mono=True))
+        rows.append(DashboardRow("OS Image Hash", info.os_image_hash.hex(), mono=True))
     return rows
 
 
-def machine_rows(figures: Figures) -> list[Row]:
-    """Return what the machine says of itself."""
+def machine_rows(figures: Figures) -> list[DashboardRow]:
+    """Return the rows of the system information."""
     memory, swap = figures.memory, figures.swap
     one, five, fifteen = (f"{hundredths / 100:.2f}%" for hundredths in figures.load)
     system = f"{figures.os_name} {figures.os_version}".strip()
     rows = [
-        Row("Operating System", printable(system, LONGEST)),
-        Row("Kernel Version", printable(figures.kernel, LONGEST)),
-        Row("CPU", f"{figures.cpu} ({figures.cpus} cores)"),
-        Row(
+        DashboardRow("Operating System", printable(system, LONGEST)),
+        DashboardRow("Kernel Version", printable(figures.kernel, LONGEST)),
+        DashboardRow("CPU", f"{figures.cpu} ({figures.cpus} cores)"),
+        DashboardRow(
             "Memory Usage",
             f"{size_text(memory.used)} / {size_text(memory.total)} / {size_text(memory.available)}",
             full=_percent(memory.used, memory.total),
             note="Used / Total / Available",
         ),
-        Row(
+        DashboardRow(
             "Swap Usage",
             f"{size_text(swap.used)} / {size_text(swap.total)} / {size_text(swap.free)}",
             full=_percent(swap.used, swap.total),
             note="Used / Total / Free",
         ),
-        Row("Load Average", f"{one} / {five} / {fifteen}", note="1 / 5 / 15 minutes"),
-        Row("System Uptime", f"{figures.uptime} seconds", note=duration_text(figures.uptime)),
+        DashboardRow("Load Average", f"{one} / {five} / {fifteen}", note="1 / 5 / 15 minutes"),
+        DashboardRow(
+            "System Uptime", f"{figures.uptime} seconds", note=duration_text(figures.uptime)
+        ),
     ]
     for index, disk in enumerate(figures.disks):
         rows.append(
-            Row(
+            DashboardRow(
                 f"Disk {index}",
                 f"{size_text(disk.free)} / {size_text(disk.total)}",
                 full=disk.percentage,
@@ -80,7 +82,7 @@ def machine_rows(figures: Figures) -> list[Row]:
 
 
 def size_text(size: float) -> str:
-    """Return a size as people read it: below 1024 of a unit, two digits behind the point."""
+    """Return a size with a unit, below 1024 and with two decimal places."""
     unit = 0
     while size >= 1024 and unit < len(_UNITS) - 1:
         size /= 1024

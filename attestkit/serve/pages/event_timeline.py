@@ -1,7 +1,7 @@
-"""What a guest's information shows of its registers and events, bounded for a page.
+"""Registers and events for the dashboard, limited in size.
 
-A log may have 65,536 events and an app may write ten megabytes into one. The first and the last
-events are shown with the start of their data; whoever wants all of it asks `/prpc/Worker.Info`.
+A log may have 65,536 events, and an event ten megabytes. The page shows the first and the last
+events with the start of their payloads; `/prpc/Worker.Info` returns the whole log.
 """
 
 from collections.abc import Sequence
@@ -10,22 +10,22 @@ from typing import Final, NamedTuple
 from attestkit.event_log import Event
 from attestkit.event_log.display import Payload, event_name, preview
 from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
-from attestkit.serve.services.context import Measured
+from attestkit.serve.services.context import AppMeasurements
 
 __all__ = [
     "FIRST",
     "LAST",
     "LONGEST_TEXT",
-    "Entry",
+    "EventRow",
+    "EventSpan",
     "Measurements",
     "Register",
-    "Span",
     "measurements",
 ]
 
-FIRST: Final = 100  # events shown of a span, from its start
-LAST: Final = 100  # and from its end
-LONGEST_TEXT: Final = 128 * 1024  # characters of the TCB info that are shown
+FIRST: Final = 100  # events shown at the start of a span
+LAST: Final = 100  # and at its end
+LONGEST_TEXT: Final = 128 * 1024  # characters of tcb_info
 _GROUP: Final = 8  # hex digits
 _WHAT: Final = {
     "mrtd": "firmware, as launched",
@@ -37,7 +37,7 @@ _WHAT: Final = {
 
 
 class Register(NamedTuple):
-    """A register of the TD; `groups` joined are its value in hex."""
+    """A register of the TD; the joined `groups` are its value in hex."""
 
     name: str
     what: str
@@ -45,7 +45,7 @@ class Register(NamedTuple):
     groups: tuple[str, ...]
 
 
-class Entry(NamedTuple):
+class EventRow(NamedTuple):
     """One event."""
 
     number: int  # in the whole log, from 0
@@ -56,36 +56,36 @@ class Entry(NamedTuple):
     digest: str
 
 
-class Span(NamedTuple):
-    """A part of the log: all of its events, or the first and the last with a gap between."""
+class EventSpan(NamedTuple):
+    """A part of the log: all of its events, or the first and the last ones with a gap."""
 
     total: int
-    entries: tuple[Entry, ...]
-    gap_after: int = 0  # entries before the gap; 0: none
+    entries: tuple[EventRow, ...]
+    gap_after: int = 0  # entries before the gap; 0 without a gap
     gap: int = 0  # events in it
 
 
 class Measurements(NamedTuple):
-    """What the guest's information shows of the TEE; empty where the app hides it."""
+    """Measurements to show; empty if the app hides them."""
 
     registers: tuple[Register, ...] = ()
-    boot: Span = Span(0, ())
-    runtime: Span = Span(0, ())
+    boot: EventSpan = EventSpan(0, ())
+    runtime: EventSpan = EventSpan(0, ())
     text: str = ""
     length: int = 0  # characters of the whole text
 
     @property
     def is_cut(self) -> bool:
-        """True if there is more text than is shown."""
+        """Whether the text is truncated."""
         return len(self.text) < self.length
 
 
-def measurements(measured: Measured | None) -> Measurements:
-    """Return what is shown of what was measured; None: it is hidden."""
+def measurements(measured: AppMeasurements | None) -> Measurements:
+    """Return the measurements to show; None hides them."""
     if measured is None:
         return Measurements()
     events, text = measured.log.events, measured.tcb_info
-    # Not by is_runtime: there may be 65,536 of them, and everybody else waits.
+    # Not by is_runtime, which is slower: 65,536 events would block the event loop.
     runtime = [at for at, event in enumerate(events) if event.event_type == RUNTIME_EVENT_TYPE]
     boot = [at for at, event in enumerate(events) if event.event_type != RUNTIME_EVENT_TYPE]
     registers = measured.registers.items()
@@ -104,16 +104,16 @@ def _register(name: str, value: bytes) -> Register:
     return Register(name.upper(), _WHAT[name], text, groups)
 
 
-def _span(events: Sequence[Event], places: Sequence[int]) -> Span:
-    """Return what is shown of those events that are in `places`."""
-    gap = max(0, len(places) - FIRST - LAST)
-    shown = [*places[:FIRST], *places[-LAST:]] if gap else places
+def _span(events: Sequence[Event], indexes: Sequence[int]) -> EventSpan:
+    """Return the events at `places` that are shown."""
+    gap = max(0, len(indexes) - FIRST - LAST)
+    shown = [*indexes[:FIRST], *indexes[-LAST:]] if gap else indexes
     entries = tuple([_entry(at, events[at]) for at in shown])
-    return Span(len(places), entries, FIRST if gap else 0, gap)
+    return EventSpan(len(indexes), entries, FIRST if gap else 0, gap)
 
 
-def _entry(at: int, event: Event) -> Entry:
-    return Entry(
+def _entry(at: int, event: Event) -> EventRow:
+    return EventRow(
         at,
         f"RTMR{event.register}",
         event.type_name,

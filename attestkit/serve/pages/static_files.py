@@ -1,28 +1,28 @@
-"""The files that the dashboard loads, from the package."""
+"""Static files of the dashboard, from the package."""
 
 from functools import cache
 from typing import Final, NamedTuple
 
-__all__ = ["ASSETS", "Asset", "asset", "asset_path"]
+__all__ = ["ASSETS", "Asset", "asset_path", "get_asset"]
 
 ASSETS: Final = {
     "dashboard.css": b"text/css; charset=utf-8",
     "dashboard.js": b"text/javascript; charset=utf-8",
     "icon.svg": b"image/svg+xml",
 }
-"""The files that the page loads, and their types."""
+"""Names of the static files, and their content types."""
 
 
 class Asset(NamedTuple):
-    """A file that the page loads; `digest` in its address lets browsers keep it for good."""
+    """A static file; its URL contains `digest`, so that browsers may cache it forever."""
 
     content: bytes
     digest: str
 
 
 @cache
-def asset(name: str) -> Asset:
-    """Return a file that the page loads, one of ASSETS."""
+def get_asset(name: str) -> Asset:
+    """Return a static file, one of ASSETS."""
     from hashlib import sha256
     from importlib.resources import files
 
@@ -31,5 +31,5 @@ def asset(name: str) -> Asset:
 
 
 def asset_path(name: str) -> str:
-    """Return where a browser finds such a file, and may keep it for good."""
-    return f"/assets/{name}?v={asset(name).digest}"
+    """Return the cacheable URL of a static file."""
+    return f"/assets/{name}?v={get_asset(name).digest}"

@@ -1,4 +1,4 @@
-"""From requests to messages to methods, and from answers to responses, in JSON and protobuf.
+"""RPC layer: from requests to messages to methods, and back, in JSON and protobuf.
 
-Nothing here knows which methods there are.
+It does not know the methods.
 """

@@ -1,8 +1,8 @@
-"""From an HTTP request to a method of the guest, and from its answer to an HTTP response.
+"""Dispatcher: HTTP requests to service methods and views, and their results to HTTP responses.
 
-Routes are a dictionary from raw paths to methods and views, headers are built once, and errors
-become statuses in one table. The same application answers in two ways: as plain ASGI, and for
-methods that never wait through `direct`, which costs a listener neither task nor messages.
+Routes are a dictionary of raw paths, header sections are built once, and one table maps errors to
+statuses. The application has two interfaces: plain ASGI, and `direct`, a synchronous one for
+methods that do not block, which needs neither a task nor ASGI messages.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from attestkit.serve.config.limits import LimitError, Limits
 from attestkit.serve.counters import OTHER, Traffic
 from attestkit.serve.http import errors
 from attestkit.serve.http.asgi import Guard, Receive, Scope, Send
-from attestkit.serve.http.views import ENDLESS, Asked, Header, Pieces, View
+from attestkit.serve.http.views import ENDLESS, Header, Pieces, View, ViewRequest
 from attestkit.serve.lazy_import import is_loaded, load
 from attestkit.serve.rpc import json_codec, query_codec
 
-__all__ = ["Codec", "DirectCall", "Method", "Reply", "RpcApp", "Service", "status_of"]
+__all__ = ["Codec", "Method", "MethodRoute", "RpcApp", "RpcResponse", "Service", "status_of"]
 
 
 T = TypeVar("T")
@@ -34,16 +34,16 @@ _STATUSES = (
 )
 _VERBS = frozenset({"GET", "HEAD", "POST"})
 _FORMS = frozenset({b"", b"application/x-www-form-urlencoded", b"text/plain"})
-_SMALL = 64 * 1024  # bytes of a body that are always taken
+_SMALL = 64 * 1024  # bytes of a body that are always read
 _CLOSE = ((b"connection", b"close"),)
 _logger = logging.getLogger("attestkit.serve")
 
 
 class Codec(NamedTuple):
-    """One encoding of messages, and of what went wrong."""
+    """Encoding of messages and errors."""
 
     content_type: bytes
-    decode: Callable[[type[Any], bytes], Any]  # FormatError when the bytes are no such message
+    decode: Callable[[type[Any], bytes], Any]  # raises FormatError
     encode: Callable[[Any], Sequence[bytes]]  # in pieces, so that long ones are never copied
     error_type: bytes
     encode_error: Callable[[str], bytes]
@@ -61,20 +61,18 @@ _PROTOBUF = "attestkit.serve.rpc.protobuf_codec"
 
 @cache
 def protobuf() -> Codec:
-    """Return the codec of the binary mode, whose library takes 20 ms to load."""
-    from attestkit.serve.rpc import (
-        protobuf_codec as codec,  # late: many servers are never asked for it
-    )
+    """Return the protobuf codec; loading its library takes 20 ms."""
+    from attestkit.serve.rpc import protobuf_codec as codec  # lazy: rarely used
 
     return Codec(_BINARY, codec.decode, codec.encode, _BINARY, codec.encode_error)
 
 
 class Method(NamedTuple):
-    """One call of a service: what runs, and which message it takes (None: the payload is ignored).
+    """One method of a service: a function and its request message (None: the payload is ignored).
 
-    A `device` method may wait for the platform; where that blocks it runs in the worker thread, and
-    one that `writes` to a disk always does.
-    Documents take what `run` answers from its annotation, and the words from its docstring.
+    A `device` method may wait for the platform; if the platform blocks, it runs in the device's
+    thread. A method that `writes` to a disk always does. API documents take the response type from
+    the annotation of `run`, and the description from its docstring.
     """
 
     run: Callable[[Any, Any], object]  # what the methods work on, and the message
@@ -84,96 +82,96 @@ class Method(NamedTuple):
 
 
 class Service(NamedTuple):
-    """Methods under one mount point, with the prefix that is stripped from their names."""
+    """Methods under a mount point; `prefix` is optional in their paths."""
 
     methods: Mapping[str, Method]
     mount: str = "/"
     prefix: str = ""
-    name: str = ""  # in documents
+    name: str = ""  # in API documents
 
 
-class Worked(Protocol):
-    """What the methods of an application work on, as far as whoever calls them must know it."""
+class MethodContext(Protocol):
+    """The object that methods get: as much of it as the dispatcher uses."""
 
     @property
     def executor(self) -> Executor | None:
-        """The device's thread; None as long as the device does not block."""
+        """The worker thread of the device; None while the device does not block."""
         ...
 
     async def on_device(self, work: Callable[[], T], *, writes: bool = False) -> T:
-        """Return what `work` returns; its thread does it where the device blocks, or it writes."""
+        """Return the result of `work`, run in the device's thread if it may block or `writes`."""
         ...
 
 
-class Reply(NamedTuple):
-    """A response that is all there, its body in pieces so that long ones are not copied."""
+class RpcResponse(NamedTuple):
+    """A complete response; the body is in pieces, so that large ones are not copied."""
 
     status: int
     content_type: bytes
     body: Sequence[bytes]
-    headers: Sequence[Header] = ()  # besides those of the listener
+    headers: Sequence[Header] = ()  # in addition to the listener's
 
 
-class _Stream(NamedTuple):
+class _StreamingResponse(NamedTuple):
     content_type: bytes
     pieces: Pieces
     headers: Sequence[Header]
     endless: bool
 
 
-class DirectCall(NamedTuple):
-    """A method that a path leads to."""
+class MethodRoute(NamedTuple):
+    """Route to a method."""
 
-    name: str  # for statistics
+    name: str  # for metrics
     method: Method
 
 
-class _Look(NamedTuple):
-    name: str  # for statistics
+class _ViewRoute(NamedTuple):
+    name: str  # for metrics
     view: View
-    rest: str  # of a path, behind the mount of a view
+    rest: str  # path segment after the view's mount point
 
 
 class _TooLargeError(UsageError):
-    """The body is over the limit; what is left of it is not read, so the connection ends."""
+    """The body exceeds the limit; the rest is not read, so the connection is closed."""
 
     def __init__(self) -> None:
-        super().__init__("failed to read data: payload too large")
+        super().__init__("failed to read data: payload too large", reason="too_large")
 
 
-class _CrowdedError(LimitError):
-    """All bodies together are over their limit; what is left of this one is not read."""
+class _TooManyBodiesError(LimitError):
+    """All bodies together exceed the limit; the rest is not read."""
 
     def __init__(self) -> None:
-        super().__init__("too many large requests at a time: try again later")
+        super().__init__("request body: too many large requests; retry later", reason="bodies")
 
 
 class _DisconnectedError(Exception):
-    """The client went away before its request was complete."""
+    """The client disconnected before its request was complete."""
 
 
 def status_of(error: AttestKitError) -> int:
-    """Return the HTTP status of an error: 400 the caller's, 404 not there, 503 full, else 500."""
+    """Return the HTTP status of an error: 400, 404, 503, else 500."""
     return next(status for kind, status in _STATUSES if isinstance(error, kind))
 
 
 class RpcApp:
-    """The application of one listener.
+    """Application of one listener.
 
     Args:
-        guest: What the methods work on.
-        services: What is served; no two share a mount point.
-        views: What GET shows besides, by path.
-        headers: Sent with every response, and by a listener with what it refuses itself.
-        guard: Called first with each request; raises the error that refuses it.
-        limits: Of requests.
-        traffic: Counts them.
-        run_id: The first half of every request's id; the second counts.
+        guest: Context of the methods.
+        services: Services with different mount points.
+        views: Views for GET and HEAD, by path.
+        headers: Sent with every response, including the listener's own errors.
+        guard: Called with each request; raises an error to refuse it.
+        limits: Limits of request bodies.
+        traffic: Counters of the requests.
+        run_id: Prefix of request ids; a counter follows.
     """
 
     def __init__(
         self,
-        guest: Worked,
+        guest: MethodContext,
         services: Sequence[Service],
         *,
         views: Mapping[str, View] | None = None,
@@ -193,17 +191,17 @@ class RpcApp:
         ids = map(f"{run_id}-%08x".encode("ascii").__mod__, count(1))
         self.new_id: Callable[[], bytes] = ids.__next__
         self._heads: dict[tuple[int, bytes], bytes] = {}
-        self._held = 0  # bytes of bodies that are being read
+        self._held = 0  # bytes of bodies being received, over `_SMALL` each
         self._endless: set[asyncio.Future[None]] = set()
         self._routes = {
-            f"{service.mount}{prefix}{name}".encode("ascii"): DirectCall(name, method)
+            f"{service.mount}{prefix}{name}".encode("ascii"): MethodRoute(name, method)
             for service in services
             for name, method in service.methods.items()
             for prefix in {"", service.prefix}
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, as ASGI has it."""
+        """Answer a request (ASGI)."""
         if scope["type"] != "http":
             raise RuntimeError(f"cannot serve the scope {scope['type']!r}")
         begin, request_id = perf_counter(), self.new_id()
@@ -211,12 +209,12 @@ class RpcApp:
             name, reply = await self._reply(scope, receive, request_id)
         except _DisconnectedError:
             return
-        status = reply.status if isinstance(reply, Reply) else 200
+        status = reply.status if isinstance(reply, RpcResponse) else 200
         self._traffic.done(name, status, perf_counter() - begin)
         headers = [(b"content-type", reply.content_type), *self.headers, *reply.headers]
         headers.append((b"x-request-id", request_id))
         start = {"type": "http.response.start", "status": status, "headers": headers}
-        if isinstance(reply, Reply):
+        if isinstance(reply, RpcResponse):
             headers.append((b"content-length", b"%d" % sum(map(len, reply.body))))
             await send(start)
             *pieces, last = (b"",) if scope["method"] == "HEAD" else reply.body or (b"",)
@@ -227,13 +225,13 @@ class RpcApp:
             await send({**start, ENDLESS: reply.endless})
             await self._stream(reply, scope["method"], receive, send)
 
-    def direct(self, target: bytes, content_type: bytes | None) -> DirectCall | None:
-        """Return the method that a target leads to, None if its answer might wait.
+    def direct(self, target: bytes, content_type: bytes | None) -> MethodRoute | None:
+        """Return the method of a target; None if it may block.
 
         Args:
-            target: Of the request.
-            content_type: Of its body, None where it has none. What may not be JSON waits until the
-                library for it is there.
+            target: Request target.
+            content_type: Content type of the body; None without a body. A protobuf body blocks
+                until the library is loaded.
         """
         call = self._routes.get(target.partition(b"?")[0])
         if call is None or self._guard is not None:
@@ -242,19 +240,18 @@ class RpcApp:
             return None
         return None if self.blocks(call) else call
 
-    def blocks(self, call: DirectCall) -> bool:
-        """Tell whether the answer would wait for the platform or a disk, as things are now."""
+    def blocks(self, call: MethodRoute) -> bool:
+        """Return whether the method would currently wait for the platform or a disk."""
         method = call.method
         return method.writes or (method.device and self._guest.executor is not None)
 
     def respond(
-        self, found: DirectCall, target: bytes, content_type: bytes, body: bytes | None
+        self, route: MethodRoute, target: bytes, content_type: bytes, body: bytes | None
     ) -> tuple[int, bytes, Sequence[bytes], int, bytes]:
-        """Answer a request to what `direct` returned; `body` is None for GET.
+        """Answer a request to a method that `direct` returned; `body` is None for GET.
 
         Returns:
-            The status, the headers as they are sent, the body in pieces and its length, and the
-            request's id.
+            The status, the header section, the body in pieces and its length, and the request id.
         """
         begin, request_id = perf_counter(), self.new_id()
         codec, payload = QUERY, target.partition(b"?")[2]
@@ -263,16 +260,16 @@ class RpcApp:
                 codec, query_string, payload = JSON, payload, body
                 if not _is_json(content_type, query_string, body):
                     codec = protobuf()
-            reply = self._call(found.method, codec, payload)
-        except Exception as error:  # noqa: BLE001 - it is logged there
+            reply = self._call(route.method, codec, payload)
+        except Exception as error:  # noqa: BLE001 - logged in _failed()
             reply = _failed(error, codec, request_id)
         head = self._heads.get(reply[:2]) or self._make_head(reply)
         length = sum(map(len, reply.body))
-        self._traffic.done(found.name, reply.status, perf_counter() - begin)
+        self._traffic.done(route.name, reply.status, perf_counter() - begin)
         head %= (length, request_id)
         return reply.status, head, reply.body, length, request_id
 
-    def _make_head(self, reply: Reply) -> bytes:
+    def _make_head(self, reply: RpcResponse) -> bytes:
         fields = ((b"content-type", reply.content_type), *self.headers)
         fixed = b"".join(b"%b: %b\r\n" % field for field in fields).replace(b"%", b"%%")
         head = fixed + b"content-length: %d\r\nx-request-id: %b\r\n"
@@ -280,58 +277,58 @@ class RpcApp:
         return head
 
     def stop(self) -> None:
-        """End the answers that would go on for ever, in good order: the server stops."""
+        """End endless responses, because the server shuts down."""
         for stream in self._endless:
             stream.cancel()
 
     async def _reply(
         self, scope: Scope, receive: Receive, request_id: bytes
-    ) -> tuple[str, Reply | _Stream]:
-        """Return the name of what a request leads to, for statistics, and what it gets."""
+    ) -> tuple[str, RpcResponse | _StreamingResponse]:
+        """Return the name of the route, for metrics, and the response."""
         name, codec = OTHER, QUERY
         verb, path, payload = scope["method"], scope["raw_path"], scope["query_string"]
         try:
             content_type, size = self._check(scope)
             if verb == "POST":
-                codec = await _choose(content_type, payload, b"{")  # until the body can tell
-                # Of what leads nowhere enough is read to learn how the error is to be written.
+                codec = await _choose(content_type, payload, b"{")  # until the body is known
+                # For an unknown path, read enough of the body to select the encoding of the error.
                 most = self._limits.body if path in self._routes else _SMALL
                 body = await self._read(receive, size, most)
                 codec, payload = await _choose(content_type, payload, body), body
-            found = self._find(verb, path)
-            name = found.name
-            return name, await self._answer(found, codec, payload, scope)
+            route = self._find(verb, path)
+            name = route.name
+            return name, await self._answer(route, codec, payload, scope)
         except _DisconnectedError:
             raise
-        except Exception as error:  # noqa: BLE001 - it is logged there
+        except Exception as error:  # noqa: BLE001 - logged in _failed()
             return name, _failed(error, codec, request_id)
 
     async def _answer(
-        self, found: DirectCall | _Look, codec: Codec, payload: bytes, scope: Scope
-    ) -> Reply | _Stream:
-        if isinstance(found, _Look):
-            asked = Asked(found.rest, payload, (scope.get("client") or ("",))[0])
-            content_type, shown, headers, endless = await found.view.show(self._guest, asked)
-            if isinstance(shown, bytes):
-                return Reply(200, content_type, (shown,), headers)
-            return _Stream(content_type, shown, headers, endless)
-        if found.method.device:
-            call = partial(self._call, found.method, codec, payload)
-            return await self._guest.on_device(call, writes=found.method.writes)
-        return self._call(found.method, codec, payload)
+        self, route: MethodRoute | _ViewRoute, codec: Codec, payload: bytes, scope: Scope
+    ) -> RpcResponse | _StreamingResponse:
+        if isinstance(route, _ViewRoute):
+            view_request = ViewRequest(route.rest, payload, (scope.get("client") or ("",))[0])
+            content_type, body, headers, endless = await route.view.show(self._guest, view_request)
+            if isinstance(body, bytes):
+                return RpcResponse(200, content_type, (body,), headers)
+            return _StreamingResponse(content_type, body, headers, endless)
+        if route.method.device:
+            call = partial(self._call, route.method, codec, payload)
+            return await self._guest.on_device(call, writes=route.method.writes)
+        return self._call(route.method, codec, payload)
 
-    def _call(self, method: Method, codec: Codec, payload: bytes) -> Reply:
+    def _call(self, method: Method, codec: Codec, payload: bytes) -> RpcResponse:
         request = None if method.request is None else codec.decode(method.request, payload)
-        return Reply(200, codec.content_type, codec.encode(method.run(self._guest, request)))
+        return RpcResponse(200, codec.content_type, codec.encode(method.run(self._guest, request)))
 
-    def _find(self, verb: str, raw_path: bytes) -> DirectCall | _Look:
-        """Return what a path leads to.
+    def _find(self, verb: str, raw_path: bytes) -> MethodRoute | _ViewRoute:
+        """Return the route of a path.
 
         Raises:
-            NotFoundError: no such method, or nothing is mounted there.
+            NotFoundError: If the path is unknown.
         """
         if verb not in _VERBS:
-            raise NotFoundError(f"No such path for {verb}")
+            raise NotFoundError(f"No such path for {verb}", reason="path")
         if (call := self._routes.get(raw_path)) is not None:
             return call
         path = raw_path.decode("ascii", "replace")
@@ -339,7 +336,7 @@ class RpcApp:
             for mount, view in self._views.items():
                 name = _below(mount, path) if view.named else ""
                 if name or (path == mount and not view.named):
-                    return _Look(mount, view, name)
+                    return _ViewRoute(mount, view, name)
         for service in self._services:
             name = _below(service.mount, path)
             if not name:
@@ -347,12 +344,12 @@ class RpcApp:
             while service.prefix and name.startswith(service.prefix):
                 name = name.removeprefix(service.prefix)
             if name in service.methods:
-                return DirectCall(name, service.methods[name])
-            raise NotFoundError(f"Service not found: {name}")
-        raise NotFoundError(f"No such path: {path}")
+                return MethodRoute(name, service.methods[name])
+            raise NotFoundError(f"Service not found: {name}", reason="method")
+        raise NotFoundError(f"No such path: {path}", reason="path")
 
     def _check(self, scope: Scope) -> tuple[bytes, int]:
-        """Return the media type and the declared size of the body, or raise what refuses it."""
+        """Run the guard; return the content type and the declared size of the body."""
         if self._guard is not None:
             self._guard(scope)
         content_type, size = b"", 0
@@ -361,17 +358,17 @@ class RpcApp:
                 content_type = value
             elif name == b"content-length":
                 size = int(value)
-        if size > self._limits.body and scope["method"] != "POST":  # else once it is known how
+        if size > self._limits.body and scope["method"] != "POST":  # POST: once the codec is known
             raise _TooLargeError
         return content_type, size
 
     async def _read(self, receive: Receive, declared: int, most: int) -> bytes:
-        """Return the body of a request, counting while it comes in.
+        """Return the body of a request, within the limits.
 
         Args:
-            receive: Gives the next piece.
-            declared: How many bytes it is said to have.
-            most: How many it may have.
+            receive: ASGI receive function.
+            declared: Content-Length.
+            most: Limit in bytes.
         """
         parts: list[bytes] = []
         size = held = 0
@@ -389,32 +386,34 @@ class RpcApp:
                 held += more
                 self._held += more
                 if self._held > self._limits.bodies:
-                    raise _CrowdedError
+                    raise _TooManyBodiesError
             raise _TooLargeError
         finally:
             self._held -= held
 
-    async def _stream(self, stream: _Stream, verb: str, receive: Receive, send: Send) -> None:
-        """Send pieces as fast as the client takes them, until they end or the client is gone."""
+    async def _stream(
+        self, stream: _StreamingResponse, verb: str, receive: Receive, send: Send
+    ) -> None:
+        """Send a stream at the client's speed, until it ends or the client disconnects."""
         pieces = stream.pieces
         if verb == "HEAD":
             await pieces.aclose()
             await send({"type": "http.response.body", "body": b""})
             return
         pump = asyncio.ensure_future(_pump(pieces, send))
-        gone = asyncio.ensure_future(_gone(receive))
+        disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
         if stream.endless:
             self._endless.add(pump)
         try:
-            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({pump, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._endless.discard(pump)
             pump.cancel()
-            gone.cancel()
-            await asyncio.wait({pump, gone})
+            disconnected.cancel()
+            await asyncio.wait({pump, disconnected})
             await pieces.aclose()
         if not pump.cancelled():
-            pump.result()  # a foreign error: the connection ends without the end of its answer
+            pump.result()  # an unexpected error truncates the response
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -423,31 +422,31 @@ async def _pump(pieces: Pieces, send: Send) -> None:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
 
 
-async def _gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 def _below(mount: str, path: str) -> str:
-    """Return the one segment of `path` behind `mount`, decoded; nothing if it is elsewhere."""
+    """Return the decoded path segment after `mount`; empty if there is not exactly one."""
     name = path.removeprefix(mount)
     return "" if name == path or "/" in name else unquote(name)
 
 
-def _failed(error: Exception, codec: Codec, request_id: bytes) -> Reply:
+def _failed(error: Exception, codec: Codec, request_id: bytes) -> RpcResponse:
     if isinstance(error, AttestKitError):
         status, text = status_of(error), str(error)
     else:
-        # The text of a foreign error may hold what is not for the client: it goes to the log.
+        # An unexpected error may contain secrets: log it, and send only the request id.
         name = request_id.decode("ascii")
         _logger.error("request %s failed", name, exc_info=error, extra={"request_id": name})
         status, text = 500, f"internal error, request {name}"
-    headers = _CLOSE if isinstance(error, (_TooLargeError, _CrowdedError)) else ()
-    return Reply(status, codec.error_type, (codec.encode_error(text),), headers)
+    headers = _CLOSE if isinstance(error, (_TooLargeError, _TooManyBodiesError)) else ()
+    return RpcResponse(status, codec.error_type, (codec.encode_error(text),), headers)
 
 
 async def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Codec:
-    """Return the codec of a POST; a thread loads what it needs."""
+    """Return the codec of a POST, loading it in a thread."""
     if _is_json(content_type, query_string, body):
         return JSON
     await load(_PROTOBUF)
@@ -455,10 +454,10 @@ async def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Code
 
 
 def _is_json(content_type: bytes, query_string: bytes, body: bytes) -> bool:
-    """Tell whether the body of a POST is JSON, so that the answer is.
+    """Return whether the body of a POST, and so its response, is JSON.
 
-    A body that starts with a brace is JSON also without a content type that says so, because that
-    is what `curl -d '{...}'` sends.
+    A body that starts with a brace is JSON even with the content type of a form, because that is
+    what `curl -d '{...}'` sends.
     """
     if content_type != _JSON and not (query_string and query_codec.asks_for_json(query_string)):
         media_type = content_type.partition(b";")[0].strip().lower()

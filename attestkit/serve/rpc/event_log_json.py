@@ -1,6 +1,7 @@
-"""The text of an event log as answers have it, of which each event is written once.
+"""JSON text of an event log, extended incrementally.
 
-A log may have 65,536 events, and an answer after each: so the text grows as the log does.
+A log may have 65,536 events, and a client may request it after each of them. The text therefore
+grows with the log, instead of being encoded again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,18 +11,18 @@ import msgspec
 
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.agent_json import dump
-from attestkit.serve.rpc.json_codec import escaped
-from attestkit.serve.rpc.response_template import SMALL, LongText
+from attestkit.serve.rpc.json_codec import escape
+from attestkit.serve.rpc.response_template import SMALL, EscapedText
 
-__all__ = ["COMPACT", "INDENTED", "LogText", "tcb_info"]
+__all__ = ["COMPACT", "INDENTED", "EventLogJson", "tcb_info"]
 
 
 class Style(NamedTuple):
-    """How events are written."""
+    """Format of events in a response."""
 
-    write: Callable[[Sequence[Event]], str]  # some events, one at least, a comma between them
+    write: Callable[[Sequence[Event]], str]  # encodes one or more events, separated by commas
     comma: str
-    trimmed: bool  # the form that goes with a quote: firmware's payloads left out
+    trimmed: bool  # without the payloads of boot events, as in GetQuote
 
 
 def _compact(events: Sequence[Event]) -> str:
@@ -39,61 +40,62 @@ def _indented(events: Sequence[Event]) -> str:
 
 
 COMPACT: Final = Style(_compact, ",", trimmed=True)
-"""As GetQuote has it."""
+"""Style of GetQuote."""
 
 INDENTED: Final = Style(_indented, ",\n    ", trimmed=False)
-"""As the TCB info has it."""
+"""Style of tcb_info in Info."""
 
 
-class LogText:
-    """The text of one log, as long as it grows by runtime events; of another it begins anew."""
+class EventLogJson:
+    """JSON text of one log that grows by runtime events; encoded again if the log changes."""
 
     def __init__(self, style: Style) -> None:
         self._style = style
-        self._known: tuple[tuple[Event, ...], LongText] = (), LongText()
+        self._encoded: tuple[tuple[Event, ...], EscapedText] = (), EscapedText()
 
-    def of(self, log: EventLog) -> LongText:
-        """Return the text of all events of `log`, commas between them.
+    def of(self, log: EventLog) -> EscapedText:
+        """Return the text of all events of `log`, separated by commas.
 
-        The event loop and the device's thread may both be in here: what is known is taken once and
-        put back once, so that events and text are always those of one log.
+        Thread-safe: events and text are read and stored together.
         """
         events = log.events
-        known, text = self._known
-        new = events[len(known) :]
-        if events[: len(known)] != known or not all(event.is_runtime for event in new):
-            new, text = (log.trimmed() if self._style.trimmed else log).events, LongText()
+        encoded_events, text = self._encoded
+        new = events[len(encoded_events) :]
+        if events[: len(encoded_events)] != encoded_events or not all(
+            event.is_runtime for event in new
+        ):
+            new, text = (log.trimmed() if self._style.trimmed else log).events, EscapedText()
         if new:
-            written = self._style.write(new)
-            text = _appended(text, self._style.comma + written if text.pieces else written)
-        self._known = events, text
+            encoded = self._style.write(new)
+            text = _appended(text, self._style.comma + encoded if text.pieces else encoded)
+        self._encoded = events, text
         return text
 
 
-def _appended(text: LongText, more: str) -> LongText:
-    """Return `text` with `more` behind it, in few pieces.
+def _appended(text: EscapedText, more: str) -> EscapedText:
+    """Return `text` followed by `more`, in few pieces.
 
-    A piece is copied when as much has come behind it, or when it is small: of n events that come
+    Pieces are joined when they are small or not longer than `more`. Of n events that are appended
     one by one, each is copied about log2(n) times.
     """
-    pieces, json, last = [*text.pieces], [*text.json], escaped(more)
+    pieces, json, last = [*text.pieces], [*text.json], escape(more)
     while pieces and len(pieces[-1]) <= max(len(more), SMALL):
         more, last = pieces.pop() + more, json.pop() + last
-    return LongText((*pieces, more), (*json, last))
+    return EscapedText((*pieces, more), (*json, last))
 
 
 Found: TypeAlias = Mapping[str, bytes | None]
 
 
-def tcb_info(found: Found, log: LongText, app_compose: str) -> LongText:
-    """Return registers and other values, the whole log and app-compose.json as one JSON text.
+def tcb_info(found: Found, log: EscapedText, app_compose: str) -> EscapedText:
+    """Return the JSON text of tcb_info in Info: registers and hashes, event log, app-compose.json.
 
     It is not Intel's TCB info.
 
     Args:
-        found: What comes first, by name; there is something.
-        log: The events, in the style INDENTED.
-        app_compose: The text of app-compose.json.
+        found: Registers and hashes by name; not empty.
+        log: The events in the style INDENTED.
+        app_compose: Text of app-compose.json.
     """
     values = {name: None if value is None else value.hex() for name, value in found.items()}
     head = msgspec.json.format(msgspec.json.encode(values), indent=2).decode("ascii")

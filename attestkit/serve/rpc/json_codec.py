@@ -1,8 +1,8 @@
-"""Messages in JSON: bytes as hex, every field present and in order, ASCII only.
+"""JSON codec of messages: bytes as hex, all fields in order, ASCII only.
 
-Requests are strict where a mistake could hide (wrong types, `null`, a field given twice) and
-lenient where clients differ (unknown fields, letter case of hex, `0x`). Responses are compact and
-ASCII, because one of the official clients counts characters where it should count bytes.
+Requests are strict where a mistake could hide (wrong types, `null`, repeated fields) and lenient
+where clients differ (unknown fields, letter case of hex, `0x`). Responses are compact and ASCII,
+because one official client counts characters instead of bytes.
 """
 
 import json
@@ -19,39 +19,39 @@ from attestkit._formats.strict_json import MAX_DEPTH, check_depth
 from attestkit.errors import FormatError
 from attestkit.serve.rpc.messages import Field, defaults_of, fields_of
 
-__all__ = ["Prepared", "decode", "encode", "encode_members", "escaped", "hex_bytes"]
+__all__ = ["PreparedResponse", "decode", "encode", "encode_members", "escape", "hex_bytes"]
 
 M = TypeVar("M", bound=NamedTuple)
 
 MAX_UINT64 = 2**64 - 1
 _ABSENT = object()
 _NAMES = {str: "a string", bool: "a boolean", int: "a number", bytes: "a string of hex digits"}
-_SMALL = 64 * 1024  # bytes of a body that may be made objects of, whatever they are
+_SMALL = 64 * 1024  # bytes of a body that may be decoded completely
 _USUAL_RECURSION = 5000
 _parse = msgspec.json.Decoder().decode
 _parse_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _parse_strings = msgspec.json.Decoder(list[str]).decode
 
 
-class Prepared(Generic[M]):
-    """A response whose JSON is there before anybody asks for it, or most of it.
+class PreparedResponse(Generic[M]):
+    """A response that is already encoded as JSON.
 
     Attributes:
-        json: Its JSON, in pieces.
-        protobuf: Its binary form, once somebody has asked for it.
+        json: JSON in pieces.
+        protobuf: Binary encoding, once it was requested.
     """
 
     __slots__ = ("_make", "json", "protobuf")
 
     def __init__(self, json: Sequence[bytes], make: Callable[[], M]) -> None:
-        """Take the JSON of a response; `make` returns the response itself."""
+        """Store the JSON of a response; `make` returns the message."""
         self.json: Sequence[bytes] = json
         self.protobuf: Sequence[bytes] | None = None
         self._make = make
 
     @property
     def message(self) -> M:
-        """The response, made for whoever asks."""
+        """The message, created on each access."""
         return self._make()
 
 
@@ -59,23 +59,23 @@ def decode(message: type[M], body: bytes) -> M:
     """Return the message in a JSON `body`; an empty body is a message of defaults.
 
     Raises:
-        FormatError: the body is no JSON object, or a field has the wrong type or is given twice.
+        FormatError: If the body is not a JSON object, or a field is repeated or of a wrong type.
     """
     if not body:
         return defaults_of(message)
     try:
-        if len(body) > MAX_DEPTH and not _is_bounded(body):  # what is shorter cannot nest deeper
+        if len(body) > MAX_DEPTH and not _is_bounded(body):  # shorter bodies cannot nest deeper
             check_depth(body)
         found = _parse(body) if len(body) <= _SMALL else _large_members(message, body)
-        # Each member brings a colon, so as many colons as members: no name came twice.
+        # Each member has a colon: an equal number of colons means that no name is repeated.
         if len(body) <= _SMALL and type(found) is dict and body.count(b":") != len(found):
             _refuse_repeated(message, json.loads(body, object_pairs_hook=list))
     except FormatError:
         raise
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise FormatError("the body is not valid JSON") from error
+        raise FormatError("request body: not valid JSON", reason="syntax") from error
     if type(found) is not dict:
-        raise FormatError("the body is not a JSON object")
+        raise FormatError("request body: not a JSON object", reason="wrong_type")
     get = found.get
     values = []
     for name, convert, default in _decoders(message):
@@ -85,11 +85,11 @@ def decode(message: type[M], body: bytes) -> M:
 
 
 def _is_bounded(body: bytes) -> bool:
-    """Tell whether the parser's own bound on nesting is enough for a large body.
+    """Return whether the parser's own limit of nesting suffices for a large body.
 
-    To count the brackets of ten megabytes takes milliseconds, and two seconds in plain Python. The
-    parser stops at the interpreter's limit, which is far from the end of the stack unless a library
-    has raised it.
+    Counting the brackets of ten megabytes takes milliseconds, and two seconds without the C core.
+    The parser stops at the interpreter's recursion limit, which is safe unless a library has raised
+    it.
     """
     return len(body) > _SMALL and sys.getrecursionlimit() <= _USUAL_RECURSION
 
@@ -98,25 +98,28 @@ def _refuse_repeated(message: type[M], members: list[tuple[str, object]]) -> Non
     names = [name for name, _ in members]
     for field in fields_of(message):
         if names.count(field.name) > 1:
-            raise FormatError(f"{field.name} is given twice")
+            raise FormatError(f"{field.name}: given more than once", reason="duplicate")
 
 
 def _large_members(message: type[M], body: bytes) -> dict[str, object]:
-    """Return the known members of a large object, without making objects of all the others.
+    """Return the known members of a large object, without decoding the others.
 
-    Ten megabytes of `[],[],[],...` would take seconds, in which nobody else is served.
+    Decoding ten megabytes of `[],[],[],...` would block the event loop for seconds.
     """
     if body.lstrip(b" \t\r\n")[:1] != b"{":
-        raise FormatError("the body is not a JSON object")
+        raise FormatError("request body: not a JSON object", reason="wrong_type")
     if not body.isascii():
-        body.decode()  # the parser does not look into texts that it skips
+        body.decode()  # the parser does not validate strings that it skips
     raw = {name: bytes(value) for name, value in _parse_members(body).items()}
     inside = sum(value.count(b":") for value in raw.values())
     in_names = sum(name.count(":") for name in raw)
-    # One that is escaped in a name is none in the body, and would stand for that of a name's twin.
+    # An escaped colon in a name is not counted in the body, and could hide a repeated name.
     hidden = in_names and (b"\\u003a" in body or b"\\u003A" in body)
     if hidden or body.count(b":") != len(raw) + inside + in_names:
-        raise FormatError("in a large body each name is given once, and its colons are not escaped")
+        raise FormatError(
+            "request body: in a large body, a name given more than once or with an escaped colon",
+            reason="duplicate",
+        )
     fields = {field.name: field for field in fields_of(message)}
     return {
         name: _large_value(fields[name], value) for name, value in raw.items() if name in fields
@@ -126,7 +129,7 @@ def _large_members(message: type[M], body: bytes) -> dict[str, object]:
 def _large_value(field: Field, raw: bytes) -> object:
     if raw[:1] in {b"[", b"{"}:
         if not (field.repeated and raw[:1] == b"["):
-            return {}  # of the wrong type, whatever is in it
+            return {}  # a value of the wrong type
         return _parse_strings(raw)
     return _parse(raw)
 
@@ -142,7 +145,7 @@ def _decoder(field: Field) -> Callable[[str, object], Any]:
 
         def several(name: str, value: object) -> tuple[Any, ...]:
             if type(value) is not list:
-                raise FormatError(f"{name} must be an array")
+                raise FormatError(f"{name}: must be an array", reason="wrong_type")
             return tuple([one(name, item) for item in value])
 
         return several
@@ -152,7 +155,7 @@ def _decoder(field: Field) -> Callable[[str, object], Any]:
 
 
 def _wrong(name: str, kind: type) -> FormatError:
-    return FormatError(f"{name} must be {_NAMES[kind]}")
+    return FormatError(f"{name}: must be {_NAMES[kind]}", reason="wrong_type")
 
 
 def _string(name: str, value: object) -> str:
@@ -171,7 +174,7 @@ def _number(name: str, value: object) -> int:
     if type(value) is not int:
         raise _wrong(name, int)
     if not 0 <= value <= MAX_UINT64:
-        raise FormatError(f"{name} must fit 64 bits without sign")
+        raise FormatError(f"{name}: must be 0 to 2^64 - 1", reason="wrong_value")
     return value
 
 
@@ -190,33 +193,33 @@ _READERS: dict[type, Callable[[str, object], Any]] = {
 
 
 def hex_bytes(name: str, text: str) -> bytes:
-    """Return the bytes that hex `text` of the field `name` stands for; a leading `0x` is allowed.
+    """Return the bytes of hex `text` in the field `name`; a leading `0x` is allowed.
 
     Raises:
-        FormatError: an odd number of digits, or another character.
+        FormatError: If the number of digits is odd, or a character is not a hex digit.
     """
     try:
         return unhexlify(text.removeprefix("0x"))
     except ValueError as error:
-        raise FormatError(f"{name} is not valid hex") from error
+        raise FormatError(f"{name}: not valid hex", reason="encoding") from error
 
 
-def encode(message: "NamedTuple | Prepared[Any] | None") -> Sequence[bytes]:
-    """Return the JSON of a response in pieces: compact ASCII, `null` for an empty one."""
+def encode(message: "NamedTuple | PreparedResponse[Any] | None") -> Sequence[bytes]:
+    """Return the JSON of a response in pieces: compact ASCII; `null` for an empty message."""
     if message is None:
         return (b"null",)
-    if isinstance(message, Prepared):
+    if isinstance(message, PreparedResponse):
         return message.json
     parts: list[bytes] = []
     for _, start, value in encode_members(message):
         parts += start, value
-    parts[0] = b"{" + parts[0][1:]  # where the others have a comma
+    parts[0] = b"{" + parts[0][1:]  # replace the comma
     parts.append(b"}")
     return parts
 
 
 def encode_members(message: NamedTuple) -> Iterator[tuple[str, bytes, bytes]]:
-    """Yield the members of a response in JSON: the name, then as bytes comma and key, and value."""
+    """Yield each member of a response: its name, its comma and key in JSON, its value in JSON."""
     for (name, start, write, omit), value in zip(_encoders(type(message)), message, strict=True):
         if value or not omit:
             yield name, start, write(value)
@@ -243,8 +246,8 @@ def _write_string(value: str) -> bytes:
     return encode_basestring_ascii(value).encode("ascii")
 
 
-def escaped(text: str) -> bytes:
-    """Return a text as it stands between the quotes in JSON."""
+def escape(text: str) -> bytes:
+    """Return a text in JSON, without its quotes."""
     return _write_string(text)[1:-1]
 
 

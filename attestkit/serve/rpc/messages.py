@@ -1,9 +1,9 @@
-r"""Every message of the dstack guest agent API, each described once.
+r"""Messages of the dstack guest agent API.
 
-A field's annotation tells its type and, in `Annotated`, its protobuf number; its place tells its
-place in JSON; its default is the value that an absent field has in both encodings. Codecs read
-this description with `fields_of` and methods see plain `NamedTuple`s, so neither knows the other.
-Documents take their words from the docstrings, and from `Bounds` what a field may hold.
+A field's annotation gives its type and, in `Annotated`, its protobuf number; its position is its
+position in JSON; its default is the value of an absent field in both encodings. Codecs read this
+description with `fields_of`, and methods use plain `NamedTuple`s. API documents are generated from
+the docstrings and from `Bounds`.
 
 | annotation        | protobuf         | JSON of a response    |
 |-------------------|------------------|-----------------------|
@@ -62,36 +62,36 @@ __all__ = [
 
 OMIT_EMPTY = "left out of JSON when it is empty"
 PACKAGE = "dstack_guest"
-"""The package of all messages and services in protobuf."""
+"""Protobuf package of all messages and services."""
 
 
 M = TypeVar("M", bound=NamedTuple)
 
 
 class Bounds(NamedTuple):
-    """What a field may hold, or each item of one; methods check it, documents tell it."""
+    """Allowed values of a field, or of its items; checked by methods, published in documents."""
 
     least: int = 0  # bytes, characters, or the number itself
     most: int | None = None
     one_of: tuple[str, ...] = ()
-    pattern: str = ""  # of a text
+    pattern: str = ""  # of a string
 
 
 class Field(NamedTuple):
-    """One field of a message, as codecs and documents need it."""
+    """One field of a message."""
 
     name: str
-    number: int  # of protobuf
-    kind: type  # str, bool, int (uint64) or bytes: of the value, or of each item
+    number: int  # in protobuf
+    kind: type  # type of the value or of each item: str, bool, int (uint64) or bytes
     repeated: bool
-    optional: bool  # None means absent, and differs from the kind's zero
+    optional: bool  # None means absent, which differs from zero
     omit_empty: bool
     default: Any  # of an absent field
     bounds: Bounds
 
 
 def defaults_of(message: type[M]) -> M:
-    """Return the message whose fields are at their defaults, which all have."""
+    """Return a message with all fields at their defaults."""
     return cast("M", _defaults(message))
 
 
@@ -101,7 +101,7 @@ def _defaults(message: type[NamedTuple]) -> NamedTuple:
 
 
 def fields_of(message: type[NamedTuple]) -> tuple[Field, ...]:
-    """Return the fields of a message class, in the order of JSON."""
+    """Return the fields of a message class, in JSON order."""
     return _described(message)
 
 
@@ -137,17 +137,17 @@ _HASHES = Bounds(
 
 
 class GetTlsKeyArgs(NamedTuple):
-    """What the certificate of a new TLS key shall say.
+    """Contents of the certificate of a new TLS key.
 
     Attributes:
-        subject: Common name; empty is none.
-        alt_names: DNS names and IP addresses; names outside ASCII in their xn-- form.
-        usage_ra_tls: Put evidence into it, so that it can be judged by RA-TLS.
-        usage_server_auth: It is for TLS servers.
-        usage_client_auth: It is for TLS clients.
-        not_before: First second of its validity, since 1970; 0 is unset, and then 1975.
-        not_after: Last second of its validity, since 1970; 0 is unset, and then in ten years.
-        with_app_info: Put the app's identity into it.
+        subject: Common name; empty: no common name.
+        alt_names: DNS names and IP addresses; internationalised names in their xn-- form.
+        usage_ra_tls: Include evidence, so that the certificate can be verified by RA-TLS.
+        usage_server_auth: Allow the certificate for TLS servers.
+        usage_client_auth: Allow the certificate for TLS clients.
+        not_before: Start of its validity, Unix time; 0 or unset: the year 1975.
+        not_after: End of its validity, Unix time; 0 or unset: in ten years.
+        with_app_info: Include the app's identity.
     """
 
     subject: Annotated[str, 1, _X509_NAME] = ""
@@ -176,16 +176,16 @@ class GetTlsKeyResponse(NamedTuple):
 
 
 class DeriveKeyArgs(NamedTuple):
-    """What the legacy service's DeriveKey takes.
+    """Arguments of the legacy method DeriveKey.
 
     Attributes:
-        path: Which key: the same path gives the same key.
-        subject: Common name of the certificate; empty is none.
-        alt_names: DNS names and IP addresses; names outside ASCII in their xn-- form.
-        usage_ra_tls: Put evidence into the certificate.
-        usage_server_auth: The certificate is for TLS servers.
-        usage_client_auth: The certificate is for TLS clients.
-        random_seed: Make a new key instead of the path's.
+        path: Path of the key: the same path gives the same key.
+        subject: Common name of the certificate; empty: no common name.
+        alt_names: DNS names and IP addresses; internationalised names in their xn-- form.
+        usage_ra_tls: Include evidence in the certificate.
+        usage_server_auth: Allow the certificate for TLS servers.
+        usage_client_auth: Allow the certificate for TLS clients.
+        random_seed: Return a new key instead of the path's.
     """
 
     path: Annotated[str, 1] = ""
@@ -198,12 +198,12 @@ class DeriveKeyArgs(NamedTuple):
 
 
 class GetKeyArgs(NamedTuple):
-    """Which key is wanted, and what its signature chain shall say it is for.
+    """Path and algorithm of a key, and the purpose in its signature chain.
 
     Attributes:
-        path: Which key: the same path gives the same key, for every algorithm.
-        purpose: Any text; the signature chain vouches for it, the key does not depend on it.
-        algorithm: Kind of key; empty is secp256k1.
+        path: Path of the key: the same path gives the same key, for every algorithm.
+        purpose: Any text; it is signed in the signature chain, and does not change the key.
+        algorithm: Algorithm of the key; empty: secp256k1.
     """
 
     path: Annotated[str, 1] = ""
@@ -212,12 +212,12 @@ class GetKeyArgs(NamedTuple):
 
 
 class GetKeyResponse(NamedTuple):
-    """A derived key of 32 bytes and two recoverable signatures of 65.
+    """A derived key of 32 bytes and two recoverable signatures of 65 bytes.
 
     Attributes:
         key: The private key.
-        signature_chain: By the app's root key over purpose and public key; then by the KMS over the
-            app's root key, empty where there is no KMS.
+        signature_chain: Signature of the app's root key over purpose and public key; signature of
+            the KMS over the app's root key, empty without a KMS.
     """
 
     key: Annotated[bytes, 1, Bounds(32, 32)] = b""
@@ -228,7 +228,7 @@ class GetKeyResponse(NamedTuple):
 
 
 class DeriveK256KeyResponse(NamedTuple):
-    """What GetKey answers, under the names of the legacy service.
+    """Response of the legacy method DeriveK256Key.
 
     Attributes:
         k256_key: The private key.
@@ -243,24 +243,24 @@ class DeriveK256KeyResponse(NamedTuple):
 
 
 class RawQuoteArgs(NamedTuple):
-    """The bytes a quote is asked for; up to 64.
+    """Report data of a quote.
 
     Attributes:
-        report_data: What the quote vouches for; filled up to 64 bytes with zeros.
+        report_data: Report data, up to 64 bytes; zero-padded to 64.
     """
 
     report_data: Annotated[bytes, 1, Bounds(most=64)] = b""
 
 
 class GetQuoteResponse(NamedTuple):
-    """A quote, the log that explains its registers, and the machine's configuration.
+    """A quote, the event log that replays to its registers, and the VM's configuration.
 
     Attributes:
-        quote: The quote; empty on platforms that have none.
+        quote: The quote; empty if the platform has none.
         event_log: JSON array of the events that replay to the quote's registers.
-        report_data: What the quote vouches for, with its zeros.
-        vm_config: JSON of the machine's configuration, as the host gave it.
-        attestation: Evidence of platforms that have no quote.
+        report_data: The report data in the quote, zero-padded to 64 bytes.
+        vm_config: JSON of the VM's configuration, as the host provided it.
+        attestation: Evidence, on platforms without a quote.
     """
 
     quote: Annotated[bytes, 1] = b""
@@ -271,7 +271,7 @@ class GetQuoteResponse(NamedTuple):
 
 
 class AttestResponse(NamedTuple):
-    """Evidence in one parcel, ready for a verifier.
+    """Evidence that a verifier accepts unchanged.
 
     Attributes:
         attestation: Evidence in dstack's versioned format.
@@ -281,12 +281,12 @@ class AttestResponse(NamedTuple):
 
 
 class TdxQuoteArgs(NamedTuple):
-    """Content that the legacy service hashes into the 64 bytes.
+    """Content that the legacy service hashes to report data of 64 bytes.
 
     Attributes:
-        report_data: The content; with the algorithm `raw` the 64 bytes themselves.
-        hash_algorithm: How the content is hashed; empty is sha512.
-        prefix: What the content is, hashed before it and a colon; empty is app-data.
+        report_data: The content; with the algorithm `raw` the report data themselves.
+        hash_algorithm: Hash algorithm of the content; empty: sha512.
+        prefix: Prefix of the content, hashed before it with a colon; empty: app-data.
     """
 
     report_data: Annotated[bytes, 1] = b""
@@ -295,13 +295,13 @@ class TdxQuoteArgs(NamedTuple):
 
 
 class TdxQuoteResponse(NamedTuple):
-    """A quote and its log, with how the 64 bytes came about.
+    """A quote and its event log, and how its report data were computed.
 
     Attributes:
         quote: The quote.
         event_log: JSON array of the events that replay to the quote's registers.
-        hash_algorithm: The algorithm that was used.
-        prefix: The prefix that was used; empty with `raw`.
+        hash_algorithm: The hash algorithm.
+        prefix: The prefix; empty with `raw`.
     """
 
     quote: Annotated[bytes, 1] = b""
@@ -311,11 +311,11 @@ class TdxQuoteResponse(NamedTuple):
 
 
 class EmitEventArgs(NamedTuple):
-    """A runtime event to extend RTMR3 with.
+    """A runtime event that extends RTMR3.
 
     Attributes:
-        event: Its name; without a colon, and none of the names that only the boot may use.
-        payload: Its content.
+        event: Name of the event, without a colon, and not a reserved name of a boot event.
+        payload: Payload of the event.
     """
 
     event: Annotated[str, 1, Bounds(1, pattern="^[^:]*$")] = ""
@@ -323,23 +323,22 @@ class EmitEventArgs(NamedTuple):
 
 
 class AppInfo(NamedTuple):
-    """Who the app is; numbers 6, 7 and 11 belonged to older shapes and stay unused.
+    """Identity of the app; field numbers 6, 7 and 11 belonged to older versions and are reserved.
 
     Attributes:
-        app_id: The app.
-        instance_id: This instance of it.
-        app_cert: A certificate chain made to show that it works; empty until there is one.
-        tcb_info: JSON of the registers, the whole event log and app-compose.json; empty where the
-            app hides it.
+        app_id: App id.
+        instance_id: Id of this instance of the app.
+        app_cert: Chain of a demo certificate; empty until it was issued.
+        tcb_info: JSON of registers, event log and app-compose.json; empty if the app hides it.
         app_name: The name in app-compose.json.
-        device_id: Hash of what identifies the processor.
+        device_id: Hash of the processor's identity.
         mr_aggregated: Hash of all registers.
-        os_image_hash: Hash of the operating system.
-        key_provider_info: JSON of who provided the app's keys.
+        os_image_hash: Hash of the OS image.
+        key_provider_info: JSON with the provider of the app's keys.
         compose_hash: SHA-256 of app-compose.json.
-        vm_config: JSON of the machine's configuration; empty where the app hides it.
-        cloud_vendor: Who made the machine, as its firmware says.
-        cloud_product: Which machine it is, as its firmware says.
+        vm_config: JSON of the VM's configuration; empty if the app hides it.
+        cloud_vendor: Vendor of the machine, from its firmware.
+        cloud_product: Product name of the machine, from its firmware.
     """
 
     app_id: Annotated[bytes, 1] = b""
@@ -358,21 +357,21 @@ class AppInfo(NamedTuple):
 
 
 class GpuInfoResponse(NamedTuple):
-    """The text that the GPU attestation wrote at boot.
+    """Output of the GPU attestation at boot.
 
     Attributes:
-        attestation: The text as it is; empty where there is none.
+        attestation: The output, unchanged; empty if missing.
     """
 
     attestation: Annotated[str, 1] = ""
 
 
 class SignRequest(NamedTuple):
-    """Bytes to sign with the app's signing key.
+    """Data to sign with the app's signing key.
 
     Attributes:
-        algorithm: How to sign.
-        data: What to sign; a digest of 32 bytes with secp256k1_prehashed.
+        algorithm: Signature algorithm.
+        data: Data to sign; with secp256k1_prehashed a digest of 32 bytes.
     """
 
     algorithm: Annotated[str, 1, _SIGNATURES] = ""
@@ -380,12 +379,12 @@ class SignRequest(NamedTuple):
 
 
 class SignResponse(NamedTuple):
-    """A signature of 64 bytes, and the chain from it to the root of the keys.
+    """A signature of 64 bytes, and its chain to the root key.
 
     Attributes:
         signature: The signature.
-        signature_chain: The signature, then the signature chain of the key that made it.
-        public_key: The key that verifies it: 32 bytes of Ed25519 or 33 of secp256k1.
+        signature_chain: The signature, then the signature chain of the signing key.
+        public_key: Public key: 32 bytes for Ed25519, 33 for secp256k1.
     """
 
     signature: Annotated[bytes, 1, Bounds(64, 64)] = b""
@@ -394,13 +393,13 @@ class SignResponse(NamedTuple):
 
 
 class VerifyRequest(NamedTuple):
-    """A signature and what it shall be checked against.
+    """A signature to verify.
 
     Attributes:
-        algorithm: How it was signed.
-        data: What was signed.
+        algorithm: Signature algorithm.
+        data: The signed data.
         signature: The signature.
-        public_key: 32 bytes of Ed25519; 33 or 65 of secp256k1.
+        public_key: Public key: 32 bytes for Ed25519, 33 or 65 for secp256k1.
     """
 
     algorithm: Annotated[str, 1, _SIGNATURES] = ""
@@ -410,17 +409,17 @@ class VerifyRequest(NamedTuple):
 
 
 class VerifyResponse(NamedTuple):
-    """Whether the signature holds.
+    """Result of a signature verification.
 
     Attributes:
-        valid: Whether it does.
+        valid: Whether the signature is valid.
     """
 
     valid: Annotated[bool, 1] = False
 
 
 class WorkerVersion(NamedTuple):
-    """The release of the API that is spoken, and the revision of the server.
+    """Release of the API and revision of the server.
 
     Attributes:
         version: Release of the guest agent API.
@@ -432,20 +431,20 @@ class WorkerVersion(NamedTuple):
 
 
 class GetAttestationForAppKeyRequest(NamedTuple):
-    """The algorithm of the signing key that the evidence shall speak for.
+    """Algorithm of the signing key that the evidence is bound to.
 
     Attributes:
-        algorithm: Kind of the key.
+        algorithm: Algorithm of the key.
     """
 
     algorithm: Annotated[str, 1, _KEYS] = ""
 
 
 class Error(NamedTuple):
-    """What went wrong, in the binary encoding.
+    """Error in the binary encoding.
 
     Attributes:
-        message: What it was, and what to do about it.
+        message: Description of the error and its remedy.
     """
 
     message: Annotated[str, 1] = ""

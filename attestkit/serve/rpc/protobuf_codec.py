@@ -1,7 +1,7 @@
-"""Messages in protobuf: proto3, as the library has it, with classes made from the description.
+"""Protobuf codec of messages (proto3), with classes generated at run time.
 
-Its classes live in a pool of their own, so that a program with dstack's generated modules can load
-them beside these. What a message does not know is skipped, and what is at its default not written.
+The classes are in their own descriptor pool, so that a program can also load dstack's generated
+modules. Unknown fields are ignored, and default values are not written.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from attestkit.errors import FormatError
-from attestkit.serve.rpc.json_codec import Prepared
+from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages import PACKAGE, Error, Field, defaults_of, fields_of
 
 __all__ = ["decode", "describe", "encode", "encode_error"]
@@ -38,14 +38,16 @@ def decode(message: type[M], body: bytes) -> M:
     """Return the message in a binary `body`; an empty body is a message of defaults.
 
     Raises:
-        FormatError: The body is cut or malformed, or a text in it is not UTF-8.
+        FormatError: If the body is truncated or malformed, or a string is not UTF-8.
     """
     if not body:
         return defaults_of(message)
     try:
         found = _class_of(message).FromString(body)
-    except (DecodeError, ValueError) as error:  # ValueError: bad UTF-8, without the library's C
-        raise FormatError(f"the body is not a protobuf message {message.__name__}") from error
+    except (DecodeError, ValueError) as error:  # ValueError: invalid UTF-8, in pure Python
+        raise FormatError(
+            f"request body: not a protobuf message {message.__name__}", reason="syntax"
+        ) from error
     return message._make([_value(field, found) for field in fields_of(message)])
 
 
@@ -56,11 +58,11 @@ def _value(field: Field, found: Message) -> object:
     return tuple(value) if field.repeated else value
 
 
-def encode(message: "NamedTuple | Prepared[Any] | None") -> Sequence[bytes]:
-    """Return the bytes of a response; none for an empty one."""
+def encode(message: "NamedTuple | PreparedResponse[Any] | None") -> Sequence[bytes]:
+    """Return a response in protobuf; empty for no message."""
     if message is None:
         return ()
-    if isinstance(message, Prepared):
+    if isinstance(message, PreparedResponse):
         if message.protobuf is None:
             message.protobuf = encode(message.message)
         return message.protobuf
@@ -69,13 +71,13 @@ def encode(message: "NamedTuple | Prepared[Any] | None") -> Sequence[bytes]:
 
 
 def encode_error(text: str) -> bytes:
-    """Return the bytes of an error; what is no Unicode text in `text` becomes question marks."""
+    """Return an error in protobuf; lone surrogates in `text` become question marks."""
     return b"".join(encode(Error(text.encode("utf-8", "replace").decode("utf-8"))))
 
 
 @cache
 def _class_of(message: type[NamedTuple]) -> type[Message]:
-    """Return the library's class for a message, in a file of its own so that each comes late."""
+    """Return the protobuf class of a message, in its own file so that it is created lazily."""
     name = message.__name__
     file = FileDescriptorProto(name=f"{name}.proto", package=PACKAGE, syntax="proto3")
     file.message_type.append(describe(message))
@@ -84,7 +86,7 @@ def _class_of(message: type[NamedTuple]) -> type[Message]:
 
 
 def describe(message: type[NamedTuple]) -> DescriptorProto:
-    """Return the descriptor of a message, the one that protoc would make."""
+    """Return the descriptor of a message, as protoc would generate it."""
     descriptor = DescriptorProto(name=message.__name__)
     for field in fields_of(message):
         repeated = field.repeated
@@ -96,7 +98,7 @@ def describe(message: type[NamedTuple]) -> DescriptorProto:
             if repeated
             else FieldDescriptorProto.LABEL_OPTIONAL,
         )
-        if field.optional:  # proto3 tells absent from zero by a oneof of this one field
+        if field.optional:  # proto3 represents presence by a oneof with this single field
             described.proto3_optional = True
             described.oneof_index = len(descriptor.oneof_decl)
             descriptor.oneof_decl.add(name=f"_{field.name}")

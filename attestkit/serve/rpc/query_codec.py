@@ -1,7 +1,7 @@
-"""Messages in a query string: `path=a%2Fb&alt_names[0]=x&usage_ra_tls=true`.
+"""Query string codec of messages: `path=a%2Fb&alt_names[0]=x&usage_ra_tls=true`.
 
-Percent escapes and `+` are decoded as in a form, brackets are taken escaped or not, unknown keys
-are ignored, and a known key given twice is an error.
+Percent escapes and `+` are decoded as in a form, brackets may be escaped, unknown keys are ignored,
+and a repeated key is an error.
 """
 
 import re
@@ -22,7 +22,7 @@ _INDEX = re.compile(r"\[([0-9]{0,9})\]\Z")
 
 
 def asks_for_json(query: bytes) -> bool:
-    """Tell whether the query demands JSON mode: `json`, `json=`, `json=1` or `json=true`."""
+    """Return whether the query requests JSON: `json`, `json=`, `json=1` or `json=true`."""
     return b"json" in query and not _JSON_FLAGS.isdisjoint(query.split(b"&"))
 
 
@@ -30,7 +30,7 @@ def decode(message: type[M], query: bytes) -> M:
     """Return the message in a raw query string; an empty one is a message of defaults.
 
     Raises:
-        FormatError: a field of the wrong type, given twice, or without the brackets of an array.
+        FormatError: If a field is repeated, of a wrong type, or an array without brackets.
     """
     if not query:
         return defaults_of(message)
@@ -39,7 +39,7 @@ def decode(message: type[M], query: bytes) -> M:
 
 
 def _collect(message: type[M], query: bytes) -> dict[str, dict[str, str]]:
-    """Return for each known field its texts by their brackets, "" where there are none."""
+    """Return the values of each known field by their index; "" without brackets."""
     known = {field.name: field for field in fields_of(message)}
     found: dict[str, dict[str, str]] = {}
     for pair in query.split(b"&"):
@@ -49,14 +49,14 @@ def _collect(message: type[M], query: bytes) -> dict[str, dict[str, str]]:
         field = known.get(name)
         if field is None:
             continue
-        place = _place(field, bracket + rest, len(found.get(name, ())))
+        index = _index_of(field, bracket + rest, len(found.get(name, ())))
         texts = found.setdefault(name, {})
-        if place in texts:
-            raise FormatError(f"{name} is given twice")
+        if index in texts:
+            raise FormatError(f"{name}: given more than once", reason="duplicate")
         try:
-            texts[place] = _unescape(raw_value).decode("utf-8")
+            texts[index] = _unescape(raw_value).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise FormatError(f"{name} is not valid UTF-8") from error
+            raise FormatError(f"{name}: not valid UTF-8", reason="encoding") from error
     return found
 
 
@@ -64,16 +64,18 @@ def _unescape(text: bytes) -> bytes:
     return unquote_to_bytes(text.replace(b"+", b" "))
 
 
-def _place(field: Field, brackets: str, count: int) -> str:
-    """Return under which key a text of this field is kept: its index, or "" without brackets."""
+def _index_of(field: Field, brackets: str, count: int) -> str:
+    """Return the index of a field's value; "" without brackets."""
     if not field.repeated:
         if brackets:
-            raise FormatError(f"{field.name} is not an array")
+            raise FormatError(f"{field.name}: not an array", reason="wrong_type")
         return ""
     index = _INDEX.match(brackets)
     if index is None:
-        raise FormatError(f"{field.name} is an array: write {field.name}[0]=... for each item")
-    # `[]` counts on from what is there, so that both spellings mix without a surprise.
+        raise FormatError(
+            f"{field.name}: an array; write {field.name}[0]=... for each item", reason="wrong_type"
+        )
+    # `[]` continues after the given values, so that both notations can be mixed.
     return str(int(index[1])) if index[1] else f"+{count}"
 
 
@@ -81,9 +83,9 @@ def _value(field: Field, texts: dict[str, str] | None) -> object:
     if texts is None:
         return field.default
     if field.repeated:
-        # Items with an index come first and in its order, then those of `[]` as they came.
-        order = sorted(texts, key=lambda place: (place.startswith("+"), int(place)))
-        return tuple([_scalar(field, texts[place]) for place in order])
+        # Indexed values first, in the order of their index, then those with `[]`.
+        order = sorted(texts, key=lambda index: (index.startswith("+"), int(index)))
+        return tuple([_scalar(field, texts[index]) for index in order])
     text = texts[""]
     if not text and field.optional:
         return None
@@ -97,8 +99,8 @@ def _scalar(field: Field, text: str) -> str | bool | int | bytes:
         return hex_bytes(field.name, text)
     if field.kind is bool:
         if text not in {"true", "false"}:
-            raise FormatError(f"{field.name} must be true or false")
+            raise FormatError(f"{field.name}: must be true or false", reason="wrong_value")
         return text == "true"
     if _NUMBER.match(text) is None or int(text) > MAX_UINT64:
-        raise FormatError(f"{field.name} must be a number that fits 64 bits without sign")
+        raise FormatError(f"{field.name}: must be a number 0 to 2^64 - 1", reason="wrong_value")
     return int(text)

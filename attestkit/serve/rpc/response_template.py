@@ -1,36 +1,36 @@
-"""Answers from parts that are there before: what many of them have in common is encoded once."""
+"""Pre-serialised JSON response templates, and long texts that they share."""
 
 from binascii import hexlify
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from attestkit.serve.rpc.json_codec import Prepared, encode_members, escaped
+from attestkit.serve.rpc.json_codec import PreparedResponse, encode_members, escape
 
-__all__ = ["SMALL", "Form", "LongText"]
+__all__ = ["SMALL", "EscapedText", "ResponseTemplate"]
 
 M = TypeVar("M", bound=NamedTuple)
-_SHORT: Final = 4096  # bytes that are copied with each answer
+_SHORT: Final = 4096  # bytes that are copied for each response
 
 SMALL: Final = 64 * 1024
-"""Bytes up to which it is cheaper to copy pieces into one than to send them as two."""
+"""Bytes up to which pieces are joined: copying them is cheaper than sending them separately."""
 
 
-class LongText(NamedTuple):
-    """A text in pieces, with their JSON; pieces are shared where copying them would be dear."""
+class EscapedText(NamedTuple):
+    """A text in pieces, with each piece's JSON; long pieces are shared instead of copied."""
 
     pieces: tuple[str, ...] = ()
-    json: tuple[bytes, ...] = ()  # of each piece, without the quotes around the whole
+    json: tuple[bytes, ...] = ()  # of each piece, without the quotes around the whole text
 
     @classmethod
-    def of(cls, text: str) -> "LongText":
-        """Return a text in one piece."""
-        return cls((text,), (escaped(text),))
+    def of(cls, text: str) -> "EscapedText":
+        """Return a text of one piece."""
+        return cls((text,), (escape(text),))
 
-    def between(self, before: str, after: str) -> "LongText":
-        """Return this text with others around it."""
-        return LongText(
-            (before, *self.pieces, after), (escaped(before), *self.json, escaped(after))
+    def between(self, before: str, after: str) -> "EscapedText":
+        """Return this text between two others."""
+        return EscapedText(
+            (before, *self.pieces, after), (escape(before), *self.json, escape(after))
         )
 
     def start(self, size: int) -> str:
@@ -45,23 +45,23 @@ class LongText(NamedTuple):
 
     @property
     def length(self) -> int:
-        """How many characters it has."""
+        """Number of characters."""
         return sum(map(len, self.pieces))
 
     def __str__(self) -> str:
         return "".join(self.pieces)
 
 
-class Form(Generic[M]):
-    """Answers of one kind that differ in the beginnings of a few byte strings alone.
+class ResponseTemplate(Generic[M]):
+    """Template of responses that differ only in the first bytes of some fields.
 
     Args:
-        message: What they have in common; of a field that varies, what each of them ends with.
-        varying: The fields that vary, in their order.
+        message: The common values; for a varying field, the common end of its values.
+        varying: The varying fields, in message order.
         texts: Fields with long texts, which are empty in `message`.
     """
 
-    def __init__(self, message: M, varying: Sequence[str] = (), **texts: LongText) -> None:
+    def __init__(self, message: M, varying: Sequence[str] = (), **texts: EscapedText) -> None:
         self._message = message
         self._varying = varying
         self._texts = texts
@@ -74,22 +74,22 @@ class Form(Generic[M]):
                 runs[-1] += (start, b'"', *texts[name].json, b'"')
             else:
                 runs[-1] += (start, value)
-        runs[0][0] = b"{" + runs[0][0][1:]  # where the others have a comma
+        runs[0][0] = b"{" + runs[0][0][1:]  # replace the comma
         runs[-1].append(b"}")
         first, *rest = map(_joined, runs)
-        # What stands right before the first that varies, and what right behind each: in one piece.
+        # Joined with the first varying value, and with what follows each, if it is short.
         self._before = first.pop() if rest else b""
         self._first = first
         self._rest = [(run.pop(0) if len(run[0]) <= _SHORT else b"", run) for run in rest]
 
-    def fill(self, *beginnings: bytes) -> Prepared[M]:
-        """Return the answer in which the fields that vary begin so."""
+    def render(self, *beginnings: bytes) -> PreparedResponse[M]:
+        """Return the response whose varying fields start with these bytes."""
         json, before = self._first.copy(), self._before
         for beginning, (behind, run) in zip(beginnings, self._rest, strict=True):
             json.append(before + hexlify(beginning) + behind)
             json += run
             before = b""
-        return Prepared(json, partial(self._message_of, beginnings))
+        return PreparedResponse(json, partial(self._message_of, beginnings))
 
     def _message_of(self, beginnings: Sequence[bytes]) -> M:
         values: dict[str, Any] = {name: str(text) for name, text in self._texts.items()}
@@ -99,7 +99,7 @@ class Form(Generic[M]):
 
 
 def _joined(pieces: Iterable[bytes]) -> list[bytes]:
-    """Return the pieces with small neighbours joined, at least one."""
+    """Return the pieces with small neighbours joined; at least one piece."""
     joined = [b""]
     for piece in pieces:
         if len(joined[-1]) + len(piece) <= SMALL:

@@ -1,4 +1,4 @@
-"""What a server writes: its log, and a line per request.
+"""Log of the server, and access log with one line per request.
 
-Writing never blocks an answer; what does not fit is counted and dropped.
+Writing never blocks a request: records that do not fit are counted and dropped.
 """

@@ -1,18 +1,18 @@
-"""The access log: a line for each request that was answered or refused.
+"""Access log: one line for each request that was answered or refused.
 
-A request costs the appending of a tuple. Lines are made and written in batches, by a timer of the
-event loop, when a thousand have come together, and before an error is logged.
+Recording a request appends one tuple. Lines are formatted and written in batches: by a timer of the
+event loop, when a thousand are pending, and before an error is logged.
 
-As text that is the common log format, the listener in the place of ident, with two fields more:
+The text format is the common log format with the listener as ident, and two more fields:
 
     CLIENT LISTENER - [TIME] "VERB PATH" STATUS BYTES SECONDS REQUEST-ID
 
-As JSON it is an object with the members of any record, and each of these by name.
+A JSON line has the members of any log record, and each of these by name.
 
-The client is an address, or on a unix socket the process that connected and its user, as the kernel
-knows them: `pid=PID,uid=UID,gid=GID`. A process that is not in our namespace is number 0.
+The client is an IP address; on a unix socket it is the peer's credentials from the kernel,
+`pid=PID,uid=UID,gid=GID`. The pid of a process in another namespace is 0.
 
-A path is told without its query, which may hold what is secret.
+A path is logged without its query, which may contain secrets.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from functools import lru_cache
 from time import gmtime
 from typing import Final, TypeAlias
 
-from attestkit.serve.server_log.stderr_sink import Sink
+from attestkit.serve.server_log.stderr_sink import StderrSink
 
 __all__ = ["AccessLog", "client_name"]
 
@@ -45,22 +45,22 @@ _JSON: Final = (
 
 
 class AccessLog:
-    """Requests, as lines in a sink.
+    """Queue of requests that are written to a sink as lines.
 
     Args:
-        sink: Where the lines go.
-        json_form: Whether they are JSON.
-        now: Seconds since 1970.
+        sink: Destination of the lines.
+        json_form: Write JSON instead of text.
+        now: Returns the Unix time.
     """
 
-    def __init__(self, sink: Sink, *, json_form: bool, now: Callable[[], float]) -> None:
+    def __init__(self, sink: StderrSink, *, json_form: bool, now: Callable[[], float]) -> None:
         self._sink = sink
         self._line = _json_line if json_form else _text_line
         self._now = now
         self._entries: deque[_Entry] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def note(  # noqa: PLR0917 - what a request was; names would cost a third more
+    def record(  # noqa: PLR0917 - keyword arguments would cost a third more
         self,
         listener: str,
         client: str,
@@ -71,17 +71,17 @@ class AccessLog:
         seconds: float,
         request_id: bytes,
     ) -> None:
-        """Take a request that was answered or refused; to be called in the event loop.
+        """Queue one request; must be called in the event loop.
 
         Args:
-            listener: The name of the listener.
-            client: Who asked: `client_name`.
-            verb: Nothing, where the request was refused before its verb was known.
-            path: As it came.
-            status: What was answered.
-            size: Bytes of the answer's body.
-            seconds: How long it took.
-            request_id: Ours, in ASCII; nothing, where it was given none.
+            listener: Name of the listener.
+            client: The peer, from `client_name`.
+            verb: HTTP method; empty if the request was refused before it was parsed.
+            path: Request target as received.
+            status: HTTP status of the response.
+            size: Bytes of the response body.
+            seconds: Duration.
+            request_id: Request id in ASCII; empty if none was assigned.
         """
         self._entries.append(
             (
@@ -106,7 +106,7 @@ class AccessLog:
         self.flush()
 
     def flush(self, patience: float = 0.0) -> None:
-        """Write what has come together; from any thread."""
+        """Write all pending lines; thread-safe."""
         lines = []
         try:
             while True:
@@ -118,9 +118,9 @@ class AccessLog:
 
 
 def client_name(address: tuple[str, int] | None, transport: asyncio.BaseTransport) -> str:
-    """Return who is at the other end: the address, or on a unix socket the process and its user.
+    """Return the peer: its IP address, or on a unix socket its process and user.
 
-    Nothing, where the kernel does not tell.
+    Empty if the kernel does not provide it.
     """
     if address:
         return address[0]
@@ -161,7 +161,7 @@ def _json_line(entry: _Entry) -> bytes:
 
 @lru_cache(1024)
 def _quoted(text: str) -> bytes:
-    """Return text that may stand in quotes, in either form: ASCII, with backslashes doubled."""
+    """Return ASCII text that fits between quotes in both formats, with backslashes doubled."""
     return _quoted_path(text[:_LONGEST_CLIENT].encode("utf-8", "surrogateescape"))
 
 

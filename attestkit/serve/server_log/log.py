@@ -1,8 +1,9 @@
-"""The log: a line of text, or a JSON object, for each record of ours and of foreign libraries.
+"""Server log: text or JSON lines for the records of attestkit and of libraries.
 
-Lines are ASCII without control characters and bounded, so that bytes of strangers can neither
-begin a line, nor steer a terminal, nor fill a disk quickly. What is given as `extra` becomes
-members of the object. Nobody logs keys or payloads; foreign exceptions are logged with their text.
+Lines are limited in length and ASCII without control characters. Untrusted text can therefore not
+forge a line, send escape sequences to a terminal, or fill a disk quickly. Values in `extra` become
+members of the JSON object. Keys and payloads are never logged; exceptions of libraries are logged
+with their text.
 """
 
 import json
@@ -17,34 +18,33 @@ from types import TracebackType
 from typing import Any, Final
 
 from attestkit.serve.server_log.access_log import AccessLog
-from attestkit.serve.server_log.stderr_sink import LONGEST_LINE, Sink
+from attestkit.serve.server_log.stderr_sink import LONGEST_LINE, StderrSink
 
-__all__ = ["JsonLines", "Log", "TextLines", "ascii_line", "in_one_line"]
+__all__ = ["JsonFormatter", "ServerLog", "TextFormatter", "ascii_line", "one_line_traceback"]
 
-_PATIENCE: Final = 0.05  # seconds that one record may wait for a reader
-_LAST_PATIENCE: Final = 1.0  # the same at the end, when nothing else waits
+_PATIENCE: Final = 0.05  # seconds that a record may wait for a slow reader
+_LAST_PATIENCE: Final = 1.0  # the same for the last records
 _OUR_LOGGERS: Final = "attestkit"
 _PLAIN: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
 _RESERVED: Final = frozenset({"time", "level", "logger", "message", "exception"})
-_NAMED: Final = frozenset({"request_id", "dropped"})  # our messages say these themselves
+_NAMED: Final = frozenset({"request_id", "dropped"})  # already part of the message
 _CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 _CUT: Final = "..."
 
 
-def ascii_line(text: str, longest: int) -> str:
-    """Return text as ASCII in one line of at most so many characters.
+def ascii_line(text: str, max_length: int) -> str:
+    """Return text as one line of ASCII with at most `longest` characters.
 
-    White space of any kind is one space, other characters that a terminal or an editor might act
-    upon are written as escapes.
+    White space becomes single spaces; control and non-ASCII characters are escaped.
     """
     if not (text.isascii() and text.isprintable()):
-        text = " ".join(text[:longest].split()).translate(_CONTROLS)
+        text = " ".join(text[:max_length].split()).translate(_CONTROLS)
         text = text.encode("ascii", "backslashreplace").decode("ascii")
-    return text if len(text) <= longest else text[: longest - len(_CUT)] + _CUT
+    return text if len(text) <= max_length else text[: max_length - len(_CUT)] + _CUT
 
 
-def in_one_line(error: BaseException | None) -> str:
-    """Return what went wrong and the way to it, innermost place last."""
+def one_line_traceback(error: BaseException | None) -> str:
+    """Return an exception and the last six places of its traceback, innermost last."""
     if error is None:
         return ""
     places = []
@@ -57,36 +57,36 @@ def in_one_line(error: BaseException | None) -> str:
 
 
 def _message(record: logging.LogRecord) -> str:
-    with suppress(Exception):  # arguments that do not fit, of whomever
+    with suppress(Exception):  # arguments that do not match the format
         return record.getMessage()
     return str(record.msg)
 
 
 def _members(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what a record was given besides what every record has."""
+    """Return the `extra` members of a record."""
     return {key: value for key, value in vars(record).items() if key not in _PLAIN}
 
 
-class TextLines(logging.Formatter):
-    """Records as lines for people: level, logger, message, members, exception."""
+class TextFormatter(logging.Formatter):
+    """Formatter of text lines: level, logger, message, members, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, without its end."""
+        """Return the line without its line end."""
         message = _message(record)
         parts = [f"{record.levelname} {record.name}: {message}"]
         for key, value in _members(record).items():
             if key not in _NAMED or str(value) not in message:
                 parts.append(f"{key}={value}")
-        if record.exc_info and (told := in_one_line(record.exc_info[1])):
-            parts.append(told)
+        if record.exc_info and (text := one_line_traceback(record.exc_info[1])):
+            parts.append(text)
         return ascii_line(" ".join(parts), LONGEST_LINE - 1)
 
 
-class JsonLines(logging.Formatter):
-    """Records as JSON objects: time, level, logger, message, members, exception."""
+class JsonFormatter(logging.Formatter):
+    """Formatter of JSON lines: time, level, logger, message, members, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the object, without a line end."""
+        """Return the JSON object without a line end."""
         at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         entry: dict[str, Any] = {
             "time": at.replace("+00:00", "Z"),
@@ -95,21 +95,21 @@ class JsonLines(logging.Formatter):
             "message": _message(record),
         }
         entry |= {key: value for key, value in _members(record).items() if key not in _RESERVED}
-        if record.exc_info and (told := in_one_line(record.exc_info[1])):
-            entry["exception"] = told
+        if record.exc_info and (text := one_line_traceback(record.exc_info[1])):
+            entry["exception"] = text
         return _bounded(entry)
 
 
 def _bounded(entry: dict[str, Any]) -> str:
-    """Return an object as JSON that fits into a line; what is too long is cut, last members go."""
-    longest = LONGEST_LINE - 1
+    """Return an object as JSON of limited length; long values are cut, then members dropped."""
+    max_length = LONGEST_LINE - 1
     text = _json(entry)
-    share = longest // 2
-    while len(text) > longest and share >= 64:
+    share = max_length // 2
+    while len(text) > max_length and share >= 64:
         cut = {key: _shortened(value, share) for key, value in entry.items()}
         text = _json(cut)
         share //= 2
-    if len(text) > longest:
+    if len(text) > max_length:
         text = _json({key: _shortened(entry[key], 64) for key in _RESERVED if key in entry})
     return text
 
@@ -119,36 +119,34 @@ def _json(entry: dict[str, Any]) -> str:
 
 
 def _shortened(value: object, share: int) -> object:
-    """Return a value whose JSON takes about `share` characters at most."""
+    """Return a value cut so that its JSON takes at most about `share` characters."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     text = value if isinstance(value, str) else _json({"": value})[4:-1]
     encoded = json.dumps(text[:share])
     if len(encoded) <= share and len(text) <= share:
         return value
-    return text[: share // 12] + _CUT  # a character takes twelve at most
+    return text[: share // 12] + _CUT  # a character takes at most twelve
 
 
 class _Handler(logging.Handler):
-    """Hands records to a sink, requests that came before an error first."""
+    """Handler that writes records to a sink, with pending access log lines before an error."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: StderrSink) -> None:
         super().__init__()
         self.before_error: Callable[[], None] | None = None
         self._sink = sink
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Write one record, without a lock, which a destructor might wait for: the sink has one."""
-        wanted = bool(self.filter(record))
-        if wanted:
+        """Write a record without a lock, on which a destructor could deadlock; the sink locks."""
+        accepted = bool(self.filter(record))
+        if accepted:
             self.emit(record)
-        return wanted
+        return accepted
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; whatever goes wrong with it, the program goes on."""
-        with suppress(
-            Exception
-        ):  # a program must not fail for its log, and where would it be said?
+        """Write a record, suppressing all errors."""
+        with suppress(Exception):  # a failure to log must not stop the program
             line = self._line(record)
             if self.before_error is not None and record.levelno >= logging.ERROR:
                 self.before_error()
@@ -157,27 +155,27 @@ class _Handler(logging.Handler):
     def _line(self, record: logging.LogRecord) -> bytes:
         try:
             text = self.format(record)
-        except Exception as error:  # noqa: BLE001 - of whatever somebody gave it
-            told = {
+        except Exception as error:  # noqa: BLE001 - of a foreign __str__
+            fields = {
                 "name": "attestkit.serve",
                 "levelno": record.levelno,
                 "levelname": record.levelname,
-                "msg": f"a record cannot be written: {type(error).__name__}",
+                "msg": f"record cannot be formatted: {type(error).__name__}",
             }
-            text = self.format(logging.makeLogRecord(told))
+            text = self.format(logging.makeLogRecord(fields))
         return text.encode("ascii", "backslashreplace") + b"\n"
 
 
-class Log:
-    """The log of this process, on standard error; text from `info` up, until told otherwise.
+class ServerLog:
+    """Log of this process on standard error; text of level `info` by default.
 
-    Until `close` it takes what all loggers say, warnings, and the exceptions of threads and of
-    destructors.
+    Until `close` it handles the records of all loggers, warnings, and unhandled exceptions of
+    threads and destructors.
     """
 
     def __init__(self, descriptor: int = 2) -> None:
         self.format: str = "text"
-        self._sink = Sink(descriptor, self._dropped)
+        self._sink = StderrSink(descriptor, self._dropped)
         self._handler = _Handler(self._sink)
         self._logger = logging.getLogger("attestkit.serve")
         self._access: AccessLog | None = None
@@ -188,33 +186,32 @@ class Log:
         self.configure()
 
     def configure(self, form: str = "text", level: str = "info") -> None:
-        """Choose the form, text or json, and the least level that is told.
+        """Set the format, text or json, and the minimum level.
 
-        Foreign libraries are told from `info` up at most: what they say below is for those who
-        write them, and may hold what passes through.
+        Libraries log at `info` or above: their debug messages may contain request data.
         """
         self.format = form
-        self._handler.setFormatter(JsonLines() if form == "json" else TextLines())
+        self._handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
         number = getattr(logging, level.upper())
         logging.getLogger(_OUR_LOGGERS).setLevel(number)
         logging.getLogger().setLevel(max(number, logging.INFO))
 
     def access_log(self, now: Callable[[], float]) -> AccessLog:
-        """Return the log of requests, in the same form and place."""
+        """Return the access log, in the same format and to the same sink."""
         self._access = AccessLog(self._sink, json_form=self.format == "json", now=now)
         self._handler.before_error = self._access.flush
         return self._access
 
-    def say(self, lines: Sequence[str], **members: object) -> None:
-        """Tell people something that is no record; as JSON it is one, of the first line."""
+    def print_lines(self, lines: Sequence[str], **members: object) -> None:
+        """Write lines that are not a log record; as JSON a record of the first line."""
         if self.format == "json":
             self._logger.info("%s", lines[0], extra=members)
         else:
-            told = [f"{ascii_line(line, LONGEST_LINE - 1)}\n".encode("ascii") for line in lines]
-            self._sink.write(told, _PATIENCE)
+            encoded = [f"{ascii_line(line, LONGEST_LINE - 1)}\n".encode("ascii") for line in lines]
+            self._sink.write(encoded, _PATIENCE)
 
-    def complain(self, text: str) -> None:
-        """Tell why the server ends."""
+    def report_error(self, text: str) -> None:
+        """Write the error that ends the server."""
         if self.format == "json":
             self._logger.critical("%s", text)
         else:
@@ -222,7 +219,7 @@ class Log:
             self._sink.write([f"{line}\n".encode("ascii")], _LAST_PATIENCE)
 
     def close(self) -> None:
-        """Write what is still held back, and leave everything as it was."""
+        """Write pending lines and restore the logging configuration."""
         if self._access is not None:
             self._access.flush(_LAST_PATIENCE)
         logging.getLogger().removeHandler(self._handler)
@@ -235,7 +232,7 @@ class Log:
                 "name": "attestkit.serve",
                 "levelno": logging.WARNING,
                 "levelname": "WARNING",
-                "msg": f"{count} lines of the log were dropped: nobody took them",
+                "msg": f"{count} log lines were dropped: the reader is too slow",
                 "dropped": count,
             }
         )
@@ -243,11 +240,11 @@ class Log:
 
 
 def _unraisable(failure: "sys.UnraisableHookArgs") -> None:
-    _foreign("an exception that nobody could catch", failure.exc_value, failure.exc_traceback)
+    _foreign("unraisable exception", failure.exc_value, failure.exc_traceback)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    _foreign("a thread failed", failure.exc_value, failure.exc_traceback)
+    _foreign("thread failed", failure.exc_value, failure.exc_traceback)
 
 
 def _foreign(text: str, error: BaseException | None, trace: TracebackType | None) -> None:

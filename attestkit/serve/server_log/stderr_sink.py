@@ -1,11 +1,12 @@
-"""Where lines of the log go: standard error, which may be slow, full, or gone.
+"""Sink of log lines: standard error, which may be slow, full or closed.
 
-The event loop writes here, so nobody may be waited for long. A pipe that is asked first takes at
-least PIPE_BUF bytes at once, and so does a socket; lines are handed over in pieces of at most that
-many. What cannot be handed over is dropped, counted, and told as soon as somebody reads again.
+The event loop writes here, so a write must not block. After poll() reports a pipe or socket as
+writable, it accepts at least PIPE_BUF bytes; lines are therefore written in pieces of at most that
+size. Lines that cannot be written are dropped and counted, and the count is written as soon as the
+reader continues.
 
-Nobody waits for whoever is writing: that may be the same thread, a destructor or a signal having
-come in between. Who is writing takes the lines of the others along.
+No caller waits for another one, which could be the same thread, interrupted by a destructor or a
+signal handler. The caller that is writing also writes the lines of the others.
 """
 
 import os
@@ -16,32 +17,32 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-__all__ = ["LONGEST_LINE", "Sink"]
+__all__ = ["LONGEST_LINE", "StderrSink"]
 
 T = TypeVar("T")
 
 LONGEST_LINE = select.PIPE_BUF
-"""Bytes of a line with its end, so that no other process's line gets into it."""
+"""Bytes of a line with its line end; up to this size, writes to a pipe are atomic."""
 
-_AT_ONCE = 64 * 1024  # bytes that are written to a file in one call
-_WAITING = 4096  # lines that wait for whoever is writing
+_AT_ONCE = 64 * 1024  # bytes of one write to a file
+_WAITING = 4096  # lines that may wait for the writing caller
 
 
-class Sink:
-    """Takes lines for a file descriptor. Safe to be called from any thread.
+class StderrSink:
+    """Non-blocking writer of lines to a file descriptor; thread-safe.
 
     Args:
-        descriptor: Stays open, and as it is: it may be shared with other programs.
-        tell_dropped: Returns the line that says how many were dropped.
+        descriptor: Stays open and unchanged, because other programs may share it.
+        format_dropped: Returns the line that reports the number of dropped lines.
     """
 
-    def __init__(self, descriptor: int, tell_dropped: Callable[[int], bytes]) -> None:
-        self.tell_dropped = tell_dropped
+    def __init__(self, descriptor: int, format_dropped: Callable[[int], bytes]) -> None:
+        self.format_dropped = format_dropped
         self.dropped: int = 0
-        self._lock = threading.Lock()  # never waited for
+        self._lock = threading.Lock()  # only acquired without waiting
         self._waiting: deque[bytes] = deque()
-        self._refused: deque[int] = deque()  # how many lines found no place among those
-        self._rest = b""  # of a line that a terminal took in part
+        self._refused: deque[int] = deque()  # numbers of lines that did not fit into `_waiting`
+        self._rest = b""  # of a line that a terminal accepted partly
         self._descriptor = _own_terminal(descriptor)
         mode = os.fstat(self._descriptor).st_mode
         self._poll: select.poll | None = None
@@ -50,21 +51,21 @@ class Sink:
             self._poll.register(self._descriptor, select.POLLOUT)
 
     def write(self, lines: Sequence[bytes], patience: float = 0.0) -> None:
-        """Hand lines over, each with its end, or drop them.
+        """Write or drop lines, which include their line ends.
 
         Args:
-            lines: Of at most LONGEST_LINE bytes; at most 4,096 of them.
-            patience: Seconds to wait for a reader, unless it made us drop lines before.
+            lines: At most 4,096 lines of at most LONGEST_LINE bytes.
+            patience: Seconds to wait for a slow reader, unless lines were dropped before.
         """
         room = max(0, _WAITING - len(self._waiting))
         self._waiting.extend(lines[:room])
         if len(lines) > room:
             self._refused.append(len(lines) - room)
-        # Whoever has the lock looks again after giving it back, so that no line is left behind.
+        # The owner of the lock checks again after releasing it, so that no line is left behind.
         while self._lock.acquire(blocking=False):
             try:
-                self._write([*_taken(self._waiting)], patience)
-                self.dropped += sum(_taken(self._refused))
+                self._write([*_drain_queue(self._waiting)], patience)
+                self.dropped += sum(_drain_queue(self._refused))
             finally:
                 self._lock.release()
             if not (self._waiting or self._refused):
@@ -73,26 +74,26 @@ class Sink:
     def _write(self, lines: Sequence[bytes], patience: float) -> None:
         if self.dropped:
             patience = 0.0
-            if not self._put(self.tell_dropped(self.dropped), patience):
+            if not self._put(self.format_dropped(self.dropped), patience):
                 self.dropped += len(lines)
                 return
             self.dropped = 0
         done = 0
-        for piece, count in _packed(lines, LONGEST_LINE if self._poll else _AT_ONCE):
+        for piece, count in _join_lines(lines, LONGEST_LINE if self._poll else _AT_ONCE):
             if not self._put(piece, patience):
                 self.dropped = len(lines) - done
                 return
             done += count
 
     def _put(self, data: bytes, patience: float) -> bool:
-        """Return whether all of `data` has gone, or will go before anything else does."""
+        """Return whether `data` was written, or is next to be written."""
         try:
             if self._rest and not self._drain(patience):
                 return False
             if not self._is_ready(patience):
                 return False
             self._rest = data[os.write(self._descriptor, data) :]
-        except OSError:  # nobody will ever read it, or the disk is full
+        except OSError:  # closed, or the disk is full
             return False
         return True
 
@@ -108,14 +109,14 @@ class Sink:
         return bool(found) and bool(found[0][1] & select.POLLOUT)
 
 
-def _taken(queue: deque[T]) -> Iterator[T]:
-    """Take what is in a queue now, and not what comes meanwhile."""
+def _drain_queue(queue: deque[T]) -> Iterator[T]:
+    """Yield the current items of a queue, without later ones."""
     for _ in range(len(queue)):
         yield queue.popleft()
 
 
-def _packed(lines: Sequence[bytes], most: int) -> Iterator[tuple[bytes, int]]:
-    """Return lines in pieces of at most `most` bytes, each with how many it has."""
+def _join_lines(lines: Sequence[bytes], most: int) -> Iterator[tuple[bytes, int]]:
+    """Yield lines joined to pieces of at most `most` bytes, each with its number of lines."""
     first = size = 0
     for index, line in enumerate(lines):
         if size and size + len(line) > most:
@@ -127,9 +128,9 @@ def _packed(lines: Sequence[bytes], most: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _own_terminal(descriptor: int) -> int:
-    """Return a descriptor that does not wait, if this is a terminal, which somebody may stop.
+    """Return a non-blocking descriptor of a terminal, which a user may stop; else `descriptor`.
 
-    It has to be opened anew: others have the old one, and would find themselves not waiting.
+    The terminal is opened again, because other programs share the inherited descriptor's flags.
     """
     if not os.isatty(descriptor):
         return descriptor
@@ -138,5 +139,5 @@ def _own_terminal(descriptor: int) -> int:
             os.ttyname(descriptor),
             os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC,
         )
-    except OSError:  # somebody else's, as after su
+    except OSError:  # owned by another user, as after su
         return descriptor

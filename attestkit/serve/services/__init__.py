@@ -1,4 +1,4 @@
-"""The methods of each generation of the guest agent API, and what they work on.
+"""Methods of the guest agent API's generations, and the context that they work on.
 
-A method is one short function from a message to an answer.
+A method is one short function from a message to a response.
 """

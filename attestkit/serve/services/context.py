@@ -1,4 +1,4 @@
-"""What the methods of every service work on: the attester, the app's keys, who the server is."""
+"""Context of the service methods: the attester, the app's keys, and the server's identity."""
 
 import asyncio
 import logging
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._reasons import BackendReason
 from attestkit.attestation import Attestation
 from attestkit.attester import Attester, app_info
 from attestkit.dstack.app_compose import AppCompose
@@ -15,6 +16,7 @@ from attestkit.errors import (
     AttestKitError,
     BackendError,
     FormatError,
+    JournalError,
     UnsupportedError,
     UsageError,
 )
@@ -22,40 +24,40 @@ from attestkit.event_log import EventLog, Rtmrs
 from attestkit.keys import AppKeys, LocalKeys
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
-from attestkit.serve.docker.engine import DOCKER, Containers
+from attestkit.serve.docker.engine import DOCKER, ContainerEngine
 from attestkit.serve.machine_info import DATA_DISKS, Machine
-from attestkit.serve.rpc.event_log_json import COMPACT, INDENTED, LogText, tcb_info
-from attestkit.serve.rpc.json_codec import Prepared, encode
+from attestkit.serve.rpc.event_log_json import COMPACT, INDENTED, EventLogJson, tcb_info
+from attestkit.serve.rpc.json_codec import PreparedResponse, encode
 from attestkit.serve.rpc.messages import AppInfo, GetQuoteResponse, GetTlsKeyArgs, GetTlsKeyResponse
-from attestkit.serve.rpc.response_template import Form, LongText
+from attestkit.serve.rpc.response_template import EscapedText, ResponseTemplate
 
-__all__ = ["Guest", "Identity", "Measured", "Release"]
+__all__ = ["AppIdentity", "AppMeasurements", "Guest", "Release", "backend_reason"]
 
 T = TypeVar("T")
 M = TypeVar("M", bound=NamedTuple)
 
 _NO_KEYS = (
-    "this server has no app keys: start it with --app-keys FILE, or have the host share "
-    ".appkeys.json in the folder that $DSTACK_HOST_SHARED_DIR names"
+    "this server has no app keys; start it with --app-keys FILE, or with .appkeys.json in the "
+    "folder $DSTACK_HOST_SHARED_DIR"
 )
 _NO_QUOTE = (
-    "Failed to get quote: this platform has no TDX quote; its evidence is what Attest answers, and "
-    "GetQuote under attestation"
+    "Failed to get quote: this platform has no TDX quote; use the evidence of Attest, or the "
+    "attestation field of GetQuote"
 )
-_VARYING = 770  # bytes of header, body and signature in the longest kind of quote
-_MOST_FORMS = 16  # that are kept; clients may choose a part of some
-_LARGEST_FORM = 1 << 16  # bytes and characters of all fields of one that is kept
+_VARYING_SIZE = 770  # bytes of header, body and signature in the largest kind of quote
+_MAX_TEMPLATES = 16  # cached; clients choose a part of some
+_MAX_TEMPLATE_SIZE = 1 << 16  # bytes and characters of all fields of a cached template
 _REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 _HASHES = ("mr_aggregated", "os_image_hash", "compose_hash", "device_id")
-_RETRY_AFTER = 5.0  # seconds for which a failure is repeated without asking the device
+_RETRY_AFTER = 5.0  # seconds for which a failure is repeated without using the device
 _logger = logging.getLogger("attestkit.serve")
 
 
 class Release(NamedTuple):
-    """What the server says of itself.
+    """Version and name of the server.
 
-    `version` is a release of the guest agent API, not of attestkit: clients ask for it before they
-    use an algorithm or an option. 0.5.11 is the last one that has every call served here.
+    `version` is a release of the guest agent API, not of attestkit: clients check it before they
+    use an algorithm or an option. 0.5.11 is the last one with every method that is served here.
     """
 
     version: str = "0.5.11"
@@ -63,47 +65,47 @@ class Release(NamedTuple):
     ident: str = "attestkit"  # the Server header
 
 
-class Measured(NamedTuple):
-    """What the app and its machine were measured to be."""
+class AppMeasurements(NamedTuple):
+    """Measurements of the app and its machine."""
 
-    registers: Mapping[str, bytes | None]  # by name; None where there are none
+    registers: Mapping[str, bytes | None]  # by name; None if the platform has none
     log: EventLog
-    tcb_info: LongText
+    tcb_info: EscapedText
 
 
-class Identity(NamedTuple):
-    """Who the app is."""
+class AppIdentity(NamedTuple):
+    """Identity of the app, and the response of Info."""
 
     app: AppInfo  # without certificate and TCB info
-    measured: Measured | None  # None: hidden
-    answer: Prepared[AppInfo]
+    measured: AppMeasurements | None  # None if hidden
+    response: PreparedResponse[AppInfo]
 
 
-class _Quoted(NamedTuple):
-    """What quotes have in common as long as registers and certificates stay the same."""
+class _QuoteCache(NamedTuple):
+    """Parts that quotes share while registers and certificates are unchanged."""
 
     rtmrs: Rtmrs
-    tail: bytes  # all behind the first signature of a quote
-    event_log: LongText
-    forms: dict[tuple[type[Any], Any], Form[Any]]  # by the rest of the answer
+    tail: bytes  # the quote after its first signature
+    event_log: EscapedText
+    templates: dict[tuple[type[Any], Any], ResponseTemplate[Any]]  # by type and other fields
 
 
 class Guest:
-    """One app in one TEE, as its server's methods see it.
+    """One app in one TEE, as the service methods see it.
 
     Args:
-        attester: Makes quotes and evidence.
-        app_compose: What the app was deployed from.
-        app_keys: The app's keys, or None: then the key methods say that there are none.
-        vm_config: The machine's configuration, given back unchanged.
-        now: Seconds since 1970.
+        attester: Produces quotes and evidence.
+        app_compose: The app's compose file.
+        app_keys: The app's keys; None: key methods fail.
+        vm_config: Configuration of the VM, returned unchanged.
+        now: Returns the Unix time.
         random: Returns that many random bytes.
-        machine: What the operating system says; None reads it, or says "simulated".
-        release: What the server says of itself.
-        stats: Counts what the server does.
-        limits: How much, how many, how long.
-        data_disks: Mount points of the file systems that the figures tell about.
-        docker: Where the container engine is; ConfigError if that cannot be.
+        machine: Static information about the machine; None: read it, or "simulated".
+        release: Version and name of the server.
+        stats: Counters to update.
+        limits: Limits of the listeners.
+        data_disks: Mount points of the file systems in the system information.
+        docker: Address of the container engine; ConfigError if it is invalid.
     """
 
     def __init__(
@@ -135,17 +137,17 @@ class Guest:
         self.stats: Stats = stats or Stats()
         self.limits: Limits = limits or Limits()
         self.data_disks = data_disks
-        self.containers: Containers = Containers(docker)
+        self.containers: ContainerEngine = ContainerEngine(docker)
         self.run_id: str = random(4).hex()
         self._executor: Executor | None = None
-        self._writes = 0  # works under way that wait for a disk
+        self._writes = 0  # pending calls that wait for a disk
         self._no_quote = GetQuoteResponse(vm_config=vm_config)
         self._keys = None if app_keys is None else LocalKeys(app_keys)
-        self._quoted: _Quoted | None = None
-        self._log_of_quotes, self._log_of_info = LogText(COMPACT), LogText(INDENTED)
-        self._app_cert: LongText | None = None
-        self._kept: dict[str, tuple[Rtmrs | None, Any]] = {}
-        self._failed: dict[str, tuple[float, BackendError]] = {}
+        self._quoted: _QuoteCache | None = None
+        self._log_of_quotes, self._log_of_info = EventLogJson(COMPACT), EventLogJson(INDENTED)
+        self._app_cert: EscapedText | None = None
+        self._cache: dict[str, tuple[Rtmrs | None, Any]] = {}
+        self._failures: dict[str, tuple[float, BackendError]] = {}
 
     def close(self) -> None:
         """Wait for the device's thread; the attester stays open."""
@@ -154,10 +156,10 @@ class Guest:
 
     @property
     def executor(self) -> Executor | None:
-        """The device's thread; None as long as the device does not block.
+        """Thread of the device; None while the device does not block.
 
-        A simulator begins to when a fault is armed that takes time. It also does while an event is
-        written to its disk, which may be slow, for all that is asked of it then has to wait.
+        A simulator blocks while a slow fault is armed, and while an event is written to its disk,
+        because other calls have to wait then.
         """
         if not (self.attester.blocking or self._writes):
             return None
@@ -166,7 +168,7 @@ class Guest:
         return self._executor
 
     async def on_device(self, work: Callable[[], T], *, writes: bool = False) -> T:
-        """Return what `work` returns; its thread does it where the device blocks, or it writes."""
+        """Run `work` and return its result; in the device's thread if it may block."""
         self._writes += writes
         try:
             if (executor := self.executor) is None:
@@ -177,50 +179,51 @@ class Guest:
 
     @property
     def keys(self) -> LocalKeys:
-        """The app's keys; UnsupportedError where there are none."""
+        """The app's keys; UnsupportedError without keys."""
         if self._keys is None:
-            raise UnsupportedError(_NO_KEYS)
+            raise UnsupportedError(_NO_KEYS, reason="no_keys")
         return self._keys
 
-    def quote(self, report_data: bytes, answer: M, /, **varying: bytes) -> Prepared[M]:
-        """Return `answer` with a quote over 64 bytes, and the log that belongs to it.
+    def quote(self, report_data: bytes, answer: M, /, **varying: bytes) -> PreparedResponse[M]:
+        """Return `answer` with a quote over 64 bytes, and the event log that belongs to it.
 
         Args:
-            report_data: What is quoted.
-            answer: All that is not in it for this request alone; its fields `quote` and `event_log`
-                are empty.
-            varying: What is, by field.
+            report_data: Report data, 64 bytes.
+            answer: The response without what varies; `quote` and `event_log` are empty.
+            varying: Values that are specific to this request, by field.
         """
         if not self.attester.has_quotes:
-            raise UnsupportedError(_NO_QUOTE)
+            raise UnsupportedError(_NO_QUOTE, reason="no_quote")
         try:
             quote, log = self.attester.quote_and_log(report_data)
         except AttestKitError as error:
             self.stats.device_errors[type(error).__name__] += 1
-            raise BackendError(f"Failed to get quote: {error}") from error
+            raise BackendError(
+                f"Failed to get quote: {error}", reason=backend_reason(error)
+            ) from error
         self.stats.quotes += 1
-        raw, known = quote.raw, self._quoted
-        # The registers are hashes over the whole log: where they are the same, it is the same.
-        if known is None or known.rtmrs != quote.rtmrs or not raw.endswith(known.tail):
+        raw, cached = quote.raw, self._quoted
+        # The registers are hashes over the log: equal registers mean an equal log.
+        if cached is None or cached.rtmrs != quote.rtmrs or not raw.endswith(cached.tail):
             text = self._log_of_quotes.of(log).between("[", "]")
-            known = self._quoted = _Quoted(quote.rtmrs, raw[_VARYING:], text, {})
-        form = known.forms.get((type(answer), answer))
-        if form is None:
-            if len(known.forms) >= _MOST_FORMS:
-                known.forms.clear()
-            common = answer._replace(quote=known.tail)
-            form = Form(common, ("quote", *varying), event_log=known.event_log)
-            if _size(answer) <= _LARGEST_FORM:
-                known.forms[type(answer), answer] = form
-        return form.fill(raw[: len(raw) - len(known.tail)], *varying.values())
+            cached = self._quoted = _QuoteCache(quote.rtmrs, raw[_VARYING_SIZE:], text, {})
+        template = cached.templates.get((type(answer), answer))
+        if template is None:
+            if len(cached.templates) >= _MAX_TEMPLATES:
+                cached.templates.clear()
+            common = answer._replace(quote=cached.tail)
+            template = ResponseTemplate(common, ("quote", *varying), event_log=cached.event_log)
+            if _size(answer) <= _MAX_TEMPLATE_SIZE:
+                cached.templates[type(answer), answer] = template
+        return template.render(raw[: len(raw) - len(cached.tail)], *varying.values())
 
-    def quote_response(self, report_data: bytes) -> Prepared[GetQuoteResponse]:
-        """Return the answer of GetQuote for up to 64 bytes; UsageError if there are more."""
+    def quote_response(self, report_data: bytes) -> PreparedResponse[GetQuoteResponse]:
+        """Return the response of GetQuote for up to 64 bytes; UsageError if there are more."""
         report_data = _pad(report_data)
         if not self.attester.has_quotes:
             evidence = self.attest(report_data, "Failed to get quote").to_bytes()
             found = GetQuoteResponse(b"", "", report_data, self.vm_config, evidence)
-            return Prepared(encode(found), lambda: found)
+            return PreparedResponse(encode(found), lambda: found)
         return self.quote(report_data, self._no_quote, report_data=report_data)
 
     def attest(self, report_data: bytes, failure: str = "Failed to get attestation") -> Attestation:
@@ -230,45 +233,45 @@ class Guest:
             evidence = self.attester.evidence(report_data)
         except AttestKitError as error:
             self.stats.device_errors[type(error).__name__] += 1
-            raise BackendError(f"{failure}: {error}") from error
+            raise BackendError(f"{failure}: {error}", reason=backend_reason(error)) from error
         self.stats.quotes += 1
         return evidence
 
-    def kept(self, name: str, make: Callable[[], T]) -> T:
-        """Return what `make` made last time, as long as no register has changed since.
+    def cached(self, name: str, make: Callable[[], T]) -> T:
+        """Return the result of `make`, cached while no register changes.
 
-        What the platform refused is refused again for five seconds, without asking it: strangers
-        may come here, and a device that fails can take half a minute to do so.
+        A failure of the platform is repeated for five seconds without using the device: any client
+        may cause this call, and a failing device can take half a minute.
         """
         try:
             registers = self.attester.registers()
         except UnsupportedError:
-            registers = None  # where there are none, nothing changes
-        known = self._kept.get(name)
-        if known is None or known[0] != registers:
-            known = self._kept[name] = registers, self._make(name, make)
-        made: T = known[1]
+            registers = None  # nothing changes without registers
+        cached = self._cache.get(name)
+        if cached is None or cached[0] != registers:
+            cached = self._cache[name] = registers, self._make(name, make)
+        made: T = cached[1]
         return made
 
     def _make(self, name: str, make: Callable[[], T]) -> T:
-        at, error = self._failed.pop(name, (0.0, None))
+        at, error = self._failures.pop(name, (0.0, None))
         now = self.now()
         if error is not None and 0 <= now - at < _RETRY_AFTER:
-            self._failed[name] = at, error
+            self._failures[name] = at, error
             raise error.with_traceback(None)
         try:
             return make()
         except BackendError as failure:
-            self._failed[name] = now, failure
+            self._failures[name] = now, failure
             raise
 
     def certificate(self, args: GetTlsKeyArgs, key: P256Key | None) -> GetTlsKeyResponse:
-        """Return a key (None: a new one) and its certificate under the app's authority.
+        """Return a key and its certificate, issued by the app's CA; by default a new key.
 
         Raises:
-            UsageError: A value cannot be written into a certificate.
-            UnsupportedError: The app has no authority of its own.
-            BackendError: No evidence could be had.
+            UsageError: If a value cannot be encoded in a certificate.
+            UnsupportedError: If the app has no CA of its own.
+            BackendError: If the platform produces no evidence.
         """
         ca_cert, ca_key = self._authority()
         try:
@@ -288,38 +291,43 @@ class Guest:
                 now=self.now,
                 random=self.random,
             )
-        except FormatError as error:  # in the evidence or the authority, so not the caller's
-            raise BackendError(f"Failed to sign the CSR: {error}") from error
+        except FormatError as error:  # of the evidence or the CA, so not the client's fault
+            raise BackendError(
+                f"Failed to sign the CSR: {error}", reason="malformed_response"
+            ) from error
         return GetTlsKeyResponse(issued.key_pem, issued.certificate_chain)
 
     def _authority(self) -> tuple[str, P256Key]:
         if self.app_keys is None:
-            raise UnsupportedError(f"Failed to sign the CSR: {_NO_KEYS}")
+            raise UnsupportedError(f"Failed to sign the CSR: {_NO_KEYS}", reason="no_keys")
         if self.app_keys.ca_key is None:
             raise UnsupportedError(
-                "Failed to sign the CSR: this app's certificates come from a KMS, "
-                "which is not supported yet"
+                "Failed to sign the CSR: the app's certificates are issued by a KMS, "
+                "which is not supported yet",
+                reason="no_certificates",
             )
         return self.app_keys.ca_cert, self.app_keys.ca_key
 
-    def info(self, *, hidden: bool = False) -> Prepared[AppInfo]:
-        """Return who the app is; `hidden` leaves out what only the app itself may see."""
-        return self.identity(hidden=hidden).answer
+    def info(self, *, hidden: bool = False) -> PreparedResponse[AppInfo]:
+        """Return the response of Info; `hidden` leaves out values that only the app may see."""
+        return self.identity(hidden=hidden).response
 
-    def identity(self, *, hidden: bool = False) -> Identity:
-        """Return the same, with what it was read from."""
+    def identity(self, *, hidden: bool = False) -> AppIdentity:
+        """Return the app's identity with its measurements."""
         name = "hidden info" if hidden else "info"
-        identity = self.kept(name, lambda: self._identify(hidden=hidden))
+        identity = self.cached(name, lambda: self._identify(hidden=hidden))
         if self._app_cert is None:
-            del self._kept[name]  # so that the next call tries again
+            del self._cache[name]  # the next call tries again
         return identity
 
-    def _identify(self, *, hidden: bool) -> Identity:
+    def _identify(self, *, hidden: bool) -> AppIdentity:
         attestation = self.attest(b"")
         try:
             app = app_info(attestation)
         except AttestKitError as error:
-            raise BackendError(f"Failed to decode app info: {error}") from error
+            raise BackendError(
+                f"Failed to decode app info: {error}", reason=backend_reason(error)
+            ) from error
         info = AppInfo(
             app_id=app.app_id,
             instance_id=app.instance_id,
@@ -334,52 +342,61 @@ class Guest:
             cloud_product=self.machine.cloud_product,
         )
         measured = None if hidden else self._measured(attestation, info)
-        text = LongText() if measured is None else measured.tcb_info
-        form = Form(info, app_cert=self._self_test(), tcb_info=text)
-        return Identity(info, measured, form.fill())
+        text = EscapedText() if measured is None else measured.tcb_info
+        template = ResponseTemplate(info, app_cert=self._demo_certificate(), tcb_info=text)
+        return AppIdentity(info, measured, template.render())
 
-    def _measured(self, attestation: Attestation, info: AppInfo) -> Measured:
+    def _measured(self, attestation: Attestation, info: AppInfo) -> AppMeasurements:
         quote, log = attestation.quote, attestation.event_log
         values = (None,) * 5 if quote is None else (quote.mrtd, *quote.rtmrs)
         registers: dict[str, bytes | None] = dict(zip(_REGISTERS, values, strict=True))
         hashes = {name: getattr(info, name) for name in _HASHES}
         compose = _utf8(self.app_compose.raw)
         text = tcb_info({**registers, **hashes}, self._log_of_info.of(log), compose)
-        return Measured(registers, log, text)
+        return AppMeasurements(registers, log, text)
 
-    def _self_test(self) -> LongText:
-        """Return the chain of a certificate made once to show that it works, or nothing."""
+    def _demo_certificate(self) -> EscapedText:
+        """Return the chain of a demo certificate, issued once; empty if that is not possible."""
         if self._app_cert is not None:
             return self._app_cert
         try:
             self._authority()
         except UnsupportedError:
-            self._app_cert = LongText()
+            self._app_cert = EscapedText()
             return self._app_cert
         args = GetTlsKeyArgs(subject="demo-cert", usage_ra_tls=True, usage_client_auth=True)
         try:
             chain = self.certificate(args, None).certificate_chain
         except AttestKitError as error:
             _logger.warning("no certificate for the app yet: %s", error)
-            return LongText()
-        self._app_cert = LongText.of("\n".join(chain))
+            return EscapedText()
+        self._app_cert = EscapedText.of("\n".join(chain))
         return self._app_cert
 
 
+def backend_reason(error: AttestKitError) -> BackendReason:
+    """Return the reason of the BackendError that reports `error` to a client."""
+    if isinstance(error, BackendError):
+        return error.reason
+    if isinstance(error, JournalError):
+        return "state"
+    return "malformed_response" if isinstance(error, FormatError) else "io_error"
+
+
 def _device_thread() -> Executor:
-    """Return one thread, because a device takes one caller at a time anyway."""
+    """Return a single thread, because a device serves one caller at a time."""
     return ThreadPoolExecutor(1, thread_name_prefix="attestkit-device")
 
 
 def _pad(report_data: bytes) -> bytes:
-    # Without ReportData.pad's warning about hex text: these bytes came as hex already.
+    # Not ReportData.pad(), which warns about hex text: these bytes were decoded from hex.
     if len(report_data) > 64:
-        raise UsageError("Report data is too long")
+        raise UsageError("Report data is too long", reason="too_large")
     return report_data.ljust(64, b"\0")
 
 
 def _size(answer: Iterable[object]) -> int:
-    """Return how many bytes and characters the fields of a message have."""
+    """Return the total bytes and characters of a message's fields."""
     return sum([len(field) for field in answer if isinstance(field, (bytes, str))])
 
 

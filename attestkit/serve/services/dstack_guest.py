@@ -1,8 +1,8 @@
-"""The service DstackGuest on dstack.sock: one short function per call."""
+"""Service DstackGuest of dstack.sock: one function per method."""
 
 from attestkit.keys import verify_signature
 from attestkit.serve.rpc.dispatcher import Method, Service
-from attestkit.serve.rpc.json_codec import Prepared
+from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages import (
     AppInfo,
     AttestResponse,
@@ -26,61 +26,61 @@ __all__ = ["SERVICE"]
 
 
 def _get_tls_key(guest: Guest, args: GetTlsKeyArgs) -> GetTlsKeyResponse:
-    """Make a TLS key and a certificate for it, issued by the app's authority.
+    """Return a new TLS key and a certificate for it, issued by the app's CA.
 
-    The key is a new one with each call; with `usage_ra_tls` the certificate has evidence over it.
+    Each call makes a new key. With `usage_ra_tls` the certificate carries evidence.
     """
     return guest.certificate(args, None)
 
 
 def _get_key(guest: Guest, args: GetKeyArgs) -> GetKeyResponse:
-    """Derive the key of a path, with the signatures that vouch for it.
+    """Derive the key of a path, with its signature chain.
 
-    The same app gets the same key for the same path, on every machine that has the app's keys.
+    The same app gets the same key for the same path on every machine that has the app's keys.
     """
     derived = guest.keys.derive(args.path, args.purpose, args.algorithm)
     return GetKeyResponse(derived.key, derived.signature_chain)
 
 
-def _get_quote(guest: Guest, args: RawQuoteArgs) -> Prepared[GetQuoteResponse]:
-    """Get a TDX quote over the report data, and the event log that replays to its registers."""
+def _get_quote(guest: Guest, args: RawQuoteArgs) -> PreparedResponse[GetQuoteResponse]:
+    """Return a TDX quote over the report data, and the event log that replays to its registers."""
     return guest.quote_response(args.report_data)
 
 
 def _attest(guest: Guest, args: RawQuoteArgs) -> AttestResponse:
-    """Get evidence over the report data in one parcel, which a verifier takes as it is."""
+    """Return evidence over the report data in one message, which a verifier accepts unchanged."""
     return AttestResponse(guest.attest(args.report_data).to_bytes())
 
 
-def _info(guest: Guest, _: None) -> Prepared[AppInfo]:
-    """Tell who the app is, and what it was measured to be."""
+def _info(guest: Guest, _: None) -> PreparedResponse[AppInfo]:
+    """Return the app's identity and its measurements."""
     return guest.info()
 
 
 def _emit_event(guest: Guest, args: EmitEventArgs) -> None:
-    """Extend RTMR3 by an event and log it, for all later evidence."""
+    """Extend RTMR3 by an event and add it to the event log."""
     guest.attester.emit_event(args.event, args.payload)
 
 
 def _sign(guest: Guest, args: SignRequest) -> SignResponse:
-    """Sign with the app's signing key."""
+    """Sign data with the app's signing key."""
     return SignResponse(*guest.keys.sign(args.data, args.algorithm))
 
 
 def _verify(_: Guest, args: VerifyRequest) -> VerifyResponse:
-    """Tell whether a signature holds; this looks at the request alone."""
+    """Verify a signature; the app's keys are not involved."""
     return VerifyResponse(
         verify_signature(args.algorithm, args.data, args.signature, args.public_key)
     )
 
 
 def _version(guest: Guest, _: None) -> WorkerVersion:
-    """Tell the release of the API and the revision of the server."""
+    """Return the release of the API and the revision of the server."""
     return WorkerVersion(guest.release.version, guest.release.rev)
 
 
 def _gpu_info(guest: Guest, _: None) -> GpuInfoResponse:
-    """Get what the attestation of the GPUs wrote at boot."""
+    """Return the output of the GPU attestation at boot."""
     return GpuInfoResponse(guest.machine.gpu_text())
 
 

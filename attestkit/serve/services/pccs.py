@@ -1,4 +1,4 @@
-"""The simulator's PCCS on a listener: GET alone, every answer with its Content-Length."""
+"""ASGI application of the simulator's PCCS."""
 
 import logging
 from collections.abc import Sequence
@@ -6,31 +6,31 @@ from time import perf_counter
 from typing import Final
 
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.pki.pccs import Answer, ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.pki.pccs import PccsResponse, ServedPlatform, SimulatedPccs
 from attestkit.serve.counters import Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send
 from attestkit.serve.http.views import Header
 
-__all__ = ["PccsApp", "pccs_of"]
+__all__ = ["PccsApp", "make_pccs"]
 
 _PLAIN: Final = ("Content-Type", "text/plain")
-_NOT_ALLOWED: Final = Answer(405, (_PLAIN, ("Allow", "GET")), b"Only GET is served.")
-_FAILED: Final = Answer(500, (_PLAIN,), b"Internal error.")
+_NOT_ALLOWED: Final = PccsResponse(405, (_PLAIN, ("Allow", "GET")), b"Only GET is served.")
+_FAILED: Final = PccsResponse(500, (_PLAIN,), b"Internal error.")
 _logger = logging.getLogger("attestkit.serve")
 
 
-def pccs_of(simulator: Simulator) -> SimulatedPccs:
-    """Return the PCCS that knows the platform of this TD."""
+def make_pccs(simulator: Simulator) -> SimulatedPccs:
+    """Return a PCCS that serves the collateral of this simulated TD."""
     return SimulatedPccs(simulator.collateral, [ServedPlatform(*simulator.served_platform)])
 
 
 class PccsApp:
-    """The ASGI application of a PCCS.
+    """ASGI application of a PCCS; GET and HEAD only.
 
     Args:
-        pccs: What answers.
-        headers: Go with every answer, and with what the listener refuses itself.
-        traffic: Counts the requests.
+        pccs: Produces the responses.
+        headers: Sent with every response, including the listener's own errors.
+        traffic: Counters of the requests.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PccsApp:
         self._traffic = traffic or Traffic()
 
     async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
-        """Answer one request."""
+        """PccsResponse one request."""
         begin = perf_counter()
         answer = _answer(self._pccs, scope)
         self._traffic.done("pccs", answer.status, perf_counter() - begin)
@@ -52,12 +52,12 @@ class PccsApp:
         await send({"type": "http.response.body", "body": body})
 
 
-def _answer(pccs: SimulatedPccs, scope: Scope) -> Answer:
+def _answer(pccs: SimulatedPccs, scope: Scope) -> PccsResponse:
     if scope["method"] != "GET":
         return _NOT_ALLOWED
     path, query = (scope[name].decode("latin-1") for name in ("raw_path", "query_string"))
     try:
-        return pccs.answer(path, query)
-    except Exception:  # what it says is for the log, not for strangers
+        return pccs.respond(path, query)
+    except Exception:  # log it; the client gets a generic text
         _logger.exception("the PCCS failed")
         return _FAILED

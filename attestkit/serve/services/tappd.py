@@ -1,9 +1,9 @@
-"""The legacy service Tappd on tappd.sock: one short function per call."""
+"""Legacy service Tappd of tappd.sock: one function per method."""
 
 from attestkit.keys import derive_p256
 from attestkit.report_data import ReportData
 from attestkit.serve.rpc.dispatcher import Method, Service
-from attestkit.serve.rpc.json_codec import Prepared
+from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages import (
     AppInfo,
     DeriveK256KeyResponse,
@@ -41,13 +41,13 @@ def _derive_key(guest: Guest, args: DeriveKeyArgs) -> GetTlsKeyResponse:
 
 
 def _derive_k256_key(guest: Guest, args: GetKeyArgs) -> DeriveK256KeyResponse:
-    """Derive the key of a path, with the signatures that vouch for it."""
+    """Derive the key of a path, with its signature chain."""
     derived = guest.keys.derive(args.path, args.purpose, args.algorithm)
     return DeriveK256KeyResponse(derived.key, derived.signature_chain)
 
 
-def _tdx_quote(guest: Guest, args: TdxQuoteArgs) -> Prepared[TdxQuoteResponse]:
-    """Get a TDX quote over the hash of some content."""
+def _tdx_quote(guest: Guest, args: TdxQuoteArgs) -> PreparedResponse[TdxQuoteResponse]:
+    """Return a TDX quote over the hash of some content."""
     algorithm = args.hash_algorithm or _DEFAULT_ALGORITHM
     tag = args.prefix or _DEFAULT_TAG
     report_data = ReportData.bind(tag, args.report_data, algorithm)
@@ -55,18 +55,18 @@ def _tdx_quote(guest: Guest, args: TdxQuoteArgs) -> Prepared[TdxQuoteResponse]:
     return guest.quote(report_data, answer)
 
 
-def _raw_quote(guest: Guest, args: RawQuoteArgs) -> Prepared[TdxQuoteResponse]:
-    """Get a TDX quote over exactly 64 bytes of report data."""
+def _raw_quote(guest: Guest, args: RawQuoteArgs) -> PreparedResponse[TdxQuoteResponse]:
+    """Return a TDX quote over 64 bytes of report data."""
     return _tdx_quote(guest, TdxQuoteArgs(args.report_data, "raw"))
 
 
-def _info(guest: Guest, _: None) -> Prepared[AppInfo]:
-    """Tell who the app is, and what it was measured to be."""
+def _info(guest: Guest, _: None) -> PreparedResponse[AppInfo]:
+    """Return the app's identity and its measurements."""
     return guest.info()
 
 
 def _version(guest: Guest, _: None) -> WorkerVersion:
-    """Tell the release of the API and the revision of the server."""
+    """Return the release of the API and the revision of the server."""
     return WorkerVersion(guest.release.version, guest.release.rev)
 
 

@@ -1,8 +1,8 @@
-"""The service Worker on the external listener: what strangers may ask, and nothing with a key."""
+"""Service Worker of the external listener: methods for untrusted clients, without keys."""
 
 from attestkit.report_data import ReportData
 from attestkit.serve.rpc.dispatcher import Method, Service
-from attestkit.serve.rpc.json_codec import Prepared
+from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages import (
     AppInfo,
     GetAttestationForAppKeyRequest,
@@ -14,26 +14,26 @@ from attestkit.serve.services.context import Guest
 __all__ = ["SERVICE", "info"]
 
 
-def info(guest: Guest, _: None = None) -> Prepared[AppInfo]:
-    """Tell who the app is, without its measurements where the app hides them."""
+def info(guest: Guest, _: None = None) -> PreparedResponse[AppInfo]:
+    """Return the app's identity, without its measurements if the app hides them."""
     return guest.info(hidden=not guest.app_compose.public_tcbinfo)
 
 
 def _version(guest: Guest, _: None) -> WorkerVersion:
-    """Tell the release of the API and the revision of the server."""
+    """Return the release of the API and the revision of the server."""
     return WorkerVersion(guest.release.version, guest.release.rev)
 
 
 def _attestation_for_app_key(
     guest: Guest, args: GetAttestationForAppKeyRequest
-) -> Prepared[GetQuoteResponse]:
-    """Get a quote over the public half of the app's signing key."""
+) -> PreparedResponse[GetQuoteResponse]:
+    """Return a quote over the public key of the app's signing key."""
     algorithm = "secp256k1" if args.algorithm == "k256" else args.algorithm
-    # Kept until a register changes, so that strangers cannot work the device.
-    return guest.kept(f"evidence for {algorithm}", lambda: _make_attestation(guest, algorithm))
+    # Cached until a register changes, so that untrusted clients cannot keep the device busy.
+    return guest.cached(f"evidence for {algorithm}", lambda: _make_attestation(guest, algorithm))
 
 
-def _make_attestation(guest: Guest, algorithm: str) -> Prepared[GetQuoteResponse]:
+def _make_attestation(guest: Guest, algorithm: str) -> PreparedResponse[GetQuoteResponse]:
     public_key = guest.keys.derive("vms", "signing", algorithm).public_key
     return guest.quote_response(ReportData.for_app_key(algorithm, public_key))
 

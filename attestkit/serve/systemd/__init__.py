@@ -1,4 +1,4 @@
-"""A server as a systemd service: sockets handed over, readiness, and the watchdog.
+"""Integration with systemd: socket activation, readiness, and watchdog.
 
-Without systemd none of it does anything.
+Without systemd's environment variables it has no effect.
 """

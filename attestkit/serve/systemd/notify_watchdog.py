@@ -1,22 +1,22 @@
-"""What systemd, or whoever started us and listens at `$NOTIFY_SOCKET`, is told.
+"""Notification of the service manager (sd_notify protocol) and watchdog.
 
-| when | what |
+| event | message to `$NOTIFY_SOCKET` |
 |---|---|
-| every listener accepts | `READY=1`, then the ready line as `STATUS` |
-| we stop | `STOPPING=1` |
-| with --watchdog, as long as we answer | `WATCHDOG=1`, twice in `$WATCHDOG_USEC` |
+| all listeners accept connections | `READY=1`, then the ready line as `STATUS` |
+| shutdown | `STOPPING=1` |
+| with --watchdog, while the server responds | `WATCHDOG=1`, twice in `$WATCHDOG_USEC` |
 
-What is said once may wait a second for a service manager that is busy. A sign of life waits for
-nothing, because all our clients would wait with it; there will be another.
+State changes may wait a second for a busy service manager. A watchdog message does not wait,
+because all clients would have to wait too; another one follows.
 
-The watchdog asks like a stranger: a GET over a connection of its own to our external listener,
-through kernel, event loop, HTTP and RPC. Without a 2xx nothing is sent, and after `$WATCHDOG_USEC`
-the service manager starts another server. Two things are no reason for that:
+The watchdog probes the server like a client: a GET to the external listener over a new connection,
+through kernel, event loop, HTTP and RPC. Without a 2xx response nothing is sent, and after
+`$WATCHDOG_USEC` the service manager restarts the server. Two conditions do not cause a restart:
 
-* An external listener that is full. Strangers can fill it, and must not be able to end the agent of
-  an app with that; so then dstack.sock is asked instead.
-* A device that makes its thread wait. A quote may take half a minute, another process would wait
-  for the same device, and what needs no device is still served.
+* A full external listener. Untrusted clients can fill it, and must not be able to restart the
+  agent; dstack.sock is probed then.
+* A blocked device thread. A quote may take half a minute, a restarted server would wait for the
+  same device, and everything else is still served.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ from attestkit.errors import UsageError
 __all__ = ["ServiceManager"]
 
 _VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-# What each listener answers without work; the first that is on is asked. A verifier's metrics are
-# never served alone.
+# Path of each listener that needs no work; the first listener that is on is probed. A verifier's
+# metrics are never the only listener.
 _PROBES: Final = {
     "http": "/prpc/Worker.Version",
     "dstack": "/Version",
@@ -44,25 +44,25 @@ _PROBES: Final = {
     "verifier": "/health",
     "pccs": "/sgx/certification/v4/rootcacrl",
 }
-_SEND_SECONDS: Final = 1.0  # for which a service manager may be slow to take what is said once
-_LEAST_INTERVAL: Final = 0.05  # seconds; no service manager means less
+_SEND_SECONDS: Final = 1.0  # to wait for a busy service manager
+_LEAST_INTERVAL: Final = 0.05  # seconds; no service manager uses less
 _logger = logging.getLogger("attestkit.serve")
 
 
-class _SilentError(Exception):
-    """We did not get the answer that we would have had to give."""
+class _ProbeError(Exception):
+    """The server did not respond correctly to a probe."""
 
 
-class _FullError(_SilentError):
-    """We were turned away by a listener that has all the connections it takes."""
+class _ListenerFullError(_ProbeError):
+    """The listener has reached its limit of connections."""
 
 
 class ServiceManager:
-    """Takes messages; without an address nobody does, and nothing happens.
+    """Sender of notifications to a service manager; does nothing without an address.
 
     Args:
-        address: A path, or an abstract name behind an `@`.
-        watchdog_seconds: After which it expects a sign of life; None if it does not.
+        address: Path of its socket, or `@` and an abstract name.
+        watchdog_seconds: Its watchdog timeout; None without a watchdog.
     """
 
     def __init__(self, address: str | None, watchdog_seconds: float | None = None) -> None:
@@ -72,10 +72,10 @@ class ServiceManager:
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> "ServiceManager":
-        """Return the one that the environment names, and take its variables out of there.
+        """Return the service manager in the environment, and remove its variables.
 
         Raises:
-            UsageError: `$WATCHDOG_USEC` or `$WATCHDOG_PID` is no number.
+            UsageError: If `$WATCHDOG_USEC` or `$WATCHDOG_PID` is not a number.
         """
         address, interval, pid = (environ.pop(variable, None) for variable in _VARIABLES)
         seconds = None
@@ -84,40 +84,42 @@ class ServiceManager:
         return cls(address or None, seconds)
 
     def ready(self, status: str) -> None:
-        """Say that every listener accepts."""
+        """Notify that all listeners accept connections."""
         self._send("READY=1")
         self._status = status
         self._send(f"STATUS={status}")
 
     def stopping(self) -> None:
-        """Say that we are about to end."""
+        """Notify of the shutdown."""
         self._send("STOPPING=1")
 
     def ended(self) -> None:
-        """Say nothing: it sees that the process has ended."""
+        """Do nothing: the service manager notices the exit of the process."""
 
     @property
     def interval(self) -> float:
-        """Seconds between two signs of life: half of what is expected, and no less than 0.05."""
+        """Seconds between two watchdog messages: half the timeout, at least 0.05."""
         return max((self.watchdog_seconds or 0.0) / 2, _LEAST_INTERVAL)
 
-    async def watch(self, places: Mapping[str, Path | str], interval: float | None = None) -> None:
-        """Show signs of life for as long as we answer at one of `places`; never returns.
+    async def watch(
+        self, addresses: Mapping[str, Path | str], interval: float | None = None
+    ) -> None:
+        """Send watchdog messages while the server responds to probes; never returns.
 
         Args:
-            places: The path, or the URL, of each listener that is on.
-            interval: Seconds between two; default `self.interval`.
+            addresses: Path or URL of each listener.
+            interval: Seconds between two messages; default `self.interval`.
         """
         interval = self.interval if interval is None else interval
         loop, well = asyncio.get_running_loop(), True
         while True:
             begin = loop.time()
             try:
-                await asyncio.wait_for(_ask_any(places), interval)
-            except (OSError, _SilentError, asyncio.TimeoutError) as error:
-                reason = str(error) or f"no answer in {interval:g} s"
-                _logger.warning("the watchdog is not told that we live: %s", reason)
-                self._send(f"STATUS=unwell: {reason}", patience=0)
+                await asyncio.wait_for(_probe_any(addresses), interval)
+            except (OSError, _ProbeError, asyncio.TimeoutError) as error:
+                reason = str(error) or f"no response in {interval:g} s"
+                _logger.warning("watchdog probe failed: %s", reason)
+                self._send(f"STATUS=watchdog probe failed: {reason}", patience=0)
                 well = False
             else:
                 self._send("WATCHDOG=1", patience=0)
@@ -142,54 +144,56 @@ class ServiceManager:
 
 def _number(variable: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text)):
-        raise UsageError(f"${variable} is {text[:40]!r}: want a number above 0")
+        raise UsageError(
+            f"${variable}: must be a number above 0: {text[:40]!r}", reason="wrong_value"
+        )
     return int(text)
 
 
-async def _ask_any(places: Mapping[str, Path | str]) -> None:
-    """Return if we answer where we are asked first; where that is full, at the next."""
-    names = [name for name in _PROBES if name in places]
+async def _probe_any(addresses: Mapping[str, Path | str]) -> None:
+    """Probe the first listener; if it is full, the second one."""
+    names = [name for name in _PROBES if name in addresses]
     try:
-        await _ask(places[names[0]], _PROBES[names[0]])
-    except _FullError as error:
+        await _probe(addresses[names[0]], _PROBES[names[0]])
+    except _ListenerFullError as error:
         if len(names) == 1:
             raise
-        _logger.warning("the watchdog asks %s: %s", names[1], error)
-        await _ask(places[names[1]], _PROBES[names[1]])
+        _logger.warning("watchdog probes %s: %s", names[1], error)
+        await _probe(addresses[names[1]], _PROBES[names[1]])
 
 
-async def _ask(place: Path | str, target: str) -> None:
-    """Return if a GET at `place` is answered with a 2xx.
+async def _probe(address: Path | str, target: str) -> None:
+    """Send a GET request to `place` and check that the response is 2xx.
 
     Raises:
-        _SilentError: It is not.
-        OSError: Nobody could even be asked.
+        _ProbeError: If the response is another one.
+        OSError: If the connection fails.
     """
-    reader, writer = await _connect(place)
+    reader, writer = await _connect(address)
     try:
         writer.write(b"GET %s HTTP/1.1\r\nHost: localhost\r\n" % target.encode("ascii"))
         writer.write(b"User-Agent: attestkit-watchdog\r\nConnection: close\r\n\r\n")
         answer = await reader.read(-1)
     except ConnectionError as error:
-        raise _FullError(f"{place} closed the connection: {error}") from error
+        raise _ListenerFullError(f"{address} closed the connection: {error}") from error
     finally:
         writer.close()
     status = answer[9:12]
     if not answer or status == b"503":
-        raise _FullError(f"{place} has all the connections it takes")
+        raise _ListenerFullError(f"{address} has all the connections it takes")
     if status[:1] != b"2":
-        raise _SilentError(f"{place}{target} answered {answer[:40]!r}")
+        raise _ProbeError(f"{address}{target} answered {answer[:40]!r}")
 
 
-async def _connect(place: Path | str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    if isinstance(place, Path):
-        return await asyncio.open_unix_connection(place)
-    url = urlsplit(place)
+async def _connect(address: Path | str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if isinstance(address, Path):
+        return await asyncio.open_unix_connection(address)
+    url = urlsplit(address)
     return await asyncio.open_connection(_reachable(url.hostname or ""), url.port)
 
 
 def _reachable(host: str) -> str:
-    """Return where to ask what listens on all addresses: on the loopback one."""
+    """Return the loopback address for the unspecified address; else `host`."""
     try:
         address = ip_address(host)
     except ValueError:  # a name

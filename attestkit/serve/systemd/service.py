@@ -1,4 +1,4 @@
-"""Serve under a service manager: with the sockets it hands over, telling it what it waits for."""
+"""Serving under a service manager, or as a worker of a pool."""
 
 import logging
 import os
@@ -7,20 +7,20 @@ from socket import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attestkit.serve import serve
-from attestkit.serve.endpoints import Places, Ready
+from attestkit.serve.endpoints import BoundAddresses, ListenAddresses
 from attestkit.serve.systemd.notify_watchdog import ServiceManager
 from attestkit.serve.systemd.socket_activation import take_sockets
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
 
-__all__ = ["Supervisor"]
+__all__ = ["ServiceEnvironment"]
 
 _logger = logging.getLogger("attestkit.serve")
 
 
-class Supervisor(NamedTuple):
-    """Who started us: what it gave, and whether it is shown that we live."""
+class ServiceEnvironment(NamedTuple):
+    """Service manager (or supervisor), inherited sockets and watchdog of this process."""
 
     manager: ServiceManager
     handed_over: dict[str, socket]
@@ -29,41 +29,41 @@ class Supervisor(NamedTuple):
     @classmethod
     def from_environ(
         cls, environ: MutableMapping[str, str], on: Collection[str], *, watchdog: bool
-    ) -> "Supervisor":
-        """Take what was given out of the environment, for the listeners that are on.
+    ) -> "ServiceEnvironment":
+        """Take the service manager and the sockets of the listeners from the environment.
 
         Raises:
-            UsageError: It makes no sense.
+            UsageError: If its variables are invalid.
         """
         manager = ServiceManager.from_environ(environ)
         expected = manager.watchdog_seconds is not None
         if expected and not watchdog:
-            _logger.warning("$WATCHDOG_USEC is set, and only --watchdog makes us answer it")
+            _logger.warning("$WATCHDOG_USEC is ignored without --watchdog")
         return cls(manager, take_sockets(environ, on), watchdog and expected)
 
     def serve(
         self,
         attester: "Attester | None",
-        places: Places,
-        on_ready: Callable[[Ready], None],
+        addresses: ListenAddresses,
+        on_ready: Callable[[BoundAddresses], None],
         **options: Any,
     ) -> None:
-        """Serve as `attestkit.serve.serve` does; where requests had to be cut off, end there.
+        """Serve like `attestkit.serve.serve`; exit the process if requests had to be aborted.
 
-        A device that hangs would keep us at what is left to close, and none of that matters: the
-        sockets are gone, and what is on disk stands a kill.
+        Closing a hung device would block. An exit is safe: the sockets are removed, and the state
+        on disk survives a kill.
         """
 
-        def ready(at: Ready) -> None:
+        def ready(at: BoundAddresses) -> None:
             on_ready(at)
             self.manager.ready(str(at))
 
         cut_off = serve(
             attester,
-            places,
+            addresses,
             on_ready=ready,
             on_stop=self.manager.stopping,
-            background=[lambda at: self.manager.watch(at.places)] if self.watchdog else [],
+            background=[lambda at: self.manager.watch(at.addresses)] if self.watchdog else [],
             handed_over=self.handed_over,
             **options,
         )

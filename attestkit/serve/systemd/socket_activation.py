@@ -1,13 +1,13 @@
-"""Listening sockets that a service manager hands over (systemd's socket activation).
+"""systemd socket activation: listening sockets inherited from the service manager.
 
-`$LISTEN_FDS` descriptors from 3 on are ours if `$LISTEN_PID` is; `$LISTEN_FDNAMES` names them. A
-listener that was handed its socket takes it, one that was not binds its own. A descriptor with the
-name of a listener is that listener's; of the others the first is dstack.sock and the second
-tappd.sock, whatever they are called, for systemd calls them after their unit.
+The descriptors are `$LISTEN_FDS` from 3 on, if `$LISTEN_PID` is this process; `$LISTEN_FDNAMES` has
+their names. A listener without an inherited socket binds its own. A descriptor with the name of a
+listener belongs to that listener. Of the others the first is dstack.sock and the second tappd.sock,
+because systemd names descriptors after their unit by default.
 
-Key methods are served to whoever can connect. So a descriptor that is not beyond doubt what its
-listener needs ends the start; above all dstack and tappd are never served on TCP, nor under an
-abstract name, which has neither owner nor mode.
+Every client of dstack and tappd can use the app's keys. Startup therefore fails if a
+descriptor does not fit its listener. In particular, dstack and tappd are never served over TCP or
+on an abstract unix socket, which has neither owner nor mode.
 """
 
 import fcntl
@@ -26,39 +26,40 @@ _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFD
 _UNIX: Final = ("dstack", "tappd")
 _TCP: Final = ("http", "dev_http", "verifier", "pccs", "verifier_metrics")
 _OPTIONS: Final = {"dstack": "--socket", "tappd": "--tappd-socket"}
-_MOST: Final = 256  # what is more is a mistake, and not worth a look at each
+_MAX_DESCRIPTORS: Final = 256
 
 
 def take_sockets(
-    environ: MutableMapping[str, str], wanted: Collection[str], *, first: int = FIRST
+    environ: MutableMapping[str, str], listeners: Collection[str], *, first: int = FIRST
 ) -> dict[str, socket.socket]:
-    """Return the sockets that were handed over, by the name of their listener.
+    """Return the inherited sockets by the name of their listener.
 
-    They are ours from now on: not inherited by other programs, and the variables are gone.
+    They become close-on-exec, and the variables are removed from `environ`.
 
     Args:
-        environ: Where the variables are.
-        wanted: The names of the listeners that are on.
-        first: The number of the first descriptor.
+        environ: The environment.
+        listeners: Names of the listeners that are on.
+        first: Number of the first descriptor.
 
     Raises:
-        UsageError: Numbers or names make no sense, or a descriptor is not what its listener needs.
+        UsageError: If numbers and names do not match, or a descriptor does not fit its listener.
     """
     pid, count, names = (environ.get(variable) for variable in _VARIABLES[:3])
     for variable in _VARIABLES:
         environ.pop(variable, None)
     if pid is None or count is None or _number("LISTEN_PID", pid, 1 << 31) != os.getpid():
         return {}
-    descriptors = range(first, first + _number("LISTEN_FDS", count, _MOST))
+    descriptors = range(first, first + _number("LISTEN_FDS", count, _MAX_DESCRIPTORS))
     labels = ["unknown"] * len(descriptors) if names is None else names.split(":") if names else []
     if len(labels) != len(descriptors):
         raise UsageError(
-            f"$LISTEN_FDNAMES has {len(labels)} names for {len(descriptors)} descriptors"
+            f"$LISTEN_FDNAMES: {len(labels)} names for {len(descriptors)} descriptors",
+            reason="conflict",
         )
     found: dict[str, socket.socket] = {}
     try:
         for descriptor, label in zip(descriptors, labels, strict=True):
-            _take(found, descriptor, label, labels, wanted)
+            _add_socket(found, descriptor, label, labels, listeners)
     except UsageError:
         for taken in found.values():
             taken.close()
@@ -68,56 +69,60 @@ def take_sockets(
 
 def _number(variable: str, text: str, limit: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < limit):
-        raise UsageError(f"${variable} is {text[:40]!r}: want a number below {limit}")
+        raise UsageError(
+            f"${variable}: must be a number below {limit}: {text[:40]!r}", reason="wrong_value"
+        )
     return int(text)
 
 
-def _take(
+def _add_socket(
     found: dict[str, socket.socket],
     descriptor: int,
     label: str,
     labels: Sequence[str],
-    wanted: Collection[str],
+    listeners: Collection[str],
 ) -> None:
-    """Add the socket of a descriptor to `found`, or say why not."""
-    here = f"descriptor {descriptor} ({label[:80]!r}) was handed over, and "
+    """Add the socket of a descriptor to `found`, after checking that it fits its listener."""
+    here = f"inherited descriptor {descriptor} ({label[:80]!r}):"
     name = label if label in (*_UNIX, *_TCP) else None
     if name is None:
         free = (name for name in _UNIX if name not in found and name not in labels)
         name = next(free, None)
     if name is None:
         raise UsageError(
-            f"{here}there is no listener for it: {' and '.join(_UNIX)} have theirs, and others "
-            f"must be called {', '.join(_TCP)}"
+            f"{here} no listener of that name; use one of {', '.join((*_UNIX, *_TCP))}",
+            reason="unknown_name",
         )
     if name in found:
-        raise UsageError(f"{here}{name} has one already")
-    if name not in wanted:
+        raise UsageError(f"{here} the listener {name} already has a socket", reason="conflict")
+    if name not in listeners:
         option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
-        raise UsageError(f"{here}{name} is off: see {option}")
+        raise UsageError(
+            f"{here} the listener {name} is off; see {option}", reason="not_applicable"
+        )
     try:
-        handed = socket.socket(fileno=descriptor)
+        sock = socket.socket(fileno=descriptor)
     except OSError as error:
-        raise UsageError(f"{here}it is no socket: {error.strerror}") from error
+        raise UsageError(f"{here} not a socket: {error.strerror}", reason="wrong_type") from error
     fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-    if reason := next(_objections(name, handed), ""):
-        handed.close()
-        raise UsageError(f"{here}it cannot be {name}: {reason}")
-    found[name] = handed
+    if problem := next(_find_problems(name, sock), ""):
+        sock.close()
+        raise UsageError(f"{here} unsuitable for {name}: {problem}", reason="wrong_value")
+    found[name] = sock
 
 
-def _objections(name: str, handed: socket.socket) -> Iterator[str]:
-    """Yield what keeps a socket from being the listener `name`; the first is what to tell."""
-    family, address = handed.family, handed.getsockname()
-    if handed.type != socket.SOCK_STREAM:
-        yield "it is not a stream socket"
-    if not handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        yield "it does not listen"
+def _find_problems(name: str, sock: socket.socket) -> Iterator[str]:
+    """Yield the problems of a socket as the listener `name`; later checks rely on earlier ones."""
+    family, address = sock.family, sock.getsockname()
+    if sock.type != socket.SOCK_STREAM:
+        yield "not a stream socket"
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        yield "not listening"
     if name in _UNIX and family != socket.AF_UNIX:
         yield "keys are served on unix sockets only"
     if name in _UNIX and not (isinstance(address, str) and address):
-        yield "it has no path, so anybody could connect"
+        yield "an abstract socket has no file permissions; bind it to a path"
     if name in _TCP and family not in {socket.AF_INET, socket.AF_INET6}:
-        yield "it is not a TCP socket"
+        yield "not a TCP socket"
     if name == "dev_http" and not ipaddress.ip_address(address[0]).is_loopback:
-        yield "only on a loopback address, for it gives keys to anybody"
+        yield "it serves keys without authentication; use a loopback address"

@@ -1,4 +1,4 @@
-"""The verifier as a service: POST /verify, its health and its metrics.
+"""Verifier service: POST /verify, health, and metrics.
 
-It judges evidence by the policy of whoever runs it.
+Evidence is appraised by the policy that the server was started with.
 """

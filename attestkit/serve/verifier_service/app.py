@@ -1,20 +1,19 @@
-"""The verifier service over HTTP: POST /verify and GET /health (attestation-format.md section 10).
+"""Verifier service over HTTP: POST /verify and GET /health (attestation-format.md, section 10).
 
-It judges evidence for whoever asks and holds no secret but the key of signed verdicts, if it was
-given one; GET /verify/keys has the public half. Every judgement is 200 with a response object, or,
-where evidence passed and `?format=ear` asks for it, the signed verdict. A refusal is never signed.
-What cannot be judged is an error:
+It holds no secret except the key of signed results, if configured; GET /verify/keys returns the
+public key. A verification returns 200 and a response object; with `?format=ear` and evidence that
+passes, a signed attestation result (EAR). A refusal is never signed. Errors:
 
 | status | when |
 |---|---|
-| 400 | the body is not JSON, or a parameter is malformed; an EAR, and there is no key |
-| 413 | it is larger than the limit `verifier_body` |
-| 422 | a field has the wrong type; an EAR would be over 256 KiB |
-| 503 | too many verifications are waiting, or this one took too long |
+| 400 | malformed body or parameter; an EAR is requested without a configured key |
+| 413 | the body exceeds the limit `verifier_body` |
+| 422 | a field has the wrong type; the EAR would exceed 256 KiB |
+| 503 | too many verifications are queued, or this one took too long |
 
-A verification runs in a worker thread, so the other listeners go on. One that comes to where it has
-to ask a PCCS, which may take its time, gives its thread back and begins again in the line of those,
-with threads and a length of its own: what needs no fetch waits for nobody's.
+Verifications run in threads, so that other listeners stay responsive. One that must fetch
+collateral from a PCCS, which may be slow, starts again in a separate queue with its own threads, so
+that other verifications do not wait for it.
 """
 
 import asyncio
@@ -39,7 +38,7 @@ from attestkit.serve.verifier_service.response import (
     Outcome,
     VerifyRequest,
     WrongTypeError,
-    judge,
+    run_verification,
 )
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 
@@ -52,24 +51,24 @@ if TYPE_CHECKING:
 __all__ = ["FETCHERS", "FETCHES", "LIMIT", "MAX_BODY", "SECONDS", "WORKERS", "VerifierApp"]
 
 MAX_BODY: Final = Limits().verifier_body
-"""Bytes of the largest request where nobody says another number."""
+"""Default limit of a request body in bytes."""
 
 WORKERS: Final = 4
 """Threads that verify."""
 
 FETCHERS: Final = 4
-"""Threads that verify what a PCCS has to be asked for."""
+"""Threads for verifications that fetch collateral."""
 
 LIMIT: Final = 64
-"""Verifications in work or waiting for a thread; one more is refused with 503."""
+"""Limit of running and queued verifications; more are refused with 503."""
 
 FETCHES: Final = 32
-"""Verifications that ask a PCCS or wait for their turn at that; one more is refused with 503."""
+"""The same for verifications that fetch collateral."""
 
 SECONDS: Final = 60.0
-"""How long one may take, its wait for a thread included."""
+"""Time limit of a verification, including its time in the queue."""
 
-_LONGEST: Final = 500  # characters of a stranger's evidence in a line of the log
+_LONGEST: Final = 500  # characters of an error about untrusted evidence in the log
 _HEALTH: Final = b'{"service":"dstack-verifier","status":"ok"}'
 _HEADERS: Final = (
     (b"server", b"attestkit"),
@@ -77,7 +76,7 @@ _HEADERS: Final = (
     (b"x-frame-options", b"SAMEORIGIN"),
     (b"permissions-policy", b"interest-cohort=()"),
 )
-_NO_KEY: Final = "this verifier signs no verdicts: it was started without --ear-key FILE"
+_NO_KEY: Final = "signed results: this verifier has no key; start it with --ear-key FILE"
 _ACCEPTED: Final = ("accepted", "")
 _VERDICTS: Final = (
     _ACCEPTED,
@@ -90,39 +89,39 @@ _READING: Final = frozenset({"GET", "HEAD"})
 _logger = logging.getLogger("attestkit.serve")
 
 
-class _Answer(NamedTuple):
+class _Response(NamedTuple):
     status: int
     body: bytes
     headers: Sequence[Header] = ()
     media_type: bytes = _JSON
-    verdict: tuple[str, str] | None = None  # as it is counted
+    verdict: tuple[str, str] | None = None  # result and step, for the metrics
 
 
-class _Line(NamedTuple):
+class _Queue(NamedTuple):
     executor: Executor
-    free: threading.BoundedSemaphore  # places, in work or waiting
-    what: str  # those that are in it do
+    free: threading.BoundedSemaphore  # free slots for running and queued verifications
+    what: str  # its state in an error text
 
 
 class VerifierApp:
-    """The ASGI application of the verifier service.
+    """ASGI application of the verifier service.
 
     Args:
-        verifier: Takes the steps; a rejection by its policy is one too.
-        executor: Runs the verifications; it stays the caller's to shut down.
-        fetcher: Runs those that fetch, the same; None: `executor` runs them too.
-        seconds: How long a verification may take.
-        limit: How many may be in work or waiting.
-        fetches: How many of those that fetch.
-        max_body: Bytes of the largest request.
-        random: Returns that many bytes, for ids of requests.
-        traffic: Counts the requests.
-        verdicts: Counts what was judged, as `Stats` has it.
-        ear_key: Signs verdicts for who asks for that; None: nobody gets one.
+        verifier: Runs the verifications, including its policy.
+        executor: Thread pool; not shut down by the application.
+        fetcher: Thread pool for verifications that fetch; None: `executor`.
+        seconds: Time limit of a verification.
+        limit: Limit of running and queued verifications.
+        fetches: The same for verifications that fetch.
+        max_body: Limit of a request body in bytes.
+        random: Returns that many random bytes, for request ids.
+        traffic: Counters of the requests.
+        verdicts: Counters of the results, see `Stats`.
+        ear_key: Signs results on request; None: no signed results.
     """
 
     headers = _HEADERS
-    """Sent with every response, and by a listener with what it refuses itself."""
+    """Sent with every response, including the listener's own errors."""
 
     def __init__(
         self,
@@ -140,17 +139,17 @@ class VerifierApp:
         ear_key: "EarKey | None" = None,
     ) -> None:
         self._verifier = verifier
-        self._line = _Line(executor, threading.BoundedSemaphore(limit), "are waiting")
+        self._line = _Queue(executor, threading.BoundedSemaphore(limit), "are waiting")
         self._fetch_line = None
         if fetcher is not None:
-            places = threading.BoundedSemaphore(fetches)
-            self._fetch_line = _Line(fetcher, places, "wait for collateral to be fetched")
+            slots = threading.BoundedSemaphore(fetches)
+            self._fetch_line = _Queue(fetcher, slots, "wait for collateral to be fetched")
         self._seconds = seconds
         self._max_body = max_body
         self._random = random
         self._traffic = traffic or Traffic()
         self._verdicts = Counter() if verdicts is None else verdicts
-        for verdict in _VERDICTS:  # else the first of each would be no increase
+        for verdict in _VERDICTS:  # export zeros, so that a first increase is visible
             self._verdicts[verdict] += 0
         self._ear_key = ear_key
 
@@ -163,13 +162,13 @@ class VerifierApp:
         if path == b"/verify" and verb == "POST":
             name, answer = "verify", await self._verify(scope, receive)
             if answer is None:
-                return  # the client went away before its request was complete
+                return  # the client disconnected before its request was complete
         elif path == b"/health" and verb in _READING:
-            name, answer = "health", _Answer(200, _HEALTH)
+            name, answer = "health", _Response(200, _HEALTH)
         elif path == b"/verify/keys" and verb in _READING:
             name, answer = "verify/keys", self._keys()
         else:
-            answer = _error(404, "No such path: this is POST /verify and GET /health")
+            answer = _error(404, "No such path; use POST /verify or GET /health")
         self._traffic.done(name, answer.status, perf_counter() - begin)
         if answer.verdict is not None:
             self._verdicts[answer.verdict] += 1
@@ -183,25 +182,29 @@ class VerifierApp:
         body = b"" if verb == "HEAD" else answer.body
         await send({"type": "http.response.body", "body": body})
 
-    def _keys(self) -> _Answer:
+    def _keys(self) -> _Response:
         if self._ear_key is None:
             return _error(404, _NO_KEY)
-        from attestkit.serve.verifier_service.ear import key_set  # late: for who has a key
+        from attestkit.serve.verifier_service.ear import encode_key_set  # lazy: only with a key
 
-        return _Answer(200, key_set(self._ear_key), media_type=b"application/jwk-set+json")
+        return _Response(200, encode_key_set(self._ear_key), media_type=b"application/jwk-set+json")
 
-    async def _verify(self, scope: Scope, receive: Receive) -> _Answer | None:
+    async def _verify(self, scope: Scope, receive: Receive) -> _Response | None:
         try:
-            ear = _wanted_ear(scope)
+            ear = _requested_ear(scope)
         except FormatError as error:
             return _error(400, str(error), _CLOSE)
         if ear is not None and self._ear_key is None:
             return _error(400, _NO_KEY, _CLOSE)
         body = await self._body(scope, receive)
-        return body if body is None or isinstance(body, _Answer) else await self._judged(body, ear)
+        return (
+            body
+            if body is None or isinstance(body, _Response)
+            else await self._verify_body(body, ear)
+        )
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | _Answer | None:
-        """Return the body of a request, or what is answered in its place; None: nobody is there."""
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | _Response | None:
+        """Return the body of a request, or an error response; None if the client disconnected."""
         for name, value in scope["headers"]:
             if name == b"content-length" and int(value) > self._max_body:
                 return _too_large(self._max_body)
@@ -219,108 +222,108 @@ class VerifierApp:
             more = message.get("more_body", False)
         return b"".join(parts)
 
-    async def _judged(self, body: bytes, ear: "EarRequest | None") -> _Answer:
+    async def _verify_body(self, body: bytes, ear: "EarRequest | None") -> _Response:
         try:
-            return await asyncio.wait_for(self._in_turn(body, ear), self._seconds)
+            return await asyncio.wait_for(self._schedule(body, ear), self._seconds)
         except asyncio.TimeoutError:
-            return _busy(f"the verification did not end within {self._seconds:g} seconds")
+            return _busy(f"verification: not finished within {self._seconds:g} s; retry later")
 
-    async def _in_turn(self, body: bytes, ear: "EarRequest | None") -> _Answer:
-        work, line = partial(self._answer, body, ear), self._fetch_line
-        answer = await self._in_line(self._line, partial(work, fetch=line is None))
+    async def _schedule(self, body: bytes, ear: "EarRequest | None") -> _Response:
+        work, line = partial(self._respond, body, ear), self._fetch_line
+        answer = await self._run_in(self._line, partial(work, fetch=line is None))
         if answer is None and line is not None:
-            answer = await self._in_line(line, partial(work, fetch=True))
-        assert answer is not None  # who may fetch has an answer
+            answer = await self._run_in(line, partial(work, fetch=True))
+        assert answer is not None  # only None without fetch
         return answer
 
     @staticmethod
-    async def _in_line(line: _Line, work: Callable[[], _Answer | None]) -> _Answer | None:
+    async def _run_in(line: _Queue, work: Callable[[], _Response | None]) -> _Response | None:
         if not line.free.acquire(blocking=False):
-            return _busy(f"too many verifications {line.what}: try again later")
+            return _busy(f"too many verifications {line.what}; retry later")
         try:
             future = line.executor.submit(work)
-        except RuntimeError:  # the executor has been shut down
+        except RuntimeError:  # after the shutdown of the executor
             line.free.release()
-            return _busy("the server is about to stop")
-        # Its place is taken until the thread is done with it, also when nobody waits any more.
+            return _busy("server: shutting down")
+        # The slot is in use until the thread is done, even if the request has timed out.
         future.add_done_callback(lambda _: line.free.release())
         return await asyncio.wrap_future(future)
 
-    def _answer(self, body: bytes, ear: "EarRequest | None", *, fetch: bool) -> _Answer | None:
-        """Judge what a body asks for; runs in a worker thread, and never raises.
+    def _respond(self, body: bytes, ear: "EarRequest | None", *, fetch: bool) -> _Response | None:
+        """Verify the evidence in a body; runs in a thread, and never raises.
 
-        None is that collateral has to be fetched for it, and without `fetch` it may not.
+        Returns None if collateral must be fetched, but fetch=False.
         """
         try:
             request = VerifyRequest.from_json(body)
-            outcome = judge(self._verifier, request, self._report, fetch=fetch)
+            outcome = run_verification(self._verifier, request, self._log_error, fetch=fetch)
             simulated = outcome.result is not None and outcome.result.simulated
             marks = [(b"x-attestkit-simulated", b"true")] if simulated else []
             if outcome.cause is not None:
-                marks.append((b"x-attestkit-request", self._explain(outcome.cause).encode()))
+                marks.append((b"x-attestkit-request", self._log_cause(outcome.cause).encode()))
             if ear is not None and outcome.result is not None:
-                return self._signed(ear, outcome.result, marks)
-            return _Answer(200, outcome.to_json(), marks, verdict=_verdict(outcome))
+                return self._sign_result(ear, outcome.result, marks)
+            return _Response(200, outcome.to_json(), marks, verdict=_verdict(outcome))
         except FetchNeededError:
             return None
         except WrongTypeError as error:
             return _error(422, str(error))
         except FormatError as error:
             return _error(400, str(error))
-        except Exception as error:  # noqa: BLE001 - judge() lets none through; the rest is logged
-            return _error(500, f"internal error, request {self._report(error)}")
+        except Exception as error:  # noqa: BLE001 - unexpected; logged
+            return _error(500, f"internal error, request {self._log_error(error)}")
 
-    def _signed(
+    def _sign_result(
         self, ear: "EarRequest", result: "AttestationResult", marks: list[Header]
-    ) -> _Answer:
-        """Return the verdict on evidence that passed, signed."""
-        assert self._ear_key is not None  # else nobody would have judged
+    ) -> _Response:
+        """Return a signed result for evidence that passed."""
+        assert self._ear_key is not None  # checked in _verify()
         try:
             token = ear.sign(result, self._ear_key, self._verifier.policy)
         except UsageError as error:
             return _error(422, str(error))
-        return _Answer(200, token, marks, ear.media_type, _ACCEPTED)
+        return _Response(200, token, marks, ear.media_type, _ACCEPTED)
 
-    def _explain(self, cause: AttestKitError) -> str:
-        """Log what is wrong with evidence that cannot be read; return the id of its line."""
+    def _log_cause(self, cause: AttestKitError) -> str:
+        """Log the cause of malformed evidence; return the request id in the log."""
         request_id = self._random(8).hex()
-        text = ascii(str(cause)[:_LONGEST])  # it may quote the stranger's bytes
-        known = {"request_id": request_id}
-        _logger.warning("verification %s: unreadable: %s", request_id, text, extra=known)
+        text = ascii(str(cause)[:_LONGEST])  # may quote untrusted bytes
+        extra = {"request_id": request_id}
+        _logger.warning("verification %s: malformed evidence: %s", request_id, text, extra=extra)
         return request_id
 
-    def _report(self, error: BaseException) -> str:
-        """Log an error; return the id by which it is found there."""
+    def _log_error(self, error: BaseException) -> str:
+        """Log an error; return the request id in the log."""
         request_id = self._random(8).hex()
-        known = {"request_id": request_id}
-        _logger.error("verification %s failed", request_id, exc_info=error, extra=known)
+        extra = {"request_id": request_id}
+        _logger.error("verification %s failed", request_id, exc_info=error, extra=extra)
         return request_id
 
 
-def _wanted_ear(scope: Scope) -> "EarRequest | None":
-    """Return how somebody wants a verdict signed; None where it is the documented object."""
+def _requested_ear(scope: Scope) -> "EarRequest | None":
+    """Return the requested encoding of an EAR; None for the JSON response."""
     if not (query := scope.get("query_string")):
         return None
-    from attestkit.serve.verifier_service.ear import EarRequest  # late: most never ask
+    from attestkit.serve.verifier_service.ear import EarRequest  # lazy: rarely used
 
     return EarRequest.from_request(query, scope["headers"])
 
 
 def _verdict(outcome: Outcome) -> tuple[str, str]:
-    """Return a verdict as it is counted."""
+    """Return the result and the step for the metrics."""
     if outcome.result is not None:
         return _ACCEPTED
     return "failed" if outcome.failed else "refused", STEPS[outcome.step]
 
 
-def _error(status: int, text: str, headers: Sequence[Header] = ()) -> _Answer:
-    return _Answer(status, encode_error(text), headers)
+def _error(status: int, text: str, headers: Sequence[Header] = ()) -> _Response:
+    return _Response(status, encode_error(text), headers)
 
 
-def _too_large(limit: int) -> _Answer:
-    # What is left of the body is not read, so the connection ends.
-    return _error(413, f"the request is over {limit} bytes", _CLOSE)
+def _too_large(limit: int) -> _Response:
+    # The rest of the body is not read, so the connection is closed.
+    return _error(413, f"request body: over {limit} bytes", _CLOSE)
 
 
-def _busy(text: str) -> _Answer:
+def _busy(text: str) -> _Response:
     return _error(503, text, [(b"retry-after", b"10")])

@@ -1,10 +1,9 @@
-"""Signed verdicts of the verifier service: which form a request wants, and the key that signs them.
+"""Signed attestation results (EAR) of the verifier service: request parameters and signing key.
 
-`POST /verify?format=ear` asks for one. Its form is that of `encoding=jwt` or `cose`, else that of
-the Accept header, else a JWT; `nonce` is 8 to 64 bytes in hex.
+`POST /verify?format=ear` requests one. `encoding` selects jwt or cose; its default comes from the
+Accept header, else jwt. `nonce` is 8 to 64 bytes in hex.
 """
 
-import errno
 import os
 import re
 import stat
@@ -20,65 +19,65 @@ from attestkit.verifier.ear.result_token import EarKey, check_nonce, sign_ear
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from attestkit.verifier.ear.envelope import Form
+    from attestkit.verifier.ear.envelope import TokenFormat
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
     from attestkit.verifier.result import AttestationResult
 
-__all__ = ["MEDIA_TYPES", "EarRequest", "key_set", "read_ear_key"]
+__all__ = ["MEDIA_TYPES", "EarRequest", "encode_key_set", "read_ear_key"]
 
 MEDIA_TYPES: Final = {"jwt": b"application/eat+jwt", "cose": b"application/eat+cwt"}
-"""By form (RFC 9782)."""
+"""Media type of each encoding (RFC 9782)."""
 
 _SIGNED: Final = frozenset(MEDIA_TYPES.values())
 _NO_WEIGHT: Final = re.compile(rb"q=0(?:\.0*)?")
-_LARGEST: Final = 65_536  # bytes of a file with a key
-_LONGEST: Final = 1024  # bytes of a query that is looked at
+_LARGEST: Final = 65_536  # bytes of a key file
+_LONGEST: Final = 1024  # bytes of a query that is parsed
 
 
 class EarRequest(NamedTuple):
-    """How somebody wants a verdict signed."""
+    """Encoding and nonce of a requested EAR."""
 
-    form: "Form"
+    form: "TokenFormat"
     nonce: bytes | None
 
     @classmethod
     def from_request(
         cls, query: bytes, headers: "Iterable[tuple[bytes, bytes]]"
     ) -> "EarRequest | None":
-        """Read the query and the Accept header; None where no EAR is asked for.
+        """Parse the query and the Accept header; return None if no EAR is requested.
 
         Raises:
-            FormatError: A parameter has a value that is none of its, or is given twice.
+            FormatError: If a parameter is invalid or given more than once.
         """
         found = _parameters(query)
-        wanted = found.get("format", "json")
-        if wanted not in {"json", "ear"}:
-            raise FormatError("format is json or ear")
-        if wanted == "json":
+        output_format = found.get("format", "json")
+        if output_format not in {"json", "ear"}:
+            raise FormatError("format: must be json or ear", reason="wrong_value")
+        if output_format == "json":
             return None
         accepted = b",".join(value for name, value in headers if name == b"accept").lower()
-        form: Form = "cose" if _prefers_cwt(accepted) else "jwt"
+        form: TokenFormat = "cose" if _prefers_cwt(accepted) else "jwt"
         if (encoding := found.get("encoding")) is not None:
             if encoding not in {"jwt", "cose"}:
-                raise FormatError("encoding is jwt or cose")
+                raise FormatError("encoding: must be jwt or cose", reason="wrong_value")
             form = "cose" if encoding == "cose" else "jwt"
         return cls(form, _nonce(found.get("nonce")))
 
     @property
     def media_type(self) -> bytes:
-        """What the answer's Content-Type is."""
+        """Content type of the response."""
         return MEDIA_TYPES[self.form]
 
     def sign(
         self, result: "AttestationResult", key: EarKey, policy: "AppraisalPolicy | None"
     ) -> bytes:
-        """Return the EAR; UsageError where it would be too large."""
+        """Return the EAR; UsageError if it would be too large."""
         return sign_ear(result, key, form=self.form, nonce=self.nonce, policy=policy)
 
 
-def key_set(key: EarKey) -> bytes:
-    """Return the JWKS with the public key (RFC 7517, 5)."""
-    import json  # late: once, and only where there is a key
+def encode_key_set(key: EarKey) -> bytes:
+    """Return the public key as a JWKS (RFC 7517, section 5)."""
+    import json  # lazy: only with a key
 
     return json.dumps({"keys": [key.public.to_jwk()]}, separators=(",", ":")).encode("ascii")
 
@@ -87,60 +86,65 @@ def read_ear_key(option: str, path: Path) -> EarKey:
     """Return the private key in a file: PEM of Ed25519 or P-256, or 32 raw bytes of Ed25519.
 
     Raises:
-        ConfigError: It cannot be read, others than its owner may do something with it, or it holds
-            something else; the text names `option` and file.
+        ConfigError: If the file cannot be read, is accessible to other users, or has no such key.
+            The text names `option` and file.
     """
     try:
         fd = open_regular(path, os.O_RDONLY, follow=True)
         with os.fdopen(fd, "rb", buffering=0) as file:
-            _check_mode(stat.S_IMODE(os.fstat(fd).st_mode))
+            mode = stat.S_IMODE(os.fstat(fd).st_mode)
+            if mode & 0o077:
+                raise ConfigError(
+                    f"{option} {path}: accessible to other users: mode {mode:04o}; "
+                    "run chmod 600 on it",
+                    reason="permissions",
+                )
             data = file.read(_LARGEST + 1)
     except OSError as error:
-        raise ConfigError(f"{option} {path}: {error.strerror or error}") from error
+        raise ConfigError(
+            f"{option} {path}: {error.strerror or error}", reason="unreadable"
+        ) from error
     try:
         return EarKey.from_bytes(data)
     except FormatError as error:
-        raise ConfigError(f"{option} {path}: {error}") from error
+        raise ConfigError(f"{option} {path}: {error}", reason="syntax") from error
     finally:
         wipe(data)
 
 
-def _check_mode(mode: int) -> None:
-    if mode & 0o077:
-        raise OSError(errno.EPERM, f"has mode {mode:04o}, which lets others in: chmod 600 it")
-
-
 def _parameters(query: bytes) -> dict[str, str]:
-    """Return the parameters that are known here; others are ignored, and so is a long query.
+    """Return the known parameters of a query. Others are ignored, and so is a long query.
 
     Raises:
-        FormatError: One is given twice, or a query of over 1,024 bytes has a `format`.
+        FormatError: If a parameter is repeated, or a query of over 1,024 bytes has a `format`.
     """
     found: dict[str, str] = {}
     pairs = query.decode("latin-1").split("&")
     if len(query) > _LONGEST:
         if any(unquote_plus(pair.partition("=")[0]) == "format" for pair in pairs):
-            raise FormatError(f"the query has over {_LONGEST} bytes")
+            raise FormatError(
+                f"query: longer than {_LONGEST} bytes with a format parameter", reason="too_large"
+            )
         return found
     for pair in pairs:
         name, _, value = map(unquote_plus, pair.partition("="))
         if name not in {"format", "encoding", "nonce"}:
             continue
         if name in found:
-            raise FormatError(f"{name} is given twice")
+            raise FormatError(f"{name}: given more than once", reason="duplicate")
         found[name] = value
     return found
 
 
 def _prefers_cwt(accepted: bytes) -> bool:
-    """Tell whether an Accept header names the CWT, and before a JWT if it names that too.
+    """Return whether an Accept header lists the CWT, and before the JWT if it lists both.
 
     Args:
-        accepted: The header in small letters; what has the weight 0 is not acceptable (RFC 9110,
-            12.4.2), other weights are not looked at.
+        accepted: The header in lower case. A type with weight 0 is not acceptable (RFC 9110,
+            section 12.4.2); other weights are ignored.
     """
-    for one in accepted.split(b","):
-        name, *parameters = [part.strip(b" \t") for part in one.split(b";")]
+    for media_range in accepted.split(b","):
+        name, *parameters = [part.strip(b" \t") for part in media_range.split(b";")]
         if name in _SIGNED and not any(_NO_WEIGHT.fullmatch(part) for part in parameters):
             return name == MEDIA_TYPES["cose"]
     return False
@@ -149,12 +153,15 @@ def _prefers_cwt(accepted: bytes) -> bool:
 def _nonce(text: str | None) -> bytes | None:
     if text is None:
         return None
-    problem = "nonce is 8 to 64 bytes in hex, without prefix or blanks"
+    problem = "nonce: must be 8 to 64 bytes in hex, without prefix or blanks"
     try:
         nonce = bytes.fromhex(text)
+    except ValueError as error:
+        raise FormatError(problem, reason="encoding") from error
+    if nonce.hex() != text.lower():  # bytes.fromhex() accepts blanks
+        raise FormatError(problem, reason="encoding")
+    try:
         check_nonce(nonce)
-    except (ValueError, UsageError) as error:
-        raise FormatError(problem) from error
-    if nonce.hex() != text.lower():  # fromhex takes blanks
-        raise FormatError(problem)
+    except UsageError as error:
+        raise FormatError(problem, reason="wrong_size") from error
     return nonce

@@ -1,7 +1,7 @@
-"""`GET /metrics` of a verifier service, at an address of its own (`--verifier-metrics`).
+"""`GET /metrics` of a verifier service, on its own listener (`--verifier-metrics`).
 
-Whoever may ask for verdicts need not know how many others do, so it is not on the verifier's own
-listener. Of several processes it is the foreman that answers, for all of them.
+Clients of the verifier need not know its load, so the metrics are not on the verifier's listener.
+For a worker pool, the supervisor serves the metrics of all workers.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from attestkit._version import own_version
 from attestkit.serve.counters import CONTENT_TYPE, OTHER, Stats, Traffic, traffic_families
 from attestkit.serve.http.asgi import Receive, Scope, Send
 from attestkit.serve.http.errors import encode_error
-from attestkit.serve.http.request_checks import is_called_as_ours
+from attestkit.serve.http.request_checks import has_loopback_host
 from attestkit.serve.lazy_import import load
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["NAME", "VerifierMetricsApp"]
 
 NAME: Final = "verifier_metrics"
-"""Of the listener."""
+"""Name of the listener."""
 
 _NOT_OURS: Final = (
-    "the Host is refused, for the metrics are on the loopback address alone: use localhost or "
-    "127.0.0.1, or have --verifier-metrics listen on another address"
+    "Host header: not a loopback name, and the metrics listen on loopback only; use localhost or "
+    "127.0.0.1, or give --verifier-metrics another address"
 )
 _JSON: Final = b"application/json"
 _READING: Final = frozenset({"GET", "HEAD"})
@@ -42,33 +42,32 @@ class Processes(Protocol):
 
 
 class VerifierMetricsApp:
-    """The ASGI application of the metrics.
+    """ASGI application of the metrics.
 
     Args:
-        counted: Returns what the verifiers have counted.
-        traffic: Counts the requests that come here.
-        tally: Of several processes: how many there are.
-        only_local: Refuse the name of any other machine, as a web page would send whose name was
-            rebound to this one.
+        get_stats: Returns the counters of the verifiers.
+        traffic: Counters of this listener.
+        tally: Aggregator with the number of workers, in a pool.
+        only_local: Accept loopback names in the Host header only (DNS rebinding).
     """
 
     headers: tuple[tuple[bytes, bytes], ...] = (
         (b"server", b"attestkit"),
         (b"x-content-type-options", b"nosniff"),
     )
-    """Sent with every response, and by a listener with what it refuses itself."""
+    """Sent with every response, including the listener's own errors."""
 
     def __init__(
         self,
-        counted: Callable[[], Stats],
+        get_stats: Callable[[], Stats],
         traffic: Traffic | None = None,
-        tally: Processes | None = None,
+        aggregator: Processes | None = None,
         *,
         only_local: bool = False,
     ) -> None:
-        self._counted = counted
+        self._get_stats = get_stats
         self._traffic = traffic or Traffic()
-        self._tally = tally
+        self._aggregator = aggregator
         self._only_local = only_local
 
     async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
@@ -76,14 +75,14 @@ class VerifierMetricsApp:
         if scope["type"] != "http":
             raise RuntimeError(f"cannot serve the scope {scope['type']!r}")
         begin, verb, name = perf_counter(), scope["method"], OTHER
-        if self._only_local and not is_called_as_ours(scope["headers"]):
+        if self._only_local and not has_loopback_host(scope["headers"]):
             status, media_type, body = 400, _JSON, encode_error(_NOT_OURS)
         elif scope["raw_path"] == b"/metrics" and verb in _READING:
             await load("prometheus_client")
             name, status, media_type, body = "metrics", 200, CONTENT_TYPE, self._show()
         else:
             status, media_type = 404, _JSON
-            body = encode_error("No such path: this is GET /metrics of a verifier")
+            body = encode_error("No such path; use GET /metrics")
         self._traffic.done(name, status, perf_counter() - begin)
         headers = [
             (b"content-type", media_type),
@@ -96,35 +95,35 @@ class VerifierMetricsApp:
     def _show(self) -> bytes:
         from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
-        registry = CollectorRegistry()  # never the global one, which is the whole program's
-        registry.register(_Collector(self._counted(), self._tally))
+        registry = CollectorRegistry()  # the global one belongs to the whole program
+        registry.register(_Collector(self._get_stats(), self._aggregator))
         ProcessCollector(registry=registry)
         return generate_latest(registry)
 
 
 class _Collector:
-    """One look at the counts."""
+    """Collector of the counters at one time."""
 
-    def __init__(self, stats: Stats, tally: Processes | None) -> None:
+    def __init__(self, stats: Stats, aggregator: Processes | None) -> None:
         self._stats = stats
-        self._tally = tally
+        self._aggregator = aggregator
 
     def collect(self) -> "Iterator[Metric]":
-        """Yield the families."""
+        """Yield the metric families."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         yield from traffic_families(self._stats)
-        if self._tally is not None:
+        if self._aggregator is not None:
             yield GaugeMetricFamily(
-                "attestkit_workers", "Processes that serve", self._tally.workers
+                "attestkit_workers", "Workers that are ready", self._aggregator.workers
             )
             yield CounterMetricFamily(
                 "attestkit_worker_restarts",
-                "Processes that ended and were to be replaced",
-                self._tally.restarts,
+                "Workers that exited and were restarted",
+                self._aggregator.restarts,
             )
         build = GaugeMetricFamily(
-            "attestkit_build_info", "What runs here; always 1", labels=("version", "core")
+            "attestkit_build_info", "Version; always 1", labels=("version", "core")
         )
         build.add_metric((own_version(), CORE), 1)
         yield build

@@ -1,7 +1,7 @@
-"""What POST /verify answers: the steps of a verification, their flags, and why one was refused.
+"""Verification for POST /verify: its steps, their flags, and the reason of a refusal.
 
-Request and response are those of the dstack verifier service (attestation-format.md sections 10.2
-and 10.3). What `details` shows has been verified; a step that was not reached leaves false or null.
+Request and response are those of the dstack verifier service (attestation-format.md, sections 10.2
+and 10.3). Values in `details` are verified; steps that were not reached leave false or null.
 """
 
 import json
@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from attestkit._formats import strict_json
+from attestkit._reasons import FormatReason
 from attestkit.attestation import Attestation
-from attestkit.attestation.launch.os_image import expected_tdx_registers, verified_hash
+from attestkit.attestation.launch.os_image import expected_tdx_registers, verify_os_image
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import Tdx, td_body
 from attestkit.errors import (
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
     from attestkit.verifier.pipeline import Examination, Verifier
 
-__all__ = ["STEPS", "Outcome", "VerifyRequest", "WrongTypeError", "judge"]
+__all__ = ["STEPS", "Outcome", "VerifyRequest", "WrongTypeError", "run_verification"]
 
 _FLAGS: Final = (
     "quote_verified",
@@ -35,7 +36,7 @@ _FLAGS: Final = (
     "os_image_hash_verified",
     "acpi_tables_verified",
 )
-_BEFORE: Final = "Internal error"  # the documented name of what comes before the first step
+_BEFORE: Final = "Internal error"  # documented name of failures before the first step
 _QUOTE: Final = "Quote verification failed"
 _OS_IMAGE: Final = "OS image hash verification failed"
 _EVENT_LOG: Final = "Event log verification failed"
@@ -47,17 +48,17 @@ STEPS: Final = {
     _EVENT_LOG: "event_log",
     _POLICY: "policy",
 }
-"""The steps of a verification: as a reason begins, and as the metrics name them."""
+"""Steps of a verification: the start of `reason`, and the label in the metrics."""
 
 _NULLS: Final = ("os_image_is_dev", "os_image_version", "tee_variant", "report_data", "tcb_status")
 
 
 class WrongTypeError(FormatError):
-    """A request is JSON, and not of the documented types: 422 where broken JSON is 400."""
+    """A request is JSON, but not of the documented types: 422, while malformed JSON is 400."""
 
 
 class VerifyRequest(NamedTuple):
-    """What is to be judged. `attestation` wins; then the next three are ignored."""
+    """Evidence to verify. If `attestation` is given, the next three fields are ignored."""
 
     attestation: bytes | None = None
     quote: bytes | None = None  # a raw TDX quote
@@ -67,15 +68,15 @@ class VerifyRequest(NamedTuple):
 
     @classmethod
     def from_json(cls, body: bytes) -> "VerifyRequest":
-        """Read the body of a request; unknown keys are ignored.
+        """Parse a request body; unknown keys are ignored.
 
         Raises:
-            WrongTypeError: It is no object, or a field is of another type.
-            FormatError: It is not JSON, or has a key twice.
+            WrongTypeError: If it is not an object, or a field has a wrong type.
+            FormatError: If it is not JSON, or has a repeated key.
         """
         fields = strict_json.read(body, "the request")
         if not isinstance(fields, dict):
-            raise WrongTypeError("the request is not a JSON object")
+            raise WrongTypeError("request body: not a JSON object", reason="wrong_type")
         return cls(
             attestation=_hex(fields, "attestation"),
             quote=_hex(fields, "quote"),
@@ -91,7 +92,7 @@ T = TypeVar("T")
 def _typed(fields: dict[str, Any], name: str, kind: type[T], what: str) -> T | None:
     value = fields.get(name)
     if value is not None and not isinstance(value, kind):
-        raise WrongTypeError(f"{name} is not {what}")
+        raise WrongTypeError(f"{name}: must be {what}", reason="wrong_type")
     return value
 
 
@@ -101,21 +102,23 @@ def _hex(fields: dict[str, Any], name: str) -> bytes | None:
     try:
         return strict_json.from_hex(text, name)
     except FormatError as error:
-        raise WrongTypeError(f"{error}; it has neither prefix nor blanks") from error
+        raise WrongTypeError(
+            f"{name}: must be hex digits without prefix or blanks", reason="encoding"
+        ) from error
 
 
 class Outcome(NamedTuple):
-    """How a verification ended."""
+    """Result of a verification."""
 
     details: dict[str, Any]
     reason: str | None
-    result: AttestationResult | None  # None unless everything passed
-    cause: AttestKitError | None = None  # that the documented reason does not tell
-    step: str = ""  # that failed, as the reason begins
-    failed: bool = False  # it is not the evidence's fault, as far as we can tell
+    result: AttestationResult | None  # None unless all steps passed
+    cause: AttestKitError | None = None  # more specific than the documented reason
+    step: str = ""  # the failed step, a key of STEPS
+    failed: bool = False  # the verification failed for another reason than the evidence
 
     def to_json(self) -> bytes:
-        """Return the documented response, compact and in ASCII."""
+        """Return the documented response as compact ASCII JSON."""
         answer = {
             "is_valid": self.result is not None,
             "details": self.details,
@@ -124,26 +127,25 @@ class Outcome(NamedTuple):
         return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def judge(
+def run_verification(
     verifier: "Verifier",
     request: VerifyRequest,
     report: Callable[[BaseException], str],
     *,
     fetch: bool = True,
 ) -> Outcome:
-    """Take the steps of a verification until one fails.
+    """Run the steps of a verification until one fails.
 
     Args:
-        verifier: Takes the steps; its policy is the last one.
-        request: What is judged.
-        report: Called with an error that nobody expected; returns the id, known to the log too,
-            that the client gets in place of its text.
-        fetch: Whether collateral may be asked for where it is not at hand.
+        verifier: Runs the steps; its policy is the last one.
+        request: Evidence to verify.
+        report: Logs an unexpected error; returns the id that the client gets instead of its text.
+        fetch: Allow fetching collateral.
 
     Raises:
-        FetchNeededError: It has to be, and may not.
+        FetchNeededError: If collateral must be fetched, but fetch=False.
     """
-    run = _Run(verifier, request, fetch=fetch)
+    run = _Verification(verifier, request, fetch=fetch)
     try:
         return Outcome(run.details, None, run.take())
     except FetchNeededError:
@@ -151,18 +153,18 @@ def judge(
     except AttestKitError as error:
         if isinstance(error.__cause__, AttestKitError) and run.step == _BEFORE:
             return Outcome(run.details, f"{run.step}: {error}", None, error.__cause__, run.step)
-        expected = getattr(error, "reason", "") != "internal"
+        expected = error.reason != "internal"
         text = str(error) if expected else f"internal error, request {report(error)}"
-        # Where collateral cannot be had nothing was said of the evidence yet.
+        # Missing collateral says nothing about the evidence.
         collateral = isinstance(error, CollateralError) and not isinstance(error, VerificationError)
         failed = collateral or not expected
-    except BaseException as error:  # noqa: BLE001 - a panic of a library in Rust is none of Exception
+    except BaseException as error:  # noqa: BLE001 - a Rust panic is not an Exception
         text, failed = f"internal error, request {report(error)}", True
     return Outcome(run.details, f"{run.step}: {text}", None, step=run.step, failed=failed)
 
 
-class _Run:
-    """One verification on its way; `step` and `details` say how far it has come."""
+class _Verification:
+    """A verification in progress; `step` and `details` record how far it has come."""
 
     def __init__(self, verifier: "Verifier", request: VerifyRequest, *, fetch: bool) -> None:
         self._verifier = verifier
@@ -187,17 +189,18 @@ class _Run:
         self._app_info(examination, authenticated, image_hash)
         self.step = _POLICY
         result = examination.appraise(None)
-        if not isinstance(result, AttestationResult):  # the only thing that says yes
+        if not isinstance(result, AttestationResult):  # only a result means success
             raise TypeError(f"appraise() returned {type(result).__name__}")
         return result
 
     def _authenticate(self, attestation: Attestation) -> "tuple[Examination, Authenticated]":
-        """Let the maker's signature, its word on the platform, and the log's replay pass."""
+        """Verify signatures, TCB status and the replay of the event log."""
         report = attestation.snp_report
         if report is not None and report.signing_key == "VLEK":
             raise VerificationError(
-                "the report is signed by a VLEK, the key of a cloud; this service takes only a "
-                "VCEK, the key of a chip"
+                "SNP report: signed by a VLEK (of a cloud provider); this service accepts only "
+                "a VCEK (of a chip)",
+                reason="signing_key",
             )
         examination = self._verifier.examine(attestation, fetch=self._fetch)
         authenticated = examination.authenticate()
@@ -216,9 +219,9 @@ class _Run:
         try:
             found = examination.image_hash()
             if not found:
-                # A Verifier lets what cannot be told pass, and its policy decides; here it must be.
-                verified_hash(attestation.evidence)  # says what is missing
-                raise VerificationError("the evidence does not tell which image runs")
+                # A Verifier leaves an unknown hash to its policy; here it is required.
+                verify_os_image(attestation.evidence)  # raises the specific error
+                raise VerificationError("evidence: no OS image hash", reason="os_image")
         except AttestKitError:
             if self._request.debug and (differences := _differences(attestation)):
                 self.details["rtmr_debug"] = differences
@@ -231,7 +234,7 @@ class _Run:
     ) -> None:
         info = examination.app_info()
         if info is None:
-            raise VerificationError("the evidence does not name its app")
+            raise VerificationError("evidence: no app id", reason="identity")
         info = info._replace(os_image_hash=image_hash)
         variant = self.details["tee_variant"]
         self.details.update(
@@ -243,25 +246,30 @@ class _Run:
 
 
 def _attestation(request: VerifyRequest) -> Attestation:
-    """Return the evidence in a request; only the outermost cause is told, as documented."""
+    """Return the evidence in a request; the text has only the outermost cause, as documented."""
     if request.attestation is not None:
         try:
             return Attestation.from_bytes(request.attestation)
         except AttestKitError as error:
-            raise FormatError("Failed to decode attestaion") from error  # spelt so upstream
+            text = "Failed to decode attestaion"  # spelt so upstream
+            raise FormatError(text, reason=_format_reason(error)) from error
     if request.quote is None:
-        raise UsageError("Quote is required")
+        raise UsageError("Quote is required", reason="missing")
     if request.event_log is None:
-        raise UsageError("Event log is required")
+        raise UsageError("Event log is required", reason="missing")
     try:
         config = request.vm_config or ""
         return Attestation.from_quote_and_log(request.quote, request.event_log, config)
     except AttestKitError as error:
-        raise FormatError("Failed to create attestation") from error
+        raise FormatError("Failed to create attestation", reason=_format_reason(error)) from error
+
+
+def _format_reason(error: AttestKitError) -> FormatReason:
+    return error.reason if isinstance(error, FormatError) else "wrong_value"
 
 
 def _differences(attestation: Attestation) -> list[dict[str, str]]:
-    """Return RTMR 0 to 2 where they are not the image's; nothing where those are not known."""
+    """Return RTMR 0 to 2 where they differ from the OS image's; empty if those are unknown."""
     platform = attestation.evidence.platform
     if not isinstance(platform, Tdx):
         return []
@@ -279,7 +287,7 @@ def _differences(attestation: Attestation) -> list[dict[str, str]]:
 
 
 def _key_provider(text: bytes) -> dict[str, str] | None:
-    """Return the key provider's name and id; None where it is none or malformed."""
+    """Return name and id of the key provider; None if missing or malformed."""
     try:
         fields = strict_json.read_object(text, "key_provider_info")
         return {name: strict_json.string(fields, name) for name in ("name", "id")}
@@ -288,7 +296,7 @@ def _key_provider(text: bytes) -> dict[str, str] | None:
 
 
 def _boot_info(info: "AppInfo", variant: str, authenticated: Authenticated) -> dict[str, Any]:
-    """Return what an authority that gives out keys decides by, in its own spelling."""
+    """Return the values by which a KMS authorises an app, in its own spelling."""
     status = authenticated.status
     return {
         "teeVariant": variant,

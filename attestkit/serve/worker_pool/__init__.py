@@ -1,4 +1,4 @@
-"""Several processes that serve one verifier: who starts, watches and stops them.
+"""Worker processes of one verifier service: start, supervision, restart, and shutdown.
 
-Their metrics are added up for one endpoint.
+The metrics of all workers are aggregated for one endpoint.
 """

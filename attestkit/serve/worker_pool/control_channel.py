@@ -1,16 +1,16 @@
-"""A process of a verifier service, and what it and its foreman tell each other (see supervisor).
+"""Control channel between a worker process and its supervisor.
 
-The ordinary program, with two descriptors: 3 is the listening socket, as of systemd; `LINK` is a
-pair of sockets (SOCK_SEQPACKET) whose other end the foreman has.
+A worker is this program with two inherited descriptors: 3 is the listening socket, as with systemd,
+and `CHANNEL_FD` one end of a SOCK_SEQPACKET socket pair; the supervisor has the other.
 
 | from | message | when |
 |---|---|---|
-| the process | `READY=1` | it accepts |
-| the process | `WATCHDOG=1` | every `SIGN_SECONDS`, from the event loop |
-| the process | `COUNTS=` and its counts | if asked for: then, and at its end |
-| the foreman | `STOP=1`, or the end of the link | the process is to stop in good order |
+| worker | `READY=1` | it accepts connections |
+| worker | `WATCHDOG=1` | every `HEARTBEAT_SECONDS`, from the event loop |
+| worker | `METRICS=` and its counters | with each heartbeat and at exit, if enabled |
+| supervisor | `STOP=1`, or end of file | the worker must shut down gracefully |
 
-Our end is closed by the end of the process alone, so to the foreman that is its death.
+A worker closes its end only by exiting, so the supervisor takes end of file for its exit.
 """
 
 import asyncio
@@ -25,114 +25,120 @@ from typing import Final
 
 from attestkit.errors import UsageError
 from attestkit.serve.systemd.notify_watchdog import ServiceManager
-from attestkit.serve.systemd.service import Supervisor
+from attestkit.serve.systemd.service import ServiceEnvironment
 from attestkit.serve.systemd.socket_activation import take_sockets
 
 __all__ = [
-    "ALIVE",
-    "COUNTS",
-    "LINK",
+    "CHANNEL_FD",
+    "HEARTBEAT",
+    "HEARTBEAT_SECONDS",
+    "METRICS",
     "READY",
-    "SIGN_SECONDS",
     "STOP",
-    "Link",
+    "ControlChannel",
+    "inherit_environment",
     "take_socket",
-    "under_foreman",
 ]
 
-LINK: Final = 4
-"""The descriptor of the link in a process."""
+CHANNEL_FD: Final = 4
+"""Descriptor of the control channel in a worker."""
 
-SIGN_SECONDS: Final = 1.0
-"""Between two signs of life."""
+HEARTBEAT_SECONDS: Final = 1.0
+"""Interval of heartbeats."""
 
 READY: Final = b"READY=1"
-ALIVE: Final = b"WATCHDOG=1"
-COUNTS: Final = b"COUNTS="
+HEARTBEAT: Final = b"WATCHDOG=1"
+METRICS: Final = b"METRICS="
 STOP: Final = b"STOP=1"
 
 
-class Link(ServiceManager):
-    """Stands for the service manager in a process: the foreman is told, and tells when to stop."""
+class ControlChannel(ServiceManager):
+    """The worker's end of the control channel, in place of the service manager."""
 
-    def __init__(self, descriptor: int, counted: Callable[[], bytes] | None = None) -> None:
-        """Take the link.
+    def __init__(self, descriptor: int, get_metrics: Callable[[], bytes] | None = None) -> None:
+        """Take over the control channel.
 
         Args:
-            descriptor: Of the link; it is ours from now on.
-            counted: Returns what is sent behind `COUNTS=`; None: nothing is.
+            descriptor: Descriptor of the channel.
+            get_metrics: Returns the encoded counters; None: they are not sent.
 
         Raises:
-            UsageError: The descriptor is not open.
+            UsageError: If the descriptor is not open.
         """
         super().__init__(None)
         try:
             fcntl(descriptor, F_SETFD, FD_CLOEXEC)
             os.set_blocking(descriptor, False)
         except OSError as error:
-            raise UsageError(f"descriptor {descriptor} is no link: {error.strerror}") from error
-        # Not a socket object, which would be closed when Python ends, before the process does.
+            raise UsageError(
+                f"control channel: descriptor {descriptor}: {error.strerror}", reason="wrong_value"
+            ) from error
+        # No socket object: the interpreter would close it before the process exits.
         self._link = descriptor
-        self._counted = counted
+        self._get_metrics = get_metrics
 
     def ready(self, status: str) -> None:
-        """Say that we accept; where, the foreman knows."""
+        """Notify the supervisor that the worker accepts connections."""
         del status
-        self._tell(READY)
+        self._write(READY)
 
     def stopping(self) -> None:
-        """Say nothing: the foreman has said so, or sees it."""
+        """Do nothing: the supervisor initiated the shutdown, or will see the exit."""
 
     def ended(self) -> None:
-        """Say what was counted once more: everybody has been answered since."""
-        self._count()
+        """Send the final counters, after all responses."""
+        self._send_metrics()
 
-    async def watch(self, places: Mapping[str, Path | str], interval: float | None = None) -> None:
-        """Show signs of life until the foreman says to stop, or is gone; then stop, by SIGTERM.
+    async def watch(
+        self, addresses: Mapping[str, Path | str], interval: float | None = None
+    ) -> None:
+        """Send heartbeats until the supervisor sends STOP or exits; then raise SIGTERM.
 
-        Nobody is asked over HTTP: any process of the service might answer.
+        Unlike for a service manager, it sends no HTTP probe: any worker might answer it.
         """
-        del places
-        seconds = SIGN_SECONDS if interval is None else interval
-        loop, told = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(self._link, told.set)
+        del addresses
+        seconds = HEARTBEAT_SECONDS if interval is None else interval
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._link, stop.set)
         try:
-            while not told.is_set():
-                self._tell(ALIVE)
-                self._count()
+            while not stop.is_set():
+                self._write(HEARTBEAT)
+                self._send_metrics()
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(told.wait(), seconds)
+                    await asyncio.wait_for(stop.wait(), seconds)
         finally:
             loop.remove_reader(self._link)
         signal.raise_signal(signal.SIGTERM)
 
-    def _count(self) -> None:
-        if self._counted is not None:
-            self._tell(COUNTS + self._counted())
+    def _send_metrics(self) -> None:
+        if self._get_metrics is not None:
+            self._write(METRICS + self._get_metrics())
 
-    def _tell(self, message: bytes) -> None:
-        with contextlib.suppress(OSError):  # it is gone, or slow: the next sign will do
+    def _write(self, message: bytes) -> None:
+        with contextlib.suppress(OSError):  # closed or full; the next heartbeat follows
             os.write(self._link, message)
 
 
 def take_socket() -> dict[str, socket]:
-    """Return the listening socket that the foreman handed over, by the name of its listener.
+    """Return the listening socket inherited from the supervisor, by the name of its listener.
 
     Raises:
-        UsageError: Descriptor 3 is no TCP socket that listens.
+        UsageError: If descriptor 3 is not a listening TCP socket.
     """
-    given = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "verifier"}
-    return take_sockets(given, {"verifier"})
+    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "verifier"}
+    return take_sockets(environ, {"verifier"})
 
 
-def under_foreman(link: int, counted: Callable[[], bytes] | None = None) -> Supervisor:
-    """Take what a foreman gave to one of its processes.
+def inherit_environment(
+    link: int, get_metrics: Callable[[], bytes] | None = None
+) -> ServiceEnvironment:
+    """Return the service environment of a worker: the supervisor and the inherited socket.
 
     Args:
-        link: The descriptor to tell it by.
-        counted: Returns what the process has counted, for a foreman that shows it.
+        link: Descriptor of the control channel.
+        get_metrics: Returns the encoded counters, if the supervisor exports metrics.
 
     Raises:
-        UsageError: Nobody gave it.
+        UsageError: If they were not inherited.
     """
-    return Supervisor(Link(link, counted), take_socket(), watchdog=True)
+    return ServiceEnvironment(ControlChannel(link, get_metrics), take_socket(), watchdog=True)

@@ -1,8 +1,8 @@
-"""What the processes of one verifier service have counted, brought together (see supervisor).
+"""Aggregation of the counters of a pool's workers.
 
-A process sends all that it has counted with each of its signs of life, and the last of it stands
-for it. When it ends its counts stay in the sum, so that no counter ever falls. In good order it
-tells them once more; one that is killed takes along what it counted after its last sign.
+A worker sends all its counters with each heartbeat, and the last message counts. After its exit its
+counters stay in the sum, so that no counter decreases. At a graceful exit it sends them once more;
+a killed worker loses what it counted after its last heartbeat.
 """
 
 import json
@@ -15,17 +15,17 @@ from attestkit.serve.counters import BOUNDS, Latency, Stats, Traffic
 if TYPE_CHECKING:
     from collections import Counter
 
-__all__ = ["LONGEST", "Tally", "decode", "encode"]
+__all__ = ["LONGEST", "MetricsAggregator", "decode", "encode"]
 
 LONGEST: Final = 32_768
-"""Bytes of a message. One method and status takes about 30, and there are a few dozen at most."""
+"""Limit of a message in bytes. A method and status takes about 30; there are a few dozen."""
 
 
 _MOST: Final = 2**63
 
 
 def encode(stats: Stats) -> bytes:
-    """Return what a process has counted, as JSON in ASCII."""
+    """Return the counters as ASCII JSON."""
     traffic = {name: _plain(each) for name, each in stats.traffic.items()}
     verdicts = [[*key, count] for key, count in stats.verdicts.items()]
     return json.dumps({"traffic": traffic, "verdicts": verdicts}, separators=(",", ":")).encode()
@@ -41,14 +41,14 @@ def _plain(traffic: Traffic) -> dict[str, Any]:
 
 
 def decode(data: bytes) -> Stats:
-    """Read what `encode` wrote; the sender is this very program.
+    """Return the counters that `encode` has encoded.
 
     Raises:
-        FormatError: It is something else.
+        FormatError: If the data are malformed.
     """
     stats = Stats()
     try:
-        read: Any = decode_strictly(data)  # refuses what nests deeply
+        read: Any = decode_strictly(data)
         for name, plain in read["traffic"].items():
             stats.traffic[_name(name)] = _traffic(plain)
         for verdict, step, count in read["verdicts"]:
@@ -56,7 +56,9 @@ def decode(data: bytes) -> Stats:
     except FormatError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"no counts: {type(error).__name__} {str(error)[:80]!a}") from error
+        raise FormatError(
+            f"worker counters: {type(error).__name__}: {str(error)[:80]!a}", reason="wrong_type"
+        ) from error
     return stats
 
 
@@ -69,7 +71,10 @@ def _traffic(plain: dict[str, Any]) -> Traffic:
         traffic.refusals[_number(status)] = _number(count)
     for method, seconds, *buckets in plain["latencies"]:
         if len(buckets) != len(BOUNDS) + 1 or not 0 <= seconds < _MOST:
-            raise FormatError(f"no latency: {len(buckets)} buckets, {seconds!a:.40} seconds")
+            raise FormatError(
+                f"worker counters: invalid latency: {len(buckets)} buckets, {seconds!a:.40} s",
+                reason="wrong_value",
+            )
         latency = traffic.latencies[_name(method)] = Latency()
         latency.seconds, latency.buckets = float(seconds), [_number(count) for count in buckets]
     return traffic
@@ -78,46 +83,46 @@ def _traffic(plain: dict[str, Any]) -> Traffic:
 def _name(value: object) -> str:
     if isinstance(value, str) and value.isascii():
         return value
-    raise FormatError(f"{value!a:.40} is no name")
+    raise FormatError(f"worker counters: invalid name: {value!a:.40}", reason="wrong_value")
 
 
 def _number(value: object) -> int:
     if type(value) is int and 0 <= value < _MOST:
         return value
-    raise FormatError(f"{value!a:.40} is no count")
+    raise FormatError(f"worker counters: invalid count: {value!a:.40}", reason="wrong_value")
 
 
-class Tally:
-    """The counts of all processes, of those that have ended too.
+class MetricsAggregator:
+    """Sum of the counters of all workers, including former ones.
 
     Attributes:
-        workers: How many serve now; whoever starts and reaps them keeps it.
-        restarts: How many ended and were to be replaced, likewise.
+        workers: Number of ready workers, set by the supervisor.
+        restarts: Number of restarts, set by the supervisor.
     """
 
     def __init__(self) -> None:
         self.workers: int = 0
         self.restarts: int = 0
         self._ended = Stats()
-        self._last: dict[int, Stats] = {}  # by place
+        self._last: dict[int, Stats] = {}  # by slot
 
-    def hear(self, place: int, data: bytes) -> None:
-        """Take what the process at a place has counted since it started.
+    def update(self, slot: int, data: bytes) -> None:
+        """Store the counters of the worker in a slot.
 
         Raises:
-            FormatError: It is no message of `encode`.
+            FormatError: If the message is malformed.
         """
-        self._last[place] = decode(data)
+        self._last[slot] = decode(data)
 
-    def lose(self, place: int) -> None:
-        """Keep what the process at a place had counted; another may take its place."""
-        if (last := self._last.pop(place, None)) is not None:
+    def retire(self, slot: int) -> None:
+        """Keep the counters of a worker that has exited."""
+        if (last := self._last.pop(slot, None)) is not None:
             for traffic in last.traffic.values():
-                traffic.connections = 0  # they ended with it
+                traffic.connections = 0  # closed by the exit
             _add(self._ended, last)
 
     def total(self) -> Stats:
-        """Return the sum, which is the caller's."""
+        """Return the sum as a new object."""
         found = Stats()
         for stats in (self._ended, *self._last.values()):
             _add(found, stats)
@@ -138,4 +143,4 @@ def _add(total: Stats, more: Stats) -> None:
 
 
 def _count(total: "Counter[Any]", more: "Counter[Any]") -> None:
-    total.update(more)  # unlike `+`, which drops what is 0
+    total.update(more)  # unlike `+`, keeps zero counts

@@ -1,4 +1,4 @@
-"""Where the foreman of several verifiers shows what they have counted."""
+"""Metrics endpoint of a worker pool's supervisor."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,16 +9,16 @@ from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
 from attestkit.serve.http.request_checks import is_loopback
 from attestkit.serve.server_log.access_log import AccessLog
-from attestkit.serve.worker_pool.metrics_aggregation import Tally
+from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
 
-__all__ = ["Shown", "showing"]
+__all__ = ["MetricsEndpoint", "serve_metrics"]
 
-_SECONDS: Final = 1.0  # for a scrape to finish when the service stops, after its processes
-_CONNECTIONS: Final = 64  # so that strangers leave descriptors to start processes with
+_SECONDS: Final = 1.0  # drain time of the endpoint, after that of the workers
+_CONNECTIONS: Final = 64  # so that clients leave descriptors for starting workers
 
 
-class Shown(NamedTuple):
-    """The socket of the metrics, and the bounds of its listener."""
+class MetricsEndpoint(NamedTuple):
+    """Socket and limits of the metrics endpoint."""
 
     socket: socket
     handed_over: bool
@@ -27,40 +27,42 @@ class Shown(NamedTuple):
 
 
 @asynccontextmanager
-async def showing(
-    shown: Shown | None, tally: Tally, on_end: Callable[[], None]
+async def serve_metrics(
+    endpoint: MetricsEndpoint | None, aggregator: MetricsAggregator, on_end: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """Serve the metrics until the block ends; `on_end` is called where that is before it does.
+    """Serve the metrics during the block; `on_end` is called when serving ends or fails.
 
-    With nothing to show nothing is served.
+    Without `endpoint`, nothing is served.
     """
-    if shown is None:
+    if endpoint is None:
         yield
         return
-    from attestkit.serve.http.server import Listener, beside  # uvicorn: late
+    from attestkit.serve.http.server import Listener, beside  # lazy: imports uvicorn
     from attestkit.serve.verifier_service.metrics import NAME, VerifierMetricsApp
 
     own = Stats()
 
-    def counted() -> Stats:
-        total = tally.total()
+    def get_stats() -> Stats:
+        total = aggregator.total()
         total.traffic[NAME] = own.of(NAME)
         return total
 
-    limits = shown.limits
+    limits = endpoint.limits
     listener = Listener(
-        VerifierMetricsApp(counted, own.of(NAME), tally, only_local=is_loopback(shown.socket)),
-        shown.socket,
+        VerifierMetricsApp(
+            get_stats, own.of(NAME), aggregator, only_local=is_loopback(endpoint.socket)
+        ),
+        endpoint.socket,
         limits._replace(
             drain_seconds=min(limits.drain_seconds, _SECONDS),
             connections=min(limits.connections, _CONNECTIONS),
         ),
         NAME,
         own.of(NAME),
-        shown.access_log,
-        handed_over=shown.handed_over,
+        endpoint.access_log,
+        handed_over=endpoint.handed_over,
     )
     async with beside(listener, on_end):
         yield
-    if shown.access_log is not None:
-        shown.access_log.flush(patience=1.0)
+    if endpoint.access_log is not None:
+        endpoint.access_log.flush(patience=1.0)

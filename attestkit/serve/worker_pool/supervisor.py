@@ -1,22 +1,22 @@
-"""One verifier service of several processes: start them, start them again, stop them in good order.
+"""Supervise verifier worker processes: start, restart with back-off, shut down gracefully.
 
-The foreman binds the socket, or has it handed over, and starts N times the ordinary program, which
-gets that very socket (see control_channel). So there is one queue of connections, and whoever is
-free takes the next. With a queue for each process (SO_REUSEPORT) the kernel would go on to fill
-that of a process that hangs, and would reset what waits in that of one that dies; from one queue
-the others serve on, and a death costs the connections that were open to the dead one.
+The supervisor binds or inherits the socket, and starts N processes of this program, which share
+the socket. There is one accept queue, and the next idle worker takes a connection. With
+a queue for each worker (SO_REUSEPORT) the kernel would keep filling the queue of a hung worker, and
+would reset the connections in that of a crashed one. With one queue the other workers continue,
+and a crash costs only the worker's open connections.
 
-Processes are started anew, never forked: no thread, lock or key of the foreman's is theirs.
+Workers are spawned, not forked: they inherit no thread, lock or key.
 
-| what | then |
+| event | reaction |
 |---|---|
-| one ends before all were ready | the others are stopped, and the service ends with an error |
-| one ends later | another starts after 0.1 s, and twice as long each time it did not last 10 s |
-| one gives no sign of life for `SILENT_SECONDS`, nor for ten seconds more | it is killed |
-| SIGTERM, SIGINT, SIGHUP | nobody is let in any more; each answers whom it has, and ends |
-| SIGTERM, SIGINT once more | all are killed, and the foreman ends by that signal |
-| they are asked what they count | the foreman tells, for all |
-| the foreman is killed | its processes see that, and stop in good order |
+| a worker exits before all are ready | the others are stopped, and the service fails |
+| a worker exits later | a restart after 0.1 s; the delay doubles if it lasted less than 10 s |
+| no heartbeat for `SILENT_SECONDS` and 10 s more | the worker is killed and restarted |
+| SIGTERM, SIGINT, SIGHUP | no new connections; workers finish pending requests and exit |
+| a second SIGTERM or SIGINT | the workers are killed, and the supervisor ends by that signal |
+| a scrape of the metrics | the supervisor returns the sum of all workers |
+| the supervisor is killed | the workers notice and shut down gracefully |
 """
 
 import asyncio
@@ -31,40 +31,40 @@ from functools import partial
 from socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 from typing import Final, NamedTuple
 
-from attestkit.errors import AttestKitError, ConfigError, FormatError
+from attestkit.errors import AttestKitError, BackendError, ConfigError, FormatError
 from attestkit.serve.config.option_values import Address
-from attestkit.serve.endpoints import Ready
-from attestkit.serve.http.graceful_shutdown import HANDSHAKE_SECONDS, Door
+from attestkit.serve.endpoints import BoundAddresses
+from attestkit.serve.http.graceful_shutdown import HANDSHAKE_SECONDS, ListeningSocket
 from attestkit.serve.http.signals import until_signalled
-from attestkit.serve.systemd.service import Supervisor
-from attestkit.serve.worker_pool.control_channel import ALIVE, COUNTS, LINK, READY, STOP
-from attestkit.serve.worker_pool.metrics_aggregation import LONGEST, Tally
-from attestkit.serve.worker_pool.metrics_endpoint import Shown, showing
+from attestkit.serve.systemd.service import ServiceEnvironment
+from attestkit.serve.worker_pool.control_channel import CHANNEL_FD, HEARTBEAT, METRICS, READY, STOP
+from attestkit.serve.worker_pool.metrics_aggregation import LONGEST, MetricsAggregator
+from attestkit.serve.worker_pool.metrics_endpoint import MetricsEndpoint, serve_metrics
 
-__all__ = ["SILENT_SECONDS", "Crew", "serve_by"]
+__all__ = ["SILENT_SECONDS", "WorkerPool", "run_pool"]
 
 SILENT_SECONDS: Final = 60.0
-"""After which a process that shows no sign of life in 10 more is killed; one comes every second.
+"""Time without a heartbeat after which a worker is killed; a heartbeat is sent every second.
 
-The 10 are for a pause of everything, the foreman too, which is no silence of the process.
+10 s are added for the whole machine having been suspended.
 """
 
-_LONGEST: Final = len(COUNTS) + LONGEST  # bytes of what a process says
-_AWAKE_SECONDS: Final = 10.0
-_FIRST_PAUSE: Final = 0.1  # seconds before a process that ended is replaced
-_LONGEST_PAUSE: Final = 10.0
-_LASTED: Final = 10.0  # seconds after which one counts as having lasted
-_GRACE: Final = 5.0  # beyond the time to finish, for a process to end
-_FREE: Final = 10  # descriptors from here on are in nobody's way while a process is started
-_SOCKET: Final = 3  # SD_LISTEN_FDS_START
-# What the child runs: our program, from where our modules are and not from where it is started.
+_LONGEST: Final = len(METRICS) + LONGEST  # bytes of a worker's message
+_SUSPEND_SECONDS: Final = 10.0
+_FIRST_DELAY: Final = 0.1  # seconds before a worker is restarted
+_MAX_DELAY: Final = 10.0
+_STABLE_SECONDS: Final = 10.0  # seconds of running after which the back-off is reset
+_GRACE: Final = 5.0  # seconds after the drain time for a worker to exit
+_FIRST_FREE_FD: Final = 10  # descriptors from here on do not collide with those of a new worker
+_SOCKET_FD: Final = 3  # SD_LISTEN_FDS_START
+# Program of a worker: this program, from this process's module search path.
 _PROGRAM: Final = """\
 import sys
 sys.path[:] = {path!r}
 from attestkit.serve.__main__ import main
 sys.exit(main(sys.argv[1:], link={link}))
 """
-# What the interpreter was told, by its name in sys.flags; -P is of Python 3.11.
+# Flags of the interpreter by their name in sys.flags; -P is new in Python 3.11.
 _FLAGS: Final = {
     "isolated": "I",
     "ignore_environment": "E",
@@ -80,253 +80,260 @@ _FLAGS: Final = {
 _logger = logging.getLogger("attestkit.serve")
 
 
-class Crew(NamedTuple):
-    """Who is to serve: how many, with which command line, and how long each may take to finish.
+class WorkerPool(NamedTuple):
+    """Size, command line and time limits of the workers.
 
-    `metrics` is where their counts are shown.
+    `metrics` is the endpoint of their metrics, if it is on.
     """
 
     size: int
     arguments: Sequence[str]
     drain_seconds: float
-    silent_seconds: float = SILENT_SECONDS
-    metrics: Shown | None = None
+    timeout_seconds: float = SILENT_SECONDS
+    metrics: MetricsEndpoint | None = None
 
 
-class _Process(NamedTuple):
-    """A running one, and our end of the link to it."""
+class _Worker(NamedTuple):
+    """A running worker, and the supervisor's end of its control channel."""
 
     pid: int
     link: socket
 
 
-def serve_by(
-    crew: Crew, listening: socket, supervisor: Supervisor, on_ready: Callable[[Ready], None]
+def run_pool(
+    pool: WorkerPool,
+    listening: socket,
+    service: ServiceEnvironment,
+    on_ready: Callable[[BoundAddresses], None],
 ) -> None:
-    """Serve by several processes until a signal says to stop.
+    """Run the worker pool until a signal arrives.
 
     Args:
-        crew: Who serves.
-        listening: The socket; it is closed at the end, as is that of the metrics.
-        supervisor: Is told when all are ready. What it handed over keeps its queue.
-        on_ready: Called before it is told.
+        pool: The workers to run.
+        listening: Their listening socket. It is closed at the end, as is the metrics socket.
+        service: Notified when all workers are ready. Inherited sockets keep their queue.
+        on_ready: Called before that notification.
 
     Raises:
-        ConfigError: A process ended with code 1 before all were ready; it has said why.
-        AttestKitError: It ended so in another way.
+        ConfigError: If a worker exits with code 1 during startup; its log has the reason.
+        BackendError: If a worker exits otherwise during startup.
     """
     with ExitStack() as stack:
         stack.enter_context(listening)
-        if crew.metrics is not None:
-            stack.enter_context(crew.metrics.socket)
-        asyncio.run(_Foreman(crew, listening, supervisor, on_ready).run())
+        if pool.metrics is not None:
+            stack.enter_context(pool.metrics.socket)
+        asyncio.run(_PoolSupervisor(pool, listening, service, on_ready).run())
 
 
-class _Foreman:
+class _PoolSupervisor:
     def __init__(
         self,
-        crew: Crew,
+        pool: WorkerPool,
         listening: socket,
-        supervisor: Supervisor,
-        on_ready: Callable[[Ready], None],
+        service: ServiceEnvironment,
+        on_ready: Callable[[BoundAddresses], None],
     ) -> None:
-        self._crew = crew
+        self._pool = pool
         self._listening = listening
-        self._supervisor = supervisor
+        self._service = service
         self._on_ready = on_ready
-        self._ready: set[int] = set()  # places whose process accepts
-        self._running: dict[int, _Process] = {}  # by place, from 1 on
+        self._ready: set[int] = set()  # slots whose worker accepts connections
+        self._running: dict[int, _Worker] = {}  # by slot, from 1
         self._stopping = asyncio.Event()
         self._all_ready = False
         self._failed: AttestKitError | None = None
-        self._tally = Tally()
-        self._unread: set[int] = set()  # places whose counts were complained of
+        self._metrics = MetricsAggregator()
+        self._unread: set[int] = set()  # slots with a logged warning about their metrics
 
     async def run(self) -> None:
-        """Serve until a signal, or until a process does not start."""
+        """Run until a signal arrives or a worker fails to start."""
         with until_signalled(self._stopping.set, self._kill):
-            async with showing(self._crew.metrics, self._tally, self._stopping.set):
+            async with serve_metrics(self._pool.metrics, self._metrics, self._stopping.set):
                 await self._run()
         if self._failed is not None:
             raise self._failed
 
     async def _run(self) -> None:
-        places = [asyncio.create_task(self._keep(at + 1)) for at in range(self._crew.size)]
-        for task in places:  # else a mistake of ours would leave a place empty, unseen
+        slots = [asyncio.create_task(self._supervise_slot(at + 1)) for at in range(self._pool.size)]
+        for task in slots:  # stop if a task fails, instead of leaving its slot empty
             task.add_done_callback(lambda _: self._stopping.set())
         await self._stopping.wait()
-        self._supervisor.manager.stopping()
-        await self._stop(places)
+        self._service.manager.stopping()
+        await self._stop(slots)
 
-    # -- one place ---------------------------------------------------------------------------------
+    # -- one slot ----------------------------------------------------------------------------------
 
-    async def _keep(self, place: int) -> None:
-        """Have a process at a place until we stop."""
-        loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE
+    async def _supervise_slot(self, slot: int) -> None:
+        """Keep a worker running in a slot until shutdown."""
+        loop, delay = asyncio.get_running_loop(), _FIRST_DELAY
         while not self._stopping.is_set():
             begin = loop.time()
             try:
-                how = await self._live(place)
-            except OSError as error:  # no process, no descriptor left
-                how = f"could not be started: {error.strerror or error}"
-                self._lose(how, 3)
+                outcome = await self._run_worker(slot)
+            except OSError as error:  # out of processes or descriptors
+                outcome = f"could not be started: {error.strerror or error}"
+                self._abort_startup(outcome, 3)
             if self._stopping.is_set():
                 return
-            self._tally.restarts += 1
-            pause = _FIRST_PAUSE if loop.time() - begin >= _LASTED else pause
-            _logger.warning("worker %d %s; another starts in %g s", place, how, pause)
+            self._metrics.restarts += 1
+            delay = _FIRST_DELAY if loop.time() - begin >= _STABLE_SECONDS else delay
+            _logger.warning("worker %d %s; another starts in %g s", slot, outcome, delay)
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+                await asyncio.wait_for(self._stopping.wait(), delay)
+            delay = min(2 * delay, _MAX_DELAY)
 
-    async def _live(self, place: int) -> str:
-        """Start a process and hear it until it has ended; return how it ended."""
-        process = _start(self._crew.arguments, self._listening)
-        self._running[place] = process
+    async def _run_worker(self, slot: int) -> str:
+        """Run a worker until it exits; return how it ended."""
+        process = _start(self._pool.arguments, self._listening)
+        self._running[slot] = process
         try:
-            await self._hear(place, process)
+            await self._read_messages(slot, process)
         finally:
-            self._ready.discard(place)
-            self._tally.workers = len(self._ready)
-            self._tally.lose(place)
-            self._unread.discard(place)
-            del self._running[place]
+            self._ready.discard(slot)
+            self._metrics.workers = len(self._ready)
+            self._metrics.retire(slot)
+            self._unread.discard(slot)
+            del self._running[slot]
             process.link.close()
             code = _reap(process.pid)
-        how = f"ended with code {code}" if code >= 0 else f"was ended by signal {-code}"
-        self._lose(f"(process {process.pid}) {how}", code)
-        return f"(process {process.pid}) {how}"
+        outcome = f"exited with code {code}" if code >= 0 else f"was killed by signal {-code}"
+        self._abort_startup(f"(process {process.pid}) {outcome}", code)
+        return f"(process {process.pid}) {outcome}"
 
-    async def _hear(self, place: int, process: _Process) -> None:
-        """Hear a process until its end of the link closes, or is silent for too long."""
+    async def _read_messages(self, slot: int, process: _Worker) -> None:
+        """Handle a worker's messages until it closes its control channel or hangs."""
         while True:
             try:
-                said = await self._next(process.link)
-            except ConnectionError:  # it went with something of ours unread
+                message = await self._receive(process.link)
+            except ConnectionError:  # it exited with an unread message of ours
                 return
-            if said is None:
-                if not self._stopping.is_set():  # else the time to finish bounds it
-                    _logger.warning("worker %d hangs: it is killed", place)
+            if message is None:
+                if not self._stopping.is_set():  # during shutdown the drain time limits it
+                    _logger.warning("worker %d hangs; killing it", slot)
                     return
                 continue
-            if not said:
+            if not message:
                 return
-            if said == READY:
-                self._ready.add(place)
-                self._tally.workers = len(self._ready)
-                self._tell()
-            elif said.startswith(COUNTS):
-                self._count(place, said)
-            elif said != ALIVE:
-                _logger.debug("worker %d says %s", place, ascii(said))
+            if message == READY:
+                self._ready.add(slot)
+                self._metrics.workers = len(self._ready)
+                self._announce_ready()
+            elif message.startswith(METRICS):
+                self._record_metrics(slot, message)
+            elif message != HEARTBEAT:
+                _logger.debug("worker %d sent %s", slot, ascii(message))
 
-    def _count(self, place: int, said: bytes) -> None:
+    def _record_metrics(self, slot: int, message: bytes) -> None:
         try:
-            self._tally.hear(place, said[len(COUNTS) :])
-        except FormatError as error:  # another version of ours was put below a running service
-            if place not in self._unread:
-                _logger.warning("worker %d counts what cannot be read: %s", place, error)
-            self._unread.add(place)
+            self._metrics.update(slot, message[len(METRICS) :])
+        except FormatError as error:  # after an upgrade of the files below a running service
+            if slot not in self._unread:
+                _logger.warning("worker %d sent malformed metrics: %s", slot, error)
+            self._unread.add(slot)
 
-    async def _next(self, link: socket) -> bytes | None:
-        """Return what a process says next, nothing at its end; None if it is silent for too long.
+    async def _receive(self, link: socket) -> bytes | None:
+        """Return a worker's next message, empty at its exit; None if it hangs.
 
-        When all of us were stopped (a container that was paused, a machine that was a snapshot) our
-        time is over the moment we wake, and the process has had none to say anything. So it is
-        given ten seconds more, which begin when we are awake.
+        If the whole machine was suspended (a paused container, a VM snapshot), the time limit has
+        passed when it resumes, although the worker could not send anything. Ten more seconds allow
+        for that.
         """
-        said = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(link, _LONGEST))
+        message = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(link, _LONGEST))
         try:
-            for seconds in (self._crew.silent_seconds, _AWAKE_SECONDS):
-                # Not wait_for, which may drop what comes at the very moment.
-                await asyncio.wait({said}, timeout=seconds)
-                if said.done():
-                    return said.result()
+            for seconds in (self._pool.timeout_seconds, _SUSPEND_SECONDS):
+                # Not wait_for(), which may lose a message that arrives at the timeout.
+                await asyncio.wait({message}, timeout=seconds)
+                if message.done():
+                    return message.result()
             return None
         finally:
-            said.cancel()
+            message.cancel()
 
-    def _tell(self) -> None:
-        """Say once that all are ready."""
-        if self._all_ready or len(self._ready) < self._crew.size or self._stopping.is_set():
+    def _announce_ready(self) -> None:
+        """Announce once that all workers are ready."""
+        if self._all_ready or len(self._ready) < self._pool.size or self._stopping.is_set():
             return
         self._all_ready = True
         sockets = {"verifier": self._listening}
-        if self._crew.metrics is not None:
-            sockets["verifier_metrics"] = self._crew.metrics.socket
-        ready = Ready(
+        if self._pool.metrics is not None:
+            sockets["verifier_metrics"] = self._pool.metrics.socket
+        ready = BoundAddresses(
             {name: f"http://{Address(*at.getsockname()[:2])}" for name, at in sockets.items()}
         )
         self._on_ready(ready)
-        self._supervisor.manager.ready(str(ready))
-        if self._supervisor.watchdog:
-            self._watching = asyncio.create_task(self._supervisor.manager.watch(ready.places))
+        self._service.manager.ready(str(ready))
+        if self._service.watchdog:
+            self._watching = asyncio.create_task(self._service.manager.watch(ready.addresses))
 
-    def _lose(self, how: str, code: int) -> None:
-        """Give up if one ended before all were ready: another start would mend nothing."""
+    def _abort_startup(self, outcome: str, code: int) -> None:
+        """Fail startup if a worker exits before all are ready; a restart would not help."""
         if self._all_ready or self._stopping.is_set():
             return
-        kind = ConfigError if code == 1 else AttestKitError
-        self._failed = kind(f"a worker {how} before all were ready: its own line says why")
+        text = f"worker {outcome} during startup; see its log"
+        self._failed = (
+            ConfigError(text, reason="wrong_value")
+            if code == 1
+            else BackendError(text, reason="io_error")
+        )
         self._stopping.set()
 
-    # -- the end -----------------------------------------------------------------------------------
+    # -- shutdown ----------------------------------------------------------------------------------
 
-    async def _stop(self, places: "Sequence[asyncio.Task[None]]") -> None:
-        """Let nobody in, have everybody who is in answered, and end."""
-        ours = "verifier" not in self._supervisor.handed_over
-        Door(self._listening, ours).turn_away()
-        await asyncio.sleep(HANDSHAKE_SECONDS)  # who was half way is in the queue then
-        for place, process in self._running.items():
-            if place in self._ready:
-                with suppress(OSError):  # it has just ended
+    async def _stop(self, slots: "Sequence[asyncio.Task[None]]") -> None:
+        """Refuse new connections, let workers finish their requests, and wait for them."""
+        ours = "verifier" not in self._service.handed_over
+        ListeningSocket(self._listening, ours).refuse_new()
+        await asyncio.sleep(HANDSHAKE_SECONDS)  # let pending handshakes reach the queue
+        for slot, process in self._running.items():
+            if slot in self._ready:
+                with suppress(OSError):  # it has just exited
                     process.link.send(STOP)
             else:
                 os.kill(process.pid, signal.SIGTERM)
-        _, late = await asyncio.wait(places, timeout=self._crew.drain_seconds + _GRACE)
-        for place, process in self._running.items():
-            _logger.warning("worker %d does not end: it is killed", place)
+        _, late = await asyncio.wait(slots, timeout=self._pool.drain_seconds + _GRACE)
+        for slot, process in self._running.items():
+            _logger.warning("worker %d did not exit; killing it", slot)
             os.kill(process.pid, signal.SIGKILL)
         if late:
             await asyncio.wait(late)
-        for task in places:
+        for task in slots:
             task.result()
 
     def _kill(self) -> None:
-        """End all processes there and then; they are not reaped yet, so the numbers are theirs."""
+        """Kill all workers; their process ids are valid, because they are not reaped yet."""
         for process in tuple(self._running.values()):
             os.kill(process.pid, signal.SIGKILL)
 
 
 def _reap(pid: int) -> int:
-    """Return the exit code of a process whose link is closed, or which hangs.
+    """Return the exit code of a worker that closed its control channel or hangs.
 
-    It closes its end by ending alone, and a kill does not change the code of what is about to end.
+    A worker closes its channel only by exiting, and SIGKILL does not change the exit code then.
     """
-    os.kill(pid, signal.SIGKILL)  # not reaped, so the number is still its own
+    os.kill(pid, signal.SIGKILL)  # not reaped, so the process id is still valid
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _interpreter_flags() -> list[str]:
-    """Return the options that give another interpreter what this one was given.
+    """Return the command-line flags of this interpreter for another one.
 
-    Without -I a process would run what its environment names, as sitecustomize, before our program.
+    Without -I a worker would run code that its environment names, such as sitecustomize.
     """
     given = [(letter, int(getattr(sys.flags, name, 0))) for name, letter in _FLAGS.items()]
     flags = [f"-{letter * times}" for letter, times in given if times > 0]
     flags += [f"-W{option}" for option in sys.warnoptions]
-    options: dict[str, str | bool] = getattr(sys, "_xoptions", {})  # of CPython, and documented
+    options: dict[str, str | bool] = getattr(sys, "_xoptions", {})  # documented for CPython
     flags += [f"-X{key}" if value is True else f"-X{key}={value}" for key, value in options.items()]
     return flags
 
 
-def _start(arguments: Sequence[str], listening: socket) -> _Process:
-    """Start our program with the socket and a link; nothing else of ours is open in it.
+def _start(arguments: Sequence[str], listening: socket) -> _Worker:
+    """Start a worker with the listening socket and a control channel as its only descriptors.
 
-    It is the leader of a group of its own: what a terminal sends goes to the foreman alone.
+    It leads its own process group: signals of a terminal reach only the supervisor.
 
     Raises:
-        OSError: There is no descriptor, no memory or no process left.
+        OSError: If the process cannot be created.
     """
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
     ours.settimeout(0)
@@ -335,9 +342,9 @@ def _start(arguments: Sequence[str], listening: socket) -> _Process:
         try:
             given = []
             for each in (listening, theirs):
-                given.append(fcntl(each, F_DUPFD_CLOEXEC, _FREE))
+                given.append(fcntl(each, F_DUPFD_CLOEXEC, _FIRST_FREE_FD))
                 stack.callback(partial(os.close, given[-1]))
-            program = _PROGRAM.format(path=sys.path, link=LINK)
+            program = _PROGRAM.format(path=sys.path, link=CHANNEL_FD)
             pid = os.posix_spawn(
                 sys.executable,
                 [sys.executable, *_interpreter_flags(), "-c", program, *arguments],
@@ -345,12 +352,12 @@ def _start(arguments: Sequence[str], listening: socket) -> _Process:
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, given[0], _SOCKET),
-                    (os.POSIX_SPAWN_DUP2, given[1], LINK),
+                    (os.POSIX_SPAWN_DUP2, given[0], _SOCKET_FD),
+                    (os.POSIX_SPAWN_DUP2, given[1], CHANNEL_FD),
                 ],
                 setpgroup=0,
             )
         except BaseException:
             ours.close()
             raise
-    return _Process(pid, ours)
+    return _Worker(pid, ours)

@@ -1,4 +1,4 @@
-"""Many pieces of evidence at a time, on this machine or a cluster, in the order they came.
+"""Batch verification on this machine or on a cluster, with results in the order of the input.
 
-A worker that is lost loses no evidence.
+The evidence of a lost worker is submitted again.
 """

@@ -1,4 +1,4 @@
-"""Items that arrive while others are judged: a thread waits for the next, and no outcome has to."""
+"""Reading of items in a thread, while outcomes of earlier items are yielded."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -14,26 +14,26 @@ from attestkit.collateral import Collateral
 from attestkit.quote import Quote
 from attestkit.verifier.batch.task import Item
 
-__all__ = ["Arriving", "size_of"]
+__all__ = ["ItemReader", "size_of"]
 
-_LINGER: Final = 0.01  # seconds that an item waits at most for others of its task
-_GRACE: Final = 0.1  # seconds that closing waits for an iterator which is at work on an item
+_LINGER: Final = 0.01  # seconds that an item waits for its task to fill
+_GRACE: Final = 0.1  # seconds that `close` waits for the iterator
 
 
-class _AtHand(NamedTuple):
+class _QueuedItem(NamedTuple):
     item: Item
     size: int  # bytes
-    due: float  # when it goes out, alone if need be
+    due: float  # time at which its task is submitted, full or not
 
 
-class Arriving:
-    """An iterator of items in a thread of its own, which takes as many as there is room for.
+class ItemReader:
+    """Reader of an iterable in a thread, with limits on items and bytes in flight.
 
     Args:
-        items: The iterator; it is begun, and asked for each item, in that thread.
-        window: Items that may be taken and not yet let go.
-        most: Bytes of evidence, from which on none is taken until some are let go.
-        came: Called from the thread when there is an item more, and at the end.
+        items: Iterable of items, iterated in the thread.
+        window: Maximum number of items in flight: read and not yet released.
+        most: Bytes of evidence in flight from which on no item is read.
+        came: Function that the thread calls after each item and at the end.
     """
 
     def __init__(
@@ -42,25 +42,25 @@ class Arriving:
         self._items: Iterable[Item] | None = items
         self._window, self._most, self._came = window, most, came
         self._changed = Condition()
-        self._at_hand: deque[_AtHand] = deque()
-        self._taken = self._size = 0  # and not yet let go
-        self._waiting = 0  # bytes of what is at hand
+        self._queue: deque[_QueuedItem] = deque()
+        self._taken = self._size = 0  # in flight
+        self._waiting = 0  # bytes of queued items
         self._ended = self._stopped = False
         self._error: BaseException | None = None
         self._thread: Thread | None = None
 
     def begin(self) -> None:
-        """Take the first items, in the context that the caller has now."""
+        """Start the thread, in a copy of the caller's context."""
         run = copy_context().run
         self._thread = Thread(target=run, args=(self._run,), name="attestkit items", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        with _Kept(self._end):
-            # Held by nothing else from here on: a generator that was given away is closed in time.
-            given, self._items = self._items, None
-            items = iter(given or ())
-            del given
+        with _ReportEnd(self._end):
+            # The only reference from here on, so that a generator is closed in time.
+            iterable, self._items = self._items, None
+            items = iter(iterable or ())
+            del iterable
             while self._has_room():
                 try:
                     item = next(items)
@@ -85,7 +85,7 @@ class Arriving:
             self._taken += 1
             self._size += size
             self._waiting += size
-            self._at_hand.append(_AtHand(item, size, monotonic() + _LINGER))
+            self._queue.append(_QueuedItem(item, size, monotonic() + _LINGER))
         self._came()
 
     def _end(self, error: BaseException | None) -> None:
@@ -94,47 +94,47 @@ class Arriving:
         self._came()
 
     def is_over(self) -> bool:
-        """Tell whether every item was handed out, and no more will come."""
+        """Return whether all items have been returned."""
         with self._changed:
-            return self._ended and not self._at_hand
+            return self._ended and not self._queue
 
     def task(self, longest: int, largest: int, *, idle: bool) -> tuple[list[Item], int]:
-        """Return the items of the next task, and their size in bytes; none where more may come.
+        """Return the items of the next task and their size in bytes; no items if it is not due.
 
-        A task is full at `longest` items or `largest` bytes. It goes out before that where nobody
-        has anything to do (`idle`), where none can come, or where its first has waited for 10 ms.
+        A task is due when it has `longest` items or `largest` bytes, when workers are `idle`, when
+        no more items can be read, or when its first item has waited for 10 ms.
         """
         with self._changed:
             if not isinstance(self._error, Exception):
-                self.raise_error()  # an interrupt is not kept waiting
-            if not self._at_hand:
+                self.raise_error()  # an interrupt is raised at once
+            if not self._queue:
                 return [], 0
-            full = len(self._at_hand) >= longest or self._waiting >= largest
-            due = idle or self._ended or self._is_full() or monotonic() >= self._at_hand[0].due
+            full = len(self._queue) >= longest or self._waiting >= largest
+            due = idle or self._ended or self._is_full() or monotonic() >= self._queue[0].due
             chunk: list[Item] = []
             size = 0
-            while (full or due) and self._at_hand and len(chunk) < longest and size < largest:
-                taken = self._at_hand.popleft()
+            while (full or due) and self._queue and len(chunk) < longest and size < largest:
+                taken = self._queue.popleft()
                 chunk.append(taken.item)
                 size += taken.size
             self._waiting -= size
             return chunk, size
 
     def due_in(self) -> float | None:
-        """Return the seconds until the items at hand go out; None if there are none."""
+        """Return the seconds until the queued items are due; None if the queue is empty."""
         with self._changed:
-            return max(0.0, self._at_hand[0].due - monotonic()) if self._at_hand else None
+            return max(0.0, self._queue[0].due - monotonic()) if self._queue else None
 
-    def let_go(self, *, items: int = 0, size: int = 0) -> None:
-        """Make room: for so many items that were yielded, or bytes that were judged."""
+    def release(self, *, items: int = 0, size: int = 0) -> None:
+        """Release the window for yielded items, and for verified bytes."""
         with self._changed:
             self._taken -= items
             self._size -= size
             self._changed.notify_all()
 
     def raise_error(self) -> None:
-        """Raise what the iterator did, once its items are through."""
-        error, self._error = self._error, None  # its frames hold this object: no circle
+        """Raise the exception of the iterator, if any."""
+        error, self._error = self._error, None  # its frames reference this object
         try:
             if error is not None:
                 raise error
@@ -142,22 +142,22 @@ class Arriving:
             del error
 
     def close(self) -> None:
-        """End the thread. One that waits for its iterator ends when that has its next item.
+        """Stop the thread; if its iterator blocks, it ends at the next item.
 
-        Nothing ends a call that blocks in another thread: who made the iterator can.
+        A blocking call in another thread cannot be interrupted.
         """
         with self._changed:
             self._stopped, self._items, self._error = True, None, None
-            self._at_hand.clear()
+            self._queue.clear()
             self._changed.notify_all()
-        # A stream that nobody has any more is closed by whoever collects it: that thread, too.
+        # The garbage collector may close an abandoned stream in that very thread.
         thread = self._thread
         if thread is not None and thread is not current_thread() and thread.is_alive():
             thread.join(_GRACE)
 
 
-class _Kept:
-    """Hands on what ends its block, whatever it is."""
+class _ReportEnd:
+    """Context manager that passes the exception of its block to a function, and suppresses it."""
 
     def __init__(self, end: Callable[[BaseException | None], object]) -> None:
         self._end = end
@@ -176,10 +176,10 @@ class _Kept:
 
 
 def size_of(item: object) -> int:
-    """Return the bytes of an item: of its evidence and its collateral, whatever they are in."""
+    """Return the bytes of an item's evidence and collateral, of any type."""
     size = 0
     rest: list[object] = [item]
-    while rest:  # evidence is tuples in tuples, of which its decoders bound the depth and number
+    while rest:  # nested tuples, whose depth and number the decoders limit
         part = rest.pop()
         if isinstance(part, bytes | str):
             size += len(part)

@@ -1,7 +1,7 @@
-"""Many verifications on any executor: a bounded number under way, and none lost with a worker.
+"""Batch verification on any executor, with bounded concurrency and recovery from dead workers.
 
-What a dead worker had is judged again, one item at a time, in a spare process that has nothing
-else: what ends that process twice is refused by itself, and its neighbours get their verdicts.
+The items of a dead worker are verified again one by one in a spare process. An item that ends the
+spare process twice is rejected; the other items get their results.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from attestkit.errors import AttestKitError, UsageError, VerificationError
-from attestkit.verifier.batch.input_queue import Arriving, size_of
+from attestkit.verifier.batch.input_queue import ItemReader, size_of
 from attestkit.verifier.batch.task import (
+    BatchTask,
     Item,
-    Judge,
     Outcome,
-    Sent,
-    Task,
-    is_failure,
+    SharedVerifier,
+    VerifierProtocol,
+    is_internal_failure,
     run_task,
     verify_one,
 )
@@ -33,17 +33,15 @@ from attestkit.verifier.result import AttestationResult
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-__all__ = ["MOST_IN_FLIGHT", "WINDOW", "leave_with_parent", "verify_all", "verify_each"]
+__all__ = ["MOST_IN_FLIGHT", "WINDOW", "exit_with_parent", "verify_all", "verify_each"]
 
-WINDOW: Final = 1024  # items under way, if nobody says otherwise
-MOST_IN_FLIGHT: Final = 1_000_000  # what anybody may say
-_CHUNK: Final = 16  # verifications a task: sending one to a process costs less than one of them
-_CHUNK_BYTES: Final = 1 << 20  # of evidence, after which a task is full
-_BYTES: Final = 64 << 20  # of evidence under way, after which none is taken
-_TRIES: Final = 2  # processes that an item may end when it is alone, before it is refused
-_LONGEST_BEGIN: Final = (
-    300.0  # seconds until a process of ours must have begun, initializer and all
-)
+WINDOW: Final = 1024  # default number of items in flight
+MOST_IN_FLIGHT: Final = 1_000_000  # largest window
+_CHUNK: Final = 16  # items per task, so that a submission costs less than a verification
+_CHUNK_BYTES: Final = 1 << 20  # of evidence per task
+_BYTES: Final = 64 << 20  # of evidence in flight
+_TRIES: Final = 2  # processes that a single item may end before it is rejected
+_LONGEST_BEGIN: Final = 300.0  # seconds until a started process must be ready
 
 _logger = logging.getLogger("attestkit.verifier")
 _Done = Future[list[Outcome]]
@@ -51,13 +49,13 @@ _Outcomes = Generator[tuple[int, Outcome], None, None]
 
 
 def verify_all(
-    verifier: Judge,
+    verifier: VerifierProtocol,
     items: Sequence[Item],
     executor: Executor | None,
     progress: Callable[[int, int], None] | None,
     now: datetime,
 ) -> list[Outcome]:
-    """Return the outcome of each item, in their order; see `Verifier.verify_many`."""
+    """Return the outcome of each item, in order; see `Verifier.verify_many`."""
     found: dict[int, Outcome] = {}
     with contextlib.closing(_each(verifier, items, executor, WINDOW, now)) as outcomes:
         for index, outcome in outcomes:
@@ -68,7 +66,7 @@ def verify_all(
 
 
 def verify_each(
-    verifier: Judge,
+    verifier: VerifierProtocol,
     items: Iterable[Item],
     executor: Executor | None,
     window: int,
@@ -76,44 +74,49 @@ def verify_each(
     *,
     ordered: bool,
 ) -> _Outcomes:
-    """Yield the outcomes as they come, each with the place of its item; see `verify_stream`."""
-    window = _checked_window(window)
-    # What is at hand as a whole makes full tasks; and where the work is done here, nothing waits.
+    """Yield outcomes with the index of their item; see `Verifier.verify_stream`."""
+    window = _check_window(window)
+    # A list gives full tasks at once, and without an executor there is nothing to overlap.
     if executor is None or isinstance(items, list | tuple):
         return _each(verifier, items, executor, window, now, ordered=ordered)
-    return _each_arriving(verifier, items, executor, window, now, ordered=ordered)
+    return _verify_while_reading(verifier, items, executor, window, now, ordered=ordered)
 
 
-def _checked_window(given: object) -> int:
+def _check_window(given: object) -> int:
     if not isinstance(given, int) or not 1 <= given <= MOST_IN_FLIGHT:
-        raise UsageError(f"window is a number of items, 1 to {MOST_IN_FLIGHT}, not {given!r}")
+        raise UsageError(
+            f"window: out of range: {given!r}, must be an integer from 1 to {MOST_IN_FLIGHT}",
+            reason="out_of_range",
+        )
     return given
 
 
-def leave_with_parent() -> None:
-    """Begin a worker process that ends with the one it works for, and leaves Ctrl-C to that."""
-    from multiprocessing import parent_process  # late: such a process has it loaded
+def exit_with_parent() -> None:
+    """Initialise a worker process: ignore Ctrl-C, and exit when the parent process exits."""
+    from multiprocessing import parent_process  # lazy: already loaded in such a process
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if (parent := parent_process()) is not None:
-        # The queue between the two does not tell: a worker holds both of its ends.
-        Thread(target=_leave_after, args=(parent,), daemon=True).start()
+        # The queue does not signal it: a worker has both of its ends open.
+        Thread(target=_exit_after, args=(parent,), daemon=True).start()
 
 
-def _begin_like(initializer: Callable[..., object] | None, arguments: tuple[object, ...]) -> None:
-    """Begin a worker process in the place of another pool's, with what that one's begin with."""
-    leave_with_parent()
-    if initializer is not None and initializer is not leave_with_parent:
+def _initialize_worker(
+    initializer: Callable[..., object] | None, arguments: tuple[object, ...]
+) -> None:
+    """Initialise a worker process of a replacement pool with the initializer of the first pool."""
+    exit_with_parent()
+    if initializer is not None and initializer is not exit_with_parent:
         initializer(*arguments)
 
 
-def _leave_after(parent: "BaseProcess") -> None:
+def _exit_after(parent: "BaseProcess") -> None:
     parent.join()
     os._exit(1)
 
 
 def _each(
-    verifier: Judge,
+    verifier: VerifierProtocol,
     items: Iterable[Item],
     executor: Executor | None,
     window: int,
@@ -125,25 +128,25 @@ def _each(
         for index, item in enumerate(items):
             yield index, verify_one(verifier, item, now)
         return
-    turn, taken = _Turn(ordered=ordered), 0
-    with contextlib.closing(_Workers(executor, Sent(verifier), now)) as workers:
+    buffer, taken = _OutcomeBuffer(ordered=ordered), 0
+    with contextlib.closing(_Workers(executor, SharedVerifier(verifier), now)) as workers:
         for chunk, size in _chunks(items, min(_CHUNK, window)):
-            # What waits for its turn counts, too: else one slow task would let all others pile up.
-            while taken > turn.given and (
-                taken + len(chunk) > turn.given + window or workers.size + size > _BYTES
+            # Buffered outcomes count: otherwise they would pile up behind a slow task.
+            while taken > buffer.yielded and (
+                taken + len(chunk) > buffer.yielded + window or workers.size + size > _BYTES
             ):
-                yield from turn.pass_on(workers.finished(wait=True))
+                yield from buffer.add(workers.finished(wait=True))
             workers.submit(taken, chunk, size)
             taken += len(chunk)
-            yield from turn.pass_on(workers.finished(wait=False))
-            while taken >= turn.given + window:  # whoever writes may wait for an answer
-                yield from turn.pass_on(workers.finished(wait=True))
-        while taken > turn.given:
-            yield from turn.pass_on(workers.finished(wait=True))
+            yield from buffer.add(workers.finished(wait=False))
+            while taken >= buffer.yielded + window:  # the producer may wait for an outcome
+                yield from buffer.add(workers.finished(wait=True))
+        while taken > buffer.yielded:
+            yield from buffer.add(workers.finished(wait=True))
 
 
-def _each_arriving(
-    verifier: Judge,
+def _verify_while_reading(
+    verifier: VerifierProtocol,
     items: Iterable[Item],
     executor: Executor,
     window: int,
@@ -151,30 +154,30 @@ def _each_arriving(
     *,
     ordered: bool,
 ) -> _Outcomes:
-    """Yield what is judged also while the next item is waited for, in a thread."""
-    turn, sent, longest = _Turn(ordered=ordered), 0, min(_CHUNK, window)
+    """Yield outcomes while a thread waits for the next item."""
+    buffer, submitted, longest = _OutcomeBuffer(ordered=ordered), 0, min(_CHUNK, window)
     with (
-        contextlib.closing(_Workers(executor, Sent(verifier), now)) as workers,
-        contextlib.closing(Arriving(items, window, _BYTES, workers.wake)) as arriving,
+        contextlib.closing(_Workers(executor, SharedVerifier(verifier), now)) as workers,
+        contextlib.closing(ItemReader(items, window, _BYTES, workers.wake)) as reader,
     ):
         workers.begin()
-        arriving.begin()
-        while not arriving.is_over() or sent > turn.given:
-            chunk, size = arriving.task(longest, _CHUNK_BYTES, idle=workers.idle)
+        reader.begin()
+        while not reader.is_over() or submitted > buffer.yielded:
+            chunk, size = reader.task(longest, _CHUNK_BYTES, idle=workers.idle)
             if chunk:
-                workers.submit(sent, chunk, size)
-                sent += len(chunk)
+                workers.submit(submitted, chunk, size)
+                submitted += len(chunk)
             before = workers.size
-            found = workers.finished(wait=not chunk, at_most=arriving.due_in())
-            arriving.let_go(size=before - workers.size)
-            for outcome in turn.pass_on(found):
+            found = workers.finished(wait=not chunk, at_most=reader.due_in())
+            reader.release(size=before - workers.size)
+            for outcome in buffer.add(found):
                 yield outcome
-                arriving.let_go(items=1)  # not before: who waits for an answer has it by now
-        arriving.raise_error()
+                reader.release(items=1)  # after the caller has the outcome
+        reader.raise_error()
 
 
 def _chunks(items: Iterable[Item], longest: int) -> Iterator[tuple[list[Item], int]]:
-    """Yield items in tasks, each with the size of its evidence in bytes."""
+    """Yield the items of each task, with the size of their evidence in bytes."""
     chunk: list[Item] = []
     size = 0
     for item in items:
@@ -187,128 +190,129 @@ def _chunks(items: Iterable[Item], longest: int) -> Iterator[tuple[list[Item], i
         yield chunk, size
 
 
-class _Turn:
-    """Outcomes on their way out: as they come, or in the order of their items."""
+class _OutcomeBuffer:
+    """Buffer of outcomes: yields them as completed, or in the order of their items."""
 
     def __init__(self, *, ordered: bool) -> None:
-        self.given = 0
+        self.yielded = 0
         self._ordered = ordered
         self._waiting: dict[int, Outcome] = {}
 
-    def pass_on(self, found: Iterable[tuple[int, Outcome]]) -> Iterator[tuple[int, Outcome]]:
-        """Yield what may go."""
+    def add(self, found: Iterable[tuple[int, Outcome]]) -> Iterator[tuple[int, Outcome]]:
+        """Add outcomes, and yield those that are due."""
         self._waiting.update(found)
         while self._waiting:
-            index = self.given if self._ordered else next(iter(self._waiting))
+            index = self.yielded if self._ordered else next(iter(self._waiting))
             if index not in self._waiting:
                 return
-            self.given += 1
+            self.yielded += 1
             yield index, self._waiting.pop(index)
 
 
 class _Workers:
-    """The executor, and what takes its place where it gives up."""
+    """The caller's executor, and its replacement if it fails."""
 
-    def __init__(self, executor: Executor, sent: Sent, now: datetime) -> None:
-        self.size = 0  # bytes of evidence that is under way
-        self._given = self._executor = executor
-        self._sent, self._now = sent, now
+    def __init__(self, executor: Executor, shared: SharedVerifier, now: datetime) -> None:
+        self.size = 0  # bytes of evidence in flight
+        self._first = self._executor = executor
+        self._shared, self._now = shared, now
         self._spare: Executor | None = None
-        self._unfit: Exception | None = None  # why no process of ours begins
+        self._start_failure: Exception | None = None  # why replacement processes do not start
         self._tasks: dict[_Done, tuple[int, list[Item], int]] = {}
-        self._done: SimpleQueue[_Done | None] = SimpleQueue()  # None wakes who waits
-        self._begun = self._told = False
-        self._beside = False  # a thread takes the items
+        self._done: SimpleQueue[_Done | None] = SimpleQueue()  # None wakes `finished`
+        self._begun = self._logged = False
+        self._has_item_thread = False  # whether a thread reads the items
         if not isinstance(executor, ThreadPoolExecutor):
             _check_that_main_runs()
 
     @property
     def idle(self) -> bool:
-        """Tell whether nothing is under way."""
+        """Whether no task is in flight."""
         return not self._tasks
 
     def wake(self) -> None:
-        """Have who waits for a task wait no more; from any thread."""
+        """Interrupt the wait in `finished`, from any thread."""
         self._done.put(None)
 
     def begin(self) -> None:
-        """Start the processes of a pool, before there is a thread beside them: some are forked.
+        """Start the processes of the pool before another thread exists, because they may be forked.
 
         Raises:
             UsageError: As `submit`.
         """
-        self._beside = True
-        if _has_processes(self._given):
+        self._has_item_thread = True
+        if _has_processes(self._first):
             self.submit(0, [], 0)
 
     def submit(self, at: int, chunk: list[Item], size: int) -> None:
-        """Send items out, of which the first is number `at`.
+        """Submit items, the first of which has index `at`.
 
         Raises:
-            UsageError: The executor takes no work, from the first on; or it has processes, and
-                the verifier does not pickle.
+            UsageError: If the executor does not accept its first task, or has processes and the
+                verifier cannot be pickled.
         """
-        if _has_processes(self._given):
-            self._sent.pickled()
-        future = self._sent_out(Task(self._sent, chunk, self._now))
+        if _has_processes(self._first):
+            self._shared.pickled()
+        future = self._submit(BatchTask(self._shared, chunk, self._now))
         self._tasks[future] = at, chunk, size
         self.size += size
         future.add_done_callback(self._done.put)
 
-    def _sent_out(self, task: Task) -> _Done:
+    def _submit(self, task: BatchTask) -> _Done:
         failure: Exception | None = None
         for _ in range(_TRIES):
-            if self._unfit is not None and self._executor is not self._given:
-                break  # the given one may be well where none of ours begins
+            if self._start_failure is not None and self._executor is not self._first:
+                break  # the caller's executor may work where replacements do not
             try:
                 future = self._executor.submit(run_task, task)
             except Exception as error:
                 if not self._begun and not isinstance(error, BrokenExecutor):
-                    raise UsageError(f"the executor takes no work: {error}") from error
-                failure = error.with_traceback(None)  # which has this frame, and the evidence
-                self._tell(error)
-                if self._unfit is not None:
+                    raise UsageError(
+                        f"executor: accepts no work: {error}", reason="closed"
+                    ) from error
+                failure = error.with_traceback(None)  # the traceback references the evidence
+                self._log_failure(error)
+                if self._start_failure is not None:
                     break
                 self._replace()
             else:
                 self._begun = True
                 return future
         lost: _Done = Future()
-        # Not `_unfit` itself: what is raised for each task keeps the frames, and evidence, of all.
-        lost.set_exception(failure or BrokenExecutor("no process of attestkit's own begins"))
+        # Not `_start_failure` itself: its traceback would collect the evidence of all tasks.
+        lost.set_exception(failure or BrokenExecutor("replacement processes do not start"))
         return lost
 
     def _replace(self) -> None:
-        """Go on without an executor that is broken, or was closed meanwhile."""
-        if self._executor is not self._given:
+        """Replace an executor that is broken or closed."""
+        if self._executor is not self._first:
             self._executor.shutdown(wait=False, cancel_futures=True)
         with contextlib.suppress(Exception):
-            self._executor = self._begin_pool(getattr(self._given, "_max_workers", 1))
-        if self._unfit is not None:  # which is kept, without what its frames hold
-            self._unfit.__traceback__ = None
+            self._executor = self._begin_pool(getattr(self._first, "_max_workers", 1))
+        if self._start_failure is not None:  # stored without the frames of its traceback
+            self._start_failure.__traceback__ = None
 
     def _pool(self, workers: int) -> Executor:
-        """Return an executor of ours, like the one that was given."""
-        if isinstance(self._given, ThreadPoolExecutor):  # none of which dies by itself
+        """Return a replacement executor of the same kind as the caller's."""
+        if isinstance(self._first, ThreadPoolExecutor):
             return ThreadPoolExecutor(workers)
-        # Late: most have no need of processes of ours.
+        # Lazy: rarely needed.
         from concurrent.futures import ProcessPoolExecutor
         from multiprocessing import get_context
 
-        context = getattr(self._given, "_mp_context", None)  # how its owner wants them to start
-        if context is None or (self._beside and context.get_start_method() == "fork"):
-            # A fork has each lock as it is: that of stdin, if the thread beside waits for a line of
-            # it, and the child would wait for that for ever.
+        context = getattr(self._first, "_mp_context", None)  # the caller's start method
+        if context is None or (self._has_item_thread and context.get_start_method() == "fork"):
+            # A forked child would deadlock on a lock that the item thread holds, such as stdin's.
             context = get_context("spawn")
-        # What it sets up may be what makes a verifier safe: to do without is no choice of ours.
-        own = self._given if _has_processes(self._given) else None
+        # The verifier may depend on the initializer, so it must not be left out.
+        own = self._first if _has_processes(self._first) else None
         first = getattr(own, "_initializer", None), getattr(own, "_initargs", ())
-        return ProcessPoolExecutor(workers, context, initializer=_begin_like, initargs=first)
+        return ProcessPoolExecutor(workers, context, initializer=_initialize_worker, initargs=first)
 
     def finished(self, *, wait: bool, at_most: float | None = None) -> list[tuple[int, Outcome]]:
-        """Return what is done by now; with `wait` at least the outcomes of one task.
+        """Return completed outcomes; with `wait`, block for those of at least one task.
 
-        That waits no longer than `at_most` seconds, and until somebody calls `wake`.
+        The wait ends after `at_most` seconds, or when `wake` is called.
         """
         found: list[tuple[int, Outcome]] = []
         with contextlib.suppress(Empty):
@@ -324,63 +328,63 @@ class _Workers:
 
     def _outcomes(self, future: _Done, chunk: list[Item]) -> list[Outcome]:
         try:
-            return _checked(future.result(), chunk)
-        except BaseException as error:  # a dead process, a value that does not pickle
-            if not is_failure(error):
+            return _check_outcomes(future.result(), chunk)
+        except BaseException as error:  # dead process, or value that cannot be pickled
+            if not is_internal_failure(error):
                 raise
-            self._tell(error)
-            error.__traceback__ = None  # it holds this frame, and what has the error: a circle
-        if not isinstance(self._given, ThreadPoolExecutor):
-            self._sent.pickled()  # else its owner's mistake would be a refusal of each item
-        return self._again(chunk)
+            self._log_failure(error)
+            error.__traceback__ = None  # breaks the reference cycle with this frame
+        if not isinstance(self._first, ThreadPoolExecutor):
+            self._shared.pickled()  # a UsageError instead of a rejection of every item
+        return self._verify_in_spare(chunk)
 
-    def _tell(self, cause: BaseException) -> None:
-        """Say once that the executor gave up, and why."""
-        if not self._told:
-            self._told = True
-            text = (
-                "the executor gave up (%s: %s): what it had goes on in workers of attestkit's own"
-            )
+    def _log_failure(self, cause: BaseException) -> None:
+        """Log once that the executor failed."""
+        if not self._logged:
+            self._logged = True
+            text = "executor failed (%s: %s); continuing in attestkit's own pool"
             _logger.warning(text, type(cause).__name__, cause)
 
-    def _again(self, items: list[Item]) -> list[Outcome]:
-        """Judge items that may have ended a worker where no others are: all, then one by one."""
-        if self._unfit is not None or not items:
-            return [_refusal(self._unfit) for _ in items if self._unfit]
-        refused: Outcome | None = None
+    def _verify_in_spare(self, items: list[Item]) -> list[Outcome]:
+        """Verify items that may have ended a worker in the spare process: together, then singly."""
+        if self._start_failure is not None or not items:
+            return [_rejection(self._start_failure) for _ in items if self._start_failure]
+        rejection: Outcome | None = None
         for _ in range(_TRIES if len(items) == 1 else 1):
             try:
-                return _checked(self._in_spare(items), items)
+                return _check_outcomes(self._run_in_spare(items), items)
             except BaseException as error:
-                if not is_failure(error):
+                if not is_internal_failure(error):
                     raise
-                refused = _refusal(error)
+                rejection = _rejection(error)
                 if not isinstance(error, BrokenExecutor):
-                    break  # it would not pickle the next time either
-        if len(items) == 1 and refused is not None:
-            return [refused]
-        return [outcome for item in items for outcome in self._again([item])]
+                    break  # deterministic, such as a value that cannot be pickled
+        if len(items) == 1 and rejection is not None:
+            return [rejection]
+        return [outcome for item in items for outcome in self._verify_in_spare([item])]
 
-    def _in_spare(self, items: list[Item]) -> list[Outcome]:
+    def _run_in_spare(self, items: list[Item]) -> list[Outcome]:
         spare = self._spare = self._spare or self._begin_pool(1)
         try:
-            # As long as it takes: what judges has the verifier's bounds, which nobody knows here.
-            return spare.submit(run_task, Task(self._sent, items, self._now)).result()
+            # No timeout: the verifier has its own limits.
+            return spare.submit(run_task, BatchTask(self._shared, items, self._now)).result()
         except BaseException as error:
-            if isinstance(error, BrokenExecutor) or not is_failure(error):  # or an interrupt
+            if isinstance(error, BrokenExecutor) or not is_internal_failure(
+                error
+            ):  # or an interrupt
                 self._spare = None
                 _kill(spare)
             raise
 
     def _begin_pool(self, workers: int) -> Executor:
-        """Return a pool of ours that works; where none does, that is no evidence's fault."""
-        if self._unfit is not None:
-            raise self._unfit
+        """Return a working replacement pool; raises if processes do not start."""
+        if self._start_failure is not None:
+            raise self._start_failure
         failure: Exception = BrokenExecutor(f"no process began within {_LONGEST_BEGIN:g} seconds")
         for _ in range(_TRIES):
             pool = self._pool(workers)
             try:
-                future = pool.submit(run_task, Task(self._sent, [], self._now))
+                future = pool.submit(run_task, BatchTask(self._shared, [], self._now))
                 if wait([future], _LONGEST_BEGIN).done:
                     future.result()
                     return pool
@@ -390,57 +394,58 @@ class _Workers:
                 if not isinstance(error, Exception):
                     raise
                 failure = error.with_traceback(None)
-        self._unfit = failure
+        self._start_failure = failure
         raise failure
 
     def close(self) -> None:
-        """Take back what is not done; somebody's Ctrl-C, or a caller that has seen enough."""
+        """Cancel pending tasks and shut down replacement pools."""
         for task in self._tasks:
             task.cancel()
-        if self._executor is not self._given:
+        if self._executor is not self._first:
             self._executor.shutdown(cancel_futures=True)
         if self._spare is not None:
             self._spare.shutdown(cancel_futures=True)
 
 
 def _has_processes(executor: Executor) -> bool:
-    """Tell a pool of processes, without loading what they take."""
+    """Return whether `executor` is a ProcessPoolExecutor, without importing its module."""
     kinds = type(executor).__mro__
     return any(kind.__module__ == "concurrent.futures.process" for kind in kinds)
 
 
 def _kill(pool: Executor) -> None:
-    """End a pool of ours and its processes; whoever waits for one finds the pool broken."""
+    """Kill the processes of a replacement pool; waiting futures raise BrokenExecutor."""
     for process in list((getattr(pool, "_processes", None) or {}).values()):
         process.kill()
     pool.shutdown(wait=False)
 
 
 def _check_that_main_runs() -> None:
-    """Refuse a program without a guard, which a process of ours would run again from its start.
+    """Check that this is not a worker process that is still importing the main module.
 
     Raises:
-        UsageError: This process is about to begin, and imports the program for that.
+        UsageError: If it is: the program lacks a `__main__` guard.
     """
     loaded = sys.modules.get("multiprocessing.process")
     if loaded is not None and getattr(loaded.current_process(), "_inheriting", False):
         raise UsageError(
-            "a process that judges begins, and would run the program once more: what starts it "
-            "belongs below `if __name__ == '__main__':`"
+            "worker process: started while the main module is still being imported; call it "
+            "below `if __name__ == '__main__':`",
+            reason="wrong_process",
         )
 
 
-def _checked(answer: object, items: list[Item]) -> list[Outcome]:
-    """Return what an executor answered, if it is what was asked for."""
+def _check_outcomes(answer: object, items: list[Item]) -> list[Outcome]:
+    """Return the result of a task, after a check of its type and length."""
     found: list[object] = answer if isinstance(answer, list) else []
     outcomes = [each for each in found if isinstance(each, AttestationResult | AttestKitError)]
-    if not len(outcomes) == len(found) == len(items):  # who looks for errors would miss a None
-        raise UsageError("the executor answers with something else than its task")
+    if not len(outcomes) == len(found) == len(items):  # a None would be taken for a success
+        raise UsageError("executor: result is not that of the submitted task", reason="wrong_type")
     return outcomes
 
 
-def _refusal(error: BaseException) -> VerificationError:
-    text = f"the verification did not come to its end ({type(error).__name__}: {error})"
-    refused = VerificationError(text, reason="internal")
-    refused.__cause__ = error.with_traceback(None)  # whose frames hold the items of its task
-    return refused
+def _rejection(error: BaseException) -> VerificationError:
+    text = f"verification: not completed: {type(error).__name__}: {error}"
+    rejection = VerificationError(text, reason="internal")
+    rejection.__cause__ = error.with_traceback(None)  # its frames reference the items
+    return rejection

@@ -1,4 +1,4 @@
-"""One verification of many, and how it gets to a worker; `scheduler` sends them out."""
+"""Tasks of batch verification, as sent to workers by `scheduler`."""
 
 import pickle
 from collections.abc import Callable, Sequence
@@ -14,20 +14,20 @@ from attestkit.quote import Quote
 from attestkit.verifier.result import AttestationResult
 
 __all__ = [
+    "BatchTask",
     "Item",
-    "Judge",
     "Outcome",
-    "Sent",
-    "Task",
-    "guarded",
-    "is_failure",
+    "SharedVerifier",
+    "VerifierProtocol",
+    "is_internal_failure",
+    "run_step",
     "run_task",
     "verify_one",
 ]
 
 
 class Item(NamedTuple):
-    """One verification of many; the fields are those of `Verifier.verify`."""
+    """Evidence of a batch with its report data and collateral, as for `Verifier.verify`."""
 
     evidence: bytes | Attestation | Quote
     report_data: bytes | None
@@ -38,8 +38,8 @@ _Got = TypeVar("_Got")
 Outcome = AttestationResult | AttestKitError
 
 
-class Judge(Protocol):
-    """A Verifier."""
+class VerifierProtocol(Protocol):
+    """Protocol of `Verifier`."""
 
     def verify(
         self,
@@ -49,108 +49,111 @@ class Judge(Protocol):
         now: datetime | float | None = None,
         collateral: Collateral | None = None,
     ) -> AttestationResult:
-        """Judge one."""
+        """Verify one item; see `Verifier.verify`."""
         ...
 
 
-class Sent:
-    """A verifier on its way to workers: threads get this very one, a process its own once."""
+class SharedVerifier:
+    """A verifier for workers: shared by threads, pickled once for each process."""
 
-    def __init__(self, verifier: Judge) -> None:
+    def __init__(self, verifier: VerifierProtocol) -> None:
         self.verifier = verifier
         self._pickled = b""
 
     def pickled(self) -> bytes:
-        """Return the verifier as a process gets it.
+        """Return the pickled verifier.
 
         Raises:
-            UsageError: It does not pickle: that is its owner's mistake, and no evidence's.
+            UsageError: If the verifier cannot be pickled.
         """
         if not self._pickled:
             try:
                 self._pickled = pickle.dumps(self.verifier)
             except Exception as error:
                 raise UsageError(
-                    f"the verifier does not pickle ({error}), as it must for other processes: "
-                    "give it functions of a module in place of lambdas, or take threads"
+                    f"verifier: cannot be pickled for other processes: {error}; use functions of "
+                    "a module instead of lambdas, or threads",
+                    reason="not_picklable",
                 ) from error
         return self._pickled
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _received, (self.pickled(),)
+        return _unpickle, (self.pickled(),)
 
 
 @lru_cache(maxsize=4)
-def _received(pickled: bytes) -> Sent:
-    """Return what was sent; the same again for the next chunk, with all that it has cached."""
-    return Sent(pickle.loads(pickled))  # noqa: S301 - by the executor's owner, like all it is sent
+def _unpickle(pickled: bytes) -> SharedVerifier:
+    """Return the unpickled verifier, cached so that tasks share its caches."""
+    return SharedVerifier(pickle.loads(pickled))  # noqa: S301 - from the process that owns the executor
 
 
-def guarded(name: str, steps: Sequence[str], step: Callable[[], _Got]) -> _Got:
-    """Take a step; whatever goes wrong in it is a rejection that knows how far we got."""
+def run_step(name: str, steps: Sequence[str], step: Callable[[], _Got]) -> _Got:
+    """Run a verification step; an unexpected exception becomes a VerificationError."""
     try:
         return step()
     except VerificationError as error:
-        error.steps = (*steps, *error.steps)  # those of a step come from within
+        error.steps = (*steps, *error.steps)  # a step may have passed steps of its own
         raise
     except AttestKitError:
         raise
     except BaseException as error:
-        if not is_failure(error):
+        if not is_internal_failure(error):
             raise
         raise VerificationError(
-            f"{name}: the verifier failed ({type(error).__name__}); the evidence is refused",
+            f"{name}: internal error: {type(error).__name__}; the evidence is rejected",
             steps=tuple(steps),
             reason="internal",
         ) from error
 
 
-def is_failure(error: BaseException) -> bool:
-    """Tell what went wrong in a step, as a panic of Rust code's, from an interrupt or an exit."""
-    # What Rust calls a panic comes out as an exception that Exception does not cover.
+def is_internal_failure(error: BaseException) -> bool:
+    """Return whether an exception is a failure of a step, not an interrupt or an exit."""
+    # A panic in Rust code is raised as a BaseException.
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-class Task:
-    """Some items on their way to a worker, with the verifier and the instant.
+class BatchTask:
+    """Items for a worker, with the verifier and the time of the verification.
 
-    An object of ours, into which no executor looks: dask takes lists and tuples apart, and what it
-    finds in them for the names of other tasks.
+    Opaque to executors: dask traverses lists and tuples and may mistake their contents for task
+    keys.
     """
 
-    __slots__ = ("_items", "_now", "_sent")
+    __slots__ = ("_items", "_now", "_shared")
 
-    def __init__(self, sent: "Sent", items: Sequence[Item], now: datetime) -> None:
-        self._sent, self._items, self._now = sent, tuple(items), now
+    def __init__(self, shared: "SharedVerifier", items: Sequence[Item], now: datetime) -> None:
+        self._shared, self._items, self._now = shared, tuple(items), now
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Task, (self._sent, self._items, self._now)
+        return BatchTask, (self._shared, self._items, self._now)
 
     def __dask_tokenize__(self) -> str:
-        # Two tasks of one name are one to dask, and it makes names with MD5: whoever writes the
-        # evidence could have his share the verdict of somebody else's.
+        # dask merges tasks with equal MD5 tokens: colliding evidence would share a result.
         return token_hex(16)
 
     def outcomes(self) -> list[Outcome]:
-        """Judge them; return the outcome of each."""
-        return [verify_one(self._sent.verifier, item, self._now) for item in self._items]
+        """Verify the items; return the outcome of each."""
+        return [verify_one(self._shared.verifier, item, self._now) for item in self._items]
 
 
-def run_task(task: Task) -> list[Outcome]:
-    """Do a task, in a worker."""
+def run_task(task: BatchTask) -> list[Outcome]:
+    """Run a task in a worker."""
     return task.outcomes()
 
 
-def verify_one(verifier: Judge, item: Item, now: datetime) -> Outcome:
-    """Judge one; whatever it is, the answer is an outcome."""
+def verify_one(verifier: VerifierProtocol, item: Item, now: datetime) -> Outcome:
+    """Verify one item of any type; return its result or error."""
     try:
         evidence, report_data, collateral = item
     except (TypeError, ValueError) as error:
-        refused = UsageError("an item is an Item: evidence, report data, perhaps collateral")
-        refused.__cause__ = error
-        return refused
+        rejection = UsageError(
+            "item: must be an Item of evidence, report_data and optional collateral",
+            reason="wrong_type",
+        )
+        rejection.__cause__ = error
+        return rejection
     try:
-        return guarded(
+        return run_step(
             "verification",
             (),
             lambda: verifier.verify(

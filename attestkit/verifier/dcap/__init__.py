@@ -1,4 +1,4 @@
-"""Quotes of Intel TDX: signatures, endorsements, TCB levels, and why one is refused.
+"""DCAP verification of Intel quotes: signatures, collateral, TCB levels, and reasons of rejection.
 
-The only importer of dcap_qvl.
+The only package that imports dcap_qvl.
 """

@@ -1,8 +1,8 @@
-"""Quotes of Intel's TEEs authenticated: the only importer of dcap_qvl, which verifies.
+"""Authentication of SGX and TDX quotes; the only module that imports dcap_qvl.
 
-dcap-qvl 0.7 judges signatures, certificates, CRLs and TCB levels; around it stand the checks that
-it leaves out (`collateral_checks`, `pck_chain`; simulated-pki.md, section 12, lists what has to be
-refused). Its refusals come out as our exceptions with a stable `reason` (`error_mapping`).
+dcap-qvl 0.7 verifies signatures, certificates, CRLs and TCB levels. `endorsements` and `pck_chain`
+add the checks that it lacks (simulated-pki.md, section 12). `dcap_reasons` translates its errors to
+exceptions with a reason.
 """
 
 from dataclasses import replace
@@ -22,20 +22,21 @@ from attestkit.quote import Quote, TdQuoteBody
 from attestkit.verifier.dcap.checks_before_fetch import check_chain, check_quote
 from attestkit.verifier.dcap.collateral_checks import (
     Endorsements,
+    find_mismatch,
     not_valid,
-    objection,
     read_endorsements,
 )
-from attestkit.verifier.dcap.diagnostics import Judged
+from attestkit.verifier.dcap.diagnostics import QvlInput
 from attestkit.verifier.dcap.error_mapping import refusal
 from attestkit.verifier.dcap.pck_chain import (
     IN_QUOTE,
     PEM_CHAIN,
+    ChainReason,
     PckChain,
-    chain_of,
     read_pck_chain,
+    select_chain,
 )
-from attestkit.verifier.dcap.reasons import refuse
+from attestkit.verifier.dcap.reasons import DcapReason, refuse
 from attestkit.verifier.result import Authenticated, Tcb, TcbStatus
 
 if TYPE_CHECKING:
@@ -44,104 +45,102 @@ if TYPE_CHECKING:
 __all__ = ["Dcap"]
 
 _REMEMBERED: Final = 64  # collaterals and PCK chains
-_LARGE: Final = 256 << 10  # bytes; Intel's collateral has 20 KiB, and 64 of these 16 MiB
-_LATEST: Final = 253402300799  # the last second of the year 9999
+_LARGE: Final = 256 << 10  # bytes of collateral to cache at most; Intel's has 20 KiB
+_LATEST: Final = 253402300799  # end of the year 9999
 _STATUSES: Final = {status.value: status for status in TcbStatus}
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class Dcap:
-    """Authenticates quotes under one root. Threads may share it; it pickles without its caches.
+    """Authenticator of quotes under one root. Thread-safe; it pickles without its caches.
 
-    What was read out of collateral and certificate chains is kept, 64 of each at most.
+    Decoded collateral and certificate chains are cached, 64 of each.
     """
 
     def __init__(self, trust_anchor: bytes | None = None) -> None:
-        """Set up for a root.
+        """Set the trust anchor.
 
         Args:
-            trust_anchor: A self-signed certificate in DER; None is Intel's SGX Root CA.
+            trust_anchor: Self-signed certificate in DER; None is Intel's SGX Root CA.
 
         Raises:
-            UsageError: It is no such certificate, or dcap-qvl is not installed.
+            UsageError: If it is not such a certificate, or dcap-qvl is not installed.
         """
         self._qvl = _load_dcap_qvl()
         self._given = trust_anchor
         self._root = _root(INTEL_ROOT_DER if trust_anchor is None else trust_anchor)
-        # Whether the root in use has Intel's key.
+        # Whether the trust anchor has the key of Intel's root.
         self.genuine: bool = sha256(self._root.spki_der) == INTEL_ROOT
         self._verify = self._qvl.verify_with_root_ca
         self._verifier = self._qvl.QuoteVerifier(self._root.der)
-        # Platforms have authorities in common, collaterals the signer.
+        # Platforms share PCK CAs, and collaterals the TCB signer.
         read = lru_cache(_REMEMBERED)(read_certificate)
         self._endorsed = lru_cache(_REMEMBERED)(partial(read_endorsements, read=read))
         self._pck_chain = lru_cache(_REMEMBERED)(partial(read_pck_chain, read=read))
-        self._settled = lru_cache(_REMEMBERED)(self._settle)
+        self._prepare_cached = lru_cache(_REMEMBERED)(self._prepare)
 
     def authenticate(
         self, quote: Quote, collateral: Collateral, now: int, *, details: bool = False
     ) -> Authenticated:
-        """Return what Intel vouches for.
+        """Verify a quote, and return its signed content.
 
         Args:
-            quote: Of a TD or an SGX enclave.
-            collateral: For the quote's platform.
-            now: The time of the verification, Unix seconds.
-            details: Tell dates and evaluation data number of the TCB levels too, for an eighth of
-                the time more.
+            quote: Quote of a TD or an SGX enclave.
+            collateral: Collateral for the quote's platform.
+            now: Time of the verification, Unix seconds.
+            details: Whether to return dates and evaluation data number of the TCB levels, which
+                takes an eighth of the time more.
 
         Raises:
-            VerificationError: Intel does not vouch for it; `reason` is a class of
-                simulated-pki.md, section 12. It is a SignatureError where a signature or a
-                certificate chain does not hold, a CollateralExpiredError where endorsements are too
-                old or too new for `now`.
-            CollateralError: Endorsements are malformed, or the PCK certificate is missing.
-            FormatError: dcap-qvl does not take such quotes, or the PCK chain is malformed.
-            UsageError: `now` is outside the years 1970 to 9999.
+            VerificationError: If the quote is not valid, with a reason of dcap-verification.md,
+                section 13: SignatureError for a signature or certificate chain,
+                CollateralExpiredError for collateral that is not valid at `now`.
+            CollateralError: If collateral is malformed, or the PCK certificate is missing.
+            FormatError: If dcap-qvl does not support the quote, or the PCK chain is malformed.
+            UsageError: If `now` is outside the years 1970 to 9999.
         """
         _check_time(now)
-        settle = self._settled if _size(collateral) <= _LARGE else self._settle
-        setting = settle(*chain_of(quote, collateral.pck_certificate_chain), collateral)
-        said = self._ask(quote, setting, now, details=details)
-        if setting.objection is not None:
-            raise refuse(*setting.objection)
-        if not setting.start <= now < setting.end:
-            raise not_valid(setting.endorsed, self._root, now)
-        if said.ppid != setting.chain.platform.ppid:
-            raise refuse("ppid_mismatch", "dcap-qvl read another PCK certificate than we did")
-        return _authenticated(quote, setting, said)
+        settle = self._prepare_cached if _size(collateral) <= _LARGE else self._prepare
+        prepared = settle(*select_chain(quote, collateral.pck_certificate_chain), collateral)
+        result = self._verify_with_qvl(quote, prepared, now, details=details)
+        if prepared.mismatch is not None:
+            raise refuse(*prepared.mismatch)
+        if not prepared.start <= now < prepared.end:
+            raise not_valid(prepared.endorsed, self._root, now)
+        if result.ppid != prepared.chain.platform.ppid:
+            raise refuse("rejected", "dcap-qvl read another PCK certificate than attestkit")
+        return _authenticated(quote, prepared, result)
 
-    def vouch(self, quote: Quote, pck_certificate_chain: str | None, now: int) -> None:
-        """Check what collateral is not needed for, so that none is fetched for a forged quote.
+    def precheck(self, quote: Quote, pck_certificate_chain: str | None, now: int) -> None:
+        """Run the checks that need no collateral, so that none is fetched for a forged quote.
 
         Args:
-            quote: Of a TD or an SGX enclave.
-            pck_certificate_chain: For a quote that does not carry its chain; None is not known, and
-                the part of the quote alone is checked.
+            quote: Quote of a TD or an SGX enclave.
+            pck_certificate_chain: Chain of a quote without one; None skips its checks.
             now: As for `authenticate`.
 
         Raises:
-            AttestKitError: As `authenticate`, which refuses such a quote with any collateral, if
-                perhaps for another thing that is wrong with it.
+            AttestKitError: As `authenticate`, which also rejects such a quote with any collateral,
+                possibly with another reason.
         """
         _check_time(now)
         chain = None
         if quote.certification.type == PEM_CHAIN or pck_certificate_chain is not None:
-            chain = self._pck_chain(*chain_of(quote, pck_certificate_chain))
+            chain = self._pck_chain(*select_chain(quote, pck_certificate_chain))
             check_chain(chain, self._root, now)
         check_quote(quote, chain)
 
-    def _settle(self, reason: str, chain: bytes, collateral: Collateral) -> "_Setting":
-        """Read collateral and chain, and do what needs neither quote nor time."""
+    def _prepare(self, reason: ChainReason, chain: bytes, collateral: Collateral) -> "_Prepared":
+        """Decode collateral and chain, and run the checks that need neither quote nor time."""
         read = self._endorsed if _size(collateral) <= _LARGE else read_endorsements
         endorsed, pck = read(collateral), self._pck_chain(reason, chain)
         root, platform = self._root, pck.platform
-        anchor = "Intel's SGX Root CA" if self.genuine else "the trust anchor handed in"
-        return _Setting(
+        anchor = "Intel's SGX Root CA" if self.genuine else "the given trust anchor"
+        return _Prepared(
             endorsed=endorsed,
             chain=pck,
-            objection=objection(endorsed, pck, root),
-            theirs=self._theirs(endorsed.collateral, None if reason == IN_QUOTE else pck),
+            mismatch=find_mismatch(endorsed, pck, root),
+            qvl_collateral=self._to_qvl(endorsed.collateral, None if reason == IN_QUOTE else pck),
             start=max(endorsed.start, root.valid_from.timestamp()),
             end=min(endorsed.end, root.valid_until.timestamp() + 1),
             components=(
@@ -151,24 +150,24 @@ class Dcap:
             tdx=tuple((f"TDX {n + 1}", n) for n in endorsed.tdx),
             certificates=(pck.leaf.der, pck.authority.der, root.der),
             steps=(
-                f"the PCK certificate chain leads to {anchor}, and none of it is revoked",
+                f"the PCK certificate chain leads to {anchor}, and is not revoked",
                 f"TCB info, QE identity and CRLs are signed and valid, until {endorsed.until}",
-                "the quoting enclave is that of the QE identity, and vouches for the quote's key",
-                "the quote's signature holds",
+                "the quoting enclave matches the QE identity, and certifies the quote's key",
+                "the quote's signature is valid",
             ),
         )
 
-    def _theirs(self, given: Collateral, chain: PckChain | None) -> "QuoteCollateralV3":
-        """Return collateral as dcap-qvl takes it, with the PCK chain where the quote has none."""
-        theirs: QuoteCollateralV3
+    def _to_qvl(self, given: Collateral, chain: PckChain | None) -> "QuoteCollateralV3":
+        """Return collateral for dcap-qvl, with the PCK chain if the quote has none."""
+        qvl_collateral: QuoteCollateralV3
         try:
             if chain is not None:
-                # Its constructor does not take the chain, and where it has one it takes no other.
+                # The constructor has no parameter for the chain.
                 pem = "".join(one.pem for one in chain.certificates)
                 text = replace(given, pck_certificate_chain=pem).to_json()
-                theirs = self._qvl.QuoteCollateralV3.from_json(text)
+                qvl_collateral = self._qvl.QuoteCollateralV3.from_json(text)
             else:
-                theirs = self._qvl.QuoteCollateralV3(
+                qvl_collateral = self._qvl.QuoteCollateralV3(
                     given.pck_crl_issuer_chain,
                     given.root_ca_crl,
                     given.pck_crl,
@@ -179,63 +178,65 @@ class Dcap:
                     given.qe_identity,
                     given.qe_identity_signature,
                 )
-        except ValueError as error:  # of all of it, the first chain alone has not been read yet
-            message = "pck_crl_issuer_chain is no text: fetch fresh collateral"
+        except ValueError as error:  # only pck_crl_issuer_chain has not been decoded yet
+            message = "pck_crl_issuer_chain: not a PEM certificate chain; fetch fresh collateral"
             raise refuse("cert_malformed", message) from error
-        return theirs
+        return qvl_collateral
 
-    def _ask(self, quote: Quote, setting: "_Setting", now: int, *, details: bool) -> "_Said":
-        """Have dcap-qvl verify; whatever it does not accept is refused."""
-        raw, theirs = quote.raw, setting.theirs
+    def _verify_with_qvl(
+        self, quote: Quote, prepared: "_Prepared", now: int, *, details: bool
+    ) -> "_QvlResult":
+        """Verify with dcap-qvl; every error is a rejection."""
+        raw, qvl_collateral = quote.raw, prepared.qvl_collateral
         try:
             if details:
                 policy = self._qvl.QuotePolicy.claims_only(now)
-                claims = self._verifier.verify_with_policy(raw, theirs, now, policy)
+                claims = self._verifier.verify_with_policy(raw, qvl_collateral, now, policy)
                 return _from_claims(claims.to_json())
-            report = self._verify(raw, theirs, self._root.der, now)
-            return _Said(_STATUSES[report.status], tuple(report.advisory_ids), report.ppid)
+            report = self._verify(raw, qvl_collateral, self._root.der, now)
+            return _QvlResult(_STATUSES[report.status], tuple(report.advisory_ids), report.ppid)
         except ValueError as error:
-            text = self._at_length(raw, theirs, now) if details else str(error)
-            judged = Judged(quote, setting.endorsed, setting.chain, self._root, now)
-            raise refusal(text, judged) from error
+            text = self._full_error(raw, qvl_collateral, now) if details else str(error)
+            given = QvlInput(quote, prepared.endorsed, prepared.chain, self._root, now)
+            raise refusal(text, given) from error
         except Exception as error:
-            raise refuse("rejected", "dcap-qvl failed over the quote") from error
+            raise refuse("rejected", "dcap-qvl failed on the quote") from error
         except BaseException as error:
-            # What Rust calls a panic comes out as an exception that Exception does not cover.
+            # A panic in Rust code is raised as a BaseException.
             if type(error).__name__ != "PanicException":
                 raise
-            raise refuse("rejected", "dcap-qvl failed over the quote") from error
+            raise refuse("rejected", "dcap-qvl failed on the quote") from error
 
-    def _at_length(self, quote: bytes, theirs: object, now: int) -> str:
-        """Return why a quote is refused: of that a policy has dcap-qvl tell the head alone."""
+    def _full_error(self, quote: bytes, qvl_collateral: object, now: int) -> str:
+        """Return the full error text; with a policy, dcap-qvl returns its first line only."""
         try:
-            self._verify(quote, theirs, self._root.der, now)
+            self._verify(quote, qvl_collateral, self._root.der, now)
         except ValueError as error:
             return str(error)
         return ""
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the root alone."""
+        """Pickle the trust anchor only."""
         return Dcap, (self._given,)
 
 
-class _Setting(NamedTuple):
-    """What is the same for all quotes of one platform under one collateral."""
+class _Prepared(NamedTuple):
+    """Decoded collateral and PCK chain: common to all quotes of a platform."""
 
     endorsed: Endorsements
     chain: PckChain
-    objection: tuple[str, str] | None  # of ours, should dcap-qvl have none
-    theirs: object  # the collateral as dcap-qvl takes it
-    start: float  # Unix seconds at which CRLs, bodies and root are valid; half open
+    mismatch: tuple[DcapReason, str] | None  # error that dcap-qvl does not detect
+    qvl_collateral: object  # dcap-qvl's collateral object
+    start: float  # Unix seconds, half-open: validity of CRLs, bodies and root
     end: float
-    components: tuple[tuple[str, int], ...]  # those of the PCK certificate
-    tdx: tuple[tuple[str, int], ...]  # name and index of those in a TD's quote
+    components: tuple[tuple[str, int], ...]  # of the PCK certificate
+    tdx: tuple[tuple[str, int], ...]  # name and index in TEE_TCB_SVN
     certificates: tuple[bytes, bytes, bytes]  # DER: leaf, CA, trust anchor
     steps: tuple[str, ...]  # all but the last
 
 
-class _Said(NamedTuple):
-    """What dcap-qvl tells of a quote that it accepts."""
+class _QvlResult(NamedTuple):
+    """Result of dcap-qvl for an accepted quote."""
 
     status: TcbStatus
     advisory_ids: tuple[str, ...]
@@ -246,30 +247,30 @@ class _Said(NamedTuple):
     qe_status: TcbStatus | None = None
 
 
-def _authenticated(quote: Quote, setting: _Setting, said: _Said) -> Authenticated:
-    components = setting.components
+def _authenticated(quote: Quote, prepared: _Prepared, result: _QvlResult) -> Authenticated:
+    components = prepared.components
     body = quote.body
     if isinstance(body, TdQuoteBody):
         svns = body.tee_tcb_svn
-        components += tuple([(name, svns[n]) for name, n in setting.tdx])
+        components += tuple([(name, svns[n]) for name, n in prepared.tdx])
     tcb = Tcb(
-        said.date,
-        said.qe_date,
-        said.evaluation_data_number,
-        setting.chain.platform.fmspc,
+        result.date,
+        result.qe_date,
+        result.evaluation_data_number,
+        prepared.chain.platform.fmspc,
         components,
-        said.qe_status,
+        result.qe_status,
     )
-    advisories = f", with {', '.join(said.advisory_ids)}" if said.advisory_ids else ""
-    last = f"debug mode is off, and the platform's TCB is {said.status.value}{advisories}"
+    advisories = f", with {', '.join(result.advisory_ids)}" if result.advisory_ids else ""
+    last = f"debug mode is off, and the platform's TCB is {result.status.value}{advisories}"
     return Authenticated(
-        said.status,
-        said.advisory_ids,
+        result.status,
+        result.advisory_ids,
         quote.report_data,
-        said.ppid,
+        result.ppid,
         tcb,
-        setting.certificates,
-        (*setting.steps, last),
+        prepared.certificates,
+        (*prepared.steps, last),
     )
 
 
@@ -298,7 +299,7 @@ class _Overall(msgspec.Struct):
 
 
 class _Claims(msgspec.Struct):
-    """The few of dcap-qvl's claims that are used; a version it does not know is refused."""
+    """Claims of dcap-qvl that are used; another version is rejected."""
 
     claims_version: Literal[1]
     tcb: _Overall
@@ -309,9 +310,9 @@ class _Claims(msgspec.Struct):
 _claims: Final = msgspec.json.Decoder(_Claims)
 
 
-def _from_claims(text: str) -> _Said:
+def _from_claims(text: str) -> _QvlResult:
     claims = _claims.decode(text)
-    return _Said(
+    return _QvlResult(
         claims.tcb.status,
         tuple(claims.tcb.advisory_ids),
         bytes(claims.platform.pck.ppid),
@@ -324,11 +325,13 @@ def _from_claims(text: str) -> _Said:
 
 def _check_time(now: int) -> None:
     if not 0 <= now <= _LATEST:
-        raise UsageError(f"the time of a verification is in 1970 to 9999, not {now}")
+        raise UsageError(
+            f"now: out of range: {now}, must be in the years 1970 to 9999", reason="out_of_range"
+        )
 
 
 def _size(collateral: Collateral) -> int:
-    """Return how much there is to keep of a collateral, in bytes."""
+    """Return the size of a collateral in bytes."""
     return (
         len(collateral.pck_crl_issuer_chain)
         + len(collateral.root_ca_crl)
@@ -342,22 +345,26 @@ def _size(collateral: Collateral) -> int:
 
 
 def _root(der: bytes) -> Certificate:
-    """Read the trust anchor."""
+    """Decode the trust anchor."""
     try:
         root = read_certificate(der)
         if root.der != der or root.subject != root.issuer:
-            raise UsageError("the trust anchor is not one self-signed certificate in DER")
+            raise UsageError(
+                "trust anchor: not a single self-signed certificate in DER", reason="wrong_value"
+            )
     except FormatError as error:
-        raise UsageError("the trust anchor is not a certificate in DER") from error
+        raise UsageError("trust anchor: not a certificate in DER", reason="wrong_value") from error
     return root
 
 
 def _load_dcap_qvl() -> ModuleType:
-    """Return dcap-qvl, loaded late because it is an extra; or say what to install."""
+    """Import dcap-qvl, which is an extra; UsageError if it is not installed."""
     try:
         import dcap_qvl
     except ImportError as error:
         raise UsageError(
-            "verifying quotes of Intel's TEEs needs dcap-qvl: pip install 'attestkit[verify]'"
+            "dcap-qvl: not installed, and required to verify SGX and TDX quotes; "
+            "pip install 'attestkit[verify]'",
+            reason="missing_dependency",
         ) from error
     return dcap_qvl

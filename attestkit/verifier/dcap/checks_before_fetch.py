@@ -1,10 +1,9 @@
-"""What a quote has to show before anything is fetched for it: all that holds without collateral.
+"""Checks of a quote without collateral, before collateral is fetched for it.
 
-Anybody can write a quote that names a platform, and would have a service asked for each name that
-he thinks of. So the trust anchor must vouch for the PCK certificate at that time, this for the
-quoting enclave's report, the report for the attestation key, and the key for the quote. Whether
-something was revoked, is of Intel's enclave or up to date, collateral tells: dcap-qvl judges all
-of it then, this included, and says yes alone.
+Forged quotes with arbitrary FMSPCs could otherwise trigger PCCS requests. The checks cover the PCK
+certificate chain up to the trust anchor, its validity, the signature of the QE report, and the
+signature of the quote. Revocation, QE identity and TCB levels need collateral; dcap-qvl then
+verifies everything, these checks included.
 """
 
 from attestkit._crypto.ecdsa import P256_SPKI_HEAD, p256_verify
@@ -13,17 +12,17 @@ from attestkit.errors import SignatureError
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.diagnostics import named, not_valid_at, unsigned
 from attestkit.verifier.dcap.pck_chain import PckChain
-from attestkit.verifier.dcap.reasons import BAD_QE_REPORT, BAD_QUOTE, refuse
+from attestkit.verifier.dcap.reasons import BAD_QE_REPORT, BAD_QUOTE, DcapReason, refuse
 
 __all__ = ["check_chain", "check_quote"]
 
 
 def check_chain(chain: PckChain, root: Certificate, now: int) -> None:
-    """Check that `root` vouches for the PCK certificate at `now`, Unix seconds.
+    """Verify the PCK certificate chain up to `root` at `now`, Unix seconds.
 
     Raises:
-        SignatureError: It does not (`untrusted_root`, `cert_bad_signature`).
-        CollateralExpiredError: A certificate is not valid at `now` (`cert_expired`).
+        SignatureError: If the chain is not valid (`untrusted_root`, `cert_bad_signature`).
+        CollateralExpiredError: If a certificate is not valid at `now` (`cert_expired`).
     """
     if chain.root is not None and chain.root.spki_der != root.spki_der:
         raise unsigned(chain, root)
@@ -38,24 +37,25 @@ def check_chain(chain: PckChain, root: Certificate, now: int) -> None:
 
 
 def check_quote(quote: Quote, chain: PckChain | None) -> None:
-    """Check that the quote is signed by the key that its QE report vouches for.
+    """Verify the signatures of the QE report and the quote.
 
     Args:
-        quote: Of a TD or an SGX enclave.
-        chain: With whose first key the QE report is signed; None: that is not known yet.
+        quote: Quote of a TD or an SGX enclave.
+        chain: PCK certificate chain; None skips the signature of the QE report.
 
     Raises:
-        SignatureError: It is not (`qe_report_bad_signature`, `quote_bad_signature`).
+        SignatureError: If a signature is not valid (`qe_report_bad_signature`,
+            `quote_bad_signature`).
     """
     if chain is not None:
         point = chain.leaf.spki_der.removeprefix(P256_SPKI_HEAD)
         report = quote.qe_report.raw
         _check(point, quote.qe_report_signature, report, BAD_QE_REPORT)
-    # That the report is about this key, Quote.parse has seen (quote-formats.md, 6: qe_binding).
+    # Quote.parse has checked the key's hash in the QE report (quote-formats.md, 6: qe_binding).
     _check(quote.attestation_key, quote.signature, quote.signed_region, BAD_QUOTE)
 
 
-def _check(point: bytes, signature: bytes, signed: bytes, refusal: tuple[str, str]) -> None:
+def _check(point: bytes, signature: bytes, signed: bytes, refusal: tuple[DcapReason, str]) -> None:
     try:
         p256_verify(point, signature, signed)
     except SignatureError as error:

@@ -1,6 +1,6 @@
-"""Refusals of dcap-qvl that take a look at the evidence to say what is wrong with it, and where.
+"""Errors of dcap-qvl whose text needs values of the evidence.
 
-Each function is given dcap-qvl's text and what it judged, and returns the error to raise.
+Each function takes dcap-qvl's text and its input, and returns the exception to raise.
 """
 
 import re
@@ -14,19 +14,19 @@ from attestkit.errors import AttestKitError
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.verifier.dcap.collateral_checks import Endorsements
 from attestkit.verifier.dcap.pck_chain import PckChain, read_chain
-from attestkit.verifier.dcap.reasons import moment, refuse
+from attestkit.verifier.dcap.reasons import DcapReason, moment, refuse
 from attestkit.verifier.dcap.tcb_levels import shortfall, unsupported
 from attestkit.verifier.result import ANOTHER_ROOT
 
-__all__ = ["EXPLAINED", "Judged", "named", "not_valid_at", "unsigned"]
+__all__ = ["EXPLAINED", "QvlInput", "named", "not_valid_at", "unsigned"]
 
 _TIME: Final = re.compile(r"next_update: UnixTime\((\d{1,11})\)")
 _FRESH: Final = "fetch fresh collateral"
 _PCK_CHAIN: Final = "the quote's PCK certificate chain"
 
 
-class Judged(NamedTuple):
-    """What dcap-qvl was asked about."""
+class QvlInput(NamedTuple):
+    """Input of dcap-qvl."""
 
     quote: Quote
     endorsed: Endorsements
@@ -39,175 +39,179 @@ def _moment(seconds: float) -> str:
     return moment(datetime.fromtimestamp(seconds, timezone.utc))
 
 
-def _span(judged: Judged) -> str:
-    """Return until when all of the collateral was valid, for the end of a sentence."""
+def _span(given: QvlInput) -> str:
+    """Return the end of the collateral's validity, for the end of a sentence."""
     return (
-        f"all of the collateral was valid until {_moment(judged.endorsed.end)}, and the "
-        f"verification is at {_moment(judged.now)}: {_FRESH}"
+        f"all of the collateral was valid until {_moment(given.endorsed.end)}, and the "
+        f"verification is at {_moment(given.now)}; {_FRESH}"
     )
 
 
-def _info_expired(_: str, judged: Judged) -> AttestKitError:
-    until = moment(judged.endorsed.tcb_info.next_update)
-    return refuse("tcb_info_expired", f"TCB info was valid until {until}; {_span(judged)}")
+def _info_expired(_: str, given: QvlInput) -> AttestKitError:
+    until = moment(given.endorsed.tcb_info.next_update)
+    return refuse("tcb_info_expired", f"TCB info was valid until {until}; {_span(given)}")
 
 
-def _qe_expired(_: str, judged: Judged) -> AttestKitError:
-    until = moment(judged.endorsed.qe_identity.next_update)
-    return refuse("qe_identity_expired", f"QE identity was valid until {until}; {_span(judged)}")
+def _qe_expired(_: str, given: QvlInput) -> AttestKitError:
+    until = moment(given.endorsed.qe_identity.next_update)
+    return refuse("qe_identity_expired", f"QE identity was valid until {until}; {_span(given)}")
 
 
-def _info_early(_: str, judged: Judged) -> AttestKitError:
-    start = moment(judged.endorsed.tcb_info.issue_date)
-    message = f"TCB info is valid from {start}, {_too_early(judged)}"
+def _info_early(_: str, given: QvlInput) -> AttestKitError:
+    start = moment(given.endorsed.tcb_info.issue_date)
+    message = f"TCB info is valid from {start}, {_too_early(given)}"
     return refuse("tcb_info_not_yet_valid", message)
 
 
-def _qe_early(_: str, judged: Judged) -> AttestKitError:
-    start = moment(judged.endorsed.qe_identity.issue_date)
-    message = f"QE identity is valid from {start}, {_too_early(judged)}"
+def _qe_early(_: str, given: QvlInput) -> AttestKitError:
+    start = moment(given.endorsed.qe_identity.issue_date)
+    message = f"QE identity is valid from {start}, {_too_early(given)}"
     return refuse("qe_identity_not_yet_valid", message)
 
 
-def _too_early(judged: Judged) -> str:
+def _too_early(given: QvlInput) -> str:
     return (
-        f"and the verification is at {_moment(judged.now)}: set the clock, or use older collateral"
+        f"and the verification is at {_moment(given.now)}; set the clock, or use older collateral"
     )
 
 
-def _crl_expired(text: str, judged: Judged) -> AttestKitError:
-    # The root's CRL is looked at alone, and first; in a chain it must be the other one.
+def _crl_expired(text: str, given: QvlInput) -> AttestKitError:
+    # The root's CRL is checked first, by itself; an error in a chain is about the other one.
     name = "the root CA's CRL" if text.startswith("CrlExpired") else "the PCK CA's CRL"
     found = _TIME.search(text)
     until = f"was valid until {_moment(int(found[1]))}" if found else "has expired"
-    return refuse("crl_expired", f"{name} {until}; {_span(judged)}")
+    return refuse("crl_expired", f"{name} {until}; {_span(given)}")
 
 
-def _certificate_expired(_: str, judged: Judged) -> AttestKitError:
-    for name, certificate in _certificates(judged):
-        if (error := not_valid_at(judged.now, name, certificate)) is not None:
+def _certificate_expired(_: str, given: QvlInput) -> AttestKitError:
+    for name, certificate in _certificates(given):
+        if (error := not_valid_at(given.now, name, certificate)) is not None:
             return error
-    return refuse("cert_expired", f"a certificate is not valid at {_moment(judged.now)}: {_FRESH}")
+    return refuse("cert_expired", f"a certificate is not valid at {_moment(given.now)}; {_FRESH}")
 
 
 def not_valid_at(now: int, name: str, certificate: Certificate) -> AttestKitError | None:
-    """Return the error for a certificate that is not valid at `now`, Unix seconds; else None."""
+    """Return the exception if a certificate is not valid at `now`, Unix seconds; else None."""
     start, end = certificate.valid_from, certificate.valid_until
     at = f"and the verification is at {_moment(now)}"
     if now < start.timestamp():
         return refuse("cert_expired", f"{name} is valid from {moment(start)}, {at}")
     if now > end.timestamp():
-        return refuse("cert_expired", f"{name} was valid until {moment(end)}, {at}: {_FRESH}")
+        return refuse("cert_expired", f"{name} was valid until {moment(end)}, {at}; {_FRESH}")
     return None
 
 
 def named(chain: PckChain) -> tuple[tuple[str, Certificate], ...]:
-    """Return the PCK certificate and its issuer with their names in texts."""
+    """Return the PCK certificate and its issuer, with their names in error texts."""
     return (
         ("the platform's PCK certificate", chain.leaf),
         ("the PCK CA's certificate", chain.authority),
     )
 
 
-def _certificates(judged: Judged) -> Iterator[tuple[str, Certificate]]:
-    """Return the certificates that dcap-qvl goes through, in its order, with their names."""
-    given = judged.endorsed.collateral
-    yield "the certificate that signs TCB info", read_chain(given.tcb_info_issuer_chain.encode())[0]
+def _certificates(given: QvlInput) -> Iterator[tuple[str, Certificate]]:
+    """Yield the certificates in the order of dcap-qvl, with their names in error texts."""
+    collateral = given.endorsed.collateral
+    yield (
+        "the certificate that signs TCB info",
+        read_chain(collateral.tcb_info_issuer_chain.encode())[0],
+    )
     yield (
         "the certificate that signs QE identity",
-        read_chain(given.qe_identity_issuer_chain.encode())[0],
+        read_chain(collateral.qe_identity_issuer_chain.encode())[0],
     )
-    yield from named(judged.chain)
+    yield from named(given.chain)
 
 
-def _certificate_revoked(text: str, judged: Judged) -> AttestKitError:
+def _certificate_revoked(text: str, given: QvlInput) -> AttestKitError:
     if text.startswith("CertRevoked"):
         return refuse("cert_revoked", "the root CA's CRL revokes the root itself")
-    given = judged.endorsed.collateral
-    for name, certificate in _certificates(judged):
+    collateral = given.endorsed.collateral
+    for name, certificate in _certificates(given):
         serial = abs(certificate.serial_number)
         octets = serial.to_bytes(serial.bit_length() // 8 + 1, "big")
-        # Where it stands in a CRL does not matter: dcap-qvl found that one of them revokes.
-        if octets in given.root_ca_crl or octets in given.pck_crl:
-            return refuse("cert_revoked", f"{name} is on the CRL of who issued it")
+        # A search is enough: dcap-qvl has found that one of them is revoked.
+        if octets in collateral.root_ca_crl or octets in collateral.pck_crl:
+            return refuse("cert_revoked", f"{name} is on the CRL of its issuer")
     return refuse("cert_revoked", "a certificate of the quote or the collateral is on a CRL")
 
 
-def _root_crl(text: str, judged: Judged) -> AttestKitError:
+def _root_crl(text: str, given: QvlInput) -> AttestKitError:
     if "InvalidCrlSignatureForPublicKey" not in text:
-        return refuse("crl_malformed", f"the root CA's CRL is malformed: {_FRESH}")
-    if judged.endorsed.roots[0] == judged.root.spki_der:
-        message = f"the root CA's CRL is not signed by the trust anchor: {_FRESH}"
+        return refuse("crl_malformed", f"the root CA's CRL is malformed; {_FRESH}")
+    if given.endorsed.roots[0] == given.root.spki_der:
+        message = f"the root CA's CRL is not signed by the trust anchor; {_FRESH}"
         return refuse("crl_bad_signature", message)
     return refuse(
-        "crl_bad_signature",  # which is what dcap-qvl looks at first
+        "crl_bad_signature",  # the first check of dcap-qvl
         "the collateral names another root than the trust anchor, which did not sign its root CA's "
-        f"CRL: {ANOTHER_ROOT}",
+        f"CRL; {ANOTHER_ROOT}",
     )
 
 
-def _unsigned_certificate(_: str, judged: Judged) -> AttestKitError:
+def _unsigned_certificate(_: str, given: QvlInput) -> AttestKitError:
     ends = [
-        ("the issuer chain of TCB info", judged.endorsed.roots[0]),
-        ("the issuer chain of QE identity", judged.endorsed.roots[1]),
+        ("the issuer chain of TCB info", given.endorsed.roots[0]),
+        ("the issuer chain of QE identity", given.endorsed.roots[1]),
     ]
-    return unsigned(judged.chain, judged.root, ends)
+    return unsigned(given.chain, given.root, ends)
 
 
 def unsigned(
     chain: PckChain, root: Certificate, ends: Iterable[tuple[str, bytes]] = ()
 ) -> AttestKitError:
-    """Return the error for a certificate that nobody trusted signed.
+    """Return the exception for a certificate path that does not lead to the trust anchor.
 
     Args:
-        chain: That of the PCK certificate.
-        root: The trust anchor.
-        ends: Other chains by their names, with the key that each ends in.
+        chain: PCK certificate chain.
+        root: Trust anchor.
+        ends: Other chains by name, with the key of their last certificate.
     """
     own = () if chain.root is None else ((_PCK_CHAIN, chain.root.spki_der),)
     for name, key in (*ends, *own):
         if key != root.spki_der:
-            message = f"{name} leads to another root than the trust anchor: {ANOTHER_ROOT}"
+            message = f"{name} leads to another root than the trust anchor; {ANOTHER_ROOT}"
             return refuse("untrusted_root", message)
     return refuse(
         "cert_bad_signature",
-        "a certificate is not signed by the one behind it in its chain, or by the trust anchor",
+        "a certificate is not signed by the next one in its chain, or by the trust anchor",
     )
 
 
-def _not_supported(_: str, judged: Judged) -> AttestKitError:
-    why = _why(unsupported, judged)
+def _not_supported(_: str, given: QvlInput) -> AttestKitError:
+    why = _why(unsupported, given)
     return refuse("tcb_not_supported", f"the platform is below every TCB level: {why}")
 
 
-def _component_not_supported(_: str, judged: Judged) -> AttestKitError:
-    why = _why(shortfall, judged)
-    return refuse("tcb_not_supported", f"a component is below every level it has: {why}")
+def _component_not_supported(_: str, given: QvlInput) -> AttestKitError:
+    why = _why(shortfall, given)
+    return refuse("tcb_not_supported", f"a component is below all of its TCB levels: {why}")
 
 
-def _tcb_revoked(_: str, judged: Judged) -> AttestKitError:
-    why = _why(shortfall, judged)
+def _tcb_revoked(_: str, given: QvlInput) -> AttestKitError:
+    why = _why(shortfall, given)
     message = f"Intel has revoked the TCB of this platform, and no policy accepts it: {why}"
     return refuse("tcb_revoked", message)
 
 
-def _why(tell: Callable[[Collateral, Quote], str], judged: Judged) -> str:
+def _why(tell: Callable[[Collateral, Quote], str], given: QvlInput) -> str:
     try:
-        return tell(judged.endorsed.collateral, judged.quote)
+        return tell(given.endorsed.collateral, given.quote)
     except AttestKitError:
-        return "which of them cannot be told"
+        return "component not known"
 
 
-def _debug(_: str, judged: Judged) -> AttestKitError:
-    reason, what = ("td_debug", "TD") if judged.quote.tee_type else ("enclave_debug", "enclave")
+def _debug(_: str, given: QvlInput) -> AttestKitError:
+    reason: DcapReason = "td_debug" if given.quote.tee_type else "enclave_debug"
+    what = "TD" if given.quote.tee_type else "enclave"
     return refuse(
         reason,
-        f"the {what} runs in debug mode{_attributes(judged)}: its host can read and change all of "
+        f"the {what} runs in debug mode{_attributes(given)}: its host can read and change all of "
         "it; start it without",
     )
 
 
-def _td_attributes(text: str, judged: Judged) -> AttestKitError:
+def _td_attributes(text: str, given: QvlInput) -> AttestKitError:
     for said, meant in (
         ("SEPT_VE_DISABLE", "SEPT_VE_DISABLE is not set: the host can inject exceptions"),
         ("TD profiling", "a profiling bit is set: the host can watch the TD"),
@@ -215,17 +219,17 @@ def _td_attributes(text: str, judged: Judged) -> AttestKitError:
         ("SERVTD_EXT", "SERVTD_EXT is set"),
     ):
         if said in text:
-            return refuse("td_attributes", f"TD attributes{_attributes(judged)}: {meant}")
-    return refuse("td_attributes", f"TD attributes{_attributes(judged)}: a reserved bit is set")
+            return refuse("td_attributes", f"TD attributes{_attributes(given)}: {meant}")
+    return refuse("td_attributes", f"TD attributes{_attributes(given)}: a reserved bit is set")
 
 
-def _attributes(judged: Judged) -> str:
-    body = judged.quote.body
+def _attributes(given: QvlInput) -> str:
+    body = given.quote.body
     value = body.td_attributes if isinstance(body, TdQuoteBody) else body.attributes
     return f" ({value.hex()})"
 
 
-EXPLAINED: Final[dict[str, Callable[[str, Judged], AttestKitError]]] = {
+EXPLAINED: Final[dict[str, Callable[[str, QvlInput], AttestKitError]]] = {
     "CrlExpired": _crl_expired,
     "CertExpired": _certificate_expired,
     "CertNotValidYet": _certificate_expired,
@@ -248,4 +252,4 @@ EXPLAINED: Final[dict[str, Callable[[str, Judged], AttestKitError]]] = {
     "TD migration is enabled": _td_attributes,
     "Reserved bits in TD attributes are set": _td_attributes,
 }
-"""By how dcap-qvl's text, or one of its causes, begins."""
+"""By prefix of dcap-qvl's error text or one of its causes."""

@@ -1,8 +1,8 @@
-"""What dcap-qvl says when it refuses, in our words: the reason, where it is, what would mend it.
+"""Translation of dcap-qvl's errors to exceptions with a reason, a subject and a remedy.
 
-Its texts are Rust's error chains: a head, and what led to it, behind "Caused by:" on lines of their
-own. The heads below and in `dcap_explained` are those of dcap-qvl 0.7; a text that has none of them
-is a refusal like any other, with the reason `rejected`. Nothing of a text gets into ours but times.
+Its texts are Rust error chains: an error, and its causes on lines after "Caused by:". The prefixes
+below and in `dcap_explained` are those of dcap-qvl 0.7; a text without any of them is a rejection
+with the reason `rejected`. Only times are copied from a text.
 """
 
 import re
@@ -10,29 +10,29 @@ from itertools import islice
 from typing import Final
 
 from attestkit.errors import AttestKitError
-from attestkit.verifier.dcap.diagnostics import EXPLAINED, Judged
-from attestkit.verifier.dcap.reasons import BAD_QE_REPORT, BAD_QUOTE, refuse
+from attestkit.verifier.dcap.diagnostics import EXPLAINED, QvlInput
+from attestkit.verifier.dcap.reasons import BAD_QE_REPORT, BAD_QUOTE, DcapReason, refuse
 
 __all__ = ["refusal"]
 
 _PREFIX: Final = "Verification failed: "
-_BORDER: Final = re.compile(r"\n\s+(?:\d+: )?")  # between a head and what led to it
+_BORDER: Final = re.compile(r"\n\s+(?:\d+: )?")  # between an error and its cause
 _MAX_BORDERS: Final = 8  # it has three
 _FRESH: Final = "fetch fresh collateral"
 
 
-def refusal(text: str, judged: Judged) -> AttestKitError:
-    """Return our error for dcap-qvl's `text`, for the caller to raise from dcap-qvl's."""
+def refusal(text: str, given: QvlInput) -> AttestKitError:
+    """Return the exception for dcap-qvl's error text, for the caller to raise."""
     text = text.removeprefix(_PREFIX)
     borders = islice(_BORDER.finditer(text), _MAX_BORDERS)
     for start in (0, *(border.end() for border in borders)):
         for head, explain in EXPLAINED.items():
             if text.startswith(head, start):
-                return explain(text, judged)
+                return explain(text, given)
         for head, reason, message in _PLAIN:
             if text.startswith(head, start):
                 return refuse(reason, message)
-    return refuse("rejected", "dcap-qvl refuses the quote for a reason that is not known here")
+    return refuse("rejected", "dcap-qvl rejected the quote with an unknown error")
 
 
 def _mismatch(field: str) -> str:
@@ -43,14 +43,14 @@ def _mismatch(field: str) -> str:
 
 _QUOTE: Final = "quote_format"
 _CHAIN: Final = "a certificate chain is not in the order, or not of the kind, that Intel issues"
-_INFO: Final = f"TCB info is malformed: {_FRESH}"
-_QE: Final = f"QE identity is malformed: {_FRESH}"
+_INFO: Final = f"TCB info is malformed; {_FRESH}"
+_QE: Final = f"QE identity is malformed; {_FRESH}"
 _OTHER_TEE: Final = (
-    "TCB info is for the other TEE, or of another version: fetch the collateral anew"
+    "TCB info is for the other TEE, or of another version; fetch the collateral anew"
 )
 _MODULE: Final = "the TDX module is not the one that TCB info names"
 
-_PLAIN: Final[tuple[tuple[str, str, str], ...]] = (
+_PLAIN: Final[tuple[tuple[str, DcapReason, str], ...]] = (
     # The quote.
     ("Failed to decode quote", _QUOTE, "dcap-qvl cannot read the quote"),
     ("Unsupported DCAP quote version", _QUOTE, "dcap-qvl does not know the quote's version"),
@@ -69,11 +69,11 @@ _PLAIN: Final[tuple[tuple[str, str, str], ...]] = (
     ("Intel extension not found", _QUOTE, "the PCK certificate has no SGX extension"),
     ("Failed to find Fmspc", _QUOTE, "the PCK certificate has no FMSPC"),
     ("Fmspc length mismatch", _QUOTE, "the FMSPC in the PCK certificate has not 6 bytes"),
-    # Who signed it.
+    # Signatures and certificates.
     (
         "QE report hash mismatch",
         "attestation_key_unbound",
-        "the QE report does not vouch for the key that signed the quote",
+        "the QE report does not certify the key that signed the quote",
     ),
     ("Signature is invalid for qe_report", *BAD_QE_REPORT),
     ("ISV enclave report signature is invalid", *BAD_QUOTE),
@@ -99,17 +99,21 @@ _PLAIN: Final[tuple[tuple[str, str, str], ...]] = (
         "the TCB signer's certificate is malformed",
     ),
     # CRLs.
-    ("Failed to parse PCK CRL", "crl_malformed", f"the PCK CA's CRL is malformed: {_FRESH}"),
+    ("Failed to parse PCK CRL", "crl_malformed", f"the PCK CA's CRL is malformed; {_FRESH}"),
     (
         "InvalidCrlSignatureForPublicKey",
         "crl_bad_signature",
-        f"the PCK CA's CRL is not signed by the PCK CA: {_FRESH}",
+        f"the PCK CA's CRL is not signed by the PCK CA; {_FRESH}",
     ),
-    ("IssuerNotCrlSigner", "crl_bad_signature", "a CRL is signed by a certificate that may not"),
+    (
+        "IssuerNotCrlSigner",
+        "crl_bad_signature",
+        "a CRL is signed by a certificate without the cRLSign key usage",
+    ),
     (
         "UnknownRevocationStatus",
         "crl_missing",
-        f"the collateral has no CRL of who issued one of the certificates: {_FRESH}",
+        f"the collateral has no CRL of the issuer of one of the certificates; {_FRESH}",
     ),
     # TCB info and QE identity.
     ("Certificate chain is too short for", "chain_length", "an issuer chain has no certificate"),
@@ -132,7 +136,7 @@ _PLAIN: Final[tuple[tuple[str, str, str], ...]] = (
     (
         "Fmspc mismatch",
         "tcb_info_mismatch",
-        "TCB info is for another FMSPC than the platform's: fetch the collateral of this platform",
+        "TCB info is for another FMSPC than the platform's; fetch the collateral of this platform",
     ),
     ("Failed to decode QeIdentity", "qe_identity_malformed", _QE),
     ("Failed to parse QE", "qe_identity_malformed", _QE),
@@ -145,7 +149,7 @@ _PLAIN: Final[tuple[tuple[str, str, str], ...]] = (
     (
         "Unsupported QE Identity",
         "qe_identity_wrong_type",
-        "QE identity is for the other TEE, or of another version: fetch the collateral anew",
+        "QE identity is for the other TEE, or of another version; fetch the collateral anew",
     ),
     # The platform.
     ("QE report validation failed", "qe_identity_mismatch", _mismatch("debug bit")),

@@ -1,9 +1,8 @@
-"""A quote authenticated with collateral from a PCCS or its cache, and nothing fetched in vain.
+"""Authentication of a quote with collateral from a PCCS or its cache.
 
-Whoever sends evidence chooses which platform it names, and so what is asked for. Therefore a
-service is only asked for a quote that has shown what it can without collateral
-(`checks_before_fetch`); what is in the cache is used at once, since the verification with it checks
-the same and more.
+Forged quotes with arbitrary FMSPCs could otherwise trigger PCCS requests. A request is therefore
+sent only for a quote whose checks without collateral pass (`checks_before_fetch`). Cached
+collateral is used at once, because the full verification includes these checks.
 """
 
 from collections.abc import Callable
@@ -12,66 +11,71 @@ from typing import TYPE_CHECKING
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, CollateralError
 from attestkit.quote import Quote
-from attestkit.verifier.dcap.reasons import is_own_fault
+from attestkit.verifier.dcap.reasons import is_independent_of_collateral
 from attestkit.verifier.result import Authenticated
 
 if TYPE_CHECKING:
-    from attestkit.collateral.caching_source import CollateralSource, Found
+    from attestkit.collateral.caching_source import CollateralLookup, CollateralSource
 
 __all__ = ["FetchNeededError", "authenticate_fetching"]
 
 
 class FetchNeededError(CollateralError):
-    """Collateral has to be fetched, by who did not want to wait for that: nothing was said yet."""
+    """Collateral must be fetched, but `fetch` is false; the evidence was not verified."""
 
 
 def authenticate_fetching(
     source: "CollateralSource",
     quote: Quote,
-    ask: Callable[[Collateral], Authenticated],
-    vouch: Callable[[str | None], object],
+    authenticate: Callable[[Collateral], Authenticated],
+    precheck: Callable[[str | None], object],
     *,
     fetch: bool,
 ) -> tuple[Authenticated, Collateral]:
-    """Return what Intel vouches for, and the collateral; a second try where that may be to blame.
+    """Authenticate `quote`; return the result and the collateral.
+
+    If the verification fails with cached collateral, it is repeated once with fresh collateral.
 
     Args:
-        source: A service, with its cache.
-        quote: Of a TD or an SGX enclave.
-        ask: Authenticates the quote with collateral.
-        vouch: Checks what needs none; it is handed the chain of the PCK certificate if the quote
-            does not carry it and the service has told it.
-        fetch: Whether the service may be asked.
+        source: Service with its cache.
+        quote: Quote of a TD or an SGX enclave.
+        authenticate: Function that authenticates the quote with collateral.
+        precheck: Function for the checks without collateral. Its argument is the PCK certificate
+            chain, if the quote has none and the service returned it.
+        fetch: Whether requests may be sent.
 
     Raises:
-        FetchNeededError: It has to be, and may not.
-        AttestKitError: The evidence is refused, or collateral cannot be had.
+        FetchNeededError: If a request is needed, and `fetch` is false.
+        AttestKitError: If the verification fails, or collateral is not available.
     """
 
     def before(chain: str | None) -> None:
-        vouch(chain)
+        precheck(chain)
         if not fetch:
-            raise FetchNeededError("the collateral for this quote has to be fetched")
+            raise FetchNeededError(
+                "collateral: must be fetched for this quote, but fetching is off",
+                reason="fetch_needed",
+            )
 
     found = source.find(quote, before)
     try:
-        authenticated = ask(found.collateral)
+        authenticated = authenticate(found.collateral)
     except Exception as error:
-        again = None if is_own_fault(error) else _find_again(source, found, before)
+        again = None if is_independent_of_collateral(error) else _refetch(source, found, before)
         if again is None:
             raise
         found = again
-        authenticated = ask(found.collateral)
-    source.passed(found)
+        authenticated = authenticate(found.collateral)
+    source.mark_verified(found)
     return authenticated, found.collateral
 
 
-def _find_again(
-    source: "CollateralSource", doubted: "Found", before: Callable[[str | None], None]
-) -> "Found | None":
+def _refetch(
+    source: "CollateralSource", doubted: "CollateralLookup", before: Callable[[str | None], None]
+) -> "CollateralLookup | None":
     try:
-        return source.find_again(doubted, before)
+        return source.refetch(doubted, before)
     except FetchNeededError:
         raise
-    except AttestKitError:  # the evidence is to blame, and why it was refused is known already
+    except AttestKitError:  # the first verification's error is more useful
         return None

@@ -1,16 +1,14 @@
-"""Reasons why Intel's evidence is refused, and which of our exceptions each of them is.
+"""Reasons for the rejection of SGX and TDX quotes, and the exception class of each.
 
-The words are the classes of simulated-pki.md, section 12. Those that it lacks are
-`cert_bad_signature`, `cert_constraints` and `cert_malformed` (a certificate is not one, or not of
-its place), `enclave_debug` (a bare SGX quote), `pck_chain_missing` (neither quote nor collateral
-has the PCK certificate), `ppid_mismatch`, `qe_identity_malformed`, and `rejected`: dcap-qvl said
-something that nobody has met.
+The reasons are those of dcap-verification.md, section 13, and `rejected` for an error of dcap-qvl
+that is not in `dcap_reasons`.
 """
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
+from attestkit._reasons import CollateralReason, VerificationReason
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -21,10 +19,20 @@ from attestkit.errors import (
     VerificationError,
 )
 
-__all__ = ["BAD_QE_REPORT", "BAD_QUOTE", "is_own_fault", "moment", "refuse"]
+DcapReason = VerificationReason | CollateralReason | Literal["quote_format"]
+"""Reason for the rejection of a quote; it determines the exception class."""
 
-# Reasons of the evidence's own, for which no other collateral would make up.
-_OWN_FAULTS: Final = frozenset(
+__all__ = [
+    "BAD_QE_REPORT",
+    "BAD_QUOTE",
+    "DcapReason",
+    "is_independent_of_collateral",
+    "moment",
+    "refuse",
+]
+
+# Reasons that do not depend on the collateral.
+_INDEPENDENT: Final = frozenset(
     {
         "attestation_key_unbound",
         "qe_report_bad_signature",
@@ -38,24 +46,24 @@ _OWN_FAULTS: Final = frozenset(
 )
 
 
-def is_own_fault(error: Exception) -> bool:
-    """Tell whether evidence was refused for what it is itself, whatever the collateral."""
+def is_independent_of_collateral(error: Exception) -> bool:
+    """Return whether an error is independent of the collateral."""
     if isinstance(error, (FormatError, UsageError)):
         return True
-    return isinstance(error, VerificationError) and error.reason in _OWN_FAULTS
+    return isinstance(error, VerificationError) and error.reason in _INDEPENDENT
 
 
-# Reason and message of what dcap-qvl finds, and we ourselves before collateral is fetched.
-BAD_QE_REPORT: Final = (
+# Used for errors of dcap-qvl, and of `checks_before_fetch`.
+BAD_QE_REPORT: Final[tuple[DcapReason, str]] = (
     "qe_report_bad_signature",
     "the QE report is not signed by the PCK certificate's key",
 )
-BAD_QUOTE: Final = (
+BAD_QUOTE: Final[tuple[DcapReason, str]] = (
     "quote_bad_signature",
     "the quote's signature does not hold: it was altered after it had been signed",
 )
 
-_VERIFICATION: Final = (
+_VERIFICATION: Final[tuple[DcapReason, ...]] = (
     "tcb_info_wrong_type",
     "qe_identity_wrong_type",
     "tcb_info_mismatch",
@@ -67,8 +75,9 @@ _VERIFICATION: Final = (
     "enclave_debug",
     "td_attributes",
     "service_td",
+    "rejected",
 )
-_EXPIRED: Final = (
+_EXPIRED: Final[tuple[DcapReason, ...]] = (
     "crl_expired",
     "cert_expired",
     "tcb_info_expired",
@@ -76,7 +85,7 @@ _EXPIRED: Final = (
     "qe_identity_expired",
     "qe_identity_not_yet_valid",
 )
-_MALFORMED: Final = (
+_MALFORMED: Final[tuple[DcapReason, ...]] = (
     "crl_malformed",
     "cert_malformed",
     "tcb_info_malformed",
@@ -85,22 +94,22 @@ _MALFORMED: Final = (
 )
 
 
-def refuse(reason: str, message: str) -> AttestKitError:
-    """Return the error for `reason`, for the caller to raise; `reason` is an attribute of it.
+def refuse(reason: DcapReason, message: str) -> AttestKitError:
+    """Return the exception for `reason`, for the caller to raise.
 
-    It is a CollateralExpiredError for endorsements too old or too new, a CollateralError for
-    malformed or missing ones, a FormatError for `quote_format`, a VerificationError where all is
-    signed and the platform is not acceptable, and a SignatureError for everything else.
+    It is a CollateralExpiredError for collateral that is not valid at the time, a CollateralError
+    for malformed or missing collateral, a FormatError for `quote_format`, a VerificationError for a
+    platform that is not acceptable, and a SignatureError otherwise.
     """
     return _KINDS.get(reason, SignatureError)(message, reason=reason)
 
 
 def moment(when: datetime) -> str:
-    """Return a time as refusals show it."""
+    """Return a time in ISO 8601, for an error text."""
     return when.isoformat().replace("+00:00", "Z")
 
 
-_KINDS: Final[dict[str, Callable[..., AttestKitError]]] = {
+_KINDS: Final[dict[DcapReason, Callable[..., AttestKitError]]] = {
     **dict.fromkeys(_VERIFICATION, VerificationError),
     **dict.fromkeys(_EXPIRED, CollateralExpiredError),
     **dict.fromkeys(_MALFORMED, CollateralError),

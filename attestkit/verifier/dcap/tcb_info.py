@@ -1,8 +1,7 @@
-"""TCB info and QE identity, the two JSON bodies that Intel signs, as far as we look into them.
+"""Decoding of TCB info and QE identity, the JSON bodies that Intel signs; not authenticated.
 
-They are Intel's "TCB Info V3" and "Enclave Identity V2" of its provisioning certification service,
-versions 3 and 4; simulated-pki.md, section 8, has their keys. Reading believes nothing: whoever
-uses a value has the signatures checked first.
+They are "TCB Info V3" and "Enclave Identity V2" of Intel's PCS, versions 3 and 4; simulated-pki.md,
+section 8, has their members.
 """
 
 from datetime import datetime
@@ -12,7 +11,7 @@ import msgspec
 
 from attestkit._formats.strict_json import check_depth
 from attestkit.errors import FormatError
-from attestkit.verifier.dcap.reasons import refuse
+from attestkit.verifier.dcap.reasons import DcapReason, refuse
 
 __all__ = [
     "Component",
@@ -32,15 +31,15 @@ _COMPONENTS: Final = 16
 
 
 class Component(msgspec.Struct, frozen=True):
-    """What a level wants of one part of the firmware."""
+    """Required SVN of a component."""
 
     svn: _Svn
-    category: str = ""  # who updates it: BIOS, OS/VMM
-    type: str = ""  # what it is
+    category: str = ""  # source of its updates: BIOS, OS/VMM
+    type: str = ""  # kind of component
 
 
 class Svns(msgspec.Struct, frozen=True):
-    """What a level wants of a platform."""
+    """Required SVNs of a platform."""
 
     sgx: list[Component] = msgspec.field(name="sgxtcbcomponents")  # 16
     pcesvn: _Svn
@@ -48,13 +47,13 @@ class Svns(msgspec.Struct, frozen=True):
 
 
 class IsvSvn(msgspec.Struct, frozen=True):
-    """What a level wants of a TDX module or an enclave."""
+    """Required SVN of a TDX module or an enclave."""
 
     isvsvn: _Svn
 
 
 class PlatformLevel(msgspec.Struct, frozen=True, rename="camel"):
-    """One TCB level of a platform."""
+    """TCB level of a platform."""
 
     tcb: Svns
     tcb_date: _Moment
@@ -63,7 +62,7 @@ class PlatformLevel(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class SvnLevel(msgspec.Struct, frozen=True, rename="camel"):
-    """One TCB level of a TDX module or of a quoting enclave."""
+    """TCB level of a TDX module or a quoting enclave."""
 
     tcb: IsvSvn
     tcb_date: _Moment
@@ -72,14 +71,14 @@ class SvnLevel(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class ModuleIdentity(msgspec.Struct, frozen=True, rename="camel"):
-    """One version of the TDX module."""
+    """TCB levels of a version of the TDX module."""
 
     id: str  # TDX_ and two digits
     tcb_levels: list[SvnLevel]  # highest first
 
 
 class TcbInfo(msgspec.Struct, frozen=True, rename="camel"):
-    """What Intel says of all platforms with one FMSPC."""
+    """TCB info for the platforms of an FMSPC."""
 
     id: str  # SGX or TDX
     version: int
@@ -92,7 +91,7 @@ class TcbInfo(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class QeIdentity(msgspec.Struct, frozen=True, rename="camel"):
-    """What Intel says of a quoting enclave."""
+    """QE identity."""
 
     id: str  # QE or TD_QE
     version: int
@@ -106,11 +105,11 @@ _qe_identity: Final = msgspec.json.Decoder(QeIdentity)
 
 
 def read_tcb_info(text: str) -> TcbInfo:
-    """Read the TCB info's body.
+    """Decode TCB info.
 
     Raises:
-        CollateralError: It is no TCB info of version 3, or a level has not 16 components of each
-            kind; `reason` is `tcb_info_malformed`.
+        CollateralError: If it is not TCB info of version 3, or a level does not have 16 components
+            of each kind (`tcb_info_malformed`).
     """
     info = _read("TCB info", "tcb_info_malformed", _tcb_info, text)
     for number, level in enumerate(info.tcb_levels):
@@ -118,24 +117,25 @@ def read_tcb_info(text: str) -> TcbInfo:
         if sizes != {_COMPONENTS}:
             raise refuse(
                 "tcb_info_malformed",
-                f"TCB info: level {number} has not {_COMPONENTS} components of each kind",
+                f"TCB info is malformed: level {number} must have {_COMPONENTS} components of "
+                "each kind; fetch fresh collateral",
             )
     return info
 
 
 def read_qe_identity(text: str) -> QeIdentity:
-    """Read the QE identity's body.
+    """Decode QE identity.
 
     Raises:
-        CollateralError: It is no QE identity; `reason` is `qe_identity_malformed`.
+        CollateralError: If it is malformed (`qe_identity_malformed`).
     """
     return _read("QE identity", "qe_identity_malformed", _qe_identity, text)
 
 
-def _read(name: str, reason: str, decoder: "msgspec.json.Decoder[_T]", text: str) -> _T:
+def _read(name: str, reason: DcapReason, decoder: "msgspec.json.Decoder[_T]", text: str) -> _T:
     try:
         data = text.encode()
         check_depth(data)
         return decoder.decode(data)
     except (msgspec.DecodeError, FormatError, UnicodeEncodeError, RecursionError) as error:
-        raise refuse(reason, f"{name} is malformed: fetch fresh collateral") from error
+        raise refuse(reason, f"{name} is malformed; fetch fresh collateral") from error

@@ -1,6 +1,6 @@
-"""Verdicts as signed tokens (EAR), as JWT or COSE: their claims, keys and envelope.
+"""Attestation results as signed tokens (EAR), in JWT or COSE: claims, keys, and envelope.
 
-`sign_ear` makes one of a result, `verify_ear` checks one.
+`sign_ear` signs a result; `verify_ear` verifies a token.
 """
 
 from importlib import import_module
@@ -37,7 +37,7 @@ __all__ = [
     "verify_ear",
 ]
 
-# Name: the module that has it, loaded once it is asked for.
+# Public name: its module, imported on first use.
 _HOME = {
     "LEEWAY": "result_token",
     "LIFETIME": "result_token",
@@ -54,10 +54,10 @@ _HOME = {
 }
 
 
-if not TYPE_CHECKING:  # to whom every name would be there
+if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name: str) -> object:
-        """Load what is asked for, once."""
+        """Import a public name on first use."""
         home = _HOME.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

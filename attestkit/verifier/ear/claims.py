@@ -1,19 +1,18 @@
-"""What a verdict says in the words of AR4SI, and the two ways to write it: names, and numbers.
+"""Claims of an EAR: the trustworthiness vector of AR4SI, and claim names and CBOR labels.
 
-| member of the vector | is 2 or 3, affirming | is a warning, 32 | is contraindicated |
+| claim | 2 or 3, affirming | 32, warning | 96 or more, contraindicated |
 |---|---|---|---|
 | hardware | UpToDate | every other status | 96: Revoked; 97: simulated |
 | configuration | - | ConfigurationNeeded and its kin | - |
 | executables | 3: the policy names the OS image by its hash, and pins its ACPI tables | - | - |
 | runtime-opaque | 2: a TD, an SEV-SNP guest, an enclave of SGX; never one in debug mode | - | - |
 
-A member that is not in the table, or has no such ground, is left out: no claim. So an AWS Nitro
-enclave, of whose platform nobody says how current it is, has neither hardware nor runtime-opaque.
-ACPI tables are code of the host's that the kernel runs (see `acpi`): a TD's are pinned by a
-reference value of RTMR0, an enclave has none of its operator's, and those of an SEV-SNP guest are
-measured nowhere, so that executables are never claimed of one. Where the root is not the maker's,
-hardware is 97 (hardware that is not recognised and should be) and nothing else is claimed, for
-everything else rests on it.
+Other members are not claimed. An AWS Nitro enclave has no TCB status, and therefore neither
+hardware nor runtime-opaque. ACPI tables are code from the host that the kernel executes (see
+`acpi`): those of a TD are pinned by a reference value of RTMR0, an enclave has none from its
+operator, and those of an SEV-SNP guest are not measured, so that executables is never claimed for
+one. If the root is not the vendor's, hardware is 97 (unrecognized hardware) and is the only claim,
+because all others depend on it.
 """
 
 from collections.abc import Mapping
@@ -34,15 +33,15 @@ __all__ = [
     "VECTOR",
     "VERIFIER",
     "Tier",
-    "named",
-    "numbered",
-    "trust",
+    "claims_by_label",
+    "claims_by_name",
+    "trustworthiness_vector",
 ]
 
 RESULT: Final = "attestkit.result"
-"""The one claim of our own, private (RFC 7519, 4.3), in either form under this text."""
+"""Private claim (RFC 7519, 4.3) with the attestation result, in both encodings."""
 
-# CBOR's number of each claim: RFC 8392, 3.1.1; RFC 9711, 4; draft-ietf-rats-ear, 3.
+# CBOR labels of the claims: RFC 8392, 3.1.1; RFC 9711, 4; draft-ietf-rats-ear, 3.
 TOP: Final = {
     "aud": 3,
     "exp": 4,
@@ -55,7 +54,7 @@ TOP: Final = {
     "ear.verifier-id": 1004,
 }
 REFUSED: Final = ("aud", "nbf")
-"""Claims that narrow for whom, or from when, a token is good; no EAR of ours has them."""
+"""Claims that restrict audience or start of validity; not supported."""
 
 VERIFIER: Final = {"developer": 0, "build": 1}
 APPRAISAL: Final = {
@@ -84,7 +83,7 @@ _MISCONFIGURED: Final = (
 
 
 class Tier(IntEnum):
-    """How much is to be thought of something (draft-ietf-rats-ar4si, trustworthiness tiers)."""
+    """Trustworthiness tier (draft-ietf-rats-ar4si)."""
 
     NONE = 0
     AFFIRMING = 2
@@ -93,30 +92,32 @@ class Tier(IntEnum):
 
     @classmethod
     def of(cls, value: int) -> "Tier":
-        """Return the tier of a member of the vector, -128 to 127; negative ones mirror the others.
+        """Return the tier of a trustworthiness claim, -128 to 127.
 
-        0 is no claim; -1 and 1 say that the verifier could not judge, which claims nothing too.
+        Negative values mirror the positive ones. -1, 0 and 1 are no claim.
         """
-        distance = value if value >= 0 else -value - 1  # -1 goes with 0 and 1, -2 with them
+        distance = value if value >= 0 else -value - 1  # the range of a tier ends at -value - 1
         if value == -2:
             return cls.AFFIRMING
         return max(tier for tier in cls if tier <= max(distance, 0))
 
     @classmethod
     def worst(cls, vector: Mapping[str, int]) -> "Tier":
-        """Return the tier of the worst member; NONE where nothing is claimed."""
+        """Return the worst tier of a vector; NONE if it is empty."""
         return max((cls.of(value) for value in vector.values()), default=cls.NONE)
 
     def __str__(self) -> str:
         return self.name.lower()
 
 
-def trust(result: AttestationResult, policy: "AppraisalPolicy | None") -> dict[str, int]:
-    """Return the trustworthiness vector that a result has grounds for; see the table above.
+def trustworthiness_vector(
+    result: AttestationResult, policy: "AppraisalPolicy | None"
+) -> dict[str, int]:
+    """Return the trustworthiness vector of a result; see the table above.
 
     Args:
-        result: What was verified.
-        policy: The rules it was accepted by; None claims nothing that only a rule can tell.
+        result: Attestation result.
+        policy: Policy that accepted it; None omits the claims that depend on a rule.
     """
     if result.simulated:
         return {"hardware": 97}
@@ -134,7 +135,7 @@ def trust(result: AttestationResult, policy: "AppraisalPolicy | None") -> dict[s
 
 
 def _names_executables(result: AttestationResult, policy: "AppraisalPolicy") -> bool:
-    """Tell whether the policy knows all that was loaded at boot, which is what AR4SI's 3 says."""
+    """Return whether the policy names all executables loaded at boot (AR4SI: 3)."""
     image = result.claims.os_image_hash in (policy.os_image_hash or ())
     return image and acpi.are_pinned(result.claims, policy.reference_values.rules)
 
@@ -145,16 +146,16 @@ def _hardware(status: TcbStatus) -> int:
     return 96 if status is TcbStatus.REVOKED else 32
 
 
-def numbered(claims: Mapping[str, Any], labels: Mapping[str, int]) -> dict[Any, Any]:
-    """Return claims under their numbers; what has none keeps its name."""
+def claims_by_label(claims: Mapping[str, Any], labels: Mapping[str, int]) -> dict[Any, Any]:
+    """Return claims with CBOR labels as keys; claims without a label keep their name."""
     return {labels.get(name, name): value for name, value in claims.items()}
 
 
-def named(claims: Mapping[Any, Any], labels: Mapping[str, int]) -> dict[str, Any]:
-    """Return the claims that have a number, and our own, under their names; others are left out."""
+def claims_by_name(claims: Mapping[Any, Any], labels: Mapping[str, int]) -> dict[str, Any]:
+    """Return the known claims with names as keys; unknown ones are ignored."""
     names: dict[int | str, str] = {number: name for name, number in labels.items()}
     names[RESULT] = RESULT
-    # By the type too: to Python, True is 1.
+    # The type is compared, because True == 1.
     return {
         names[key]: value
         for key, value in claims.items()

@@ -1,9 +1,9 @@
-"""The two envelopes of signed claims: JWS compact (RFC 7515) and COSE_Sign1 (RFC 9052).
+"""Signed tokens of an EAR: compact JWS (RFC 7515) and COSE_Sign1 (RFC 9052).
 
-Reading is strict where signed formats have gone wrong before. The key decides on the algorithm, and
-the header has to name just that one. No header is taken but those that are written here: no `crit`,
-no key or address of a key, and of COSE nothing that is not signed. There is one way to write an
-envelope; another one of the same parts is refused, so no bit of a token is without a meaning.
+Decoding avoids known weaknesses of signed formats. The key determines the algorithm, and the header
+must name it. Only alg, kid and typ are accepted as header parameters: no `crit`, no keys or key
+URLs, and no unprotected parameters in COSE. Only the canonical encoding is accepted, so that tokens
+are not malleable.
 """
 
 import hmac
@@ -15,12 +15,12 @@ from attestkit._formats.cbor import Value, read_value
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier.ear.keys import EarKey, EarPublicKey, from_base64url, to_base64url
 
-__all__ = ["MAX_TOKEN", "Form", "Opened", "open_token", "seal"]
+__all__ = ["MAX_TOKEN", "TokenFormat", "VerifiedToken", "sign_token", "verify_token"]
 
-Form = Literal["jwt", "cose"]
+TokenFormat = Literal["jwt", "cose"]
 
 MAX_TOKEN: Final = 262_144
-"""Bytes of a signed verdict, in either form."""
+"""Maximum size of a token in bytes."""
 
 _TAG: Final = 0xD2  # of COSE_Sign1, 18 (RFC 9052, 2)
 _ALG, _KID, _TYP = 1, 4, 16  # RFC 9052, 3.1; RFC 9596, 2
@@ -29,44 +29,50 @@ _COSE_TYPE: Final = "application/eat+cwt"  # RFC 9782
 _JWT_TYPE: Final = "eat+jwt"
 
 
-class Opened(NamedTuple):
-    """Claims that a key vouches for, in the form's own shape: text keys, or numbers."""
+class VerifiedToken(NamedTuple):
+    """Verified claims of a token, with text keys (jwt) or CBOR labels (cose)."""
 
-    form: Form
+    form: TokenFormat
     claims: dict[Any, Any]
 
 
-def seal(claims: dict[Any, Any], key: EarKey, form: Form) -> bytes:
-    """Return the token: claims in JSON for `jwt`, in deterministic CBOR for `cose`.
+def sign_token(claims: dict[Any, Any], key: EarKey, form: TokenFormat) -> bytes:
+    """Sign claims: in JSON for `jwt`, in deterministic CBOR for `cose`.
 
     Raises:
-        UsageError: The token would be over 262,144 bytes, or claims hold text without UTF-8 form.
+        UsageError: If the token is over 262,144 bytes, or a claim has an unpaired surrogate.
     """
     try:
-        token = _seal_jwt(claims, key) if form == "jwt" else _seal_cose(claims, key)
+        token = _sign_jwt(claims, key) if form == "jwt" else _sign_cose(claims, key)
     except UnicodeEncodeError as error:
-        raise UsageError("text with half a surrogate pair has no UTF-8 form") from error
+        raise UsageError(
+            "EAR: a claim has text with an unpaired surrogate", reason="encoding"
+        ) from error
     if len(token) > MAX_TOKEN:
-        raise UsageError(f"the EAR would have {len(token)} bytes, over {MAX_TOKEN}")
+        raise UsageError(
+            f"EAR: too large: {len(token)} bytes, at most {MAX_TOKEN}", reason="too_large"
+        )
     return token
 
 
-def open_token(token: bytes, key: EarPublicKey) -> Opened:
-    """Return the claims of a token, once the signature holds.
+def verify_token(token: bytes, key: EarPublicKey) -> VerifiedToken:
+    """Verify the signature of a token, and return its claims.
 
     Raises:
-        FormatError: It is no such token, or over 262,144 bytes.
-        SignatureError: The signature does not hold, or a header names another algorithm, another
-            key, or something that is not known here.
+        FormatError: If it is malformed, or over 262,144 bytes.
+        SignatureError: If the signature is not valid, or the header has another algorithm or key,
+            or an unsupported parameter.
     """
     if len(token) > MAX_TOKEN:
-        raise FormatError(f"an EAR has at most {MAX_TOKEN} bytes, and this has more")
+        raise FormatError(
+            f"EAR: too large: {len(token)} bytes, at most {MAX_TOKEN}", reason="too_large"
+        )
     if token.startswith(bytes([_TAG])):
-        return Opened("cose", _open_cose(token, key))
-    return Opened("jwt", _open_jwt(token, key))
+        return VerifiedToken("cose", _verify_cose(token, key))
+    return VerifiedToken("jwt", _verify_jwt(token, key))
 
 
-def _seal_jwt(claims: dict[Any, Any], key: EarKey) -> bytes:
+def _sign_jwt(claims: dict[Any, Any], key: EarKey) -> bytes:
     kid = to_base64url(key.public.thumbprint)
     header = {"alg": key.public.algorithm, "kid": kid, "typ": _JWT_TYPE}
     parts = [to_base64url(_json(part)) for part in (header, claims)]
@@ -79,26 +85,28 @@ def _json(value: object) -> bytes:
     return text.encode()
 
 
-def _open_jwt(token: bytes, key: EarPublicKey) -> dict[Any, Any]:
+def _verify_jwt(token: bytes, key: EarPublicKey) -> dict[Any, Any]:
     parts = token.split(b".", 3)
     if len(parts) != 3 or not token.isascii():
-        raise FormatError("an EAR is a JWT of three parts, or a tagged COSE_Sign1")
+        raise FormatError(
+            "EAR: neither a JWT of three parts nor a tagged COSE_Sign1", reason="unrecognized"
+        )
     head, body, tail = [part.decode("ascii") for part in parts]
     if not body:
-        raise FormatError("the EAR's payload is detached")
-    header = strict_json.read_object(from_base64url(head, "the EAR's header"), "the EAR's header")
+        raise FormatError("EAR: payload missing (detached)", reason="missing")
+    header = strict_json.read_object(from_base64url(head, "EAR: header"), "EAR: header")
     _check_headers(
         header,
         {"alg": key.algorithm, "kid": to_base64url(key.thumbprint), "typ": _JWT_TYPE},
         needed="alg",
     )
-    signature = from_base64url(tail, "the EAR's signature")
+    signature = from_base64url(tail, "EAR: signature")
     key.check(signature, token[: len(head) + 1 + len(body)])
-    return strict_json.read_object(from_base64url(body, "the EAR's payload"), "the EAR's payload")
+    return strict_json.read_object(from_base64url(body, "EAR: payload"), "EAR: payload")
 
 
-def _seal_cose(claims: dict[Any, Any], key: EarKey) -> bytes:
-    import cbor2  # late: only who speaks COSE pays for it
+def _sign_cose(claims: dict[Any, Any], key: EarKey) -> bytes:
+    import cbor2  # lazy: only for COSE
 
     public = key.public
     algorithm = _COSE_ALGORITHMS[public.algorithm]
@@ -108,24 +116,26 @@ def _seal_cose(claims: dict[Any, Any], key: EarKey) -> bytes:
     return _envelope(protected, payload, signature)
 
 
-def _open_cose(token: bytes, key: EarPublicKey) -> dict[Any, Any]:
+def _verify_cose(token: bytes, key: EarPublicKey) -> dict[Any, Any]:
     envelope = read_value(token, tag=18)
     if not isinstance(envelope, list) or len(envelope) != 4:
-        raise FormatError("the EAR is no COSE_Sign1")
+        raise FormatError("EAR: not a COSE_Sign1 array of 4 items", reason="wrong_type")
     protected, unprotected, payload, signature = envelope
     if payload is None:
-        raise FormatError("the EAR's payload is detached")
+        raise FormatError("EAR: payload missing (detached)", reason="missing")
     if not (
         isinstance(protected, bytes)
         and isinstance(payload, bytes)
         and isinstance(signature, bytes)
         and isinstance(unprotected, dict)
     ):
-        raise FormatError("the EAR is no COSE_Sign1")
+        raise FormatError("EAR: COSE_Sign1 has an item of the wrong type", reason="wrong_type")
     if unprotected:
-        raise _header("has a header that is not signed")
+        raise _header("unprotected header parameters are not allowed")
     if not hmac.compare_digest(_envelope(protected, payload, signature), token):
-        raise FormatError("the EAR's COSE_Sign1 is not in deterministic form")
+        raise FormatError(
+            "EAR: COSE_Sign1 is not in deterministic encoding", reason="not_canonical"
+        )
     _check_headers(
         _map(read_value(protected), "header"),
         {
@@ -141,7 +151,7 @@ def _open_cose(token: bytes, key: EarPublicKey) -> dict[Any, Any]:
 
 def _map(value: Value, what: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise FormatError(f"the EAR's {what} is no map")
+        raise FormatError(f"EAR: {what} is not a map", reason="wrong_type")
     return cast("dict[Any, Any]", value)
 
 
@@ -152,25 +162,27 @@ def _envelope(protected: bytes, payload: bytes, signature: bytes) -> bytes:
 
 
 def _signed_region(protected: bytes, payload: bytes) -> bytes:
-    """Return the Sig_structure (RFC 9052, 4.4), without external data."""
+    """Return the Sig_structure (RFC 9052, 4.4), with empty external data."""
     import cbor2
 
     return cbor2.dumps(["Signature1", protected, b"", payload])
 
 
 def _check_headers(header: dict[Any, Any], expected: dict[Any, Any], needed: object) -> None:
-    """Hold a signed header to what the key allows: its algorithm, its name, the token's type."""
+    """Check a signed header: algorithm, key id and token type."""
     if needed not in header:
-        raise _header("does not name its algorithm")
+        raise _header("no algorithm in the header")
     for name, value in header.items():
         if name not in expected:
-            raise _header(f"has a header that is not known here: {ascii(name)[:40]}")
+            raise _header(f"unsupported header parameter: {ascii(name)[:40]}")
         if not _same(value, expected[name]):
-            raise _header(f"has a header {name!r} that is not {_shown(expected[name])}")
+            raise _header(
+                f"header parameter {name!r}: wrong value, must be {_shown(expected[name])}"
+            )
 
 
 def _same(value: object, expected: object) -> bool:
-    """Compare with the type: to Python, True is 1."""
+    """Compare values and types, because True == 1."""
     if isinstance(value, bytes) and isinstance(expected, bytes):
         return hmac.compare_digest(value, expected)
     return type(value) is type(expected) and value == expected
@@ -181,4 +193,4 @@ def _shown(value: object) -> str:
 
 
 def _header(problem: str) -> SignatureError:
-    return SignatureError(f"the EAR {problem}", reason="ear_bad_header")
+    return SignatureError(f"EAR: {problem}", reason="ear_bad_header")

@@ -1,7 +1,7 @@
-"""Keys of signed verdicts: Ed25519 with EdDSA, P-256 with ES256; each signs by its one algorithm.
+"""Keys of EARs: Ed25519 for EdDSA, P-256 for ES256.
 
-A public key goes round as a JWK (RFC 7517; RFC 8037 for Ed25519). Its name, the `kid`, is its
-thumbprint: that of RFC 7638 in a JWT, that of RFC 9679 in COSE.
+Public keys are published as JWKs (RFC 7517; RFC 8037 for Ed25519). The `kid` is the key's
+thumbprint: of RFC 7638 in a JWT, of RFC 9679 in COSE.
 """
 
 import json
@@ -22,23 +22,26 @@ Algorithm = Literal["EdDSA", "ES256"]
 
 _LARGEST: Final = 65_536  # bytes of a key or a key set
 _MOST_KEYS: Final = 32  # in a set
-_KINDS: Final = (("OKP", "Ed25519"), ("EC", "P-256"))  # kty and crv; may meet what has no hash
+_KINDS: Final = (
+    ("OKP", "Ed25519"),
+    ("EC", "P-256"),
+)  # kty and crv; a tuple: JWK values may not be hashable
 _PRIVATE: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})  # RFC 7518, 6.2.2 to 6.4
 
 
 class EarPublicKey(NamedTuple):
-    """The public half: who has it can check what the other half signed, by one algorithm alone."""
+    """Public key of a verifier, for one algorithm."""
 
     algorithm: Algorithm
     key: bytes  # EdDSA: 32 bytes (RFC 8032); ES256: x and y, 64 bytes
 
     @classmethod
     def from_jwk(cls, jwk: Mapping[str, Any]) -> "EarPublicKey":
-        """Read a JWK: kty OKP with crv Ed25519, or kty EC with crv P-256.
+        """Decode a JWK: kty OKP with crv Ed25519, or kty EC with crv P-256.
 
         Raises:
-            FormatError: It is of another kind, holds a private key, or is for something else than
-                signatures by the key's algorithm.
+            FormatError: If it has another type, contains a private key, or its alg or use do not
+                allow signatures of the key's algorithm.
         """
         kind = (jwk.get("kty"), jwk.get("crv"))
         if kind == ("OKP", "Ed25519"):
@@ -46,39 +49,61 @@ class EarPublicKey(NamedTuple):
         elif kind == ("EC", "P-256"):
             found = cls("ES256", _coordinate(jwk, "x") + _coordinate(jwk, "y"))
         else:
-            raise FormatError("a key of an EAR is Ed25519 (kty OKP) or P-256 (kty EC)")
+            raise FormatError(
+                "JWK: unsupported key type; must be Ed25519 (kty OKP) or P-256 (kty EC)",
+                reason="unsupported",
+            )
         if "d" in jwk:
-            raise FormatError("the JWK holds a private key, which nobody is to hand out")
+            raise FormatError(
+                "JWK: contains a private key; publish the public key only", reason="unknown_field"
+            )
         if jwk.get("alg", found.algorithm) != found.algorithm or jwk.get("use", "sig") != "sig":
-            raise FormatError(f"the JWK is not for signatures by {found.algorithm}")
+            raise FormatError(
+                f"JWK: alg or use do not allow {found.algorithm} signatures", reason="inconsistent"
+            )
         return found
 
     @classmethod
     def from_jwks(cls, text: str | bytes) -> tuple["EarPublicKey", ...]:
-        """Read a key set, as the verifier service's `/verify/keys` has it (RFC 7517, 5).
+        """Decode a key set (RFC 7517, 5), as `/verify/keys` of the verifier service returns it.
 
-        Keys whose `kty` and `crv` no EAR is signed with are left out, as that section has it.
+        Keys with an unsupported `kty` and `crv` are ignored (RFC 7517, 5).
 
         Raises:
-            FormatError: It is no such JSON, over 65,536 bytes, has over 32 keys or none to check an
-                EAR with, a private or secret key of whatever kind, or one of an EAR's kinds that
-                `from_jwk` refuses.
-            UsageError: It is neither text nor `bytes`.
+            FormatError: If it is malformed, over 65,536 bytes, has over 32 keys, no supported key,
+                a private or secret key of any type, or a supported key that `from_jwk` rejects.
+            UsageError: If it is neither text nor `bytes`.
         """
         if not isinstance(text, (str, bytes)):
-            raise UsageError(f"a key set is text or bytes, not {type(text).__name__}")
+            raise UsageError(
+                f"key set: wrong type: {type(text).__name__}, must be str or bytes",
+                reason="wrong_type",
+            )
         if len(text) > _LARGEST:
-            raise FormatError(f"a key set has at most {_LARGEST} bytes")
-        keys = strict_json.read_object(text, "the key set").get("keys")
-        if not isinstance(keys, list) or not 0 < len(keys) <= _MOST_KEYS:
-            raise FormatError(f"keys of a key set is an array of 1 to {_MOST_KEYS} JWKs")
+            raise FormatError(
+                f"key set: too large: {len(text)} bytes, at most {_LARGEST}", reason="too_large"
+            )
+        keys = strict_json.read_object(text, "key set").get("keys")
+        if not isinstance(keys, list):
+            raise FormatError(
+                "key set: member 'keys' missing or not an array",
+                reason="missing" if keys is None else "wrong_type",
+            )
+        if not 0 < len(keys) <= _MOST_KEYS:
+            raise FormatError(
+                f"key set: {len(keys)} keys, must be 1 to {_MOST_KEYS}", reason="wrong_size"
+            )
         if not all(isinstance(key, dict) for key in keys):
-            raise FormatError("a key of the key set is no JSON object")
+            raise FormatError("key set: a key is not a JSON object", reason="wrong_type")
         if any(not _PRIVATE.isdisjoint(key) for key in keys):
-            raise FormatError("the key set holds a private key, which nobody is to hand out")
+            raise FormatError(
+                "key set: contains a private key; publish public keys only", reason="unknown_field"
+            )
         found = [cls.from_jwk(key) for key in keys if (key.get("kty"), key.get("crv")) in _KINDS]
         if not found:
-            raise FormatError("the key set has no Ed25519 (kty OKP) or P-256 (kty EC) key")
+            raise FormatError(
+                "key set: no Ed25519 (kty OKP) or P-256 (kty EC) key", reason="unsupported"
+            )
         return tuple(found)
 
     def to_jwk(self) -> dict[str, str]:
@@ -99,7 +124,7 @@ class EarPublicKey(NamedTuple):
     @property
     def cose_thumbprint(self) -> bytes:
         """SHA-256 of the COSE_Key's required parameters, 32 bytes (RFC 9679, 4)."""
-        import cbor2  # late: only who speaks COSE pays for it
+        import cbor2  # lazy: only for COSE
 
         if self.algorithm == "EdDSA":
             members = {1: 1, -1: 6, -2: self.key}
@@ -108,11 +133,11 @@ class EarPublicKey(NamedTuple):
         return sha256(cbor2.dumps(members, canonical=True))
 
     def check(self, signature: bytes, data: bytes) -> None:
-        """Check a 64-byte signature over `data`.
+        """Verify a 64-byte signature over `data`.
 
         Raises:
-            SignatureError: It does not hold, or it or the key is malformed; the reason is
-                `ear_bad_signature`.
+            SignatureError: If the signature is not valid, or signature or key is malformed
+                (`ear_bad_signature`).
         """
         try:
             if self.algorithm == "ES256":
@@ -120,10 +145,10 @@ class EarPublicKey(NamedTuple):
                 return
             if ed25519_verify(self.key, signature, data):
                 return
-            problem = "Ed25519: the signature does not hold"
+            problem = "Ed25519: invalid signature"
         except (SignatureError, UsageError) as error:
             problem = str(error)
-        raise SignatureError(f"the EAR's signature: {problem}", reason="ear_bad_signature")
+        raise SignatureError(f"EAR: {problem}", reason="ear_bad_signature")
 
     def _jwk_members(self) -> dict[str, str]:
         if self.algorithm == "EdDSA":
@@ -133,12 +158,12 @@ class EarPublicKey(NamedTuple):
 
 
 class EarKey(Secret):
-    """The private half. ES256 takes its nonces from RFC 6979, so both algorithms repeat."""
+    """Private key of a verifier; signatures are deterministic (ES256: RFC 6979)."""
 
     __slots__ = ("_signer", "public")
 
     def __init__(self, signer: Ed25519Key | P256Key) -> None:
-        """Take a key; `from_bytes` makes one from what a file holds."""
+        """Wrap a key; see `from_bytes` for the content of a file."""
         self._signer = signer
         self.public: EarPublicKey = (
             EarPublicKey("ES256", signer.public_point)
@@ -148,18 +173,20 @@ class EarKey(Secret):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "EarKey":
-        """Read a private key: PEM of Ed25519 or P-256, not encrypted, or an Ed25519 seed.
+        """Decode a private key: unencrypted PEM of Ed25519 or P-256, or an Ed25519 seed.
 
         Args:
-            data: PKCS#8 (P-256: or SEC1) in PEM, at most 65,536 bytes; or exactly 32 raw bytes.
+            data: PEM of PKCS#8 (P-256: or SEC1), at most 65,536 bytes; or exactly 32 raw bytes.
 
         Raises:
-            FormatError: It is something else; the text shows nothing of it.
+            FormatError: If it is not such a key; the text contains nothing of it.
         """
         if len(data) == 32:
             return cls(Ed25519Key(data))
         if len(data) > _LARGEST:
-            raise FormatError(f"a private key has at most {_LARGEST} bytes")
+            raise FormatError(
+                f"private key: too large: {len(data)} bytes, at most {_LARGEST}", reason="too_large"
+            )
         text = data.decode("ascii", "replace")
         return cls(Ed25519Key.from_pem(text) or P256Key.from_pem(text))
 
@@ -177,29 +204,34 @@ def to_base64url(data: bytes) -> str:
 
 
 def from_base64url(text: str, what: str) -> bytes:
-    """Return the bytes of base64url without padding, if it is the one way to write them.
+    """Decode canonical base64url without padding.
 
     Raises:
-        FormatError: It is something else; `what` names it.
+        FormatError: If `text` is not canonical; `what` is the subject of the error.
     """
-    problem = f"{what} is not base64url without padding"
+    problem = f"{what}: not base64url without padding"
     if not text.isascii():
-        raise FormatError(problem)
+        raise FormatError(problem, reason="encoding")
     try:
-        # The decoder skips what is no base64 and stray bits at the end; compared, nothing is lost.
+        # The decoder ignores invalid characters and unused bits; the comparison below does not.
         found = urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except ValueError as error:
-        raise FormatError(problem) from error
+        raise FormatError(problem, reason="encoding") from error
     if to_base64url(found) != text:
-        raise FormatError(problem)
+        raise FormatError(problem, reason="encoding")
     return found
 
 
 def _coordinate(jwk: Mapping[str, Any], name: str) -> bytes:
     value = jwk.get(name)
     if not isinstance(value, str):
-        raise FormatError(f"{name} of the JWK is not text")
-    found = from_base64url(value, f"{name} of the JWK")
+        raise FormatError(
+            f"JWK: {name}: missing or not a string",
+            reason="missing" if value is None else "wrong_type",
+        )
+    found = from_base64url(value, f"JWK: {name}")
     if len(found) != 32:
-        raise FormatError(f"{name} of the JWK has {len(found)} bytes, not 32")
+        raise FormatError(
+            f"JWK: {name}: wrong size: {len(found)} bytes, must be 32", reason="wrong_size"
+        )
     return found

@@ -1,4 +1,4 @@
-"""Evidence of other platforms than TDX: SEV-SNP and AWS Nitro, each with its chain.
+"""Verification of platforms other than TDX: SEV-SNP and AWS Nitro, with their chains.
 
-Each gives the same kind of claims as DCAP verification does.
+Their claims have the same form as those of DCAP verification.
 """

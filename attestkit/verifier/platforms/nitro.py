@@ -1,8 +1,8 @@
-"""Who signed a document of an AWS Nitro Enclave: the COSE signature, and the path to AWS's root.
+"""Authentication of an AWS Nitro Enclave attestation document: COSE signature and certificates.
 
-The rules are those of attestation-format.md, section 9, and the limits those of AWS's description
-of the attestation document (Nitro Enclaves NSM API, attestation process). A NitroTPM's document
-looks the same and is another platform's: it is refused.
+The rules are those of attestation-format.md, section 9, the limits those of AWS's description of
+the attestation document (Nitro Enclaves NSM API, attestation process). NitroTPM documents have the
+same format, and are rejected.
 """
 
 from datetime import datetime, timedelta, timezone
@@ -27,52 +27,52 @@ __all__ = ["Nitro"]
 _MAX_AGE: Final = timedelta(seconds=3600)
 _MAX_SKEW: Final = timedelta(seconds=300)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_MAX_TIMESTAMP: Final = 253_402_300_799_999  # the end of the year 9999, where datetime ends too
+_MAX_TIMESTAMP: Final = 253_402_300_799_999  # end of the year 9999, the limit of datetime
 
 _ALGORITHM, _CRITICAL = 1, 2  # labels of COSE headers, RFC 9052, 3.1
 _ES384: Final = -35  # RFC 9053, 2.1: ECDSA with SHA-384
 
-_MAX_CERTIFICATE: Final = 1024  # bytes, of each in the document
-_MAX_BUNDLE: Final = 10  # certificates; AWS has 4
+_MAX_CERTIFICATE: Final = 1024  # bytes of a certificate
+_MAX_BUNDLE: Final = 10  # certificates; AWS uses 4
 _LIMITS: Final = {"public_key": 1024, "user_data": 512, "nonce": 512}  # bytes
 _REGISTERS: Final = 32
 
 
 class Nitro:
-    """AWS's word on enclaves, or that of a root handed in."""
+    """Authenticator of Nitro documents under AWS's root or a trust anchor."""
 
     def __init__(self, trust_anchor: bytes | None = None) -> None:
-        """Take the root that is trusted, in DER; None is AWS Nitro Enclaves Root G1.
+        """Set the trust anchor, in DER; None is AWS Nitro Enclaves Root G1.
 
         Raises:
-            FormatError: it is no certificate.
+            FormatError: If it is not a certificate.
         """
         self._name = "AWS's root" if trust_anchor is None else "the trust anchor"
         self._anchor = read_path_certificate(AWS_ROOT if trust_anchor is None else trust_anchor)
 
     @property
     def genuine(self) -> bool:
-        """Whether the root that is trusted has the key of AWS's."""
+        """Whether the trust anchor has the key of AWS's root."""
         return self._anchor.spki == read_path_certificate(AWS_ROOT).spki
 
     def authenticate(self, document: bytes, now: datetime) -> Authenticated:
-        """Return what AWS vouches for in a document: who signed it, and its user data.
+        """Verify a document, and return its signed content.
 
         Args:
-            document: COSE_Sign1, with or without its tag.
-            now: an aware datetime.
+            document: COSE_Sign1, tagged or untagged.
+            now: Aware datetime.
 
         Raises:
-            FormatError: the document breaks its format or its limits.
-            SignatureError: the signature does not hold, or no path leads to the root.
-            CollateralExpiredError: a certificate is not valid at `now`.
-            VerificationError: the document is over an hour old, or from the future; the reason is
-                document_expired.
-            UnsupportedError: it is a NitroTPM's.
-            UsageError: `now` is naive.
+            FormatError: If the document is malformed or exceeds a limit.
+            SignatureError: If the signature or certificate path is not valid.
+            CollateralExpiredError: If a certificate is not valid at `now`.
+            VerificationError: If the document is over an hour old, or over 5 minutes in the future
+                (`document_expired`).
+            UnsupportedError: If it is a NitroTPM document.
+            UsageError: If `now` has no time zone.
         """
         if now.tzinfo is None:
-            raise UsageError("the time of a verification is an aware datetime")
+            raise UsageError("now: datetime without time zone", reason="wrong_value")
         found = read_nitro_document(document)
         _check_limits(found)
         _check_algorithm(found)
@@ -83,7 +83,7 @@ class Nitro:
             p384_verify(signer.spki, found.signature, found.signed_region)
         except SignatureError as error:
             raise SignatureError(
-                f"the Nitro document's signature: {error}", reason="document_bad_signature"
+                f"Nitro document: {error}", reason="document_bad_signature"
             ) from error
         made = _check_age(found, now)
         return Authenticated(
@@ -98,80 +98,90 @@ class Nitro:
 
 
 def _check_limits(document: NitroDocument) -> None:
-    """Hold a document to what AWS says of its fields."""
+    """Check the fields of a document against AWS's limits."""
     if document.tpm:
-        raise UnsupportedError("this document is a NitroTPM's, which is not verified here")
+        raise UnsupportedError(
+            "Nitro document: from a NitroTPM, which is not supported", reason="feature"
+        )
     if not document.module_id:
-        raise FormatError("the Nitro document has an empty module_id")
+        raise FormatError("Nitro document: empty module_id", reason="missing")
     if document.digest != "SHA384":
-        raise FormatError(f"digest of the Nitro document is {document.digest!r:.40}, not SHA384")
+        raise FormatError(
+            f"Nitro document: unsupported digest: {document.digest!r:.40}, must be SHA384",
+            reason="unsupported_algorithm",
+        )
     if document.timestamp_ms is None or not 0 < document.timestamp_ms <= _MAX_TIMESTAMP:
-        raise FormatError("timestamp of the Nitro document is missing or cannot be")
+        raise FormatError("Nitro document: timestamp missing or out of range", reason="wrong_value")
     for name, limit in _LIMITS.items():
         if len(getattr(document, name)) > limit:
-            raise FormatError(f"{name} of the Nitro document has over {limit} bytes")
+            raise FormatError(
+                f"Nitro document: {name}: too large: at most {limit} bytes", reason="too_large"
+            )
     if not all(0 <= index < _REGISTERS for index in document.pcrs):
-        raise FormatError(f"the Nitro document has PCRs beside 0 to {_REGISTERS - 1}")
+        raise FormatError(
+            f"Nitro document: a PCR index is not 0 to {_REGISTERS - 1}", reason="wrong_value"
+        )
     for index in range(3):
         document.pcr(index)
 
 
 def _check_algorithm(document: NitroDocument) -> None:
-    """Hold the headers to ES384, told where the signature covers it, and nothing else critical."""
+    """Check that the protected header has ES384, and no other critical parameter."""
     header = read_value(document.protected) if document.protected else {}
     if not isinstance(header, dict):
-        raise FormatError("the protected header of the Nitro document is no map")
+        raise FormatError("Nitro document: protected header is not a map", reason="wrong_type")
     algorithm = header.get(_ALGORITHM)
     if isinstance(algorithm, bool) or algorithm != _ES384:
         raise SignatureError(
-            f"the Nitro document's algorithm is not {_ES384} (ES384)", reason="document_algorithm"
+            f"Nitro document: signature algorithm is not ES384 ({_ES384})",
+            reason="document_algorithm",
         )
-    # RFC 9052, 3: a header that must be understood is named, and we understand one.
+    # RFC 9052, 3: unsupported critical parameters must be rejected.
     if _CRITICAL in header and header[_CRITICAL] != [_ALGORITHM]:
         raise SignatureError(
-            "the Nitro document has a critical header that is not known",
+            "Nitro document: unsupported critical header parameter",
             reason="document_critical_header",
         )
     if document.unprotected & {_ALGORITHM, _CRITICAL}:
         raise SignatureError(
-            "the Nitro document has a header that only a protected one may be",
+            "Nitro document: alg or crit in the unprotected header",
             reason="document_algorithm",
         )
 
 
 def _certificates(document: NitroDocument) -> list[tuple[str, PathCertificate]]:
-    """Return the path below the root, signer first; the root in the bundle does not count."""
+    """Return the certificates below the root, signer first; cabundle[0] is the root."""
     bundle = document.cabundle
     if not 1 <= len(bundle) <= _MAX_BUNDLE:
-        raise FormatError(f"cabundle of the Nitro document has not 1 to {_MAX_BUNDLE} certificates")
+        raise FormatError(
+            f"Nitro document: cabundle: {len(bundle)} certificates, must be 1 to {_MAX_BUNDLE}",
+            reason="wrong_size",
+        )
     if not all(1 <= len(der) <= _MAX_CERTIFICATE for der in (document.certificate, *bundle)):
         raise FormatError(
-            f"a certificate of the Nitro document has not 1 to {_MAX_CERTIFICATE} bytes"
+            f"Nitro document: a certificate is empty or over {_MAX_CERTIFICATE} bytes",
+            reason="wrong_size",
         )
-    named = [("the Nitro document's certificate", document.certificate)]
-    named += [
-        (f"cabundle[{n}] of the Nitro document", bundle[n]) for n in range(len(bundle) - 1, 0, -1)
-    ]
+    named = [("Nitro document: certificate", document.certificate)]
+    named += [(f"Nitro document: cabundle[{n}]", bundle[n]) for n in range(len(bundle) - 1, 0, -1)]
     found: list[tuple[str, PathCertificate]] = []
     for name, der in named:
         try:
             found.append((name, read_path_certificate(der)))
         except FormatError as error:
-            raise SignatureError(
-                f"{name} is malformed: {error}", reason="cert_malformed"
-            ) from error
+            raise SignatureError(f"{name}: malformed: {error}", reason="cert_malformed") from error
     return found
 
 
 def _check_age(document: NitroDocument, now: datetime) -> datetime:
-    """Return when a document was made, at most an hour before `now` or five minutes after."""
+    """Return the timestamp of a document, at most 1 hour before or 5 minutes after `now`."""
     assert document.timestamp_ms is not None  # _check_limits
     made = _EPOCH + timedelta(milliseconds=document.timestamp_ms)
     if not -_MAX_SKEW <= now - made <= _MAX_AGE:
         raise VerificationError(
-            f"the Nitro document was made at {made:%Y-%m-%d %H:%M:%S} UTC, which is not in the "
-            f"{_MAX_AGE.seconds} s before {now.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} or the "
-            f"{_MAX_SKEW.seconds} s after; ask the enclave for a new one",
+            f"Nitro document: made {made:%Y-%m-%d %H:%M:%S} UTC, not within {_MAX_AGE.seconds} s "
+            f"before or {_MAX_SKEW.seconds} s after "
+            f"{now.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}; request a new one from the enclave",
             reason="document_expired",
         )
     return made
@@ -180,13 +190,13 @@ def _check_age(document: NitroDocument, now: datetime) -> datetime:
 def _steps(document: NitroDocument, root: str, made: datetime) -> tuple[str, ...]:
     steps = [
         f"the certificates of module {document.module_id} lead to {root} and are valid",
-        "revocation was not looked at: no CRL was consulted",
-        "the Nitro document's signature holds (ECDSA P-384, SHA-384)",
+        "revocation was not checked: no CRL was consulted",
+        "the Nitro document's signature is valid (ECDSA P-384, SHA-384)",
         f"the Nitro document was made at {made:%Y-%m-%d %H:%M:%S} UTC",
     ]
     if not any(document.pcr(0) + document.pcr(1) + document.pcr(2)):
         steps.append(
             "the enclave runs in debug mode: its PCRs 0 to 2 are zero, so nothing measures its "
-            "image and its memory can be read; only its signature was judged here"
+            "image and its memory can be read; only its signature was verified here"
         )
     return tuple(steps)

@@ -1,8 +1,8 @@
-"""Whose key signed an SEV-SNP report: the path from its certificate to AMD's root.
+"""Certificate path of an SEV-SNP report: from the signing key to AMD's root.
 
-A chip's key (VCEK) stands under the ASK of its product line, a cloud provider's (VLEK) under the
-ASVK, and both of these under the ARK, the root (quote-formats.md, section 13). Their common names
-tell them apart. Nothing is fetched: an error about a missing certificate says where AMD has it.
+The key of a chip (VCEK) is certified by the ASK of its product line, that of a cloud provider
+(VLEK) by the ASVK, and both by the ARK, the root (quote-formats.md, section 13). They are
+distinguished by common name. Nothing is fetched: the error for a missing certificate has AMD's URL.
 """
 
 import hmac
@@ -16,6 +16,7 @@ from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.amd_extension import AmdExtension, read_amd_extension
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
+from attestkit._reasons import SignatureReason
 from attestkit.attestation.snp_certificates import SnpCertificates
 from attestkit.errors import CollateralError, FormatError, SignatureError, UnsupportedError
 from attestkit.snp_report import SnpReport, SnpTcb
@@ -26,7 +27,10 @@ __all__ = ["Endorsement", "Signer", "find_signer", "read_endorsements"]
 _KDS: Final = "https://kdsintf.amd.com"
 _PRODUCTS: Final = ("Milan", "Genoa", "Turin", "Venice")
 _AUTHORITY: Final = {"VCEK": "ASK", "VLEK": "ASVK"}
-_COMMON_NAME: Final = {"VCEK": "SEV-", "VLEK": "SEV-VLEK-"}  # of its authority; the product follows
+_COMMON_NAME: Final = {
+    "VCEK": "SEV-",
+    "VLEK": "SEV-VLEK-",
+}  # prefix of the issuer's, before the product
 _ID_COMMON_NAME: Final = "2.5.4.3"  # RFC 5280, appendix A.1
 _SET: Final = 0x31
 _SPL_NAMES: Final = {
@@ -39,35 +43,37 @@ _SPL_NAMES: Final = {
 
 
 class Endorsement(NamedTuple):
-    """A certificate that came along or was handed in; nothing in it has been verified."""
+    """Certificate of the evidence or the caller, not verified."""
 
     certificate: PathCertificate
-    key: AmdExtension | None  # whose key it is for; None on an authority's
+    key: AmdExtension | None  # key it certifies; None for a CA certificate
 
 
 class Signer(NamedTuple):
-    """Whose key signs a report, once a path to the root holds."""
+    """Signing key of a report with a valid path to the root."""
 
     product: str  # Milan, Genoa, Turin or Venice
     key: AmdExtension
-    spki: bytes  # the key, as SubjectPublicKeyInfo in DER
-    root: str  # what texts call the root
+    spki: bytes  # SubjectPublicKeyInfo in DER
+    root: str  # name of the root in texts
     chain: tuple[bytes, ...]  # DER of leaf, authority and root
 
 
 def read_endorsements(
     blobs: Iterable[bytes], *, limit: int | None = None
 ) -> tuple[Endorsement, ...]:
-    """Read certificates: each item DER, PEM with one or several, or the table of a host's kernel.
+    """Decode certificates: each item is DER, PEM, or the certificate table of a host's kernel.
 
     Raises:
-        FormatError: an item is none of these, a certificate is malformed, or there are more than
-            `limit`.
+        FormatError: If an item has another format, a certificate is malformed, or there are more
+            than `limit`.
     """
     found = [der for blob in blobs for der in _certificates(blob)]
     if limit is not None and len(found) > limit:
-        raise FormatError(f"there are {len(found)} certificates, over {limit}")
-    return tuple(map(_endorsement, found))
+        raise FormatError(
+            f"too many certificates: {len(found)}, at most {limit}", reason="too_many"
+        )
+    return tuple(map(_decode_endorsement, found))
 
 
 def find_signer(
@@ -76,44 +82,45 @@ def find_signer(
     trust_anchor: PathCertificate | None,
     now: datetime,
 ) -> Signer:
-    """Return whose key signs `report`; the signature itself is the caller's to check.
+    """Verify the certificate path of the signing key; the caller verifies the signature.
 
     Args:
-        report: of any version.
-        endorsements: in any order, others among them; of several that fit, the first counts.
-        trust_anchor: the root that is trusted; None is AMD's for the report's product.
-        now: an aware datetime.
+        report: Report of any version.
+        endorsements: Certificates in any order; the first matching one is used.
+        trust_anchor: Trusted root; None is AMD's for the report's product.
+        now: Aware datetime.
 
     Raises:
-        CollateralError: a certificate is missing; the text says which, and where AMD has it.
-        CollateralExpiredError: a certificate is not valid at `now`.
-        SignatureError: the path does not hold, or the certificate is for another key; the reason
-            is signing_key, product_mismatch, tcb_mismatch, chip_id_mismatch, cert_wrong_authority
-            or `check_path`'s.
-        UnsupportedError: the processor is not known, or its root is not built in.
+        CollateralError: If a certificate is missing; the text has its name and AMD's URL.
+        CollateralExpiredError: If a certificate is not valid at `now`.
+        SignatureError: If the path is not valid, or the certificate is for another key:
+            signing_key, product_mismatch, tcb_mismatch, chip_id_mismatch, cert_wrong_authority or a
+            reason of `check_path`.
+        UnsupportedError: If the processor is not known, or its root is not built in.
     """
     if report.version >= 3 and report.product is None:
         raise UnsupportedError(
-            f"the report's processor, family {report.cpuid_family:#04x} model "
-            f"{report.cpuid_model:#04x}, is not a known one"
+            f"SEV-SNP report: unknown processor: family {report.cpuid_family:#04x} model "
+            f"{report.cpuid_model:#04x}",
+            reason="feature",
         )
-    leaf, key = _leaf(report, endorsements)
+    leaf, key = _select_leaf(report, endorsements)
     product = report.product or key.product
-    reason, wrong = _mismatch(report, key) or ("", "")
-    if reason == "product_mismatch":  # which leaves open whose root it should be
-        raise SignatureError(wrong, reason=reason)
-    authority = _authority(leaf, key, product, endorsements)
+    mismatch = _find_mismatch(report, key)
+    if mismatch is not None and mismatch[0] == "product_mismatch":  # the root is not known then
+        raise SignatureError(mismatch[1], reason=mismatch[0])
+    authority = _select_authority(leaf, key, product, endorsements)
     root_name, root = _root(product, trust_anchor)
     path = ((f"the {key.kind}", leaf), (f"the {_AUTHORITY[key.kind]}", authority))
     _check_path((*path, (root_name, root)), now)
     _check_authority(authority, key.kind, product)
-    if wrong:
-        raise SignatureError(wrong, reason=reason)
+    if mismatch is not None:
+        raise SignatureError(mismatch[1], reason=mismatch[0])
     return Signer(product, key, leaf.spki, root_name, (leaf.der, authority.der, root.der))
 
 
 def _certificates(blob: bytes) -> list[bytes]:
-    """Return the DER of the certificates in `blob`; AMD's own root in a table is left out."""
+    """Return the certificates in `blob` in DER; the root in a certificate table is ignored."""
     if blob[:1] == b"\x30":
         return [blob]
     if not blob.lstrip().startswith(b"-----BEGIN"):
@@ -122,86 +129,91 @@ def _certificates(blob: bytes) -> list[bytes]:
     try:
         text = blob.decode("ascii")
     except UnicodeDecodeError as error:
-        raise FormatError("PEM is ASCII text", offset=error.start) from error
+        raise FormatError("PEM: not ASCII", offset=error.start, reason="encoding") from error
     found = split_pem(text)
     written, at = "".join(text.split()), 0
-    for der in found:  # they are in order, so one pass over the text is enough
+    for der in found:  # in order, so a single pass
         at = written.find(b2a_base64(der, newline=False).decode(), at)
         if at < 0:
-            raise FormatError("the base64 of a PEM certificate has bits that mean nothing")
+            raise FormatError(
+                "PEM: unused bits in the base64 of a certificate are not zero",
+                reason="not_canonical",
+            )
     return found
 
 
-def _endorsement(der: bytes) -> Endorsement:
+def _decode_endorsement(der: bytes) -> Endorsement:
     certificate = read_path_certificate(der)
     return Endorsement(certificate, read_amd_extension(certificate.extensions))
 
 
-def _leaf(
+def _select_leaf(
     report: SnpReport, endorsements: Sequence[Endorsement]
 ) -> tuple[PathCertificate, AmdExtension]:
-    """Return the certificate that is for the report's key, else one of the right kind."""
+    """Return the certificate of the report's key, else one of the same kind."""
     wanted = report.signing_key
     keys = [(found.certificate, found.key) for found in endorsements if found.key is not None]
     of_kind = [(certificate, key) for certificate, key in keys if key.kind == wanted]
     if of_kind:
-        fits = (found for found in of_kind if _mismatch(report, found[1]) is None)
+        fits = (found for found in of_kind if _find_mismatch(report, found[1]) is None)
         return next(fits, of_kind[0])
     if keys:
         raise SignatureError(
-            f"the report is signed with a {wanted}, but the certificate is a {keys[0][1].kind}'s; "
-            f"{_where_leaf(report)}",
+            f"SEV-SNP report: signed with a {wanted}, but the certificate is of a "
+            f"{keys[0][1].kind}; "
+            f"{_leaf_remedy(report)}",
             reason="signing_key",
         )
     raise CollateralError(
-        f"the {wanted} certificate of the report is missing: {_where_leaf(report)}"
+        f"SEV-SNP report: {wanted} certificate missing; {_leaf_remedy(report)}", reason="missing"
     )
 
 
-def _authority(
+def _select_authority(
     leaf: PathCertificate, key: AmdExtension, product: str, endorsements: Sequence[Endorsement]
 ) -> PathCertificate:
-    """Return the certificate of the authority that the leaf names."""
+    """Return the certificate of the leaf's issuer."""
     for certificate, of_key in endorsements:
         if of_key is None and certificate.subject == leaf.issuer:
             return certificate
     raise CollateralError(
-        f"the {_AUTHORITY[key.kind]} certificate, which signs the {key.kind}, is missing: AMD has "
-        f"it at {_KDS}/{key.kind.lower()}/v1/{product}/cert_chain"
+        f"{_AUTHORITY[key.kind]} certificate, the issuer of the {key.kind}: missing; get it from "
+        f"{_KDS}/{key.kind.lower()}/v1/{product}/cert_chain",
+        reason="missing",
     )
 
 
 def _check_path(path: Sequence[tuple[str, PathCertificate]], now: datetime) -> None:
-    """Check a path as `check_path`; of one to another root say what that may mean."""
+    """Verify a path as `check_path`, with a remedy in the error for another root."""
     try:
         check_path(path, now)
     except SignatureError as error:
         if error.reason != "untrusted_root":
             raise
         (name, _), (root, _) = path[-2:]
-        text = f"{name} is not signed by {root}, which alone is trusted: {ANOTHER_ROOT}"
+        text = f"{name} is not signed by the trusted root, {root}; {ANOTHER_ROOT}"
         raise SignatureError(text, reason=error.reason) from error
 
 
 def _check_authority(authority: PathCertificate, kind: str, product: str) -> None:
-    """Refuse one that is for keys of the other kind, or of another product; it may be the root."""
+    """Check that the issuer is the CA for this kind of key and product."""
     wanted = [f"{_COMMON_NAME[kind]}{product}".encode()]
     try:
         names = _common_names(authority.subject)
     except FormatError as error:
         raise SignatureError(
-            f"the name of the {_AUTHORITY[kind]} is malformed: {error}", reason="cert_malformed"
+            f"{_AUTHORITY[kind]} certificate: subject malformed: {error}", reason="cert_malformed"
         ) from error
     if names != wanted:
         raise SignatureError(
-            f"the {kind} is signed by {b', '.join(names)[:64]!r}, an authority for other keys; one "
-            f"of {product} is signed by {wanted[0].decode()}",
+            f"{kind} certificate: wrong issuer: {b', '.join(names)[:64]!r}, must be "
+            f"{wanted[0].decode()}",
             reason="cert_wrong_authority",
         )
 
 
 def _common_names(name: bytes) -> list[bytes]:
-    """Return the content of every common name in a Name (RFC 5280, 4.1.2.4)."""
+    """Return the values of all common names in a Name (RFC 5280, 4.1.2.4)."""
     found = []
     outer = DerReader(name)
     parts = outer.enter(SEQUENCE)
@@ -222,34 +234,37 @@ def _root(product: str, trust_anchor: PathCertificate | None) -> tuple[str, Path
         return "the trust anchor", trust_anchor
     if product not in AMD_ROOTS:
         raise UnsupportedError(
-            f"AMD's root for {product} is not built in: hand it in as the trust anchor"
+            f"AMD's root for {product}: not built in; pass it as the trust anchor", reason="root"
         )
     return f"AMD's root for {product}", read_path_certificate(AMD_ROOTS[product])
 
 
-def _mismatch(report: SnpReport, key: AmdExtension) -> tuple[str, str] | None:
-    """Return reason and text of what keeps `key` from being the one that signed; else None."""
+def _find_mismatch(report: SnpReport, key: AmdExtension) -> tuple[SignatureReason, str] | None:
+    """Return reason and text if the certificate is not for the report's key; else None."""
     product = report.product or key.product
     if key.product != product or product not in _PRODUCTS:
         known = report.product or "one of " + ", ".join(_PRODUCTS)
         return (
             "product_mismatch",
-            f"the {key.kind} is for {key.product!r}, the report is of {known}",
+            f"{key.kind} certificate: for product {key.product!r}, the report is of {known}",
         )
     try:
         reported = report.tcb("reported", product)
     except FormatError:
         if report.product is not None:
             raise
-        return "product_mismatch", f"the {key.kind} is for {product}, the report's TCB is another's"
+        return (
+            "product_mismatch",
+            f"{key.kind} certificate: for {product}, the report's TCB is of another product",
+        )
     for name in SnpTcb._fields:
         theirs, ours = getattr(key, name), getattr(reported, name)
         if theirs != ours:
             return "tcb_mismatch", (
-                f"the {key.kind} is for {name} {theirs}, the report's reported TCB has {ours}; the "
-                f"one that fits: {_where_leaf(report, product)}"
+                f"{key.kind} certificate: for {name} {theirs}, the report's reported TCB has "
+                f"{ours}; {_leaf_remedy(report, product)}"
             )
-    if key.kind == "VLEK" or not any(report.chip_id):  # the host may hide it
+    if key.kind == "VLEK" or not any(report.chip_id):  # the host may mask it
         return None
     sizes = {"Milan": 64, "Genoa": 64, "Turin": 8}
     expected = key.hardware_id.ljust(64, b"\0")
@@ -257,19 +272,19 @@ def _mismatch(report: SnpReport, key: AmdExtension) -> tuple[str, str] | None:
     if whole and hmac.compare_digest(expected, report.chip_id):
         return None
     return "chip_id_mismatch", (
-        f"the VCEK is for the chip {key.hardware_id.hex()}, the report is of "
-        f"{report.chip_id.hex()}; the one that fits: {_where_leaf(report, product)}"
+        f"VCEK certificate: for chip {key.hardware_id.hex()}, the report is of "
+        f"{report.chip_id.hex()}; {_leaf_remedy(report, product)}"
     )
 
 
-def _where_leaf(report: SnpReport, product: str | None = None) -> str:
-    """Say where to get the certificate of the key that signed a report."""
+def _leaf_remedy(report: SnpReport, product: str | None = None) -> str:
+    """Return the remedy for a missing certificate of the report's key."""
     if report.signing_key == "VLEK":
-        return "the host has the VLEK's, in the certificate table beside the report"
+        return "get the VLEK certificate from the host, in the certificate table of the report"
     if not any(report.chip_id):
-        return "the host hides the chip id, so ask it for the VCEK, beside the report"
+        return "the host masks the chip id; get the VCEK from the host with the report"
     layout = named = product or report.product
-    if layout is None:  # a version 2 report: the bytes that only Turin uses tell
+    if layout is None:  # version 2 report: only Turin uses these bytes
         layout = "Turin" if any(report.reported_tcb[2:6]) else "Milan"
         named = "Turin" if layout == "Turin" else "<Milan or Genoa>"
     levels = report.tcb("reported", layout)._asdict()
@@ -278,4 +293,4 @@ def _where_leaf(report: SnpReport, product: str | None = None) -> str:
         f"{label}={levels[name]}" for name, label in _SPL_NAMES.items() if levels[name] is not None
     )
     at = f"{_KDS}/vcek/v1/{named}"
-    return f"AMD has it at {at}/{chip_id.hex()}?{query} and the ASK at {at}/cert_chain"
+    return f"get it from {at}/{chip_id.hex()}?{query} and the ASK from {at}/cert_chain"

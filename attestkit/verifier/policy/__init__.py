@@ -1,6 +1,6 @@
-"""Policies: what is accepted of evidence that is true, as values and as TOML files.
+"""Appraisal policies: rules for authentic evidence, as values and as TOML files.
 
-`AppraisalPolicy` has the rules, and says all that it does not accept.
+`AppraisalPolicy` has the rules and lists every one that the evidence breaks.
 """
 
 from importlib import import_module
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
         KeyProvider,
         ReferenceValues,
         RequiredEvent,
-        checked_policy,
-        name_of,
+        policy_name,
+        require_policy,
     )
 
 __all__ = [
@@ -27,11 +27,11 @@ __all__ = [
     "KeyProvider",
     "ReferenceValues",
     "RequiredEvent",
-    "checked_policy",
-    "name_of",
+    "policy_name",
+    "require_policy",
 ]
 
-# Name: the module that has it, loaded once it is asked for.
+# Public name: its module, imported on first use.
 _HOME = {
     "PRESETS": "appraisal_policy",
     "VERIFIED_PLATFORMS": "appraisal_policy",
@@ -40,15 +40,15 @@ _HOME = {
     "KeyProvider": "appraisal_policy",
     "ReferenceValues": "appraisal_policy",
     "RequiredEvent": "appraisal_policy",
-    "checked_policy": "appraisal_policy",
-    "name_of": "appraisal_policy",
+    "policy_name": "appraisal_policy",
+    "require_policy": "appraisal_policy",
 }
 
 
-if not TYPE_CHECKING:  # to whom every name would be there
+if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name: str) -> object:
-        """Load what is asked for, once."""
+        """Import a public name on first use."""
         home = _HOME.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,19 +12,19 @@
 | OutOfDateConfigurationNeeded             | -      | grace   | yes         |
 | Revoked                                  | -      | -       | -           |
 
-The default takes platforms whose firmware is current; what its maker then asks of software and
-settings is the owner's to know. It leaves out TDRelaunchAdvised, because such a TD was launched,
-and measured, by a TDX module that was out of date. "grace": only with the two grace periods.
-No policy takes a TD or guest in debug mode. AWS Nitro has no such status; `platforms` can leave it
-out. That of SEV-SNP is made of the report alone: UpToDate means that its TCB versions are the same,
-so firmware of any age passes, even in strict, unless `minimum_svns` names the least versions.
+The default policy accepts platforms with current firmware, whatever mitigations the vendor advises
+in software and configuration. It does not accept TDRelaunchAdvised, because such a TD was launched
+and measured by an outdated TDX module. "grace": only within the two grace periods.
+No policy accepts a TD or guest in debug mode. AWS Nitro has no TCB status; `platforms` can exclude
+it. For SEV-SNP, the status is computed from the report alone: UpToDate means that its TCB versions
+are equal, so firmware of any age is accepted, even by strict, unless `minimum_svns` is set.
 """
 
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import AppInfo
@@ -40,10 +40,10 @@ from attestkit.verifier.policy.rules import (
     RequiredEvent,
     Values,
     accepted_values,
-    any_of,
-    members,
-    refused,
-    shown,
+    format_values,
+    matches_any,
+    normalize_members,
+    policy_error,
 )
 from attestkit.verifier.policy.tcb_rules import (
     Explain,
@@ -63,12 +63,12 @@ __all__ = [
     "KeyProvider",
     "ReferenceValues",
     "RequiredEvent",
-    "checked_policy",
-    "name_of",
+    "policy_name",
+    "require_policy",
 ]
 
 VERIFIED_PLATFORMS: Final = ("dstack-tdx", "dstack-amd-sev-snp", "dstack-nitro-enclave", "sgx")
-"""Platforms whose evidence is verified here, by the names that `Claims.platform` has."""
+"""Supported platforms, with the names of `Claims.platform`."""
 
 _DEFAULT: Final = (
     TcbStatus.UP_TO_DATE,
@@ -83,27 +83,31 @@ _SIZES: Final = {
     "os_image_hash": 32,
     "device_id": 32,
 }
-# Fields that hold a guest open to its host: the platform, and the bits of a little-endian field.
+# Debug bits in a little-endian field, by platform.
 _DEBUG: Final = {
-    "dstack-tdx": ("td_attributes", 0xFF),  # any of the 8 bits voids a TD's protection
+    "dstack-tdx": ("td_attributes", 0xFF),  # TUD: any of these bits makes the TD untrusted
     "dstack-amd-sev-snp": ("policy", 1 << 19),
     "sgx": ("attributes", 1 << 1),
 }
 
-# Registers that together tell one OS image from another.
+# Registers that together identify an OS image.
 _IMAGE: Final = ({"mrtd", "rtmr1", "rtmr2"}, {"measurement"}, {"pcr0"}, {"mrenclave"})
 
-# Who vouches for a field of AppInfo: events measured at boot, a sealed document, or the image.
-_WHO_NAMES_APPS: Final = {
+# Platforms on which a field of AppInfo is measured: at boot, at launch, or as the image.
+_MEASURED_ON: Final = {
     "": {"dstack-tdx", "dstack-amd-sev-snp"},
     "compose_hash": {"dstack-tdx", "dstack-amd-sev-snp", "dstack-nitro-enclave"},
 }
 
+_Identity: TypeAlias = Literal["app_id", "compose_hash", "instance_id"]
+_Named: TypeAlias = _Identity | Literal["key_provider"]
+_IDENTITIES: Final[tuple[_Identity, ...]] = ("app_id", "compose_hash", "instance_id")
+
 _ANY: Final = ReferenceValues()
 
 
-class _Subject(NamedTuple):
-    """What is judged."""
+class _Appraisal(NamedTuple):
+    """Input of an appraisal."""
 
     claims: Claims
     authenticated: Authenticated
@@ -115,40 +119,40 @@ class _Subject(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AppraisalPolicy:
-    """What a relying party accepts. Immutable, hashable, picklable; each rule is one more demand.
+    """Appraisal policy of a relying party; all rules must be met. Immutable, hashable, picklable.
 
-    A rule that is None, or of required things an empty one, asks for nothing. A rule about
-    something that the evidence does not have refuses it.
+    A rule that is None, or an empty list of requirements, accepts anything. A rule about a value
+    that the evidence does not have rejects the evidence.
 
     Raises:
-        UsageError: A rule would accept nothing, or two of them contradict each other.
+        UsageError: If a rule accepts nothing, or two rules contradict each other.
     """
 
     accepted_statuses: Collection[TcbStatus]
-    accepted_advisories: Collection[str] | None = None  # no others; None: any
+    accepted_advisories: Collection[str] | None = None  # None accepts any
     refused_advisories: Collection[str] = ()
-    # How long after the date of its TCB level something may be out of date, whole seconds.
+    # Maximum age of the TCB level of an outdated platform, in whole seconds.
     platform_grace_period: timedelta | None = None
     qe_grace_period: timedelta | None = None  # of the quoting enclave
     minimum_evaluation_data_number: int | None = None  # of Intel's TCB recovery
     minimum_svns: Collection[tuple[str, int]] = ()  # as `Tcb.components`
     platforms: Collection[str] = VERIFIED_PLATFORMS
-    refuse_simulated: bool = False  # also where the simulator's root was handed in
-    require_mr_config: bool = False  # of a TD: the document that MR_CONFIG_ID, version 3, hashes
+    refuse_simulated: bool = False  # even if the simulator's root is the trust anchor
+    require_mr_config: bool = False  # document of MR_CONFIG_ID version 3, of a TD
     reference_values: ReferenceValues = _ANY
     td_attributes: BitMask | None = None
     xfam: BitMask | None = None
     app_id: Values = None  # 20 bytes
     compose_hash: Values = None  # 32 bytes
     instance_id: Values = None  # 20 bytes
-    # 32 bytes, of an image whose measurements are the registers'. Any ACPI tables: see `acpi`.
+    # 32 bytes, of an image that the registers match with any ACPI tables: see `acpi`.
     os_image_hash: Values = None
     device_id: Values = None  # 32 bytes, as `AppInfo.device_id`
     key_provider: Collection[KeyProvider] | None = None
     required_events: Collection[RequiredEvent] = ()
 
     def __post_init__(self) -> None:
-        for name, value in self._normal().items():
+        for name, value in self._normalized().items():
             object.__setattr__(self, name, value)
         check_period("platform_grace_period", self.platform_grace_period)
         check_period("qe_grace_period", self.qe_grace_period)
@@ -156,28 +160,32 @@ class AppraisalPolicy:
             check_number("minimum_evaluation_data_number", number)
         for name in ("refuse_simulated", "require_mr_config"):
             if type(getattr(self, name)) is not bool:
-                raise UsageError(f"{name}: want true or false")
+                raise UsageError(f"{name}: must be true or false", reason="wrong_type")
         if not isinstance(self.reference_values, ReferenceValues):
-            raise UsageError("reference_values: want ReferenceValues")
+            raise UsageError("reference_values: must be ReferenceValues", reason="wrong_type")
         for mask in (self.td_attributes, self.xfam):
             if mask is not None and not isinstance(mask, BitMask):
-                raise UsageError("td_attributes, xfam: want a BitMask")
+                raise UsageError("td_attributes, xfam: must be a BitMask", reason="wrong_type")
         tcb = TcbRules._make([getattr(self, name) for name in TcbRules._fields])
         tcb.check()
-        object.__setattr__(self, "_tcb_rules", tcb)  # at every verification
+        object.__setattr__(self, "_tcb_rules", tcb)  # for every verification
         self._check_platforms()
         attributes = self.td_attributes
         if attributes is not None and attributes.must_be_set & _DEBUG["dstack-tdx"][1]:
-            raise UsageError("td_attributes: a TD under debug is never accepted")
+            raise UsageError("td_attributes: a debug TD is never accepted", reason="wrong_value")
 
-    def _normal(self) -> dict[str, object]:
-        """Return rules in their one form, so that policies that say the same are equal."""
+    def _normalized(self) -> dict[str, object]:
+        """Return the rules in normal form, so that equivalent policies are equal."""
         found: dict[str, object] = {
-            "accepted_statuses": members("accepted_statuses", self.accepted_statuses, TcbStatus),
+            "accepted_statuses": normalize_members(
+                "accepted_statuses", self.accepted_statuses, TcbStatus
+            ),
             "refused_advisories": advisories("refused_advisories", self.refused_advisories),
             "minimum_svns": svns(self.minimum_svns),
-            "platforms": members("platforms", self.platforms, str),
-            "required_events": members("required_events", self.required_events, RequiredEvent),
+            "platforms": normalize_members("platforms", self.platforms, str),
+            "required_events": normalize_members(
+                "required_events", self.required_events, RequiredEvent
+            ),
         }
         for name, size in _SIZES.items():
             found[name] = accepted_values(name, getattr(self, name), size)
@@ -185,10 +193,12 @@ class AppraisalPolicy:
             name = "accepted_advisories"
             found[name] = advisories(name, self.accepted_advisories)
         if self.key_provider is not None:
-            found["key_provider"] = members("key_provider", self.key_provider, KeyProvider)
+            found["key_provider"] = normalize_members(
+                "key_provider", self.key_provider, KeyProvider
+            )
         for name in ("accepted_statuses", "platforms", "key_provider"):
             if found.get(name, True) == frozenset():
-                raise UsageError(f"{name}: nothing would be accepted; name one")
+                raise UsageError(f"{name}: accepts nothing; add a value", reason="missing")
         return found
 
     @property
@@ -199,19 +209,24 @@ class AppraisalPolicy:
     def _check_platforms(self) -> None:
         if unknown := set(self.platforms) - set(VERIFIED_PLATFORMS):
             raise UsageError(
-                f"platforms: {min(unknown)!r} is none of {', '.join(VERIFIED_PLATFORMS)}"
+                f"platforms: unknown: {min(unknown)!r}, must be one of "
+                f"{', '.join(VERIFIED_PLATFORMS)}",
+                reason="unknown_name",
             )
         owners = {name: REGISTERS[name][0] for name in self.reference_values.rules}
         owners |= {name: "dstack-tdx" for name in ("td_attributes", "xfam") if getattr(self, name)}
         for name, owner in owners.items():
             if owner not in self.platforms or owner != next(iter(owners.values())):
-                raise UsageError(f"{name}: only {owner} has it, and other rules leave that out")
+                raise UsageError(
+                    f"{name}: applies only to {owner}, which another rule excludes",
+                    reason="conflict",
+                )
 
     @classmethod
     def strict(cls) -> "AppraisalPolicy":
-        """Return the policy that takes platforms that are up to date, without any advisory.
+        """Return the policy for platforms that are UpToDate without any advisory.
 
-        It also refuses an app that could not be held to what was sealed at its launch.
+        It also requires the document of a sealed configuration.
         """
         return cls(
             accepted_statuses=(TcbStatus.UP_TO_DATE,),
@@ -221,12 +236,12 @@ class AppraisalPolicy:
 
     @classmethod
     def default(cls) -> "AppraisalPolicy":
-        """Return the policy that takes platforms whose firmware is current."""
+        """Return the policy for platforms with current firmware."""
         return cls(accepted_statuses=_DEFAULT)
 
     @classmethod
     def development(cls) -> "AppraisalPolicy":
-        """Return the policy that takes any status but Revoked."""
+        """Return the policy for any TCB status but Revoked."""
         return cls(accepted_statuses=set(TcbStatus) - {TcbStatus.REVOKED})
 
     @classmethod
@@ -234,25 +249,26 @@ class AppraisalPolicy:
         """Read a TOML file of at most 1 MiB; see `from_toml`.
 
         Raises:
-            ConfigError: It cannot be read, or as `from_toml`.
+            ConfigError: If the file cannot be read, or as `from_toml`.
         """
-        from attestkit.verifier.policy.toml_reader import read_file  # late, as in from_toml
+        from attestkit.verifier.policy.toml_reader import read_file  # lazy: for files only
 
         return cls.from_toml(read_file(path), os.fspath(path))
 
     @classmethod
     def from_toml(cls, text: str | bytes, source: str = "policy") -> "AppraisalPolicy":
-        """Read TOML whose keys are the names of the rules, and whose bytes are hex.
+        """Decode TOML with the names of the rules as keys, and bytes in hex.
 
-        It says by `preset` ("strict", "default" or "development") what it starts from, or names
-        the `accepted_statuses`; every key then replaces a rule.
+        Either `preset` ("strict", "default" or "development") or `accepted_statuses` is required;
+        other keys replace rules of the preset.
 
         Raises:
-            ConfigError: It is no TOML, has an unknown key, or a rule has a value it may not have;
-                the text names `source`, the key, and what was wanted.
+            ConfigError: If it is not TOML, has an unknown key, or a value is not valid; the text
+                names `source`, the key, and valid values.
         """
-        from attestkit.verifier.policy.toml_reader import (
-            parse,  # late: who reads no file pays nothing
+        from attestkit.verifier.policy.toml_reader import (  # lazy: for files only
+            config_reason,
+            parse,
         )
 
         preset, rules = parse(text, source)
@@ -261,10 +277,10 @@ class AppraisalPolicy:
                 return cls(**rules)
             return PRESETS[preset]().replace(**rules)
         except UsageError as error:
-            raise ConfigError(f"{source}: {error}") from error
+            raise ConfigError(f"{source}: {error}", reason=config_reason(error)) from error
 
     def replace(self, **rules: object) -> "AppraisalPolicy":
-        """Return a policy with these rules in place of its own.
+        """Return a policy with these rules replaced.
 
         Raises:
             UsageError: As the constructor.
@@ -273,7 +289,7 @@ class AppraisalPolicy:
 
     @property
     def needs_tcb_details(self) -> bool:
-        """Whether it judges dates or evaluation numbers, which cost a second look at collateral."""
+        """Whether a rule needs TCB dates or evaluation numbers, which take extra time."""
         return self._tcb.has_grace or self.minimum_evaluation_data_number is not None
 
     def appraise(
@@ -286,94 +302,96 @@ class AppraisalPolicy:
         *,
         simulated: bool | None = None,
     ) -> tuple[str, ...]:
-        """Return what was judged, a sentence each, if every rule is met.
+        """Appraise claims; return the rules that were met, in sentences.
 
         Args:
-            claims: Fields that may be believed.
-            authenticated: The maker's word.
-            app_info: Who the app is, unvouched fields empty; None where evidence does not tell.
-            now: The time of the verification, aware.
-            explain: Says what an outdated platform lacks, for the error; called for that alone.
-            simulated: Whether the chain ends at another root than the maker's; None: not told.
+            claims: Authenticated fields of the evidence.
+            authenticated: Vendor-signed content of the evidence.
+            app_info: Identity of the app, with unauthenticated fields empty; None without one.
+            now: Time of the verification, aware.
+            explain: Function that returns a sentence on an outdated component, for an error.
+            simulated: Whether the root is not the vendor's; None if unknown.
 
         Raises:
-            PolicyError: A rule is not met; `steps` are the rules before.
-            UsageError: `now` has no time zone.
+            PolicyError: If a rule is not met; `steps` are the rules that were met before.
+            UsageError: If `now` has no time zone.
         """
         if now.tzinfo is None:
-            raise UsageError("now is a datetime with a time zone")
-        subject = _Subject(claims, authenticated, app_info, now, explain, simulated)
+            raise UsageError("now: datetime without time zone", reason="wrong_value")
+        appraisal = _Appraisal(claims, authenticated, app_info, now, explain, simulated)
         steps: list[str] = []
         try:
-            for step in self._judge(subject):
-                steps.append(step)  # noqa: PERF402 - those before an error are kept
+            for step in self._appraise_rules(appraisal):
+                steps.append(step)  # noqa: PERF402 - keeps the steps before an error
         except PolicyError as error:
             error.steps = tuple(filter(None, steps))
             raise
         return tuple(filter(None, steps))
 
-    def _judge(self, subject: _Subject) -> Iterator[str]:
-        claims, authenticated, info = subject.claims, subject.authenticated, subject.app_info
+    def _appraise_rules(self, appraisal: _Appraisal) -> Iterator[str]:
+        claims, authenticated, info = appraisal.claims, appraisal.authenticated, appraisal.app_info
         yield self._platform(claims)
         _refuse_debug(claims)
-        yield self._simulated(subject)
-        yield from self._tcb.judge(authenticated, claims.platform, subject.now, subject.explain)
-        yield self.reference_values.judge(claims)
-        for name, mask in (("td_attributes", self.td_attributes), ("xfam", self.xfam)):
+        yield self._simulated(appraisal)
+        yield from self._tcb.appraise(
+            authenticated, claims.platform, appraisal.now, appraisal.explain
+        )
+        yield self.reference_values.appraise(claims)
+        for field, mask in (("td_attributes", self.td_attributes), ("xfam", self.xfam)):
             if mask is not None:
-                yield mask.judge(name, claims)
+                yield mask.appraise(field, claims)
         if self.os_image_hash is not None:
             yield _os_image(claims, self.os_image_hash)
-        for name in ("app_id", "compose_hash", "instance_id"):
+        for name in _IDENTITIES:
             if (wanted := getattr(self, name)) is not None:
                 yield _identity(name, wanted, claims, info)
         if self.require_mr_config:
             yield require_document(claims, info)
         if self.key_provider is not None:
-            told = _told("key_provider", "key_provider_info", claims, info)
-            yield KeyProvider.judge(self.key_provider, told)
+            measured = _measured_field("key_provider", "key_provider_info", claims, info)
+            yield KeyProvider.appraise(self.key_provider, measured)
         if self.device_id is not None:
             yield _device(claims, authenticated.device, self.device_id)
         for event in sorted(self.required_events, key=str):
-            yield event.judge(claims)
+            yield event.appraise(claims)
         yield acpi.caution(claims, self.reference_values.rules)
         yield self._caution()
 
     def _platform(self, claims: Claims) -> str:
         if claims.platform not in self.platforms:
-            raise refused(
+            raise policy_error(
                 "platform",
-                f"evidence of {claims.platform} is not accepted, want "
-                f"{' or '.join(sorted(self.platforms))}; add it to platforms if it may be",
+                f"platform: {claims.platform} is not accepted, must be "
+                f"{' or '.join(sorted(self.platforms))}; add it to platforms to accept it",
             )
         return f"platform {claims.platform} is accepted"
 
-    def _simulated(self, subject: _Subject) -> str:
+    def _simulated(self, appraisal: _Appraisal) -> str:
         if not self.refuse_simulated:
             return ""
-        if subject.simulated is not False:
-            raise refused(
+        if appraisal.simulated is not False:
+            raise policy_error(
                 "simulated",
-                "the evidence does not lead to its platform's maker, and refuse_simulated is set; "
-                "verify without a trust anchor of your own, or drop that rule",
+                "evidence: simulated, and refuse_simulated is set; verify without trust anchor, or "
+                "drop the rule",
             )
-        return "the evidence leads to its platform's maker"
+        return "the root is the platform vendor's"
 
     def _caution(self) -> str:
-        """Return a warning where identity stands on an image that nothing holds to anything."""
+        """Return a warning if the policy names an app, and no OS image."""
         identity = (self.app_id, self.compose_hash, self.instance_id, self.key_provider)
         pinned = self.reference_values.rules.keys()
         held = self.os_image_hash is not None or any(image <= pinned for image in _IMAGE)
         if held or identity == (None,) * 4:
             return ""
         return (
-            "caution: the policy names an app and no OS image, so any image that says it runs this "
-            "app is accepted; pin os_image_hash or the registers of the image"
+            "caution: the policy names an app and no OS image, so any image that claims to run "
+            "this app is accepted; pin os_image_hash or the registers of the image"
         )
 
 
 def _refuse_debug(claims: Claims) -> None:
-    """Refuse what its host may look into; those who authenticate do so first, and say it."""
+    """Reject a guest in debug mode; most authenticators have done so before."""
     name, bits = _DEBUG.get(claims.platform, ("", 0))
     if claims.platform == "dstack-nitro-enclave":
         image = [claims.register(f"pcr{index}") or b"" for index in range(3)]
@@ -382,71 +400,73 @@ def _refuse_debug(claims: Claims) -> None:
         have = claims.register(name)
         debug = not have or bool(int.from_bytes(have, "little") & bits)
     if debug:
-        raise refused(
+        raise policy_error(
             "td_debug" if claims.platform == "dstack-tdx" else "debug",
-            f"{name or 'pcr0 to pcr2'}: the {claims.platform} guest runs in debug mode, or does "
-            "not say that it does not, so its host may read it; launch it without debug",
+            f"{name or 'pcr0 to pcr2'}: the {claims.platform} guest runs in debug mode, or debug "
+            "mode is not excluded; launch it without debug",
         )
 
 
 def _os_image(claims: Claims, wanted: Collection[bytes]) -> str:
     if not claims.os_image_hash:
-        raise refused(
+        raise policy_error(
             "os_image_hash",
-            f"the OS image must be {shown(wanted)}, and could not be verified: the evidence has "
-            "no measurements from which its registers can be told; pin mrtd and rtmr0 to rtmr2, "
-            "or the registers of its platform, instead",
+            f"OS image: must be {format_values(wanted)}, but could not be verified: the evidence "
+            "does not have the image's measurements; pin mrtd and rtmr0 to rtmr2, or the "
+            "registers of its platform, instead",
         )
-    if not any_of(claims.os_image_hash, wanted):
-        raise refused(
+    if not matches_any(claims.os_image_hash, wanted):
+        raise policy_error(
             "os_image_hash",
-            f"the OS image is {claims.os_image_hash.hex()}, want {shown(wanted)}; launch that "
-            "image, or accept this one in os_image_hash",
+            f"OS image: {claims.os_image_hash.hex()}, must be {format_values(wanted)}; launch "
+            "that image, or accept this one in os_image_hash",
         )
     return f"OS image {claims.os_image_hash.hex()} is accepted"
 
 
-def _identity(name: str, wanted: Collection[bytes], claims: Claims, info: AppInfo | None) -> str:
-    have = _told(name, name, claims, info)
-    if not any_of(have, wanted):
-        raise refused(
+def _identity(
+    name: _Identity, wanted: Collection[bytes], claims: Claims, info: AppInfo | None
+) -> str:
+    have = _measured_field(name, name, claims, info)
+    if not matches_any(have, wanted):
+        raise policy_error(
             name,
-            f"{name} is {shown([have])}, want {shown(wanted)}; ask the app that you mean, or "
-            f"accept this one in {name}",
+            f"{name}: {format_values([have])}, must be {format_values(wanted)}; check the address "
+            f"of the app, or accept this one in {name}",
         )
     return f"{name} {have.hex()} is accepted"
 
 
-def _told(name: str, field: str, claims: Claims, info: AppInfo | None) -> bytes:
-    """Return what evidence says of the app in one field, if something vouches for it."""
+def _measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | None) -> bytes:
+    """Return a field of the app's identity if it is authenticated."""
     value: bytes = b"" if info is None else getattr(info, field)
     measured = claims.platform != "dstack-tdx" or RUNTIME_REGISTER in claims.event_registers
-    if value and measured and claims.platform in _WHO_NAMES_APPS.get(field, _WHO_NAMES_APPS[""]):
+    if value and measured and claims.platform in _MEASURED_ON.get(field, _MEASURED_ON[""]):
         return value
     if info is None and claims.platform in {"dstack-tdx", "sgx"}:
-        why = "a bare quote has no log that says it; ask the attester for whole evidence"
+        why = "a bare quote has no event log; request complete evidence from the attester"
     elif info is None:
-        why = "the evidence has no configuration document that says it; send it along"
+        why = "the evidence has no configuration document; include it"
     elif claims.platform == "dstack-nitro-enclave":
-        why = "nothing vouches for it on this platform; pin pcr0 to pcr2 instead"
+        why = "this platform does not measure it; pin pcr0 to pcr2 instead"
     else:
-        why = "the guest did not measure it before system-ready; boot it with an agent that does"
-    raise refused(name, f"{name} is asked for, and the evidence does not tell it: {why}")
+        why = "the guest did not measure it before system-ready; boot with an agent that does"
+    raise policy_error(name, f"{name}: required by the policy, but not in the evidence: {why}")
 
 
 def _device(claims: Claims, device: bytes, wanted: Collection[bytes]) -> str:
     named = claims.register("chip_id") if claims.platform == "dstack-amd-sev-snp" else device
     if claims.platform == "dstack-nitro-enclave" or not named or not any(named):
-        raise refused(
+        raise policy_error(
             "device_id",
-            f"the device must be {shown(wanted)}, and evidence of {claims.platform} does not "
-            "name it; drop device_id from the policy, or have the host show the chip's id",
+            f"device: must be {format_values(wanted)}, but {claims.platform} evidence does not "
+            "name it; drop device_id from the policy, or have the host unmask the chip id",
         )
     have = sha256(named)
-    if not any_of(have, wanted):
-        raise refused(
+    if not matches_any(have, wanted):
+        raise policy_error(
             "device_id",
-            f"the device is {have.hex()}, want {shown(wanted)}; run the app there, or accept "
+            f"device: {have.hex()}, must be {format_values(wanted)}; run the app there, or accept "
             "this device in device_id",
         )
     return f"device {have.hex()} is accepted"
@@ -457,23 +477,24 @@ PRESETS: Final = {
     "default": AppraisalPolicy.default,
     "development": AppraisalPolicy.development,
 }
-_MADE: Final = tuple((name, preset()) for name, preset in PRESETS.items())
+_PRESET_POLICIES: Final = tuple((name, preset()) for name, preset in PRESETS.items())
 
 
-def name_of(policy: AppraisalPolicy) -> str:
-    """Return what people call a policy."""
-    for name, preset in _MADE:
+def policy_name(policy: AppraisalPolicy) -> str:
+    """Return a description of a policy for people."""
+    for name, preset in _PRESET_POLICIES:
         if preset == policy:
             return f"the policy preset {name}"
     return "a policy of the relying party's own"
 
 
-def checked_policy(given: object) -> AppraisalPolicy:
-    """Return what is given as a policy; UsageError where it is none."""
+def require_policy(given: object) -> AppraisalPolicy:
+    """Return the policy; UsageError if the argument is not an AppraisalPolicy."""
     if not isinstance(given, AppraisalPolicy):
         presets = ", ".join(f"AppraisalPolicy.{name}()" for name in PRESETS)
         raise UsageError(
-            f"policy is an AppraisalPolicy, not {type(given).__name__}: {presets}, or one that "
-            "AppraisalPolicy.load reads from a file"
+            f"policy: wrong type: {type(given).__name__}, must be an AppraisalPolicy; use "
+            f"{presets}, or AppraisalPolicy.load",
+            reason="wrong_type",
         )
     return given

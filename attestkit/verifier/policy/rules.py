@@ -1,8 +1,7 @@
-"""Single rules of an appraisal policy: accepted values, bits, key providers, runtime events.
+"""Rules of an appraisal policy: reference values, bit masks, key providers, runtime events.
 
-Each is a value that checks itself when it is made, so that a rule which accepts nothing, or
-contradicts itself, cannot exist. Each judges claims: it returns a sentence for people, or raises
-PolicyError.
+The constructors reject rules that accept nothing or contradict themselves. `appraise` returns a
+sentence for people, or raises PolicyError.
 """
 
 import hmac
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 from attestkit._formats import strict_json
+from attestkit._reasons import PolicyReason
 from attestkit.errors import FormatError, PolicyError, UsageError
 from attestkit.event_log.event import DIGEST_SIZE, RUNTIME_REGISTER, Event
 from attestkit.event_log.runtime_events import RESERVED_NAMES
@@ -25,21 +25,21 @@ __all__ = [
     "RequiredEvent",
     "Values",
     "accepted_values",
-    "any_of",
     "bit_names",
-    "members",
-    "refused",
-    "shown",
-    "text_of",
+    "check_text",
+    "format_values",
+    "matches_any",
+    "normalize_members",
+    "policy_error",
 ]
 
 Values = Collection[bytes] | None
-"""Values of which one must be there; None: any. Kept as a frozenset, whatever was handed in."""
+"""Accepted values; None accepts any. Normalised to a frozenset."""
 
 _T = TypeVar("_T")
 
 _SHOWN: Final = 3  # values that an error lists
-_SHOWN_BYTES: Final = 64  # of each; the rest of a payload is left out
+_SHOWN_BYTES: Final = 64  # of each value
 _BOOT_END: Final = "system-ready"  # the last event of a boot
 
 _TD_ATTRIBUTES: Final = {
@@ -101,63 +101,71 @@ REGISTERS: Final[Mapping[str, tuple[str, int]]] = {
     **dict.fromkeys(("pcr0", "pcr1", "pcr2", "pcr3", "pcr4", "pcr8"), ("dstack-nitro-enclave", 48)),
     **dict.fromkeys(("mrenclave", "mrsigner"), ("sgx", 32)),
 }
-"""Registers that may have reference values: the platform that has them, and their bytes."""
+"""Platform and size in bytes of the registers that may have reference values."""
 
 
-def refused(reason: str, message: str) -> PolicyError:
-    """Return the error for evidence that is true and not accepted."""
+def policy_error(reason: PolicyReason, message: str) -> PolicyError:
+    """Return the error for a rule that is not met."""
     return PolicyError(message, reason=reason)
 
 
-def any_of(value: bytes, wanted: Iterable[bytes]) -> bool:
-    """Tell whether `value` is among `wanted`, in a time that does not say which it is like."""
+def matches_any(value: bytes, wanted: Iterable[bytes]) -> bool:
+    """Return whether `value` is in `wanted`, in constant time."""
     found = False
     for one in wanted:
         found |= hmac.compare_digest(value, one)
     return found
 
 
-def shown(values: Iterable[bytes]) -> str:
-    """Return a few of the values in hex, for an error."""
+def format_values(values: Iterable[bytes]) -> str:
+    """Return the first values in hex, for an error text."""
     ordered = sorted(values)
-    text = " or ".join(map(_clipped, ordered[:_SHOWN]))
+    text = " or ".join(map(_truncated_hex, ordered[:_SHOWN]))
     left = len(ordered) - _SHOWN
     return f"{text} or one of {left} more" if left > 0 else text
 
 
-def _clipped(value: bytes) -> str:
+def _truncated_hex(value: bytes) -> str:
     if len(value) <= _SHOWN_BYTES:
         return value.hex() or "nothing"
     return f"{value[:_SHOWN_BYTES].hex()}... ({len(value)} bytes)"
 
 
 def accepted_values(name: str, values: object, size: int) -> frozenset[bytes] | None:
-    """Return the values of a rule; None if it has none.
+    """Return the accepted values of a rule as a frozenset; None accepts any.
 
     Raises:
-        UsageError: They are no byte strings of `size` bytes, or there are none of them.
+        UsageError: If a value is not `bytes` of `size`, or the collection is empty.
     """
     if values is None:
         return None
     if isinstance(values, (bytes, str)) or not isinstance(values, Collection):
-        raise UsageError(f"{name}: want several values of {size} bytes, in a tuple or a set")
+        raise UsageError(f"{name}: must be a collection of {size}-byte values", reason="wrong_type")
     for value in values:
-        if type(value) is not bytes:  # a subclass may compare as it likes
-            raise UsageError(f"{name}: a value is bytes, not {type(value).__name__}")
+        if type(value) is not bytes:  # a subclass may override ==
+            raise UsageError(
+                f"{name}: value of wrong type: {type(value).__name__}, must be bytes",
+                reason="wrong_type",
+            )
         if len(value) != size:
-            raise UsageError(f"{name}: a value has {len(value)} bytes, want {size}")
+            raise UsageError(
+                f"{name}: value of wrong size: {len(value)} bytes, must be {size}",
+                reason="wrong_size",
+            )
     if not values:
-        raise UsageError(f"{name}: no value would be accepted; name one, or leave the rule out")
+        raise UsageError(
+            f"{name}: accepts nothing; add a value, or leave the rule out", reason="missing"
+        )
     return frozenset(values)
 
 
-def members(name: str, given: object, kind: type[_T]) -> frozenset[_T]:
-    """Return the members of a rule, whatever collection holds them.
+def normalize_members(name: str, given: object, kind: type[_T]) -> frozenset[_T]:
+    """Return the members of a collection as a frozenset.
 
     Raises:
-        UsageError: They are not several of `kind`.
+        UsageError: If it is not a collection of `kind`.
     """
-    wanted = UsageError(f"{name}: want several of {kind.__name__}, in a tuple or a set")
+    wanted = UsageError(f"{name}: must be a collection of {kind.__name__}", reason="wrong_type")
     if not isinstance(given, Collection) or isinstance(given, (str, bytes)):
         raise wanted
     found = [one for one in given if isinstance(one, kind)]
@@ -166,27 +174,27 @@ def members(name: str, given: object, kind: type[_T]) -> frozenset[_T]:
     return frozenset(found)
 
 
-def text_of(name: str, value: object) -> str:
-    """Return a name that a rule looks for.
+def check_text(name: str, value: object) -> str:
+    """Return a non-empty string.
 
     Raises:
-        UsageError: It is empty, or cannot be written in UTF-8.
+        UsageError: If it is empty, or has an unpaired surrogate.
     """
     if not isinstance(value, str) or not value:
-        raise UsageError(f"{name}: want text that is not empty")
+        raise UsageError(f"{name}: must be a non-empty string", reason="wrong_type")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"{name}: text has half a surrogate pair") from error
+        raise UsageError(f"{name}: unpaired surrogate", reason="encoding") from error
     return value
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceValues:
-    """The measurements that are expected; of each rule one value must be the evidence's.
+    """Accepted values of registers.
 
-    A rule that is None accepts any value. A register that the evidence's platform does not have is
-    refused, so values of two platforms cannot stand together.
+    None accepts any value. All registers must be of one platform, because evidence without a
+    register of the policy is rejected.
     """
 
     # Intel TDX, 48 bytes each (TDREPORT and TDINFO).
@@ -225,46 +233,47 @@ class ReferenceValues:
             if found is not None:
                 owners[REGISTERS[name][0]] = name
         named = {name: getattr(self, name) for name in REGISTERS}
-        judged = {name: values for name, values in named.items() if values is not None}
-        object.__setattr__(self, "_judged", judged)  # at every verification
+        rules = {name: values for name, values in named.items() if values is not None}
+        object.__setattr__(self, "_rules", rules)  # for every verification
         if len(owners) > 1:
             (one, first), (other, second), *_ = owners.items()
             raise UsageError(
-                f"{second}: a register of {other}, and {first} is one of {one}: no evidence has "
-                "both; make a policy for each platform"
+                f"{second}: a register of {other}, but {first} is one of {one}; make a policy for "
+                "each platform",
+                reason="conflict",
             )
 
     @property
     def rules(self) -> dict[str, frozenset[bytes]]:
-        """The registers that are judged, and what is accepted there."""
-        found: dict[str, frozenset[bytes]] = self.__dict__["_judged"]
+        """Accepted values by register."""
+        found: dict[str, frozenset[bytes]] = self.__dict__["_rules"]
         return found
 
-    def judge(self, claims: Claims) -> str:
-        """Return what was found; PolicyError names the first register that is another."""
+    def appraise(self, claims: Claims) -> str:
+        """Return the finding; PolicyError names the first register that does not match."""
         for name, wanted in self.rules.items():
             have = claims.register(name)
             if have is None:
-                raise refused(
+                raise policy_error(
                     "reference_value",
-                    f"{name} must be {shown(wanted)}, and evidence of {claims.platform} has no "
-                    f"such register; judge it by a policy made for {claims.platform}",
+                    f"{name}: must be {format_values(wanted)}, but {claims.platform} evidence has "
+                    f"no such register; use a policy for {claims.platform}",
                 )
-            if not any_of(have, wanted):
-                raise refused(
+            if not matches_any(have, wanted):
+                raise policy_error(
                     "reference_value",
-                    f"{name} is {have.hex()}, want {shown(wanted)}; launch what the policy was "
-                    f"made for, or accept this value in reference_values.{name}",
+                    f"{name}: {have.hex()}, must be {format_values(wanted)}; launch what the "
+                    f"policy was made for, or accept this value in reference_values.{name}",
                 )
-        judged = self.rules
-        return f"{', '.join(judged)}: a reference value each" if judged else ""
+        rules = self.rules
+        return f"{', '.join(rules)}: a reference value each" if rules else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitMask:
-    """Bits of a 64-bit field that must be set, and others that must be clear.
+    """Bits of a little-endian 64-bit field that must be set or clear.
 
-    Bit 0 is the lowest bit of the first byte: the evidence has these fields little-endian.
+    Bit 0 is the lowest bit of the first byte.
     """
 
     must_be_set: int = 0
@@ -274,39 +283,47 @@ class BitMask:
         for name in ("must_be_set", "must_be_clear"):
             bits = getattr(self, name)
             if type(bits) is not int or not 0 <= bits < 1 << 64:
-                raise UsageError(f"{name}: want a number of 64 bits")
+                raise UsageError(
+                    f"{name}: must be an integer of at most 64 bits", reason="out_of_range"
+                )
         if not self.must_be_set | self.must_be_clear:
-            raise UsageError("no bit is asked for; name one, or leave the rule out")
+            raise UsageError("bit mask: no bit; add one, or leave the rule out", reason="missing")
         if both := self.must_be_set & self.must_be_clear:
-            raise UsageError(f"bit {both.bit_length() - 1} must be set and must be clear")
+            raise UsageError(
+                f"bit mask: bit {both.bit_length() - 1} is in must_be_set and in must_be_clear",
+                reason="conflict",
+            )
 
     @classmethod
     def exactly(cls, value: bytes, mask: bytes = b"\xff" * 8) -> "BitMask":
-        """Return the rule for fields that equal `value` where `mask` has ones.
+        """Return the rule for fields that equal `value` in the bits of `mask`.
 
         Args:
             value: 8 bytes, as in the evidence.
             mask: 8 bytes.
 
         Raises:
-            UsageError: They are not 8 bytes, the mask is zero, or the value has bits beside it.
+            UsageError: If one is not 8 bytes, the mask is zero, or the value has other bits.
         """
         for name, given in (("value", value), ("mask", mask)):
             if type(given) is not bytes or len(given) != 8:
-                raise UsageError(f"{name}: want 8 bytes")
-        bits, judged = int.from_bytes(value, "little"), int.from_bytes(mask, "little")
-        if beside := bits & ~judged:
-            raise UsageError(f"value: bit {beside.bit_length() - 1} is set and not in the mask")
-        return cls(must_be_set=bits, must_be_clear=judged & ~bits)
+                raise UsageError(f"{name}: must be 8 bytes", reason="wrong_size")
+        bits, rules = int.from_bytes(value, "little"), int.from_bytes(mask, "little")
+        if beside := bits & ~rules:
+            raise UsageError(
+                f"value: bit {beside.bit_length() - 1} is set but not in the mask",
+                reason="conflict",
+            )
+        return cls(must_be_set=bits, must_be_clear=rules & ~bits)
 
-    def judge(self, name: str, claims: Claims) -> str:
-        """Return what was found in the field called `name`; PolicyError names the wrong bits."""
+    def appraise(self, name: str, claims: Claims) -> str:
+        """Return the finding for the field `name`; PolicyError names the wrong bits."""
         have = claims.register(name)
         if have is None or len(have) != 8:
-            raise refused(
+            raise policy_error(
                 "attributes",
-                f"{name}: evidence of {claims.platform} has no such field of 8 bytes; judge it "
-                f"by a policy made for {claims.platform}",
+                f"{name}: {claims.platform} evidence has no such field of 8 bytes; use a policy "
+                f"for {claims.platform}",
             )
         bits = int.from_bytes(have, "little")
         wrong = (
@@ -315,16 +332,16 @@ class BitMask:
         )
         found = [f"{bit_names(name, those)} {must}" for must, those in wrong if those]
         if found:
-            raise refused(
+            raise policy_error(
                 "attributes",
-                f"{name} is {have.hex()}, where {' and '.join(found)}; launch the guest so, or "
+                f"{name}: {have.hex()}, where {' and '.join(found)}; launch the guest so, or "
                 f"change the policy's {name}",
             )
-        return f"{name} {have.hex()} has the bits that are wanted"
+        return f"{name} {have.hex()} has the required bits"
 
 
 def bit_names(field: str, bits: int) -> str:
-    """Return the names of `bits`, and the numbers of those without one."""
+    """Return the names of `bits`, or their numbers."""
     found = []
     for name, mask in BIT_NAMES[field].items():
         if bits & mask:
@@ -336,126 +353,131 @@ def bit_names(field: str, bits: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyProvider:
-    """Who gave the application its keys: its name, its id, or both, as `AppInfo` has them."""
+    """Key provider of an application, by name, id, or both, as in `AppInfo`."""
 
     name: str | None = None  # none, local-sgx, kms, tpm
-    id: bytes | None = None  # of a KMS the DER of its root's public key; of SGX a measurement
+    id: bytes | None = None  # KMS: root public key in DER; SGX: a measurement
 
     def __post_init__(self) -> None:
         if self.name is None and self.id is None:
-            raise UsageError("want a name, an id, or both")
+            raise UsageError("key provider: must have a name or an id", reason="missing")
         if self.name is not None:
-            text_of("name", self.name)
+            check_text("name", self.name)
         if self.id is not None and (type(self.id) is not bytes or not self.id):
-            raise UsageError("id: want bytes that are not empty")
+            raise UsageError("id: must be non-empty bytes", reason="wrong_type")
 
     def __str__(self) -> str:
-        told = "" if self.id is None else f"id {shown([self.id])}"
-        return " with ".join(filter(None, (self.name, told)))
+        id_text = "" if self.id is None else f"id {format_values([self.id])}"
+        return " with ".join(filter(None, (self.name, id_text)))
 
     @staticmethod
-    def judge(wanted: Collection["KeyProvider"], info: bytes) -> str:
-        """Return what was found in `AppInfo.key_provider_info`; PolicyError if it is another."""
+    def appraise(wanted: Collection["KeyProvider"], info: bytes) -> str:
+        """Return the finding for `AppInfo.key_provider_info`; PolicyError if it does not match."""
         try:
-            told = strict_json.read_object(info, "key-provider")
-            name, provider_id = strict_json.string(told, "name"), strict_json.hex_field(told, "id")
+            fields = strict_json.read_object(info, "key-provider")
+            name, provider_id = (
+                strict_json.string(fields, "name"),
+                strict_json.hex_field(fields, "id"),
+            )
         except FormatError as error:
             raise PolicyError(
-                f"the key provider cannot be read ({error}), and the policy asks who it is",
+                f"key provider: cannot be read: {error}",
                 reason="key_provider",
             ) from error
         for one in wanted:
-            same_name = one.name is None or any_of(name.encode(), [one.name.encode()])
-            if same_name and (one.id is None or any_of(provider_id, [one.id])):
+            same_name = one.name is None or matches_any(name.encode(), [one.name.encode()])
+            if same_name and (one.id is None or matches_any(provider_id, [one.id])):
                 return f"the key provider is {one}"
         want = " or ".join(sorted(str(one) for one in wanted)[:_SHOWN])
-        raise refused(
+        raise policy_error(
             "key_provider",
-            f"the key provider is {name[:_SHOWN_BYTES]!r} with id {shown([provider_id])}, want "
-            f"{want}; deploy the application with that one, or accept this one in key_provider",
+            f"key provider: {name[:_SHOWN_BYTES]!r} with id {format_values([provider_id])}, must "
+            f"be {want}; deploy the application with that one, or accept this one in key_provider",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequiredEvent:
-    """A runtime event that must be in the log, at least once; the order does not matter.
+    """Runtime event that must be in the event log at least once, in any order.
 
-    Names of an agent's boot are looked for up to `system-ready` only: whatever the application
-    emits later cannot stand in for them.
+    Reserved names of boot events match up to `system-ready` only, because the application may emit
+    events of any name later.
     """
 
     name: str
     payload: bytes | None = None  # None: any
-    digest: bytes | None = None  # 48 bytes, SHA-384; in place of the payload
-    during: Literal["boot", "app"] | None = None  # None: whenever; reserved names: the boot
+    digest: bytes | None = None  # 48 bytes, SHA-384; instead of a payload
+    during: Literal["boot", "app"] | None = None  # None: any; reserved names: boot
 
     def __post_init__(self) -> None:
-        text_of("name", self.name)
+        check_text("name", self.name)
         if self.payload is not None and type(self.payload) is not bytes:
-            raise UsageError("payload: want bytes")
+            raise UsageError("payload: must be bytes", reason="wrong_type")
         if self.digest is not None:
             accepted_values("digest", (self.digest,), DIGEST_SIZE)
             if self.payload is not None:
-                raise UsageError("digest: it covers the payload; give one of the two")
+                raise UsageError(
+                    "digest: cannot be combined with payload; pass one of them", reason="conflict"
+                )
         if self.during not in {"boot", "app", None}:
-            raise UsageError('during: want "boot" or "app"')
+            raise UsageError('during: must be "boot" or "app"', reason="wrong_value")
         if self.name in RESERVED_NAMES:
             if self.during == "app":
-                raise UsageError(f"during: {self.name!r} is an event of the boot")
+                raise UsageError(f"during: {self.name!r} is a boot event", reason="conflict")
             object.__setattr__(self, "during", "boot")
 
-    def judge(self, claims: Claims) -> str:
-        """Return what was found; PolicyError tells whether the event is missing or another."""
+    def appraise(self, claims: Claims) -> str:
+        """Return the finding; PolicyError if the event is missing or has another payload."""
         if RUNTIME_REGISTER not in claims.event_registers:
-            raise refused(
+            raise policy_error(
                 "required_event",
-                f"event {self.name!r} is required, and {_why_no_log(claims.platform)}",
+                f"event {self.name!r}: required, but {_missing_log(claims.platform)}",
             )
         named = [event for event in claims.events if event.name == self.name]
         timely = [event for event in self._when(claims.events) if event.name == self.name]
-        if any(self._is_meant(event) for event in timely):
+        if any(self._matches(event) for event in timely):
             return f"the log has event {self.name!r}"
         if not timely:
             beside = " at that time" if named else ""
-            raise refused(
+            raise policy_error(
                 "required_event",
-                f"event {self.name!r} is required{self._in_words()}, and the log has no such "
-                f"event{beside}; have the guest emit it, or drop it from required_events",
+                f"event {self.name!r}: required{self._period_text()}, but not in the log{beside}; "
+                "have the guest emit it, or drop it from required_events",
             )
-        raise refused(
+        raise policy_error(
             "required_event",
-            f"event {self.name!r} has {self._told(timely)}, want {self._told([None])}; have the "
-            "guest emit that, or change required_events",
+            f"event {self.name!r}: {self._measured_field(timely)}, must be "
+            f"{self._measured_field([None])}; have the guest emit that, or change required_events",
         )
 
     def _when(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
         if self.during is None:
             return events
-        # Without a boot sequence all events are the app's.
+        # Without a boot sequence, all events are of the app.
         end = next((at for at, event in enumerate(events) if event.name == _BOOT_END), -1)
         return events[: end + 1] if self.during == "boot" else events[end + 1 :]
 
-    def _is_meant(self, event: Event) -> bool:
+    def _matches(self, event: Event) -> bool:
         if self.digest is not None:
-            return any_of(event.digest, [self.digest])
-        return self.payload is None or any_of(event.payload, [self.payload])
+            return matches_any(event.digest, [self.digest])
+        return self.payload is None or matches_any(event.payload, [self.payload])
 
-    def _in_words(self) -> str:
+    def _period_text(self) -> str:
         return {"boot": f" up to {_BOOT_END}", "app": f" after {_BOOT_END}"}.get(
             self.during or "", ""
         )
 
-    def _told(self, events: Iterable[Event | None]) -> str:
-        """Return what the rule looks at, of events or, for None, of itself."""
+    def _measured_field(self, events: Iterable[Event | None]) -> str:
+        """Return payload or digest of events, or for None of the rule, as text."""
         which = "payload" if self.digest is None else "digest"
         values = [getattr(self if event is None else event, which) for event in events]
-        return f"{which} {shown(values)}"
+        return f"{which} {format_values(values)}"
 
 
-def _why_no_log(platform: str) -> str:
+def _missing_log(platform: str) -> str:
     if platform in {"dstack-tdx", "sgx"}:
         return (
-            "a bare quote has no log: ask the attester for whole evidence, or drop the rule "
-            "from the policy"
+            "a bare quote has no log; request complete evidence from the attester, or drop the "
+            "rule from the policy"
         )
-    return f"nothing measures runtime events on {platform}: drop the rule from the policy"
+    return f"{platform} does not measure runtime events; drop the rule from the policy"

@@ -1,8 +1,7 @@
-"""An agent that proves to a verifier, over HTTP, that it runs in a TEE, and then talks to it.
+"""An agent that proves to a verifier over HTTP that it runs in a TEE, and sends signed messages.
 
-The key pair lives and dies with this process. The evidence is made over the verifier's name and
-nonce and the public key together: it is for this verifier only, the nonce shows that it is fresh,
-and the key ties everything said later to it.
+The key pair exists in this process only. The evidence covers the verifier's URL, its nonce and the
+public key: it is valid for this verifier only, it is fresh, and it authenticates later messages.
 """
 
 import argparse
@@ -19,11 +18,11 @@ from nacl.signing import SigningKey
 import attestkit
 from attestkit import Attester, ReportData
 
-TAG = "example-agent-session"  # a name of this protocol's own; the verifier has the same
+TAG = "example-agent-session"  # tag of this protocol, the same in the verifier
 
 
 def ask(url: str, path: str, **fields: str | int) -> dict[str, str]:
-    """POST JSON and return the answer's; a refusal ends the program with its text."""
+    """POST JSON and return the response's JSON; exit with the reason if it is a rejection."""
     try:
         status, body = post(url + path, json.dumps(fields).encode())
         if status != 200:
@@ -37,7 +36,7 @@ def ask(url: str, path: str, **fields: str | int) -> dict[str, str]:
 
 
 def post(url: str, body: bytes) -> tuple[int, bytes]:
-    """Return the status and what is answered; over http and https only, and no redirects."""
+    """Return status and body of the response; http and https only, without redirects."""
     scheme, host, path, _, _ = urlsplit(url)
     if scheme not in {"http", "https"}:
         sys.exit(f"no verifier at {url}: it begins with neither http:// nor https://")
@@ -49,20 +48,20 @@ def post(url: str, body: bytes) -> tuple[int, bytes]:
 
 
 def reason(status: int, body: bytes) -> str:
-    """Return why the verifier refuses, or the status where it was not the verifier that did."""
+    """Return the verifier's reason, or the status if the response is not the verifier's."""
     try:
         return str(json.loads(body)["error"])
-    except (ValueError, TypeError, KeyError):  # a proxy's page, say
+    except (ValueError, TypeError, KeyError):  # such as a proxy's page
         return f"HTTP status {status}"
 
 
 def context(url: str) -> bytes:
-    """Return 32 bytes for a verifier's URL: what is made for it is of no use to another."""
+    """Return 32 bytes that bind evidence and messages to a verifier's URL."""
     return hashlib.sha256(url.rstrip("/").encode()).digest()
 
 
 def prove(tee: Attester, url: str, key: SigningKey) -> str:
-    """Have the key accepted as this TEE's; return the session's name, which is the nonce."""
+    """Prove that the key is this TEE's; return the session id, which is the nonce."""
     nonce = ask(url, "/challenge")["nonce"]
     public_key = key.verify_key.encode()
     report_data = ReportData.bind(TAG, context(url) + bytes.fromhex(nonce) + public_key)
@@ -74,18 +73,20 @@ def prove(tee: Attester, url: str, key: SigningKey) -> str:
 
 
 def say(url: str, session: str, number: int, text: str, key: SigningKey) -> dict[str, str]:
-    """Send a message signed by the attested key; the number keeps it from counting twice."""
+    """Send a message signed by the attested key; its number prevents replay."""
     signed = f"{TAG}-message:{context(url).hex()}:{session}:{number}:{text}".encode()
     signature = key.sign(signed).signature.hex()
     return ask(url, "/message", session=session, number=number, text=text, signature=signature)
 
 
 def main() -> None:
-    """Read the command line, prove, and say what is to be said."""
+    """Parse the command line, prove the key, and send the messages."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("url", help="the verifier's, as it knows it; https:// across a network")
+    parser.add_argument(
+        "url", help="the verifier's URL, as in its --url; https:// across a network"
+    )
     parser.add_argument("message", nargs="+")
-    parser.add_argument("--backend", help="default: $ATTESTKIT_BACKEND, else the hardware found")
+    parser.add_argument("--backend", help="default: $ATTESTKIT_BACKEND, else the detected hardware")
     parser.add_argument("--seed-file", type=Path, help="simulator only: its seed")
     args = parser.parse_args()
     options = {"seed": args.seed_file.read_bytes()} if args.seed_file else {}
@@ -94,7 +95,7 @@ def main() -> None:
         session = prove(tee, args.url, key)
     for number, text in enumerate(args.message, start=1):
         answer = say(args.url, session, number, text, key)["answer"]
-        print("verifier:", repr(answer))  # its text could move the cursor, or worse
+        print("verifier:", repr(answer))  # untrusted text may contain control characters
 
 
 if __name__ == "__main__":

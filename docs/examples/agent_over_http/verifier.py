@@ -1,7 +1,7 @@
-"""A verifier over HTTP: it admits agents by their evidence, and listens to those it admitted.
+"""A verifier over HTTP: it admits agents by their evidence, and accepts their signed messages.
 
-Everything it trusts is handed in: the root (the makers' own unless --trust-anchor), collateral, and
-a policy that says which app on which image. Whatever is unexpected is a refusal.
+Its trust comes from arguments: the root (the vendors' without --trust-anchor), collateral, and
+a policy that pins app and image. Every unexpected condition is a rejection.
 """
 
 import argparse
@@ -17,28 +17,28 @@ from attestkit import AppraisalPolicy, Collateral, ReportData, Verifier, verify_
 from attestkit.errors import AttestKitError
 
 TAG = "example-agent-session"
-PATIENCE = 60  # seconds that a challenge is good for
+PATIENCE = 60  # lifetime of a challenge in seconds
 LARGEST = 1 << 20  # bytes of a request
 MOST = 1000  # challenges, and sessions, at a time
 
 
 class RefusedError(Exception):
-    """What was asked is refused; the text is for whoever asked."""
+    """The request is rejected; the text is sent to the client."""
 
 
 class Admissions:
-    """Who may talk: challenges that are open, and sessions with their attested keys."""
+    """Open challenges, and sessions with their attested keys."""
 
     def __init__(self, verifier: Verifier, url: str) -> None:
         self._verifier = verifier
-        # Our name, of one size: what an agent made for another verifier counts for nothing here.
+        # Hash of our URL, fixed size: evidence for another verifier is rejected.
         self._context = hashlib.sha256(url.rstrip("/").encode()).digest()
         self._challenges: dict[str, float] = {}
-        self._sessions: dict[str, tuple[bytes, int]] = {}  # attested key, last message's number
+        self._sessions: dict[str, tuple[bytes, int]] = {}  # attested key, last message number
         self._mutex = Lock()
 
     def challenge(self) -> dict[str, object]:
-        """Return a nonce that nobody could know before; it counts once."""
+        """Return a new random nonce, valid once."""
         nonce, now = secrets.token_hex(32), time.monotonic()
         with self._mutex:
             live = {n: end for n, end in self._challenges.items() if end > now}
@@ -48,12 +48,12 @@ class Admissions:
         return {"nonce": nonce}
 
     def attest(self, *, nonce: str, public_key: str, evidence: str) -> dict[str, object]:
-        """Admit the holder of a key, if evidence is over the nonce and that key."""
-        with self._mutex:  # used up first, whatever comes of it
+        """Admit the holder of a key whose evidence covers the nonce and that key."""
+        with self._mutex:  # a challenge is consumed by any attempt
             if self._challenges.pop(nonce, 0) <= time.monotonic():
                 raise RefusedError("no such challenge: it was used, is too old, or is not ours")
         key = bytes.fromhex(public_key)
-        if len(key) != 32:  # or the border between nonce and key could be shifted
+        if len(key) != 32:  # fixed sizes: the boundary between nonce and key is unambiguous
             raise RefusedError("the public key is not 32 bytes")
         report_data = ReportData.bind(TAG, self._context + bytes.fromhex(nonce) + key)
         result = self._verifier.verify(bytes.fromhex(evidence), report_data=report_data)
@@ -66,7 +66,7 @@ class Admissions:
         return {"app_id": app_id, "simulated": result.simulated}
 
     def message(self, *, session: str, number: int, text: str, signature: str) -> dict[str, object]:
-        """Take a message if the session's attested key signed it, and it is a new one."""
+        """Accept a new message signed by the session's attested key."""
         context = self._context.hex()
         signed = f"{TAG}-message:{context}:{session}:{number}:{text}".encode()
         with self._mutex:
@@ -82,19 +82,19 @@ class Admissions:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Hands JSON to the method that the path names."""
+    """HTTP handler that passes JSON to the method named by the path."""
 
     admissions: Admissions
-    timeout = 30  # seconds that a client may keep a thread waiting
+    timeout = 30  # seconds without data from a client
 
     def do_POST(self) -> None:
-        """Answer with the result, or 403 and why not."""
+        """Send the result, or 403 and the reason."""
         status, answer = 403, dict[str, object]()
         try:
             answer, status = self._call(), 200
         except (RefusedError, AttestKitError) as error:
             answer = {"error": str(error)}
-        except (TypeError, ValueError, RecursionError):  # not our JSON, our fields, hex
+        except (TypeError, ValueError, RecursionError):  # invalid JSON, members or hex
             answer = {"error": "malformed request"}
         body = json.dumps(answer).encode()
         self.send_response(status)
@@ -113,18 +113,18 @@ class Handler(BaseHTTPRequestHandler):
             return self.admissions.attest(**asked)
         if self.path == "/message":
             return self.admissions.message(**asked)
-        raise RefusedError("there is no such path")
+        raise RefusedError("unknown path")
 
 
 def main() -> None:
-    """Read the command line and serve."""
+    """Parse the command line and serve."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--port", type=int, default=0, help="0: any free one")
-    parser.add_argument("--url", help="as agents have it; default: the one it listens at")
-    parser.add_argument("--policy", type=Path, required=True, help="which app on which image")
-    parser.add_argument("--trust-anchor", type=Path, help="one root in place of the makers'")
-    parser.add_argument("--collateral", type=Path, help="a file, or:")
-    parser.add_argument("--pccs", metavar="URL", help="where collateral is fetched")
+    parser.add_argument("--port", type=int, default=0, help="0 selects a free port")
+    parser.add_argument("--url", help="the URL that agents use; default: the listening address")
+    parser.add_argument("--policy", type=Path, required=True, help="policy that pins app and image")
+    parser.add_argument("--trust-anchor", type=Path, help="one root instead of the vendors'")
+    parser.add_argument("--collateral", type=Path, help="collateral file; or use --pccs")
+    parser.add_argument("--pccs", metavar="URL", help="service for collateral")
     args = parser.parse_args()
     verifier = Verifier(
         trust_anchor=args.trust_anchor and args.trust_anchor.read_bytes(),

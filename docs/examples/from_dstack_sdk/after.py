@@ -1,4 +1,4 @@
-"""The same program over attestkit: it also runs where no agent is, on the kernel's interfaces."""
+"""The same program with attestkit: also runs without an agent, on the kernel's interfaces."""
 
 import hashlib
 import json
@@ -8,13 +8,13 @@ import attestkit
 
 
 def facts(nonce: bytes) -> dict[str, Any]:
-    """Return what the app sees of its TEE."""
+    """Return facts about the app's TEE."""
     with attestkit.open() as tee:
-        if "model-loaded" not in [event.name for event in tee.event_log().events]:  # once a boot
+        if "model-loaded" not in [event.name for event in tee.event_log().events]:  # once per boot
             tee.emit_event("model-loaded", b"llama")
         key = tee.keys.derive("wallet/eth", "signing")
         signed = tee.keys.sign(b"hello", "ed25519")
-        evidence = tee.attest(nonce)  # quote and log that agree; for both apart: quote_and_log
+        evidence = tee.attest(nonce)  # quote with matching log; separately: quote_and_log
         compose = tee.app_compose.name
     info, quote, log = evidence.app_info(), evidence.quote, evidence.event_log
     assert quote is not None, "on SEV-SNP there is a report instead"
@@ -36,7 +36,7 @@ def facts(nonce: bytes) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print it as JSON, with the key's hash in place of the key."""
+    """Print the facts as JSON, with the key's hash instead of the key."""
     found = facts(b"nonce")
     found["key"] = hashlib.sha256(found["key"]).digest()
     print(json.dumps(found, default=bytes.hex, indent=1))

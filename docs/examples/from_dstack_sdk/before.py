@@ -1,4 +1,4 @@
-"""A small program over the dstack SDK: an event, a key, a signature, a quote with its log."""
+"""A small program with the dstack SDK: an event, a key, a signature, a quote with its log."""
 
 import hashlib
 import json
@@ -8,11 +8,11 @@ from dstack_sdk import DstackClient
 
 
 def facts(nonce: bytes) -> dict[str, Any]:
-    """Return what the app sees of its TEE."""
+    """Return facts about the app's TEE."""
     client = DstackClient()
-    with client:  # `as` would give the asynchronous one
+    with client:  # `as` would return the asynchronous client
         before = client.get_quote(b"before").decode_event_log()
-        if "model-loaded" not in [event.event for event in before]:  # once a boot
+        if "model-loaded" not in [event.event for event in before]:  # once per boot
             client.emit_event("model-loaded", "llama")
         key = client.get_key("wallet/eth", "signing")
         signed = client.sign("ed25519", b"hello")
@@ -37,7 +37,7 @@ def facts(nonce: bytes) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print it as JSON, with the key's hash in place of the key."""
+    """Print the facts as JSON, with the key's hash instead of the key."""
     found = facts(b"nonce")
     found["key"] = hashlib.sha256(found["key"]).digest()
     print(json.dumps(found, default=bytes.hex, indent=1))

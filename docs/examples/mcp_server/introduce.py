@@ -1,6 +1,6 @@
-"""Two agents introduce themselves over MCP, as a host's model would have them do.
+"""Two agents prove themselves over MCP, with the calls that a host's model would make.
 
-Each server is started over stdio with the options that this program is given.
+Starts each server over stdio with the options of this program.
 """
 
 import sys
@@ -12,13 +12,13 @@ from mcp import Client, StdioServerParameters
 
 
 def server(options: list[str]) -> StdioServerParameters:
-    """Return how an agent's server is started."""
+    """Return the parameters to start an agent's server."""
     program = str(Path(__file__).with_name("server.py"))
     return StdioServerParameters(command=sys.executable, args=[program, *options])
 
 
 async def call(agent: Client, tool: str, **arguments: object) -> dict[str, Any]:
-    """Call a tool and return its answer, a bare one as `result`; its errors are errors here."""
+    """Call a tool and return its response, a plain value as `result`; raise on its errors."""
     answer = await agent.call_tool(tool, arguments)
     if answer.is_error or answer.structured_content is None:
         raise RuntimeError(f"{tool} failed: {answer.content}")
@@ -27,7 +27,7 @@ async def call(agent: Client, tool: str, **arguments: object) -> dict[str, Any]:
 
 
 async def introduce(options: list[str]) -> bool:
-    """Have Bob prove himself to Alice, and say something; tell whether she believes both."""
+    """Let Bob prove himself to Alice and sign a text; return whether she accepts both."""
     async with Client(server(options)) as alice, Client(server(options)) as bob:
         nonce = (await call(alice, "challenge"))["result"]
         proof = await call(bob, "prove", nonce=nonce)

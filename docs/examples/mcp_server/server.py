@@ -1,8 +1,8 @@
-"""An MCP server, over stdio, by which an AI agent in a TEE proves itself and checks other agents.
+"""MCP server over stdio for an AI agent in a TEE to prove its identity and verify other agents.
 
-Nonces are made and counted here, because a model's choice is no random one. Evidence is over the
-nonce and this process's own key, so that what the agent signs afterwards is the attested TEE's. No
-tool gives out a secret, and what strangers wrote gets to a model as fixed words and hex only.
+The server creates the nonces, because a model's choice is not random. Evidence covers the nonce and
+this process's key, so later signatures are those of the attested TEE. No tool returns a secret, and
+untrusted input reaches the model as fixed words and hex only.
 """
 
 import argparse
@@ -23,24 +23,24 @@ from attestkit import AppraisalPolicy, Attester, Collateral, ReportData, Verifie
 from attestkit.errors import AttestKitError, VerificationError
 
 TAG = "example-mcp-agent"
-PATIENCE = 300  # seconds that a challenge is good for: models are slow
+PATIENCE = 300  # lifetime of a challenge in seconds: models are slow
 MOST = 1000  # challenges at a time
-Hex32 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # of one size, so no border can be shifted
+Hex32 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # fixed size, so boundaries are unambiguous
 Hex64 = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
 
 
 class Proof(BaseModel):
-    """Shows who holds a key: evidence in base64, and the Ed25519 public key that it is about."""
+    """Proof of a key's holder: evidence in base64, and the Ed25519 public key that it covers."""
 
     evidence: str
     public_key: Hex32
 
 
 class Verdict(BaseModel):
-    """What a check found; `accepted` alone says whether to trust. Simulated: proves no hardware."""
+    """Result of a check. Trust only if `accepted`; simulated evidence proves no hardware."""
 
     accepted: bool
-    reason: str  # a fixed word, such as app_id; the whole text is in this server's log
+    reason: str  # a fixed word, such as app_id; the server's log has the text
     app_id: str = ""
     tcb_status: str = ""
     simulated: bool = False
@@ -52,11 +52,11 @@ class Agent:
     def __init__(self, tee: Attester, verifier: Verifier) -> None:
         self._tee, self._verifier = tee, verifier
         self._key = SigningKey.generate()
-        self._challenges: dict[str, float] = {}  # until when each is good
+        self._challenges: dict[str, float] = {}  # expiry times
         self._accepted: set[str] = set()  # public keys
 
     def challenge(self) -> str:
-        """Make a nonce for another agent to prove itself with. It counts once, for 5 minutes."""
+        """Create a nonce for another agent's proof. It is valid once, for 5 minutes."""
         now = time.monotonic()
         for old in [n for n, end in self._challenges.copy().items() if end <= now]:
             self._challenges.pop(old, None)
@@ -67,13 +67,13 @@ class Agent:
         return nonce
 
     def prove(self, nonce: Hex32) -> Proof:
-        """Prove to whoever made `nonce` which app in which TEE this agent is."""
+        """Prove this agent's app and TEE to the creator of `nonce`."""
         public_key = self._key.verify_key.encode().hex()
         evidence = self._tee.attest(report_data(nonce, public_key)).stripped().to_bytes()
         return Proof(evidence=base64.b64encode(evidence).decode(), public_key=public_key)
 
     def check(self, nonce: Hex32, proof: Proof) -> Verdict:
-        """Check another agent's proof over a nonce that `challenge` made here."""
+        """Check another agent's proof over a nonce from `challenge`."""
         if self._challenges.pop(nonce, 0) <= time.monotonic():
             return refusal("no_such_challenge", "it was used, is too old, or is not from here")
         if proof.public_key == self._key.verify_key.encode().hex():
@@ -83,7 +83,7 @@ class Agent:
             expected = report_data(nonce, proof.public_key)
             result = self._verifier.verify(evidence, report_data=expected)
         except VerificationError as error:
-            return refusal(error.reason or "unverified", error)
+            return refusal(error.reason, error)
         except (AttestKitError, ValueError) as error:
             return refusal("malformed", error)
         self._accepted.add(proof.public_key)
@@ -96,11 +96,11 @@ class Agent:
         )
 
     def sign(self, text: str) -> Hex64:
-        """Sign a text as this agent; whoever accepted its proof can tell by the public key."""
+        """Sign a text as this agent; the public key of its proof verifies it."""
         return self._key.sign(message(text)).signature.hex()
 
     def check_signature(self, text: str, signature: Hex64, public_key: Hex32) -> Verdict:
-        """Check that an agent that `check` accepted here, and no other, signed exactly this."""
+        """Check that exactly this text is signed by an agent that `check` accepted."""
         if public_key not in self._accepted:
             return refusal("unknown_agent", "its key was not accepted by check")
         key = bytes.fromhex(public_key)
@@ -115,24 +115,24 @@ def report_data(nonce: str, public_key: str) -> bytes:
 
 
 def message(text: str) -> bytes:
-    """Return what is signed for a text: never what another protocol might sign."""
+    """Return the bytes to sign for a text, tagged for this protocol."""
     return f"{TAG}-message:{text}".encode()
 
 
 def refusal(reason: str, text: object) -> Verdict:
-    """Refuse with a fixed word; the text, which may have a stranger's words, goes to the log."""
+    """Reject with a fixed word, and log the text, which may be untrusted."""
     logging.getLogger(__name__).warning("refused, %s: %r", reason, str(text))
     return Verdict(accepted=False, reason=reason)
 
 
 def main() -> None:
-    """Read the command line, and serve on stdin and stdout."""
+    """Parse the command line, and serve on stdin and stdout."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--policy", type=Path, required=True, help="which app on which image")
-    parser.add_argument("--trust-anchor", type=Path, help="one root in place of the makers'")
-    parser.add_argument("--collateral", type=Path, help="a file, or:")
-    parser.add_argument("--pccs", metavar="URL", help="where collateral is fetched")
-    parser.add_argument("--backend", help="default: $ATTESTKIT_BACKEND, else the hardware found")
+    parser.add_argument("--policy", type=Path, required=True, help="policy that pins app and image")
+    parser.add_argument("--trust-anchor", type=Path, help="one root instead of the vendors'")
+    parser.add_argument("--collateral", type=Path, help="collateral file; or use --pccs")
+    parser.add_argument("--pccs", metavar="URL", help="service for collateral")
+    parser.add_argument("--backend", help="default: $ATTESTKIT_BACKEND, else the detected hardware")
     parser.add_argument("--seed-file", type=Path, help="simulator only: its seed")
     args = parser.parse_args()
     verifier = Verifier(

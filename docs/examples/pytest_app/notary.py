@@ -1,6 +1,6 @@
-"""A small app for a TEE: it stamps documents with a key, and shows whose key that is.
+"""A small app for a TEE: it stamps documents with an attested key.
 
-`Notary` runs in the TEE. `believe` and `is_stamped` are for its customers, elsewhere.
+`Notary` runs in the TEE. `believe` and `is_stamped` are for its customers.
 """
 
 import time
@@ -13,14 +13,14 @@ from attestkit.errors import BackendBusyError
 
 TAG = "example-notary"
 RULES = b"stamp whatever is asked for"
-NONCE = 32  # bytes; of one size, so that no border between nonce and key can be shifted
-PATIENCE = (0.1, 0.5, 2.0)  # seconds to wait, one after the other, for a busy device
+NONCE = 32  # bytes; fixed size, so the boundary between nonce and key is unambiguous
+PATIENCE = (0.1, 0.5, 2.0)  # successive waits for a busy device, in seconds
 
 
 class Notary:
-    """Stamps documents.
+    """Notary that stamps documents.
 
-    Its rules are measured before it has a key, so that no stamp is from a notary without them.
+    Its rules are measured before it derives the key, so every stamp implies the rules.
     """
 
     def __init__(self, tee: Attester, wait: Callable[[float], object] = time.sleep) -> None:
@@ -31,14 +31,14 @@ class Notary:
 
     @property
     def public_key(self) -> bytes:
-        """Of the stamps, 32 bytes."""
+        """Public key of the stamps, 32 bytes."""
         return self._key.verify_key.encode()
 
     def introduce(self, nonce: bytes) -> bytes:
-        """Return evidence over a customer's nonce and the public key; a busy device is waited for.
+        """Return evidence over a customer's nonce and the public key; retry a busy device.
 
         Raises:
-            BackendBusyError: It stayed busy.
+            BackendBusyError: If the device stays busy.
         """
         report_data = ReportData.bind(TAG, nonce + self.public_key)
         for pause in PATIENCE:
@@ -56,11 +56,11 @@ class Notary:
 def believe(
     evidence: bytes, public_key: bytes, nonce: bytes, verifier: Verifier
 ) -> AttestationResult:
-    """Return the verdict on a notary that introduced itself; the policy says which apps are some.
+    """Verify a notary's introduction under a policy that pins its app; return the result.
 
     Raises:
-        ValueError: The nonce or the key is of another size.
-        AttestKitError: It is not to be believed.
+        ValueError: If the nonce or the key has another size.
+        AttestKitError: If the evidence is rejected.
     """
     if len(nonce) != NONCE or len(public_key) != 32:
         raise ValueError(f"nonce and public key are {NONCE} and 32 bytes")
@@ -68,5 +68,5 @@ def believe(
 
 
 def is_stamped(document: bytes, stamp: bytes, public_key: bytes) -> bool:
-    """Tell whether a notary that was believed has stamped a document."""
+    """Return whether the notary of an accepted result has stamped a document."""
     return verify_signature("ed25519", f"{TAG}-stamp:".encode() + document, stamp, public_key)

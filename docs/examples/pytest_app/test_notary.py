@@ -1,4 +1,4 @@
-"""Tests of the notary against real evidence and real failure; the fixtures are attestkit's."""
+"""Tests of the notary with real evidence and injected faults, on attestkit's fixtures."""
 
 import secrets
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Factory = Callable[..., SimulatedTee]
 
 @pytest.fixture
 def policy(tee_factory: Factory) -> AppraisalPolicy:
-    """Pin image and app of a known-good deployment, as `attestkit policy` does, and the rules."""
+    """Pin image, app and rules of a known good deployment, as `attestkit policy` does."""
     good = tee_factory(app_compose=COMPOSE)
     pinned = pin(good.verify(good.attest(b"pin"), report_data=b"pin"))
     rules = RequiredEvent(name="notary-rules", payload=RULES)
@@ -27,7 +27,7 @@ def policy(tee_factory: Factory) -> AppraisalPolicy:
 
 
 def introduced(tee: SimulatedTee, policy: AppraisalPolicy) -> Notary:
-    """Return a notary that a customer believes."""
+    """Return a notary that a customer has accepted."""
     notary, nonce = Notary(tee.attester), secrets.token_bytes(NONCE)
     evidence = notary.introduce(nonce)
     result = believe(evidence, notary.public_key, nonce, tee.verifier(policy=policy))
@@ -35,31 +35,33 @@ def introduced(tee: SimulatedTee, policy: AppraisalPolicy) -> Notary:
     return notary
 
 
-def test_stamps_of_a_notary_that_is_believed(tee_factory: Factory, policy: AppraisalPolicy) -> None:
-    """They hold for their document alone."""
+def test_is_stamped_accepts_only_the_stamped_document(
+    tee_factory: Factory, policy: AppraisalPolicy
+) -> None:
+    """A stamp is valid for its document only."""
     notary = introduced(tee_factory(app_compose=COMPOSE), policy)
     stamp = notary.stamp(b"a deed")
     assert is_stamped(b"a deed", stamp, notary.public_key)
     assert not is_stamped(b"another deed", stamp, notary.public_key)
 
 
-def test_the_key_outlives_a_restart(tee: SimulatedTee) -> None:
-    """The rules are measured once a boot, and the key is the same."""
+def test_notary_after_restart_has_same_key(tee: SimulatedTee) -> None:
+    """The rules are measured once per boot, and the key is the same."""
     first, second = Notary(tee.attester), Notary(tee.attester)
     assert first.public_key == second.public_key
     assert [event.name for event in tee.event_log().events].count("notary-rules") == 1
 
 
-def test_another_app_is_not_believed(tee: SimulatedTee, policy: AppraisalPolicy) -> None:
-    """Whoever runs this code as part of another app is no notary of ours."""
+def test_believe_other_app_is_rejected(tee: SimulatedTee, policy: AppraisalPolicy) -> None:
+    """The same code in another app is rejected."""
     with pytest.raises(PolicyError, match="launch what the policy was made for"):
         introduced(tee, policy)
 
 
-def test_an_introduction_holds_for_one_nonce_and_key(
+def test_believe_other_nonce_or_key_is_rejected(
     tee_factory: Factory, policy: AppraisalPolicy
 ) -> None:
-    """It can neither be used again nor by another."""
+    """An introduction is valid for one nonce and key."""
     tee = tee_factory(app_compose=COMPOSE)
     notary, nonce = Notary(tee.attester), secrets.token_bytes(NONCE)
     evidence, verifier = notary.introduce(nonce), tee.verifier(policy=policy)
@@ -80,17 +82,17 @@ def test_an_introduction_holds_for_one_nonce_and_key(
         ("collateral-expired", "crl_expired"),
     ],
 )
-def test_on_a_bad_platform_it_is_not_believed(
+def test_believe_bad_platform_is_rejected(
     tee_factory: Factory, policy: AppraisalPolicy, scenario: str, reason: str
 ) -> None:
-    """However honest the app is."""
+    """A valid app on an unacceptable platform is rejected."""
     with pytest.raises(VerificationError) as caught:
         introduced(tee_factory(scenario=scenario, app_compose=COMPOSE), policy)
     assert caught.value.reason == reason
 
 
-def test_a_busy_device_is_waited_for(tee: SimulatedTee) -> None:
-    """Three times, a little longer each time; then it is an error."""
+def test_introduce_retries_busy_device(tee: SimulatedTee) -> None:
+    """After three retries with growing waits it fails."""
     waited: list[float] = []
     notary = Notary(tee.attester, wait=waited.append)
     tee.arm("ebusy:2")
@@ -102,15 +104,15 @@ def test_a_busy_device_is_waited_for(tee: SimulatedTee) -> None:
     assert waited[2:] == [0.1, 0.5, 2.0]
 
 
-def test_rules_that_cannot_be_measured_are_no_notary(tee: SimulatedTee) -> None:
-    """It does not start without them."""
+def test_notary_unmeasured_rules_fails_at_start(tee: SimulatedTee) -> None:
+    """The notary does not start if its rules cannot be measured."""
     tee.arm("rtmr_extend_fails")
     with pytest.raises(BackendError):
         Notary(tee.attester)
 
 
-def test_behind_an_agent_s_socket(tee: SimulatedTee) -> None:
-    """As it is deployed: it finds the agent by the environment, and has the same key."""
+def test_notary_uses_agent_socket(tee: SimulatedTee) -> None:
+    """The notary finds the agent by the environment, and has the same key."""
     assert tee.client["DSTACK_SIMULATOR_ENDPOINT"] == str(tee.socket)
     with attestkit.open() as deployed:
         assert deployed.backend.name == "dstack_agent"

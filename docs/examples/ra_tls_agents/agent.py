@@ -1,7 +1,7 @@
-"""One of two agents that judge each other inside the TLS handshake, before either says a word.
+"""One of two agents that verify each other inside the TLS handshake, before application data.
 
-Its certificate carries evidence about the certificate's own key, so whoever speaks with that key is
-the attested TEE. Both sides hold the other to the same policy: the app on the image that it names.
+Its certificate contains evidence about the certificate's key, so the key's holder is the attested
+TEE. Both sides apply the same policy, which pins app and image.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from attestkit import AppraisalPolicy, Attester, Collateral, Verifier, ra_tls
 from attestkit.errors import AttestKitError, UnsupportedError
 from attestkit.ra_tls import PeerRefusedError
 
-LIFETIME = timedelta(hours=1)  # of the certificate, whose evidence is as old as itself
-PATIENCE = 30  # seconds to wait for the other side
-RETRY = 60  # seconds until a certificate that could not be renewed is tried again
+LIFETIME = timedelta(hours=1)  # of the certificate and its evidence
+PATIENCE = 30  # timeout for the peer in seconds
+RETRY = 60  # seconds until the next attempt to renew a certificate
 LARGEST = 1024  # bytes of a message
 
 
@@ -28,13 +28,15 @@ def make_certificate(tee: Attester) -> ra_tls.Issued:
     """Return a new key and its certificate, with evidence, issued by the app's authority."""
     keys = tee.host.app_keys if tee.host else None
     if keys is None or keys.ca_key is None:
-        raise UnsupportedError("the app's authority is elsewhere: ask the agent's GetTlsKey")
+        raise UnsupportedError(
+            "the app's authority is elsewhere: ask the agent's GetTlsKey", reason="feature"
+        )
     return ra_tls.issue(
         subject="an agent",
         attest=tee.attest,
         ca_cert=keys.ca_cert,
         ca_key=keys.ca_key,
-        usage_ra_tls=True,  # puts the evidence in
+        usage_ra_tls=True,  # includes the evidence
         server_auth=True,
         client_auth=True,
         not_after=int((datetime.now(timezone.utc) + LIFETIME).timestamp()),
@@ -42,14 +44,14 @@ def make_certificate(tee: Attester) -> ra_tls.Issued:
 
 
 def named(connection: ssl.SSLSocket) -> str:
-    """Return who the other side was found to be."""
+    """Return the verified identity of the peer."""
     result = ra_tls.peer(connection)
     app = result.app_info.app_id.hex() if result.app_info else "an unknown app"
     return f"{app}{' SIMULATED' if result.simulated else ''}"
 
 
 def serve(port: int, make_context: Callable[[], ssl.SSLContext]) -> None:
-    """Answer one message a connection, of peers that were accepted."""
+    """Answer one message per connection, from accepted peers."""
     context, renew_at = make_context(), time.monotonic() + LIFETIME.total_seconds() / 2
     with socket.create_server(("127.0.0.1", port)) as listener:
         print(f"ready 127.0.0.1:{listener.getsockname()[1]}", flush=True)
@@ -60,7 +62,9 @@ def serve(port: int, make_context: Callable[[], ssl.SSLContext]) -> None:
                 renew_at = time.monotonic() + LIFETIME.total_seconds() / 2
                 try:
                     context = make_context()
-                except AttestKitError as error:  # a busy device, say; the old one is still good
+                except (
+                    AttestKitError
+                ) as error:  # such as a busy device; the old certificate is still valid
                     renew_at = time.monotonic() + RETRY
                     print("no new certificate yet:", error, flush=True)
             try:
@@ -69,12 +73,12 @@ def serve(port: int, make_context: Callable[[], ssl.SSLContext]) -> None:
                     peer.sendall(b"well met")
             except PeerRefusedError as error:
                 print("refused:", error.reason, "-", error.verify_message, flush=True)
-            except OSError as error:  # gone, or no TLS
+            except OSError as error:  # disconnected, or not TLS
                 print("broken off:", error, flush=True)
 
 
 def call(host: str, port: int, context: ssl.SSLContext, message: str) -> None:
-    """Say something to a server that was accepted, and print its answer."""
+    """Send a message to an accepted server, and print its response."""
     try:
         with (
             socket.create_connection((host, port), timeout=PATIENCE) as connection,
@@ -82,22 +86,22 @@ def call(host: str, port: int, context: ssl.SSLContext, message: str) -> None:
         ):
             peer.sendall(message.encode())
             print(named(peer), "answers", repr(peer.recv(LARGEST)))
-    except OSError as error:  # a PeerRefusedError is one, too
+    except OSError as error:  # includes PeerRefusedError
         sys.exit(f"no answer: {error}")
 
 
 def main() -> None:
-    """Read the command line; then serve, or call."""
+    """Parse the command line; then serve or call."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("what", choices=["serve", "call"])
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument("--port", type=int, default=0, help="0 selects a free port")
     parser.add_argument("--message", default="hello")
-    parser.add_argument("--policy", type=Path, required=True, help="which app on which image")
-    parser.add_argument("--trust-anchor", type=Path, help="one root in place of the makers'")
-    parser.add_argument("--collateral", type=Path, help="a file, or:")
-    parser.add_argument("--pccs", metavar="URL", help="where collateral is fetched")
-    parser.add_argument("--backend", help="default: $ATTESTKIT_BACKEND, else the hardware found")
+    parser.add_argument("--policy", type=Path, required=True, help="policy that pins app and image")
+    parser.add_argument("--trust-anchor", type=Path, help="one root instead of the vendors'")
+    parser.add_argument("--collateral", type=Path, help="collateral file; or use --pccs")
+    parser.add_argument("--pccs", metavar="URL", help="service for collateral")
+    parser.add_argument("--backend", help="default: $ATTESTKIT_BACKEND, else the detected hardware")
     parser.add_argument("--seed-file", type=Path, help="simulator only: its seed")
     parser.add_argument("--app-compose", type=Path, help="simulator only: the app")
     args = parser.parse_args()
@@ -113,7 +117,7 @@ def main() -> None:
 
         def server_context() -> ssl.SSLContext:
             issued = make_certificate(tee)
-            authority = issued.certificate_chain[-1]  # of our app, which the clients are of, too
+            authority = issued.certificate_chain[-1]  # of our app, which is also the clients'
             return ra_tls.server_context(verifier, issued=issued, peer_ca=authority)
 
         if args.what == "serve":

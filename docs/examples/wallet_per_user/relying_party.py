@@ -1,8 +1,8 @@
-"""Tell whether a message was signed by the wallet that an attested app keeps for a user.
+"""Verify that a message was signed by the wallet that an attested app derives for a user.
 
-Four links, each of which must hold: evidence, fresh by our nonce and accepted by our policy, names
-the app's root key; the root key has signed the wallet's public key as this user's; the address is
-that key's; and the address has signed the message, for this nonce.
+Checks four links: evidence with our nonce, accepted by our policy, contains the app's root key; the
+root key has signed the wallet's public key for this user; the address is that key's; and the
+address has signed the message for this nonce.
 """
 
 import argparse
@@ -21,29 +21,31 @@ from attestkit.errors import AttestKitError, VerificationError
 from attestkit.keys import recover_root
 
 TAG = "example-wallet-app-key"
-# What JSON of another shape, hex that is none and the eth packages raise. Whatever else may come is
-# a traceback and exit code 1 as well: nothing is accepted but by the last line.
+# Errors of unexpected JSON, invalid hex and the eth packages. Other exceptions end in a traceback
+# and exit code 1: only the last line accepts.
 MALFORMED = (AttributeError, LookupError, TypeError, ValueError, BadSignature, ValidationError)
 
 
 def attested(signed: dict[str, str], nonce: bytes, verifier: Verifier) -> AttestationResult:
-    """Check that the app's root key is the one that fresh evidence of the app names."""
+    """Check that fresh evidence of the app contains its root key."""
     app_key = bytes.fromhex(signed["app_key"])
-    if len(app_key) != 33 or len(nonce) != 32:  # or the border between them could be shifted
-        raise VerificationError("the nonce is 32 bytes and the app's key 33")
+    if len(app_key) != 33 or len(nonce) != 32:  # fixed sizes
+        raise VerificationError("the nonce is 32 bytes and the app's key 33", reason="no_evidence")
     report_data = ReportData.bind(TAG, nonce + app_key)
     return verifier.verify(bytes.fromhex(signed["evidence"]), report_data=report_data)
 
 
 def check_wallet(signed: dict[str, str], user: str) -> None:
-    """Check that the app's key vouches for the wallet as this user's, and for its address."""
+    """Check that the app's key certifies the wallet for this user, and its address."""
     public_key = bytes.fromhex(signed["public_key"])
     signature = bytes.fromhex(signed["signed_by_app_key"])
     root = recover_root(public_key, f"wallet/eth/{user}", signature)
     if root.hex() != signed["app_key"]:
-        raise VerificationError(f"the app's key does not vouch for this wallet as {user}'s")
+        raise VerificationError(
+            f"the app's key does not certify this wallet for {user}", reason="no_evidence"
+        )
     if PublicKey.from_compressed_bytes(public_key).to_checksum_address() != signed["address"]:
-        raise VerificationError("the address is another key's")
+        raise VerificationError("the address is another key's", reason="no_evidence")
 
 
 def message_in(signed: dict[str, str], user: str, nonce: bytes) -> str:
@@ -51,22 +53,24 @@ def message_in(signed: dict[str, str], user: str, nonce: bytes) -> str:
     text, signature = signed["text"], bytes.fromhex(signed["signature"])
     message, _, tail = text.rpartition("\n\n")
     if tail != f"wallet of {user}, once: {nonce.hex()}":
-        raise VerificationError("the signed text is for another user or nonce")
+        raise VerificationError(
+            "the signed text is for another user or nonce", reason="no_evidence"
+        )
     if Account.recover_message(encode_defunct(text=text), signature=signature) != signed["address"]:
-        raise VerificationError("the wallet has not signed this text")
+        raise VerificationError("the wallet has not signed this text", reason="no_evidence")
     return message
 
 
 def main() -> None:
-    """Read the command line and what was signed; exit 1 unless all of it holds."""
+    """Parse the command line and the file; exit 1 unless all links are valid."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("file", type=Path, help="what wallet.py printed")
-    parser.add_argument("user", help="whose wallet it must be")
-    parser.add_argument("--nonce", required=True, type=bytes.fromhex, help="32 bytes of our own")
-    parser.add_argument("--policy", type=Path, required=True, help="which app on which image")
-    parser.add_argument("--trust-anchor", type=Path, help="one root in place of the makers'")
-    parser.add_argument("--collateral", type=Path, help="a file, or:")
-    parser.add_argument("--pccs", metavar="URL", help="where collateral is fetched")
+    parser.add_argument("file", type=Path, help="output of wallet.py")
+    parser.add_argument("user", help="the expected user of the wallet")
+    parser.add_argument("--nonce", required=True, type=bytes.fromhex, help="our nonce, 32 bytes")
+    parser.add_argument("--policy", type=Path, required=True, help="policy that pins app and image")
+    parser.add_argument("--trust-anchor", type=Path, help="one root instead of the vendors'")
+    parser.add_argument("--collateral", type=Path, help="collateral file; or use --pccs")
+    parser.add_argument("--pccs", metavar="URL", help="service for collateral")
     args = parser.parse_args()
     verifier = Verifier(
         trust_anchor=args.trust_anchor and args.trust_anchor.read_bytes(),

@@ -1,8 +1,8 @@
-"""A wallet for each user of an app in a TEE: derived when it is needed, the same at any restart.
+"""A wallet for each user of an app in a TEE: derived on demand, the same after a restart.
 
-The app's root key and the user's name give the key; nothing is stored, and only signatures leave.
-The root key signs each public key together with its purpose, which names the user here: whoever
-trusts the root key can tell whose wallet it is. Fresh evidence ties the root key to this very app.
+The key is derived from the app's root key and the user's name; it is not stored or sent. The root
+key signs each public key with its purpose, here the user's name, which proves the wallet's user to
+a party that trusts the root key. Fresh evidence binds the root key to this app.
 """
 
 import argparse
@@ -19,15 +19,15 @@ from attestkit import Attester, ReportData
 from attestkit.keys import recover_root, separated_path
 
 TAG = "example-wallet-app-key"
-USER = re.compile(r"[a-z0-9-]{1,32}")  # so that no user can be another one's path or purpose
+USER = re.compile(r"[a-z0-9-]{1,32}")  # unambiguous in path and purpose
 
 
 def sign(tee: Attester, user: str, message: str, nonce: bytes) -> dict[str, str]:
-    """Sign a message with a user's wallet; return it with all that shows whose wallet it is."""
+    """Sign a message with a user's wallet; return it with the proof of the wallet's user."""
     if not USER.fullmatch(user):
         sys.exit("a user is called by 1 to 32 of a-z, 0-9 and -")
     purpose = f"wallet/eth/{user}"
-    # The algorithm in the path keeps these bytes from ever being a key of another kind as well.
+    # The path contains the algorithm, so keys of other algorithms differ.
     key = tee.keys.derive(separated_path(purpose, "secp256k1"), purpose)
     account = Account.from_key(key.key)
     text = f"{message}\n\nwallet of {user}, once: {nonce.hex()}"
@@ -45,12 +45,14 @@ def sign(tee: Attester, user: str, message: str, nonce: bytes) -> dict[str, str]
 
 
 def main() -> None:
-    """Read the command line, and print what was signed as JSON."""
+    """Parse the command line, and print the signed message as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("user", help="whom the app has authenticated; here: whoever you say")
+    parser.add_argument("user", help="the authenticated user; any name in this example")
     parser.add_argument("message")
-    parser.add_argument("--nonce", required=True, type=bytes.fromhex, help="the relying party's")
-    parser.add_argument("--backend", help="default: $ATTESTKIT_BACKEND, else the hardware found")
+    parser.add_argument(
+        "--nonce", required=True, type=bytes.fromhex, help="nonce of the relying party"
+    )
+    parser.add_argument("--backend", help="default: $ATTESTKIT_BACKEND, else the detected hardware")
     parser.add_argument("--seed-file", type=Path, help="simulator only: its seed")
     args = parser.parse_args()
     options = {"seed": args.seed_file.read_bytes()} if args.seed_file else {}

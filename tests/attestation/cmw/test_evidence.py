@@ -1,4 +1,4 @@
-"""Evidence as a CMW: every platform in every form, what is refused, and collateral beside it."""
+"""Evidence as a CMW: every platform in every encoding, rejected input, and enclosed collateral."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from attestkit.attestation import MAX_SIZE, Attestation, Encoding
 from attestkit.attestation.cmw import evidence as cmw_evidence
-from attestkit.attestation.cmw.evidence import COLLECTION_TYPE, MEDIA_TYPES, Form
+from attestkit.attestation.cmw.evidence import COLLECTION_TYPE, MEDIA_TYPES, CmwEncoding
 from attestkit.attestation.wire import v1_cbor, v1_document
 from attestkit.attestation.wire.evidence_parts import (
     Evidence,
@@ -32,13 +32,24 @@ from attestkit.attestation.wire.evidence_parts import (
 from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.event_log import WireEvent
 from attestkit.verifier import Verifier
-from tests.attestation.samples import EVENTS, KINDS, POD, STACK, V2, cuts, mutations, refused, use
+from tests.attestation.samples import (
+    EVENTS,
+    KINDS,
+    POD,
+    STACK,
+    V2,
+    is_rejected,
+    mutations,
+    prefixes,
+    read_everything,
+)
+from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import load, needs_shared
 from tests.verifier import parcels
 
 DATA: Final = Path(__file__).parents[2] / "data/cmw"
-FORMS: Final[tuple[Form, ...]] = get_args(Form)
+FORMS: Final[tuple[CmwEncoding, ...]] = get_args(CmwEncoding)
 SMALL: Final = [*KINDS[:-1], V2, POD]
 
 _U32: Final = st.integers(0, 2**32 - 1)
@@ -77,8 +88,8 @@ PARCELS: Final = st.builds(
 
 
 @given(PARCELS, st.sampled_from(FORMS))
-def test_everything_comes_back(evidence: Evidence, form: Form) -> None:
-    """Evidence of every platform says the same again in every form, in the same bytes."""
+def test_cmw_of_every_platform_round_trips(evidence: Evidence, form: CmwEncoding) -> None:
+    """Evidence of every platform round-trips in every encoding, byte for byte."""
     attestation = Attestation(evidence)
     written = attestation.to_bytes(form)
     again = Attestation.from_bytes(written)
@@ -89,8 +100,8 @@ def test_everything_comes_back(evidence: Evidence, form: Form) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("form", FORMS)
-def test_the_vectors_come_back(form: Form) -> None:
-    """Those of the older encodings are the same evidence as a CMW; nothing pins CBOR there."""
+def test_cmw_of_vectors_round_trips(form: CmwEncoding) -> None:
+    """The vectors of the older encodings convert to a CMW and back."""
     for case in load("attestation_encodings.json")["cases"]:
         if text := case.get("v1_msgpack"):
             known = Attestation.from_bytes(bytes.fromhex(text))
@@ -98,10 +109,10 @@ def test_the_vectors_come_back(form: Form) -> None:
 
 
 @pytest.mark.parametrize("evidence", SMALL)
-def test_another_reader_finds_the_parts(evidence: Evidence) -> None:
-    """cbor2 and json find a record for each part, of the media types in the table."""
+def test_cmw_parts_are_readable_by_other_decoders(evidence: Evidence) -> None:
+    """cbor2 and json find one record per part, with the documented media type."""
     parts = cbor2.loads(Attestation(evidence).to_bytes("cbor"))
-    tree = v1_document.tree(evidence)
+    tree = v1_document.build_tree(evidence)
     assert parts.pop("__cmwc_t") == COLLECTION_TYPE
     assert parts.keys() == tree["platform"]["data"].keys() | tree["stack"]["data"].keys()
     for label, (media_type, value, ind) in parts.items():
@@ -116,15 +127,19 @@ def test_another_reader_finds_the_parts(evidence: Evidence) -> None:
         label: MEDIA_TYPES[label] for label in parts
     }
     tagged = cbor2.loads(Attestation(evidence).to_bytes("cbor-tag"))
-    assert tagged == cbor2.CBORTag(0x6374013D, v1_cbor.encode(evidence))
+    assert tagged == cbor2.CBORTag(0x6374013D, v1_cbor.encode_evidence(evidence))
     record = cbor2.loads(Attestation(evidence).to_bytes("cbor-record"))
-    assert record == ["application/vnd.attestkit.evidence+cbor", v1_cbor.encode(evidence), 4]
+    assert record == [
+        "application/vnd.attestkit.evidence+cbor",
+        v1_cbor.encode_evidence(evidence),
+        4,
+    ]
 
 
 @pytest.mark.parametrize("evidence", SMALL)
-def test_what_was_called_cbor_before_is_read(evidence: Evidence) -> None:
-    """The one document behind tag 55799 is still evidence, and goes out as it came."""
-    old = v1_cbor.encode(evidence)
+def test_from_bytes_of_v1_cbor_document_round_trips(evidence: Evidence) -> None:
+    """A V1 document behind tag 55799 is read as v1-cbor, and rewritten identically."""
+    old = v1_cbor.encode_evidence(evidence)
     assert old.startswith(b"\xd9\xd9\xf7")
     assert Attestation.from_bytes(old).evidence == evidence
     assert Attestation.from_bytes(old).encoding == "v1-cbor"
@@ -132,55 +147,59 @@ def test_what_was_called_cbor_before_is_read(evidence: Evidence) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.cmw")), ids=lambda path: path.name)
-def test_committed_files(path: Path) -> None:
-    """Files that were written once are read, and are written in the same bytes."""
+def test_cmw_sample_files_round_trip(path: Path) -> None:
+    """Each sample file is read and rewritten identically."""
     found = Attestation.from_bytes(path.read_bytes())
     assert found.encoding == path.name.split(".")[1]
     assert found.evidence == {"tdx": KINDS[0], "snp": KINDS[3]}[path.name.split(".")[0]]
     assert found.to_bytes() == path.read_bytes()
 
 
-def test_there_are_files() -> None:
-    """One of each form at least."""
+def test_cmw_sample_files_cover_every_encoding() -> None:
+    """There is at least one sample file per encoding."""
     assert {path.name.split(".")[1] for path in DATA.glob("*.cmw")} == set(FORMS)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", [0, 3])
-def test_cut_anywhere_it_is_refused(form: Form, kind: int) -> None:
-    """No prefix of a CMW is evidence."""
-    for cut in cuts(Attestation(KINDS[kind]).to_bytes(form)):
-        assert refused(Attestation.from_bytes, cut)
+def test_from_bytes_of_truncated_cmw_fails(form: CmwEncoding, kind: int) -> None:
+    """No proper prefix of a CMW is evidence."""
+    for cut in prefixes(Attestation(KINDS[kind]).to_bytes(form)):
+        assert is_rejected(Attestation.from_bytes, cut)
 
 
 @given(mutations(*(Attestation(kind).to_bytes(form) for kind in SMALL for form in FORMS)))
-def test_changed_anywhere_only_our_errors_come(data: bytes) -> None:
-    """Whatever comes is evidence or refused."""
-    refused(use, data)
+def test_from_bytes_of_mutated_cmw_raises_only_attestkit_errors(data: bytes) -> None:
+    """A mutated CMW is evidence or raises an AttestKitError."""
+    is_rejected(read_everything, data)
 
 
-# -- collections that others make ------------------------------------------------------------------
+# -- collections of other producers ----------------------------------------------------------------
 
 
-def parts(kind: int = 0) -> dict[Any, Any]:
-    """Return the collection of a sample, as cbor2 has it."""
+def sample_parts(kind: int = 0) -> dict[Any, Any]:
+    """Return the collection of a sample, decoded by cbor2."""
     found = cbor2.loads(Attestation(KINDS[kind]).to_bytes("cbor"))
     assert isinstance(found, dict)
     return found
 
 
-def read(collection: object) -> Attestation:
-    """Read a collection that cbor2 writes."""
+def read_collection(collection: object) -> Attestation:
+    """Read a collection encoded by cbor2."""
     return Attestation.from_bytes(cbor2.dumps(collection))
 
 
-def test_what_is_not_ours_is_passed_over() -> None:
-    """Labels that nobody here knows, a missing type, and missing indicators change nothing."""
+def test_collection_with_unknown_labels_or_without_type_is_read() -> None:
+    """Unknown labels, a missing collection type and missing indicators are accepted."""
     others = {"x": ["a/b", b""], 7: {"y": [0, b"", 8]}, "z": cbor2.CBORTag(0x6374013D, b"")}
-    assert read(parts() | others) == Attestation(KINDS[0])
-    untold = {label: part[:2] for label, part in parts().items() if label != "__cmwc_t"}
-    assert read(untold) == Attestation(KINDS[0])
-    assert read(parts() | {"config": [MEDIA_TYPES["config"], b"", 12]}).config == ""
+    assert read_collection(sample_parts() | others) == Attestation(KINDS[0])
+    without_type = {
+        label: part[:2] for label, part in sample_parts().items() if label != "__cmwc_t"
+    }
+    assert read_collection(without_type) == Attestation(KINDS[0])
+    assert (
+        read_collection(sample_parts() | {"config": [MEDIA_TYPES["config"], b"", 12]}).config == ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,80 +211,95 @@ def test_what_is_not_ours_is_passed_over() -> None:
         'Application/COSE \t;  cose-type="cose-sign1"',
     ],
 )
-def test_a_media_type_has_several_spellings(media_type: str | int) -> None:
-    """Its Content-Format, other case, and spaces around the semicolon are the same."""
+def test_collection_accepts_equivalent_media_types(media_type: str | int) -> None:
+    """Content-Format, letter case and spaces around the semicolon do not matter."""
     entry = [media_type, b"\x84", 4]
-    assert read(parts(2) | {"nsm_quote": entry}) == Attestation(KINDS[2])
+    assert read_collection(sample_parts(2) | {"nsm_quote": entry}) == Attestation(KINDS[2])
     tagged = cbor2.CBORTag(0x63740101 + 18, b"\x84")
-    assert read(parts(2) | {"nsm_quote": tagged}) == Attestation(KINDS[2])
+    assert read_collection(sample_parts(2) | {"nsm_quote": tagged}) == Attestation(KINDS[2])
 
 
 @pytest.mark.parametrize(
-    ("changes", "text"),
+    ("changes", "reason", "subject"),
     [
-        ({"__cmwc_t": "urn:uuid:0"}, "its type is urn:uuid:0"),
-        ({"quote": ["application/octet-stream", b"", 4]}, "quote: .* where application/vnd"),
-        ({"quote": [18, b""]}, "quote: 18 where"),
-        ({"quote": [MEDIA_TYPES["quote"], b"", 8]}, "quote: ind 8 has none of the bits 4"),
-        ({"quote": {"a": [0, b""]}}, "quote: a collection"),
-        ({"report": [MEDIA_TYPES["report"], b""]}, "report and quote are of different"),
-        ({"nsm_quote": [18, b"\x84"]}, "nsm_quote and quote are of different"),
-        ({"tpm_quote": [MEDIA_TYPES["tpm_quote"], b"\xa0"]}, "tpm_quote: field message is missing"),
-        ({"event_log": [MEDIA_TYPES["event_log"], b"[", 4]}, "event_log: the log is not"),
-        ({"event_log": [MEDIA_TYPES["event_log"], b"{}", 4]}, "event_log: the log is no array"),
-        ({"event_log": [MEDIA_TYPES["event_log"], b"[1]", 4]}, "event_log: event 0 is no object"),
-        ({"event_log": [MEDIA_TYPES["event_log"], b"[{}]", 4]}, "event_log: event 0: "),
-        ({"config": [MEDIA_TYPES["config"], b"\xff"]}, "config: text is not UTF-8"),
+        ({"__cmwc_t": "urn:uuid:0"}, "unrecognized", "CMW collection: "),
+        ({"quote": ["application/octet-stream", b"", 4]}, "wrong_value", "quote: "),
+        ({"quote": [18, b""]}, "wrong_value", "quote: "),
+        ({"quote": [MEDIA_TYPES["quote"], b"", 8]}, "inconsistent", "quote: "),
+        ({"quote": {"a": [0, b""]}}, "wrong_type", "quote: "),
+        ({"report": [MEDIA_TYPES["report"], b""]}, "inconsistent", "CMW collection: report "),
+        ({"nsm_quote": [18, b"\x84"]}, "inconsistent", "CMW collection: nsm_quote "),
+        ({"tpm_quote": [MEDIA_TYPES["tpm_quote"], b"\xa0"]}, "missing", "tpm_quote: message: "),
+        ({"event_log": [MEDIA_TYPES["event_log"], b"[", 4]}, "syntax", "event_log: "),
+        ({"event_log": [MEDIA_TYPES["event_log"], b"{}", 4]}, "wrong_type", "event_log: "),
+        (
+            {"event_log": [MEDIA_TYPES["event_log"], b"[1]", 4]},
+            "wrong_type",
+            "event_log: event 0: ",
+        ),
+        ({"event_log": [MEDIA_TYPES["event_log"], b"[{}]", 4]}, "missing", "event_log: event 0: "),
+        ({"config": [MEDIA_TYPES["config"], b"\xff"]}, "encoding", "config: "),
         (
             {"runtime_events": [MEDIA_TYPES["runtime_events"], b"\x80\x80"]},
-            "runtime_events: 1 byte",
+            "trailing_data",
+            "runtime_events: ",
         ),
-        ({"runtime_events": [MEDIA_TYPES["runtime_events"], b"\xa0"]}, "runtime_events: no array"),
-        ({"collateral": [MEDIA_TYPES["collateral"], b"", 4]}, "collateral: ind 4 has none"),
-        ({"collateral": [MEDIA_TYPES["config"], b""]}, "collateral: .* where"),
-        ({"report_data_payload": ["a/b", b""]}, "report_data_payload: 'a/b' where"),
+        (
+            {"runtime_events": [MEDIA_TYPES["runtime_events"], b"\xa0"]},
+            "wrong_type",
+            "runtime_events: ",
+        ),
+        ({"collateral": [MEDIA_TYPES["collateral"], b"", 4]}, "inconsistent", "collateral: "),
+        ({"collateral": [MEDIA_TYPES["config"], b""]}, "wrong_value", "collateral: "),
+        ({"report_data_payload": ["a/b", b""]}, "wrong_value", "report_data_payload: "),
         (
             {"report_data_payload": [MEDIA_TYPES["report_data_payload"], b"\xff"]},
-            "report_data_payload: text is not UTF-8",
+            "encoding",
+            "report_data_payload: ",
         ),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], text: str) -> None:
-    """The label is named."""
-    with pytest.raises(FormatError, match=text):
-        read(parts() | changes)
+def test_decode_of_unsuitable_part_names_its_label(
+    changes: dict[str, Any], reason: str, subject: str
+) -> None:
+    """A part of the wrong type, platform or format is rejected with its label."""
+    with raises(FormatError, reason) as caught:
+        read_collection(sample_parts() | changes)
+    assert caught.value.message.startswith(subject)
 
 
 @pytest.mark.parametrize("label", ["event_log", "report_data", "runtime_events", "config", "quote"])
-def test_no_part_may_be_missing(label: str) -> None:
-    """What is left out is named, or that there is nothing to judge."""
-    rest = {name: part for name, part in parts().items() if name != label}
-    with pytest.raises(
-        FormatError, match=f"{label} is missing" if label != "quote" else "no quote"
-    ):
-        read(rest)
+def test_collection_with_missing_part_fails_naming_it(label: str) -> None:
+    """The error names the missing part."""
+    rest = {name: part for name, part in sample_parts().items() if name != label}
+    with raises(FormatError, "missing") as caught:
+        read_collection(rest)
+    assert label in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("change", "text"),
+    ("change", "reason", "subject"),
     [
-        ({"imr": -1}, "imr"),
-        ({"imr": 2**32}, "imr"),
-        ({"event_type": True}, "event_type"),
-        ({"digest": "0"}, "digest"),
-        ({"event_payload": None}, "event_payload"),
-        ({"event": 7}, "event"),
-        ({"event": "\ud800"}, "well-formed"),
-        ({"version": 3}, "version 3"),
-        ({"preimage": 1}, "preimage"),
+        ({"imr": -1}, "wrong_value", "event 1: imr: "),
+        ({"imr": 2**32}, "wrong_value", "event 1: imr: "),
+        ({"event_type": True}, "wrong_type", "event 1: event_type: "),
+        ({"digest": "0"}, "encoding", "event 1: digest: "),
+        ({"event_payload": None}, "missing", "event 1: event_payload: "),
+        ({"event": 7}, "wrong_type", "event 1: event: "),
+        ({"event": "\ud800"}, "encoding", ""),
+        ({"version": 3}, "unsupported_version", "event 1: "),
+        ({"preimage": 1}, "wrong_type", "event 1: preimage: "),
     ],
 )
-def test_events_are_checked(change: dict[str, Any], text: str) -> None:
-    """A field that cannot be is refused with the label, and the event's place."""
+def test_decode_of_invalid_event_names_its_field(
+    change: dict[str, Any], reason: str, subject: str
+) -> None:
+    """An invalid field of an event is rejected with label, index and name."""
     event = {"imr": 3, "event_type": 1, "digest": "", "event": "", "event_payload": ""}
     log = json.dumps([event, event | change]).encode()
-    with pytest.raises(FormatError, match=f"event_log: .*{text}"):
-        read(parts() | {"event_log": [MEDIA_TYPES["event_log"], log]})
+    with raises(FormatError, reason) as caught:
+        read_collection(sample_parts() | {"event_log": [MEDIA_TYPES["event_log"], log]})
+    assert caught.value.message.startswith(f"event_log: {subject}")
 
 
 @pytest.mark.parametrize(
@@ -273,143 +307,149 @@ def test_events_are_checked(change: dict[str, Any], text: str) -> None:
     [
         ["application/json", b""],
         [60, b""],
-        [60, v1_cbor.encode(KINDS[0])[3:]],
-        ["application/vnd.attestkit.evidence+cbor", v1_cbor.encode(KINDS[0]), 8],
+        [60, v1_cbor.encode_evidence(KINDS[0])[3:]],
+        ["application/vnd.attestkit.evidence+cbor", v1_cbor.encode_evidence(KINDS[0]), 8],
         ["application/vnd.attestkit.tdx-quote", b"", 4],
-        cbor2.CBORTag(0x63740101, v1_cbor.encode(KINDS[0])),
-        cbor2.CBORTag(0x63740100, v1_cbor.encode(KINDS[0])),
+        cbor2.CBORTag(0x63740101, v1_cbor.encode_evidence(KINDS[0])),
+        cbor2.CBORTag(0x63740100, v1_cbor.encode_evidence(KINDS[0])),
     ],
 )
-def test_records_of_something_else_are_refused(message: object) -> None:
-    """A record or tag must say that it is evidence, and be it."""
+def test_record_of_other_type_fails(message: object) -> None:
+    """A record or tag must have the media type of evidence, and contain evidence."""
     with pytest.raises(FormatError):
-        read(message)
+        read_collection(message)
 
 
-def test_the_log_has_at_most_65536_events() -> None:
-    """One more is refused, and not written either."""
+def test_collection_with_over_65536_events_fails() -> None:
+    """An event log has at most 65,536 events."""
     event = b'{"imr":0,"event_type":0,"event":"","event_payload":""}'
-    for count, good in ((65_536, True), (65_537, False)):
+    for count, accepted in ((65_536, True), (65_537, False)):
         log = b"[%b]" % b",".join([event] * count)
         assert (
-            refused(read, untyped(parts() | {"event_log": [MEDIA_TYPES["event_log"], log]})) != good
+            is_rejected(
+                read_collection,
+                untyped(sample_parts() | {"event_log": [MEDIA_TYPES["event_log"], log]}),
+            )
+            != accepted
         )
 
 
-def test_ten_mebibytes_are_the_most() -> None:
-    """Larger evidence is neither read nor written."""
+def test_cmw_over_10_mib_is_neither_read_nor_written() -> None:
+    """Evidence is at most 10 MiB long."""
     large = Attestation(Evidence(NitroTpm(bytes(MAX_SIZE)), STACK))
     for form in ("cbor", "json"):
-        with pytest.raises(UsageError, match="over 10485760 bytes"):
+        with raises(UsageError, "too_large"):
             large.to_bytes(untyped(form))
-    with pytest.raises(FormatError, match="too large"):
+    with raises(FormatError, "too_large"):
         Attestation.from_bytes(b"{" * (MAX_SIZE + 1))
 
 
-def test_half_a_surrogate_pair_cannot_be_written() -> None:
-    """Text without a UTF-8 form is the caller's mistake, wherever it stands."""
+def test_to_cmw_of_lone_surrogate_is_usage_error() -> None:
+    """Text without a UTF-8 encoding is a usage error in every field."""
     event = EVENTS[0]._replace(event="\ud800")
     for evidence in (
         Evidence(KINDS[2].platform, STACK._replace(config="\ud800")),
         Evidence(Tdx(b"", (event,)), STACK),
     ):
         for form in FORMS:
-            with pytest.raises(UsageError, match="surrogate"):
+            with raises(UsageError, "encoding"):
                 Attestation(evidence).to_bytes(form)
 
 
-# -- collateral beside evidence --------------------------------------------------------------------
+# -- enclosed collateral ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoding", ["cbor", "json"])
-def test_collateral_comes_out_again(encoding: Encoding) -> None:
-    """A collection carries it; it is no part of what the evidence says."""
+def test_with_collateral_encloses_collateral_without_changing_evidence(encoding: Encoding) -> None:
+    """A collection carries collateral, which does not take part in equality."""
     bare = Attestation(KINDS[0])
-    parcel = bare.with_collateral(parcels.collateral())
-    again = Attestation.from_bytes(parcel.to_bytes(encoding))
+    attestation = bare.with_collateral(parcels.collateral())
+    again = Attestation.from_bytes(attestation.to_bytes(encoding))
     assert bare.enclosed_collateral is None
     assert again.enclosed_collateral == parcels.collateral()
-    assert again.to_bytes() == parcel.to_bytes(encoding)
+    assert again.to_bytes() == attestation.to_bytes(encoding)
     assert again == bare
     assert hash(again) == hash(bare)
     assert copy.copy(again).enclosed_collateral == parcels.collateral()
     assert again.stripped().enclosed_collateral is None
     assert again.with_collateral(None).enclosed_collateral is None
-    assert parcel.to_bytes() == parcel.to_bytes("cbor")
+    assert attestation.to_bytes() == attestation.to_bytes("cbor")
 
 
 @pytest.mark.parametrize("form", ["json", "json-record"])
-def test_blanks_around_json(form: Form) -> None:
-    """In front as behind, as many as fit in 10 MiB; before another form they are refused."""
+def test_from_bytes_accepts_whitespace_around_json_only(form: CmwEncoding) -> None:
+    """JSON may have whitespace around it within 10 MiB; the other encodings may not."""
     written = Attestation(KINDS[0]).to_bytes(form)
     for blanks in (b" ", b"\r\n\t ", b"\n" * (MAX_SIZE - len(written))):
         for data in (blanks + written, written + blanks):
             found = Attestation.from_bytes(data)
             assert (found, found.encoding) == (Attestation(KINDS[0]), form)
-    with pytest.raises(FormatError, match="too large"):
+    with raises(FormatError, "too_large"):
         Attestation.from_bytes(b" " * MAX_SIZE + written)
     for data in (b" ", b"\n" * 99, b"\x0b" + written, b"\0 " + written):
         with pytest.raises(FormatError):
             Attestation.from_bytes(data)
     for other in ("v0", "v1", "v1-cbor", "cbor", "cbor-record", "cbor-tag"):
-        with pytest.raises(FormatError, match="Unknown attestation wire format"):
+        with raises(FormatError, "unrecognized"):
             Attestation.from_bytes(b" " + Attestation(KINDS[0]).to_bytes(untyped(other)))
 
 
 @pytest.mark.parametrize("collateral", [b"x", "{}", {}, 5])
-def test_other_types_are_usage_errors(collateral: object) -> None:
-    """Collateral is parsed before it is put beside evidence, and an encoding is a word."""
-    with pytest.raises(UsageError, match="collateral is a Collateral"):
+def test_cmw_arguments_of_other_type_are_usage_errors(collateral: object) -> None:
+    """Collateral must be a Collateral, and an encoding one of the known names."""
+    with raises(UsageError, "wrong_type"):
         Attestation(KINDS[0]).with_collateral(untyped(collateral))
     for encoding in (["x"], {"v0": 1}, b"v0", 5):
-        with pytest.raises(UsageError, match="unknown encoding"):
+        with raises(UsageError, "unknown_name"):
             Attestation(KINDS[0]).to_bytes(untyped(encoding))
 
 
-def test_only_collections_carry_it() -> None:
-    """The other encodings have no room for it."""
-    parcel = Attestation(KINDS[0]).with_collateral(parcels.collateral())
+def test_collateral_is_written_in_collections_only() -> None:
+    """The other encodings drop the enclosed collateral."""
+    attestation = Attestation(KINDS[0]).with_collateral(parcels.collateral())
     for encoding in get_args(Encoding):
-        again = Attestation.from_bytes(parcel.to_bytes(encoding))
-        assert again == parcel
+        again = Attestation.from_bytes(attestation.to_bytes(encoding))
+        assert again == attestation
         assert (again.enclosed_collateral is None) == (encoding not in {"cbor", "json"})
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"{}", b"[]", b"\xff", b'{"tcb_info":1}'])
-def test_malformed_collateral_shows_when_asked_for(text: bytes) -> None:
-    """Evidence beside it is read; whoever asks for the collateral is told."""
-    found = read(parts() | {"collateral": [MEDIA_TYPES["collateral"], text, 2]})
+def test_enclosed_collateral_if_malformed_fails_on_access(text: bytes) -> None:
+    """The evidence is read; access to the collateral raises the error."""
+    found = read_collection(sample_parts() | {"collateral": [MEDIA_TYPES["collateral"], text, 2]})
     assert found == Attestation(KINDS[0])
-    with pytest.raises(FormatError, match=r"^collateral"):
+    with raises(FormatError, "wrong_value") as caught:
         _ = found.enclosed_collateral
+    assert caught.value.message.startswith("collateral: ")
 
 
-def test_a_verifier_does_not_use_it_unasked() -> None:
-    """Without collateral of its own a verifier refuses; handed in, it is checked like any other."""
+def test_verifier_ignores_enclosed_collateral() -> None:
+    """A verifier uses enclosed collateral only if the caller passes it, and then verifies it."""
     genuine = parcels.evidence()
     sent = genuine.with_collateral(parcels.collateral()).to_bytes("cbor")
-    unasked = Verifier(parcels.PKI.root_der)
+    without = Verifier(parcels.PKI.root_der)
     with pytest.raises(CollateralError):
-        unasked.verify(sent, report_data=None, now=parcels.NOW)
+        without.verify(sent, report_data=None, now=parcels.NOW)
     enclosed = Attestation.from_bytes(sent).enclosed_collateral
-    asked = Verifier(parcels.PKI.root_der, enclosed)
-    assert asked.verify(sent, report_data=None, now=parcels.NOW) == parcels.verifier().verify(
-        genuine, report_data=None
-    )
+    with_enclosed = Verifier(parcels.PKI.root_der, enclosed)
+    assert with_enclosed.verify(
+        sent, report_data=None, now=parcels.NOW
+    ) == parcels.verifier().verify(genuine, report_data=None)
 
 
-def test_the_names_of_forms_are_encodings() -> None:
-    """Whatever form there is can be asked for, and another one is refused with their names."""
+def test_to_bytes_accepts_every_encoding_and_names_them_on_error() -> None:
+    """Every encoding can be requested; the error for another name lists them."""
     assert set(FORMS) < set(get_args(Encoding))
-    with pytest.raises(UsageError, match="cbor-record"):
+    with raises(UsageError, "unknown_name") as caught:
         Attestation(KINDS[0]).to_bytes(untyped("cwt"))
+    assert all(form in str(caught.value) for form in FORMS)
     assert cmw_evidence.is_cmw(b"\x83\x6aapplication")
     for other in (b"", b"\x83", b"\x83\xa7version", b"\x00", b"\xd9\xd9\xf7", b"\xda\x00"):
         assert not cmw_evidence.is_cmw(other)
 
 
-def test_the_page_has_the_table() -> None:
-    """docs/cmw.md names each label's media type, each form, and the collection's type."""
+def test_cmw_page_lists_labels_encodings_and_types() -> None:
+    """docs/cmw.md names each label's media type, each encoding, and the collection type."""
     page = (Path(__file__).parents[3] / "docs/cmw.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| `([^|]+)` \|", page, re.MULTILINE)
     assert {label: text for label, text in rows if "/" in text and label in MEDIA_TYPES} == (

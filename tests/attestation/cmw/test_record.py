@@ -1,4 +1,4 @@
-"""The wrapper itself: what draft-ietf-rats-msg-wrap says, in CBOR and JSON, and nothing else."""
+"""CMW records and collections in CBOR and JSON follow draft-ietf-rats-msg-wrap."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,8 @@ from attestkit.attestation.cmw.record import (
     write_tag,
 )
 from attestkit.errors import FormatError, UsageError
-from tests.attestation.samples import cuts, mutations, refused
+from tests.attestation.samples import is_rejected, mutations, prefixes
+from tests.raising import raises
 from tests.untyped import untyped
 
 TYPES: Final = (
@@ -51,32 +52,32 @@ def messages(labels: st.SearchStrategy[int | str]) -> st.SearchStrategy[Cmw]:
 
 
 @given(messages(NAMES | st.integers(-(2**64), 2**64 - 1)))
-def test_in_cbor_it_comes_back(message: Cmw) -> None:
-    """What is written is read, labels that are numbers included; and it is deterministic."""
+def test_cbor_message_round_trips_deterministically(message: Cmw) -> None:
+    """A message is read back equal, with integer labels, from deterministic CBOR."""
     written = write_cbor(message)
     assert read_cbor(written) == message
     assert write_cbor(read_cbor(written)) == written
 
 
 @given(messages(NAMES))
-def test_in_json_it_comes_back(message: Cmw) -> None:
-    """What is written is read, and JSON says what CBOR does."""
+def test_json_message_round_trips(message: Cmw) -> None:
+    """A message is read back equal from JSON, and has the same content as in CBOR."""
     assert read_json(write_json(message)) == message == read_cbor(write_cbor(message))
 
 
 @given(messages(NAMES))
-def test_another_reader_agrees(message: Cmw) -> None:
-    """Another CBOR library, and Python's JSON, find arrays and maps as the draft has them."""
+def test_message_is_readable_by_other_decoders(message: Cmw) -> None:
+    """cbor2 and json decode the arrays and maps of the draft."""
 
-    def plain(part: Cmw, write: Callable[[bytes], object]) -> object:
+    def to_plain(part: Cmw, write: Callable[[bytes], object]) -> object:
         if isinstance(part, Record):
             ind = [] if part.ind is None else [part.ind]
             return [part.media_type, write(part.value), *ind]
-        found = {name: plain(entry, write) for name, entry in part.entries.items()}
+        found = {name: to_plain(entry, write) for name, entry in part.entries.items()}
         return found if part.kind is None else {**found, "__cmwc_t": part.kind}
 
-    assert cbor2.loads(write_cbor(message)) == plain(message, bytes)
-    assert json.loads(write_json(message)) == plain(message, to_base64url)
+    assert cbor2.loads(write_cbor(message)) == to_plain(message, bytes)
+    assert json.loads(write_json(message)) == to_plain(message, to_base64url)
 
 
 KNOWN: Final[list[tuple[str, Cmw]]] = [
@@ -94,23 +95,23 @@ KNOWN: Final[list[tuple[str, Cmw]]] = [
 
 
 @pytest.mark.parametrize(("written", "message"), KNOWN)
-def test_known_bytes(written: str, message: Cmw) -> None:
-    """Records, tags and collections in CBOR, written out by hand."""
+def test_write_cbor_matches_known_bytes(written: str, message: Cmw) -> None:
+    """Records, tags and collections have the expected CBOR bytes."""
     assert read_cbor(bytes.fromhex(written)) == message
-    for cut in cuts(bytes.fromhex(written)):
+    for cut in prefixes(bytes.fromhex(written)):
         with pytest.raises(FormatError) as caught:
             read_cbor(cut)
         assert caught.value.offset is not None
 
 
-def test_known_json() -> None:
-    """A collection in JSON, written out by hand; no prefix of it is one."""
+def test_write_json_matches_known_text() -> None:
+    """A collection has the expected JSON text; no proper prefix of it is a collection."""
     text = b'{"__cmwc_t":"urn:a:b","a":["text/plain","aGk",4],"b":{"c":[60,"9g"]}}'
     inner = Collection({"c": Record(60, b"\xf6")})
     message = Collection({"a": Record("text/plain", b"hi", 4), "b": inner}, "urn:a:b")
     assert read_json(text) == message
     assert write_json(message) == text
-    for cut in cuts(text):
+    for cut in prefixes(text):
         with pytest.raises(FormatError):
             read_json(cut)
 
@@ -119,189 +120,192 @@ def test_known_json() -> None:
     ("number", "tag"),
     [(0, 1668546817), (60, 0x6374013D), (254, 0x637401FF), (255, 0x63740201), (65_024, 1668612095)],
 )
-def test_tags_of_content_formats(number: int, tag: int) -> None:
-    """RFC 9277: 1668546817 to 1668612095, 255 to a row, so that no byte is zero."""
+def test_content_format_tag_skips_zero_bytes(number: int, tag: int) -> None:
+    """RFC 9277: tags 1668546817 to 1668612095, 255 per row, so that no byte is zero."""
     assert tag_number(number) == tag
     assert content_format(tag) == number
     assert cbor2.loads(write_tag(number, b"a")) == cbor2.CBORTag(tag, b"a")
 
 
-def test_every_tag_is_one_content_format() -> None:
-    """Both ways agree on all 65,025; what lies between and around stands for none."""
+def test_content_format_tags_are_bijective() -> None:
+    """Both conversions agree on all 65,025 tags; other numbers are not tags."""
     assert [content_format(tag_number(number)) for number in range(65_025)] == [*range(65_025)]
     for tag in (0, 55_799, 0x63740100, 0x63740200, 0x637502, 0x63750001, 2**32):
         assert content_format(tag) is None
     for number in (-1, 65_025):
-        with pytest.raises(UsageError, match="has no CBOR tag"):
+        with raises(UsageError, "out_of_range"):
             tag_number(number)
 
 
-def nested(levels: int) -> Cmw:
-    """Return a record within so many collections."""
+def nest_record(levels: int) -> Cmw:
+    """Return a record inside a number of collections."""
     message: Cmw = Record(0, b"")
     for _ in range(levels):
         message = Collection({"a": message})
     return message
 
 
-def in_cbor(levels: int) -> bytes:
-    """Return the same in CBOR, however deep."""
+def nest_in_cbor(levels: int) -> bytes:
+    """Return the same in CBOR at any depth."""
     return bytes.fromhex("a16161") * levels + bytes.fromhex("820040")
 
 
-def in_json(levels: int) -> bytes:
-    """Return the same in JSON, however deep."""
+def nest_in_json(levels: int) -> bytes:
+    """Return the same in JSON at any depth."""
     return b'{"a":' * levels + b'[0,""]' + b"}" * levels
 
 
-def test_collections_nest_four_deep() -> None:
-    """Four levels are read and written, a fifth is refused by all."""
-    assert read_cbor(in_cbor(4)) == nested(4) == read_json(in_json(4))
-    assert write_cbor(nested(4)) == in_cbor(4)
+def test_collection_nested_deeper_than_four_fails() -> None:
+    """Four levels are read and written; a fifth is rejected."""
+    assert read_cbor(nest_in_cbor(4)) == nest_record(4) == read_json(nest_in_json(4))
+    assert write_cbor(nest_record(4)) == nest_in_cbor(4)
     for deep in (5, 150, 100_000):
-        with pytest.raises(FormatError, match="nest deeper"):
-            read_cbor(in_cbor(deep))
-        with pytest.raises(FormatError, match=r"nests? deeper"):
-            read_json(in_json(deep))
+        with raises(FormatError, "too_deep", offset=12):
+            read_cbor(nest_in_cbor(deep))
+        with raises(FormatError, "too_deep"):
+            read_json(nest_in_json(deep))
     for write in (write_cbor, write_json):
-        with pytest.raises(UsageError, match="nest deeper than 4"):
-            write(nested(5))
+        with raises(UsageError, "wrong_value"):
+            write(nest_record(5))
 
 
-def test_counts_are_bounded() -> None:
-    """64 labels and a type in one collection, 1,024 messages in all of them."""
+def test_collection_over_limits_of_count_fails() -> None:
+    """A collection has at most 64 labels and a type; all together at most 1,024 messages."""
     full = Collection({str(number): Record(0, b"") for number in range(64)}, "urn:a:b")
     over = Collection({str(number): Record(0, b"") for number in range(65)})
     entries: dict[int | str, Cmw] = {str(number): full for number in range(15)}
     most = Collection({**entries, "a": Record(0, b""), "b": Record(0, b"")})
     for write, read in ((write_cbor, read_cbor), (write_json, read_json)):
         assert read(write(full)) == full
-        with pytest.raises(UsageError, match="65 entries"):
+        with raises(UsageError, "too_many"):
             write(over)
         # 1 + 15 * 65 + 2 = 978 messages; 65 more are too many.
         assert read(write(most)) == most
-        with pytest.raises(UsageError, match="over 1024 messages"):
+        with raises(UsageError, "too_many"):
             write(Collection({**most.entries, "x": full}))
     tree = {str(number): [0, ""] for number in range(65)}
-    with pytest.raises(FormatError, match="65 entries"):
+    with raises(FormatError, "too_many"):
         read_json(json.dumps(tree).encode())
-    with pytest.raises(FormatError, match="65 entries"):
-        read_cbor(cbor2.dumps({number: [0, b""] for number in range(65)}))
-    with pytest.raises(FormatError, match="over 64 entries"):
-        read_cbor(cbor2.dumps({number: [0, b""] for number in range(66)}))
+    for count in (65, 66):
+        with raises(FormatError, "too_many", offset=2):
+            read_cbor(cbor2.dumps({number: [0, b""] for number in range(count)}))
     many = {number: {inner: [0, b""] for inner in range(64)} for number in range(16)}
-    with pytest.raises(FormatError, match="over 1024 messages"):
+    with raises(FormatError, "too_many") as caught:
         read_cbor(cbor2.dumps(many))
-
-
-@pytest.mark.parametrize(
-    ("written", "text"),
-    [
-        ("80", "2 or 3 items, not 0"),
-        ("8100", "2 or 3 items, not 1"),
-        ("8400400100", "2 or 3 items, not 4"),
-        ("82f640", "no number or text"),
-        ("822040", "no media type or CoAP"),
-        ("821a0001000040", "no media type or CoAP"),
-        ("826040", "'' is no media type"),
-        ("82616140", "'a' is no media type"),
-        ("8264612f623b40", "is no media type"),
-        ("826161f6", "no byte string"),
-        ("82006161", "no byte string"),
-        ("8200f6", "no byte string"),
-        ("82005f4100ff", "indefinite"),
-        ("9f0040ff", "indefinite"),
-        ("82180040", "shortest"),
-        ("83004000", "ind is not"),
-        ("8300401820", "ind is not"),
-        ("830040f6", "no unsigned"),
-        ("83004020", "no unsigned"),
-        ("a0", "0 entries"),
-        ("a1685f5f636d77635f7466322e32352e31", "0 entries"),
-        ("a261618200406161820040", "'a' occurs twice"),
-        ("a3" + 2 * "685f5f636d77635f7466322e32352e31" + "6161820040", "'__cmwc_t' occurs twice"),
-        ("a2685f5f636d77635f74613061618200" + "40", "no URI or OID"),
-        ("a2685f5f636d77635f7463312e3161618200" + "40" + "00", "bytes behind"),
-        ("a2685f5f636d77635f748200406161820040", "no text"),
-        ("a1f6820040", "no number or text"),
-        ("a14161820040", "no number or text"),
-        ("a16161f6", "no map or array"),
-        ("c240", "stands for no Content-Format"),
-        ("d9d9f7820040", "stands for no Content-Format"),
-        ("da637401008240", "stands for no Content-Format"),
-        ("da6374013d820040", "no byte string"),
-        ("82004000", "1 bytes behind the CMW"),
-        ("f6", "no map or array"),
-        ("bb00000000ffffffff", "shortest"),
-        ("bbffffffffffffffff", "items wanted"),
-    ],
-)
-def test_malformed_cbor_is_refused(written: str, text: str) -> None:
-    """Each with an offset within what was given."""
-    with pytest.raises(FormatError, match=text) as caught:
-        read_cbor(bytes.fromhex(written))
     assert caught.value.offset is not None
-    assert caught.value.offset <= len(written) // 2
+    assert caught.value.offset > 1024 * 3  # far after the first collection
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("written", "reason", "offset"),
     [
-        ("null", "array of 2 or 3"),
-        ("7", "array of 2 or 3"),
-        ('"a/b"', "array of 2 or 3"),
-        ("[]", "array of 2 or 3"),
-        ('["a/b","",4,4]', "array of 2 or 3"),
-        ('[true,""]', "no media type or CoAP"),
-        ('[60.0,""]', "no media type or CoAP"),
-        ('[65536,""]', "no media type or CoAP"),
-        ('[null,""]', "no media type or CoAP"),
-        ('["#cmw-c2j-tunnel",""]', "is no media type"),
-        ('["a/b",null]', "base64url"),
-        ('["a/b","",0]', "ind is not"),
-        ('["a/b","",32]', "ind is not"),
-        ('["a/b","",true]', "ind is not"),
-        ('["a/b","",null]', "ind is null"),
-        ("{}", "0 entries"),
-        ('{"__cmwc_t":"urn:a:b"}', "0 entries"),
-        ('{"__cmwc_t":null,"a":[0,""]}', "no URI or OID"),
-        ('{"__cmwc_t":"a b:c","a":[0,""]}', "no URI or OID"),
-        ('{"__cmwc_t":"1.01","a":[0,""]}', "no URI or OID"),
-        ('{"a":[0,""],"a":[0,""]}', "a: occurs twice"),
-        ('{"a":{"b":[0,"="]}}', "'b': the value"),
-        ('{"a":[0,NaN]}', "NaN"),
-        ("[" * 100_000, "deeper"),
+        ("80", "wrong_size", 0),
+        ("8100", "wrong_size", 0),
+        ("8400400100", "wrong_size", 0),
+        ("82f640", "wrong_type", 1),
+        ("822040", "wrong_type", 0),
+        ("821a0001000040", "wrong_type", 0),
+        ("826040", "wrong_value", 0),
+        ("82616140", "wrong_value", 0),
+        ("8264612f623b40", "wrong_value", 0),
+        ("826161f6", "wrong_type", 3),
+        ("82006161", "wrong_type", 2),
+        ("8200f6", "wrong_type", 2),
+        ("82005f4100ff", "not_canonical", 2),
+        ("9f0040ff", "not_canonical", 0),
+        ("82180040", "not_canonical", 1),
+        ("83004000", "wrong_value", 0),
+        ("8300401820", "wrong_value", 0),
+        ("830040f6", "wrong_type", 3),
+        ("83004020", "wrong_type", 3),
+        ("a0", "missing", 1),
+        ("a1685f5f636d77635f7466322e32352e31", "missing", 1),
+        ("a261618200406161820040", "duplicate", 6),
+        ("a3" + 2 * "685f5f636d77635f7466322e32352e31" + "6161820040", "duplicate", 17),
+        ("a2685f5f636d77635f7461306161820040", "wrong_value", 1),
+        ("a2685f5f636d77635f7463312e316161820040" + "00", "trailing_data", 19),
+        ("a2685f5f636d77635f748200406161820040", "wrong_type", 10),
+        ("a1f6820040", "wrong_type", 1),
+        ("a14161820040", "wrong_type", 1),
+        ("a16161f6", "wrong_type", 3),
+        ("c240", "unsupported", 0),
+        ("d9d9f7820040", "unsupported", 0),
+        ("da637401008240", "unsupported", 0),
+        ("da6374013d820040", "wrong_type", 5),
+        ("82004000", "trailing_data", 3),
+        ("f6", "wrong_type", 0),
+        ("bb00000000ffffffff", "not_canonical", 0),
+        ("bbffffffffffffffff", "truncated", 0),
     ],
 )
-def test_malformed_json_is_refused(text: str, said: str) -> None:
-    """Each with what is wrong, and the label where one is."""
-    with pytest.raises(FormatError, match=said):
+def test_read_cbor_of_malformed_message_names_reason_and_offset(
+    written: str, reason: str, offset: int
+) -> None:
+    """Each rule of the draft and of CBOR is enforced, and the error has the offset."""
+    with raises(FormatError, reason, offset=offset):
+        read_cbor(bytes.fromhex(written))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "part"),
+    [
+        ("null", "wrong_type", "record"),
+        ("7", "wrong_type", "record"),
+        ('"a/b"', "wrong_type", "record"),
+        ("[]", "wrong_size", "record"),
+        ('["a/b","",4,4]', "wrong_size", "record"),
+        ('[true,""]', "wrong_type", "media type"),
+        ('[60.0,""]', "wrong_type", "media type"),
+        ('[65536,""]', "wrong_type", "media type"),
+        ('[null,""]', "wrong_type", "media type"),
+        ('["#cmw-c2j-tunnel",""]', "wrong_value", "media type"),
+        ('["a/b",null]', "encoding", "value"),
+        ('["a/b","",0]', "wrong_value", "ind"),
+        ('["a/b","",32]', "wrong_value", "ind"),
+        ('["a/b","",true]', "wrong_value", "ind"),
+        ('["a/b","",null]', "wrong_value", "ind"),
+        ("{}", "missing", "collection"),
+        ('{"__cmwc_t":"urn:a:b"}', "missing", "collection"),
+        ('{"__cmwc_t":null,"a":[0,""]}', "wrong_value", "__cmwc_t"),
+        ('{"__cmwc_t":"a b:c","a":[0,""]}', "wrong_value", "__cmwc_t"),
+        ('{"__cmwc_t":"1.01","a":[0,""]}', "wrong_value", "__cmwc_t"),
+        ('{"a":[0,""],"a":[0,""]}', "duplicate", "a: "),
+        ('{"a":{"b":[0,"="]}}', "encoding", "'b': "),
+        ('{"a":[0,NaN]}', "syntax", "NaN"),
+        ("[" * 100_000, "too_deep", ""),
+    ],
+)
+def test_read_json_of_malformed_message_names_the_part(text: str, reason: str, part: str) -> None:
+    """Each rule of the draft and of JSON is enforced, and the error names the part or label."""
+    with raises(FormatError, reason) as caught:
         read_json(text.encode())
+    assert part in caught.value.message
 
 
 @given(st.binary(max_size=30))
-def test_base64url_has_one_spelling(value: bytes) -> None:
-    """Padding, the standard alphabet, spaces, and bits behind the last byte are refused."""
+def test_read_json_of_other_base64_fails(value: bytes) -> None:
+    """Padding, the standard alphabet, spaces and non-zero trailing bits are rejected."""
     text = to_base64url(value)
     assert from_base64url(text, "a") == value
     for other in (text + "=", text + "\n", " " + text, text + "+", text + "/", text + "\u00e9"):
-        with pytest.raises(FormatError, match="a: the value is no base64url"):
+        with raises(FormatError, "encoding") as caught:
             from_base64url(other, "a")
+        assert caught.value.message.startswith("a: ")
 
 
 @pytest.mark.parametrize(
     "text", ["A", "AB", "AAB", "A===", "AA==", "+A", "/w", "AAAAA", "A A", "é"]
 )
-def test_what_is_no_base64url(text: str) -> None:
-    """One character is no byte, and bits that nobody would miss must be zero."""
+def test_read_json_of_incomplete_base64url_fails(text: str) -> None:
+    """A single character is not a byte, and unused bits must be zero."""
     with pytest.raises(FormatError):
         from_base64url(text, "a")
 
 
 @given(mutations(*(bytes.fromhex(written) for written, _ in KNOWN)) | st.binary(max_size=60))
-def test_whatever_comes_is_read_or_refused(data: bytes) -> None:
-    """No other error, and what is read can be written and read again."""
-    if not refused(read_cbor, data):
+def test_read_of_arbitrary_bytes_raises_only_format_error(data: bytes) -> None:
+    """Arbitrary bytes raise FormatError, or are a message that round-trips."""
+    if not is_rejected(read_cbor, data):
         assert read_cbor(write_cbor(read_cbor(data))) == read_cbor(data)
 
 
@@ -318,16 +322,16 @@ def test_whatever_comes_is_read_or_refused(data: bytes) -> None:
         Collection({record.KIND: Record(0, b"")}),
     ],
 )
-def test_what_nobody_would_read_is_not_written(message: Cmw) -> None:
-    """It is the caller's mistake."""
+def test_write_of_invalid_message_is_usage_error(message: Cmw) -> None:
+    """A message that the reader would reject is a usage error."""
     for write in (write_cbor, write_json):
         with pytest.raises(UsageError):
             write(message)
 
 
-def test_json_has_no_numbers_for_labels() -> None:
-    """What CBOR can say and JSON cannot is the caller's mistake."""
+def test_write_json_of_integer_label_is_usage_error() -> None:
+    """Integer labels exist in CBOR only."""
     message = Collection(untyped({1: Record(0, b"")}))
     assert read_cbor(write_cbor(message)) == message
-    with pytest.raises(UsageError, match="labels in JSON are text"):
+    with raises(UsageError, "wrong_type"):
         write_json(message)

@@ -1,4 +1,4 @@
-"""Configuration ids have the values that launched guests have."""
+"""Computed configuration ids match launched guests."""
 
 import json
 from typing import Any
@@ -18,7 +18,8 @@ from attestkit.attestation.launch.mr_config import (
 )
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.errors import FormatError, UsageError
-from tests.attestation.samples import FIXTURE, refused
+from tests.attestation.samples import FIXTURE, is_rejected
+from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
 
@@ -37,14 +38,14 @@ FULL = {
 
 @needs_shared
 @pytest.mark.parametrize("row", VECTORS.get("v1", []))
-def test_version_1(row: dict[str, str]) -> None:
-    """Version 1 shows the compose hash."""
+def test_mr_config_version_1_contains_compose_hash(row: dict[str, str]) -> None:
+    """Version 1 contains the compose hash."""
     assert config_id_v1(bytes.fromhex(row["compose_hash"])).hex() == row["mr_config_id"]
 
 
 @needs_shared
 @pytest.mark.parametrize("row", VECTORS.get("v2", []))
-def test_version_2(row: dict[str, str]) -> None:
+def test_mr_config_version_2_hashes_its_inputs(row: dict[str, str]) -> None:
     """Version 2 hashes compose hash, app id and key provider."""
     found = config_id_v2(
         bytes.fromhex(row["compose_hash"]),
@@ -57,8 +58,8 @@ def test_version_2(row: dict[str, str]) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("row", VECTORS.get("v3", []))
-def test_version_3(row: dict[str, str]) -> None:
-    """Version 3 hashes the document as it is, text or bytes, and the document can be read."""
+def test_mr_config_version_3_hashes_the_document(row: dict[str, str]) -> None:
+    """Version 3 hashes the document's bytes, given as text or bytes; the document can be parsed."""
     for document in (row["document"], row["document"].encode()):
         assert host_data(document).hex() == row["snp_host_data"]
         assert config_id_v3(document).hex() == row["tdx_mr_config_id"]
@@ -71,8 +72,8 @@ def test_version_3(row: dict[str, str]) -> None:
 
 
 @needs_shared
-def test_the_bytes_of_the_document_matter() -> None:
-    """The same document written in another way has another id."""
+def test_mr_config_version_3_depends_on_serialisation() -> None:
+    """The same document serialised differently has another id."""
     row = VECTORS["v3_bytes_matter"]
     assert host_data(row["pretty"]).hex() == row["snp_host_data"]
     assert config_id_v3(row["pretty"]).hex() == row["tdx_mr_config_id"]
@@ -81,14 +82,14 @@ def test_the_bytes_of_the_document_matter() -> None:
 
 @needs_shared
 @pytest.mark.parametrize("row", VECTORS.get("aws_config_pcr8", []))
-def test_nitro_tpm(row: dict[str, str]) -> None:
+def test_mr_config_of_nitro_tpm_is_extended_once(row: dict[str, str]) -> None:
     """PCR 8 is the id extended once."""
     assert nitro_tpm_pcr8(bytes.fromhex(row["config_id"])).hex() == row["pcr8"]
 
 
 @needs_shared
-def test_launched_guests_have_these_ids() -> None:
-    """A TD's MR_CONFIG_ID and an SNP guest's HOST_DATA are what is computed here."""
+def test_mr_config_matches_captured_guests() -> None:
+    """A TD's MR_CONFIG_ID and an SNP guest's HOST_DATA have the computed values."""
     td = Attestation.from_bytes(FIXTURE)
     assert td.quote is not None
     assert untyped(td.quote.body).mr_config_id == config_id_v1(td.app_info().compose_hash)
@@ -98,8 +99,8 @@ def test_launched_guests_have_these_ids() -> None:
     assert guest.snp_report.host_data == host_data(document)
 
 
-def test_every_field_is_read() -> None:
-    """A document with all keys shows all of them."""
+def test_parse_of_complete_document_returns_every_field() -> None:
+    """A document with all keys returns all fields."""
     document = json.dumps(FULL)
     assert MrConfig.parse(document) == MrConfig(
         document.encode(),
@@ -116,71 +117,73 @@ def test_every_field_is_read() -> None:
     assert info == b'{"name":"local-sgx","id":"33"}'
 
 
-def test_what_is_missing_is_empty() -> None:
-    """Only compose hash and key provider are needed; null counts as missing."""
+def test_parse_of_minimal_document_has_empty_defaults() -> None:
+    """Only compose hash and key provider are required; null counts as missing."""
     parsed = MrConfig.parse('{"compose_hash":"22","key_provider":"none","app_id":null}')
     assert (parsed.version, parsed.app_id, parsed.init_script_hashes) == (3, b"", None)
     assert parsed.key_provider_info == b'{"name":"none","id":""}'
 
 
 @pytest.mark.parametrize(
-    ("change", "text"),
+    ("change", "reason"),
     [
-        ({"unknown": 1}, "unknown key 'unknown'"),
-        ({"key_provider": "other"}, "unknown key_provider"),
-        ({"key_provider": None}, "key_provider is not a string"),
-        ({"compose_hash": None}, "compose_hash is not hex"),
-        ({"app_id": 5}, "app_id is not a string"),
-        ({"version": "3"}, "version is not a number"),
-        ({"init_script_hashes": "aa"}, "init_script_hashes"),
-        ({"init_script_hashes": ["aa"]}, "must have 32 bytes"),
-        ({"init_script_hashes": ["aa" * 32] * 6}, "at most 5"),
+        ({"unknown": 1}, "unknown_field"),
+        ({"key_provider": "other"}, "wrong_value"),
+        ({"key_provider": None}, "missing"),
+        ({"compose_hash": None}, "missing"),
+        ({"app_id": 5}, "wrong_type"),
+        ({"version": "3"}, "wrong_type"),
+        ({"init_script_hashes": "aa"}, "wrong_value"),
+        ({"init_script_hashes": ["aa"]}, "wrong_size"),
+        ({"init_script_hashes": ["aa" * 32] * 6}, "wrong_value"),
     ],
 )
-def test_wrong_documents_are_refused(change: dict[str, Any], text: str) -> None:
-    """Unknown keys and values of another kind are named."""
-    with pytest.raises(FormatError, match=text):
+def test_parse_of_invalid_document_names_the_key(change: dict[str, Any], reason: str) -> None:
+    """Unknown keys and invalid values are rejected with the key."""
+    with raises(FormatError, reason) as caught:
         MrConfig.parse(json.dumps(FULL | change))
+    assert next(iter(change)) in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("change", "text"),
+    ("change", "reason"),
     [
-        ({"version": 2}, "version must be 3"),
-        ({"app_id": "11"}, "app_id must have 20"),
-        ({"compose_hash": ""}, "compose_hash must have 32"),
-        ({"gpu_policy_hash": "55"}, "gpu_policy_hash must have 32"),
-        ({"instance_id": "44" * 21}, "instance_id must have 20"),
+        ({"version": 2}, "unsupported_version"),
+        ({"app_id": "11"}, "wrong_size"),
+        ({"compose_hash": ""}, "wrong_size"),
+        ({"gpu_policy_hash": "55"}, "wrong_size"),
+        ({"instance_id": "44" * 21}, "wrong_size"),
     ],
 )
-def test_lengths_are_checked_on_demand(change: dict[str, Any], text: str) -> None:
-    """A launch measurement rests on documents whose ids have their lengths."""
+def test_check_lengths_of_wrong_length_names_the_key(change: dict[str, Any], reason: str) -> None:
+    """The ids of a document used to verify a launch have fixed lengths."""
     document = MrConfig.parse(json.dumps(FULL | change))
-    with pytest.raises(FormatError, match=text):
+    with raises(FormatError, reason) as caught:
         document.check_lengths()
+    assert next(iter(change)) in caught.value.message
 
 
-def test_wrong_arguments_are_refused() -> None:
-    """Ids of other lengths and unknown providers are the caller's mistake."""
-    with pytest.raises(UsageError, match="compose_hash must have 32"):
+def test_mr_config_of_invalid_argument_is_usage_error() -> None:
+    """Ids of other lengths and unknown providers are usage errors."""
+    with raises(UsageError, "wrong_size"):
         config_id_v1(bytes(31))
-    with pytest.raises(UsageError, match="app_id must have 20"):
+    with raises(UsageError, "wrong_size"):
         config_id_v2(bytes(32), bytes(21), "kms", b"")
-    with pytest.raises(UsageError, match="unknown key provider"):
+    with raises(UsageError, "unknown_name"):
         config_id_v2(bytes(32), bytes(20), "local-sgx", b"")
-    with pytest.raises(UsageError, match="config_id must have 48"):
+    with raises(UsageError, "wrong_size"):
         nitro_tpm_pcr8(bytes(32))
-    with pytest.raises(FormatError, match="surrogate"):
+    with raises(FormatError, "encoding"):
         host_data("\ud800")
 
 
-@settings(deadline=None)  # machines are busy
+@settings(deadline=None)  # shared machines are slow
 @given(
     st.binary(max_size=60)
     | st.dictionaries(st.sampled_from(sorted(FULL)), st.none() | st.text() | st.integers()).map(
         lambda d: json.dumps(d).encode()
     )
 )
-def test_any_document_is_read_or_refused(document: bytes) -> None:
-    """Whatever comes, only FormatError comes out."""
-    refused(MrConfig.parse, document)
+def test_parse_of_arbitrary_document_raises_only_format_error(document: bytes) -> None:
+    """Arbitrary documents are read or raise FormatError."""
+    is_rejected(MrConfig.parse, document)

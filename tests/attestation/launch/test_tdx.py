@@ -1,4 +1,4 @@
-"""Registers of a TD are computed from its image as hardware measured them."""
+"""The computed TD registers match those measured by hardware."""
 
 from typing import Any
 
@@ -7,10 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit._formats.cbor import Value
-from attestkit.attestation.launch.tdx import TdxImage, _cut, registers, td_hob_digest
+from attestkit.attestation.launch.tdx import (
+    TdxImage,
+    _subtract_range,
+    compute_registers,
+    td_hob_digest,
+)
 from attestkit.errors import FormatError
 from attestkit.event_log import WireEvent
-from tests.attestation.samples import refused
+from tests.attestation.samples import is_rejected
+from tests.raising import raises
 from tests.vectors import load, needs_shared
 
 ROW: dict[str, Any] = load("os_image_binding.json").get("tdx_lite", {})
@@ -38,43 +44,47 @@ CONFIG: dict[str, Any] = {"memory_size": 0x80000000}
 
 @needs_shared
 @pytest.mark.parametrize(("memory_size", "digest"), SIZES)
-def test_the_td_hob_is_pinned(memory_size: int, digest: str) -> None:
-    """The list of memory ranges has the listed digest for each size of memory."""
+def test_td_hob_digest_matches_vector(memory_size: int, digest: str) -> None:
+    """The list of memory ranges has the expected digest for each memory size."""
     witness = bytes.fromhex(ROW["td_hob_witness"])
     assert witness == WITNESS
     assert td_hob_digest(witness, memory_size).hex() == digest
 
 
 @pytest.mark.parametrize(
-    "witness",
+    ("witness", "reason", "offset"),
     [
-        "",
-        "00",
-        "0000",
-        "000001",
-        "00000101",
-        "80",
-        "000000 80",
-        "00000000",
-        "000000 00",
-        "ffffffffffffffffffff01",
-        "0000" + "ff" * 8 + "0f" + "00",
-        "ffffffffffffffff7f0000",
+        ("", "truncated", 0),
+        ("00", "truncated", 1),
+        ("0000", "truncated", 2),
+        ("000001", "wrong_size", None),
+        ("00000101", "wrong_size", None),
+        ("80", "truncated", 1),
+        ("000000 80", "truncated", 4),
+        ("00000000", "wrong_size", None),
+        ("000000 00", "wrong_size", None),
+        ("ffffffffffffffffffff01", "wrong_value", 9),
+        ("0000" + "ff" * 8 + "0f" + "00", "wrong_size", None),
+        ("ffffffffffffffff7f0000", "wrong_value", None),
     ],
 )
-def test_other_witnesses_are_refused(witness: str) -> None:
-    """Cut, long, or leaving the address space: each is a FormatError."""
-    with pytest.raises(FormatError, match="td_hob"):
+def test_td_hob_digest_of_invalid_witness_fails(
+    witness: str, reason: str, offset: int | None
+) -> None:
+    """Truncated witnesses, wrong counts, and addresses over 63 bits are rejected."""
+    with raises(FormatError, reason, offset=offset):
         td_hob_digest(bytes.fromhex(witness), 0x80000000)
 
 
-def test_a_long_witness_is_not_even_read() -> None:
-    """What is longer than 1024 ranges can be is refused for its size."""
-    with pytest.raises(FormatError, match=r"td_hob has 20511 bytes, over 20510"):
+def test_td_hob_digest_of_oversized_witness_fails() -> None:
+    """A witness longer than 1024 ranges is rejected by its size."""
+    with raises(FormatError, "too_large"):
         td_hob_digest(b"\1" * 20_511, 0x80000000)
+    with raises(FormatError, "wrong_size"):
+        td_hob_digest(b"\1" * 20_510, 0x80000000)
 
 
-def test_empty_ranges_change_nothing() -> None:
+def test_td_hob_digest_skips_empty_ranges() -> None:
     """A range without pages is skipped."""
     assert td_hob_digest(b"\0\0\1\5\0", 0x80000000) == td_hob_digest(b"\0\0\0", 0x80000000)
     assert td_hob_digest(b"\0\0\1\5\1", 0x80000000) != td_hob_digest(b"\0\0\0", 0x80000000)
@@ -91,99 +101,109 @@ def test_empty_ranges_change_nothing() -> None:
         ({"qemu_version": "9.2.1", "qemu_single_pass_add_pages": True}, True),
     ],
 )
-def test_mrtd_depends_on_qemu(config: dict[str, Any], two_pass: bool) -> None:
-    """Which of two MRTDs holds is stated, or follows from QEMU's version."""
+def test_registers_mrtd_variant_follows_from_configuration(
+    config: dict[str, Any], two_pass: bool
+) -> None:
+    """The MRTD variant is given, or follows from QEMU's version."""
     expected = IMAGE.mrtd_two_pass if two_pass else IMAGE.mrtd_single_pass
-    assert registers(IMAGE, CONFIG | config, LOG).mrtd == expected
+    assert compute_registers(IMAGE, CONFIG | config, LOG).mrtd == expected
 
 
 @pytest.mark.parametrize(
-    ("config", "text"),
+    ("config", "reason"),
     [
-        ({"memory_size": 0}, "memory_size"),
-        ({"memory_size": 0x80001000}, "memory_size"),
-        ({"memory_size": 2**63}, "memory_size"),
-        ({"memory_size": "2G"}, "memory_size"),
-        ({"ovmf_variant": "other"}, "ovmf_variant"),
-        ({"qemu_version": "7.2"}, "qemu_version"),
-        ({"qemu_version": "x"}, "qemu_version"),
-        ({"qemu_version": ""}, "qemu_version"),
-        ({"qemu_version": "٩.0"}, "qemu_version"),
-        ({"qemu_version": "9" * 10_000}, "qemu_version"),
-        ({"qemu_single_pass_add_pages": 1}, "qemu_single_pass_add_pages"),
+        ({"memory_size": 0}, "unsupported"),
+        ({"memory_size": 0x80001000}, "unsupported"),
+        ({"memory_size": 2**63}, "wrong_value"),
+        ({"memory_size": "2G"}, "wrong_type"),
+        ({"ovmf_variant": "other"}, "inconsistent"),
+        ({"qemu_version": "7.2"}, "unsupported"),
+        ({"qemu_version": "x"}, "unsupported"),
+        ({"qemu_version": ""}, "unsupported"),
+        ({"qemu_version": "٩.0"}, "unsupported"),
+        ({"qemu_version": "9" * 10_000}, "unsupported"),
+        ({"qemu_single_pass_add_pages": 1}, "wrong_type"),
     ],
 )
-def test_other_configurations_are_refused(config: dict[str, Any], text: str) -> None:
-    """What cannot be measured in this way is named."""
-    with pytest.raises(FormatError, match=text):
-        registers(IMAGE, CONFIG | config, LOG)
+def test_registers_of_unsupported_configuration_names_the_key(
+    config: dict[str, Any], reason: str
+) -> None:
+    """A configuration without lite measurement is rejected with the key."""
+    with raises(FormatError, reason) as caught:
+        compute_registers(IMAGE, CONFIG | config, LOG)
+    assert next(iter(config)) in caught.value.message
 
 
 @pytest.mark.parametrize(
-    "log",
+    ("log", "reason"),
     [
-        (),
-        LOG[:2],
-        (*LOG, LOG[0]),
-        (LOG[0], LOG[0], LOG[2]),
-        (LOG[0], LOG[1], LOG[2]._replace(digest=b"")),
-        (LOG[0], LOG[1], LOG[2]._replace(event="")),
-        (LOG[0], LOG[1], LOG[2]._replace(imr=1)),
-        (LOG[0], LOG[1], LOG[2]._replace(event_payload=b"acpi data")),
+        ((), "missing"),
+        (LOG[:2], "missing"),
+        ((*LOG, LOG[0]), "duplicate"),
+        ((LOG[0], LOG[0], LOG[2]), "missing"),
+        ((LOG[0], LOG[1], LOG[2]._replace(digest=b"")), "wrong_size"),
+        ((LOG[0], LOG[1], LOG[2]._replace(event="")), "missing"),
+        ((LOG[0], LOG[1], LOG[2]._replace(imr=1)), "missing"),
+        ((LOG[0], LOG[1], LOG[2]._replace(event_payload=b"acpi data")), "missing"),
     ],
 )
-def test_other_logs_are_refused(log: tuple[WireEvent, ...]) -> None:
-    """There must be exactly one event per ACPI table, with a whole digest."""
-    with pytest.raises(FormatError, match="ACPI table"):
-        registers(IMAGE, CONFIG, log)
+def test_registers_of_invalid_acpi_events_fails(log: tuple[WireEvent, ...], reason: str) -> None:
+    """There must be exactly one event per ACPI table, with a complete digest."""
+    with raises(FormatError, reason):
+        compute_registers(IMAGE, CONFIG, log)
 
 
-def test_the_order_of_the_acpi_events_does_not_matter() -> None:
-    """Names tell the tables apart, not places."""
-    assert registers(IMAGE, CONFIG, LOG) == registers(IMAGE, CONFIG, LOG[::-1])
+def test_registers_do_not_depend_on_order_of_acpi_events() -> None:
+    """ACPI tables are identified by name, not by position."""
+    assert compute_registers(IMAGE, CONFIG, LOG) == compute_registers(IMAGE, CONFIG, LOG[::-1])
 
 
 @pytest.mark.parametrize(
-    ("path", "value"),
+    ("path", "value", "reason"),
     [
-        (("version",), 2),
-        (("image",), None),
-        (("image", "cmdline_sha384"), b"\1" * 47),
-        (("tdvf",), []),
-        (("tdvf", "ovmf"), b"pre202505"),
-        (("tdvf", "td_hob"), "text"),
-        (("tdvf", "mrtd"), None),
-        (("tdvf", "mrtd", "two_pass"), "x"),
+        (("version",), 2, "unsupported_version"),
+        (("image",), None, "wrong_type"),
+        (("image", "cmdline_sha384"), b"\1" * 47, "wrong_size"),
+        (("tdvf",), [], "wrong_type"),
+        (("tdvf", "ovmf"), b"pre202505", "wrong_type"),
+        (("tdvf", "td_hob"), "text", "wrong_type"),
+        (("tdvf", "mrtd"), None, "wrong_type"),
+        (("tdvf", "mrtd", "two_pass"), "x", "wrong_size"),
     ],
 )
-def test_other_documents_are_refused(path: tuple[str, ...], value: Value) -> None:
-    """Missing fields and other types are FormatErrors."""
+def test_read_of_invalid_document_names_the_field(
+    path: tuple[str, ...], value: Value, reason: str
+) -> None:
+    """Missing fields and invalid values are rejected with the name of the field."""
 
-    def replaced(document: Value, path: tuple[str, ...]) -> Value:
+    def replace_field(document: Value, path: tuple[str, ...]) -> Value:
         if not path:
             return value
         assert isinstance(document, dict)
-        return document | {path[0]: replaced(document[path[0]], path[1:])}
+        return document | {path[0]: replace_field(document[path[0]], path[1:])}
 
-    changed = replaced(DOCUMENT, path)
+    changed = replace_field(DOCUMENT, path)
     assert isinstance(changed, dict)
-    with pytest.raises(FormatError, match="measurement"):
+    with raises(FormatError, reason) as caught:
         TdxImage.read(changed)
+    assert path[-1] in caught.value.message
 
 
-@settings(deadline=None)  # machines are busy
+@settings(deadline=None)  # shared machines are slow
 @given(st.binary(max_size=40), st.integers(0x80000000, 2**63 - 1))
-def test_any_witness_is_read_or_refused(witness: bytes, memory_size: int) -> None:
-    """Whatever comes, only FormatError comes out."""
-    refused(lambda data: td_hob_digest(data, memory_size), witness)
+def test_td_hob_digest_of_arbitrary_witness_raises_only_format_error(
+    witness: bytes, memory_size: int
+) -> None:
+    """Arbitrary witnesses are read or raise FormatError."""
+    is_rejected(lambda data: td_hob_digest(data, memory_size), witness)
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40))))
-def test_what_is_left_of_the_memory(accepted: list[tuple[int, int]]) -> None:
-    """It is what no range has, in order and without overlaps, whatever order they come in."""
+def test_remaining_memory_is_complement_of_accepted_ranges(accepted: list[tuple[int, int]]) -> None:
+    """The remaining ranges are disjoint, ordered, and independent of the input's order."""
     left = [(0, 32)]
     for start, end in accepted:
-        _cut(left, start, end)
+        _subtract_range(left, start, end)
     pages = [page for start, end in left for page in range(start, end)]
     taken = {page for start, end in accepted for page in range(start, end)}
     assert pages == [page for page in range(32) if page not in taken]

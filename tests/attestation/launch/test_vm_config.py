@@ -1,4 +1,4 @@
-"""The VM's configuration is found, wrapped or not."""
+"""The VM configuration is found, with or without its wrapper."""
 
 import json
 
@@ -6,19 +6,20 @@ import pytest
 
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.errors import FormatError
+from tests.raising import raises
 from tests.untyped import untyped
 
 INNER = '{"os_image_hash":"ab","cpu_count":2}'
 
 
-def test_nothing_is_an_empty_object() -> None:
-    """No text has no fields, and no image hash."""
+def test_parse_of_empty_text_is_empty_config() -> None:
+    """Empty text has no fields and no image hash."""
     assert VmConfig.parse("") == VmConfig({}, {})
     assert VmConfig.parse('{"vm_config":""}').fields == {}
     assert VmConfig.parse("").os_image_hash == b""
 
 
-def test_a_wrapped_configuration_is_unwrapped() -> None:
+def test_parse_of_wrapped_config_unwraps_it() -> None:
     """A string member `vm_config` is the configuration; an object of that name is not."""
     plain = VmConfig.parse(INNER)
     wrapped = VmConfig.parse(json.dumps({"os_image_hash": "cd", "vm_config": INNER}))
@@ -28,28 +29,40 @@ def test_a_wrapped_configuration_is_unwrapped() -> None:
     assert other.os_image_hash == b"\xcd"
 
 
-def test_the_outer_object_is_asked_first() -> None:
-    """`find` looks outside before it looks inside, and null counts as missing."""
+def test_find_prefers_the_outer_object() -> None:
+    """`find` searches the outer object first, and null counts as missing."""
     config = VmConfig({"a": 1, "b": 2, "c": 3}, {"a": 9, "b": None})
     assert [config.find(name) for name in "abcd"] == [9, 2, 3, None]
 
 
-@pytest.mark.parametrize("text", ["x", "[]", '{"vm_config":"x"}', '{"vm_config":"[]"}'])
-def test_other_text_is_refused(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x", "syntax"),
+        ("[]", "wrong_type"),
+        ('{"vm_config":"x"}', "syntax"),
+        ('{"vm_config":"[]"}', "wrong_type"),
+    ],
+)
+def test_parse_of_other_text_fails(text: str, reason: str) -> None:
     """Both objects must be JSON objects."""
-    with pytest.raises(FormatError, match="vm_config"):
+    with raises(FormatError, reason) as caught:
         VmConfig.parse(text)
+    assert caught.value.message.startswith("vm_config: ")
 
 
-@pytest.mark.parametrize("value", ['"x"', "5", '"0"'])
-def test_a_malformed_image_hash_is_refused(value: str) -> None:
-    """The hash is hex text if it is there."""
-    with pytest.raises(FormatError, match="os_image_hash"):
+@pytest.mark.parametrize(
+    ("value", "reason"), [('"x"', "encoding"), ("5", "wrong_type"), ('"0"', "encoding")]
+)
+def test_image_hash_if_malformed_fails(value: str, reason: str) -> None:
+    """A present image hash is hex text."""
+    with raises(FormatError, reason) as caught:
         _ = VmConfig.parse(f'{{"os_image_hash":{value}}}').os_image_hash
+    assert caught.value.message.startswith("os_image_hash: ")
 
 
-def test_what_is_shared_cannot_be_changed() -> None:
-    """Whoever parses a text again may get the same object, so its fields are for reading only."""
+def test_parse_result_is_read_only() -> None:
+    """Parsed objects may be shared between callers, so their fields are read-only."""
     text = json.dumps({"vm_config": '{"memory_size": 1}', "os_image_hash": "aa"})
     found = VmConfig.parse(text)
     for fields in found:
@@ -59,14 +72,14 @@ def test_what_is_shared_cannot_be_changed() -> None:
     assert VmConfig.parse(text + " ") == found
 
 
-def test_long_configurations_are_not_kept() -> None:
-    """What is longer than any real one is read anew each time, so nobody fills the memory."""
+def test_parse_of_long_config_is_not_cached() -> None:
+    """Configurations over the usual length are not cached, which bounds memory."""
     text = json.dumps({"padding": " " * 20_000})
     assert VmConfig.parse(text).fields is not VmConfig.parse(text).fields
     assert VmConfig.parse("{}").fields is VmConfig.parse("{}").fields
 
 
-def test_a_huge_configuration_is_refused() -> None:
-    """What a stranger sends costs time: a real one has a kilobyte or two."""
-    with pytest.raises(FormatError, match="over 1048576"):
+def test_parse_of_oversized_config_fails() -> None:
+    """An untrusted configuration is limited in size; real ones have about 2 KiB."""
+    with raises(FormatError, "too_large"):
         VmConfig.parse('{"x":"' + "y" * (1 << 20) + '"}')

@@ -1,4 +1,4 @@
-"""Answers of guest agents become evidence, in all the forms in which agents give it."""
+"""Responses of guest agents are converted to evidence, in every version of the agents."""
 
 import json
 from typing import Any
@@ -11,7 +11,8 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Tdx
 from attestkit.errors import FormatError
 from attestkit.event_log import EventLog
-from tests.attestation.samples import FIXTURE, V2, refused
+from tests.attestation.samples import FIXTURE, V2, is_rejected
+from tests.raising import raises
 from tests.vectors import data, needs_shared
 
 GET_QUOTE = data("dstack/verifier/tdx-lite-getquote.json") or b"{}"
@@ -21,8 +22,8 @@ ATTEST = data("dstack/verifier/tdx-lite-attestation.json") or b"{}"
 
 @needs_shared
 @pytest.mark.parametrize("text", [GET_QUOTE, REPORT], ids=["GetQuote", "verifier request"])
-def test_quote_and_log_make_evidence(text: bytes) -> None:
-    """Text, bytes and object give the same; log and quote agree; the log's bytes are kept."""
+def test_from_agent_response_of_quote_and_log(text: bytes) -> None:
+    """Text, bytes and object give equal evidence; log and quote agree; the log's bytes are kept."""
     fields = json.loads(text)
     evidence = Attestation.from_agent_response(text)
     assert evidence == Attestation.from_agent_response(text.decode())
@@ -41,22 +42,22 @@ def test_quote_and_log_make_evidence(text: bytes) -> None:
     assert [e.name for e in again.runtime_events] == [
         e["event"] for e in json.loads(fields["event_log"]) if e["event_type"] == 0x08000001
     ]
-    # The quote's registers hold the log with digests that were empty on the wire, too.
+    # The quote's registers match the log although its digests were empty in the response.
     again.event_log.check(evidence.quote)
     assert again.stripped().event_log.replay()[3] == evidence.quote.rtmrs[3]
 
 
 @needs_shared
-def test_the_two_captures_of_one_guest_agree() -> None:
-    """GetQuote and Attest of one kind of guest show the same boot."""
+def test_from_agent_response_of_get_quote_and_attest_agree() -> None:
+    """GetQuote and Attest responses of one guest contain the same boot."""
     quoted, attested = map(Attestation.from_agent_response, (GET_QUOTE, ATTEST))
     assert attested.encoding == "v0"
     assert attested.app_info() == quoted.app_info()
 
 
 @needs_shared
-def test_complete_evidence_wins() -> None:
-    """A non-empty `attestation` is taken as it is; an empty one counts as missing."""
+def test_from_agent_response_prefers_attestation_field() -> None:
+    """A non-empty `attestation` is used as it is; an empty one counts as missing."""
     fields = json.loads(GET_QUOTE)
     both = Attestation.from_agent_response(fields | {"attestation": FIXTURE.hex()})
     assert both.to_bytes() == FIXTURE
@@ -65,7 +66,7 @@ def test_complete_evidence_wins() -> None:
 
 
 @needs_shared
-def test_a_tdx_quote_answer_needs_no_more() -> None:
+def test_from_agent_response_of_tdx_quote_needs_no_report_data() -> None:
     """TdxQuote of older agents has neither report data nor configuration."""
     fields = json.loads(GET_QUOTE)
     older = {"quote": fields["quote"], "event_log": fields["event_log"], "hash_algorithm": "raw"}
@@ -77,8 +78,8 @@ def test_a_tdx_quote_answer_needs_no_more() -> None:
 
 
 @needs_shared
-def test_version_2_events_come_through() -> None:
-    """Version and preimage of the log's JSON reach the evidence."""
+def test_from_agent_response_keeps_version_2_events() -> None:
+    """Version and preimage of the log's events are in the evidence."""
     log = EventLog.from_wire(Tdx(*V2.platform).event_log)
     fields = {"quote": json.loads(GET_QUOTE)["quote"], "event_log": log.to_json()}
     evidence = Attestation.from_agent_response(fields)
@@ -89,53 +90,72 @@ def test_version_2_events_come_through() -> None:
 
 @needs_shared
 @pytest.mark.parametrize(
-    ("change", "text"),
+    ("change", "reason", "field"),
     [
-        ({"quote": ""}, "quote is not hex"),
-        ({"quote": None}, "quote is not hex"),
-        ({"quote": "0x00"}, "quote is not hex"),
-        ({"quote": "00 00"}, "quote is not hex"),
-        ({"quote": "00"}, "header"),
-        ({"quote": 7}, "quote is not hex"),
-        ({"event_log": ""}, "event_log is missing"),
-        ({"event_log": None}, "event_log is missing"),
-        ({"event_log": "{}"}, "array"),
-        ({"event_log": 7}, "event_log is not a string"),
-        (
-            {"event_log": '[{"imr":4,"event_type":1,"digest":"","event":"","event_payload":""}]'},
-            "RTMR4",
-        ),
-        ({"report_data": "00" * 64}, "not the quote's"),
-        ({"report_data": "zz"}, "hex"),
-        ({"vm_config": {}}, "vm_config is not a string"),
-        ({"attestation": "01"}, "Unknown attestation wire format"),
-        ({"attestation": "zz"}, "hex"),
-        ({"attestation": 7}, "hex"),
+        ({"quote": ""}, "missing", "quote"),
+        ({"quote": None}, "missing", "quote"),
+        ({"quote": "0x00"}, "encoding", "quote"),
+        ({"quote": "00 00"}, "encoding", "quote"),
+        ({"quote": "00"}, "short_header", ""),
+        ({"quote": 7}, "wrong_type", "quote"),
+        ({"event_log": ""}, "missing", "event_log"),
+        ({"event_log": None}, "missing", "event_log"),
+        ({"event_log": 7}, "wrong_type", "event_log"),
+        ({"report_data": "00" * 64}, "inconsistent", "report_data"),
+        ({"report_data": "zz"}, "encoding", "report_data"),
+        ({"vm_config": {}}, "wrong_type", "vm_config"),
+        ({"attestation": "01"}, "unrecognized", ""),
+        ({"attestation": "zz"}, "encoding", "attestation"),
+        ({"attestation": 7}, "wrong_type", "attestation"),
     ],
 )
-def test_wrong_answers_are_refused(change: dict[str, Any], text: str) -> None:
-    """What is missing or of the wrong kind is named."""
-    with pytest.raises(FormatError, match=text):
+def test_from_agent_response_with_invalid_field_names_it(
+    change: dict[str, Any], reason: str, field: str
+) -> None:
+    """A missing or invalid field is rejected with its name."""
+    with raises(FormatError, reason) as caught:
         Attestation.from_agent_response(json.loads(GET_QUOTE) | change)
+    assert field in caught.value.message
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "event_log",
+    ["{}", '[{"imr":4,"event_type":1,"digest":"","event":"","event_payload":""}]'],
+)
+def test_from_agent_response_with_invalid_event_log_fails(event_log: str) -> None:
+    """The log must be an array of events of existing registers."""
+    with pytest.raises(FormatError):
+        Attestation.from_agent_response(json.loads(GET_QUOTE) | {"event_log": event_log})
 
 
 @pytest.mark.parametrize(
-    "response", ["", "[]", "null", '{"quote":', b"\xff", "[" * 100_000, '{"a":1,"a":2}', "NaN"]
+    ("response", "reason"),
+    [
+        ("", "syntax"),
+        ("[]", "wrong_type"),
+        ("null", "wrong_type"),
+        ('{"quote":', "syntax"),
+        (b"\xff", "encoding"),
+        ("[" * 100_000, "too_deep"),
+        ('{"a":1,"a":2}', "duplicate"),
+        ("NaN", "syntax"),
+    ],
 )
-def test_what_is_no_object_is_refused(response: str | bytes) -> None:
-    """An answer is one JSON object, each key once."""
-    with pytest.raises(FormatError, match="response"):
+def test_from_agent_response_without_json_object_fails(response: str | bytes, reason: str) -> None:
+    """A response is one JSON object without duplicate keys."""
+    with raises(FormatError, reason):
         Attestation.from_agent_response(response)
 
 
 @needs_shared
-def test_a_quote_of_an_enclave_is_refused() -> None:
-    """SGX quotes carry no TD's evidence."""
-    with pytest.raises(FormatError, match="not a TD's"):
+def test_from_agent_response_with_sgx_quote_fails() -> None:
+    """An SGX quote is not the evidence of a TD."""
+    with raises(FormatError, "wrong_type"):
         Attestation.from_quote_and_log(data("quotes/dcap-qvl/sgx_quote"), "[]")
 
 
-@settings(deadline=None)  # machines are busy
+@settings(deadline=None)  # shared machines are slow
 @given(
     st.dictionaries(
         st.sampled_from(["quote", "event_log", "report_data", "vm_config", "attestation", "x"]),
@@ -146,7 +166,9 @@ def test_a_quote_of_an_enclave_is_refused() -> None:
         | st.lists(st.none(), max_size=2),
     )
 )
-def test_any_object_is_read_or_refused(fields: dict[str, Any]) -> None:
-    """Whatever is under the keys, only errors of ours come out."""
-    refused(lambda _: Attestation.from_agent_response(fields), b"")
-    refused(lambda _: Attestation.from_agent_response(json.dumps(fields)), b"")
+def test_from_agent_response_of_arbitrary_object_raises_only_attestkit_errors(
+    fields: dict[str, Any],
+) -> None:
+    """Any values of the keys are read or raise an AttestKitError."""
+    is_rejected(lambda _: Attestation.from_agent_response(fields), b"")
+    is_rejected(lambda _: Attestation.from_agent_response(json.dumps(fields)), b"")

@@ -1,4 +1,4 @@
-"""An agent of the tests: it reads one request a connection and answers what it was told to."""
+"""Guest agent with scripted responses, one request per connection."""
 
 import contextlib
 import json
@@ -17,12 +17,12 @@ from attestkit.errors import AttestKitError
 from tests.keeping import Keeping
 from tests.quotes import made_quote
 
-SECRET = "5ec2e7" * 10 + "5ec2"  # what answers have in place of a key
-PATIENCE = 60  # seconds that a loaded machine may take
+SECRET = "5ec2e7" * 10 + "5ec2"  # in responses, in place of a key
+PATIENCE = 60  # seconds before a step counts as hung
 
 
 class Request(NamedTuple):
-    """What a client sent."""
+    """Request of a client."""
 
     line: str  # "POST /GetKey HTTP/1.1"
     headers: dict[str, str]  # names in lower case
@@ -30,18 +30,18 @@ class Request(NamedTuple):
 
     @property
     def method(self) -> str:
-        """The last part of the path."""
+        """Return the last segment of the request target."""
         return self.line.split(" ")[1].rpartition("/")[2]
 
 
-# What answers: bytes as they are, or a function that talks to the client itself.
+# A response, or a function that serves the connection.
 Script: TypeAlias = bytes | Callable[[socket.socket, Request], None]
 
 
 class ScriptedAgent:
-    """A server on a unix socket, one thread for all, one connection at a time.
+    """Server on a UNIX socket, with one thread and one connection at a time.
 
-    `answers` are by method; under "" is what answers to all others.
+    `answers` has a response for each method; "" is the default.
     """
 
     def __init__(self, path: str, answers: Mapping[str, Script]) -> None:
@@ -80,7 +80,7 @@ class ScriptedAgent:
             script(connection, request)
 
     def stop(self) -> None:
-        """Stop listening, wait for the thread, and raise what went wrong in it."""
+        """Stop listening, join the thread, and raise its exception."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -91,7 +91,7 @@ class ScriptedAgent:
 
 
 def read_request(connection: socket.socket) -> Request | None:
-    """Read a whole request; None where the client went away before."""
+    """Read a complete request; return None if the client has closed the connection."""
     with connection.makefile("rb") as lines:
         line = lines.readline().decode().strip()
         if not line:
@@ -104,13 +104,13 @@ def read_request(connection: socket.socket) -> Request | None:
     return Request(line, headers, json.loads(body))
 
 
-def until_it_goes(connection: socket.socket, _: Request) -> None:
-    """Answer nothing, and wait for the client to go away."""
+def wait_for_close(connection: socket.socket, _: Request) -> None:
+    """Send nothing until the client closes the connection."""
     connection.recv(1)
 
 
 def response(body: object, status: int = 200, **headers: str) -> bytes:
-    """Return a whole response; `body` are bytes, or what becomes JSON."""
+    """Return a complete response; `body` is bytes, or a value to encode as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(data)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -125,8 +125,8 @@ NOT_FOUND = response({"error": "Service not found: it"}, 404)
 def scripted_agent(
     answers: Mapping[str, Script] | Script, path: str | None = None
 ) -> Iterator[ScriptedAgent]:
-    """Run an agent until the end of the block; one answer is that to all methods."""
-    folder = tempfile.mkdtemp(prefix="ak")  # short, for the path of a socket has little room
+    """Run an agent until the end of the block; a single response is that of all methods."""
+    folder = tempfile.mkdtemp(prefix="ak")  # short: sun_path is limited
     by_method = answers if isinstance(answers, Mapping) else {"": answers}
     agent = ScriptedAgent(path or str(Path(folder) / "s"), by_method)
     try:
@@ -136,25 +136,27 @@ def scripted_agent(
         agent.stop()
 
 
-def fails(script: Script, method: str = "Info", timeout: float = PATIENCE) -> AttestKitError:
-    """Return the error that an answer becomes; it and its causes hold nothing of the body."""
+def request_error(
+    script: Script, method: str = "Info", timeout: float = PATIENCE
+) -> AttestKitError:
+    """Return the error raised for a response; assert that no part of the body is in it."""
     arguments = {} if method == "Info" else {"value": 1}
     with scripted_agent(script) as agent:
         with pytest.raises(AttestKitError) as caught:
             AgentClient(agent.path, timeout=timeout).call(method, arguments)
-        assert len(agent.requests) == 1, "asked again"
+        assert len(agent.requests) == 1, "the request was repeated"
     error: BaseException | None = caught.value
     while error is not None:
-        said = repr(error) + repr(vars(error)) + repr(getattr(error, "object", ""))
-        said += repr(getattr(error, "partial", "")) + repr(getattr(error, "doc", ""))
-        assert SECRET not in said
+        shown = repr(error) + repr(vars(error)) + repr(getattr(error, "object", ""))
+        shown += repr(getattr(error, "partial", "")) + repr(getattr(error, "doc", ""))
+        assert SECRET not in shown
         error = error.__cause__ or error.__context__
     assert type(caught.value).__module__ == "attestkit.errors"
     return caught.value
 
 
-def usual_agent(**answers: Script) -> contextlib.AbstractContextManager[ScriptedAgent]:
-    """Run an agent with these answers; unless told, one that has a quote of nobody."""
+def agent_with_defaults(**answers: Script) -> contextlib.AbstractContextManager[ScriptedAgent]:
+    """Run an agent with these responses; by default it has a synthetic quote."""
     usual: dict[str, Script] = {
         "GetQuote": response({"quote": made_quote().hex(), "event_log": "[]"}),
         "Version": response({"version": "0.5.8"}),

@@ -1,4 +1,4 @@
-"""Whatever an agent answers, its client ends: in time, in little memory, with our errors only."""
+"""Responses of a malicious agent: limits on time, size and memory."""
 
 import contextlib
 import itertools
@@ -22,64 +22,68 @@ from tests.backends.dstack_agent.scripted_agent import (
     SECRET,
     Request,
     ScriptedAgent,
-    fails,
+    request_error,
     response,
     scripted_agent,
-    until_it_goes,
+    wait_for_close,
 )
+from tests.raising import raises
 
 
 @pytest.mark.parametrize(
-    ("answer", "text"),
+    ("answer", "reason"),
     [
-        (b"", "closed the connection without an answer"),
-        (b"\r\n", "not HTTP"),
-        (b"SSH-2.0-OpenSSH\r\n", "not HTTP"),
-        (b"HTTP/1.1 two hundred\r\n\r\n", "not HTTP"),
-        (b"HTTP/9.9 200 OK\r\n\r\n", "not HTTP"),
-        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000, "not HTTP"),
-        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000 + b"\r\n", "not HTTP"),
-        (b"H" * 1_000_000, "not HTTP"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + SECRET.encode(), "broke off"),
-        (CHUNKED + b"40\r\n" + SECRET.encode() + b"\r\n", "broke off"),
-        (CHUNKED + b"80\r\n" + SECRET.encode(), "broke off"),
-        (CHUNKED + b"zz\r\n" + SECRET.encode(), "broke off"),
-        (CHUNKED + b"-5\r\n" + SECRET.encode(), "not HTTP"),
-        (response(SECRET.encode()), "not well-formed JSON"),
-        (response(b""), "not well-formed JSON"),
-        (response(b'{"key":"' + SECRET.encode() + b'\xff"}'), "not UTF-8"),
-        (response(b'{"key":"' + SECRET.encode() + b'"'), "not well-formed JSON"),
-        (response(b'{"key":"%s","key":1}' % SECRET.encode()), "not well-formed JSON"),
-        (response(b'{"key":NaN,"x":"%s"}' % SECRET.encode()), "not well-formed JSON"),
-        (response([SECRET]), "not a JSON object"),
-        (response(None), "not a JSON object"),
-        (response(b"[" * 1_000_000), "deeper than 200"),
-        (response(b'{"a":' * 1_000_000 + b"1" + b"}" * 1_000_000), "deeper than 200"),
+        (b"", "connection_lost"),
+        (b"\r\n", "malformed_response"),
+        (b"SSH-2.0-OpenSSH\r\n", "malformed_response"),
+        (b"HTTP/1.1 two hundred\r\n\r\n", "malformed_response"),
+        (b"HTTP/9.9 200 OK\r\n\r\n", "malformed_response"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000, "malformed_response"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000 + b"\r\n", "malformed_response"),
+        (b"H" * 1_000_000, "malformed_response"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + SECRET.encode(), "truncated"),
+        (CHUNKED + b"40\r\n" + SECRET.encode() + b"\r\n", "truncated"),
+        (CHUNKED + b"80\r\n" + SECRET.encode(), "truncated"),
+        (CHUNKED + b"zz\r\n" + SECRET.encode(), "truncated"),
+        (CHUNKED + b"-5\r\n" + SECRET.encode(), "malformed_response"),
+        (response(SECRET.encode()), "malformed_response"),
+        (response(b""), "malformed_response"),
+        (response(b'{"key":"' + SECRET.encode() + b'\xff"}'), "malformed_response"),
+        (response(b'{"key":"' + SECRET.encode() + b'"'), "malformed_response"),
+        (response(b'{"key":"%s","key":1}' % SECRET.encode()), "malformed_response"),
+        (response(b'{"key":NaN,"x":"%s"}' % SECRET.encode()), "malformed_response"),
+        (response([SECRET]), "malformed_response"),
+        (response(None), "malformed_response"),
+        (response(b"[" * 1_000_000), "malformed_response"),
+        (response(b'{"a":' * 1_000_000 + b"1" + b"}" * 1_000_000), "malformed_response"),
     ],
 )
-def test_a_malformed_answer_is_refused(answer: bytes, text: str) -> None:
-    """By what is wrong with it, without a byte of it: it may be a key."""
-    error = fails(answer)
+def test_malformed_response_is_rejected(answer: bytes, reason: str) -> None:
+    """The reason distinguishes lost connections, truncated and malformed responses.
+
+    `fails` asserts that no byte of the response is in the error: it may be a key.
+    """
+    error = request_error(answer)
     assert type(error) is BackendError
-    assert text in str(error)
+    assert error.reason == reason
 
 
-def test_deep_json_is_refused_whatever_the_limit() -> None:
-    """Also where a library has raised the interpreter's recursion limit."""
+def test_deeply_nested_json_is_rejected_at_any_recursion_limit() -> None:
+    """A library may have raised the interpreter's limit."""
     limit = sys.getrecursionlimit()
     try:
         sys.setrecursionlimit(1_000_000)
-        assert "deeper than 200" in str(fails(response(b"[" * 1_000_000)))
+        assert request_error(response(b"[" * 1_000_000)).reason == "malformed_response"
     finally:
         sys.setrecursionlimit(limit)
 
 
-def endless(head: bytes, piece: bytes) -> Callable[[socket.socket, Request], None]:
-    """Return an agent that does not stop talking."""
+def send_endlessly(head: bytes, piece: bytes) -> Callable[[socket.socket, Request], None]:
+    """Return an agent that sends data without an end."""
 
     def answer(connection: socket.socket, _: Request) -> None:
         connection.sendall(head)
-        while True:  # until the client goes away
+        while True:  # until the client closes
             connection.sendall(piece)
 
     return answer
@@ -98,13 +102,14 @@ def endless(head: bytes, piece: bytes) -> Callable[[socket.socket, Request], Non
     ],
     ids=["no length", "chunks", "minus one", "one chunk", "just over", "huge", "error"],
 )
-def test_an_endless_answer_ends_at_32_mib(head: bytes, piece: bytes) -> None:
-    """And takes no more memory than twice that, whatever it promises."""
-    with scripted_agent(endless(head, piece)) as agent:
+def test_endless_response_is_limited_to_32_mib(head: bytes, piece: bytes) -> None:
+    """It takes at most twice that memory, whatever size it announces."""
+    with scripted_agent(send_endlessly(head, piece)) as agent:
         tracemalloc.start()
         try:
-            with pytest.raises(BackendError, match="more than 32 MiB"):
+            with raises(BackendError, "too_large", path=agent.path) as caught:
                 AgentClient(agent.path).call("Info")
+            assert "32 MiB" in str(caught.value)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -120,17 +125,18 @@ def test_an_endless_answer_ends_at_32_mib(head: bytes, piece: bytes) -> None:
     ],
     ids=["continue", "continue with headers", "long headers"],
 )
-def test_an_endless_head_ends_at_256_kib(head: bytes, piece: bytes) -> None:
-    """Reading lines is slow, so a head has less room than a body."""
+def test_endless_header_section_is_limited_to_256_kib(head: bytes, piece: bytes) -> None:
+    """Reading lines is slow, so the limit is lower than that of a body."""
     with (
-        scripted_agent(endless(head, piece)) as agent,
-        pytest.raises(BackendError, match="more than 256 KiB before a body"),
+        scripted_agent(send_endlessly(head, piece)) as agent,
+        raises(BackendError, "too_large", path=agent.path) as caught,
     ):
         AgentClient(agent.path).call("Info")
+    assert "256 KiB" in str(caught.value)
 
 
-def test_an_answer_of_the_longest_kind_is_read() -> None:
-    """Just under 32 MiB, head and all."""
+def test_response_below_the_limit_is_accepted() -> None:
+    """Just under 32 MiB, with the header section."""
     body = json.dumps({"log": "x" * ((32 << 20) - 200)}).encode()
     with scripted_agent(response(body)) as agent:
         assert len(AgentClient(agent.path).post("GetQuote").text) == len(body)
@@ -147,47 +153,47 @@ def test_an_answer_of_the_longest_kind_is_read() -> None:
     ],
     ids=["nothing", "body", "headers", "chunks", "chunk size"],
 )
-def test_a_slow_answer_ends_with_the_time_of_the_call(head: bytes, piece: bytes) -> None:
-    """The time is that of the whole call, so a byte now and then does not keep it open."""
+def test_slow_response_ends_at_the_deadline(head: bytes, piece: bytes) -> None:
+    """The timeout covers the complete call."""
     gone = threading.Event()
 
     def drip(connection: socket.socket, request: Request) -> None:
         connection.sendall(head)
         if not piece:
-            until_it_goes(connection, request)
+            wait_for_close(connection, request)
         while not gone.wait(0.01):
             connection.sendall(piece)
 
     with scripted_agent(drip) as agent:
         started = time.monotonic()
         try:
-            with pytest.raises(BackendBusyError, match=r"did not answer Info within 0\.2 s"):
+            with raises(BackendBusyError, "timed_out"):
                 AgentClient(agent.path, timeout=0.2).call("Info")
         finally:
             gone.set()
         assert time.monotonic() - started < PATIENCE / 2
 
 
-def test_the_clock_is_the_callers() -> None:
-    """What is left of the time is counted by the clock that was handed in."""
-    # The start, the connection, head and body of the request; then it is over.
+def test_deadline_uses_given_clock() -> None:
+    """The remaining time is computed with the given clock."""
+    # Start, connection, head and body of the request; then the deadline has passed.
     times = itertools.chain([0.0, 1.0, 2.0, 3.0], itertools.repeat(10.0))
     with scripted_agent(response({})) as agent:
         client = AgentClient(agent.path, timeout=10, clock=lambda: next(times))
-        with pytest.raises(BackendBusyError, match="within 10 s"):
+        with raises(BackendBusyError, "timed_out"):
             client.call("Info")
 
 
 @pytest.fixture(scope="module")
 def any_agent() -> Iterator[ScriptedAgent]:
-    """An agent that all examples share."""
+    """Run one agent for all examples."""
     with scripted_agent(b"") as agent:
         yield agent
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_an_answer_or_an_error_of_ours(any_agent: ScriptedAgent, data: bytes) -> None:
-    """Nothing foreign gets out."""
+def test_any_bytes_give_response_or_attestkit_error(any_agent: ScriptedAgent, data: bytes) -> None:
+    """Arbitrary bytes never raise another exception."""
     for head in (b"", CHUNKED, b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n"):
         any_agent.answers[""] = head + data
         with contextlib.suppress(AttestKitError):

@@ -1,7 +1,7 @@
-"""A process that hangs if a device call holds the GIL: run by test_syscalls.py.
+"""Process that hangs if a device call holds the GIL; run by test_syscalls.py.
 
-`python -m tests.backends.linux.gil_rig read` or `ioctl` prints "ran", or "skip: " and why it cannot
-be tried here. One thread waits in the call for what another thread does afterwards.
+`python -m tests.backends.linux.gil_rig read` or `ioctl` prints "ran", or "skip: " and the reason.
+One thread blocks in the call until another thread acts.
 """
 
 import ctypes
@@ -23,19 +23,19 @@ SECCOMP: Final = 317
 
 NOTIF_RECV: Final = iowr("!", 0, 80)
 NOTIF_SEND: Final = iowr("!", 1, 24)
-MAGIC: Final = 7777  # argument of the one call that is handed over
+MAGIC: Final = 7777  # argument of the intercepted call
 ANSWER: Final = 13
 
 
-def skip(why: str) -> NoReturn:
-    """Say why it cannot be tried here, and end; other threads may be waiting for ever."""
-    sys.stdout.write(f"skip: {why}\n")
+def skip(reason: str) -> NoReturn:
+    """Print the reason and end the process, even with blocked threads."""
+    sys.stdout.write(f"skip: {reason}\n")
     sys.stdout.flush()
     os._exit(0)
 
 
 def wait_until_in(thread: threading.Thread, call: int) -> None:
-    """Look until a thread waits in a system call; only without the GIL held there we can look."""
+    """Wait until a thread is in a system call, which needs the GIL to be released."""
     path = Path(f"/proc/self/task/{thread.native_id}/syscall")
     while True:
         assert thread.is_alive()
@@ -48,14 +48,14 @@ def wait_until_in(thread: threading.Thread, call: int) -> None:
 
 
 def try_read() -> None:
-    """Let one thread read from a pipe that is empty, and another write."""
-    ours, theirs = os.pipe()
+    """Read from an empty pipe in one thread, and write to it in another."""
+    reader, writer = os.pipe()
     got: list[bytes] = []
-    thread = threading.Thread(target=lambda: got.append(syscalls.read(ours, 10)))
+    thread = threading.Thread(target=lambda: got.append(syscalls.read(reader, 10)))
     thread.start()
     wait_until_in(thread, READ)
     assert not got
-    syscalls.write(theirs, b"awake")
+    syscalls.write(writer, b"awake")
     thread.join()
     assert got == [b"awake"]
 
@@ -67,13 +67,13 @@ class Filter(ctypes.Structure):
 
 
 def install_filter(libc: ctypes.CDLL) -> int:
-    """Hand getpriority(2, MAGIC) of this thread to whoever has the descriptor returned."""
+    """Return a descriptor that receives getpriority(2, MAGIC) of this thread."""
     steps = (
         (0x20, 0, 0, 0),  # load the number of the call
         (0x15, 0, 3, GETPRIORITY),  # not this one: allow
         (0x20, 0, 0, 24),  # load its second argument
         (0x15, 0, 1, MAGIC),  # not this one: allow
-        (0x06, 0, 0, 0x7FC00000),  # tell the listener, and wait for its answer
+        (0x06, 0, 0, 0x7FC00000),  # notify the listener, and wait for its response
         (0x06, 0, 0, 0x7FFF0000),  # allow
     )
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
@@ -87,35 +87,38 @@ def install_filter(libc: ctypes.CDLL) -> int:
 
 
 def try_ioctl() -> None:
-    """Let one thread wait in an ioctl for a system call of another thread, and answer it."""
+    """Receive and answer another thread's system call with ioctls."""
     libc = ctypes.CDLL(None, use_errno=True)
     listeners: list[int] = []
     answers: list[int] = []
     received: list[bytes] = []
     installed, go = threading.Event(), threading.Event()
 
-    def ask() -> None:
+    def request_priority() -> None:
         listeners.append(install_filter(libc))
         installed.set()
         go.wait()
         answers.append(libc.syscall(GETPRIORITY, 2, MAGIC))
 
-    def answer() -> None:
+    def respond() -> None:
         request = bytearray(80)
         syscalls.ioctl(listeners[0], NOTIF_RECV, request)
         received.append(bytes(request))
         reply = bytearray(request[:8] + struct.pack("qiI", ANSWER, 0, 0))
         syscalls.ioctl(listeners[0], NOTIF_SEND, reply)
 
-    asker, answerer = threading.Thread(target=ask), threading.Thread(target=answer)
-    asker.start()
+    requester, responder = (
+        threading.Thread(target=request_priority),
+        threading.Thread(target=respond),
+    )
+    requester.start()
     installed.wait()
-    answerer.start()
-    wait_until_in(answerer, IOCTL)
+    responder.start()
+    wait_until_in(responder, IOCTL)
     assert not received
     go.set()
-    answerer.join()
-    asker.join()
+    responder.join()
+    requester.join()
     assert struct.unpack_from("<Q", received[0], 40)[0] == MAGIC  # its second argument
     assert answers == [ANSWER]
 

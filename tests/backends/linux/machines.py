@@ -1,4 +1,4 @@
-"""Machines to look at: trees of plain files below a folder, and a CPU that answers as told."""
+"""Machine roots made of plain files, and simulated CPUIDs."""
 
 import struct
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ MOUNTS = """\
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
 40 23 0:33 / /sys/kernel/config rw,relatime shared:9 - configfs configfs rw
 """
-# What a Linux 6.16 TDX guest shows, but for what its log and its registers hold.
+# Files of a Linux 6.16 TDX guest, without the contents of its log and registers.
 TDX_GUEST: Mapping[str, str | bytes] = {
     "proc/cpuinfo": f"processor\t: 0\nflags\t\t: {TDX}\n",
     "proc/self/mountinfo": MOUNTS,
@@ -36,7 +36,7 @@ TDX_GUEST: Mapping[str, str | bytes] = {
 
 
 def make(root: Path, files: Mapping[str, str | bytes]) -> Path:
-    """Make a tree: a name that ends with a slash is a folder, any other a file."""
+    """Create a tree; a name that ends with a slash is a directory."""
     for name, content in files.items():
         path = root / name
         if name.endswith("/"):
@@ -48,40 +48,42 @@ def make(root: Path, files: Mapping[str, str | bytes]) -> Path:
 
 
 def ccel_table(kind: int = 2, size: int = 65536) -> bytes:
-    """Return an ACPI table that tells of a log of `size` bytes; kind 2 is TDX."""
+    """Return an ACPI CCEL table of a log of `size` bytes; kind 2 is TDX."""
     table = bytearray(struct.pack("<4sIBB6s8sIII", b"CCEL", 56, 1, 0, b"X", b"X", 1, 0, 1))
     table += struct.pack("<BBHQQ", kind, 0, 0, size, 0x7F000000)
     table[9] = -sum(table) & 0xFF
     return bytes(table)
 
 
-def spelled(text: bytes) -> Leaves:
-    """Return a leaf in which EBX, ECX and EDX spell 12 bytes, and EAX is 0x40000010."""
+def encode_vendor(text: bytes) -> Leaves:
+    """Return a leaf with 12 bytes in EBX, ECX and EDX, and EAX 0x40000010."""
     ebx, ecx, edx = struct.unpack("<3I", text)
     return 0x40000010, ebx, ecx, edx
 
 
-def cpu(leaves: Mapping[int, Leaves]) -> Callable[[int, int], Leaves]:
-    """Return a CPUID with these leaves, and zeros for all others."""
+def make_cpuid(leaves: Mapping[int, Leaves]) -> Callable[[int, int], Leaves]:
+    """Return a CPUID with these leaves; all others are zero."""
     return lambda leaf, subleaf: leaves.get(leaf, (0, 0, 0, 0)) if not subleaf else (0, 0, 0, 0)
 
 
-def hyper_v(isolation: int, *, privileges: int = 1 << 22) -> Callable[[int, int], Leaves]:
-    """Return the CPUID of a guest of Hyper-V, with this type of isolation."""
-    return cpu(
+def make_hyper_v_cpuid(
+    isolation: int, *, privileges: int = 1 << 22
+) -> Callable[[int, int], Leaves]:
+    """Return the CPUID of a Hyper-V guest with this isolation type."""
+    return make_cpuid(
         {
-            0x40000000: spelled(b"Microsoft Hv"),
+            0x40000000: encode_vendor(b"Microsoft Hv"),
             0x40000003: (0, privileges, 0, 0),
             0x4000000C: (1, 0xBC0 | isolation, 0, 0),
         }
     )
 
 
-def plain_core(leaf: int, subleaf: int) -> None:
-    """Answer as plain Python does: nobody knows."""
+def unavailable_cpuid(leaf: int, subleaf: int) -> None:
+    """Return None, like the pure Python core."""
 
 
-def ordinary(leaf: int, subleaf: int) -> Leaves:
-    """Answer as a CPU that has nothing of this."""
+def ordinary_cpuid(leaf: int, subleaf: int) -> Leaves:
+    """Return zeros, like a CPU without these features."""
     del leaf, subleaf
     return 0, 0, 0, 0

@@ -1,7 +1,6 @@
-"""Every ioctl number and struct size of Linux' TEE interfaces, from its parts, beside its literal.
+"""Ioctl numbers and struct sizes of Linux's TEE interfaces, computed and compared with literals.
 
-The literals are those of the kernel's headers and of Intel's libtdx_attest; a struct that is a
-byte longer would be another command.
+The literals are those of the kernel's headers and of Intel's libtdx_attest.
 """
 
 import ctypes
@@ -16,7 +15,7 @@ from attestkit.backends.tdx.quote_ioctl import GENERATIONS
 
 # The arguments as the headers declare them: natural C alignment ("@") or packed ("<").
 REPORT_REQ = calcsize("@64s1024s")  # reportdata, tdreport
-REPORT_REQ_A = calcsize("@Q")  # the argument that the macro of generations A and B names
+REPORT_REQ_A = calcsize("@Q")  # the argument named by the macro of generations A and B
 REPORT_REQ_B1 = calcsize("@BQIQI0Q")  # subtype, reportdata, its length, tdreport, its length
 REPORT_REQ_B2 = calcsize("@QQIIB7s")  # reportdata, tdreport, both lengths, subtype, reserved
 QUOTE_REQ = calcsize("@QQ")  # buf, len
@@ -55,8 +54,8 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("computed", "literal"), SIZES)
-def test_sizes_of_structs(computed: int, literal: int) -> None:
-    """What the fields add up to is what the specification says."""
+def test_struct_size_matches_specification(computed: int, literal: int) -> None:
+    """The sum of the fields is the specified size."""
     assert computed == literal
 
 
@@ -88,22 +87,22 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize(("computed", "literal", "name"), NUMBERS)
-def test_numbers_of_commands(computed: int, literal: int, name: str) -> None:
-    """Direction, size, type and number add up to the literal of the headers."""
+def test_ioctl_number_matches_headers(computed: int, literal: int, name: str) -> None:
+    """Direction, size, type and number give the literal of the headers."""
     assert computed == literal, name
     direction, size = literal >> 30, literal >> 16 & 0x3FFF
     assert size_of(computed) == size
     assert direction << 30 | size << 16 | (literal & 0xFFFF) == literal
 
 
-def test_no_two_commands_of_linux_and_of_generations_c_and_d_are_alike() -> None:
-    """So that the number alone tells the driver; A and B share theirs, and are not used."""
+def test_ioctl_numbers_of_linux_c_and_d_are_unique() -> None:
+    """The number identifies the driver; A and B share numbers and are unsupported."""
     ours = [literal for _, literal, name in NUMBERS if name[0] not in "AB"]
     assert len(set(ours)) == len(ours)
 
 
-def test_what_attestkit_uses() -> None:
-    """The constants of the package are these numbers."""
+def test_package_constants_match_ioctl_numbers() -> None:
+    """The package uses the numbers of the headers."""
     assert device.GET_REPORT0 == 0xC4405401
     assert rtmr.EXTEND_RTMR == 0x80315403
     assert rtmr.EXTEND_RTMR_V3 == 0x40315403
@@ -121,8 +120,8 @@ def test_what_attestkit_uses() -> None:
     }
 
 
-def test_layouts_that_attestkit_uses() -> None:
-    """The structs of the package have these sizes, and no hidden padding."""
+def test_package_structs_have_specified_sizes() -> None:
+    """The structs have no hidden padding."""
     layouts: list[tuple[Struct, int]] = [
         (quote_ioctl._ARGUMENT, 16),
         (quote_ioctl._HEADER, 24),
@@ -136,8 +135,8 @@ def test_layouts_that_attestkit_uses() -> None:
     assert (quote_ioctl._STATUS_AT, quote_ioctl._OUT_LENGTH_AT) == (8, 20)
 
 
-def test_offsets_as_a_c_compiler_has_them() -> None:
-    """The report request's and the extend request's fields, laid out by ctypes as C would."""
+def test_struct_offsets_match_c_layout() -> None:
+    """The requests are laid out as ctypes lays out C structs."""
 
     class ReportReq(ctypes.Structure):
         _fields_ = (("reportdata", ctypes.c_uint8 * 64), ("tdreport", ctypes.c_uint8 * 1024))
@@ -153,8 +152,8 @@ def test_offsets_as_a_c_compiler_has_them() -> None:
     assert (ctypes.sizeof(QuoteReq), QuoteReq.len.offset) == (16, 8)
 
 
-def test_values_of_the_quote_exchange() -> None:
-    """Status words and QGS error codes are those of the specification."""
+def test_quote_status_words_and_qgs_codes_match_specification() -> None:
+    """The package uses the specified values and message sizes."""
     assert quote_ioctl.IN_FLIGHT == (1 << 64) - 1
     assert quote_ioctl.FAILED == 1 << 63
     assert quote_ioctl.NO_SERVICE == (1 << 63) + 1

@@ -1,4 +1,4 @@
-"""The firmware's log: the whole area, nothing where there is none, and an error in between."""
+"""Boot log of the firmware (CCEL): the complete area, an empty log, or an error."""
 
 import contextlib
 import errno
@@ -17,12 +17,13 @@ from attestkit.backends.linux.syscalls import DeviceCalls
 from attestkit.backends.simulator.boot_log import boot_log
 from attestkit.backends.simulator.os_image import simulated_image
 from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError
+from tests.raising import errno_of, raises
 
 AREA = bytes(range(256)) * 256  # 64 KiB
 
 
-def table(size: int = len(AREA), **changes: object) -> bytes:
-    """Return a CCEL table with a right checksum; a change is of the field's name."""
+def make_table(size: int = len(AREA), **changes: object) -> bytes:
+    """Return a CCEL table with a correct checksum; `changes` replaces fields."""
     raw = bytearray(56)
     values = {"signature": b"CCEL", "length": 56, "kind": 2, "size": size, "start": 0x7F000000}
     values.update(changes)
@@ -35,15 +36,15 @@ def table(size: int = len(AREA), **changes: object) -> bytes:
 
 @pytest.fixture
 def paths(tmp_path: Path) -> KernelPaths:
-    """Return where a guest with table and area has them."""
+    """Return the paths of a guest with a table and an area."""
     found = KernelPaths.below(tmp_path)
     found.ccel_data.parent.mkdir(parents=True)
-    found.ccel_table.write_bytes(table())
+    found.ccel_table.write_bytes(make_table())
     found.ccel_data.write_bytes(AREA)
     return found
 
 
-def refusing(name: Path, number: int) -> DeviceCalls:
+def failing_calls(name: Path, number: int) -> DeviceCalls:
     """Return calls that cannot open one file."""
 
     def open_file(path: str | os.PathLike[str], flags: int, folder: int | None) -> int:
@@ -54,29 +55,29 @@ def refusing(name: Path, number: int) -> DeviceCalls:
     return DeviceCalls(open_file=open_file)
 
 
-def test_the_area_is_read_whole(paths: KernelPaths) -> None:
-    """With its fill, as bytes."""
+def test_boot_log_is_the_complete_area(paths: KernelPaths) -> None:
+    """The padding is included."""
     found = read_boot_log(paths)
     assert type(found) is bytes
     assert found == AREA
 
 
-def test_a_real_areas_end_is_not_looked_for(paths: KernelPaths) -> None:
-    """An area as firmware makes it comes back as it is."""
+def test_boot_log_of_simulated_firmware_is_unchanged(paths: KernelPaths) -> None:
+    """The end of the log is not searched for."""
     area = boot_log(simulated_image())
-    paths.ccel_table.write_bytes(table(len(area)))
+    paths.ccel_table.write_bytes(make_table(len(area)))
     paths.ccel_data.write_bytes(area)
     assert read_boot_log(paths) == area
 
 
-def test_no_table_is_no_log(paths: KernelPaths) -> None:
-    """Firmware that measures nothing: an empty log, and no error."""
+def test_boot_log_without_table_is_empty(paths: KernelPaths) -> None:
+    """Firmware without measurements is not an error."""
     paths.ccel_table.unlink()
     assert read_boot_log(paths) == b""
 
 
-def test_no_acpi_is_no_log(tmp_path: Path) -> None:
-    """A machine without ACPI, or without sysfs, has none either."""
+def test_boot_log_without_acpi_is_empty(tmp_path: Path) -> None:
+    """The machine may lack ACPI or sysfs."""
     assert read_boot_log(KernelPaths.below(tmp_path)) == b""
     (tmp_path / "sys/firmware/devicetree").mkdir(parents=True)
     assert read_boot_log(KernelPaths.below(tmp_path)) == b""
@@ -84,90 +85,103 @@ def test_no_acpi_is_no_log(tmp_path: Path) -> None:
     assert read_boot_log(odd) == b""
 
 
-def test_a_hidden_firmware_folder_is_no_empty_log(tmp_path: Path) -> None:
-    """Docker puts an empty folder over /sys/firmware: nobody can tell what is behind it."""
-    (tmp_path / "sys/firmware").mkdir(parents=True)
-    with pytest.raises(BackendUnavailableError, match=r"bind-mount .*firmware/acpi"):
+def test_boot_log_behind_masked_firmware_is_unavailable(tmp_path: Path) -> None:
+    """Docker mounts an empty directory over /sys/firmware."""
+    firmware = tmp_path / "sys/firmware"
+    firmware.mkdir(parents=True)
+    with raises(BackendUnavailableError, "missing", path=str(firmware)) as caught:
         read_boot_log(KernelPaths.below(tmp_path))
+    assert f"bind-mount {firmware}/acpi" in str(caught.value)
 
 
-def test_a_table_without_an_area_is_an_old_kernel(paths: KernelPaths) -> None:
-    """An empty log could not explain the registers, so it is an error that names the release."""
+def test_boot_log_table_without_area_is_unavailable(paths: KernelPaths) -> None:
+    """The error names the required kernel; an empty log would not explain the registers."""
     paths.ccel_data.unlink()
-    with pytest.raises(BackendUnavailableError, match=r"Linux 6\.4"):
+    with raises(BackendUnavailableError, "missing", path=str(paths.ccel_data)) as caught:
         read_boot_log(paths)
+    assert "use Linux 6.4 or later" in str(caught.value)
 
 
 @pytest.mark.parametrize("which", ["ccel_table", "ccel_data"])
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
-def test_a_refusal_names_the_file_and_us(paths: KernelPaths, which: str, number: int) -> None:
-    """Both files are root's alone."""
+def test_boot_log_permission_error_names_file_and_user(
+    paths: KernelPaths, which: str, number: int
+) -> None:
+    """Both files are readable by root only."""
     file = getattr(paths, which)
     file.chmod(0o400)
-    with pytest.raises(BackendUnavailableError) as caught:
-        read_boot_log(paths, calls=refusing(file, number))
-    for part in (errno.errorcode[number], str(file), "mode 0400", f"we are uid {os.geteuid()}"):
+    with raises(BackendUnavailableError, "permission_denied", path=str(file)) as caught:
+        read_boot_log(paths, calls=failing_calls(file, number))
+    assert errno_of(caught.value) == number
+    for part in (errno.errorcode[number], "mode 0400", f"uid {os.geteuid()}"):
         assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("which", ["ccel_table", "ccel_data"])
-def test_other_failures_are_ours_too(paths: KernelPaths, which: str) -> None:
-    """With the file's name."""
+def test_boot_log_other_errno_is_an_io_error(paths: KernelPaths, which: str) -> None:
+    """The error has the path."""
     file = getattr(paths, which)
-    with pytest.raises(BackendError, match="EIO") as caught:
-        read_boot_log(paths, calls=refusing(file, errno.EIO))
-    assert type(caught.value) is BackendError
-    assert str(file) in str(caught.value)
+    with raises(BackendError, "io_error", path=str(file)) as caught:
+        read_boot_log(paths, calls=failing_calls(file, errno.EIO))
+    assert errno_of(caught.value) == errno.EIO
 
 
 WRONG_TABLES = [
-    (b"", "has 0 bytes"),
-    (table()[:-1], "has 55 bytes"),
-    (table() + b"\0", "has more than 56 bytes"),
-    (table(signature=b"TPM2"), "not CCEL"),
-    (table(length=57), r"says that it has 57 bytes \(byte 4\)"),
-    (table()[:9] + bytes([table()[9] ^ 1]) + table()[10:], "checksum"),
-    (table(kind=0), r"CC type 0 \(byte 36\), which is reserved"),
-    (table(kind=1), r"CC type 1 \(byte 36\), which is AMD SEV"),
-    (table(kind=3), r"CC type 3 \(byte 36\), which is not known"),
-    (table(size=0), "names no log area: length 0"),
-    (table(start=0), "names no log area: .* start 0x0"),
-    (table(size=(16 << 20) + 1), "log area of 16777217 bytes"),
-    (table(size=(1 << 64) - 1), "log area of 18446744073709551615 bytes"),
+    (b"", "malformed_response", ": 0 bytes"),
+    (make_table()[:-1], "malformed_response", ": 55 bytes"),
+    (make_table() + b"\0", "malformed_response", "more than 56 bytes"),
+    (make_table(signature=b"TPM2"), "malformed_response", "signature (byte 0)"),
+    (make_table(length=57), "malformed_response", "length field (byte 4): 57"),
+    (
+        make_table()[:9] + bytes([make_table()[9] ^ 1]) + make_table()[10:],
+        "malformed_response",
+        "checksum (byte 9)",
+    ),
+    (make_table(kind=0), "wrong_platform", "CC type (byte 36): 0 (reserved)"),
+    (make_table(kind=1), "wrong_platform", "CC type (byte 36): 1 (AMD SEV)"),
+    (make_table(kind=3), "wrong_platform", "CC type (byte 36): 3 (unknown)"),
+    (make_table(size=0), "malformed_response", "length 0 (byte 40)"),
+    (make_table(start=0), "malformed_response", "start 0x0 (byte 48)"),
+    (make_table(size=(16 << 20) + 1), "too_large", "(byte 40): 16777217 bytes"),
+    (make_table(size=(1 << 64) - 1), "too_large", "(byte 40): 18446744073709551615 bytes"),
 ]
 
 
-@pytest.mark.parametrize(("raw", "text"), WRONG_TABLES)
-def test_a_wrong_table_is_refused_before_the_area_is_read(
-    paths: KernelPaths, raw: bytes, text: str
+@pytest.mark.parametrize(("raw", "reason", "field"), WRONG_TABLES)
+def test_boot_log_malformed_table_is_rejected_before_the_area(
+    paths: KernelPaths, raw: bytes, reason: str, field: str
 ) -> None:
-    """Each field that is checked says so with its own text."""
+    """The error has the field, its offset and its value."""
     paths.ccel_table.write_bytes(raw)
-    with pytest.raises(BackendError, match=text):
-        read_boot_log(paths, calls=refusing(paths.ccel_data, errno.EIO))
+    with raises(BackendError, reason, path=str(paths.ccel_table)) as caught:
+        read_boot_log(paths, calls=failing_calls(paths.ccel_data, errno.EIO))
+    assert field in str(caught.value)
 
 
-def test_each_byte_of_the_table_is_under_its_checksum(paths: KernelPaths) -> None:
-    """One changed bit anywhere is found."""
+def test_boot_log_table_checksum_covers_each_byte(paths: KernelPaths) -> None:
+    """A changed bit in any byte is detected."""
     for at in range(56):
-        changed = bytearray(table())
+        changed = bytearray(make_table())
         changed[at] ^= 0x10
         paths.ccel_table.write_bytes(changed)
         with pytest.raises(BackendError):
             read_boot_log(paths)
 
 
-@pytest.mark.parametrize(("size", "said"), [(len(AREA) - 1, "65535"), (len(AREA) + 1, "more than")])
-def test_an_area_of_another_size_is_refused(paths: KernelPaths, size: int, said: str) -> None:
-    """The kernel shows the whole area."""
+@pytest.mark.parametrize(
+    ("size", "shown"), [(len(AREA) - 1, "65535"), (len(AREA) + 1, "more than")]
+)
+def test_boot_log_area_size_must_match_table(paths: KernelPaths, size: int, shown: str) -> None:
+    """The kernel exposes the complete area."""
     paths.ccel_data.write_bytes(bytes(size))
-    with pytest.raises(BackendError, match=f"has {said}.*its table says 65536"):
+    with raises(BackendError, "malformed_response", path=str(paths.ccel_data)) as caught:
         read_boot_log(paths)
+    assert f"wrong size: {shown}" in str(caught.value)
 
 
 @given(st.binary(max_size=80))
-def test_any_table_gives_bytes_or_an_error_of_ours(raw: bytes) -> None:
-    """Whatever the host put there."""
+def test_boot_log_any_table_gives_bytes_or_error(raw: bytes) -> None:
+    """Arbitrary tables never raise another exception."""
 
     def read(fd: int, size: int) -> bytes:
         del fd
@@ -180,36 +194,38 @@ def test_any_table_gives_bytes_or_an_error_of_ours(raw: bytes) -> None:
         assert type(read_boot_log(KernelPaths(), calls=calls)) is bytes
 
 
-# -- a copy ------------------------------------------------------------------------------------
+# -- configured file ---------------------------------------------------------------------------
 
 
-def test_a_copy_takes_the_place_of_both(paths: KernelPaths, tmp_path: Path) -> None:
-    """The table is not looked at."""
+def test_boot_log_file_replaces_table_and_area(paths: KernelPaths, tmp_path: Path) -> None:
+    """The table is not read."""
     copy = tmp_path / "copy"
     copy.write_bytes(b"a log")
     paths.ccel_table.write_bytes(b"")
     assert read_boot_log(paths._replace(ccel_file=copy)) == b"a log"
 
 
-def test_a_missing_copy_is_an_error(paths: KernelPaths, tmp_path: Path) -> None:
-    """Somebody chose it, so nothing takes its place."""
-    with pytest.raises(BackendUnavailableError, match="DSTACK_CCEL_FILE"):
+def test_boot_log_file_missing_is_an_error(paths: KernelPaths, tmp_path: Path) -> None:
+    """A configured file has no fallback."""
+    with raises(BackendUnavailableError, "missing", path=f"{tmp_path}/none") as caught:
         read_boot_log(paths._replace(ccel_file=tmp_path / "none"))
+    assert "unset DSTACK_CCEL_FILE" in str(caught.value)
 
 
-def test_a_copy_that_is_no_log_is_an_error(
+def test_boot_log_file_invalid_is_an_error(
     paths: KernelPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Empty, a folder, or larger than any firmware's."""
+    """It may be empty, a directory, or inaccessible."""
     empty = tmp_path / "empty"
     empty.touch()
-    with pytest.raises(BackendError, match="is empty"):
+    with raises(BackendError, "truncated", path=str(empty)):
         read_boot_log(paths._replace(ccel_file=empty))
-    with pytest.raises(BackendError, match="EISDIR"):
+    with raises(BackendError, "io_error", path=str(tmp_path)) as folder:
         read_boot_log(paths._replace(ccel_file=tmp_path))
-    with pytest.raises(BackendUnavailableError, match="EACCES"):
-        read_boot_log(paths._replace(ccel_file=empty), calls=refusing(empty, errno.EACCES))
+    assert errno_of(folder.value) == errno.EISDIR
+    with raises(BackendUnavailableError, "permission_denied", path=str(empty)):
+        read_boot_log(paths._replace(ccel_file=empty), calls=failing_calls(empty, errno.EACCES))
     monkeypatch.setattr(ccel, "_LARGEST", 10)
     empty.write_bytes(bytes(11))
-    with pytest.raises(BackendError, match="more than 10 bytes"):
+    with raises(BackendError, "too_large", path=str(empty)):
         read_boot_log(paths._replace(ccel_file=empty))

@@ -1,4 +1,4 @@
-"""What a machine shows is told as it is, with the errno of each door, and nothing is changed."""
+"""Host inspection: each path's status and errno, without changes to the machine."""
 
 import os
 import socket
@@ -12,18 +12,24 @@ import pytest
 
 from attestkit import backends
 from attestkit.backends.linux import host_inspection, paths
-from attestkit.backends.linux.host_inspection import Door, Surroundings, look, look_at, platforms
+from attestkit.backends.linux.host_inspection import (
+    HostInspection,
+    PathStatus,
+    detect_platforms,
+    inspect_host,
+    inspect_path,
+)
 from attestkit.backends.linux.paths import KernelPaths
 from tests.backends.linux.machines import (
     MOUNTS,
     REPORT,
     TDX_GUEST,
-    cpu,
-    hyper_v,
+    encode_vendor,
     make,
-    ordinary,
-    plain_core,
-    spelled,
+    make_cpuid,
+    make_hyper_v_cpuid,
+    ordinary_cpuid,
+    unavailable_cpuid,
 )
 
 AZURE = {
@@ -37,15 +43,15 @@ BOUND = """\
 """
 
 
-def look_below(root: Path) -> Surroundings:
-    """Look at a tree, with a CPU that has nothing to say."""
+def inspect_tree(root: Path) -> HostInspection:
+    """Inspect a tree, with an ordinary CPU."""
     shared = root / "dstack/.host-shared"
-    return look(KernelPaths.below(root), shared, root=root, cpuid=ordinary)
+    return inspect_host(KernelPaths.below(root), shared, root=root, cpuid=ordinary_cpuid)
 
 
 @contextmanager
-def ordinary_user(folder: Path) -> Iterator[None]:
-    """Be nobody for a while, who may walk to `folder`; a user who is not root stays who it is."""
+def as_ordinary_user(folder: Path) -> Iterator[None]:
+    """Run as an unprivileged user who can reach `folder`, if the test runs as root."""
     if os.geteuid() != 0:
         yield
         return
@@ -59,35 +65,37 @@ def ordinary_user(folder: Path) -> Iterator[None]:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """Return a folder that other users can reach too."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's are private
+    """Return a directory that other users can reach."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's directories are private
         yield Path(name)
 
 
-# -- the whole -------------------------------------------------------------------------------------
+# -- the complete host -----------------------------------------------------------------------------
 
 
-def test_a_tdx_guest_is_seen_whole(tmp_path: Path) -> None:
-    """Every door of a guest in order is open, and each has its path, kind, mode and owner."""
-    around = look_below(make(tmp_path, TDX_GUEST))
-    doors = {name: door for name, door in around._asdict().items() if isinstance(door, Door)}
-    shut = {name for name, door in doors.items() if door.error}
-    assert shut == {"sev_guest", "ccel_table", "ccel_data", "attest_conf", "runtime_log"}
-    assert {doors[name].error for name in shut} == {"ENOENT"}
+def test_inspect_tdx_guest_finds_each_path(tmp_path: Path) -> None:
+    """Each path has its kind, mode and error."""
+    host = inspect_tree(make(tmp_path, TDX_GUEST))
+    statuses = {
+        name: status for name, status in host._asdict().items() if isinstance(status, PathStatus)
+    }
+    failed = {name for name, status in statuses.items() if status.error}
+    assert failed == {"sev_guest", "ccel_table", "ccel_data", "attest_conf", "runtime_log"}
+    assert {statuses[name].error for name in failed} == {"ENOENT"}
     status = (tmp_path / "dev/tdx_guest").stat()
-    assert around.tdx_guest.kind == "file"
-    assert around.tdx_guest.mode == f"{stat.S_IMODE(status.st_mode):04o}"
-    assert around.report.kind == "folder"
-    assert around.kernel.number == (7, 1, 2)
-    assert around.mounts == ("read-write", "read-write", "missing")
-    assert around.vsock.transports == ("vmw_vsock_virtio_transport",)
-    assert [door.error for door in around.app_files] == [None, None, None]
-    assert around.container == ()
-    assert around.platforms == ()
+    assert host.tdx_guest.kind == "file"
+    assert host.tdx_guest.mode == f"{stat.S_IMODE(status.st_mode):04o}"
+    assert host.report.kind == "folder"
+    assert host.kernel.number == (7, 1, 2)
+    assert host.mounts == ("read-write", "read-write", "missing")
+    assert host.vsock.transports == ("vmw_vsock_virtio_transport",)
+    assert [status.error for status in host.app_files] == [None, None, None]
+    assert host.container == ()
+    assert host.platforms == ()
 
 
-def test_looking_changes_nothing(tmp_path: Path) -> None:
-    """Not a file is made, written or removed."""
+def test_inspect_changes_nothing(tmp_path: Path) -> None:
+    """No file is created, written or removed."""
     make(tmp_path, TDX_GUEST)
 
     def snapshot() -> dict[str, tuple[int, int]]:
@@ -97,101 +105,103 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
         }
 
     before = snapshot()
-    look_below(tmp_path)
+    inspect_tree(tmp_path)
     assert snapshot() == before
 
 
-def test_an_empty_root_is_a_machine_without_anything(tmp_path: Path) -> None:
-    """Nothing is there, nothing fails, and file systems are unknown."""
-    around = look_below(tmp_path)
-    assert around.mounts == ("unknown", "unknown", "missing")
-    assert around.entries == ()
-    assert around.kernel.text == os.uname().release
-    assert not any(door.there for door in around.agent_sockets)
+def test_inspect_empty_root_finds_nothing(tmp_path: Path) -> None:
+    """Nothing fails, and the state of file systems is unknown."""
+    host = inspect_tree(tmp_path)
+    assert host.mounts == ("unknown", "unknown", "missing")
+    assert host.entries == ()
+    assert host.kernel.text == os.uname().release
+    assert not any(status.exists for status in host.agent_sockets)
 
 
-def test_paths_of_the_environment_are_looked_at(tmp_path: Path) -> None:
-    """A copy of the log that was named is looked at in place of the kernel's."""
+def test_inspect_uses_configured_log_file(tmp_path: Path) -> None:
+    """A configured copy of the log replaces the kernel's."""
     copy = tmp_path / "copy"
     copy.write_bytes(b"x")
     paths = KernelPaths.below(tmp_path)._replace(ccel_file=copy)
-    around = look(paths, tmp_path, root=tmp_path, cpuid=ordinary)
-    assert (around.ccel_data.path, around.ccel_data.error) == (str(copy), None)
+    host = inspect_host(paths, tmp_path, root=tmp_path, cpuid=ordinary_cpuid)
+    assert (host.ccel_data.path, host.ccel_data.error) == (str(copy), None)
 
 
-def test_this_machine_can_be_looked_at() -> None:
-    """The real files, whatever they are."""
-    around = look(backends.find_kernel_paths(), backends.host_shared_folder())
-    assert around.kernel.text == os.uname().release
-    assert around.mounts.sysfs in ("read-write", "read-only")
+def test_inspect_this_machine_succeeds() -> None:
+    """The real files are inspected."""
+    host = inspect_host(backends.find_kernel_paths(), backends.find_host_shared_folder())
+    assert host.kernel.text == os.uname().release
+    assert host.mounts.sysfs in ("read-write", "read-only")
 
 
-def test_entries_are_listed_up_to_a_bound(tmp_path: Path) -> None:
-    """A folder of thousands does not fill the screen."""
+def test_inspect_limits_the_listed_entries(tmp_path: Path) -> None:
+    """At most ENTRIES directory entries are listed."""
     make(tmp_path, {f"{REPORT}/e{n:03}/": "" for n in range(100)})
-    assert len(look_below(tmp_path).entries) == host_inspection.ENTRIES
+    assert len(inspect_tree(tmp_path).entries) == host_inspection.ENTRIES
 
 
-# -- one door --------------------------------------------------------------------------------------
+# -- one path --------------------------------------------------------------------------------------
 
 
-def test_a_folder_in_place_of_a_file_is_told(tmp_path: Path) -> None:
-    """A container engine makes one where the file to mount did not exist."""
+def test_inspect_path_directory_in_place_of_file_fails(tmp_path: Path) -> None:
+    """Container engines create a directory if the bind-mount's source is missing."""
     folder, file = tmp_path / "folder", tmp_path / "file"
     folder.mkdir()
     file.write_bytes(b"")
     for need in ("open", "read", "write"):
-        assert look_at(folder, need).error == "EISDIR"
-        assert look_at(file, need).error is None
-    assert look_at(file, "make").error == "ENOTDIR"
-    assert look_at(folder, "make").error is None
-    assert look_at(file / "below", "read").error == "ENOTDIR"
+        assert inspect_path(folder, need).error == "EISDIR"
+        assert inspect_path(file, need).error is None
+    assert inspect_path(file, "make").error == "ENOTDIR"
+    assert inspect_path(folder, "make").error is None
+    assert inspect_path(file / "below", "read").error == "ENOTDIR"
 
 
 @pytest.mark.parametrize("need", ["open", "read", "write"])
-def test_a_file_that_may_not_be_used_says_so(public: Path, need: str) -> None:
-    """By the effective user, as the call itself would be judged."""
+def test_inspect_path_file_without_permission_fails(public: Path, need: str) -> None:
+    """The effective user's permissions count."""
     path = public / "node"
     path.write_bytes(b"")
     path.chmod(0)
-    with ordinary_user(public):
-        door = look_at(path, need)
-    assert (door.error, door.mode, door.kind) == ("EACCES", "0000", "file")
-    assert door.there
+    with as_ordinary_user(public):
+        status = inspect_path(path, need)
+    assert (status.error, status.mode, status.kind) == ("EACCES", "0000", "file")
+    assert status.exists
 
 
-def test_a_folder_that_may_not_be_used_says_so(public: Path) -> None:
-    """Entries need the right to write and to walk; what is behind a closed door is not seen."""
+def test_inspect_path_directory_without_permission_fails(public: Path) -> None:
+    """Creating entries needs write and search permission."""
     folder = public / "report"
     folder.mkdir()
     (folder / "x").write_bytes(b"")
     folder.chmod(0o500)
-    with ordinary_user(public):
-        assert look_at(folder, "make").error == "EACCES"
+    with as_ordinary_user(public):
+        assert inspect_path(folder, "make").error == "EACCES"
     folder.chmod(0)
-    with ordinary_user(public):
-        hidden = look_at(folder / "x", "read")
+    with as_ordinary_user(public):
+        hidden = inspect_path(folder / "x", "read")
     folder.chmod(0o700)
-    assert (hidden.error, hidden.there) == ("EACCES", False)
+    assert (hidden.error, hidden.exists) == ("EACCES", False)
 
 
-def test_a_read_only_file_system_is_not_a_missing_permission(
+def test_inspect_path_read_only_file_system_is_erofs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Root is refused there too, so the mend is another."""
+    """It differs from a missing permission: root is refused, too."""
     real = os.statvfs(tmp_path)
 
     class ReadOnly:
         f_flag = real.f_flag | os.ST_RDONLY
 
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
-    assert look_at(tmp_path, "make").error == "EACCES"
+    assert inspect_path(tmp_path, "make").error == "EACCES"
     monkeypatch.setattr(os, "statvfs", lambda _: ReadOnly)
-    assert look_at(tmp_path, "make").error == "EROFS"
+    assert inspect_path(tmp_path, "make").error == "EROFS"
 
 
-def test_an_open_that_is_forbidden_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container's device rules say EPERM where the mode says yes."""
+def test_inspect_path_forbidden_open_is_eperm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's device rules return EPERM in spite of the mode."""
     node = tmp_path / "tdx_guest"
     node.write_bytes(b"")
 
@@ -200,32 +210,32 @@ def test_an_open_that_is_forbidden_is_told(tmp_path: Path, monkeypatch: pytest.M
         raise PermissionError(1, "Operation not permitted", str(path))
 
     monkeypatch.setattr(os, "open", refuse)
-    assert look_at(node, "open").error == "EPERM"
+    assert inspect_path(node, "open").error == "EPERM"
 
 
-def test_a_pipe_does_not_hold_anybody_up(tmp_path: Path) -> None:
-    """Neither as a device nor as a file that is read."""
+def test_inspect_path_does_not_block_on_pipe(tmp_path: Path) -> None:
+    """A FIFO fails with ENXIO."""
     os.mkfifo(tmp_path / "pipe")
     for need in ("open", "read"):
-        door = look_at(tmp_path / "pipe", need)
-        assert (door.kind, door.error) == ("pipe", "ENXIO")
+        status = inspect_path(tmp_path / "pipe", need)
+        assert (status.kind, status.error) == ("pipe", "ENXIO")
     (tmp_path / "run/systemd").mkdir(parents=True)
     os.mkfifo(tmp_path / "run/systemd/container")
-    assert look_below(tmp_path).container == ()
+    assert inspect_tree(tmp_path).container == ()
 
 
-def test_an_agent_s_socket_is_a_socket(tmp_path: Path) -> None:
-    """The usual places are looked at; /var/run of a tree may be a link out of it."""
+def test_inspect_finds_agent_sockets(tmp_path: Path) -> None:
+    """The default paths are inspected; /var/run of a tree may link out of it."""
     (tmp_path / "run").mkdir()
     with socket.socket(socket.AF_UNIX) as agent:
         agent.bind(str(tmp_path / "run/dstack.sock"))
-        seen = look_below(tmp_path).agent_sockets
-    assert [(door.path, door.kind, door.error) for door in seen] == [
+        seen = inspect_tree(tmp_path).agent_sockets
+    assert [(status.path, status.kind, status.error) for status in seen] == [
         (f"{tmp_path}/run/dstack.sock", "socket", None),
         (f"{tmp_path}/run/dstack/dstack.sock", "", "ENOENT"),
     ]
-    here = look(KernelPaths(), tmp_path, cpuid=ordinary).agent_sockets
-    assert [door.path for door in here] == list(paths.AGENT_SOCKETS)
+    here = inspect_host(KernelPaths(), tmp_path, cpuid=ordinary_cpuid).agent_sockets
+    assert [status.path for status in here] == list(paths.AGENT_SOCKETS)
 
 
 # -- file systems, containers ----------------------------------------------------------------------
@@ -243,7 +253,7 @@ def test_an_agent_s_socket_is_a_socket(tmp_path: Path) -> None:
             "not mounted",
             "read-write",
         ),
-        # A container with the folder alone bound in, and one where something hides configfs.
+        # A container with a bind-mounted directory, and one where a mount hides configfs.
         (
             f"23 27 0:22 / /sys ro - sysfs sysfs rw\n{BOUND}",
             "read-write",
@@ -254,24 +264,24 @@ def test_an_agent_s_socket_is_a_socket(tmp_path: Path) -> None:
         ("27 1 254:0 / /sys/kernel/conf rw - configfs configfs rw\n", "not mounted", "not mounted"),
     ],
 )
-def test_mounts_are_told(tmp_path: Path, lines: str, configfs: str, sysfs: str) -> None:
-    """The mount that holds the path counts, the last one of those at one place."""
+def test_mount_status_is_reported(tmp_path: Path, lines: str, configfs: str, sysfs: str) -> None:
+    """The last mount that contains the path counts."""
     make(tmp_path, {"proc/self/mountinfo": lines})
-    assert look_below(tmp_path).mounts[:2] == (configfs, sysfs)
+    assert inspect_tree(tmp_path).mounts[:2] == (configfs, sysfs)
 
 
-def test_a_host_s_tree_has_the_mounts_of_its_first_process(tmp_path: Path) -> None:
-    """Its /proc/self leads nowhere from a container."""
+def test_mount_status_of_host_tree_uses_pid_1(tmp_path: Path) -> None:
+    """/proc/self of a host's tree does not resolve in a container."""
     make(tmp_path, {"proc/1/mountinfo": MOUNTS})
-    assert look_below(tmp_path).mounts.configfs == "read-write"
+    assert inspect_tree(tmp_path).mounts.configfs == "read-write"
 
 
-def test_masked_firmware_is_told(tmp_path: Path) -> None:
-    """An empty folder is what container engines put in its place."""
+def test_masked_firmware_is_reported(tmp_path: Path) -> None:
+    """Container engines mount an empty directory over it."""
     make(tmp_path, {"sys/firmware/": ""})
-    assert look_below(tmp_path).mounts.firmware == "masked"
+    assert inspect_tree(tmp_path).mounts.firmware == "masked"
     make(tmp_path, {"sys/firmware/acpi/": ""})
-    assert look_below(tmp_path).mounts.firmware == "visible"
+    assert inspect_tree(tmp_path).mounts.firmware == "visible"
 
 
 @pytest.mark.parametrize(
@@ -284,56 +294,56 @@ def test_masked_firmware_is_told(tmp_path: Path) -> None:
         ({"proc/self/mountinfo": "1 0 0:1 / / rw - overlay overlay rw\n"}, "/ is an overlay"),
     ],
 )
-def test_each_hint_of_a_container_is_told(tmp_path: Path, files: dict[str, str], hint: str) -> None:
-    """Any of them turns the advice from modules to what is handed in."""
-    assert look_below(make(tmp_path, files)).container == (hint,)
+def test_container_sign_is_reported(tmp_path: Path, files: dict[str, str], hint: str) -> None:
+    """Each sign changes the advice from modules to device options."""
+    assert inspect_tree(make(tmp_path, files)).container == (hint,)
 
 
-# -- the CPU, and platforms ------------------------------------------------------------------------
+# -- CPUID and platforms ---------------------------------------------------------------------------
 
 
-def test_cpuid_tells_a_tdx_guest_by_its_register_order() -> None:
-    """EBX, EDX, ECX, as with a CPU's vendor; in the hypervisor's order it is another word."""
-    eax, ebx, ecx, edx = spelled(b"IntelTDX    ")
-    right = host_inspection.look_at_cpu(cpu({0x21: (eax, ebx, edx, ecx)}))
-    wrong = host_inspection.look_at_cpu(cpu({0x21: (eax, ebx, ecx, edx)}))
+def test_cpuid_tdx_signature_uses_ebx_edx_ecx() -> None:
+    """The order is that of a CPU vendor, not of a hypervisor."""
+    eax, ebx, ecx, edx = encode_vendor(b"IntelTDX    ")
+    right = host_inspection.inspect_cpu(make_cpuid({0x21: (eax, ebx, edx, ecx)}))
+    wrong = host_inspection.inspect_cpu(make_cpuid({0x21: (eax, ebx, ecx, edx)}))
     assert (right.tdx, wrong.tdx) == (True, False)
 
 
-def test_cpuid_tells_hypervisor_and_snp() -> None:
-    """EBX, ECX, EDX spell the hypervisor; bit 4 of leaf 0x8000001F is SEV-SNP."""
-    found = host_inspection.look_at_cpu(
-        cpu({0x40000000: spelled(b"KVMKVMKVM\0\0\0"), 0x8000001F: (0b10010, 0, 0, 0)})
+def test_cpuid_reports_hypervisor_and_snp() -> None:
+    """EBX, ECX, EDX name the hypervisor; bit 4 of leaf 0x8000001F is SEV-SNP."""
+    found = host_inspection.inspect_cpu(
+        make_cpuid({0x40000000: encode_vendor(b"KVMKVMKVM\0\0\0"), 0x8000001F: (0b10010, 0, 0, 0)})
     )
     assert found == (True, False, True, "KVMKVMKVM", "none")
-    assert not host_inspection.look_at_cpu(cpu({0x8000001F: (0b01111, 0, 0, 0)})).sev_snp
-    assert host_inspection.look_at_cpu(plain_core) == (False, False, False, "", "none")
+    assert not host_inspection.inspect_cpu(make_cpuid({0x8000001F: (0b01111, 0, 0, 0)})).sev_snp
+    assert host_inspection.inspect_cpu(unavailable_cpuid) == (False, False, False, "", "none")
 
 
 @pytest.mark.parametrize(
-    ("isolation", "privileges", "told"),
+    ("isolation", "privileges", "expected"),
     [
         (2, 1 << 22, "SNP"),
         (3, 1 << 22, "TDX"),
         (1, 1 << 22, "VBS"),
         (0, 1 << 22, "none"),
-        (2, 0, "none"),  # no such leaf is offered
+        (2, 0, "none"),  # the leaf is not offered
         (2, 1 << 22 | 1 << 12, "none"),  # the root partition
     ],
 )
-def test_hyper_v_tells_its_isolation(isolation: int, privileges: int, told: str) -> None:
-    """Only where its leaves say that the question is allowed."""
-    found = host_inspection.look_at_cpu(hyper_v(isolation, privileges=privileges))
-    assert found.isolation == told
+def test_cpuid_reports_hyper_v_isolation(isolation: int, privileges: int, expected: str) -> None:
+    """The leaf is read only if it is offered."""
+    found = host_inspection.inspect_cpu(make_hyper_v_cpuid(isolation, privileges=privileges))
+    assert found.isolation == expected
 
 
-def test_the_leaf_of_another_hypervisor_is_not_hyper_v_s() -> None:
-    """KVM has other things at those numbers, and may have fewer leaves."""
+def test_cpuid_isolation_needs_hyper_v() -> None:
+    """Other hypervisors use these leaves differently, or lack them."""
     leaves = {0x40000003: (0, 1 << 22, 0, 0), 0x4000000C: (0, 3, 0, 0)}
-    kvm = cpu({**leaves, 0x40000000: spelled(b"KVMKVMKVM\0\0\0")})
-    assert host_inspection.look_at_cpu(kvm).isolation == "none"
-    small = cpu({**leaves, 0x40000000: (0x40000001, *spelled(b"Microsoft Hv")[1:])})
-    assert host_inspection.look_at_cpu(small).isolation == "none"
+    kvm = make_cpuid({**leaves, 0x40000000: encode_vendor(b"KVMKVMKVM\0\0\0")})
+    assert host_inspection.inspect_cpu(kvm).isolation == "none"
+    small = make_cpuid({**leaves, 0x40000000: (0x40000001, *encode_vendor(b"Microsoft Hv")[1:])})
+    assert host_inspection.inspect_cpu(small).isolation == "none"
 
 
 @pytest.mark.parametrize(
@@ -348,42 +358,42 @@ def test_the_leaf_of_another_hypervisor_is_not_hyper_v_s() -> None:
         (AZURE, "Azure", True),
     ],
 )
-def test_each_platform_is_named(
+def test_platform_is_detected(
     tmp_path: Path,
     files: dict[str, str],
     name: str,
     supported: bool,
 ) -> None:
-    """With what gave it away, and whether this release can do anything there."""
-    [found] = platforms(make(tmp_path, files), ordinary)
+    """The result has the sign and whether the platform is supported."""
+    [found] = detect_platforms(make(tmp_path, files), ordinary_cpuid)
     assert (found.name, found.supported) == (name, supported)
     assert found.saw
     assert "not supported yet" in found.advice or supported
 
 
-def test_an_ordinary_machine_is_no_platform(tmp_path: Path) -> None:
-    """Neither without files nor with others' values in them."""
-    assert platforms(tmp_path, ordinary) == ()
+def test_ordinary_machine_has_no_platform(tmp_path: Path) -> None:
+    """Neither missing files nor other values identify a platform."""
+    assert detect_platforms(tmp_path, ordinary_cpuid) == ()
     make(
         tmp_path,
         {"sys/firmware/uv/prot_virt_guest": "0\n", "sys/class/dmi/id/sys_vendor": "QEMU\n"},
     )
-    assert platforms(tmp_path, ordinary) == ()
+    assert detect_platforms(tmp_path, ordinary_cpuid) == ()
 
 
 @pytest.mark.parametrize(("isolation", "tee"), [(2, "SNP"), (3, "TDX")])
-def test_the_paravisor_is_named_by_cpuid(tmp_path: Path, isolation: int, tee: str) -> None:
-    """The plain probes say no there, since the paravisor has the TEE."""
-    [found] = platforms(tmp_path, hyper_v(isolation))
+def test_azure_paravisor_is_detected_by_cpuid(tmp_path: Path, isolation: int, tee: str) -> None:
+    """The paravisor owns the TEE, so the other probes fail."""
+    [found] = detect_platforms(tmp_path, make_hyper_v_cpuid(isolation))
     assert found.name == f"Azure {tee} guest behind the paravisor"
     assert not found.supported
     assert "not supported yet" in found.advice
 
 
-def test_without_cpuid_the_paravisor_is_a_guess(tmp_path: Path) -> None:
-    """DMI and a vTPM fit an ordinary machine of Azure too, and the text says so."""
+def test_azure_without_cpuid_is_uncertain(tmp_path: Path) -> None:
+    """DMI and a vTPM fit an ordinary Azure machine, too; the name says so."""
     make(tmp_path, {**AZURE, "dev/tpmrm0": ""})
-    [guess] = platforms(tmp_path, plain_core)
+    [guess] = detect_platforms(tmp_path, unavailable_cpuid)
     assert (guess.name[:14], guess.supported) == ("Azure, perhaps", False)
-    [known] = platforms(tmp_path, ordinary)
+    [known] = detect_platforms(tmp_path, ordinary_cpuid)
     assert known.supported

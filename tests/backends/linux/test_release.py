@@ -1,4 +1,4 @@
-"""A release's number tells what a kernel should have, and whether a host could abuse it."""
+"""Kernel release: expected features and the fix of CVE-2026-31470."""
 
 import pytest
 
@@ -19,8 +19,8 @@ from attestkit.emulator.kernel_version import EmulatedKernel
         ("123456.1.1", (0, 0, 0)),
     ],
 )
-def test_the_number_is_read(text: str, number: tuple[int, int, int]) -> None:
-    """What follows the number is a maker's own; a release without one is unknown."""
+def test_parse_release_reads_the_number(text: str, number: tuple[int, int, int]) -> None:
+    """A vendor's suffix is ignored; a release without a number is unknown."""
     release = KernelRelease.parse(text)
     assert release == (text, number)
     assert release.known is (number != (0, 0, 0))
@@ -38,11 +38,11 @@ def test_the_number_is_read(text: str, number: tuple[int, int, int]) -> None:
         ("7.0.3", {"tdx_guest", "ccel", "configfs_tsm", "rtmr_files"}),
         ("7.1", set(FEATURES)),
         ("10.0", set(FEATURES)),
-        ("nobody knows", set()),
+        ("unknown", set()),
     ],
 )
-def test_features_come_with_their_release(text: str, features: set[str]) -> None:
-    """Each is there from its release on, compared as numbers."""
+def test_release_features_start_with_their_version(text: str, features: set[str]) -> None:
+    """Versions are compared numerically."""
     release = KernelRelease.parse(text)
     assert {name for name in FEATURES if release.has(name)} == features
 
@@ -50,7 +50,7 @@ def test_features_come_with_their_release(text: str, features: set[str]) -> None
 @pytest.mark.parametrize(
     ("text", "repaired"),
     [
-        ("6.6.99", True),  # has no configfs-tsm
+        ("6.6.99", True),  # without configfs-tsm
         ("6.7", False),
         ("6.11.5", False),
         ("6.12.79", False),
@@ -64,8 +64,8 @@ def test_features_come_with_their_release(text: str, features: set[str]) -> None
         ("7.3.4", True),
     ],
 )
-def test_the_repair_of_the_quote_s_length_is_known(text: str, repaired: bool) -> None:
-    """CVE-2026-31470: by series and patch level; from 7.0 on all have it."""
+def test_release_with_fixed_quote_length_is_recognised(text: str, repaired: bool) -> None:
+    """CVE-2026-31470 is fixed per series; 7.0 and later have the fix."""
     assert KernelRelease.parse(text).repaired is repaired
 
 
@@ -90,13 +90,13 @@ def test_the_repair_of_the_quote_s_length_is_known(text: str, repaired: bool) ->
         "7.3.4",
     ],
 )
-def test_the_emulator_behaves_as_the_doctor_expects(text: str) -> None:
-    """What a release should have is said twice, for two purposes: both say the same."""
+def test_release_agrees_with_emulated_kernel(text: str) -> None:
+    """The doctor's expectations and the emulator's behaviour are the same."""
     release, emulated = KernelRelease.parse(text), EmulatedKernel.parse(text)
     assert release.has("tdx_guest") == emulated.has_device
     assert release.has("ccel") == emulated.has_ccel_data
     assert release.has("configfs_tsm") == emulated.has_reports
     assert release.has("rtmr_files") == emulated.has_measurements
-    assert release.has("quote_errors") == emulated.tells_failure
+    assert release.has("quote_errors") == emulated.reports_failure
     if emulated.has_reports:
         assert release.repaired == emulated.checks_length

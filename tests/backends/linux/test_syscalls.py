@@ -1,4 +1,4 @@
-"""System calls on devices: one call each, signals seen, other threads running, buffers checked."""
+"""System calls on devices: single calls, signals, released GIL, checked buffers."""
 
 import array
 import ctypes
@@ -16,17 +16,18 @@ import pytest
 from attestkit.backends.linux import syscalls
 from attestkit.backends.linux.syscalls import DeviceCalls, ior, read_file
 from attestkit.errors import UsageError
+from tests.raising import raises
 from tests.untyped import untyped
 
-PATIENCE = 30  # seconds that a loaded machine may take for what takes none
+PATIENCE = 30  # seconds before a call counts as hung
 FIONREAD_LIKE = ior("T", 1, 4)
 
 
-def pipe_with(data: bytes = b"") -> tuple[int, int]:
-    """Return both ends of a pipe that holds `data`."""
-    ours, theirs = os.pipe()
-    os.write(theirs, data)
-    return ours, theirs
+def make_pipe(data: bytes = b"") -> tuple[int, int]:
+    """Return both ends of a pipe that contains `data`."""
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    return reader, writer
 
 
 def close(*fds: int) -> None:
@@ -38,58 +39,58 @@ def close(*fds: int) -> None:
 # -- one call each -----------------------------------------------------------------------------
 
 
-def test_bytes_come_and_go() -> None:
-    """A read returns what there is, a write says how much it took."""
-    ours, theirs = pipe_with()
-    assert syscalls.write(theirs, b"with a \0 inside") == 15
-    assert syscalls.read(ours, 100) == b"with a \0 inside"
-    assert syscalls.write(theirs, b"abc") == 3
-    assert syscalls.read(ours, 2) == b"ab"
-    assert syscalls.read(ours, 0) == b""
-    os.close(theirs)
-    assert syscalls.read(ours, 100) == b"c"
-    assert syscalls.read(ours, 100) == b""
-    os.close(ours)
+def test_read_and_write_make_one_call() -> None:
+    """A read returns available data, a write the number of bytes written."""
+    reader, writer = make_pipe()
+    assert syscalls.write(writer, b"with a \0 inside") == 15
+    assert syscalls.read(reader, 100) == b"with a \0 inside"
+    assert syscalls.write(writer, b"abc") == 3
+    assert syscalls.read(reader, 2) == b"ab"
+    assert syscalls.read(reader, 0) == b""
+    os.close(writer)
+    assert syscalls.read(reader, 100) == b"c"
+    assert syscalls.read(reader, 100) == b""
+    os.close(reader)
 
 
-def test_a_write_may_stop_early() -> None:
-    """It is one call: what did not fit is the caller's to see."""
-    ours, theirs = pipe_with()
-    os.set_blocking(theirs, False)
-    taken = syscalls.write(theirs, bytes(1 << 20))
+def test_write_may_be_short() -> None:
+    """The caller handles a short write."""
+    reader, writer = make_pipe()
+    os.set_blocking(writer, False)
+    taken = syscalls.write(writer, bytes(1 << 20))
     assert 0 < taken < 1 << 20
-    close(ours, theirs)
+    close(reader, writer)
 
 
 @pytest.mark.parametrize("size", [-1, 1 << 31])
-def test_an_absurd_read_is_refused(size: int) -> None:
-    """Before memory for it is taken."""
+def test_read_invalid_size_is_rejected(size: int) -> None:
+    """It is rejected before memory is allocated."""
     with pytest.raises(UsageError):
         syscalls.read(0, size)
 
 
-def test_only_bytes_are_written() -> None:
-    """What another thread could change meanwhile is not taken."""
+def test_write_takes_bytes_only() -> None:
+    """Buffers that another thread could change are rejected."""
     with pytest.raises(UsageError):
         syscalls.write(1, untyped(bytearray(b"x")))
 
 
-def test_failures_are_os_errors_with_their_number() -> None:
-    """The caller can tell them apart."""
-    ours, theirs = pipe_with()
-    os.close(theirs)
+def test_failures_raise_os_error_with_errno() -> None:
+    """The errno tells the failures apart."""
+    reader, writer = make_pipe()
+    os.close(writer)
     for call in (
         lambda: syscalls.read(-1, 1),
-        lambda: syscalls.write(ours, b"x"),
+        lambda: syscalls.write(reader, b"x"),
         lambda: syscalls.ioctl(-1, FIONREAD_LIKE, bytearray(4)),
     ):
         with pytest.raises(OSError, match="Bad file descriptor") as caught:
             call()
         assert caught.value.errno == errno.EBADF
     with pytest.raises(OSError, match="Inappropriate ioctl") as caught:
-        syscalls.ioctl(ours, FIONREAD_LIKE, bytearray(4))
+        syscalls.ioctl(reader, FIONREAD_LIKE, bytearray(4))
     assert caught.value.errno == errno.ENOTTY
-    os.close(ours)
+    os.close(reader)
 
 
 # -- buffers -----------------------------------------------------------------------------------
@@ -107,21 +108,22 @@ def test_failures_are_os_errors_with_their_number() -> None:
         None,
     ],
 )
-def test_a_buffer_that_does_not_fit_the_number_never_reaches_the_kernel(buffer: object) -> None:
-    """Shorter, longer, or of another kind: the descriptor is bad, and nobody noticed."""
-    with pytest.raises(UsageError, match="bytearray of 4 bytes"):
+def test_ioctl_buffer_must_match_the_number(buffer: object) -> None:
+    """A buffer of another size or type does not reach the kernel."""
+    reason = "wrong_size" if type(buffer) is bytearray else "wrong_type"
+    with raises(UsageError, reason):
         syscalls.ioctl(-1, FIONREAD_LIKE, untyped(buffer))
 
 
 @pytest.mark.parametrize("number", [0x5401, 0, 1 << 40 | FIONREAD_LIKE])
-def test_a_number_without_a_size_is_refused(number: int) -> None:
-    """Nobody could tell how long its buffer has to be."""
-    with pytest.raises(UsageError, match="known size"):
+def test_ioctl_number_without_size_is_rejected(number: int) -> None:
+    """The buffer size must be encoded in the number."""
+    with raises(UsageError, "wrong_value"):
         syscalls.ioctl(-1, number, bytearray(4))
 
 
-def test_the_kernel_writes_into_the_buffer(tmp_path: Path) -> None:
-    """A real ioctl that answers in its argument; the buffer stays the caller's afterwards."""
+def test_ioctl_writes_into_the_buffer(tmp_path: Path) -> None:
+    """A real ioctl fills the buffer, which stays usable."""
     version = ior("v", 1, ctypes.sizeof(ctypes.c_long))  # FS_IOC_GETVERSION
     file = tmp_path / "file"
     file.touch()
@@ -135,23 +137,23 @@ def test_the_kernel_writes_into_the_buffer(tmp_path: Path) -> None:
         os.close(fd)
     assert result == 0
     assert buffer[:4] != b"\xee" * 4
-    buffer.append(0)  # nobody holds it any more
+    buffer.append(0)  # not exported any more
 
 
-def test_an_address_is_where_the_memory_is() -> None:
-    """What is written there is seen in the mapping, which can be closed afterwards."""
+def test_address_of_is_the_mapping_address() -> None:
+    """Data written there is visible in the mapping, which can be closed afterwards."""
     with mmap(-1, 4096) as pages:
-        where = syscalls.address_of(pages)
-        assert where % 4096 == 0
-        ctypes.memmove(where + 5, b"here", 4)
+        address = syscalls.address_of(pages)
+        assert address % 4096 == 0
+        ctypes.memmove(address + 5, b"here", 4)
         assert pages[:10] == b"\0\0\0\0\0here\0"
 
 
 # -- threads and signals -----------------------------------------------------------------------
 
 
-def in_another_process(*words: str) -> str:
-    """Return what a Python process prints; one that hangs on a held GIL fails the test."""
+def run_python(*words: str) -> str:
+    """Return the output of a Python process; a process that hangs fails the test."""
     done = subprocess.run(
         [sys.executable, *words],
         capture_output=True,
@@ -166,17 +168,17 @@ def in_another_process(*words: str) -> str:
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the rig is written for x86-64")
 @pytest.mark.parametrize("call", ["read", "ioctl"])
-def test_others_run_while_a_call_waits(call: str) -> None:
-    """The GIL is let go: what a thread waits for in the call is done by another thread."""
-    said = in_another_process("-m", "tests.backends.linux.gil_rig", call)
-    if said.startswith("skip: "):
-        pytest.skip(said.strip())
-    assert said == "ran\n"
+def test_call_releases_the_gil(call: str) -> None:
+    """Another thread can run while a call blocks."""
+    output = run_python("-m", "tests.backends.linux.gil_rig", call)
+    if output.startswith("skip: "):
+        pytest.skip(output.strip())
+    assert output == "ran\n"
 
 
 @pytest.fixture
 def alarm() -> object:
-    """Let SIGALRM call a list's append, for one test."""
+    """Record SIGALRM in a list during one test."""
     seen: list[int] = []
     before = signal.signal(signal.SIGALRM, lambda number, _: seen.append(number))
     yield seen
@@ -184,19 +186,21 @@ def alarm() -> object:
     signal.signal(signal.SIGALRM, before)
 
 
-def test_a_signal_ends_a_call_and_is_handled(alarm: list[int]) -> None:
-    """EINTR comes out, where os.read would go on waiting; the handler has run by then."""
-    ours, theirs = pipe_with()
-    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.05)  # again, should it come too early
+def test_read_interrupted_by_signal_raises(alarm: list[int]) -> None:
+    """EINTR is raised, after the signal handler has run."""
+    reader, writer = make_pipe()
+    signal.setitimer(
+        signal.ITIMER_REAL, 0.01, 0.05
+    )  # repeat, in case the first signal arrives too early
     with pytest.raises(InterruptedError):
-        syscalls.read(ours, 1)
+        syscalls.read(reader, 1)
     assert alarm
-    close(ours, theirs)
+    close(reader, writer)
 
 
-def test_ctrl_c_ends_a_call() -> None:
-    """A handler that raises is seen at once."""
-    ours, theirs = pipe_with()
+def test_read_interrupted_by_ctrl_c_raises() -> None:
+    """An exception of a signal handler is raised at once."""
+    reader, writer = make_pipe()
     done = threading.Event()
 
     def interrupt() -> None:
@@ -208,7 +212,7 @@ def test_ctrl_c_ends_a_call() -> None:
     interrupted = False
     try:
         thread.start()
-        syscalls.read(ours, 1)
+        syscalls.read(reader, 1)
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -217,18 +221,18 @@ def test_ctrl_c_ends_a_call() -> None:
                 done.set()
                 thread.join()
                 break
-            except KeyboardInterrupt:  # one more was on its way
+            except KeyboardInterrupt:  # a second signal was pending
                 continue
         signal.signal(signal.SIGINT, before)
-        close(ours, theirs)
+        close(reader, writer)
     assert interrupted
 
 
 # -- files -------------------------------------------------------------------------------------
 
 
-def test_a_file_is_read_to_its_end_or_one_byte_over_the_limit(tmp_path: Path) -> None:
-    """The caller sees that there is more, and no more than that is kept."""
+def test_read_file_stops_one_byte_past_the_limit(tmp_path: Path) -> None:
+    """The extra byte reveals a file above the limit."""
     file = tmp_path / "file"
     file.write_bytes(bytes(range(256)) * 500)
     whole = file.read_bytes()
@@ -238,8 +242,8 @@ def test_a_file_is_read_to_its_end_or_one_byte_over_the_limit(tmp_path: Path) ->
     assert read_file(file, 10) == whole[:11]
 
 
-def test_a_file_can_be_named_from_a_folder_on(tmp_path: Path) -> None:
-    """By a descriptor of the folder, whatever became of its name."""
+def test_read_file_is_relative_to_directory_descriptor(tmp_path: Path) -> None:
+    """A renamed directory stays usable."""
     (tmp_path / "old").mkdir()
     (tmp_path / "old/file").write_bytes(b"here")
     folder = syscalls.open_file(tmp_path / "old", os.O_RDONLY | os.O_DIRECTORY)
@@ -248,14 +252,14 @@ def test_a_file_can_be_named_from_a_folder_on(tmp_path: Path) -> None:
     os.close(folder)
 
 
-def test_small_pieces_and_signals_do_not_shorten_a_file(tmp_path: Path) -> None:
-    """Reading on changes nothing, so an interrupted read is made again; not for ever."""
+def test_read_file_continues_after_short_reads_and_eintr(tmp_path: Path) -> None:
+    """Interrupted reads are retried, up to a limit."""
     file = tmp_path / "file"
     file.write_bytes(b"0123456789")
-    turn = iter(range(1000))
+    counter = iter(range(1000))
 
     def read(fd: int, size: int) -> bytes:
-        if next(turn) % 2:
+        if next(counter) % 2:
             raise InterruptedError(errno.EINTR, "")
         return syscalls.read(fd, min(size, 3))
 
@@ -269,36 +273,36 @@ def test_small_pieces_and_signals_do_not_shorten_a_file(tmp_path: Path) -> None:
         read_file(file, 100, calls=DeviceCalls(read=never))
 
 
-def test_no_child_program_inherits_what_is_opened(tmp_path: Path) -> None:
+def test_open_file_sets_close_on_exec(tmp_path: Path) -> None:
     """O_CLOEXEC is always added."""
     fd = syscalls.open_file(tmp_path, os.O_RDONLY)
     assert not os.get_inheritable(fd)
     os.close(fd)
 
 
-# -- words -------------------------------------------------------------------------------------
+# -- error texts -------------------------------------------------------------------------------
 
 
-def test_errors_have_the_name_that_people_look_up() -> None:
-    """The symbol, and what it means."""
+def test_error_name_has_symbol_and_meaning() -> None:
+    """An errno without a symbol is given as a number."""
     assert syscalls.error_name(OSError(errno.EACCES, "")) == "EACCES, permission denied"
     assert syscalls.error_name(OSError(9999, "")).startswith("errno 9999, ")
 
 
-def test_permissions_tell_who_may_and_who_we_are(tmp_path: Path) -> None:
-    """Mode, owner and group of the file; ours."""
+def test_permissions_describe_file_and_process(tmp_path: Path) -> None:
+    """The text has mode, owner and group of the file, and the process's IDs."""
     file = tmp_path / "file"
     file.touch()
     file.chmod(0o604)
     owner = file.stat()
-    said = syscalls.permissions(file)
-    assert said.startswith(f"{file} has mode 0604, owner uid {owner.st_uid}, ")
-    assert f"we are uid {os.geteuid()}, groups " in said
-    assert str(os.getegid()) in said.rpartition("groups ")[2].split(",")
-    assert "cannot be looked at (ENOENT" in syscalls.permissions(tmp_path / "none")
+    output = syscalls.permissions(file)
+    assert output.startswith(f"{file} has mode 0604, owner uid {owner.st_uid}, ")
+    assert f"this process has uid {os.geteuid()}, groups " in output
+    assert str(os.getegid()) in output.rpartition("groups ")[2].split(",")
+    assert "failed (ENOENT" in syscalls.permissions(tmp_path / "none")
 
 
-def test_looking_for_a_backend_does_not_load_ctypes() -> None:
-    """`import attestkit` and its registry pay for none of this."""
+def test_import_does_not_load_ctypes() -> None:
+    """Importing the package and its registry stays cheap."""
     code = "import sys, attestkit, attestkit.backends; print(sorted({'ctypes'} & set(sys.modules)))"
-    assert in_another_process("-c", code) == "[]\n"
+    assert run_python("-c", code) == "[]\n"

@@ -1,4 +1,4 @@
-"""How the tests of recordings record, with nothing of this machine in what they record."""
+"""Helpers that record without influence of this machine."""
 
 import json
 from pathlib import Path
@@ -10,20 +10,20 @@ from attestkit.backends.base import Backend
 from attestkit.backends.recording import Recording
 
 NOW: Final = 1_764_000_000
-ASKED: Final = bytes(range(64))
+REPORT_DATA: Final = bytes(range(64))
 
 
-def leave_the_machine_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no host share files, but for `tmp_path`/shared, and no recording named."""
+def isolate_from_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disable the host-shared directory, except for `tmp_path`/shared, and $ATTESTKIT_RECORDING."""
     monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path / "shared"))
     monkeypatch.delenv("ATTESTKIT_RECORDING", raising=False)
 
 
 def record(path: Path, of: str | Backend, **options: object) -> Recording:
-    """Return a backend that is recorded, with its header of one time."""
+    """Return a recording backend, with a fixed time in its header."""
     return Recording(path, of=of, options=options or None, now=lambda: NOW)
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a recording."""
     return [json.loads(line) for line in path.read_text().splitlines()]

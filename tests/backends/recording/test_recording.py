@@ -1,4 +1,4 @@
-"""A recording can do what the recorded backend can, and says what it is."""
+"""Recording backend: protocols, properties and selection."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,14 +13,14 @@ from attestkit.backends.recording import Recording
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError
 from attestkit.testing import BackendContract
-from tests.backends.recording.recorded import leave_the_machine_out, record
+from tests.backends.recording.recorded import isolate_from_host, record
 from tests.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
 
 
 @pytest.fixture(autouse=True)
 def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of this machine gets in."""
-    leave_the_machine_out(tmp_path, monkeypatch)
+    """Isolate the test from this machine."""
+    isolate_from_host(tmp_path, monkeypatch)
 
 
 def snp_simulator() -> Simulator:
@@ -28,8 +28,8 @@ def snp_simulator() -> Simulator:
     return Simulator(seed=SEED, platform="snp")
 
 
-class Recorded(BackendContract):
-    """The contract, while a backend is recorded."""
+class RecordedContract(BackendContract):
+    """Backend contract of a backend that is being recorded."""
 
     @pytest.fixture(autouse=True)
     def _folder(self) -> Iterator[None]:
@@ -38,66 +38,68 @@ class Recorded(BackendContract):
             self.count = 0
             yield
 
-    def recorded(self) -> Backend:
-        """Return what is recorded."""
+    def make_recorded(self) -> Backend:
+        """Return the backend to record."""
         raise NotImplementedError
 
     def make_backend(self) -> Backend:
-        """Return it, recorded."""
+        """Return a recording of a fresh backend."""
         self.count += 1
-        return record(self.folder / f"{self.count}.jsonl", self.recorded())
+        return record(self.folder / f"{self.count}.jsonl", self.make_recorded())
 
     def probe_backend(self, backend: Backend) -> None:
-        """Ask with the file's name."""
+        """Probe with the file's path."""
         assert isinstance(backend, Recording)
         backend.probe(backend.path)
 
 
-class TestSimulator(Recorded):
-    """The simulator, recorded."""
+class TestSimulator(RecordedContract):
+    """Recorded simulator."""
 
-    def recorded(self) -> Backend:
+    def make_recorded(self) -> Backend:
         """Return a fresh TD."""
         return Simulator()
 
 
-class TestSimulatedSnp(Recorded):
-    """The simulator as an SNP guest, recorded."""
+class TestSimulatedSnp(RecordedContract):
+    """Recorded simulator of an SNP guest."""
 
-    def recorded(self) -> Backend:
+    def make_recorded(self) -> Backend:
         """Return a guest."""
         return Simulator(platform="snp")
 
 
-class TestTd(Recorded):
-    """A TD with a journal on disk, recorded."""
+class TestTd(RecordedContract):
+    """Recorded TD with a journal on disk."""
 
-    def recorded(self) -> Backend:
-        """Return one, just booted."""
+    def make_recorded(self) -> Backend:
+        """Return a freshly booted TD."""
         folder = self.folder / f"machine-{self.count}"
         folder.mkdir()
         return FakeTd(Machine(folder))
 
 
-class TestSnp(Recorded):
-    """An SNP guest, recorded."""
+class TestSnp(RecordedContract):
+    """Recorded SNP guest."""
 
-    def recorded(self) -> Backend:
-        """Return one."""
+    def make_recorded(self) -> Backend:
+        """Return a guest."""
         return FakeSnp()
 
 
-class TestAgent(Recorded):
-    """A guest agent, recorded."""
+class TestAgent(RecordedContract):
+    """Recorded guest agent."""
 
-    def recorded(self) -> Backend:
-        """Return one."""
+    def make_recorded(self) -> Backend:
+        """Return an agent."""
         return FakeAgent()
 
 
 @pytest.mark.parametrize("make", [Simulator, FakeSnp, FakeAgent, snp_simulator])
-def test_it_can_do_what_the_recorded_one_can(tmp_path: Path, make: Callable[[], Backend]) -> None:
-    """The abilities are exactly those, while recording and in a replay."""
+def test_recording_implements_protocols_of_recorded_backend(
+    tmp_path: Path, make: Callable[[], Backend]
+) -> None:
+    """The protocols are the same while recording and in a replay."""
     backend = make()
     recording = record(tmp_path / "a.jsonl", backend)
     recording.close()
@@ -105,7 +107,9 @@ def test_it_can_do_what_the_recorded_one_can(tmp_path: Path, make: Callable[[], 
     for kind in (Backend, RegisterExtender, SnpReporter, GuestAgent):
         assert isinstance(recording, kind) == isinstance(backend, kind) == isinstance(replay, kind)
     assert hosts_app(recording) == hosts_app(backend)
-    assert hosts_app(replay) == hosts_app(backend) or not backend.simulated  # it has a host
+    assert (
+        hosts_app(replay) == hosts_app(backend) or not backend.simulated
+    )  # hardware has an app on its host
     assert hasattr(replay, "reset") == hasattr(backend, "reset") == hasattr(recording, "reset")
     assert recording.of is backend
     assert replay.of is None
@@ -114,8 +118,8 @@ def test_it_can_do_what_the_recorded_one_can(tmp_path: Path, make: Callable[[], 
     assert issubclass(type(replay), Recording)
 
 
-def test_a_replay_is_simulated_whatever_was_recorded(tmp_path: Path) -> None:
-    """While it records it says what the backend says, and waits for a disk."""
+def test_replay_is_simulated_and_does_not_block(tmp_path: Path) -> None:
+    """While recording, `simulated` is that of the backend."""
     recording = record(tmp_path / "a.jsonl", FakeSnp())
     assert (recording.simulated, recording.blocking) == (False, True)
     assert "recording of fake_snp" in repr(recording)
@@ -128,16 +132,16 @@ def test_a_replay_is_simulated_whatever_was_recorded(tmp_path: Path) -> None:
     assert replay.trust_anchor is None
 
 
-def test_the_root_of_a_simulated_tee_comes_along(tmp_path: Path) -> None:
-    """Otherwise nobody could verify what a replay shows."""
+def test_recording_contains_simulator_root(tmp_path: Path) -> None:
+    """Replayed evidence of a simulator can be verified."""
     recording = record(tmp_path / "a.jsonl", "simulator", seed=SEED)
     recording.close()
     anchor = Simulator(seed=SEED).trust_anchor
     assert recording.trust_anchor == Recording(tmp_path / "a.jsonl").trust_anchor == anchor
 
 
-def test_a_replay_is_never_picked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A file that the environment names is not enough: the backend has to be named too."""
+def test_detect_never_selects_replay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """$ATTESTKIT_RECORDING alone does not select the backend."""
     record(tmp_path / "a.jsonl", Simulator()).close()
     monkeypatch.setenv("ATTESTKIT_RECORDING", str(tmp_path / "a.jsonl"))
     monkeypatch.delenv("ATTESTKIT_BACKEND", raising=False)

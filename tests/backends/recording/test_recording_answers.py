@@ -1,4 +1,4 @@
-"""A replay answers as the recorded backend did: in its order, with its errors, nothing else."""
+"""Responses of a replay: order, errors, registers and the journal."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,11 +11,14 @@ import attestkit
 from attestkit.attester import Attester
 from attestkit.backends.base import Backend
 from attestkit.backends.recording import Recording
+from attestkit.backends.recording.recording_file import read_recording
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import (
     AttestKitError,
     BackendBusyError,
     BackendError,
+    CollateralError,
+    CollateralExpiredError,
     FormatError,
     JournalError,
     QuoteUnavailableError,
@@ -25,19 +28,20 @@ from attestkit.errors import (
 )
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.event_log.runtime_events import runtime_event
-from tests.backends.recording.recorded import ASKED, leave_the_machine_out, record
+from tests.backends.recording.recorded import REPORT_DATA, isolate_from_host, record
+from tests.raising import raises
 from tests.tees import SEED, FakeAgent, FakeSnp
 from tests.untyped import untyped
 
 
 @pytest.fixture(autouse=True)
 def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of this machine gets in."""
-    leave_the_machine_out(tmp_path, monkeypatch)
+    """Isolate the test from this machine."""
+    isolate_from_host(tmp_path, monkeypatch)
 
 
-def test_evidence_comes_again_byte_for_byte(tmp_path: Path) -> None:
-    """Before an event and after it, with what was asked and nothing else."""
+def test_replayed_evidence_is_identical(tmp_path: Path) -> None:
+    """Evidence before and after an event is the recorded one."""
     path = tmp_path / "a.jsonl"
 
     def use(tee: Attester) -> list[object]:
@@ -52,8 +56,8 @@ def test_evidence_comes_again_byte_for_byte(tmp_path: Path) -> None:
         assert use(tee) == first
 
 
-def test_several_answers_come_in_their_order(tmp_path: Path) -> None:
-    """The last one again after that."""
+def test_replay_returns_responses_in_order(tmp_path: Path) -> None:
+    """The last response repeats."""
     backend = FakeSnp()
     with Attester(record(tmp_path / "a.jsonl", backend)) as tee:
         for number in range(3):
@@ -65,8 +69,8 @@ def test_several_answers_come_in_their_order(tmp_path: Path) -> None:
     assert found[2] == found[3] == found[4]
 
 
-def test_what_was_not_recorded_fails_with_what_was(tmp_path: Path) -> None:
-    """Requests list what there is in their place, changes the one that comes."""
+def test_replay_unrecorded_request_lists_recorded_ones(tmp_path: Path) -> None:
+    """The error has the recorded requests, or the next recorded change."""
     path = tmp_path / "a.jsonl"
     recording: Any = record(path, Simulator())
     for number in range(7):
@@ -77,28 +81,29 @@ def test_what_was_not_recorded_fails_with_what_was(tmp_path: Path) -> None:
     recording.close()
     replay: Any = Recording(path)
     with pytest.raises(QuoteUnavailableError) as caught:
-        replay.get_quote(ASKED)
+        replay.get_quote(REPORT_DATA)
+    assert caught.value.reason == "not_recorded"
     text = str(caught.value)
     assert str(path) in text
-    assert f"get_quote({ASKED.hex()}) was not recorded after 0 of 1 changes" in text
+    assert f"get_quote({REPORT_DATA.hex()}) was not recorded after 0 of 1 changes" in text
     assert f"get_quote({'03' * 64}), 3 more of get_quote, read_rtmr" in text, text
     assert "04" * 64 not in text
-    with pytest.raises(BackendError, match=r"read_rtmr\(2\) was not .* has read_rtmr\(1\), get_q"):
+    with pytest.raises(BackendError, match=r"read_rtmr\(2\) was not .*: read_rtmr\(1\), get_q"):
         replay.read_rtmr(2)
-    with pytest.raises(BackendError, match=rf"comes extend_rtmr\(3, {'00' * 48}\)"):
+    with pytest.raises(BackendError, match=rf"is extend_rtmr\(3, {'00' * 48}\)"):
         replay.extend_rtmr(3, b"1" * 48)
     replay.extend_rtmr(3, bytes(48))
     assert replay.read_rtmr(2) == Simulator().read_rtmr(2)
-    with pytest.raises(BackendError, match=r"after 1 of 1 changes; there it has read_rtmr\(2\)"):
+    with pytest.raises(BackendError, match=r"after 1 of 1 changes; .*: read_rtmr\(2\)"):
         replay.read_rtmr(1)
-    with pytest.raises(BackendError, match="comes no change"):
+    with pytest.raises(BackendError, match="no change"):
         replay.extend_rtmr(3, bytes(48))
     with pytest.raises(BackendError, match="read_event_log"):
         replay.read_event_log()
 
 
-def test_each_stretch_has_answers_of_its_own(tmp_path: Path) -> None:
-    """Behind a change the first of them comes first again, however many were given before it."""
+def test_replay_restarts_responses_after_a_change(tmp_path: Path) -> None:
+    """After a change, its first response is returned, whatever was read before."""
 
     def use(backend: Any) -> list[object]:
         found: list[object] = []
@@ -108,11 +113,11 @@ def test_each_stretch_has_answers_of_its_own(tmp_path: Path) -> None:
         return found
 
     class Counting(Simulator):
-        asked = 0
+        calls = 0
 
         def read_event_log(self) -> bytes:
-            self.asked += 1
-            return bytes([self.asked])
+            self.calls += 1
+            return bytes([self.calls])
 
     recording = record(tmp_path / "a.jsonl", Counting())
     assert use(recording) == [bytes([number]) for number in range(1, 10)]
@@ -120,8 +125,8 @@ def test_each_stretch_has_answers_of_its_own(tmp_path: Path) -> None:
     assert use(Recording(tmp_path / "a.jsonl")) == [bytes([number]) for number in range(1, 10)]
 
 
-def test_the_journal_is_opened_where_it_was_not_recorded(tmp_path: Path) -> None:
-    """Nothing depends on when it is opened; with another version it is another journal."""
+def test_replay_opens_journal_anywhere(tmp_path: Path) -> None:
+    """The time of opening is irrelevant; another version is another journal."""
     recording: Any = record(tmp_path / "a.jsonl", Simulator())
     recording.extend_rtmr(2, bytes(48))
     journal = recording.open_journal(1)
@@ -131,15 +136,15 @@ def test_the_journal_is_opened_where_it_was_not_recorded(tmp_path: Path) -> None
     journal.close()
     recording.close()
     replay: Any = Recording(tmp_path / "a.jsonl")
-    with pytest.raises(BackendError, match=r"open_journal\(2\) was not recorded"):
+    with raises(BackendError, "not_recorded"):
         replay.open_journal(2)
     found = replay.open_journal(1)
     assert found is replay.open_journal(2)
     assert found.version == 1
-    with pytest.raises(BackendError, match="comes extend_rtmr"):
+    with raises(BackendError, "not_recorded"):
         found.emit(runtime_event("one", b""))
     replay.extend_rtmr(2, bytes(48))
-    with pytest.raises(BackendError, match=r"comes journal_emit\('one'\)"):
+    with pytest.raises(BackendError, match=r"is journal_emit\('one'\)"):
         found.emit(runtime_event("two", b"2"))
     found.emit(runtime_event("one", b""))
     assert found.events() == events
@@ -147,8 +152,8 @@ def test_the_journal_is_opened_where_it_was_not_recorded(tmp_path: Path) -> None
     found.close()
 
 
-def test_an_error_settles_nothing(tmp_path: Path) -> None:
-    """A journal that could be opened at last can be opened behind a change too."""
+def test_replay_journal_opens_after_recorded_error(tmp_path: Path) -> None:
+    """A journal that was opened at the second attempt can be opened after a change."""
 
     class Hesitant(Simulator):
         refused = False
@@ -156,11 +161,11 @@ def test_an_error_settles_nothing(tmp_path: Path) -> None:
         def open_journal(self, version: int | None = None) -> RuntimeLog:
             if not self.refused:
                 self.refused = True
-                raise BackendBusyError("once")
+                raise BackendBusyError("once", reason="lock")
             return super().open_journal(version)
 
     recording: Any = record(tmp_path / "a.jsonl", Hesitant())
-    with pytest.raises(BackendBusyError, match="once"):
+    with raises(BackendBusyError, "lock"):
         recording.open_journal()
     recording.open_journal()
     recording.extend_rtmr(3, bytes(48))
@@ -170,25 +175,27 @@ def test_an_error_settles_nothing(tmp_path: Path) -> None:
     replay.extend_rtmr(3, bytes(48))
     assert replay.open_journal().version == 1
     replay = Recording(tmp_path / "a.jsonl")
-    with pytest.raises(BackendBusyError, match="once"):
+    with raises(BackendBusyError, "lock"):
         replay.open_journal()
     assert replay.open_journal() is replay.open_journal()
 
 
 ERRORS: list[AttestKitError] = [
-    BackendBusyError("busy"),
-    QuoteUnavailableError("no quote"),
-    FormatError("bad", offset=7, reason="short"),
+    BackendBusyError("busy", reason="device"),
+    QuoteUnavailableError("no quote", reason="timed_out"),
+    FormatError("bad", offset=7, reason="short_body"),
     ReplayError("not so", steps=("one", "two"), reason="rtmr_mismatch"),
-    SignatureError("bad"),
-    UsageError("use"),
-    JournalError("torn"),
+    CollateralError("none", reason="missing"),
+    CollateralExpiredError("old", steps=("one",), reason="crl_expired"),
+    SignatureError("bad", reason="bad_signature"),
+    UsageError("use", reason="conflict"),
+    JournalError("torn", reason="damaged"),
 ]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_errors_come_again(tmp_path: Path, error: AttestKitError) -> None:
-    """With their class, their text and what else they say; then what came after them."""
+def test_replay_repeats_recorded_error(tmp_path: Path, error: AttestKitError) -> None:
+    """Type, text and attributes are equal, and later responses follow."""
 
     class Failing(FakeSnp):
         def get_quote(self, report_data: bytes) -> bytes:
@@ -197,39 +204,55 @@ def test_errors_come_again(tmp_path: Path, error: AttestKitError) -> None:
             self.asked = 1
             raise error
 
-    def ask(backend: Backend) -> list[object]:
+    def request_quotes(backend: Backend) -> list[object]:
         with pytest.raises(type(error)) as caught:
-            backend.get_quote(ASKED)
+            backend.get_quote(REPORT_DATA)
         found = caught.value
         more = [getattr(found, name, None) for name in ("offset", "reason", "steps")]
-        return [type(found), str(found), *more, backend.get_quote(ASKED)]
+        return [type(found), str(found), *more, backend.get_quote(REPORT_DATA)]
 
     recording = record(tmp_path / "a.jsonl", Failing())
-    first = ask(recording)
+    first = request_quotes(recording)
     recording.close()
-    assert first == ask(Recording(tmp_path / "a.jsonl"))
+    assert first == request_quotes(Recording(tmp_path / "a.jsonl"))
 
 
-def test_an_error_of_somebody_elses_class_is_one_of_ours(tmp_path: Path) -> None:
-    """The nearest class of attestkit's own tree."""
+def test_recorded_error_of_foreign_class_gets_nearest_own_class(tmp_path: Path) -> None:
+    """A subclass from another package is replayed as attestkit's class."""
 
     class MyError(BackendBusyError):
         pass
 
     backend = FakeSnp()
-    backend.refusal = MyError("mine")
+    backend.refusal = MyError("mine", reason="device")
     recording: Any = record(tmp_path / "a.jsonl", backend)
     with pytest.raises(MyError):
-        recording.get_snp_report(ASKED)
+        recording.get_snp_report(REPORT_DATA)
     recording.close()
     replay: Any = Recording(tmp_path / "a.jsonl")
-    with pytest.raises(BackendBusyError, match="mine") as caught:
-        replay.get_snp_report(ASKED)
-    assert type(caught.value) is BackendBusyError
+    with raises(BackendBusyError, "device", args=("mine",)):
+        replay.get_snp_report(REPORT_DATA)
 
 
-class Stubborn(Simulator):
-    """Its journal cannot be locked three times."""
+def test_recording_ends_at_unknown_reason(tmp_path: Path) -> None:
+    """A reader would reject the reason; the calls before it are recorded."""
+
+    class Odd(FakeSnp):
+        def read_event_log(self) -> bytes:
+            raise BackendError("odd", reason=untyped("nowhere"))
+
+    recording: Any = record(tmp_path / "a.jsonl", Odd())
+    recording.get_quote(REPORT_DATA)
+    with raises(BackendError, "nowhere"):
+        recording.read_event_log()
+    recording.get_quote(bytes(64))
+    with raises(BackendError, "truncated"):
+        recording.close()
+    assert len(read_recording(tmp_path / "a.jsonl").entries) == 1
+
+
+class LockFailingSimulator(Simulator):
+    """Simulator whose journal lock fails three times."""
 
     attempts = 0
 
@@ -240,28 +263,28 @@ class Stubborn(Simulator):
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock, or refuse."""
+        """Lock, or raise JournalError."""
         self.attempts += 1
         if self.attempts in (2, 3, 7):
-            raise JournalError(f"attempt {self.attempts}")
+            raise JournalError(f"attempt {self.attempts}", reason="unreadable")
         yield
 
 
-def test_a_journal_that_cannot_be_locked_is_recorded(tmp_path: Path) -> None:
-    """At the attempts at which it could not, and not at others; a change counts anew."""
+def test_replay_repeats_journal_lock_errors(tmp_path: Path) -> None:
+    """The same attempts fail; a change restarts the count."""
 
     def use(tee: Any) -> list[str]:
-        told = []
+        outcomes = []
         for _ in range(5):
             try:
                 with tee.open_journal().locked():
-                    told.append("locked")
+                    outcomes.append("locked")
             except JournalError as error:
-                told.append(str(error))
+                outcomes.append(str(error))
         tee.extend_rtmr(3, bytes(48))
-        return told
+        return outcomes
 
-    recording = record(tmp_path / "a.jsonl", Stubborn())
+    recording = record(tmp_path / "a.jsonl", LockFailingSimulator())
     first = use(recording), use(recording)
     recording.close()
     replay = Recording(tmp_path / "a.jsonl")
@@ -270,8 +293,8 @@ def test_a_journal_that_cannot_be_locked_is_recorded(tmp_path: Path) -> None:
     assert first[1] == ["locked", "attempt 7", "locked", "locked", "locked"]
 
 
-def test_a_reboot_is_a_change(tmp_path: Path) -> None:
-    """What is asked behind it is answered as it was there."""
+def test_replay_reboot_is_a_change(tmp_path: Path) -> None:
+    """Requests after the reboot have the responses recorded after it."""
     recording: Any = record(tmp_path / "a.jsonl", Simulator())
     journal = recording.open_journal()
     boot = journal.events()
@@ -283,7 +306,7 @@ def test_a_reboot_is_a_change(tmp_path: Path) -> None:
     replay: Any = Recording(tmp_path / "a.jsonl")
     found = replay.open_journal()
     assert found.events() == boot
-    with pytest.raises(BackendError, match="comes journal_emit"):
+    with raises(BackendError, "not_recorded"):
         replay.reset()
     found.emit(runtime_event("one", b""))
     assert found.events() == longer
@@ -292,23 +315,23 @@ def test_a_reboot_is_a_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, 65])
-def test_other_sizes_are_refused_in_a_replay_too(tmp_path: Path, size: int) -> None:
-    """As the contract has it, whether or not it was recorded."""
+def test_replay_rejects_wrong_sizes(tmp_path: Path, size: int) -> None:
+    """The contract is checked, whether or not the request was recorded."""
     record(tmp_path / "a.jsonl", FakeAgent()).close()
     replay: Any = Recording(tmp_path / "a.jsonl")
-    for door in (replay.get_quote, replay.get_quote_response):
-        with pytest.raises(UsageError, match="64 bytes"):
-            door(bytes(size))
-    with pytest.raises(UsageError, match="bytes as its payload"):
+    for method in (replay.get_quote, replay.get_quote_response):
+        with raises(UsageError, "wrong_size"):
+            method(bytes(size))
+    with raises(UsageError, "wrong_type"):
         replay.emit_event("name", "text")
     record(tmp_path / "b.jsonl", Simulator()).close()
     replay = Recording(tmp_path / "b.jsonl")
     for register in (-1, 4, True, "1"):
-        with pytest.raises(UsageError, match="no RTMR"):
+        with raises(UsageError, "out_of_range"):
             replay.read_rtmr(register)
-    with pytest.raises(UsageError, match="48 bytes"):
+    with raises(UsageError, "wrong_size"):
         replay.extend_rtmr(3, bytes(size))
     recording: Any = record(tmp_path / "c.jsonl", Simulator())
-    with pytest.raises(UsageError, match="Events"):
+    with raises(UsageError, "wrong_type"):
         recording.open_journal().emit("x")
     recording.close()

@@ -1,4 +1,4 @@
-"""A recording knows the app that the host had told of, and never has its keys."""
+"""App data in a recording: the host's configuration, but never keys."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,8 @@ from attestkit.attester import Attester
 from attestkit.backends.base import AppHost, hosts_app
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import UnsupportedError
-from tests.backends.recording.recorded import leave_the_machine_out, record
+from tests.backends.recording.recorded import isolate_from_host, record
+from tests.raising import raises
 from tests.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
 
 COMPOSE = b'{"manifest_version": 2, "name": "app", "runner": "docker-compose"}'
@@ -18,38 +19,38 @@ COMPOSE = b'{"manifest_version": 2, "name": "app", "runner": "docker-compose"}'
 
 @pytest.fixture(autouse=True)
 def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of this machine gets in."""
-    leave_the_machine_out(tmp_path, monkeypatch)
+    """Isolate the test from this machine."""
+    isolate_from_host(tmp_path, monkeypatch)
 
 
 def test_keys_are_never_recorded(tmp_path: Path) -> None:
-    """They are there while it records, and a replay says why it has none."""
+    """They are available while recording, and unsupported in a replay."""
     path = tmp_path / "a.jsonl"
     with attestkit.open("recording", path=path, of="simulator", options={"seed": SEED}) as tee:
         secret = tee.keys.derive("wallet").key
     with (
         attestkit.open("recording", path=path) as tee,
-        pytest.raises(UnsupportedError, match="keys are not recorded"),
+        raises(UnsupportedError, "no_keys"),
     ):
         tee.keys.derive("wallet")
     agent = record(tmp_path / "b.jsonl", FakeAgent())
     with Attester(agent) as tee:
         assert tee.keys.derive("wallet").key == secret
     with attestkit.open("recording", path=tmp_path / "b.jsonl") as tee:
-        for ask in (
+        for use in (
             lambda: tee.keys.derive("wallet"),
             lambda: tee.keys.derive_separated("wallet", "p256"),
             lambda: tee.keys.sign(b"", "ed25519"),
         ):
-            with pytest.raises(UnsupportedError, match="keys are not recorded"):
-                ask()
+            with raises(UnsupportedError, "no_keys"):
+                use()
     for file in tmp_path.glob("*.jsonl"):
         assert secret.hex() not in file.read_text()
         assert SEED.hex() not in file.read_text()
 
 
-def test_what_the_host_shares_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evidence of hardware has its configuration, on another machine too; keys stay."""
+def test_host_shared_files_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay on another machine has the configuration of hardware evidence, without keys."""
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "app-compose.json").write_bytes(COMPOSE)
@@ -67,12 +68,12 @@ def test_what_the_host_shares_is_recorded(tmp_path: Path, monkeypatch: pytest.Mo
     with attestkit.open("recording", path=tmp_path / "a.jsonl") as tee:
         assert use(tee) == first
         assert tee.host is not None
-        with pytest.raises(UnsupportedError, match="keys are not recorded"):
+        with raises(UnsupportedError, "no_keys"):
             tee.keys.derive("")
 
 
-def test_the_launch_document_of_an_snp_guest_is_recorded(tmp_path: Path) -> None:
-    """Evidence carries it, so a replay has to know it."""
+def test_snp_launch_document_is_recorded(tmp_path: Path) -> None:
+    """The document is part of the evidence."""
     from attestkit.attestation.launch.mr_config import host_data
 
     document = '{"version": 3, "app_id": "' + "22" * 20 + '"}'
@@ -86,17 +87,19 @@ def test_the_launch_document_of_an_snp_guest_is_recorded(tmp_path: Path) -> None
     (shared / ".sys-config.json").unlink()
     with attestkit.open("recording", path=tmp_path / "a.jsonl") as tee:
         second = tee.attest(b"nonce")
-        with pytest.raises(UnsupportedError, match=r"there is no .*app-compose.json"):
+        with raises(UnsupportedError, "no_app"):
             _ = tee.app_compose
     assert second.to_bytes() == first.to_bytes()
     assert document.encode() in first.to_bytes()
 
 
-def test_a_host_that_shares_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replay of such hardware knows no app either, and says what was missing."""
+def test_recording_without_host_shared_files_has_no_app(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replay raises the recorded error."""
 
     def use(tee: Attester) -> list[object]:
-        with pytest.raises(UnsupportedError, match="app-compose") as caught:
+        with raises(UnsupportedError, "no_app") as caught:
             _ = tee.app_compose
         return [tee.attest(b"").to_bytes(), str(caught.value), tee.vm_config]
 
@@ -107,13 +110,13 @@ def test_a_host_that_shares_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert use(tee) == first
 
 
-def test_hosts_app_asks_nothing() -> None:
-    """Python before 3.12 would read the attributes, and files that are not there."""
+def test_hosts_app_reads_no_attributes() -> None:
+    """Isinstance of Python before 3.12 would read them."""
 
     class Host(FakeSnp):
         @property
         def app_compose(self) -> object:
-            raise AssertionError("asked")
+            raise AssertionError("attribute read")
 
         vm_config = app_keys = app_compose
 

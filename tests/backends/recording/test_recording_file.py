@@ -1,4 +1,4 @@
-"""A file of a recording is read as it was written, in part where it was cut, and else refused."""
+"""Reading a recording: complete, truncated and malformed files."""
 
 import json
 import os
@@ -17,28 +17,29 @@ from attestkit.backends.recording import Recording, recording_file
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import AttestKitError, BackendError, FormatError
 from tests.keeping import Keeping
+from tests.raising import raises
 from tests.tees import SEED, FakeAgent, FakeSnp
 from tests.untyped import untyped
 
 ROOT = Path(__file__).resolve().parents[3]
-ASKED = bytes(range(64))
+REPORT_DATA = bytes(range(64))
 
 
-class Short(Simulator):
-    """Its quotes are short, and none: nobody looks into answers."""
+class ShortQuoteSimulator(Simulator):
+    """Simulator with short quotes, which are not valid."""
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return what was asked, twice."""
+        """Return the report data twice."""
         return 2 * report_data
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A recording with all kinds of lines, none of them long."""
+    """Return a recording with all types of lines, each short."""
     path = tmp_path_factory.mktemp("recording") / "a.jsonl"
-    recording: Any = Recording(path, of=Short(seed=SEED), now=lambda: 0)
-    recording.get_quote(ASKED)
-    recording.get_quote(ASKED)
+    recording: Any = Recording(path, of=ShortQuoteSimulator(seed=SEED), now=lambda: 0)
+    recording.get_quote(REPORT_DATA)
+    recording.get_quote(REPORT_DATA)
     recording.open_journal().events()
     with pytest.raises(AttestKitError):
         recording.extend_rtmr(1, bytes(48))
@@ -48,14 +49,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def test_cut_at_every_length(tmp_path: Path, whole: bytes) -> None:
-    """It is a shorter recording, or refused for want of a header; each whole line counts."""
+def test_truncated_file_is_a_shorter_recording(tmp_path: Path, whole: bytes) -> None:
+    """A file without a complete header is rejected; otherwise each complete line counts."""
     path = tmp_path / "cut.jsonl"
     header = whole.index(b"\n")
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
         if size < header:
-            with pytest.raises(FormatError, match=r"cut\.jsonl, line 1: .* no whole header"):
+            with raises(FormatError, "truncated"):
                 Recording(path)
             continue
         found = recording_file.read_recording(path)
@@ -68,18 +69,18 @@ def test_cut_at_every_length(tmp_path: Path, whole: bytes) -> None:
     assert recording_file.read_recording(path).complete
 
 
-def test_a_cut_file_replays_as_far_as_it_goes(tmp_path: Path, whole: bytes) -> None:
-    """What is missing is told, and that the file has no end."""
+def test_truncated_file_replays_the_complete_lines(tmp_path: Path, whole: bytes) -> None:
+    """The error for later requests states that the recording was not closed."""
     path = tmp_path / "cut.jsonl"
     path.write_bytes(b"\n".join(whole.split(b"\n")[:2])[:-10])
     replay = Recording(path)
     assert not replay.complete
-    with pytest.raises(BackendError, match=r"it has nothing; the program .* not come to its end"):
-        replay.get_quote(ASKED)
+    with pytest.raises(BackendError, match="nothing; the recording was not closed"):
+        replay.get_quote(REPORT_DATA)
 
 
-def change(at: int, **members: object) -> Callable[[list[dict[str, Any]]], object]:
-    """Return what alters members of a line; None takes one away."""
+def change_line(at: int, **members: object) -> Callable[[list[dict[str, Any]]], object]:
+    """Return a function that changes members of a line; None removes one."""
 
     def alter(lines: list[dict[str, Any]]) -> None:
         for name, value in members.items():
@@ -91,87 +92,100 @@ def change(at: int, **members: object) -> Callable[[list[dict[str, Any]]], objec
     return alter
 
 
-ERRONEOUS: list[tuple[Callable[[list[dict[str, Any]]], object], str]] = [
-    (change(0, format="other"), "line 1: no recording: its format is not"),
-    (change(0, version=2), "line 1: this attestkit reads recordings of version 1"),
-    (change(0, backend=7), "line 1: backend: not a str"),
-    (change(0, simulated=None), "line 1: simulated: not a bool"),
-    (change(0, abilities=["wings"]), "line 1: abilities: they are among registers"),
-    (change(0, abilities=[{}]), "line 1: abilities"),
-    (change(0, trust_anchor="zz"), "line 1: trust_anchor: not hex"),
-    (change(0, host=7), "line 1: host: not an object"),
+ERRONEOUS: list[tuple[Callable[[list[dict[str, Any]]], object], str, str]] = [
+    (change_line(0, format="other"), "line 1: not a recording: format", "unrecognized"),
+    (change_line(0, version=2), "line 1: version", "unsupported_version"),
+    (change_line(0, backend=7), "line 1: backend", "wrong_type"),
+    (change_line(0, simulated=None), "line 1: simulated", "wrong_type"),
+    (change_line(0, abilities=["wings"]), "line 1: abilities: must be among reg", "wrong_value"),
+    (change_line(0, abilities=[{}]), "line 1: abilities", "wrong_value"),
+    (change_line(0, trust_anchor="zz"), "line 1: trust_anchor", "encoding"),
+    (change_line(0, host=7), "line 1: host", "wrong_type"),
     (
-        change(0, host={"app_compose": 1, "vm_config": 2}),
-        "line 1: host: app_compose: not an object",
+        change_line(0, host={"app_compose": 1, "vm_config": 2}),
+        "line 1: host: app_compose",
+        "wrong_type",
     ),
     (
-        change(0, host={"app_compose": {"answer": "{}"}, "vm_config": {"answer": ""}}),
+        change_line(0, host={"app_compose": {"answer": "{}"}, "vm_config": {"answer": ""}}),
         "line 1: host: app_compose: manifest_version",
+        "wrong_value",
     ),
-    (change(1, ask=None), "line 2: neither ask nor change"),
-    (change(1, change="get_quote"), "line 2: neither ask nor change, or both"),
-    (change(1, ask="get_lost"), "line 2: ask: no call"),
-    (change(1, ask=[]), "line 2: ask: no call"),
-    (change(1, ask="extend_rtmr"), "line 2: ask: no call that is recorded so"),
-    (change(1, answer=None), "line 2: neither answer nor error"),
-    (change(1, answer=5), "line 2: answer: not hex"),
-    (change(1, answer="5"), "line 2: answer: not hex"),
-    (change(1, error="UsageError"), "line 2: neither answer nor error, or both"),
-    (change(1, report_data=[1]), "line 2: an argument is neither"),
-    (change(2, **{"as": 3}), "line 3: as: no line before"),
-    (change(2, **{"as": 9}), "line 3: as: no line before"),
-    (change(2, **{"as": "2"}), "line 3: as: not the number"),
-    (change(2, answer="00"), "line 3: as: not the number of a line, alone"),
-    (change(3, answer=0), "line 4: answer: not null"),
-    (change(4, answer=[]), "line 5: answer: not an object of keep, add"),
-    (change(4, answer={"keep": 1, "add": []}), "line 5: answer: keep is no number"),
-    (change(4, answer={"keep": 0, "add": [{}]}), "line 5: event: not an object of register"),
-    (change(5, error="Exception"), "line 6: error: not one of attestkit's"),
-    (change(5, text=None), "line 6: error: not one of attestkit's"),
-    (change(5, offset="x"), "line 6: error: the offset"),
-    (change(5, steps=[1]), "line 6: error: steps"),
-    (change(8, end=3), "line 9: the end counts 3 calls, not 7"),
-    (lambda lines: lines.append(lines[1]), "line 10: something comes after the end"),
-    (lambda lines: lines.pop(0), "line 1: no recording: its format"),
-    (lambda lines: lines.insert(1, untyped([])), "line 2: not an object"),
-    (lambda lines: lines.insert(2, {"end": 1}), "line 4: something comes after the end"),
+    (change_line(1, ask=None), "line 2: ", "missing"),
+    (change_line(1, change="get_quote"), "line 2: ", "inconsistent"),
+    (change_line(1, ask="get_lost"), "line 2: ask: unknown call 'get_lost'", "wrong_value"),
+    (change_line(1, ask=[]), "line 2: ask", "wrong_value"),
+    (change_line(1, ask="extend_rtmr"), "line 2: ask", "wrong_value"),
+    (change_line(1, answer=None), "line 2: ", "missing"),
+    (change_line(1, answer=5), "line 2: answer", "wrong_type"),
+    (change_line(1, answer="5"), "line 2: answer", "encoding"),
+    (change_line(1, error="UsageError"), "line 2: ", "inconsistent"),
+    (change_line(1, report_data=[1]), "line 2: arguments", "wrong_type"),
+    (change_line(2, **{"as": 3}), "line 3: as", "wrong_value"),
+    (change_line(2, **{"as": 9}), "line 3: as", "wrong_value"),
+    (change_line(2, **{"as": "2"}), "line 3: as", "wrong_type"),
+    (change_line(2, answer="00"), "line 3: as", "inconsistent"),
+    (change_line(3, answer=0), "line 4: answer", "wrong_type"),
+    (change_line(4, answer=[]), "line 5: answer", "wrong_type"),
+    (change_line(4, answer={"keep": 1}), "line 5: answer", "missing"),
+    (change_line(4, answer={"keep": 1, "add": [], "x": 1}), "line 5: answer", "unknown_field"),
+    (change_line(4, answer={"keep": 1, "add": []}), "line 5: answer", "wrong_value"),
+    (change_line(4, answer={"keep": 0, "add": [{}]}), "line 5: event", "missing"),
+    (change_line(5, error="Exception"), "line 6: error: unknown class", "wrong_value"),
+    (change_line(5, text=None), "line 6: error: text", "wrong_type"),
+    (change_line(5, reason="nowhere"), "line 6: error: unknown reason", "wrong_value"),
+    (change_line(5, reason="damaged"), "line 6: error: unknown reason", "wrong_value"),
+    (change_line(5, reason=None), "line 6: error: unknown reason", "wrong_value"),
+    (change_line(5, reason=7), "line 6: error: unknown reason", "wrong_value"),
+    (change_line(5, offset="x"), "line 6: error: offset", "wrong_type"),
+    (change_line(5, steps=[1]), "line 6: error: steps", "wrong_type"),
+    (change_line(8, end="7"), "line 9: end", "wrong_type"),
+    (change_line(8, end=3), "line 9: end: 3 calls", "wrong_size"),
+    (lambda lines: lines.append(lines[1]), "line 10: ", "trailing_data"),
+    (lambda lines: lines.pop(0), "line 1: not a recording", "unrecognized"),
+    (lambda lines: lines.insert(1, untyped([])), "line 2: not an object", "wrong_type"),
+    (lambda lines: lines.insert(2, {"end": 1}), "line 4: ", "trailing_data"),
 ]
 
 
-@pytest.mark.parametrize(("alter", "told"), ERRONEOUS, ids=[told for _, told in ERRONEOUS])
-def test_what_is_wrong_is_told_with_its_line(
-    tmp_path: Path, whole: bytes, alter: Callable[[list[dict[str, Any]]], object], told: str
+@pytest.mark.parametrize(("alter", "position", "reason"), ERRONEOUS)
+def test_malformed_line_is_rejected(
+    tmp_path: Path,
+    whole: bytes,
+    alter: Callable[[list[dict[str, Any]]], object],
+    position: str,
+    reason: str,
 ) -> None:
-    """By file and line, whatever it is."""
+    """The error has the file, the line and the member."""
     path = tmp_path / "a.jsonl"
     lines = [json.loads(line) for line in whole.decode().splitlines()]
     alter(lines)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(FormatError) as caught:
+    with raises(FormatError, reason) as caught:
         Recording(path)
-    assert f"{path}, {told}" in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: {position}")
 
 
-def test_a_broken_line_within_is_no_cut(tmp_path: Path, whole: bytes) -> None:
-    """Only the last line may be torn: elsewhere something else happened to the file."""
+def test_malformed_line_before_the_end_is_rejected(tmp_path: Path, whole: bytes) -> None:
+    """Only the last line may be truncated."""
     path = tmp_path / "a.jsonl"
     first, second, rest = whole.split(b"\n", 2)
     path.write_bytes(b"\n".join([first, second[:-1], rest]))
-    with pytest.raises(FormatError, match="line 2: not JSON"):
+    with raises(FormatError, "syntax"):
         Recording(path)
     path.write_bytes(first + b'\n{"ask":"read_event_log","answer":"","answer":""}\n')
-    with pytest.raises(FormatError, match="line 2: answer: occurs twice"):
+    with raises(FormatError, "duplicate"):
         Recording(path)
     path.write_bytes(first + b"\n" + b"[" * 1000 + b"\n")
-    with pytest.raises(FormatError, match="line 2: JSON nests deeper"):
+    with raises(FormatError, "too_deep"):
         Recording(path)
 
 
 @given(data=st.binary(max_size=200), at=st.integers(0, 7))
-def test_any_bytes_are_read_or_refused(
+def test_any_bytes_are_read_or_rejected(
     tmp_path_factory: pytest.TempPathFactory, whole: bytes, data: bytes, at: int
 ) -> None:
-    """Alone, and in place of a line: nothing but our errors."""
+    """A file, or one of its lines, is replaced with arbitrary bytes."""
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     lines = whole.split(b"\n")
     for content in (data, b"\n".join([*lines[:at], data, *lines[at + 1 :]])):
@@ -181,32 +195,34 @@ def test_any_bytes_are_read_or_refused(
         assert kept.error is None or str(path) in str(kept.error)
 
 
-def test_too_much_is_refused(tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recording_size_limits(
+    tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More bytes or calls than the limits are neither read nor written."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(whole)
     monkeypatch.setattr(recording_file, "MOST", 6)
-    with pytest.raises(FormatError, match="line 8: more than 6 calls"):
+    with raises(FormatError, "too_many"):
         Recording(path)
     recording: Any = Recording(tmp_path / "b.jsonl", of=Simulator())
     for _ in range(10):
         recording.read_rtmr(0)
-    with pytest.raises(BackendError, match="does not have everything: a recording has at most"):
+    with raises(BackendError, "truncated"):
         recording.close()
     Recording(tmp_path / "b.jsonl")
     monkeypatch.setattr(recording_file, "LARGEST", 4000)
-    with pytest.raises(FormatError, match="longer than 4000 bytes"):
+    with raises(FormatError, "too_large"):
         Recording(path)
     recording = Recording(tmp_path / "c.jsonl", of=FakeSnp())
-    assert len(recording.get_quote(ASKED)) == 1184
+    assert len(recording.get_quote(REPORT_DATA)) == 1184
     assert len(recording.get_quote(bytes(64))) == 1184
-    with pytest.raises(BackendError, match="at most 4000 bytes"):
+    with raises(BackendError, "truncated"):
         recording.close()
     assert len(recording_file.read_recording(tmp_path / "c.jsonl").entries) == 1
 
 
-def test_a_file_that_cannot_grow(tmp_path: Path) -> None:
-    """The kernel's own refusal: the answers are given, the file has whole lines."""
+def test_file_size_limit_ends_the_recording(tmp_path: Path) -> None:
+    """With RLIMIT_FSIZE, calls succeed and the file has complete lines."""
     path = tmp_path / "a.jsonl"
     program = (
         "import attestkit, resource\n"
@@ -217,7 +233,7 @@ def test_a_file_that_cannot_grow(tmp_path: Path) -> None:
         "try:\n"
         "    tee.close()\n"
         "except attestkit.errors.BackendError as error:\n"
-        "    print(error)\n"
+        "    print(error.reason, error)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -226,13 +242,14 @@ def test_a_file_that_cannot_grow(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert "does not have everything: File too large" in done.stdout
+    assert done.stdout.startswith("truncated ")
+    assert "File too large" in done.stdout
     assert path.read_bytes().endswith(b"\n")
     assert len(recording_file.read_recording(path).entries) == 1
 
 
-def test_lone_surrogates_come_back(tmp_path: Path) -> None:
-    """What an agent calls an event is its business: a text that is no Unicode is recorded."""
+def test_lone_surrogates_are_preserved(tmp_path: Path) -> None:
+    """An event name of an agent may be invalid Unicode."""
 
     class Agent(FakeAgent):
         def emit_event(self, name: str, payload: bytes) -> None:
@@ -242,23 +259,23 @@ def test_lone_surrogates_come_back(tmp_path: Path) -> None:
     recording.emit_event("\ud800", b"")
     recording.close()
     replay: Any = Recording(tmp_path / "a.jsonl")
-    with pytest.raises(BackendError, match="comes emit_event"):
+    with raises(BackendError, "not_recorded"):
         replay.emit_event("\ud801", b"")
     replay.emit_event("\ud800", b"")
 
 
-def test_the_order_of_members_does_not_count(tmp_path: Path, whole: bytes) -> None:
-    """A file that went through other tools says the same."""
+def test_member_order_is_irrelevant(tmp_path: Path, whole: bytes) -> None:
+    """Other tools may reorder the members."""
     path = tmp_path / "a.jsonl"
     lines = [json.loads(line) for line in whole.decode().splitlines()]
     path.write_text("\n".join(json.dumps(line, sort_keys=True, indent=None) for line in lines))
     replay = Recording(path)
-    assert replay.get_quote(ASKED) == 2 * ASKED
+    assert replay.get_quote(REPORT_DATA) == 2 * REPORT_DATA
     assert replay.complete
 
 
-def test_a_large_recording_is_read_in_no_time(tmp_path: Path) -> None:
-    """Time is in proportion: a thousand times evidence and events are not a thousand logs."""
+def test_large_recording_is_read_in_linear_time(tmp_path: Path) -> None:
+    """Repeated logs do not multiply the size or the time."""
     path = tmp_path / "a.jsonl"
     with Attester(Recording(path, of=Simulator(seed=SEED))) as tee:
         for number in range(100):

@@ -1,4 +1,4 @@
-"""The runtime events in a recording: as they were, in memory in proportion to the file."""
+"""Runtime events in a recording: histories, and memory proportional to the file."""
 
 import json
 import tracemalloc
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from attestkit.backends.recording import Recording
 from attestkit.backends.recording.call_codec import event_to_json
-from attestkit.backends.recording.event_history import History
+from attestkit.backends.recording.event_history import EventHistory
 from attestkit.event_log import Event
 from attestkit.event_log.runtime_events import runtime_event
 
@@ -27,13 +27,13 @@ HEADER = {
 EVENT = runtime_event("a", b"")
 
 
-def numbered(number: int) -> Event:
-    """Return one of many events."""
+def make_event(number: int) -> Event:
+    """Return an event with this number as its name."""
     return runtime_event(str(number), b"")
 
 
-def write(path: Path, answers: list[tuple[int, list[Event]]]) -> None:
-    """Write a recording of a journal that was asked for its events again and again."""
+def write_recording(path: Path, answers: list[tuple[int, list[Event]]]) -> None:
+    """Write a recording of a journal with these responses to events()."""
     rows: list[dict[str, object]] = [
         HEADER,
         {"ask": "open_journal", "version": None, "answer": None},
@@ -45,20 +45,18 @@ def write(path: Path, answers: list[tuple[int, list[Event]]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-# How many events an answer keeps of those before, and how many it adds.
+# The number of events that a response keeps from the previous one, and the number it adds.
 STEPS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), max_size=40)
 
 
 @given(steps=STEPS, order=st.randoms(use_true_random=False))
-def test_an_answer_is_what_it_keeps_and_what_it_adds(
-    steps: list[tuple[int, int]], order: Random
-) -> None:
-    """However the answers build on each other, and in whatever order they are asked for."""
-    history, answers, number = History(), [], 0
+def test_history_is_kept_plus_added_events(steps: list[tuple[int, int]], order: Random) -> None:
+    """Responses build on each other, and are read in any order."""
+    history, answers, number = EventHistory(), [], 0
     plain: tuple[Event, ...] = ()
-    for wanted, more in steps:
-        keep = min(wanted, len(plain))
-        added = tuple(numbered(number + at) for at in range(more))
+    for kept, more in steps:
+        keep = min(kept, len(plain))
+        added = tuple(make_event(number + at) for at in range(more))
         number += more
         same = history.then(keep, added)
         assert (same is history) == (not added and keep == len(plain))
@@ -81,25 +79,25 @@ SHAPES: dict[str, Callable[[int], list[tuple[int, list[Event]]]]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_memory_is_in_proportion_to_the_file(tmp_path: Path, shape: str) -> None:
-    """Each answer is the whole history, and a small file has many of them."""
+def test_history_memory_is_proportional_to_file_size(tmp_path: Path, shape: str) -> None:
+    """Each response is a complete history, and a small file may have many."""
     peaks = []
     for count in (1000, 8000):
         path = tmp_path / f"{count}.jsonl"
-        write(path, SHAPES[shape](count))
+        write_recording(path, SHAPES[shape](count))
         tracemalloc.start()
         Recording(path).close()
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 10 * peaks[0], peaks  # the square would be 64 times
+    assert peaks[1] < 10 * peaks[0], peaks  # quadratic: 64 times
     assert peaks[1] < 20 * path.stat().st_size
 
 
-def test_every_answer_of_a_replay_is_given(tmp_path: Path) -> None:
-    """In their order; the last one again after that, as the same tuple."""
+def test_replay_returns_each_history_in_order(tmp_path: Path) -> None:
+    """The last one repeats, as the same tuple."""
     path = tmp_path / "a.jsonl"
-    events = [numbered(number) for number in range(5)]
-    write(path, [(0, events[:3]), (2, events[3:]), (4, []), (1, []), (1, [])])
+    events = [make_event(number) for number in range(5)]
+    write_recording(path, [(0, events[:3]), (2, events[3:]), (4, []), (1, []), (1, [])])
     log: Any = Recording(path)
     log = log.open_journal()
     zero, one, two, three, four = events

@@ -1,4 +1,4 @@
-"""Whatever is called: a replay gives the same bytes and the same errors, in the same order."""
+"""Property-based: a replay returns the recorded bytes and errors in the recorded order."""
 
 import itertools
 from collections.abc import Callable
@@ -27,7 +27,7 @@ _NAMES = st.sampled_from(["model", "x", "", "app-id", "a:b", "ü", "\ud800"])
 
 
 def _calls() -> st.SearchStrategy[Call]:
-    """Return calls of an Attester and of its backend, many of them wrong."""
+    """Return calls of an Attester and of its backend; many are invalid."""
     return st.one_of(
         st.builds(lambda data: lambda tee: tee.attest(data).to_bytes(), _DATA),
         st.builds(lambda data: lambda tee: tee.get_quote(data).raw, _DATA),
@@ -56,41 +56,41 @@ def _calls() -> st.SearchStrategy[Call]:
     )
 
 
-def outcome(tee: Attester, call: Call) -> object:
-    """Return what a call gives, or the error with its class and its text."""
+def run_call(tee: Attester, call: Call) -> object:
+    """Return the result of a call, or the error's type, reason and text."""
     try:
         return call(tee)
     except AttestKitError as error:
-        return type(error), str(error)
-    except AttributeError as error:  # an ability that it does not have
+        return type(error), error.reason, str(error)
+    except AttributeError as error:  # protocol not implemented
         return AttributeError, error.name
 
 
-def play(path: Path, make: Callable[[], Any], calls: list[Call]) -> None:
-    """Record the calls, and make them once more against the file."""
+def assert_replay_equals(path: Path, make: Callable[[], Any], calls: list[Call]) -> None:
+    """Record the calls, repeat them on the replay, and compare the results."""
     with Attester(Recording(path, of=make())) as tee:
-        first = [outcome(tee, call) for call in calls]
+        first = [run_call(tee, call) for call in calls]
     with Attester(Recording(path)) as tee:
-        second = [outcome(tee, call) for call in calls]
+        second = [run_call(tee, call) for call in calls]
     assert second == first
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for as many recordings as it takes."""
+    """Return a directory for all recordings."""
     return tmp_path_factory.mktemp("recordings")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_host(folder: Path) -> Any:
-    """No host shares files."""
+    """Disable the host-shared directory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSTACK_HOST_SHARED_DIR", str(folder / "none"))
         yield
 
 
-def new(folder: Path) -> Path:
-    """Return the name of the next recording."""
+def new_path(folder: Path) -> Path:
+    """Return the path of the next recording."""
     return folder / f"{next(NUMBER)}.jsonl"
 
 
@@ -107,55 +107,59 @@ _FAULTS = (
     version=st.sampled_from([4, 5]),
     faults=st.lists(st.sampled_from(_FAULTS), max_size=3),
 )
-def test_of_the_simulator(folder: Path, calls: list[Call], version: int, faults: list[str]) -> None:
-    """Quotes, logs, events, registers, reboots, and what is refused or goes wrong."""
-    play(new(folder), lambda: Simulator(quote_version=version, faults=faults), calls)
+def test_replay_of_simulator_is_identical(
+    folder: Path, calls: list[Call], version: int, faults: list[str]
+) -> None:
+    """Quotes, logs, events, registers, reboots and failures."""
+    assert_replay_equals(
+        new_path(folder), lambda: Simulator(quote_version=version, faults=faults), calls
+    )
 
 
 @settings(deadline=None, max_examples=30)
 @given(calls=st.lists(_calls(), max_size=12))
-def test_of_a_td_with_a_journal_on_disk(folder: Path, calls: list[Call]) -> None:
-    """As hardware has it; its log and its register may come to disagree, and then do so again."""
-    path = new(folder)
+def test_replay_of_td_with_disk_journal_is_identical(folder: Path, calls: list[Call]) -> None:
+    """Log and register may disagree, and then do so in the replay."""
+    path = new_path(folder)
     machine = path.with_suffix(".machine")
     machine.mkdir()
-    play(path, lambda: FakeTd(Machine(machine)), calls)
+    assert_replay_equals(path, lambda: FakeTd(Machine(machine)), calls)
 
 
 @settings(deadline=None, max_examples=30)
 @given(calls=st.lists(_calls(), max_size=12))
-def test_of_an_agent(folder: Path, calls: list[Call]) -> None:
-    """It has the log and emits the events."""
-    play(new(folder), FakeAgent, calls)
+def test_replay_of_agent_is_identical(folder: Path, calls: list[Call]) -> None:
+    """The agent has the log and emits the events."""
+    assert_replay_equals(new_path(folder), FakeAgent, calls)
 
 
 @settings(deadline=None, max_examples=30)
 @given(calls=st.lists(_calls(), max_size=12))
-def test_of_an_snp_guest(folder: Path, calls: list[Call]) -> None:
-    """It has reports, and no registers."""
-    play(new(folder), FakeSnp, calls)
+def test_replay_of_snp_guest_is_identical(folder: Path, calls: list[Call]) -> None:
+    """The guest has reports, and no registers."""
+    assert_replay_equals(new_path(folder), FakeSnp, calls)
 
 
 @settings(deadline=None, max_examples=30)
 @given(calls=st.lists(_calls(), max_size=12))
-def test_of_a_simulated_snp_guest(folder: Path, calls: list[Call]) -> None:
-    """It has an app besides, and the document of its launch."""
-    play(new(folder), lambda: Simulator(platform="snp"), calls)
+def test_replay_of_simulated_snp_guest_is_identical(folder: Path, calls: list[Call]) -> None:
+    """The guest has an app and a launch document."""
+    assert_replay_equals(new_path(folder), lambda: Simulator(platform="snp"), calls)
 
 
-def test_evidence_of_a_replay_verifies(folder: Path) -> None:
-    """As that of the recorded TEE does, at the time it was made: under its own root."""
-    path = new(folder)
+def test_replayed_evidence_verifies(folder: Path) -> None:
+    """It verifies under the recorded root at the recorded time."""
+    path = new_path(folder)
     simulator = Simulator(now=lambda: NOW)
     verifier = Verifier(
         simulator.trust_anchor, simulator.collateral(), policy=AppraisalPolicy.default()
     )
 
-    def judged(backend: Backend) -> dict[str, object]:
+    def verify_evidence(backend: Backend) -> dict[str, object]:
         with Attester(backend) as tee:
             tee.emit_event("model", b"1")
             evidence = tee.attest(b"nonce").to_bytes()
         return verifier.verify(evidence, report_data=b"nonce", now=NOW).to_dict()
 
-    first = judged(Recording(path, of=simulator))
-    assert judged(Recording(path)) == first
+    first = verify_evidence(Recording(path, of=simulator))
+    assert verify_evidence(Recording(path)) == first

@@ -1,4 +1,4 @@
-"""Threads share a recording, and none of them keeps the others waiting for ever."""
+"""Recordings shared by threads: locks, reboots and interrupts without deadlock."""
 
 import contextlib
 import itertools
@@ -18,18 +18,19 @@ from attestkit.backends.recording import Recording
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, UsageError
 from attestkit.event_log.runtime_events import runtime_event
-from tests.backends.recording.recorded import ASKED, lines, record
+from tests.backends.recording.recorded import REPORT_DATA, read_lines, record
 from tests.keeping import Keeping
+from tests.raising import raises
 from tests.tees import SEED
 from tests.untyped import untyped
 
 OURS = str(Path(attestkit.__file__).parent)
 EVENT = runtime_event("one", b"")
-PATIENCE = 20.0  # seconds until a thread counts as stuck
+PATIENCE = 20.0  # seconds before a thread counts as stuck
 
 
-def together(*targets: Callable[[], object]) -> None:
-    """Run each in a thread, and fail if one does not end; what is stuck does not keep the suite."""
+def run_in_threads(*targets: Callable[[], object]) -> None:
+    """Run each target in a thread; fail if one does not end, without waiting for it at exit."""
     raised: list[BaseException] = []
 
     def run(target: Callable[[], object]) -> None:
@@ -45,23 +46,23 @@ def together(*targets: Callable[[], object]) -> None:
     assert not raised, raised
 
 
-def callers(frame: FrameType | None) -> Iterator[FrameType]:
-    """Yield a frame, and those that led to it."""
+def walk_callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and its callers."""
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
-class Interrupts:
-    """Interrupts this thread where the `nth` function of attestkit's begins, within a `with`."""
+class InterruptAtCall:
+    """Raises KeyboardInterrupt at the `nth` call of an attestkit function within a `with`."""
 
     def __init__(self, nth: int) -> None:
         self.left = nth
 
     def _look(self, frame: FrameType, event: str, _: object) -> None:
         ours = event == "call" and frame.f_code.co_filename.startswith(OURS)
-        # When an object goes is chance, and what is raised there Python only prints.
-        if ours and not any(each.f_code.co_name == "__del__" for each in callers(frame)):
+        # The time of a finalizer is arbitrary, and its exceptions are only printed.
+        if ours and not any(each.f_code.co_name == "__del__" for each in walk_callers(frame)):
             self.left -= 1
             if not self.left:
                 raise KeyboardInterrupt
@@ -73,10 +74,10 @@ class Interrupts:
         sys.setprofile(None)
 
 
-def interrupted_everywhere(journal: Callable[[], Any], use: Callable[[Any], object]) -> int:
-    """Interrupt `use` of a journal wherever a function begins; say in how many places.
+def interrupt_each_call(journal: Callable[[], Any], use: Callable[[Any], object]) -> int:
+    """Interrupt `use` of a journal at each function call; return the number of interrupts.
 
-    Each time another thread has to get the lock afterwards.
+    Another thread must be able to take the lock after each interrupt.
     """
 
     def lock() -> None:
@@ -84,10 +85,10 @@ def interrupted_everywhere(journal: Callable[[], Any], use: Callable[[Any], obje
             pass
 
     for nth in itertools.count(1):
-        log, interrupts = journal(), Interrupts(nth)
+        log, interrupts = journal(), InterruptAtCall(nth)
         with contextlib.suppress(KeyboardInterrupt), interrupts:
             use(log)
-        together(lock)
+        run_in_threads(lock)
         if interrupts.left > 0:
             return nth - 1
     raise AssertionError
@@ -99,14 +100,14 @@ def emit(log: Any) -> None:
 
 
 def read(log: Any) -> None:
-    """Ask for the events, as whoever has the lock may."""
+    """Read the events, with the lock."""
     with log.locked():
         log.events()
 
 
 @pytest.mark.parametrize("use", [emit, read])
-def test_an_interrupt_keeps_no_lock(tmp_path: Path, use: Callable[[Any], object]) -> None:
-    """Ctrl-C may come where any function begins, while it is recorded and in a replay."""
+def test_interrupt_releases_the_journal_lock(tmp_path: Path, use: Callable[[Any], object]) -> None:
+    """KeyboardInterrupt may be raised at each call, while recording and in a replay."""
     path, number = tmp_path / "a.jsonl", itertools.count()
     made: list[Recording] = []
     recording: Any = Recording(path, of=Simulator(seed=SEED))
@@ -123,9 +124,9 @@ def test_an_interrupt_keeps_no_lock(tmp_path: Path, use: Callable[[Any], object]
         return new.open_journal()
 
     for journal in (recorded, replayed):
-        assert interrupted_everywhere(journal, use) > 5
+        assert interrupt_each_call(journal, use) > 5
     for one in made:
-        with contextlib.suppress(BackendError):  # an event was interrupted, and that ended it
+        with contextlib.suppress(BackendError):  # an interrupted event ends the recording
             one.close()
 
 
@@ -135,56 +136,56 @@ def _stacked(log: Any) -> ExitStack:
     return stack
 
 
-def test_an_error_leaves_the_lock(tmp_path: Path) -> None:
-    """It is not swallowed, and others get the lock: from a `with`, and from an ExitStack."""
+def test_error_in_locked_block_releases_the_lock(tmp_path: Path) -> None:
+    """The exception is not suppressed, in a `with` and in an ExitStack."""
     recording: Any = Recording(tmp_path / "a.jsonl", of=Simulator())
     log = recording.open_journal()
     for held in (log.locked(), _stacked(log)):
         with pytest.raises(ZeroDivisionError), held:
             _ = 1 // 0
-    together(lambda: emit(log))
+    run_in_threads(lambda: emit(log))
     recording.close()
 
 
-class Rebooting(Simulator):
-    """Says when it reboots."""
+class RebootSignallingSimulator(Simulator):
+    """Simulator that signals its reboots."""
 
     def __init__(self) -> None:
         self.reboots = threading.Event()
         super().__init__(seed=SEED)
 
     def reset(self) -> None:
-        """Say so first."""
+        """Set the event, and reboot."""
         self.reboots.set()
         super().reset()
 
 
-def test_a_reboot_waits_for_whoever_has_the_journal(tmp_path: Path) -> None:
-    """Who has its lock goes on asking, and the reboot comes behind that."""
-    backend = Rebooting()
+def test_reboot_waits_for_the_journal_lock(tmp_path: Path) -> None:
+    """The lock's owner can make requests; the reboot follows."""
+    backend = RebootSignallingSimulator()
     recording: Any = Recording(tmp_path / "a.jsonl", of=backend)
-    log, has_it = recording.open_journal(), threading.Event()
-    told: list[str] = []
+    log, lock_held = recording.open_journal(), threading.Event()
+    order: list[str] = []
 
-    def holds() -> None:
+    def hold_lock() -> None:
         with log.locked():
-            has_it.set()
-            for _ in range(1000):  # until the reboot waits, or is wrongly under way
+            lock_held.set()
+            for _ in range(1000):  # until the reboot waits, or wrongly runs
                 waiting = untyped(backend.open_journal().locked()).waiting
                 if waiting or backend.reboots.wait(0.01):
                     break
-            told.append("rebooted" if backend.reboots.is_set() else "before")
+            order.append("rebooted" if backend.reboots.is_set() else "before")
             log.events()
             log.emit(EVENT)
-            told.append("emitted")
+            order.append("emitted")
 
     def reboots() -> None:
-        has_it.wait(PATIENCE)
+        lock_held.wait(PATIENCE)
         recording.reset()
-        told.append("rebooted")
+        order.append("rebooted")
 
-    together(holds, reboots)
-    assert told == ["before", "emitted", "rebooted"]
+    run_in_threads(hold_lock, reboots)
+    assert order == ["before", "emitted", "rebooted"]
     assert EVENT not in log.events()
     recording.close()
     replay: Any = Recording(tmp_path / "a.jsonl")
@@ -195,8 +196,8 @@ def test_a_reboot_waits_for_whoever_has_the_journal(tmp_path: Path) -> None:
     assert EVENT not in log.events()
 
 
-def test_reboots_and_events_of_many_threads(tmp_path: Path) -> None:
-    """Also where the journal is first opened while another thread reboots."""
+def test_concurrent_reboots_and_events_succeed(tmp_path: Path) -> None:
+    """The journal may first be opened during a reboot."""
     for number in range(20):
         path = tmp_path / f"{number}.jsonl"
         recording: Any = Recording(path, of=Simulator(seed=SEED))
@@ -213,42 +214,42 @@ def test_reboots_and_events_of_many_threads(tmp_path: Path) -> None:
                 recording.open_journal().emit(EVENT)
                 recording.open_journal().events()
 
-        together(reboots, emits, reboots, emits)
+        run_in_threads(reboots, emits, reboots, emits)
         recording.close()
         assert Recording(path).complete
 
 
-def test_a_reboot_without_a_journal(tmp_path: Path) -> None:
-    """An SNP guest has none, and reboots as well."""
+def test_reboot_without_journal_is_recorded(tmp_path: Path) -> None:
+    """An SNP guest has no journal."""
     path = tmp_path / "a.jsonl"
     recording: Any = Recording(path, of=Simulator(seed=SEED, platform="snp"))
     recording.reset()
     recording.close()
     replay: Any = Recording(path)
     replay.reset()
-    with pytest.raises(BackendError, match="comes no change"):
+    with raises(BackendError, "not_recorded"):
         replay.reset()
 
 
-def test_the_journal_of_a_closed_recording(tmp_path: Path) -> None:
-    """It refuses, and writes into nobody's file: another may have the descriptor by now."""
+def test_journal_of_closed_recording_rejects_calls(tmp_path: Path) -> None:
+    """Nothing is written to the closed descriptor, which may be reused."""
     path, other = tmp_path / "a.jsonl", tmp_path / "other"
     backend = Simulator(seed=SEED, state_dir=tmp_path / "state")
     recording: Any = Recording(path, of=backend)
     log = recording.open_journal()
-    descriptor = recording._inside.tape._writer._fd
+    descriptor = recording._state.handler._writer._fd
     recording.close()
     with other.open("wb") as file:
         os.dup2(file.fileno(), descriptor)
-        for ask in (log.events, recording.reset):
-            with pytest.raises(UsageError, match="is closed"):
-                ask()
+        for use in (log.events, recording.reset):
+            with raises(UsageError, "closed"):
+                use()
         os.close(descriptor)
     assert other.read_bytes() == b""
 
 
-def test_threads_share_it(tmp_path: Path) -> None:
-    """Whoever locks the journal and asks meets whoever asks the journal, and both go on."""
+def test_threads_share_recording_and_journal(tmp_path: Path) -> None:
+    """A locked journal and concurrent requests do not deadlock."""
     recording: Any = record(tmp_path / "a.jsonl", Simulator())
     journal = recording.open_journal()
     found: list[object] = []
@@ -256,12 +257,12 @@ def test_threads_share_it(tmp_path: Path) -> None:
     def locks() -> None:
         for _ in range(50):
             with journal.locked():
-                found.append(recording.get_quote(ASKED))
+                found.append(recording.get_quote(REPORT_DATA))
 
     def reads() -> None:
         found.extend(journal.events() for _ in range(50))
 
-    together(locks, reads, locks, reads)
+    run_in_threads(locks, reads, locks, reads)
     recording.close()
     assert len(found) == 200
-    assert len(lines(tmp_path / "a.jsonl")) == 203
+    assert len(read_lines(tmp_path / "a.jsonl")) == 203

@@ -1,4 +1,4 @@
-"""A recording is written as it happens, is never written over, and tells if it lacks anything."""
+"""Writing a recording: incremental, exclusive, and marked as incomplete after an error."""
 
 import asyncio
 import errno
@@ -21,7 +21,8 @@ from attestkit.errors import (
     QuoteUnavailableError,
     UsageError,
 )
-from tests.backends.recording.recorded import ASKED, leave_the_machine_out, lines, record
+from tests.backends.recording.recorded import REPORT_DATA, isolate_from_host, read_lines, record
+from tests.raising import raises
 from tests.tees import SEED, FakeSnp, FakeTd, Machine
 from tests.untyped import untyped
 
@@ -30,62 +31,65 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(autouse=True)
 def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of this machine gets in."""
-    leave_the_machine_out(tmp_path, monkeypatch)
+    """Isolate the test from this machine."""
+    isolate_from_host(tmp_path, monkeypatch)
 
 
-def test_a_recording_is_for_its_user_alone(tmp_path: Path) -> None:
-    """It may hold what an app measures; and it is never written over."""
+def test_recording_is_private_and_never_overwritten(tmp_path: Path) -> None:
+    """The file has mode 0600, since it may contain the app's configuration."""
     path = tmp_path / "a.jsonl"
     record(path, Simulator()).close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     content = path.read_bytes()
-    with pytest.raises(UsageError, match=r"a\.jsonl is there already"):
+    with raises(UsageError, "already_exists"):
         record(path, Simulator())
     assert path.read_bytes() == content
-    with pytest.raises(UsageError, match="cannot be made there: No such file"):
+    with raises(UsageError, "cannot_write"):
         record(tmp_path / "none" / "a.jsonl", Simulator())
 
 
-def test_a_backend_that_cannot_be_made_leaves_no_file(tmp_path: Path) -> None:
-    """Neither one that refuses, nor one that does not exist, nor what is none."""
+def test_recording_of_invalid_backend_leaves_no_file(tmp_path: Path) -> None:
+    """The backend is constructed before the file."""
     path = tmp_path / "a.jsonl"
-    with pytest.raises(UsageError, match="seed"):
+    with raises(UsageError, "wrong_size"):
         record(path, "simulator", seed=b"short")
-    with pytest.raises(UsageError, match="no backend is called"):
-        record(path, "nobody")
-    with pytest.raises(UsageError, match="unexpected keyword"):
+    with raises(UsageError, "unknown_name"):
+        record(path, "no_such_backend")
+    with raises(UsageError, "unknown_name"):
         record(path, "simulator", colour="red")
-    with pytest.raises(UsageError, match="takes no options"):
+    with raises(UsageError, "conflict"):
         record(path, Simulator(), seed=SEED)
-    with pytest.raises(UsageError, match="no backend"):
+    with raises(UsageError, "wrong_type"):
         record(path, untyped(Simulator))
     assert not path.exists()
 
 
-def test_arguments_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options without a backend, a path that is none, no path at all."""
-    with pytest.raises(UsageError, match="name it, by of"):
+def test_recording_invalid_arguments_are_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options without a backend, a path of a wrong type, and no path."""
+    with raises(UsageError, "conflict"):
         attestkit.open("recording", path=tmp_path / "a", options={})
-    with pytest.raises(UsageError, match="is a path"):
+    with raises(UsageError, "wrong_type"):
         Recording(untyped(7))
-    for ask in (Recording, Recording.probe, lambda: attestkit.open("recording")):
-        with pytest.raises(BackendUnavailableError, match=r"\$ATTESTKIT_RECORDING"):
-            ask()
+    for make in (Recording, Recording.probe, lambda: attestkit.open("recording")):
+        with raises(BackendUnavailableError, "not_configured") as caught:
+            make()
+        assert "$ATTESTKIT_RECORDING" in str(caught.value)  # the remedy
     monkeypatch.setenv("ATTESTKIT_RECORDING", str(tmp_path / "b.jsonl"))
-    with pytest.raises(BackendUnavailableError, match=r"b\.jsonl cannot be read: No such file"):
+    with raises(BackendUnavailableError, "missing"):
         attestkit.open("recording")
-    with pytest.raises(BackendUnavailableError, match="cannot be read: Is a directory"):
+    with raises(BackendUnavailableError, "unreadable"):
         Recording(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(BackendUnavailableError, match="a recording is a file"):
+    with raises(BackendUnavailableError, "unreadable"):
         Recording(tmp_path / "pipe")
-    with pytest.raises(BackendUnavailableError, match="null"):
+    with raises(BackendUnavailableError, "unreadable"):
         Recording("a\0b")
 
 
-def test_what_is_recorded_is_there_at_once(tmp_path: Path) -> None:
-    """A program that is killed loses nothing that was answered."""
+def test_recorded_calls_survive_sigkill(tmp_path: Path) -> None:
+    """Each call is written at once."""
     path = tmp_path / "a.jsonl"
     program = (
         "import attestkit, os\n"
@@ -103,14 +107,14 @@ def test_what_is_recorded_is_there_at_once(tmp_path: Path) -> None:
     replay = Recording(path)
     assert replay.get_quote(b"nonce".ljust(64, b"\0")).hex() == done.stdout.strip()
     assert not replay.complete
-    with pytest.raises(QuoteUnavailableError, match="did not come to its end"):
-        replay.get_quote(ASKED)
+    with raises(QuoteUnavailableError, "not_recorded"):
+        replay.get_quote(REPORT_DATA)
 
 
-def test_a_full_disk_costs_the_recording_not_the_answer(
+def test_full_disk_ends_the_recording_but_not_the_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls go on; the file ends with a whole line, and closing says that there is more to it."""
+    """The file ends with a complete line, and close reports the truncation."""
     path = tmp_path / "a.jsonl"
     backend = Simulator(seed=SEED)
     recording: Any = record(path, backend)
@@ -124,21 +128,22 @@ def test_a_full_disk_costs_the_recording_not_the_answer(
         return real(fd, data[:size])
 
     recording.read_rtmr(0)
-    monkeypatch.setattr(recording._inside.tape._writer, "_put", write)
-    quote = recording.get_quote(ASKED)
-    assert quote == backend.get_quote(ASKED)
+    monkeypatch.setattr(recording._state.handler._writer, "_put", write)
+    quote = recording.get_quote(REPORT_DATA)
+    assert quote == backend.get_quote(REPORT_DATA)
     room[0] = 1 << 20
     recording.extend_rtmr(3, bytes(48))
     assert recording.read_rtmr(0) == backend.read_rtmr(0)
-    with pytest.raises(BackendError, match="does not have everything: No space left on device"):
+    with raises(BackendError, "truncated") as caught:
         recording.close()
+    assert os.strerror(errno.ENOSPC) in str(caught.value)
     recording.close()
-    assert [line.get("ask") for line in lines(path)] == [None, "read_rtmr"]
+    assert [line.get("ask") for line in read_lines(path)] == [None, "read_rtmr"]
     assert not Recording(path).complete
 
 
-def test_an_answer_of_no_known_kind_is_given(tmp_path: Path) -> None:
-    """A plugin may answer anything: that ends the recording, and is its caller's to refuse."""
+def test_response_of_unknown_type_is_returned_and_ends_the_recording(tmp_path: Path) -> None:
+    """The caller checks a plugin's response."""
 
     class Odd(FakeSnp):
         def read_event_log(self) -> Any:
@@ -146,24 +151,24 @@ def test_an_answer_of_no_known_kind_is_given(tmp_path: Path) -> None:
 
     recording = record(tmp_path / "a.jsonl", Odd())
     assert recording.read_event_log() is None
-    with pytest.raises(BackendError, match="what read_event_log answered cannot be written"):
+    with raises(BackendError, "truncated"):
         recording.close()
 
 
-def test_a_coroutine_may_replay(tmp_path: Path) -> None:
-    """By the asynchronous Attester, as any backend."""
+def test_recording_works_with_async_attester(tmp_path: Path) -> None:
+    """Evidence of AsyncAttester is recorded and replayed."""
     path = tmp_path / "a.jsonl"
 
-    async def ask(**options: object) -> bytes:
+    async def attest(**options: object) -> bytes:
         async with attestkit.aopen("recording", path=path, **options) as tee:
             assert tee.simulated
             return (await tee.attest(b"nonce")).to_bytes()
 
-    assert asyncio.run(ask(of="simulator")) == asyncio.run(ask())
+    assert asyncio.run(attest(of="simulator")) == asyncio.run(attest())
 
 
-def test_an_interrupted_change_ends_the_recording(tmp_path: Path) -> None:
-    """Nobody knows whether it happened, so nothing that came later would fit."""
+def test_interrupted_change_ends_the_recording(tmp_path: Path) -> None:
+    """Its effect is unknown, so later responses might not match."""
 
     class Interrupted(Simulator):
         def extend_rtmr(self, register: int, digest: bytes) -> None:
@@ -182,13 +187,13 @@ def test_an_interrupted_change_ends_the_recording(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         recording.extend_rtmr(3, bytes(48))
     recording.read_rtmr(2)
-    with pytest.raises(BackendError, match="extend_rtmr was interrupted"):
+    with raises(BackendError, "truncated"):
         recording.close()
-    assert [line.get("register") for line in lines(tmp_path / "a.jsonl")] == [None, 0]
+    assert [line.get("register") for line in read_lines(tmp_path / "a.jsonl")] == [None, 0]
 
 
-def test_it_ends_once(tmp_path: Path) -> None:
-    """A second close does nothing; whoever asks later is refused; the backend is closed too."""
+def test_close_is_idempotent(tmp_path: Path) -> None:
+    """Later calls are rejected, and the backend is closed, too."""
     backend = FakeTd(Machine(tmp_path))
     recording: Any = record(tmp_path / "a.jsonl", backend)
     recording.close()
@@ -198,51 +203,51 @@ def test_it_ends_once(tmp_path: Path) -> None:
     replay.close()
     replay.close()
     for closed in (recording, replay):
-        with pytest.raises(UsageError, match=r"a\.jsonl is closed"):
-            closed.get_quote(ASKED)
+        with raises(UsageError, "closed"):
+            closed.get_quote(REPORT_DATA)
 
 
-def test_it_does_not_survive_a_fork(tmp_path: Path) -> None:
-    """Two programs would write one file; the child's calls are refused, its close does nothing."""
+def test_recording_is_refused_after_fork(tmp_path: Path) -> None:
+    """Two processes must not write one file; close in the child does nothing."""
     recording = record(tmp_path / "a.jsonl", Simulator())
-    untyped(recording._inside).tape._process = os.getpid() + 1
-    with pytest.raises(UsageError, match="does not survive a fork"):
-        recording.get_quote(ASKED)
-    recording._inside.tape.close()
-    untyped(recording._inside).tape._process = os.getpid()
-    recording.get_quote(ASKED)
+    untyped(recording._state).handler._process = os.getpid() + 1
+    with raises(UsageError, "wrong_process"):
+        recording.get_quote(REPORT_DATA)
+    recording._state.handler.close()
+    untyped(recording._state).handler._process = os.getpid()
+    recording.get_quote(REPORT_DATA)
     recording.close()
     assert Recording(tmp_path / "a.jsonl").complete
 
 
-def test_long_answers_are_in_the_file_once(tmp_path: Path) -> None:
-    """Later ones name the line; the same text of another kind is another answer."""
+def test_repeated_response_is_stored_as_reference(tmp_path: Path) -> None:
+    """The reference names the line; equal text of another type is stored again."""
     path = tmp_path / "a.jsonl"
     with Attester(record(path, "simulator", seed=SEED)) as tee:
         for _ in range(10):
             tee.attest(b"nonce")
             tee.emit_event("x", b"")
     assert path.stat().st_size < 300_000
-    again = [line for line in lines(path) if line.get("ask") == "read_event_log"]
+    again = [line for line in read_lines(path) if line.get("ask") == "read_event_log"]
     assert [sorted(line) for line in again] == [["answer", "ask"]] + [["as", "ask"]] * 19
 
 
-def test_the_same_calls_make_the_same_file(tmp_path: Path) -> None:
-    """From one seed, at one time: nothing else gets in."""
+def test_same_seed_and_calls_give_the_same_file(tmp_path: Path) -> None:
+    """No other input affects the file."""
     files = []
     for name in ("a.jsonl", "b.jsonl"):
         with Attester(record(tmp_path / name, "simulator", seed=SEED)) as tee:
             tee.attest(b"nonce")
         files.append((tmp_path / name).read_bytes())
     assert files[0] == files[1]
-    header = lines(tmp_path / "a.jsonl")[0]
+    header = read_lines(tmp_path / "a.jsonl")[0]
     assert header["started"] == "2025-11-24T16:00:00Z"
     assert (header["backend"], header["simulated"]) == ("simulator", True)
     assert header["kernel"] == os.uname().release
 
 
-def test_a_recording_can_be_recorded(tmp_path: Path) -> None:
-    """A part of one, for example; the event is in the journal of each."""
+def test_recording_of_a_replay_is_identical(tmp_path: Path) -> None:
+    """The event is in the journal of each."""
 
     def use(backend: Recording) -> bytes:
         with Attester(backend) as tee:

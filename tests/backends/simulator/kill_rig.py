@@ -1,7 +1,7 @@
-"""Kill programs that emit events, at random moments, and look at what they leave.
+"""Kill processes that emit events at random moments, and check the log and the register.
 
-Run by a test as a program of its own, because it forks: `kill_rig.py FOLDER ROUNDS`. Prints one
-line of JSON: how many events were acknowledged, how many were found beyond those, and errors.
+Run by a test as a separate process, because it forks: `kill_rig.py FOLDER ROUNDS`. Prints one line
+of JSON: the number of acknowledged events, of further events found, and errors.
 """
 
 import json
@@ -15,8 +15,8 @@ from itertools import count
 from attestkit.factory import open as open_attester
 
 
-def emit_for_ever(folder: str, round_number: int, pipe: int) -> None:
-    """Emit events until killed; tell each one that was acknowledged."""
+def emit_until_killed(folder: str, round_number: int, pipe: int) -> None:
+    """Emit events until killed; report each acknowledged event."""
     tee = open_attester("simulator", state_dir=folder)
     for number in count():
         name = f"event-{round_number}-{number}"
@@ -25,17 +25,17 @@ def emit_for_ever(folder: str, round_number: int, pipe: int) -> None:
 
 
 def run_and_kill(folder: str, round_number: int) -> list[str]:
-    """Run a program, kill it at some moment, and return what it had acknowledged."""
+    """Kill a process at a random moment, and return its acknowledged events."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
         os.close(read)
         try:
-            emit_for_ever(folder, round_number, write)
+            emit_until_killed(folder, round_number, write)
         finally:
             os._exit(1)
     os.close(write)
-    # Now and then while it starts, mostly once it emits.
+    # Sometimes during the start, mostly while it emits.
     start = random.choice([0, 0.01, 10, 10, 10])
     select.select([read], [], [], start)
     select.select([], [], [], random.uniform(0, 0.006))
@@ -46,7 +46,7 @@ def run_and_kill(folder: str, round_number: int) -> list[str]:
 
 
 def main(folder: str, rounds: int) -> None:
-    """Do the rounds; every event that was acknowledged must be there, in order, once."""
+    """Run the rounds; each acknowledged event must be logged once, in order."""
     acknowledged: list[str] = []
     beyond = 0
     errors: list[str] = []

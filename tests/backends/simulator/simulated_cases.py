@@ -27,15 +27,15 @@ BODY: Final = TdBody(**{k: bytes.fromhex(v) for k, v in INPUTS.get("td_body", {}
 
 
 class Built(NamedTuple):
-    """The inputs of one verification."""
+    """Inputs of one verification."""
 
     quote: bytes
     collateral: Collateral
     root: bytes
 
 
-def build(case_id: str) -> Built:
-    """Return the inputs of the case called `case_id`, byte for byte as the vectors have them."""
+def build_case(case_id: str) -> Built:
+    """Return the inputs of a case, identical to the vectors."""
     it = scenario(case_id)
     if case_id in _AS_IN_VECTORS:
         it = _AS_IN_VECTORS[case_id](it)
@@ -45,13 +45,13 @@ def build(case_id: str) -> Built:
     version = it.quote_version or 4
     td10 = version == 4 or it.td10
     quote = enclave.quote(body.td10() if td10 else body.td15(), version=version)
-    # The vectors' collateral is that of NOW for every case: some are judged at another time.
+    # The collateral of each case is that of NOW, though some cases are verified at another time.
     collateral = pki.collateral(NOW, replace(it.collateral, age=timedelta()))
     root = SimulatedPki(OTHER_SEED).root_der if it.trust_anchor else SimulatedPki(SEED).root_der
     return Built(quote, collateral, root)
 
 
-def flip(quote: bytes, offset: int, bit: int = 0) -> bytes:
+def flip_bit(quote: bytes, offset: int, bit: int = 0) -> bytes:
     """Return `quote` with one bit changed."""
     return quote[:offset] + bytes([quote[offset] ^ 1 << bit]) + quote[offset + 1 :]
 
@@ -65,7 +65,7 @@ def _part(**parts: Any) -> Callable[[Scenario], Scenario]:
 
 
 _STRANGER: Final = SimulatedPki(OTHER_SEED).platform()
-# What names have to leave open: the vectors' stranger has a seed of its own, their clock stands.
+# Scenarios are general here; the vectors use a specific seed for the other root, and a fixed time.
 _AS_IN_VECTORS: Final[dict[str, Callable[[Scenario], Scenario]]] = {
     "attestation-key-unbound": _quote(attestation_key=_STRANGER.attestation_key),
     "qe-report-wrong-pck-key": _quote(pck_key=_STRANGER.pck_key),

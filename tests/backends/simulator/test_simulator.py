@@ -1,4 +1,4 @@
-"""The simulator is a TD in software: what it says of itself is consistent, also across programs."""
+"""Simulated TD: quotes, determinism, options and boot sequence."""
 
 import json
 from hashlib import sha256
@@ -20,6 +20,7 @@ from attestkit.keys import AppKeys
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.testing import BackendContract
 from tests.dcap import REJECT, judge
+from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class TestInMemory(BackendContract):
-    """The contract, with nothing on disk."""
+    """Backend contract without a state directory."""
 
     def make_backend(self) -> Backend:
         """Return a fresh TD."""
@@ -37,7 +38,7 @@ class TestInMemory(BackendContract):
 
 
 class TestVersion5(BackendContract):
-    """The contract, with quotes of version 5."""
+    """Backend contract with version 5 quotes."""
 
     def make_backend(self) -> Backend:
         """Return a fresh TD."""
@@ -45,19 +46,19 @@ class TestVersion5(BackendContract):
 
 
 class TestOnDisk(BackendContract):
-    """The contract, with a state folder."""
+    """Backend contract with a state directory."""
 
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path) -> None:
         self.folder = tmp_path
 
     def make_backend(self) -> Backend:
-        """Return the TD in the folder."""
+        """Return the TD of the directory."""
         return Simulator(state_dir=self.folder)
 
 
-def test_it_has_every_ability() -> None:
-    """It extends registers and hosts an app, and says that it is simulated."""
+def test_simulator_implements_all_td_protocols() -> None:
+    """It extends registers, hosts an app, and is simulated."""
     backend = Simulator()
     assert isinstance(backend, Backend)
     assert isinstance(backend, RegisterExtender)
@@ -70,8 +71,8 @@ def test_it_has_every_ability() -> None:
 
 
 @pytest.mark.parametrize("version", [4, 5])
-def test_verifiers_accept_its_quotes_under_its_root_only(version: int) -> None:
-    """dcap-qvl says UpToDate with the simulator's root, and refuses with Intel's."""
+def test_quotes_verify_under_the_simulators_root_only(version: int) -> None:
+    """dcap-qvl gives UpToDate, and rejects them under Intel's root."""
     with open_attester("simulator", quote_version=version, now=lambda: NOW) as tee:
         simulator = tee.backend
         assert isinstance(simulator, Simulator)
@@ -80,18 +81,18 @@ def test_verifiers_accept_its_quotes_under_its_root_only(version: int) -> None:
         verdict = judge(quote.raw, simulator.collateral(), simulator.trust_anchor, NOW)
         assert verdict.status == "UpToDate", verdict.text
         assert judge(quote.raw, simulator.collateral(), None, NOW).status == REJECT
-        with simulator_of_another_seed() as other:
+        with make_other_simulator() as other:
             anchor = untyped(other.backend).trust_anchor
             assert judge(quote.raw, simulator.collateral(), anchor, NOW).status == REJECT
 
 
-def simulator_of_another_seed() -> Attester:
-    """Return a TD under another root."""
+def make_other_simulator() -> Attester:
+    """Return a TD with another root."""
     return open_attester("simulator", seed=SEED)
 
 
-def test_collateral_is_that_of_the_asked_time() -> None:
-    """By default now, as the clock that was handed in says."""
+def test_collateral_is_that_of_the_given_time() -> None:
+    """The default is the simulator's clock."""
     simulator = Simulator(seed=SEED, now=lambda: NOW)
     assert isinstance(simulator.collateral(), Collateral)
     assert simulator.collateral() == simulator.collateral(NOW)
@@ -99,8 +100,8 @@ def test_collateral_is_that_of_the_asked_time() -> None:
     assert abs(Simulator(seed=SEED).collateral().valid_from.timestamp() - NOW) < 3e9
 
 
-def test_the_body_is_that_of_this_td() -> None:
-    """Registers, report data and configuration id are where the format has them."""
+def test_quote_body_describes_the_td() -> None:
+    """Registers, report data and MRCONFIGID are at their offsets."""
     simulator = Simulator(seed=SEED)
     report_data = bytes(range(64))
     quote = Quote.parse(simulator.get_quote(report_data))
@@ -117,8 +118,8 @@ def test_the_body_is_that_of_this_td() -> None:
     assert five[:15] == body[:15]
 
 
-def test_a_seed_makes_everything_again() -> None:
-    """The same seed: the same keys, certificates, identity and quotes; without one, others."""
+def test_seed_determines_keys_and_quotes() -> None:
+    """Without a seed they are random."""
     one, two = Simulator(seed=SEED), Simulator(seed=SEED)
     assert one.get_quote(bytes(64)) == two.get_quote(bytes(64))
     assert one.trust_anchor == two.trust_anchor
@@ -129,66 +130,70 @@ def test_a_seed_makes_everything_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("options", "reason", "subject"),
     [
-        ({"seed": b"short"}, "a seed is 32 bytes"),
-        ({"seed": "00" * 32}, "a seed is 32 bytes"),
-        ({"seed": bytearray(32)}, "a seed is 32 bytes"),
-        ({"quote_version": 3}, "4 and 5"),
-        ({"platform": "sgx"}, "platform is tdx or snp, not 'sgx'"),
-        ({"platform": "snp", "scenario": "td-debug"}, "of platform tdx, not snp"),
-        ({"platform": "tdx", "scenario": "snp-debug"}, "of platform snp, not tdx"),
-        ({"platform": "snp", "quote_version": 4}, "no version of quotes"),
-        ({"platform": "snp", "vm_config": "["}, "vm_config"),
-        ({"platform": "snp", "no_such_option": 1}, "no_such_option"),
-        ({"scenario": {}}, "a scenario is a name or a Scenario"),
-        ({"scenario": "no such"}, "no scenario is called 'no such'; attestkit serve"),
-        ({"scenario": "module-update", "quote_version": 4}, "of version 5, not 4"),
-        ({"faults": "ebsuy"}, "no fault is called .ebsuy.; did you mean ebusy"),
-        ({"faults": 5}, "faults are text"),
-        ({"faults": [5]}, "a fault is text"),
-        ({"app_id": bytes(19)}, "an app id is 20 bytes"),
-        ({"vm_config": "[]"}, "vm_config"),
-        ({"vm_config": '{"os_image_hash":"x"}'}, "vm_config"),
-        ({"app_compose": "{}"}, "bytes"),
-        ({"vm_config": b"{}"}, "vm_config is JSON text"),
-        ({"app_keys": "appkeys.json"}, "AppKeys.load"),
-        ({"state_dir": 5}, "state_dir is a path"),
-        ({"no_such_option": 1}, "no_such_option"),
+        ({"seed": b"short"}, "wrong_size", "seed: must be 32 bytes"),
+        ({"seed": "00" * 32}, "wrong_type", "seed: "),
+        ({"seed": bytearray(32)}, "wrong_type", "seed: "),
+        ({"quote_version": 3}, "wrong_value", "quote_version: "),
+        ({"platform": "sgx"}, "wrong_value", "platform: "),
+        ({"platform": "snp", "scenario": "td-debug"}, "conflict", "scenario: "),
+        ({"platform": "tdx", "scenario": "snp-debug"}, "conflict", "scenario: "),
+        ({"platform": "snp", "quote_version": 4}, "not_applicable", "quote_version: "),
+        ({"platform": "snp", "vm_config": "["}, "wrong_value", "vm_config: "),
+        ({"platform": "snp", "no_such_option": 1}, "unknown_name", "no_such_option"),
+        ({"scenario": {}}, "wrong_type", "scenario: "),
+        ({"scenario": "no such"}, "unknown_name", "scenario 'no such'"),
+        ({"scenario": "module-update", "quote_version": 4}, "conflict", "quote_version: "),
+        ({"faults": "ebsuy"}, "unknown_name", "fault 'ebsuy'; did you mean ebusy"),
+        ({"faults": 5}, "wrong_type", "faults: "),
+        ({"faults": [5]}, "wrong_type", "fault: "),
+        ({"app_id": bytes(19)}, "wrong_size", "app_id: must be 20 bytes"),
+        ({"vm_config": "[]"}, "wrong_value", "vm_config: "),
+        ({"vm_config": '{"os_image_hash":"x"}'}, "wrong_value", "vm_config: "),
+        ({"app_compose": "{}"}, "wrong_type", ""),
+        ({"vm_config": b"{}"}, "wrong_type", "vm_config: "),
+        ({"app_keys": "appkeys.json"}, "wrong_type", "app_keys: must be AppKeys; use AppKeys.load"),
+        ({"state_dir": 5}, "wrong_type", "state_dir: "),
+        ({"no_such_option": 1}, "unknown_name", "no_such_option"),
     ],
 )
-def test_what_cannot_be_is_refused(options: dict[str, Any], reason: str) -> None:
-    """Every option that is wrong, or not there yet, is a UsageError that says so."""
-    with pytest.raises(UsageError, match=reason):
+def test_simulator_invalid_option_is_rejected(
+    options: dict[str, Any], reason: str, subject: str
+) -> None:
+    """The error names the option."""
+    with raises(UsageError, reason) as caught:
         open_attester("simulator", **options)
+    assert subject in str(caught.value)
 
 
-def test_a_bad_app_is_a_configuration_error() -> None:
-    """The app's file is somebody's configuration: the error names the key."""
-    with pytest.raises(ConfigError, match="manifest_version"):
+def test_invalid_app_compose_is_a_config_error() -> None:
+    """The error names the key."""
+    with raises(ConfigError, "missing") as caught:
         Simulator(app_compose=b'{"name":"x","runner":"bash"}')
+    assert "manifest_version" in str(caught.value)
 
 
 # -- the boot sequence -------------------------------------------------------------------------
 
 
-def boot_of(**options: Any) -> list[tuple[str, bytes]]:
-    """Return names and payloads of what a simulator measures at its boot."""
+def boot_events(**options: Any) -> list[tuple[str, bytes]]:
+    """Return names and payloads of a simulator's boot events."""
     with open_attester("simulator", **options) as tee:
         return [(event.name, event.payload) for event in tee.event_log().runtime]
 
 
-def app(**fields: object) -> bytes:
+def make_app_compose(**fields: object) -> bytes:
     """Return an app-compose.json."""
     base = {"manifest_version": 2, "name": "app", "runner": "docker-compose"}
     return json.dumps({**base, **fields}).encode()
 
 
-def test_the_boot_sequence_of_its_own_app() -> None:
-    """Names and order of the guest agent, payloads that agree with all else it says."""
+def test_boot_sequence_of_default_app() -> None:
+    """Names and order are the guest agent's, and payloads match the app."""
     simulator = Simulator(seed=SEED)
     compose = simulator.app_compose
-    boot = boot_of(seed=SEED)
+    boot = boot_events(seed=SEED)
     assert [name for name, _ in boot] == [
         "system-preparing",
         "app-id",
@@ -212,16 +217,16 @@ def test_the_boot_sequence_of_its_own_app() -> None:
     assert found["system-ready"] == found["system-preparing"] == found["boot-mr-done"] == b""
 
 
-def test_the_boot_sequence_follows_the_app() -> None:
-    """Scripts, policy, storage, version and the wish for no instance id are measured."""
-    raw = app(
+def test_boot_sequence_follows_app_compose() -> None:
+    """Scripts, policy, storage, version and no_instance_id are measured."""
+    raw = make_app_compose(
         init_script=["one", "two"],
         requirements={"gpu_policy": {"attest_gpu": False}},
         storage_fs="ext4",
         no_instance_id=True,
         event_log_version=2,
     )
-    boot = boot_of(app_compose=raw, app_id=b"\7" * 20)
+    boot = boot_events(app_compose=raw, app_id=b"\7" * 20)
     assert [payload for name, payload in boot if name == "init-script-hash"] == [
         sha256(b"one").digest(),
         sha256(b"two").digest(),
@@ -235,12 +240,12 @@ def test_the_boot_sequence_follows_the_app() -> None:
     with open_attester("simulator", app_compose=raw) as tee:
         assert {event.version for event in tee.event_log().runtime} == {2}
         assert tee.emit_event("with:colon", b"").version == 2
-        assert tee.attest(b"").to_bytes()[0] != 0  # version 1 of the format, which can say so
+        assert tee.attest(b"").to_bytes()[0] != 0  # version 1 of the format
 
 
 @needs_shared
-def test_the_agents_files_are_measured_and_given_back() -> None:
-    """With the files of an agent whose keys come from a KMS, the image is measured as well."""
+def test_boot_sequence_with_files_of_a_kms_agent() -> None:
+    """The OS image is measured as well, and the files are returned unchanged."""
     system = json.loads(data("dstack/simulator/sys-config.json"))
     own = AppKeys.from_json(data("dstack/simulator/appkeys.json"))
     keys = AppKeys(
@@ -272,11 +277,11 @@ def test_the_agents_files_are_measured_and_given_back() -> None:
         assert tee.vm_config == system["vm_config"]
         assert tee.app_compose.raw == raw
         assert tee.info().os_image_hash.hex() == image
-    assert keys.k256_key  # they are the caller's, and still open
+    assert keys.k256_key  # they belong to the caller, and are still open
 
 
-def test_a_vm_config_is_never_altered() -> None:
-    """Whatever it looks like, the text comes back as it went in."""
+def test_vm_config_is_returned_unchanged() -> None:
+    """The text is not re-encoded."""
     text = '{ "os_image_hash" : "' + "ab" * 32 + '",\n "unknown": 1.50 }'
     with open_attester("simulator", vm_config=text) as tee:
         assert tee.vm_config == text

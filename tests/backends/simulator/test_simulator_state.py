@@ -1,4 +1,4 @@
-"""A simulated TD goes on in the next program, as hardware would, until it is booted again."""
+"""State directory of the simulator: a TD continues in the next process until it is rebooted."""
 
 import fcntl
 import json
@@ -25,27 +25,28 @@ from attestkit.errors import (
 from attestkit.event_log.journal import LOG
 from attestkit.factory import open as open_attester
 from attestkit.keys import LocalKeys
+from tests.raising import raises
 
 SEED = bytes(range(32))
 ROOT = Path(__file__).parents[3]
 
 
-def app(**fields: object) -> bytes:
+def make_app_compose(**fields: object) -> bytes:
     """Return an app-compose.json."""
     base = {"manifest_version": 2, "name": "app", "runner": "docker-compose"}
     return json.dumps({**base, **fields}).encode()
 
 
-def names_in(tee: Attester) -> list[str]:
-    """Return the names of the app's own events, after checking that the log holds."""
+def app_event_names(tee: Attester) -> list[str]:
+    """Return the names of the app's events, after a check of the log."""
     quote, log = tee.quote_and_log(bytes(64))
     log.check(quote)
     names = [event.name for event in log.runtime]
     return names[names.index("system-ready") + 1 :]
 
 
-def test_the_td_goes_on_in_the_next_program(tmp_path: Path) -> None:
-    """Seed, registers and events are those that the last program left."""
+def test_td_continues_in_the_next_process(tmp_path: Path) -> None:
+    """Seed, registers and events are restored."""
     folder = tmp_path / "state"
     with open_attester("simulator", state_dir=folder) as tee:
         tee.emit_event("one", b"1")
@@ -54,32 +55,32 @@ def test_the_td_goes_on_in_the_next_program(tmp_path: Path) -> None:
         key = keys.derive("path").key
     with open_attester("simulator", state_dir=str(folder)) as tee:
         assert tee.registers() == registers
-        assert names_in(tee) == ["one"]
+        assert app_event_names(tee) == ["one"]
         assert tee.keys.derive("path").key == key
         tee.emit_event("two", b"2")
-        assert names_in(tee) == ["one", "two"]
+        assert app_event_names(tee) == ["one", "two"]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert modes == {0o600}
     assert read_seed((folder / "simulator.seed").read_bytes()) != SEED
 
 
-def test_without_a_folder_nothing_is_on_disk(
+def test_without_state_dir_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A TD in memory is fresh each time."""
+    """Each TD in memory is fresh."""
     monkeypatch.chdir(tmp_path)
     with open_attester("simulator", seed=SEED) as tee:
         tee.emit_event("one", b"")
-        assert names_in(tee) == ["one"]
+        assert app_event_names(tee) == ["one"]
     with open_attester("simulator", seed=SEED) as tee:
-        assert names_in(tee) == []
+        assert app_event_names(tee) == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
-def test_a_reset_is_a_reboot(tmp_path: Path, *, on_disk: bool) -> None:
-    """Events of the app are gone, the boot sequence is there again, keys and identity stay."""
+def test_reset_reboots_the_td(tmp_path: Path, *, on_disk: bool) -> None:
+    """The app's events are gone, the boot sequence is repeated, keys and identity stay."""
     options: dict[str, Any] = {"state_dir": tmp_path} if on_disk else {}
     with open_attester("simulator", **options) as tee:
         assert isinstance(tee.backend, Simulator)
@@ -88,40 +89,40 @@ def test_a_reset_is_a_reboot(tmp_path: Path, *, on_disk: bool) -> None:
         assert tee.registers() != booted
         tee.backend.reset()
         assert tee.registers() == booted
-        assert names_in(tee) == []
+        assert app_event_names(tee) == []
         assert tee.info() == info
         tee.emit_event("two", b"")
-        assert names_in(tee) == ["two"]
+        assert app_event_names(tee) == ["two"]
     if on_disk:
         kept = [path for path in tmp_path.iterdir() if path.name.startswith(f"{LOG}.")]
         assert [b'"one"' in path.read_bytes() for path in kept] == [True]
         with open_attester("simulator", **options) as tee:
-            assert names_in(tee) == ["two"]
+            assert app_event_names(tee) == ["two"]
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        {"app_compose": app()},
+        {"app_compose": make_app_compose()},
         {"app_id": b"\1" * 20},
         {"seed": SEED},
         {"vm_config": "{}"},
-        {"app_compose": app(event_log_version=2)},
+        {"app_compose": make_app_compose(event_log_version=2)},
     ],
 )
-def test_another_td_in_the_same_folder_boots(tmp_path: Path, other: dict[str, Any]) -> None:
-    """What is fixed at launch has changed: it cannot be the TD that was running."""
+def test_changed_launch_options_boot_a_new_td(tmp_path: Path, other: dict[str, Any]) -> None:
+    """The options are fixed at launch, so it is another TD."""
     with open_attester("simulator", state_dir=tmp_path) as tee:
         tee.emit_event("one", b"")
     with open_attester("simulator", state_dir=tmp_path, **other) as tee:
-        assert names_in(tee) == []
+        assert app_event_names(tee) == []
         tee.emit_event("two", b"")
     with open_attester("simulator", state_dir=tmp_path, **other) as tee:
-        assert names_in(tee) == ["two"]
+        assert app_event_names(tee) == ["two"]
 
 
-def test_a_seed_that_was_given_is_not_kept(tmp_path: Path) -> None:
-    """Whoever hands a seed in keeps it himself."""
+def test_given_seed_is_not_stored(tmp_path: Path) -> None:
+    """No file contains a seed that the caller has given."""
     with open_attester("simulator", state_dir=tmp_path, seed=SEED):
         pass
     assert not (tmp_path / "simulator.seed").exists()
@@ -130,31 +131,31 @@ def test_a_seed_that_was_given_is_not_kept(tmp_path: Path) -> None:
         assert SEED.hex().encode() not in path.read_bytes()
 
 
-def test_two_programs_do_not_run_one_td(tmp_path: Path) -> None:
-    """The second one is told what to do; when the first one ends, it can."""
+def test_state_dir_is_exclusive(tmp_path: Path) -> None:
+    """A second process gets BackendBusyError until the first has ended."""
     first = open_attester("simulator", state_dir=tmp_path)
-    with pytest.raises(BackendBusyError, match="another state folder"):
+    with raises(BackendBusyError, "state", path=str(tmp_path)):
         open_attester("simulator", state_dir=tmp_path)
     first.close()
     open_attester("simulator", state_dir=tmp_path).close()
 
 
-def test_a_failed_start_lets_the_folder_go(tmp_path: Path) -> None:
-    """An error while starting does not keep the next program out."""
+def test_failed_start_releases_the_state_dir(tmp_path: Path) -> None:
+    """The next process can use the directory."""
     with pytest.raises(UsageError):
         open_attester("simulator", state_dir=tmp_path, vm_config="[]")
     open_attester("simulator", state_dir=tmp_path).close()
 
 
-def test_a_boot_that_failed_can_be_tried_again(tmp_path: Path) -> None:
-    """Also by the same process: no lock of the first try is left to wait for, which would hang."""
-    in_the_way = tmp_path / "runtime_event_version.new"
-    in_the_way.mkdir()
-    with pytest.raises(JournalError, match="runtime log"):
+def test_failed_boot_can_be_repeated(tmp_path: Path) -> None:
+    """The same process can try again: no lock is left."""
+    obstacle = tmp_path / "runtime_event_version.new"
+    obstacle.mkdir()
+    with raises(JournalError, "unwritable"):
         open_attester("simulator", state_dir=tmp_path)
     with (tmp_path / "runtime_event.lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    in_the_way.rmdir()
+    obstacle.rmdir()
     with open_attester("simulator", state_dir=tmp_path) as tee:
         tee.attest(b"")
 
@@ -171,77 +172,79 @@ def test_a_boot_that_failed_can_be_tried_again(tmp_path: Path) -> None:
         ("simulator.registers", b'{"boot_id":"a","launch":"b","rtmrs":["zz"]}'),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    """Nothing is guessed: the error names the file; also where libraries raised the limit."""
+def test_corrupt_state_file_is_reported(tmp_path: Path, name: str, content: bytes) -> None:
+    """The error has the path, at any recursion limit."""
     open_attester("simulator", state_dir=tmp_path).close()
     (tmp_path / name).write_bytes(content)
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(1_000_000)
     try:
-        with pytest.raises(BackendError, match=name):
+        with raises(BackendError, "state", path=str(tmp_path / name)):
             open_attester("simulator", state_dir=tmp_path)
     finally:
         sys.setrecursionlimit(limit)
 
 
-def test_a_log_that_was_meddled_with_is_not_believed(tmp_path: Path) -> None:
-    """Quotes still come, evidence and events do not, and a reset heals it."""
+def test_modified_event_log_is_rejected(tmp_path: Path) -> None:
+    """Quotes can be made, but no evidence and events until a reset."""
     with open_attester("simulator", state_dir=tmp_path) as tee:
         tee.emit_event("one", b"")
     lines = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
     (tmp_path / LOG).write_bytes(b"".join(lines[:-1]))
     with open_attester("simulator", state_dir=tmp_path) as tee:
         assert tee.get_quote(b"").rtmrs == tee.registers()
-        with pytest.raises(ReplayError, match="RTMR3"):
+        with raises(ReplayError, "rtmr_mismatch"):
             tee.attest(b"")
         with pytest.raises(JournalError):
             tee.emit_event("two", b"")
         assert isinstance(tee.backend, Simulator)
         tee.backend.reset()
         tee.emit_event("three", b"")
-        assert names_in(tee) == ["three"]
+        assert app_event_names(tee) == ["three"]
 
 
 @pytest.mark.parametrize("what", ["state", "seed"])
-def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, what: str) -> None:
-    """A path that is no folder, or a file that is one, is an error with its name."""
+def test_unusable_state_dir_is_reported(tmp_path: Path, what: str) -> None:
+    """A file in place of a directory, or the reverse, is an error with its path."""
+    path = tmp_path / "state"
     if what == "state":
-        (tmp_path / "state").write_bytes(b"")
+        path.write_bytes(b"")
     else:
-        (tmp_path / "state" / "simulator.seed").mkdir(parents=True)
-    with pytest.raises(BackendError, match="state"):
+        path /= "simulator.seed"
+        path.mkdir(parents=True)
+    with raises(BackendError, "state", path=str(path)):
         open_attester("simulator", state_dir=tmp_path / "state")
 
 
-def test_a_full_disk_leaves_the_registers_as_they_were(
+def test_full_disk_leaves_the_registers_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The event did not happen; later ones do."""
+    """The event fails, and later events succeed."""
     with open_attester("simulator", state_dir=tmp_path) as tee:
         before = tee.registers()
 
         def refuse(_: StateFolder, name: str, data: bytes) -> None:
-            raise BackendError(f"no room for {len(data)} bytes of {name}")
+            raise BackendError(f"no room for {len(data)} bytes of {name}", reason="io_error")
 
         with monkeypatch.context() as patch:
-            patch.setattr(StateFolder, "_put", refuse)
-            with pytest.raises(BackendError, match="no room"):
+            patch.setattr(StateFolder, "_replace_file", refuse)
+            with raises(BackendError, "io_error"):
                 tee.emit_event("one", b"")
         assert tee.registers() == before
         tee.emit_event("two", b"")
-        assert names_in(tee) == ["two"]
+        assert app_event_names(tee) == ["two"]
 
 
 @pytest.mark.parametrize("killed_in", ["forget", "begin", "save"])
-def test_death_during_a_boot_is_followed_by_a_boot(
+def test_interrupted_boot_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str
 ) -> None:
-    """A TD that was half booted is off; the next program boots it."""
+    """The next process boots the TD."""
     with open_attester("simulator", state_dir=tmp_path) as tee:
         tee.emit_event("one", b"")
 
     class Killed(BaseException):
-        """The program ends here."""
+        """Stands for the end of the process."""
 
     def kill(*_: object) -> None:
         raise Killed
@@ -259,13 +262,13 @@ def test_death_during_a_boot_is_followed_by_a_boot(
             tee.backend.reset()
     tee.close()
     with open_attester("simulator", state_dir=tmp_path) as tee:
-        assert names_in(tee) == []
+        assert app_event_names(tee) == []
         tee.emit_event("two", b"")
     assert any(b'"one"' in path.read_bytes() for path in tmp_path.glob(f"{LOG}.*"))
 
 
-def test_killed_programs_leave_registers_and_events_that_agree(tmp_path: Path) -> None:
-    """SIGKILL at random moments: no event is lost that was acknowledged, none is there twice."""
+def test_killed_processes_leave_consistent_state(tmp_path: Path) -> None:
+    """After SIGKILL at random moments each acknowledged event is logged once."""
     done = subprocess.run(
         [sys.executable, ROOT / "tests/backends/simulator/kill_rig.py", tmp_path / "state", "40"],
         check=True,
@@ -279,8 +282,8 @@ def test_killed_programs_leave_registers_and_events_that_agree(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("read", [lambda seed: seed, lambda seed: seed.hex().encode() + b"\n"])
-def test_seed_files_hold_bytes_or_hex(read: Callable[[bytes], bytes]) -> None:
-    """Both ways to write 32 bytes down are read."""
+def test_seed_file_is_bytes_or_hex(read: Callable[[bytes], bytes]) -> None:
+    """32 bytes, or 64 hex digits with a newline, are accepted."""
     assert read_seed(read(SEED)) == SEED
-    with pytest.raises(UsageError, match="64 hex digits"):
+    with raises(UsageError, "wrong_size"):
         read_seed(SEED[1:])

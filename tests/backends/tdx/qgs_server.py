@@ -1,7 +1,7 @@
-"""A quote generation service for tests, on a UNIX socket or vsock, that misbehaves as it is told.
+"""Quote generation service for tests, on a UNIX socket or vsock, with injectable faults.
 
-What it does with a connection is a function that gets it; those below are what goes wrong in the
-field. It runs in a thread, takes one connection after another, and counts them.
+A behaviour is a function that handles one connection. The server runs in a thread, accepts one
+connection after another, and counts them.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-QUOTE: Final = bytes(range(256)) * 20  # as long as a quote, and none
+QUOTE: Final = bytes(range(256)) * 20  # as long as a quote, but not a valid one
 KEY_ID: Final = bytes.fromhex("e86c046e8cc44d958173fc43c1fa4f3f")
 
 Behaviour = Callable[["QgsServer", socket.socket], None]
@@ -31,7 +31,7 @@ def response(
     id_size: int | None = None,
     quote_size: int | None = None,
 ) -> bytes:
-    """Return a GET_QUOTE_RESP; a size that is not given is the right one."""
+    """Return a GET_QUOTE_RESP; a size that is not given is correct."""
     sizes = (
         len(key_id) if id_size is None else id_size,
         len(quote) if quote_size is None else quote_size,
@@ -41,15 +41,15 @@ def response(
 
 
 def framed(message: bytes, length: int | None = None) -> bytes:
-    """Return a message behind its length, or behind another."""
+    """Return a message after its length prefix, or after another number."""
     return struct.pack(">I", len(message) if length is None else length) + message
 
 
-# -- what it does with a connection ------------------------------------------------------------
+# -- behaviours --------------------------------------------------------------------------------
 
 
 def answering(reply: bytes, *, piece: int = 1 << 20) -> Behaviour:
-    """Take the request, and send this, at most so many bytes at once."""
+    """Read the request, and send this reply in pieces."""
 
     def behave(server: "QgsServer", client: socket.socket) -> None:
         server.take(client)
@@ -60,25 +60,25 @@ def answering(reply: bytes, *, piece: int = 1 << 20) -> Behaviour:
 
 
 def closing(server: "QgsServer", client: socket.socket) -> None:
-    """Take the request, and hang up."""
+    """Read the request, and close the connection."""
     server.take(client)
 
 
 def closing_early(server: "QgsServer", client: socket.socket) -> None:
-    """Hang up before a byte was read: a reset, for the client is writing."""
+    """Reset the connection before reading."""
     del server
     linger = struct.pack("ii", 1, 0)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
 def silent(server: "QgsServer", client: socket.socket) -> None:
-    """Take the request, and say nothing until the client goes."""
+    """Read the request, and send nothing."""
     server.take(client)
     client.recv(1)
 
 
 def dripping(server: "QgsServer", client: socket.socket) -> None:
-    """Send an answer byte by byte, each well before anybody's patience ends, for ever."""
+    """Send a response byte by byte without an end, each byte before the read timeout."""
     server.take(client)
     with contextlib.suppress(OSError):
         for byte in itertools.chain(framed(b"", 1 << 20), itertools.repeat(0)):
@@ -88,7 +88,7 @@ def dripping(server: "QgsServer", client: socket.socket) -> None:
 
 
 class QgsServer:
-    """The service; `requests` are the messages it got, without the length before them."""
+    """The service; `requests` are the received messages without their length prefixes."""
 
     def __init__(self, listener: socket.socket, behave: Behaviour) -> None:
         self.address = listener.getsockname()
@@ -109,7 +109,7 @@ class QgsServer:
         data = b""
         while len(data) < size:
             piece = client.recv(size - len(data))
-            assert piece, "the client hung up in its request"
+            assert piece, "request truncated"
             data += piece
         return data
 
@@ -125,7 +125,7 @@ class QgsServer:
 
     @contextlib.contextmanager
     def running(self) -> "Iterator[QgsServer]":
-        """Answer until the end of the block."""
+        """Serve until the end of the block."""
         self._thread.start()
         try:
             yield self
@@ -138,11 +138,11 @@ class QgsServer:
 
 
 @contextlib.contextmanager
-def qgs_server(place: Path | tuple[int, int], behave: Behaviour) -> Iterator[QgsServer]:
-    """Run a service at a socket's path, or at a CID and port of vsock."""
-    family = socket.AF_UNIX if isinstance(place, Path) else socket.AF_VSOCK
+def qgs_server(address: Path | tuple[int, int], behave: Behaviour) -> Iterator[QgsServer]:
+    """Run a service on a socket path, or on a CID and port of vsock."""
+    family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_VSOCK
     listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.bind(str(place) if isinstance(place, Path) else place)
+    listener.bind(str(address) if isinstance(address, Path) else address)
     listener.listen()
     with QgsServer(listener, behave).running() as server:
         yield server

@@ -1,25 +1,28 @@
-"""The TDX device: a report or an error that says what to do, and no call too many."""
+"""TDX device: TD reports, the meaning of each errno, and bounded retries."""
 
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from attestkit.backends.linux.syscalls import DeviceCalls
+from attestkit.backends.tdx import qgs, quote_ioctl, rtmr
 from attestkit.backends.tdx.device import BUSY_WAITS, GET_REPORT0, MEANINGS, Command, TdxDevice
+from attestkit.backends.tsm import errno_meanings
 from attestkit.errors import (
     BackendBusyError,
     BackendError,
     BackendUnavailableError,
     UsageError,
 )
-from tests.backends.tdx.fake_td import FakeTd, open_files
+from tests.backends.tdx.fake_td import FakeTd, count_open_files
+from tests.raising import errno_of, raises
 from tests.untyped import untyped
 
-ASKED = bytes(range(64))
+REPORT_DATA = bytes(range(64))
 CALL = "ioctl 0xc4405401"
 
 
@@ -29,108 +32,127 @@ def td(tmp_path: Path) -> FakeTd:
     return FakeTd(tmp_path)
 
 
-def device(td: FakeTd) -> TdxDevice:
-    """Return its device."""
+def make_device(td: FakeTd) -> TdxDevice:
+    """Return the device of a fake TD."""
     return TdxDevice(td.paths.tdx_guest, td.paths.old_nodes, calls=td.calls, sleep=td.sleep)
 
 
-def test_a_report_is_the_devices_own(td: FakeTd) -> None:
-    """64 bytes in, 1024 bytes out, one call, and nothing stays open."""
-    before = open_files()
-    report = device(td).get_report(ASKED)
+def test_get_report_returns_the_device_report(td: FakeTd) -> None:
+    """One ioctl takes 64 bytes and returns 1024; no descriptor is leaked."""
+    before = count_open_files()
+    report = make_device(td).get_report(REPORT_DATA)
     assert type(report) is bytes
-    assert report == td.report(ASKED)
+    assert report == td.report(REPORT_DATA)
     assert td.made == ["open tdx_guest", CALL]
-    assert open_files() == before
+    assert count_open_files() == before
 
 
-def test_it_is_opened_for_reading_and_writing_and_not_inherited(td: FakeTd) -> None:
-    """As the driver's rules have it."""
+def test_device_is_opened_read_write_and_close_on_exec(td: FakeTd) -> None:
+    """The driver requires read and write access."""
     import fcntl
 
-    with device(td).opened() as fd:
+    with make_device(td).open() as fd:
         assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
         assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
 
 
-@pytest.mark.parametrize("asked", [b"", bytes(63), bytes(65), bytearray(64), "0" * 64, None])
-def test_other_report_data_is_the_callers_mistake(td: FakeTd, asked: object) -> None:
-    """Nothing is padded, and the device is not asked."""
-    with pytest.raises(UsageError, match="64 bytes"):
-        device(td).get_report(untyped(asked))
+@pytest.mark.parametrize("report_data", [b"", bytes(63), bytes(65), bytearray(64), "0" * 64, None])
+def test_get_report_invalid_report_data_is_rejected(td: FakeTd, report_data: object) -> None:
+    """Report data is not padded, and the device is not opened."""
+    with raises(UsageError, "wrong_size"):
+        make_device(td).get_report(untyped(report_data))
     assert td.made == []
 
 
 ERRORS = [
-    (errno.EFAULT, BackendError, "could not use our buffer"),
-    (errno.ENOMEM, BackendError, "no memory"),
-    (errno.EINVAL, BackendError, "operand is invalid"),
-    (errno.EIO, BackendError, "call into the TDX module failed"),
-    (errno.ENOTTY, BackendUnavailableError, "does not know this command"),
-    (errno.EPERM, BackendUnavailableError, "security policy"),
-    (errno.EACCES, BackendUnavailableError, "security policy"),
-    (errno.EXDEV, BackendError, "not known to say this"),
+    (errno.EFAULT, BackendError, "io_error", "report this bug"),
+    (errno.ENOMEM, BackendError, "io_error", "out of memory"),
+    (errno.EINVAL, BackendError, "io_error", "rejected an operand"),
+    (errno.EIO, BackendError, "io_error", "see the kernel log (dmesg)"),
+    (errno.ENOTTY, BackendUnavailableError, "unsupported_kernel", "use Linux 6.2 or later"),
+    (errno.EPERM, BackendUnavailableError, "permission_denied", "security policy"),
+    (errno.EACCES, BackendUnavailableError, "permission_denied", "security policy"),
+    (errno.EXDEV, BackendError, "io_error", "undocumented error"),
 ]
 
 
-@pytest.mark.parametrize(("number", "kind", "text"), ERRORS)
-def test_each_errno_has_its_text_and_is_not_repeated(
-    td: FakeTd, number: int, kind: type[BackendError], text: str
+@pytest.mark.parametrize(("number", "kind", "reason", "text"), ERRORS)
+def test_get_report_errno_gives_reason_and_is_not_retried(
+    td: FakeTd, number: int, kind: type[BackendError], reason: str, text: str
 ) -> None:
-    """The error says what it means and where, and keeps the foreign one as its cause."""
-    before = open_files()
+    """The error has the device, the errno and its meaning."""
+    before = count_open_files()
     td.fail[CALL] = [number]
-    with pytest.raises(BackendError, match=text) as caught:
-        device(td).get_report(ASKED)
-    assert type(caught.value) is kind
-    assert errno.errorcode[number] in str(caught.value)
-    assert str(td.paths.tdx_guest) in str(caught.value)
-    assert isinstance(caught.value.__cause__, OSError)
+    with raises(kind, reason, path=str(td.paths.tdx_guest)) as caught:
+        make_device(td).get_report(REPORT_DATA)
+    assert errno_of(caught.value) == number
+    for part in (text, errno.errorcode[number], str(td.paths.tdx_guest)):
+        assert part in str(caught.value)
     assert td.times(CALL) == 1
-    assert open_files() == before
+    assert count_open_files() == before
 
 
-def test_texts_differ() -> None:
-    """No two errnos read alike, but for the two that a policy says; and the table is whole."""
-    assert {number for number, _, _ in ERRORS} | {errno.EBUSY, errno.EINTR} > MEANINGS.keys()
-    texts = {text for number, (_, text) in MEANINGS.items() if number != errno.EACCES}
+def test_errno_texts_are_distinct_and_tested() -> None:
+    """Only EACCES and EPERM share a text."""
+    tested = {number for number, _, _, _ in ERRORS}
+    assert tested | {errno.EBUSY, errno.EINTR} > MEANINGS.keys()
+    texts = {text for number, (_, _, text) in MEANINGS.items() if number != errno.EACCES}
     assert len(texts) == len(MEANINGS) - 1
 
 
-def test_a_signal_is_survived(td: FakeTd) -> None:
-    """EINTR is no answer: the call is made again, without waiting."""
+@pytest.mark.parametrize(
+    "meanings",
+    [
+        MEANINGS.values(),
+        rtmr._FILE_MEANINGS.values(),
+        rtmr._EXTEND_MEANINGS.values(),
+        quote_ioctl._QUOTE_MEANINGS.values(),
+        qgs._CONNECT_MEANINGS.values(),
+        errno_meanings._MEANINGS.values(),
+    ],
+)
+def test_errno_reasons_belong_to_their_class(
+    meanings: Iterable[tuple[type[BackendError], str, str]],
+) -> None:
+    """Type checkers only see that each reason is one of BackendError's."""
+    for kind, reason, _ in meanings:
+        assert reason in kind.reasons(), (kind, reason)
+
+
+def test_get_report_eintr_is_retried_at_once(td: FakeTd) -> None:
+    """EINTR is retried without a delay."""
     td.fail[CALL] = [errno.EINTR] * 7
-    assert device(td).get_report(ASKED) == td.report(ASKED)
+    assert make_device(td).get_report(REPORT_DATA) == td.report(REPORT_DATA)
     assert td.times(CALL) == 8
     assert td.slept == []
 
 
-def test_signals_without_end_are_an_end(td: FakeTd) -> None:
-    """A timer that interrupts every call does not hold us for ever."""
+def test_get_report_repeated_eintr_raises_busy(td: FakeTd) -> None:
+    """At most 100 interruptions are retried."""
     td.fail[CALL] = [errno.EINTR] * 10_000
-    with pytest.raises(BackendBusyError, match="signals"):
-        device(td).get_report(ASKED)
+    with raises(BackendBusyError, "interrupted", path=str(td.paths.tdx_guest)):
+        make_device(td).get_report(REPORT_DATA)
     assert td.times(CALL) == 101
 
 
-def test_a_busy_module_is_asked_again_after_a_while(td: FakeTd) -> None:
-    """EBUSY is waited for, a little longer each time."""
+def test_get_report_ebusy_is_retried_with_backoff(td: FakeTd) -> None:
+    """EBUSY is retried after growing delays."""
     td.fail[CALL] = [errno.EBUSY] * len(BUSY_WAITS)
-    assert device(td).get_report(ASKED) == td.report(ASKED)
+    assert make_device(td).get_report(REPORT_DATA) == td.report(REPORT_DATA)
     assert td.slept == list(BUSY_WAITS)
 
 
-def test_a_module_that_stays_busy_is_busy(td: FakeTd) -> None:
-    """After a few tries, within a second, the caller is told to come back."""
+def test_get_report_repeated_ebusy_raises_busy(td: FakeTd) -> None:
+    """The retries take less than one second."""
     td.fail[CALL] = [errno.EBUSY] * 1000
-    with pytest.raises(BackendBusyError, match="stays busy"):
-        device(td).get_report(ASKED)
+    with raises(BackendBusyError, "device", path=str(td.paths.tdx_guest)):
+        make_device(td).get_report(REPORT_DATA)
     assert td.times(CALL) == 1 + len(BUSY_WAITS)
     assert 0 < sum(td.slept) < 1
 
 
-def test_each_try_starts_with_a_fresh_argument(td: FakeTd) -> None:
-    """What a failed call left in the buffer does not get into the next."""
+def test_get_report_retry_uses_a_fresh_buffer(td: FakeTd) -> None:
+    """Data that a failed call left in the buffer is not sent again."""
     seen = []
 
     def spoil(fd: int, command: int, buffer: bytearray) -> int:
@@ -141,12 +163,14 @@ def test_each_try_starts_with_a_fresh_argument(td: FakeTd) -> None:
         return td.ioctl(fd, command, buffer)
 
     calls = td.calls._replace(ioctl=spoil)
-    assert TdxDevice(td.paths.tdx_guest, calls=calls).get_report(ASKED) == td.report(ASKED)
-    assert set(seen) == {ASKED + bytes(1024)}
+    assert TdxDevice(td.paths.tdx_guest, calls=calls).get_report(REPORT_DATA) == td.report(
+        REPORT_DATA
+    )
+    assert set(seen) == {REPORT_DATA + bytes(1024)}
 
 
-def answering(td: FakeTd, change: Callable[[bytearray], None], result: int = 0) -> DeviceCalls:
-    """Return calls whose answer is altered."""
+def altered_calls(td: FakeTd, change: Callable[[bytearray], None], result: int = 0) -> DeviceCalls:
+    """Return calls whose response is altered."""
 
     def ioctl(fd: int, command: int, buffer: bytearray) -> int:
         td.ioctl(fd, command, buffer)
@@ -156,93 +180,104 @@ def answering(td: FakeTd, change: Callable[[bytearray], None], result: int = 0) 
     return td.calls._replace(ioctl=ioctl)
 
 
-@pytest.mark.parametrize("at", [64, 64 + 128, 64 + 191])
-def test_an_answer_that_is_no_report_of_ours_is_refused(td: FakeTd, at: int) -> None:
-    """Another type, or other report data, in its first and in its last byte."""
+@pytest.mark.parametrize(
+    ("at", "reason"),
+    [
+        (64, "malformed_response"),
+        (64 + 128, "wrong_report_data"),
+        (64 + 191, "wrong_report_data"),
+    ],
+)
+def test_get_report_checks_type_and_report_data(td: FakeTd, at: int, reason: str) -> None:
+    """A response of another type, or over other report data, is rejected."""
 
     def change(buffer: bytearray) -> None:
         buffer[at] ^= 1
 
-    with pytest.raises(BackendError, match=r"type 0x80|other report data"):
-        TdxDevice(td.paths.tdx_guest, calls=answering(td, change)).get_report(ASKED)
+    with raises(BackendError, reason, path=str(td.paths.tdx_guest)):
+        TdxDevice(td.paths.tdx_guest, calls=altered_calls(td, change)).get_report(REPORT_DATA)
 
 
-def test_a_result_that_is_neither_success_nor_error_is_refused(td: FakeTd) -> None:
-    """The call returns 0 or fails."""
-    calls = answering(td, lambda _: None, result=1)
-    with pytest.raises(BackendError, match="returned 1, not 0"):
-        TdxDevice(td.paths.tdx_guest, calls=calls).get_report(ASKED)
+def test_get_report_unexpected_result_is_malformed(td: FakeTd) -> None:
+    """The ioctl must return 0 or fail."""
+    calls = altered_calls(td, lambda _: None, result=1)
+    with raises(BackendError, "malformed_response"):
+        TdxDevice(td.paths.tdx_guest, calls=calls).get_report(REPORT_DATA)
 
 
 # -- opening -----------------------------------------------------------------------------------
 
 
-def test_no_device_is_said_with_what_to_do(td: FakeTd) -> None:
-    """No TDX guest, no driver, no --device: one text for what cannot be told apart."""
+def test_open_missing_device_names_the_remedies(td: FakeTd) -> None:
+    """A missing device can mean no TDX guest, no driver or no `--device`."""
     td.paths.tdx_guest.unlink()
-    with pytest.raises(BackendUnavailableError, match=r"modprobe tdx-guest.*--device") as caught:
-        device(td).get_report(ASKED)
-    assert "ENOENT" in str(caught.value)
+    with raises(BackendUnavailableError, "missing", path=str(td.paths.tdx_guest)) as caught:
+        make_device(td).get_report(REPORT_DATA)
+    assert errno_of(caught.value) == errno.ENOENT
+    for part in ("ENOENT", "modprobe tdx-guest", f"--device {td.paths.tdx_guest}"):
+        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_node_of_an_old_driver_is_named_and_not_used(td: FakeTd, which: int) -> None:
-    """Its commands have other meanings under the same numbers."""
+def test_open_old_device_node_is_unsupported(td: FakeTd, which: int) -> None:
+    """Older drivers use the same ioctl numbers for other commands."""
     td.paths.tdx_guest.unlink()
     node = td.paths.old_nodes[which]
     node.touch()
-    with pytest.raises(BackendUnavailableError, match="driver too old") as caught:
-        device(td).get_report(ASKED)
+    with raises(BackendUnavailableError, "unsupported_kernel") as caught:
+        make_device(td).get_report(REPORT_DATA)
     assert str(node) in str(caught.value)
     assert td.made == ["open tdx_guest"]
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
-def test_a_refusal_names_path_mode_owner_and_us(td: FakeTd, number: int) -> None:
-    """All that somebody needs to let us in."""
+def test_open_permission_error_names_mode_owner_and_user(td: FakeTd, number: int) -> None:
+    """The error has the path, its mode and owner, and the user."""
     td.paths.tdx_guest.chmod(0o640)
     owner = td.paths.tdx_guest.stat()
     td.fail["open tdx_guest"] = [number]
-    with pytest.raises(BackendUnavailableError) as caught:
-        device(td).get_report(ASKED)
+    path = str(td.paths.tdx_guest)
+    with raises(BackendUnavailableError, "permission_denied", path=path) as caught:
+        make_device(td).get_report(REPORT_DATA)
     text = str(caught.value)
-    assert str(td.paths.tdx_guest) in text
+    assert path in text
     assert "mode 0640" in text
     assert f"owner uid {owner.st_uid}, group {owner.st_gid}" in text
-    assert f"we are uid {os.geteuid()}" in text
+    assert f"this process has uid {os.geteuid()}" in text
     assert stat.S_IMODE(owner.st_mode) == 0o640
 
 
 @pytest.mark.parametrize("number", [errno.ENXIO, errno.ENODEV, errno.ENOTDIR])
-def test_a_node_without_driver_is_as_none(td: FakeTd, number: int) -> None:
-    """A stale node says the same as a missing one."""
+def test_open_node_without_driver_is_missing(td: FakeTd, number: int) -> None:
+    """A stale node is reported like a missing one."""
     td.fail["open tdx_guest"] = [number]
-    with pytest.raises(BackendUnavailableError, match="modprobe"):
-        device(td).get_report(ASKED)
+    with raises(BackendUnavailableError, "missing"):
+        make_device(td).get_report(REPORT_DATA)
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ELOOP])
-def test_other_failures_to_open_are_no_missing_tee(td: FakeTd, number: int) -> None:
-    """Too many open files does not mean that there is no TEE."""
+def test_open_other_errors_are_not_unavailable(td: FakeTd, number: int) -> None:
+    """EMFILE, for example, does not prove a missing TEE."""
     td.fail["open tdx_guest"] = [number]
-    with pytest.raises(BackendError, match=errno.errorcode[number]) as caught:
-        device(td).get_report(ASKED)
-    assert type(caught.value) is BackendError
+    with raises(BackendError, "io_error", path=str(td.paths.tdx_guest)) as caught:
+        make_device(td).get_report(REPORT_DATA)
+    assert errno_of(caught.value) == number
 
 
-def test_what_is_no_driver_at_all_is_unavailable(tmp_path: Path) -> None:
-    """A plain file in the device's place, asked by the real call."""
+def test_ordinary_file_as_device_is_unsupported(tmp_path: Path) -> None:
+    """A regular file returns ENOTTY to the real ioctl."""
     node = tmp_path / "tdx_guest"
     node.touch()
-    with pytest.raises(BackendUnavailableError, match="ENOTTY"):
-        TdxDevice(node).get_report(ASKED)
+    with raises(BackendUnavailableError, "unsupported_kernel", path=str(node)) as caught:
+        TdxDevice(node).get_report(REPORT_DATA)
+    assert errno_of(caught.value) == errno.ENOTTY
 
 
-def test_a_command_says_how_often_it_is_repeated(td: FakeTd) -> None:
-    """One that starts something at the host is not repeated as often as a local one."""
+def test_command_limits_its_interruptions(td: FakeTd) -> None:
+    """A command that starts work on the host has fewer retries."""
     td.fail[CALL] = [errno.EINTR] * 5
-    with device(td).opened() as fd, pytest.raises(BackendBusyError):
-        device(td).command(
+    with make_device(td).open() as fd, pytest.raises(BackendBusyError):
+        make_device(td).command(
             fd, Command("X", GET_REPORT0, interruptions=1), lambda: bytearray(64 + 1024)
         )
     assert td.times(CALL) == 2

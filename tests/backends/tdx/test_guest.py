@@ -1,4 +1,4 @@
-"""What both TDX backends share: registers, boot log, and a journal that believes a fresh report."""
+"""TdGuest, shared by both TDX backends: registers, boot log, and the runtime event journal."""
 
 import errno
 import os
@@ -13,7 +13,8 @@ from attestkit.backends.tdx.guest import TdGuest, read_boot_id
 from attestkit.errors import BackendError, BackendUnavailableError, JournalError, UsageError
 from attestkit.event_log.journal import replay_from
 from attestkit.event_log.runtime_events import runtime_event
-from tests.backends.tdx.fake_td import BOOT_ID, DONE, FakeTd, open_files
+from tests.backends.tdx.fake_td import BOOT_ID, DONE, FakeTd, count_open_files
+from tests.raising import errno_of, raises
 
 ONE, TWO = runtime_event("one", b"1"), runtime_event("two", b"2")
 REPORT = "ioctl 0xc4405401"
@@ -26,23 +27,23 @@ def td(tmp_path: Path) -> FakeTd:
     return FakeTd(tmp_path)
 
 
-def guest(td: FakeTd) -> TdGuest:
-    """Return what is tested, on a fake TD."""
+def make_guest(td: FakeTd) -> TdGuest:
+    """Return the guest of a fake TD."""
     return TdGuest(td.paths, calls=td.calls, sleep=td.sleep)
 
 
-def test_making_one_touches_nothing(td: FakeTd) -> None:
-    """Whoever only wants a quote needs neither registers nor logs."""
-    backend = guest(td)
+def test_guest_construction_opens_nothing(td: FakeTd) -> None:
+    """Quotes need neither registers nor logs."""
+    backend = make_guest(td)
     assert isinstance(backend, RegisterExtender)
     backend.close()
     assert td.made == []
     assert not td.paths.runtime_log.exists()
 
 
-def test_registers_and_log_are_the_guests(td: FakeTd) -> None:
-    """Reading, extending, and a boot log that this guest has not."""
-    backend = guest(td)
+def test_guest_reads_and_extends_registers(td: FakeTd) -> None:
+    """A guest without a CCEL table has an empty boot log."""
+    backend = make_guest(td)
     backend.extend_rtmr(3, ONE.digest)
     assert backend.read_rtmr(3) == replay_from(bytes(48), (ONE,)) == td.rtmrs[3]
     assert [backend.read_rtmr(number) for number in range(3)] == td.rtmrs[:3]
@@ -55,10 +56,10 @@ def test_registers_and_log_are_the_guests(td: FakeTd) -> None:
 # -- the journal -------------------------------------------------------------------------------
 
 
-def test_events_are_in_register_and_log(td: FakeTd) -> None:
-    """Also for the next program, which sees the same boot."""
-    before = open_files()
-    backend = guest(td)
+def test_journal_events_are_in_register_and_log(td: FakeTd) -> None:
+    """A later process of the same boot reads the same events."""
+    before = count_open_files()
+    backend = make_guest(td)
     journal = backend.open_journal()
     journal.emit(ONE)
     journal.emit(TWO)
@@ -66,15 +67,15 @@ def test_events_are_in_register_and_log(td: FakeTd) -> None:
     assert td.rtmrs[3] == replay_from(bytes(48), (ONE, TWO))
     assert td.extends == 2
     backend.close()
-    assert open_files() == before
-    assert guest(td).open_journal().events() == (ONE, TWO)
+    assert count_open_files() == before
+    assert make_guest(td).open_journal().events() == (ONE, TWO)
     stored = td.paths.runtime_log / "runtime_event.boot_id"
     assert stored.read_text() == f"{BOOT_ID}\n"
 
 
-def test_every_call_is_the_same_journal(td: FakeTd) -> None:
-    """The first one's version counts."""
-    backend = guest(td)
+def test_open_journal_returns_the_same_journal(td: FakeTd) -> None:
+    """The version of the first call is kept."""
+    backend = make_guest(td)
     journal = backend.open_journal(2)
     assert backend.open_journal() is journal
     assert backend.open_journal(1) is journal
@@ -83,32 +84,32 @@ def test_every_call_is_the_same_journal(td: FakeTd) -> None:
         journal.emit(ONE)  # an event of version 1
 
 
-def test_the_register_is_read_from_a_fresh_report(td: FakeTd) -> None:
-    """The file may be stale; the journal does not look at it."""
-    guest(td).open_journal().emit(ONE)
+def test_journal_reads_register_from_fresh_report(td: FakeTd) -> None:
+    """The register file may be stale, so the journal does not read it."""
+    make_guest(td).open_journal().emit(ONE)
     assert td.times(REPORT) > 0
     assert td.times("read rtmr3:sha384") == 0
 
 
-def test_without_the_device_the_file_is_believed(td: FakeTd) -> None:
-    """A container that was given the files alone can emit, too."""
+def test_journal_without_device_reads_register_file(td: FakeTd) -> None:
+    """A container may have the register files only."""
     td.paths.tdx_guest.unlink()
-    journal = guest(td).open_journal()
+    journal = make_guest(td).open_journal()
     journal.emit(ONE)
     journal.emit(TWO)
     assert td.rtmrs[3] == replay_from(bytes(48), (ONE, TWO))
 
 
-def test_without_files_the_device_does_both(tmp_path: Path) -> None:
-    """A kernel with the out-of-tree extension."""
+def test_journal_without_register_files_uses_ioctl(tmp_path: Path) -> None:
+    """A kernel with the out-of-tree extension supports the journal."""
     td = FakeTd(tmp_path, files=False, extends_by=(0x80315403,))
-    guest(td).open_journal().emit(ONE)
+    make_guest(td).open_journal().emit(ONE)
     assert td.rtmrs[3] == replay_from(bytes(48), (ONE,))
 
 
-def test_an_extend_of_somebody_else_is_noticed(td: FakeTd) -> None:
-    """Nothing is emitted on a register that the log does not explain; the log stays as it was."""
-    backend = guest(td)
+def test_journal_detects_foreign_extend(td: FakeTd) -> None:
+    """If the log does not explain the register, nothing is emitted."""
+    backend = make_guest(td)
     backend.open_journal().emit(ONE)
     td.extend(3, bytes(48))
     with pytest.raises(JournalError, match=td.rtmrs[3].hex()):
@@ -117,12 +118,12 @@ def test_an_extend_of_somebody_else_is_noticed(td: FakeTd) -> None:
     assert td.extends == 2  # ONE, and the foreign one
 
 
-def test_a_reboot_puts_the_log_aside(td: FakeTd) -> None:
-    """Another boot id and a register of zeros: a new, empty log."""
-    guest(td).open_journal().emit(ONE)
+def test_journal_after_reboot_starts_a_new_log(td: FakeTd) -> None:
+    """A new boot ID and a zero register archive the previous log."""
+    make_guest(td).open_journal().emit(ONE)
     td.paths.boot_id.write_text(BOOT_ID.replace("4", "5") + "\n")
     td.rtmrs[3] = bytes(48)
-    backend = guest(td)
+    backend = make_guest(td)
     assert backend.open_journal().events() == ()
     backend.open_journal().emit(TWO)
     assert backend.open_journal().events() == (TWO,)
@@ -130,24 +131,26 @@ def test_a_reboot_puts_the_log_aside(td: FakeTd) -> None:
     assert kept == [f"runtime_events.log.{BOOT_ID}"]
 
 
-def test_another_boot_with_a_register_in_use_is_refused(td: FakeTd) -> None:
-    """As after a kexec: nothing explains the register any more."""
-    guest(td).open_journal().emit(ONE)
+def test_journal_new_boot_with_used_register_is_rejected(td: FakeTd) -> None:
+    """After a kexec, for example, no log explains the register."""
+    make_guest(td).open_journal().emit(ONE)
     td.paths.boot_id.write_text(BOOT_ID.replace("4", "5"))
-    backend = guest(td)
+    backend = make_guest(td)
     assert backend.open_journal().events() == ()
-    with pytest.raises(JournalError, match="disagree"):
+    with raises(JournalError, "mismatch"):
         backend.open_journal().emit(TWO)
     assert td.extends == 1
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EINVAL])
-def test_a_refused_extend_leaves_nothing_behind(td: FakeTd, number: int) -> None:
-    """The error comes out, and the next event finds register and log as they were."""
-    backend = guest(td)
+def test_journal_failed_extend_leaves_no_event(td: FakeTd, number: int) -> None:
+    """The error is raised, and the next event succeeds."""
+    backend = make_guest(td)
     td.fail[WRITE] = [number]
-    with pytest.raises(BackendError, match=errno.errorcode[number]):
+    with pytest.raises(BackendError) as caught:
         backend.open_journal().emit(ONE)
+    assert errno_of(caught.value) == number
+    assert caught.value.path == str(td.paths.measurements / "rtmr3:sha384")
     assert backend.open_journal().events() == ()
     assert not (td.paths.runtime_log / "runtime_event.pending").exists()
     backend.open_journal().emit(TWO)
@@ -155,18 +158,18 @@ def test_a_refused_extend_leaves_nothing_behind(td: FakeTd, number: int) -> None
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EINTR])
-def test_an_extend_that_failed_and_happened_is_in_the_log(td: FakeTd, number: int) -> None:
-    """The register is believed rather than the call."""
-    backend = guest(td)
+def test_journal_applied_extend_is_logged_despite_error(td: FakeTd, number: int) -> None:
+    """The register's value decides, not the result of the call."""
+    backend = make_guest(td)
     td.fail[WRITE] = [number + DONE]
     backend.open_journal().emit(ONE)
     assert backend.open_journal().events() == (ONE,)
     assert td.extends == 1
 
 
-def test_threads_share_one_journal(td: FakeTd) -> None:
-    """Opened by many at once it is one, and all events are in it."""
-    backend = guest(td)
+def test_journal_is_shared_by_threads(td: FakeTd) -> None:
+    """Concurrent calls open one journal, which contains all events."""
+    backend = make_guest(td)
     start = threading.Barrier(8)
     events = [runtime_event(f"event {number}", b"") for number in range(8)]
 
@@ -184,20 +187,20 @@ def test_threads_share_one_journal(td: FakeTd) -> None:
     assert td.rtmrs[3] == replay_from(bytes(48), logged)
 
 
-def test_a_closed_backend_opens_no_journal(td: FakeTd) -> None:
-    """And what was opened before is closed; twice is once."""
-    backend = guest(td)
+def test_closed_guest_rejects_the_journal(td: FakeTd) -> None:
+    """Close also closes an open journal, and is idempotent."""
+    backend = make_guest(td)
     journal = backend.open_journal()
     backend.close()
     backend.close()
     with pytest.raises(JournalError, match="closed"):
         journal.events()
-    with pytest.raises(UsageError, match="closed"):
+    with raises(UsageError, "closed"):
         backend.open_journal()
 
 
-def test_threads_that_come_at_once_open_one_journal(td: FakeTd) -> None:
-    """The second waits for the first, which takes its time."""
+def test_open_journal_concurrently_opens_one_log(td: FakeTd) -> None:
+    """A second thread waits for the first."""
     opened = []
     second = threading.Event()
 
@@ -205,7 +208,7 @@ def test_threads_that_come_at_once_open_one_journal(td: FakeTd) -> None:
         opened.append(path)
         if len(opened) == 2:
             second.set()
-        second.wait(0.2)  # enough for another thread to get here, if it can
+        second.wait(0.2)  # long enough for another thread to reach this point
         return td.open_file(path, flags, folder)
 
     backend = TdGuest(td.paths, calls=td.calls._replace(open_file=open_file))
@@ -221,35 +224,35 @@ def test_threads_that_come_at_once_open_one_journal(td: FakeTd) -> None:
     assert opened == [td.paths.boot_id]
 
 
-def test_a_child_does_not_share_the_journal(td: FakeTd) -> None:
-    """It would share its parent's lock; registers it can read.
+def test_forked_child_does_not_share_the_journal(td: FakeTd) -> None:
+    """A child would share its parent's lock; it can still read registers.
 
-    Nor does it wait for a thread that holds the lock of this object and was not forked with it.
+    The child does not wait for a lock that a thread of the parent held during the fork.
     """
-    backend = guest(td)
+    backend = make_guest(td)
     journal = backend.open_journal()
     with journal.locked(), backend._mutex:
         child = os.fork()
         if not child:
-            signal.alarm(20)  # should it wait after all
+            signal.alarm(20)  # end the child if it waits for the lock
             code = 1
             try:
                 assert backend.read_rtmr(3) == bytes(48)
-                with pytest.raises(UsageError, match="fork"):
+                with raises(UsageError, "wrong_process"):
                     backend.open_journal()
                 backend.close()
                 code = 0
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    journal.emit(ONE)  # the child's close took nothing from us
+    journal.emit(ONE)  # the child's close did not affect the parent
 
 
 # -- the boot id -------------------------------------------------------------------------------
 
 
-def test_the_boot_id_is_the_kernels(td: FakeTd) -> None:
-    """Without its newline, which may be missing."""
+def test_boot_id_is_read_without_newline(td: FakeTd) -> None:
+    """The newline may be missing."""
     assert read_boot_id(td.paths) == BOOT_ID
     td.paths.boot_id.write_text(BOOT_ID)
     assert read_boot_id(td.paths) == BOOT_ID
@@ -269,19 +272,19 @@ def test_the_boot_id_is_the_kernels(td: FakeTd) -> None:
         "x" * 10_000,
     ],
 )
-def test_another_text_is_no_boot_id(td: FakeTd, text: str) -> None:
-    """It would put a good log aside, or take over a foreign one."""
+def test_boot_id_malformed_is_rejected(td: FakeTd, text: str) -> None:
+    """A wrong boot ID could archive a valid log, or adopt one of another boot."""
     td.paths.boot_id.write_text(text)
-    with pytest.raises(BackendError, match="no UUID"):
-        guest(td).open_journal()
+    with raises(BackendError, "malformed_response", path=str(td.paths.boot_id)):
+        make_guest(td).open_journal()
     assert not td.paths.runtime_log.exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EIO])
-def test_no_boot_id_is_said(td: FakeTd, number: int) -> None:
-    """The journal cannot be opened; the rest works."""
+def test_boot_id_unreadable_prevents_the_journal_only(td: FakeTd, number: int) -> None:
+    """Registers stay readable."""
     td.fail["open boot_id"] = [number]
-    with pytest.raises(BackendUnavailableError, match=errno.errorcode[number]) as caught:
-        guest(td).open_journal()
-    assert str(td.paths.boot_id) in str(caught.value)
-    assert guest(td).read_rtmr(3) == bytes(48)
+    with raises(BackendUnavailableError, "unreadable", path=str(td.paths.boot_id)) as caught:
+        make_guest(td).open_journal()
+    assert errno_of(caught.value) == number
+    assert make_guest(td).read_rtmr(3) == bytes(48)

@@ -1,4 +1,4 @@
-"""Where the QGS is: what an option or /etc/tdx-attest.conf says, or why it says nothing."""
+"""Address of the QGS, from an option or from /etc/tdx-attest.conf."""
 
 import contextlib
 import errno
@@ -11,16 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.backends.linux.syscalls import DeviceCalls
-from attestkit.backends.tdx.qgs import configured_port, host_endpoint, parse_endpoint
+from attestkit.backends.tdx.qgs import host_endpoint, parse_endpoint, read_configured_port
 from attestkit.errors import BackendUnavailableError, UsageError
+from tests.raising import errno_of, raises
 
 
-def test_addresses() -> None:
-    """The host by default, or what an option names."""
+def test_endpoint_from_option_or_default() -> None:
+    """The default is the host's vsock address."""
     assert host_endpoint(4050) == (socket.AF_VSOCK, (2, 4050))
     assert parse_endpoint(("vsock", 3, 5)) == (socket.AF_VSOCK, (3, 5))
     assert parse_endpoint("/run/qgs") == parse_endpoint(Path("/run/qgs"))
-    assert str(parse_endpoint("/run/qgs")) == "the QGS at /run/qgs"
+    assert str(parse_endpoint("/run/qgs")) == "/run/qgs"
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,8 @@ def test_addresses() -> None:
         ["vsock", 2, 4050],
     ],
 )
-def test_other_addresses_are_the_callers_mistake(address: object) -> None:
-    """Before a socket is made of them."""
+def test_parse_endpoint_invalid_address_is_rejected(address: object) -> None:
+    """It is rejected before a socket is created."""
     with pytest.raises(UsageError):
         parse_endpoint(address)
 
@@ -60,64 +61,69 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("text", "port"), GOOD)
-def test_a_configuration_names_the_port(tmp_path: Path, text: bytes, port: int) -> None:
-    """Blanks and comments do not matter."""
+def test_read_configured_port_accepts_spaces_and_comments(
+    tmp_path: Path, text: bytes, port: int
+) -> None:
+    """A configuration may contain blanks, comments and CRLF."""
     file = tmp_path / "tdx-attest.conf"
     file.write_bytes(text)
-    assert configured_port(file) == port
+    assert read_configured_port(file) == port
 
 
 BAD = [
-    (b"", "no line names a port"),
-    (b"# port = 4050\n", "no line names a port"),
-    (b"port = 0\n", "port 0 means none"),
-    (b"port = 0000000000\n", "port 0 means none"),
-    (b"\nport = 65536\n", "line 2: port 65536 is above 65535"),
-    (b"port = 9999999999\n", "line 1: port 9999999999 is above"),
-    (b"port = 00000004050\n", "line 1: want"),
-    (b"port = 4050 4051\n", "line 1: want"),
-    (b"port = 4050x\n", "line 1: want"),
-    (b"port = 0x10\n", "line 1: want"),
-    (b"port = -1\n", "line 1: want"),
-    (b"port = \xd9\xa3\n", "line 1: want"),
-    (b"port =\n", "line 1: want"),
-    (b"port 4050\n", "line 1: want"),
-    (b"# ok\n\nPort = 4050\n", "line 3: want"),
-    (b"port = 4050\nprot = 4050\n", "line 2: want"),
+    (b"", "no port"),
+    (b"# port = 4050\n", "no port"),
+    (b"port = 0\n", "port 0 disables vsock"),
+    (b"port = 0000000000\n", "port 0 disables vsock"),
+    (b"\nport = 65536\n", "line 2: port above 65535: 65536"),
+    (b"port = 9999999999\n", "line 1: port above 65535: 9999999999"),
+    (b"port = 00000004050\n", "line 1: not `port = N`"),
+    (b"port = 4050 4051\n", "line 1: not `port = N`"),
+    (b"port = 4050x\n", "line 1: not `port = N`"),
+    (b"port = 0x10\n", "line 1: not `port = N`"),
+    (b"port = -1\n", "line 1: not `port = N`"),
+    (b"port = \xd9\xa3\n", "line 1: not `port = N`"),
+    (b"port =\n", "line 1: not `port = N`"),
+    (b"port 4050\n", "line 1: not `port = N`"),
+    (b"# ok\n\nPort = 4050\n", "line 3: not `port = N`"),
+    (b"port = 4050\nprot = 4050\n", "line 2: not `port = N`"),
     (b"port = 4050\nport = 4051\n", "line 2: a second port"),
     (b"port = 0\nport = 4050\n", "line 2: a second port"),
-    (b"\0" * 100, "line 1: want"),
+    (b"\0" * 100, "line 1: not `port = N`"),
     (b"#" * 70_000, "more than 65536 bytes"),
 ]
 
 
-@pytest.mark.parametrize(("text", "said"), BAD)
-def test_a_configuration_that_names_none_says_why(tmp_path: Path, text: bytes, said: str) -> None:
-    """The file and the line; the way over QGS is then not offered."""
+@pytest.mark.parametrize(("text", "problem"), BAD)
+def test_read_configured_port_without_port_is_not_configured(
+    tmp_path: Path, text: bytes, problem: str
+) -> None:
+    """The error has the file and the line."""
     file = tmp_path / "tdx-attest.conf"
     file.write_bytes(text)
-    with pytest.raises(BackendUnavailableError, match=said) as caught:
-        configured_port(file)
-    assert str(file) in str(caught.value)
+    with raises(BackendUnavailableError, "not_configured", path=str(file)) as caught:
+        read_configured_port(file)
+    assert problem in str(caught.value)
 
 
-def test_a_configuration_that_cannot_be_read_says_why(tmp_path: Path) -> None:
-    """Missing, or not ours."""
+def test_read_configured_port_unreadable_file_is_not_configured(tmp_path: Path) -> None:
+    """The file may be missing or inaccessible."""
     file = tmp_path / "tdx-attest.conf"
-    with pytest.raises(BackendUnavailableError, match="ENOENT") as caught:
-        configured_port(file)
-    assert str(file) in str(caught.value)
+    with raises(BackendUnavailableError, "not_configured", path=str(file)) as caught:
+        read_configured_port(file)
+    assert errno_of(caught.value) == errno.ENOENT
     file.touch(0o600)
 
     def open_file(*_: object) -> int:
         raise PermissionError(errno.EACCES, "")
 
-    with pytest.raises(BackendUnavailableError, match=r"EACCES.*mode 0600"):
-        configured_port(file, calls=DeviceCalls(open_file=open_file))
+    with raises(BackendUnavailableError, "permission_denied", path=str(file)) as caught:
+        read_configured_port(file, calls=DeviceCalls(open_file=open_file))
+    assert "mode 0600" in str(caught.value)
 
 
 @given(st.binary(max_size=60))
-def test_any_configuration_gives_a_port_or_an_error_of_ours(text: bytes) -> None:
+def test_read_configured_port_any_text_gives_port_or_error(text: bytes) -> None:
     """A port is from 1 to 65535."""
 
     def read(fd: int, size: int) -> bytes:
@@ -128,4 +134,4 @@ def test_any_configuration_gives_a_port_or_an_error_of_ours(text: bytes) -> None
 
     calls = DeviceCalls(open_file=lambda *_: os.dup(0), read=read)
     with contextlib.suppress(BackendUnavailableError):
-        assert 0 < configured_port(Path("/x"), calls=calls) <= 0xFFFF
+        assert 0 < read_configured_port(Path("/x"), calls=calls) <= 0xFFFF

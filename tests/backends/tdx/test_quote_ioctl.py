@@ -1,4 +1,4 @@
-"""Quotes by the ioctl of a named driver: its own request, its own number, and no other tried."""
+"""Quotes through the ioctls of out-of-tree drivers: requests, statuses and errors."""
 
 import ctypes
 import errno
@@ -22,8 +22,9 @@ from attestkit.errors import (
     QuoteUnavailableError,
     UsageError,
 )
-from tests.backends.tdx.fake_td import FakeTd, open_files
+from tests.backends.tdx.fake_td import FakeTd, count_open_files
 from tests.backends.tdx.qgs_server import KEY_ID, QUOTE, framed, response
+from tests.raising import errno_of, raises
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,14 +33,17 @@ REPORT = bytes(range(256)) * 4
 IN_FLIGHT, FAILED, NO_SERVICE = 0xFFFFFFFFFFFFFFFF, 1 << 63, (1 << 63) + 1
 FRAMED, BARE = ("C", "C'"), ("D", "D'")
 
-Reply = tuple[int, bytes, int | None]  # status, answer, and a length if it is not the answer's
+Reply = tuple[
+    int, bytes, int | None
+]  # status, response, and its length field (None: the length of the response)
 
 
-class Driver:
-    """An out-of-tree driver of one generation, and the host behind it."""
+class FakeDriver:
+    """Out-of-tree driver of one generation, and the host that answers it."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.td = FakeTd(folder)
+        self.path = str(self.td.paths.tdx_guest)
         self.generation = GENERATIONS[name]
         self.framed = name in FRAMED
         self.reply: Reply = (0, framed(response()) if self.framed else QUOTE, None)
@@ -51,15 +55,15 @@ class Driver:
         self.now = 0.0
         self.on_sleep: Callable[[], None] = lambda: None
 
-    def answer(self, status: int, answer: bytes, length: int | None = None) -> None:
-        """Write what the host answers into the buffer."""
+    def write_response(self, status: int, answer: bytes, length: int | None = None) -> None:
+        """Write the host's response into the buffer."""
         length = len(answer) if length is None else length
         ctypes.memmove(self.address + 8, struct.pack("<Q", status), 8)
         ctypes.memmove(self.address + 20, struct.pack("<I", length), 4)
         ctypes.memmove(self.address + 24, answer, len(answer))
 
     def ioctl(self, fd: int, command: int, buffer: bytearray) -> int:
-        """Read the request, and answer."""
+        """Record the request, and respond."""
         del fd
         self.commands.append(command)
         if command != self.generation.number:
@@ -70,19 +74,19 @@ class Driver:
         self.headers.append(header)
         self.requests.append(raw[24 : 24 + header[2]])
         if self.fail and (number := self.fail.pop(0)):
-            self.answer(FAILED, b"\xee" * 2000)  # which the next try must not see
+            self.write_response(FAILED, b"\xee" * 2000)  # a retry must not return this
             raise OSError(number, os.strerror(number))
-        self.answer(*self.reply)
+        self.write_response(*self.reply)
         return 0
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         self.now += seconds
         self.on_sleep()
 
     def quote(self) -> bytes:
-        """Ask for a quote; nothing stays open."""
-        before = open_files()
+        """Request a quote, and assert that no descriptor is leaked."""
+        before = count_open_files()
         calls = self.td.calls._replace(ioctl=self.ioctl)
         device = TdxDevice(self.td.paths.tdx_guest, calls=calls, sleep=self.sleep)
         try:
@@ -90,37 +94,37 @@ class Driver:
                 device, self.generation, REPORT, clock=lambda: self.now, sleep=self.sleep
             )
         finally:
-            assert open_files() == before
+            assert count_open_files() == before
 
 
 @pytest.fixture(params=[*FRAMED, *BARE])
-def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Driver:
+def driver(request: pytest.FixtureRequest, tmp_path: Path) -> FakeDriver:
     """Return a driver of each generation."""
-    return Driver(tmp_path, request.param)
+    return FakeDriver(tmp_path, request.param)
 
 
 @pytest.fixture(params=FRAMED)
-def framing(request: pytest.FixtureRequest, tmp_path: Path) -> Driver:
-    """Return a driver of each generation that exchanges messages."""
-    return Driver(tmp_path, request.param)
+def framing(request: pytest.FixtureRequest, tmp_path: Path) -> FakeDriver:
+    """Return a driver of each generation that uses QGS messages."""
+    return FakeDriver(tmp_path, request.param)
 
 
-def test_a_quote_comes_out(driver: Driver) -> None:
-    """One call of the driver's own number."""
+def test_get_quote_makes_one_ioctl(driver: FakeDriver) -> None:
+    """The driver's own ioctl number is called once."""
     assert driver.quote() == QUOTE
     assert driver.commands == [driver.generation.number]
 
 
-def test_the_buffer_is_as_specified(driver: Driver) -> None:
-    """Page-aligned, 16 KiB, version 1, and the request behind 24 bytes of header."""
+def test_get_quote_buffer_follows_the_abi(driver: FakeDriver) -> None:
+    """Page-aligned, 16 KiB, version 1, with the request after a 24-byte header."""
     driver.quote()
     assert driver.address % PAGESIZE == 0
     assert driver.size == 16384
     assert driver.headers == [(1, 0, len(driver.requests[0]), 0)]
 
 
-def test_each_generation_has_its_request(driver: Driver) -> None:
-    """C and C' a QGS message behind its big-endian length, D and D' the bare report."""
+def test_get_quote_request_depends_on_generation(driver: FakeDriver) -> None:
+    """C and C' take a QGS message after its big-endian length, D and D' the bare report."""
     driver.quote()
     (request,) = driver.requests
     if driver.framed:
@@ -131,8 +135,8 @@ def test_each_generation_has_its_request(driver: Driver) -> None:
     assert request == REPORT
 
 
-def test_the_key_id_is_no_part_of_the_quote(framing: Driver) -> None:
-    """What the service sends in front of the quote is left out, as over vsock."""
+def test_get_quote_drops_the_key_id(framing: FakeDriver) -> None:
+    """The selected key ID before the quote is removed."""
     framing.reply = (0, framed(response(key_id=KEY_ID)), None)
     assert framing.quote() == QUOTE
 
@@ -140,33 +144,33 @@ def test_the_key_id_is_no_part_of_the_quote(framing: Driver) -> None:
 # -- statuses ----------------------------------------------------------------------------------
 
 STATUSES = [
-    (FAILED, QuoteUnavailableError, "quoting service failed"),
-    (NO_SERVICE, QuoteUnavailableError, "has no quoting service"),
-    (1, BackendError, "unknown status 0x0000000000000001"),
-    (IN_FLIGHT - 1, BackendError, "unknown status 0xfffffffffffffffe"),
+    (FAILED, QuoteUnavailableError, "quoting_service", "see its log"),
+    (NO_SERVICE, QuoteUnavailableError, "cannot_connect", "start its QGS (qgsd)"),
+    (1, BackendError, "malformed_response", "0x0000000000000001"),
+    (IN_FLIGHT - 1, BackendError, "malformed_response", "0xfffffffffffffffe"),
 ]
 
 
-@pytest.mark.parametrize(("status", "kind", "text"), STATUSES)
-def test_each_status_has_its_text(
-    driver: Driver, status: int, kind: type[BackendError], text: str
+@pytest.mark.parametrize(("status", "kind", "reason", "text"), STATUSES)
+def test_get_quote_status_gives_reason_and_text(
+    driver: FakeDriver, status: int, kind: type[BackendError], reason: str, text: str
 ) -> None:
-    """A quote beside a failure is none, and nothing else is tried."""
+    """A quote next to a failure status is ignored, and nothing else is tried."""
     driver.reply = (status, driver.reply[1], None)
-    with pytest.raises(BackendError, match=text) as caught:
+    with raises(kind, reason, path=driver.path) as caught:
         driver.quote()
-    assert type(caught.value) is kind
+    assert text in str(caught.value)
     assert len(driver.commands) == 1
 
 
-def test_a_request_in_flight_is_waited_for(driver: Driver) -> None:
-    """By looking again, not by asking again."""
+def test_get_quote_in_flight_is_polled(driver: FakeDriver) -> None:
+    """The status in the buffer is polled; the ioctl is not repeated."""
     final = driver.reply
     driver.reply = (IN_FLIGHT, b"", None)
 
     def on_sleep() -> None:
         if driver.now > 20:
-            driver.answer(*final)
+            driver.write_response(*final)
 
     driver.on_sleep = on_sleep
     assert driver.quote() == QUOTE
@@ -174,17 +178,20 @@ def test_a_request_in_flight_is_waited_for(driver: Driver) -> None:
     assert len(driver.commands) == 1
 
 
-def test_a_request_that_stays_in_flight_is_given_up(driver: Driver) -> None:
-    """After 30 seconds, with what to expect next."""
+def test_get_quote_in_flight_times_out_after_30_s(driver: FakeDriver) -> None:
+    """The error states that the device stays busy until the host responds."""
     driver.reply = (IN_FLIGHT, b"", None)
-    with pytest.raises(QuoteUnavailableError, match=r"in flight after 30 s.*busy"):
+    with raises(QuoteUnavailableError, "timed_out", path=driver.path) as caught:
         driver.quote()
+    assert "busy until the host responds" in str(caught.value)
     assert 30 <= driver.now < 31
     assert len(driver.commands) == 1
 
 
-def test_waiting_in_the_driver_counts(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The deadline is that of the whole request."""
+def test_get_quote_deadline_includes_the_ioctl(
+    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline covers the complete request."""
     driver.reply = (IN_FLIGHT, b"", None)
     plain = driver.ioctl
 
@@ -193,84 +200,86 @@ def test_waiting_in_the_driver_counts(driver: Driver, monkeypatch: pytest.Monkey
         return plain(fd, command, buffer)
 
     monkeypatch.setattr(driver, "ioctl", slow)
-    with pytest.raises(QuoteUnavailableError, match="in flight"):
+    with raises(QuoteUnavailableError, "timed_out"):
         driver.quote()
     assert 30 <= driver.now < 30.1
 
 
-# -- answers -----------------------------------------------------------------------------------
+# -- responses ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [16384 - 24 + 1, 0xFFFFFFFF])
-def test_an_answer_longer_than_the_buffer_is_refused(driver: Driver, length: int) -> None:
+def test_get_quote_length_beyond_buffer_is_malformed(driver: FakeDriver, length: int) -> None:
     """Nothing beyond the buffer is read."""
     driver.reply = (0, driver.reply[1], length)
-    with pytest.raises(BackendError, match=f"claims an answer of {length} bytes"):
+    with raises(BackendError, "malformed_response", path=driver.path) as caught:
         driver.quote()
+    assert f"(byte 20) {length}" in str(caught.value)
 
 
-def test_an_answer_may_fill_the_buffer(driver: Driver) -> None:
-    """Up to its last byte."""
+def test_get_quote_response_may_fill_the_buffer(driver: FakeDriver) -> None:
+    """A response may end at the last byte of the buffer."""
     room = 16384 - 24
     quote = bytes(room - 28 if driver.framed else room)
     driver.reply = (0, framed(response(quote)) if driver.framed else quote, None)
     assert driver.quote() == quote
 
 
-def test_no_answer_is_a_failure_of_the_host(driver: Driver) -> None:
-    """Success, and nothing: as in the empty outblob of configfs-tsm."""
+def test_get_quote_empty_response_is_unavailable(driver: FakeDriver) -> None:
+    """Success with an empty response is a failure of the host."""
     driver.reply = (0, b"", None)
-    with pytest.raises(QuoteUnavailableError, match="answered nothing"):
+    with raises(QuoteUnavailableError, "empty", path=driver.path):
         driver.quote()
 
 
-def test_less_than_a_quote_is_a_failure_of_the_host(driver: Driver) -> None:
-    """One byte less than the shortest quote, and the shortest."""
+def test_get_quote_short_quote_is_unavailable(driver: FakeDriver) -> None:
+    """The minimum size of a quote is 1020 bytes."""
     for size in (1019, 1020):
         quote = bytes(size)
         driver.reply = (0, framed(response(quote)) if driver.framed else quote, None)
         if size == 1020:
             assert driver.quote() == quote
         else:
-            with pytest.raises(QuoteUnavailableError, match="gave 1019 bytes"):
+            with raises(QuoteUnavailableError, "too_short", path=driver.path):
                 driver.quote()
 
 
 MALFORMED = [
-    (b"\0\0\x14", "sent 3 bytes, less than a length"),
-    (framed(response(), 15), "announced a message of 15 bytes"),
-    (framed(response(), 5143), "announced a message of 5143 bytes and sent 5144"),
-    (framed(response(), 5145), "announced a message of 5145 bytes and sent 5144"),
-    (framed(response(), 0xFFFFFFFF), "announced a message of 4294967295 bytes"),
-    (framed(response(major=2)), "version 2"),
-    (framed(response(kind=0)), "type 0"),
+    (b"\0\0\x14", "truncated", "3 bytes, expected at least 4"),
+    (framed(response(), 15), "malformed_response", "length 15"),
+    (framed(response(), 5143), "malformed_response", "length 5143 with 5144 bytes"),
+    (framed(response(), 5145), "malformed_response", "length 5145 with 5144 bytes"),
+    (framed(response(), 0xFFFFFFFF), "malformed_response", "length 4294967295"),
+    (framed(response(major=2)), "malformed_response", "version (byte 0) 2"),
+    (framed(response(kind=0)), "malformed_response", "type (byte 4) 0"),
 ]
 
 
-@pytest.mark.parametrize(("answer", "text"), MALFORMED)
-def test_a_malformed_message_is_told_by_what_is_wrong(
-    framing: Driver, answer: bytes, text: str
+@pytest.mark.parametrize(("answer", "reason", "text"), MALFORMED)
+def test_get_quote_malformed_message_names_the_field(
+    framing: FakeDriver, answer: bytes, reason: str, text: str
 ) -> None:
-    """It is a BackendError that names the field, as over vsock."""
+    """The error is the same as over vsock."""
     framing.reply = (0, answer, None)
-    with pytest.raises(BackendError, match=text) as caught:
+    with raises(BackendError, reason, path=framing.path) as caught:
         framing.quote()
-    assert type(caught.value) is BackendError
+    assert text in str(caught.value)
 
 
-def test_a_failure_in_a_message_is_told_by_its_name(framing: Driver) -> None:
-    """The service's code is told with its name, as over vsock."""
+def test_get_quote_qgs_error_names_the_code(framing: FakeDriver) -> None:
+    """The QGS error code is reported with its name."""
     framing.reply = (0, framed(response(b"", code=0x12003)), None)
-    with pytest.raises(QuoteUnavailableError, match="0x00012003, invalid parameter"):
+    with raises(QuoteUnavailableError, "quoting_service", path=framing.path) as caught:
         framing.quote()
+    assert "0x00012003 (invalid parameter)" in str(caught.value)
 
 
 @given(status=st.sampled_from([0, 0, FAILED, 5]), answer=st.binary(max_size=2000), data=st.data())
-def test_any_answer_gives_bytes_or_an_error_of_ours(
+def test_get_quote_any_response_gives_quote_or_attestkit_error(
     tmp_path_factory: pytest.TempPathFactory, status: int, answer: bytes, data: st.DataObject
 ) -> None:
-    """Whatever the host puts into the buffer."""
-    driver = Driver(tmp_path_factory.mktemp("td"), data.draw(st.sampled_from([*GENERATIONS])))
+    """Arbitrary buffer contents never raise another exception."""
+    driver = FakeDriver(tmp_path_factory.mktemp("td"), data.draw(st.sampled_from([*GENERATIONS])))
     length = data.draw(st.none() | st.integers(0, 0xFFFFFFFF))
     driver.reply = (status, answer, length)
     try:
@@ -284,67 +293,70 @@ def test_any_answer_gives_bytes_or_an_error_of_ours(
 # -- errors of the call ------------------------------------------------------------------------
 
 ERRORS = [
-    (errno.ENOTTY, BackendUnavailableError, "another generation's"),
-    (errno.EINVAL, BackendError, "is it another generation"),
-    (errno.EIO, QuoteUnavailableError, "the host refused"),
-    (errno.ETIMEDOUT, QuoteUnavailableError, "did not answer in time"),
-    (errno.EFAULT, BackendError, "could not use our buffer"),
-    (errno.ENOMEM, BackendError, "no memory"),
-    (errno.EPERM, BackendUnavailableError, "security policy"),
+    (errno.ENOTTY, BackendUnavailableError, "unsupported_kernel", "use another generation"),
+    (errno.EINVAL, BackendError, "io_error", "check the option generation"),
+    (errno.EIO, QuoteUnavailableError, "quoting_service", "check its QGS"),
+    (errno.ETIMEDOUT, QuoteUnavailableError, "timed_out", "check its QGS"),
+    (errno.EFAULT, BackendError, "io_error", "report this bug"),
+    (errno.ENOMEM, BackendError, "io_error", "out of memory"),
+    (errno.EPERM, BackendUnavailableError, "permission_denied", "security policy"),
 ]
 
 
-@pytest.mark.parametrize(("number", "kind", "text"), ERRORS)
-def test_each_errno_has_its_text_and_is_final(
-    driver: Driver, number: int, kind: type[BackendError], text: str
+@pytest.mark.parametrize(("number", "kind", "reason", "text"), ERRORS)
+def test_get_quote_errno_gives_reason_and_is_final(
+    driver: FakeDriver, number: int, kind: type[BackendError], reason: str, text: str
 ) -> None:
-    """No other number is tried after it."""
+    """No other ioctl number is tried."""
     driver.fail = [number]
-    with pytest.raises(BackendError, match=text) as caught:
+    with raises(kind, reason, path=driver.path) as caught:
         driver.quote()
-    assert type(caught.value) is kind
+    assert text in str(caught.value)
+    assert errno_of(caught.value) == number
     assert driver.commands == [driver.generation.number]
 
 
-def test_a_driver_of_another_generation_is_not_searched_for(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch
+def test_get_quote_never_tries_another_generation(
+    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one number that was named is the only one that is called."""
+    """Only the configured ioctl number is called."""
     for name, other in GENERATIONS.items():
         if other != driver.generation:
-            asked = Driver(driver.td.paths.tdx_guest.parents[1] / name, name)
-            monkeypatch.setattr(asked, "ioctl", driver.ioctl)
+            other_driver = FakeDriver(driver.td.paths.tdx_guest.parents[1] / name, name)
+            monkeypatch.setattr(other_driver, "ioctl", driver.ioctl)
             driver.commands.clear()
-            with pytest.raises(BackendUnavailableError, match="ENOTTY"):
-                asked.quote()
+            with raises(BackendUnavailableError, "unsupported_kernel") as caught:
+                other_driver.quote()
+            assert errno_of(caught.value) == errno.ENOTTY
             assert driver.commands == [other.number]
 
 
-def test_an_interrupted_request_is_made_again_once(driver: Driver) -> None:
-    """With a fresh request: what the first try left in the buffer is gone."""
+def test_get_quote_eintr_is_retried_once(driver: FakeDriver) -> None:
+    """The retry sends a fresh request."""
     driver.fail = [errno.EINTR]
     assert driver.quote() == QUOTE
     assert driver.headers[0] == driver.headers[1] == (1, 0, len(driver.requests[0]), 0)
     assert driver.requests[0] == driver.requests[1]
     driver.fail = [errno.EINTR] * 10
     driver.commands.clear()
-    with pytest.raises(BackendBusyError):
+    with raises(BackendBusyError, "interrupted"):
         driver.quote()
     assert len(driver.commands) == 2
 
 
-def test_a_busy_driver_is_waited_for_a_little(driver: Driver) -> None:
-    """Then the caller is told to come back."""
+def test_get_quote_ebusy_is_retried_up_to_1_s(driver: FakeDriver) -> None:
+    """BackendBusyError follows."""
     driver.fail = [errno.EBUSY]
     assert driver.quote() == QUOTE
     driver.fail = [errno.EBUSY] * 100
-    with pytest.raises(BackendBusyError, match="another request"):
+    with raises(BackendBusyError, "request_in_flight"):
         driver.quote()
     assert driver.now < 1
 
 
 @pytest.mark.parametrize("name", ["", "A", "B", "c", "C''", None, 1])
-def test_other_generations_are_the_callers_mistake(name: object) -> None:
-    """The text lists those that there are."""
-    with pytest.raises(UsageError, match="C, C', D, D'"):
+def test_parse_generation_unknown_name_lists_generations(name: object) -> None:
+    """An unknown generation is a usage error."""
+    with raises(UsageError, "unknown_name") as caught:
         parse_generation(name)
+    assert "C, C', D, D'" in str(caught.value)

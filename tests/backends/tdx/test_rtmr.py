@@ -1,13 +1,14 @@
-"""Registers are read as they are, and extended once for one call: never twice, whatever fails."""
+"""RTMR access: reads, and extends that take effect at most once under any failure."""
 
 import errno
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from attestkit.backends.tdx.device import BUSY_WAITS, TdxDevice
-from attestkit.backends.tdx.rtmr import Rtmrs
+from attestkit.backends.tdx.rtmr import RtmrAccess
 from attestkit.errors import (
     AttestKitError,
     BackendBusyError,
@@ -16,7 +17,8 @@ from attestkit.errors import (
     UnsupportedError,
     UsageError,
 )
-from tests.backends.tdx.fake_td import DONE, FakeTd, extended, open_files
+from tests.backends.tdx.fake_td import DONE, FakeTd, count_open_files, extend_register
+from tests.raising import errno_of, raises
 from tests.untyped import untyped
 
 DIGEST = bytes(range(48))
@@ -27,11 +29,11 @@ CALL, OTHER_CALL = f"ioctl {FIRST:#010x}", f"ioctl {SECOND:#010x}"
 REPORT = "ioctl 0xc4405401"
 
 
-def registers(td: FakeTd, *, named: bool = False) -> Rtmrs:
-    """Return what is tested, on a fake TD."""
-    paths = td.paths._replace(measurements_named=named)
+def make_registers(td: FakeTd, *, named: bool = False) -> RtmrAccess:
+    """Return the registers of a fake TD."""
+    paths = td.paths._replace(measurements_configured=named)
     device = TdxDevice(paths.tdx_guest, calls=td.calls, sleep=td.sleep)
-    return Rtmrs(paths, device, calls=td.calls, sleep=td.sleep)
+    return RtmrAccess(paths, device, calls=td.calls, sleep=td.sleep)
 
 
 @pytest.fixture
@@ -42,188 +44,198 @@ def td(tmp_path: Path) -> FakeTd:
 
 @pytest.fixture
 def old(tmp_path: Path) -> FakeTd:
-    """Return a TD without register files, whose driver extends by the first form of the ioctl."""
+    """Return a TD without register files, whose driver extends by the first ioctl."""
     return FakeTd(tmp_path, files=False, extends_by=(FIRST,))
 
 
 # -- reading -----------------------------------------------------------------------------------
 
 
-def test_registers_are_read_from_their_files(td: FakeTd) -> None:
-    """Each from its own; the device is not asked, and nothing stays open."""
-    before = open_files()
-    assert [registers(td).read(number) for number in range(4)] == td.rtmrs
+def test_read_uses_register_files(td: FakeTd) -> None:
+    """The device is not opened, and no descriptor is leaked."""
+    before = count_open_files()
+    assert [make_registers(td).read(number) for number in range(4)] == td.rtmrs
     assert "open tdx_guest" not in td.made
-    assert open_files() == before
+    assert count_open_files() == before
 
 
-def test_without_files_a_report_tells(old: FakeTd) -> None:
-    """A kernel before 6.16 has the registers in its reports."""
-    assert [registers(old).read(number) for number in range(4)] == old.rtmrs
+def test_read_without_files_uses_td_report(old: FakeTd) -> None:
+    """Kernels before 6.16 have no register files."""
+    assert [make_registers(old).read(number) for number in range(4)] == old.rtmrs
 
 
-def test_fresh_is_from_a_new_report(td: FakeTd) -> None:
-    """The files may show late what was not extended through them; a report is made now."""
-    td.files = False  # the files are not brought up to date any more
+def test_read_fresh_makes_a_new_report(td: FakeTd) -> None:
+    """Register files may be stale after extends by other means."""
+    td.files = False  # the files are no longer updated
     td.extend(3, DIGEST)
-    assert registers(td).read_fresh(3) == td.rtmrs[3] != registers(td).read(3)
+    assert make_registers(td).read_fresh(3) == td.rtmrs[3] != make_registers(td).read(3)
     assert td.made[:2] == ["open tdx_guest", REPORT]
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT])
-def test_fresh_is_from_the_file_where_the_device_is_not_ours(td: FakeTd, number: int) -> None:
-    """A container may be given the files alone."""
+def test_read_fresh_without_device_access_uses_file(td: FakeTd, number: int) -> None:
+    """A container may have the register files only."""
     td.fail["open tdx_guest"] = [number]
-    assert registers(td).read_fresh(3) == td.rtmrs[3]
+    assert make_registers(td).read_fresh(3) == td.rtmrs[3]
     assert td.times(REPORT) == 0
     assert td.times(f"read {FILE}")
 
 
-def test_fresh_does_not_fall_back_once_the_device_is_open(td: FakeTd) -> None:
-    """What the device says is final, for the file could be stale."""
+def test_read_fresh_report_error_is_final(td: FakeTd) -> None:
+    """Once the device is open, the possibly stale file is not used."""
     td.fail[REPORT] = [errno.EIO]
-    with pytest.raises(BackendError, match="EIO"):
-        registers(td).read_fresh(3)
+    with raises(BackendError, "io_error", path=str(td.paths.tdx_guest)) as caught:
+        make_registers(td).read_fresh(3)
+    assert errno_of(caught.value) == errno.EIO
     assert td.times(f"read {FILE}") == 0
 
 
 @pytest.mark.parametrize("number", [4, -1, True, 1.0, "3", None])
-def test_other_registers_do_not_exist(td: FakeTd, number: object) -> None:
-    """Neither for reading nor, as RTMR0 and RTMR1, for extending; nothing is touched."""
-    for call in (registers(td).read, registers(td).read_fresh):
-        with pytest.raises(UsageError, match="no RTMR"):
+def test_register_number_is_checked(td: FakeTd, number: object) -> None:
+    """Only 0 to 3 can be read, and 2 and 3 extended; nothing else is opened."""
+    for call in (make_registers(td).read, make_registers(td).read_fresh):
+        with raises(UsageError, "out_of_range"):
             call(untyped(number))
-    with pytest.raises(UsageError, match="RTMR2 and RTMR3"):
-        registers(td).extend(untyped(number), DIGEST)
+    with raises(UsageError, "out_of_range"):
+        make_registers(td).extend(untyped(number), DIGEST)
     assert td.made == []
 
 
 @pytest.mark.parametrize("size", [0, 47, 49, 96])
-def test_a_file_of_another_size_is_no_register(td: FakeTd, size: int) -> None:
-    """Neither padded nor cut."""
+def test_read_file_of_wrong_size_is_malformed(td: FakeTd, size: int) -> None:
+    """A value of other than 48 bytes is neither padded nor truncated."""
     (td.paths.measurements / FILE).write_bytes(bytes(size))
-    with pytest.raises(BackendError, match="a register has 48"):
-        registers(td).read(3)
+    with raises(BackendError, "malformed_response", path=str(td.paths.measurements / FILE)):
+        make_registers(td).read(3)
 
 
-def test_neither_files_nor_device_says_both(old: FakeTd) -> None:
-    """The text has both places that were tried."""
+def test_read_without_files_and_device_names_both(old: FakeTd) -> None:
+    """The error has both paths."""
     old.paths.tdx_guest.unlink()
-    with pytest.raises(BackendUnavailableError, match=r"6\.16.*tdx_guest"):
-        registers(old).read(3)
+    with raises(BackendUnavailableError, "missing", path=str(old.paths.tdx_guest)) as caught:
+        make_registers(old).read(3)
+    assert "Linux 6.16" in str(caught.value)
 
 
 # -- extending by the file ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("register", [2, 3])
-def test_an_extend_is_one_write(td: FakeTd, register: int) -> None:
-    """48 bytes at once, at the start of the right file; the ioctl is not tried."""
+def test_extend_by_file_is_one_write(td: FakeTd, register: int) -> None:
+    """48 bytes are written at offset 0; the ioctl is not called."""
     td.extends_by = (FIRST, SECOND)
-    expected = extended(td.rtmrs[register], DIGEST)
+    expected = extend_register(td.rtmrs[register], DIGEST)
     others = td.rtmrs[:register] + td.rtmrs[register + 1 :]
-    before = open_files()
-    registers(td).extend(register, DIGEST)
+    before = count_open_files()
+    make_registers(td).extend(register, DIGEST)
     assert td.rtmrs[register] == expected
     assert td.rtmrs[:register] + td.rtmrs[register + 1 :] == others
     assert td.extends == td.times(f"write rtmr{register}:sha384") == 1
     assert td.times(CALL) == td.times(OTHER_CALL) == 0
-    assert open_files() == before
+    assert count_open_files() == before
 
 
 @pytest.mark.parametrize("register", [0, 1])
-def test_registers_of_the_firmware_are_left_alone(td: FakeTd, register: int) -> None:
-    """The kernel would let root extend them."""
-    with pytest.raises(UsageError, match=f"RTMR2 and RTMR3, not RTMR{register}"):
-        registers(td).extend(register, DIGEST)
+def test_extend_firmware_register_is_rejected(td: FakeTd, register: int) -> None:
+    """The kernel would allow root to extend RTMR0 and RTMR1."""
+    with raises(UsageError, "out_of_range"):
+        make_registers(td).extend(register, DIGEST)
     assert td.made == []
 
 
 @pytest.mark.parametrize("digest", [b"", bytes(47), bytes(49), bytearray(48), "0" * 48, None])
-def test_a_digest_is_48_bytes(td: FakeTd, digest: object) -> None:
-    """Before the kernel would say EINVAL."""
-    with pytest.raises(UsageError, match="48 bytes"):
-        registers(td).extend(3, untyped(digest))
+def test_extend_digest_must_be_48_bytes(td: FakeTd, digest: object) -> None:
+    """It is checked before the kernel is called."""
+    with raises(UsageError, "wrong_size"):
+        make_registers(td).extend(3, untyped(digest))
     assert td.made == []
 
 
+class Expected(NamedTuple):
+    """Error expected for an errno."""
+
+    number: int
+    kind: type[BackendError]
+    reason: str
+    words: str
+
+
 WRITE_ERRORS = [
-    (errno.EINVAL, BackendError, "no register's file"),
-    (errno.EIO, BackendError, "TDX module refused"),
-    (errno.EACCES, BackendUnavailableError, "has mode 0644, owner uid"),
-    (errno.EPERM, BackendUnavailableError, "has mode 0644, owner uid"),
-    (errno.EROFS, BackendUnavailableError, "bind-mount .*measurements read-write"),
-    (errno.ENOENT, BackendUnavailableError, "its folder is there"),
-    (errno.ENOSPC, BackendError, "not known to say this"),
+    Expected(errno.EINVAL, BackendError, "io_error", "not an RTMR file"),
+    Expected(errno.EIO, BackendError, "io_error", "see the kernel log (dmesg)"),
+    Expected(errno.EACCES, BackendUnavailableError, "permission_denied", "mode 0644, owner uid"),
+    Expected(errno.EPERM, BackendUnavailableError, "permission_denied", "mode 0644, owner uid"),
+    Expected(errno.EROFS, BackendUnavailableError, "permission_denied", "measurements read-write"),
+    Expected(errno.ENOENT, BackendUnavailableError, "missing", "the directory exists"),
+    Expected(errno.ENOSPC, BackendError, "io_error", "undocumented error"),
 ]
 
 
 @pytest.mark.parametrize("where", [f"open {FILE}", WRITE])
-@pytest.mark.parametrize(("number", "kind", "text"), WRITE_ERRORS)
-def test_each_errno_of_a_file_has_its_text(
-    td: FakeTd, where: str, number: int, kind: type[BackendError], text: str
-) -> None:
-    """Nothing was extended, nothing else is tried, and nothing stays open."""
+@pytest.mark.parametrize("expected", WRITE_ERRORS)
+def test_extend_file_errno_gives_reason(td: FakeTd, where: str, expected: Expected) -> None:
+    """Nothing is extended, nothing else is tried, and no descriptor is leaked."""
     td.extends_by = (FIRST, SECOND)
-    before = open_files()
-    td.fail[where] = [number]
-    with pytest.raises(BackendError, match=text) as caught:
-        registers(td).extend(3, DIGEST)
-    assert type(caught.value) is kind
-    assert errno.errorcode[number] in str(caught.value)
-    assert str(td.paths.measurements / FILE) in str(caught.value)
+    before = count_open_files()
+    td.fail[where] = [expected.number]
+    path = str(td.paths.measurements / FILE)
+    with raises(expected.kind, expected.reason, path=path) as caught:
+        make_registers(td).extend(3, DIGEST)
+    assert errno_of(caught.value) == expected.number
+    for part in (expected.words, errno.errorcode[expected.number], path):
+        assert part in str(caught.value)
     assert td.extends == 0
     assert td.times(WRITE) <= 1
     assert td.times(CALL) == td.times(OTHER_CALL) == 0
-    assert open_files() == before
+    assert count_open_files() == before
 
 
 @pytest.mark.parametrize("number", [errno.EINTR, errno.EBUSY])
 @pytest.mark.parametrize("times", [1, len(BUSY_WAITS)])
-def test_not_done_is_done_again_once_the_register_says_so(
-    td: FakeTd, number: int, times: int
-) -> None:
-    """The register is read after each failure; in the end there is one extend."""
+def test_extend_is_retried_if_register_is_unchanged(td: FakeTd, number: int, times: int) -> None:
+    """The register is read after each failure; it is extended once."""
     td.fail[WRITE] = [number] * times
-    expected = extended(td.rtmrs[3], DIGEST)
-    registers(td).extend(3, DIGEST)
+    expected = extend_register(td.rtmrs[3], DIGEST)
+    make_registers(td).extend(3, DIGEST)
     assert td.rtmrs[3] == expected
     assert td.extends == 1
-    assert td.times(REPORT) == 1 + times  # before, and after each failure
+    assert td.times(REPORT) == 1 + times  # once before, and once after each failure
     assert td.slept == (list(BUSY_WAITS[:times]) if number == errno.EBUSY else [])
 
 
 @pytest.mark.parametrize("number", [errno.EINTR, errno.EBUSY])
-def test_not_done_is_not_tried_for_ever(td: FakeTd, number: int) -> None:
-    """A bounded number of writes, within a second, and the register is as it was."""
+def test_extend_retries_are_limited(td: FakeTd, number: int) -> None:
+    """The number of writes and the total delay (1 s) are bounded."""
     td.fail[WRITE] = [number] * 1000
-    with pytest.raises(BackendBusyError, match="try again later"):
-        registers(td).extend(3, DIGEST)
+    reason = "interrupted" if number == errno.EINTR else "device"
+    with raises(BackendBusyError, reason, path=str(td.paths.measurements / FILE)):
+        make_registers(td).extend(3, DIGEST)
     assert td.extends == 0
     assert td.times(WRITE) == 1 + len(BUSY_WAITS)
     assert sum(td.slept) < 1
 
 
 @pytest.mark.parametrize("number", [errno.EINTR, errno.EBUSY])
-def test_done_in_spite_of_the_error_is_done(td: FakeTd, number: int) -> None:
-    """The register is believed rather than the call: there is no second extend."""
+def test_extend_applied_despite_retryable_error_succeeds(td: FakeTd, number: int) -> None:
+    """The register's value decides, so it is extended once."""
     td.fail[WRITE] = [number + DONE] * 2
-    expected = extended(td.rtmrs[3], DIGEST)
-    registers(td).extend(3, DIGEST)
+    expected = extend_register(td.rtmrs[3], DIGEST)
+    make_registers(td).extend(3, DIGEST)
     assert td.rtmrs[3] == expected
     assert td.extends == td.times(WRITE) == 1
 
 
-def test_done_in_spite_of_another_error_is_not_repeated(td: FakeTd) -> None:
-    """The caller has to ask the register; one extend is all there was."""
+def test_extend_applied_despite_other_error_is_not_repeated(td: FakeTd) -> None:
+    """The error is raised; the caller can read the register."""
     td.fail[WRITE] = [errno.EIO + DONE]
-    with pytest.raises(BackendError, match="EIO"):
-        registers(td).extend(3, DIGEST)
+    with raises(BackendError, "io_error") as caught:
+        make_registers(td).extend(3, DIGEST)
+    assert errno_of(caught.value) == errno.EIO
     assert td.extends == td.times(WRITE) == 1
 
 
-def test_somebody_elses_extend_meanwhile_ends_it(td: FakeTd) -> None:
-    """The register is neither as it was nor as it would be: nobody knows, and nothing is tried."""
+def test_extend_with_concurrent_foreign_extend_is_unknown(td: FakeTd) -> None:
+    """If the register has neither the old nor the expected value, nothing is retried."""
 
     def write(fd: int, data: bytes) -> int:
         del fd, data
@@ -233,15 +245,15 @@ def test_somebody_elses_extend_meanwhile_ends_it(td: FakeTd) -> None:
 
     td.calls = td.calls._replace(write=write)
     before = td.rtmrs[3].hex()
-    with pytest.raises(BackendError, match="somebody else") as caught:
-        registers(td).extend(3, DIGEST)
+    with raises(BackendError, "register_conflict") as caught:
+        make_registers(td).extend(3, DIGEST)
     assert td.times(WRITE) == 1
     for value in (before, td.rtmrs[3].hex(), DIGEST.hex()):
         assert value in str(caught.value)
 
 
 @pytest.mark.parametrize("taken", [0, 47])
-def test_a_short_write_is_not_completed(td: FakeTd, taken: int) -> None:
+def test_extend_short_write_is_not_completed(td: FakeTd, taken: int) -> None:
     """A second write would be another extend."""
 
     def write(fd: int, data: bytes) -> int:
@@ -250,16 +262,16 @@ def test_a_short_write_is_not_completed(td: FakeTd, taken: int) -> None:
         return taken
 
     td.calls = td.calls._replace(write=write)
-    with pytest.raises(BackendError, match=f"took {taken} of 48"):
-        registers(td).extend(3, DIGEST)
+    with raises(BackendError, "outcome_unknown"):
+        make_registers(td).extend(3, DIGEST)
     assert td.times(WRITE) == 1
 
 
-def test_a_register_that_cannot_be_read_first_is_not_extended(td: FakeTd) -> None:
-    """Without knowing what it was nobody could tell afterwards what happened."""
+def test_extend_needs_a_readable_register(td: FakeTd) -> None:
+    """Without the previous value, the outcome of a failed extend would be unknown."""
     td.fail[REPORT] = [errno.EIO]
     with pytest.raises(BackendError):
-        registers(td).extend(3, DIGEST)
+        make_registers(td).extend(3, DIGEST)
     assert td.extends == 0
 
 
@@ -267,150 +279,168 @@ def test_a_register_that_cannot_be_read_first_is_not_extended(td: FakeTd) -> Non
 
 
 @pytest.mark.parametrize("register", [2, 3])
-def test_without_the_folder_the_first_ioctl_extends(old: FakeTd, register: int) -> None:
-    """Data, then the register's number, in one call."""
-    expected = extended(old.rtmrs[register], DIGEST)
-    before = open_files()
-    registers(old).extend(register, DIGEST)
+def test_extend_without_directory_uses_first_ioctl(old: FakeTd, register: int) -> None:
+    """The argument is the digest, then the register's number."""
+    expected = extend_register(old.rtmrs[register], DIGEST)
+    before = count_open_files()
+    make_registers(old).extend(register, DIGEST)
     assert old.rtmrs[register] == expected
     assert old.extends == old.times(CALL) == 1
     assert old.times(OTHER_CALL) == 0
-    assert open_files() == before
+    assert count_open_files() == before
 
 
-def test_the_other_ioctl_follows_enotty_alone(tmp_path: Path) -> None:
-    """ENOTTY proves that the first did nothing."""
+def test_extend_second_ioctl_is_tried_after_enotty(tmp_path: Path) -> None:
+    """ENOTTY proves that the first ioctl had no effect."""
     td = FakeTd(tmp_path, files=False, extends_by=(SECOND,))
-    expected = extended(td.rtmrs[3], DIGEST)
-    registers(td).extend(3, DIGEST)
+    expected = extend_register(td.rtmrs[3], DIGEST)
+    make_registers(td).extend(3, DIGEST)
     assert td.rtmrs[3] == expected
     assert td.extends == td.times(CALL) == td.times(OTHER_CALL) == 1
 
 
-def test_a_driver_of_linux_extends_nothing(tmp_path: Path) -> None:
-    """Linux 6.2 to 6.15: both are unknown, and the text says which kernel can."""
+def test_extend_unsupported_kernel_names_required_version(tmp_path: Path) -> None:
+    """Linux 6.2 to 6.15 supports neither ioctl."""
     td = FakeTd(tmp_path, files=False)
-    with pytest.raises(UnsupportedError, match=r"6\.16"):
-        registers(td).extend(3, DIGEST)
+    with raises(UnsupportedError, "no_registers") as caught:
+        make_registers(td).extend(3, DIGEST)
+    assert "Linux 6.16" in str(caught.value)
     assert td.times(CALL) == td.times(OTHER_CALL) == 1
     assert td.extends == 0
 
 
 @pytest.mark.parametrize("number", sorted(set(errno.errorcode) - {errno.ENOTTY}))
-def test_no_other_errno_leads_to_the_other_ioctl(old: FakeTd, number: int) -> None:
-    """Whatever the first says, and if it did its work or not: there are never two extends."""
+def test_extend_other_errno_never_tries_second_ioctl(old: FakeTd, number: int) -> None:
+    """Whether or not the first ioctl took effect, there is at most one extend."""
     for due in (number, number + DONE):
         old.fail[CALL] = [due] * 100
         old.made.clear()
         before = old.extends
-        said = ""
+        found = None
         try:
-            registers(old).extend(3, DIGEST)
+            make_registers(old).extend(3, DIGEST)
         except AttestKitError as error:
-            said = str(error)
+            found = errno_of(error)
         done = due > DONE and number in (errno.EINTR, errno.EBUSY)
-        assert done or errno.errorcode[number] in said
+        assert done or found == number
         assert old.extends - before == (due > DONE)
         assert old.times(OTHER_CALL) == 0
 
 
-def test_the_driver_may_keep_a_register(old: FakeTd) -> None:
-    """EPERM and EINVAL of the out-of-tree drivers have their own texts."""
-    for number, text in ((errno.EPERM, "keeps this register"), (errno.EINVAL, "no such register")):
+def test_extend_ioctl_driver_errors_have_their_meaning(old: FakeTd) -> None:
+    """EPERM and EINVAL of the out-of-tree drivers are specific."""
+    kind: type[BackendError]
+    for number, kind, reason, text in (
+        (errno.EPERM, BackendUnavailableError, "permission_denied", "reserves this register"),
+        (errno.EINVAL, BackendError, "io_error", "no such register"),
+    ):
         old.fail[CALL] = [number]
-        with pytest.raises(BackendError, match=text):
-            registers(old).extend(3, DIGEST)
+        with raises(kind, reason, path=str(old.paths.tdx_guest)) as caught:
+            make_registers(old).extend(3, DIGEST)
+        assert text in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [errno.EINTR, errno.EBUSY])
-def test_a_busy_driver_is_asked_again_by_the_same_ioctl(old: FakeTd, number: int) -> None:
-    """After a look at the register; and one extend in the end."""
+def test_extend_ioctl_busy_is_retried_with_same_ioctl(old: FakeTd, number: int) -> None:
+    """The register is read before each retry; it is extended once."""
     old.fail[CALL] = [number] * 2
-    expected = extended(old.rtmrs[3], DIGEST)
-    registers(old).extend(3, DIGEST)
+    expected = extend_register(old.rtmrs[3], DIGEST)
+    make_registers(old).extend(3, DIGEST)
     assert old.rtmrs[3] == expected
     assert old.extends == 1
     assert old.times(CALL) == 3
     assert old.times(OTHER_CALL) == 0
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO])
-def test_only_a_missing_folder_leads_to_the_ioctl(td: FakeTd, number: int) -> None:
-    """A folder that cannot be opened is there all the same."""
+@pytest.mark.parametrize(
+    ("number", "kind", "reason"),
+    [
+        (errno.EACCES, BackendUnavailableError, "permission_denied"),
+        (errno.EPERM, BackendUnavailableError, "permission_denied"),
+        (errno.ENOTDIR, BackendUnavailableError, "missing"),
+        (errno.EIO, BackendError, "io_error"),
+    ],
+)
+def test_extend_ioctl_needs_missing_directory(
+    td: FakeTd, number: int, kind: type[BackendError], reason: str
+) -> None:
+    """A directory that exists but cannot be opened is an error."""
     td.extends_by = (FIRST, SECOND)
     td.fail["open measurements"] = [number]
-    with pytest.raises(BackendError, match=errno.errorcode[number]):
-        registers(td).extend(3, DIGEST)
+    with raises(kind, reason, path=str(td.paths.measurements)) as caught:
+        make_registers(td).extend(3, DIGEST)
+    assert errno_of(caught.value) == number
     assert td.times(CALL) == td.times(OTHER_CALL) == td.extends == 0
 
 
-def test_a_folder_without_the_file_does_not_lead_to_the_ioctl(td: FakeTd) -> None:
-    """ENOENT of the file is not ENOENT of the folder."""
+def test_extend_missing_file_does_not_use_ioctl(td: FakeTd) -> None:
+    """ENOENT for the file differs from ENOENT for the directory."""
     td.extends_by = (FIRST, SECOND)
     (td.paths.measurements / FILE).unlink()
-    with pytest.raises(BackendUnavailableError, match="its folder is there"):
-        registers(td).extend(3, DIGEST)
+    with raises(BackendUnavailableError, "missing", path=str(td.paths.measurements / FILE)):
+        make_registers(td).extend(3, DIGEST)
     assert td.times(CALL) == td.times(OTHER_CALL) == td.extends == 0
 
 
-def test_a_device_that_cannot_be_opened_extends_nothing(old: FakeTd) -> None:
-    """The error is the device's own."""
+def test_extend_ioctl_device_error_is_raised(old: FakeTd) -> None:
+    """The device's own error is raised."""
     old.fail["open tdx_guest"] = [errno.EACCES] * 10
-    with pytest.raises(BackendUnavailableError, match="we are uid"):
-        registers(old).extend(3, DIGEST)
+    with raises(BackendUnavailableError, "permission_denied", path=str(old.paths.tdx_guest)):
+        make_registers(old).extend(3, DIGEST)
 
 
-def test_a_result_that_is_neither_success_nor_error_is_refused(old: FakeTd) -> None:
-    """Nobody knows what it did, so nothing is tried after it."""
+def test_extend_ioctl_unexpected_result_is_unknown(old: FakeTd) -> None:
+    """Nothing is tried after it."""
 
     def ioctl(fd: int, command: int, buffer: bytearray) -> int:
         return old.ioctl(fd, command, buffer) or int(command == FIRST)
 
     old.calls = old.calls._replace(ioctl=ioctl)
-    with pytest.raises(BackendError, match="returned 1"):
-        registers(old).extend(3, DIGEST)
+    with raises(BackendError, "outcome_unknown"):
+        make_registers(old).extend(3, DIGEST)
     assert old.extends == 1
 
 
-# -- a folder that somebody chose --------------------------------------------------------------
+# -- configured directory ----------------------------------------------------------------------
 
 
-def test_a_chosen_folder_that_is_missing_is_an_error(old: FakeTd) -> None:
-    """It is named, and neither the report nor the ioctl takes its place."""
-    chosen = registers(old, named=True)
-    with pytest.raises(BackendUnavailableError, match="DCAP_TDX_RTMR_SYSFS_PATH"):
-        chosen.read(3)
-    with pytest.raises(BackendUnavailableError, match="DCAP_TDX_RTMR_SYSFS_PATH") as caught:
-        chosen.extend(3, DIGEST)
-    assert str(old.paths.measurements) in str(caught.value)
+def test_configured_directory_missing_is_an_error(old: FakeTd) -> None:
+    """Neither the report nor the ioctl is a fallback."""
+    configured = make_registers(old, named=True)
+    with raises(BackendUnavailableError, "missing", path=str(old.paths.measurements)):
+        configured.read(3)
+    with raises(BackendUnavailableError, "missing", path=str(old.paths.measurements)) as caught:
+        configured.extend(3, DIGEST)
+    assert "unset DCAP_TDX_RTMR_SYSFS_PATH" in str(caught.value)
     assert old.extends == old.times(CALL) == 0
 
 
-def test_a_chosen_folder_without_the_file_is_an_error(td: FakeTd) -> None:
-    """The same for a file in it."""
+def test_configured_directory_without_file_is_an_error(td: FakeTd) -> None:
+    """Neither the report nor the ioctl is a fallback."""
     td.extends_by = (FIRST,)
     (td.paths.measurements / FILE).unlink()
-    chosen = registers(td, named=True)
-    with pytest.raises(BackendUnavailableError, match="ENOENT"):
-        chosen.read(3)
-    with pytest.raises(BackendUnavailableError, match="ENOENT"):
-        chosen.extend(3, DIGEST)
+    configured = make_registers(td, named=True)
+    file = str(td.paths.measurements / FILE)
+    with raises(BackendUnavailableError, "missing", path=file):
+        configured.read(3)
+    with raises(BackendUnavailableError, "missing", path=file):
+        configured.extend(3, DIGEST)
     assert td.extends == 0
 
 
-def test_a_chosen_folder_is_used(td: FakeTd) -> None:
-    """It works as the usual one does."""
-    expected = extended(td.rtmrs[3], DIGEST)
-    registers(td, named=True).extend(3, DIGEST)
-    assert registers(td, named=True).read(3) == expected
+def test_configured_directory_is_used(td: FakeTd) -> None:
+    """Reads and extends use its files."""
+    expected = extend_register(td.rtmrs[3], DIGEST)
+    make_registers(td, named=True).extend(3, DIGEST)
+    assert make_registers(td, named=True).read(3) == expected
 
 
-# -- the real calls ----------------------------------------------------------------------------
+# -- real system calls -------------------------------------------------------------------------
 
 
-def test_the_real_write_is_at_the_start_of_the_file(td: FakeTd) -> None:
-    """Plain files, real calls: 48 bytes replace what was there, nothing is appended."""
+def test_extend_writes_at_offset_0(td: FakeTd) -> None:
+    """With real system calls, 48 bytes are replaced and none appended."""
     os.truncate(td.paths.measurements / FILE, 48)
     device = TdxDevice(td.paths.measurements / "none")
-    Rtmrs(td.paths, device).extend(3, DIGEST)
+    RtmrAccess(td.paths, device).extend(3, DIGEST)
     assert (td.paths.measurements / FILE).read_bytes() == DIGEST

@@ -1,4 +1,4 @@
-"""The real file operations: whole reads and writes, and no descriptor that stays open."""
+"""File operations on configfs: complete reads and writes, without leaking descriptors."""
 
 import errno
 import fcntl
@@ -20,22 +20,22 @@ FILES = OsFiles()
 
 
 @contextmanager
-def no_descriptor_stays() -> Iterator[None]:
-    """Compare what is open before and afterwards."""
+def assert_no_descriptor_leak() -> Iterator[None]:
+    """Assert that the set of open descriptors does not change."""
     before = sorted(Path("/proc/self/fd").iterdir())
     yield
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
-def refused(number: int) -> OSError:
-    """Return an error as a system call has it."""
+def os_error(number: int) -> OSError:
+    """Return an OSError as a system call raises it."""
     return OSError(number, os.strerror(number))
 
 
-def test_folders_are_made_listed_and_removed(tmp_path: Path) -> None:
-    """With the time at which they were made."""
+def test_files_directories_are_created_listed_and_removed(tmp_path: Path) -> None:
+    """A listing gives each entry's name and modification time."""
     folder = str(tmp_path / "entry")
-    with no_descriptor_stays():
+    with assert_no_descriptor_leak():
         FILES.make(folder)
         os.utime(folder, (5, 7))
         (tmp_path / "link").symlink_to("nowhere")
@@ -51,8 +51,8 @@ def test_folders_are_made_listed_and_removed(tmp_path: Path) -> None:
             FILES.list(folder)
 
 
-def test_only_an_empty_folder_is_removed(tmp_path: Path) -> None:
-    """Never what is in it: in configfs that is not ours to do, and elsewhere somebody's file."""
+def test_remove_nonempty_directory_fails(tmp_path: Path) -> None:
+    """Only an empty directory is removed; its content is never deleted."""
     (tmp_path / "entry").mkdir()
     (tmp_path / "entry/file").touch()
     with pytest.raises(OSError, match="not empty"):
@@ -60,10 +60,10 @@ def test_only_an_empty_folder_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "entry/file").exists()
 
 
-def test_a_name_that_goes_while_it_is_listed(
+def test_list_skips_entry_removed_during_listing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is left out."""
+    """An entry that disappears during a listing is omitted."""
 
     class Gone:
         name = "gone"
@@ -79,10 +79,10 @@ def test_a_name_that_goes_while_it_is_listed(
     assert FILES.list(str(tmp_path)) == []
 
 
-def test_a_write_is_whole_and_in_place(tmp_path: Path) -> None:
-    """The file is neither made nor cut: a kernel's file is what it is."""
+def test_write_does_not_create_or_truncate(tmp_path: Path) -> None:
+    """A write needs an existing file and does not truncate it."""
     path = tmp_path / "inblob"
-    with no_descriptor_stays():
+    with assert_no_descriptor_leak():
         with pytest.raises(FileNotFoundError):
             FILES.write(str(path), b"x")
         path.write_bytes(b"0123456789")
@@ -90,8 +90,8 @@ def test_a_write_is_whole_and_in_place(tmp_path: Path) -> None:
     assert path.read_bytes() == b"abc3456789"
 
 
-def test_a_write_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a system call leaves over goes into the next."""
+def test_write_continues_after_short_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short write is followed by a write of the remaining bytes."""
     path = tmp_path / "inblob"
     path.touch()
     monkeypatch.setattr(syscalls, "write", lambda fd, data: os.write(fd, data[:7]))
@@ -100,72 +100,74 @@ def test_a_write_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("written", [0, -1, 65])
-def test_a_write_that_does_not_count_right(
+def test_write_impossible_count_raises_eio(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
-    """An answer that cannot be is an error, not a loop."""
+    """A write count of 0, below 0 or above the size raises EIO."""
     path = tmp_path / "inblob"
     path.touch()
     monkeypatch.setattr(syscalls, "write", lambda _fd, _data: written)
-    with no_descriptor_stays(), pytest.raises(OSError, match="Input/output") as caught:
+    with assert_no_descriptor_leak(), pytest.raises(OSError, match="Input/output") as caught:
         FILES.write(str(path), bytes(64))
     assert caught.value.errno == errno.EIO
 
 
 @pytest.mark.parametrize(("size", "limit"), [(0, 9), (8, 9), (9, 9), (10, 9), (99, 9), (5, 0)])
-def test_a_read_goes_to_the_end_or_one_byte_over(tmp_path: Path, size: int, limit: int) -> None:
-    """So that too much shows, without being read."""
+def test_read_stops_one_byte_past_the_limit(tmp_path: Path, size: int, limit: int) -> None:
+    """One extra byte is read, to detect a file above the limit."""
     (tmp_path / "outblob").write_bytes(bytes(range(size)))
-    with no_descriptor_stays():
+    with assert_no_descriptor_leak():
         assert FILES.read(str(tmp_path / "outblob"), limit) == bytes(range(size))[: limit + 1]
 
 
 @pytest.mark.parametrize("piece", [1, 7, 64, 100])
-def test_a_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
-    """One descriptor, up to the read that gives nothing."""
+def test_read_continues_until_end_of_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    """Short reads continue on one descriptor until a read returns nothing."""
     content = bytes(range(250)) * 4
     (tmp_path / "outblob").write_bytes(content)
-    asked: list[tuple[int, int]] = []
+    read_calls: list[tuple[int, int]] = []
 
     def read(fd: int, size: int) -> bytes:
-        asked.append((fd, size))
+        read_calls.append((fd, size))
         return os.read(fd, min(size, piece))
 
     monkeypatch.setattr(syscalls, "read", read)
     assert FILES.read(str(tmp_path / "outblob"), 2000) == content
-    assert len({fd for fd, _ in asked}) == 1
+    assert len({fd for fd, _ in read_calls}) == 1
     assert FILES.read(str(tmp_path / "outblob"), 120) == content[:121]
-    assert asked[-1][1] == 121 - (121 - 1) // piece * piece
+    assert read_calls[-1][1] == 121 - (121 - 1) // piece * piece
 
 
-def test_a_long_report(tmp_path: Path) -> None:
-    """Many times a single read."""
+def test_read_large_report_is_complete(tmp_path: Path) -> None:
+    """A file larger than a single read is returned completely."""
     content = os.urandom(1 << 20)
     (tmp_path / "outblob").write_bytes(content)
     assert FILES.read(str(tmp_path / "outblob"), 16 << 20) == content
 
 
-@pytest.mark.parametrize("how", [refused(errno.EIO), KeyboardInterrupt(), MemoryError()])
-def test_whatever_happens_the_descriptor_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: BaseException
+@pytest.mark.parametrize("exception", [os_error(errno.EIO), KeyboardInterrupt(), MemoryError()])
+def test_descriptor_is_closed_after_any_exception(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exception: BaseException
 ) -> None:
-    """Errors and signals in the middle of a call."""
+    """Errors and signals in a system call close the descriptor."""
 
     def fail(_fd: int, _what: object) -> bytes:
-        raise how
+        raise exception
 
     (tmp_path / "outblob").write_bytes(b"x")
     for call in ("read", "write"):
         monkeypatch.setattr(syscalls, call, fail)
-    with no_descriptor_stays():
-        with pytest.raises(type(how)):
+    with assert_no_descriptor_leak():
+        with pytest.raises(type(exception)):
             FILES.read(str(tmp_path / "outblob"), 1)
-        with pytest.raises(type(how)):
+        with pytest.raises(type(exception)):
             FILES.write(str(tmp_path / "outblob"), b"x")
 
 
-def test_no_child_inherits_a_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program started in the middle of a request has nothing of it."""
+def test_descriptors_are_not_inheritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child process inherits no descriptor."""
     (tmp_path / "outblob").write_bytes(b"x")
     inherited: list[bool] = []
 
@@ -178,8 +180,8 @@ def test_no_child_inherits_a_descriptor(tmp_path: Path, monkeypatch: pytest.Monk
     assert inherited == [False]
 
 
-def test_a_signal_ends_a_read(tmp_path: Path) -> None:
-    """It is told and not waited out, since the driver's next answer depends on it."""
+def test_read_interrupted_by_signal_raises(tmp_path: Path) -> None:
+    """EINTR is raised instead of retried: the driver's next response depends on it."""
     path = tmp_path / "outblob"
     os.mkfifo(path)
     done = threading.Event()
@@ -193,7 +195,9 @@ def test_a_signal_ends_a_read(tmp_path: Path) -> None:
     writer = threading.Thread(target=write_nothing)
     writer.start()
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)  # again, should it come too early
+        signal.setitimer(
+            signal.ITIMER_REAL, 0.05, 0.05
+        )  # repeat, in case the first signal arrives too early
         with pytest.raises(InterruptedError):
             FILES.read(str(path), 99)
     finally:
@@ -204,60 +208,62 @@ def test_a_signal_ends_a_read(tmp_path: Path) -> None:
     assert signal.SIGALRM in seen
 
 
-def another_program_locks(path: Path) -> bool:
-    """Tell whether another program gets the lock."""
+def lock_from_another_process(path: Path) -> bool:
+    """Return whether another process can take the lock."""
     code = (
         "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'wb', 0), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     )
     return not subprocess.run([sys.executable, "-c", code, path], check=False).returncode
 
 
-def test_a_lock_is_one_programs(tmp_path: Path) -> None:
-    """As `flock` of any other program sees it."""
+def test_lock_excludes_other_processes(tmp_path: Path) -> None:
+    """The lock is a `flock`, seen by every other process."""
     path = tmp_path / "inblob"
     path.touch(mode=0o200)
     system = TsmSystem()
-    with no_descriptor_stays():
+    with assert_no_descriptor_leak():
         unlock = system.try_lock(str(path))
         assert unlock is not None
         assert system.try_lock(str(path)) is None
-        assert not another_program_locks(path)
+        assert not lock_from_another_process(path)
         unlock()
-        assert another_program_locks(path)
+        assert lock_from_another_process(path)
         with pytest.raises(FileNotFoundError):
             system.try_lock(str(tmp_path / "nothing"))
 
 
-def test_a_lock_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The descriptor is closed again."""
+def test_lock_failure_closes_the_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descriptor is closed if `flock` fails."""
 
     def flock(_fd: int, _how: int) -> None:
-        raise refused(errno.ENOLCK)
+        raise os_error(errno.ENOLCK)
 
     monkeypatch.setattr(fcntl, "flock", flock)
     (tmp_path / "inblob").touch()
-    with no_descriptor_stays(), pytest.raises(OSError, match="lock"):
+    with assert_no_descriptor_leak(), pytest.raises(OSError, match="lock"):
         TsmSystem().try_lock(str(tmp_path / "inblob"))
 
 
-def test_who_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process, one that is not ours to signal, and not one that has ended."""
+def test_alive_distinguishes_running_and_ended_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that must not be signalled counts as alive."""
     system = TsmSystem()
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     assert system.alive(os.getpid())
     assert not system.alive(child.pid)
-    assert not system.alive(4194304)  # one more than there can be
+    assert not system.alive(4194304)  # above the largest possible PID
 
     def kill(_pid: int, _signal: int) -> None:
-        raise refused(errno.EPERM)
+        raise os_error(errno.EPERM)
 
     monkeypatch.setattr(os, "kill", kill)
     assert system.alive(child.pid)
 
 
-def test_the_clocks_are_the_machines(tmp_path: Path) -> None:
-    """One for waiting, one that entries are dated with."""
+def test_clocks_are_monotonic_and_wall_time(tmp_path: Path) -> None:
+    """Waits use a monotonic clock, entry ages the wall clock."""
     system = TsmSystem()
     assert system.clock() <= system.clock()
     FILES.make(str(tmp_path / "entry"))

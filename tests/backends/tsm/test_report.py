@@ -1,4 +1,4 @@
-"""A request to configfs-tsm ends with the kernel's word on what was asked, or with an error."""
+"""Requests to configfs-tsm: steps, generation checks and shared entries."""
 
 import errno
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from attestkit.backends.tsm.report import TsmAnswer, TsmReports, TsmRequest
+from attestkit.backends.tsm.report import TsmClient, TsmRequest, TsmResponse
 from attestkit.errors import (
     AttestKitError,
     BackendBusyError,
@@ -14,30 +14,33 @@ from attestkit.errors import (
     BackendUnavailableError,
 )
 from tests.backends.tsm.tsm_kernel import (
-    ASKED,
     CERTIFICATES,
     FOLDER,
     MANIFEST,
+    REPORT_DATA,
     REQUEST,
     SHARED,
     SNP_REQUEST,
     Entry,
     Fault,
     TsmKernel,
-    answer_to,
-    asked_with,
-    opened,
-    shared_entry,
+    add_shared_entry,
+    expected_report,
+    make_client,
+    request_error,
     snp,
 )
+from tests.raising import errno_of, raises
 
-# -- a request that goes well ------------------------------------------------------------------
+# -- successful requests -----------------------------------------------------------------------
 
 
-def test_a_quote_is_asked_for_step_by_step() -> None:
-    """One entry, whose it is, generation, report data, quote, generation, and the entry goes."""
+def test_quote_request_follows_the_abi_sequence() -> None:
+    """Create, provider, generation, inblob, outblob, generation, remove."""
     kernel = TsmKernel()
-    assert opened(kernel).ask(REQUEST) == TsmAnswer(answer_to(ASKED, 0, 4998))
+    assert make_client(kernel).request(REQUEST) == TsmResponse(
+        expected_report(REPORT_DATA, 0, 4998)
+    )
     assert kernel.calls == [
         "make",
         "read provider",
@@ -50,11 +53,13 @@ def test_a_quote_is_asked_for_step_by_step() -> None:
     assert not kernel.entries
 
 
-def test_an_snp_report_comes_with_the_hosts_certificates() -> None:
-    """The certificates are read behind the report, before the generation vouches for both."""
+def test_snp_request_reads_certificates_before_generation() -> None:
+    """Auxblob is read after outblob, before the generation is checked."""
     kernel = snp()
-    report = answer_to(ASKED, 0, 1184)
-    assert opened(kernel).ask(SNP_REQUEST) == TsmAnswer(report, CERTIFICATES + report[:72])
+    report = expected_report(REPORT_DATA, 0, 1184)
+    assert make_client(kernel).request(SNP_REQUEST) == TsmResponse(
+        report, CERTIFICATES + report[:72]
+    )
     assert kernel.calls[3:] == [
         "write inblob",
         "read outblob",
@@ -64,16 +69,16 @@ def test_an_snp_report_comes_with_the_hosts_certificates() -> None:
     ]
 
 
-def test_options_are_text_behind_the_report_data() -> None:
-    """Each is a write that the generation counts, in the order asked for."""
+def test_options_are_written_as_text_after_inblob() -> None:
+    """Option writes keep the caller's order, and the generation counts each."""
     kernel = snp(svsm=True, floor=1)
     request = TsmRequest(
-        ASKED,
+        REPORT_DATA,
         (("privlevel", b"1"), ("service_provider", b"svsm"), ("service_manifest_version", b"1")),
         certificates=True,
         manifest=True,
     )
-    assert opened(kernel).ask(request).manifest == MANIFEST
+    assert make_client(kernel).request(request).manifest == MANIFEST
     assert [call for call in kernel.calls if "write" in call] == [
         "write inblob",
         "write privlevel",
@@ -83,56 +88,58 @@ def test_options_are_text_behind_the_report_data() -> None:
 
 
 @pytest.mark.parametrize("name", ["auxblob", "manifestblob"])
-def test_what_belongs_to_a_report_may_be_missing(name: str) -> None:
-    """A kernel without the file has none of it, and the report is good."""
+def test_missing_auxiliary_file_gives_empty_bytes(name: str) -> None:
+    """A kernel without auxblob or manifestblob returns a valid report."""
     kernel = snp(svsm=True)
     kernel.faults = [Fault("read", name, errno.ENOENT)]
-    answer = opened(kernel).ask(SNP_REQUEST._replace(manifest=True))
-    assert answer.report == answer_to(ASKED, 0, 1184)
+    answer = make_client(kernel).request(SNP_REQUEST._replace(manifest=True))
+    assert answer.report == expected_report(REPORT_DATA, 0, 1184)
     assert {"auxblob": answer.certificates, "manifestblob": answer.manifest}[name] == b""
 
 
-def test_every_request_has_an_entry_of_its_own() -> None:
-    """The name has the process's number at the time, and 128 random bits."""
+def test_each_request_creates_a_unique_entry() -> None:
+    """The entry's name has the current PID and 128 random bits."""
     kernel = TsmKernel()
     pids = iter([77, 77, 78])
     system = kernel.system()._replace(pid=lambda: next(pids))
-    reports = TsmReports(FOLDER, None, system)
+    reports = TsmClient(FOLDER, None, system)
     names: list[str] = []
     kernel.before = lambda operation, path: names.append(path) if operation == "make" else None
     reports.identify()
-    reports.ask(REQUEST)
-    reports.ask(REQUEST)
+    reports.request(REQUEST)
+    reports.request(REQUEST)
     assert len(set(names)) == 3
     for name, pid in zip(names, (77, 77, 78), strict=True):
         assert re.fullmatch(rf"{FOLDER}/attestkit-{pid}-[0-9a-f]{{32}}", name)
 
 
-def test_a_name_that_is_taken_is_left_alone() -> None:
-    """Another one is tried; the owner's entry stays."""
+def test_existing_entry_name_is_not_reused() -> None:
+    """If the name exists, another one is tried and the existing entry stays."""
     kernel = TsmKernel()
     numbers = iter([b"\0" * 16, b"\0" * 16, b"\1" * 16])
-    reports = TsmReports(FOLDER, None, kernel.system()._replace(random=lambda _: next(numbers)))
+    reports = TsmClient(FOLDER, None, kernel.system()._replace(random=lambda _: next(numbers)))
     reports.identify()
     kernel.entries[f"attestkit-77-{'00' * 16}"] = Entry()
-    assert reports.ask(REQUEST).report == answer_to(ASKED, 0, 4998)
+    assert reports.request(REQUEST).report == expected_report(REPORT_DATA, 0, 4998)
     assert list(kernel.entries) == [f"attestkit-77-{'00' * 16}"]
 
 
-def test_names_are_not_tried_for_ever() -> None:
-    """A folder in which every name is taken is an error."""
+def test_entry_creation_gives_up_after_eight_names() -> None:
+    """EEXIST for eight names is an error."""
     kernel = TsmKernel()
-    error = asked_with(kernel, Fault("make", "", errno.EEXIST, times=99))
-    assert type(error) is BackendError
-    assert re.search("every name .* is taken.*EEXIST", str(error))
+    error = request_error(kernel, Fault("make", "", errno.EEXIST, times=99))
+    assert (type(error), error.reason) == (BackendError, "io_error")
+    assert errno_of(error) == errno.EEXIST
     assert kernel.calls == ["make"] * 8
 
 
 # -- generations -------------------------------------------------------------------------------
 
 
-def intruder(kernel: TsmKernel, operation: str, times: int, data: bytes) -> Callable[..., None]:
-    """Return what writes report data of its own to every entry, before each such operation."""
+def write_foreign_data(
+    kernel: TsmKernel, operation: str, times: int, data: bytes
+) -> Callable[..., None]:
+    """Return a hook that overwrites every entry's report data before `operation`."""
     left = [times]
 
     def write(seen: str, path: str) -> None:
@@ -147,67 +154,69 @@ def intruder(kernel: TsmKernel, operation: str, times: int, data: bytes) -> Call
 
 @pytest.mark.parametrize("operation", ["write inblob", "read outblob", "read auxblob"])
 @pytest.mark.parametrize("data", [b"\xff" * 64, b"\xff" * 32])
-def test_somebody_elses_report_is_not_returned(operation: str, data: bytes) -> None:
-    """A generation that moves too far, before or behind ours, makes it another try."""
+def test_request_repeats_after_foreign_write(operation: str, data: bytes) -> None:
+    """If the generation advanced too far, the request is repeated."""
     kernel = snp()
-    reports = opened(kernel)
-    kernel.before = intruder(kernel, operation, 2, data)
-    report = reports.ask(SNP_REQUEST).report
-    assert report[8:72] == ASKED
+    reports = make_client(kernel)
+    kernel.before = write_foreign_data(kernel, operation, 2, data)
+    report = reports.request(SNP_REQUEST).report
+    assert report[8:72] == REPORT_DATA
     assert report == kernel.reports[-1]
     assert kernel.calls.count("write inblob") == 3
 
 
 @pytest.mark.parametrize("operation", ["write inblob", "read outblob"])
-def test_somebody_else_always(operation: str) -> None:
-    """Three tries, then it is theirs."""
+def test_request_fails_after_three_foreign_writes(operation: str) -> None:
+    """After three attempts, the error is BackendBusyError."""
     kernel = TsmKernel()
-    reports = opened(kernel)
-    kernel.before = intruder(kernel, operation, 99, b"\xff" * 64)
-    with pytest.raises(BackendBusyError, match="somebody else writes"):
-        reports.ask(REQUEST)
+    reports = make_client(kernel)
+    kernel.before = write_foreign_data(kernel, operation, 99, b"\xff" * 64)
+    with raises(BackendBusyError, "device") as caught:
+        reports.request(REQUEST)
+    assert caught.value.path.endswith("/generation")
     assert kernel.calls.count("write inblob") == 3
     assert not kernel.entries
 
 
-def test_a_store_that_was_dropped_is_noticed() -> None:
-    """The write says nothing; the generation does, and the next try is a good one."""
+def test_dropped_write_is_detected_by_generation() -> None:
+    """An unchanged generation reveals the dropped write; the retry succeeds."""
     kernel = TsmKernel(faults=[Fault("write", "inblob", "drop")])
-    assert opened(kernel).ask(REQUEST).report == answer_to(ASKED, 0, 4998)
+    assert make_client(kernel).request(REQUEST).report == expected_report(REPORT_DATA, 0, 4998)
 
 
-def test_stores_that_are_always_dropped() -> None:
-    """That is no other program's doing, and the text says whose."""
-    error = asked_with(TsmKernel(), Fault("write", "inblob", "drop", times=9))
-    assert type(error) is BackendError
-    assert "did not take what was written" in str(error)
+def test_repeatedly_dropped_writes_are_an_io_error() -> None:
+    """Dropped writes are not attributed to another process."""
+    error = request_error(TsmKernel(), Fault("write", "inblob", "drop", times=9))
+    assert (type(error), error.reason) == (BackendError, "io_error")
+    assert isinstance(error, BackendError)
+    assert error.path.endswith("/generation")
 
 
-def test_an_old_report_of_a_shared_entry_is_not_returned() -> None:
-    """With the store dropped, the report there is would be the one before."""
+def test_shared_entry_stale_report_is_rejected() -> None:
+    """A dropped write never returns the previous report of a shared entry."""
     kernel = TsmKernel()
-    shared_entry(kernel)
-    reports = opened(kernel, SHARED)
-    reports.ask(TsmRequest(b"\xee" * 64))
+    add_shared_entry(kernel)
+    reports = make_client(kernel, SHARED)
+    reports.request(TsmRequest(b"\xee" * 64))
     kernel.faults = [Fault("write", "inblob", "drop", times=2)]
-    assert reports.ask(REQUEST).report == answer_to(ASKED, 1, 4998)
+    assert reports.request(REQUEST).report == expected_report(REPORT_DATA, 1, 4998)
     kernel.faults = [Fault("write", "inblob", "drop", times=3)]
-    with pytest.raises(BackendError, match="did not take"):
-        reports.ask(REQUEST)
+    with raises(BackendError, "io_error", path=f"{SHARED}/generation"):
+        reports.request(REQUEST)
 
 
-# -- an entry that several programs share ------------------------------------------------------
+# -- shared entries ----------------------------------------------------------------------------
 
 
-def test_a_named_entry_is_used_under_its_lock() -> None:
-    """It is neither made nor removed, and the lock is free again."""
+def test_shared_entry_is_used_under_its_lock() -> None:
+    """A shared entry is neither created nor removed, and is unlocked afterwards."""
     kernel = TsmKernel()
-    entry = shared_entry(kernel)
+    entry = add_shared_entry(kernel)
     entry.written = 41
     held: list[bool] = []
-    reports = opened(kernel, SHARED)
+    reports = make_client(kernel, SHARED)
     kernel.before = lambda _operation, _path: held.append(kernel.locked)
-    assert reports.ask(REQUEST).report == answer_to(ASKED, 0, 4998)
+    assert reports.request(REQUEST).report == expected_report(REPORT_DATA, 0, 4998)
     reports.close()
     assert held == [True] * 5
     assert not kernel.locked
@@ -215,64 +224,64 @@ def test_a_named_entry_is_used_under_its_lock() -> None:
     assert kernel.entries == {"com.intel.dcap": entry}
 
 
-def test_a_lock_is_waited_for() -> None:
-    """For 30 s, then the entry is somebody else's."""
+def test_shared_entry_lock_times_out_after_30_s() -> None:
+    """A lock held for 30 s raises BackendBusyError."""
     kernel = TsmKernel(locked=True)
-    shared_entry(kernel)
-    reports = opened(kernel, SHARED)
-    with pytest.raises(BackendBusyError, match="held the lock for 30 s"):
-        reports.ask(REQUEST)
+    add_shared_entry(kernel)
+    reports = make_client(kernel, SHARED)
+    with raises(BackendBusyError, "lock", path=f"{SHARED}/inblob"):
+        reports.request(REQUEST)
     assert sum(kernel.slept) == pytest.approx(30)
     assert kernel.calls == []
 
 
-def test_a_lock_that_comes_free() -> None:
-    """The request is made as soon as it does."""
+def test_shared_entry_lock_released_early_is_taken() -> None:
+    """The request starts as soon as the lock is free."""
     kernel = TsmKernel(locked=True)
-    shared_entry(kernel)
-    reports = opened(kernel, SHARED)
+    add_shared_entry(kernel)
+    reports = make_client(kernel, SHARED)
     kernel.release_at = kernel.time + 0.1
-    assert reports.ask(REQUEST).report == answer_to(ASKED, 0, 4998)
+    assert reports.request(REQUEST).report == expected_report(REPORT_DATA, 0, 4998)
     assert kernel.slept == [0.02, 0.04, 0.08]
     assert not kernel.locked
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EBUSY, errno.EINTR, errno.ENOMEM])
-def test_the_lock_is_let_go_in_any_case(number: int) -> None:
-    """An error in the middle leaves the entry to the others."""
+def test_shared_entry_is_unlocked_after_an_error(number: int) -> None:
+    """A failed request releases the lock and keeps the entry."""
     kernel = TsmKernel()
-    shared_entry(kernel)
-    reports = opened(kernel, SHARED)
+    add_shared_entry(kernel)
+    reports = make_client(kernel, SHARED)
     kernel.faults = [Fault("read", "outblob", number, times=999)]
     with pytest.raises(AttestKitError):
-        reports.ask(REQUEST)
+        reports.request(REQUEST)
     assert not kernel.locked
     assert "com.intel.dcap" in kernel.entries
 
 
-def test_a_named_entry_that_is_not_there() -> None:
-    """It is said so, and no fresh one is made in its place."""
+def test_shared_entry_missing_at_open_is_unavailable() -> None:
+    """A missing shared entry is an error, and no new entry is created."""
     kernel = TsmKernel()
-    with pytest.raises(BackendUnavailableError, match="DCAP_TDX_QUOTE_CONFIGFS_PATH") as caught:
-        TsmReports(FOLDER, SHARED, kernel.system()).identify()
-    assert SHARED in str(caught.value)
+    with raises(BackendUnavailableError, "missing", path=SHARED) as caught:
+        TsmClient(FOLDER, SHARED, kernel.system()).identify()
+    assert "unset DCAP_TDX_QUOTE_CONFIGFS_PATH" in str(caught.value)
     assert kernel.calls == ["read provider"]
 
 
-def test_a_named_entry_that_went_away() -> None:
-    """After it was there too."""
+def test_shared_entry_removed_later_is_unavailable() -> None:
+    """A shared entry that was removed after opening is an error."""
     kernel = TsmKernel()
-    shared_entry(kernel)
-    reports = opened(kernel, SHARED)
+    add_shared_entry(kernel)
+    reports = make_client(kernel, SHARED)
     kernel.entries.clear()
-    with pytest.raises(BackendUnavailableError, match="DCAP_TDX_QUOTE_CONFIGFS_PATH"):
-        reports.ask(REQUEST)
+    with raises(BackendUnavailableError, "missing", path=SHARED):
+        reports.request(REQUEST)
     assert kernel.calls == []
 
 
-def test_a_named_entry_of_another_tee() -> None:
-    """The text has the entry's path."""
+def test_shared_entry_of_other_platform_is_rejected() -> None:
+    """The error has the entry's path."""
     kernel = TsmKernel(provider="arm_cca_guest")
-    shared_entry(kernel)
-    with pytest.raises(BackendUnavailableError, match=r"com\.intel\.dcap: .*Arm CCA"):
-        TsmReports(FOLDER, SHARED, kernel.system()).identify()
+    add_shared_entry(kernel)
+    with raises(BackendUnavailableError, "wrong_platform", path=SHARED):
+        TsmClient(FOLDER, SHARED, kernel.system()).identify()

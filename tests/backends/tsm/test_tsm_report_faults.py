@@ -1,4 +1,4 @@
-"""A request to configfs-tsm leaves nothing behind, however it ends."""
+"""Cleanup of configfs-tsm entries after errors, signals and concurrent calls."""
 
 import errno
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit.backends.tsm.report import TsmReports, TsmRequest
+from attestkit.backends.tsm.report import TsmClient, TsmRequest
 from attestkit.errors import (
     AttestKitError,
     BackendBusyError,
@@ -16,20 +16,21 @@ from attestkit.errors import (
     UsageError,
 )
 from tests.backends.tsm.tsm_kernel import (
-    ASKED,
     FOLDER,
+    REPORT_DATA,
     REQUEST,
     SHARED,
     Entry,
     Fault,
     TsmKernel,
-    answer_to,
-    opened,
-    shared_entry,
+    add_shared_entry,
+    expected_report,
+    make_client,
     snp,
 )
+from tests.raising import errno_of, raises
 
-# -- nothing is left ---------------------------------------------------------------------------
+# -- no entry is left --------------------------------------------------------------------------
 
 STEPS = [
     ("make", ""),
@@ -42,135 +43,138 @@ STEPS = [
     ("read", "outblob"),
     ("read", "auxblob"),
 ]
-LEVEL_REQUEST = TsmRequest(ASKED, (("privlevel", b"0"),), certificates=True)
+LEVEL_REQUEST = TsmRequest(REPORT_DATA, (("privlevel", b"0"),), certificates=True)
 
 
 @pytest.mark.parametrize(("operation", "name"), STEPS)
-@pytest.mark.parametrize("how", [errno.EIO, KeyboardInterrupt(), MemoryError()])
-def test_an_end_in_the_middle_leaves_no_entry(
-    operation: str, name: str, how: int | BaseException
+@pytest.mark.parametrize("effect", [errno.EIO, KeyboardInterrupt(), MemoryError()])
+def test_interrupted_request_removes_its_entry(
+    operation: str, name: str, effect: int | BaseException
 ) -> None:
-    """An error or a signal at any step, and one in `mkdir` when the entry is made already."""
+    """An error or a signal at any step, even during `mkdir`, leaves no entry."""
     kernel = snp()
-    reports = opened(kernel)
-    kernel.faults = [Fault(operation, name, how)]
+    reports = make_client(kernel)
+    kernel.faults = [Fault(operation, name, effect)]
     with pytest.raises((AttestKitError, KeyboardInterrupt, MemoryError)) as caught:
-        reports.ask(LEVEL_REQUEST)
-    if isinstance(how, BaseException):
-        assert caught.value is how
+        reports.request(LEVEL_REQUEST)
+    if isinstance(effect, BaseException):
+        assert caught.value is effect
     assert kernel.faults[0].times == 0
     assert not kernel.entries
 
 
-def test_a_signal_that_ends_mkdir_early() -> None:
-    """Whether the entry was made is not known, so both are covered, and another is made."""
+def test_interrupted_mkdir_removes_a_possible_entry() -> None:
+    """After EINTR the entry may exist, so it is removed and a new one is created."""
     kernel = TsmKernel(faults=[Fault("make", "", errno.EINTR)])
-    reports = TsmReports(FOLDER, None, kernel.system())
+    reports = TsmClient(FOLDER, None, kernel.system())
     assert reports.identify() == "tdx"
     assert kernel.calls == ["make", "remove", "make", "read provider", "remove"]
     kernel.faults = [Fault("make", "", errno.EINTR, times=99)]
-    with pytest.raises(BackendBusyError, match="signal"):
+    with raises(BackendBusyError, "interrupted"):
         reports.identify()
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EBUSY, errno.EINTR])
-def test_a_failing_rmdir_does_not_hide_the_first_error(number: int) -> None:
-    """The error is the request's; the entry is removed with the next one."""
+def test_rmdir_failure_keeps_the_first_error(number: int) -> None:
+    """The request's error is raised; the next request removes the entry."""
     kernel = TsmKernel()
-    reports = opened(kernel)
+    reports = make_client(kernel)
     kernel.faults = [Fault("read", "outblob", errno.EIO), Fault("remove", "", number)]
-    with pytest.raises(QuoteUnavailableError, match="EIO"):
-        reports.ask(REQUEST)
+    with raises(QuoteUnavailableError, "quoting_service") as caught:
+        reports.request(REQUEST)
+    assert errno_of(caught.value) == errno.EIO
     assert len(kernel.entries) == 1
-    assert reports.ask(REQUEST).report == answer_to(ASKED, 0, 4998)
+    assert reports.request(REQUEST).report == expected_report(REPORT_DATA, 0, 4998)
     assert not kernel.entries
 
 
 @pytest.mark.parametrize("first", [[], [Fault("read", "outblob", errno.EIO)]])
-def test_a_signal_in_the_middle_of_rmdir(first: list[Fault]) -> None:
-    """Done or not, it is looked at again; and the signal is not kept back."""
+def test_signal_during_rmdir_is_raised_and_removal_repeated(first: list[Fault]) -> None:
+    """The signal is raised, and the next request removes the entry if it still exists."""
     kernel = TsmKernel()
-    reports = opened(kernel)
+    reports = make_client(kernel)
     kernel.faults = [*first, Fault("remove", "", KeyboardInterrupt())]
     with pytest.raises(KeyboardInterrupt):
-        reports.ask(REQUEST)
+        reports.request(REQUEST)
     kernel.calls.clear()
-    reports.ask(REQUEST)
+    reports.request(REQUEST)
     assert kernel.calls[:2] == ["remove", "make"]
     kernel.calls.clear()
-    reports.ask(REQUEST)
+    reports.request(REQUEST)
     assert kernel.calls[0] == "make"
     assert not kernel.entries
 
 
-def test_another_thread_comes_in_between() -> None:
-    """A whole request while an entry is being removed takes it for nobody's."""
+def test_concurrent_request_during_rmdir_succeeds() -> None:
+    """A complete request in another thread during a removal succeeds."""
     kernel = TsmKernel()
-    reports = opened(kernel)
+    reports = make_client(kernel)
     others: list[bytes] = []
 
     def between(operation: str, _path: str) -> None:
         if operation == "remove" and len(others) < 9:
             others.append(b"")
-            others[-1] = reports.ask(REQUEST).report
+            others[-1] = reports.request(REQUEST).report
 
     kernel.before = between
-    assert reports.ask(REQUEST).report == answer_to(ASKED, 0, 4998)
+    assert reports.request(REQUEST).report == expected_report(REPORT_DATA, 0, 4998)
     assert kernel.calls.count("make") == kernel.calls.count("remove") == 10
     assert not kernel.entries
 
 
-def test_another_thread_removes_what_was_left() -> None:
-    """Both see an entry that stayed; one of them is quicker."""
+def test_concurrent_removal_of_leftover_entry_succeeds() -> None:
+    """Two threads may try to remove the same leftover entry."""
     kernel = TsmKernel()
-    reports = opened(kernel)
+    reports = make_client(kernel)
     kernel.faults = [Fault("read", "outblob", errno.EIO), Fault("remove", "", errno.EPERM)]
     with pytest.raises(QuoteUnavailableError):
-        reports.ask(REQUEST)
+        reports.request(REQUEST)
     [left] = kernel.entries
     others: list[bytes] = []
 
     def between(operation: str, path: str) -> None:
         if operation == "remove" and path.endswith(left) and not others:
             others.append(b"")
-            others[-1] = reports.ask(REQUEST).report
+            others[-1] = reports.request(REQUEST).report
 
     kernel.before = between
-    assert reports.ask(REQUEST).report == answer_to(ASKED, 1, 4998)
-    assert others == [answer_to(ASKED, 0, 4998)]
+    assert reports.request(REQUEST).report == expected_report(REPORT_DATA, 1, 4998)
+    assert others == [expected_report(REPORT_DATA, 0, 4998)]
     assert not kernel.entries
 
 
-def test_a_failing_rmdir_is_told_where_nothing_else_is() -> None:
-    """An entry that stays is an error: it would keep a driver from being loaded again."""
+def test_rmdir_failure_alone_is_raised() -> None:
+    """An entry that cannot be removed is an error: it blocks reloading the driver."""
     kernel = TsmKernel()
-    reports = opened(kernel)
+    reports = make_client(kernel)
     kernel.faults = [Fault("remove", "", errno.EPERM)]
-    with pytest.raises(BackendUnavailableError, match="no permission"):
-        reports.ask(REQUEST)
+    with raises(BackendUnavailableError, "permission_denied") as caught:
+        reports.request(REQUEST)
+    assert errno_of(caught.value) == errno.EPERM
     reports.close()
     assert not kernel.entries
 
 
-def test_an_entry_that_somebody_removed_at_the_end() -> None:
-    """What was to be done is done."""
+def test_entry_removed_by_another_process_is_accepted() -> None:
+    """ENOENT from the removal is not an error."""
     kernel = TsmKernel()
-    reports = opened(kernel)
+    reports = make_client(kernel)
     kernel.before = lambda operation, _: kernel.entries.clear() if operation == "remove" else None
-    assert reports.ask(REQUEST).report == answer_to(ASKED, 0, 4998)
+    assert reports.request(REQUEST).report == expected_report(REPORT_DATA, 0, 4998)
     assert kernel.calls[-1] == "remove"
 
 
-def test_entries_that_cannot_be_removed_are_counted() -> None:
-    """No more than eight are left, however often somebody asks."""
+def test_leftover_entries_are_limited_to_eight() -> None:
+    """With eight entries that cannot be removed, further requests are refused."""
     kernel = TsmKernel()
-    reports = opened(kernel)
+    reports = make_client(kernel)
     kernel.faults = [Fault("remove", "", errno.EPERM, times=9999)]
     for _ in range(20):
         with pytest.raises(BackendError):
-            reports.ask(REQUEST)
-    with pytest.raises(BackendError, match=r"and 7 more entries .* rmdir"):
-        reports.ask(REQUEST)
+            reports.request(REQUEST)
+    with raises(BackendError, "io_error") as caught:
+        reports.request(REQUEST)
+    assert "remove them with rmdir" in str(caught.value)
     assert len(kernel.entries) == 8
     reports.close()
     kernel.faults.clear()
@@ -179,25 +183,25 @@ def test_entries_that_cannot_be_removed_are_counted() -> None:
     assert kernel.calls == []
 
 
-def test_after_close_nothing_is_asked() -> None:
-    """A closed one says so; closing twice is closing."""
+def test_closed_client_rejects_requests() -> None:
+    """A closed client raises UsageError, and close is idempotent."""
     kernel = TsmKernel()
-    reports = opened(kernel)
+    reports = make_client(kernel)
     reports.close()
     reports.close()
-    with pytest.raises(UsageError, match="closed"):
-        reports.ask(REQUEST)
+    with raises(UsageError, "closed"):
+        reports.request(REQUEST)
     assert kernel.calls == []
 
 
-# -- what others left --------------------------------------------------------------------------
+# -- stale entries of other processes ----------------------------------------------------------
 
 
 NOW = 100000.0  # seconds since 1970
 
 
 def stale(pid: int, number: int = 0) -> str:
-    """Return the name that a process gave its entry."""
+    """Return the entry name of a process."""
     return f"attestkit-{pid}-{number:032x}"
 
 
@@ -205,11 +209,11 @@ def stale(pid: int, number: int = 0) -> str:
     ("name", "age", "goes"),
     [
         (stale(5), 3601, True),
-        (stale(5), 3600, False),  # a process of another container may be at it
-        (stale(5), -99999, False),  # made in the future: somebody set the clock
-        (stale(5), NOW, False),  # a file system without times
+        (stale(5), 3600, False),  # may belong to a process in another container
+        (stale(5), -99999, False),  # created in the future: the clock was changed
+        (stale(5), NOW, False),  # a file system without timestamps
         (stale(6), 99999, False),  # alive
-        (stale(77), 3601, True),  # this very number, as in a container that starts anew
+        (stale(77), 3601, True),  # the same PID, as in a restarted container
         (stale(77), 3599, False),
         ("attestkit-5-", 99999, False),
         ("attestkit-05-" + "0" * 32, 99999, False),
@@ -219,19 +223,21 @@ def stale(pid: int, number: int = 0) -> str:
         ("com.intel.dcap", 99999, False),
     ],
 )
-def test_stale_entries(name: str, age: float, goes: bool) -> None:
-    """Only ours, only old, only of a process that is gone."""
+def test_stale_entry_removal_needs_name_age_and_dead_process(
+    name: str, age: float, goes: bool
+) -> None:
+    """Only attestkit's entries, older than an hour, of ended processes are removed."""
     kernel = TsmKernel(living={6, 77}, time=NOW)
-    reports = opened(kernel)
+    reports = make_client(kernel)
     kernel.entries = {name: Entry(made_at=kernel.time - age), "other": Entry()}
     reports.remove_stale()
     assert list(kernel.entries) == (["other"] if goes else [name, "other"])
 
 
-def test_stale_entries_are_no_reason_to_fail() -> None:
-    """What cannot be listed or removed stays; the rest goes."""
+def test_stale_entry_removal_ignores_errors() -> None:
+    """Entries that cannot be listed or removed are skipped."""
     kernel = TsmKernel(time=NOW)
-    reports = opened(kernel)
+    reports = make_client(kernel)
     kernel.entries = {stale(5, n): Entry(made_at=kernel.time - 9999) for n in range(3)}
     kernel.faults = [Fault("list", "", errno.EACCES), Fault("remove", "", errno.EPERM)]
     reports.remove_stale()
@@ -240,17 +246,17 @@ def test_stale_entries_are_no_reason_to_fail() -> None:
     assert list(kernel.entries) == [stale(5, 0)]
 
 
-def test_beside_a_named_entry_nothing_is_touched() -> None:
-    """Whoever names an entry may not even see the folder."""
+def test_stale_entries_stay_with_a_shared_entry() -> None:
+    """With a shared entry, the directory is not scanned: it may be invisible."""
     kernel = TsmKernel()
-    shared_entry(kernel)
+    add_shared_entry(kernel)
     kernel.entries[stale(5)] = Entry(made_at=-9999)
-    reports = opened(kernel, SHARED)
+    reports = make_client(kernel, SHARED)
     reports.remove_stale()
     assert kernel.calls == []
 
 
-# -- anything at all ---------------------------------------------------------------------------
+# -- property-based ----------------------------------------------------------------------------
 
 numbers = st.sampled_from(
     [
@@ -262,7 +268,7 @@ numbers = st.sampled_from(
 times = st.sampled_from([1, 2, 3, 4, 999])
 after = st.integers(0, 3)
 anywhere = st.builds(
-    lambda step, how, times, after: Fault(step[0], step[1], how, times, after),
+    lambda step, effect, times, after: Fault(step[0], step[1], effect, times, after),
     st.sampled_from(STEPS),
     numbers | st.just(errno.ENOENT) | st.builds(KeyboardInterrupt),
     times,
@@ -283,29 +289,29 @@ faults = st.one_of(
     st.booleans(),
     st.integers(1, 3),
 )
-def test_whatever_goes_wrong(
-    what: list[Fault],
+def test_request_under_any_faults_gives_fresh_report_or_error(
+    injected: list[Fault],
     provider: str,
     named: bool,
     requests: int,
 ) -> None:
-    """A good report over what was asked, made for this very request; else one of our errors."""
+    """The result is a fresh report over the request's data, or an AttestKitError."""
     kernel = TsmKernel(provider=provider)
     if named:
-        shared_entry(kernel)
-    reports = opened(kernel, SHARED if named else None)
-    kernel.faults = what
+        add_shared_entry(kernel)
+    reports = make_client(kernel, SHARED if named else None)
+    kernel.faults = injected
     for number in range(requests):
-        asked = bytes([number]) * 64
+        report_data = bytes([number]) * 64
         made = len(kernel.reports)
         options = (("privlevel", b"0"),) if provider == "sev_guest" else ()
         try:
-            answer = reports.ask(TsmRequest(asked, options, certificates=bool(options)))
+            response = reports.request(TsmRequest(report_data, options, certificates=bool(options)))
         except (AttestKitError, KeyboardInterrupt):
             continue
-        assert answer.report in kernel.reports[made:]
-        assert answer.report[8:72] == asked
-        assert not answer.certificates or answer.certificates.endswith(answer.report[:72])
+        assert response.report in kernel.reports[made:]
+        assert response.report[8:72] == report_data
+        assert not response.certificates or response.certificates.endswith(response.report[:72])
     kernel.faults = []
     reports.close()
     assert list(kernel.entries) == (["com.intel.dcap"] if named else [])
@@ -314,11 +320,13 @@ def test_whatever_goes_wrong(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=6))
-def test_whoever_writes_to_a_shared_entry(when: list[tuple[int, bool]]) -> None:
-    """Writes of somebody who ignores the lock: our report, or an error, never theirs."""
+def test_shared_entry_with_unlocked_writer_gives_own_report_or_error(
+    when: list[tuple[int, bool]],
+) -> None:
+    """A writer that ignores the lock causes an error, never a foreign report."""
     kernel = TsmKernel()
-    entry = shared_entry(kernel)
-    reports = opened(kernel, SHARED)
+    entry = add_shared_entry(kernel)
+    reports = make_client(kernel, SHARED)
     count = 0
 
     def write(_operation: str, _path: str) -> None:
@@ -331,8 +339,8 @@ def test_whoever_writes_to_a_shared_entry(when: list[tuple[int, bool]]) -> None:
 
     kernel.before = write
     try:
-        report = reports.ask(REQUEST).report
+        report = reports.request(REQUEST).report
     except BackendBusyError:
-        report = answer_to(ASKED, 0, 4998)
-    assert report[8:72] == ASKED
+        report = expected_report(REPORT_DATA, 0, 4998)
+    assert report[8:72] == REPORT_DATA
     assert not kernel.locked

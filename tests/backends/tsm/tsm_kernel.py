@@ -1,7 +1,7 @@
-"""A fake of Linux's configfs-tsm behind the five file operations: counts and caches as it does.
+"""Fake of Linux's configfs-tsm: file operations, generation counter and report cache.
 
-What it copies: `drivers/virt/coco/guest/report.c` (tsm.c before 6.16), the TDX and SNP drivers
-behind it, and configfs, which delivers a binary attribute at close and drops the driver's answer.
+It follows `drivers/virt/coco/guest/report.c` (tsm.c before 6.16), the TDX and SNP drivers, and
+configfs, which delivers a binary attribute at close and drops the driver's error.
 """
 
 import errno
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from attestkit.backends.tsm.configfs_files import Listed, TsmSystem
-from attestkit.backends.tsm.report import TsmReports, TsmRequest
+from attestkit.backends.tsm.configfs_files import DirectoryEntry, TsmSystem
+from attestkit.backends.tsm.report import TsmClient, TsmRequest
 from attestkit.errors import AttestKitError
 
 CONFIGFS = "/sys/kernel/config"
@@ -22,9 +22,9 @@ FOLDER = f"{CONFIGFS}/tsm/report"
 CERTIFICATES = b"certificates of the host"
 MANIFEST = b"manifest of the SVSM"
 
-ASKED = bytes(range(64))
-REQUEST = TsmRequest(ASKED)
-SNP_REQUEST = TsmRequest(ASKED, certificates=True)
+REPORT_DATA = bytes(range(64))
+REQUEST = TsmRequest(REPORT_DATA)
+SNP_REQUEST = TsmRequest(REPORT_DATA, certificates=True)
 SHARED = f"{FOLDER}/com.intel.dcap"
 
 
@@ -35,22 +35,22 @@ def refuse(number: int) -> OSError:
 
 @dataclass
 class Fault:
-    """One call that goes wrong.
+    """One injected failure.
 
-    `how` is an errno; an exception that comes in the middle of the call; "drop" for a write that
-    the driver refuses, which nobody hears of; or bytes, which a read gives in place of its own.
+    `effect` is an errno; an exception raised during the call; "drop" for a write that the driver
+    rejects without an error; or the bytes that a read returns instead of the real content.
     """
 
     operation: str  # make, write, read, list, remove
-    name: str  # of the file; "" for an entry or a folder
-    how: int | BaseException | str | bytes
+    name: str  # of the file; "" for an entry or a directory
+    effect: int | BaseException | str | bytes
     times: int = 1
-    after: int = 0  # calls that go well before it
+    after: int = 0  # number of successful calls before it
 
 
 @dataclass
 class Entry:
-    """What the kernel keeps of one entry."""
+    """State of one entry in the kernel."""
 
     made_at: float = 0.0
     inblob: bytes = b""
@@ -62,12 +62,12 @@ class Entry:
 
 @dataclass
 class TsmKernel:
-    """The kernel, with one driver, and the clock of the machine."""
+    """Fake kernel with one TSM driver and a virtual clock."""
 
     provider: str | None = "tdx_guest"
     svsm: bool = False
     floor: int = 0
-    level: int = 0  # of an SNP guest: what a report may be about
+    level: int = 0  # of an SNP guest: the lowest VMPL that it may request
     mounted: bool = True
     loaded: bool = True
     folder: str = FOLDER
@@ -75,18 +75,18 @@ class TsmKernel:
     entries: dict[str, Entry] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)  # "write inblob"
     written: list[tuple[str, bytes]] = field(default_factory=list)  # file and content
-    reports: list[bytes] = field(default_factory=list)  # all that were made
+    reports: list[bytes] = field(default_factory=list)  # all reports made
     slept: list[float] = field(default_factory=list)
     time: float = 1000.0
     living: set[int] = field(default_factory=set)
     locked: bool = False
-    release_at: float = float("inf")  # when another program lets the lock go
+    release_at: float = float("inf")  # time at which another process releases the lock
     key_wiped: bool = False
     make_report: Callable[[bytes], bytes] | None = None
     before: Callable[[str, str], None] = lambda _operation, _path: None
 
     def system(self) -> TsmSystem:
-        """Return what a request needs of this machine."""
+        """Return the system interface of the TSM client, backed by this fake."""
         return TsmSystem(
             files=self,
             clock=lambda: self.time,
@@ -94,7 +94,7 @@ class TsmKernel:
             now=lambda: self.time,
             pid=lambda: 77,
             alive=lambda pid: pid in self.living,
-            permissions=lambda path: f"{path} has mode 0755, owner uid 0; we are uid 1000",
+            permissions=lambda path: f"{path} has mode 0755, owner uid 0; process uid 1000",
             try_lock=self._try_lock,
         )
 
@@ -115,10 +115,10 @@ class TsmKernel:
 
         return unlock
 
-    # -- the five ------------------------------------------------------------------------------
+    # -- file operations ---------------------------------------------------------------------------
 
     def make(self, path: str) -> None:
-        """Make an entry; a signal may come when it is there already."""
+        """Create an entry; an injected signal is raised after the entry exists."""
         folder, _, name = path.rpartition("/")
         fault = self._begin("make", "", path)
         if isinstance(fault, int):
@@ -154,7 +154,7 @@ class TsmKernel:
     def _write_inblob(self, entry: Entry, data: bytes, *, dropped: bool) -> None:
         if len(data) > 64:
             raise refuse(errno.EFBIG)
-        if not dropped:  # the store happens at close, whose result says nothing
+        if not dropped:  # the driver receives the data at close, which cannot report an error
             entry.inblob = data
             entry.written += 1
 
@@ -196,7 +196,7 @@ class TsmKernel:
         return b"%d\n" % entry.written
 
     def _blob(self, entry: Entry, name: str, fault: object) -> bytes:
-        """Make the report if there is none for what was written last; even an empty one is kept."""
+        """Return the report for the last write, made once and cached, even if it is empty."""
         if self.provider is None:
             raise refuse(errno.ENXIO)
         if not entry.inblob:
@@ -218,7 +218,7 @@ class TsmKernel:
             raise refuse(errno.EINVAL)
         if self.make_report is None:
             size = 1184 if self._is_snp() else 4998
-            report = answer_to(entry.inblob, len(self.reports), size)
+            report = expected_report(entry.inblob, len(self.reports), size)
         else:
             report = self.make_report(entry.inblob)
         self.reports.append(report)
@@ -228,7 +228,7 @@ class TsmKernel:
             "manifestblob": MANIFEST if b"svsm" in entry.options.values() else b"",
         }
 
-    def list(self, path: str) -> list[Listed]:
+    def list(self, path: str) -> list[DirectoryEntry]:
         """List a folder."""
         fault = self._begin("list", "", path)
         if isinstance(fault, BaseException):
@@ -236,16 +236,16 @@ class TsmKernel:
         if isinstance(fault, int):
             raise refuse(fault)
         if path == self.folder and self.mounted and self.loaded:
-            return [Listed(name, entry.made_at) for name, entry in self.entries.items()]
+            return [DirectoryEntry(name, entry.made_at) for name, entry in self.entries.items()]
         if path == CONFIGFS:
-            return [Listed("nvmet", 0.0)] if self.mounted else []
+            return [DirectoryEntry("nvmet", 0.0)] if self.mounted else []
         entry, name = self._find(f"{path}/")
         if entry is None or name:
             raise refuse(errno.ENOENT)
-        return [Listed(name, 0.0) for name in self._files()]
+        return [DirectoryEntry(name, 0.0) for name in self._files()]
 
     def remove(self, path: str) -> None:
-        """Remove an entry, whatever was open in it."""
+        """Remove an entry, even with open files."""
         name = path.rpartition("/")[2]
         fault = self._begin("remove", "", path)
         if isinstance(fault, int):
@@ -255,7 +255,7 @@ class TsmKernel:
         if isinstance(fault, BaseException):
             raise fault
 
-    # -- inside --------------------------------------------------------------------------------
+    # -- private -----------------------------------------------------------------------------------
 
     def _is_snp(self) -> bool:
         return (self.provider or "").startswith("sev")
@@ -275,7 +275,7 @@ class TsmKernel:
         return (self.entries.get(entry) if parent == self.folder else None), name
 
     def _begin(self, operation: str, name: str, path: str) -> int | BaseException | str | bytes:
-        """Note a call, and return what goes wrong with it."""
+        """Record a call, and return its injected failure."""
         self.before(operation, path)
         self.calls.append(f"{operation} {name}".strip())
         for fault in self.faults:
@@ -284,12 +284,12 @@ class TsmKernel:
                     fault.after -= 1
                 elif fault.times:
                     fault.times -= 1
-                    return fault.how
+                    return fault.effect
         return ""
 
 
-def answer_to(report_data: bytes, serial: int, size: int) -> bytes:
-    """Return the report over `report_data`: it says what it is over, and no two are the same."""
+def expected_report(report_data: bytes, serial: int, size: int) -> bytes:
+    """Return the report over `report_data`, unique by its serial number."""
     head = struct.pack("<Q", serial) + report_data
     return (head + hashlib.sha256(head).digest() * (size // 32))[:size]
 
@@ -299,24 +299,26 @@ def snp(*, svsm: bool = False, floor: int = 0, level: int = 0) -> TsmKernel:
     return TsmKernel(provider="sev_guest", svsm=svsm, floor=floor, level=level)
 
 
-def opened(kernel: TsmKernel, entry: str | None = None) -> TsmReports:
-    """Return what asks this kernel, with nothing on record of its opening."""
-    reports = TsmReports(FOLDER, entry, kernel.system())
+def make_client(kernel: TsmKernel, entry: str | None = None) -> TsmClient:
+    """Return a client of this kernel, with the call log empty."""
+    reports = TsmClient(FOLDER, entry, kernel.system())
     reports.identify()
     kernel.calls.clear()
     return reports
 
 
-def shared_entry(kernel: TsmKernel) -> Entry:
-    """Make the entry that several programs use."""
+def add_shared_entry(kernel: TsmKernel) -> Entry:
+    """Create the entry that several processes share."""
     return kernel.entries.setdefault("com.intel.dcap", Entry())
 
 
-def asked_with(kernel: TsmKernel, *faults: Fault, request: TsmRequest = REQUEST) -> AttestKitError:
-    """Return the error of a request during which these things go wrong; nothing is left."""
-    reports = opened(kernel)
+def request_error(
+    kernel: TsmKernel, *faults: Fault, request: TsmRequest = REQUEST
+) -> AttestKitError:
+    """Return the error of a request with these faults, and assert that no entry is left."""
+    reports = make_client(kernel)
     kernel.faults += faults
     with pytest.raises(AttestKitError) as caught:
-        reports.ask(request)
+        reports.request(request)
     assert not kernel.entries
     return caught.value

@@ -1,4 +1,4 @@
-"""`attestkit bench`: every row beside those peers that are there, whatever they are like."""
+"""`attestkit bench`, with and without installed peers."""
 
 import json
 import subprocess
@@ -11,12 +11,12 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit._version import UNKNOWN
-from attestkit.cli.bench.cases import LONG, OURS, SHORT, Row, contenders, simulated
+from attestkit.cli.bench.cases import LONG, OURS, SHORT, Case, prepare_contenders, simulate_samples
 from attestkit.cli.bench.environment import host_facts
 from attestkit.cli.bench.timing import Call, Series, digits, race, ratio, time_text
 from tests.serve.server import environment
 
-# Stands for a machine without any: a module that is None in sys.modules cannot be imported.
+# Simulate missing peers: a module that is None in sys.modules cannot be imported.
 WITHOUT_PEERS = """
 import sys
 for name in {!r}:
@@ -29,15 +29,15 @@ OTHERS = ("evidence_api", "orjson")
 
 
 def bench(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """Return what the command says in JSON."""
+    """Return the JSON output of the command."""
     assert main(["bench", "--json", "--seconds", "0.2"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
 
 @pytest.mark.slow
-def test_json_has_every_row_beside_its_peers(capsys: pytest.CaptureFixture[str]) -> None:
-    """Times are positive, ratios are those of the times, and the host is described."""
+def test_bench_json_has_times_and_ratios_of_every_case(capsys: pytest.CaptureFixture[str]) -> None:
+    """`bench --json` has positive times, a ratio per peer, and host facts."""
     found = bench(capsys)
     assert {"cpu", "cores", "python", "core", "kernels", "peers", "samples"} <= set(found["host"])
     rows = {row["row"]: row for row in found["rows"]}
@@ -51,26 +51,26 @@ def test_json_has_every_row_beside_its_peers(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.slow
-def test_installed_peers_agree_with_us(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody who is installed is left out: a peer that had another result would be."""
+def test_bench_installed_peers_are_not_skipped(capsys: pytest.CaptureFixture[str]) -> None:
+    """Peers are skipped only if they are not installed, not for a different result."""
     left_out = [row["left_out"] for row in bench(capsys)["rows"]]
     reasons = [reason for one in left_out for reason in one.values()]
     assert all(reason.startswith("not installed") for reason in reasons), reasons
 
 
 @pytest.mark.slow
-def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line per peer, and what the machine is."""
+def test_bench_text_has_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """The text output has the machine and a line per peer."""
     assert main(["bench", "--seconds", "0.2"]) == 0
     shown = capsys.readouterr().out
     assert "This machine" in shown
-    assert "times ours" in shown
+    assert "ratio" in shown
     assert "replay of a short log" in shown
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_a_machine_without_peers_still_measures(options: tuple[str, ...]) -> None:
-    """What the standard library has is there; the rest is named."""
+def test_bench_without_peers_measures_standard_library(options: tuple[str, ...]) -> None:
+    """Without installed peers, attestkit is compared with the standard library."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_PEERS.format((*PEERS, *OTHERS)), *options],
         env=environment(),
@@ -89,8 +89,8 @@ def test_a_machine_without_peers_still_measures(options: tuple[str, ...]) -> Non
         assert "not measured" in done.stdout
 
 
-def test_files_that_were_copied_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a package's metadata there is a word for it, and no traceback."""
+def test_host_facts_without_metadata_has_unknown_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without package metadata the version is `unknown`."""
 
     def no_metadata(name: str) -> str:
         raise PackageNotFoundError(name)
@@ -100,40 +100,42 @@ def test_files_that_were_copied_have_no_version(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("seconds", ["0", "x", "1e9", "nan", "inf", "-inf"])
-def test_a_wrong_time_is_one_line(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Usage errors are exit code 1 and no traceback."""
+def test_bench_rejects_invalid_seconds(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An invalid --seconds is a usage error in one line."""
     assert main(["bench", "--seconds", seconds]) == 1
-    told = capsys.readouterr().err
-    assert "--seconds" in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert "--seconds" in error
+    assert error.count("\n") == 1
 
 
-def _row(peer: Callable[[Any], object]) -> Row:
-    return Row("sum", "a sum", {OURS: lambda _: Call(sum, (1, 2)), "peer": lambda _: Call(peer, 0)})
+def _case(peer: Callable[[Any], object]) -> Case:
+    return Case(
+        "sum", "a sum", {OURS: lambda _: Call(sum, (1, 2)), "peer": lambda _: Call(peer, 0)}
+    )
 
 
-def test_a_peer_with_another_result_does_not_race() -> None:
-    """Its time would mean nothing."""
-    field = contenders(_row(lambda _: 4), simulated())
-    assert set(field.calls) == {OURS}
-    assert field.left_out == {"peer": "has another result"}
+def test_prepare_contenders_skips_peer_with_different_result() -> None:
+    """A peer with a different result is skipped."""
+    contenders = prepare_contenders(_case(lambda _: 4), simulate_samples())
+    assert set(contenders.calls) == {OURS}
+    assert contenders.left_out == {"peer": "different result"}
 
 
-def test_a_broken_peer_does_not_race() -> None:
-    """An API that is not the one we know is a reason, not a traceback."""
-    field = contenders(_row([].__getitem__), simulated())
-    assert field.left_out == {"peer": "broken: IndexError: list index out of range"}
+def test_prepare_contenders_skips_failing_peer() -> None:
+    """A peer that raises is skipped, with the error as reason."""
+    contenders = prepare_contenders(_case([].__getitem__), simulate_samples())
+    assert contenders.left_out == {"peer": "failed: IndexError: list index out of range"}
 
 
-def test_a_failure_of_ours_is_told() -> None:
-    """That we fail is no row that is quietly missing."""
-    row = Row("fails", "fails", {OURS: lambda _: Call(int, "x")})
+def test_prepare_contenders_raises_if_attestkit_fails() -> None:
+    """A failure of attestkit itself is raised."""
+    case = Case("fails", "fails", {OURS: lambda _: Call(int, "x")})
     with pytest.raises(ValueError, match="invalid literal"):
-        contenders(row, simulated())
+        prepare_contenders(case, simulate_samples())
 
 
-def test_race_takes_turns() -> None:
-    """In every round each has one turn of its calls, and every other round goes backwards."""
+def test_race_alternates_contenders() -> None:
+    """Every contender has one turn per round, and every other round is reversed."""
     order: list[str] = []
     found = race({name: Call(order.append, name) for name in ("a", "b")}, 0.01)
     a, b = (["a"] * found["a"].calls, ["b"] * found["b"].calls)
@@ -143,10 +145,10 @@ def test_race_takes_turns() -> None:
     assert order[-len(expected) :] == expected
 
 
-def test_ratio_is_of_rounds_not_of_medians() -> None:
-    """A machine that slows down in one round slows both: the ratio of that round holds."""
-    ours, theirs = Series(1, (1.0, 10.0, 2.0)), Series(1, (3.0, 30.0, 6.0))
-    assert ratio(ours, theirs) == 3
+def test_ratio_is_median_of_round_ratios() -> None:
+    """The ratio is computed per round, so a slow round does not distort it."""
+    ours, peer = Series(1, (1.0, 10.0, 2.0)), Series(1, (3.0, 30.0, 6.0))
+    assert ratio(ours, peer) == 3
     assert ratio(ours, Series(1, (5.0, 30.0, 6.0))) == 3
 
 
@@ -154,14 +156,14 @@ def test_ratio_is_of_rounds_not_of_medians() -> None:
     ("seconds", "text"),
     [(1.234e-7, "123 ns"), (1.5e-6, "1.5 µs"), (0.01234, "12.3 ms"), (2.0, "2 s"), (9e-9, "9 ns")],
 )
-def test_times_have_three_digits(seconds: float, text: str) -> None:
-    """And a unit that suits them."""
+def test_time_text_has_three_digits_and_a_unit(seconds: float, text: str) -> None:
+    """Times have three significant digits and a suitable unit."""
     assert time_text(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(100.4, "100"), (10.04, "10"), (9.999, "10"), (0.05, "0.05"), (3, "3")]
 )
-def test_digits_end_without_zeros(value: float, text: str) -> None:
-    """A zero behind the point says nothing."""
+def test_digits_omits_trailing_zeros(value: float, text: str) -> None:
+    """Numbers have no trailing zeros."""
     assert digits(value) == text

@@ -1,4 +1,4 @@
-"""`attestkit completion`: real shells are asked what they would complete."""
+"""`attestkit completion` in real shells."""
 
 import os
 import shutil
@@ -18,12 +18,12 @@ from tests.serve.server import environment
 
 pytestmark = pytest.mark.slow  # hundreds of starts
 
-PATIENCE = 120  # seconds; each word is a start of attestkit
+PATIENCE = 120  # seconds; each completion starts attestkit
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> dict[str, str]:
-    """Return an environment in which `attestkit` is this very one."""
+    """Return an environment whose `attestkit` is this installation."""
     folder = tmp_path / "bin"
     folder.mkdir()
     path = folder / "attestkit"
@@ -49,10 +49,10 @@ def _shell(name: str, script: str, env: dict[str, str], **more: Any) -> str:
     return done.stdout
 
 
-# Asks as readline does: the words and the line in variables, the answers in another.
+# Call the completion function like readline: input and output are in variables.
 _ASK = """
 eval "$(attestkit completion bash)"
-compopt() { :; }  # which works inside readline alone
+compopt() { :; }  # works only inside readline
 IFS= read -r COMP_LINE
 COMP_POINT=${#COMP_LINE}
 _attestkit_completion attestkit
@@ -89,10 +89,10 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("attestkit quote --backend nothing --option x", set()),
     ],
 )
-def test_bash(line: str, expected: set[str], program: dict[str, str]) -> None:
-    """Commands, options, and values, also behind an equals sign, at which bash breaks words."""
-    told = _shell("bash", _ASK, program, input=f"{line}\n")
-    found = set(told.split())
+def test_bash_completes_words(line: str, expected: set[str], program: dict[str, str]) -> None:
+    """Bash completes commands, options and values, also after an equals sign."""
+    output = _shell("bash", _ASK, program, input=f"{line}\n")
+    found = set(output.split())
     if line.endswith(" --backend "):
         assert found >= expected  # plugins may be installed
     else:
@@ -100,18 +100,18 @@ def test_bash(line: str, expected: set[str], program: dict[str, str]) -> None:
 
 
 def test_bash_completes_files(program: dict[str, str], tmp_path: Path) -> None:
-    """Where a file is wanted, readline itself is left to look for it."""
+    """For files, the script uses readline's completion."""
     (tmp_path / "evidence").touch()
     script = _ASK.replace("compopt() { :; }", "compopt() { echo compopt $*; }")
     for line in ("show ev", "run -- ls ev", "run ev", "attest --output=ev"):
-        told = _shell("bash", script, program, input=f"attestkit {line}\n", cwd=tmp_path)
-        assert told.split() == ["compopt", "-o", "default"], line
-    told = _shell("bash", script, program, input="attestkit mount d\n", cwd=tmp_path)
-    assert told.split() == ["compopt", "-o", "dirnames"]
+        output = _shell("bash", script, program, input=f"attestkit {line}\n", cwd=tmp_path)
+        assert output.split() == ["compopt", "-o", "default"], line
+    output = _shell("bash", script, program, input="attestkit mount d\n", cwd=tmp_path)
+    assert output.split() == ["compopt", "-o", "dirnames"]
 
 
-def test_fish(program: dict[str, str], tmp_path: Path) -> None:
-    """Fish has a command of its own for asking."""
+def test_fish_completes_words(program: dict[str, str], tmp_path: Path) -> None:
+    """Fish completes commands, values and files."""
     (tmp_path / "evidence").touch()
     for line, expected in (
         ("attestkit sh", ["show"]),
@@ -125,11 +125,11 @@ def test_fish(program: dict[str, str], tmp_path: Path) -> None:
         ("attestkit attest --output=evi", ["--output=evidence"]),
     ):
         script = f"attestkit completion fish | source; complete --do-complete '{line}'"
-        told = _shell("fish", script, program, cwd=tmp_path)
-        assert [found.split("\t")[0] for found in told.splitlines()] == expected, line
+        output = _shell("fish", script, program, cwd=tmp_path)
+        assert [found.split("\t")[0] for found in output.splitlines()] == expected, line
 
 
-# Zsh completes in its line editor alone: one is run in a terminal of its own.
+# Zsh completes only in its line editor, which needs a terminal.
 _ZSH = """
 zmodload zsh/zpty
 zpty shell zsh -f -i
@@ -164,26 +164,28 @@ zpty -d shell
         ("attestkit attest --output=evi", "attestkit attest --output=evidence"),
     ],
 )
-def test_zsh(line: str, expected: str, program: dict[str, str], tmp_path: Path) -> None:
-    """A tab in zsh's own line editor."""
+def test_zsh_completes_words(
+    line: str, expected: str, program: dict[str, str], tmp_path: Path
+) -> None:
+    """A tab in zsh's line editor completes the word."""
     (tmp_path / "evidence").touch()
-    told = _shell("zsh", _ZSH, {**program, "LINE": line}, cwd=tmp_path)
-    assert f"<<<{expected}" in told
+    output = _shell("zsh", _ZSH, {**program, "LINE": line}, cwd=tmp_path)
+    assert f"<<<{expected}" in output
 
 
-def test_scripts_are_shell(program: dict[str, str]) -> None:
-    """Each shell takes its script, and no other is known."""
+def test_completion_scripts_parse(program: dict[str, str]) -> None:
+    """Each shell parses its script."""
     for shell in ("bash", "zsh", "fish"):
-        told = _shell(shell, f"attestkit completion {shell} | {shell} -n && echo good", program)
-        assert told == "good\n"
+        output = _shell(shell, f"attestkit completion {shell} | {shell} -n && echo good", program)
+        assert output == "good\n"
 
 
-def test_another_shell_is_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    """The message names those that there are."""
+def test_completion_unknown_shell_is_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown shell is a usage error that lists the known ones."""
     assert main(["completion", "tcsh"]) == 1
     assert "'bash', 'zsh', 'fish'" in capsys.readouterr().err
 
 
-def test_every_option_of_the_server_is_completed() -> None:
-    """They are those of its own parser."""
+def test_option_names_has_server_options() -> None:
+    """The server's options are completed from its own parser."""
     assert {"--dev-http", "--seed", "-h", "--help"} <= set(option_names())

@@ -1,4 +1,4 @@
-"""`attestkit policy`: what is pinned verifies by the pin, anything else does not."""
+"""`attestkit policy`: policies written from evidence."""
 
 import json
 from pathlib import Path
@@ -16,15 +16,15 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Good evidence in every form, and what it takes to believe it."""
+    """Good evidence in every form, and case it takes to believe it."""
     return evidence_files.write(tmp_path)
 
 
-def test_the_pin_accepts_its_evidence_and_no_other(files: Files, tmp_path: Path) -> None:
-    """Written to a file, read again by `verify --policy`: another app is refused by it."""
-    pin = tmp_path / "policy.toml"
-    assert main(["policy", str(files.evidence), "-o", str(pin), *files.trusted]) == 0
-    words = ["verify", *files.trusted, "--policy", str(pin)]
+def test_policy_accepts_its_evidence_only(files: Files, tmp_path: Path) -> None:
+    """A written policy accepts its evidence, and refuses another app."""
+    policy = tmp_path / "policy.toml"
+    assert main(["policy", str(files.evidence), "-o", str(policy), *files.trusted]) == 0
+    words = ["verify", *files.trusted, "--policy", str(policy)]
     assert main([*words, str(files.evidence)]) == 0
     boot = [(name, bytes(20) if name == "app-id" else data) for name, data in parcels.BOOT]
     other = files.put("other", parcels.evidence(boot).to_bytes())
@@ -32,28 +32,28 @@ def test_the_pin_accepts_its_evidence_and_no_other(files: Files, tmp_path: Path)
     assert main([*words, str(other)]) == 4
 
 
-def test_stdout_has_the_policy_alone(files: Files, tmp_path: Path, capsys: Capture) -> None:
-    """What is printed can be redirected into a file; remarks go to stderr."""
+def test_policy_stdout_has_only_the_policy(files: Files, tmp_path: Path, capsys: Capture) -> None:
+    """Stdout has only the policy; warnings go to stderr."""
     assert main(["policy", str(files.evidence), *files.trusted]) == 0
-    told = capsys.readouterr()
+    captured = capsys.readouterr()
     path = tmp_path / "policy.toml"
-    path.write_text(told.out)
+    path.write_text(captured.out)
     assert parcels.APP_ID in (AppraisalPolicy.load(path).app_id or ())
-    assert "simulated" in told.err
-    assert "freshness was not checked" in told.err
+    assert "simulated" in captured.err
+    assert "freshness was not checked" in captured.err
     words = ["policy", "--json", str(files.evidence), *files.trusted, "--report-data", NONCE_HEX]
     assert main(words) == 0
     again = capsys.readouterr()
-    assert json.loads(again.out)["policy"] == told.out
+    assert json.loads(again.out)["policy"] == captured.out
     assert "freshness" not in again.err
 
 
-@pytest.mark.parametrize("what", ["tampered", "without the root", "another nonce", "nonsense"])
-def test_what_does_not_verify_is_not_pinned(
-    what: str, files: Files, tmp_path: Path, capsys: Capture
+@pytest.mark.parametrize("case", ["tampered", "without the root", "another nonce", "nonsense"])
+def test_policy_of_rejected_evidence_is_not_written(
+    case: str, files: Files, tmp_path: Path, capsys: Capture
 ) -> None:
-    """The exit code is that of the verification, and no file is written."""
-    pin = tmp_path / "policy.toml"
+    """Rejected evidence has the exit code of verify, and no policy is written."""
+    policy = tmp_path / "policy.toml"
     quote = bytearray(files.quote.read_bytes())
     quote[200] ^= 1
     words, code = {
@@ -61,32 +61,32 @@ def test_what_does_not_verify_is_not_pinned(
         "without the root": ([str(files.evidence), *files.trusted[2:]], 2),
         "another nonce": ([str(files.evidence), *files.trusted, "--report-data", "ff"], 4),
         "nonsense": ([str(files.put("nonsense", b"hello")), *files.trusted], 5),
-    }[what]
-    assert main(["policy", *words, "-o", str(pin)]) == code
-    assert not pin.exists()
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "not pinned" in told.err
-    assert told.err.count("\n") == 1
+    }[case]
+    assert main(["policy", *words, "-o", str(policy)]) == code
+    assert not policy.exists()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no policy written" in captured.err
+    assert captured.err.count("\n") == 1
 
 
-def test_a_place_that_cannot_be_written_is_usage(files: Files, tmp_path: Path) -> None:
-    """A folder that is not there: 1."""
-    pin = tmp_path / "nowhere" / "policy.toml"
-    assert main(["policy", str(files.evidence), "-o", str(pin), *files.trusted]) == 1
+def test_policy_unwritable_output_is_code_1(files: Files, tmp_path: Path) -> None:
+    """An unwritable output has exit code 1."""
+    policy = tmp_path / "nowhere" / "policy.toml"
+    assert main(["policy", str(files.evidence), "-o", str(policy), *files.trusted]) == 1
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdout"])
-def test_stdout_is_written_and_not_replaced(name: str, files: Files, capsys: Capture) -> None:
-    """As a file name it means stdout, which then has the policy alone."""
+def test_policy_output_stdout_equals_default(name: str, files: Files, capsys: Capture) -> None:
+    """`-` and /dev/stdout mean stdout, which is not replaced."""
     assert main(["policy", str(files.evidence), *files.trusted]) == 0
-    wanted = capsys.readouterr().out
+    expected = capsys.readouterr().out
     assert main(["policy", str(files.evidence), "-o", name, *files.trusted]) == 0
-    assert capsys.readouterr().out == wanted
+    assert capsys.readouterr().out == expected
     assert Path("/dev/stdout").is_symlink()
 
 
-def test_a_device_is_written_and_not_replaced(files: Files) -> None:
-    """What is no file stays what it is."""
+def test_policy_output_device_is_not_replaced(files: Files) -> None:
+    """A device is written, not replaced."""
     assert main(["policy", str(files.evidence), "-o", "/dev/null", *files.trusted]) == 0
     assert Path("/dev/null").is_char_device()

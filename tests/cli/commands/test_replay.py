@@ -1,4 +1,4 @@
-"""`attestkit replay`: registers, whether a quote has them, and 2 as soon as one differs."""
+"""`attestkit replay`: registers and their comparison with a quote."""
 
 import json
 from pathlib import Path
@@ -18,56 +18,56 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Good evidence in every form."""
+    """Valid evidence in every format."""
     return evidence_files.write(tmp_path)
 
 
 @needs_shared
-def test_a_real_log_replays_to_its_quote(capsys: Capture) -> None:
-    """A CCEL and the quote of the same boot agree in all four registers."""
+def test_replay_real_log_agrees_with_its_quote(capsys: Capture) -> None:
+    """A CCEL and the quote of the same boot agree in all RTMRs."""
     log = str(SHARED / "data/ccel/go-eventlog/cos-113-intel-tdx.bin")
     quote = str(SHARED / "data/quotes/go-tdx-guest/cos-113-tdx-quote.dat")
     assert main(["replay", log, "--quote", quote, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     replayed = EventLog.parse(data("ccel/go-eventlog/cos-113-intel-tdx.bin")).replay()
     for number in range(4):
-        register = told["registers"][f"rtmr{number}"]
+        register = output["registers"][f"rtmr{number}"]
         assert register["replayed"] == register["quoted"] == replayed[number].hex()
         assert register["agrees"] is True
-    assert told["error"] is None
+    assert output["error"] is None
     assert main(["replay", log, "--quote", quote]) == 0
     assert capsys.readouterr().out.count("[ok]") == 4
 
 
 @needs_shared
-def test_a_quote_of_another_boot_differs(capsys: Capture) -> None:
-    """The registers that differ are named with both values, in the table and on stderr."""
+def test_replay_quote_of_another_boot_is_code_2(capsys: Capture) -> None:
+    """Differing registers are reported with both values."""
     log = str(SHARED / "data/ccel/go-eventlog/cos-113-intel-tdx.bin")
     quote = str(SHARED / "data/quotes/dcap-qvl/tdx_quote")
     assert main(["replay", log, "--quote", quote]) == 2
-    told = capsys.readouterr()
-    assert "[!!] rtmr0" in told.out
-    assert "but the quote has" in told.out
-    assert told.err.count("\n") == 1
-    assert "RTMR0 replays to" in told.err
+    output = capsys.readouterr()
+    assert "[!!] rtmr0" in output.out
+    assert "the quote has" in output.out
+    assert output.err.count("\n") == 1
+    assert "RTMR0: the log replays to" in output.err
     assert main(["replay", log, "--quote", quote, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["registers"]["rtmr0"]["agrees"] is False
 
 
-def test_without_a_quote_there_is_no_verdict(files: Files, capsys: Capture) -> None:
-    """The registers are shown, and that nothing was verified."""
+def test_replay_without_quote_shows_registers(files: Files, capsys: Capture) -> None:
+    """Without a quote the registers are shown without a comparison."""
     log = files.put("log", parcels.log_of(parcels.BOOT).to_json().encode())
     assert main(["replay", str(log)]) == 0
-    told = capsys.readouterr().out
-    assert parcels.log_of(parcels.BOOT).replay()[3].hex() in told
-    assert "no signature was checked" in told
+    output = capsys.readouterr().out
+    assert parcels.log_of(parcels.BOOT).replay()[3].hex() in output
+    assert "no signature was checked" in output
     assert main(["replay", str(log), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["registers"]["rtmr3"]["agrees"] is None
     assert main(["replay", str(log), "--register", "3"]) == 1
 
 
-def test_evidence_is_held_to_its_own_quote(files: Files, capsys: Capture) -> None:
-    """No second file is needed; another quote takes the place of its own."""
+def test_replay_evidence_uses_its_own_quote(files: Files, capsys: Capture) -> None:
+    """Evidence is compared with its own quote, or with the one of --quote."""
     assert main(["replay", str(files.evidence)]) == 0
     assert capsys.readouterr().out.count("[ok]") == 4
     other = parcels.evidence([*parcels.BOOT, ("more", b"")]).quote
@@ -80,16 +80,16 @@ def test_evidence_is_held_to_its_own_quote(files: Files, capsys: Capture) -> Non
     assert capsys.readouterr().out.count("not compared") == 2
 
 
-def test_a_log_shortened_for_a_certificate_explains_rtmr3(files: Files, capsys: Capture) -> None:
-    """The registers whose events were left out are not compared, unless that is asked for."""
+def test_replay_shortened_log_compares_rtmr3_only(files: Files, capsys: Capture) -> None:
+    """Registers without events in a shortened log are not compared by default."""
     assert main(["replay", str(files.certificate), "--json"]) == 0
     registers = json.loads(capsys.readouterr().out)["registers"]
     assert [registers[f"rtmr{n}"]["agrees"] for n in range(4)] == [None, None, None, True]
     assert main(["replay", str(files.certificate), "--register", "0"]) == 2
 
 
-def test_an_event_that_breaks_its_rules_is_refused(files: Files, capsys: Capture) -> None:
-    """A colon in a name of version 1 could mean two events: 2, also without a quote."""
+def test_replay_rejects_ambiguous_event_name(files: Files, capsys: Capture) -> None:
+    """A colon in an event name of version 1 is rejected, also without a quote."""
     log = json.loads(parcels.log_of([]).to_json())
     log.append({"imr": 3, "event_type": 0x08000001, "event": "a:b", "event_payload": "00"})
     log[-1] |= {"digest": "", "version": 1}
@@ -98,13 +98,13 @@ def test_an_event_that_breaks_its_rules_is_refused(files: Files, capsys: Capture
     assert "colon" in capsys.readouterr().err
 
 
-def test_what_show_reads_can_be_replayed(files: Files, capsys: Capture) -> None:
-    """A bundle, an answer of the agent and a certificate, as the log and as the quote."""
+def test_replay_accepts_formats_of_show(files: Files, capsys: Capture) -> None:
+    """Bundles, agent responses and certificates work as log and as quote."""
     log = str(files.put("log", parcels.evidence().event_log.to_json().encode()))
     evidence = parcels.evidence()
     assert evidence.quote is not None
-    answer = {"quote": evidence.quote.raw.hex(), "event_log": evidence.event_log.to_json()}
-    response = files.put("answer", json.dumps(answer).encode())
+    response_json = {"quote": evidence.quote.raw.hex(), "event_log": evidence.event_log.to_json()}
+    response = files.put("response_json", json.dumps(response_json).encode())
     for path in (files.bundle, response):
         assert main(["replay", str(path)]) == 0
         assert capsys.readouterr().out.count("[ok]") == 4
@@ -113,9 +113,9 @@ def test_what_show_reads_can_be_replayed(files: Files, capsys: Capture) -> None:
         assert capsys.readouterr().out.count("[ok]") == 4
 
 
-@pytest.mark.parametrize("what", ["quote", "collateral", "empty", "bundle of a quote"])
-def test_a_refusal_names_the_file_and_the_option(what: str, files: Files, capsys: Capture) -> None:
-    """Whichever of the two files it was."""
+@pytest.mark.parametrize("case", ["quote", "collateral", "empty", "bundle of a quote"])
+def test_replay_error_names_file_and_option(case: str, files: Files, capsys: Capture) -> None:
+    """An error names the file, and the option of the second file."""
     log = str(files.put("log", parcels.log_of(parcels.BOOT).to_json().encode()))
     empty = files.put("empty", b"")
     bundle = EvidenceBundle(files.quote.read_bytes(), None, parcels.NOW)
@@ -124,19 +124,19 @@ def test_a_refusal_names_the_file_and_the_option(what: str, files: Files, capsys
         "collateral": files.collateral,
         "empty": empty,
         "bundle of a quote": files.put("b.json", bundle.to_json().encode()),
-    }[what]
+    }[case]
     assert main(["replay", str(path)]) == 5
     err = capsys.readouterr().err
     assert err.startswith(f"attestkit: {path}: ")
-    assert what == "empty" or "there is no event log of a TD in this" in err
+    assert case == "empty" or "contains no event log of a TD" in err
     for wrong in (empty, files.collateral):
         assert main(["replay", log, "--quote", str(wrong)]) == 5
         assert capsys.readouterr().err.startswith(f"attestkit: --quote {wrong}: ")
 
 
 @needs_shared
-def test_the_log_of_a_tpm_has_pcrs(files: Files, capsys: Capture) -> None:
-    """Each bank is replayed; a quote of a TD does not fit it."""
+def test_replay_tpm_log_has_pcrs(files: Files, capsys: Capture) -> None:
+    """Each bank of a TPM log is replayed, and --quote is refused."""
     path = str(SHARED / "data/ccel/tpm/go-eventlog/ubuntu-2104-no-dbx.bin")
     assert main(["replay", path, "--json"]) == 0
     banks = json.loads(capsys.readouterr().out)["banks"]
@@ -146,9 +146,9 @@ def test_the_log_of_a_tpm_has_pcrs(files: Files, capsys: Capture) -> None:
     assert main(["replay", path, "--quote", str(files.quote)]) == 1
 
 
-@pytest.mark.parametrize("what", ["missing", "nonsense", "quote", "collateral", "no quote"])
-def test_what_is_no_log_is_code_5(what: str, files: Files, capsys: Capture) -> None:
-    """One line, and no output."""
+@pytest.mark.parametrize("case", ["missing", "nonsense", "quote", "collateral", "no quote"])
+def test_replay_input_without_log_is_code_5(case: str, files: Files, capsys: Capture) -> None:
+    """An input without a log has exit code 5 and one line."""
     nonsense = str(files.put("nonsense", b"hello"))
     words = {
         "missing": [str(files.folder / "missing")],
@@ -156,8 +156,8 @@ def test_what_is_no_log_is_code_5(what: str, files: Files, capsys: Capture) -> N
         "quote": [str(files.quote)],
         "collateral": [str(files.collateral)],
         "no quote": [str(files.evidence), "--quote", str(files.collateral)],
-    }[what]
+    }[case]
     assert main(["replay", *words]) == 5
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""`attestkit report`: one page that loads and runs nothing, for good evidence and for refused."""
+"""`attestkit report`: a self-contained page for accepted and rejected evidence."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import pytest
 from attestkit.__main__ import main
 from attestkit.attestation import Attestation
 from attestkit.cli.report.events import FIRST, LAST
-from attestkit.cli.report.page import mark
+from attestkit.cli.report.page import step_class
 from attestkit.event_log import EventLog
 from attestkit.event_log.display import preview, printable
 from tests.cli import evidence_files
@@ -27,12 +27,12 @@ VOID = {"meta"}
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Good evidence in every form, and what it takes to believe it."""
+    """Valid evidence in every format, with trust anchor and collateral."""
     return evidence_files.write(tmp_path)
 
 
 class Reader(HTMLParser):
-    """Checks that every element is closed, and keeps what a page could load or run."""
+    """Parser that checks nesting, and collects links, ids and tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Reader(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note an element."""
+        """Record an element."""
         self.tags.add(tag)
         if tag not in VOID:
             self.open.append(tag)
@@ -59,17 +59,17 @@ class Reader(HTMLParser):
                 self.ids.add(value or "")
 
     def handle_endtag(self, tag: str) -> None:
-        """Close an element, which must be the last that was opened."""
+        """Close an element, which must be the last opened one."""
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        """Keep the text that people see."""
+        """Collect the visible text."""
         if self.open and self.open[-1] != "style":
             self.text += data
 
 
 def read(path: Path) -> Reader:
-    """Read a page, and check what holds for every one of them."""
+    """Parse a page, and check the invariants of all pages."""
     text = path.read_text("utf-8")
     page = Reader(text)
     assert page.tags.isdisjoint({"script", "img", "iframe", "link", "object", "embed", "form"})
@@ -84,15 +84,15 @@ def read(path: Path) -> Reader:
 
 
 def report(files: Files, *words: str, code: int = 0) -> Reader:
-    """Run the command, and read its page."""
+    """Run the command, and parse its page."""
     page = files.folder / "page.html"
     page.unlink(missing_ok=True)
     assert main(["report", *words, "-o", str(page)]) == code
     return read(page)
 
 
-def test_accepted_evidence_has_every_section(files: Files) -> None:
-    """Verdict, steps, app, registers with timelines, chain, TCB levels, collateral."""
+def test_report_accepted_evidence_has_every_section(files: Files) -> None:
+    """The page has verdict, steps, app, registers, chain, TCB levels and collateral."""
     page = report(files, str(files.evidence), *files.trusted)
     assert {"verdict", "steps", "app", "registers", "chain", "tcb", "collateral"} <= page.ids
     for text in (
@@ -109,7 +109,7 @@ def test_accepted_evidence_has_every_section(files: Files) -> None:
         "Intel SGX Root CA",
         "This platform",
         "2024-11-13",
-        "in force",
+        "valid",
     ):
         assert text in page.text, text
     evidence = parcels.evidence()
@@ -120,27 +120,27 @@ def test_accepted_evidence_has_every_section(files: Files) -> None:
     assert "unverified" not in page.text
     fresh = report(files, str(files.evidence), *files.trusted, "--report-data", NONCE_HEX)
     assert "Freshness was not checked" not in fresh.text
-    of_key = report(files, str(files.certificate), *files.trusted)
-    assert "Freshness was not checked" in of_key.text
-    assert "has that key, as a TLS handshake would" in of_key.text
+    certificate = report(files, str(files.certificate), *files.trusted)
+    assert "Freshness was not checked" in certificate.text
+    assert "Possession of the key" in certificate.text
 
 
-def test_refused_evidence_is_shown_as_unverified(files: Files, capsys: Capture) -> None:
-    """The page says why, and marks each section; the exit code is that of verify."""
+def test_report_rejected_evidence_is_marked_unverified(files: Files, capsys: Capture) -> None:
+    """The page has the reason and marks each section as unverified."""
     page = report(files, str(files.evidence), *files.trusted[2:], code=2)
     assert "Rejected" in page.text
     assert "trust anchor" in page.text
-    assert "nothing here may be relied on" in page.text
+    assert "must not be relied on" in page.text
     sections = len(page.ids - {"verdict", "steps"})
     assert page.text.count("unverified") >= sections
     assert capsys.readouterr().err.count("\n") == 1
     again = report(files, str(files.evidence), *files.trusted, "--report-data", "ff", code=4)
     assert "Refused by policy" in again.text
-    assert "the quote's signature holds" in again.text  # what had passed
+    assert "the quote's signature is valid" in again.text  # what had passed
 
 
-def test_a_log_that_differs_is_shown_beside_the_register(files: Files) -> None:
-    """Both values are there, and the register's state says so."""
+def test_report_shows_both_values_of_differing_register(files: Files) -> None:
+    """A differing register is shown with the value and the replay."""
     genuine = parcels.evidence()
     assert genuine.quote is not None
     log = parcels.log_of([*parcels.BOOT, ("more", b"")])
@@ -151,30 +151,30 @@ def test_a_log_that_differs_is_shown_beside_the_register(files: Files) -> None:
     assert log.replay()[3].hex() in page.text
 
 
-def test_certificates_bundles_and_quotes_have_pages(files: Files) -> None:
-    """Whatever `verify` takes; a bundle's own instant is told."""
+def test_report_accepts_certificate_bundle_and_quote(files: Files) -> None:
+    """Certificates, bundles and quotes have pages, and the time of a bundle is named."""
     page = report(files, str(files.certificate), *files.trusted)
     assert "log shortened" in page.text
     page = report(files, str(files.bundle), *files.own_instant)
-    assert "The instant is the bundle's own" in page.text
-    assert "the bundle's word" in page.text
+    assert "Verified at the time of the bundle" in page.text
+    assert "the time of the bundle" in page.text
     page = report(files, str(files.bundle), *files.anchored)
-    assert "the bundle's word" not in page.text
-    assert "Collateralthe bundle's own" in page.text.replace("\n", "")
+    assert "the time of the bundle" not in page.text
+    assert "Collateralfrom the bundle" in page.text.replace("\n", "")
     page = report(files, str(files.quote), *files.trusted)
     assert "app" not in page.ids
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1b[2J<script>"])
-def test_what_cannot_be_read_has_a_page_that_says_so(content: bytes, files: Files) -> None:
-    """There is a verdict and a reason, and nothing else."""
+def test_report_unreadable_input_has_verdict_only(content: bytes, files: Files) -> None:
+    """An unreadable file has a page with verdict and reason only."""
     page = report(files, str(files.put("nonsense", content)), *files.trusted, code=5)
     assert "Unreadable" in page.text
     assert page.ids == {"verdict", "steps"}
 
 
-def test_hostile_text_stays_text(files: Files) -> None:
-    """Markup, quotes and control characters of strangers are shown, and do nothing."""
+def test_report_escapes_hostile_text(files: Files) -> None:
+    """Markup and control characters in evidence are escaped."""
     raw = evidence_files.hostile_evidence().to_bytes()
     name = HOSTILE.replace("/", "").replace("\0", "")
     page = report(files, str(files.put(name, raw)), *files.trusted, code=2)
@@ -187,8 +187,8 @@ def _long_log(events: int) -> EventLog:
     return parcels.log_of([*parcels.BOOT, *[("e", b"x" * 40)] * events])
 
 
-def test_a_long_log_is_folded(files: Files) -> None:
-    """Of 65,000 events the first and the last are shown, and how many are not."""
+def test_report_long_log_is_shortened(files: Files) -> None:
+    """Of a long log, only the first and last events are shown."""
     log = _long_log(65_000)
     evidence = Attestation.for_tdx(parcels.quote_of(log), log, parcels.IMAGE.vm_config)
     path = files.put("long", evidence.to_bytes())
@@ -198,20 +198,20 @@ def test_a_long_log_is_folded(files: Files) -> None:
     assert (files.folder / "page.html").stat().st_size < 500_000
 
 
-def test_json_says_where_the_page_is(files: Files, capsys: Capture) -> None:
-    """The verdict is that of verify, with the page's path."""
+def test_report_json_has_page_path(files: Files, capsys: Capture) -> None:
+    """The JSON has the verdict and the path of the page."""
     page = files.folder / "page.html"
     words = ["report", "--json", str(files.evidence), "-o", str(page), *files.trusted]
     assert main(words) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["page"], told["verdict"]) == (str(page), "accepted")
+    output = json.loads(capsys.readouterr().out)
+    assert (output["page"], output["verdict"]) == (str(page), "accepted")
     assert main(["report", str(files.evidence), *files.trusted]) == 1  # no -o
     capsys.readouterr()
     words = ["report", "--json", str(files.evidence), "-o", "-", *files.trusted]
     assert main(words) == 1
-    told_both = capsys.readouterr()
-    assert told_both.out == ""
-    assert "both would go to stdout" in told_both.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "both write to stdout" in captured.err
 
 
 def _samples() -> list[str]:
@@ -227,8 +227,8 @@ def _samples() -> list[str]:
 
 @needs_shared
 @pytest.mark.parametrize("name", _samples())
-def test_every_real_sample_has_a_page(name: str, files: Files) -> None:
-    """Evidence or not, verified or not: no traceback, and a page that holds together."""
+def test_report_real_samples_have_valid_pages(name: str, files: Files) -> None:
+    """Every real sample has a well-formed page and no traceback."""
     page = files.folder / "page.html"
     collateral = str(DCAP / "tdx_quote_collateral.json")
     words = ["report", str(SHARED / "data" / name), "-o", str(page), "--collateral", collateral]
@@ -239,8 +239,8 @@ def test_every_real_sample_has_a_page(name: str, files: Files) -> None:
 
 
 @needs_shared
-def test_the_level_of_a_real_platform_is_marked(files: Files) -> None:
-    """It is the first that the platform reaches; below all levels none is, and what lacks is."""
+def test_report_marks_tcb_level_of_platform(files: Files) -> None:
+    """The first TCB level that the platform reaches is marked, with lower SVNs underlined."""
     page = files.folder / "page.html"
     for name, at, code in (("tdx_quote", "2025-07-01", 0), ("tdx_quote_outdated", "2026-03-01", 2)):
         words = [str(DCAP / name), "--collateral", str(DCAP / f"{name}_collateral.json")]
@@ -252,8 +252,8 @@ def test_the_level_of_a_real_platform_is_marked(files: Files) -> None:
 
 
 @needs_shared
-def test_what_was_left_out_is_marked(files: Files) -> None:
-    """A step that was not taken has another mark than one that passed."""
+def test_report_marks_omitted_steps(files: Files) -> None:
+    """Omitted steps have a different mark."""
     folder = SHARED / "data/snp/virtee-sev"
     words = [str(folder / "report_milan.hex"), "--at", "2024-06-01"]
     for name in ("vcek_milan.der", "cert_chain_milan"):
@@ -262,19 +262,19 @@ def test_what_was_left_out_is_marked(files: Files) -> None:
     assert "SEV-VCEK" in page.text
     text = (files.folder / "page.html").read_text()
     for step in (
-        "revocation was not looked at",
+        "revocation was not checked",
         "HOST_DATA was not compared",
         "replay was left",
-        "the platform&#39;s maker names no advisories",
+        "the platform&#39;s vendor names no advisories",
     ):
         assert f'<li class="left-out">{step}' in text
-    assert "<li>the report&#39;s signature holds" in text
+    assert "<li>the report&#39;s signature is valid" in text
 
 
 @pytest.mark.parametrize(
     ("step", "css"),
     [
-        ("the quote's signature holds", ""),
+        ("the quote's signature is valid", ""),
         ("TCB status UpToDate is accepted", ""),
         ("TCB status OutOfDate is accepted", "caution"),
         ("TCB status SWHardeningNeeded is accepted", "caution"),
@@ -283,23 +283,23 @@ def test_what_was_left_out_is_marked(files: Files) -> None:
         ("caution: the policy names an app and no OS image", "caution"),
         ("the enclave runs in debug mode: its PCRs 0 to 2 are zero", "caution"),
         (
-            "the report data is the one that the bundle names, which by itself shows nothing",
+            "the report data is as the bundle names it, which alone does not show freshness",
             "caution",
         ),
         ("there is no TCB status on this platform", "left-out"),
         ("the OS image was left out: it was", "left-out"),
         ("freshness was not checked: any report data was accepted", "left-out"),
-        ("revocation was not looked at: no CRL was consulted", "left-out"),
+        ("revocation was not checked: no CRL was consulted", "left-out"),
     ],
 )
-def test_only_what_is_in_order_has_a_check_mark(step: str, css: str) -> None:
-    """What was left out and what is out of date have marks of their own."""
-    assert mark(step) == css
+def test_step_class_by_step_text(step: str, css: str) -> None:
+    """Omitted and cautionary steps have their own CSS classes."""
+    assert step_class(step) == css
 
 
 @needs_shared
-def test_an_outdated_platform_has_no_check_mark(files: Files) -> None:
-    """A guest whose firmware was updated under it, on SEV-SNP; no image of it is known."""
+def test_report_outdated_snp_platform_has_caution(files: Files) -> None:
+    """An outdated SEV-SNP platform is marked with caution."""
     path = SHARED / "data/dstack/verifier/sev-snp-attestation.json"
     words = [str(path), "--at", "2026-07-01", "--policy", "development"]
     page = report(files, *words)
@@ -324,13 +324,13 @@ def test_an_outdated_platform_has_no_check_mark(files: Files) -> None:
         (b"a" * 2_000_000, "61" * 80 + "...", "2000000 bytes"),
     ],
 )
-def test_payloads_are_readable_and_short(payload: bytes, text: str, note: str) -> None:
-    """Text where all of it is printable, else hex; the size where not everything is shown."""
+def test_preview_is_readable_and_short(payload: bytes, text: str, note: str) -> None:
+    """A payload is shown as text if printable, else as truncated hex."""
     shown = preview(payload)
     assert (shown.text, shown.note, shown.size) == (text, note, len(payload))
 
 
-def test_printable_text_is_bounded() -> None:
-    """A long text is cut, with its length."""
+def test_printable_truncates_long_text() -> None:
+    """Long text is truncated, with its length."""
     assert printable("x" * 5000, 10) == "x" * 10 + " ... 5000 characters"
     assert printable("a\x00\u2028\u202eb") == "a\\u0000\\u2028\\u202eb"

@@ -1,4 +1,4 @@
-"""`attestkit show` of a recording: what was recorded, and how many calls of each kind."""
+"""`attestkit show` of backend recordings."""
 
 import json
 from pathlib import Path
@@ -26,8 +26,8 @@ def recorded(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_recording_is_shown(recorded: Path, capsys: Capture) -> None:
-    """By its header and its counts, as the schema says; none of the long answers."""
+def test_show_recording_has_header_and_counts(recorded: Path, capsys: Capture) -> None:
+    """A recording is shown by its header and call counts."""
     assert main(["show", str(recorded), "--json"]) == 0
     out = capsys.readouterr().out
     found = schemas.check("show", out)
@@ -44,16 +44,16 @@ def test_a_recording_is_shown(recorded: Path, capsys: Capture) -> None:
     assert "get_quote        2\n" in capsys.readouterr().out
 
 
-def test_a_recording_that_is_cut(recorded: Path, capsys: Capture) -> None:
-    """A header alone is one, that has no calls and did not come to its end."""
+def test_show_truncated_recording_is_incomplete(recorded: Path, capsys: Capture) -> None:
+    """A header alone is an incomplete recording without calls."""
     recorded.write_bytes(recorded.read_bytes().split(b"\n", 1)[0])
     assert main(["show", str(recorded), "--json"]) == 0
     found = schemas.check("show", capsys.readouterr().out)
     assert (found["complete"], found["calls"]) == (False, {})
 
 
-def test_a_recording_of_hardware(tmp_path: Path, capsys: Capture) -> None:
-    """It says what the backend said of itself."""
+def test_show_recording_has_recorded_backend(tmp_path: Path, capsys: Capture) -> None:
+    """The recorded backend and its `simulated` flag are shown."""
     with Attester(Recording(tmp_path / "a.jsonl", of=FakeSnp())) as tee:
         tee.attest(b"")
     assert main(["show", str(tmp_path / "a.jsonl"), "--json"]) == 0
@@ -62,37 +62,37 @@ def test_a_recording_of_hardware(tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "text"),
     [
-        (b'"simulated":true', b'"simulated":7', "simulated: not a bool"),
-        (b'"version":1,"backend"', b'"version":9,"backend"', "line 1: this attestkit reads"),
-        (b'"ask":"get_quote"', b'"ask":"get_lost"', "ask: no call that is recorded so"),
+        (b'"simulated":true', b'"simulated":7', ": simulated: "),
+        (b'"version":1,"backend"', b'"version":9,"backend"', "line 1: version: "),
+        (b'"ask":"get_quote"', b'"ask":"get_lost"', "line 3: ask: "),
     ],
 )
-def test_a_broken_recording_is_refused(
-    recorded: Path, capsys: Capture, old: bytes, new: bytes, told: str
+def test_show_malformed_recording_is_code_5(
+    recorded: Path, capsys: Capture, old: bytes, new: bytes, text: str
 ) -> None:
-    """As a recording, with the file's name, in one line."""
+    """A malformed recording is refused in one line that names the file."""
     content = recorded.read_bytes()
     assert old in content
     recorded.write_bytes(content.replace(old, new))
     assert main(["show", str(recorded)]) == 5
     error = capsys.readouterr().err
     assert f"{recorded}: " in error
-    assert told in error
+    assert text in error
     assert error.count("\n") == 1
 
 
-def test_a_recording_is_no_evidence(recorded: Path, capsys: Capture) -> None:
-    """Whoever verifies it is told how to get some from it; it has no log to replay either."""
+def test_recording_is_not_evidence(recorded: Path, capsys: Capture) -> None:
+    """Verify names the command that gets evidence from a recording; replay refuses it."""
     assert main(["verify", str(recorded)]) == 5
     assert "attestkit attest --backend recording" in capsys.readouterr().err
     assert main(["replay", str(recorded)]) == 5
-    assert "no event log of a TD in this recording" in capsys.readouterr().err
+    assert "recording: contains no event log of a TD" in capsys.readouterr().err
 
 
-def test_the_words_alone_make_no_recording(tmp_path: Path, capsys: Capture) -> None:
-    """An event by that name is an event."""
+def test_identify_event_named_recording_is_log(tmp_path: Path, capsys: Capture) -> None:
+    """An event named `attestkit recording` is not a recording."""
     path = tmp_path / "log"
     path.write_text('{"event": "attestkit recording"}\n')
     assert main(["show", str(path)]) == 5

@@ -1,4 +1,4 @@
-"""Signed verdicts on the command line: `verify --save-ear` makes one, `attestkit ear` reads it."""
+"""EARs on the command line: `verify --save-ear` and `attestkit ear`."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from attestkit.__main__ import main
 from attestkit.cli.commands import ear as command
 from attestkit.errors import FormatError, SignatureError, VerificationError
 from attestkit.serve.config.option_values import read_policy
-from attestkit.serve.verifier_service.ear import key_set
+from attestkit.serve.verifier_service.ear import encode_key_set
 from attestkit.verifier.ear import envelope
 from attestkit.verifier.ear.claims import RESULT
 from attestkit.verifier.ear.result_token import EarKey, policy_uri, sign_ear, verify_ear
@@ -31,13 +31,13 @@ TIME = ["--at", NOW.isoformat()]
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Good evidence in every form, and what it takes to believe it."""
+    """Valid evidence in every format, with trust anchor and collateral."""
     return evidence_files.write(tmp_path)
 
 
 @pytest.fixture
 def key(files: Files) -> Path:
-    """A private key, which its owner alone may read."""
+    """A private key with mode 0600."""
     path = files.put("ear.key", bytes(range(32)))
     path.chmod(0o600)
     return path
@@ -45,12 +45,12 @@ def key(files: Files) -> Path:
 
 @pytest.fixture
 def keys(files: Files) -> Path:
-    """The public half, as the service hands it out."""
-    return files.put("keys.json", key_set(ED25519))
+    """The public key as a JWK set of the verifier service."""
+    return files.put("keys.json", encode_key_set(ED25519))
 
 
 def saved(files: Files, key: Path, *more: str, code: int = 0) -> Path:
-    """Verify with a signed verdict; return where that goes."""
+    """Run verify with --save-ear; return the path of the EAR."""
     path = files.folder / "verdict"
     words = [str(files.evidence), *files.trusted, "--save-ear", str(path), "--ear-key", str(key)]
     assert main(["verify", *words, *more]) == code
@@ -58,24 +58,24 @@ def saved(files: Files, key: Path, *more: str, code: int = 0) -> Path:
 
 
 @pytest.mark.parametrize("form", ["jwt", "cose"])
-def test_a_verdict_that_passed_is_signed(
+def test_save_ear_signs_accepted_result(
     form: str, files: Files, key: Path, capsys: Capture
 ) -> None:
-    """In either form, for the nonce, at the instant of the verification, by the policy's name."""
+    """The EAR has the format, nonce, time and policy of the options, and ear verifies it."""
     keys = files.folder / "saved.json"
     more = ["--ear-format", form, "--nonce", NONCE.hex(), "--save-ear-keys", str(keys)]
     path = saved(files, key, *more)
     assert "accepted" in capsys.readouterr().out
-    assert keys.read_bytes() == key_set(ED25519) + b"\n"
+    assert keys.read_bytes() == encode_key_set(ED25519) + b"\n"
     found = verify_ear(path.read_bytes(), ED25519.public, nonce=NONCE, now=parcels.NOW)
     assert (found.form, found.issued_at) == (form, parcels.NOW.replace(microsecond=0))
     assert found.policy_id == policy_uri(read_policy("--policy", "default"))
     words = ["ear", str(path), "--key", str(keys), "--nonce", NONCE.hex(), "--at", AT]
-    assert main([*words, "--json"]) == 4  # a simulator's
-    told = schemas.check("ear", capsys.readouterr().out)
-    assert (told["status"], told["simulated"]) == ("contraindicated", True)
-    assert told["nonce"] == NONCE.hex()
-    assert told["result"]["report_data"].startswith(NONCE_HEX)
+    assert main([*words, "--json"]) == 4  # simulated
+    text = schemas.check("ear", capsys.readouterr().out)
+    assert (text["status"], text["simulated"]) == ("contraindicated", True)
+    assert text["nonce"] == NONCE.hex()
+    assert text["result"]["report_data"].startswith(NONCE_HEX)
     assert main(words) == 4
     shown = capsys.readouterr()
     assert "SIMULATED" in shown.out
@@ -83,8 +83,8 @@ def test_a_verdict_that_passed_is_signed(
     assert "contraindicated" in shown.err
 
 
-def test_a_jwt_and_no_nonce_by_itself(files: Files, key: Path) -> None:
-    """Neither is needed; the same verdict is the same token."""
+def test_save_ear_default_is_jwt_without_nonce(files: Files, key: Path) -> None:
+    """By default the EAR is a JWT without a nonce, and deterministic."""
     path = saved(files, key)
     first = path.read_bytes()
     found = verify_ear(first, ED25519.public, nonce=None, now=parcels.NOW)
@@ -93,10 +93,10 @@ def test_a_jwt_and_no_nonce_by_itself(files: Files, key: Path) -> None:
 
 
 @pytest.mark.parametrize(("data", "code"), [("other", 4), ("signature", 2), ("cut", 5)])
-def test_a_refusal_signs_nothing(
+def test_save_ear_of_rejected_evidence_writes_nothing(
     data: str, code: int, files: Files, key: Path, capsys: Capture
 ) -> None:
-    """The exit code is that of the refusal; a file of before is what it was."""
+    """Rejected evidence keeps its exit code, and no file is written."""
     raw = bytearray(files.evidence.read_bytes())
     more = ["--report-data", "00ff"] if data == "other" else []
     if data == "signature":
@@ -111,35 +111,35 @@ def test_a_refusal_signs_nothing(
     capsys.readouterr()
 
 
-def test_wrong_use_of_verify(files: Files, key: Path, capsys: Capture) -> None:
-    """One line, before anything is judged, and nothing is written."""
+def test_save_ear_usage_error_writes_nothing(files: Files, key: Path, capsys: Capture) -> None:
+    """A usage error is one line before verification, and no file is written."""
     open_key = files.put("open.key", bytes(32))
     open_key.chmod(0o644)
     one, path = str(files.evidence), str(files.folder / "verdict")
     both = ["--save-ear", path, "--ear-key", str(key)]
-    for words, told in (
-        ([one, "--save-ear", path], "takes both"),
-        ([one, "--ear-key", str(key)], "takes both"),
-        ([one, "--nonce", "00" * 8], "--nonce: a signed"),
-        ([one, "--ear-format", "jwt"], "takes both"),
-        ([one, "--save-ear-keys", path], "takes both"),
-        ([one, one, *both], "takes one file"),
-        ([one, *both, "--nonce", "00" * 7], "8 to 64 bytes"),
+    for words, text in (
+        ([one, "--save-ear", path], "an EAR needs both"),
+        ([one, "--ear-key", str(key)], "an EAR needs both"),
+        ([one, "--nonce", "00" * 8], "--nonce: an EAR needs"),
+        ([one, "--ear-format", "jwt"], "an EAR needs both"),
+        ([one, "--save-ear-keys", path], "an EAR needs both"),
+        ([one, one, *both], "requires exactly one FILE"),
+        ([one, *both, "--nonce", "00" * 7], "7 bytes, must be 8 to 64"),
         ([one, *both, "--nonce", "x"], "not hex"),
         ([one, *both, "--ear-format", "xml"], "xml"),
-        ([one, "--save-ear", "-", "--ear-key", str(key)], "stdout has the verdict"),
-        ([one, *both, "--save-ear-keys", "-"], "stdout has the verdict"),
-        ([one, *both, "--at", "bundle"], "date the EAR"),
-        ([one, "--save-ear", path, "--ear-key", str(open_key)], "lets others in"),
+        ([one, "--save-ear", "-", "--ear-key", str(key)], "stdout is used for the results"),
+        ([one, *both, "--save-ear-keys", "-"], "stdout is used for the results"),
+        ([one, *both, "--at", "bundle"], "the time of the EAR"),
+        ([one, "--save-ear", path, "--ear-key", str(open_key)], "mode 0"),
         ([one, "--save-ear", path, "--ear-key", path], "No such file"),
         ([one, "--save-ear", path, "--ear-key", one], "--ear-key"),
-        ([one, "--save-ear", str(key), "--ear-key", str(key)], "write to another"),
-        ([one, "--save-ear", one, "--ear-key", str(key)], "write to another"),
-        ([one, *both, "--save-bundle", path], "write to another"),
-        ([one, *both, "--save-ear-keys", path], "write to another"),
-        ([one, *both, "--save-ear-keys", f"{path}/none"], "cannot be written: No such file"),
-        ([one, *both, "--save-bundle", f"{one}/b"], "cannot be written: Not a directory"),
-        ([one, *both, "--save-bundle", str(files.folder)], "cannot be written: Is a directory"),
+        ([one, "--save-ear", str(key), "--ear-key", str(key)], "use another file"),
+        ([one, "--save-ear", one, "--ear-key", str(key)], "use another file"),
+        ([one, *both, "--save-bundle", path], "use another file"),
+        ([one, *both, "--save-ear-keys", path], "use another file"),
+        ([one, *both, "--save-ear-keys", f"{path}/none"], "cannot write: No such file"),
+        ([one, *both, "--save-bundle", f"{one}/b"], "cannot write: Not a directory"),
+        ([one, *both, "--save-bundle", str(files.folder)], "cannot write: Is a directory"),
     ):
         at = [] if "--at" in words else files.trusted
         before = {each: each.read_bytes() for each in files.folder.iterdir()}
@@ -147,15 +147,15 @@ def test_wrong_use_of_verify(files: Files, key: Path, capsys: Capture) -> None:
         found = capsys.readouterr()
         assert found.out == ""
         assert found.err.count("\n") == 1
-        assert told in found.err
+        assert text in found.err
         assert {each: each.read_bytes() for each in files.folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("joined", [False, True])
-def test_a_key_is_not_read_in_the_open(
+def test_ear_key_requires_hidden_memory(
     files: Files, key: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, *, joined: bool
 ) -> None:
-    """A system where memory cannot be hidden: exit code 3, before any key is read."""
+    """If memory cannot be hidden, the exit code is 3 before the key is read."""
 
     def refused() -> None:
         raise OSError(1, "prctl")
@@ -173,27 +173,27 @@ def test_a_key_is_not_read_in_the_open(
 # -- reading --------------------------------------------------------------------------------------
 
 
-def test_what_was_signed_is_shown(files: Files, keys: Path, capsys: Capture) -> None:
-    """Of a verdict that affirms, with exit code 0; a line's end behind a JWT is none of it."""
-    token = sign_ear(ears.verdict(), ED25519, nonce=NONCE, policy_id="tag:the policy")
+def test_ear_shows_affirming_result(files: Files, keys: Path, capsys: Capture) -> None:
+    """An affirming EAR has exit code 0; a newline after a JWT is ignored."""
+    token = sign_ear(ears.create_small_result(), ED25519, nonce=NONCE, policy_id="tag:the policy")
     for ending in (b"", b"\n", b"\r\n"):
         path = str(files.put("token", token + ending))
         assert main(["ear", path, "--key", str(keys), *TIME]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
+    text = capsys.readouterr()
+    assert text.err == ""
     for word in ("status affirming", "dstack-tdx", "UpToDate", NONCE.hex(), "tag:the policy"):
-        assert word in told.out
-    assert command.FRESHNESS in told.out
+        assert word in text.out
+    assert command.FRESHNESS in text.out
     words = ["ear", path, "--key", str(keys), *TIME, "--nonce", NONCE.hex()]
     assert main([*words, "--policy-id", "tag:the policy"]) == 0
     assert command.FRESHNESS not in capsys.readouterr().out
 
 
-def test_keys_in_every_form(files: Files, keys: Path, capsys: Capture) -> None:
-    """A set, of which one fits, or a JWK; a private key, or none, is wrong use of the option."""
-    token = str(files.put("token", sign_ear(ears.verdict(), P256, form="cose")))
+def test_ear_accepts_jwk_and_jwk_set(files: Files, keys: Path, capsys: Capture) -> None:
+    """--key is a JWK or a JWK set with a matching key; others are refused."""
+    token = str(files.put("token", sign_ear(ears.create_small_result(), P256, form="cose")))
     both = {"keys": [ED25519.public.to_jwk(), P256.public.to_jwk()]}
-    for content, code, told in (
+    for content, code, text in (
         (json.dumps(both), 0, ""),
         (json.dumps(P256.public.to_jwk()), 0, ""),
         (json.dumps(ED25519.public.to_jwk()), 2, "header"),
@@ -204,7 +204,7 @@ def test_keys_in_every_form(files: Files, keys: Path, capsys: Capture) -> None:
     ):
         keys.write_text(content)
         assert main(["ear", token, "--key", str(keys), *TIME]) == code, content
-        assert told in capsys.readouterr().err
+        assert text in capsys.readouterr().err
     other = {"keys": [ED25519.public.to_jwk(), EarKey.from_bytes(bytes(32)).public.to_jwk()]}
     keys.write_text(json.dumps(other))
     assert main(["ear", token, "--key", str(keys), *TIME]) == 2
@@ -212,9 +212,9 @@ def test_keys_in_every_form(files: Files, keys: Path, capsys: Capture) -> None:
     assert main(["ear", token, "--key", str(files.folder / "none"), *TIME]) == 1
 
 
-def test_what_does_not_hold_is_not_shown(files: Files, keys: Path, capsys: Capture) -> None:
-    """Too old, for somebody else, by another policy, altered, or no EAR: a line, and no output."""
-    token = sign_ear(ears.verdict(), ED25519, nonce=NONCE, policy_id="tag:the policy")
+def test_ear_invalid_token_prints_only_error(files: Files, keys: Path, capsys: Capture) -> None:
+    """An expired, altered or malformed EAR has one line on stderr and no output."""
+    token = sign_ear(ears.create_small_result(), ED25519, nonce=NONCE, policy_id="tag:the policy")
     altered = token[:-2] + (b"A" if token[-2:-1] != b"A" else b"B") + token[-1:]
     later = ["--at", (NOW + timedelta(hours=1)).isoformat()]
     for data, more, code in (
@@ -238,28 +238,28 @@ def test_what_does_not_hold_is_not_shown(files: Files, keys: Path, capsys: Captu
 
 
 @pytest.mark.parametrize("form", ["jwt", "cose"])
-def test_a_verdict_that_is_cut(form: Any) -> None:
-    """At every length it is refused, and never with another error than ours."""
-    token = sign_ear(ears.verdict(), ED25519, form=form)
+def test_ear_truncated_token_is_refused(form: Any) -> None:
+    """Every truncation is refused with an error of attestkit."""
+    token = sign_ear(ears.create_small_result(), ED25519, form=form)
     public = (ED25519.public,)
-    assert command._checked(token, public, None, None, NOW).form == form
+    assert command._verify(token, public, None, None, NOW).form == form
     for size in range(len(token)):
         with pytest.raises((FormatError, SignatureError, VerificationError)):
-            command._checked(token[:size], public, None, None, NOW)
+            command._verify(token[:size], public, None, None, NOW)
 
 
-def test_signed_text_does_not_draw(files: Files, keys: Path, capsys: Capture) -> None:
-    """Whoever has a key is no master of the reader's terminal."""
-    token = sign_ear(ears.verdict(platform=HOSTILE), ED25519, policy_id=HOSTILE)
+def test_ear_escapes_control_characters(files: Files, keys: Path, capsys: Capture) -> None:
+    """Control characters in a signed EAR are escaped."""
+    token = sign_ear(ears.create_small_result(platform=HOSTILE), ED25519, policy_id=HOSTILE)
     path = str(files.put("token", token))
     assert main(["ear", path, "--key", str(keys), *TIME]) == 0
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", capsys.readouterr().out)
 
 
-def test_what_cannot_be_written_is_no_verdict(
+def test_save_ear_too_long_prints_no_result(
     files: Files, key: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither one on stdout nor an exit code 0 in its JSON; and what would be too long is first."""
+    """If the EAR is too long, nothing is printed or written."""
     monkeypatch.setattr(envelope, "MAX_TOKEN", 1000)
     bundle = files.folder / "kept"
     saved(files, key, "--json", "--save-bundle", str(bundle), code=1)
@@ -268,23 +268,25 @@ def test_what_cannot_be_written_is_no_verdict(
     assert not bundle.exists()
 
 
-def test_bytes_in_a_result_are_refused(files: Files, keys: Path, capsys: Capture) -> None:
-    """COSE can hold them, JSON cannot: the whole is malformed, with --json or without."""
-    header, _, payload, _ = cbor2.loads(sign_ear(ears.verdict(), ED25519, form="cose")).value
+def test_ear_rejects_values_without_json_form(files: Files, keys: Path, capsys: Capture) -> None:
+    """Values that JSON cannot represent are refused, with --json or without."""
+    header, _, payload, _ = cbor2.loads(
+        sign_ear(ears.create_small_result(), ED25519, form="cose")
+    ).value
     claims = cbor2.loads(payload)
     [submod] = claims[266].values()
     for value, code in (("", 0), (b"\xff\0", 5), ({b"k": 1}, 5), (float("nan"), 5), ([b""], 5)):
         submod[RESULT]["steps"] = value
-        path = str(files.put("token", ears.cose_of(header, claims)))
+        path = str(files.put("token", ears.create_cose(header, claims)))
         for as_json in ([], ["--json"]):
             assert main(["ear", path, "--key", str(keys), *TIME, *as_json]) == code, value
             found = capsys.readouterr()
             assert (found.out == "", found.err.count("\n")) == (code != 0, code != 0)
 
 
-def test_a_forgery_is_told_as_one(files: Files, keys: Path, capsys: Capture) -> None:
-    """Of several keys the one for its algorithm counts, not the last."""
-    token = bytearray(sign_ear(ears.verdict(), ED25519, form="cose"))
+def test_ear_forged_token_reports_signature(files: Files, keys: Path, capsys: Capture) -> None:
+    """With several keys, the error is that of the key with the EAR's algorithm."""
+    token = bytearray(sign_ear(ears.create_small_result(), ED25519, form="cose"))
     token[-1] ^= 1
     path = str(files.put("token", bytes(token)))
     for order in ((ED25519, P256), (P256, ED25519)):

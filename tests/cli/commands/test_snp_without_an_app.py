@@ -1,4 +1,4 @@
-"""Evidence of SEV-SNP without a configuration document, told as what it is."""
+"""SEV-SNP evidence without a configuration document."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from tests.verifier.platforms import amd
 Capture = pytest.CaptureFixture[str]
 
 
-def written(folder: Path, *, document: str = "") -> tuple[Path, list[str]]:
-    """Write such evidence, and return its file with the options that it is accepted by."""
+def write_evidence(folder: Path, *, document: str = "") -> tuple[Path, list[str]]:
+    """Write the evidence; return its path and the options that verify it."""
     platform = amd.evidence()._replace(mr_config=document)
     evidence = Attestation(Evidence(platform, Stack(bytes(range(64)), (), "")))
     file, root = folder / "evidence", folder / "root"
@@ -23,31 +23,31 @@ def written(folder: Path, *, document: str = "") -> tuple[Path, list[str]]:
     return file, ["--trust-anchor", str(root), "--at", amd.NOW.isoformat()]
 
 
-def test_it_is_shown_without_a_log_and_without_a_mismatch(tmp_path: Path, capsys: Capture) -> None:
-    """It has no registers to replay, and nothing sealed a document that could differ."""
-    file, _ = written(tmp_path)
+def test_show_snp_without_document_has_no_log(tmp_path: Path, capsys: Capture) -> None:
+    """SEV-SNP evidence without a document has no log and no mismatch."""
+    file, _ = write_evidence(tmp_path)
     assert main(["show", str(file)]) == 0
     shown = capsys.readouterr().out
     assert "rtmr" not in shown
     assert "mismatch" not in shown
     assert main(["show", "--json", str(file)]) == 0
-    told = check("show", capsys.readouterr().out)
-    assert (told["app_info"], told["event_log"], told["quote"]) == (None, None, None)
+    output = check("show", capsys.readouterr().out)
+    assert (output["app_info"], output["event_log"], output["quote"]) == (None, None, None)
 
 
-def test_a_document_that_is_not_the_sealed_one_is_still_told(
-    tmp_path: Path, capsys: Capture
-) -> None:
-    """What disagrees is not hidden with what is missing."""
-    file, _ = written(tmp_path, document="{}")
+def test_show_snp_with_other_document_reports_mismatch(tmp_path: Path, capsys: Capture) -> None:
+    """A document that does not match HOST_DATA is reported."""
+    file, _ = write_evidence(tmp_path, document="{}")
     assert main(["show", str(file)]) == 0
     assert "HOST_DATA mismatch" in capsys.readouterr().out
 
 
-def test_its_verdict_does_not_call_it_a_bare_quote(tmp_path: Path, capsys: Capture) -> None:
-    """It says what would have named the app."""
-    file, trusted = written(tmp_path)
+def test_verify_snp_without_document_says_why_app_is_unknown(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    """The output says that the configuration document is missing."""
+    file, trusted = write_evidence(tmp_path)
     assert main(["verify", str(file), *trusted]) == 0
     shown = capsys.readouterr().out
-    assert "none: there is no configuration document that would name it" in shown
+    assert "unknown: no configuration document" in shown
     assert "bare quote" not in shown

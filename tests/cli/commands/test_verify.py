@@ -1,4 +1,4 @@
-"""`attestkit verify`: a verdict per file, the exit code of the gravest, and nothing hidden."""
+"""`attestkit verify`: results, output and exit codes."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.attestation import Encoding
-from attestkit.cli.exit_codes import gravest
-from attestkit.cli.input.detect_format import recognise
+from attestkit.cli.exit_codes import most_severe_code
+from attestkit.cli.input.detect_format import identify
 from attestkit.verifier import Verifier
 from attestkit.verifier.evidence_bundle import EvidenceBundle
 from tests.cli import evidence_files
@@ -25,12 +25,12 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Good evidence in every form, and what it takes to believe it."""
+    """Good evidence in every form, and case it takes to believe it."""
     return evidence_files.write(tmp_path)
 
 
 def results(capsys: Capture) -> list[dict[str, Any]]:
-    """Return what `--json` printed for each file."""
+    """Return case `--json` printed for each file."""
     printed: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["results"]
     return printed
 
@@ -38,22 +38,22 @@ def results(capsys: Capture) -> list[dict[str, Any]]:
 # -- accepted ----------------------------------------------------------------------------------
 
 
-def test_good_evidence_is_accepted_and_told_to_people(files: Files, capsys: Capture) -> None:
-    """The verdict comes first; that it is simulated and maybe old is said without being asked."""
+def test_verify_accepted_evidence_prints_facts(files: Files, capsys: Capture) -> None:
+    """The verdict comes first, with warnings of simulation and missing freshness."""
     assert main(["verify", str(files.evidence), *files.trusted]) == 0
-    told = capsys.readouterr()
-    assert told.out.startswith(f"[ok] {files.evidence}: accepted\n")
-    assert "SIMULATED evidence" in told.out
-    assert "freshness" in told.out
-    assert "not checked: --report-data HEX" in told.out
+    output = capsys.readouterr()
+    assert output.out.startswith(f"[ok] {files.evidence}: accepted\n")
+    assert "SIMULATED evidence" in output.out
+    assert "freshness" in output.out
+    assert "not checked; give the expected report data with --report-data HEX" in output.out
     for text in ("dstack-tdx", "UpToDate", parcels.APP_ID.hex(), parcels.COMPOSE_HASH.hex()):
-        assert text in told.out
-    assert told.err == ""
+        assert text in output.out
+    assert output.err == ""
 
 
 @pytest.mark.parametrize("form", [*ENCODINGS, "raw", "hex", "0x", "response", "quote"])
-def test_every_form_of_evidence_is_taken(form: str, files: Files, capsys: Capture) -> None:
-    """Any encoding, as bytes or hex, an answer of the agent, and a quote alone."""
+def test_verify_accepts_every_evidence_format(form: str, files: Files, capsys: Capture) -> None:
+    """Every encoding, hex, agent responses and bare quotes are accepted."""
     evidence = parcels.evidence()
     assert evidence.quote is not None
     raw = evidence.to_bytes()
@@ -74,15 +74,15 @@ def test_every_form_of_evidence_is_taken(form: str, files: Files, capsys: Captur
 
 
 @pytest.mark.parametrize("encoding", ["cbor", "json"])
-def test_collateral_beside_evidence_is_used_when_named(
+def test_collateral_in_cmw_is_used_only_if_named(
     encoding: Encoding, files: Files, capsys: Capture
 ) -> None:
-    """That of a CMW counts for nothing until --collateral names the file, and then as any other."""
-    parcel = parcels.evidence().with_collateral(parcels.collateral())
-    path = str(files.put("parcel", parcel.to_bytes(encoding)))
+    """Collateral in a CMW is used only if --collateral names the file."""
+    evidence = parcels.evidence().with_collateral(parcels.collateral())
+    path = str(files.put("cmw", evidence.to_bytes(encoding)))
     assert main(["verify", "--json", path, *files.anchored]) != 0
-    told = capsys.readouterr()
-    assert "no collateral" in told.err
+    output = capsys.readouterr()
+    assert "collateral: missing" in output.err
     assert main(["verify", "--json", path, *files.anchored, "--collateral", path]) == 0
     assert results(capsys)[0]["verdict"] == "accepted"
     bare = str(files.put("bare", parcels.evidence().to_bytes(encoding)))
@@ -90,95 +90,97 @@ def test_collateral_beside_evidence_is_used_when_named(
     assert "--collateral" in capsys.readouterr().err
 
 
-def test_report_data_is_freshness(files: Files, capsys: Capture) -> None:
-    """With it the evidence must be about it; another value is a refusal by policy."""
+def test_verify_report_data_sets_freshness(files: Files, capsys: Capture) -> None:
+    """Expected report data makes the result fresh, a mismatch is refused by policy."""
     words = ["verify", "--json", str(files.evidence), *files.trusted, "--report-data"]
     assert main([*words, NONCE_HEX]) == 0
     assert results(capsys)[0]["freshness_checked"] is True
     assert main([*words, "00" * 64]) == 4
-    told = capsys.readouterr()
-    assert json.loads(told.out)["results"][0]["reason"] == "report_data"
-    assert "another request" in told.err
+    output = capsys.readouterr()
+    assert json.loads(output.out)["results"][0]["reason"] == "report_data"
+    assert "report data: " in output.err
 
 
-def test_json_has_the_whole_result(files: Files, capsys: Capture) -> None:
-    """What `AttestationResult.to_dict` gives is there, with the file and its verdict."""
+def test_verify_json_has_full_result(files: Files, capsys: Capture) -> None:
+    """The JSON has all of `AttestationResult.to_dict`, the file and the verdict."""
     assert main(["verify", "--json", str(files.evidence), *files.trusted]) == 0
-    [told] = results(capsys)
-    wanted = parcels.verifier(tcb_details=True).verify(
+    [output] = results(capsys)
+    expected = parcels.verifier(tcb_details=True).verify(
         files.evidence.read_bytes(), report_data=None
     )
-    assert {**told, **wanted.to_dict()} == told
-    assert told["file"] == str(files.evidence)
-    assert told["kind"] == "evidence"
-    assert (told["exit_code"], told["freshness_checked"]) == (0, False)
-    assert told["at"] == AT
+    assert {**output, **expected.to_dict()} == output
+    assert output["file"] == str(files.evidence)
+    assert output["kind"] == "evidence"
+    assert (output["exit_code"], output["freshness_checked"]) == (0, False)
+    assert output["at"] == AT
 
 
-def test_verbose_shows_the_steps(files: Files, capsys: Capture) -> None:
-    """Each step of the result is printed, numbered."""
+def test_verify_verbose_prints_steps(files: Files, capsys: Capture) -> None:
+    """-v prints the numbered steps."""
     assert main(["verify", "-v", str(files.evidence), *files.trusted]) == 0
-    told = capsys.readouterr().out
-    assert "1. the PCK certificate chain leads to" in told
-    assert "events replay to RTMR0 to RTMR3" in told
+    output = capsys.readouterr().out
+    assert "1. the PCK certificate chain leads to" in output
+    assert "events replay to RTMR0 to RTMR3" in output
 
 
-def test_a_certificate_is_held_to_its_key(files: Files, capsys: Capture) -> None:
-    """Good is one whose evidence is about its key, so no report data fits; fresh is it not."""
+def test_verify_certificate_is_bound_to_its_key(files: Files, capsys: Capture) -> None:
+    """Evidence in a certificate is bound to its key, so report data options are refused."""
     words = ["verify", "--json", *files.trusted]
     assert main([*words, str(files.certificate)]) == 0
-    [told] = results(capsys)
-    assert (told["kind"], told["freshness_checked"]) == ("RA-TLS certificate", False)
-    assert told["bound_to"] == "certificate key"
-    assert "about the certificate's key" in told["steps"][-1]
+    [output] = results(capsys)
+    assert (output["kind"], output["freshness_checked"]) == ("RA-TLS certificate", False)
+    assert output["bound_to"] == "certificate key"
+    assert "bound to the certificate's key" in output["steps"][-1]
     assert main([*words, str(files.certificate), "--report-data", NONCE_HEX]) == 1
-    assert "leave --report-data, --text and --file out" in capsys.readouterr().err
+    assert "omit --report-data, --text and --file" in capsys.readouterr().err
 
 
-def test_a_certificate_is_not_fresh(files: Files, capsys: Capture) -> None:
-    """Anybody may send one: nobody compared a nonce, and who has its key only a handshake shows."""
+def test_verify_certificate_is_not_fresh(files: Files, capsys: Capture) -> None:
+    """A certificate is reported as not fresh, without proof of possession."""
     words = ["verify", *files.trusted, str(files.certificate)]
     assert main([*words, "-v"]) == 0
-    told = capsys.readouterr().out
-    assert "not checked: it is about the certificate's key" in told
-    assert "whether who sent it holds that key" in told
+    output = capsys.readouterr().out
+    assert "not checked: the evidence is bound to the certificate's key" in output
+    assert "possession of the key" in output
     assert main([*words, str(files.evidence), str(files.certificate)]) == 0
-    told = capsys.readouterr().out
-    assert told.count("freshness not checked: it is about the certificate's key") == 1
-    assert told.count("freshness not checked: --report-data HEX") == 1
+    output = capsys.readouterr().out
+    assert (
+        output.count("freshness not checked: the evidence is bound to the certificate's key") == 1
+    )
+    assert output.count("freshness not checked; give the expected report data") == 1
 
 
-def test_only_an_accepted_certificate_is_bound_to_its_key(files: Files, capsys: Capture) -> None:
-    """Evidence in other files, and what was refused, is about nothing that was looked at."""
+def test_bound_to_is_null_without_accepted_certificate(files: Files, capsys: Capture) -> None:
+    """`bound_to` is null for rejected certificates and other files."""
     bad = files.put(
-        "unsound.pem", tds.UNSOUND["a quote over another key"]().certificate_chain[0].encode()
+        "unsound.pem", tds.INVALID["a quote over another key"]().certificate_chain[0].encode()
     )
     assert main(["verify", "--json", *files.trusted, str(files.evidence), str(bad)]) == 2
     assert [one["bound_to"] for one in results(capsys)] == [None, None]
     words = ["verify", "--json", *files.trusted, str(files.evidence), "--report-data", NONCE_HEX]
     assert main(words) == 0
-    [told] = results(capsys)
-    assert (told["freshness_checked"], told["bound_to"]) == (True, None)
+    [output] = results(capsys)
+    assert (output["freshness_checked"], output["bound_to"]) == (True, None)
 
 
-@pytest.mark.parametrize("what", sorted(tds.UNSOUND))
-def test_an_unsound_certificate_is_rejected(what: str, files: Files, capsys: Capture) -> None:
-    """Evidence about another key, an expired one, none at all: refused, each with a reason."""
-    path = files.put("unsound.pem", tds.UNSOUND[what]().certificate_chain[0].encode())
+@pytest.mark.parametrize("case", sorted(tds.INVALID))
+def test_verify_rejects_invalid_certificate(case: str, files: Files, capsys: Capture) -> None:
+    """Certificates with invalid, expired or missing evidence are rejected."""
+    path = files.put("unsound.pem", tds.INVALID[case]().certificate_chain[0].encode())
     assert main(["verify", "--json", str(path), *files.trusted]) == 2
     assert results(capsys)[0]["verdict"] == "rejected"
 
 
-def test_a_bundle_holds_evidence_or_a_quote(files: Files) -> None:
-    """Not another bundle, nor anything else."""
+def test_verify_bundle_without_evidence_is_code_5(files: Files) -> None:
+    """A bundle must contain evidence or a quote."""
     for inner in (files.bundle, files.certificate, files.collateral):
         bundle = EvidenceBundle(inner.read_bytes(), parcels.collateral(), parcels.NOW)
         path = files.put("nested", bundle.to_json().encode())
         assert main(["verify", str(path), *files.trusted]) == 5
 
 
-def test_a_bundle_is_saved_and_verifies_again(files: Files, tmp_path: Path) -> None:
-    """`--save-bundle` writes what was used; of refused evidence it writes nothing."""
+def test_save_bundle_verifies_again(files: Files, tmp_path: Path) -> None:
+    """A saved bundle verifies offline; rejected evidence saves none."""
     saved = tmp_path / "saved.json"
     words = ["verify", str(files.evidence), *files.trusted, "--save-bundle", str(saved)]
     assert main([*words, "--report-data", "ff"]) == 4
@@ -203,24 +205,24 @@ def test_a_bundle_is_saved_and_verifies_again(files: Files, tmp_path: Path) -> N
         ("near_quote_hex.txt", "near_quote", "2025-09-20", 0, "UpToDate"),
         ("sgx_quote", "sgx_quote", "2025-07-01", 0, "ConfigurationAndSWHardeningNeeded"),
         ("tdx_quote_outdated", "tdx_quote_outdated", "2026-03-01T00:00:00Z", 2, None),
-        ("tdx_quote", "tdx_quote", "2025-07-19T10:00:34Z", 0, "UpToDate"),  # the last second
-        ("tdx_quote", "tdx_quote", "1752919235", 2, None),  # one later
+        ("tdx_quote", "tdx_quote", "2025-07-19T10:00:34Z", 0, "UpToDate"),  # last valid second
+        ("tdx_quote", "tdx_quote", "1752919235", 2, None),  # one second later
     ],
 )
-def test_real_quotes_at_an_instant(
+def test_verify_real_quotes_at_time(
     capsys: Capture, *, name: str, collateral: str, at: str, code: int, status: str | None
 ) -> None:
-    """Intel's root and Intel's collateral, judged inside their validity and one second past it."""
+    """Real quotes verify within the validity of their collateral, not one second later."""
     words = ["verify", "--json", str(DCAP / name), "--at", at]
     assert main([*words, "--collateral", str(DCAP / f"{collateral}_collateral.json")]) == code
-    [told] = results(capsys)
-    assert told.get("tcb_status") == status
-    assert told.get("simulated", False) is False
+    [output] = results(capsys)
+    assert output.get("tcb_status") == status
+    assert output.get("simulated", False) is False
 
 
 @needs_shared
-def test_a_report_is_verified_with_certificates_from_files(capsys: Capture) -> None:
-    """An SEV-SNP report has no certificates of its own; options bring them, or it says so."""
+def test_verify_snp_report_with_certificate_option(capsys: Capture) -> None:
+    """An SEV-SNP report verifies with --certificate, and is an error without."""
     folder = SHARED / "data/snp/virtee-sev"
     words = ["verify", "--json", str(folder / "report_milan.hex"), "--at", "2024-06-01"]
     assert main(words) == 3
@@ -228,8 +230,8 @@ def test_a_report_is_verified_with_certificates_from_files(capsys: Capture) -> N
     for name in ("vcek_milan.der", "cert_chain_milan"):
         words += ["--certificate", str(folder / name)]
     assert main(words) == 0
-    [told] = results(capsys)
-    assert (told["platform"], told["simulated"]) == ("dstack-amd-sev-snp", False)
+    [output] = results(capsys)
+    assert (output["platform"], output["simulated"]) == ("dstack-amd-sev-snp", False)
 
 
 # -- exit codes --------------------------------------------------------------------------------
@@ -240,16 +242,16 @@ def test_a_report_is_verified_with_certificates_from_files(capsys: Capture) -> N
     [
         ("good", 0),
         ("unknown option", 1),
-        ("report data no hex", 1),
+        ("report data not hex", 1),
         ("report data too long", 1),
-        ("no time", 1),
+        ("invalid time", 1),
         ("policy with an unknown key", 1),
         ("both collaterals", 1),
         ("tampered", 2),
         ("without the root", 2),
         ("no collateral", 3),
-        ("nobody at the PCCS", 3),
-        ("another platform is wanted", 4),
+        ("PCCS unreachable", 3),
+        ("platform not accepted", 4),
         ("missing", 5),
         ("nonsense", 5),
         ("an event log", 5),
@@ -258,8 +260,8 @@ def test_a_report_is_verified_with_certificates_from_files(capsys: Capture) -> N
         ("root unreadable", 1),
     ],
 )
-def test_exit_codes(name: str, code: int, files: Files, capsys: Capture) -> None:
-    """Each has its code, and each refusal one line on stderr."""
+def test_verify_exit_codes(name: str, code: int, files: Files, capsys: Capture) -> None:
+    """Each outcome has its exit code, and each error one line."""
     rule = files.put("rule.toml", b'preset = "strict"\nplatforms = ["sgx"]\n')
     unknown = files.put("unknown.toml", b"colour = 1\n")
     nonsense = files.put("nonsense", b"\x1b[31mnonsense")
@@ -268,16 +270,16 @@ def test_exit_codes(name: str, code: int, files: Files, capsys: Capture) -> None
     words = {
         "good": [good, *trusted],
         "unknown option": [good, "--bogus"],
-        "report data no hex": [good, *trusted, "--report-data", "xyz"],
+        "report data not hex": [good, *trusted, "--report-data", "xyz"],
         "report data too long": [good, *trusted, "--report-data", "00" * 65],
-        "no time": [good, *trusted, "--at", "yesterday"],
+        "invalid time": [good, *trusted, "--at", "yesterday"],
         "policy with an unknown key": [good, *trusted, "--policy", str(unknown)],
         "both collaterals": [good, *trusted, "--pccs", "http://127.0.0.1:1"],
         "tampered": [str(files.tampered()), *trusted],
         "without the root": [good, "--collateral", str(files.collateral), "--at", AT],
         "no collateral": [good, *files.anchored],
-        "nobody at the PCCS": [good, *files.anchored, "--pccs", "http://127.0.0.1:1"],
-        "another platform is wanted": [good, *trusted, "--policy", str(rule)],
+        "PCCS unreachable": [good, *files.anchored, "--pccs", "http://127.0.0.1:1"],
+        "platform not accepted": [good, *trusted, "--policy", str(rule)],
         "missing": [str(files.folder / "missing"), *trusted],
         "nonsense": [str(nonsense), *trusted],
         "an event log": [str(log), *trusted],
@@ -291,28 +293,28 @@ def test_exit_codes(name: str, code: int, files: Files, capsys: Capture) -> None
     assert "\x1b" not in err
 
 
-def test_of_several_the_gravest_counts(files: Files, capsys: Capture) -> None:
-    """Order is kept, and a rejected file is not hidden by one that cannot be read."""
+def test_verify_several_files_returns_most_severe_code(files: Files, capsys: Capture) -> None:
+    """Results keep the order, and the most severe exit code is returned."""
     missing = files.folder / "missing"
     paths = [files.evidence, missing, files.tampered(), files.quote]
     assert main(["verify", "--json", *map(str, paths), *files.trusted]) == 2
-    told = results(capsys)
-    assert [one["file"] for one in told] == [str(path) for path in paths]
-    assert [one["exit_code"] for one in told] == [0, 5, 2, 0]
+    output = results(capsys)
+    assert [one["file"] for one in output] == [str(path) for path in paths]
+    assert [one["exit_code"] for one in output] == [0, 5, 2, 0]
     assert main(["verify", str(files.evidence), str(missing), *files.trusted]) == 5
     assert "1 of 2 accepted, 1 not" in capsys.readouterr().out
 
 
-def test_the_order_of_gravity() -> None:
-    """Rejected, policy, network, unreadable, usage, and only then good."""
+def test_most_severe_code_order() -> None:
+    """The order is rejected, policy, network, unreadable, usage, good."""
     order = [2, 4, 3, 5, 1, 0]
     for index, code in enumerate(order):
-        assert gravest(reversed(order[index:])) == code
-    assert gravest([]) == 0
+        assert most_severe_code(reversed(order[index:])) == code
+    assert most_severe_code([]) == 0
 
 
-def test_every_byte_of_a_signed_region_counts(files: Files) -> None:
-    """Whatever byte of the quote's header and body is another, it is not accepted."""
+def test_verify_rejects_changed_signed_byte(files: Files) -> None:
+    """A changed byte of header or body is not accepted."""
     quote = files.quote.read_bytes()
     for at in range(0, 632, 41):
         changed = bytearray(quote)
@@ -320,50 +322,48 @@ def test_every_byte_of_a_signed_region_counts(files: Files) -> None:
         assert main(["verify", str(files.put("changed", bytes(changed))), *files.trusted]) != 0
 
 
-def test_what_nobody_expected_is_a_rejection(
+def test_verify_internal_error_is_rejection(
     files: Files, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A verifier that breaks down accepts nothing, and shows no traceback."""
+    """An unexpected exception is a rejection without a traceback."""
 
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("at its end")
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("unexpected")
 
-    monkeypatch.setattr(Verifier, "verify", broken)
+    monkeypatch.setattr(Verifier, "verify", fail)
     assert main(["verify", str(files.evidence), *files.trusted]) == 2
-    told = capsys.readouterr()
-    assert "rejected" in told.out
-    assert told.err.count("\n") == 1
-    assert "RuntimeError" in told.err
+    output = capsys.readouterr()
+    assert "rejected" in output.out
+    assert output.err.count("\n") == 1
+    assert "RuntimeError" in output.err
 
 
 # -- hostile -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("extra", [[], ["-v"], ["--json"]])
-def test_hostile_text_does_not_draw_on_the_terminal(
-    extra: list[str], files: Files, capsys: Capture
-) -> None:
-    """Names, payloads and configurations of strangers, and names of files, come out escaped."""
+def test_hostile_text_is_escaped(extra: list[str], files: Files, capsys: Capture) -> None:
+    """Control characters in evidence and file names are escaped."""
     raw = evidence_files.hostile_evidence().to_bytes()
     name = HOSTILE.replace("/", "").replace("\0", "")
     path = files.put(name, raw)
     for words in (["verify", *extra], ["show"], ["replay"]):
         options = files.trusted if words[0] == "verify" else []
         assert main([*words, str(path), *options]) in {0, 2}
-        told = capsys.readouterr()
-        for text in (told.out, told.err):
+        output = capsys.readouterr()
+        for text in (output.out, output.err):
             assert not {"\x1b", "\x07", "\x00", "\u202e"} & set(text)
 
 
-def test_evidence_in_a_bundle_is_shown(files: Files, capsys: Capture) -> None:
-    """`show` takes bundles, collateral, and certificates without evidence."""
+def test_show_accepts_bundle_collateral_and_certificate(files: Files, capsys: Capture) -> None:
+    """Show accepts bundles, collateral and certificates without evidence."""
     plain = files.put("plain.pem", tds.CA.encode())
     for path, kind in (
         (files.bundle, "evidence bundle"),
         (files.collateral, "collateral"),
         (plain, "certificate without evidence"),
     ):
-        assert recognise(path.read_bytes()).kind == kind
+        assert identify(path.read_bytes()).kind == kind
         assert main(["show", "--json", str(path)]) == 0
         assert json.loads(capsys.readouterr().out)["kind"] == kind
         assert main(["show", str(path)]) == 0
@@ -371,9 +371,9 @@ def test_evidence_in_a_bundle_is_shown(files: Files, capsys: Capture) -> None:
 
 
 @needs_shared
-def test_a_real_certificate_without_evidence_is_told(capsys: Capture) -> None:
-    """AMD's certificates are certificates; verified, they prove nothing."""
+def test_verify_certificate_without_evidence_is_rejected(capsys: Capture) -> None:
+    """A certificate without evidence is shown, and rejected by verify."""
     path = SHARED / "data/snp/virtee-sev/vcek_milan.der"
-    assert recognise(data("snp/virtee-sev/vcek_milan.der")).kind == "certificate without evidence"
+    assert identify(data("snp/virtee-sev/vcek_milan.der")).kind == "certificate without evidence"
     assert main(["verify", str(path)]) == 2
-    assert "carries no evidence" in capsys.readouterr().err
+    assert "contains no evidence" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`attestkit verify-many`: a line for each, whatever is in it, in order and whole."""
+"""`attestkit verify-many`: one line of JSON per result."""
 
 import base64
 import builtins
@@ -27,32 +27,32 @@ from tests.cli.evidence_files import NONCE_HEX, Files
 from tests.serve.server import environment
 from tests.verifier.parcels import APP_ID
 
-HERE = ["--workers", "0"]
+NO_WORKERS = ["--workers", "0"]
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Good evidence in every form, and what it takes to believe it."""
+    """Valid evidence in every format, with trust anchor and collateral."""
     return evidence_files.write(tmp_path)
 
 
 def put(files: Files, *lines: object, name: str = "lines") -> str:
-    """Write lines, each JSON of a value or the bytes themselves; return the file's name."""
+    """Write lines, as JSON of a value or as bytes; return the file name."""
     raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     return str(files.put(name, b"".join(line + b"\n" for line in raw)))
 
 
 def run(capsys: Capture, *words: str, code: int) -> list[dict[str, Any]]:
-    """Run the command in this process; return its lines, once the schema has taken each."""
-    assert main(["verify-many", *words, *HERE]) == code
+    """Run the command without workers; return its lines, validated by the schema."""
+    assert main(["verify-many", *words, *NO_WORKERS]) == code
     lines = capsys.readouterr().out.splitlines()
     found: list[dict[str, Any]] = [schemas.check("verify-many", line) for line in lines]
     return found
 
 
-def test_every_way_of_giving_evidence(files: Files, capsys: Capture) -> None:
-    """Hex, base64, a bundle, a bare quote, an agent's answer as object and as text."""
+def test_verify_many_accepts_every_evidence_format(files: Files, capsys: Capture) -> None:
+    """Hex, base64, bundles, bare quotes and agent responses are accepted."""
     raw, quote = files.evidence.read_bytes(), files.quote.read_bytes()
     answer = {"attestation": raw.hex()}
     path = put(
@@ -70,12 +70,12 @@ def test_every_way_of_giving_evidence(files: Files, capsys: Capture) -> None:
     assert [one["number"] for one in found] == list(range(1, 8))
     assert [one["freshness_checked"] for one in found] == [False, True, *[False] * 5]
     assert {one["verdict"] for one in found} == {"accepted"}
-    asked = run(capsys, path, *files.trusted, "--report-data", NONCE_HEX, code=0)
-    assert all(one["freshness_checked"] for one in asked)  # also where a line says null
+    with_option = run(capsys, path, *files.trusted, "--report-data", NONCE_HEX, code=0)
+    assert all(one["freshness_checked"] for one in with_option)  # also where a line has null
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "text"),
     [
         (b"{", "not JSON"),
         (b"\xff", "not UTF-8"),
@@ -83,44 +83,44 @@ def test_every_way_of_giving_evidence(files: Files, capsys: Capture) -> None:
         (b"[" * 300, "nests deeper"),
         (b'{"id": 1, "id": 2}', "occurs twice"),
         ({"evidence": "00", "reportdata": "00"}, "unknown field 'reportdata'"),
-        ({}, "one of them"),
-        ({"evidence": "00", "response": {}}, "one of them"),
+        ({}, "exactly one is required"),
+        ({"evidence": "00", "response": {}}, "exactly one is required"),
         ({"evidence": "no hex!"}, "neither hex nor base64"),
         ({"evidence": ""}, "neither hex nor base64"),
-        ({"evidence": 5}, "evidence: want text"),
+        ({"evidence": 5}, "evidence: not text"),
         ({"evidence": "00", "report_data": ""}, "report_data"),
         ({"evidence": "00", "report_data": "00" * 65}, "report_data"),
-        ({"evidence": "00", "report_data": 0}, "report_data: want text"),
-        ({"evidence": "00", "id": "x" * 257}, "id: want"),
-        ({"evidence": "00", "id": "x\ud800"}, "id: it has half a surrogate pair"),
-        ({"evidence": "00", "id": True}, "id: want"),
-        ({"evidence": "00", "id": 1.5}, "id: want"),
-        ({"response": 5}, "response: want"),
+        ({"evidence": "00", "report_data": 0}, "report_data: not text"),
+        ({"evidence": "00", "id": "x" * 257}, "id: not text"),
+        ({"evidence": "00", "id": "x\ud800"}, "id: contains half a surrogate pair"),
+        ({"evidence": "00", "id": True}, "id: not text"),
+        ({"evidence": "00", "id": 1.5}, "id: not text"),
+        ({"response": 5}, "response: not"),
         ({"response": {"quote": "00", "event_log": "[]"}}, "quote"),
     ],
 )
-def test_a_malformed_line_is_one_refusal(
-    line: object, told: str, files: Files, capsys: Capture
+def test_verify_many_malformed_line_is_one_error(
+    line: object, text: str, files: Files, capsys: Capture
 ) -> None:
-    """With its number, and those beside it are judged; a blank line is none."""
+    """A malformed line has an error with its number; other lines are verified."""
     good = {"id": "good", "evidence": files.evidence.read_bytes().hex()}
     found = run(capsys, put(files, good, b"", line, good), *files.trusted, code=5)
     assert [one["id"] for one in found] == ["good", 3, "good"]
     assert [one["exit_code"] for one in found] == [0, 5, 0]
     assert found[1]["verdict"] == "unreadable"
     assert found[1]["error"].startswith("line 3: ")
-    assert told in found[1]["error"]
+    assert text in found[1]["error"]
 
 
-WANTED = input_lines.Wanted(None, own_collateral=True)
+DEFAULTS = input_lines.EntryDefaults(None, own_collateral=True)
 
 
-def test_a_line_that_is_cut() -> None:
-    """At every length: no part of a line is evidence."""
+def test_read_entry_truncated_line_has_error() -> None:
+    """Every truncation of a line has an error and no evidence."""
     line = b'{"id": "x", "evidence": "0400ff", "report_data": "00", "collateral": null}'
-    assert input_lines._entry(1, line, WANTED).error is None
+    assert input_lines._entry(1, line, DEFAULTS).error is None
     for size in range(1, len(line)):
-        entry = input_lines._entry(1, line[:size], WANTED)
+        entry = input_lines._entry(1, line[:size], DEFAULTS)
         assert isinstance(entry.error, FormatError)
         assert entry.evidence == b""
 
@@ -130,23 +130,23 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
     max_leaves=6,
 )
-_OBJECTS = st.dictionaries(st.sampled_from(sorted(input_lines._KEYS)), _VALUES)
+_OBJECTS = st.dictionaries(st.sampled_from(sorted(input_lines._MEMBERS)), _VALUES)
 
 
 @settings(max_examples=50)
 @given(st.binary(max_size=99) | _OBJECTS.map(lambda value: json.dumps(value).encode()))
-def test_any_line_is_an_entry(line: bytes) -> None:
-    """Whatever is in it, nothing is raised; with an error there is no evidence."""
-    entry = input_lines._entry(7, line, WANTED)
+def test_read_entry_any_line_does_not_raise(line: bytes) -> None:
+    """An arbitrary line raises nothing; an entry with an error has no evidence."""
+    entry = input_lines._entry(7, line, DEFAULTS)
     assert entry.number == 7
     assert entry.error is None or not entry.evidence
     assert isinstance(entry.id, str | int)
 
 
-def test_a_line_that_is_too_long(
+def test_verify_many_too_long_line_is_skipped(
     files: Files, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing of it is kept, and the next is read; one that just fits is."""
+    """A line over the limit is an error, and the next one is read."""
     good = json.dumps({"evidence": files.evidence.read_bytes().hex()}).encode()
     monkeypatch.setattr(input_lines, "LONGEST_LINE", len(good))
     path = put(files, good, good + b" ", bytes(1 << 21), good)
@@ -155,8 +155,8 @@ def test_a_line_that_is_too_long(
     assert "longer than" in found[1]["error"]
 
 
-def test_refusals_and_the_gravest_code(files: Files, capsys: Capture) -> None:
-    """A reason and the steps until then; of several codes the one that verify would end with."""
+def test_verify_many_returns_most_severe_code(files: Files, capsys: Capture) -> None:
+    """Errors have a reason and steps, and the most severe exit code is returned."""
     raw = files.evidence.read_bytes()
     lines = (
         {"evidence": raw.hex(), "report_data": "00"},
@@ -170,12 +170,14 @@ def test_refusals_and_the_gravest_code(files: Files, capsys: Capture) -> None:
     assert found[0]["reason"] == "report_data"
     assert found[0]["steps"]
     assert not found[0]["freshness_checked"]
-    assert "is no file" in found[2]["error"]
+    assert "not a regular file" in found[2]["error"]
     assert "attestkit verify" in found[3]["error"]
 
 
-def test_names_that_no_file_can_have(capsys: pytest.CaptureFixture[str], files: Files) -> None:
-    """A line is refused for one, with the others read; INPUT is refused in one line."""
+def test_verify_many_invalid_file_names_are_errors(
+    capsys: pytest.CaptureFixture[str], files: Files
+) -> None:
+    """Invalid file names in lines and options are errors in one line."""
     long = "a" * 5000
     lines = ({"evidence": "80", "collateral": name} for name in (long, "/\0", "\ud800"))
     found = run(capsys, put(files, *lines), *files.trusted, code=3)
@@ -188,8 +190,8 @@ def test_names_that_no_file_can_have(capsys: pytest.CaptureFixture[str], files: 
     assert "File name too long" in capsys.readouterr().err
 
 
-def test_a_directory(files: Files, capsys: Capture, tmp_path: Path) -> None:
-    """Its files in the order of their names, but for hidden ones; folders in it are left out."""
+def test_verify_many_directory_in_name_order(files: Files, capsys: Capture, tmp_path: Path) -> None:
+    """Files of a directory are verified in name order, without hidden files and folders."""
     folder = tmp_path / "fleet"
     (folder / "more").mkdir(parents=True)
     for name in ("b", "a", ".hidden"):
@@ -201,8 +203,8 @@ def test_a_directory(files: Files, capsys: Capture, tmp_path: Path) -> None:
     assert run(capsys, str(tmp_path / "empty"), *files.trusted, code=5) == []
 
 
-def test_wrong_use(files: Files, capsys: Capture) -> None:
-    """One line on stderr, and nothing that could be taken for a verdict."""
+def test_verify_many_usage_error_is_one_line(files: Files, capsys: Capture) -> None:
+    """A usage error is one line, without output."""
     path = put(files, {"evidence": "00"})
     for words in (
         ["--at", "bundle"],
@@ -213,18 +215,17 @@ def test_wrong_use(files: Files, capsys: Capture) -> None:
         ["--parquet", "/dev/null"],
     ):
         assert main(["verify-many", path, *words]) == 1
-        told = capsys.readouterr()
-        assert (told.out, told.err.count("\n")) == ("", 1), words
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err.count("\n")) == ("", 1), words
 
 
-def test_bounds_of_options_are_the_library_s() -> None:
-    """The help of the command does not load the verifier for them."""
+def test_window_limit_equals_library_limit() -> None:
+    """The limit of --window equals that of the library, which --help does not load."""
     assert verify_many.MOST_IN_FLIGHT == scheduler.MOST_IN_FLIGHT
-    assert verify_many.MOST_WORKERS == executors.MOST_WORKERS
 
 
-def test_parquet(files: Files, capsys: Capture) -> None:
-    """The table has what the lines say, and takes the place of an older one as a whole."""
+def test_parquet_table_equals_lines(files: Files, capsys: Capture) -> None:
+    """The table has the values of the lines and replaces an older file atomically."""
     parquet = pytest.importorskip("pyarrow.parquet")
     good = files.evidence.read_bytes().hex()
     table = files.put("table", b"old")
@@ -243,8 +244,10 @@ def test_parquet(files: Files, capsys: Capture) -> None:
     assert not list(files.folder.glob(".*"))
 
 
-def test_a_table_of_names_that_are_no_text(files: Files, capsys: Capture, tmp_path: Path) -> None:
-    """A file's name is bytes, which the table has with backslashes; a line's id is text."""
+def test_parquet_escapes_file_names_that_are_not_utf8(
+    files: Files, capsys: Capture, tmp_path: Path
+) -> None:
+    """File names that are not UTF-8 are escaped in the table."""
     parquet = pytest.importorskip("pyarrow.parquet")
     folder = tmp_path / "fleet"
     folder.mkdir()
@@ -260,10 +263,10 @@ def test_a_table_of_names_that_are_no_text(files: Files, capsys: Capture, tmp_pa
 
 @pytest.mark.parametrize("when", ["__init__", "write_table", "close"])
 @pytest.mark.parametrize("kind", ["ArrowException", "ArrowInvalid", "OSError", "ValueError"])
-def test_a_table_that_cannot_be_written(
+def test_parquet_write_error_is_one_line(
     kind: str, when: str, files: Files, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the writer says, and whenever: one line, exit code 1, and no file."""
+    """A write error is one line with exit code 1, and no file remains."""
     parquet = pytest.importorskip("pyarrow.parquet")
     error = getattr(pytest.importorskip("pyarrow"), kind, None) or getattr(builtins, kind)
 
@@ -273,16 +276,16 @@ def test_a_table_that_cannot_be_written(
     monkeypatch.setattr(parquet.ParquetWriter, when, fail)
     monkeypatch.setattr(parquet.ParquetWriter, "__del__", lambda _self: None, raising=False)
     path, table = put(files, {"evidence": "00"}), files.folder / "table"
-    assert main(["verify-many", path, *files.trusted, *HERE, "--parquet", str(table)]) == 1
-    told = capsys.readouterr().err
-    assert told == f"attestkit: --parquet {table}: cannot be written: the disk is full\n"
+    assert main(["verify-many", path, *files.trusted, *NO_WORKERS, "--parquet", str(table)]) == 1
+    text = capsys.readouterr().err
+    assert text == f"attestkit: --parquet {table}: cannot write: the disk is full\n"
     assert not table.exists()
     assert not list(files.folder.glob(".*"))
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
-def test_the_mode_of_a_table(mask: int, mode: int, files: Files, capsys: Capture) -> None:
-    """It is that of any file the user makes: a table that others must not see has a umask."""
+def test_parquet_mode_follows_umask(mask: int, mode: int, files: Files, capsys: Capture) -> None:
+    """The mode of the table follows the umask."""
     pytest.importorskip("pyarrow")
     table, path = files.folder / "table", put(files, {"evidence": "00"})
     before = os.umask(mask)
@@ -293,10 +296,10 @@ def test_the_mode_of_a_table(mask: int, mode: int, files: Files, capsys: Capture
     assert table.stat().st_mode & 0o777 == mode
 
 
-def test_processes_that_take_over_are_told(
+def test_verify_many_failed_executor_is_reported_once(
     files: Files, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line on stderr, and the results are those of the ones that took over."""
+    """A failed executor is one warning, and the results are complete."""
 
     def fail() -> None:
         raise OSError("no thread")
@@ -306,13 +309,13 @@ def test_processes_that_take_over_are_told(
         with ThreadPoolExecutor(1, initializer=fail) as pool:
             yield pool
 
-    monkeypatch.setattr(executors, "workers", broken)
+    monkeypatch.setattr(executors, "open_executor", broken)
     path = put(files, *[{"evidence": files.evidence.read_bytes().hex()}] * 40)
     assert main(["verify-many", path, *files.trusted]) == 0
-    told = capsys.readouterr()
-    assert told.out.count("\n") == 40
-    assert told.err.count("attestkit: the executor gave up (BrokenThreadPool") == 1
-    assert told.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 40
+    assert captured.err.count("attestkit: executor failed (BrokenThreadPool") == 1
+    assert captured.err.count("\n") == 1
 
 
 ORDERLY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -320,11 +323,10 @@ ORDERLY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [*ORDERLY, signal.SIGKILL])
-def test_an_interrupted_run_leaves_whole_lines(number: int, files: Files, tmp_path: Path) -> None:
-    """Whenever it ends: each line is JSON, and no table and no worker is left behind.
-
-    Its stderr, which the workers have, too, would not end otherwise.
-    """
+def test_verify_many_interrupted_leaves_complete_lines(
+    number: int, files: Files, tmp_path: Path
+) -> None:
+    """An interrupted run leaves complete lines, no table and no workers."""
     pipe, out, table = tmp_path / "pipe", tmp_path / "out", tmp_path / "table"
     os.mkfifo(pipe)
     line = json.dumps({"evidence": files.evidence.read_bytes().hex()}).encode() + b"\n"
@@ -342,11 +344,11 @@ def test_an_interrupted_run_leaves_whole_lines(number: int, files: Files, tmp_pa
     ):
         while out.stat().st_size == 0:
             feed.write(line)
-        # A terminal interrupts all of them; of what else ends the command its workers learn alone.
+        # A terminal interrupts all processes; other signals reach the command only.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        _, told = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=120)
     assert process.returncode in {130, -number}
-    assert b"Traceback" not in told
+    assert b"Traceback" not in error
     text = out.read_bytes()
     assert text.endswith(b"\n")
     for each in text.splitlines():
@@ -356,16 +358,16 @@ def test_an_interrupted_run_leaves_whole_lines(number: int, files: Files, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_not_there(
+def test_verify_many_without_scheduler_is_code_3(
     files: Files, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No scheduler answers: exit code 3 and one line, no word of the cluster's library."""
-    monkeypatch.setattr(executors, "_PATIENCE", 1)
+    """A missing scheduler has exit code 3 and one line, without dask's logging."""
+    monkeypatch.setattr(executors, "_TIMEOUT", 1)
     pytest.importorskip("distributed")
     path = put(files, {"evidence": "00"})
     for place, code in (("nonsense", 1), ("tcp://127.0.0.1:1", 3)):
         assert main(["verify-many", path, "--scheduler", place]) == code
-        told = capfd.readouterr()
-        assert told.out == ""
-        assert told.err.count("\n") == 1, told.err
-        assert told.err.startswith("attestkit: --scheduler")
+        captured = capfd.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1, captured.err
+        assert captured.err.startswith("attestkit: --scheduler")

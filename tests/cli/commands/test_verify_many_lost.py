@@ -1,4 +1,4 @@
-"""`attestkit verify-many --scheduler`: it says when others take over from a lost cluster."""
+"""`attestkit verify-many --scheduler` with a lost cluster."""
 
 import json
 import logging
@@ -22,8 +22,8 @@ LONG = 300  # seconds
 
 
 @contextmanager
-def lost(_address: str) -> Iterator[Executor]:
-    """Be a cluster that takes no work, and whose library complains of it at length."""
+def lost_cluster(_address: str) -> Iterator[Executor]:
+    """Yield an executor that fails, with log output of its library."""
 
     def fail() -> None:
         raise OSError("no thread")
@@ -32,24 +32,24 @@ def lost(_address: str) -> Iterator[Executor]:
     handler = logging.StreamHandler(sys.stderr)
     logger.addHandler(handler)
     try:
-        logger.critical("a word of the library's")
-        logging.getLogger("attestkit.other").critical("nor one of others")
+        logger.critical("a log line of the library")
+        logging.getLogger("attestkit.other").critical("a log line of another logger")
         with ThreadPoolExecutor(1, initializer=fail) as pool:
             yield pool
     finally:
         logger.removeHandler(handler)
 
 
-def test_a_cluster_that_is_lost_is_told(
+def test_verify_many_lost_cluster_is_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line on stderr with the cause, no other word, and logging is afterwards as before."""
+    """A lost cluster is one line with the cause, and logging is restored."""
     files = evidence_files.write(tmp_path)
     line = json.dumps({"evidence": files.evidence.read_bytes().hex()}).encode() + b"\n"
     path = files.put("lines", line * 40)
-    monkeypatch.setattr(executors, "_cluster", lost)
+    monkeypatch.setattr(executors, "_cluster", lost_cluster)
     logger = logging.getLogger("attestkit.verifier")
-    for before in (logging.NOTSET, logging.CRITICAL):  # who has turned logging off hears nothing
+    for before in (logging.NOTSET, logging.CRITICAL):  # disabled logging stays silent
         logging.disable(before)
         try:
             words = ["verify-many", str(path), *files.trusted, "--scheduler", "tcp://127.0.0.1:1"]
@@ -57,21 +57,21 @@ def test_a_cluster_that_is_lost_is_told(
             assert logging.root.manager.disable == before
         finally:
             logging.disable(logging.NOTSET)
-        told = capsys.readouterr()
-        assert told.out.count("\n") == 40
+        captured = capsys.readouterr()
+        assert captured.out.count("\n") == 40
         if before:
-            assert told.err == ""
+            assert captured.err == ""
         else:
-            assert told.err.count("\n") == 1
-            assert told.err.startswith("attestkit: the executor gave up (BrokenThreadPool")
+            assert captured.err.count("\n") == 1
+            assert captured.err.startswith("attestkit: executor failed (BrokenThreadPool")
         assert logger.manager is logging.root.manager
         assert logger.isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(show.DASKS_OWN)
-def test_a_cluster_that_goes_in_the_middle(tmp_path: Path) -> None:
-    """Scheduler and workers are gone: the rest is judged here, and a line on stderr says so."""
+def test_verify_many_continues_after_losing_cluster(tmp_path: Path) -> None:
+    """If the cluster is lost during the run, local workers finish it, with one warning."""
     pytest.importorskip("distributed")
     files = evidence_files.write(tmp_path)
     line = json.dumps({"evidence": files.evidence.read_bytes().hex()}).encode() + b"\n"
@@ -93,8 +93,8 @@ def test_a_cluster_that_goes_in_the_middle(tmp_path: Path) -> None:
             ready, _, _ = select.select([process.stdout], [], [], LONG)
             assert ready, "no result"
             assert b'"accepted"' in process.stdout.readline()
-        out, told = process.communicate(line * 20, timeout=LONG)
+        out, captured = process.communicate(line * 20, timeout=LONG)
     assert process.returncode == 0
     assert out.count(b'"accepted"') == out.count(b"\n") == 20
-    assert told.startswith(b"attestkit: the executor gave up (")
-    assert told.count(b"\n") == 1
+    assert captured.startswith(b"attestkit: executor failed (")
+    assert captured.count(b"\n") == 1

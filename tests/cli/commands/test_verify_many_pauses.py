@@ -1,4 +1,4 @@
-"""`attestkit verify-many` with a writer that waits: a result for each line, before the next."""
+"""`attestkit verify-many` with an input that waits for each result."""
 
 import json
 import select
@@ -17,8 +17,8 @@ from tests.serve.server import environment
 LONG = 120  # seconds
 
 
-def line_of(output: IO[bytes]) -> dict[str, object]:
-    """Return the next result; one that does not come fails."""
+def read_result(output: IO[bytes]) -> dict[str, object]:
+    """Return the next result; fail after a timeout."""
     ready, _, _ = select.select([output], [], [], LONG)
     assert ready, "no result while the input waits"
     found: dict[str, object] = schemas.check("verify-many", output.readline().decode())
@@ -33,13 +33,10 @@ def line_of(output: IO[bytes]) -> dict[str, object]:
         pytest.param(None, 5, marks=pytest.mark.slow),
     ],
 )
-def test_a_writer_that_waits_for_each_answer(
+def test_verify_many_writes_result_before_next_line(
     number: signal.Signals | None, code: int, tmp_path: Path
 ) -> None:
-    """With the window and the workers that there are by themselves; whatever ends it, nobody stays.
-
-    The workers have its stderr: that ends with the last of them.
-    """
+    """A result is written before the next line arrives, and no worker outlives the command."""
     files = evidence_files.write(tmp_path)
     line = json.dumps({"evidence": files.evidence.read_bytes().hex()}).encode() + b"\n"
     words = ["-m", "attestkit", "verify-many", "-", *files.trusted, "--workers", "1"]
@@ -57,24 +54,24 @@ def test_a_writer_that_waits_for_each_answer(
         assert process.stdout is not None
         for place in (1, 2):
             process.stdin.write(line)
-            assert line_of(process.stdout)["number"] == place
-        process.stdin.write(b"{")  # and the rest of this line does not come
+            assert read_result(process.stdout)["number"] == place
+        process.stdin.write(b"{")  # an incomplete line
         if number is None:
             process.stdin.close()
             process.stdin = None
         else:
             process.send_signal(number)
-        rest, told = process.communicate(timeout=LONG)
+        rest, error = process.communicate(timeout=LONG)
     assert process.returncode == code
     assert rest.count(b"\n") == (number is None)
     for word in (b"Traceback", b"Fatal", b"thread"):
-        assert word not in told, told.decode()
+        assert word not in error, error.decode()
 
 
-def test_a_file_that_is_named_as_stdin(
+def test_verify_many_file_named_dash_is_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is a file, also in the folder where the command runs, and stdin is left alone."""
+    """A file named `-` in the directory is read, not stdin."""
     files = evidence_files.write(tmp_path)
     folder = tmp_path / "fleet"
     folder.mkdir()
@@ -87,10 +84,10 @@ def test_a_file_that_is_named_as_stdin(
         assert (found["id"], found["verdict"]) == ("-", "accepted")
 
 
-def test_collateral_that_is_named_as_stdin_is(
+def test_verify_many_collateral_named_dash_is_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a line it is a file all the same, and stdin is left to whoever has it."""
+    """Collateral named `-` in a line is a file, not stdin."""
     files = evidence_files.write(tmp_path)
     (tmp_path / "-").write_bytes(files.collateral.read_bytes())
     line = {"evidence": files.evidence.read_bytes().hex(), "collateral": "-"}

@@ -1,4 +1,4 @@
-"""`attestkit verify` as a program: many files, a terminal, signals, and a PCCS to ask."""
+"""`attestkit verify` as a program: many files, a terminal, signals, and a PCCS."""
 
 import os
 import pty
@@ -16,7 +16,7 @@ import pytest
 from attestkit.__main__ import main
 from tests.cli import evidence_files
 from tests.cli.evidence_files import Files
-from tests.cli.pipes import being_read
+from tests.cli.pipes import wait_until_read
 from tests.serve.server import environment
 from tests.verifier import parcels
 
@@ -25,7 +25,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Good evidence in every form, and what it takes to believe it."""
+    """Valid evidence in every format, with trust anchor and collateral."""
     return evidence_files.write(tmp_path)
 
 
@@ -37,29 +37,29 @@ def _fifty(files: Files) -> list[str]:
     return [*map(str, paths), str(files.tampered())]
 
 
-def test_fifty_files_show_progress_on_a_terminal(files: Files) -> None:
-    """On stderr a bar moves; verdicts go to stdout, and the one bad file decides the exit code."""
-    ours, theirs = pty.openpty()
+def test_verify_many_files_shows_progress_bar(files: Files) -> None:
+    """A terminal at stderr gets a progress bar; results go to stdout."""
+    leader, follower = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "attestkit", "verify", *_fifty(files), *files.trusted],
         stdout=subprocess.PIPE,
-        stderr=theirs,
+        stderr=follower,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
     ) as process:
-        os.close(theirs)
+        os.close(follower)
         assert process.stdout is not None
-        told, bar = _both(process.stdout.fileno(), ours)
+        output, bar = _read_both(process.stdout.fileno(), leader)
         assert process.wait() == 2
-    os.close(ours)
+    os.close(leader)
     assert "verifying" in bar
     assert "/50" in bar
-    assert f"{files.folder}/tampered: " in bar  # what went wrong is there after the bar
-    assert "49 of 50 accepted, 1 not" in told
-    assert told.count("accepted  ") == 49
+    assert f"{files.folder}/tampered: " in bar  # errors follow the bar
+    assert "49 of 50 accepted, 1 not" in output
+    assert output.count("accepted  ") == 49
 
 
-def _both(stdout: int, terminal: int) -> tuple[str, str]:
-    """Read both to their ends; that of a terminal is an error of the system's."""
+def _read_both(stdout: int, terminal: int) -> tuple[str, str]:
+    """Read both to EOF, which for a terminal is an OSError."""
     found: dict[int, bytes] = {stdout: b"", terminal: b""}
     unread = set(found)
     while unread:
@@ -75,39 +75,39 @@ def _both(stdout: int, terminal: int) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_leaves_the_terminal_with_its_cursor(number: int, files: Files) -> None:
-    """The bar has hidden it; the signal ends the process all the same."""
+def test_signal_restores_terminal_cursor(number: int, files: Files) -> None:
+    """A signal ends the process after the cursor was restored."""
     pipe = files.folder / "pipe"
     os.mkfifo(pipe)
-    ours, theirs = pty.openpty()
+    leader, follower = pty.openpty()
     words = ["verify", *[str(files.evidence)] * 10, str(pipe), *files.trusted]
     with subprocess.Popen(
         [sys.executable, "-m", "attestkit", *words],
         env={**environment(), "TERM": "xterm"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=theirs,
+        stderr=follower,
     ) as process:
-        os.close(theirs)
-        with being_read(pipe, process):  # which is with the bar shown
+        os.close(follower)
+        with wait_until_read(pipe, process):  # with the bar shown
             process.send_signal(number)
         assert process.stdout is not None
-        _, bar = _both(process.stdout.fileno(), ours)
-    os.close(ours)
+        _, bar = _read_both(process.stdout.fileno(), leader)
+    os.close(leader)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert bar.rindex("\x1b[?25h") > bar.rindex("\x1b[?25l")
 
 
-def test_without_a_terminal_there_is_no_bar(files: Files, capsys: Capture) -> None:
-    """Then stderr has the refusals and nothing else."""
+def test_verify_without_terminal_has_no_progress_bar(files: Files, capsys: Capture) -> None:
+    """Without a terminal, stderr has only errors."""
     assert main(["verify", *_fifty(files), *files.trusted]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "verifying" not in err
 
 
-def test_a_closed_pipe_does_not_turn_a_rejection_into_good(files: Files) -> None:
-    """Whoever stops reading the verdicts still gets the exit code."""
+def test_verify_closed_pipe_keeps_exit_code(files: Files) -> None:
+    """A closed stdout does not change the exit code."""
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -125,17 +125,17 @@ def test_a_closed_pipe_does_not_turn_a_rejection_into_good(files: Files) -> None
 
 @pytest.fixture
 def pccs() -> Iterator[tuple[str, list[str]]]:
-    """A PCCS of the simulator's on a socket: its URL, and the paths that it was asked for."""
+    """A simulated PCCS: its URL, and the requested paths."""
     from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
 
-    asked: list[str] = []
+    requests: list[str] = []
     platform = parcels.PKI.platform()
     service = SimulatedPccs(parcels.collateral, [ServedPlatform(platform.qe_id, platform.pck_der)])
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
-            status, headers, body = service.answer(*self.path.partition("?")[::2])
+            requests.append(self.path)
+            status, headers, body = service.respond(*self.path.partition("?")[::2])
             self.send_response(status)
             for name, value in headers:
                 self.send_header(name, value)
@@ -150,30 +150,30 @@ def pccs() -> Iterator[tuple[str, list[str]]]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requests
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-def test_collateral_is_fetched_where_that_is_asked_for(
+def test_verify_fetches_collateral_only_on_request(
     pccs: tuple[str, list[str]], files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By option or by $PCCS_URL; once for many files; and never beside a file that is given."""
-    url, asked = pccs
+    """Collateral is fetched with --pccs or $PCCS_URL, once for many files, never beside a file."""
+    url, requests = pccs
     one = str(files.evidence)
     assert main(["verify", one, *files.anchored]) == 3
     assert main(["verify", one, *files.trusted]) == 0
-    assert asked == []
+    assert requests == []
     assert (
         main(["verify", *[one] * 12, str(files.certificate), *files.anchored, "--pccs", url]) == 0
     )
-    assert 0 < len(asked) < 12
-    asked.clear()
+    assert 0 < len(requests) < 12
+    requests.clear()
     monkeypatch.setenv("PCCS_URL", url)
     assert main(["verify", one, *files.trusted]) == 0
     assert main(["verify", str(files.bundle), *files.own_instant]) == 0
-    assert asked == []
+    assert requests == []
     assert main(["verify", one, *files.anchored]) == 0
-    assert asked
+    assert requests

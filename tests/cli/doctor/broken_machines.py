@@ -1,13 +1,13 @@
-"""Machines with one thing wrong each, and what a doctor has to say about it."""
+"""Machines with one problem each, and the expected advice of the doctor."""
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from attestkit.backends.linux.host_inspection import Cpu, Platform, platforms
+from attestkit.backends.linux.host_inspection import Cpu, Platform, detect_platforms
 from attestkit.backends.simulator import Simulator
-from attestkit.cli.doctor.examine import Examined, examine
+from attestkit.cli.doctor.examine import Diagnosis, examine
 from tests.backends.linux.machines import (
     MEASUREMENTS,
     MOUNTS,
@@ -16,9 +16,9 @@ from tests.backends.linux.machines import (
     TABLES,
     TDX_GUEST,
     ccel_table,
-    hyper_v,
     make,
-    ordinary,
+    make_hyper_v_cpuid,
+    ordinary_cpuid,
 )
 
 AREA = Simulator(seed=bytes(32)).read_event_log()
@@ -37,73 +37,79 @@ SNP_GUEST = {
 }
 CONTAINER = {".dockerenv": ""}
 NOT_MOUNTED = "\n".join(line for line in MOUNTS.splitlines() if "config" not in line)
-QUIET = {"configfs_tsm": None, "tdx_ioctl": "no way to a quote", "dstack_agent": "no agent"}
+BACKENDS = {"configfs_tsm": None, "tdx_ioctl": "no quote interface", "dstack_agent": "no agent"}
 
 
 class Broken(NamedTuple):
-    """A machine with one thing wrong, and what has to be said about it."""
+    """A machine with one problem, and texts that one sentence of the advice must contain."""
 
-    says: tuple[str, ...]  # in one and the same sentence
+    expected: tuple[str, ...]
     remove: tuple[str, ...] = ()  # files and folders
     add: Mapping[str, str | bytes] = {}
-    doors: Mapping[str, str] = {}  # the errno of a door that no plain file can give
-    vsock: str | None = None  # the errno of making a socket
+    errors: Mapping[str, str] = {}  # errno of paths, where a plain file cannot cause it
+    vsock: str | None = None  # errno of creating a socket
     platforms: tuple[Platform, ...] = ()
-    backends: Mapping[str, str | None] = {}  # other than those of QUIET
+    backends: Mapping[str, str | None] = {}  # other than those of BACKENDS
     files: Mapping[str, str | bytes] = GOOD
     kernel: str = "7.1.2"
 
 
-ALL_OUT: Mapping[str, str | None] = {"configfs_tsm": "configfs is broken", "tdx_ioctl": "no QGS"}
+ALL_UNAVAILABLE: Mapping[str, str | None] = {
+    "configfs_tsm": "configfs is broken",
+    "tdx_ioctl": "no QGS",
+}
 BROKEN = {
     "configfs not mounted": Broken(
         ("/" + REPORT, "(ENOENT)", "mount -t configfs none /sys/kernel/config"),
         remove=("sys/kernel/config",),
         add={"proc/self/mountinfo": NOT_MOUNTED},
-        backends=ALL_OUT,
+        backends=ALL_UNAVAILABLE,
     ),
     "configfs not in the container": Broken(
         ("/" + REPORT, "(ENOENT)", "docker run -v /sys/kernel/config:/sys/kernel/config"),
         remove=("sys/kernel/config",),
         add={"proc/self/mountinfo": NOT_MOUNTED, **CONTAINER},
-        backends=ALL_OUT,
+        backends=ALL_UNAVAILABLE,
     ),
     "core module not loaded": Broken(
         ("/" + REPORT, "(ENOENT)", "modprobe tsm_report, then modprobe tdx-guest"),
         remove=("sys/kernel/config/tsm",),
-        backends=ALL_OUT,
+        backends=ALL_UNAVAILABLE,
     ),
     "core module of an older kernel": Broken(
         ("/" + REPORT, "(ENOENT)", "modprobe tsm, then modprobe tdx-guest"),
         remove=("sys/kernel/config/tsm",),
         kernel="6.12.94",
-        backends=ALL_OUT,
+        backends=ALL_UNAVAILABLE,
     ),
     "kernel before configfs-tsm": Broken(
         ("/" + REPORT, "(ENOENT)", "Linux 6.6.30 has no configfs-tsm", "6.7"),
         remove=("sys/kernel/config/tsm",),
         kernel="6.6.30",
-        backends=ALL_OUT,
+        backends=ALL_UNAVAILABLE,
     ),
     "configfs read-only": Broken(
         ("/" + REPORT, "(EROFS)", "read-write", "mount -o remount,rw /sys/kernel/config"),
-        doors={"report": "EROFS"},
-        backends=ALL_OUT,
+        errors={"report": "EROFS"},
+        backends=ALL_UNAVAILABLE,
     ),
     "report folder of root": Broken(
         ("/" + REPORT, "(EACCES)", "run as root (sudo)"),
-        doors={"report": "EACCES"},
-        backends=ALL_OUT,
+        errors={"report": "EACCES"},
+        backends=ALL_UNAVAILABLE,
     ),
     "report folder is a file": Broken(
         ("/" + REPORT, "(ENOTDIR)", "mount -t configfs none"),
         remove=(REPORT,),
         add={REPORT: ""},
-        backends=ALL_OUT,
+        backends=ALL_UNAVAILABLE,
     ),
     "no provider": Broken(
         ("configfs_tsm:", "no TEE driver is registered: modprobe tdx-guest"),
-        backends={**ALL_OUT, "configfs_tsm": "no TEE driver is registered: modprobe tdx-guest"},
+        backends={
+            **ALL_UNAVAILABLE,
+            "configfs_tsm": "no TEE driver is registered: modprobe tdx-guest",
+        },
     ),
     "leftover entries": Broken(
         ("/" + REPORT, "attestkit-7-00", "rmdir"),
@@ -123,33 +129,33 @@ BROKEN = {
         kernel="5.15.1",
     ),
     "only a node of an old driver": Broken(
-        ("/dev/tdx_guest", "(ENOENT)", "/dev/tdx-attest is", "too old", "Linux 6.7"),
+        ("/dev/tdx_guest", "(ENOENT)", "/dev/tdx-attest exists", "too old", "Linux 6.7"),
         remove=("dev/tdx_guest",),
         add={"dev/tdx-attest": ""},
     ),
     "device of root": Broken(
         ("/dev/tdx_guest", "(EACCES)", "udevadm", 'KERNEL=="tdx_guest"', "usermod -aG tdx"),
-        doors={"tdx_guest": "EACCES"},
+        errors={"tdx_guest": "EACCES"},
     ),
     "device forbidden to the container": Broken(
         ("/dev/tdx_guest", "(EPERM)", "device rules", "--device /dev/tdx_guest"),
-        doors={"tdx_guest": "EPERM"},
+        errors={"tdx_guest": "EPERM"},
     ),
     "device is a folder": Broken(
-        ("/dev/tdx_guest", "(EISDIR)", "container engine", "--device /dev/tdx_guest"),
+        ("/dev/tdx_guest", "(EISDIR)", "Container engines", "--device /dev/tdx_guest"),
         remove=("dev/tdx_guest",),
         add={"dev/tdx_guest/": ""},
     ),
     "node without a driver": Broken(
-        ("/dev/tdx_guest", "(ENXIO)", "modprobe tdx-guest"), doors={"tdx_guest": "ENXIO"}
+        ("/dev/tdx_guest", "(ENXIO)", "modprobe tdx-guest"), errors={"tdx_guest": "ENXIO"}
     ),
     "device in use": Broken(
-        ("/dev/tdx_guest", "(EBUSY)", "fuser -v"), doors={"tdx_guest": "EBUSY"}
+        ("/dev/tdx_guest", "(EBUSY)", "fuser -v"), errors={"tdx_guest": "EBUSY"}
     ),
     "no quoting service named": Broken(
         ("/etc/tdx-attest.conf", "(ENOENT)", "port = 4050", "systemctl start qgsd"),
         remove=("sys/kernel/config/tsm",),
-        backends=ALL_OUT,
+        backends=ALL_UNAVAILABLE,
     ),
     "quoting service named badly": Broken(
         ("/etc/tdx-attest.conf", "port = 4050", "line 1"), add={"etc/tdx-attest.conf": "port 5\n"}
@@ -187,10 +193,10 @@ BROKEN = {
     ),
     "sysfs read-only": Broken(
         ("/rtmr3:sha384", "(EROFS)", "emit_event", f"-v /{MEASUREMENTS}:/{MEASUREMENTS}"),
-        doors={"rtmr3": "EROFS"},
+        errors={"rtmr3": "EROFS"},
     ),
     "RTMR files of root": Broken(
-        ("/rtmr3:sha384", "(EACCES)", "Run as root"), doors={"rtmr3": "EACCES"}
+        ("/rtmr3:sha384", "(EACCES)", "Run as root"), errors={"rtmr3": "EACCES"}
     ),
     "a file of RTMR3 is missing": Broken(
         ("/rtmr3:sha384", "(ENOENT)", "emit_event"), remove=(f"{MEASUREMENTS}/rtmr3:sha384",)
@@ -202,7 +208,7 @@ BROKEN = {
     ),
     "boot log of root": Broken(
         (f"/{TABLES}/data/CCEL", "(EACCES)", "Run as root", "DSTACK_CCEL_FILE"),
-        doors={"ccel_data": "EACCES"},
+        errors={"ccel_data": "EACCES"},
     ),
     "no boot log": Broken(
         (f"/{TABLES}/CCEL", "(ENOENT)", "OVMF"), remove=(f"{TABLES}/CCEL", f"{TABLES}/data")
@@ -216,7 +222,7 @@ BROKEN = {
         (f"/{TABLES}/data/CCEL", "(ENOENT)", "reserved no memory"), remove=(f"{TABLES}/data",)
     ),
     "damaged table": Broken(
-        (f"/{TABLES}/data/CCEL", "add up"),
+        (f"/{TABLES}/data/CCEL", "checksum"),
         add={f"{TABLES}/CCEL": ccel_table(size=len(AREA))[:-1] + b"\x01"},
     ),
     "damaged boot log": Broken(
@@ -228,7 +234,7 @@ BROKEN = {
         remove=("proc/sys/kernel/random",),
     ),
     "foreign extend": Broken(
-        ("/run/log/dstack/runtime_events.log", "something extended it", "Reboot the guest"),
+        ("/run/log/dstack/runtime_events.log", "RTMR3 is not zero", "Reboot the guest"),
         add={f"{MEASUREMENTS}/rtmr3:sha384": b"\x01" * 48},
     ),
     "damaged runtime log": Broken(
@@ -238,37 +244,37 @@ BROKEN = {
     "runtime log's folder of root": Broken(
         ("/run/log/dstack", "(EACCES)", "emit_event", "as root"),
         add={"run/log/dstack/": ""},
-        doors={"runtime_log": "EACCES"},
+        errors={"runtime_log": "EACCES"},
     ),
     "agent's socket is a folder": Broken(
-        ("/run/dstack.sock", "is a folder", "start the guest agent"),
+        ("/run/dstack.sock", "is a folder", "Start the agent"),
         add={"run/dstack.sock/": ""},
     ),
     "no keys": Broken(
         ("/.appkeys.json", "(ENOENT)", "--app-keys FILE", "DSTACK_HOST_SHARED_DIR"),
         remove=("dstack",),
     ),
-    "kernel that believes the host": Broken(
+    "kernel that does not check quote lengths": Broken(
         ("Linux 6.12.79", "CVE-2026-31470", "6.12.80"), kernel="6.12.79"
     ),
     "no driver on SEV-SNP": Broken(
         ("/dev/sev-guest", "(ENOENT)", "modprobe sev-guest"),
         files=SNP_GUEST,
         remove=("dev/sev-guest",),
-        backends=ALL_OUT,
+        backends=ALL_UNAVAILABLE,
     ),
     "no configfs on SEV-SNP": Broken(
         ("/" + REPORT, "(ENOENT)", "modprobe tsm_report, then modprobe sev-guest"),
         files=SNP_GUEST,
         remove=("sys/kernel/config/tsm",),
-        backends=ALL_OUT,
+        backends=ALL_UNAVAILABLE,
     ),
     "AWS Nitro": Broken(
         ("AWS Nitro enclave", "/dev/nsm", "not supported yet"), add={"dev/nsm": ""}
     ),
     "Azure paravisor": Broken(
         ("Azure TDX guest behind the paravisor", "not supported yet"),
-        platforms=platforms("/nonexistent", hyper_v(3)),
+        platforms=detect_platforms("/nonexistent", make_hyper_v_cpuid(3)),
     ),
 }
 
@@ -276,25 +282,25 @@ BROKEN = {
 NO_CPU = Cpu(known=True)
 
 
-def look_at_machine(root: Path, broken: Broken) -> Examined:
-    """Look at a machine where what is broken is broken, and no more than that."""
+def examine_machine(root: Path, broken: Broken) -> Diagnosis:
+    """Create and examine a machine with the problems of `broken`."""
     make(root, {**broken.files, "proc/sys/kernel/osrelease": f"{broken.kernel}\n"})
     for name in broken.remove:
         path = root / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     make(root, broken.add)
     found = examine(root)
-    # This machine's own CPU and sockets are not part of the tree.
-    around = found.around._replace(
+    # CPU and sockets of this machine are not part of the tree.
+    host = found.host._replace(
         cpu=NO_CPU,
-        platforms=broken.platforms or platforms(root, ordinary),
-        vsock=found.around.vsock._replace(socket=broken.vsock),
+        platforms=broken.platforms or detect_platforms(root, ordinary_cpuid),
+        vsock=found.host.vsock._replace(socket=broken.vsock),
     )
-    for name, error in broken.doors.items():
-        around = around._replace(**{name: getattr(around, name)._replace(error=error)})
+    for name, error in broken.errors.items():
+        host = host._replace(**{name: getattr(host, name)._replace(error=error)})
     return found._replace(
-        around=around,
-        backends={**QUIET, **broken.backends, "simulator": None},
+        host=host,
+        backends={**BACKENDS, **broken.backends, "simulator": None},
         by_name_only={},
         named_agent=None,
     )

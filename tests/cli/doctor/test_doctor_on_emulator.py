@@ -1,4 +1,4 @@
-"""The doctor on the emulated kernel: what works is told to work, what is broken is named."""
+"""`attestkit doctor` on emulated kernel interfaces."""
 
 import os
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ def running() -> Iterator[Emulator]:
 
 @pytest.fixture
 def machine(running: Emulator) -> Emulator:
-    """Return the guest, rebooted, with nothing wrong."""
+    """Return the guest, rebooted, without faults."""
     running.clear_faults()
     running.reboot()
     return running
 
 
-def examined(machine: Emulator, *, quote: bool = False) -> dict[str, Any]:
-    """Return what the doctor finds."""
+def diagnose(machine: Emulator, *, quote: bool = False) -> dict[str, Any]:
+    """Return the diagnosis."""
     return findings(machine.root, quote=quote)
 
 
@@ -42,7 +42,7 @@ def advice(found: dict[str, Any]) -> str:
 
 
 def emit(machine: Emulator) -> None:
-    """Extend and log as a program does."""
+    """Emit an event."""
     backend = ConfigfsTsm(root=machine.root)
     assert isinstance(backend, TdGuest)
     journal = backend.open_journal()
@@ -50,9 +50,9 @@ def emit(machine: Emulator) -> None:
     backend.close()
 
 
-def test_a_guest_in_order_gives_a_quote(machine: Emulator) -> None:
-    """Everything but the app's keys is there, and nothing stays behind."""
-    found = examined(machine, quote=True)
+def test_doctor_on_working_guest_gets_quote(machine: Emulator) -> None:
+    """A working guest returns a quote, lacks only app keys, and has no leftover entries."""
+    found = diagnose(machine, quote=True)
     assert (found["tee"], found["backends"]["configfs_tsm"]) == ("TDX", None)
     [trial] = found["quotes"]
     assert (trial["backend"], trial["error"]) == ("configfs_tsm", None)
@@ -60,82 +60,82 @@ def test_a_guest_in_order_gives_a_quote(machine: Emulator) -> None:
     assert trial["seconds"] > 0
     assert found["boot_log"]["events"] > 5
     assert found["runtime_log"]["state"] == "empty"
-    [told] = found["advice"]
-    assert ".appkeys.json" in told
+    [sentence] = found["advice"]
+    assert ".appkeys.json" in sentence
     assert machine.entries() == []
 
 
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("empty_outblob", ("configfs_tsm gave no quote", "quoting service")),
-        ("short_outblob", ("configfs_tsm gave no quote", "1000 bytes")),
-        ("eio", ("configfs_tsm gave no quote", "EIO")),
-        ("wrong_report_data", ("configfs_tsm gave no quote", "other report data")),
+        ("empty_outblob", ("configfs_tsm: no quote", "quoting service")),
+        ("short_outblob", ("configfs_tsm: no quote", "1000 bytes")),
+        ("eio", ("configfs_tsm: no quote", "EIO")),
+        ("wrong_report_data", ("configfs_tsm: no quote", "report data differs")),
     ],
 )
-def test_a_quote_that_fails_is_told(machine: Emulator, fault: str, words: tuple[str, ...]) -> None:
-    """The backend is usable, and what it then gave is named with its mend."""
+def test_doctor_reports_failed_quote(machine: Emulator, fault: str, words: tuple[str, ...]) -> None:
+    """A failed quote of a usable backend is reported with its error."""
     machine.fault(fault)
-    found = examined(machine, quote=True)
+    found = diagnose(machine, quote=True)
     assert found["backends"]["configfs_tsm"] is None
     for word in words:
         assert word in advice(found)
 
 
-def test_a_driver_that_left_is_told(machine: Emulator) -> None:
-    """The folder is there, an entry cannot be made: ENXIO, and what to load."""
+def test_doctor_reports_missing_driver(machine: Emulator) -> None:
+    """ENXIO from configfs-tsm is reported, with the module to load."""
     machine.fault("provider_leaves")
-    found = examined(machine)
+    found = diagnose(machine)
     assert "ENXIO" in found["backends"]["configfs_tsm"]
     assert "modprobe tdx-guest" in advice(found)
 
 
-def test_the_runtime_log_is_held_against_the_register(machine: Emulator) -> None:
-    """Agreement, a foreign extend, a kexec and a reboot each have their own words."""
+def test_doctor_compares_runtime_log_with_register(machine: Emulator) -> None:
+    """Agreement, a foreign extend, a reboot and a kexec are distinguished."""
     emit(machine)
-    assert examined(machine)["runtime_log"]["state"] == "agrees"
+    assert diagnose(machine)["runtime_log"]["state"] == "agrees"
     fd = os.open(machine.root / RTMR3, os.O_WRONLY)
     os.write(fd, b"\x01" * 48)
     os.close(fd)
-    found = examined(machine)
+    found = diagnose(machine)
     assert found["runtime_log"]["state"] == "foreign"
-    assert "something extended it" in advice(found)
+    assert "has extended it" in advice(found)
     machine.reboot()
-    assert examined(machine)["runtime_log"]["state"] == "earlier-boot"
+    assert diagnose(machine)["runtime_log"]["state"] == "earlier-boot"
     emit(machine)
     machine.kexec()
-    found = examined(machine)
+    found = diagnose(machine)
     assert found["runtime_log"]["state"] == "other-boot"
     assert "kexec" in advice(found)
 
 
-def test_a_leftover_entry_is_named(machine: Emulator) -> None:
-    """One of ours, whose process is gone."""
+def test_doctor_reports_leftover_entry(machine: Emulator) -> None:
+    """A configfs entry of a killed process is reported."""
     left = machine.root / "sys/kernel/config/tsm/report/attestkit-999999-00"
     left.mkdir()
-    found = examined(machine)
+    found = diagnose(machine)
     left.rmdir()
     assert found["report_entries"] == ["attestkit-999999-00"]
     assert "rmdir" in advice(found)
 
 
-def test_an_older_kernel_has_no_register_files() -> None:
-    """The register is read from a report there."""
+def test_doctor_on_older_kernel_reads_register_from_report() -> None:
+    """Without sysfs registers, RTMR3 is read from a TD report."""
     with emulator(kernel="6.12") as machine:
-        found = examined(machine)
+        found = diagnose(machine)
     assert found["doors"]["measurements"]["error"] == "ENOENT"
     assert found["runtime_log"]["state"] == "empty"
-    assert "/measurements: it is not there (ENOENT)" in advice(found)
+    assert "/measurements: not found (ENOENT)" in advice(found)
 
 
-def test_an_snp_guest_gives_a_report() -> None:
-    """Registers and boot logs are nobody's concern there."""
+def test_doctor_on_snp_guest_gets_report() -> None:
+    """On SEV-SNP a report is requested, and registers and boot log are ignored."""
     with emulator(provider="sev_guest") as machine:
-        found = examined(machine, quote=True)
+        found = diagnose(machine, quote=True)
     assert found["backends"]["configfs_tsm"] is None
     [trial] = found["quotes"]
     assert (trial["size"], trial["error"]) == (1184, None)
     assert found["tee"] in ("SEV-SNP", "unknown")
-    [told] = found["advice"]
-    assert ".appkeys.json" in told
+    [sentence] = found["advice"]
+    assert ".appkeys.json" in sentence

@@ -1,4 +1,4 @@
-"""Any file of the field is recognised by its content, and anything else refused in one line."""
+"""Detection of file formats by content, and input from stdin."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from attestkit.__main__ import main
 from attestkit.attestation import Attestation, Encoding
-from attestkit.cli.input.detect_format import recognise
+from attestkit.cli.input.detect_format import identify
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.quote import Quote
 from tests.attestation.samples import KINDS
@@ -43,64 +43,64 @@ SAMPLES = {
 
 @needs_shared
 @pytest.mark.parametrize(("name", "kind"), SAMPLES.items())
-def test_real_files_are_recognised(name: str, kind: str) -> None:
-    """Each real file is named for what it is."""
-    assert recognise(data(name)).kind == kind
+def test_identify_names_real_files(name: str, kind: str) -> None:
+    """Each real file has its format detected."""
+    assert identify(data(name)).kind == kind
 
 
 @needs_shared
-def test_hex_gives_what_the_bytes_give() -> None:
-    """Hex text, with or without 0x, is the same as the bytes it stands for."""
+def test_identify_hex_equals_binary() -> None:
+    """Hex text, with or without 0x, parses like the bytes."""
     raw = data("quotes/dcap-qvl/tdx_quote")
     for text in (raw.hex(), "0x" + raw.hex().upper() + "\n"):
-        found = recognise(text.encode())
+        found = identify(text.encode())
         assert isinstance(found.value, Quote)
         assert found.value == Quote.parse(raw)
 
 
 @pytest.mark.parametrize("encoding", get_args(Encoding))
-def test_evidence_in_every_encoding_is_evidence(encoding: Encoding) -> None:
-    """As bytes, as hex, and JSON also behind white space; what it says is the same."""
+def test_identify_evidence_in_every_encoding(encoding: Encoding) -> None:
+    """Evidence in every encoding is detected as bytes, hex, and JSON with white space."""
     raw = Attestation(KINDS[0]).to_bytes(encoding)
     forms = [raw, raw.hex().encode()]
     if encoding.startswith("json"):
         forms.append(b" \r\n\t" + raw + b"\n")
     for form in forms:
-        found = recognise(form)
+        found = identify(form)
         assert (found.kind, found.value) == ("evidence", Attestation(KINDS[0]))
 
 
-def test_an_array_does_not_make_a_cmw() -> None:
-    """Answers and logs with arrays where nobody looks stay what they are."""
-    answer = {"x": [1, 2], "attestation": Attestation(KINDS[0]).to_bytes().hex()}
-    assert recognise(json.dumps(answer).encode()).kind == "guest agent response"
-    assert recognise(b"[]").kind == "event log"
+def test_identify_json_with_arrays_is_not_cmw() -> None:
+    """Responses and logs with arrays are not taken for a CMW."""
+    response = {"x": [1, 2], "attestation": Attestation(KINDS[0]).to_bytes().hex()}
+    assert identify(json.dumps(response).encode()).kind == "guest agent response"
+    assert identify(b"[]").kind == "event log"
     for text in (b'{"quote":[0,""]}', b'[0,""]', b'{"__cmwc_t":7}'):
         with pytest.raises(FormatError):
-            recognise(text)
+            identify(text)
 
 
 @needs_shared
-def test_an_event_array_is_an_event_log() -> None:
-    """The event_log member of a response is recognised by itself."""
+def test_identify_event_array_is_event_log() -> None:
+    """The event_log member of a response is an event log."""
     log = json.loads(data("dstack/verifier/quote-report.json"))["event_log"]
-    assert recognise(log.encode()).kind == "event log"
+    assert identify(log.encode()).kind == "event log"
 
 
 @pytest.mark.parametrize(
     "junk", [b"", b"hello", b"\x7fELF" + bytes(200), b"{}", b"[1]", b"{" * 9999]
 )
-def test_anything_else_is_refused(junk: bytes) -> None:
-    """What is none of these is a FormatError, and says so."""
+def test_identify_unknown_format_raises_format_error(junk: bytes) -> None:
+    """An unknown format raises FormatError."""
     with pytest.raises(FormatError):
-        recognise(junk)
+        identify(junk)
 
 
 @given(st.binary(max_size=2000))
-def test_any_bytes_raise_only_our_errors(junk: bytes) -> None:
-    """Whatever the bytes, the answer is a value or an error of ours."""
+def test_identify_any_bytes_raises_only_attestkit_errors(junk: bytes) -> None:
+    """Arbitrary bytes raise only errors of attestkit."""
     with contextlib.suppress(AttestKitError):
-        recognise(junk)
+        identify(junk)
 
 
 # -- stdin -------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_any_bytes_raise_only_our_errors(junk: bytes) -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Good evidence in every form, and what it takes to believe it."""
+    """Valid evidence in every format, with trust anchor and collateral."""
     return evidence_files.write(tmp_path)
 
 
@@ -126,9 +126,11 @@ CEL = sorted((Path(__file__).parents[2] / "data" / "cel").glob("simulator.*"))
 
 
 @pytest.mark.parametrize("path", CEL, ids=[path.name for path in CEL])
-def test_canonical_event_logs_are_taken(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In each encoding one is recognised, shown, and replayed to the registers that are kept."""
-    assert recognise(path.read_bytes()).kind == "event log (CEL)"
+def test_canonical_event_log_is_shown_and_replayed(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CEL in each encoding is detected, shown and replayed."""
+    assert identify(path.read_bytes()).kind == "event log (CEL)"
     assert main(["show", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "event log (CEL)"
     assert main(["replay", str(path), "--json"]) == 0
@@ -137,22 +139,23 @@ def test_canonical_event_logs_are_taken(path: Path, capsys: pytest.CaptureFixtur
     assert [one["replayed"] for one in replayed] == registers
 
 
-def test_a_sequence_of_json_texts_is_a_canonical_event_log() -> None:
-    """And one that is broken is refused as what it is."""
+def test_identify_json_sequence_is_canonical_event_log() -> None:
+    """A JSON text sequence is a CEL, and a truncated one is refused."""
     records = json.loads(CEL[1].read_bytes())
     sequence = b"".join(b"\x1e" + json.dumps(one).encode() + b"\n" for one in records)
-    assert recognise(sequence).kind == "event log (CEL)"
-    assert recognise(sequence).raw == sequence
+    assert identify(sequence).kind == "event log (CEL)"
+    assert identify(sequence).raw == sequence
     for path in CEL:
-        with pytest.raises(FormatError, match="CEL record"):
-            recognise(path.read_bytes()[:-1])
+        with pytest.raises(FormatError) as caught:
+            identify(path.read_bytes()[:-1])
+        assert "CEL record" in str(caught.value)
 
 
 @pytest.mark.parametrize("command", ["verify", "show", "replay", "report", "policy"])
-def test_a_dash_is_stdin(
+def test_commands_read_evidence_from_stdin(
     command: str, files: Files, give: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every command that takes evidence takes it from a pipe, with the same outcome."""
+    """Every command that takes evidence reads it from `-`."""
     options = [] if command in {"show", "replay"} else files.trusted
     options = [*options, *(["-o", str(files.folder / "out")] if command == "report" else [])]
     give(files.evidence.read_bytes())
@@ -164,27 +167,27 @@ def test_a_dash_is_stdin(
     assert "attestkit: -: " in err
 
 
-def test_stdin_is_read_once(
+def test_second_use_of_stdin_is_usage_error(
     files: Files, give: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The second reader would find it empty, so it is told; the first has its verdict."""
+    """The second use of stdin is a usage error; the first has its result."""
     give(files.evidence.read_bytes())
     assert main(["verify", "--json", "-", "-", *files.trusted]) == 1
-    told = capsys.readouterr()
-    assert [one["exit_code"] for one in json.loads(told.out)["results"]] == [0, 1]
-    assert "can be read once" in told.err
+    captured = capsys.readouterr()
+    assert [one["exit_code"] for one in json.loads(captured.out)["results"]] == [0, 1]
+    assert "can be read only once" in captured.err
     give(files.evidence.read_bytes())
     assert main(["replay", "-", "--quote", "-"]) == 1
     give(files.collateral.read_bytes())
     assert main(["verify", str(files.evidence), *files.anchored, "--collateral", "-"]) == 0
 
 
-def test_stdin_is_bounded(
+def test_stdin_longer_than_limit_is_refused(
     give: Callable[[bytes], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """No more is read than of a file."""
+    """Stdin has the same size limit as a file."""
     monkeypatch.setattr("attestkit.cli.input.read_input.LARGEST", 10)
     give(bytes(12))
     assert main(["show", "-"]) == 5
@@ -192,10 +195,10 @@ def test_stdin_is_bounded(
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"[", b"\x30\x82\0"])
-def test_a_refusal_names_the_file(
+def test_show_error_names_file(
     content: bytes, files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where only its content was wrong."""
+    """An error about the content names the file."""
     path = files.put("wrong", content)
     assert main(["show", str(path)]) == 5
     assert capsys.readouterr().err.startswith(f"attestkit: {path}: ")

@@ -1,4 +1,4 @@
-"""`attestkit quote, attest, emit, key`: what is asked of which TEE, and where the answer goes."""
+"""`attestkit quote, attest, emit, key`: report data, outputs and keys."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from tests.serve.server import environment
 Capture = pytest.CaptureFixture[str]
 SEED = "11" * 32
 SIMULATED = ["--backend", "simulator", "--option", f"seed={SEED}"]
-SAID = "attestkit: SIMULATED: proves nothing about hardware"
+WARNING = "attestkit: SIMULATED: proves nothing about hardware"
 
 
 def _program(*words: str, **more: Any) -> "subprocess.CompletedProcess[bytes]":
@@ -42,11 +42,11 @@ def _quote(capsys: Capture, *words: str, code: int = 0) -> Quote:
     return Quote.parse(bytes.fromhex(json.loads(capsys.readouterr().out)["quote"]))
 
 
-# -- what it is over ------------------------------------------------------------------------------
+# -- report data ----------------------------------------------------------------------------------
 
 
-def test_report_data_is_given_in_three_ways(tmp_path: Path, capsys: Capture) -> None:
-    """As hex, as text and as a file, filled up with zeros; without any it is zeros."""
+def test_quote_reads_report_data_from_hex_text_or_file(tmp_path: Path, capsys: Capture) -> None:
+    """Report data from hex, text or a file is zero-padded; without it, it is zero."""
     file = tmp_path / "nonce"
     file.write_bytes(b"nonce")
     for words in (["--report-data", b"nonce".hex()], ["--text", "nonce"], ["--file", str(file)]):
@@ -55,13 +55,13 @@ def test_report_data_is_given_in_three_ways(tmp_path: Path, capsys: Capture) -> 
     assert _quote(capsys).report_data == bytes(64)
 
 
-def test_sha512_takes_any_length(tmp_path: Path, capsys: Capture) -> None:
-    """What is longer than report data is refused, with the way out; its hash is sealed if asked."""
+def test_quote_sha512_hashes_any_length(tmp_path: Path, capsys: Capture) -> None:
+    """Longer data is refused with a remedy, and hashed with --sha512."""
     content = bytes(3 << 20)
     file = tmp_path / "image"
     file.write_bytes(content)
     assert main(["quote", *SIMULATED, "--file", str(file)]) == 1
-    assert "more than 64 bytes, which report data has: --sha512" in capsys.readouterr().err
+    assert "more than 64 bytes; use --sha512" in capsys.readouterr().err
     hashed = hashlib.sha512(content).digest()
     assert _quote(capsys, "--file", str(file), "--sha512").report_data == hashed
     text = "x" * 65
@@ -72,58 +72,58 @@ def test_sha512_takes_any_length(tmp_path: Path, capsys: Capture) -> None:
     assert _quote(capsys, "--report-data", text.encode().hex(), "--sha512").report_data == hashed
 
 
-def test_report_data_from_stdin() -> None:
-    """The file `-` is stdin, whose bytes are sealed."""
+def test_quote_reads_report_data_from_stdin() -> None:
+    """`--file -` reads stdin."""
     done = _program("quote", *SIMULATED, "--file", "-", input=b"nonce")
     assert Quote.parse(done.stdout).report_data == b"nonce".ljust(64, b"\0")
 
 
-def test_hex_given_as_text_is_remarked(capsys: Capture) -> None:
-    """It is sealed as it stands, and said once, in one line, without Python's own warning."""
+def test_quote_text_that_looks_like_hex_warns_once(capsys: Capture) -> None:
+    """Hex given as --text is used as text, with one warning line."""
     digits = "ab" * 32
     assert main(["quote", *SIMULATED, "--text", digits, "--json"]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["report_data"] == digits.encode().hex()
-    assert [line for line in told.err.splitlines() if "SIMULATED" not in line] == [
-        "attestkit: --text looks like hex, and is taken as text: --report-data takes hex"
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["report_data"] == digits.encode().hex()
+    assert [line for line in captured.err.splitlines() if "SIMULATED" not in line] == [
+        "attestkit: --text: looks like hex and is used as text; use --report-data for hex"
     ]
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--report-data", "0g"], "--report-data is not hex"),
+        (["--report-data", "0g"], "--report-data: not hex"),
         (["--report-data", "00" * 65], "more than 64 bytes"),
-        (["--text", "a", "--file", "b"], "one of them"),
-        (["--text", "\udc80"], "--text is not UTF-8"),
-        (["--sha512"], "--sha512 of what?"),
+        (["--text", "a", "--file", "b"], "mutually exclusive"),
+        (["--text", "\udc80"], "--text: not UTF-8"),
+        (["--sha512"], "--sha512: nothing to hash"),
         (["--file", ""], "the path is empty"),
         (["--backend", ""], "--backend: the value is empty"),
-        (["--option", "seed"], "--option takes NAME=VALUE"),
-        (["--option", "=1"], "--option takes NAME=VALUE"),
+        (["--option", "seed"], "--option: not of the form NAME=VALUE"),
+        (["--option", "=1"], "--option: not of the form NAME=VALUE"),
         (["--option", "state_dir="], "--option state_dir: the value is empty"),
-        (["--option", f"seed={SEED}"], "--option seed is given twice"),
-        (["--option", "nothing=1"], "backend simulator has no such option; there are: seed,"),
-        (["--option", "quote_version=four"], "--option quote_version is a whole number"),
-        (["--option", "app_compose=xyz"], "--option app_compose is bytes in hex, or @FILE"),
-        (["--option", "app_compose=@/nowhere"], "--option app_compose /nowhere: No such file"),
-        (["--option", "now=1"], "backend simulator has no such option"),
-        (["-o", "-", "--json"], "both would go to stdout"),
-        (["-o", "/nowhere/x"], "-o /nowhere/x: cannot be written: No such file"),
-        (["-o", "/"], "-o /: cannot be written: Is a directory"),
+        (["--option", f"seed={SEED}"], "--option seed: given twice"),
+        (["--option", "nothing=1"], "unknown option of backend simulator; known options: seed,"),
+        (["--option", "quote_version=four"], "--option quote_version: must be a whole number"),
+        (["--option", "app_compose=xyz"], "--option app_compose: must be bytes in hex, or @FILE"),
+        (["--option", "app_compose=@/nowhere"], "--option app_compose: /nowhere: No such file"),
+        (["--option", "now=1"], "unknown option of backend simulator"),
+        (["-o", "-", "--json"], "both write to stdout"),
+        (["-o", "/nowhere/x"], "-o /nowhere/x: cannot write: No such file"),
+        (["-o", "/"], "-o /: cannot write: Is a directory"),
     ],
 )
-def test_wrong_use_is_one_line(words: list[str], text: str, capsys: Capture) -> None:
-    """Exit code 1, and a line that says what is wanted."""
+def test_quote_usage_error_is_one_line(words: list[str], text: str, capsys: Capture) -> None:
+    """A usage error has exit code 1 and one line that names the problem."""
     assert main(["quote", *SIMULATED, *words]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    [line] = [line for line in told.err.splitlines() if not line.startswith(SAID)]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    [line] = [line for line in captured.err.splitlines() if not line.startswith(WARNING)]
     assert text in line
 
 
-def test_no_option_s_value_is_repeated(capsys: Capture) -> None:
-    """A seed with a slip is a secret nonetheless."""
+def test_quote_error_omits_option_value(capsys: Capture) -> None:
+    """An error does not repeat the value of an option, which may be a secret."""
     secret = SEED[:-2] + "zz"
     for option in (f"seed={secret}", secret):
         assert main(["quote", "--backend", "simulator", "--option", option]) == 1
@@ -143,66 +143,66 @@ def test_no_option_s_value_is_repeated(capsys: Capture) -> None:
         (SEED,),
     ],
 )
-def test_no_seed_in_the_wrong_place_is_repeated(words: tuple[str, ...], capsys: Capture) -> None:
-    """Nor one as the name of a file, behind an option that is none, or as a word too many."""
+def test_error_omits_misplaced_seed(words: tuple[str, ...], capsys: Capture) -> None:
+    """A seed as a file name, unknown option or extra argument is not repeated."""
     assert main([*words]) in {1, 5}
-    told = capsys.readouterr()
-    assert told.err.startswith("attestkit: ")
-    assert SEED not in told.out + told.err
+    captured = capsys.readouterr()
+    assert captured.err.startswith("attestkit: ")
+    assert SEED not in captured.out + captured.err
 
 
-def test_what_cannot_be_read_is_code_5(tmp_path: Path, capsys: Capture) -> None:
-    """A file that is missing, and a folder."""
+def test_quote_unreadable_file_is_code_5(tmp_path: Path, capsys: Capture) -> None:
+    """A missing file or a folder has exit code 5."""
     for path in (tmp_path / "none", tmp_path):
         assert main(["quote", *SIMULATED, "--file", str(path)]) == 5
         assert str(path) in capsys.readouterr().err
 
 
-# -- where it goes --------------------------------------------------------------------------------
+# -- outputs --------------------------------------------------------------------------------------
 
 
-def test_a_pipe_gets_the_bytes_and_a_terminal_hex() -> None:
-    """Raw bytes never reach a terminal; what it shows is the same in hex."""
+def test_quote_writes_bytes_to_pipe_and_hex_to_terminal() -> None:
+    """A pipe gets raw bytes, a terminal hex."""
     raw = _program("quote", *SIMULATED, "--text", "x")
     assert raw.returncode == 0
-    assert raw.stderr.decode().startswith(SAID)
+    assert raw.stderr.decode().startswith(WARNING)
     quote = Quote.parse(raw.stdout)
-    ours, theirs = pty.openpty()
+    leader, follower = pty.openpty()
     try:
         with subprocess.Popen(
             [sys.executable, "-m", "attestkit", "quote", *SIMULATED, "--text", "x"],
-            stdout=theirs,
+            stdout=follower,
             stderr=subprocess.DEVNULL,
             env=environment(),
         ) as shown:
-            os.close(theirs)
-            told = b""
+            os.close(follower)
+            captured = b""
             while True:
                 try:
-                    piece = os.read(ours, 65536)
-                except OSError:  # the other end is gone
+                    piece = os.read(leader, 65536)
+                except OSError:  # EOF
                     break
-                told += piece
+                captured += piece
         assert shown.returncode == 0
     finally:
-        os.close(ours)
-    assert bytes.fromhex(told.decode())[: len(quote.signed_region)] == quote.signed_region
+        os.close(leader)
+    assert bytes.fromhex(captured.decode())[: len(quote.signed_region)] == quote.signed_region
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path, capsys: Capture) -> None:
-    """With the bytes alone; what was said of it goes to stdout."""
+def test_attest_output_replaces_file(tmp_path: Path, capsys: Capture) -> None:
+    """The file has only the evidence; the description goes to stdout."""
     path = tmp_path / "evidence"
     path.write_bytes(b"old" * 10000)
     assert main(["attest", *SIMULATED, "--text", "nonce", "-o", str(path)]) == 0
     size = path.stat().st_size
-    said = f"[ok] {path}: evidence of dstack-tdx, v1, {size} bytes\n"
-    assert capsys.readouterr().out == said
+    expected = f"[ok] {path}: evidence of dstack-tdx, v1, {size} bytes\n"
+    assert capsys.readouterr().out == expected
     assert Attestation.from_bytes(path.read_bytes()).report_data.startswith(b"nonce\0")
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_no_input_is_written_over(tmp_path: Path, capsys: Capture) -> None:
-    """Neither the file that is sealed, nor one that an option of the backend names."""
+def test_quote_does_not_overwrite_inputs(tmp_path: Path, capsys: Capture) -> None:
+    """Neither the --file input nor a file of a backend option is overwritten."""
     seed = tmp_path / "seed"
     seed.write_bytes(bytes.fromhex(SEED))
     alias = tmp_path / "alias"
@@ -211,7 +211,7 @@ def test_no_input_is_written_over(tmp_path: Path, capsys: Capture) -> None:
     assert main(["quote", *named, "-o", str(alias)]) == 1
     assert main(["quote", *SIMULATED, "--file", str(seed), "-o", str(alias)]) == 1
     assert main(["quote", *named, "--record", str(alias)]) == 1
-    assert capsys.readouterr().err.count("which is read: write to another file") == 3
+    assert capsys.readouterr().err.count("same file as input") == 3
     assert seed.read_bytes() == bytes.fromhex(SEED)
 
 
@@ -219,8 +219,8 @@ def test_no_input_is_written_over(tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["v0", "v1", "cbor", "json"])
-def test_evidence_in_each_encoding(encoding: Encoding) -> None:
-    """What comes out of the pipe is evidence of the TD that the seed makes."""
+def test_attest_encoding_round_trips(encoding: Encoding) -> None:
+    """Evidence in each encoding parses and is re-encoded identically."""
     done = _program("attest", *SIMULATED, "--report-data", "00ff", "--encoding", encoding)
     evidence = Attestation.from_bytes(done.stdout)
     with attestkit.open("simulator", seed=bytes.fromhex(SEED)) as tee:
@@ -228,8 +228,8 @@ def test_evidence_in_each_encoding(encoding: Encoding) -> None:
         assert evidence.to_bytes(encoding) == done.stdout
 
 
-def test_an_event_is_in_later_evidence(tmp_path: Path, capsys: Capture) -> None:
-    """A TD that is kept has it; its payload can be hex, text, or a file."""
+def test_emit_event_is_in_later_evidence(tmp_path: Path, capsys: Capture) -> None:
+    """Events with hex, text and file payloads are in the evidence of a stored TD."""
     kept = [*SIMULATED, "--option", f"state_dir={tmp_path / 'td'}"]
     file = tmp_path / "payload"
     file.write_bytes(b"\1\2")
@@ -240,7 +240,7 @@ def test_an_event_is_in_later_evidence(tmp_path: Path, capsys: Capture) -> None:
         ["four"],
     ):
         assert main(["emit", *kept, *words]) == 0
-    assert "would keep this TD" not in capsys.readouterr().err
+    assert "state_dir=DIR" not in capsys.readouterr().err
     assert main(["attest", *kept, "--json"]) == 0
     evidence = Attestation.from_bytes(
         bytes.fromhex(json.loads(capsys.readouterr().out)["evidence"])
@@ -252,42 +252,42 @@ def test_an_event_is_in_later_evidence(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["x", "0"], "HEX is not hex"),
-        (["x", "00", "--text", "y"], "HEX, --text and --file: one of them"),
+        (["x", "0"], "HEX: not hex"),
+        (["x", "00", "--text", "y"], "HEX, --text and --file: mutually exclusive"),
         (["app-id", "00"], "event name 'app-id' is reserved"),
         (["", "00"], "event name cannot be empty"),
         ([], "Missing argument 'NAME'"),
     ],
 )
-def test_events_that_cannot_be(words: list[str], text: str, capsys: Capture) -> None:
-    """Exit code 1, with the reason."""
+def test_emit_rejects_invalid_event(words: list[str], text: str, capsys: Capture) -> None:
+    """An invalid event has exit code 1 and a reason."""
     assert main(["emit", *SIMULATED, *words]) == 1
     assert text in capsys.readouterr().err
 
 
-# -- a simulator's own -----------------------------------------------------------------------------
+# -- simulator -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("scenario", "code"), [("ok-v4", 0), ("pck-revoked", 2), ("tcb-OutOfDate", 4), ("snp", 0)]
 )
-def test_what_it_takes_to_believe_it(
+def test_attest_saves_trust_files_for_verify(
     scenario: str, code: int, tmp_path: Path, capsys: Capture
 ) -> None:
-    """Evidence, root and collateral of one call are judged as the scenario says."""
+    """Evidence verifies with the saved root and collateral as its scenario defines."""
     evidence, root, collateral = (tmp_path / name for name in ("evidence", "root", "collateral"))
-    made = ["attest", *SIMULATED, "--option", f"scenario={scenario}", "-o", str(evidence)]
-    made += ["--save-trust-anchor", str(root)]
-    judged = ["verify", str(evidence), "--trust-anchor", str(root)]
+    attest = ["attest", *SIMULATED, "--option", f"scenario={scenario}", "-o", str(evidence)]
+    attest += ["--save-trust-anchor", str(root)]
+    verify = ["verify", str(evidence), "--trust-anchor", str(root)]
     if scenario != "snp":
-        made += ["--save-collateral", str(collateral)]
-        judged += ["--collateral", str(collateral)]
-    assert main(made) == 0
-    assert main(judged) == code, capsys.readouterr().err
+        attest += ["--save-collateral", str(collateral)]
+        verify += ["--collateral", str(collateral)]
+    assert main(attest) == 0
+    assert main(verify) == code, capsys.readouterr().err
 
 
-def test_what_is_malformed_can_be_had(capsys: Capture) -> None:
-    """A scenario's quote that nobody should take is refused, unless it is asked for as it is."""
+def test_quote_unchecked_writes_malformed_quote(capsys: Capture) -> None:
+    """A malformed quote is refused, and written with --unchecked."""
     words = ["quote", *SIMULATED, "--option", "scenario=vendor-id-wrong", "--json"]
     assert main(words) == 3
     assert "malformed quote" in capsys.readouterr().err
@@ -297,15 +297,15 @@ def test_what_is_malformed_can_be_had(capsys: Capture) -> None:
         Quote.parse(raw)
 
 
-def test_hardware_has_no_such_files(
+def test_quote_trust_files_require_simulator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """They are the simulator's; and neither goes to stdout."""
+    """Trust files require the simulator, and are not written to stdout."""
     monkeypatch.setattr(backends, "load", lambda name: {"snp_guest": SnpGuest}[name])
     path = tmp_path / "root"
     for words in (["--save-trust-anchor", str(path)], ["--save-collateral", str(path)]):
         assert main(["quote", "--unchecked", "--backend", "snp_guest", *words]) == 1
-        assert "are of the simulator, and this is snp_guest" in capsys.readouterr().err
+        assert "not supported by backend snp_guest" in capsys.readouterr().err
         assert main(["quote", *SIMULATED, words[0], "-"]) == 1
         assert "name a file" in capsys.readouterr().err
     assert not path.exists()
@@ -314,8 +314,8 @@ def test_hardware_has_no_such_files(
 # -- keys -----------------------------------------------------------------------------------------
 
 
-def test_a_key_is_the_library_s(capsys: Capture) -> None:
-    """Shared or separated; for people both keys are shown, with --public one."""
+def test_key_prints_derived_key(capsys: Capture) -> None:
+    """The key equals that of the library, with --public only the public part."""
     with attestkit.open("simulator", seed=bytes.fromhex(SEED)) as tee:
         shared = tee.keys.derive("wallet/eth", "signing", "ed25519")
         separated = tee.keys.derive_separated("wallet/eth", "x25519")
@@ -333,31 +333,31 @@ def test_a_key_is_the_library_s(capsys: Capture) -> None:
     assert capsys.readouterr().out == f"{secret}\n"
 
 
-def test_a_key_in_a_file_is_its_owner_s(tmp_path: Path, capsys: Capture) -> None:
-    """Mode 0600 also where the file was there; stdout and stderr have the public key alone."""
+def test_key_output_file_has_mode_0600(tmp_path: Path, capsys: Capture) -> None:
+    """The key file has mode 0600, and the secret is not printed."""
     path = tmp_path / "key"
     path.touch(mode=0o644)
     for more in ([], ["--json"]):
         assert main(["key", *SIMULATED, "x", "-o", str(path), *more]) == 0
-        told = capsys.readouterr()
+        captured = capsys.readouterr()
         secret = path.read_text().strip()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert len(secret) == 64
-        assert secret not in told.out + told.err
+        assert secret not in captured.out + captured.err
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--algorithm", "p256"], "--algorithm p256 needs --separated"),
+        (["--algorithm", "p256"], "--algorithm p256: requires --separated"),
         (["--separated", "--purpose", "x"], "--purpose and --separated"),
         (["--public", "-o", "x"], "--public and -o"),
         (["--algorithm", "rsa"], "'rsa' is not one of"),
     ],
 )
-def test_keys_that_cannot_be(words: list[str], text: str, capsys: Capture) -> None:
-    """Exit code 1, with the reason, and nothing is shown."""
+def test_key_usage_error_is_reported(words: list[str], text: str, capsys: Capture) -> None:
+    """Invalid options have exit code 1 and print no key."""
     assert main(["key", *SIMULATED, "x", *words]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert text in told.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert text in captured.err

@@ -1,4 +1,4 @@
-"""`--backend`, `--option`, `--record`: which TEE a command asks, and what its backend is told."""
+"""`--backend`, `--option` and `--record` of device commands."""
 
 import io
 import json
@@ -21,37 +21,41 @@ from tests.vectors import SHARED, needs_shared
 Capture = pytest.CaptureFixture[str]
 SEED = "11" * 32
 SIMULATED = ["--backend", "simulator", "--option", f"seed={SEED}"]
-SAID = "attestkit: SIMULATED: proves nothing about hardware"
+WARNING = "attestkit: SIMULATED: proves nothing about hardware"
 
 
-def test_nothing_here_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    """Exit code 3 in one short line; the simulator is named, and never taken."""
+def test_device_commands_without_tee_name_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Without a TEE, the exit code is 3 and the line names the simulator, which is not used."""
     monkeypatch.setattr(backends, "AUTO_ORDER", ())
     monkeypatch.delenv("ATTESTKIT_BACKEND", raising=False)
     for words in (["quote"], ["attest"], ["emit", "x"], ["key", "x"]):
         assert main(words) == 3
-        told = capsys.readouterr()
-        assert told.out == ""
-        assert told.err == (
-            "attestkit: no TEE can be used here: attestkit doctor says what is missing, and what "
-            "to do about it; for development there is --backend simulator\n"
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err == (
+            "attestkit: no usable TEE found; run attestkit doctor for what is missing, or use "
+            "--backend simulator for development\n"
         )
 
 
-def test_the_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    """As for the library, and the option is stronger."""
+def test_backend_option_overrides_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """$ATTESTKIT_BACKEND selects the backend, and --backend overrides it."""
     monkeypatch.setenv("ATTESTKIT_BACKEND", "simulator")
     assert main(["quote", "--json"]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["simulated"] is True
-    assert told.err.startswith(SAID)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["simulated"] is True
+    assert captured.err.startswith(WARNING)
     assert main(["quote", "--backend", "nothing"]) == 1
-    assert "no backend is called 'nothing'" in capsys.readouterr().err
+    assert "backend: unknown name: 'nothing'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("prefix", ["", "0x", "0X"])
-def test_hex_may_begin_with_0x(prefix: str, capsys: Capture) -> None:
-    """Wherever there is hex, in small and in capital letters."""
+def test_hex_options_accept_0x_prefix(prefix: str, capsys: Capture) -> None:
+    """Hex may start with 0x or 0X, in either case."""
     words = ["--backend", "simulator", "--option", f"seed={prefix}{SEED}", "--json"]
     assert main(["quote", *words, "--report-data", f"{prefix}AB"]) == 0
     assert json.loads(capsys.readouterr().out)["report_data"] == "ab".ljust(128, "0")
@@ -59,15 +63,15 @@ def test_hex_may_begin_with_0x(prefix: str, capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out)["event"]["payload"] == "ab"
 
 
-def test_a_hardware_backend_that_is_not_here_is_code_3(tmp_path: Path, capsys: Capture) -> None:
-    """With the path that was looked at, which its own option moved."""
+def test_quote_without_hardware_is_code_3(tmp_path: Path, capsys: Capture) -> None:
+    """A missing hardware backend has exit code 3 and names the path."""
     for name in ("configfs_tsm", "tdx_ioctl"):
         assert main(["quote", "--backend", name, "--option", f"root={tmp_path}"]) == 3
         assert str(tmp_path) in capsys.readouterr().err
 
 
-def test_a_recording_answers_as_it_was_answered(tmp_path: Path, capsys: Capture) -> None:
-    """Byte for byte, and nothing else: a new nonce was not asked then. It is never written over."""
+def test_recording_replays_recorded_evidence(tmp_path: Path, capsys: Capture) -> None:
+    """A recording returns identical evidence, refuses other requests, and is not overwritten."""
     record, root = str(tmp_path / "recording"), str(tmp_path / "root")
     recording = [*SIMULATED, "--record", record, "--text", "x"]
     one, other = tmp_path / "one", tmp_path / "other"
@@ -79,11 +83,11 @@ def test_a_recording_answers_as_it_was_answered(tmp_path: Path, capsys: Capture)
     assert main([*replayed, "--text", "y"]) == 3
     assert "was not recorded" in capsys.readouterr().err
     assert main(["attest", *recording]) == 1
-    assert "is not written over" in capsys.readouterr().err
+    assert "never overwritten" in capsys.readouterr().err
 
 
-def test_faults_strike(capsys: Capture) -> None:
-    """A device that is busy, or gives nothing, is code 3, in one line that names the fault."""
+def test_quote_reports_injected_fault(capsys: Capture) -> None:
+    """An injected fault has exit code 3 and one line that names it."""
     for fault in ("ebusy", "empty_outblob"):
         assert main(["quote", *SIMULATED, "--option", f"faults={fault}"]) == 3
         [_, line] = capsys.readouterr().err.splitlines()
@@ -91,7 +95,7 @@ def test_faults_strike(capsys: Capture) -> None:
 
 
 class _Plugin:
-    """A backend with an option of every kind."""
+    """A backend with an option of every type."""
 
     name = "plugin"
     taken: dict[str, object]
@@ -122,15 +126,15 @@ class _Plugin:
             "anything": anything,
             "unknown": unknown,
         }
-        raise UsageError("this one only looks at its options")
+        raise UsageError("this one only looks at its options", reason="wrong_value")
 
-    del __init__.__annotations__["unknown"]  # as with an option whose type nobody wrote down
+    del __init__.__annotations__["unknown"]  # like an option without a type annotation
 
 
-def test_options_become_what_the_signature_says(
+def test_backend_options_are_converted_by_signature(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """Of any backend: bytes, numbers, switches, choices, paths, text; what is none of it is not."""
+    """Options are converted to the types of the backend's signature."""
     monkeypatch.setattr(backends, "load", lambda name: {"plugin": _Plugin}[name])
     blob = tmp_path / "blob"
     blob.write_bytes(b"\1\2")
@@ -158,17 +162,17 @@ def test_options_become_what_the_signature_says(
     }
     assert "hook" not in option_types(untyped(_Plugin))
     for option, text in (
-        ("version=6", "--option version is one of 4, 5"),
-        ("flag=maybe", "--option flag is true or false"),
-        ("seconds=soon", "--option seconds is a number"),
+        ("version=6", "--option version: must be one of 4, 5"),
+        ("flag=maybe", "--option flag: must be true or false"),
+        ("seconds=soon", "--option seconds: must be a number"),
     ):
         assert main(["quote", "--backend", "plugin", "--option", option]) == 1
         assert text in capsys.readouterr().err
 
 
 @needs_shared
-def test_a_quote_of_snp_is_its_report(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    """Where there are no quotes users get what their hardware signs, over what they asked."""
+def test_quote_on_snp_writes_report(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """On SEV-SNP, `quote` writes the report with the requested report data."""
     digits = (SHARED / "data/snp/virtee-sev/report_milan.hex").read_text()
     monkeypatch.setattr(SnpGuest, "raw", bytes.fromhex(digits.strip()))
     monkeypatch.setattr(backends, "load", lambda name: {"snp_guest": SnpGuest}[name])
@@ -180,8 +184,8 @@ def test_a_quote_of_snp_is_its_report(monkeypatch: pytest.MonkeyPatch, capsys: C
     assert len(raw) == 1184
     assert raw[0x50:0x90] == b"nonce".ljust(64, b"\0")
     assert main(["quote", "--backend", "snp_guest", "--json"]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["kind"] == "SEV-SNP report"
-    assert told.err == ""
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["kind"] == "SEV-SNP report"
+    assert captured.err == ""
     assert main(["emit", "--backend", "snp_guest", "x"]) == 3
     assert "no run-time registers" in capsys.readouterr().err

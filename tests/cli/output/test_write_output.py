@@ -1,4 +1,4 @@
-"""Outputs: no command writes over a file that it reads, by whatever name it is given."""
+"""Output files, which never overwrite inputs or each other."""
 
 import itertools
 import os
@@ -24,50 +24,52 @@ COMMANDS = {
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Good evidence in every form, and what it takes to believe it."""
+    """Valid evidence in every format, with trust anchor and collateral."""
     return evidence_files.write(tmp_path)
 
 
-def _alias(path: Path, how: str) -> Path:
+def _alias(path: Path, alias_type: str) -> Path:
     other = path.with_name("alias")
-    if how == "symlink":
+    if alias_type == "symlink":
         other.symlink_to(path.name)
-    elif how == "hard link":
+    elif alias_type == "hard link":
         os.link(path, other)
     else:
-        return {"itself": path, "dots": path.parent / ".." / path.parent.name / path.name}[how]
+        return {"itself": path, "dots": path.parent / ".." / path.parent.name / path.name}[
+            alias_type
+        ]
     return other
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-@pytest.mark.parametrize("how", ["itself", "dots", "symlink", "hard link"])
-def test_evidence_is_not_written_over(
-    command: str, how: str, files: Files, capsys: Capture
+@pytest.mark.parametrize("alias_type", ["itself", "dots", "symlink", "hard link"])
+def test_output_equal_to_evidence_is_refused(
+    command: str, alias_type: str, files: Files, capsys: Capture
 ) -> None:
-    """Refused as usage before anything is judged, and the evidence is what it was."""
-    was = files.evidence.read_bytes()
-    alias = str(_alias(files.evidence, how))
+    """An output that is the evidence file, by any name, is refused before verification."""
+    before = files.evidence.read_bytes()
+    alias = str(_alias(files.evidence, alias_type))
     name, option = COMMANDS[command]
     assert main([name, str(files.evidence), *files.trusted, option, alias]) == 1
-    assert files.evidence.read_bytes() == was
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert f"{option} {alias} is " in told.err
+    assert files.evidence.read_bytes() == before
+    errors = capsys.readouterr()
+    assert errors.out == ""
+    assert f"{option} {alias}: same file as input " in errors.err
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 @pytest.mark.parametrize("option", ["--collateral", "--trust-anchor", "--policy", "--certificate"])
-def test_files_of_options_are_not_written_over(command: str, option: str, files: Files) -> None:
-    """Neither are root, collateral, policy and certificates."""
+def test_output_equal_to_option_file_is_refused(command: str, option: str, files: Files) -> None:
+    """An output that is a file of an option is refused."""
     path = {
         "--collateral": files.collateral,
         "--policy": files.put("rules.toml", b'preset = "default"\n'),
     }.get(option, files.anchor)
-    was = path.read_bytes()
+    before = path.read_bytes()
     name, output = COMMANDS[command]
     words = [*files.trusted, *([] if option in files.trusted else [option, str(path)])]
     assert main([name, str(files.evidence), *words, output, str(path)]) == 1
-    assert path.read_bytes() == was
+    assert path.read_bytes() == before
     fresh = str(files.folder / "fresh")
     assert main([name, str(files.evidence), *words, output, fresh]) == 0
 
@@ -77,38 +79,38 @@ OUTPUTS = ("-o", "--save-trust-anchor", "--save-collateral", "--record")
 
 @pytest.mark.parametrize("command", ["quote", "attest"])
 @pytest.mark.parametrize("pair", list(itertools.combinations(OUTPUTS, 2)), ids=" ".join)
-@pytest.mark.parametrize("there", ["", "there"])
-def test_outputs_are_not_written_over_each_other(
-    command: str, pair: tuple[str, str], there: str, tmp_path: Path, capsys: Capture
+@pytest.mark.parametrize("existing", ["", "existing"])
+def test_outputs_to_same_file_are_refused(
+    command: str, pair: tuple[str, str], existing: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    """Two that are one file, there or not yet, are usage: only the last would be left."""
+    """Two outputs to the same file, existing or not, are a usage error."""
     one, other = tmp_path / "one", tmp_path / "alias"
     other.symlink_to("one")
-    if there:
+    if existing:
         one.touch()
     words = [command, "--json", "--backend", "simulator", pair[0], str(one), pair[1], str(other)]
     assert main(words) == 1
-    assert ", too: write to another file" in capsys.readouterr().err
-    assert one.exists() == bool(there)
-    if there:
+    assert "use another file" in capsys.readouterr().err
+    assert one.exists() == bool(existing)
+    if existing:
         assert one.read_bytes() == b""
 
 
-def test_a_key_and_a_recording_are_two_files(tmp_path: Path, capsys: Capture) -> None:
-    """The key would be gone; a device, which keeps nothing, may be named twice."""
+def test_key_and_recording_to_same_file_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    """Key and recording must be different files; a device may be used twice."""
     words = ["key", "path", "--backend", "simulator", "--record", str(tmp_path / "one"), "-o"]
     assert main([*words, str(tmp_path / "one")]) == 1
-    assert ", too: write to another file" in capsys.readouterr().err
+    assert "use another file" in capsys.readouterr().err
     null = ["-o", "/dev/null", "--save-trust-anchor", "/dev/null"]
     assert main(["quote", "--backend", "simulator", *null]) == 0
 
 
 @pytest.mark.parametrize("option", OUTPUTS)
-@pytest.mark.parametrize("where", ["name", "folder", "loop", "under a loop"])
-def test_a_path_that_cannot_be_looked_up_is_wrong_use(
-    option: str, where: str, tmp_path: Path, capsys: Capture
+@pytest.mark.parametrize("problem", ["name", "folder", "loop", "under a loop"])
+def test_output_unresolvable_path_is_one_line(
+    option: str, problem: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    """One line says what is wrong with it: too long a name, or links that lead nowhere."""
+    """A path that cannot be resolved is a usage error in one line."""
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     path = {
@@ -116,19 +118,19 @@ def test_a_path_that_cannot_be_looked_up_is_wrong_use(
         "folder": tmp_path / ("n" * 300) / "quote",
         "loop": loop,
         "under a loop": loop / "quote",
-    }[where]
+    }[problem]
     assert main(["quote", "--backend", "simulator", option, str(path)]) == 1
-    told = [line for line in capsys.readouterr().err.splitlines() if "SIMULATED" not in line]
-    assert len(told) == 1
-    assert str(path) in told[0]
+    errors = [line for line in capsys.readouterr().err.splitlines() if "SIMULATED" not in line]
+    assert len(errors) == 1
+    assert str(path) in errors[0]
     assert loop.is_symlink()
 
 
 @pytest.mark.parametrize("option", OUTPUTS)
-def test_a_folder_that_may_not_be_searched_is_wrong_use(option: str, tmp_path: Path) -> None:
-    """One line says that it is closed to us."""
+def test_output_in_inaccessible_folder_is_one_line(option: str, tmp_path: Path) -> None:
+    """A path in an inaccessible folder is a usage error in one line."""
     if not os.geteuid() and shutil.which("setpriv") is None:
-        pytest.skip("root may search every folder, and setpriv is not here (util-linux)")
+        pytest.skip("root can search every folder, and setpriv (util-linux) is missing")
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
     lesser = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
@@ -142,29 +144,29 @@ def test_a_folder_that_may_not_be_searched_is_wrong_use(option: str, tmp_path: P
         check=False,
         timeout=60,
     )
-    told = [line for line in done.stderr.splitlines() if "SIMULATED" not in line]
-    assert (done.returncode, len(told)) == (1, 1), done.stderr
-    assert path in told[0]
-    assert told[0].endswith("Permission denied")
+    errors = [line for line in done.stderr.splitlines() if "SIMULATED" not in line]
+    assert (done.returncode, len(errors)) == (1, 1), done.stderr
+    assert path in errors[0]
+    assert errors[0].endswith("Permission denied")
 
 
 @pytest.mark.parametrize("path", ["-", "/dev/stdout"])
-def test_a_bundle_does_not_go_between_the_verdicts(path: str, files: Files) -> None:
-    """Stdout has the verdict, and a device there stays what it is."""
+def test_save_bundle_refuses_stdout(path: str, files: Files) -> None:
+    """A bundle is not written to stdout, and the device is not replaced."""
     assert main(["verify", str(files.evidence), *files.trusted, "--save-bundle", path]) == 1
     assert Path("/dev/stdout").is_symlink()
 
 
-def test_a_policy_and_json_do_not_share_stdout(files: Files, capsys: Capture) -> None:
-    """One of them would spoil the other."""
+def test_policy_refuses_json_and_output_to_stdout(files: Files, capsys: Capture) -> None:
+    """Policy and JSON cannot both go to stdout."""
     assert main(["policy", "--json", str(files.evidence), *files.trusted, "-o", "-"]) == 1
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", ["report", "policy"])
-def test_stdin_is_not_written_over(name: str, files: Files) -> None:
-    """A file that the shell makes our stdin is read as `-`, and is what it was."""
-    was = files.evidence.read_bytes()
+def test_output_equal_to_stdin_is_refused(name: str, files: Files) -> None:
+    """An output that is the file behind stdin is refused."""
+    before = files.evidence.read_bytes()
     words = [name, "-", *files.trusted, "-o", str(files.evidence)]
     with files.evidence.open("rb") as stdin:
         done = subprocess.run(
@@ -175,4 +177,4 @@ def test_stdin_is_not_written_over(name: str, files: Files) -> None:
             check=False,
         )
     assert done.returncode == 1
-    assert files.evidence.read_bytes() == was
+    assert files.evidence.read_bytes() == before

@@ -1,4 +1,4 @@
-// Call every method of the official JavaScript clients; the answers go to stdout as one JSON object.
+// Call every method of the official JavaScript clients; write the results to stdout as JSON.
 // Arguments: the endpoint of DstackGuest, that of Tappd; each a socket's path, a URL, or "" for the
 // one that the environment names.
 import { createHash } from 'node:crypto';
@@ -6,13 +6,13 @@ import { DstackClient, TappdClient } from '@phala/dstack-sdk';
 import { toKeypairSecure } from '@phala/dstack-sdk/solana';
 import { toViemAccountSecure } from '@phala/dstack-sdk/viem';
 
-console.warn = () => {}; // the old client says with every call that it is old
+console.warn = () => {}; // the old client warns of its deprecation
 
 const hex = (bytes) => Buffer.from(bytes).toString('hex');
 const keyOf = ({ key, signature_chain }) => ({ key: hex(key), signature_chain: signature_chain.map(hex) });
 const quoteOf = (answer) => ({ ...answer, replayRtmrs: answer.replayRtmrs() });
 
-// Names the methods of a client that nobody has called by then.
+// Return the names of the methods of a client that were not called.
 function watched(client) {
   const called = new Set();
   const names = [];
@@ -68,7 +68,7 @@ async function dstack(client) {
   return found;
 }
 
-// What the newer client has of the older one's methods.
+// Deprecated methods of the newer client.
 async function old(client) {
   return {
     quote: quoteOf(await client.tdxQuote('hello', 'raw')),

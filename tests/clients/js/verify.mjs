@@ -1,4 +1,4 @@
-// Runs @phala/dcap-qvl: reads a JSON list of cases on stdin, writes a JSON list of verdicts.
+// Verify with @phala/dcap-qvl: read a JSON list of cases on stdin, write a JSON list of results.
 //
 // A case has quote (hex), collateral (the nine-field object), now (Unix seconds) and root (hex of
 // the DER; null is the library's own default, Intel's). A verdict is {status, advisories} or

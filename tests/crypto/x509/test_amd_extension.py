@@ -1,4 +1,4 @@
-"""What AMD's certificates say of a chip is read field by field, and only in AMD's forms."""
+"""The chip properties in AMD's certificates are read field by field, in AMD's encodings only."""
 
 import json
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.amd_extension import AmdExtension, read_amd_extension
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.errors import FormatError
+from tests.raising import raises
 from tests.vectors import data, needs_shared
 
 PREFIX = "1.3.6.1.4.1.3704.1."
@@ -27,13 +28,13 @@ GOOD = {
 }
 
 
-def read(own: Mapping[str, bytes]) -> AmdExtension | None:
-    """Read extensions by what continues AMD's prefix."""
+def read_extensions(own: Mapping[str, bytes]) -> AmdExtension | None:
+    """Read extensions, given by the suffix of their OID below AMD's prefix."""
     return read_amd_extension({PREFIX + suffix: value for suffix, value in own.items()})
 
 
-def without(*suffixes: str) -> dict[str, bytes]:
-    """Return the good extensions without some."""
+def valid_without(*suffixes: str) -> dict[str, bytes]:
+    """Return the valid extensions except for some."""
     return {suffix: value for suffix, value in GOOD.items() if suffix not in suffixes}
 
 
@@ -47,10 +48,10 @@ def without(*suffixes: str) -> dict[str, bytes]:
         ("virtee-sev/vcek_turin.der", "Turin", None, 8),
     ],
 )
-def test_certificates_of_chips(
+def test_amd_extension_of_chip_certificates_matches_report(
     name: str, product: str, levels: tuple[int | None, ...] | None, size: int
 ) -> None:
-    """The fields are those of the report beside it."""
+    """The fields match those of the report of the same chip."""
     content = data(f"snp/{name}")
     der = split_pem(content.decode())[0] if content.startswith(b"--") else content
     found = read_amd_extension(read_path_certificate(der).extensions)
@@ -64,65 +65,68 @@ def test_certificates_of_chips(
 
 
 @needs_shared
-def test_certificates_of_authorities() -> None:
-    """Those of others have none of AMD's extensions."""
+def test_amd_extension_of_other_certificates_fails() -> None:
+    """Other certificates have none of AMD's extensions."""
     for der in split_pem(data("snp/go-sev-guest/ask_ark_milan.pem").decode()):
         assert read_amd_extension(read_path_certificate(der).extensions) is None
     assert read_amd_extension({"1.3.6.1.4.1.3704.10.4": CHIP, "2.5.29.19": b""}) is None
 
 
-def test_the_forms_of_a_hardware_id() -> None:
-    """64 bytes or 8, or the same inside an OCTET STRING."""
+def test_amd_extension_hardware_id_encodings() -> None:
+    """64 or 8 bytes, directly or inside an OCTET STRING."""
     for raw in (CHIP, CHIP[:8]):
         for value in (raw, bytes([4, len(raw)]) + raw):
-            found = read({**GOOD, "4": value})
+            found = read_extensions({**GOOD, "4": value})
             assert found is not None
             assert found.hardware_id == raw
 
 
-def test_a_provider() -> None:
-    """A VLEK has a provider in place of a chip."""
-    found = read({**without("4"), "2": b"\x16\x05Milan", "5": b"\x16\x03aws"})
+def test_amd_extension_of_vlek_has_provider() -> None:
+    """A VLEK has a provider instead of a chip."""
+    found = read_extensions({**valid_without("4"), "2": b"\x16\x05Milan", "5": b"\x16\x03aws"})
     assert found is not None
     assert (found.kind, found.product, found.provider) == ("VLEK", "Milan", "aws")
     assert found.hardware_id == b""
 
 
 @pytest.mark.parametrize(
-    ("own", "text"),
+    ("own", "reason", "subject"),
     [
-        (without("3.1"), "3.1 is missing"),
-        (without("3.8"), "3.8 is missing"),
-        (without("2"), "2 is missing"),
-        (without("4"), "neither"),
-        ({**GOOD, "5": b"\x16\x03aws"}, "neither"),
-        ({**GOOD, "3.4": b"\x02\x01\x01"}, "3.4 is not zero"),
-        ({**GOOD, "3.3": b"\x02\x02\x01\x00"}, "3.3 is 256"),
-        ({**GOOD, "3.3": b"\x02\x01\xff"}, "3.3 is -1"),
-        ({**GOOD, "3.3": b"\x04\x01\x17"}, "DER tag"),
-        ({**GOOD, "3.3": b"\x02\x01\x17\x00"}, "behind"),
-        ({**GOOD, "2": b"\x0c\x05Milan"}, "DER tag"),
-        ({**GOOD, "2": b"\x16\x00"}, "1 to 64 ASCII"),
-        ({**GOOD, "2": b"\x16\x01\n"}, "1 to 64 ASCII"),
-        ({**GOOD, "2": b"\x16\x01\xe9"}, "1 to 64 ASCII"),
-        ({**GOOD, "2": b"\x16\x41" + b"M" * 65}, "1 to 64 ASCII"),
-        ({**GOOD, "4": CHIP[:63]}, "64 or 8 bytes"),
-        ({**GOOD, "4": b""}, "64 or 8 bytes"),
-        ({**GOOD, "4": bytes(66)}, "DER tag"),
+        (valid_without("3.1"), "missing", f"{PREFIX}3.1:"),
+        (valid_without("3.8"), "missing", f"{PREFIX}3.8:"),
+        (valid_without("2"), "missing", f"{PREFIX}2:"),
+        (valid_without("4"), "inconsistent", "AMD extensions:"),
+        ({**GOOD, "5": b"\x16\x03aws"}, "inconsistent", "AMD extensions:"),
+        ({**GOOD, "3.4": b"\x02\x01\x01"}, "wrong_value", f"{PREFIX}3.4:"),
+        ({**GOOD, "3.3": b"\x02\x02\x01\x00"}, "wrong_value", f"{PREFIX}3.3:"),
+        ({**GOOD, "3.3": b"\x02\x01\xff"}, "wrong_value", f"{PREFIX}3.3:"),
+        ({**GOOD, "3.3": b"\x04\x01\x17"}, "wrong_type", "DER:"),
+        ({**GOOD, "3.3": b"\x02\x01\x17\x00"}, "trailing_data", "DER:"),
+        ({**GOOD, "2": b"\x0c\x05Milan"}, "wrong_type", "DER:"),
+        ({**GOOD, "2": b"\x16\x00"}, "wrong_value", f"{PREFIX}2:"),
+        ({**GOOD, "2": b"\x16\x01\n"}, "wrong_value", f"{PREFIX}2:"),
+        ({**GOOD, "2": b"\x16\x01\xe9"}, "wrong_value", f"{PREFIX}2:"),
+        ({**GOOD, "2": b"\x16\x41" + b"M" * 65}, "wrong_value", f"{PREFIX}2:"),
+        ({**GOOD, "4": CHIP[:63]}, "wrong_size", f"{PREFIX}4:"),
+        ({**GOOD, "4": b""}, "wrong_size", f"{PREFIX}4:"),
+        ({**GOOD, "4": bytes(66)}, "wrong_type", "DER:"),
     ],
 )
-def test_extensions_that_are_none(own: Mapping[str, bytes], text: str) -> None:
-    """Each broken rule is named."""
-    with pytest.raises(FormatError, match=text):
-        read(own)
+def test_amd_extension_if_invalid_fails_naming_field(
+    own: Mapping[str, bytes], reason: str, subject: str
+) -> None:
+    """Each violated rule is named."""
+    with raises(FormatError, reason) as caught:
+        read_extensions(own)
+    assert caught.value.message.removeprefix("AMD extension ").startswith(subject)
 
 
 @given(st.dictionaries(st.sampled_from([*GOOD, "3.9", "5"]), st.binary(max_size=70)))
-def test_any_bytes(own: dict[str, bytes]) -> None:
-    """Whatever they hold, they are read or refused with our error."""
+def test_amd_extension_of_arbitrary_bytes_raises_only_format_error(own: dict[str, bytes]) -> None:
+    """Arbitrary contents are read or raise FormatError."""
     for one in (own, {**GOOD, **own}):
         try:
-            found = read(one)
+            found = read_extensions(one)
         except FormatError:
             continue
         json.dumps(None if found is None else found.product)

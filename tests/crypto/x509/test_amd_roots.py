@@ -1,4 +1,4 @@
-"""AMD's roots are those that AMD gives, sign themselves, and sign the authorities below."""
+"""The AMD roots are AMD's own: self-signed, and issuers of the authorities below."""
 
 from datetime import datetime, timezone
 
@@ -10,6 +10,7 @@ from attestkit._crypto.rsa_pss import rsa_pss_verify
 from attestkit._crypto.x509.cert_path import check_path, read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
 from attestkit.errors import SignatureError
+from tests.raising import raises
 from tests.vectors import data, needs_shared
 
 SHA256 = {
@@ -17,7 +18,7 @@ SHA256 = {
     "Genoa": "4c6598d19c18719c5dfd4a7d335f674e5bfe1d8f800cea2cf270c10d103db2f1",
     "Turin": "1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a",
 }
-# Bundles of the projects that carry AMD's certificates: the authority first, then the root.
+# Bundles of projects that contain AMD's certificates: first the authority, then the root.
 BUNDLES = [
     ("Milan", "go-sev-guest/ask_ark_milan.pem"),
     ("Milan", "go-sev-guest/ask_ark_milan_vlek.pem"),
@@ -33,8 +34,8 @@ NOW = datetime(2026, 11, 1, tzinfo=timezone.utc)
 
 
 @pytest.mark.parametrize("product", SHA256)
-def test_the_roots(product: str) -> None:
-    """Each is a self-signed authority of its product."""
+def test_amd_root_is_self_signed_authority_of_product(product: str) -> None:
+    """Each root is a self-signed authority of its product."""
     root = read_path_certificate(AMD_ROOTS[product])
     assert AMD_ROOTS.keys() == SHA256.keys()
     assert sha256(root.der).hex() == SHA256[product]
@@ -47,15 +48,14 @@ def test_the_roots(product: str) -> None:
 
 @needs_shared
 @pytest.mark.parametrize(("product", "bundle"), BUNDLES)
-def test_the_bundles_of_other_projects(product: str, bundle: str) -> None:
-    """They have the same root, and what it signed holds for it and for no other."""
+def test_amd_root_verifies_bundles_of_other_projects(product: str, bundle: str) -> None:
+    """The bundles contain the same root, and their authority is valid under it only."""
     authority, root = split_pem(data(f"snp/{bundle}").decode())
     assert root == AMD_ROOTS[product]
     below = read_path_certificate(authority)
     assert below.path_length == 0
     for name, der in AMD_ROOTS.items():
-        # An authority signs no reports, so the path ends there, after the signature.
+        # An authority signs no reports, so the path fails after its signature.
         reason = "cert_not_authority" if name == product else "untrusted_root"
-        with pytest.raises(SignatureError) as caught:
+        with raises(SignatureError, reason):
             check_path((("it", below), ("the root", read_path_certificate(der))), NOW)
-        assert caught.value.reason == reason

@@ -1,4 +1,4 @@
-"""AWS's root is the one whose fingerprint AWS publishes."""
+"""The AWS root has the fingerprint that AWS publishes."""
 
 import pytest
 
@@ -15,8 +15,8 @@ PUBLISHED = (
 )
 
 
-def test_the_root() -> None:
-    """It has the published fingerprint, and signs itself."""
+def test_aws_root_has_published_fingerprint() -> None:
+    """The root has the published fingerprint and is self-signed."""
     assert sha256(AWS_ROOT).hex(":").upper() == PUBLISHED
     root = read_path_certificate(AWS_ROOT)
     assert root.subject == root.issuer
@@ -26,8 +26,8 @@ def test_the_root() -> None:
 
 @needs_shared
 @pytest.mark.parametrize("name", ["nitro_attestation", "nitro_attestation_dbg"])
-def test_the_root_in_captures(name: str) -> None:
-    """Documents of enclaves carry it as the first of their bundle."""
+def test_aws_root_is_in_captured_documents(name: str) -> None:
+    """Nitro documents contain it as the first certificate of their bundle."""
     attestation = Attestation.from_bytes(data(f"dstack/dstack-attest/{name}.bin"))
     assert attestation.nitro_document is not None
     assert attestation.nitro_document.cabundle[0] == AWS_ROOT

@@ -1,4 +1,4 @@
-"""A chain is cut into its certificates, whole and in their order, or refused."""
+"""A certificate chain is split into its certificates in order, or rejected."""
 
 import base64
 
@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit.errors import FormatError
 from tests.quotes import PATTERN
+from tests.raising import raises
 
 
-def der(size: int) -> bytes:
-    """Return a DER sequence with `size` bytes of contents."""
+def der_sequence(size: int) -> bytes:
+    """Return a DER sequence with `size` bytes of content."""
     head = bytes([size]) if size < 128 else b"\x82" + size.to_bytes(2, "big")
     return b"\x30" + head + PATTERN[:size]
 
 
-def pem(*certificates: bytes, between: str = "\n", end: str = "\n\0") -> bytes:
-    """Return PEM blocks as they are in quotes."""
+def pem_blocks(*certificates: bytes, between: str = "\n", end: str = "\n\0") -> bytes:
+    """Return PEM blocks as they occur in quotes."""
     blocks = [
         "-----BEGIN CERTIFICATE-----\n"
         + base64.encodebytes(certificate).decode()
@@ -31,58 +32,57 @@ def pem(*certificates: bytes, between: str = "\n", end: str = "\n\0") -> bytes:
 @pytest.mark.parametrize(
     "content",
     [
-        pem(der(5), der(900)),
-        pem(der(5), der(900), between=" \r\n\t ", end=""),
-        b"\n" + pem(der(5), der(900), end="\n\0\0"),
-        pem(der(5), der(900)).replace(b"\n", b"\r\n"),
-        der(5) + der(900),
+        pem_blocks(der_sequence(5), der_sequence(900)),
+        pem_blocks(der_sequence(5), der_sequence(900), between=" \r\n\t ", end=""),
+        b"\n" + pem_blocks(der_sequence(5), der_sequence(900), end="\n\0\0"),
+        pem_blocks(der_sequence(5), der_sequence(900)).replace(b"\n", b"\r\n"),
+        der_sequence(5) + der_sequence(900),
     ],
 )
-def test_chains(content: bytes) -> None:
-    """PEM with any white space and NULs at its end, or DER: the same certificates."""
-    assert split_chain(content, 1000) == (der(5), der(900))
+def test_split_chain_accepts_pem_and_der(content: bytes) -> None:
+    """PEM with trailing whitespace and NULs, and DER, give the same certificates."""
+    assert split_chain(content, 1000) == (der_sequence(5), der_sequence(900))
 
 
-def test_ten_certificates_and_no_more() -> None:
-    """Ten certificates are plenty; an eleventh is refused."""
-    assert len(split_chain(pem(*[der(3)] * 10), 0)) == 10
-    assert len(split_chain(der(3) * 10, 0)) == 10
-    for content in (pem(*[der(3)] * 11), der(3) * 11):
-        with pytest.raises(FormatError, match="over 10 certificates"):
+def test_split_chain_over_ten_certificates_fails() -> None:
+    """A chain has at most ten certificates."""
+    assert len(split_chain(pem_blocks(*[der_sequence(3)] * 10), 0)) == 10
+    assert len(split_chain(der_sequence(3) * 10, 0)) == 10
+    for content in (pem_blocks(*[der_sequence(3)] * 11), der_sequence(3) * 11):
+        with raises(FormatError, "too_many"):
             split_chain(content, 1000)
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "reason"),
     [
-        b"",
-        b"\0\0",
-        b"\n \n",
-        b"x" + pem(der(5)),
-        pem(der(5), der(5), between="\nsubject: x\n"),
-        pem(der(5), end="x"),
-        pem(der(5))[:-8],
-        pem(b""),
-        pem(der(5)[:-1]),
-        pem(der(5) + b"\0"),
-        pem(b"\x31" + der(5)[1:]),
-        pem(b"\x30\x80"),
-        pem(b"\x30\x85\0\0\0\0\1\0"),
-        pem(b"\x30\x82\1"),
-        pem(der(5)).replace(b"MA", b"M!A"),
-        pem(der(5)).replace(b"-----END", b"=\n-----END"),
-        pem(der(5)).replace(b"MAU", b"MA"),
-        b"\x30",
-        der(5) + b"\0",
-        der(5)[:-1],
-        der(5) + b"text",
+        (b"", "missing"),
+        (b"\0\0", "missing"),
+        (b"\n \n", "missing"),
+        (b"x" + pem_blocks(der_sequence(5)), "syntax"),
+        (pem_blocks(der_sequence(5), der_sequence(5), between="\nsubject: x\n"), "syntax"),
+        (pem_blocks(der_sequence(5), end="x"), "syntax"),
+        (pem_blocks(der_sequence(5))[:-8], "truncated"),
+        (pem_blocks(b""), "syntax"),
+        (pem_blocks(der_sequence(5)[:-1]), "truncated"),
+        (pem_blocks(der_sequence(5) + b"\0"), "trailing_data"),
+        (pem_blocks(b"\x31" + der_sequence(5)[1:]), "syntax"),
+        (pem_blocks(b"\x30\x80"), "syntax"),
+        (pem_blocks(b"\x30\x85\0\0\0\0\1\0"), "syntax"),
+        (pem_blocks(b"\x30\x82\1"), "syntax"),
+        (pem_blocks(der_sequence(5)).replace(b"MA", b"M!A"), "encoding"),
+        (pem_blocks(der_sequence(5)).replace(b"-----END", b"=\n-----END"), "encoding"),
+        (pem_blocks(der_sequence(5)).replace(b"MAU", b"MA"), "encoding"),
+        (b"\x30", "syntax"),
+        (der_sequence(5) + b"\0", "syntax"),
+        (der_sequence(5)[:-1], "truncated"),
+        (der_sequence(5) + b"text", "syntax"),
     ],
 )
-def test_bad_chains(content: bytes) -> None:
-    """What is no chain is refused, with the byte."""
-    with pytest.raises(FormatError) as caught:
+def test_split_chain_of_malformed_chain_fails_naming_offset(content: bytes, reason: str) -> None:
+    """A malformed chain is rejected at its byte."""
+    with raises(FormatError, reason) as caught:
         split_chain(content, 1000)
-    assert caught.value.reason == "pck_chain"
     assert caught.value.offset is not None
     assert 1000 <= caught.value.offset <= 1000 + len(content)
 
@@ -92,11 +92,11 @@ def test_bad_chains(content: bytes) -> None:
     st.one_of(
         st.binary(max_size=80),
         st.binary(max_size=80).map(lambda b: b"\x30" + b),
-        st.binary(max_size=80).map(lambda b: pem(der(5))[:30] + b),
+        st.binary(max_size=80).map(lambda b: pem_blocks(der_sequence(5))[:30] + b),
     )
 )
-def test_any_chain(content: bytes) -> None:
-    """Whatever bytes come, there are certificates or our own error."""
+def test_split_chain_of_arbitrary_bytes_raises_only_format_error(content: bytes) -> None:
+    """Arbitrary bytes give certificates or FormatError."""
     try:
         chain = split_chain(content, 1000)
     except FormatError:

@@ -1,4 +1,4 @@
-"""A PCK certificate says which platform it is for; anything malformed in that is named."""
+"""The SGX extension identifies the platform of a PCK certificate; malformed entries are named."""
 
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit._crypto.ecdsa import P256Key
-from attestkit._crypto.pem import armour
+from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.sgx_extension import PckExtension, read_sgx_extension
 from attestkit._crypto.x509.sgx_pki_writer import (
     Authority,
@@ -22,6 +22,7 @@ from attestkit._crypto.x509.sgx_pki_writer import (
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.errors import FormatError
 from attestkit.quote import Quote
+from tests.raising import raises
 from tests.vectors import data, needs_shared
 
 KEY: Final = P256Key.from_scalar((7).to_bytes(32, "big"))
@@ -41,7 +42,7 @@ PLATFORM: Final = SgxPlatform(
 GOOD: Final = sgx_extension(PLATFORM)
 
 
-def certificate(extension: bytes | None) -> bytes:
+def make_certificate(extension: bytes | None) -> bytes:
     """Return a certificate with that extension."""
     start = datetime(2020, 1, 1, tzinfo=timezone.utc)
     end = datetime(2049, 1, 1, tzinfo=timezone.utc)
@@ -56,15 +57,15 @@ def certificate(extension: bytes | None) -> bytes:
     )
 
 
-def test_every_field_is_read() -> None:
-    """All fields come back, also numbers with a sign octet before them."""
-    read = read_sgx_extension(certificate(GOOD))
+def test_sgx_extension_returns_every_field() -> None:
+    """All fields are returned, including numbers with a leading zero octet."""
+    read = read_sgx_extension(make_certificate(GOOD))
     fields = PLATFORM._asdict()
     assert read == PckExtension(**{name: fields[name] for name in PckExtension._fields})
 
 
-def test_the_simulators_certificates_are_read() -> None:
-    """The simulator's PCK certificate says what its configuration does."""
+def test_sgx_extension_of_simulator_matches_configuration() -> None:
+    """The simulator's PCK certificate has the values of its configuration."""
     pki = SimulatedPki(bytes(32))
     read = read_sgx_extension(pki.platform("x").pck_der)
     assert (read.fmspc, read.pceid, read.pcesvn) == (pki.config.fmspc, pki.config.pceid, 13)
@@ -83,19 +84,19 @@ def test_the_simulators_certificates_are_read() -> None:
         "cc-trusted-api/quote.bin",
     ],
 )
-def test_intels_own_certificates_are_read(name: str) -> None:
-    """PCK certificates from hardware say what dcap-qvl reads in them."""
+def test_sgx_extension_of_hardware_matches_dcap_qvl(name: str) -> None:
+    """PCK certificates of hardware have the values that dcap-qvl reads."""
     der = Quote.parse(data(f"quotes/{name}")).pck_chain[0]
     read = read_sgx_extension(der)
-    theirs = dcap_qvl.parse_pck_extension_from_pem(armour("CERTIFICATE", der).encode())
-    assert read.components == read.cpusvn == theirs.cpu_svn
-    assert (read.ppid, read.fmspc, read.pceid) == (theirs.ppid, theirs.fmspc, theirs.pce_id)
-    assert (read.pcesvn, read.sgx_type) == (theirs.pce_svn, theirs.sgx_type)
+    expected = dcap_qvl.parse_pck_extension_from_pem(encode_pem("CERTIFICATE", der).encode())
+    assert read.components == read.cpusvn == expected.cpu_svn
+    assert (read.ppid, read.fmspc, read.pceid) == (expected.ppid, expected.fmspc, expected.pce_id)
+    assert (read.pcesvn, read.sgx_type) == (expected.pce_svn, expected.sgx_type)
 
 
 @needs_shared
-def test_an_intel_certificate_field_by_field() -> None:
-    """The fields of one certificate from hardware, as openssl's asn1parse shows them."""
+def test_sgx_extension_of_hardware_matches_asn1parse() -> None:
+    """The fields of a hardware certificate match the output of openssl asn1parse."""
     assert read_sgx_extension(Quote.parse(data("quotes/dcap-qvl/sgx_quote")).pck_chain[0]) == (
         bytes.fromhex("d04ec06d4e6d92dc90d0ad3cf5ee2ddf"),
         bytes.fromhex("0b0b0202ff01") + bytes(10),
@@ -107,18 +108,18 @@ def test_an_intel_certificate_field_by_field() -> None:
     )
 
 
-def test_other_certificates_are_refused() -> None:
-    """A certificate without the extension, and what is no certificate, are refused."""
-    with pytest.raises(FormatError, match="has no SGX extension"):
-        read_sgx_extension(certificate(None))
-    with pytest.raises(FormatError, match="has no SGX extension"):
+def test_sgx_extension_of_other_certificate_fails() -> None:
+    """A certificate without the extension, and other bytes, are rejected."""
+    with raises(FormatError, "missing"):
+        read_sgx_extension(make_certificate(None))
+    with raises(FormatError, "missing"):
         read_sgx_extension(SimulatedPki(bytes(32)).root_der)
-    with pytest.raises(FormatError):
+    with raises(FormatError, "syntax"):
         read_sgx_extension(b"\x30\x00")
 
 
 def tlv(tag: int, content: bytes) -> bytes:
-    """Return a DER element, of 64 KiB at most."""
+    """Return a DER element of at most 64 KiB."""
     size = len(content)
     if size < 0x80:
         return bytes([tag, size]) + content
@@ -126,15 +127,15 @@ def tlv(tag: int, content: bytes) -> bytes:
     return bytes([tag, *head]) + content
 
 
-def entry(name: bytes, value: bytes) -> bytes:
+def make_entry(name: bytes, value: bytes) -> bytes:
     """Return one pair of the extension."""
     oid = bytes.fromhex("2a864886f84d010d01") + name
     return tlv(0x30, tlv(0x06, oid) + value)
 
 
 TCB: Final = [
-    *(entry(bytes([2, n]), tlv(0x02, bytes([n]))) for n in range(1, 18)),
-    entry(b"\x02\x12", tlv(0x04, bytes(16))),
+    *(make_entry(bytes([2, n]), tlv(0x02, bytes([n]))) for n in range(1, 18)),
+    make_entry(b"\x02\x12", tlv(0x04, bytes(16))),
 ]
 ENTRIES: Final = {
     1: tlv(0x04, bytes(16)),
@@ -145,88 +146,95 @@ ENTRIES: Final = {
 }
 
 
-def built(**changes: bytes | None) -> bytes:
+def make_extension(**changes: bytes | None) -> bytes:
     """Return an extension of the five entries, with changes to `e1` to `e5`."""
     values = {**{f"e{n}": value for n, value in ENTRIES.items()}, **changes}
-    pairs = (entry(bytes([int(name[1:])]), v) for name, v in values.items() if v is not None)
+    pairs = (make_entry(bytes([int(name[1:])]), v) for name, v in values.items() if v is not None)
     return tlv(0x30, b"".join(pairs))
 
 
-def tcb(change: Callable[[list[bytes]], object]) -> bytes:
-    """Return an extension whose TCB entries were changed in place."""
+def change_tcb(change: Callable[[list[bytes]], object]) -> bytes:
+    """Return an extension with changed TCB entries."""
     entries = list(TCB)
     change(entries)
-    return built(e2=tlv(0x30, b"".join(entries)))
+    return make_extension(e2=tlv(0x30, b"".join(entries)))
 
 
-def put(number: int, value: bytes) -> bytes:
+def set_tcb_entry(number: int, value: bytes) -> bytes:
     """Return an extension whose TCB entry of that number has that value."""
-    return tcb(lambda of: of.__setitem__(number - 1, entry(bytes([2, number]), value)))
+    return change_tcb(lambda of: of.__setitem__(number - 1, make_entry(bytes([2, number]), value)))
 
 
-def test_five_entries_are_enough() -> None:
+def test_sgx_extension_with_five_entries_is_read() -> None:
     """Certificates of the Processor CA have neither instance id nor configuration."""
-    read = read_sgx_extension(certificate(built()))
+    read = read_sgx_extension(make_certificate(make_extension()))
     assert read.components == bytes(range(1, 17))
     assert (read.pcesvn, read.sgx_type) == (17, 1)
 
 
 @pytest.mark.parametrize(
-    ("extension", "told"),
+    ("extension", "reason", "entry_name"),
     [
-        (built(e1=None), "the PPID is missing"),
-        (built(e2=None), "the TCB is missing"),
-        (built(e3=None), "the PCEID is missing"),
-        (built(e4=None), "the FMSPC is missing"),
-        (built(e5=None), "the SGX type is missing"),
-        (built(e1=tlv(0x04, bytes(15))), "the PPID has 15 bytes, not 16"),
-        (built(e3=tlv(0x04, bytes(3))), "the PCEID has 3 bytes, not 2"),
-        (built(e4=tlv(0x04, bytes(5))), "the FMSPC has 5 bytes, not 6"),
-        (built(e4=tlv(0x02, bytes(6))), "the FMSPC has the DER tag 2, not 4"),
-        (built(e5=tlv(0x02, b"\x01")), "the SGX type has the DER tag 2, not 10"),
-        (built(e5=tlv(0x0A, b"")), "the SGX type is not a number"),
-        (built(e5=tlv(0x0A, b"\x00\x01")), "the SGX type is not a number"),
-        (tcb(lambda of: of.pop()), "the TCB has 17 entries, not 18"),
-        (tcb(lambda of: of.append(entry(b"\x02\x13", b"\x05\x00"))), "19 entries, not 18"),
-        (tcb(lambda of: of.__setitem__(0, of[1])), "the TCB has an entry twice"),
-        (tcb(lambda of: of.__setitem__(0, tlv(0x05, b""))), "an entry of the TCB is not a name"),
-        (put(3, tlv(0x02, b"\x01\x00")), "TCB component 3 is 256, over 255"),
-        (put(3, tlv(0x02, b"\x80")), "TCB component 3 is not a number"),
-        (put(3, tlv(0x02, b"\x00\x7f")), "TCB component 3 is not a number"),
-        (put(17, tlv(0x02, b"\x01\x00\x00")), "the PCESVN is 65536, over 65535"),
-        (put(18, tlv(0x04, bytes(17))), "the CPUSVN has 17 bytes, not 16"),
-        (put(18, tlv(0x05, b"")), "the CPUSVN has the DER tag 5, not 4"),
-        (built() + b"\x05\x00", "is not one SEQUENCE"),
-        (b"", "is not one SEQUENCE"),
-        (b"\x31\x00", "is not one SEQUENCE"),
-        (b"\x30\x80\x00\x00", "is not DER"),
-        (b"\x30\x81\x01\x00", "is not DER"),  # a length in more octets than it needs
-        (b"\x30\x82\x00\x81" + bytes(129), "is not DER"),
-        (b"\x30\x83\x00\x00\x00", "is not DER"),
-        (tlv(0x30, tlv(0x30, tlv(0x06, b"\x2a\x03\x01") + b"\x05\x00")), "is not a name"),
+        (make_extension(e1=None), "missing", "PPID"),
+        (make_extension(e2=None), "missing", "TCB"),
+        (make_extension(e3=None), "missing", "PCEID"),
+        (make_extension(e4=None), "missing", "FMSPC"),
+        (make_extension(e5=None), "missing", "SGX type"),
+        (make_extension(e1=tlv(0x04, bytes(15))), "wrong_size", "PPID"),
+        (make_extension(e3=tlv(0x04, bytes(3))), "wrong_size", "PCEID"),
+        (make_extension(e4=tlv(0x04, bytes(5))), "wrong_size", "FMSPC"),
+        (make_extension(e4=tlv(0x02, bytes(6))), "wrong_type", "FMSPC"),
+        (make_extension(e5=tlv(0x02, b"\x01")), "wrong_type", "SGX type"),
+        (make_extension(e5=tlv(0x0A, b"")), "wrong_value", "SGX type"),
+        (make_extension(e5=tlv(0x0A, b"\x00\x01")), "wrong_value", "SGX type"),
+        (change_tcb(lambda of: of.pop()), "wrong_size", "TCB"),
+        (
+            change_tcb(lambda of: of.append(make_entry(b"\x02\x13", b"\x05\x00"))),
+            "wrong_size",
+            "TCB",
+        ),
+        (change_tcb(lambda of: of.__setitem__(0, of[1])), "duplicate", "TCB"),
+        (change_tcb(lambda of: of.__setitem__(0, tlv(0x05, b""))), "wrong_type", "TCB"),
+        (set_tcb_entry(3, tlv(0x02, b"\x01\x00")), "wrong_value", "TCB component 3"),
+        (set_tcb_entry(3, tlv(0x02, b"\x80")), "wrong_value", "TCB component 3"),
+        (set_tcb_entry(3, tlv(0x02, b"\x00\x7f")), "wrong_value", "TCB component 3"),
+        (set_tcb_entry(17, tlv(0x02, b"\x01\x00\x00")), "wrong_value", "PCESVN"),
+        (set_tcb_entry(18, tlv(0x04, bytes(17))), "wrong_size", "CPUSVN"),
+        (set_tcb_entry(18, tlv(0x05, b"")), "wrong_type", "CPUSVN"),
+        (make_extension() + b"\x05\x00", "wrong_type", "value"),
+        (b"", "wrong_type", "value"),
+        (b"\x31\x00", "wrong_type", "value"),
+        (b"\x30\x80\x00\x00", "syntax", "value"),
+        (b"\x30\x81\x01\x00", "syntax", "value"),  # an overlong length
+        (b"\x30\x82\x00\x81" + bytes(129), "syntax", "value"),
+        (b"\x30\x83\x00\x00\x00", "syntax", "value"),
+        (tlv(0x30, tlv(0x30, tlv(0x06, b"\x2a\x03\x01") + b"\x05\x00")), "wrong_type", "entries"),
     ],
 )
-def test_what_is_malformed_is_named(extension: bytes, told: str) -> None:
-    """A missing, doubled, oversized or mistyped entry is refused, and the text names it."""
-    with pytest.raises(FormatError, match=told):
-        read_sgx_extension(certificate(extension))
+def test_sgx_extension_if_malformed_fails_naming_entry(
+    extension: bytes, reason: str, entry_name: str
+) -> None:
+    """A missing, duplicate, oversized or mistyped entry is named in the error."""
+    with raises(FormatError, reason) as caught:
+        read_sgx_extension(make_certificate(extension))
+    assert caught.value.message.startswith(f"SGX extension: {entry_name}: ")
 
 
-def test_the_extension_cut_anywhere_is_refused() -> None:
-    """An extension cut at any length is refused."""
+def test_sgx_extension_truncated_fails() -> None:
+    """A truncated extension is rejected."""
     for size in range(len(GOOD)):
         with pytest.raises(FormatError):
-            read_sgx_extension(certificate(GOOD[:size]))
+            read_sgx_extension(make_certificate(GOOD[:size]))
 
 
-@settings(deadline=None, max_examples=50)  # machines are busy
+@settings(deadline=None, max_examples=50)  # shared machines are slow
 @given(st.integers(0, len(GOOD) - 1), st.integers(1, 255))
-def test_a_changed_byte_raises_our_errors_only(offset: int, flip: int) -> None:
-    """Any byte changed gives a FormatError or other values, never another exception."""
+def test_sgx_extension_of_changed_byte_raises_only_format_error(offset: int, flip: int) -> None:
+    """Any changed byte gives FormatError or other values."""
     changed = bytearray(GOOD)
     changed[offset] ^= flip
     try:
-        read = read_sgx_extension(certificate(bytes(changed)))
+        read = read_sgx_extension(make_certificate(bytes(changed)))
     except FormatError:
         return
     assert [len(read.ppid), len(read.components), len(read.cpusvn)] == [16, 16, 16]

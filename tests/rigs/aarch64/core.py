@@ -1,4 +1,4 @@
-"""The C core, compiled for aarch64 with the flags and the warnings of every other build."""
+"""Compilation of the C core for aarch64 with the flags and warnings of other builds."""
 
 import shlex
 import subprocess
@@ -9,10 +9,10 @@ from tests.rigs.aarch64.sysroot import COMPILER, headers, python
 
 
 def compile_core(root: Path, checkout: Path) -> None:
-    """Compile the core for the Python in `root`, into a checkout; a warning is an error.
+    """Compile the core for the Python in `root` in a checkout, with warnings as errors.
 
     Raises:
-        subprocess.CalledProcessError: It does not compile; `stderr` says why.
+        subprocess.CalledProcessError: If it fails; `stderr` has the reason.
     """
     native = checkout / build_cffi.NATIVE
     build_cffi.ffi_builder().emit_c_code(str(native / "_lib.c"))
@@ -27,7 +27,7 @@ def compile_core(root: Path, checkout: Path) -> None:
     )
 
 
-def starter(root: Path, folder: Path) -> Path:
+def write_starter(root: Path, folder: Path) -> Path:
     """Write a program that starts the Python in `root`, for tests that start another one."""
     program = folder / "python"
     program.write_text(f'#!/bin/sh\nexec {shlex.join(python(root))} "$@"\n')

@@ -1,7 +1,7 @@
-"""A Debian of arm64 in a folder: a Python with cffi, pytest and hypothesis, and its headers.
+"""Debian arm64 in a directory: Python with cffi, pytest, hypothesis and headers.
 
-qemu-user runs its programs on this machine's kernel. Nothing is installed, so no package's scripts
-run.
+qemu-user runs its programs on this machine's kernel. Packages are unpacked and not installed, so
+their scripts do not run.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from tests.rigs.apt import (
     MissingError,
     cache_folder,
     codename,
-    only_one_at_a_time,
+    locked_directory,
     own_sources,
     unpack,
 )
@@ -22,36 +22,36 @@ from tests.rigs.apt import (
 COMPILER = "aarch64-linux-gnu-gcc"
 EMULATOR = "qemu-aarch64"
 
-# apt adds what these need.
+# apt adds their dependencies.
 _PACKAGES = [
     "python3-cffi-backend",
     "python3-pytest",
     "python3-hypothesis",
-    "python3-cryptography",  # some tests read certificates with it
+    "python3-cryptography",  # for tests that parse certificates
     "libpython3-dev",
 ]
 _WHAT = "Python for aarch64"
 
 
 def check_programs() -> None:
-    """Raise MissingError unless the compiler and the emulator are here."""
+    """Raise MissingError unless the compiler and the emulator are installed."""
     for program, package in ((COMPILER, "gcc-aarch64-linux-gnu"), (EMULATOR, "qemu-user")):
         if shutil.which(program) is None:
-            raise MissingError(f"{program} is not here (Debian: {package})")
+            raise MissingError(f"{program} is missing (Debian: {package})")
 
 
 def fetch() -> Path:
-    """Return the root of the files of a Debian of arm64, in the cache.
+    """Return the root directory of Debian arm64 in the cache.
 
     Raises:
-        MissingError: It cannot be had; the text says why.
+        MissingError: If it is unavailable; the text has the reason.
     """
     release_name = codename(_WHAT)
     folder = cache_folder() / "aarch64"
     folder.mkdir(parents=True, exist_ok=True)
     installed = folder / "installed"
-    installed.write_text("")  # nothing, so that apt wants all of it
-    with only_one_at_a_time(folder):
+    installed.write_text("")  # empty, so that apt plans all packages
+    with locked_directory(folder):
         try:
             apt = Apt(
                 folder,
@@ -90,6 +90,6 @@ def python(root: Path) -> list[str]:
 
 
 def headers(root: Path) -> Path:
-    """Return the folder of Python.h."""
+    """Return the directory of Python.h."""
     [folder] = (root / "usr/include").glob("python3.*")
     return folder

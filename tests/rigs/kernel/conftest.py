@@ -1,4 +1,4 @@
-"""Keep the guest's tests to the guest: on any other machine they would find no driver."""
+"""Collect the guest's tests in the guest only: other machines have no driver."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What the guest boots from: modules of ours, and an initramfs with those that it needs first."""
+"""Boot files of the guest: modules for the tests, and an initramfs."""
 
 import lzma
 import re
@@ -13,30 +13,30 @@ from tests.rigs.kernel.packages import Kernel
 
 HERE = Path(__file__).resolve().parent
 SHIM = HERE / "shim"
-DRIVER = "tdx_guest"  # is loaded by the tests, so that they can see it come and go
+DRIVER = "tdx_guest"  # loaded by the tests, to observe its loading and unloading
 
-# What the guest has before any test runs; each brings what it depends on.
+# Modules loaded before the tests, with their dependencies.
 _EARLY = ("virtio_pci", "9p", "9pnet_virtio", "overlay", "configfs", DRIVER, "vsock_loopback")
 _APPLETS = ("sh", "cat", "chroot", "dmesg", "insmod", "ip", "mkdir", "mount", "poweroff")
 _FOLDERS = ("bin", "dev", "proc", "sys", "modules", "lower", "memory", "new")
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 
-# -- our modules -----------------------------------------------------------------------------------
+# -- modules for the tests -------------------------------------------------------------------------
 
 
-def compiler(kernel: Kernel) -> str:
-    """Return the compiler that the kernel was built with; MissingError if it is not here."""
+def find_compiler(kernel: Kernel) -> str:
+    """Return the compiler that the kernel was built with; MissingError if it is not installed."""
     match = re.search(r"gcc-[0-9]+", (kernel.headers / ".kernelvariables").read_text())
     name = match[0] if match else "gcc"
     if shutil.which(name) is None:
-        raise MissingError(f"{name} is not here (Debian: apt install {name})")
+        raise MissingError(f"{name} is missing (Debian: apt install {name})")
     return name
 
 
 def build_shims(kernel: Kernel, folder: Path) -> list[Path]:
-    """Build the modules of `shim/` for a kernel, in a folder of their own."""
-    compiler(kernel)
+    """Build the modules of `shim/` for a kernel, in a separate directory."""
+    find_compiler(kernel)
     shutil.copytree(SHIM, folder)
     done = subprocess.run(
         ["make", "-s", "-C", kernel.headers, f"M={folder}", "W=1", "modules"],
@@ -52,29 +52,29 @@ def build_shims(kernel: Kernel, folder: Path) -> list[Path]:
 
 
 class Modules:
-    """A kernel's loadable modules, by name."""
+    """Loadable modules of a kernel, by name."""
 
     def __init__(self, kernel: Kernel) -> None:
         files = (kernel.modules / "kernel").rglob("*.ko*")
         self._files = {_module_name(path): path for path in files}
 
-    def content(self, name: str) -> bytes:
-        """Return a module as `insmod` takes it."""
+    def read(self, name: str) -> bytes:
+        """Return a module as `insmod` expects it."""
         path = self._files[name]
         data = path.read_bytes()
         return lzma.decompress(data) if path.suffix == ".xz" else data
 
-    def in_order(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Return these modules and all they depend on, in the order to load them.
+    def sort_by_dependencies(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Return these modules and their dependencies, in loading order.
 
-        What is no module of this kernel is taken to be built into it.
+        Names without a module are assumed to be built into the kernel.
         """
         found: dict[str, bytes] = {}
 
         def add(name: str) -> None:
             if name in found or name not in self._files:
                 return
-            data = self.content(name)
+            data = self.read(name)
             match = _DEPENDS.search(data)
             for other in match[1].decode().split(",") if match and match[1] else ():
                 add(other.replace("-", "_"))
@@ -92,25 +92,26 @@ def _module_name(path: Path) -> str:
 # -- the initramfs ---------------------------------------------------------------------------------
 
 
-def initramfs(modules: Modules) -> bytes:
-    """Return the files of the guest's first moments, as a cpio archive."""
-    early = modules.in_order(_EARLY)
+def make_initramfs(modules: Modules) -> bytes:
+    """Return the initramfs as a cpio archive."""
+    early = modules.sort_by_dependencies(_EARLY)
     del early[DRIVER]
     order = "".join(f"{name}.ko\n" for name in early)
-    archive = [_entry(name, stat.S_IFDIR | 0o755) for name in _FOLDERS]
-    archive.append(_entry("bin/busybox", stat.S_IFREG | 0o755, busybox()))
-    archive += [_entry(f"bin/{name}", stat.S_IFLNK | 0o777, b"busybox") for name in _APPLETS]
-    archive.append(_entry("init", stat.S_IFREG | 0o755, (HERE / "init").read_bytes()))
-    archive.append(_entry("modules/order", stat.S_IFREG | 0o644, order.encode()))
+    archive = [_make_entry(name, stat.S_IFDIR | 0o755) for name in _FOLDERS]
+    archive.append(_make_entry("bin/busybox", stat.S_IFREG | 0o755, find_busybox()))
+    archive += [_make_entry(f"bin/{name}", stat.S_IFLNK | 0o777, b"busybox") for name in _APPLETS]
+    archive.append(_make_entry("init", stat.S_IFREG | 0o755, (HERE / "init").read_bytes()))
+    archive.append(_make_entry("modules/order", stat.S_IFREG | 0o644, order.encode()))
     archive += [
-        _entry(f"modules/{name}.ko", stat.S_IFREG | 0o644, data) for name, data in early.items()
+        _make_entry(f"modules/{name}.ko", stat.S_IFREG | 0o644, data)
+        for name, data in early.items()
     ]
-    archive.append(_entry("TRAILER!!!", 0))
+    archive.append(_make_entry("TRAILER!!!", 0))
     return b"".join(archive)
 
 
-def busybox() -> bytes:
-    """Return a busybox that needs no library; MissingError if there is none."""
+def find_busybox() -> bytes:
+    """Return a static busybox; MissingError if there is none."""
     path = shutil.which("busybox")
     data = Path(path).read_bytes() if path else b""
     if not data or b"/ld-linux" in data:
@@ -118,7 +119,7 @@ def busybox() -> bytes:
     return data
 
 
-def _entry(name: str, mode: int, data: bytes = b"") -> bytes:
+def _make_entry(name: str, mode: int, data: bytes = b"") -> bytes:
     """Return a file in the "newc" format: 13 fields of 8 hex digits, name and data, all padded."""
     encoded = name.encode() + b"\0"
     fields = (0, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0)

@@ -1,6 +1,6 @@
-"""Debian's kernels for the rig: found, downloaded and unpacked, not installed.
+"""Debian's kernels for the rig, downloaded and unpacked, not installed.
 
-The later kernel is in the backports suite beside the machine's own.
+The later kernel is in the backports suite next to the machine's own.
 """
 
 import re
@@ -16,50 +16,50 @@ from tests.rigs.apt import (
     backports_sources,
     cache_folder,
     codename,
-    only_one_at_a_time,
+    locked_directory,
     own_sources,
     unpack,
 )
 
-# The suites that a kernel can come from.
+# The suites of the kernels.
 OWN = "stable"
 BACKPORTS = "backports"
 _SOURCES: dict[str, Callable[[str], list[str]]] = {OWN: own_sources, BACKPORTS: backports_sources}
 
-FIRST = (6, 2)  # with a driver of TDX guests
+FIRST = (6, 2)  # the first with a driver for TDX guests
 IMAGE = "linux-image-amd64"
 HEADERS = "linux-headers-amd64"
 MODULES = "usr/lib/modules"
-# What the two metapackages lead to, and of that what the rig uses.
+# Packages on which the two metapackages depend, and which the rig uses.
 _WANTED = re.compile(r"linux-(?:image|headers|modules|binary|kbuild)-[0-9]\S*(?<!-unsigned)")
 _DEPENDS = re.compile(r"^ [ |](?:Pre)?Depends: (\S+)$", re.MULTILINE)
 
 
 class Kernel(NamedTuple):
-    """One kernel, unpacked."""
+    """Unpacked kernel."""
 
-    release: str  # as uname says it
-    root: Path  # of the files that the packages would have installed
+    release: str  # the output of `uname -r`
+    root: Path  # of the files that the packages would install
 
     @property
     def number(self) -> tuple[int, int]:
-        """The first two parts of its release."""
+        """Return the first two components of its release."""
         return _number(self.release)
 
     @property
     def image(self) -> Path:
-        """The bootable file, which moved with Debian's packaging."""
+        """Return the bootable file, whose path depends on the Debian release."""
         old = self.root / "boot" / f"vmlinuz-{self.release}"
         return old if old.exists() else self.modules / "vmlinuz"
 
     @property
     def modules(self) -> Path:
-        """The folder of its modules."""
+        """Return the directory of its modules."""
         return self.root / MODULES / self.release
 
     @property
     def headers(self) -> Path:
-        """The folder that modules are built in."""
+        """Return the directory for building modules."""
         return self.root / "usr/src" / f"linux-headers-{self.release}"
 
 
@@ -72,69 +72,69 @@ def fetch(suite: str) -> Kernel:
     """Return the latest kernel of a suite, unpacked in the cache.
 
     Raises:
-        MissingError: It cannot be had; the text says why.
+        MissingError: If it is unavailable; the text has the reason.
     """
     release_name = codename("the kernel rig")
     folder = cache_folder() / suite
     folder.mkdir(parents=True, exist_ok=True)
-    with only_one_at_a_time(folder):
+    with locked_directory(folder):
         try:
             apt = Apt(folder, _SOURCES[suite](release_name), f"the {suite} kernel")
             apt.update()
         except MissingError:
-            if kept := _kept(folder):
+            if kept := _find_cached(folder):
                 return kept
             raise
         return _unpacked(apt, folder)
 
 
 def _unpacked(apt: Apt, folder: Path) -> Kernel:
-    """Return the kernel that apt offers, from the cache if it is the one that is there."""
+    """Return apt's kernel, from the cache if it has that version."""
     version = apt.version(IMAGE)
     if _number(version) < FIRST:
         raise MissingError(
             f"Linux {version} has no tdx_guest driver: needs {'.'.join(map(str, FIRST))}"
         )
-    place = folder / f"kernel-{version}"
-    if not (place / MODULES).exists():
+    target = folder / f"kernel-{version}"
+    if not (target / MODULES).exists():
         for other in folder.glob("kernel-*"):
             shutil.rmtree(other)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             root = Path(scratch) / "root"
-            names = [f"{name}={version}" for name in _needed(apt, version)]
+            names = [f"{name}={version}" for name in _list_packages(apt, version)]
             unpack(apt.download(names, Path(scratch)), root)
-            _make_headers_usable(root, place)
-            root.rename(place)
-    return _kernel_in(place)
+            _relocate_headers(root, target)
+            root.rename(target)
+    return _kernel_in(target)
 
 
-def _needed(apt: Apt, version: str) -> list[str]:
-    """Return the packages with the kernel of this version and with its headers."""
+def _list_packages(apt: Apt, version: str) -> list[str]:
+    """Return the packages with the kernel of this version and its headers."""
     found: list[str] = []
     level = [IMAGE, HEADERS]
     while level:
         names = [f"{name}={version}" for name in level]
-        said = apt.say("apt-cache", "depends", "--important", *names)
-        wanted = filter(_WANTED.fullmatch, _DEPENDS.findall(said))
-        level = sorted(set(wanted) - set(found))
+        output = apt.run_tool("apt-cache", "depends", "--important", *names)
+        packages = filter(_WANTED.fullmatch, _DEPENDS.findall(output))
+        level = sorted(set(packages) - set(found))
         found += level
     return found
 
 
-def _kept(folder: Path) -> Kernel | None:
-    """Return what an earlier run left, for a machine that is off the network today."""
+def _find_cached(folder: Path) -> Kernel | None:
+    """Return the kernel of an earlier run, for a machine without network."""
     return next(map(_kernel_in, folder.glob("kernel-*")), None)
 
 
-def _kernel_in(place: Path) -> Kernel:
-    (modules,) = (place / MODULES).iterdir()
-    return Kernel(modules.name, place)
+def _kernel_in(target: Path) -> Kernel:
+    (modules,) = (target / MODULES).iterdir()
+    return Kernel(modules.name, target)
 
 
-def _make_headers_usable(root: Path, place: Path) -> None:
-    """Let the headers work below `place`, where they will be, and not below /usr/src only."""
+def _relocate_headers(root: Path, target: Path) -> None:
+    """Make the headers work below `place` instead of /usr/src."""
     for makefile in (root / "usr/src").glob("linux-headers-*-amd64/Makefile"):
         text = makefile.read_text()
-        makefile.write_text(text.replace("/usr/src", f"{place}/usr/src"))
-        # Types of the whole kernel, from which a module's are made where pahole is installed.
+        makefile.write_text(text.replace("/usr/src", f"{target}/usr/src"))
+        # BTF of the kernel, from which a module's is made if pahole is installed.
         (makefile.parent / "vmlinux").unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""One boot of the guest: a pytest run inside it, and its outcomes.
+"""One boot of the guest: a pytest run in it, and its outcomes.
 
-The processor is emulated (TCG), because a machine for tests often is a virtual one whose own KVM
-cannot run a stock kernel.
+The processor is emulated (TCG): a machine for tests is often virtual, and its KVM cannot run a
+stock kernel.
 """
 
 import json
@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.rigs.apt import MissingError
-from tests.rigs.kernel.image import DRIVER, HERE, Modules, build_shims, initramfs
+from tests.rigs.kernel.image import DRIVER, HERE, Modules, build_shims, make_initramfs
 from tests.rigs.kernel.packages import Kernel
 
 ROOT = HERE.parents[2]
 QEMU = "qemu-system-x86_64"
 SHARE = Path("/run/attestkit-rig")  # in the guest
-DEADLINE = 300  # seconds for a boot with everything in it
+DEADLINE = 300  # seconds for a complete boot
 
-# What a kernel says when something of ours, or of its own, has gone wrong; but the driver of Linux
-# 7 warns in these functions of every TDCALL that fails, as it does where the tests want it to.
+# Kernel log lines that report a bug. Linux 7's driver warns in these functions of each failed
+# TDCALL, which some tests provoke.
 COMPLAINTS = ("BUG:", "WARNING:", "Oops", "general protection fault")
 WANTED = ("tdx_do_report", "tdx_mr_extend")
 
 
 class Outcome(NamedTuple):
-    """What became of one test in the guest."""
+    """Outcome of a test in the guest."""
 
     name: str
     outcome: str  # passed, failed or skipped
@@ -38,38 +38,38 @@ class Outcome(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A boot that has ended."""
+    """A completed boot."""
 
     outcomes: list[Outcome]
-    status: int | None  # of pytest; None: it never ended
+    status: int | None  # of pytest; None: it did not end
     console: str
-    complaints: list[str]  # lines of the kernel's log
+    complaints: list[str]  # lines of the kernel log
 
 
 def check_programs() -> None:
-    """Raise MissingError unless everything but the kernel is here."""
+    """Raise MissingError unless all programs are installed."""
     packages = {QEMU: "qemu-system-x86", "make": "make", "busybox": "busybox-static"}
     for program, package in packages.items():
         if shutil.which(program) is None:
-            raise MissingError(f"{program} is not here (Debian: apt install {package})")
+            raise MissingError(f"{program} is missing (Debian: apt install {package})")
 
 
 def boot(kernel: Kernel, folder: Path) -> Run:
-    """Boot a kernel, run the guest's tests in it, and return what they said.
+    """Boot a kernel, run the guest's tests in it, and return their outcomes.
 
     Args:
-        kernel: What to boot.
-        folder: An empty folder, for what the boot needs and leaves.
+        kernel: The kernel to boot.
+        folder: An empty directory for the boot's files.
     """
     share = folder / "share"
     share.mkdir()
     modules = Modules(kernel)
     for module in build_shims(kernel, folder / "shims"):
         shutil.copy(module, share)
-    (share / f"{DRIVER}.ko").write_bytes(modules.content(DRIVER))
+    (share / f"{DRIVER}.ko").write_bytes(modules.read(DRIVER))
     (share / "run").write_text(_command())
     archive = folder / "initramfs"
-    archive.write_bytes(initramfs(modules))
+    archive.write_bytes(make_initramfs(modules))
     console = _emulate(kernel, archive, share, folder / "console")
     return Run(
         _outcomes(share / "outcomes"),
@@ -80,7 +80,7 @@ def boot(kernel: Kernel, folder: Path) -> Run:
 
 
 def _command() -> str:
-    """Return the shell script that is run in the guest."""
+    """Return the shell script that runs in the guest."""
     guest = HERE / "guest"
     pytest = [sys.executable, "-m", "pytest", "-c", str(guest / "pytest.ini")]
     pytest += [f"--rootdir={ROOT}", "--basetemp=/run/pytest", str(guest)]
@@ -88,7 +88,7 @@ def _command() -> str:
         "ATTESTKIT_KERNEL_RIG": str(SHARE),
         "HOME": "/root",
         "PATH": os.environ["PATH"],
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # each costs seconds there
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # each takes seconds there
         "PYTHONDONTWRITEBYTECODE": "1",
         "LANG": "C.UTF-8",
         "NO_COLOR": "1",
@@ -99,7 +99,7 @@ def _command() -> str:
 
 
 def _emulate(kernel: Kernel, archive: Path, share: Path, console: Path) -> str:
-    """Run the machine until it ends or the deadline is over; return what it printed."""
+    """Run the machine until it ends or the deadline passes; return its output."""
     host = "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"
     shared = f"local,path={share},mount_tag=share,security_model=none"
     command = [QEMU, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"]
@@ -108,15 +108,15 @@ def _emulate(kernel: Kernel, archive: Path, share: Path, console: Path) -> str:
     command += ["-kernel", str(kernel.image), "-initrd", str(archive)]
     command += ["-append", "console=ttyS0 panic=-1 quiet"]
     try:
-        # When the time is over the machine is killed, and its console is all there is.
+        # After the deadline the machine is killed, and only its console is available.
         done = subprocess.run(
             command, timeout=DEADLINE, stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
-        said = done.stderr.decode(errors="replace")
+        errors = done.stderr.decode(errors="replace")
     except subprocess.TimeoutExpired:
-        said = f"the machine was killed after {DEADLINE} s\n"
+        errors = f"the machine was killed after {DEADLINE} s\n"
     printed = console.read_text(errors="replace") if console.exists() else ""
-    return printed.replace("\r\n", "\n") + said
+    return printed.replace("\r\n", "\n") + errors
 
 
 def _outcomes(path: Path) -> list[Outcome]:

@@ -1,10 +1,10 @@
-"""Fixtures of the suite: a guest of each kind, just booted."""
+"""Fixtures of the suite: a freshly booted guest of each type."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.rigs.suite.guests import KINDS, Guest, look_below, running
+from tests.rigs.suite.guests import KINDS, Guest, running, use_paths_below
 
 VARIABLES = (
     "ATTESTKIT_BACKEND",
@@ -18,19 +18,19 @@ VARIABLES = (
 
 @pytest.fixture(name="running", scope="session", params=list(KINDS))
 def run_guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
-    """Run a guest of each kind."""
+    """Run a guest of each type."""
     with running(request.param) as guest:
         yield guest
 
 
 @pytest.fixture
 def guest(running: Guest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guest]:
-    """Return the guest, just booted; no entry and no fault may be left in it."""
+    """Return the freshly booted guest; assert that no entry and no fault is left."""
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     running.boot()
     if running.elsewhere:
-        look_below(running.emulator.root, monkeypatch)
+        use_paths_below(running.emulator.root, monkeypatch)
     yield running
     assert running.emulator.armed() == []
     if running.has_reports:

@@ -1,9 +1,8 @@
-"""The guests that the suite runs on: what machine each is, and how a program opens it.
+"""Guests of the suite: the machine of each, and how a program opens it.
 
-The same tests run in three ways. In the normal test process a guest's files are below a folder. In
-a mount namespace, whose maker sets `$OUTER_NAMESPACE`, they are at the kernel's own paths, and
-nothing is said to a backend about where to look. As an ordinary user they are below a folder again,
-mounted by that user.
+The tests run in three ways. In the normal test process a guest's files are below a directory. In a
+mount namespace, whose creator sets `$OUTER_NAMESPACE`, they are at the kernel's own paths, and the
+backend gets no path. As an ordinary user they are below a directory that this user has mounted.
 """
 
 import os
@@ -26,9 +25,9 @@ from attestkit.backends.tdx_ioctl import TdxIoctl
 from tests.rigs.emulator import PATIENCE, REPORTS, Emulator, emulator
 from tests.rigs.namespace import SCRIPT
 
-# Set by whoever starts the suite in a mount namespace of its own: the one that it started from.
+# Set by the creator of a mount namespace: the namespace of the parent.
 OUTER_NAMESPACE: Final = "OUTER_NAMESPACE"
-# Where namespace.SCRIPT mounts something, in the order in which it can be taken away again.
+# Mount points of namespace.SCRIPT, in the order of unmounting.
 COVERED: Final = (
     *("/proc/sys/kernel/random/boot_id", "/run", "/sys/firmware", "/sys/devices/virtual/misc"),
     *("/sys/kernel", "/etc", "/dev"),
@@ -38,14 +37,14 @@ QGS_PORT: Final = 4050
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of guest.
+    """Type of guest.
 
     Attributes:
         machine: Options of the emulator.
-        cls: The backend that a program uses there.
-        options: What the backend has to be told, besides where to look.
+        cls: The backend of a program on the guest.
+        options: Options of the backend, without paths.
         extends: Whether the kernel lets a program extend a register.
-        found: Whether `detect` finds the backend, or it has to be named.
+        found: Whether `detect` finds the backend.
     """
 
     machine: dict[str, Any]
@@ -56,18 +55,18 @@ class Kind:
 
 
 def _old(driver: str, *, extends: bool) -> Kind:
-    """Return a guest with an out-of-tree driver, from before configfs-tsm."""
+    """Return a guest with an out-of-tree driver, before configfs-tsm."""
     machine = {"kernel": "6.6", "driver": driver}
     return Kind(machine, TdxIoctl, {"generation": driver}, extends=extends, found=False)
 
 
 KINDS: Final = {
-    # 6.12 has neither files nor an ioctl to extend registers by; 7.1 tells of a host that failed.
+    # 6.12 has neither files nor an ioctl to extend registers; 7.1 reports a failed host.
     "configfs-6.12": Kind({"kernel": "6.12"}, extends=False),
     "configfs-6.18": Kind({"kernel": "6.18"}),
     "configfs-7.1": Kind({"kernel": "7.1", "quote_version": 5}),
     "configfs-snp": Kind({"provider": "sev_guest"}, extends=False),
-    # dstack's own driver, which extends registers; the quotes come from the host's service.
+    # dstack's driver extends registers; quotes come from the host's service.
     "ioctl-qgs": Kind(
         {"kernel": "6.6", "driver": "dstack", "qgs": True, "qgs_port": QGS_PORT}, TdxIoctl
     ),
@@ -85,12 +84,12 @@ OTHERS: Final = [name for name, kind in KINDS.items() if not kind.extends]
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest that runs.
+    """Running guest.
 
     Attributes:
-        name: Of its kind.
-        emulator: Its machine, to let something go wrong, or to boot it.
-        elsewhere: Whether its files are below a folder, not at the kernel's own paths.
+        name: Name of its type.
+        emulator: Its machine, for faults and reboots.
+        elsewhere: Whether its files are below a directory instead of the kernel's own paths.
     """
 
     name: str
@@ -99,44 +98,44 @@ class Guest:
 
     @property
     def kind(self) -> Kind:
-        """What it is like."""
+        """Return its type."""
         return KINDS[self.name]
 
     @property
     def is_snp(self) -> bool:
-        """Whether it is AMD's."""
+        """Return whether it is an SEV-SNP guest."""
         return self.name in SNP
 
     @property
     def has_reports(self) -> bool:
-        """Whether its kernel has configfs-tsm."""
+        """Return whether its kernel has configfs-tsm."""
         return (self.emulator.root / REPORTS).exists()
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the backend has to be told, besides where to look."""
+        """Return the options of the backend, without paths."""
         service = {"qgs": self.emulator.qgs} if "qgs" in self.kind.machine else {}
         return {**self.kind.options, **service}
 
     @property
     def paths(self) -> KernelPaths:
-        """Where its files are."""
+        """Return the paths of its files."""
         return KernelPaths.below(self.emulator.root) if self.elsewhere else KernelPaths()
 
     def boot(self) -> None:
-        """Boot it, with nothing going wrong."""
+        """Boot it, without faults."""
         self.emulator.clear_faults()
         self.emulator.reboot()
 
     def backend(self) -> Backend:
-        """Return a new backend, opened as a program opens it: where to look is said if need be."""
+        """Return a new backend, with a path only if the files are elsewhere."""
         root = {"root": self.emulator.root} if self.elsewhere else {}
-        make: Any = self.kind.cls  # two classes with options of their own
+        make: Any = self.kind.cls  # the two classes have different options
         backend: Backend = make(**root, **self.options)
         return backend
 
     def probe(self) -> None:
-        """Ask the backend's class if it can run here."""
+        """Probe with the backend's class."""
         if self.kind.cls is TdxIoctl:
             TdxIoctl.probe(**self.options)
         else:
@@ -161,8 +160,8 @@ def running(name: str) -> Iterator[Guest]:
 
 @contextmanager
 def _at_kernel_paths(machine: Emulator) -> Iterator[None]:
-    """Mount the machine's files at the kernel's own paths, in the namespace of this process."""
-    assert mount_namespace() != os.environ[OUTER_NAMESPACE], "this is everybody's namespace"
+    """Mount the machine's files at the kernel's own paths in this process's namespace."""
+    assert mount_namespace() != os.environ[OUTER_NAMESPACE], "not in a separate mount namespace"
     scratch = machine.root.parent / "scratch"
     scratch.mkdir()
     run = partial(subprocess.run, check=True, timeout=PATIENCE)
@@ -174,12 +173,12 @@ def _at_kernel_paths(machine: Emulator) -> Iterator[None]:
 
 
 def mount_namespace() -> str:
-    """Return what tells this process's mount namespace from others."""
+    """Return the ID of this process's mount namespace."""
     return str(Path("/proc/self/ns/mnt").readlink())
 
 
-class _UsualPaths:
-    """In place of KernelPaths where the usual paths are asked for: all of them below a folder."""
+class _DefaultPaths:
+    """Replacement of KernelPaths whose default paths are below a directory."""
 
     below = KernelPaths.below
 
@@ -190,6 +189,6 @@ class _UsualPaths:
         return KernelPaths.below(self._root)
 
 
-def look_below(root: Path, patch: pytest.MonkeyPatch) -> None:
-    """Let a folder be the usual place of the kernel's files for whoever is told of no other."""
-    patch.setattr(backends, "KernelPaths", _UsualPaths(root))
+def use_paths_below(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make a directory the default location of the kernel's files."""
+    patch.setattr(backends, "KernelPaths", _DefaultPaths(root))

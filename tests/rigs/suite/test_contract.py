@@ -1,4 +1,4 @@
-"""What every backend must keep to, on each kind of guest."""
+"""BackendContract on each type of guest."""
 
 from collections.abc import Callable
 
@@ -14,45 +14,48 @@ from tests.rigs.suite.guests import Guest
 
 pytestmark = [pytest.mark.rig, requires_fuse]
 
-ASKED = bytes(range(64))
+REPORT_DATA = bytes(range(64))
 
 
 class TestContract(BackendContract):
-    """The contract."""
+    """Backend contract."""
 
     @pytest.fixture(autouse=True)
     def _on(self, guest: Guest) -> None:
         self._guest = guest
 
     def make_backend(self) -> Backend:
-        """Return one as a program opens it."""
+        """Return a backend as a program opens it."""
         return self._guest.backend()
 
     def probe_backend(self, backend: Backend) -> None:
-        """Ask with the options that the backend has."""
+        """Probe with the backend's options."""
         del backend
         self._guest.probe()
 
-    def test_an_attester_makes_evidence_with_it(self) -> None:
-        """The whole way, and an event where the kernel extends registers."""
+    def test_attester_produces_evidence(self) -> None:
+        """Evidence is complete, with an event if the kernel extends registers."""
         if self._guest.kind.extends:
-            super().test_an_attester_makes_evidence_with_it()
+            super().test_attester_produces_evidence()
             return
         with self._guest.attester() as tee:
             with pytest.raises(UnsupportedError):
                 tee.emit_event("contract", b"payload")
             assert tee.event_log().runtime == ()
-            assert Attestation.from_bytes(tee.attest(ASKED).to_bytes()).report_data == ASKED
+            assert (
+                Attestation.from_bytes(tee.attest(REPORT_DATA).to_bytes()).report_data
+                == REPORT_DATA
+            )
 
-    def test_an_extend_is_what_the_hardware_does(self) -> None:
-        """Or, where the kernel extends none, refused as unsupported, with all as it was."""
+    def test_extend_rtmr_matches_hardware(self) -> None:
+        """A kernel that cannot extend raises UnsupportedError, without side effects."""
         self._check_extend(
             lambda backend: backend.extend_rtmr(3, bytes(48)),
-            super().test_an_extend_is_what_the_hardware_does,
+            super().test_extend_rtmr_matches_hardware,
         )
 
-    def test_an_event_is_in_register_and_journal(self) -> None:
-        """Or, where the kernel extends none, in neither."""
+    def test_event_is_in_register_and_journal(self) -> None:
+        """On a kernel that cannot extend, the event is in neither."""
 
         def emit(backend: RegisterExtender) -> None:
             journal = backend.open_journal()
@@ -61,7 +64,7 @@ class TestContract(BackendContract):
             assert journal.events() == ()
             journal.emit(runtime_event("contract", b"payload", journal.version))
 
-        self._check_extend(emit, super().test_an_event_is_in_register_and_journal)
+        self._check_extend(emit, super().test_event_is_in_register_and_journal)
 
     def _check_extend(
         self, refused: Callable[[RegisterExtender], None], otherwise: Callable[[], None]

@@ -1,4 +1,4 @@
-"""The whole way of evidence, on each kind of guest: made, sent, read, and judged by others."""
+"""Evidence on each type of guest: made, encoded, parsed and verified."""
 
 import hashlib
 import os
@@ -16,22 +16,23 @@ from attestkit.errors import BackendUnavailableError, UnsupportedError
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.snp_report import SnpReport
 from tests import dcap
+from tests.raising import raises
 from tests.rigs.emulator import requires_fuse
 from tests.rigs.suite.guests import EXTENDING, OTHERS, OUTER_NAMESPACE, SNP, TDX, Guest
 
 pytestmark = [pytest.mark.rig, requires_fuse]
 
 NONCE = bytes(range(1, 65))
-AGENT = "dstack_agent"  # which may run on the machine that runs the tests
+AGENT = "dstack_agent"  # may run on the machine of the tests
 
 
-def judge(quote: bytes, guest: Guest, root: bytes | None) -> dcap.Verdict:
-    """Return what dcap-qvl says of a quote now; a root of None is Intel's."""
+def verify_with_dcap_qvl(quote: bytes, guest: Guest, root: bytes | None) -> dcap.Verdict:
+    """Return dcap-qvl's verdict on a quote at the current time; a root of None is Intel's."""
     return dcap.judge(quote, guest.emulator.collateral(), root, int(time.time()))
 
 
-def test_the_files_are_those_of_the_guest(guest: Guest) -> None:
-    """Wherever they are: not the real machine's, and the user's who mounted them."""
+def test_guest_files_are_the_emulators(guest: Guest) -> None:
+    """They are not the real machine's, and belong to the user of the mount."""
     assert guest.elsewhere == (OUTER_NAMESPACE not in os.environ)
     assert (guest.paths == KernelPaths()) == (not guest.elsewhere)
     assert guest.paths.boot_id.read_text().strip() == guest.emulator.boot_id
@@ -40,8 +41,8 @@ def test_the_files_are_those_of_the_guest(guest: Guest) -> None:
     assert guest.paths.boot_id.stat().st_uid == os.geteuid()
 
 
-def test_evidence_survives_the_way(guest: Guest) -> None:
-    """In every encoding it says the same where it arrives, and still agrees with itself."""
+def test_evidence_round_trips_in_each_encoding(guest: Guest) -> None:
+    """Parsed evidence is equal and consistent."""
     with guest.attester() as tee:
         made = tee.attest(NONCE)
     for encoding in get_args(Encoding):
@@ -59,22 +60,25 @@ def test_evidence_survives_the_way(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("running", TDX, indirect=True)
-def test_others_believe_it_by_the_emulators_root_alone(guest: Guest) -> None:
-    """dcap-qvl accepts the quote with the emulator's root, and refuses it with Intel's."""
+def test_dcap_qvl_accepts_quote_under_emulators_root_only(guest: Guest) -> None:
+    """It rejects the quote under Intel's root."""
     with guest.attester() as tee:
         quote = Attestation.from_bytes(tee.attest(NONCE).to_bytes()).quote
     assert quote is not None
-    accepted = judge(quote.raw, guest, guest.emulator.trust_anchor)
+    accepted = verify_with_dcap_qvl(quote.raw, guest, guest.emulator.trust_anchor)
     assert (accepted.status, accepted.text) == ("UpToDate", "")
-    assert judge(quote.raw, guest, None).status == dcap.REJECT
+    assert verify_with_dcap_qvl(quote.raw, guest, None).status == dcap.REJECT
     changed = bytearray(quote.raw)
     changed[48 + 520] ^= 1  # in the report data
-    assert judge(bytes(changed), guest, guest.emulator.trust_anchor).status == dcap.REJECT
+    assert (
+        verify_with_dcap_qvl(bytes(changed), guest, guest.emulator.trust_anchor).status
+        == dcap.REJECT
+    )
 
 
 @pytest.mark.parametrize("running", EXTENDING, indirect=True)
-def test_an_event_is_in_register_log_and_evidence(guest: Guest) -> None:
-    """Where the kernel extends registers: RTMR3 becomes what the event makes of it."""
+def test_event_is_in_register_log_and_evidence(guest: Guest) -> None:
+    """On kernels that extend registers."""
     digest = runtime_event("of the suite", b"payload").digest
     with guest.attester() as tee:
         before = tee.registers()
@@ -84,19 +88,19 @@ def test_an_event_is_in_register_log_and_evidence(guest: Guest) -> None:
     assert after == (*before[:3], hashlib.sha384(before[3] + digest).digest()) == quote.rtmrs
     assert [event.name for event in log.runtime] == ["of the suite"]
     log.check(quote)
-    with guest.attester() as tee:  # another program, or this one later
+    with guest.attester() as tee:  # like another process
         assert [event.name for event in tee.event_log().runtime] == ["of the suite"]
 
 
 @pytest.mark.parametrize("running", OTHERS, indirect=True)
-def test_without_a_register_nothing_is_emitted(guest: Guest) -> None:
-    """Elsewhere: the text says what is missing, and evidence is as before."""
+def test_event_without_register_is_unsupported(guest: Guest) -> None:
+    """The error names the missing feature, and evidence is unchanged."""
     with guest.attester() as tee:
         before = tee.attest(NONCE)
         for _ in range(2):
-            with pytest.raises(UnsupportedError, match=r"register") as refused:
+            with raises(UnsupportedError, "no_registers") as refused:
                 tee.emit_event("of the suite", b"payload")
-            assert guest.is_snp or "6.16" in str(refused.value)
+            assert ("register" if guest.is_snp else "Linux 6.16") in str(refused.value)
         after = tee.attest(NONCE)
     assert after.event_log == before.event_log
     assert after.runtime_events == ()
@@ -104,8 +108,8 @@ def test_without_a_register_nothing_is_emitted(guest: Guest) -> None:
         assert after.quote.rtmrs == before.quote.rtmrs
 
 
-def test_the_firmwares_log_is_that_of_the_machine(guest: Guest) -> None:
-    """It is read whole, and replays to the first registers; an SNP guest has none."""
+def test_boot_log_replays_to_the_registers_of_the_guest(guest: Guest) -> None:
+    """An SNP guest has no log."""
     with guest.attester() as tee:
         log = tee.event_log()
         if guest.is_snp:
@@ -116,13 +120,13 @@ def test_the_firmwares_log_is_that_of_the_machine(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("running", SNP, indirect=True)
-def test_what_amd_says(guest: Guest) -> None:
-    """An SNP guest's evidence holds a report over what was asked, and the host's certificates."""
+def test_snp_evidence_has_report_and_host_certificates(guest: Guest) -> None:
+    """Quotes and registers are unsupported."""
     with guest.attester() as tee:
         assert not tee.has_quotes
-        with pytest.raises(UnsupportedError, match="attest"):
+        with raises(UnsupportedError, "no_quote"):
             tee.get_quote(NONCE)
-        with pytest.raises(UnsupportedError, match="register"):
+        with raises(UnsupportedError, "no_registers"):
             tee.registers()
         evidence = Attestation.from_bytes(tee.attest(NONCE).to_bytes())
     assert (evidence.platform, evidence.quote) == ("dstack-amd-sev-snp", None)
@@ -132,24 +136,24 @@ def test_what_amd_says(guest: Guest) -> None:
     assert len(platform.cert_chain) == 2
 
 
-def test_the_backend_is_found(guest: Guest) -> None:
-    """Nobody names it: configfs-tsm comes first, the device where that is missing; or nothing."""
+def test_detect_selects_the_guests_backend(guest: Guest) -> None:
+    """configfs-tsm is first, then the device."""
     leave_out = (AGENT,) if guest.elsewhere else ()
     if guest.kind.found:
         assert backends.detect(leave_out=leave_out) is guest.kind.cls
     else:
-        with pytest.raises(BackendUnavailableError) as nothing:
+        with raises(BackendUnavailableError, "no_backend") as nothing:
             backends.detect(leave_out=leave_out)
         text = str(nothing.value)
         assert f"configfs_tsm: {guest.paths.tsm_report}: configfs is not mounted" in text
-        assert "tdx_ioctl: no way to a quote" in text
+        assert "tdx_ioctl: QGS configuration" in text
         assert str(guest.paths.tdx_attest_conf) in text
-        assert "option generation" in text
+        assert "generation (of an out-of-tree driver)" in text
     seen = backends.probe_all(None if not guest.elsewhere else guest.paths)
     able = [name for name in backends.HARDWARE if seen[name] is None]
     assert able == ([guest.kind.cls.name] if guest.kind.found else [])
     if not guest.elsewhere and guest.kind.found and not guest.options:
-        with attestkit.open() as tee:  # all that a program needs
+        with attestkit.open() as tee:  # the default call of a program
             assert tee.backend.name == guest.kind.cls.name
             assert not tee.simulated
             assert tee.attest(NONCE).report_data == NONCE

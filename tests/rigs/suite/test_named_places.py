@@ -1,6 +1,6 @@
-"""Places that the environment names: they count, and a wrong one is an error, never another way.
+"""Configured paths: they are used, and an invalid one is an error without a fallback.
 
-On the guest of Linux 6.18, whose own places are all there and would do as well.
+The guest has Linux 6.18, whose default paths all exist.
 """
 
 import os
@@ -14,6 +14,7 @@ from attestkit import EventLog, backends
 from attestkit.attester import Attester
 from attestkit.backends.configfs_tsm import ConfigfsTsm
 from attestkit.errors import AttestKitError, BackendBusyError, BackendUnavailableError, UsageError
+from tests.raising import raises
 from tests.rigs.emulator import requires_fuse
 from tests.rigs.suite.guests import Guest
 
@@ -32,7 +33,7 @@ NONCE = bytes(range(2, 66))
 
 @pytest.fixture
 def entry(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Make an entry, as an administrator does for a container, and name it."""
+    """Create an entry, like an administrator for a container, and configure it."""
     path = guest.paths.tsm_report / "com.intel.dcap"
     path.mkdir()
     monkeypatch.setenv(ENTRY, str(path))
@@ -42,7 +43,7 @@ def entry(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def folder(guest: Guest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Name the registers' folder, by a path that is not the usual one."""
+    """Configure the directory of the registers, by another path."""
     link = tmp_path / "measurements"
     link.symlink_to(guest.paths.measurements)
     monkeypatch.setenv(REGISTERS, str(link))
@@ -51,25 +52,25 @@ def folder(guest: Guest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
 
 @pytest.fixture
 def log(guest: Guest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Name a copy of the firmware's log."""
+    """Configure a copy of the firmware's log."""
     copy = tmp_path / "ccel"
     copy.write_bytes(guest.paths.ccel_data.read_bytes())
     monkeypatch.setenv(LOG, str(copy))
     return copy
 
 
-def opened() -> Attester:
-    """Open the guest where the environment says, not below a root."""
+def open_guest() -> Attester:
+    """Open the guest with the paths of the environment."""
     return Attester(ConfigfsTsm())
 
 
-# -- good ones -------------------------------------------------------------------------------------
+# -- valid paths -----------------------------------------------------------------------------------
 
 
-def test_the_named_entry_is_used(guest: Guest, entry: Path) -> None:
-    """Every request goes through it, none is made beside it, and it stays."""
+def test_configured_entry_is_used(guest: Guest, entry: Path) -> None:
+    """Each request uses it, no other is created, and it stays."""
     generation = entry / "generation"
-    with opened() as tee:
+    with open_guest() as tee:
         for number in range(1, 3):
             assert tee.get_quote(NONCE).report_data == NONCE
             assert generation.read_text() == f"{number}\n"
@@ -78,28 +79,28 @@ def test_the_named_entry_is_used(guest: Guest, entry: Path) -> None:
     assert generation.read_text() == "3\n"
 
 
-def test_the_named_entry_without_its_lock(guest: Guest, entry: Path) -> None:
-    """Who writes in spite of the lock, between every two steps, is told of."""
-    with opened() as tee:
+def test_configured_entry_detects_unlocked_writes(guest: Guest, entry: Path) -> None:
+    """A process may ignore the lock."""
+    with open_guest() as tee:
         guest.emulator.fault("generation_race:3")
-        with pytest.raises(BackendBusyError, match=f"{entry}/generation.*somebody else writes"):
+        with raises(BackendBusyError, "device", path=f"{entry}/generation"):
             tee.get_quote(NONCE)
         assert tee.get_quote(NONCE).report_data == NONCE
 
 
 @pytest.mark.usefixtures("folder")
-def test_the_named_folder_of_registers_is_used() -> None:
-    """Reading and extending go through it."""
-    with opened() as tee:
+def test_configured_register_directory_is_used() -> None:
+    """Reads and extends use it."""
+    with open_guest() as tee:
         event = tee.emit_event("by another path", b"")
         assert tee.registers() == tee.get_quote(NONCE).rtmrs
         assert tee.event_log().runtime == (event,)
         assert tee.registers()[3] != bytes(48)
 
 
-def test_the_named_log_is_used(log: Path) -> None:
-    """In place of the firmware's: a log of other events does not replay to the quote."""
-    with opened() as tee:
+def test_configured_boot_log_is_used(log: Path) -> None:
+    """A modified log does not replay to the quote."""
+    with open_guest() as tee:
         assert tee.backend.read_event_log() == log.read_bytes()
         assert tee.attest(NONCE).report_data == NONCE
     data = bytearray(log.read_bytes())
@@ -107,57 +108,60 @@ def test_the_named_log_is_used(log: Path) -> None:
     data[data.index(first)] ^= 1
     log.write_bytes(data)
     with (
-        opened() as tee,
+        open_guest() as tee,
         pytest.raises(attestkit.errors.ReplayError, match="RTMR0"),
     ):
         tee.attest(NONCE)
 
 
 @pytest.mark.usefixtures("entry", "folder", "log")
-def test_all_of_them_together() -> None:
-    """As in a container that was given these three, and knows no other."""
-    with opened() as tee:
+def test_all_configured_paths_work_together() -> None:
+    """A container may have these three paths only."""
+    with open_guest() as tee:
         tee.emit_event("in a container", b"")
         evidence = tee.attest(NONCE)
     assert [event.event for event in evidence.evidence.stack.runtime_events] == ["in a container"]
 
 
-# -- wrong ones ------------------------------------------------------------------------------------
+# -- invalid paths ---------------------------------------------------------------------------------
 
 
-def refusals(guest: Guest) -> list[AttestKitError]:
-    """Return what each way to open the guest says."""
+def open_errors(guest: Guest) -> list[AttestKitError]:
+    """Return the errors of all ways to open the guest."""
     found = []
     leave_out = ("dstack_agent",) if guest.elsewhere else ()
-    for way in (
+    for opener in (
         ConfigfsTsm,
         ConfigfsTsm.probe,
         lambda: backends.detect(leave_out=leave_out),
         lambda: attestkit.open("configfs_tsm"),
     ):
         with pytest.raises(AttestKitError) as refused:
-            way()
+            opener()
         found.append(refused.value)
     return found
 
 
-def test_an_entry_that_is_not_there(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is neither made, nor is one made beside it, nor is another backend taken."""
+def test_configured_entry_missing_is_an_error(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an entry is created nor another backend selected."""
     missing = guest.paths.tsm_report / "missing"
     monkeypatch.setenv(ENTRY, str(missing))
-    for error in refusals(guest):
+    for error in open_errors(guest):
         assert isinstance(error, (BackendUnavailableError, UsageError))
         assert str(missing) in str(error)
         assert ENTRY in str(error)
     assert guest.emulator.entries() == []
 
 
-def test_an_entry_that_goes(entry: Path, guest: Guest) -> None:
-    """While the backend is open: told, and nothing else is tried."""
-    with opened() as tee:
+def test_configured_entry_removed_later_is_an_error(entry: Path, guest: Guest) -> None:
+    """No fallback is tried."""
+    with open_guest() as tee:
         entry.rmdir()
-        with pytest.raises(BackendUnavailableError, match=f"{entry}.*{ENTRY}"):
+        with raises(BackendUnavailableError, "missing", path=str(entry)) as caught:
             tee.get_quote(NONCE)
+        assert ENTRY in str(caught.value)
         assert guest.emulator.entries() == []
         entry.mkdir()
         assert tee.get_quote(NONCE).report_data == NONCE
@@ -165,62 +169,66 @@ def test_an_entry_that_goes(entry: Path, guest: Guest) -> None:
 
 @pytest.mark.parametrize("variable", [ENTRY, REGISTERS, LOG])
 @pytest.mark.parametrize("text", ["relative/path", "./", "~/entry"])
-def test_a_relative_path(
+def test_configured_relative_path_is_rejected(
     guest: Guest, monkeypatch: pytest.MonkeyPatch, variable: str, text: str
 ) -> None:
-    """Refused by every way to open the guest, the variable named."""
+    """The error names the variable."""
     monkeypatch.setenv(variable, text)
-    for error in refusals(guest):
+    for error in open_errors(guest):
         assert type(error) is UsageError
-        assert f"${variable} is {text!r}: want an absolute path" in str(error)
+        assert error.reason == "wrong_value"
+        assert f"${variable}: not an absolute path: {text!r}" in str(error)
     assert guest.emulator.entries() == []
 
 
-def test_a_path_that_intels_library_could_not_hold(
-    guest: Guest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An entry's path has below 240 bytes."""
+def test_configured_entry_path_is_limited(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intel's library supports paths of less than 240 bytes."""
     monkeypatch.setenv(ENTRY, "/" + "x" * 239)
-    for error in refusals(guest):
-        assert type(error) is UsageError
+    for error in open_errors(guest):
+        assert (type(error), error.reason) == (UsageError, "too_large")
         assert ENTRY in str(error)
 
 
-def test_an_empty_variable_names_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if it were not set."""
+def test_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the same as an unset one."""
     for variable in (ENTRY, REGISTERS, LOG):
         monkeypatch.setenv(variable, "")
-    with opened() as tee:
+    with open_guest() as tee:
         assert tee.attest(NONCE).report_data == NONCE
 
 
-def test_a_folder_without_registers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither the usual files nor the device take its place; quotes come all the same."""
+def test_configured_register_directory_missing_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither default files nor the device are used; quotes can be made."""
     for wrong in (tmp_path / "missing", tmp_path):
         monkeypatch.setenv(REGISTERS, str(wrong))
-        with opened() as tee:
+        with open_guest() as tee:
             before = tee.get_quote(NONCE).rtmrs
-            with pytest.raises(BackendUnavailableError, match=str(wrong)):
-                tee.registers()
-            with pytest.raises(BackendUnavailableError, match=str(wrong)):
-                tee.emit_event("lost", b"")
+            for use in (tee.registers, lambda: tee.emit_event("lost", b"")):
+                with raises(BackendUnavailableError, "missing") as caught:
+                    use()
+                assert caught.value.path.startswith(str(wrong))
             assert tee.get_quote(NONCE).rtmrs == before
             assert tee.event_log().runtime == ()
 
 
-def test_a_log_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The firmware's own does not take its place, so there is no evidence; there are quotes."""
+def test_configured_boot_log_missing_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Evidence cannot be made; quotes can."""
     monkeypatch.setenv(LOG, str(tmp_path / "missing"))
-    with opened() as tee:
+    with open_guest() as tee:
         assert tee.get_quote(NONCE).report_data == NONCE
-        for ask in (tee.event_log, lambda: tee.attest(NONCE)):
-            with pytest.raises(BackendUnavailableError, match=f"{tmp_path}/missing.*{LOG}"):
-                ask()
+        for use in (tee.event_log, lambda: tee.attest(NONCE)):
+            with raises(BackendUnavailableError, "missing", path=f"{tmp_path}/missing") as caught:
+                use()
+            assert LOG in str(caught.value)
     empty = tmp_path / "empty"
     os.mknod(empty)
     monkeypatch.setenv(LOG, str(empty))
     with (
-        opened() as tee,
-        pytest.raises(attestkit.errors.BackendError, match="is empty"),
+        open_guest() as tee,
+        raises(attestkit.errors.BackendError, "truncated", path=str(empty)),
     ):
         tee.attest(NONCE)

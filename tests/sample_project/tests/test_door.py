@@ -1,4 +1,4 @@
-"""The app against a TEE of each test's own."""
+"""App with a fresh TEE for each test."""
 
 from collections.abc import Callable
 
@@ -10,31 +10,31 @@ from attestkit.errors import BackendBusyError
 from attestkit.testing import SimulatedTee
 
 
-def test_a_healthy_tee_is_let_in(tee: SimulatedTee) -> None:
-    """Its evidence is about the challenge, and passes the default policy."""
+def test_valid_evidence_is_admitted(tee: SimulatedTee) -> None:
+    """The evidence is over the challenge, and satisfies the default policy."""
     door = Door(tee.verifier())
     assert door.let_in(prove(tee.attester, door.challenge())) == "welcome"
 
 
-def test_evidence_is_good_once(tee: SimulatedTee) -> None:
-    """What was shown before opens no door."""
+def test_replayed_evidence_is_refused(tee: SimulatedTee) -> None:
+    """A challenge is valid for one attempt."""
     door = Door(tee.verifier())
     evidence = prove(tee.attester, door.challenge())
     assert door.let_in(evidence) == "welcome"
-    assert door.let_in(evidence) == "nobody asked"
+    assert door.let_in(evidence) == "no challenge"
     door.challenge()
     assert door.let_in(evidence).startswith("PolicyError")
 
 
-def test_somebody_else_s_tee_is_not(tee_factory: Callable[..., SimulatedTee]) -> None:
-    """Another root is not the one that the door trusts."""
+def test_evidence_of_another_root_is_refused(tee_factory: Callable[..., SimulatedTee]) -> None:
+    """The door trusts one root."""
     ours, other = tee_factory(), tee_factory(seed=bytes(32))
     door = Door(ours.verifier())
     assert "Error" in door.let_in(prove(other.attester, door.challenge()))
 
 
-def test_an_outdated_platform_is_not(tee_factory: Callable[..., SimulatedTee]) -> None:
-    """Nor is one that Intel has published updates for; who develops may do with it."""
+def test_outdated_platform_is_refused_by_default(tee_factory: Callable[..., SimulatedTee]) -> None:
+    """The development policy admits it."""
     tee = tee_factory(scenario="tcb-OutOfDate")
     door = Door(tee.verifier())
     assert door.let_in(prove(tee.attester, door.challenge())).startswith("PolicyError")
@@ -42,8 +42,8 @@ def test_an_outdated_platform_is_not(tee_factory: Callable[..., SimulatedTee]) -
     assert door.let_in(prove(tee.attester, door.challenge())) == "welcome"
 
 
-def test_a_busy_device_is_asked_again(tee_factory: Callable[..., SimulatedTee]) -> None:
-    """Twice busy is let in; three times is an error."""
+def test_busy_device_is_tried_three_times(tee_factory: Callable[..., SimulatedTee]) -> None:
+    """The third BackendBusyError is raised."""
     tee = tee_factory(faults="ebusy:2")
     door = Door(tee.verifier())
     assert door.let_in(prove(tee.attester, door.challenge())) == "welcome"

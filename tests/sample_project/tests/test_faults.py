@@ -1,4 +1,4 @@
-"""Every fault strikes as it is named, in the program and in the server."""
+"""Effect of each fault, in the process and on the server."""
 
 import json
 import time
@@ -21,7 +21,7 @@ from attestkit.errors import (
 )
 from attestkit.testing import SimulatedTee
 
-# What evidence, and what an event, ends with; None is well.
+# The error of evidence and of an event; None means success.
 OF_EVIDENCE: dict[str, type[AttestKitError]] = {
     "ebusy": BackendBusyError,
     "eintr": BackendBusyError,
@@ -45,13 +45,13 @@ HARMLESS = {"slow", "rtmr_extend_lies"}
 OF_A_QUOTING_SERVICE = {"qgs_error", "qgs_closes", "qgs_truncates"}
 
 
-def test_every_fault_is_here() -> None:
-    """A new one needs a test."""
+def test_all_faults_are_covered() -> None:
+    """A new fault needs a test."""
     assert set(NAMED) == {*OF_EVIDENCE, *OF_EVENTS, *HARMLESS, *OF_A_QUOTING_SERVICE}
 
 
-def status(url: str, method: str, message: object) -> int:
-    """Return the status with which a method answers."""
+def request_status(url: str, method: str, message: object) -> int:
+    """Return the HTTP status of a method."""
     data, kind = json.dumps(message).encode(), {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{url}/{method}", data, kind)
     try:
@@ -63,38 +63,42 @@ def status(url: str, method: str, message: object) -> int:
 
 
 @pytest.mark.parametrize("name", OF_EVIDENCE)
-def test_of_evidence(tee_factory: Callable[..., SimulatedTee], name: str) -> None:
-    """It fails as often as it is told to, and is well again, if need be after a reboot."""
+def test_evidence_fault_is_raised_and_ends(
+    tee_factory: Callable[..., SimulatedTee], name: str
+) -> None:
+    """It is raised as often as its count, and ends, at the latest with a reboot."""
     tee = tee_factory(faults=f"{name}:1")
     with pytest.raises(OF_EVIDENCE[name]):
         tee.attest(b"nonce")
     tee.reset()
     tee.arm(name)
-    assert status(tee.url, "GetQuote", {"report_data": ""}) == 500
+    assert request_status(tee.url, "GetQuote", {"report_data": ""}) == 500
     tee.reset()
     assert tee.verify(tee.attest(b"nonce"), report_data=b"nonce").simulated
 
 
 @pytest.mark.parametrize("name", OF_EVENTS)
-def test_of_events(tee_factory: Callable[..., SimulatedTee], name: str) -> None:
-    """The event is refused; evidence afterwards is good, with the event or without it."""
+def test_event_fault_is_raised_and_ends(
+    tee_factory: Callable[..., SimulatedTee], name: str
+) -> None:
+    """Later evidence is valid, with or without the event."""
     tee = tee_factory(faults=f"{name}:2")
     with pytest.raises(OF_EVENTS[name]):
         tee.emit("first", b"1")
-    assert status(tee.url, "EmitEvent", {"event": "second", "payload": "02"}) == 500
+    assert request_status(tee.url, "EmitEvent", {"event": "second", "payload": "02"}) == 500
     tee.emit("third", b"3")
     assert tee.verify(tee.attest(b"nonce"), report_data=b"nonce").simulated
 
 
-def test_rtmr_extend_lies(tee_factory: Callable[..., SimulatedTee]) -> None:
-    """The register counts, not the answer."""
+def test_rtmr_extend_lies_fault_is_hidden(tee_factory: Callable[..., SimulatedTee]) -> None:
+    """The register's value decides, not the error."""
     tee = tee_factory(faults="rtmr_extend_lies")
     assert tee.emit("model", b"1") == tee.event_log().events[-1]
     assert tee.verify(tee.attest(), report_data=b"").simulated
 
 
-def test_slow(tee_factory: Callable[..., SimulatedTee]) -> None:
-    """Evidence comes later, and who needs none does not wait for it."""
+def test_slow_fault_delays_evidence(tee_factory: Callable[..., SimulatedTee]) -> None:
+    """The host's delay is the fault's."""
     tee = tee_factory(faults="slow:300ms")
     begin = time.monotonic()
     tee.attest()
@@ -102,15 +106,17 @@ def test_slow(tee_factory: Callable[..., SimulatedTee]) -> None:
 
 
 @pytest.mark.parametrize("name", OF_A_QUOTING_SERVICE)
-def test_what_cannot_go_wrong_here_is_refused(
+def test_quoting_service_fault_is_rejected(
     tee_factory: Callable[..., SimulatedTee], name: str
 ) -> None:
-    """The simulator has no quoting service of its own."""
-    with pytest.raises(UsageError, match="cannot go wrong"):
+    """The simulator has no quoting service."""
+    with pytest.raises(UsageError) as refused:
         tee_factory(faults=name)
+    assert refused.value.reason == "not_applicable"
 
 
-def test_a_misspelt_fault_is_refused(tee: SimulatedTee) -> None:
-    """The error says what there is."""
-    with pytest.raises(UsageError, match="ebusy"):
+def test_misspelt_fault_suggests_a_name(tee: SimulatedTee) -> None:
+    """The error has the nearest name."""
+    with pytest.raises(UsageError, match="ebusy") as refused:
         tee.arm("ebussy")
+    assert refused.value.reason == "unknown_name"

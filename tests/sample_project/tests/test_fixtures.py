@@ -1,4 +1,4 @@
-"""Every fixture, and everything that a TEE of them has."""
+"""Fixtures of the plugin, and the methods of their TEEs."""
 
 import http.client
 import json
@@ -17,8 +17,8 @@ from attestkit.errors import UnsupportedError
 from attestkit.testing import SimulatedTee
 
 
-def ask(path: Path | str, target: str, message: object) -> Any:
-    """Return the answer of a method, on a socket or a URL."""
+def request_method(path: Path | str, target: str, message: object) -> Any:
+    """Return the response of a method, on a socket or a URL."""
     if isinstance(path, str):
         data = json.dumps(message).encode()
         kind = {"Content-Type": "application/json"}
@@ -32,8 +32,8 @@ def ask(path: Path | str, target: str, message: object) -> Any:
         return json.loads(connection.getresponse().read())
 
 
-def test_evidence(tee: SimulatedTee) -> None:
-    """Quote, event log and keys are of one TEE, and its evidence verifies."""
+def test_tee_evidence_verifies(tee: SimulatedTee) -> None:
+    """Quote, event log and keys are of one TEE."""
     assert tee.simulated
     quote = tee.quote(b"nonce")
     assert quote.report_data == b"nonce".ljust(64, b"\0")
@@ -50,15 +50,15 @@ def test_evidence(tee: SimulatedTee) -> None:
     assert verify_signature("secp256k1", b"message", signed.signature, signed.public_key)
 
 
-def test_its_verifier_is_made_of_its_parts(tee: SimulatedTee) -> None:
-    """The root and the collateral are there for a verifier of one's own."""
+def test_tee_root_and_collateral_work_in_own_verifier(tee: SimulatedTee) -> None:
+    """A Verifier can be built from them."""
     verifier = Verifier(trust_anchor=tee.trust_anchor, collateral=tee.collateral)
     assert verifier.verify(tee.quote(b"x"), report_data=b"x").simulated
 
 
 @pytest.mark.parametrize("again", [1, 2])
-def test_a_reboot_forgets(tee: SimulatedTee, again: int) -> None:
-    """What was emitted and armed is gone; every test begins so anyhow."""
+def test_reset_discards_events_and_faults(tee: SimulatedTee, again: int) -> None:
+    """Each test starts in this state."""
     before = tee.attester.registers()
     for _ in range(again):
         tee.emit("something")
@@ -68,58 +68,62 @@ def test_a_reboot_forgets(tee: SimulatedTee, again: int) -> None:
     assert tee.quote().rtmrs == before
 
 
-def test_the_server_shows_the_same_tee(tee: SimulatedTee) -> None:
-    """On the sockets and on the URLs; what a client emits is in our quotes."""
-    ask(tee.socket, "EmitEvent", {"event": "theirs", "payload": "01"})
+def test_server_has_the_same_tee(tee: SimulatedTee) -> None:
+    """Sockets and URLs give equal quotes, with events of clients."""
+    request_method(tee.socket, "EmitEvent", {"event": "theirs", "payload": "01"})
     for place in (tee.socket, tee.url):
-        answer = ask(place, "GetQuote", {"report_data": "ab"})
+        answer = request_method(place, "GetQuote", {"report_data": "ab"})
         quote = Quote.parse(bytes.fromhex(answer["quote"]))
         assert quote == tee.quote(b"\xab")
         EventLog.parse(answer["event_log"].encode()).check(quote)
     assert tee.event_log().events[-1].name == "theirs"
-    assert ask(tee.tappd_socket, "prpc/Tappd.Info", {})["app_id"] == tee.info().app_id.hex()
-    assert ask(tee.http_url, "prpc/Worker.Version", {})["version"]
+    assert (
+        request_method(tee.tappd_socket, "prpc/Tappd.Info", {})["app_id"] == tee.info().app_id.hex()
+    )
+    assert request_method(tee.http_url, "prpc/Worker.Version", {})["version"]
 
 
-def test_a_pccs_has_its_collateral(tee: SimulatedTee) -> None:
-    """Collateral that is fetched there is the TEE's own."""
+def test_pccs_serves_the_tees_collateral(tee: SimulatedTee) -> None:
+    """Fetched collateral equals the TEE's."""
     fetched = Collateral.fetch(tee.quote(), tee.pccs_url)
     assert fetched.tcb_info == tee.collateral.tcb_info
     assert tee.verify(tee.quote(), report_data=b"", pccs_url=tee.pccs_url).tcb_status == "UpToDate"
 
 
-def test_clients_find_it(tee: SimulatedTee) -> None:
-    """By the variables that official clients read."""
+def test_client_variables_are_set(tee: SimulatedTee) -> None:
+    """Official clients read them."""
     assert tee.client.items() <= os.environ.items()
     assert Path(os.environ["DSTACK_SIMULATOR_ENDPOINT"]) == tee.socket
     assert Path(os.environ["TAPPD_SIMULATOR_ENDPOINT"]) == tee.tappd_socket
     assert os.environ["PCCS_URL"] == tee.pccs_url
 
 
-def test_the_next_test_does_not_find_it() -> None:
-    """The variables are as they were."""
+def test_client_variables_are_restored_for_the_next_test() -> None:
+    """The variables end with the test."""
     assert "DSTACK_SIMULATOR_ENDPOINT" not in os.environ
 
 
 @pytest.mark.parametrize("number", range(2))
-def test_one_for_the_run(tee_session: SimulatedTee, number: int) -> None:
-    """What one test emits the next one finds; its server goes on."""
+def test_session_tee_keeps_state_between_tests(tee_session: SimulatedTee, number: int) -> None:
+    """Its server stays running."""
     names = [event.name for event in tee_session.event_log().events]
     assert names.count("counted") == number
-    ask(tee_session.url, "EmitEvent", {"event": "counted", "payload": ""})
+    request_method(tee_session.url, "EmitEvent", {"event": "counted", "payload": ""})
 
 
 @pytest.mark.parametrize("version", [4, 5])
-def test_as_many_as_are_wanted(tee_factory: Callable[..., SimulatedTee], version: int) -> None:
-    """Of any quote version, each with a server of its own."""
+def test_factory_creates_several_tees(
+    tee_factory: Callable[..., SimulatedTee], version: int
+) -> None:
+    """Each has a quote version and a server of its own."""
     one, two = tee_factory(quote_version=version), tee_factory(seed=b"2" * 32)
     assert one.quote().version == version
     assert one.trust_anchor != two.trust_anchor
-    assert ask(one.url, "Info", {}) != ask(two.url, "Info", {})
+    assert request_method(one.url, "Info", {}) != request_method(two.url, "Info", {})
 
 
-def test_snp(tee_factory: Callable[..., SimulatedTee]) -> None:
-    """An SEV-SNP guest has reports in place of quotes, and no Intel to vouch for it."""
+def test_snp_tee_has_reports_only(tee_factory: Callable[..., SimulatedTee]) -> None:
+    """It has neither quotes nor Intel's collateral."""
     tee = tee_factory(platform="snp")
     assert tee.verify(tee.attest(b"x"), report_data=b"x").simulated
     for refused in (tee.quote, lambda: tee.collateral):
@@ -128,8 +132,10 @@ def test_snp(tee_factory: Callable[..., SimulatedTee]) -> None:
     assert "PCCS_URL" not in tee.client
 
 
-def test_it_outlives_its_program(tee_factory: Callable[..., SimulatedTee], tmp_path: Path) -> None:
-    """With a folder for its state the same TEE goes on."""
+def test_state_dir_restores_the_tee(
+    tee_factory: Callable[..., SimulatedTee], tmp_path: Path
+) -> None:
+    """A later TEE with the same directory has the same registers."""
     first = tee_factory(state_dir=tmp_path / "tee")
     first.emit("kept")
     registers = first.attester.registers()

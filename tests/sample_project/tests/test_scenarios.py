@@ -1,4 +1,4 @@
-"""Every scenario is judged as it is named."""
+"""Outcome of each scenario."""
 
 from collections.abc import Callable
 
@@ -13,8 +13,10 @@ STATUSES = ("UpToDate", "SWHardening", "Configuration", "OutOfDate", "TDRelaunch
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_scenario(tee_factory: Callable[..., SimulatedTee], name: str) -> None:
-    """A status is told, and the strict policy takes UpToDate alone; all else is a refusal."""
+def test_scenario_has_documented_outcome(
+    tee_factory: Callable[..., SimulatedTee], name: str
+) -> None:
+    """The strict policy accepts UpToDate only; other outcomes than statuses are errors."""
     tee = tee_factory(scenario=name)
     outcome = NAMED[name].outcome
     evidence = tee.raw_quote(b"nonce") if tee.attester.has_quotes else tee.attest(b"nonce")

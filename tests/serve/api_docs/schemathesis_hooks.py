@@ -1,7 +1,7 @@
-"""Lets schemathesis speak protobuf: what it generates as JSON is sent, and judged, as the message.
+"""Schemathesis hooks for protobuf: generated JSON is sent and checked as protobuf messages.
 
-OpenAPI cannot say what is inside `application/octet-stream`. Before the document is used, the
-schema of the same message in JSON takes that place, and the two functions below translate.
+OpenAPI cannot describe the content of `application/octet-stream`. The hook replaces it by the JSON
+schema of the same message, and the functions below translate.
 """
 
 import json
@@ -22,7 +22,7 @@ _responses: dict[tuple[str, str], str] = {}
 
 @schemathesis.hook
 def before_load_schema(_context: Any, schema: dict[str, Any]) -> None:
-    """Note which message is where, and put its JSON schema there."""
+    """Record the message of each operation, and insert its JSON schema."""
     for path, verbs in schema["paths"].items():
         if "post" not in verbs:
             continue
@@ -44,7 +44,7 @@ def _replace(content: dict[str, Any], empty: dict[str, Any]) -> str:
 
 @schemathesis.serializer(BINARY)
 def encode(context: Any, value: Any) -> Any:
-    """Return the message of some JSON; what no message can hold becomes bytes that are none."""
+    """Return the protobuf message of a JSON value, or malformed bytes if it has no message."""
     operation = context.case.operation
     name = _requests[operation.method.lower(), operation.path]
     if name == "Empty":
@@ -62,7 +62,7 @@ def _encode(message: type[NamedTuple], value: Any) -> bytes:
 
 @schemathesis.deserializer(BINARY)
 def decode(context: Any, response: Any) -> Any:
-    """Return a binary answer as the JSON that stands for the same message."""
+    """Return the JSON of a protobuf response."""
     operation = context.operation
     if response.status_code != 200:
         return {"error": protobuf_codec.decode(Error, response.content).message}

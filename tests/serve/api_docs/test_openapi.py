@@ -1,4 +1,4 @@
-"""The OpenAPI document says what is served, and what it says is so."""
+"""The OpenAPI document matches the served methods."""
 
 import asyncio
 import json
@@ -9,10 +9,10 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 
 from attestkit.serve import listener_apps
-from attestkit.serve.api_docs.api_model import Api, Call, calls_of, words_of
+from attestkit.serve.api_docs.api_model import Api, Call, list_calls, read_docstring
 from attestkit.serve.api_docs.examples import example_of
 from attestkit.serve.api_docs.html_page import curl_get
-from attestkit.serve.api_docs.openapi import document
+from attestkit.serve.api_docs.openapi import make_document
 from attestkit.serve.http.asgi import App
 from attestkit.serve.rpc import json_codec, messages, protobuf_codec
 from attestkit.serve.rpc.dispatcher import Service
@@ -39,7 +39,7 @@ CALLS: Final = [
     (listener, call)
     for listener, services in SERVICES.items()
     for service in services
-    for call in calls_of(service)
+    for call in list_calls(service)
 ]
 DOCUMENTS: Final = {"/openapi.json", "/docs", "/dstack_guest.proto"}
 each_listener = pytest.mark.parametrize("listener", SERVICES)
@@ -50,7 +50,7 @@ each_call = pytest.mark.parametrize(
 
 @pytest.fixture
 def clients(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> dict[str, Client]:
-    """A client of each listener, of one guest."""
+    """Return a client of each listener of one guest."""
     guest = make_guest()
     return {name: Client(app(guest), loop) for name, app in APPS.items()}
 
@@ -61,15 +61,15 @@ def _document(client: Client) -> Any:
     return response.json()
 
 
-def _validator(document: Any, name: str) -> Draft202012Validator:
-    schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+def _validator(make_document: Any, name: str) -> Draft202012Validator:
+    schema = {"$ref": f"#/components/schemas/{name}", "components": make_document["components"]}
     return Draft202012Validator(schema)
 
 
 @each_listener
-def test_document_is_openapi(clients: dict[str, Client], listener: str) -> None:
-    """It is valid against the rules of OpenAPI 3.1, examples and references included."""
-    # Two seconds of grammars, which every process that collects tests would load.
+def test_document_is_valid_openapi(clients: dict[str, Client], listener: str) -> None:
+    """The document is valid OpenAPI 3.1, including examples and references."""
+    # Importing it takes two seconds, so not at collection.
     from openapi_spec_validator import OpenAPIV31SpecValidator
 
     found = _document(clients[listener])
@@ -78,8 +78,8 @@ def test_document_is_openapi(clients: dict[str, Client], listener: str) -> None:
 
 
 @each_listener
-def test_document_has_what_is_served(clients: dict[str, Client], listener: str) -> None:
-    """Every method of the listener is there by GET and POST, every page by GET, and no other."""
+def test_document_lists_served_methods(clients: dict[str, Client], listener: str) -> None:
+    """Exactly the listener's methods (GET and POST) and pages (GET) are listed."""
     found = _document(clients[listener])
     methods = {call.path for where, call in CALLS if where == listener}
     pages = DOCUMENTS | ({"/"} if listener == "http" else set())
@@ -93,10 +93,10 @@ def test_document_has_what_is_served(clients: dict[str, Client], listener: str) 
 
 
 @each_call
-def test_example_is_taken_in_every_encoding(
+def test_example_is_accepted_in_every_encoding(
     clients: dict[str, Client], listener: str, call: Call
 ) -> None:
-    """The example of each method works, under both of its paths, and so does the answer."""
+    """Each method's example works on both paths, and the response matches its schema."""
     client = clients[listener]
     found = _document(client)
     shown = found["paths"][call.path]["post"]
@@ -119,7 +119,7 @@ def test_example_is_taken_in_every_encoding(
             _same_headers(shown["responses"]["200"]["headers"], response)
 
 
-def _check_answer(document: Any, call: Call, response: Response) -> None:
+def _check_answer(make_document: Any, call: Call, response: Response) -> None:
     binary = response.headers["content-type"] == BINARY_TYPE
     if call.response is None:
         assert response.body == (b"" if binary else b"null")
@@ -127,7 +127,7 @@ def _check_answer(document: Any, call: Call, response: Response) -> None:
     body = response.body
     if binary:
         body = b"".join(json_codec.encode(protobuf_codec.decode(call.response, body)))
-    _validator(document, call.response.__name__).validate(json.loads(body))
+    _validator(make_document, call.response.__name__).validate(json.loads(body))
 
 
 def _same_headers(documented: dict[str, Any], response: Response) -> None:
@@ -138,8 +138,8 @@ def _same_headers(documented: dict[str, Any], response: Response) -> None:
 
 
 @each_listener
-def test_examples_are_valid(clients: dict[str, Client], listener: str) -> None:
-    """What the document shows as an example is right by its own schemas."""
+def test_examples_match_schemas(clients: dict[str, Client], listener: str) -> None:
+    """The examples are valid by the document's own schemas."""
     found = _document(clients[listener])
     seen = 0
     for verbs in found["paths"].values():
@@ -167,14 +167,14 @@ def test_examples_are_valid(clients: dict[str, Client], listener: str) -> None:
         ("/GetQuote", {}, 500),
     ],
 )
-def test_errors_are_as_documented(
+def test_errors_match_schema(
     make_guest: MakeGuest,
     loop: asyncio.AbstractEventLoop,
     path: str,
     body: object,
     status: int,
 ) -> None:
-    """An error is what the schema of errors says."""
+    """Errors match the schema of errors."""
     client = Client(listener_apps.dstack_app(make_guest(Broken)), loop)
     response = client.post(path, body)
     assert response.status == status
@@ -209,8 +209,8 @@ PATHS: Final = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_a_schema_forbids_is_refused(clients: dict[str, Client], name: str) -> None:
-    """Bounds in the document are bounds of the method."""
+def test_schema_violation_is_refused(clients: dict[str, Client], name: str) -> None:
+    """Limits in the document are limits of the method."""
     client = clients["dstack"]
     validator = _validator(_document(client), name)
     for body in REFUSED[name]:
@@ -219,29 +219,29 @@ def test_what_a_schema_forbids_is_refused(clients: dict[str, Client], name: str)
 
 
 @pytest.mark.parametrize("report_data", ["", "00", "0xAB", "ab" * 64, "0x" + "AB" * 64])
-def test_what_a_schema_allows_is_taken(clients: dict[str, Client], report_data: str) -> None:
-    """Hex may be short, long, prefixed and in capitals."""
+def test_schema_accepts_hex_notations(clients: dict[str, Client], report_data: str) -> None:
+    """Hex may be empty, prefixed and in upper case."""
     client, body = clients["dstack"], {"report_data": report_data}
     assert _validator(_document(client), "RawQuoteArgs").is_valid(body)
     assert client.post("/GetQuote", body).status == 200
 
 
-def test_logs_and_metrics_are_described_where_they_are_shown() -> None:
-    """Both are in the document when they are mounted, with all that can be asked for."""
-    shown = document(Api("", "", "", [], frozenset({"/metrics", "/logs/"})))["paths"]
+def test_logs_and_metrics_are_documented_if_mounted() -> None:
+    """Both are in the document only when mounted, with all parameters."""
+    shown = make_document(Api("", "", "", [], frozenset({"/metrics", "/logs/"})))["paths"]
     assert set(shown) == {"/metrics", "/logs/{container}"}
     container, *options = shown["/logs/{container}"]["get"]["parameters"]
     assert (container["in"], container["required"]) == ("path", True)
     names = ["since", "until", "follow", "text", "bare", "timestamps", "tail", "ansi"]
     assert [option["name"] for option in options] == names
     assert all(option["in"] == "query" for option in options)
-    assert document(Api("", "", "", []))["paths"] == {}
+    assert make_document(Api("", "", "", []))["paths"] == {}
 
 
-def test_every_word_is_there() -> None:
-    """Every message and every field has a description, and every message an example."""
+def test_everything_has_description() -> None:
+    """Every message and field has a description, and every message an example."""
     for message in MESSAGES:
-        words = words_of(message)
+        words = read_docstring(message)
         assert words.summary, message
         assert all(words.fields.values()), message
         assert list(words.fields) == [field.name for field in fields_of(message)]
@@ -250,21 +250,21 @@ def test_every_word_is_there() -> None:
         assert call.summary
 
 
-def test_one_name_each() -> None:
-    """No two operations of a listener have the same id, which would confuse generated clients."""
+def test_operation_ids_are_unique() -> None:
+    """The operation ids of a listener are unique, as code generators require."""
     for services in SERVICES.values():
         ids = list(_ids(services))
         assert len(ids) == len(set(ids))
 
 
 def _ids(services: list[Service]) -> Iterator[str]:
-    for verbs in document(Api("", "", "", services))["paths"].values():
+    for verbs in make_document(Api("", "", "", services))["paths"].values():
         for operation in verbs.values():
             yield operation["operationId"]
 
 
-def test_prepared_answers_are_kept_in_binary(external: Client) -> None:
-    """Strangers who ask twice get the same bytes again."""
+def test_cached_responses_in_protobuf(external: Client) -> None:
+    """Cached responses are identical in protobuf."""
     binary = {"content-type": BINARY_TYPE}
     asked = b"".join(protobuf_codec.encode(messages.GetAttestationForAppKeyRequest("ed25519")))
     for path, body in (("/prpc/Info", b""), ("/prpc/GetAttestationForAppKey", asked)):

@@ -1,4 +1,4 @@
-"""The `.proto` file is what the server speaks: protoc reads it, and encodes as the codec does."""
+"""The `.proto` file: protoc accepts it and encodes as the codec does."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given
 
 from attestkit.serve import listener_apps
-from attestkit.serve.api_docs.api_model import Api, calls_of
+from attestkit.serve.api_docs.api_model import Api, list_calls
 from attestkit.serve.api_docs.examples import example_of
 from attestkit.serve.api_docs.proto_file import proto_file
 from attestkit.serve.rpc import protobuf_codec
@@ -37,30 +37,30 @@ def _protoc(folder: Path, *arguments: str, given: bytes = b"") -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the file of all services."""
+    """Return a folder with the file of all services."""
     found = tmp_path_factory.mktemp("proto")
     (found / FILE).write_text(proto_file(Api("All services", "", "", ALL)))
-    (found / "google/protobuf").mkdir(parents=True)  # Debian has it apart from protoc
+    (found / "google/protobuf").mkdir(parents=True)  # Debian packages it separately
     (found / "google/protobuf/empty.proto").write_text(EMPTY)
     return found
 
 
 @pytest.fixture(scope="module")
 def files(folder: Path) -> FileDescriptorSet:
-    """What protoc understood, and what that needs."""
+    """Return protoc's descriptors with imports."""
     _protoc(folder, f"--descriptor_set_out={folder / 'out'}", "--include_imports")
     return FileDescriptorSet.FromString((folder / "out").read_bytes())
 
 
 @pytest.fixture(scope="module")
 def compiled(files: FileDescriptorSet) -> FileDescriptorProto:
-    """What protoc understood of our file."""
+    """Return protoc's descriptor of the file."""
     return files.file[-1]
 
 
 @pytest.fixture(scope="module")
 def pool(files: FileDescriptorSet) -> DescriptorPool:
-    """Where the classes come from that protoc would make."""
+    """Return a pool with protoc's descriptors."""
     found = DescriptorPool()
     for file in files.file:
         found.Add(file)
@@ -68,8 +68,8 @@ def pool(files: FileDescriptorSet) -> DescriptorPool:
 
 
 @needs_protoc
-def test_descriptors_are_those_of_protoc(compiled: FileDescriptorProto) -> None:
-    """Each message that the codec makes is, part by part, the one that protoc makes."""
+def test_descriptors_equal_protoc(compiled: FileDescriptorProto) -> None:
+    """The codec's message descriptors equal protoc's."""
     assert (compiled.package, compiled.syntax) == (PACKAGE, "proto3")
     made = {message.name: message for message in compiled.message_type}
     assert set(made) == {message.__name__ for message in MESSAGES}
@@ -77,16 +77,16 @@ def test_descriptors_are_those_of_protoc(compiled: FileDescriptorProto) -> None:
         found = made[message.__name__]
         mine = protobuf_codec.describe(message)
         for field, other in zip(mine.field, found.field, strict=True):
-            field.json_name = other.json_name  # how protobuf's own JSON would call it
+            field.json_name = other.json_name  # protobuf's JSON name is not used
         assert found == mine
 
 
 @needs_protoc
-def test_services_are_those_that_are_served(compiled: FileDescriptorProto) -> None:
-    """Every method is there with its messages."""
+def test_services_are_complete(compiled: FileDescriptorProto) -> None:
+    """Every served method is declared with its messages."""
     for service, described in zip(ALL, compiled.service, strict=True):
         assert described.name == service.name
-        for call, method in zip(calls_of(service), described.method, strict=True):
+        for call, method in zip(list_calls(service), described.method, strict=True):
             names = [
                 ".google.protobuf.Empty" if kind is None else f".{PACKAGE}.{kind.__name__}"
                 for kind in (call.request, call.response)
@@ -96,8 +96,8 @@ def test_services_are_those_that_are_served(compiled: FileDescriptorProto) -> No
 
 @needs_protoc
 @given(any_message())
-def test_encoding_is_that_of_the_file(pool: DescriptorPool, message: Any) -> None:
-    """Classes made from what protoc compiled write the same bytes, and read ours."""
+def test_encoding_equals_protobuf_library(pool: DescriptorPool, message: Any) -> None:
+    """Classes of the compiled file write the same bytes and read the codec's."""
     name = f"{PACKAGE}.{type(message).__name__}"
     theirs = GetMessageClass(pool.FindMessageTypeByName(name))
     built = theirs(**{n: value for n, value in message._asdict().items() if value is not None})
@@ -109,20 +109,20 @@ def test_encoding_is_that_of_the_file(pool: DescriptorPool, message: Any) -> Non
 
 @needs_protoc
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: str(message.__name__))
-def test_protoc_itself_reads_and_writes_the_same(folder: Path, message: Any) -> None:
-    """Another implementation, in C++, turns our bytes to text and the text to our bytes."""
+def test_encoding_equals_protoc(folder: Path, message: Any) -> None:
+    """Protoc decodes the codec's bytes to text and encodes it to the same bytes."""
     example = example_of(message)
     if message is GetTlsKeyArgs:
         example = GetTlsKeyArgs("ц", ("", "b"), not_before=0, not_after=2**64 - 1)
     ours = b"".join(protobuf_codec.encode(example))
     name = f"{PACKAGE}.{message.__name__}"
     text = _protoc(folder, f"--decode={name}", given=ours)
-    assert not re.search(rb"^\s*\d+:", text, re.MULTILINE)  # no field that it does not know
+    assert not re.search(rb"^\s*\d+:", text, re.MULTILINE)  # an unknown field
     assert _protoc(folder, f"--encode={name}", given=text) == ours
 
 
-def test_each_listener_has_its_own(dstack: Client, tappd: Client, external: Client) -> None:
-    """A listener's file has its services, their messages, and nothing else."""
+def test_file_lists_services_of_listener(dstack: Client, tappd: Client, external: Client) -> None:
+    """A listener's file contains exactly its services and their messages."""
     for client, services in (
         (dstack, ["DstackGuest"]),
         (tappd, ["DstackGuest", "Tappd"]),

@@ -1,8 +1,7 @@
-"""What the OpenAPI document says holds for whatever schemathesis makes up from it.
+"""Schemathesis checks every operation against the OpenAPI document.
 
-It calls every operation with examples, at the borders of each schema and with random values, right
-ones and wrong ones, in JSON, in the query and in protobuf, and judges each answer by the document.
-What it does not check, and why, is in schemathesis.toml.
+It sends examples, boundary values and random values, valid and invalid, in JSON, query and
+protobuf. schemathesis.toml lists the disabled checks with reasons.
 """
 
 import re
@@ -16,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from tests.rigs.docker_engine import missing, running_engine
+from tests.rigs.docker_engine import missing_for_docker, running_engine
 from tests.serve.bridge import bridge
 from tests.serve.server import Server, environment, running_server
 
@@ -25,17 +24,17 @@ CONFIG: Final = Path(__file__).with_name("schemathesis.toml")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="schemathesis is not installed")
 
 
-CONTAINER: Final = "dstack-gateway-1"  # which the document has as its example
+CONTAINER: Final = "dstack-gateway-1"  # the example in the document
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A simulator with every listener, and with a container where an engine can run."""
+    """Return a simulator with every listener, and with a container if an engine can run."""
     with ExitStack() as stack:
         environ = {}
-        if not missing():
+        if not missing_for_docker():
             docker = stack.enter_context(running_engine())
-            docker.finish(CONTAINER, "seq 100; seq 10 >&2")  # it has ended, and so do its logs
+            docker.finish(CONTAINER, "seq 100; seq 10 >&2")  # a finished container, whose log ends
             environ["DOCKER_HOST"] = docker.address
         yield stack.enter_context(running_server(environ=environment(**environ)))
 
@@ -51,12 +50,12 @@ def _url_of(server: Server, listener: str) -> Iterator[str]:
 
 
 def _run(url: str, examples: int, folder: Path, *options: str) -> str:
-    """Return what schemathesis says in the end, once it has found nothing."""
+    """Run schemathesis, which must find nothing; return its summary."""
     assert PROGRAM is not None
     command = [PROGRAM, "--no-color", "--config-file", str(CONFIG), "run", f"{url}/openapi.json"]
     done = subprocess.run(
         [*command, "--max-examples", str(examples), "--generation-deterministic", *options],
-        cwd=folder,  # it leaves its files there
+        cwd=folder,  # schemathesis writes files there
         env=environment(),
         capture_output=True,
         text=True,
@@ -68,7 +67,7 @@ def _run(url: str, examples: int, folder: Path, *options: str) -> str:
 
 
 def _counts(output: str) -> tuple[int, int]:
-    """Return how many operations were tested, and with how many requests."""
+    """Return the number of tested operations and of requests."""
     tested = re.search(r"Tested: (\d+)", output)
     passed = re.search(r"(\d+) generated, (\d+) passed", output)
     assert tested is not None
@@ -78,8 +77,8 @@ def _counts(output: str) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_examples_and_borders(server: Server, tmp_path: Path) -> None:
-    """Every method of the app's listener with its examples, and at the borders of its schema."""
+def test_examples_and_boundary_values(server: Server, tmp_path: Path) -> None:
+    """Every method is called with examples and boundary values of its schema."""
     with _url_of(server, "dstack") as url:
         tested, requests = _counts(_run(url, 1, tmp_path, "--phases", "examples,coverage"))
     assert tested >= 22
@@ -90,7 +89,11 @@ def test_examples_and_borders(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("listener", "options", "operations"),
     [
-        ("http", ("--exclude-path-regex", "/logs/") if missing() else (), 10 + (not missing())),
+        (
+            "http",
+            ("--exclude-path-regex", "/logs/") if missing_for_docker() else (),
+            10 + (not missing_for_docker()),
+        ),
         ("dstack", (), 22),
         ("tappd", ("--include-path-regex", "(Derive|Quote)"), 12),
     ],
@@ -106,4 +109,4 @@ def test_random_values(
     with _url_of(server, listener) as url:
         tested, requests = _counts(_run(url, 200, tmp_path, *options))
     assert tested >= operations
-    assert requests > 90 * operations  # operations that take nothing are soon through
+    assert requests > 90 * operations  # operations without input need few requests

@@ -1,4 +1,4 @@
-"""The page about the API: complete, by itself, and its examples are commands that work."""
+"""The API documentation page: complete, self-contained, with working commands."""
 
 import asyncio
 import re
@@ -14,8 +14,8 @@ import pytest
 
 from attestkit.serve import listener_apps
 from attestkit.serve.api_docs import html_page
-from attestkit.serve.api_docs.api_model import Api, calls_of
-from attestkit.serve.api_docs.html_page import page_of
+from attestkit.serve.api_docs.api_model import Api, list_calls
+from attestkit.serve.api_docs.html_page import render_page
 from attestkit.serve.rpc.dispatcher import Service
 from attestkit.serve.rpc.messages import fields_of
 from attestkit.serve.services import dstack_guest, worker_api
@@ -27,7 +27,7 @@ CURL: Final = shutil.which("curl")
 
 
 class _Page(HTMLParser):
-    """Collects what a page has, and what it would load."""
+    """A parsed page and the resources it loads."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -69,17 +69,17 @@ class _Page(HTMLParser):
 
 @pytest.fixture
 def pages(dstack: Client, tappd: Client, external: Client) -> dict[str, _Page]:
-    """The page of each listener."""
+    """Return the page of each listener."""
     clients = {"dstack": dstack, "tappd": tappd, "http": external}
     return {name: _Page(client.get("/docs").body.decode()) for name, client in clients.items()}
 
 
-def test_page_loads_and_runs_nothing(external: Client) -> None:
-    """No script, no image, no style but its own, which its policy names."""
+def test_page_loads_nothing(external: Client) -> None:
+    """The page has no script or image, and only its own style, as its policy states."""
     response = external.get("/docs")
     assert (response.status, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
     page = _Page(response.body.decode())
-    assert page.loads == ["data:,"]  # the icon that browsers would ask for otherwise
+    assert page.loads == ["data:,"]  # an empty icon prevents a request by the browser
     assert not page.tags & {"script", "img", "iframe", "object", "form", "base"}
     digest = b64encode(sha256(page.style.encode()).digest()).decode()
     policy = response.headers["content-security-policy"]
@@ -88,8 +88,8 @@ def test_page_loads_and_runs_nothing(external: Client) -> None:
     assert "@import" not in page.style
 
 
-def test_links_lead_somewhere(pages: dict[str, _Page], external: Client) -> None:
-    """Every anchor has its place, every name is there once, every page is served."""
+def test_links_are_valid(pages: dict[str, _Page], external: Client) -> None:
+    """Every anchor exists once, and every linked page is served."""
     for page in pages.values():
         assert len(page.ids) == len(set(page.ids))
         anchors = {link[1:] for link in page.links if link.startswith("#")}
@@ -107,13 +107,13 @@ def test_links_lead_somewhere(pages: dict[str, _Page], external: Client) -> None
         ("http", [worker_api.SERVICE]),
     ],
 )
-def test_page_has_every_method_and_field(
+def test_page_lists_every_method_and_field(
     pages: dict[str, _Page], listener: str, services: list[Service]
 ) -> None:
-    """Each with its path and its words."""
+    """Every method and field is listed with its description."""
     page = pages[listener]
     for service in services:
-        for call in calls_of(service):
+        for call in list_calls(service):
             assert call.id in page.ids
             assert call.path in page.text
             assert call.summary in page.text
@@ -121,10 +121,10 @@ def test_page_has_every_method_and_field(
                 assert all(field.name in page.text for field in fields_of(message))
 
 
-def test_words_are_text() -> None:
-    """Whatever a description says, it is text on the page."""
+def test_descriptions_are_escaped() -> None:
+    """Descriptions are text on the page, not markup."""
     page = _Page(
-        page_of(Api("<script>alert(1)</script>", "&lt;", "http://x", [worker_api.SERVICE]))
+        render_page(Api("<script>alert(1)</script>", "&lt;", "http://x", [worker_api.SERVICE]))
     )
     assert "script" not in page.tags
     assert "<script>alert(1)</script>" in page.text
@@ -133,17 +133,17 @@ def test_words_are_text() -> None:
     )
 
 
-def test_logs_are_on_the_page_where_they_are_shown() -> None:
-    """All eight parameters, where containers' logs are public."""
+def test_logs_are_documented_if_public() -> None:
+    """All eight parameters of logs are listed if logs are public."""
     pages = frozenset({"/logs/", "/metrics"})
-    text = _Page(page_of(Api("t", "1", "http://x", [worker_api.SERVICE], pages))).text
+    text = _Page(render_page(Api("t", "1", "http://x", [worker_api.SERVICE], pages))).text
     names = ("since", "until", "follow", "text", "bare", "timestamps", "tail", "ansi")
     assert all(re.search(rf"^{name} ", text, re.MULTILINE) for name in names)
     assert "/metrics" in text
 
 
-def test_page_is_made_once(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """It does not change, so it is rendered when it is first asked for, and kept."""
+def test_page_is_cached(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """The page is rendered at the first request."""
     client = Client(listener_apps.dstack_app(make_guest()), loop)
     for path in ("/docs", "/openapi.json", "/dstack_guest.proto"):
         assert client.get(path).body is client.get(path).body
@@ -151,15 +151,15 @@ def test_page_is_made_once(make_guest: MakeGuest, loop: asyncio.AbstractEventLoo
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server with every listener."""
+    """Return a server with every listener."""
     with running_server("--dev-http", "127.0.0.1:0") as running:
         yield running
 
 
 @pytest.mark.skipif(CURL is None, reason="curl is not installed")
 @pytest.mark.parametrize("listener", ["dstack", "tappd", "http", "dev_http"])
-def test_commands_on_the_page_work(server: Server, listener: str) -> None:
-    """Every example, pasted into a shell, is answered and not refused."""
+def test_commands_on_page_work(server: Server, listener: str) -> None:
+    """Every example command, run by a shell, succeeds."""
     place = server.ready[listener]
     first = place.startswith("http")
     url = f"{place}/docs"

@@ -1,4 +1,4 @@
-"""Every default of the server, and which backend it picks, follows from options and environment."""
+"""Settings of the agent, decided from options, environment and the machine's devices."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,41 +7,44 @@ import pytest
 
 from attestkit.backends.simulator.faults.fault_specs import Fault
 from attestkit.errors import ConfigError, UsageError
-from attestkit.serve.config.agent_settings import Settings, decide
+from attestkit.serve.config.agent_settings import Settings, decide_settings
 from attestkit.serve.config.command_line import FLAGS, Options
 from attestkit.serve.config.option_values import Address, parse_address
+from tests.raising import raises
 from tests.untyped import untyped
 
 HOME = {"HOME": "/home/me"}
 
 
-def no_signs() -> Sequence[str]:
-    """An ordinary machine."""
+def find_no_devices() -> Sequence[str]:
+    """Return the devices of an ordinary machine."""
     return ()
 
 
-def signs() -> Sequence[str]:
-    """A machine that looks like a TEE."""
+def find_tdx_device() -> Sequence[str]:
+    """Return the devices of a TDX guest."""
     return ("/dev/tdx_guest",)
 
 
-def simulator(environ: dict[str, str] | None = None, **options: str) -> Settings:
-    """Settings of a simulator that was asked for by name."""
+def decide_simulator(environ: dict[str, str] | None = None, **options: str) -> Settings:
+    """Return settings with --backend simulator."""
     chosen = Options(backend="simulator", **untyped(options))
-    return decide(chosen, HOME if environ is None else environ, no_signs)
+    return decide_settings(chosen, HOME if environ is None else environ, find_no_devices)
 
 
-def hardware(environ: dict[str, str] | None = None, **options: str) -> Settings:
-    """Settings on a machine that looks like a TEE."""
+def decide_hardware(environ: dict[str, str] | None = None, **options: str) -> Settings:
+    """Return settings on a TDX guest."""
     chosen = Options(**untyped(options))
-    return decide(chosen, HOME if environ is None else environ, signs)
+    return decide_settings(chosen, HOME if environ is None else environ, find_tdx_device)
 
 
-def test_defaults_of_the_simulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without options everything is in ./.attestkit, for its owner only, and TCP on loopback."""
+def test_decide_settings_simulator_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default files are in ./.attestkit, for the owner only, and TCP is on loopback."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / ".attestkit"
-    found = simulator()
+    found = decide_simulator()
     assert (found.folder, found.state_folder, found.private) == (folder, folder, True)
     assert (found.dstack, found.tappd) == (folder / "dstack.sock", folder / "tappd.sock")
     assert found.socket_mode == 0o600
@@ -49,9 +52,9 @@ def test_defaults_of_the_simulator(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found.dev_http is None
 
 
-def test_defaults_on_hardware() -> None:
-    """On hardware the sockets are where the agent has them, for owner and group."""
-    found = hardware({"XDG_RUNTIME_DIR": "/tmp"})
+def test_decide_settings_hardware_defaults() -> None:
+    """On hardware the sockets have the agent's paths, for owner and group."""
+    found = decide_hardware({"XDG_RUNTIME_DIR": "/tmp"})
     assert found.backend is None
     assert (found.dstack, found.tappd) == (
         Path("/var/run/dstack.sock"),
@@ -62,41 +65,41 @@ def test_defaults_on_hardware() -> None:
     assert not found.private
 
 
-def test_the_session_has_a_folder(tmp_path: Path) -> None:
-    """With XDG_RUNTIME_DIR the sockets are there, and the state outlives the session elsewhere."""
+def test_decide_settings_uses_xdg_directories(tmp_path: Path) -> None:
+    """Sockets go to $XDG_RUNTIME_DIR, persistent state to $XDG_STATE_HOME."""
     environ = {**HOME, "XDG_RUNTIME_DIR": str(tmp_path)}
-    found = simulator(environ)
+    found = decide_simulator(environ)
     assert (found.folder, found.private) == (tmp_path / "attestkit", True)
     assert found.state_folder == Path("/home/me/.local/state/attestkit")
-    found = simulator({**environ, "XDG_STATE_HOME": "/state"})
+    found = decide_simulator({**environ, "XDG_STATE_HOME": "/state"})
     assert found.state_folder == Path("/state/attestkit")
 
 
-def test_a_session_folder_that_is_gone_is_no_folder(tmp_path: Path) -> None:
-    """A variable left over from another session does not keep the server from starting."""
-    found = simulator({**HOME, "XDG_RUNTIME_DIR": str(tmp_path / "gone")})
+def test_decide_settings_stale_runtime_dir_is_ignored(tmp_path: Path) -> None:
+    """A missing $XDG_RUNTIME_DIR is ignored."""
+    found = decide_simulator({**HOME, "XDG_RUNTIME_DIR": str(tmp_path / "gone")})
     assert found.folder == Path(".attestkit").absolute()
 
 
-def test_a_folder_that_was_named(tmp_path: Path) -> None:
-    """--dir holds sockets and state, --state-dir moves the latter, --socket one socket."""
-    found = simulator({**HOME, "XDG_RUNTIME_DIR": str(tmp_path)}, dir="some/where")
+def test_decide_settings_dir_option_sets_all_paths(tmp_path: Path) -> None:
+    """--dir sets all paths; --state-dir and --socket override it."""
+    found = decide_simulator({**HOME, "XDG_RUNTIME_DIR": str(tmp_path)}, dir="some/where")
     where = Path("some/where").absolute()
     assert (found.folder, found.state_folder, found.private) == (where, where, False)
-    found = simulator(dir="/a", state_dir="/b", socket="c.sock", tappd_socket="none")
+    found = decide_simulator(dir="/a", state_dir="/b", socket="c.sock", tappd_socket="none")
     assert (found.folder, found.state_folder) == (Path("/a"), Path("/b"))
     assert (found.dstack, found.tappd) == (Path("c.sock").absolute(), None)
 
 
-def test_the_simulator_is_picked_where_nothing_speaks_against_it() -> None:
-    """The default is the simulator on an ordinary machine, hardware where there is any sign."""
-    assert decide(Options(), HOME, no_signs).backend == "simulator"
-    assert decide(Options(backend="auto"), HOME, no_signs).backend == "simulator"
-    assert decide(Options(), HOME, signs).backend is None
+def test_decide_settings_backend_follows_devices() -> None:
+    """Without TEE devices the simulator is selected, with one the hardware."""
+    assert decide_settings(Options(), HOME, find_no_devices).backend == "simulator"
+    assert decide_settings(Options(backend="auto"), HOME, find_no_devices).backend == "simulator"
+    assert decide_settings(Options(), HOME, find_tdx_device).backend is None
 
 
 @pytest.mark.parametrize(
-    ("options", "environ", "told"),
+    ("options", "environ", "message"),
     [
         (Options(), {"NOTIFY_SOCKET": "/run/notify"}, "$NOTIFY_SOCKET"),
         (Options(), {"LISTEN_FDS": "2"}, "$LISTEN_FDS"),
@@ -105,23 +108,27 @@ def test_the_simulator_is_picked_where_nothing_speaks_against_it() -> None:
         (Options(dir="/run/"), {}, "--dir /run/"),
     ],
 )
-def test_the_simulator_is_not_picked_for_a_deployment(
-    options: Options, environ: dict[str, str], told: str
+def test_decide_settings_deployment_requires_explicit_simulator(
+    options: Options, environ: dict[str, str], message: str
 ) -> None:
-    """What looks like a deployment gets an error; naming the simulator still works."""
-    with pytest.raises(UsageError) as caught:
-        decide(options, environ, no_signs)
-    assert told in str(caught.value)
+    """Signs of a deployment forbid automatic selection of the simulator."""
+    with raises(UsageError, "missing") as caught:
+        decide_settings(options, environ, find_no_devices)
+    assert message in str(caught.value)
     assert "--backend simulator" in str(caught.value)
-    assert decide(options._replace(backend="simulator"), environ, no_signs).simulated
-    assert decide(options, {**environ, "ATTESTKIT_BACKEND": "simulator"}, no_signs).simulated
+    assert decide_settings(
+        options._replace(backend="simulator"), environ, find_no_devices
+    ).simulated
+    assert decide_settings(
+        options, {**environ, "ATTESTKIT_BACKEND": "simulator"}, find_no_devices
+    ).simulated
 
 
-def test_the_option_beats_the_environment() -> None:
-    """--backend wins over $ATTESTKIT_BACKEND."""
+def test_decide_settings_option_overrides_environment() -> None:
+    """--backend overrides $ATTESTKIT_BACKEND."""
     environ = {"ATTESTKIT_BACKEND": "recording"}
-    assert simulator(environ).backend == "simulator"
-    assert decide(Options(), environ, no_signs).backend == "recording"
+    assert decide_simulator(environ).backend == "simulator"
+    assert decide_settings(Options(), environ, find_no_devices).backend == "recording"
 
 
 @pytest.mark.parametrize(
@@ -139,10 +146,11 @@ def test_the_option_beats_the_environment() -> None:
         ("fault", ("ebusy",)),
     ],
 )
-def test_options_of_the_simulator_are_refused_on_hardware(option: str, value: str) -> None:
-    """What would make no sense, or be dangerous, on hardware is an error there."""
-    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} is for the simulator"):
-        hardware(None, **{option: value})
+def test_decide_settings_simulator_option_on_hardware_conflicts(option: str, value: str) -> None:
+    """Options of the simulator are refused on hardware."""
+    with raises(UsageError, "conflict") as caught:
+        decide_hardware(None, **{option: value})
+    assert str(caught.value).startswith(f"--{option.replace('_', '-')}: ")
 
 
 @pytest.mark.parametrize(
@@ -153,8 +161,8 @@ def test_options_of_the_simulator_are_refused_on_hardware(option: str, value: st
         ("[::1]:8090", ("::1", 8090)),
     ],
 )
-def test_addresses(text: str, expected: tuple[str, int]) -> None:
-    """HOST:PORT reads, and writes the same."""
+def test_parse_address_round_trip(text: str, expected: tuple[str, int]) -> None:
+    """HOST:PORT is parsed, and formatted as before."""
     found = parse_address(text)
     assert found == expected
     assert str(found) == text
@@ -167,69 +175,74 @@ _LONG = "h:" + "9" * 5000
     "text",
     ["", ":", "8090", ":8090", "host", "host:", "host:x", "host:65536", "::1:80", "h:-1", _LONG],
 )
-def test_wrong_addresses(text: str) -> None:
-    """Anything else is refused, by the option's name."""
-    with pytest.raises(UsageError):
+def test_parse_address_malformed_is_refused(text: str) -> None:
+    """A malformed address is refused; the error names the option."""
+    with raises(UsageError, "wrong_value"):
         parse_address(text)
-    with pytest.raises(UsageError, match="--http"):
-        simulator(http=text)
+    with raises(UsageError, "wrong_value" if text else "missing") as caught:
+        decide_simulator(http=text)
+    assert str(caught.value).startswith("--http: ")
 
 
-def test_http_can_be_off() -> None:
-    """`none` turns a listener off."""
-    found = simulator(http="none", dev_http="none", socket="none")
+def test_decide_settings_none_disables_listener() -> None:
+    """`none` disables a listener."""
+    found = decide_simulator(http="none", dev_http="none", socket="none")
     assert (found.http, found.dev_http, found.dstack) == (None, None, None)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.com", "127.0.0.1.example.com"])
-def test_keys_are_not_given_to_the_network(host: str) -> None:
-    """--dev-http is loopback only."""
-    with pytest.raises(UsageError, match="loopback"):
-        simulator(dev_http=f"{host}:0")
+def test_decide_settings_dev_http_requires_loopback(host: str) -> None:
+    """--dev-http is refused on an address other than loopback."""
+    with raises(UsageError, "wrong_value") as caught:
+        decide_simulator(dev_http=f"{host}:0")
+    assert str(caught.value).startswith("--dev-http: ")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "[::1]"])
-def test_loopback_is_fine(host: str) -> None:
-    """Every way to write loopback is accepted."""
-    found = simulator(dev_http=f"{host}:0").dev_http
+def test_decide_settings_dev_http_accepts_loopback(host: str) -> None:
+    """--dev-http accepts every notation of a loopback address."""
+    found = decide_simulator(dev_http=f"{host}:0").dev_http
     assert found is not None
     assert str(found) == f"{host}:0"
 
 
 @pytest.mark.parametrize(("text", "mode"), [("600", 0o600), ("0777", 0o777), ("0o660", 0o660)])
-def test_modes_are_octal(text: str, mode: int) -> None:
-    """--socket-mode is read as chmod would."""
-    assert simulator(socket_mode=text).socket_mode == mode
+def test_decide_settings_socket_mode_is_octal(text: str, mode: int) -> None:
+    """--socket-mode is octal."""
+    assert decide_simulator(socket_mode=text).socket_mode == mode
 
 
 @pytest.mark.parametrize("text", ["", "8", "rw", "1777", "-1"])
-def test_wrong_modes(text: str) -> None:
-    """Other modes are refused."""
-    with pytest.raises(UsageError, match="--socket-mode"):
-        simulator(socket_mode=text)
+def test_decide_settings_invalid_socket_mode_is_refused(text: str) -> None:
+    """A socket mode other than octal 0 to 777 is refused."""
+    with raises(UsageError, "wrong_value" if text else "missing") as caught:
+        decide_simulator(socket_mode=text)
+    assert str(caught.value).startswith("--socket-mode: ")
 
 
-def test_app_id() -> None:
+def test_decide_settings_app_id_is_20_bytes() -> None:
     """--app-id is 20 bytes in hex."""
-    assert simulator(app_id="0x" + "ab" * 20).app_id == b"\xab" * 20
+    assert decide_simulator(app_id="0x" + "ab" * 20).app_id == b"\xab" * 20
     for text in ("", "ab", "zz" * 20, "ab" * 21):
-        with pytest.raises(UsageError, match="--app-id"):
-            simulator(app_id=text)
+        with raises(UsageError, "wrong_value" if text else "missing") as caught:
+            decide_simulator(app_id=text)
+        assert str(caught.value).startswith("--app-id: ")
 
 
 @pytest.mark.parametrize(
     "option",
     sorted(set(Options._fields) - FLAGS - {"config", "limits", "sources", "data_disks", "ident"}),
 )
-def test_an_empty_value_is_refused(option: str) -> None:
-    """An unset variable of a shell must not put seed and sockets into the current folder."""
-    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')}: the value is empty"):
-        hardware(**untyped({option: ""}))
+def test_decide_settings_empty_value_is_refused(option: str) -> None:
+    """An empty value, such as an unset shell variable, is refused."""
+    with raises(UsageError, "missing") as caught:
+        decide_hardware(**untyped({option: ""}))
+    assert str(caught.value) == f"--{option.replace('_', '-')}: the value is empty"
 
 
-def test_what_is_said_of_the_simulation() -> None:
-    """It goes to the simulator by the names of its arguments; what was not said does not."""
-    assert simulator().simulation == {}
+def test_decide_settings_simulation_arguments() -> None:
+    """Options of the simulation become arguments of the simulator; absent ones are omitted."""
+    assert decide_simulator().simulation == {}
     options = Options(
         backend="simulator",
         platform="snp",
@@ -237,42 +250,46 @@ def test_what_is_said_of_the_simulation() -> None:
         scenario="td-debug",
         fault=("ebusy:3 eio", "slow:1s"),
     )
-    assert decide(options, HOME, no_signs).simulation == {
+    assert decide_settings(options, HOME, find_no_devices).simulation == {
         "platform": "snp",
         "quote_version": 5,
         "scenario": "td-debug",
         "faults": [Fault.parse("ebusy:3"), Fault.parse("eio"), Fault.parse("slow:1s")],
     }
-    with pytest.raises(UsageError, match=r"^--fault ebsuy: no fault is called 'ebsuy'; did you"):
-        decide(Options(backend="simulator", fault=("ebsuy",)), HOME, no_signs)
-    with pytest.raises(UsageError, match=r"^--scenario nope: no scenario is called 'nope'; at"):
-        simulator(scenario="nope")
+    with raises(UsageError, "wrong_value") as caught:
+        decide_settings(Options(backend="simulator", fault=("ebsuy",)), HOME, find_no_devices)
+    assert str(caught.value).startswith("--fault: ebsuy: ")
+    with raises(UsageError, "wrong_value") as caught:
+        decide_simulator(scenario="nope")
+    assert str(caught.value).startswith("--scenario: nope: ")
 
 
-def test_one_seed_is_enough() -> None:
-    """A seed and a seed file contradict each other."""
-    with pytest.raises(UsageError, match="--seed-file"):
-        simulator(seed="00" * 32, seed_file="seed")
+def test_decide_settings_seed_and_seed_file_conflict() -> None:
+    """--seed and --seed-file are mutually exclusive."""
+    with raises(UsageError, "conflict") as caught:
+        decide_simulator(seed="00" * 32, seed_file="seed")
+    assert str(caught.value) == "--seed: excludes --seed-file; give one of them"
 
 
-def test_only_named_files_are_settings() -> None:
-    """What the host shares is looked for where it is read."""
+def test_decide_settings_files_come_from_options_only() -> None:
+    """$DSTACK_HOST_SHARED_DIR does not set file options."""
     environ = {"DSTACK_HOST_SHARED_DIR": "/somewhere"}
-    found = hardware(environ, app_compose="mine.json").files
+    found = decide_hardware(environ, app_compose="mine.json").files
     assert found == (None, Path("mine.json").absolute(), None)
-    assert simulator(environ).files == (None, None, None)
+    assert decide_simulator(environ).files == (None, None, None)
 
 
-def test_measuring_the_app() -> None:
-    """On hardware an app id is something to measure; the simulator measures in any case."""
+def test_decide_settings_app_id_requires_measure_app_on_hardware() -> None:
+    """On hardware --app-id requires --measure-app."""
     app_id = "ab" * 20
-    found = decide(Options(measure_app=True, app_id=app_id), HOME, signs)
+    found = decide_settings(Options(measure_app=True, app_id=app_id), HOME, find_tdx_device)
     assert (found.measure_app, found.app_id) == (True, b"\xab" * 20)
-    assert not hardware().measure_app
-    found = decide(Options(backend="simulator", measure_app=True), HOME, signs)
+    assert not decide_hardware().measure_app
+    found = decide_settings(Options(backend="simulator", measure_app=True), HOME, find_tdx_device)
     assert found.simulated
-    with pytest.raises(UsageError, match=r"--app-id .*--measure-app"):
-        hardware(app_id=app_id)
+    with raises(UsageError, "conflict") as caught:
+        decide_hardware(app_id=app_id)
+    assert "--measure-app" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -282,86 +299,97 @@ def test_measuring_the_app() -> None:
         (Options(), {**HOME, "ATTESTKIT_BACKEND": "dstack_agent"}),
     ],
 )
-def test_an_agent_does_not_stand_before_an_agent(options: Options, environ: dict[str, str]) -> None:
-    """A server of somebody else's keys would only hide whose they are."""
-    with pytest.raises(UsageError, match="dstack_agent is for clients"):
-        decide(options, environ, signs)
+def test_decide_settings_dstack_agent_backend_is_refused(
+    options: Options, environ: dict[str, str]
+) -> None:
+    """A server in front of another agent would hide the owner of the keys."""
+    with raises(UsageError, "wrong_value") as caught:
+        decide_settings(options, environ, find_tdx_device)
+    assert "dstack_agent" in str(caught.value)
 
 
-# -- what a configuration gives --------------------------------------------------------------------
+# -- values from a configuration file
+# ---------------------------------------------------------------
 
 
-def configured(**values: str) -> Options:
-    """Options that a configuration gave, each under the key of its own name."""
+def configure_options(**values: str) -> Options:
+    """Return options from a configuration file, each with its key as source."""
     sources = {name: f"agent.toml: key.{name}" for name in values}
     return Options(backend="simulator", sources=sources, **untyped(values))
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
-        ({"http": "x"}, "agent.toml: key.http: x: want HOST:PORT"),
-        ({"http": "unix:"}, "agent.toml: key.http: unix:: want a path behind it"),
-        ({"pccs": "::1:80"}, "agent.toml: key.pccs: ::1:80: an IPv6 address goes in square"),
-        ({"dev_http": "192.0.2.1:0"}, "agent.toml: key.dev_http: 192.0.2.1:0: only on a loopback"),
-        ({"socket_mode": "rw"}, "agent.toml: key.socket_mode: rw: want an octal number"),
-        ({"app_id": "00"}, "agent.toml: key.app_id: 00: want 40 hex digits"),
-        ({"seed": "s3cret", "seed_file": "f"}, "agent.toml: key.seed and agent.toml: key.seed_f"),
-        ({"scenario": "nope"}, "agent.toml: key.scenario nope: no scenario is called 'nope'"),
-        ({"fault": ("ebusy", "ebsuy")}, "agent.toml: key.fault ebsuy: no fault is called 'ebsuy'"),
+        ({"http": "x"}, "http: must be HOST:PORT with a port of 0 to 65535, or none: x"),
+        ({"http": "unix:"}, "http: must have a path after unix:: unix:"),
+        ({"pccs": "::1:80"}, "pccs: an IPv6 address must be in square brackets: ::1:80"),
+        ({"dev_http": "192.0.2.1:0"}, "dev_http: must be a loopback address"),
+        ({"socket_mode": "rw"}, "socket_mode: must be an octal number up to 777: rw"),
+        ({"app_id": "00"}, "app_id: must be 40 hex digits: 00"),
+        ({"seed": "s3cret", "seed_file": "f"}, "seed: excludes agent.toml: key.seed_file; give"),
+        ({"scenario": "nope"}, "scenario: nope: "),
+        ({"fault": ("ebusy", "ebsuy")}, "fault: ebsuy: "),
     ],
 )
-def test_what_is_wrong_with_a_configuration(values: dict[str, str], told: str) -> None:
-    """It is told by file and key; a seed is not shown."""
-    with pytest.raises(ConfigError) as caught:
-        decide(configured(**values), HOME, no_signs)
-    assert str(caught.value).startswith(told)
+def test_decide_settings_invalid_configuration_names_key(
+    values: dict[str, str], message: str
+) -> None:
+    """The error names file and key; a seed is not shown."""
+    with raises(ConfigError, "conflict" if "seed" in values else "wrong_value") as caught:
+        decide_settings(configure_options(**values), HOME, find_no_devices)
+    assert str(caught.value).startswith(f"agent.toml: key.{message}")
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_configuration_for_a_simulator_on_hardware() -> None:
-    """What would be dangerous on hardware is so from a file too."""
+def test_decide_settings_simulator_configuration_on_hardware_conflicts() -> None:
+    """Options of the simulator are refused on hardware also from a file."""
     for name in ("seed", "dev_http", "app_id"):
-        options = configured(**{name: "x"})._replace(backend=None)
-        with pytest.raises(ConfigError, match=rf"^agent\.toml: key\.{name} is for the simulator"):
-            decide(options, HOME, signs)
+        options = configure_options(**{name: "x"})._replace(backend=None)
+        with raises(ConfigError, "conflict") as caught:
+            decide_settings(options, HOME, find_tdx_device)
+        assert str(caught.value).startswith(f"agent.toml: key.{name}: ")
 
 
-def test_a_configuration_of_a_deployment() -> None:
-    """One that names app keys does not become a simulator by itself."""
-    options = configured(app_keys="/dstack/.host-shared/.appkeys.json")
-    with pytest.raises(UsageError, match=r"with agent\.toml: key\.app_keys the simulator is not"):
-        decide(options._replace(backend=None), HOME, no_signs)
-    assert decide(options, HOME, no_signs).simulated
+def test_decide_settings_configured_app_keys_require_explicit_simulator() -> None:
+    """A configuration with app keys does not select the simulator automatically."""
+    options = configure_options(app_keys="/dstack/.host-shared/.appkeys.json")
+    with raises(UsageError, "missing") as caught:
+        decide_settings(options._replace(backend=None), HOME, find_no_devices)
+    assert "with agent.toml: key.app_keys;" in str(caught.value)
+    assert decide_settings(options, HOME, find_no_devices).simulated
 
 
-def test_the_external_listener_on_a_socket() -> None:
-    """`unix:PATH` is a path where strangers' methods are served; relative to here."""
-    assert simulator(http="unix:external.sock").http == Path("external.sock").absolute()
-    with pytest.raises(UsageError, match="--http unix:: want a path"):
-        simulator(http="unix:")
+def test_decide_settings_http_accepts_unix_path() -> None:
+    """--http accepts `unix:PATH`, relative to the working directory."""
+    assert decide_simulator(http="unix:external.sock").http == Path("external.sock").absolute()
+    with raises(UsageError, "wrong_value"):
+        decide_simulator(http="unix:")
 
 
-def test_a_port_without_an_address() -> None:
-    """A configuration may give the port alone, the host is the default's; an option may not."""
-    options = configured(http=":99")
-    assert decide(options, HOME, no_signs).http == Address("127.0.0.1", 99)
-    found = decide(options._replace(backend=None), HOME, signs)
+def test_decide_settings_port_alone_keeps_default_host() -> None:
+    """A configuration may give a port without a host; an option may not."""
+    options = configure_options(http=":99")
+    assert decide_settings(options, HOME, find_no_devices).http == Address("127.0.0.1", 99)
+    found = decide_settings(options._replace(backend=None), HOME, find_tdx_device)
     assert found.http == Address("0.0.0.0", 99)
-    with pytest.raises(UsageError, match="--http :99"):
-        simulator(http=":99")
+    with raises(UsageError, "wrong_value"):
+        decide_simulator(http=":99")
 
 
-def test_what_only_a_configuration_says() -> None:
-    """The disks whose figures are told, and the name in the Server header."""
-    assert simulator().data_disks == ("/",)
-    assert simulator().ident is None
+def test_decide_settings_data_disks_and_ident_from_configuration() -> None:
+    """The data disks and the Server header come from a configuration only."""
+    assert decide_simulator().data_disks == ("/",)
+    assert decide_simulator().ident is None
     options = Options(backend="simulator", data_disks=("/a", "/b"), ident="x")
-    found = decide(options, HOME, no_signs)
+    found = decide_settings(options, HOME, find_no_devices)
     assert (found.data_disks, found.ident) == (("/a", "/b"), "x")
 
 
-def test_the_seed_has_a_source() -> None:
-    """So that a wrong one is told where it stands."""
-    assert decide(configured(seed="x"), HOME, no_signs).seed_source == "agent.toml: key.seed"
-    assert simulator(seed="x").seed_source == "--seed"
+def test_decide_settings_records_seed_source() -> None:
+    """The settings name the source of the seed, for error messages."""
+    assert (
+        decide_settings(configure_options(seed="x"), HOME, find_no_devices).seed_source
+        == "agent.toml: key.seed"
+    )
+    assert decide_simulator(seed="x").seed_source == "--seed"

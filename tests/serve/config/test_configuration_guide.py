@@ -1,4 +1,4 @@
-"""docs/configuration.md shows what the code does."""
+"""The examples in docs/configuration.md are valid."""
 
 import re
 from pathlib import Path
@@ -16,29 +16,29 @@ GUIDE = Path(__file__).resolve().parents[3] / "docs" / "configuration.md"
 pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/configuration.md is not here")
 
 
-def block(language: str) -> str:
-    """Return the one example in a language."""
+def find_example(language: str) -> str:
+    """Return the example in a language."""
     [found] = re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     assert isinstance(found, str)
     return found
 
 
-def test_the_examples() -> None:
-    """The command, the configuration and the line of the log are what they look like."""
-    command = block("bash").split()
+def test_guide_examples_are_valid() -> None:
+    """The command, the configuration and the log lines are accepted."""
+    command = find_example("bash").split()
     assert parse_options(command[3:]).limits == {"connections": 64}
-    found = parse_config(block("toml").encode(), "agent.toml")
+    found = parse_config(find_example("toml").encode(), "agent.toml")
     assert not found.unknown
     assert not found.unused
     assert found.values["socket"] == "/var/run/dstack.sock"
     assert found.limits == {"idle_seconds": 10, "body": 4 << 20, "stream_seconds": 300}
-    lines = block("text").splitlines()
+    lines = find_example("text").splitlines()
     assert len(lines) == 2
     assert all(map(COMMON.fullmatch, lines))
 
 
-def test_the_table_of_limits() -> None:
-    """Every limit with its default and its bounds, which are taken while more is not."""
+def test_guide_lists_every_limit() -> None:
+    """The table lists every limit with its default and range."""
     rows = re.findall(r"^\| (\w+) \| (\S+) \| (\S+) \| (\S+) \|", GUIDE.read_text(), re.MULTILINE)
     rows = [row for row in rows if row[0] != "limit"]
     assert [row[0] for row in rows] == list(Limits._fields)
@@ -46,14 +46,14 @@ def test_the_table_of_limits() -> None:
         assert read_limit(name, default) == getattr(Limits(), name)
         read_limit(name, least)
         top = read_limit(name, most)
-        with pytest.raises(UsageError, match=f": want {least} to {most}"):
+        with pytest.raises(UsageError, match=f"must be {least} to {most}: "):
             read_limit(name, top + 1)
 
 
-def test_what_the_text_says_of_the_simulator() -> None:
-    """The keys in the text are keys, with values that they take."""
+def test_guide_simulator_keys_are_valid() -> None:
+    """The simulator's keys in the text are accepted."""
     [line] = re.findall(
-        r"^\* What the simulator is .*?(?=^\*)", GUIDE.read_text(), re.MULTILINE | re.DOTALL
+        r"^\* Settings of the simulator .*?(?=^\*)", GUIDE.read_text(), re.MULTILINE | re.DOTALL
     )
     keys = re.findall(r"`(\w+ = [^`]+)`", line)
     found = parse_config("\n".join(["[default.attestkit]", *keys]).encode(), "agent.toml")

@@ -1,4 +1,4 @@
-"""The server with a configuration: what it says is what is served, or one line says why not."""
+"""A server process started with a configuration file."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ KEYS = AppKeys.from_seed(bytes.fromhex(SEED))
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a short path, for a socket's path has little room."""
+    """Return a folder with a short path, to stay below the length limit of a socket's path."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         yield Path(name)
 
@@ -40,7 +40,7 @@ Run: TypeAlias = Callable[..., tuple[int, list[str]]]
 
 @pytest.fixture
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the program in this process, in the folder; return its code, and what it says."""
+    """Run the program in this process; return its exit code and its stderr lines."""
     for name in ("ATTESTKIT_BACKEND", "NOTIFY_SOCKET", "LISTEN_FDS", "PCCS_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(folder)
@@ -54,7 +54,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
     return run
 
 
-def key_file(keys: AppKeys = KEYS, **changes: Any) -> str:
+def encode_key_file(keys: AppKeys = KEYS, **changes: Any) -> str:
     """Return the agent's key file."""
     assert keys.ca_key is not None
     fields = {
@@ -68,27 +68,27 @@ def key_file(keys: AppKeys = KEYS, **changes: Any) -> str:
     return json.dumps({**fields, **changes})
 
 
-def host_shared(folder: Path) -> Path:
-    """Make the folder that a host shares with its guest."""
+def create_host_shared(folder: Path) -> Path:
+    """Create the folder that a host shares with its guest."""
     shared = folder / ".host-shared"
     shared.mkdir()
-    (shared / ".appkeys.json").write_text(key_file())
+    (shared / ".appkeys.json").write_text(encode_key_file())
     (shared / "app-compose.json").write_text(json.dumps(COMPOSE))
     (shared / ".sys-config.json").write_text(json.dumps({"vm_config": '{"cpu_count": 3}'}))
     return shared
 
 
-def upstream(folder: Path) -> str:
-    """Return upstream's example with the paths of this test, and any free port."""
-    host_shared(folder)
+def adapt_upstream_example(folder: Path) -> str:
+    """Return dstack's example with this test's paths and a free port."""
+    create_host_shared(folder)
     text = UPSTREAM.replace("/dstack/.host-shared", f"{folder}/.host-shared")
-    text = text.replace("unix:/var/run/dstack/", "unix:./")  # relative to where it is started
+    text = text.replace("unix:/var/run/dstack/", "unix:./")  # relative to the working directory
     return re.sub(r"\"0\.0\.0\.0\"\nport = 8090", '"127.0.0.1"\nport = 0', text)
 
 
-def test_the_agents_own(folder: Path) -> None:
-    """Upstream's example works as it stands: sockets, files, the Server header, and a note."""
-    (folder / "agent.toml").write_text(upstream(folder))
+def test_serve_upstream_example_works_unchanged(folder: Path) -> None:
+    """The upstream example sets sockets, files and the Server header; unused keys are logged."""
+    (folder / "agent.toml").write_text(adapt_upstream_example(folder))
     with running_server("-c", "agent.toml", folder=folder) as server:
         assert server.dstack == f"{folder}/dstack.sock"
         assert server.tappd == f"{folder}/tappd.sock"
@@ -107,9 +107,9 @@ def test_the_agents_own(folder: Path) -> None:
         )
 
 
-def test_the_same_in_json(folder: Path) -> None:
-    """The same as JSON; the command line goes before it."""
-    profiles = decode(upstream(folder))
+def test_serve_json_configuration_command_line_precedes(folder: Path) -> None:
+    """A JSON configuration is applied; the command line precedes it."""
+    profiles = decode(adapt_upstream_example(folder))
     profiles["external"] = {"address": "unix:external.sock"}
     profiles["default"]["attestkit"] = {
         "http": "none",
@@ -128,8 +128,8 @@ def test_the_same_in_json(folder: Path) -> None:
     assert not (folder / "other.sock").exists()
 
 
-def test_an_external_socket_and_a_seed(folder: Path) -> None:
-    """Upstream's simulator has its external listener on a socket, and a seed."""
+def test_serve_configured_external_socket_and_seed(folder: Path) -> None:
+    """The configuration of upstream's simulator sets a unix external listener and a seed."""
     (folder / "sim.toml").write_text(
         f"""
         [default]
@@ -151,18 +151,18 @@ def test_an_external_socket_and_a_seed(folder: Path) -> None:
         assert tee.keys.derive(KEY["path"], purpose=KEY["purpose"]).key.hex() == key
 
 
-def test_what_the_guest_writes_at_boot(folder: Path) -> None:
-    """/dstack/agent.json says which disks are told about; limits may stand beside it."""
+def test_serve_boot_file_sets_disks_and_limits(folder: Path) -> None:
+    """/dstack/agent.json sets the disks in /metrics and the limits."""
     path = folder / "agent.json"
     profiles: dict[str, Any] = {"default": {"core": {"data_disks": [DISK]}}}
     profiles["default"]["attestkit"] = {"limits": {"body": "1MiB", "head": "2KiB"}}
     path.write_text(json.dumps(profiles))
-    host_shared(folder)
+    create_host_shared(folder)
     options = ("-c", str(path), "--http", "127.0.0.1:0", "--limit", "body=128KiB")
-    app = ("--app-compose", ".host-shared/app-compose.json")  # whose figures are public
+    app = ("--app-compose", ".host-shared/app-compose.json")  # makes metrics public
     with running_server(*options, *app, folder=folder) as server:
         assert server.ready["dstack"] == f"{folder}/dstack.sock"
-        figures = call_get(server.url, "/metrics")
+        figures = get_path(server.url, "/metrics")
         assert f'mount_point="{DISK}"' in figures
         assert 'mount_point="/"' not in figures
         assert call(server.dstack, "Info").headers["server"] == "attestkit simulator"
@@ -173,27 +173,30 @@ def test_what_the_guest_writes_at_boot(folder: Path) -> None:
         assert "too large" in answer.json()["error"]
 
 
-def test_the_log_as_json(folder: Path, run: Run) -> None:
-    """Every line on stderr is an object, from the first to why it ends."""
+def test_serve_json_log_format_applies_to_every_line(folder: Path, run: Run) -> None:
+    """Every stderr line is a JSON object, from the first to the fatal error."""
     (folder / "x.toml").write_text(
         "[default]\ncolour = 1\n[default.attestkit]\nlog_format = 'json'\nhttp = 'none'"
     )
     with running_server("-c", "x.toml", folder=folder) as server:
-        told = [json.loads(line) for line in server.log().splitlines()]
-        assert told[0]["message"] == "x.toml: unknown and ignored: default.colour"
-        assert told[-1]["places"]["dstack"] == server.dstack
+        message = [json.loads(line) for line in server.log().splitlines()]
+        assert message[0]["message"] == "x.toml: unknown and ignored: default.colour"
+        assert message[-1]["places"]["dstack"] == server.dstack
         code, lines = run("--backend=simulator", "-c", "x.toml")
         assert code == 3
         [_, entry] = map(json.loads, lines)
-        assert (entry["level"], "another server is live" in entry["message"]) == ("critical", True)
+        assert (entry["level"], "in use by another server" in entry["message"]) == (
+            "critical",
+            True,
+        )
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("[default]\nkeep_alive = 'x'", "agent.toml: default.keep_alive: want whole seconds"),
-        ("[default.attestkit]\nhttp = 'x'", "agent.toml: default.attestkit.http: x: want HOST:"),
-        ("[default.attestkit]\nseed = 's3cret'", "agent.toml: default.attestkit.seed: not hex"),
+        ("[default]\nkeep_alive = 'x'", "agent.toml: default.keep_alive: must be whole"),
+        ("[default.attestkit]\nhttp = 'x'", "agent.toml: default.attestkit.http: must be "),
+        ("[default.attestkit]\nseed = 's3cret'", "agent.toml: default.attestkit.seed: not valid"),
         ("[default.attestkit]\nverifier_policy = 'x'", "agent.toml: default.attestkit.verifier_p"),
         ("[default.core]\nkeys_file = 'nowhere'", "nowhere: No such file"),
         ("[internal]\naddress = 'unix:/nowhere/x'", "/nowhere/x: No such file"),
@@ -201,44 +204,46 @@ def test_the_log_as_json(folder: Path, run: Run) -> None:
         ("[external]\naddress = '192.0.2.1'", "192.0.2.1:8090: "),
     ],
 )
-def test_what_is_wrong_is_one_line(folder: Path, run: Run, text: str, told: str) -> None:
-    """The file, the key and the reason, with the code for a configuration; no secret."""
+def test_serve_invalid_configuration_prints_one_line(
+    folder: Path, run: Run, text: str, message: str
+) -> None:
+    """The error line names file, key and reason, without secrets; the exit code is 1."""
     (folder / "agent.toml").write_text(text)
     http = () if "http" in text or "external" in text else ("--http", "none")
     code, [line] = run("--backend", "simulator", "-c", "agent.toml", *http)
     assert code == 1
     assert line.startswith("attestkit serve: ")
-    assert told in line
+    assert message in line
     assert "s3cret" not in line
 
 
-def test_no_configuration_at_all(folder: Path) -> None:
-    """So is a file that is not there, or has no name."""
+def test_serve_missing_configuration_file_is_refused(folder: Path) -> None:
+    """A missing file and an empty file name are refused."""
     assert "nowhere: No such file" in refusal("-c", "nowhere", folder=folder, code=1)
     assert "--config: the value is empty" in refusal("-c", "", folder=folder, code=1)
 
 
-def test_an_authority_with_another_key(folder: Path, run: Run) -> None:
-    """The agent does not start with a certificate that is not its key's."""
+def test_serve_ca_certificate_of_other_key_is_refused(folder: Path, run: Run) -> None:
+    """The agent does not start with a CA certificate of another key."""
     other = AppKeys.from_seed(bytes(32)).ca_cert
-    (folder / "keys").write_text(key_file(ca_cert=other))
+    (folder / "keys").write_text(encode_key_file(ca_cert=other))
     code, [line] = run("--backend", "simulator", "--app-keys", "keys")
     assert code == 1
     assert re.search(r"/keys: ca_cert: its public key is not that of key_provider\.None\.key", line)
     assert KEYS.k256_key.hex() not in line
 
 
-def test_a_deployments_configuration_is_no_simulators(folder: Path, run: Run) -> None:
-    """Without hardware, one that names keys needs somebody to say `simulator`."""
-    (folder / "agent.toml").write_text(upstream(folder))
+def test_serve_configured_app_keys_require_explicit_simulator(folder: Path, run: Run) -> None:
+    """Without hardware, a configuration with app keys does not select the simulator."""
+    (folder / "agent.toml").write_text(adapt_upstream_example(folder))
     code, lines = run("-c", "agent.toml")
     assert code == 1
-    assert "with agent.toml: default.core.keys_file the simulator is not picked" in lines[-1]
+    assert "automatically with agent.toml: default.core.keys_file;" in lines[-1]
 
 
 @pytest.mark.parametrize("stderr", ["full", "gone"])
-def test_who_reads_does_not_matter(folder: Path, stderr: str) -> None:
-    """With nobody at stdout, and at stderr nobody or one who is stuck, it serves all the same."""
+def test_serve_blocked_or_closed_stderr_keeps_serving(folder: Path, stderr: str) -> None:
+    """The server works with a closed stdout and a full or closed stderr."""
     reader, writer = os.pipe()
     if stderr == "full":
         os.set_blocking(writer, False)
@@ -248,8 +253,8 @@ def test_who_reads_does_not_matter(folder: Path, stderr: str) -> None:
         os.set_blocking(writer, True)
     else:
         os.close(reader)
-    nobody, stdout = os.pipe()
-    os.close(nobody)
+    closed_reader, stdout = os.pipe()
+    os.close(closed_reader)
     with subprocess.Popen(
         command("--backend", "simulator", "--dir", str(folder), "--http", "none"),
         cwd=folder,
@@ -259,7 +264,7 @@ def test_who_reads_does_not_matter(folder: Path, stderr: str) -> None:
         stderr=writer,
     ) as process:
         try:
-            assert wait_for(folder / "dstack.sock").status == 200
+            assert wait_for_info(folder / "dstack.sock").status == 200
         finally:
             process.terminate()
         assert process.wait(60) == 0
@@ -267,8 +272,8 @@ def test_who_reads_does_not_matter(folder: Path, stderr: str) -> None:
         os.close(end)
 
 
-def call_get(endpoint: str, path: str) -> str:
-    """Return what a path shows."""
+def get_path(endpoint: str, path: str) -> str:
+    """Return the body of a GET request."""
     connection = Connection(endpoint)
     try:
         return connection.send_request("GET", path).body.decode()
@@ -276,12 +281,12 @@ def call_get(endpoint: str, path: str) -> str:
         connection.close()
 
 
-def wait_for(path: Path) -> Answer:
-    """Return the answer to Info as soon as there is one."""
+def wait_for_info(path: Path) -> Answer:
+    """Poll Info until the server accepts connections, and return its response."""
     deadline = time.monotonic() + 60
     while True:
         try:
             return call(str(path), "Info")
-        except OSError:  # not there yet
+        except OSError:  # not listening yet
             assert time.monotonic() < deadline
             time.sleep(0.02)

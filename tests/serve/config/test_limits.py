@@ -1,4 +1,4 @@
-"""Limits are written as people write sizes and times, within bounds that the server can keep."""
+"""Limits of the server: syntax, units and bounds."""
 
 from contextlib import suppress
 
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from attestkit.errors import UsageError
 from attestkit.serve.config.limits import Limits, parse_limit, read_limit
+from tests.raising import raises
 
 
 @pytest.mark.parametrize(
@@ -30,80 +31,100 @@ from attestkit.serve.config.limits import Limits, parse_limit, read_limit
         ("drain_seconds=0", 0.0),
     ],
 )
-def test_what_is_written(text: str, expected: float) -> None:
-    """Sizes have units of 1024, times those of a clock, counts none."""
+def test_parse_limit_units(text: str, expected: float) -> None:
+    """Sizes have binary units, times have seconds, minutes or hours, counts have no unit."""
     name, value = parse_limit(text)
     assert name == text.partition("=")[0]
     assert value == expected
     assert type(value) is type(getattr(Limits(), name))
 
 
-def test_what_clients_count_on() -> None:
-    """The bounds that the API documents have their values."""
+def test_limits_documented_defaults() -> None:
+    """The API documents these defaults."""
     assert Limits().body == 10_485_760
     assert (Limits().idle_seconds, Limits().stream_seconds) == (10, 600)
 
 
-def test_limits_by_name() -> None:
-    """Those that are not named are as usual; what is none is refused, not ignored."""
+def test_limits_of_unknown_name_is_refused() -> None:
+    """Unset limits have their defaults; an unknown name is refused."""
     assert Limits.of({"body": 4, "idle_seconds": 2.5}) == Limits(body=4, idle_seconds=2.5)
-    with pytest.raises(UsageError, match="none named bodyy, idle"):
+    with raises(UsageError, "unknown_name") as caught:
         Limits.of({"idle": 1, "body": 4, "bodyy": 5})
+    assert "bodyy, idle;" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", Limits._fields)
-def test_every_limit_has_bounds(name: str) -> None:
-    """The default is within; far less and far more are not, and both ends are told."""
+def test_read_limit_out_of_range_is_refused(name: str) -> None:
+    """The default is within the bounds; values far outside are refused."""
     default = getattr(Limits(), name)
     assert read_limit(name, default) == default
     for value in (-1, 1e15, float("nan"), float("inf"), -float("inf"), 10**100):
-        with pytest.raises(UsageError, match=r": want "):
+        with raises(UsageError, "out_of_range", "wrong_value"):
             read_limit(name, value)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
-        ("body", "want NAME=VALUE; the names are body, verifier_body, bodies,"),
-        ("", "want NAME=VALUE; the names are body,"),
-        ("size=1", "no limit is called 'size'; the names are body, verifier_body,"),
-        ("=1", "no limit is called ''; the names are body,"),
-        ("\x1b[2J=1", r"no limit is called '\x1b[2J'"),
-        ("body=", "'': want a size such as 65536, 64KiB or 10MiB"),
-        ("body=10MB", "'10MB': want a size"),
-        ("body=10s", "'10s': want a size"),
-        ("body=-1", "'-1': want a size"),
-        ("body=1e6", "'1e6': want a size"),
-        ("body=0.3B", "'0.3B': want a size"),
-        ("body=\u0663\u0663\u0663\u0663", r"'\u0663\u0663\u0663\u0663': want a size"),
-        ("body=1KiB", "'1KiB': want 4KiB to 256MiB"),
-        ("body=1GiB", "'1GiB': want 4KiB to 256MiB"),
-        ("headers=1KiB", "'1KiB': want a whole number"),
-        ("headers=1.5", "'1.5': want a whole number"),
-        ("headers=1", "'1': want 16 to 10000"),
-        ("idle_seconds=10MiB", "'10MiB': want a time such as 30s, 500ms or 2m"),
-        ("idle_seconds=1ms", "'1ms': want 0.1s to 86400s"),
-        ("idle_seconds=2d", "'2d': want a time"),
-        ("idle_seconds=" + "9" * 99, "want a time"),
+        ("body", "wrong_value"),
+        ("", "wrong_value"),
+        ("size=1", "unknown_name"),
+        ("=1", "unknown_name"),
+        ("\x1b[2J=1", "unknown_name"),
+        ("body=", "wrong_value"),
+        ("body=10MB", "wrong_value"),
+        ("body=10s", "wrong_value"),
+        ("body=-1", "wrong_value"),
+        ("body=1e6", "wrong_value"),
+        ("body=0.3B", "wrong_value"),
+        ("body=\u0663\u0663\u0663\u0663", "wrong_value"),
+        ("body=1KiB", "out_of_range"),
+        ("body=1GiB", "out_of_range"),
+        ("headers=1KiB", "wrong_value"),
+        ("headers=1.5", "wrong_value"),
+        ("headers=1", "out_of_range"),
+        ("idle_seconds=10MiB", "wrong_value"),
+        ("idle_seconds=1ms", "out_of_range"),
+        ("idle_seconds=2d", "wrong_value"),
+        ("idle_seconds=" + "9" * 99, "wrong_value"),
     ],
 )
-def test_what_is_refused(text: str, told: str) -> None:
-    """The reason says what may be written."""
-    with pytest.raises(UsageError) as caught:
+def test_parse_limit_invalid_value_is_refused(text: str, reason: str) -> None:
+    """Unknown names, malformed values and values out of range have different reasons."""
+    with raises(UsageError, reason) as caught:
         parse_limit(text)
-    assert told in str(caught.value)
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("body", "must be NAME=VALUE; the names are body, verifier_body, bodies,"),
+        ("\x1b[2J=1", r"unknown limit '\x1b[2J'; the names are body, verifier_body,"),
+        ("body=10MB", "must be a size such as 65536, 64KiB or 10MiB: '10MB'"),
+        ("body=\u0663", r"must be a size such as 65536, 64KiB or 10MiB: '\u0663'"),
+        ("body=1KiB", "must be 4KiB to 256MiB: '1KiB'"),
+        ("headers=1.5", "must be a whole number: '1.5'"),
+        ("idle_seconds=2d", "must be a time such as 30s, 500ms or 2m: '2d'"),
+        ("idle_seconds=1ms", "must be 0.1s to 86400s: '1ms'"),
+    ],
+)
+def test_parse_limit_error_states_allowed_values(text: str, message: str) -> None:
+    """The text states the allowed values and quotes the value."""
+    with pytest.raises(UsageError) as caught:
+        parse_limit(text)
+    assert str(caught.value).startswith(message)
+
+
 @pytest.mark.parametrize("value", [True, None, [], {}, b"1"])
-def test_other_types(value: object) -> None:
-    """What a configuration may hold besides numbers and text is no limit."""
-    with pytest.raises(UsageError, match="want a size"):
+def test_read_limit_other_type_is_refused(value: object) -> None:
+    """Values other than numbers and texts are refused."""
+    with raises(UsageError, "wrong_type"):
         read_limit("body", value)
 
 
 @given(st.sampled_from(Limits._fields), st.text() | st.integers() | st.floats() | st.none())
-def test_anything(name: str, value: object) -> None:
-    """Whatever it is, it is a number within bounds, or refused."""
+def test_read_limit_any_value_is_bounded_or_refused(name: str, value: object) -> None:
+    """An arbitrary value gives a number within the bounds, or UsageError."""
     with suppress(UsageError):
         assert 0 <= read_limit(name, value) < 1 << 40

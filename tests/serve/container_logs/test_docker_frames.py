@@ -1,4 +1,4 @@
-"""A log comes in pieces that know nothing of frames or lines; what they show is always the same."""
+"""Splitting a container log into frames or lines, independently of how it arrives in pieces."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,64 +14,58 @@ from attestkit.serve.container_logs.docker_frames import (
     CONSOLE,
     LONGEST,
     Frame,
-    Frames,
-    Lines,
+    FrameSplitter,
+    LineSplitter,
     Splitter,
 )
+from tests.raising import raises
+from tests.serve.docker.engine import encode_frames
 
 SAMPLE = bytes.fromhex(
-    "01000000 00000005 6f7574310a"  # "out1\n", as dockerd 26.1 sends it
+    "01000000 00000005 6f7574310a"  # "out1\n", as sent by dockerd 26.1
     "02000000 00000005 657272310a"
     "01000000 00000004 6e6f6e6c"
 )
-SHOWN = [Frame("stdout", b"out1\n"), Frame("stderr", b"err1\n"), Frame("stdout", b"nonl")]
+FRAMES = [Frame("stdout", b"out1\n"), Frame("stderr", b"err1\n"), Frame("stdout", b"nonl")]
 
 
-def framed(frames: Iterable[Frame]) -> bytes:
-    """Return frames as an engine sends them."""
-    return b"".join(
-        bytes([CHANNELS.index(channel), 0, 0, 0]) + len(data).to_bytes(4, "big") + data
-        for channel, data in frames
-    )
+def split_pieces(splitter: Splitter, pieces: Iterable[bytes]) -> list[Frame]:
+    """Return all frames of these pieces."""
+    found = [frame for piece in pieces for frame in splitter.feed(piece)]
+    return [*found, *splitter.end()]
 
 
-def split(splitter: Splitter, pieces: Iterable[bytes]) -> list[Frame]:
-    """Return everything that these pieces show."""
-    shown = [frame for piece in pieces for frame in splitter.feed(piece)]
-    return [*shown, *splitter.end()]
-
-
-def test_a_real_sample() -> None:
-    """Two channels, and a last line that never ended."""
-    assert framed(SHOWN) == SAMPLE
-    assert split(Frames(), [SAMPLE]) == SHOWN
+def test_split_frames_of_dockerd_sample() -> None:
+    """Frames of two channels, and an unterminated last line."""
+    assert encode_frames(FRAMES) == SAMPLE
+    assert split_pieces(FrameSplitter(), [SAMPLE]) == FRAMES
 
 
 @pytest.mark.parametrize("size", range(1, len(SAMPLE)))
-def test_pieces_of_any_size(size: int) -> None:
-    """Where the pieces are cut does not show."""
+def test_split_frames_any_piece_size(size: int) -> None:
+    """The size of the pieces does not change the frames."""
     pieces = [SAMPLE[at : at + size] for at in range(0, len(SAMPLE), size)]
-    assert split(Frames(), pieces) == SHOWN
+    assert split_pieces(FrameSplitter(), pieces) == FRAMES
 
 
 @pytest.mark.parametrize("size", range(len(SAMPLE)))
-def test_a_log_that_was_cut(size: int) -> None:
-    """What was whole is shown; the rest is an error, unless the cut was between two frames."""
-    whole = [0, 13, 26].count(size)
-    splitter = Frames()
-    shown = list(splitter.feed(SAMPLE[:size]))
-    assert shown == SHOWN[: sum(size >= end for end in (13, 26))]
-    if whole:
+def test_split_frames_truncated_log(size: int) -> None:
+    """Complete frames are returned; a truncated one is an error."""
+    complete = [0, 13, 26].count(size)
+    splitter = FrameSplitter()
+    found = list(splitter.feed(SAMPLE[:size]))
+    assert found == FRAMES[: sum(size >= end for end in (13, 26))]
+    if complete:
         assert list(splitter.end()) == []
     else:
-        with pytest.raises(BackendError, match="broke off in the middle of a frame"):
+        with raises(BackendError, "truncated"):
             splitter.end()
 
 
-def test_stdin_and_empty_frames() -> None:
-    """There is a third channel, and a frame of nothing is nothing."""
+def test_split_frames_stdin_and_empty() -> None:
+    """Channel 0 is stdin; empty frames are skipped."""
     frames = [Frame("stdin", b"in"), Frame("stdout", b""), Frame("stderr", b"err")]
-    assert split(Frames(), [framed(frames)]) == [frames[0], frames[2]]
+    assert split_pieces(FrameSplitter(), [encode_frames(frames)]) == [frames[0], frames[2]]
 
 
 @pytest.mark.parametrize(
@@ -84,32 +78,37 @@ def test_stdin_and_empty_frames() -> None:
         "3137350a6f757431",
     ],
 )
-def test_what_is_no_frame(header: str) -> None:
-    """A channel that nobody knows, or other bytes than zeros: what came before is shown still."""
-    frames = Frames().feed(framed(SHOWN) + bytes.fromhex(header) + b"x" * 100)
-    assert [next(frames) for _ in SHOWN] == SHOWN
-    with pytest.raises(BackendError, match=f"sends no frames: {header}"):
+def test_split_frames_invalid_header_is_refused(header: str) -> None:
+    """Frames before an invalid header are returned, then an error with the header."""
+    frames = FrameSplitter().feed(encode_frames(FRAMES) + bytes.fromhex(header) + b"x" * 100)
+    assert [next(frames) for _ in FRAMES] == FRAMES
+    with raises(BackendError, "malformed_response") as caught:
         next(frames)
+    assert str(caught.value).endswith(f": {header}")
 
 
-def test_a_frame_that_is_too_long() -> None:
-    """The longest is taken, one byte more is refused before any of it has come."""
+def test_split_frames_too_long_is_refused() -> None:
+    """A frame over the limit is refused by its header."""
     longest = Frame("stdout", bytes(LONGEST))
-    assert split(Frames(), [framed([longest])]) == [longest]
-    with pytest.raises(BackendError, match="sends no frames: 0100000000100001"):
-        list(Frames().feed(framed([Frame("stdout", bytes(LONGEST + 1))])[:8]))
+    assert split_pieces(FrameSplitter(), [encode_frames([longest])]) == [longest]
+    with raises(BackendError, "malformed_response") as caught:
+        list(FrameSplitter().feed(encode_frames([Frame("stdout", bytes(LONGEST + 1))])[:8]))
+    assert str(caught.value).endswith(": 0100000000100001")
 
 
-def test_the_engine_says_that_it_failed() -> None:
-    """A frame of its own channel is an error, with the engine's words."""
-    words = b"Error grabbing logs: unexpected EOF\n"
-    with pytest.raises(BackendError, match=r"engine failed: Error grabbing logs: unexpected EOF$"):
-        split(Frames(), [SAMPLE, b"\3\0\0\0", len(words).to_bytes(4, "big"), words])
+def test_split_frames_engine_error() -> None:
+    """A frame of channel 3 is an error with the engine's message."""
+    message = b"Error grabbing logs: unexpected EOF\n"
+    with raises(BackendError, "agent_error") as caught:
+        split_pieces(
+            FrameSplitter(), [SAMPLE, b"\3\0\0\0", len(message).to_bytes(4, "big"), message]
+        )
+    assert str(caught.value) == "container engine: Error grabbing logs: unexpected EOF"
 
 
-def test_lines_of_a_terminal() -> None:
-    """A line is shown when it is complete, the last one when there is no more."""
-    lines = Lines()
+def test_split_lines() -> None:
+    """A complete line is returned at once, the last one at the end of the log."""
+    lines = LineSplitter()
     assert list(lines.feed(b"one\r\ntw")) == [Frame(CONSOLE, b"one\r\n")]
     assert list(lines.feed(b"o\r\n\r\nthree")) == [
         *(Frame(CONSOLE, b"two\r\n"), Frame(CONSOLE, b"\r\n")),
@@ -118,36 +117,36 @@ def test_lines_of_a_terminal() -> None:
     assert list(lines.end()) == []
 
 
-def test_a_terminal_without_lines() -> None:
-    """What never ends is not kept forever."""
-    lines = Lines()
-    shown = [frame for _ in range(100) for frame in lines.feed(b"\x1b[2J" * 1000)]
-    assert [len(frame.data) for frame in shown] == [68000] * 5
-    assert len(b"".join(frame.data for frame in [*shown, *lines.end()])) == 400_000
+def test_split_lines_without_newline_is_bounded() -> None:
+    """Text without newlines is returned in parts of bounded size."""
+    lines = LineSplitter()
+    found = [frame for _ in range(100) for frame in lines.feed(b"\x1b[2J" * 1000)]
+    assert [len(frame.data) for frame in found] == [68000] * 5
+    assert len(b"".join(frame.data for frame in [*found, *lines.end()])) == 400_000
 
 
 PIECES = st.lists(st.binary(max_size=40), max_size=20)
 
 
 @given(st.lists(st.tuples(st.sampled_from(CHANNELS), st.binary(min_size=1))), st.data())
-def test_frames_come_back(frames: list[Any], data: Any) -> None:
-    """Any frames, in pieces of any sizes."""
-    log = framed(Frame(*frame) for frame in frames)
+def test_split_frames_round_trip(frames: list[Any], data: Any) -> None:
+    """Any frames, in pieces of any size, are restored."""
+    log = encode_frames(Frame(*frame) for frame in frames)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(log)), max_size=10)))
     pieces = [log[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(log)], strict=True)]
-    assert split(Frames(), pieces) == [Frame(*frame) for frame in frames]
+    assert split_pieces(FrameSplitter(), pieces) == [Frame(*frame) for frame in frames]
 
 
 @given(PIECES)
-def test_lines_lose_nothing(pieces: list[bytes]) -> None:
-    """All bytes come back, in order, none of them held once its line is complete."""
-    shown = split(Lines(), pieces)
-    assert b"".join(frame.data for frame in shown) == b"".join(pieces)
-    assert all(b"\n" not in frame.data[:-1] for frame in shown)
+def test_split_lines_keeps_all_bytes(pieces: list[bytes]) -> None:
+    """All bytes are returned in order, at most one line at a time."""
+    found = split_pieces(LineSplitter(), pieces)
+    assert b"".join(frame.data for frame in found) == b"".join(pieces)
+    assert all(b"\n" not in frame.data[:-1] for frame in found)
 
 
 @given(PIECES)
-def test_any_bytes_raise_only_our_error(pieces: list[bytes]) -> None:
-    """Whatever an engine sends, there are frames or a BackendError."""
+def test_split_frames_any_bytes_raise_only_backend_error(pieces: list[bytes]) -> None:
+    """Arbitrary bytes give frames or BackendError."""
     with suppress(BackendError):
-        split(Frames(), pieces)
+        split_pieces(FrameSplitter(), pieces)

@@ -1,4 +1,4 @@
-"""A log is shown as it comes, at its client's pace, and ends with its client."""
+"""The log view streams a container's log with back-pressure and closes it with its client."""
 
 import asyncio
 import json
@@ -12,11 +12,19 @@ from attestkit.errors import BackendError, FormatError, NotFoundError
 from attestkit.serve import listener_apps
 from attestkit.serve.config.limits import LimitError, Limits
 from attestkit.serve.container_logs.docker_frames import LONGEST, Frame
-from attestkit.serve.container_logs.view import views
+from attestkit.serve.container_logs.view import make_views
 from attestkit.serve.docker import engine as containers
-from attestkit.serve.http.views import Answer, Asked, Pieces
+from attestkit.serve.http.views import Pieces, ViewRequest, ViewResponse
+from tests.raising import raises
 from tests.serve.asgi import Client
-from tests.serve.docker.engine import ID, Engine, framed, run, say, scripted
+from tests.serve.docker.engine import (
+    ID,
+    Engine,
+    encode_frames,
+    run_engine,
+    run_with_timeout,
+    send_chunks,
+)
 from tests.serve.guests import NOW, MakeGuest
 from tests.untyped import untyped
 
@@ -24,48 +32,52 @@ PUBLIC = {"public_logs": True}
 OUT, ERR = Frame("stdout", b"out\n"), Frame("stderr", b"err\n")
 
 
-class Shown:
-    """The view of one guest."""
+class LogView:
+    """The log view of one guest."""
 
     def __init__(self, make_guest: MakeGuest, engine: Engine, **limits: float) -> None:
         limited = Limits(**untyped(limits))
         self.guest = make_guest(compose=PUBLIC, docker=engine.address, limits=limited)
-        self.view = views(self.guest)["/logs/"]
+        self.view = make_views(self.guest)["/logs/"]
 
-    async def open(self, query: str = "text&bare", name: str = "app", client: str = "") -> Answer:
-        """Ask for a log."""
-        return await self.view.show(self.guest, Asked(name, query.encode(), client))
+    async def open(
+        self, query: str = "text&bare", name: str = "app", client: str = ""
+    ) -> ViewResponse:
+        """Open a log."""
+        return await self.view.show(self.guest, ViewRequest(name, query.encode(), client))
 
-    async def pieces(self, query: str = "text&bare", name: str = "app", client: str = "") -> Pieces:
-        """Return the pieces of a log behind the first, which is empty and sends the head."""
-        pieces = cast("Pieces", (await self.open(query, name, client)).body)
-        assert await anext(pieces) == b""
-        return pieces
+    async def read_pieces(
+        self, query: str = "text&bare", name: str = "app", client: str = ""
+    ) -> Pieces:
+        """Return the pieces of a log after the first, which is empty and sends the head."""
+        read_pieces = cast("Pieces", (await self.open(query, name, client)).body)
+        assert await anext(read_pieces) == b""
+        return read_pieces
 
-    async def whole(self, query: str = "text&bare", name: str = "app") -> str:
-        """Return a log to its end."""
-        async with aclosing(await self.pieces(query, name)) as pieces:
-            return b"".join([piece async for piece in pieces]).decode()
+    async def read_all(self, query: str = "text&bare", name: str = "app") -> str:
+        """Return a complete log."""
+        async with aclosing(await self.read_pieces(query, name)) as read_pieces:
+            return b"".join([piece async for piece in read_pieces]).decode()
 
     @property
     def streams(self) -> int:
-        """How many are open."""
+        """Return the number of open streams."""
         return self.guest.stats.streams
 
 
-def test_a_log(make_guest: MakeGuest) -> None:
-    """Type and headers of the answer, what the engine is asked, and that nothing stays open."""
+def test_log_response_and_engine_request(make_guest: MakeGuest) -> None:
+    """The response's type and headers, the request to the engine, and its end."""
 
     async def main() -> None:
-        async with scripted() as engine:
-            engine.log = say(framed([OUT, ERR]), framed([OUT]))
-            shown = Shown(make_guest, engine)
-            answer = await shown.open("text&since=1h&tail=5&follow&timestamps&x=1")
+        async with run_engine() as engine:
+            engine.log = send_chunks(encode_frames([OUT, ERR]), encode_frames([OUT]))
+            view = LogView(make_guest, engine)
+            answer = await view.open("text&since=1h&tail=5&follow&timestamps&x=1")
             assert answer.content_type == b"text/plain; charset=utf-8"
             assert answer.headers == [(b"cache-control", b"no-store")]
-            assert shown.streams == 1
-            async with aclosing(cast("Pieces", answer.body)) as pieces:
-                lines = b"".join([piece async for piece in pieces]).splitlines()
+            assert view.streams == 1
+            async with aclosing(cast("Pieces", answer.body)) as read_pieces:
+                lines = b"".join([piece async for piece in read_pieces]).splitlines()
             assert [tuple(json.loads(line).values()) for line in lines] == [
                 *(("stdout", "out\n"), ("stderr", "err\n"), ("stdout", "out\n")),
             ]
@@ -73,216 +85,232 @@ def test_a_log(make_guest: MakeGuest) -> None:
                 f"/v1.45/containers/{ID}/logs?stdout=1&stderr=1&follow=1&timestamps=1&tail=5"
                 f"&since={NOW - 3600}"
             )
-            assert shown.streams == 0
-            assert await shown.whole() == "out\nerr\nout\n"
+            assert view.streams == 0
+            assert await view.read_all() == "out\nerr\nout\n"
 
-    run(main())
+    run_with_timeout(main())
 
 
-def test_a_terminal(make_guest: MakeGuest) -> None:
-    """No frames: the bytes are lines of one channel, also such that look like a frame."""
+def test_log_of_terminal_is_split_into_lines(make_guest: MakeGuest) -> None:
+    """With a TTY the bytes are lines, even if they look like a frame."""
 
     async def main() -> None:
-        async with scripted() as engine:
-            engine.log = say(b"one\r\nt", b"wo\r\n\1\0\0\0\0\0\0\1x")
-            shown = Shown(make_guest, engine)
-            lines = (await shown.whole("text", "tty")).splitlines()
+        async with run_engine() as engine:
+            engine.log = send_chunks(b"one\r\nt", b"wo\r\n\1\0\0\0\0\0\0\1x")
+            view = LogView(make_guest, engine)
+            lines = (await view.read_all("text", "tty")).splitlines()
             assert [json.loads(line)["message"] for line in lines] == [
                 *("one\r\n", "two\r\n", "\1\0\0\0\0\0\0\1x"),
             ]
             assert {json.loads(line)["channel"] for line in lines} == {"console"}
 
-    run(main())
+    run_with_timeout(main())
 
 
 @pytest.mark.parametrize(
-    ("query", "name", "kind", "text"),
+    ("query", "name", "reason", "text"),
     [
-        ("since=x", "app", FormatError, "Invalid since"),
-        ("until=x", "nope", FormatError, "Invalid until"),
-        ("", "nope", NotFoundError, "No such container: nope"),
-        ("", "../version", NotFoundError, "No such container: ../version"),
+        ("since=x", "app", "wrong_value", "Invalid since"),
+        ("until=x", "nope", "wrong_value", "Invalid until"),
+        ("", "nope", "container", "No such container: nope"),
+        ("", "../version", "container", "No such container: ../version"),
     ],
 )
-def test_refusals_come_before_the_answer(
-    make_guest: MakeGuest, query: str, name: str, kind: type[Exception], text: str
+def test_log_invalid_request_fails_before_response(
+    make_guest: MakeGuest, query: str, name: str, reason: str, text: str
 ) -> None:
-    """What is wrong is raised by the question, not by the first piece, and counts no stream."""
+    """Errors are raised before the response starts, and no stream is counted."""
 
     async def main() -> None:
-        async with scripted() as engine:
-            shown = Shown(make_guest, engine)
-            with pytest.raises(kind) as caught:
-                await shown.open(query, name)
+        async with run_engine() as engine:
+            view = LogView(make_guest, engine)
+            kind = NotFoundError if reason == "container" else FormatError
+            with raises(kind, reason) as caught:
+                await view.open(query, name)
             assert str(caught.value) == text
-            assert (shown.streams, untyped(shown.view.show).__self__._open) == (0, {})
+            assert (view.streams, untyped(view.view.show).__self__._open) == (0, {})
 
-    run(main())
+    run_with_timeout(main())
 
 
-def test_no_engine(make_guest: MakeGuest) -> None:
-    """An engine that is not there is told before the answer as well."""
+def test_log_unreachable_engine_fails_before_response(make_guest: MakeGuest) -> None:
+    """An unreachable engine is reported before the response starts."""
 
     async def main() -> None:
-        shown = Shown(make_guest, Engine("/nowhere/docker.sock"))
-        with pytest.raises(
-            BackendError, match=r"engine at /nowhere/docker\.sock cannot be reached"
-        ):
-            await shown.open()
+        view = LogView(make_guest, Engine("/nowhere/docker.sock"))
+        with raises(BackendError, "cannot_connect") as caught:
+            await view.open()
+        assert "/nowhere/docker.sock" in str(caught.value)
 
-    run(main())
+    run_with_timeout(main())
 
 
-WORDS = b"Error grabbing logs: unexpected EOF\n"
+NOT_AN_ENGINE = "container engine at ADDRESS: not a response of the Docker API; check $DOCKER_HOST"
+ENGINE_ERROR = b"Error grabbing logs: unexpected EOF\n"
 BROKEN = {
-    "frame cut": (say(framed([OUT]), framed([OUT])[:-1]), "broke off in the middle of a frame"),
-    "header cut": (say(framed([OUT]), b"\1\0\0"), "broke off in the middle of a frame"),
-    "engine gone": (say(framed([OUT]), then="break"), "broke off: the container engine went away"),
-    "channel unknown": (
-        say(framed([OUT]) + b"\4" + bytes(11)),
-        "sends no frames: 0400000000000000",
+    "frame cut": (
+        send_chunks(encode_frames([OUT]), encode_frames([OUT])[:-1]),
+        "ends inside a frame",
     ),
-    "no frames": (say(framed([OUT]) + b"HTTP/1.1 500"), "sends no frames: 485454502f312e31"),
+    "header cut": (send_chunks(encode_frames([OUT]), b"\1\0\0"), "ends inside a frame"),
+    "engine gone": (
+        send_chunks(encode_frames([OUT]), then="break"),
+        "connection to the container engine was lost",
+    ),
+    "channel unknown": (
+        send_chunks(encode_frames([OUT]) + b"\4" + bytes(11)),
+        "invalid frame header: 0400000000000000",
+    ),
+    "no frames": (
+        send_chunks(encode_frames([OUT]) + b"HTTP/1.1 500"),
+        "invalid frame header: 485454502f312e31",
+    ),
     "too long": (
-        say(framed([OUT]) + b"\1\0\0\0" + (LONGEST + 1).to_bytes(4, "big"), then="wait"),
-        "sends no frames: 0100000000100001",
+        send_chunks(
+            encode_frames([OUT]) + b"\1\0\0\0" + (LONGEST + 1).to_bytes(4, "big"), then="wait"
+        ),
+        "invalid frame header: 0100000000100001",
     ),
     "engine's own": (
-        say(framed([OUT]) + b"\3\0\0\0" + len(WORDS).to_bytes(4, "big") + WORDS, then="wait"),
-        "the container engine failed: Error grabbing logs: unexpected EOF",
+        send_chunks(
+            encode_frames([OUT])
+            + b"\3\0\0\0"
+            + len(ENGINE_ERROR).to_bytes(4, "big")
+            + ENGINE_ERROR,
+            then="wait",
+        ),
+        "container engine: Error grabbing logs: unexpected EOF",
     ),
 }
 
 
 @pytest.mark.parametrize("fault", BROKEN)
 @pytest.mark.parametrize("query", ["text", "text&bare", "bare", ""])
-def test_a_log_that_breaks_off(make_guest: MakeGuest, fault: str, query: str) -> None:
-    """All that came is shown; the error is the last line, an object, and the engine is let go."""
+def test_log_broken_stream_ends_with_error(make_guest: MakeGuest, fault: str, query: str) -> None:
+    """Complete frames are shown, then an error object, and the engine's connection is closed."""
     log, text = BROKEN[fault]
 
     async def main() -> None:
-        async with scripted() as engine:
-            shown = Shown(make_guest, engine)
-            engine.log = say(framed([OUT]))
-            good = await shown.whole(query)
+        async with run_engine() as engine:
+            view = LogView(make_guest, engine)
+            engine.log = send_chunks(encode_frames([OUT]))
+            good = await view.read_all(query)
             engine.log = log
             engine.gone.clear()
-            *lines, last = (await shown.whole(query)).splitlines(keepends=True)
+            *lines, last = (await view.read_all(query)).splitlines(keepends=True)
             assert "".join(lines).rstrip("\n") == good.rstrip("\n")
             assert last.endswith("\n")
             [(key, error)] = json.loads(last).items()
             assert (key, text in error) == ("error", True)
             await engine.gone.wait()
-            assert shown.streams == 0
+            assert view.streams == 0
 
-    run(main())
+    run_with_timeout(main())
 
 
-def test_half_a_character_at_the_break(make_guest: MakeGuest) -> None:
-    """What waited for its end is shown before the error."""
+def test_log_incomplete_character_precedes_error(make_guest: MakeGuest) -> None:
+    """An incomplete character is shown before the error."""
 
     async def main() -> None:
-        async with scripted() as engine:
-            engine.log = say(framed([Frame("stdout", b"a\xe2\x82")]), then="break")
-            shown = Shown(make_guest, engine)
-            first, last = (await shown.whole()).splitlines()
+        async with run_engine() as engine:
+            engine.log = send_chunks(encode_frames([Frame("stdout", b"a\xe2\x82")]), then="break")
+            view = LogView(make_guest, engine)
+            first, last = (await view.read_all()).splitlines()
             assert (first, list(json.loads(last))) == ("a�", ["error"])
 
-    run(main())
+    run_with_timeout(main())
 
 
 @pytest.mark.parametrize("name", ["app", "tty"])
-def test_many_short_lines(make_guest: MakeGuest, name: str) -> None:
-    """They come whole, in pieces of which none keeps the server for long, and others have turns."""
+def test_log_short_lines_leave_event_loop_free(make_guest: MakeGuest, name: str) -> None:
+    """Many short lines arrive in bounded pieces, and other tasks run in between."""
 
     async def main() -> None:
-        turns = 0
+        iterations = 0
 
-        async def others() -> None:
-            nonlocal turns
+        async def count_iterations() -> None:
+            nonlocal iterations
             while True:
-                turns += 1
+                iterations += 1
                 await asyncio.sleep(0)
 
-        async with scripted() as engine:
+        async with run_engine() as engine:
             count = 20_000
-            data = framed([Frame("stdout", b"\n")]) if name == "app" else b"\n"
-            engine.log = say(data * count)
-            shown = Shown(make_guest, engine)
+            data = encode_frames([Frame("stdout", b"\n")]) if name == "app" else b"\n"
+            engine.log = send_chunks(data * count)
+            view = LogView(make_guest, engine)
             found, longest = 0, 0
-            async with aclosing(await shown.pieces("text", name)) as pieces:
-                counting = asyncio.create_task(others())
-                async for piece in pieces:
+            async with aclosing(await view.read_pieces("text", name)) as read_pieces:
+                counting = asyncio.create_task(count_iterations())
+                async for piece in read_pieces:
                     found += piece.count(b"\n")
                     longest = max(longest, piece.count(b"\n"))
                 counting.cancel()
             assert found == count
             assert longest <= 1000
-            assert turns >= count / 1000 - 1
+            assert iterations >= count / 1000 - 1
 
-    run(main())
+    run_with_timeout(main())
 
 
 @pytest.mark.parametrize("then", ["end", "break"])
-def test_a_last_piece_in_parts(make_guest: MakeGuest, then: str) -> None:
-    """What is left of it when the log ends is shown before its end, or before the error."""
+def test_log_remaining_bytes_precede_end(make_guest: MakeGuest, then: str) -> None:
+    """Buffered bytes are shown before the end of the log or the error."""
 
     async def main() -> None:
-        async with scripted() as engine:
+        async with run_engine() as engine:
             cut = Frame("stdout", b"a\xe2\x82")
-            engine.log = say(framed([OUT] * 2500 + [cut]), then=then)
-            *lines, last = (await Shown(make_guest, engine).whole()).splitlines()
+            engine.log = send_chunks(encode_frames([OUT] * 2500 + [cut]), then=then)
+            *lines, last = (await LogView(make_guest, engine).read_all()).splitlines()
             if then == "break":
-                assert json.loads(last) == {
-                    "error": "the log broke off: the container engine went away"
-                }
+                assert list(json.loads(last)) == ["error"]
                 last = lines.pop()
             assert (lines, last) == (["out"] * 2500, "a\ufffd")
 
-    run(main())
+    run_with_timeout(main())
 
 
-def test_silence(make_guest: MakeGuest) -> None:
-    """A log without a word ends after a while, without an error; words put that off."""
+def test_log_silence_ends_stream(make_guest: MakeGuest) -> None:
+    """A silent log ends without error after stream_seconds; output resets the timer."""
 
     async def main() -> None:
-        async with scripted() as engine:
-            shown = Shown(make_guest, engine, stream_seconds=1.0)
-            engine.log = say(framed([OUT]), then="wait")
+        async with run_engine() as engine:
+            view = LogView(make_guest, engine, stream_seconds=1.0)
+            engine.log = send_chunks(encode_frames([OUT]), then="wait")
             loop = asyncio.get_running_loop()
             begin = loop.time()
-            assert await shown.whole("text&bare&follow") == "out\n"
+            assert await view.read_all("text&bare&follow") == "out\n"
             assert loop.time() - begin >= 1.0
             await engine.gone.wait()
 
-            async def talk(writer: asyncio.StreamWriter) -> None:
+            async def send_slowly(writer: asyncio.StreamWriter) -> None:
                 for _ in range(4):
-                    await say(framed([OUT]), then="wait")(writer)
+                    await send_chunks(encode_frames([OUT]), then="wait")(writer)
                     await asyncio.sleep(0.4)
-                await say()(writer)
+                await send_chunks()(writer)
 
-            engine.log = talk
-            assert await shown.whole("text&bare&follow") == "out\n" * 4
+            engine.log = send_slowly
+            assert await view.read_all("text&bare&follow") == "out\n" * 4
 
-    run(main())
+    run_with_timeout(main())
 
 
-def test_a_container_that_says_nothing(make_guest: MakeGuest) -> None:
-    """The engine says yes with its first words only; the client's answer does not wait for them."""
+def test_log_without_output_starts_response(make_guest: MakeGuest) -> None:
+    """The response starts, although the engine sends its head only with the first output."""
 
     async def main() -> None:
-        async with scripted() as engine:
+        async with run_engine() as engine:
             engine.head = b""
-            engine.log = say(then="wait")
-            shown = Shown(make_guest, engine, stream_seconds=1.0)
-            pieces = await shown.pieces("text&bare&follow")
-            assert (shown.streams, engine.gone.is_set()) == (1, False)
-            await pieces.aclose()
+            engine.log = send_chunks(then="wait")
+            view = LogView(make_guest, engine, stream_seconds=1.0)
+            read_pieces = await view.read_pieces("text&bare&follow")
+            assert (view.streams, engine.gone.is_set()) == (1, False)
+            await read_pieces.aclose()
             await engine.gone.wait()
-            assert shown.streams == 0
-            assert await shown.whole("text&bare&follow") == ""  # after a second
+            assert view.streams == 0
+            assert await view.read_all("text&bare&follow") == ""  # after one second
 
-    run(main())
+    run_with_timeout(main())
 
 
 @pytest.mark.parametrize(
@@ -290,23 +318,23 @@ def test_a_container_that_says_nothing(make_guest: MakeGuest) -> None:
     [
         (
             b'501 No\r\nContent-Length: 16\r\n\r\n{"message":"no"}',
-            "the container engine answers with status 501: no",
+            "container engine: status 501: no",
         ),
         (
             b'404 No\r\nContent-Length: 16\r\n\r\n{"message":"no"}',
             "No such container: app",
         ),
-        (b"500 No\r\nContent-Length: 0\r\n\r\n", "what answers at ADDRESS is no container engine"),
-        (b"200 OK\r\nContent-Length: x\r\n\r\n", "what answers at ADDRESS is no container engine"),
+        (b"500 No\r\nContent-Length: 0\r\n\r\n", NOT_AN_ENGINE),
+        (b"200 OK\r\nContent-Length: x\r\n\r\n", NOT_AN_ENGINE),
     ],
 )
-def test_a_late_refusal(
+def test_log_late_engine_error_is_a_line(
     make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, refusal: bytes, text: str
 ) -> None:
-    """One that comes when the answer has begun is a line of it."""
+    """An engine error after the response has started is a line of it."""
 
     async def main() -> None:
-        async with scripted() as engine:
+        async with run_engine() as engine:
             opened = asyncio.Event()
             engine.head = b""
 
@@ -316,48 +344,48 @@ def test_a_late_refusal(
 
             engine.log = refuse
             monkeypatch.setattr(containers, "REFUSAL_SECONDS", 0.0)
-            async with aclosing(await Shown(make_guest, engine).pieces()) as pieces:
+            async with aclosing(await LogView(make_guest, engine).read_pieces()) as read_pieces:
                 opened.set()
-                [(key, error)] = json.loads(await anext(pieces)).items()
+                [(key, error)] = json.loads(await anext(read_pieces)).items()
                 assert (key, error.replace(engine.address, "ADDRESS")) == ("error", text)
                 with pytest.raises(StopAsyncIteration):
-                    await anext(pieces)
+                    await anext(read_pieces)
 
-    run(main())
+    run_with_timeout(main())
 
 
-@pytest.mark.parametrize("how", ["waiting", "between", "unread", "forgotten"])
-def test_a_client_that_goes(make_guest: MakeGuest, how: str) -> None:
-    """The engine's connection ends at once, whatever we were about to do."""
+@pytest.mark.parametrize("state", ["waiting", "between", "unread", "forgotten"])
+def test_log_client_disconnect_closes_engine(make_guest: MakeGuest, state: str) -> None:
+    """The engine's connection is closed at once, whatever the view was doing."""
 
     async def main() -> None:
-        async with scripted() as engine:
-            engine.log = say(framed([OUT]), then="wait")
-            shown = Shown(make_guest, engine)
-            pieces = cast("Pieces", (await shown.open("text&bare&follow")).body)
-            assert shown.streams == 1
-            if how in {"waiting", "between"}:
-                assert await anext(pieces) == b""
-            if how in {"waiting", "between"}:
-                assert await anext(pieces) == b"out\n"
-            if how == "waiting":
-                task = asyncio.ensure_future(anext(pieces))
+        async with run_engine() as engine:
+            engine.log = send_chunks(encode_frames([OUT]), then="wait")
+            view = LogView(make_guest, engine)
+            read_pieces = cast("Pieces", (await view.open("text&bare&follow")).body)
+            assert view.streams == 1
+            if state in {"waiting", "between"}:
+                assert await anext(read_pieces) == b""
+            if state in {"waiting", "between"}:
+                assert await anext(read_pieces) == b"out\n"
+            if state == "waiting":
+                task = asyncio.ensure_future(anext(read_pieces))
                 await asyncio.sleep(0)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
-            if how != "forgotten":
-                await pieces.aclose()
-                assert shown.streams == 0
-            del pieces
+            if state != "forgotten":
+                await read_pieces.aclose()
+                assert view.streams == 0
+            del read_pieces
             await engine.gone.wait()
-            assert shown.streams == 0
+            assert view.streams == 0
 
-    run(main())
+    run_with_timeout(main())
 
 
-def test_back_pressure(make_guest: MakeGuest) -> None:
-    """A client that takes nothing more stops the engine, after a bounded number of bytes."""
+def test_log_slow_client_stops_engine(make_guest: MakeGuest) -> None:
+    """A client that does not read stops the engine after a bounded number of bytes."""
 
     async def main() -> None:
         stuck = asyncio.Event()
@@ -365,69 +393,69 @@ def test_back_pressure(make_guest: MakeGuest) -> None:
 
         async def flood(writer: asyncio.StreamWriter) -> None:
             nonlocal written
-            send = say(framed([Frame("stdout", bytes(1000))] * 20), then="wait")
+            send = send_chunks(encode_frames([Frame("stdout", bytes(1000))] * 20), then="wait")
             while True:
                 sending = asyncio.ensure_future(send(writer))
-                # Ended here, it learns later that its client is gone: no test's business then.
+                # The task may notice the disconnect after the test has ended.
                 sending.add_done_callback(lambda task: task.cancelled() or task.exception())
                 if not (await asyncio.wait({sending}, timeout=0.5))[0]:
                     stuck.set()
                 await sending
                 written += 20_000
 
-        async with scripted() as engine:
+        async with run_engine() as engine:
             engine.log = flood
-            shown = Shown(make_guest, engine)
-            async with aclosing(await shown.pieces("text&bare&follow")) as pieces:
-                assert await anext(pieces)
+            view = LogView(make_guest, engine)
+            async with aclosing(await view.read_pieces("text&bare&follow")) as read_pieces:
+                assert await anext(read_pieces)
                 await stuck.wait()
                 assert 100_000 < written < 2_000_000
                 taken, before = 0, written
-                while written < before + 1_000_000:  # it goes on as the client does
-                    taken += len(await anext(pieces))
+                while written < before + 1_000_000:  # it continues at the client's pace
+                    taken += len(await anext(read_pieces))
                 assert taken > 500_000
 
-    run(main())
+    run_with_timeout(main())
 
 
-def test_limit_of_streams(make_guest: MakeGuest) -> None:
-    """Each client has its own; one that it closes makes room, one that was refused takes none."""
+def test_log_stream_limit_is_per_client(make_guest: MakeGuest) -> None:
+    """A closed stream frees a slot; a refused one occupies none."""
 
     async def main() -> None:
-        async with scripted() as engine:
-            engine.log = say(framed([OUT]), then="wait")
-            shown = Shown(make_guest, engine, streams=2)
-            first, second = [await shown.pieces("follow", client="192.0.2.1") for _ in range(2)]
+        async with run_engine() as engine:
+            engine.log = send_chunks(encode_frames([OUT]), then="wait")
+            view = LogView(make_guest, engine, streams=2)
+            first, second = [await view.read_pieces("follow", client="192.0.2.1") for _ in range(2)]
             for _ in range(3):
-                with pytest.raises(LimitError, match="you have 2 logs open already"):
-                    await shown.open("follow", client="192.0.2.1")
-            other = await shown.pieces("follow", client="192.0.2.2")
-            assert shown.streams == 3
+                with raises(LimitError, "streams"):
+                    await view.open("follow", client="192.0.2.1")
+            other = await view.read_pieces("follow", client="192.0.2.2")
+            assert view.streams == 3
             await first.aclose()
-            with pytest.raises(NotFoundError):
-                await shown.open("follow", "nope", "192.0.2.1")
-            third = await shown.pieces("follow", client="192.0.2.1")
-            with pytest.raises(LimitError):
-                await shown.open("follow", client="192.0.2.1")
-            for pieces in (second, third, other):
-                await pieces.aclose()
-            assert (shown.streams, untyped(shown.view.show).__self__._open) == (0, {})
+            with raises(NotFoundError, "container"):
+                await view.open("follow", "nope", "192.0.2.1")
+            third = await view.read_pieces("follow", client="192.0.2.1")
+            with raises(LimitError, "streams"):
+                await view.open("follow", client="192.0.2.1")
+            for read_pieces in (second, third, other):
+                await read_pieces.aclose()
+            assert (view.streams, untyped(view.view.show).__self__._open) == (0, {})
 
-    run(main())
+    run_with_timeout(main())
 
 
-def test_statuses(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """What is wrong before the answer is a status with an error in JSON."""
+def test_log_error_statuses(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """Errors before the response are a status with JSON."""
     with_engine = make_guest(compose=PUBLIC, docker="/nowhere/docker.sock")
     client = Client(listener_apps.external_app(with_engine), loop)
     for target, status, text in (
         ("/logs/app?since=1.5h", 400, "Invalid since"),
-        ("/logs/app?text&text", 400, "text is given twice"),
+        ("/logs/app?text&text", 400, "text: given more than once"),
         ("/logs/..%2Fversion", 404, "No such container: ../version"),
         ("/logs/", 404, "No such path: /logs/"),
         ("/logs/a/b", 404, "No such path: /logs/a/b"),
         ("/logs", 404, "No such path: /logs"),
-        ("/logs/app", 500, "the container engine at /nowhere/docker.sock cannot be reached"),
+        ("/logs/app", 500, "container engine at /nowhere/docker.sock: cannot connect"),
     ):
         response = client.get(target)
         assert (response.status, response.error()[: len(text)]) == (status, text)
@@ -436,14 +464,15 @@ def test_statuses(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> Non
         listener_apps.external_app(make_guest(compose=PUBLIC, limits=Limits(streams=0))), loop
     )
     response = none.get("/logs/app")
-    assert (response.status, "logs open already" in response.error()) == (503, True)
+    assert response.status == 503
+    assert response.error() == "container logs: 0 are open for this client; close one"
 
 
 @pytest.mark.parametrize("compose", [{}, {"public_logs": False}])
-def test_logs_that_are_not_public(
+def test_log_private_logs_are_404(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, compose: dict[str, bool]
 ) -> None:
-    """Without the app's word there is no such path, and nobody is asked; nor on other listeners."""
+    """Without public_logs the path does not exist, nor on any other listener."""
     guest = make_guest(compose=compose)
     client = Client(listener_apps.external_app(guest), loop)
     assert client.get("/logs/app?since=x").error() == client.get("/nope").error().replace(
@@ -458,8 +487,8 @@ def test_logs_that_are_not_public(
         assert Client(app, loop).get("/logs/app?since=x").status == 404
 
 
-def test_head(make_guest: MakeGuest) -> None:
-    """HEAD finds out whether there is a log, and keeps none open; the version is told."""
+def test_log_head_request_opens_no_stream(make_guest: MakeGuest) -> None:
+    """HEAD returns the status and the version, and leaves no stream open."""
 
     async def main() -> None:
         sent: list[int] = []
@@ -469,8 +498,8 @@ def test_head(make_guest: MakeGuest) -> None:
             if "headers" in message:
                 assert dict(message["headers"])[b"x-app-version"] == b"v0.5.11 (unknown)"
 
-        async with scripted() as engine:
-            engine.log = say(framed([OUT]), then="wait")
+        async with run_engine() as engine:
+            engine.log = send_chunks(encode_frames([OUT]), then="wait")
             guest = make_guest(compose=PUBLIC, docker=engine.address)
             scope = {"type": "http", "method": "HEAD", "query_string": b"follow", "headers": []}
             for name in (b"app", b"nope"):
@@ -480,4 +509,4 @@ def test_head(make_guest: MakeGuest) -> None:
             assert sent == [200, 0, 404, 0]
             await engine.gone.wait()
 
-    run(main())
+    run_with_timeout(main())

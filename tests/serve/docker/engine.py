@@ -1,4 +1,4 @@
-"""A container engine that follows a script, for what a real one cannot be made to do."""
+"""A scripted container engine, for behaviour that a real one cannot be made to show."""
 
 import asyncio
 import json
@@ -14,19 +14,19 @@ T = TypeVar("T")
 
 ID = "4d0d6b4e1e13" * 5 + "abcd"
 VERSION = {"ApiVersion": "1.45"}
-SILENCE = (0, None)
-"""An answer that never comes."""
+NO_RESPONSE = (0, None)
+"""The response is never sent."""
 
 Script: TypeAlias = Callable[[asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
+def run_with_timeout(main: Coroutine[Any, Any, T]) -> T:
     """Run a test that must not hang."""
     return asyncio.run(asyncio.wait_for(main, 60))
 
 
-def framed(frames: Iterable[Frame]) -> bytes:
-    """Return frames as an engine sends them."""
+def encode_frames(frames: Iterable[Frame]) -> bytes:
+    """Return frames in the engine's stream format."""
     return b"".join(
         bytes([CHANNELS.index(channel), 0, 0, 0]) + len(data).to_bytes(4, "big") + data
         for channel, data in frames
@@ -34,14 +34,14 @@ def framed(frames: Iterable[Frame]) -> bytes:
 
 
 class Engine:
-    """The scripted engine.
+    """A scripted container engine.
 
     Attributes:
-        address: Where it is.
-        answers: What it says, by the path without the version: a status and anything of JSON, or
-            bytes, or a script that sends the whole response. With none at all it hangs up.
-        head: How its response begins when it is asked for a log.
-        log: What it does after that.
+        address: The value for `$DOCKER_HOST`.
+        answers: The response by path without version: a status and a JSON value or bytes, or a
+            script that sends the whole response. If empty, the connection is closed.
+        head: The head of the response to a log request.
+        log: The script that sends the log.
         asked: The targets of all requests.
         gone: Set when a client has closed the connection of a log.
     """
@@ -54,12 +54,12 @@ class Engine:
             "/containers/tty/json": (200, {"Id": ID, "Config": {"Tty": True}}),
         }
         self.head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-        self.log: Script = say()
+        self.log: Script = send_chunks()
         self.asked: list[str] = []
         self.gone = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the requests of one connection."""
+        """Respond to the requests of one connection."""
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 target = head.split(b" ")[1].decode("ascii")
@@ -70,7 +70,7 @@ class Engine:
                 if path == f"/containers/{ID}/logs" and path not in self.answers:
                     await self._log(reader, writer)
                     return
-                if self.answers.get(path) == SILENCE:
+                if self.answers.get(path) == NO_RESPONSE:
                     await reader.read()  # until the client has closed
                     return
                 status, answer = self.answers.get(path, (404, {"message": "No such container"}))
@@ -100,8 +100,8 @@ class Engine:
                 await script
 
 
-def say(*pieces: bytes, then: str = "end") -> Script:
-    """Return a script that sends pieces of a log, each a chunk; then it ends, breaks or waits."""
+def send_chunks(*pieces: bytes, then: str = "end") -> Script:
+    """Return a script that sends pieces of a log, each a chunk, then ends, breaks or waits."""
 
     async def script(writer: asyncio.StreamWriter) -> None:
         for piece in pieces:
@@ -118,7 +118,7 @@ def say(*pieces: bytes, then: str = "end") -> Script:
 
 
 @asynccontextmanager
-async def scripted(*, tcp: bool = False) -> AsyncIterator[Engine]:
+async def run_engine(*, tcp: bool = False) -> AsyncIterator[Engine]:
     """Run an engine on a socket of its own until the end of the block."""
     with tempfile.TemporaryDirectory(prefix="ak") as folder:
         path = Path(folder) / "docker.sock"

@@ -1,4 +1,4 @@
-"""What the engine says of containers comes as values, and what it does wrong as our own errors."""
+"""The client of the container engine: addresses, requests and errors."""
 
 import asyncio
 import errno
@@ -15,8 +15,16 @@ from hypothesis import strategies as st
 
 from attestkit.errors import BackendError, ConfigError, NotFoundError
 from attestkit.serve.docker import engine as containers
-from attestkit.serve.docker.engine import Container, Containers
-from tests.serve.docker.engine import ID, SILENCE, Engine, run, say, scripted
+from attestkit.serve.docker.engine import Container, ContainerEngine
+from tests.raising import raises
+from tests.serve.docker.engine import (
+    ID,
+    NO_RESPONSE,
+    Engine,
+    run_engine,
+    run_with_timeout,
+    send_chunks,
+)
 from tests.serve.server import refusal
 
 LISTED = {
@@ -44,52 +52,53 @@ WRONG_ADDRESSES = (
 )
 
 
-def failure(answers: dict[str, Any], *, log: bool = False) -> str:
-    """Return the text of the error that an engine with these answers leads to."""
+def get_error(answers: dict[str, Any], reason: str, *, log: bool = False) -> str:
+    """Return the text of the error, with this reason, that these responses cause."""
 
     async def main() -> str:
-        async with scripted() as engine:
+        async with run_engine() as engine:
             engine.answers.update(answers)
-            question = _open(engine) if log else Containers(engine.address).list()
-            with pytest.raises(BackendError) as caught:
-                await question
-            return str(caught.value).replace(engine.address, "ADDRESS")
+            request = _open(engine) if log else ContainerEngine(engine.address).list_containers()
+            with raises(BackendError, reason) as caught:
+                await request
+            return str(caught.value)
 
-    return run(main())
+    return run_with_timeout(main())
 
 
 async def _open(engine: Engine, name: str = "app") -> bytes:
-    async with Containers(engine.address).logs(name, {"stdout": "1"}, 5.0) as log:
+    async with ContainerEngine(engine.address).open_log(name, {"stdout": "1"}, 5.0) as log:
         return await log.read()
 
 
 @pytest.mark.parametrize(("address", "endpoint"), ADDRESSES.items())
-def test_addresses(address: str, endpoint: tuple[str | None, str]) -> None:
-    """A socket by its URL or path, or TCP without TLS, with the port that everybody knows."""
-    containers = Containers(address)
+def test_engine_address_schemes(address: str, endpoint: tuple[str | None, str]) -> None:
+    """$DOCKER_HOST is a socket's URL or path, or TCP without TLS, by default port 2375."""
+    containers = ContainerEngine(address)
     assert (containers._path, containers._url) == endpoint
 
 
 @pytest.mark.parametrize("address", WRONG_ADDRESSES)
-def test_wrong_addresses(address: str) -> None:
-    """What cannot be asked is refused at once, and no password is shown."""
-    with pytest.raises(ConfigError, match=r"\$DOCKER_HOST begins with .*: want unix:///path") as e:
-        Containers(address)
-    assert "secret" not in str(e.value)
+def test_engine_invalid_address_is_refused(address: str) -> None:
+    """Unsupported addresses are refused, and no password is shown."""
+    with raises(ConfigError, "wrong_value") as caught:
+        ContainerEngine(address)
+    assert "$DOCKER_HOST" in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 @given(
     st.text()
     | st.sampled_from(["tcp://", "unix://", "http://["]).flatmap(lambda s: st.text().map(s.__add__))
 )
-def test_any_address_raises_only_our_error(address: str) -> None:
-    """Whatever $DOCKER_HOST holds, there is an endpoint or a ConfigError."""
+def test_engine_any_address_raises_only_config_error(address: str) -> None:
+    """An arbitrary $DOCKER_HOST gives an endpoint or ConfigError."""
     with suppress(ConfigError):
-        assert Containers(address)._url.startswith(("unix://localhost", "http://"))
+        assert ContainerEngine(address)._url.startswith(("unix://localhost", "http://"))
 
 
-def test_nobody_pays_before_the_first_question() -> None:
-    """A server that is never asked for containers loads neither HTTP client nor wcwidth."""
+def test_engine_imports_are_lazy() -> None:
+    """Starting a server imports neither the HTTP client nor wcwidth."""
     modules = "attestkit.serve.listener_apps, attestkit.serve.http.server"
     code = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -97,23 +106,23 @@ def test_nobody_pays_before_the_first_question() -> None:
     assert not {"aiodocker", "aiohttp", "wcwidth"} & set(done.stdout.split())
 
 
-def test_a_server_with_a_wrong_address() -> None:
-    """The program says so before it serves anything, and does not fall back to another engine."""
+def test_serve_invalid_docker_host_fails_startup() -> None:
+    """An unsupported $DOCKER_HOST fails startup."""
     with tempfile.TemporaryDirectory(prefix="ak") as folder:
         words = ("--backend", "simulator", "--dir", folder, "--http", "127.0.0.1:0")
         line = refusal(*words, folder=Path(folder), code=1, DOCKER_HOST="ssh://root@engine")
-    assert "$DOCKER_HOST begins with 'ssh': want unix:///path" in line
+    assert "$DOCKER_HOST: unsupported address: 'ssh'; use unix:///path" in line
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-def test_list(*, tcp: bool) -> None:
-    """All containers, also those that do not run; names lose the slash before them."""
+def test_list_containers(*, tcp: bool) -> None:
+    """Stopped containers are included; names have no leading slash."""
 
     async def main() -> None:
-        async with scripted(tcp=tcp) as engine:
+        async with run_engine(tcp=tcp) as engine:
             bare = {**LISTED, "Names": None, "State": "removing"}
             engine.answers["/containers/json"] = 200, [LISTED, bare]
-            found = await Containers(engine.address).list()
+            found = await ContainerEngine(engine.address).list_containers()
             assert found[0] == Container(
                 id=ID,
                 names=("app-1", "other/alias"),
@@ -125,119 +134,113 @@ def test_list(*, tcp: bool) -> None:
             assert found[1] == found[0]._replace(names=(), state="removing")
             assert engine.asked == ["/version", "/v1.45/containers/json?all=1"]
 
-    run(main())
+    run_with_timeout(main())
 
 
-def test_no_engine() -> None:
-    """Without one the error says where it was looked for, and why it was not found."""
-    with pytest.raises(BackendError) as caught:
-        run(Containers("/nowhere/docker.sock").list())
+def test_list_containers_without_engine() -> None:
+    """The error states the address and the cause."""
+    with raises(BackendError, "cannot_connect") as caught:
+        run_with_timeout(ContainerEngine("/nowhere/docker.sock").list_containers())
     assert str(caught.value) == (
-        "the container engine at /nowhere/docker.sock cannot be reached: "
-        "No such file or directory; $DOCKER_HOST says where it is"
+        "container engine at /nowhere/docker.sock: cannot connect: "
+        "No such file or directory; check $DOCKER_HOST"
     )
 
 
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize(
-    ("answers", "text"),
+    ("answers", "reason", "end"),
     [
-        ({"/version": (200, {})}, "what answers at ADDRESS is no container engine"),
-        ({"/version": (200, [])}, "what answers at ADDRESS is no container engine"),
-        ({"/version": (200, b"{")}, "what answers at ADDRESS is no container engine"),
-        ({"/version": (500, {})}, "what answers at ADDRESS is no container engine"),
-        (
-            {"/version": (503, {"message": "busy"})},
-            "the container engine answers with status 503: busy",
-        ),
-        ({"/version": (403, b"no")}, "the container engine answers with status 403: no"),
-        ({"/version": (403, b"")}, "the container engine answers with status 403"),
+        ({"/version": (200, {})}, "malformed_response", ""),
+        ({"/version": (200, [])}, "malformed_response", ""),
+        ({"/version": (200, b"{")}, "malformed_response", ""),
+        ({"/version": (500, {})}, "malformed_response", ""),
+        ({"/version": (503, {"message": "busy"})}, "agent_error", " 503: busy"),
+        ({"/version": (403, b"no")}, "agent_error", " 403: no"),
+        ({"/version": (403, b"")}, "agent_error", " 403"),
     ],
 )
-def test_an_engine_that_is_none(answers: dict[str, Any], text: str, *, log: bool) -> None:
-    """Other programs answer too; that is an error of ours, not a traceback."""
-    assert failure(answers, log=log) == text
+def test_engine_unexpected_version_response(
+    answers: dict[str, Any], reason: str, end: str, *, log: bool
+) -> None:
+    """Responses of other programs are a BackendError."""
+    assert get_error(answers, reason, log=log).endswith(end)
 
 
 @pytest.mark.parametrize(
     "answer",
     [None, [1], [{}], [None], [{**LISTED, "Created": "x"}], [{**LISTED, "Names": 5}], b"["],
 )
-def test_a_list_that_is_none(answer: object) -> None:
-    """Containers without what every container has are refused."""
-    text = failure({"/containers/json": (200, answer)})
-    assert text == "what answers at ADDRESS is no container engine"
+def test_list_containers_malformed_response(answer: object) -> None:
+    """Containers without required fields are refused."""
+    get_error({"/containers/json": (200, answer)}, "malformed_response")
 
 
 @pytest.mark.parametrize("answer", [{}, None, [], {"Id": ID}, {"Id": ID, "Config": None}, b"["])
-def test_a_container_that_is_none(answer: object) -> None:
-    """Without its id and its terminal a container's log cannot be read."""
-    text = failure({"/containers/app/json": (200, answer)}, log=True)
-    assert text == "what answers at ADDRESS is no container engine"
+def test_open_log_malformed_container(answer: object) -> None:
+    """A container without id or TTY flag is refused."""
+    get_error({"/containers/app/json": (200, answer)}, "malformed_response", log=True)
 
 
 @pytest.mark.parametrize(
-    ("answer", "text"),
+    ("answer", "reason", "end"),
     [
-        (
-            (501, {"message": "no reading"}),
-            "the container engine answers with status 501: no reading",
-        ),
-        (
-            (409, {"message": "container is dead"}),
-            "the container engine answers with status 409: container is dead",
-        ),
-        ((500, {}), "what answers at ADDRESS is no container engine"),
-        ((500, []), "what answers at ADDRESS is no container engine"),
-        ((502, b"<html>"), "the container engine answers with status 502: <html>"),
-        ((304, {}), "what answers at ADDRESS is no container engine"),
+        ((501, {"message": "no reading"}), "agent_error", " 501: no reading"),
+        ((409, {"message": "container is dead"}), "agent_error", " 409: container is dead"),
+        ((500, {}), "malformed_response", ""),
+        ((500, []), "malformed_response", ""),
+        ((502, b"<html>"), "agent_error", " 502: <html>"),
+        ((304, {}), "malformed_response", ""),
     ],
 )
-def test_a_log_that_cannot_be_read(answer: tuple[int, Any], text: str) -> None:
-    """The engine's own words say why."""
-    assert failure({f"/containers/{ID}/logs": answer}, log=True) == text
+def test_open_log_engine_error(answer: tuple[int, Any], reason: str, end: str) -> None:
+    """The error ends with the engine's status and message."""
+    assert get_error({f"/containers/{ID}/logs": answer}, reason, log=True).endswith(end)
 
 
-def test_an_engine_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that hangs up, and one that thinks for too long."""
+def test_engine_without_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed connection and a timeout are errors."""
 
     async def main() -> None:
-        async with scripted() as engine:
+        async with run_engine() as engine:
             engine.answers = {}
-            with pytest.raises(BackendError, match="cannot be reached: it hung up"):
-                await Containers(engine.address).list()
+            with raises(BackendError, "connection_lost"):
+                await ContainerEngine(engine.address).list_containers()
             monkeypatch.setattr(containers, "ANSWER_SECONDS", 0.1)
-            engine.answers = {"/version": SILENCE}
-            for question in (Containers(engine.address).list(), _open(engine)):
-                with pytest.raises(BackendError, match="cannot be reached: it does not answer"):
-                    await question
+            engine.answers = {"/version": NO_RESPONSE}
+            for request in (ContainerEngine(engine.address).list_containers(), _open(engine)):
+                with raises(BackendError, "timed_out"):
+                    await request
 
-    run(main())
+    run_with_timeout(main())
 
 
-def test_a_container_that_vanishes() -> None:
-    """It was there when it was looked for, and not when its log was."""
+def test_open_log_removed_container() -> None:
+    """A container removed before its log is opened is not found."""
 
     async def main() -> None:
-        async with scripted() as engine:
+        async with run_engine() as engine:
             engine.answers[f"/containers/{ID}/logs"] = 404, {"message": f"No such container: {ID}"}
-            with pytest.raises(NotFoundError, match="No such container: app"):
+            with raises(NotFoundError, "container") as caught:
                 await _open(engine)
+            assert str(caught.value) == "No such container: app"
 
-    run(main())
+    run_with_timeout(main())
 
 
 @pytest.mark.parametrize("translated", [True, False])
-def test_an_engine_whose_machine_died(*, translated: bool) -> None:
-    """When the kernel gives a connection up, that is no log that was silent for too long.
+def test_open_log_lost_connection_is_not_a_timeout(*, translated: bool) -> None:
+    """A connection given up by the kernel is an error, not the end of a silent log.
 
-    The HTTP client makes an error of its own of it; should it once not, it is still an error.
+    The HTTP client translates the error; the untranslated one is tested too.
     """
 
     async def main() -> None:
-        async with scripted(tcp=True) as engine:
-            engine.log = say(then="wait")
-            async with Containers(engine.address).logs("app", {"stdout": "1"}, 50.0) as log:
+        async with run_engine(tcp=True) as engine:
+            engine.log = send_chunks(then="wait")
+            async with ContainerEngine(engine.address).open_log(
+                "app", {"stdout": "1"}, 50.0
+            ) as log:
                 response = await log._opening
                 assert response is not None
                 assert response.connection is not None
@@ -245,10 +248,10 @@ def test_an_engine_whose_machine_died(*, translated: bool) -> None:
                 lost = transport._fatal_error if translated else response.content.set_exception
                 error = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
                 asyncio.get_running_loop().call_soon(lost, error)
-                with pytest.raises(BackendError, match="broke off: the container engine went"):
+                with raises(BackendError, "connection_lost"):
                     await log.read()
 
-    run(main())
+    run_with_timeout(main())
 
 
 HOSTILE = (
@@ -284,33 +287,33 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_that_no_container_has(name: str) -> None:
-    """They never reach the engine, whose path they could change."""
+def test_open_log_invalid_name_is_not_sent(name: str) -> None:
+    """Names that could change the engine's path are refused without a request."""
 
     async def main() -> None:
-        async with scripted() as engine:
-            with pytest.raises(NotFoundError, match="No such container: "):
+        async with run_engine() as engine:
+            with raises(NotFoundError, "container"):
                 await _open(engine, name)
             assert engine.asked == []
 
-    run(main())
+    run_with_timeout(main())
 
 
 @given(st.text())
-def test_any_name_is_one_segment(name: str) -> None:
-    """Whatever is asked for, it is refused before an engine is needed, or is a plain name."""
+def test_open_log_any_name_is_one_segment(name: str) -> None:
+    """An arbitrary name is refused before a connection, or is plain."""
     with pytest.raises((NotFoundError, BackendError)) as caught:
-        run(_open(Engine("/nowhere/docker.sock"), name))
+        run_with_timeout(_open(Engine("/nowhere/docker.sock"), name))
     if not isinstance(caught.value, NotFoundError):
         assert name.replace("_", "").replace(".", "").replace("-", "").isalnum()
         assert name.isascii()
 
 
-def test_names_and_ids() -> None:
-    """What the engine is asked for is the name as it is, and then the id that it told."""
+def test_open_log_requests_name_then_id() -> None:
+    """The first request has the name, the second the id from its response."""
 
     async def main() -> None:
-        async with scripted() as engine:
+        async with run_engine() as engine:
             for name in ("app", "A.b_c-1", ID):
                 engine.answers[f"/containers/{name}/json"] = engine.answers["/containers/app/json"]
                 assert await _open(engine, name) == b""
@@ -319,4 +322,4 @@ def test_names_and_ids() -> None:
                     f"/v1.45/containers/{ID}/logs?stdout=1",
                 ]
 
-    run(main())
+    run_with_timeout(main())

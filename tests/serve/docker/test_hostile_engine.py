@@ -1,4 +1,4 @@
-"""Whatever a container engine answers, the server ends it: in time, in little memory, and lives."""
+"""A hostile container engine: bounded time and memory, and the server keeps running."""
 
 import asyncio
 import gzip
@@ -10,9 +10,10 @@ import pytest
 
 from attestkit.errors import BackendError
 from attestkit.serve.docker import engine as containers
-from attestkit.serve.docker.engine import Containers
+from attestkit.serve.docker.engine import ContainerEngine
+from tests.raising import raises
 from tests.serve.client import Connection
-from tests.serve.docker.engine import ID, Engine, Script, run, scripted
+from tests.serve.docker.engine import ID, Engine, Script, run_engine, run_with_timeout
 from tests.serve.docker.test_engine import LISTED
 from tests.serve.server import environment, running_server
 
@@ -20,14 +21,13 @@ LIST, ONE, LOG = "/containers/json", "/containers/app/json", f"/containers/{ID}/
 ANSWERS = ("/version", LIST, ONE, LOG)
 MIB = 1 << 20
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-OH = b"HTTP/1.1 500 Oh\r\n"
+ERROR_HEAD = b"HTTP/1.1 500 Oh\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
-BLANKS = b" " * 65_536
-STRANGE = "what answers at ADDRESS is no container engine"
+SPACES = b" " * 65_536
 
 
-class Endless:
-    """A response without an end, and how many bytes of it were taken."""
+class EndlessResponse:
+    """A response without end; `taken` counts its bytes that were read."""
 
     def __init__(self, head: bytes, piece: bytes) -> None:
         self.taken = 0
@@ -35,7 +35,7 @@ class Endless:
         self._piece = piece
 
     async def __call__(self, writer: asyncio.StreamWriter) -> None:
-        """Send it until the client goes away."""
+        """Send until the client closes the connection."""
         writer.write(self._head)
         while True:
             writer.write(self._piece)
@@ -43,8 +43,8 @@ class Endless:
             self.taken += len(self._piece)
 
 
-def whole(response: bytes) -> Script:
-    """Return the script of a response as it is."""
+def send_response(response: bytes) -> Script:
+    """Return a script that sends a response."""
 
     async def script(writer: asyncio.StreamWriter) -> None:
         writer.write(response)
@@ -53,54 +53,57 @@ def whole(response: bytes) -> Script:
     return script
 
 
-def body(text: bytes, head: bytes = OK) -> bytes:
+def encode_response(text: bytes, head: bytes = OK) -> bytes:
     """Return a response with a body."""
     return head + b"Content-Length: %d\r\n\r\n" % len(text) + text
 
 
-async def _log_of(engine: Engine) -> bytes:
-    async with Containers(engine.address).logs("app", {"stdout": "1"}, 5.0) as log:
+async def _read_log(engine: Engine) -> bytes:
+    async with ContainerEngine(engine.address).open_log("app", {"stdout": "1"}, 5.0) as log:
         return await log.read()
 
 
-def _asked(engine: Engine, path: str) -> Coroutine[Any, Any, object]:
-    """Return the question that leads to the one for `path`."""
-    return _log_of(engine) if path in (ONE, LOG) else Containers(engine.address).list()
+def _request_for(engine: Engine, path: str) -> Coroutine[Any, Any, object]:
+    """Return the request whose last step is `path`."""
+    return (
+        _read_log(engine)
+        if path in (ONE, LOG)
+        else ContainerEngine(engine.address).list_containers()
+    )
 
 
-def failure(path: str, script: Script) -> str:
-    """Return the text of the error that such an answer to `path` leads to."""
+def get_error(path: str, script: Script) -> BackendError:
+    """Return the error that such a response to `path` causes."""
 
-    async def main() -> str:
-        async with scripted() as engine:
+    async def main() -> BackendError:
+        async with run_engine() as engine:
             engine.answers[path] = 0, script
             with pytest.raises(BackendError) as caught:
-                await _asked(engine, path)
-            return str(caught.value).replace(engine.address, "ADDRESS")
+                await _request_for(engine, path)
+            return caught.value
 
-    return run(main())
+    return run_with_timeout(main())
 
 
-# -- without an end --------------------------------------------------------------------------------
+# -- endless and slow responses -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ANSWERS)
 @pytest.mark.parametrize(
     ("head", "piece"),
     [
-        (b"\r\n", BLANKS),
-        (CHUNKED, b"10000\r\n" + BLANKS + b"\r\n"),
+        (b"\r\n", SPACES),
+        (CHUNKED, b"10000\r\n" + SPACES + b"\r\n"),
         (CHUNKED, (b"10\r\n" + b" " * 16 + b"\r\n") * 3000),
-        (b"Content-Length: 99999999999\r\n\r\n", BLANKS),
+        (b"Content-Length: 99999999999\r\n\r\n", SPACES),
     ],
     ids=["no length", "chunks", "small chunks", "huge"],
 )
-def test_an_endless_answer_ends_at_its_limit(path: str, head: bytes, piece: bytes) -> None:
-    """No more is taken than that, and what the kernel and the client have read ahead."""
+def test_endless_body_is_bounded(path: str, head: bytes, piece: bytes) -> None:
+    """Reading stops at the limit, plus the read-ahead of kernel and HTTP client."""
     limit = 4 if path == LIST else 1
-    endless = Endless((OH if path == LOG else OK) + head, piece)
-    text = f"the container engine at ADDRESS answers with more than {limit} MiB"
-    assert failure(path, endless) == text
+    endless = EndlessResponse((ERROR_HEAD if path == LOG else OK) + head, piece)
+    assert get_error(path, endless).reason == "too_large"
     assert endless.taken < 1.5 * limit * MIB + 2 * MIB  # chunks of 16 bytes take 22
 
 
@@ -117,11 +120,10 @@ def test_an_endless_answer_ends_at_its_limit(path: str, head: bytes, piece: byte
     ],
     ids=["long headers", "headers", "short headers", "a header", "a reason", "trailers"],
 )
-def test_an_endless_head_ends(path: str, head: bytes, piece: bytes) -> None:
-    """The HTTP client bounds lines and their number; a body is not even begun."""
-    endless = Endless(head, piece)
-    text = failure(path, endless)
-    assert text == STRANGE or text.startswith("the container engine at ADDRESS cannot be reached: ")
+def test_endless_head_is_bounded(path: str, head: bytes, piece: bytes) -> None:
+    """The HTTP client bounds the length and number of header lines."""
+    endless = EndlessResponse(head, piece)
+    assert get_error(path, endless).reason in {"malformed_response", "connection_lost"}
     assert endless.taken < 4 * MIB
 
 
@@ -132,16 +134,16 @@ def test_an_endless_head_ends(path: str, head: bytes, piece: bytes) -> None:
         (OK + b"Content-Length: 100000\r\n\r\n", b" "),
         (OK, b"X: y\r\n"),
         (OK + CHUNKED, b"1\r\n \r\n"),
-        (OH + b"\r\n", b"x"),
+        (ERROR_HEAD + b"\r\n", b"x"),
         (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
     ],
     ids=["nothing", "body", "headers", "chunks", "refusal", "continue"],
 )
 @pytest.mark.parametrize("path", ["/version", LIST, ONE])
-def test_a_slow_answer_ends(
+def test_slow_response_times_out(
     path: str, head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who sends a byte now and then is not waited for longer than who is silent."""
+    """The timeout applies to the whole response, even if bytes keep arriving."""
     monkeypatch.setattr(containers, "ANSWER_SECONDS", 0.2)
 
     async def script(writer: asyncio.StreamWriter) -> None:
@@ -151,24 +153,24 @@ def test_a_slow_answer_ends(
             writer.write(piece)
             await writer.drain()
 
-    assert "cannot be reached: it does not answer" in failure(path, script)
+    assert get_error(path, script).reason == "timed_out"
 
 
-def test_a_slow_refusal_of_a_log_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log may be silent, but not the answer that there is none."""
+def test_slow_log_error_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timeout applies to the error response of a log request."""
     monkeypatch.setattr(containers, "ANSWER_SECONDS", 0.2)
 
     async def script(writer: asyncio.StreamWriter) -> None:
-        writer.write(OH + b"\r\n")
+        writer.write(ERROR_HEAD + b"\r\n")
         while True:
             await asyncio.sleep(0.01)
             writer.write(b"x")
             await writer.drain()
 
-    assert "cannot be reached: it does not answer" in failure(LOG, script)
+    assert get_error(LOG, script).reason == "timed_out"
 
 
-# -- what is no answer -----------------------------------------------------------------------------
+# -- malformed responses --------------------------------------------------------------------------
 
 DEEP = b"[" * 100_000
 WRONG = {
@@ -188,79 +190,89 @@ WRONG = {
 
 @pytest.mark.parametrize("path", ["/version", LIST, ONE])
 @pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
-def test_what_is_no_answer(path: str, text: bytes) -> None:
-    """It is refused in the same words, whatever is wrong with it."""
-    assert failure(path, whole(body(text))) == STRANGE
+def test_malformed_body_is_refused(path: str, text: bytes) -> None:
+    """Every malformed body has the same reason."""
+    assert get_error(path, send_response(encode_response(text))).reason == "malformed_response"
 
 
 @pytest.mark.parametrize("path", ANSWERS)
 @pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
-def test_what_is_no_refusal(path: str, text: bytes) -> None:
-    """An error without a message is no engine's."""
-    head = OH + b"Content-Type: application/json; charset=utf-8\r\n"
-    assert failure(path, whole(body(text, head))) == STRANGE
+def test_malformed_error_body_is_refused(path: str, text: bytes) -> None:
+    """An error response without a message is malformed."""
+    head = ERROR_HEAD + b"Content-Type: application/json; charset=utf-8\r\n"
+    assert (
+        get_error(path, send_response(encode_response(text, head))).reason == "malformed_response"
+    )
 
 
-def test_infinite_times() -> None:
-    """A number that JSON has, and no clock."""
+def test_out_of_range_timestamp_is_refused() -> None:
+    """Infinite, fractional and oversized timestamps are malformed."""
     text = b'[{"Id":"a","Image":"b","State":"c","Status":"d","Created":%s}]'
     for number in (b"1e999", b"-1e999", b"1e5", b"true", b'"1"', b"null", b"1" * 400):
-        assert failure(LIST, whole(body(text % number))) == STRANGE
+        assert (
+            get_error(LIST, send_response(encode_response(text % number))).reason
+            == "malformed_response"
+        )
 
 
 @pytest.mark.parametrize("path", ANSWERS)
-def test_what_was_packed_is_not_unpacked(path: str) -> None:
-    """A megabyte of gzip would be a gigabyte."""
+def test_compressed_body_is_not_decompressed(path: str) -> None:
+    """A gzip body is not decompressed, because of its possible size."""
     bomb = gzip.compress(b" " * (64 * MIB))
-    head = (OH if path == LOG else OK) + b"Content-Encoding: gzip\r\n"
-    text = failure(path, whole(body(bomb, head)))
-    assert text == STRANGE or text.startswith("the container engine answers with status 500: ")
+    head = (ERROR_HEAD if path == LOG else OK) + b"Content-Encoding: gzip\r\n"
+    assert get_error(path, send_response(encode_response(bomb, head))).reason in {
+        "malformed_response",
+        "agent_error",
+    }
 
 
 @pytest.mark.parametrize("path", ANSWERS)
 @pytest.mark.parametrize("status", [204, 206, 301, 302, 304, 307, 399])
-def test_other_statuses(path: str, status: int) -> None:
-    """An engine sends nobody elsewhere, and has no half of an answer."""
+def test_unexpected_status_is_refused(path: str, status: int) -> None:
+    """Redirects and partial responses are malformed, and are not followed."""
 
     async def main() -> None:
-        async with scripted() as engine:
+        async with run_engine() as engine:
             response = b"HTTP/1.1 %d So\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
-            engine.answers[path] = 0, whole(response % status)
-            with pytest.raises(BackendError, match="is no container engine"):
-                await _asked(engine, path)
+            engine.answers[path] = 0, send_response(response % status)
+            with raises(BackendError, "malformed_response"):
+                await _request_for(engine, path)
             assert not any("elsewhere" in target for target in engine.asked)
 
-    run(main())
+    run_with_timeout(main())
 
 
-def test_words_of_a_refusal_are_one_short_line() -> None:
-    """They get into logs and onto pages."""
-    head = OH + b"Content-Type: application/json\r\n"
-    text = failure(LIST, whole(body(b'{"message":"a\\nb\\u001b[31m%s"}' % (b"x" * 9999), head)))
-    assert text.startswith("the container engine answers with status 500: a b [31mxxx")
+def test_error_message_is_one_bounded_line() -> None:
+    """An engine's error message is one short line without control characters."""
+    head = ERROR_HEAD + b"Content-Type: application/json\r\n"
+    message = b'{"message":"a\\nb\\u001b[31m%s"}' % (b"x" * 9999)
+    text = str(get_error(LIST, send_response(encode_response(message, head))))
+    assert text.startswith("container engine: status 500: a b [31mxxx")
     assert len(text) < 300
 
 
-# -- a live server ---------------------------------------------------------------------------------
+# -- a running server -----------------------------------------------------------------------------
 
 
 HOSTILE: dict[str, Callable[[], Script]] = {
-    "endless": lambda: Endless(OK + b"\r\n", BLANKS),
-    "endless head": lambda: Endless(OK, b"X: y\r\n" * 10_000),
-    "deep": lambda: whole(body(DEEP)),
-    "infinite": lambda: whole(body(b'[{"Created":1e999}]')),
-    "packed": lambda: whole(body(gzip.compress(BLANKS), OK + b"Content-Encoding: gzip\r\n")),
+    "endless": lambda: EndlessResponse(OK + b"\r\n", SPACES),
+    "endless head": lambda: EndlessResponse(OK, b"X: y\r\n" * 10_000),
+    "deep": lambda: send_response(encode_response(DEEP)),
+    "infinite": lambda: send_response(encode_response(b'[{"Created":1e999}]')),
+    "packed": lambda: send_response(
+        encode_response(gzip.compress(SPACES), OK + b"Content-Encoding: gzip\r\n")
+    ),
 }
 COMPOSE = '{"manifest_version":2,"name":"app","runner":"docker-compose","public_logs":true}'
 
 
-def test_a_server_lives(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The page says what is wrong, a log is an error, and both are well when the engine is."""
+def test_serve_hostile_engine_keeps_running(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The page and the log show an error, and recover with the engine."""
     compose = tmp_path_factory.mktemp("app") / "app-compose.json"
     compose.write_text(COMPOSE)
 
     async def main() -> None:
-        async with scripted() as engine:
+        async with run_engine() as engine:
             environ = environment(DOCKER_HOST=engine.address)
             with running_server("--app-compose", str(compose), environ=environ) as server:
 
@@ -271,7 +283,7 @@ def test_a_server_lives(tmp_path_factory: pytest.TempPathFactory) -> None:
 
                 for make in HOSTILE.values():
                     engine.answers[LIST] = engine.answers[ONE] = 0, make()
-                    await asyncio.sleep(1.1)  # for which the page keeps an engine's answer
+                    await asyncio.sleep(1.1)  # longer than the page caches an engine's response
                     status, page = await asyncio.to_thread(get, "/")
                     assert (status, "container engine" in page) == (200, True)
                     status, text = await asyncio.to_thread(get, "/logs/app?text&bare")
@@ -281,4 +293,4 @@ def test_a_server_lives(tmp_path_factory: pytest.TempPathFactory) -> None:
                 assert "app-1" in (await asyncio.to_thread(get, "/"))[1]
                 server.check_log()
 
-    run(main())
+    run_with_timeout(main())

@@ -1,7 +1,7 @@
-"""Raw requests that a server must survive, each with the answers it may give.
+"""Malformed and hostile raw requests, each with its acceptable outcomes.
 
-No listener may run what is hidden in another request: `SMUGGLED` is an event that must never get
-into the log, and nothing that reaches the TCP listener may bring back a key.
+No listener may execute a hidden request: `SMUGGLED` is an event that must never be in the log. The
+external listener must never return a key.
 """
 
 import socket
@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-__all__ = ["ATTACKS", "SMUGGLED", "Attack", "statuses"]
+__all__ = ["ATTACKS", "SMUGGLED", "Attack", "read_statuses"]
 
 SMUGGLED = "smuggled"
 _EVENT = f'{{"event":"{SMUGGLED}","payload":""}}'.encode()
@@ -21,17 +21,17 @@ _KEY = b"POST /GetKey HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}
 
 
 class Attack(NamedTuple):
-    """Something to send, and the statuses that may come back before the connection ends."""
+    """The bytes to send, and the acceptable sequences of statuses before the connection ends."""
 
     name: str
     listener: str  # dstack or http
     parts: Sequence[bytes]
-    answers: Sequence[list[int]]  # each a possible outcome; [] is a close without a word
-    after: Callable[[socket.socket], None] | None = None  # done before the answers are read
+    answers: Sequence[list[int]]  # each a possible outcome; [] is a close without a response
+    after: Callable[[socket.socket], None] | None = None  # called before the responses are read
 
 
-def statuses(received: bytes) -> list[int]:
-    """Return the status of each response in what came back, which must be whole."""
+def read_statuses(received: bytes) -> list[int]:
+    """Return the status of each response; fail if a response is incomplete."""
     found = []
     while received:
         head, _, rest = received.partition(b"\r\n\r\n")
@@ -68,7 +68,7 @@ def _chunked(start: bytes) -> bytes:
     return _post(b"Content-Type: application/json", b"Transfer-Encoding: chunked", body=start)
 
 
-# Where more requests are not the question: else the server waits for one, until its patience ends.
+# Ends the connection, where further requests are not tested; otherwise the server waits for one.
 _LAST = b"Connection: close"
 _REFUSED: Sequence[list[int]] = ([400],)
 _LENGTHS = [
@@ -141,8 +141,8 @@ _TARGETS = [
 ]
 
 
-def _framing() -> list[Attack]:
-    """How long a request is, told in two ways or in none."""
+def create_framing_attacks() -> list[Attack]:
+    """Return requests whose length is ambiguous or malformed."""
     both = _post(b"Content-Length: 6", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n" + _HIDDEN)
     old = _post(b"Transfer-Encoding: chunked", body=b"0\r\n\r\n" + _HIDDEN, version=b"1.0")
     inside = b"Content-Length: %d" % len(_HIDDEN)
@@ -183,8 +183,8 @@ def _framing() -> list[Attack]:
     return attacks
 
 
-def _heads() -> list[Attack]:
-    """Heads that are none, or are too much."""
+def create_head_attacks() -> list[Attack]:
+    """Return malformed and oversized heads."""
     many = [b"X-%d: y" % number for number in range(200)]
     other = [b"X-HTTP-Method-Override: POST", b"X-Original-URL: /GetKey", _LAST]
     attacks = [Attack(name, "http", [head], ([400], [404])) for head, name in _HEADS]
@@ -216,16 +216,16 @@ def _heads() -> list[Attack]:
     return attacks
 
 
-def _targets() -> list[Attack]:
-    """Paths from the TCP side to what is on the unix sockets alone."""
+def create_target_attacks() -> list[Attack]:
+    """Return targets that try to reach methods of the unix sockets from the external listener."""
     return [
         Attack(f"target {target.decode()}", "http", [_get(target, _LAST)], ([404], [400]))
         for target in _TARGETS
     ]
 
 
-def _slow() -> list[Attack]:
-    """Clients that stop."""
+def create_slow_attacks() -> list[Attack]:
+    """Return clients that stop sending."""
     start = b"POST /Version HTTP/1.1\r\nHost: localhost\r\n"
     body = b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
     return [
@@ -242,8 +242,8 @@ def _slow() -> list[Attack]:
     ]
 
 
-def _gone() -> list[Attack]:
-    """Clients that vanish, send no more, or never take what they asked for."""
+def create_disconnect_attacks() -> list[Attack]:
+    """Return clients that disconnect, half-close, or do not read the responses."""
     start = b"POST /Version HTTP/1.1\r\nHost: localhost\r\n"
     body = b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
     ask = _get(b"/Info")
@@ -279,8 +279,8 @@ def _gone() -> list[Attack]:
     ]
 
 
-def _large() -> list[Attack]:
-    """Bodies over the limit, and JSON that is deep."""
+def create_large_attacks() -> list[Attack]:
+    """Return oversized bodies and deeply nested JSON."""
     json = b"Content-Type: application/json"
     chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
     endless = _post(json, b"Transfer-Encoding: chunked")
@@ -314,4 +314,11 @@ def _large() -> list[Attack]:
     ]
 
 
-ATTACKS = [*_framing(), *_heads(), *_targets(), *_slow(), *_gone(), *_large()]
+ATTACKS = [
+    *create_framing_attacks(),
+    *create_head_attacks(),
+    *create_target_attacks(),
+    *create_slow_attacks(),
+    *create_disconnect_attacks(),
+    *create_large_attacks(),
+]

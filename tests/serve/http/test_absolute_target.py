@@ -1,4 +1,4 @@
-"""Who is named in a target in absolute form is who was meant, whatever `Host` says beside it."""
+"""The authority of an absolute-form target is checked like the Host header."""
 
 import socket
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ VERSION = "/prpc/Worker.Version"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server with both listeners that hold callers to a name."""
+    """Return a server with both listeners that check the host."""
     with running_server("--dev-http", "127.0.0.1:0") as server:
         yield server
         server.check_log()
 
 
-def status(url: str, line: str, *fields: str) -> int:
-    """Send a request as it stands; return the status of its answer."""
+def request_status(url: str, line: str, *fields: str) -> int:
+    """Send a request; return the status of the response."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), 60) as client:
         head = (line, *fields, "Connection: close", "", "")
@@ -31,7 +31,7 @@ def status(url: str, line: str, *fields: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "meant",
+    "authority",
     [
         *(
             "http://evil.example",
@@ -42,26 +42,28 @@ def status(url: str, line: str, *fields: str) -> int:
         *("http://localhost.evil.example", "http://192.0.2.1:8090", "http://[::2]"),
     ],
 )
-def test_another_machine_is_meant(server: Server, meant: str) -> None:
-    """Refused like a foreign Host, also beside one of ours and without any, by either listener."""
+def test_foreign_authority_is_refused(server: Server, authority: str) -> None:
+    """A foreign authority in the target is a 400, whatever the Host header."""
     for url, path in ((server.dev_url, KEY), (server.url, VERSION)):
-        assert status(url, f"GET {meant}{path} HTTP/1.1", "Host: localhost") == 400
-        assert status(url, f"GET {meant}{path} HTTP/1.0") == 400
+        assert request_status(url, f"GET {authority}{path} HTTP/1.1", "Host: localhost") == 400
+        assert request_status(url, f"GET {authority}{path} HTTP/1.0") == 400
 
 
-def test_this_machine_is_meant(server: Server) -> None:
-    """By its own names it answers as ever; a Host of another machine is refused as ever."""
+def test_loopback_authority_is_accepted(server: Server) -> None:
+    """A loopback authority is accepted; a foreign Host beside it is refused."""
     for url, path in ((server.dev_url, KEY), (server.url, VERSION)):
         port = url.rpartition(":")[2]
-        for meant in (f"http://localhost:{port}", "http://127.0.0.1", "HTTP://LOCALHOST"):
-            assert status(url, f"GET {meant}{path} HTTP/1.1", "Host: localhost") == 200
-            assert status(url, f"GET {meant}{path} HTTP/1.0") == 200
-            assert status(url, f"GET {meant}{path} HTTP/1.1", "Host: evil.example") == 400
-        assert status(url, f"GET {path} HTTP/1.1", "Host: localhost") == 200
+        for authority in (f"http://localhost:{port}", "http://127.0.0.1", "HTTP://LOCALHOST"):
+            assert request_status(url, f"GET {authority}{path} HTTP/1.1", "Host: localhost") == 200
+            assert request_status(url, f"GET {authority}{path} HTTP/1.0") == 200
+            assert (
+                request_status(url, f"GET {authority}{path} HTTP/1.1", "Host: evil.example") == 400
+            )
+        assert request_status(url, f"GET {path} HTTP/1.1", "Host: localhost") == 200
 
 
 @pytest.mark.parametrize(
-    ("target", "named"),
+    ("target", "authority"),
     [
         (b"http://a", b"a"),
         (b"http://a:1/b", b"a:1"),
@@ -71,14 +73,14 @@ def test_this_machine_is_meant(server: Server) -> None:
         (b"http:///b", b""),
     ],
 )
-def test_the_name_stands_beside_the_hosts(target: bytes, named: bytes) -> None:
-    """As it came, with its port and what no host has, for a guard to judge."""
-    assert with_named_host(target, [HOST]) == [HOST, (b"host", named)]
+def test_with_named_host_appends_authority(target: bytes, authority: bytes) -> None:
+    """The authority is appended unchanged, with port and user info."""
+    assert with_named_host(target, [HOST]) == [HOST, (b"host", authority)]
 
 
 @pytest.mark.parametrize(
     "target", [b"/", b"/http://a/", b"//a/b", b"*", b"", b"a:443", b"/?http://a"]
 )
-def test_other_forms_name_nobody(target: bytes) -> None:
-    """Then `Host` alone says it."""
+def test_with_named_host_other_forms_add_nothing(target: bytes) -> None:
+    """Targets in other forms name no authority."""
     assert with_named_host(target, [HOST]) == [HOST]

@@ -1,4 +1,4 @@
-"""Whatever a stranger sends ends in a refusal or a close, and the next good request is served."""
+"""Hostile requests end in a refusal or a close, and the next valid request is served."""
 
 import contextlib
 import socket
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.serve.client import call
-from tests.serve.http.attacks import ATTACKS, SMUGGLED, Attack, statuses
+from tests.serve.http.attacks import ATTACKS, SMUGGLED, Attack, read_statuses
 from tests.serve.server import Server, running_server
 
 _PATIENCE = 30  # seconds
@@ -16,7 +16,7 @@ _LIMITS = ("head_seconds=0.4", "body_seconds=0.4", "idle_seconds=0.4", "write_se
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server whose patience is short."""
+    """Return a server with short timeouts."""
     options = [word for limit in _LIMITS for word in ("--limit", limit)]
     with running_server(*options) as server:
         yield server
@@ -34,8 +34,8 @@ def connect(server: Server, listener: str) -> socket.socket:
     return socket.create_connection((host, int(port)), _PATIENCE)
 
 
-def answers(server: Server, attack: Attack) -> bytes:
-    """Attack, and return what comes back until the server ends the connection."""
+def send_attack(server: Server, attack: Attack) -> bytes:
+    """Send an attack; return the response until the server closes the connection."""
     received = b""
     with connect(server, attack.listener) as connection, contextlib.suppress(ConnectionError):
         for part in attack.parts:
@@ -48,10 +48,10 @@ def answers(server: Server, attack: Attack) -> bytes:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=[attack.name for attack in ATTACKS])
-def test_an_attack_ends_and_the_next_request_is_served(server: Server, attack: Attack) -> None:
-    """It gets one of the answers it may get, runs nothing hidden, and leaves the server well."""
-    received = answers(server, attack)
-    assert statuses(received) in attack.answers, received[:500]
+def test_attack_ends_and_next_request_is_served(server: Server, attack: Attack) -> None:
+    """The outcome is acceptable, nothing hidden is executed, and the server still works."""
+    received = send_attack(server, attack)
+    assert read_statuses(received) in attack.answers, received[:500]
     if attack.listener == "http":
         assert b"signature_chain" not in received
     endpoint, method = (
@@ -62,6 +62,6 @@ def test_an_attack_ends_and_the_next_request_is_served(server: Server, attack: A
     assert SMUGGLED not in log
 
 
-def test_there_are_enough() -> None:
-    """Sixty at least, no two the same."""
+def test_attacks_are_distinct() -> None:
+    """There are at least 60 different attacks."""
     assert len({(*attack.parts, attack.after) for attack in ATTACKS}) == len(ATTACKS) >= 60

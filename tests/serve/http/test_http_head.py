@@ -1,4 +1,4 @@
-"""Where a head ends is found however it is cut, and nothing behind it is changed."""
+"""Finding the end of a request's head, however the bytes are split."""
 
 import asyncio
 import re
@@ -12,10 +12,10 @@ from uvicorn.server import ServerState
 
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Traffic
-from attestkit.serve.http.listener_state import Shared
+from attestkit.serve.http.listener_state import ListenerState
 from attestkit.serve.http.protocol import HttpProtocol, ListenerConfig
 from attestkit.serve.http.request_checks import KEPT, head_size, without_upgrade
-from tests.serve.http.test_protocol import Transport
+from tests.serve.http.test_protocol import RecordingTransport
 from tests.untyped import untyped
 
 PLAIN = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -30,8 +30,8 @@ BODIES = (
 Asked = list[tuple[str, str, bytes]]
 
 
-def asked_of(pieces: list[bytes]) -> tuple[Asked, bytes]:
-    """Return what an application is asked for, with bodies, and the start of what is answered."""
+def parse_requests(pieces: list[bytes]) -> tuple[Asked, bytes]:
+    """Return the requests that the application receives, and the bytes of the responses."""
     asked: Asked = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -46,14 +46,14 @@ def asked_of(pieces: list[bytes]) -> tuple[Asked, bytes]:
         await send({"type": "http.response.body", "body": b""})
 
     async def play() -> bytes:
-        config = ListenerConfig(untyped(app), Shared.of("echo", Limits(), Traffic(), None))
+        config = ListenerConfig(untyped(app), ListenerState.of("echo", Limits(), Traffic(), None))
         config.load()
-        transport = Transport()
+        transport = RecordingTransport()
         protocol = HttpProtocol(config, ServerState(), {}, _loop=asyncio.get_running_loop())
         protocol.connection_made(untyped(transport))
         for piece in pieces:
             protocol.data_received(piece)
-            for _ in range(20):  # turns of the loop: the application never waits
+            for _ in range(20):  # iterations of the loop; the application never waits
                 await asyncio.sleep(0)
         protocol.connection_lost(None)
         return transport.written
@@ -62,21 +62,21 @@ def asked_of(pieces: list[bytes]) -> tuple[Asked, bytes]:
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_a_request_is_one_request_wherever_it_is_cut(body: bytes) -> None:
-    """Its body, too, is what was sent; what looks like a header there is none."""
+def test_split_request_is_one_request(body: bytes) -> None:
+    """A request split at any byte is one request, and its body is unchanged."""
     whole = PLAIN % len(body) + body
     for cut in range(len(whole) + 1):
-        asked, answered = asked_of([whole[:cut], whole[cut:]])
+        asked, answered = parse_requests([whole[:cut], whole[cut:]])
         assert asked == [("POST", "/a", body)], f"cut at {cut}"
         assert len(re.findall(rb"HTTP/1.1 [0-9]", answered)) == 1
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_a_wish_for_another_protocol_changes_no_body(body: bytes) -> None:
-    """Where the wish itself is cut the request is refused: its body would be lost."""
+def test_split_upgrade_request_keeps_body(body: bytes) -> None:
+    """An upgrade request is refused only if it is split within the Upgrade header."""
     whole, refused = UPGRADING % len(body) + body, 0
     for cut in range(len(whole) + 1):
-        asked, answered = asked_of([whole[:cut], whole[cut:]])
+        asked, answered = parse_requests([whole[:cut], whole[cut:]])
         refused += answered.startswith(b"HTTP/1.1 400 ")
         assert asked in ([("POST", "/a", body)], []), f"cut at {cut}"
         assert len(re.findall(rb"HTTP/1.1 [0-9]", answered)) == 1
@@ -85,38 +85,38 @@ def test_a_wish_for_another_protocol_changes_no_body(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("before", range(4090, 4101))
-def test_a_request_is_one_request_where_the_server_cuts_it(before: int) -> None:
-    """What comes in one packet is parsed in slices of 4096 bytes; the head ends around there."""
+def test_request_larger_than_slice_is_one_request(before: int) -> None:
+    """A head that ends near the parser's slice of 4096 bytes is found."""
     head = PLAIN % len(BODIES[0])
     padding = b"X-Padding: " + b"a" * (before - len(head) - len("X-Padding: \r\n")) + b"\r\n"
     padded = head[:-2] + padding + b"\r\n"
     assert len(padded) == before
-    asked, _ = asked_of([padded + BODIES[0]])
+    asked, _ = parse_requests([padded + BODIES[0]])
     assert asked == [("POST", "/a", BODIES[0])]
 
 
-def test_a_second_request_is_found_in_the_same_way() -> None:
-    """Its head may begin behind the first one's body, in one piece with it."""
+def test_second_request_is_found() -> None:
+    """The second request's head is found, even in one piece with the first body."""
     first, second = PLAIN % len(BODIES[0]) + BODIES[0], PLAIN % len(BODIES[1]) + BODIES[1]
-    wanted = [("POST", "/a", BODIES[0]), ("POST", "/a", BODIES[1])]
+    expected = [("POST", "/a", BODIES[0]), ("POST", "/a", BODIES[1])]
     for cut, size in product(range(len(first), len(first + second)), (2, 60)):
         both = first + second
         pieces = [both[: cut - size], both[cut - size : cut], both[cut:]]
-        assert asked_of(pieces)[0] == wanted, f"cut at {cut - size} and {cut}"
+        assert parse_requests(pieces)[0] == expected, f"cut at {cut - size} and {cut}"
 
 
 @pytest.mark.parametrize("size", [100, 2000, 4095, 4800, 9000])
-def test_requests_in_one_packet_are_all_answered(size: int) -> None:
-    """Wherever the server cuts them: a body that waits is read when its turn has come."""
+def test_pipelined_requests_in_one_packet_are_answered(size: int) -> None:
+    """All requests in one packet are answered, wherever the server splits it."""
     body = b"b" * size
-    asked, answered = asked_of([(PLAIN % size + body) * 3])
+    asked, answered = parse_requests([(PLAIN % size + body) * 3])
     assert asked == [("POST", "/a", body)] * 3
     assert len(re.findall(rb"HTTP/1\.1 200", answered)) == 3
 
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"a", b"\r\n\r"]), max_size=12), st.data())
-def test_the_end_of_a_head_in_any_pieces(parts: list[bytes], data: st.DataObject) -> None:
-    """It is where the first blank line ends, in whatever pieces it comes."""
+def test_head_size_any_split(parts: list[bytes], data: st.DataObject) -> None:
+    """The head ends at the first empty line, however the bytes are split."""
     whole = b"G" + b"".join(parts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
     found, tail = 0, b""
@@ -125,15 +125,15 @@ def test_the_end_of_a_head_in_any_pieces(parts: list[bytes], data: st.DataObject
         size = head_size(tail, piece)
         found += size
         if b"\r\n\r\n" in tail + piece:
-            break  # as the parser tells
+            break  # the parser reports it
         assert size == len(piece)
         tail = (tail + piece)[-KEPT:]
     at = whole.find(b"\r\n\r\n")
     assert found == (len(whole) if at < 0 else at + 4)
 
 
-def test_a_name_is_replaced_by_one_of_its_length() -> None:
-    """So that no byte of a request moves."""
+def test_without_upgrade_keeps_length() -> None:
+    """The header's name is replaced by one of equal length."""
     head = b"GET / HTTP/1.1\r\nUPGRADE: h2c\r\nupgrade: x\r\nA: upgrade:\r\n\r\n"
     changed = without_upgrade(head)
     assert len(changed) == len(head)

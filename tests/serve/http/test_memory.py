@@ -1,4 +1,4 @@
-"""Clients that send or read slowly cannot make the server hold more than its limits say."""
+"""Slow clients cannot make the server exceed its memory limits."""
 
 import socket
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ from tests.serve.server import Server, running_server
 MIB = 1 << 20
 BODY = 8 * MIB
 SENDERS = 24
-HELD = 16  # MiB of bodies that may be held
-SLACK = 24  # MiB: buffers of the loop, and what the allocator keeps
+HELD = 16  # MiB of request bodies in memory
+SLACK = 24  # MiB for buffers and the allocator
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """A server that holds few bodies, and gives up on nobody meanwhile."""
+    """Return a server with a low limit for bodies and default timeouts."""
     with running_server("--limit", f"bodies={HELD}MiB") as server:
         call(server.dstack, "Info")
         yield server
         server.check_log()
 
 
-def memory(server: Server) -> int:
-    """Return the largest resident memory that the server ever had, in MiB."""
+def read_peak_memory(server: Server) -> int:
+    """Return the server's peak resident memory in MiB."""
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) // 1024
@@ -41,8 +41,8 @@ def connect(server: Server) -> socket.socket:
     return client
 
 
-def send_most(client: socket.socket) -> bytes:
-    """Send a large request but for its last byte; return what comes back, if anything does."""
+def send_incomplete_request(client: socket.socket) -> bytes:
+    """Send a large request without its last byte; return the response, if any."""
     client.sendall(
         b"POST /Version HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n" % BODY
@@ -53,31 +53,31 @@ def send_most(client: socket.socket) -> bytes:
         return client.recv(4096)
     except TimeoutError:
         return b""
-    except ConnectionError:  # refused while we were sending; the answer is there all the same
+    except ConnectionError:  # refused while sending; the response can still be read
         return client.recv(4096)
 
 
-def test_large_bodies_that_do_not_end(server: Server) -> None:
-    """Some are held, the others are refused with 503, and small requests are served as ever."""
-    before = memory(server)
+def test_incomplete_large_bodies_are_limited(server: Server) -> None:
+    """Bodies over the limit are refused with 503; small requests are served."""
+    before = read_peak_memory(server)
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(server)) for _ in range(SENDERS)]
-        answers = [send_most(client) for client in clients]
+        answers = [send_incomplete_request(client) for client in clients]
         refused = [answer for answer in answers if answer]
         assert all(answer.startswith(b"HTTP/1.1 503 ") for answer in refused)
         assert all(b"too many large requests" in answer for answer in refused)
         assert SENDERS - HELD * MIB // BODY - 1 <= len(refused) < SENDERS
         assert call(server.dstack, "Version").status == 200
-        assert memory(server) - before < HELD + SLACK
+        assert read_peak_memory(server) - before < HELD + SLACK
     connection = Connection(server.dstack)
     whole = connection.send_request("POST", "/Version?json", bytes(BODY))
     connection.close()
-    assert whole.status == 200  # what the others held has been given back
+    assert whole.status == 200  # the memory of the other bodies has been released
 
 
-def test_answers_that_nobody_takes(server: Server) -> None:
-    """Requests for 400 MB of answers in one go: they wait until the client takes some."""
-    before = memory(server)
+def test_unread_responses_are_limited(server: Server) -> None:
+    """Requests for 400 MB of responses wait until the client reads."""
+    before = read_peak_memory(server)
     request = b"GET /Info HTTP/1.1\r\nHost: x\r\n\r\n"
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(server)) for _ in range(4)]
@@ -89,7 +89,7 @@ def test_answers_that_nobody_takes(server: Server) -> None:
                 try:
                     sent += client.send(wanted[sent:])
                 except BlockingIOError:
-                    break  # the server takes no more of them either
+                    break  # the server reads no more requests
             assert sent > 100 * len(request)
         assert call(server.dstack, "Version").status == 200
-        assert memory(server) - before < SLACK
+        assert read_peak_memory(server) - before < SLACK

@@ -1,4 +1,4 @@
-"""What comes in one packet is answered in turns, so that nobody else waits for all of it."""
+"""Requests of one packet are answered in batches, so that other clients are not delayed."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from uvicorn.server import ServerState
 from attestkit.serve import listener_apps
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Traffic
-from attestkit.serve.http.listener_state import Shared
+from attestkit.serve.http.listener_state import ListenerState
 from attestkit.serve.http.protocol import HttpProtocol, ListenerConfig
 from attestkit.serve.services.context import Guest
 from tests.untyped import untyped
@@ -19,11 +19,11 @@ from tests.untyped import untyped
 REQUEST = b"GET /Version HTTP/1.1\r\n\r\n"
 SLOW = b"GET /docs HTTP/1.1\r\n\r\n"
 OLD = b"GET /docs HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
-PACKET = 1 << 18  # bytes that the loop reads at a time
+PACKET = 1 << 18  # bytes per read of the event loop
 
 
-class Transport:
-    """Takes everything at once; counts answers."""
+class RecordingTransport:
+    """A transport that accepts all data and counts responses."""
 
     def __init__(self) -> None:
         self.answers = 0
@@ -33,58 +33,58 @@ class Transport:
         self.at_end = False
 
     def get_extra_info(self, _name: str, default: object = None) -> object:
-        """Know nothing."""
+        """Return the default."""
         return default
 
     def write(self, data: bytes) -> None:
-        """Count what is written, and keep its begin."""
+        """Count responses, and keep the beginning."""
         assert not self.at_end
         self.answers += data.count(b"HTTP/1.1 200 OK")
         self.written += data[: max(0, 4096 - len(self.written))]
 
     def writelines(self, pieces: list[bytes]) -> None:
-        """Count what is written."""
+        """Count responses."""
         self.write(b"".join(pieces))
 
     def is_closing(self) -> bool:
-        """Never close."""
+        """Return False."""
         return self.aborted
 
     def get_write_buffer_size(self) -> int:
-        """Hold nothing."""
+        """Return 0."""
         return 0
 
     def pause_reading(self) -> None:
-        """Take note."""
+        """Record the call."""
         self.paused = True
 
     def resume_reading(self) -> None:
-        """Take note."""
+        """Record the call."""
         self.paused = False
 
     def abort(self) -> None:
-        """Take note."""
+        """Record the call."""
         self.aborted = True
 
     close = abort
 
     def write_eof(self) -> None:
-        """Take no more."""
+        """Record the end of the output."""
         self.at_end = True
 
 
-def connection(guest: Guest) -> tuple[HttpProtocol, Transport]:
-    """Return a connection to dstack.sock, and the transport below it."""
-    shared = Shared.of("dstack", Limits(), Traffic(), None)
+def create_connection(guest: Guest) -> tuple[HttpProtocol, RecordingTransport]:
+    """Return a connection to dstack.sock and its transport."""
+    shared = ListenerState.of("dstack", Limits(), Traffic(), None)
     config = ListenerConfig(listener_apps.dstack_app(guest), shared)
     config.load()
-    protocol, transport = HttpProtocol(config, ServerState(), {}), Transport()
+    protocol, transport = HttpProtocol(config, ServerState(), {}), RecordingTransport()
     protocol.connection_made(untyped(transport))
     return protocol, transport
 
 
 async def _until(done: Callable[[], bool]) -> int:
-    """Let the loop turn until something is done; return how often it has."""
+    """Run the loop until a condition holds; return the number of iterations."""
     turns = 0
     while not done():
         await asyncio.sleep(0)
@@ -93,15 +93,15 @@ async def _until(done: Callable[[], bool]) -> int:
 
 
 def run(test: Callable[[], Any]) -> None:
-    """Run a coroutine in the loop that the server has."""
+    """Run a coroutine in the server's event loop."""
     uvloop.run(asyncio.wait_for(test(), 60))
 
 
-def test_a_packet_of_requests_is_answered_in_turns(guest: Guest) -> None:
-    """Each turn has some of the answers, and until the last one nothing more is read."""
+def test_packet_of_requests_is_answered_in_batches(guest: Guest) -> None:
+    """Each loop iteration answers a batch; reading is paused until the last one."""
 
     async def test() -> None:
-        protocol, transport = connection(guest)
+        protocol, transport = create_connection(guest)
         count = PACKET // len(REQUEST)
         protocol.data_received(REQUEST * count)
         assert transport.paused
@@ -112,17 +112,17 @@ def test_a_packet_of_requests_is_answered_in_turns(guest: Guest) -> None:
             most, before = max(most, transport.answers - before), transport.answers
             turns += 1
         assert turns > count / 300
-        assert most < 300  # those of a turn, and of the slice in which it ended
+        assert most < 300  # one batch and the slice in which it ended
         await _until(lambda: not transport.paused)
 
     run(test)
 
 
-def test_many_small_packets_are_as_one(guest: Guest) -> None:
-    """The loop may read one socket many times in a row; what it brings then waits too."""
+def test_small_packets_equal_one_large(guest: Guest) -> None:
+    """Reads in a row without other events are limited too."""
 
     async def test() -> None:
-        protocol, transport = connection(guest)
+        protocol, transport = create_connection(guest)
         for _ in range(1000):
             protocol.data_received(REQUEST * 3)
         assert transport.answers < 300
@@ -131,11 +131,11 @@ def test_many_small_packets_are_as_one(guest: Guest) -> None:
     run(test)
 
 
-def test_requests_behind_a_slow_one_stay_as_they_came(guest: Guest) -> None:
-    """They become objects when it is their turn: memory is that of the packet."""
+def test_queued_requests_are_not_parsed_early(guest: Guest) -> None:
+    """Requests behind a slow one stay bytes, so memory is that of the packet."""
 
     async def test() -> None:
-        protocol, transport = connection(guest)
+        protocol, transport = create_connection(guest)
         count = PACKET // len(REQUEST)
         protocol.data_received(SLOW + REQUEST * count)
         assert len(protocol.pipeline) < 300
@@ -146,11 +146,11 @@ def test_requests_behind_a_slow_one_stay_as_they_came(guest: Guest) -> None:
     run(test)
 
 
-def test_a_client_that_ignores_all_pauses_is_dropped(guest: Guest) -> None:
-    """Nothing is kept without end, whatever the transport does."""
+def test_client_that_ignores_pauses_is_dropped(guest: Guest) -> None:
+    """The connection is aborted when the buffer exceeds its limit."""
 
     async def test() -> None:
-        protocol, transport = connection(guest)
+        protocol, transport = create_connection(guest)
         protocol.data_received(SLOW)
         for _ in range(10):
             protocol.data_received(REQUEST * (PACKET // len(REQUEST)))
@@ -162,11 +162,11 @@ def test_a_client_that_ignores_all_pauses_is_dropped(guest: Guest) -> None:
 @pytest.mark.parametrize(
     "rest", [b"GET /Ver", b"POST /Sign HTTP/1.1\r\nContent-Length: 9\r\n\r\n{", b"519"]
 )
-def test_the_end_of_a_part_of_a_request_leaves_the_whole_ones(guest: Guest, rest: bytes) -> None:
-    """They are answered, then the connection ends; of the part there is nothing."""
+def test_eof_in_partial_request_answers_complete_ones(guest: Guest, rest: bytes) -> None:
+    """Complete requests are answered, then the connection ends."""
 
     async def test() -> None:
-        protocol, transport = connection(guest)
+        protocol, transport = create_connection(guest)
         protocol.data_received(SLOW + REQUEST + rest)
         assert protocol.eof_received()
         await _until(lambda: transport.aborted)
@@ -179,11 +179,11 @@ def test_the_end_of_a_part_of_a_request_leaves_the_whole_ones(guest: Guest, rest
 @pytest.mark.parametrize(
     "rest", [b"GET /Ver", b"POST /docs HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"]
 )
-def test_the_end_of_a_part_alone_ends_the_connection(guest: Guest, rest: bytes) -> None:
-    """There is nothing to wait for."""
+def test_eof_in_first_request_ends_connection(guest: Guest, rest: bytes) -> None:
+    """The connection ends at once."""
 
     async def test() -> None:
-        protocol, _ = connection(guest)
+        protocol, _ = create_connection(guest)
         protocol.data_received(rest)
         assert not protocol.eof_received()
         await asyncio.gather(*protocol.tasks)
@@ -201,11 +201,11 @@ def test_the_end_of_a_part_alone_ends_the_connection(guest: Guest, rest: bytes) 
         (b"HEAD /Version HTTP/1.1\r\n\r\n", False),
     ],
 )
-def test_what_is_refused_to_head_has_no_body(guest: Guest, sent: bytes, *, has_body: bool) -> None:
-    """Its length is told, as that of the answer to GET (RFC 9110, 9.3.2)."""
+def test_refused_head_request_has_no_body(guest: Guest, sent: bytes, *, has_body: bool) -> None:
+    """A refusal of HEAD has the length but no body (RFC 9110, 9.3.2)."""
 
     async def test() -> None:
-        protocol, transport = connection(guest)
+        protocol, transport = create_connection(guest)
         protocol.data_received(sent)
         await _until(lambda: bool(transport.written))
         head, _, body = transport.written.partition(b"\r\n\r\n")
@@ -215,26 +215,24 @@ def test_what_is_refused_to_head_has_no_body(guest: Guest, sent: bytes, *, has_b
     run(test)
 
 
-def test_nonsense_behind_a_request_for_a_head_is_refused_with_a_body(guest: Guest) -> None:
-    """It is no such request itself."""
+def test_malformed_request_after_head_has_body(guest: Guest) -> None:
+    """The refusal has a body, because it does not belong to the HEAD request."""
 
     async def test() -> None:
-        protocol, transport = connection(guest)
+        protocol, transport = create_connection(guest)
         protocol.data_received(b"HEAD /Version HTTP/1.1\r\n\r\n")
         await asyncio.gather(*protocol.tasks)
         protocol.data_received(b"519")
-        assert b"this is not HTTP" in transport.written
+        assert b"malformed HTTP" in transport.written
 
     run(test)
 
 
-def test_nothing_is_written_behind_the_last_answer(
-    guest: Guest, caplog: pytest.LogCaptureFixture
-) -> None:
-    """That of HTTP/1.0, where another request came at once, and nonsense behind it."""
+def test_nothing_follows_last_response(guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing follows the response to HTTP/1.0, whatever else was received."""
 
     async def test() -> None:
-        protocol, transport = connection(guest)
+        protocol, transport = create_connection(guest)
         protocol.data_received(OLD + SLOW + b"GET /Version ;TTP/1.1\r\n")
         await _until(lambda: transport.at_end and not protocol.tasks)
         assert (transport.answers, transport.aborted) == (1, False)

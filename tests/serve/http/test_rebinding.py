@@ -1,4 +1,4 @@
-"""No web page reads a simulator's pages, by a name of its own that it had lead to this machine."""
+"""DNS rebinding: a simulator on loopback rejects foreign Host headers."""
 
 import asyncio
 import socket
@@ -13,8 +13,8 @@ from attestkit.backends.base import Backend
 from attestkit.backends.simulator import Simulator
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.serve import listener_apps
-from attestkit.serve.app_factory import Options, wire
-from attestkit.serve.endpoints import Places
+from attestkit.serve.app_factory import ServerOptions, build_server
+from attestkit.serve.endpoints import ListenAddresses
 from tests.serve.asgi import Client
 from tests.serve.client import Answer, Connection
 from tests.serve.guests import SEED, MakeGuest
@@ -33,25 +33,25 @@ OTHERS = (
     *("128.0.0.1", "0.0.0.0:8090", "192.0.2.1", "a@localhost", "localhost/", "x:1@127.0.0.1"),
 )
 PAGES = ("/", "/metrics", "/prpc/Worker.Info", "/logs/x", "/docs")
-HOLDS = "loopback address alone: use localhost or 127.0.0.1, or have --http listen on another"
+HOLDS = "listens on loopback only; use localhost or 127.0.0.1, or give --http another address"
 
 
 @pytest.fixture
 def local(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> Client:
-    """A client of an external listener that only this machine gets to."""
+    """Return a client of an external listener on loopback."""
     return Client(listener_apps.external_app(make_guest(), only_local=True), loop)
 
 
 @pytest.mark.parametrize("host", OURS)
-def test_names_of_this_machine(local: Client, host: str) -> None:
-    """A browser, curl or Prometheus on this machine names it so; the page's own requests too."""
+def test_loopback_host_is_accepted(local: Client, host: str) -> None:
+    """Every loopback name is accepted, with an Origin too."""
     for path in ("/", "/prpc/Worker.Version"):
         assert local.get(path, host=host, origin="http://localhost:8090").status == 200
 
 
 @pytest.mark.parametrize("host", OTHERS)
-def test_names_of_others(local: Client, host: str) -> None:
-    """Nothing is told to who calls this machine otherwise, whatever is asked for; but why."""
+def test_foreign_host_is_refused(local: Client, host: str) -> None:
+    """A foreign Host header is a 400 on every path; the error states the remedy."""
     for path in (*PAGES, "/assets/icon.svg", "/none/such"):
         answer = local.get(path, host=host)
         assert (answer.status, HOLDS in answer.error()) == (400, True)
@@ -60,17 +60,17 @@ def test_names_of_others(local: Client, host: str) -> None:
     assert (answer.status, HOLDS in answer.error()) == (400, True)
 
 
-# -- which listeners ------------------------------------------------------------------------------
+# -- listeners that check the host ----------------------------------------------------------------
 
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """Ends what a test has wired."""
+    """Return a stack that is closed after the test."""
     with ExitStack() as stack:
         yield stack
 
 
-def wired(
+def create_external_client(
     stack: ExitStack,
     backend: Backend,
     http: tuple[str, int] | Path | None,
@@ -78,50 +78,60 @@ def wired(
 ) -> Client:
     """Return a client of the external listener of a server on this backend."""
     attester = stack.enter_context(Attester(backend))
-    options = Options(
+    options = ServerOptions(
         handed_over={} if taken is None else {"http": taken},
         app_compose=AppCompose.parse(COMPOSE),
     )
-    [listener] = wire(attester, Places(http=http), options, stack).listeners
+    [listener] = build_server(attester, ListenAddresses(http=http), options, stack).listeners
     stack.callback(listener.socket.close)
     loop = asyncio.new_event_loop()
     stack.callback(loop.close)
     return Client(listener.app, loop)
 
 
-def simulator() -> Simulator:
-    """Return a simulated TD with the app."""
+def create_simulator() -> Simulator:
+    """Return a simulator with the app."""
     return Simulator(seed=SEED, app_compose=COMPOSE)
 
 
-def test_a_simulator_on_loopback(stack: ExitStack) -> None:
-    """That is the default; so is a socket that was handed over."""
+def test_simulator_on_loopback_checks_host(stack: ExitStack) -> None:
+    """The simulator checks the host on loopback addresses, also of an inherited socket."""
     for name in ("127.0.0.1", "localhost"):
-        assert wired(stack, simulator(), (name, 0)).get("/", host="x.example").status == 400
+        assert (
+            create_external_client(stack, create_simulator(), (name, 0))
+            .get("/", host="x.example")
+            .status
+            == 400
+        )
     for family, host in ((socket.AF_INET, "127.0.0.3"), (socket.AF_INET6, "::1")):
         taken = stack.enter_context(socket.create_server((host, 0), family=family))
-        external = wired(stack, simulator(), ("127.0.0.1", 0), taken)
+        external = create_external_client(stack, create_simulator(), ("127.0.0.1", 0), taken)
         assert external.get("/", host="x.example").status == 400
 
 
-def test_a_listener_for_others(stack: ExitStack, tmp_path: Path) -> None:
-    """Who has it listen elsewhere, or on a unix socket behind a proxy, may call it as he likes."""
+def test_simulator_elsewhere_does_not_check_host(stack: ExitStack, tmp_path: Path) -> None:
+    """On another address or a unix socket the host is not checked."""
     for place in (("0.0.0.0", 0), tmp_path / "http.sock"):
-        assert wired(stack, simulator(), place).get("/", host="x.example").status == 200
+        assert (
+            create_external_client(stack, create_simulator(), place)
+            .get("/", host="x.example")
+            .status
+            == 200
+        )
 
 
-def test_hardware_on_loopback(stack: ExitStack) -> None:
-    """Before it stands a proxy, which may hand on the name that it was called by."""
-    external = wired(stack, FakeSnp(), ("127.0.0.1", 0))
+def test_hardware_on_loopback_does_not_check_host(stack: ExitStack) -> None:
+    """On hardware a proxy may pass on the public name."""
+    external = create_external_client(stack, FakeSnp(), ("127.0.0.1", 0))
     assert external.get("/prpc/Version", host="x.example").status == 200
 
 
-# -- on the wire ----------------------------------------------------------------------------------
+# -- a running server -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A simulator as it is by default."""
+    """Return a simulator with default options."""
     with running_server() as server:
         yield server
         server.check_log()
@@ -137,8 +147,8 @@ def get(server: Server, target: str, headers: dict[str, str]) -> Answer:
 
 
 @pytest.mark.parametrize("target", PAGES)
-def test_a_rebound_name_reads_nothing(server: Server, target: str) -> None:
-    """Not from a server either, which answers simple requests on a way of its own."""
+def test_rebound_host_is_refused_by_server(server: Server, target: str) -> None:
+    """A running server rejects a foreign host on its direct path too."""
     for headers in (REBOUND, {**REBOUND, "Origin": "http://attacker.example"}):
         answer = get(server, target, headers)
         assert (answer.status, list(answer.json())) == (400, ["error"])
@@ -146,8 +156,8 @@ def test_a_rebound_name_reads_nothing(server: Server, target: str) -> None:
     assert get(server, target, {}).status != 400
 
 
-def test_a_request_without_a_host(server: Server) -> None:
-    """As HTTP/1.0 has it: no browser sends that."""
+def test_request_without_host_is_accepted(server: Server) -> None:
+    """HTTP/1.0 without Host is accepted, because browsers always send one."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), 60) as client:
         client.sendall(b"GET /prpc/Version HTTP/1.0\r\n\r\n")

@@ -1,4 +1,4 @@
-"""Answers come whole and in order, and end when nobody waits for them."""
+"""Responses are complete and in order, and end when the client disconnects."""
 
 import asyncio
 import socket
@@ -19,8 +19,8 @@ from tests.serve.listening import GET, Connect, echo, response, run
     ],
 )
 @pytest.mark.parametrize("between", [0, 2])
-def test_a_refusal_takes_nobody_s_place(second: bytes, between: int) -> None:
-    """What is wrong behind requests ends the connection when these have their answers."""
+def test_malformed_request_waits_for_earlier_responses(second: bytes, between: int) -> None:
+    """Earlier requests are answered before a malformed one ends the connection."""
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.sleep(0.05)
@@ -40,8 +40,8 @@ def test_a_refusal_takes_nobody_s_place(second: bytes, between: int) -> None:
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("behind", [b"", GET])
 @pytest.mark.parametrize("reset", [False, True])
-def test_who_follows_is_missed(*, begun: bool, behind: bytes, reset: bool) -> None:
-    """An answer without an end ends with its client, whenever that leaves, and however."""
+def test_endless_response_ends_with_client(*, begun: bool, behind: bytes, reset: bool) -> None:
+    """An endless response ends when its client closes or resets the connection."""
     ended = asyncio.Event()
     started = asyncio.Event()
 
@@ -71,8 +71,8 @@ def test_who_follows_is_missed(*, begun: bool, behind: bytes, reset: bool) -> No
     run(test, endless)
 
 
-def test_refusals_have_the_headers_of_all_answers() -> None:
-    """Whatever the listener itself says looks like what its application says."""
+def test_refusals_have_application_headers() -> None:
+    """The listener's own refusals have the application's headers."""
 
     class App:
         headers = ((b"server", b"test"), (b"x-frame-options", b"SAMEORIGIN"))
@@ -91,8 +91,8 @@ def test_refusals_have_the_headers_of_all_answers() -> None:
     run(test, App())
 
 
-def test_a_client_that_says_no_more_gets_its_answer() -> None:
-    """The end of what it sends is not the end of what it waits for."""
+def test_half_closed_client_gets_response() -> None:
+    """A client that half-closes the connection receives its response."""
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.sleep(0.05)
@@ -109,8 +109,8 @@ def test_a_client_that_says_no_more_gets_its_answer() -> None:
     run(test, slow)
 
 
-def test_a_refusal_waits_for_the_answer_before_it() -> None:
-    """Garbage behind a good request does not spoil the answer to that."""
+def test_garbage_after_request_is_ignored() -> None:
+    """Garbage after a request does not affect its response."""
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()

@@ -1,4 +1,4 @@
-"""A listener serves its application, and nobody can hold or fill it for longer than its bounds."""
+"""Listeners: routing to applications, limits, timeouts and shutdown."""
 
 import asyncio
 import contextlib
@@ -16,8 +16,8 @@ from attestkit.serve.http.server import Listener
 from tests.serve.listening import GET, Connect, echo, refusal, response, run, serving
 
 
-def test_each_listener_has_its_application() -> None:
-    """Several applications in one loop do not mix."""
+def test_each_listener_serves_its_application() -> None:
+    """Several applications in one event loop are separate."""
 
     def app(name: bytes) -> App:
         async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -40,8 +40,8 @@ def test_each_listener_has_its_application() -> None:
     uvloop.run(main())
 
 
-def test_a_connection_is_kept_and_says_nothing_of_the_library() -> None:
-    """Many requests go over one connection; no header names the HTTP server."""
+def test_connection_is_persistent() -> None:
+    """Several requests share a connection; no header names the HTTP library."""
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
@@ -57,7 +57,7 @@ def test_a_connection_is_kept_and_says_nothing_of_the_library() -> None:
 
 
 def test_pipelined_requests_are_answered_in_order() -> None:
-    """Requests that come in one piece get their answers in their order."""
+    """Pipelined requests are answered in order."""
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
@@ -83,8 +83,8 @@ def test_pipelined_requests_are_answered_in_order() -> None:
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
 )
-def test_what_is_not_http_is_refused(garbage: bytes) -> None:
-    """Garbage gets a 400 in JSON and the end of the connection."""
+def test_malformed_http_is_400(garbage: bytes) -> None:
+    """Malformed HTTP is a 400 in JSON and closes the connection."""
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
@@ -98,8 +98,8 @@ def test_what_is_not_http_is_refused(garbage: bytes) -> None:
 @pytest.mark.parametrize("step", [1 << 20, 1000])
 @pytest.mark.parametrize("end", [b"", b"\r\n\r\n"])
 @pytest.mark.parametrize("start", [b"GET /", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\n"])
-def test_a_head_that_is_too_long_is_refused(start: bytes, end: bytes, step: int) -> None:
-    """Line, one header or all headers: over the limit is a 431, in one piece or in many."""
+def test_oversized_head_is_431(start: bytes, end: bytes, step: int) -> None:
+    """A request line, header or header section over the limit is a 431."""
     filler = b"x: y\r\n" if start.endswith(b"\n") else b"x"
     head = start + filler * (Limits().head // len(filler) + 1) + end
 
@@ -114,8 +114,8 @@ def test_a_head_that_is_too_long_is_refused(start: bytes, end: bytes, step: int)
     run(test)
 
 
-def test_a_head_below_the_limit_and_a_large_body_pass() -> None:
-    """The limit is the head's alone, also when the body comes along with it."""
+def test_head_limit_excludes_body() -> None:
+    """The limit applies to the head only, even if the body arrives with it."""
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
@@ -131,8 +131,8 @@ def test_a_head_below_the_limit_and_a_large_body_pass() -> None:
     run(test)
 
 
-def test_a_slow_head_is_refused() -> None:
-    """The clock starts with the first byte; more bytes do not stop it."""
+def test_slow_head_is_408() -> None:
+    """The timeout starts with the first byte and is not reset by later ones."""
     limits = Limits(head_seconds=0.2)
 
     async def test(connect: Connect) -> None:
@@ -151,8 +151,8 @@ def test_a_slow_head_is_refused() -> None:
     run(test, limits=limits)
 
 
-def test_a_second_slow_head_is_refused() -> None:
-    """A kept connection has the same clock."""
+def test_slow_second_head_is_408() -> None:
+    """The timeout applies to later requests of a connection."""
     limits = Limits(head_seconds=0.1)
 
     async def test(connect: Connect) -> None:
@@ -165,8 +165,8 @@ def test_a_second_slow_head_is_refused() -> None:
     run(test, limits=limits)
 
 
-def test_a_silent_connection_is_closed() -> None:
-    """Whoever never says a word gets none."""
+def test_silent_connection_is_closed() -> None:
+    """A connection without a request is closed without a response."""
     limits = Limits(head_seconds=0.05)
 
     async def test(connect: Connect) -> None:
@@ -177,8 +177,8 @@ def test_a_silent_connection_is_closed() -> None:
     run(test, limits=limits)
 
 
-def test_an_idle_connection_is_closed() -> None:
-    """So does a connection that was kept for nothing."""
+def test_idle_connection_is_closed() -> None:
+    """A persistent connection is closed after the idle timeout."""
     limits = Limits(idle_seconds=0)
 
     async def test(connect: Connect) -> None:
@@ -191,8 +191,8 @@ def test_an_idle_connection_is_closed() -> None:
     run(test, limits=limits)
 
 
-def test_a_body_that_stops_is_refused() -> None:
-    """The application is told that the client is gone, the client that it was too slow."""
+def test_stalled_body_is_408() -> None:
+    """A stalled body is a 408, and the application sees a disconnect."""
     limits = Limits(body_seconds=0.1)
     seen: list[str] = []
 
@@ -211,8 +211,8 @@ def test_a_body_that_stops_is_refused() -> None:
     run(test, app, limits)
 
 
-def test_a_body_that_goes_on_is_taken() -> None:
-    """Each piece of a body has its own clock."""
+def test_slow_body_resets_timeout() -> None:
+    """Each piece of a body restarts the timeout."""
     limits = Limits(body_seconds=0.3)
 
     async def test(connect: Connect) -> None:
@@ -227,8 +227,8 @@ def test_a_body_that_goes_on_is_taken() -> None:
     run(test, limits=limits)
 
 
-def test_too_many_connections() -> None:
-    """Over the limit is a 503, far over it nothing; the others are served on."""
+def test_connection_limit_is_503() -> None:
+    """Over the limit is a 503, far over it a close; others are served."""
     limits = Limits(connections=2)
 
     async def test(connect: Connect) -> None:
@@ -259,8 +259,8 @@ UPGRADE = (
 )
 
 
-def test_an_upgrade_is_not_made() -> None:
-    """Whoever would rather have another protocol gets a full answer in this one."""
+def test_upgrade_is_ignored() -> None:
+    """A request to upgrade is answered in HTTP/1.1."""
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
@@ -273,8 +273,8 @@ def test_an_upgrade_is_not_made() -> None:
     run(test)
 
 
-def test_an_upgrade_in_pieces_is_refused() -> None:
-    """Where the wish was not seen in time the body is lost, and the client learns of it."""
+def test_split_upgrade_header_is_400() -> None:
+    """If the Upgrade header is split, the body is lost and the request refused."""
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
@@ -288,8 +288,8 @@ def test_an_upgrade_in_pieces_is_refused() -> None:
     run(test)
 
 
-def test_an_answer_before_the_end_of_the_request_arrives() -> None:
-    """An application that closes early is heard by a client that is still sending."""
+def test_early_response_reaches_sending_client() -> None:
+    """A response before the end of the body reaches the client."""
 
     async def hasty(_scope: Scope, _receive: Receive, send: Send) -> None:
         headers = [(b"content-length", b"3"), (b"connection", b"close")]
@@ -309,8 +309,8 @@ def test_an_answer_before_the_end_of_the_request_arrives() -> None:
     run(test, hasty)
 
 
-def test_what_is_in_flight_is_finished() -> None:
-    """When the server stops it accepts no more, and answers what it has begun."""
+def test_shutdown_finishes_active_requests() -> None:
+    """Shutdown refuses new connections and finishes active requests."""
     begun, go = asyncio.Event(), asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -339,8 +339,8 @@ def test_what_is_in_flight_is_finished() -> None:
     uvloop.run(main())
 
 
-def test_a_listener_that_fails_ends_all(tmp_path: Path) -> None:
-    """No server stays behind half alive."""
+def test_failing_listener_stops_server(tmp_path: Path) -> None:
+    """If one listener fails to start, the server stops."""
     broken = socket.socket(socket.AF_UNIX)
     broken.bind(str(tmp_path / "socket"))
     broken.close()
@@ -354,8 +354,8 @@ def test_a_listener_that_fails_ends_all(tmp_path: Path) -> None:
     uvloop.run(main())
 
 
-def test_an_application_that_fails_says_so_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    """The client gets a 500 without a reason; the log has it."""
+def test_application_error_is_logged_not_returned(caplog: pytest.LogCaptureFixture) -> None:
+    """An application error is a 500 without text; the log contains it."""
 
     async def broken(*_: Any) -> None:
         raise RuntimeError("secret")

@@ -1,4 +1,4 @@
-"""What was to be answered at once, and would wait by the time that its body is there, waits."""
+"""A request is routed to the device thread if the device became busy during its body."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ import pytest
 
 from attestkit.quote import Quote
 from attestkit.serve import listener_apps
-from attestkit.serve.rpc.dispatcher import DirectCall
+from attestkit.serve.rpc.dispatcher import MethodRoute
 from tests.serve.guests import Blocking, MakeGuest
 from tests.serve.listening import GET, Connect, response, run
 
@@ -21,15 +21,15 @@ HEAD = (
 
 
 async def check_quote(reader: asyncio.StreamReader) -> None:
-    """Read the quote that was asked for."""
+    """Check the response with the requested quote."""
     status, headers, body = await response(reader)
     assert (status, headers["content-type"]) == (200, "application/json")
     quote = Quote.parse(bytes.fromhex(json.loads(body)["quote"]))
     assert quote.report_data == b"\xab".ljust(64, b"\0")
 
 
-async def check_another(connect: Connect) -> asyncio.StreamWriter:
-    """Have another client served, while nobody has been given a quote."""
+async def check_other_request(connect: Connect) -> asyncio.StreamWriter:
+    """Check that another request is answered while no quote has been created."""
     reader, writer = await connect()
     writer.write(GET.replace(b"/path?query", b"/Version"))
     assert (await response(reader))[0] == 200
@@ -37,18 +37,18 @@ async def check_another(connect: Connect) -> asyncio.StreamWriter:
     return writer
 
 
-async def check_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Ask for a quote where nothing waits any more: it is made by the loop."""
+async def check_direct_quote(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Check that the event loop creates a quote directly when the device is idle."""
     writer.write(HEAD % len(BODY) + BODY)
     assert (await response(reader))[0] == 200
     assert threading.get_ident() in Blocking.threads
 
 
 @pytest.mark.parametrize("first", [b"", BODY[:7]])
-def test_an_event_is_written_between_head_and_body(
+def test_event_written_during_body_delays_quote(
     first: bytes, make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The quote waits for the disk in the device's thread, and all others are served meanwhile."""
+    """The quote waits in the device thread; other requests are served."""
     monkeypatch.setattr(Blocking, "threads", set())
     monkeypatch.setattr(Blocking, "blocking", False)
     guest = make_guest(Blocking)
@@ -56,7 +56,7 @@ def test_an_event_is_written_between_head_and_body(
     heads, writing, written = asyncio.Queue[bytes](), asyncio.Event(), threading.Event()
     direct = app.direct
 
-    def note(target: bytes, content_type: bytes | None) -> DirectCall | None:
+    def note(target: bytes, content_type: bytes | None) -> MethodRoute | None:
         heads.put_nowait(target)
         return direct(target, content_type)
 
@@ -74,14 +74,14 @@ def test_an_event_is_written_between_head_and_body(
         work = asyncio.create_task(guest.on_device(lambda: write(loop), writes=True))
         await writing.wait()
         writer.write(BODY[len(first) :] + GET.replace(b"/path?query", b"/Version"))
-        other = await check_another(connect)
+        other = await check_other_request(connect)
         written.set()
         await check_quote(reader)
         assert len(Blocking.threads) == 1
         assert threading.get_ident() not in Blocking.threads
-        assert (await response(reader))[0] == 200  # what is pipelined behind it comes behind it
+        assert (await response(reader))[0] == 200  # the pipelined request is answered after it
         await work
-        await check_at_once(reader, writer)
+        await check_direct_quote(reader, writer)
         for each in (writer, other):
             each.close()
 

@@ -1,4 +1,4 @@
-"""Folders, locks and sockets: private, one server for each, and removed by their owner alone."""
+"""Unix sockets and TCP ports of the server: paths, modes, conflicts and removal."""
 
 import os
 import signal
@@ -17,12 +17,12 @@ from tests.serve.server import PATIENCE, command, environment, refusal, running_
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a short path, for a socket's path has little room."""
+    """Return a folder with a short path, to stay below the length limit of a socket's path."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         yield Path(name)
 
 
-def mode_of(path: str | Path) -> int:
+def read_mode(path: str | Path) -> int:
     """Return the permission bits of a file."""
     return stat.S_IMODE(Path(path).stat().st_mode)
 
@@ -32,36 +32,36 @@ WITHOUT_PROC = ("unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"'
 
 @pytest.fixture
 def without_proc() -> tuple[str, ...]:
-    """What runs a program where /proc is not mounted."""
+    """Return the command prefix that runs a program without /proc."""
     if os.geteuid() or subprocess.run([*WITHOUT_PROC, "true"], check=False).returncode:
         pytest.skip("/proc cannot be taken away here")
     return WITHOUT_PROC
 
 
-# -- where they are --------------------------------------------------------------------------------
+# -- paths and modes ------------------------------------------------------------------------------
 
 
-def test_defaults_are_private(folder: Path) -> None:
-    """The default folder is for its owner only, as are the sockets and the seed; git ignores it."""
+def test_default_folder_is_private(folder: Path) -> None:
+    """Folder, sockets and seed are for the owner only; git ignores the folder."""
     with running_server(
         "--dir", ".attestkit", "--state-dir", ".attestkit", folder=folder
     ) as server:
         where = folder / ".attestkit"
         assert Path(server.dstack).parent == where
-        assert mode_of(where) == 0o700
+        assert read_mode(where) == 0o700
         assert (where / ".gitignore").read_text() == "*\n"
-        assert {mode_of(server.dstack), mode_of(server.tappd)} == {0o600}
+        assert {read_mode(server.dstack), read_mode(server.tappd)} == {0o600}
         assert all(
-            mode_of(path) & 0o077 == 0
+            read_mode(path) & 0o077 == 0
             for path in where.iterdir()
             if path.name not in {".gitignore", "trust-anchor.pem"}
         )
 
 
-def test_a_server_without_proc(folder: Path, without_proc: tuple[str, ...]) -> None:
-    """It is needed to change a socket's mode or group alone, and the error says so."""
+def test_serve_without_proc(folder: Path, without_proc: tuple[str, ...]) -> None:
+    """Without /proc only --socket-mode and --socket-group fail."""
     with running_server(folder=folder, prefix=without_proc) as server:
-        assert mode_of(server.dstack) == 0o600
+        assert read_mode(server.dstack) == 0o600
         assert call(server.dstack, "Version").status == 200
     options = ("--backend", "simulator", "--dir", str(folder), "--http", "none")
     for more in (("--socket-mode", "660"), ("--socket-group", "65534")):
@@ -74,12 +74,12 @@ def test_a_server_without_proc(folder: Path, without_proc: tuple[str, ...]) -> N
             check=False,
         )
         assert (done.returncode, done.stdout) == (1, "")
-        assert f"{folder}/dstack.sock: cannot be given " in done.stderr
+        assert f"{folder}/dstack.sock: cannot set " in done.stderr
         assert "/proc is not mounted" in done.stderr
 
 
-def test_without_options(folder: Path) -> None:
-    """The simulator is picked by itself, in ./.attestkit or the session's folder."""
+def test_serve_without_options(folder: Path) -> None:
+    """The simulator is selected, in ./.attestkit or $XDG_RUNTIME_DIR."""
     (folder / "run").mkdir(mode=0o755)
     environ = environment(XDG_RUNTIME_DIR=str(folder / "run"), HOME=str(folder / "home"))
     with running_server(
@@ -89,38 +89,38 @@ def test_without_options(folder: Path) -> None:
     options = ("--http", "127.0.0.1:0")
     wrong = [*options, "--seed", "not hex"]
     assert "--seed" in refusal(*wrong, folder=folder, code=1, XDG_RUNTIME_DIR=str(folder / "run"))
-    assert mode_of(folder / "run" / "attestkit") == 0o700
+    assert read_mode(folder / "run" / "attestkit") == 0o700
     assert "--seed" in refusal(*wrong, folder=folder, code=1)
-    assert mode_of(folder / ".attestkit") == 0o700
+    assert read_mode(folder / ".attestkit") == 0o700
 
 
-def test_a_folder_in_use_elsewhere_stays_as_it_is(folder: Path) -> None:
-    """A folder that was there keeps its mode and gets no .gitignore."""
+def test_existing_folder_is_unchanged(folder: Path) -> None:
+    """An existing folder keeps its mode and gets no .gitignore."""
     folder.chmod(0o755)
     with running_server(folder=folder):
-        assert mode_of(folder) == 0o755
+        assert read_mode(folder) == 0o755
         assert not (folder / ".gitignore").exists()
 
 
-def test_an_old_default_folder_is_closed_to_others(folder: Path) -> None:
-    """The default folder is private also if it was not."""
+def test_existing_default_folder_becomes_private(folder: Path) -> None:
+    """The default folder becomes private even if it existed."""
     (folder / ".attestkit").mkdir(mode=0o755)
     refusal("--seed", "zz", folder=folder, code=1)
-    assert mode_of(folder / ".attestkit") == 0o700
+    assert read_mode(folder / ".attestkit") == 0o700
 
 
-def test_modes_and_groups_can_be_chosen(folder: Path) -> None:
+def test_socket_mode_and_group(folder: Path) -> None:
     """--socket-mode and --socket-group apply to both sockets."""
     group = str(os.getgroups()[-1] if os.getgroups() else os.getgid())
     options = ("--socket-mode", "660", "--socket-group", group)
     with running_server(*options, folder=folder) as server:
         for path in (server.dstack, server.tappd):
-            assert mode_of(path) == 0o660
+            assert read_mode(path) == 0o660
             assert Path(path).stat().st_gid == int(group)
 
 
-def test_a_second_server_refuses(folder: Path) -> None:
-    """One folder has one live server; the second says so in a line, and disturbs nothing."""
+def test_second_server_in_folder_is_refused(folder: Path) -> None:
+    """The second server of a folder fails and does not disturb the first."""
     with running_server(folder=folder) as server:
         line = refusal("--dir", str(folder), "--http", "none", folder=folder, code=3)
         assert str(folder) in line
@@ -128,8 +128,8 @@ def test_a_second_server_refuses(folder: Path) -> None:
         assert call(server.dstack, "Version").status == 200
 
 
-def test_a_live_socket_is_not_taken(folder: Path) -> None:
-    """Also where the folder is another, a socket that answers is left alone."""
+def test_live_socket_is_not_replaced(folder: Path) -> None:
+    """A socket that accepts connections is not replaced, even in another folder."""
     other = folder / "other"
     with running_server(folder=folder) as server:
         options = ("--dir", str(other), "--socket", server.dstack, "--http", "none")
@@ -137,8 +137,8 @@ def test_a_live_socket_is_not_taken(folder: Path) -> None:
         assert call(server.dstack, "Version").status == 200
 
 
-def test_what_a_killed_server_left_is_replaced(folder: Path) -> None:
-    """Stale sockets and the lock of a dead process do not keep the next one from starting."""
+def test_stale_sockets_are_replaced(folder: Path) -> None:
+    """Sockets and lock of a killed server do not prevent the next start."""
     with running_server(folder=folder) as server:
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL
     assert (folder / "dstack.sock").is_socket()
@@ -147,8 +147,8 @@ def test_what_a_killed_server_left_is_replaced(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
-def test_what_is_no_socket_is_left_alone(folder: Path, kind: str) -> None:
-    """A file in the way is an error, never removed."""
+def test_non_socket_is_not_removed(folder: Path, kind: str) -> None:
+    """A file at the socket's path is an error and is not removed."""
     path = folder / "dstack.sock"
     if kind == "file":
         path.touch()
@@ -162,8 +162,8 @@ def test_what_is_no_socket_is_left_alone(folder: Path, kind: str) -> None:
     assert not (folder / "tappd.sock").exists()
 
 
-def test_a_taken_port_is_told(folder: Path) -> None:
-    """The line names the option and the address, and what else one can do."""
+def test_port_in_use_is_refused(folder: Path) -> None:
+    """The error names the option and the address."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         line = refusal("--dir", str(folder), "--http", address, folder=folder, code=3)
@@ -171,22 +171,22 @@ def test_a_taken_port_is_told(folder: Path) -> None:
     assert list(folder.glob("*.sock")) == []
 
 
-def test_a_path_that_is_too_long_is_told(folder: Path) -> None:
-    """The kernel's limit on a socket's path is an error in words."""
+def test_long_socket_path_is_refused(folder: Path) -> None:
+    """The error states the kernel's limit of 107 bytes."""
     line = refusal("--dir", str(folder / ("x" * 100)), "--http", "none", folder=folder, code=1)
     assert "107" in line
 
 
-# -- how they end ----------------------------------------------------------------------------------
+# -- shutdown -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_stops_in_good_order(folder: Path, number: int) -> None:
-    """A signal ends it with 0, its own sockets are gone, nothing more is said."""
+def test_signal_stops_gracefully(folder: Path, number: int) -> None:
+    """The exit code is 0, the sockets are removed, and nothing is logged."""
     with running_server(folder=folder) as server:
         said = server.log()
         connection = Connection(server.dstack)
-        connection.call("Version")  # an idle connection does not keep it
+        connection.call("Version")  # idle, so it does not delay shutdown
         assert server.stop(number) == 0
         connection.close()
         assert not os.path.lexists(server.dstack)
@@ -194,8 +194,8 @@ def test_it_stops_in_good_order(folder: Path, number: int) -> None:
         assert server.log() == said
 
 
-def test_a_request_in_flight_is_finished(folder: Path) -> None:
-    """What was begun before the signal is answered after it."""
+def test_active_request_is_finished(folder: Path) -> None:
+    """A request begun before the signal is answered."""
     with running_server(folder=folder) as server, socket.socket(socket.AF_UNIX) as client:
         client.settimeout(60)
         client.connect(server.dstack)
@@ -203,9 +203,9 @@ def test_a_request_in_flight_is_finished(folder: Path) -> None:
             b"POST /Version HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n"
         )
-        assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"  # so it has begun
+        assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"  # the request has begun
         server.process.send_signal(signal.SIGTERM)
-        while True:  # it accepts no more
+        while True:  # until connections are refused
             try:
                 with socket.socket(socket.AF_UNIX) as other:
                     other.connect(server.dstack)
@@ -218,8 +218,8 @@ def test_a_request_in_flight_is_finished(folder: Path) -> None:
         assert server.process.wait(60) == 0
 
 
-def test_somebody_elses_socket_stays(folder: Path) -> None:
-    """A path that no longer leads to our socket is not removed."""
+def test_replaced_socket_is_not_removed(folder: Path) -> None:
+    """A path that is no longer the server's socket is kept."""
     with running_server(folder=folder) as server:
         path = Path(server.dstack)
         path.unlink()

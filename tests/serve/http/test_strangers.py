@@ -1,4 +1,4 @@
-"""Whatever comes in over a socket, nobody gets keys over TCP, and nobody gets a traceback."""
+"""Untrusted input never causes a traceback, and keys are never served over TCP."""
 
 import contextlib
 import random
@@ -14,15 +14,15 @@ from tests.serve.server import Server, running_server
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server that nobody stops before the end."""
+    """Return a server for all tests of this module."""
     with running_server("--dev-http", "127.0.0.1:0") as server:
         yield server
         server.check_log()
 
 
 @pytest.mark.parametrize("method", ["GetKey", "Sign", "EmitEvent", "GetTlsKey", "GetQuote"])
-def test_keys_are_not_on_tcp(server: Server, method: str) -> None:
-    """The external listener knows no method that gives out or uses a key."""
+def test_key_methods_are_not_on_external_listener(server: Server, method: str) -> None:
+    """The external listener has no method that returns or uses a key."""
     for path in (method, f"prpc/{method}", f"prpc/Worker.{method}"):
         assert call(server.url, path, {"path": "x"}).status == 404
 
@@ -30,8 +30,8 @@ def test_keys_are_not_on_tcp(server: Server, method: str) -> None:
 @pytest.mark.parametrize(
     "headers", [{"Origin": "http://localhost"}, {"Host": "attacker.example"}, {"Host": ""}]
 )
-def test_web_pages_get_no_keys(server: Server, headers: dict[str, str]) -> None:
-    """--dev-http refuses what a browser sends for a page."""
+def test_dev_http_refuses_browser_requests(server: Server, headers: dict[str, str]) -> None:
+    """--dev-http refuses requests with an Origin or a foreign Host."""
     connection = Connection(server.dev_url)
     answer = connection.send_request("GET", "/GetKey?path=x", None, headers)
     connection.close()
@@ -40,8 +40,8 @@ def test_web_pages_get_no_keys(server: Server, headers: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("length", ["announced", "chunked"])
-def test_a_body_that_is_too_large_is_not_read(server: Server, length: str) -> None:
-    """Over 10 MiB is refused with the documented words, long before the end."""
+def test_oversized_body_is_not_read(server: Server, length: str) -> None:
+    """A body over 10 MiB is refused with the documented text before its end."""
     chunk = bytes(1 << 20)
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(60)
@@ -64,7 +64,7 @@ def test_a_body_that_is_too_large_is_not_read(server: Server, length: str) -> No
 
 
 def _garbage(seed: int) -> bytes:
-    """Return something that looks like a request until it does not."""
+    """Return a request with random damage."""
     dice = random.Random(seed)
     good = (
         b"POST /%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -96,10 +96,10 @@ def _garbage(seed: int) -> bytes:
     return bytes(request)
 
 
-@pytest.mark.parametrize("which", ["dstack", "tappd", "http", "dev_http"])
-def test_no_input_gets_a_traceback(server: Server, which: str) -> None:
-    """Requests with random damage are answered or refused; the log stays clean, and it lives."""
-    target = server.ready[which]
+@pytest.mark.parametrize("listener", ["dstack", "tappd", "http", "dev_http"])
+def test_damaged_requests_cause_no_traceback(server: Server, listener: str) -> None:
+    """Damaged requests are answered or refused, and the log stays clean."""
+    target = server.ready[listener]
     for seed in range(150):
         connection = Connection(target)
         connection.connect()
@@ -110,7 +110,7 @@ def test_no_input_gets_a_traceback(server: Server, which: str) -> None:
             answer = connection.sock.makefile("rb").read()
             assert answer == b"" or re.match(rb"HTTP/1\.1 (200|400|404|431) ", answer), answer
         connection.close()
-    version = {"tappd": "prpc/Version", "http": "prpc/Version"}.get(which, "Version")
+    version = {"tappd": "prpc/Version", "http": "prpc/Version"}.get(listener, "Version")
     assert call(target, version).status == 200
     server.check_log()
     assert len(server.log().splitlines()) == 5  # the banner

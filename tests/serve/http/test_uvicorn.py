@@ -1,7 +1,6 @@
-"""What we take from uvicorn beyond what it documents is there, and works as we think it does.
+"""The undocumented parts of uvicorn that attestkit uses exist and behave as expected.
 
-`HttpProtocol`, `Cycle` and the listeners stand on its internals. Where a release has moved one of
-them, this says which; and the least release that pyproject.toml allows is the first to have all.
+The minimum version in pyproject.toml is the first with all of them.
 """
 
 import asyncio
@@ -21,7 +20,7 @@ from uvicorn.server import ServerState
 
 from tests.serve.server import PATIENCE, ROOT, running_server
 
-METHODS = {  # that we call, or that uvicorn calls and we have our own of
+METHODS = {  # called or overridden by attestkit
     HttpToolsProtocol: {
         *("_start_asgi_task", "connection_lost", "connection_made", "data_received"),
         *("eof_received", "on_body", "on_header", "on_headers_complete", "on_message_begin"),
@@ -49,22 +48,22 @@ OF_CONFIG = {
 
 
 class _Transport(asyncio.Transport):
-    """A transport that goes nowhere."""
+    """A transport that discards all data."""
 
 
 async def _application(*_: object) -> None:
-    """Answer nobody."""
+    """Send no response."""
 
 
 @pytest.fixture
 def connection() -> HttpToolsProtocol:
-    """A connection of uvicorn's own with two requests; the second waits behind the first."""
+    """Return a uvicorn connection with two requests, the second of which is queued."""
 
     async def main() -> HttpToolsProtocol:
         config = uvicorn.Config(lambda: _application, factory=True, ws="none", log_config=None)
         found = HttpToolsProtocol(config, ServerState(), {})
         found.connection_made(_Transport())
-        found.flow.read_paused = True  # so that it does not ask the transport
+        found.flow.read_paused = True  # avoids a call of the transport
         found.data_received(2 * b"GET / HTTP/1.1\r\n\r\n")
         return found
 
@@ -72,8 +71,8 @@ def connection() -> HttpToolsProtocol:
 
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: str(kind.__name__))
-def test_the_methods(kind: type) -> None:
-    """Each is there, and a coroutine where we take it for one."""
+def test_uvicorn_methods_exist(kind: type) -> None:
+    """Each method exists, and is a coroutine function where it is awaited."""
     assert METHODS[kind] <= set(dir(kind))
     waited_for = {"receive", "run_asgi", "send", "drain", "main_loop", "on_tick", "serve"}
     for name in METHODS[kind]:
@@ -81,8 +80,8 @@ def test_the_methods(kind: type) -> None:
         assert inspect.iscoroutinefunction(getattr(kind, name)) == awaited, name
 
 
-def test_the_attributes(connection: HttpToolsProtocol) -> None:
-    """Those of a connection, of a request and of what the connections of a server share."""
+def test_uvicorn_attributes_exist(connection: HttpToolsProtocol) -> None:
+    """Attributes of connections, requests and the server state exist."""
     assert set(vars(connection)) >= OF_CONNECTION
     assert set(vars(connection.cycle)) >= OF_CYCLE
     assert set(vars(connection.server_state)) >= OF_STATE
@@ -91,8 +90,8 @@ def test_the_attributes(connection: HttpToolsProtocol) -> None:
     assert httptools_impl.STATUS_LINE[404] == b"HTTP/1.1 404 Not Found\r\n"
 
 
-def test_a_request_that_waits(connection: HttpToolsProtocol) -> None:
-    """It is what `_start_asgi_task` takes; its class may be another, as nobody else can say."""
+def test_uvicorn_queued_request_arguments(connection: HttpToolsProtocol) -> None:
+    """A queued request is the arguments of `_start_asgi_task`, and its class can be replaced."""
     assert isinstance(connection.pipeline, deque)
     [waiting] = connection.pipeline
     arguments: dict[str, Any] = (
@@ -104,8 +103,8 @@ def test_a_request_that_waits(connection: HttpToolsProtocol) -> None:
     assert not hasattr(RequestResponseCycle, "__slots__")
 
 
-def test_it_minds_a_client_that_wants_no_second_answer() -> None:
-    """Whether uvicorn tells a request so, on which `Cycle` relies, depends on its release."""
+def test_uvicorn_honours_connection_close() -> None:
+    """The response to `Connection: close` closes the connection in every supported version."""
     with running_server("--limit", "idle_seconds=1h") as server:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), PATIENCE) as client:
@@ -114,8 +113,8 @@ def test_it_minds_a_client_that_wants_no_second_answer() -> None:
     assert b"connection: close" in head.split(b"\r\n")
 
 
-def test_the_least_release() -> None:
-    """pyproject.toml allows none before the first with all of this, and the one that is here."""
+def test_uvicorn_minimum_version() -> None:
+    """The minimum version is at least 0.53 and at most the installed one."""
     [least] = re.findall(r'"uvicorn>=([0-9.]+)"', (ROOT / "pyproject.toml").read_text())
     numbers = [tuple(map(int, text.split("."))) for text in (least, version("uvicorn"))]
     assert (0, 53) <= numbers[0] <= numbers[1]

@@ -1,4 +1,4 @@
-"""`/metrics` is what Prometheus reads: the agent's families as the agent writes them, and ours."""
+"""`/metrics`: the agent's families in the agent's format, and attestkit's families."""
 
 import asyncio
 import contextlib
@@ -23,12 +23,12 @@ from attestkit import _native
 from attestkit.serve import listener_apps
 from attestkit.serve import listener_apps as pages
 from attestkit.serve.counters import BOUNDS
-from attestkit.serve.http.views import Asked
+from attestkit.serve.http.views import ViewRequest
 from attestkit.serve.machine_info import Disk, read_figures
 from attestkit.serve.metrics.agent import _as_the_agent, _machine
 from tests.serve.asgi import Client
 from tests.serve.client import Connection, call
-from tests.serve.docker.engine import run
+from tests.serve.docker.engine import run_with_timeout
 from tests.serve.guests import Blocking, Broken, MakeGuest
 from tests.serve.server import Server, running_server
 from tests.vectors import SHARED
@@ -59,7 +59,7 @@ TABLE: Final = [
     ("disk_used_size", DISK, "Disk used size in bytes"),
     ("disk_usage_percentage", DISK, "Disk usage percentage"),
 ]
-# promtool finds fault with these names, which are the agent's and must stay.
+# promtool reports these names, which are the agent's and must not change.
 ACCEPTED: Final = {
     'system_memory_total non-counter metrics should not have "_total" suffix',
     'system_swap_total non-counter metrics should not have "_total" suffix',
@@ -68,7 +68,7 @@ ACCEPTED: Final = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A running server whose app publishes its figures, with some traffic behind it."""
+    """Return a server whose app publishes metrics, after some requests."""
     with running_server() as server:
         for method, message in (
             ("GetQuote", {"report_data": "1234"}),
@@ -83,7 +83,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def public(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> Client:
-    """A client of an app that publishes its figures."""
+    """Return a client of an app that publishes metrics."""
     return Client(listener_apps.external_app(make_guest(compose=PUBLIC)), loop)
 
 
@@ -115,7 +115,7 @@ def _value(text: str, name: str, /, **labels: str) -> float:
 
 
 def _check(text: str) -> set[str]:
-    """Return what promtool says of metrics; malformed ones fail."""
+    """Return promtool's remarks on metrics; fail if they are malformed."""
     assert PROMTOOL is not None
     done = subprocess.run(
         [PROMTOOL, "check", "metrics"],
@@ -126,22 +126,22 @@ def _check(text: str) -> set[str]:
         check=False,
     )
     remarks = set(done.stderr.splitlines())
-    assert done.returncode == (3 if remarks else 0), done.stderr  # 1: it cannot be read
+    assert done.returncode == (3 if remarks else 0), done.stderr  # 1 means malformed
     assert done.stdout == ""
     return remarks
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
-def test_promtool_reads_them(server: Server) -> None:
-    """All is well formed; of names, only two of the agent's are not as they would be today."""
+def test_promtool_accepts_metrics(server: Server) -> None:
+    """The tool reports only the two names of the agent."""
     text = _scrape(server)
     assert _check(text) == ACCEPTED
     ours = text[text.index("# HELP attestkit_") :]
     assert _check(ours) == set()
 
 
-def test_promtool_example_of_the_document(server: Server) -> None:
-    """The document's own command, but for host and port, gets them."""
+def test_document_example_of_metrics_works(server: Server) -> None:
+    """The document's command, with another host and port, returns the metrics."""
     shown = re.compile(r'^curl "http://[\d.]+:\d+/metrics"$', re.MULTILINE)
     documents = [document.read_text() for document in SHARED.glob("seeds/*.txt")]
     commands = [command for document in documents for command in shown.findall(document)]
@@ -162,15 +162,15 @@ def test_promtool_example_of_the_document(server: Server) -> None:
         assert body.startswith("# HELP system_os_name Operating system name\n")
 
 
-def test_the_agents_families(public: Client) -> None:
-    """Each row of the table: name, labels, help, a gauge; a blank line between."""
+def test_agent_families_match_table(public: Client) -> None:
+    """Each family has the table's name, labels and help, as a gauge, after a blank line."""
     text = _text(public)
     agent = text[: text.index("# HELP attestkit_")]
     blocks = agent.rstrip("\n").split("\n\n")
     assert len(blocks) == len(TABLE)
-    for block, (name, labels, what) in zip(blocks, TABLE, strict=True):
+    for block, (name, labels, help_text) in zip(blocks, TABLE, strict=True):
         first, second, *samples = block.split("\n")
-        assert first == f"# HELP {name} {what}"
+        assert first == f"# HELP {name} {help_text}"
         assert second == f"# TYPE {name} gauge"
         [sample] = samples
         inside = ", ".join(f'{label}="[^"]*"' for label in labels)
@@ -179,8 +179,8 @@ def test_the_agents_families(public: Client) -> None:
         assert re.fullmatch(pattern, sample), sample
 
 
-def test_the_agents_values(public: Client) -> None:
-    """The values are this machine's, and those that belong together agree."""
+def test_agent_values_match_machine(public: Client) -> None:
+    """The values are this machine's and consistent."""
     text, figures = _text(public), read_figures()
     assert _value(text, "system_os_name", os_name=figures.os_name) == 1
     assert _value(text, "system_os_version", os_version=figures.os_version) == 1
@@ -206,25 +206,25 @@ def test_the_agents_values(public: Client) -> None:
 
 
 def test_families_without_samples(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """Where no disk is at the mount points asked for, help and type are there, and nothing else."""
+    """Without a disk at the mount points only help and type are written."""
     guest = make_guest(compose=PUBLIC, data_disks=["/no/such/mount"])
     text = _text(Client(listener_apps.external_app(guest), loop))
-    for name, _, what in TABLE[-4:]:
-        assert f"# HELP {name} {what}\n# TYPE {name} gauge\n\n" in text
+    for name, _, help_text in TABLE[-4:]:
+        assert f"# HELP {name} {help_text}\n# TYPE {name} gauge\n\n" in text
         assert f"\n{name}" not in text
 
 
-def test_an_empty_disk_is_not_full() -> None:
-    """A file system without a size has a percentage of 0, written as the number it is."""
+def test_disk_without_size_is_not_full() -> None:
+    """The usage of a file system of size 0 is 0."""
     figures = read_figures()._replace(disks=(Disk("d", "/", 0, 0),))
     text = _as_the_agent(list(_machine(figures))[-1])
     assert text.endswith('disk_usage_percentage{name="d", mount_point="/"} 0\n')
 
 
-# The parser that reads it here takes a carriage return for the end of a line; promtool does not.
+# This parser treats a carriage return as the end of a line; promtool does not.
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\r")))
 def test_label_values_are_escaped(value: str) -> None:
-    """Whatever a label's value holds, it is read back as it was, and stays one sample."""
+    """Any label value is restored by the parser, in one sample."""
     family = GaugeMetricFamily("disk_total_size", "Disk total size in bytes", labels=("a", "b"))
     family.add_metric((value, value), 7)
     text = _as_the_agent(family)
@@ -235,8 +235,8 @@ def test_label_values_are_escaped(value: str) -> None:
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
-def test_hostile_label_values_are_read_by_promtool() -> None:
-    """Quotes, backslashes, line ends and foreign letters are no way out of a label."""
+def test_promtool_accepts_hostile_label_values() -> None:
+    """Quotes, backslashes and line ends cannot end a label."""
     family = GaugeMetricFamily("disk_free_size", "Disk free size in bytes", labels=("name",))
     for value in ('"} 1\nevil 2\n', "\\", '\\"', "\\n", "a\rb", "\u202e\u0446", "\0", "x" * 10000):
         family.add_metric((value,), 1)
@@ -244,7 +244,7 @@ def test_hostile_label_values_are_read_by_promtool() -> None:
 
 
 def test_requests_are_counted(server: Server) -> None:
-    """Requests by listener, method and status; strangers' names are one, called other."""
+    """Requests are counted by listener, method and status; unknown methods are `other`."""
     text = _scrape(server)
 
     def count(method: str, status: str) -> float:
@@ -259,7 +259,7 @@ def test_requests_are_counted(server: Server) -> None:
 
 
 def test_durations_are_a_histogram(server: Server) -> None:
-    """By listener and method, in cumulated buckets whose last has them all."""
+    """Durations are cumulative buckets by listener and method."""
     text = _scrape(server)
     of_quotes = {"listener": "dstack", "method": "GetQuote"}
     buckets = [
@@ -273,8 +273,8 @@ def test_durations_are_a_histogram(server: Server) -> None:
     assert _families(text)["attestkit_request_duration_seconds"].type == "histogram"
 
 
-def test_the_rest_of_ours(server: Server) -> None:
-    """Quotes, length of the log, what runs, and the process itself."""
+def test_other_metrics(server: Server) -> None:
+    """Quotes, runtime events, build info and process metrics."""
     text = _scrape(server)
     assert _value(text, "attestkit_quotes_total") == 1
     events = _value(text, "attestkit_runtime_events")
@@ -294,8 +294,10 @@ def test_the_rest_of_ours(server: Server) -> None:
     assert _value(text, "attestkit_open_log_streams") == 0
 
 
-def test_refusals_and_connections(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """What listeners note in the statistics is shown."""
+def test_refusals_and_connections_are_shown(
+    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
+) -> None:
+    """Refusals, connections and log streams are shown."""
     guest = make_guest(compose=PUBLIC)
     client = Client(listener_apps.external_app(guest), loop)
     traffic = guest.stats.of("http")
@@ -309,7 +311,7 @@ def test_refusals_and_connections(make_guest: MakeGuest, loop: asyncio.AbstractE
 
 
 def test_device_errors_are_counted(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """By the class of the error; a device that fails does not take the metrics with it."""
+    """Errors are counted by class, and do not break the metrics."""
     guest = make_guest(Broken, compose=PUBLIC)
     assert Client(listener_apps.dstack_app(guest), loop).post("/GetQuote").status == 500
     assert Client(listener_apps.dstack_app(guest), loop).post("/Attest").status == 500
@@ -318,24 +320,24 @@ def test_device_errors_are_counted(make_guest: MakeGuest, loop: asyncio.Abstract
     assert _value(text, "attestkit_quotes_total") == 0
 
 
-def test_the_log_is_read_in_the_devices_thread(
+def test_blocking_device_counts_events(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """On a device that blocks the length of the log is there too."""
+    """On a blocking device the number of events is shown."""
     text = _text(Client(listener_apps.external_app(make_guest(Blocking, compose=PUBLIC)), loop))
     assert _value(text, "attestkit_runtime_events") == 9
 
 
-def test_nobody_waits_for_a_busy_device(make_guest: MakeGuest) -> None:
-    """While another question takes its time, the number of events is the last, or left out."""
+def test_busy_device_does_not_delay_metrics(make_guest: MakeGuest) -> None:
+    """While the device is busy, the last number of events is shown, or none."""
 
     async def main() -> None:
         guest = make_guest(Blocking, compose=PUBLIC)
-        show = pages.page_views(guest)["/metrics"].show
+        show = pages.make_views(guest)["/metrics"].show
         done = threading.Event()
 
         async def events() -> str:
-            body = (await show(guest, Asked())).body
+            body = (await show(guest, ViewRequest())).body
             assert isinstance(body, bytes)
             found = re.search(r"^attestkit_runtime_events (.*)$", body.decode(), re.MULTILINE)
             return found[1] if found else ""
@@ -353,33 +355,33 @@ def test_nobody_waits_for_a_busy_device(make_guest: MakeGuest) -> None:
             assert await events() == "9.0"
         await asyncio.to_thread(guest.close)
 
-    run(main())
+    run_with_timeout(main())
 
 
-def test_only_where_the_app_publishes_them(external: Client) -> None:
-    """An app that does not say public_sysinfo has no metrics."""
+def test_metrics_require_public_sysinfo(external: Client) -> None:
+    """Metrics require public_sysinfo."""
     response = external.get("/metrics")
     assert (response.status, response.error()) == (404, "No such path: /metrics")
 
 
-def test_no_body_for_head(public: Client) -> None:
-    """HEAD gets the type, which is the agent's."""
+def test_head_has_no_body(public: Client) -> None:
+    """HEAD has the agent's content type and no body."""
     response = public.request("HEAD", "/metrics")
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
 
 
-def test_a_machine_that_does_not_tell(
+def test_unreadable_figures_are_500(
     public: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without figures it is a 500 with the agent's text, in JSON."""
+    """Unreadable figures are a 500 with the agent's text in JSON."""
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     response = public.get("/metrics")
     assert response.status == 500
-    assert response.error().startswith("Failed to get system info: the machine does not tell")
+    assert response.error().startswith("Failed to get system info: system information: ")
 
 
-def test_the_global_registry_stays_empty_of_ours(public: Client) -> None:
-    """Two apps in one program show the same families, and neither adds to the program's own."""
+def test_global_registry_is_unchanged(public: Client) -> None:
+    """Two apps in one program serve the same families and do not use the global registry."""
     from prometheus_client import REGISTRY
 
     before = {metric.name for metric in REGISTRY.collect()}

@@ -1,4 +1,4 @@
-"""A page as a test reads it, and engines that have containers for it."""
+"""Parser of the dashboard page, and fake container engines."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,25 +6,25 @@ from html.parser import HTMLParser
 
 from attestkit.serve import listener_apps
 from attestkit.serve.docker.engine import Container
-from attestkit.serve.http.views import Answer, Asked, View
+from attestkit.serve.http.views import View, ViewRequest, ViewResponse
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.services.context import Guest
 from attestkit.serve.services.worker_api import SERVICE
 from tests.serve.asgi import Client
 from tests.untyped import untyped
 
-__all__ = ["Engine", "Page", "client_with", "container", "page_of"]
+__all__ = ["Engine", "Page", "create_client", "create_container", "read_page"]
 
 
 class Page(HTMLParser):
-    """What a page shows: its rows by label, headings, tables, links, and every tag."""
+    """A parsed page: rows by label, headings, tables, links and tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.rows: dict[str, str] = {}
-        self.table: list[list[str]] = []  # the rows of cells without a heading of their own
+        self.table: list[list[str]] = []  # rows of cells without a row heading
         self.headings: list[str] = []
-        self.places: list[int] = []  # of the headings in the text
+        self.addresses: list[int] = []  # numbers of the headings in the text
         self.tags: list[str] = []
         self.links: list[str] = []
         self.attributes: set[str] = set()
@@ -37,7 +37,7 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a tag and what is in it."""
+        """Record a tag and its attributes."""
         self.tags.append(tag)
         self.attributes |= {name for name, _ in attrs}
         self.links += [value or "" for name, value in attrs if name == "href" and tag == "a"]
@@ -45,14 +45,14 @@ class Page(HTMLParser):
             self._open.append(tag)
         if tag in {"h1", "h2", "title"}:
             self.headings.append("")
-            self.places.append(len(self.text))
+            self.addresses.append(len(self.text))
         elif tag == "tr":
             self._label, self._cells = "", []
         elif tag == "td":
             self._cells.append("")
 
     def handle_endtag(self, tag: str) -> None:
-        """Note the end of a tag; they must be nested."""
+        """Check the nesting of tags."""
         assert self._open.pop() == tag
         if tag == "tr" and self._label:
             self.rows[self._label.strip()] = self._cells[0].strip()
@@ -60,7 +60,7 @@ class Page(HTMLParser):
             self.table += [[cell.strip() for cell in self._cells]] if self._cells else []
 
     def handle_data(self, data: str) -> None:
-        """Note text, by where it stands."""
+        """Record text by its parent."""
         self.text += data
         for tag in self._open:
             if tag in {"h1", "h2", "title"}:
@@ -75,11 +75,11 @@ class Page(HTMLParser):
     def section(self, heading: str) -> str:
         """Return the text from one heading to the next."""
         at = self.headings.index(heading)
-        places = [*self.places, len(self.text)]
+        places = [*self.addresses, len(self.text)]
         return self.text[places[at] : places[at + 1]]
 
 
-def container(
+def create_container(
     names: Sequence[str],
     image: str = "an-image:1",
     state: str = "running",
@@ -91,14 +91,14 @@ def container(
 
 
 class Engine:
-    """An engine with such containers, or with something to complain about; counts its calls."""
+    """A fake engine with containers or an error; counts its calls."""
 
     def __init__(self, *containers: Container, fault: Exception | None = None) -> None:
         self.containers = containers
         self.fault = fault
         self.asked = 0
 
-    async def list(self) -> Sequence[Container]:
+    async def list_containers(self) -> Sequence[Container]:
         """Return the containers."""
         self.asked += 1
         if self.fault is not None:
@@ -106,22 +106,22 @@ class Engine:
         return self.containers
 
 
-async def _nothing(_: Guest, asked: Asked) -> Answer:
-    return Answer(b"text/plain", asked.name.encode())
+async def _nothing(_: Guest, asked: ViewRequest) -> ViewResponse:
+    return ViewResponse(b"text/plain", asked.name.encode())
 
 
-def page_of(client: Client) -> Page:
+def read_page(client: Client) -> Page:
     """Return the page at `/`."""
     response = client.get("/")
     assert response.status == 200, response.body
     return Page(response.body.decode())
 
 
-def client_with(
+def create_client(
     guest: Guest, engine: Engine, loop: asyncio.AbstractEventLoop, *paths: str
 ) -> Client:
-    """Return a client of the pages of a guest with an engine, and views at other paths besides."""
+    """Return a client of a guest's pages, with an engine and other views."""
     guest.containers = untyped(engine)
     others = {path: View(_nothing, named=path.endswith("/")) for path in paths}
-    app = RpcApp(guest, [SERVICE], views=listener_apps.page_views(guest, others))
+    app = RpcApp(guest, [SERVICE], views=listener_apps.make_views(guest, others))
     return Client(app, loop)

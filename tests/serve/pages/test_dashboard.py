@@ -1,4 +1,4 @@
-"""The page for browsers says who the app is and what runs, whatever any of it is called."""
+"""The dashboard shows the app's identity, measurements, machine and containers, escaped."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from attestkit.serve.pages import dashboard
 from attestkit.serve.pages.event_timeline import FIRST, LAST
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW, Blocking, Broken, Counting, MakeGuest
-from tests.serve.pages.page import Engine, Page, client_with, container, page_of
+from tests.serve.pages.page import Engine, Page, create_client, create_container, read_page
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -26,8 +26,8 @@ HOSTILE = (
 )
 
 
-def test_page_says_who_the_app_is(dstack: Client, external: Client) -> None:
-    """Identity, measurements and headings are on it, and that nothing of it is real."""
+def test_page_shows_app_identity(dstack: Client, external: Client) -> None:
+    """The page shows identity and measurements, and that they are simulated."""
     response = external.get("/")
     assert (response.status, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
     page, info = Page(response.body.decode()), dstack.get("/Info").json()
@@ -57,9 +57,9 @@ def test_page_says_who_the_app_is(dstack: Client, external: Client) -> None:
     assert "readonly" in page.attributes
 
 
-def test_registers_and_timeline(dstack: Client, external: Client) -> None:
-    """Each register and each event is there, with its digest and, where readable, its data."""
-    page = page_of(external)
+def test_page_shows_registers_and_events(dstack: Client, external: Client) -> None:
+    """Each register and event is shown, with digest and readable data."""
+    page = read_page(external)
     tcb = json.loads(dstack.get("/Info").json()["tcb_info"])
     for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"):
         assert page.rows[name.upper()] == tcb[name]
@@ -70,12 +70,12 @@ def test_registers_and_timeline(dstack: Client, external: Client) -> None:
     assert '{"name":"none","id":""}' in shown
 
 
-def test_an_event_is_shown_at_once(dstack: Client, external: Client) -> None:
-    """What is emitted between two looks is in the second, and so is the register's new value."""
-    before = page_of(external)
+def test_page_shows_new_event_immediately(dstack: Client, external: Client) -> None:
+    """A new event and the new register value are in the next page."""
+    before = read_page(external)
     payload = json.dumps({"rev": 12}).encode()
     assert dstack.post("/EmitEvent", {"event": "reloaded", "payload": payload.hex()}).status == 200
-    after = page_of(external)
+    after = read_page(external)
     assert "reloaded" not in before.text
     assert "reloaded" in after.text
     assert payload.decode() in after.text
@@ -83,25 +83,23 @@ def test_an_event_is_shown_at_once(dstack: Client, external: Client) -> None:
     assert before.rows["RTMR2"] == after.rows["RTMR2"]
 
 
-def test_looking_does_not_work_the_device(
+def test_page_requests_create_one_quote(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Strangers may look as often as they like: evidence is made once."""
+    """Evidence is created once, however often the page is requested."""
     guest = make_guest(Counting)
     client = Client(listener_apps.external_app(guest), loop)
-    page_of(client)
+    read_page(client)
     assert isinstance(guest.attester.backend, Counting)
     quotes = guest.attester.backend.quotes
     for _ in range(5):
-        page_of(client)
+        read_page(client)
     assert guest.attester.backend.quotes == quotes
 
 
-def test_page_on_a_device_that_blocks(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
-    """The device's thread asks it, and the page is the same."""
-    page = page_of(Client(listener_apps.external_app(make_guest(Blocking)), loop))
+def test_page_on_blocking_device(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """The page is the same on a blocking device."""
+    page = read_page(Client(listener_apps.external_app(make_guest(Blocking)), loop))
     assert page.rows["App Name"] == "an app"
 
 
@@ -109,39 +107,39 @@ def test_page_on_a_device_that_blocks(
 def test_values_are_escaped(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, name: str
 ) -> None:
-    """Nothing that the app, its events, its containers or its engine say becomes markup."""
-    usual = page_of(client_with(make_guest(), Engine(container(["a"])), loop, "/logs/"))
+    """Values of the app, its events, containers and engine never become markup."""
+    usual = read_page(create_client(make_guest(), Engine(create_container(["a"])), loop, "/logs/"))
     guest = make_guest(compose={"name": name, "docker_compose_file": f"</textarea>{name}"})
-    hostile = container([f"{name}"], image=name, state=name, status=name, identity=name)
-    client = client_with(guest, Engine(hostile), loop, "/logs/")
-    page = page_of(client)
+    hostile = create_container([f"{name}"], image=name, state=name, status=name, identity=name)
+    client = create_client(guest, Engine(hostile), loop, "/logs/")
+    page = read_page(client)
     assert page.rows["App Name"] == name
     assert page.table[-1] == [name, name, "Follow Last 1,000", name]
     assert page.tags == usual.tags
     assert page.attributes == usual.attributes
     guest.attester.emit_event(name, name.encode())
-    emitted = page_of(client)
+    emitted = read_page(client)
     assert emitted.section("Timeline").count(name) == 2  # its name and its data
     assert set(emitted.tags) == set(usual.tags)
     assert emitted.attributes == usual.attributes
-    engine = Engine(fault=BackendUnavailableError(name))
-    assert name in page_of(client_with(guest, engine, loop)).section("Deployed Containers")
+    engine = Engine(fault=BackendUnavailableError(name, reason="missing"))
+    assert name in read_page(create_client(guest, engine, loop)).section("Deployed Containers")
 
 
-def test_directions_are_shown_as_numbers(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
-    """What would turn the text around it, or hide in it, is shown for what it is."""
+def test_bidi_controls_are_escaped(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """Direction and invisible characters are shown as escapes."""
     guest = make_guest(compose={"name": "a\u202eb\u200bc\n"})
-    page = page_of(client_with(guest, Engine(container(["x\u202e"])), loop))
+    page = read_page(create_client(guest, Engine(create_container(["x\u202e"])), loop))
     assert page.rows["App Name"] == "a\\u202eb\\u200bc\\u000a"
     assert page.table[-1][0] == "x\\u202e"
 
 
-def test_hidden_measurements(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """An app that hides its measurements shows none here, and nothing leads to where they were."""
+def test_hidden_measurements_are_not_linked(
+    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
+) -> None:
+    """With public_tcbinfo false neither measurements nor links to them are shown."""
     guest = make_guest(compose={"public_tcbinfo": False})
-    page = page_of(Client(listener_apps.external_app(guest), loop))
+    page = read_page(Client(listener_apps.external_app(guest), loop))
     assert "TCB info is not public" in page.text
     registers = guest.attester.registers()
     assert registers[3].hex() not in page.text
@@ -150,31 +148,33 @@ def test_hidden_measurements(make_guest: MakeGuest, loop: asyncio.AbstractEventL
     assert "system-ready" not in page.text
 
 
-def test_page_without_evidence(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """When the platform fails the page is a 500 with a JSON error."""
+def test_page_without_evidence_is_500(
+    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
+) -> None:
+    """If the platform fails, the page is a 500 with a JSON error."""
     response = Client(listener_apps.external_app(make_guest(Broken)), loop).get("/")
     assert response.status == 500
     assert response.error().startswith("Failed to get worker info: Failed to get attestation: ")
 
 
-def test_page_without_figures(
+def test_page_without_figures_is_500(
     make_guest: MakeGuest,
     loop: asyncio.AbstractEventLoop,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """So it is when the machine does not tell its figures, where the app publishes them."""
+    """If the machine's figures are public and unreadable, the page is a 500."""
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     guest = make_guest(compose={"public_sysinfo": True})
     response = Client(listener_apps.external_app(guest), loop).get("/")
     assert response.status == 500
-    assert response.error().startswith("Failed to get worker info: the machine does not tell")
+    assert response.error().startswith("Failed to get worker info: system information: ")
     assert Client(listener_apps.external_app(make_guest()), loop).get("/").status == 200
 
 
-def test_figures(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """An app with public_sysinfo shows the machine, in rows that are named as documented."""
-    page = page_of(
+def test_public_figures_are_shown(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """With public_sysinfo the machine's figures have the documented rows."""
+    page = read_page(
         Client(listener_apps.external_app(make_guest(compose={"public_sysinfo": True})), loop)
     )
     size = r"\d+\.\d\d [KMGT]?B"
@@ -192,21 +192,21 @@ def test_figures(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None
     assert "Disk 1" not in page.rows
 
 
-def test_no_figures_unasked(external: Client) -> None:
-    """Other apps show none, and no link to metrics that are not there."""
-    page = page_of(external)
+def test_figures_are_hidden_by_default(external: Client) -> None:
+    """Figures, and links to metrics, require public_sysinfo."""
+    page = read_page(external)
     assert "Memory Usage" not in page.rows
     assert "/metrics" not in page.links
 
 
-def test_containers(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """All of them, running or not, by their names, with links to their logs."""
+def test_containers_are_listed(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """All containers are listed by name, with links to their logs."""
     engine = Engine(
-        container(["gateway-1", "alias"], identity="1"),
-        container(["migrate"], "img", "exited", "Exited (0) 2 minutes ago", identity="2"),
-        container([], identity="3"),
+        create_container(["gateway-1", "alias"], identity="1"),
+        create_container(["migrate"], "img", "exited", "Exited (0) 2 minutes ago", identity="2"),
+        create_container([], identity="3"),
     )
-    page = page_of(client_with(make_guest(), engine, loop, "/logs/"))
+    page = read_page(create_client(make_guest(), engine, loop, "/logs/"))
     assert "NameStatusLogsImage" in page.section("Deployed Containers")
     assert page.table == [
         ["gateway-1", "Up 3 minutes", "Follow Last 1,000", "an-image:1"],
@@ -217,85 +217,89 @@ def test_containers(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> N
     assert "/logs/migrate?text&bare&timestamps" in page.links
 
 
-def test_a_link_to_logs_is_one_segment(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
-    """Whatever a container is called, its link asks for the logs of that name."""
+def test_log_link_is_one_segment(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """A link to logs contains any container name as one segment."""
     name = "../a/b?follow=no#c%2Fd"
-    client = client_with(make_guest(), Engine(container([f"{name}"])), loop, "/logs/")
-    links = [link for link in page_of(client).links if link.startswith("/logs/")]
+    client = create_client(make_guest(), Engine(create_container([f"{name}"])), loop, "/logs/")
+    links = [link for link in read_page(client).links if link.startswith("/logs/")]
     assert len(links) == 2
     for link in links:
         assert client.get(link).body == name.encode()
 
 
-def test_no_links_to_logs_that_are_not_public(
+def test_private_logs_are_not_linked(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Where logs are not served the table has no such column."""
-    page = page_of(client_with(make_guest(), Engine(container(["a"])), loop))
+    """Without public_logs the table has no column for logs."""
+    page = read_page(create_client(make_guest(), Engine(create_container(["a"])), loop))
     assert "NameStatusImage" in page.section("Deployed Containers")
     assert page.table == [["a", "Up 3 minutes", "an-image:1"]]
     assert not any(link.startswith("/logs") for link in page.links)
 
 
-def test_no_containers(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """Where there are none the page says so."""
-    page = page_of(client_with(make_guest(), Engine(), loop))
-    assert page.table == []
-    assert "There are none." in page.text
-
-
-def test_an_engine_that_cannot_be_reached(
+def test_empty_container_list_is_stated(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """The table is empty, the page says why, and everything else is there."""
-    engine = Engine(fault=BackendUnavailableError("no engine at /var/run/docker.sock"))
-    page = page_of(client_with(make_guest(), engine, loop))
+    """Without containers the page states so."""
+    page = read_page(create_client(make_guest(), Engine(), loop))
     assert page.table == []
-    assert "The container engine cannot be reached." in page.text
+    assert "No containers." in page.text
+
+
+def test_unreachable_engine_is_reported(
+    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
+) -> None:
+    """The page shows the engine's error and everything else."""
+    engine = Engine(
+        fault=BackendUnavailableError("no engine at /var/run/docker.sock", reason="missing")
+    )
+    page = read_page(create_client(make_guest(), engine, loop))
+    assert page.table == []
+    assert "The container engine is unavailable." in page.text
     assert "no engine at /var/run/docker.sock" in page.text
     assert page.rows["App Name"] == "an app"
 
 
-def test_an_engine_that_hangs(
+def test_hanging_engine_is_reported(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The page does not wait for it forever."""
+    """The page waits for the engine up to a timeout."""
 
-    class Hanging(Engine):
-        async def list(self) -> Sequence[Container]:
+    class HangingEngine(Engine):
+        async def list_containers(self) -> Sequence[Container]:
             await asyncio.Event().wait()
             return ()
 
     monkeypatch.setattr(dashboard, "_ENGINE_SECONDS", 0.01)
-    page = page_of(client_with(make_guest(), Hanging(), loop))
-    assert "It did not answer within 0.01 seconds." in page.text
+    page = read_page(create_client(make_guest(), HangingEngine(), loop))
+    assert "It did not respond within 0.01 seconds." in page.text
 
 
-def test_the_engine_is_asked_once_a_second(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
-    """Strangers cannot work the engine; a clock set back does not keep an old answer."""
+def test_engine_requests_are_cached(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """The engine is called once per second; a clock set back refreshes the cache."""
     clock = [float(NOW)]
-    engine = Engine(container(["a"]))
-    client = client_with(make_guest(now=lambda: clock[0]), engine, loop)
+    engine = Engine(create_container(["a"]))
+    client = create_client(make_guest(now=lambda: clock[0]), engine, loop)
     for at, asked in ((0, 1), (0, 1), (0.9, 1), (1.1, 2), (1.2, 2), (-5, 3)):
         clock[0] = NOW + at
-        page_of(client)
+        read_page(client)
         assert engine.asked == asked, at
 
 
-def test_many_containers(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """The table has an end, and says how many there are."""
-    engine = Engine(*[container([f"c{index}"], identity=str(index)) for index in range(1500)])
-    page = page_of(client_with(make_guest(), engine, loop))
+def test_many_containers_are_truncated(
+    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
+) -> None:
+    """The table has at most 200 rows and states the number of containers."""
+    engine = Engine(
+        *[create_container([f"c{index}"], identity=str(index)) for index in range(1500)]
+    )
+    page = read_page(create_client(make_guest(), engine, loop))
     assert len(page.table) == 200
     assert "The first 200 of 1,500 containers." in page.text
 
 
-def test_a_long_log(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """Ten thousand events, one of them of a megabyte, make a page of a few hundred kilobytes."""
+def test_long_log_is_truncated(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """The page of a log with 10,000 events stays below 500 kB."""
     guest = make_guest()
     client = Client(listener_apps.external_app(guest), loop)
     for index in range(10_000):

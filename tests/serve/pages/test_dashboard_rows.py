@@ -1,10 +1,10 @@
-"""The facts of the dashboard are written as the guest agent writes them."""
+"""Rows of the dashboard, in the guest agent's format."""
 
 import pytest
 
 from attestkit.serve.machine_info import Disk, Figures, Load, Memory
 from attestkit.serve.pages.dashboard_rows import (
-    Row,
+    DashboardRow,
     duration_text,
     identity_rows,
     machine_rows,
@@ -26,13 +26,13 @@ FIGURES = Figures(
 )
 
 
-def _said(rows: list[Row]) -> list[tuple[str, str]]:
+def _label_and_value(rows: list[DashboardRow]) -> list[tuple[str, str]]:
     return [(row.label, row.value) for row in rows]
 
 
-def test_the_machine() -> None:
-    """Labels, their order, and the values in them."""
-    assert _said(machine_rows(FIGURES)) == [
+def test_machine_rows() -> None:
+    """Labels, order and values of the machine."""
+    assert _label_and_value(machine_rows(FIGURES)) == [
         ("Operating System", "DStack 0.5.4"),
         ("Kernel Version", "6.9.0-dstack"),
         ("CPU", "cpu0 @2600 MHz (4 cores)"),
@@ -45,8 +45,8 @@ def test_the_machine() -> None:
     ]
 
 
-def test_how_full_it_is() -> None:
-    """In percent where there is something to fill; what a mount point is called stays harmless."""
+def test_machine_rows_usage() -> None:
+    """Usage in percent where there is a size; mount points are escaped."""
     rows = {row.label: row for row in machine_rows(FIGURES)}
     assert rows["Memory Usage"].full == 25.0
     assert rows["Swap Usage"].full is None
@@ -55,8 +55,8 @@ def test_how_full_it_is() -> None:
     assert rows["Disk 1"].note == "Free / Total of /data\\u000a"
 
 
-def test_the_app() -> None:
-    """Labels, their order; the maker of the machine and the hashes only where there are some."""
+def test_identity_rows() -> None:
+    """Labels and order of the app; vendor and hashes only if present."""
     info = AppInfo(app_id=b"\1", instance_id=b"\2", app_name="a", device_id=b"\3")
     plain = [
         ("App Name", "a"),
@@ -65,12 +65,12 @@ def test_the_app() -> None:
         ("Device ID", "03"),
         ("Key Provider Info", ""),
     ]
-    assert _said(identity_rows(info)) == plain
-    for vendor, product, maker in (("v", "p", "v (p)"), ("", "p", " (p)"), ("v", "", "v ()")):
+    assert _label_and_value(identity_rows(info)) == plain
+    for vendor, product, provider in (("v", "p", "v (p)"), ("", "p", " (p)"), ("v", "", "v ()")):
         made = info._replace(cloud_vendor=vendor, cloud_product=product)
-        assert _said(identity_rows(made)) == [*plain, ("Machine Provider", maker)]
+        assert _label_and_value(identity_rows(made)) == [*plain, ("Machine Provider", provider)]
     hashed = info._replace(compose_hash=b"\4", os_image_hash=b"\5")
-    assert _said(identity_rows(hashed)) == [
+    assert _label_and_value(identity_rows(hashed)) == [
         *plain,
         ("Compose Hash", "04"),
         ("OS Image Hash", "05"),
@@ -90,8 +90,8 @@ def test_the_app() -> None:
         (1024**7, "1024.00 EB"),
     ],
 )
-def test_sizes(size: int, text: str) -> None:
-    """Divided by 1024 until below it, two digits behind the point."""
+def test_size_text(size: int, text: str) -> None:
+    """Sizes are divided by 1024, with two decimals."""
     assert size_text(size) == text
 
 
@@ -105,6 +105,6 @@ def test_sizes(size: int, text: str) -> None:
         (86400 * 400, "400 d 0 h"),
     ],
 )
-def test_durations(seconds: int, text: str) -> None:
+def test_duration_text(seconds: int, text: str) -> None:
     """The two largest units."""
     assert duration_text(seconds) == text

@@ -1,4 +1,4 @@
-"""What is shown of registers and events has an end, and says what it left out."""
+"""Registers and events of the dashboard are bounded, and omissions are stated."""
 
 import pytest
 from hypothesis import given
@@ -14,8 +14,8 @@ from attestkit.serve.pages.event_timeline import (
     Measurements,
     measurements,
 )
-from attestkit.serve.rpc.response_template import LongText
-from attestkit.serve.services.context import Measured
+from attestkit.serve.rpc.response_template import EscapedText
+from attestkit.serve.services.context import AppMeasurements
 
 REGISTERS = {name: bytes([at]) * 48 for at, name in enumerate(("mrtd", "rtmr0", "rtmr1"))}
 NONE = dict.fromkeys(("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"))
@@ -27,39 +27,39 @@ def _event(name: str, *, runtime: bool = True, payload: bytes = b"") -> Event:
     return Event(0, 4, bytes([0xAB]) * 48, name, payload)
 
 
-def _shown(
+def _measurements(
     *events: Event, registers: dict[str, bytes] | None = None, text: str = "{}"
 ) -> Measurements:
-    found = LongText((text,), (b"",))
-    return measurements(Measured({**NONE, **(registers or {})}, EventLog(events), found))
+    found = EscapedText((text,), (b"",))
+    return measurements(AppMeasurements({**NONE, **(registers or {})}, EventLog(events), found))
 
 
-def test_nothing_is_shown_of_what_is_hidden() -> None:
-    """Where nothing is told there is nothing to show."""
+def test_hidden_measurements_are_empty() -> None:
+    """Without measurements nothing is shown."""
     shown = measurements(None)
     assert (shown.registers, shown.boot.total, shown.runtime.total, shown.text) == ((), 0, 0, "")
 
 
-def test_registers() -> None:
-    """Those that there are, their values whole when the groups are joined."""
-    shown = _shown(registers=REGISTERS)
+def test_registers_are_grouped() -> None:
+    """Existing registers are shown; the joined groups are the value."""
+    shown = _measurements(registers=REGISTERS)
     assert [register.name for register in shown.registers] == ["MRTD", "RTMR0", "RTMR1"]
     for register, value in zip(shown.registers, REGISTERS.values(), strict=True):
         assert register.value == "".join(register.groups) == value.hex()
         assert len(register.groups) == 12
 
 
-def test_a_platform_without_registers() -> None:
-    """SEV-SNP has none, and its TCB info is shown all the same."""
-    shown = _shown()
+def test_platform_without_registers() -> None:
+    """Without registers, as on SEV-SNP, the TCB info is still shown."""
+    shown = _measurements()
     assert shown.registers == ()
     assert shown.text
 
 
-def test_boot_and_runtime_are_told_apart() -> None:
-    """By the type of the event, each with its place in the whole log."""
+def test_boot_and_runtime_events_are_separate() -> None:
+    """Events are separated by type and keep their number in the log."""
     event = _event("a")
-    shown = _shown(_event("", runtime=False), event, _event("", runtime=False))
+    shown = _measurements(_event("", runtime=False), event, _event("", runtime=False))
     assert [entry.number for entry in shown.boot.entries] == [0, 2]
     [entry] = shown.runtime.entries
     assert (entry.number, entry.register, entry.name) == (1, "RTMR3", "a")
@@ -67,10 +67,10 @@ def test_boot_and_runtime_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1, 5000])
-def test_a_long_span_has_a_gap(more: int) -> None:
-    """Up to a number all are shown, from then on the first and the last."""
+def test_long_log_has_gap(more: int) -> None:
+    """Of a long log the first and last events are shown."""
     total = FIRST + LAST + more
-    shown = _shown(*[_event(f"e{index}") for index in range(total)]).runtime
+    shown = _measurements(*[_event(f"e{index}") for index in range(total)]).runtime
     assert shown.total == total
     assert shown.gap == max(0, more)
     assert len(shown.entries) + shown.gap == total
@@ -82,8 +82,8 @@ def test_a_long_span_has_a_gap(more: int) -> None:
         assert numbers == list(range(total))
 
 
-def test_only_what_is_shown_is_made_readable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log may have 65,536 events, and everybody else waits while they are read."""
+def test_only_shown_events_are_formatted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events in the gap are not formatted, because a log may have 65,536 events."""
     made: list[Event] = []
 
     def name_of(event: Event) -> str:
@@ -91,25 +91,25 @@ def test_only_what_is_shown_is_made_readable(monkeypatch: pytest.MonkeyPatch) ->
         return event.name
 
     monkeypatch.setattr(event_timeline, "event_name", name_of)
-    shown = _shown(*[_event(f"e{index}", runtime=index % 2 == 0) for index in range(5000)])
+    shown = _measurements(*[_event(f"e{index}", runtime=index % 2 == 0) for index in range(5000)])
     assert (shown.boot.total, shown.runtime.total) == (2500, 2500)
     assert len(made) == 2 * (FIRST + LAST)
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
-def test_a_long_text_is_cut(more: int) -> None:
-    """Up to a length it is whole."""
+def test_long_text_is_truncated(more: int) -> None:
+    """A text is truncated at the maximum length."""
     text = "x" * (LONGEST_TEXT + more)
-    shown = _shown(text=text)
+    shown = _measurements(text=text)
     assert shown.is_cut == (more > 0)
     assert shown.text == text[:LONGEST_TEXT]
     assert shown.length == len(text)
 
 
 @given(name=st.text(), payload=st.binary(max_size=2000), runtime=st.booleans())
-def test_any_event_is_harmless(name: str, payload: bytes, *, runtime: bool) -> None:
-    """Whatever an event is called and holds, what is shown is short and printable."""
-    shown = _shown(_event(name, runtime=runtime, payload=payload))
+def test_any_event_is_printable_and_short(name: str, payload: bytes, *, runtime: bool) -> None:
+    """An arbitrary event is shown as short printable text."""
+    shown = _measurements(_event(name, runtime=runtime, payload=payload))
     [entry] = (shown.runtime if runtime else shown.boot).entries
     for text in (entry.name, entry.payload.text, entry.type):
         assert text.isprintable()

@@ -1,4 +1,4 @@
-"""Requests reach their method in every form the API allows, and mistakes get the right status."""
+"""Routing of requests to methods, encodings, limits and error statuses."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ import pytest
 from attestkit import errors
 from attestkit.errors import AttestKitError, NotFoundError, UsageError
 from attestkit.serve.config.limits import Limits
-from attestkit.serve.http.views import Answer, Asked, View
+from attestkit.serve.http.views import View, ViewRequest, ViewResponse
 from attestkit.serve.rpc import protobuf_codec
 from attestkit.serve.rpc.dispatcher import Method, RpcApp, Service, status_of
 from attestkit.serve.rpc.messages import AttestResponse, GetKeyArgs, RawQuoteArgs
@@ -23,14 +23,14 @@ from tests.untyped import untyped
 
 
 class _Guest:
-    """As much of a Guest as the dispatcher touches."""
+    """The part of Guest that the dispatcher uses."""
 
     executor: ThreadPoolExecutor | None = None
     _writes = 0
     on_device = Guest.on_device
 
 
-class _Seen(NamedTuple):
+class _Call(NamedTuple):
     path: str
     thread: int
 
@@ -38,34 +38,35 @@ class _Seen(NamedTuple):
 def _fail(_: Any, args: GetKeyArgs) -> None:
     if args.path == "foreign":
         raise OSError("/secret/path is not readable")
-    raise getattr(errors, args.path)(args.purpose)
+    kind = getattr(errors, args.path)
+    raise kind(args.purpose, reason=min(kind.reasons(), default=""))
 
 
 @pytest.fixture
-def seen() -> list[_Seen]:
-    """What the methods of the application were called with."""
+def calls() -> list[_Call]:
+    """Return the list of recorded calls."""
     return []
 
 
 @pytest.fixture
 def guest() -> _Guest:
-    """A guest whose device does not block."""
+    """Return a guest whose device does not block."""
     return _Guest()
 
 
 @pytest.fixture
-def client(guest: _Guest, seen: list[_Seen], loop: asyncio.AbstractEventLoop) -> Client:
-    """An application of two services, a page, a header and a guard."""
+def client(guest: _Guest, calls: list[_Call], loop: asyncio.AbstractEventLoop) -> Client:
+    """Return a client of an application with two services, a page, a header and a guard."""
 
     def note(_: Any, args: GetKeyArgs) -> None:
-        seen.append(_Seen(args.path, threading.get_ident()))
+        calls.append(_Call(args.path, threading.get_ident()))
 
     def echo(_: Any, args: RawQuoteArgs) -> AttestResponse:
         return AttestResponse(args.report_data)
 
     def refuse(scope: Any) -> None:
         if (b"x-evil", b"1") in scope["headers"]:
-            raise UsageError("refused")
+            raise UsageError("refused", reason="wrong_value")
 
     root = Service(
         {
@@ -78,8 +79,8 @@ def client(guest: _Guest, seen: list[_Seen], loop: asyncio.AbstractEventLoop) ->
     )
     prpc = Service({"Note": Method(note, GetKeyArgs)}, "/prpc/", "Old.")
 
-    async def page(_guest: Any, _asked: Asked) -> Answer:
-        return Answer(b"text/html", b"<p>page</p>")
+    async def page(_guest: Any, _asked: ViewRequest) -> ViewResponse:
+        return ViewResponse(b"text/html", b"<p>page</p>")
 
     app = RpcApp(
         untyped(guest),
@@ -95,11 +96,11 @@ def client(guest: _Guest, seen: list[_Seen], loop: asyncio.AbstractEventLoop) ->
     "path",
     ["/Note", "/%4Eote", "/prpc/Note", "/prpc/Old.Note", "/prpc/Old.Old.Note", "/prpc/%4fld.Note"],
 )
-def test_paths_that_lead_to_a_method(client: Client, seen: list[_Seen], path: str) -> None:
-    """One segment after the mount, percent escapes decoded, every leading prefix stripped."""
+def test_path_leads_to_method(client: Client, calls: list[_Call], path: str) -> None:
+    """One segment after the mount, percent-decoded, without the service's prefixes."""
     response = client.post(path, {"path": "a"})
     assert (response.status, response.body) == (200, b"null")
-    assert [call.path for call in seen] == ["a"]
+    assert [call.path for call in calls] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -122,36 +123,36 @@ def test_paths_that_lead_to_a_method(client: Client, seen: list[_Seen], path: st
     ],
 )
 @pytest.mark.parametrize("verb", ["GET", "POST"])
-def test_paths_that_lead_nowhere(client: Client, verb: str, path: str, error: str) -> None:
-    """An unknown method is a 404 that names it, an unmounted path one that shows it."""
+def test_unknown_path_is_404(client: Client, verb: str, path: str, error: str) -> None:
+    """An unknown method is named, an unknown path is shown."""
     response = client.request(verb, path, b"", {"content-type": JSON_TYPE})
     assert (response.status, response.error()) == (404, error)
 
 
 @pytest.mark.parametrize("verb", ["PUT", "DELETE", "PATCH", "OPTIONS"])
 @pytest.mark.parametrize("path", ["/Note", "/"])
-def test_other_verbs_are_not_found(client: Client, seen: list[_Seen], verb: str, path: str) -> None:
-    """Only GET, HEAD and POST exist, and nothing runs for another."""
+def test_other_http_method_is_404(client: Client, calls: list[_Call], verb: str, path: str) -> None:
+    """Methods other than GET, HEAD and POST call nothing."""
     response = client.request(verb, path, b"{}")
     assert response.status == 404
     response.error()
-    assert seen == []
+    assert calls == []
 
 
-def test_get_reads_the_query(client: Client) -> None:
-    """GET takes the message from the query and ignores a body."""
+def test_get_reads_message_from_query(client: Client) -> None:
+    """GET reads the message from the query and ignores a body."""
     response = client.request("GET", "/Echo?report_data=0xAB&json", b'{"report_data":"cd"}')
     assert (response.status, response.body) == (200, b'{"attestation":"ab"}')
     assert client.read == 0
 
 
-def test_post_ignores_the_query(client: Client) -> None:
-    """POST takes the message from the body only."""
+def test_post_ignores_query(client: Client) -> None:
+    """POST reads the message from the body only."""
     assert client.post("/Echo?report_data=ab", {}).body == b'{"attestation":""}'
 
 
-def test_head_is_get_without_body(client: Client) -> None:
-    """HEAD has the headers of GET, Content-Length included, and no body."""
+def test_head_has_headers_of_get(client: Client) -> None:
+    """HEAD has the headers of GET and no body."""
     get = client.get("/Echo?report_data=ab")
     head = client.request("HEAD", "/Echo?report_data=ab")
     assert (head.status, head.headers, head.body) == (200, get.headers, b"")
@@ -162,8 +163,8 @@ def test_head_is_get_without_body(client: Client) -> None:
     "content_type",
     [JSON_TYPE, "application/json; charset=utf-8", "Application/JSON ;x=y", "application/json;"],
 )
-def test_json_content_types(client: Client, content_type: str) -> None:
-    """The media type decides, whatever its letter case and parameters."""
+def test_json_content_type_ignores_case_and_parameters(client: Client, content_type: str) -> None:
+    """The media type selects JSON, whatever its case and parameters."""
     body = b'{"report_data":"ab"}'
     response = client.request("POST", "/Echo", body, {"content-type": content_type})
     assert (response.status, response.body) == (200, b'{"attestation":"ab"}')
@@ -179,18 +180,20 @@ def test_json_content_types(client: Client, content_type: str) -> None:
         {"content-type": "text/plain;charset=UTF-8"},
     ],
 )
-def test_brace_makes_json_of_an_undeclared_body(client: Client, headers: dict[str, str]) -> None:
-    """A first curl without a header works: the body starts with a brace."""
+def test_brace_selects_json_without_json_content_type(
+    client: Client, headers: dict[str, str]
+) -> None:
+    """A body with a brace is JSON for curl's default content type."""
     response = client.request("POST", "/Echo", b'{"report_data":"ab"}', headers)
     assert (response.status, response.body) == (200, b'{"attestation":"ab"}')
     response = client.request("POST", "/Echo", b'{"report_data":1}', headers)
     assert response.status == 400
-    assert response.error() == "report_data must be a string of hex digits"
+    assert response.error() == "report_data: must be a string of hex digits"
 
 
 @pytest.mark.parametrize("flag", ["json", "json=", "json=1", "json=true", "a=b&json"])
-def test_query_makes_json_of_any_body(client: Client, flag: str) -> None:
-    """`?json` demands JSON mode whatever the content type says."""
+def test_json_query_flag_selects_json(client: Client, flag: str) -> None:
+    """`?json` selects JSON, whatever the content type."""
     response = client.request(
         "POST", f"/Echo?{flag}", b'{"report_data":"ab"}', {"content-type": "image/png"}
     )
@@ -212,21 +215,21 @@ BINARY = {"content-type": BINARY_TYPE}
         {"accept": JSON_TYPE},
     ],
 )
-def test_every_other_post_is_protobuf(client: Client, headers: dict[str, str]) -> None:
-    """Request, answer and errors are binary, whatever else the headers say."""
+def test_other_post_is_protobuf(client: Client, headers: dict[str, str]) -> None:
+    """Requests, responses and errors are binary, whatever other headers exist."""
     for body, status, answer in (
         (b"", 200, b""),
         (b"\x0a\x01\xab", 200, b"\x0a\x01\xab"),
-        (b"\x0a\x05\xab", 400, b"\x0a\x2fthe body is not a protobuf message RawQuoteArgs"),
-        (b"[]", 400, b"\x0a\x2fthe body is not a protobuf message RawQuoteArgs"),
+        (b"\x0a\x05\xab", 400, b"\x0a\x31request body: not a protobuf message RawQuoteArgs"),
+        (b"[]", 400, b"\x0a\x31request body: not a protobuf message RawQuoteArgs"),
     ):
         response = client.request("POST", "/Echo", body, headers)
         assert (response.status, response.body) == (status, answer)
         assert response.headers["content-type"] == BINARY_TYPE
 
 
-def test_json_is_no_protobuf(client: Client) -> None:
-    """A body is what its content type says, also where it starts with a brace."""
+def test_declared_protobuf_is_not_json(client: Client) -> None:
+    """With a protobuf content type a JSON body is malformed."""
     response = client.request("POST", "/Echo", b'{"report_data":"ab"}', BINARY)
     assert (response.status, response.headers["content-type"]) == (400, BINARY_TYPE)
     assert b"not a protobuf message" in response.body
@@ -242,15 +245,15 @@ def test_json_is_no_protobuf(client: Client) -> None:
         ("/", 404, b"No such path: /"),
     ],
 )
-def test_errors_in_protobuf_mode(client: Client, path: str, status: int, text: bytes) -> None:
-    """What leads nowhere is told in one string, field 1."""
+def test_protobuf_not_found_error(client: Client, path: str, status: int, text: bytes) -> None:
+    """A 404 is a message with the text in field 1."""
     response = client.request("POST", path, b"", BINARY)
     assert (response.status, response.body) == (status, b"\x0a" + bytes([len(text)]) + text)
     assert response.headers["content-type"] == BINARY_TYPE
 
 
-def test_failures_in_protobuf_mode(client: Client) -> None:
-    """Errors of methods keep their status; foreign ones give a request id and nothing else."""
+def test_protobuf_method_error(client: Client) -> None:
+    """Errors keep their status; unexpected ones contain only a request id."""
     fail = GetKeyArgs(path="BackendError", purpose="because")
     response = client.request("POST", "/Fail", b"".join(protobuf_codec.encode(fail)), BINARY)
     assert (response.status, response.body) == (500, b"\x0a\x07because")
@@ -263,14 +266,14 @@ def test_failures_in_protobuf_mode(client: Client) -> None:
     assert (response.status, response.body[2:]) == (400, b"failed to read data: payload too large")
 
 
-def test_a_large_body_without_a_type_is_refused_in_json(client: Client) -> None:
-    """Whoever sends a form to see what happens reads the answer in a terminal."""
+def test_large_body_without_content_type_is_refused_in_json(client: Client) -> None:
+    """The error is JSON, because such a client is probably curl."""
     headers = {"content-length": str(Limits().body + 1)}
     assert client.request("POST", "/Echo", b"", headers).error().endswith("payload too large")
 
 
-def test_method_without_message_ignores_its_payload(client: Client) -> None:
-    """Where the request is empty, whatever comes with it does not matter."""
+def test_method_without_request_ignores_payload(client: Client) -> None:
+    """A payload is ignored if the request message is empty."""
     for response in (
         client.request("POST", "/Ping", b"{broken", {"content-type": JSON_TYPE}),
         client.get("/Ping?a=b&a=%FF"),
@@ -281,23 +284,23 @@ def test_method_without_message_ignores_its_payload(client: Client) -> None:
     assert response.headers["content-type"] == BINARY_TYPE
 
 
-def test_body_in_pieces(client: Client) -> None:
-    """A chunked body is put together."""
+def test_chunked_body_is_joined(client: Client) -> None:
+    """A chunked body is joined."""
     parts = [b'{"report', b"", b'_data":', b'"ab"}']
     response = client.request("POST", "/Echo", parts, {"content-type": JSON_TYPE})
     assert response.body == b'{"attestation":"ab"}'
 
 
-def test_body_at_the_limit_is_read(client: Client) -> None:
-    """Ten mebibytes exactly are taken."""
+def test_body_at_limit_is_read(client: Client) -> None:
+    """A body of exactly 10 MiB is accepted."""
     body = b'{"report_data":"' + b"00" * ((Limits().body - 18) // 2) + b'"}'
     assert len(body) == Limits().body
     assert client.request("POST", "/Echo", body, {"content-type": JSON_TYPE}).status == 200
 
 
 @pytest.mark.parametrize("verb", ["POST", "GET"])
-def test_declared_body_over_the_limit_is_not_read(client: Client, verb: str) -> None:
-    """One byte more is refused by its Content-Length, before anything is read."""
+def test_declared_body_over_limit_is_not_read(client: Client, verb: str) -> None:
+    """A Content-Length over the limit is refused before reading."""
     headers = {"content-type": JSON_TYPE, "content-length": str(Limits().body + 1)}
     response = client.request(verb, "/Echo", b"{}", headers)
     assert (response.status, response.error()) == (
@@ -308,8 +311,8 @@ def test_declared_body_over_the_limit_is_not_read(client: Client, verb: str) -> 
     assert response.headers["connection"] == "close"
 
 
-def test_chunked_body_over_the_limit_is_counted(client: Client) -> None:
-    """Without a length the bytes are counted, and reading ends with the one too many."""
+def test_chunked_body_over_limit_is_refused(client: Client) -> None:
+    """Reading ends at the first chunk over the limit."""
 
     def endless() -> Iterator[bytes]:
         while True:
@@ -324,10 +327,10 @@ def test_chunked_body_over_the_limit_is_counted(client: Client) -> None:
     assert response.headers["connection"] == "close"
 
 
-def test_client_that_goes_away_is_not_answered(
-    client: Client, seen: list[_Seen], loop: asyncio.AbstractEventLoop
+def test_client_disconnect_sends_nothing(
+    client: Client, calls: list[_Call], loop: asyncio.AbstractEventLoop
 ) -> None:
-    """A request cut short runs nothing and sends nothing."""
+    """An incomplete request calls nothing and sends nothing."""
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -340,30 +343,34 @@ def test_client_that_goes_away_is_not_answered(
     loop.run_until_complete(
         client.app({**scope, "query_string": b"", "headers": []}, receive, send)
     )
-    assert (seen, sent) == ([], [])
+    assert (calls, sent) == ([], [])
 
 
 STATUSES = {"FormatError": 400, "UsageError": 400, "NotFoundError": 404}
 
 
 @pytest.mark.parametrize("name", errors.__all__)
-def test_our_errors_have_their_status_and_text(client: Client, name: str) -> None:
-    """400 for the caller's mistakes, 404 for what is not there, 500 for everything else."""
+def test_error_status_and_text(client: Client, name: str) -> None:
+    """400 for the caller's errors, 404 for missing objects, otherwise 500."""
     response = client.post("/Fail", {"path": name, "purpose": "because"})
     assert (response.status, response.error()) == (STATUSES.get(name, 500), "because")
 
 
-def test_subclasses_keep_the_status() -> None:
-    """A more special error has the status of its kind."""
+def test_status_of_subclass() -> None:
+    """A subclass has the status of its base class."""
 
-    class OursError(NotFoundError):
+    class SpecialError(NotFoundError):
         pass
 
-    assert [status_of(e("x")) for e in (OursError, UsageError, AttestKitError)] == [404, 400, 500]
+    assert status_of(SpecialError("x", reason="path")) == 404
+    assert status_of(UsageError("x", reason="missing")) == 400
+    assert status_of(AttestKitError("x", reason="other")) == 500
 
 
-def test_foreign_errors_stay_in_the_log(client: Client, caplog: pytest.LogCaptureFixture) -> None:
-    """The client gets a request id, the log has it beside the traceback."""
+def test_unexpected_error_is_logged_not_returned(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client receives a request id, which is in the log with the traceback."""
     with caplog.at_level(logging.ERROR, "attestkit.serve"):
         response = client.post("/Fail", {"path": "foreign"})
     assert response.status == 500
@@ -373,22 +380,22 @@ def test_foreign_errors_stay_in_the_log(client: Client, caplog: pytest.LogCaptur
     assert "/secret/path" in caplog.text
 
 
-def test_every_response_has_the_headers(client: Client) -> None:
-    """Success, error and page alike."""
+def test_every_response_has_server_header(client: Client) -> None:
+    """Successes, errors and pages have the configured headers."""
     for response in (client.get("/Ping"), client.get("/Nope"), client.get("/")):
         assert response.headers["server"] == "test"
 
 
-def test_guard_comes_first(client: Client, seen: list[_Seen]) -> None:
-    """What the guard refuses runs nothing, on any path."""
+def test_guard_precedes_routing(client: Client, calls: list[_Call]) -> None:
+    """A refusal by the guard calls nothing, on any path."""
     for path in ("/Note", "/Nope", "/"):
         response = client.get(path, x_evil="1")
         assert (response.status, response.error()) == (400, "refused")
-    assert seen == []
+    assert calls == []
 
 
-def test_page(client: Client) -> None:
-    """A page is shown with GET and HEAD, and is not there for POST."""
+def test_page_is_served_for_get_and_head(client: Client) -> None:
+    """A page is served for GET and HEAD, not for POST."""
     response = client.get("/?json")
     assert (response.status, response.body) == (200, b"<p>page</p>")
     assert response.headers["content-type"] == "text/html"
@@ -397,21 +404,21 @@ def test_page(client: Client) -> None:
     assert (response.status, response.error()) == (404, "No such path: /")
 
 
-def test_error_of_a_page_is_json(loop: asyncio.AbstractEventLoop) -> None:
-    """A page that fails answers as a method would."""
+def test_page_error_is_json(loop: asyncio.AbstractEventLoop) -> None:
+    """A failing page returns an error as a method does."""
 
-    async def fail(_guest: Any, _asked: Asked) -> Answer:
-        raise errors.BackendError("no page")
+    async def fail(_guest: Any, _asked: ViewRequest) -> ViewResponse:
+        raise errors.BackendError("no page", reason="io_error")
 
     app = RpcApp(untyped(_Guest()), [], views={"/": View(fail)})
     response = Client(app, loop).get("/")
     assert (response.status, response.error()) == (500, "no page")
 
 
-def test_blocking_device_has_its_own_thread(
-    client: Client, guest: _Guest, seen: list[_Seen]
+def test_blocking_device_methods_run_in_thread(
+    client: Client, guest: _Guest, calls: list[_Call]
 ) -> None:
-    """Device methods of a backend that blocks run in its thread, all others do not."""
+    """Only device methods of a blocking backend run in its thread."""
     with ThreadPoolExecutor(1) as guest.executor:
         client.post("/Note", {"path": "inline"})
         client.post("/Device", {"path": "thread"})
@@ -420,13 +427,13 @@ def test_blocking_device_has_its_own_thread(
     guest.executor = None
     client.post("/Device", {"path": "inline"})
     here = threading.get_ident()
-    assert {call.path for call in seen if call.thread == here} == {"inline"}
-    assert len({call.thread for call in seen if call.path == "thread"}) == 1
-    assert len(seen) == 4
+    assert {call.path for call in calls if call.thread == here} == {"inline"}
+    assert len({call.thread for call in calls if call.path == "thread"}) == 1
+    assert len(calls) == 4
 
 
-def test_other_scopes_are_refused(client: Client, loop: asyncio.AbstractEventLoop) -> None:
-    """Only HTTP is spoken; a server sees that at once."""
+def test_other_scope_is_refused(client: Client, loop: asyncio.AbstractEventLoop) -> None:
+    """Scopes other than HTTP raise."""
     with pytest.raises(RuntimeError, match="lifespan"):
         loop.run_until_complete(client.app({"type": "lifespan"}, untyped(None), untyped(None)))
 
@@ -436,8 +443,8 @@ _TYPES = (b"", b"application/json", b"APPLICATION/JSON;x", b"text/plain", b"appl
 
 @pytest.mark.parametrize("query", ["", "?json", "?report_data=ab&json=1", "?report_data=z"])
 @pytest.mark.parametrize("path", ["/Echo", "/Ping", "/Fail", "/prpc/Old.Note"])
-def test_both_ways_answer_alike(client: Client, path: str, query: str) -> None:
-    """A request that is answered directly gets what it would get through ASGI."""
+def test_direct_and_asgi_responses_are_equal(client: Client, path: str, query: str) -> None:
+    """A direct response equals that through ASGI."""
     app = client.app
     assert isinstance(app, RpcApp)
     app._guard = None
@@ -445,8 +452,11 @@ def test_both_ways_answer_alike(client: Client, path: str, query: str) -> None:
     call = app.direct(target, None)
     assert call is not None
     bodies = (b"", b"{", b'{"report_data":"ab","path":"UsageError"}', b'{"path":"foreign"}', b"[]")
-    ways: list[tuple[bytes, bytes | None]] = [(b"", None)]
-    for content_type, body in [*ways, *((t, b) for t in _TYPES for b in (*bodies, b"\x0a\x01a"))]:
+    payloads: list[tuple[bytes, bytes | None]] = [(b"", None)]
+    for content_type, body in [
+        *payloads,
+        *((t, b) for t in _TYPES for b in (*bodies, b"\x0a\x01a")),
+    ]:
         headers = {"content-type": content_type.decode()} if content_type else {}
         slow = client.request(
             "GET" if body is None else "POST", target.decode(), body or b"", headers

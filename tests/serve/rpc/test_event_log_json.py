@@ -1,4 +1,4 @@
-"""The text of a log is the one of all its events, and each event is written once."""
+"""Incremental JSON encoding of event logs: each event is encoded once."""
 
 import json
 
@@ -10,8 +10,8 @@ from attestkit.backends.simulator import Simulator
 from attestkit.event_log import Event, EventLog, agent_json
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.serve.rpc import event_log_json
-from attestkit.serve.rpc.event_log_json import COMPACT, INDENTED, LogText, Style, tcb_info
-from attestkit.serve.rpc.response_template import SMALL, LongText
+from attestkit.serve.rpc.event_log_json import COMPACT, INDENTED, EventLogJson, Style, tcb_info
+from attestkit.serve.rpc.response_template import SMALL, EscapedText
 from attestkit.serve.services.context import Guest
 from tests.serve.asgi import Client
 
@@ -22,7 +22,7 @@ EVENTS = st.lists(st.builds(runtime_event, NAMES, st.binary(), st.just(1)))
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """Collect the events that are written."""
+    """Return the list of encoded events."""
     events: list[Event] = []
     dump = agent_json.dump
 
@@ -34,45 +34,45 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     return events
 
 
-def whole(text: LongText, style: Style, log: EventLog) -> None:
-    """Assert that a text is the one of the whole log."""
+def check_text(text: EscapedText, style: Style, log: EventLog) -> None:
+    """Assert that a text is the encoding of the whole log."""
     if style is COMPACT:
         assert f"[{text}]" == log.trimmed().to_json()
     else:
         found = str(tcb_info({"mrtd": None}, text, ""))
         events = json.loads(log.to_json(preimages=False))
-        wanted = {"mrtd": None, "event_log": events, "app_compose": ""}
-        assert found == json.dumps(wanted, indent=2, ensure_ascii=False)
+        expected = {"mrtd": None, "event_log": events, "app_compose": ""}
+        assert found == json.dumps(expected, indent=2, ensure_ascii=False)
     assert json.loads(b'"%b"' % b"".join(text.json)) == str(text)
 
 
 @pytest.mark.parametrize("style", [COMPACT, INDENTED], ids=["compact", "indented"])
 @given(steps=st.lists(EVENTS, max_size=4), firmware=st.booleans())
-def test_a_text_that_grew_is_the_text(
+def test_incremental_text_equals_full_text(
     style: Style, steps: list[list[Event]], *, firmware: bool
 ) -> None:
-    """However the log came about: from nothing, by many events at a time or by none."""
-    log, text = FIRMWARE if firmware else EventLog(), LogText(style)
-    whole(text.of(log), style, log)
+    """The text is correct after any sequence of extensions."""
+    log, text = FIRMWARE if firmware else EventLog(), EventLogJson(style)
+    check_text(text.of(log), style, log)
     for events in steps:
         log = log.with_runtime(events)
-        whole(text.of(log), style, log)
+        check_text(text.of(log), style, log)
 
 
 @pytest.mark.parametrize("style", [COMPACT, INDENTED], ids=["compact", "indented"])
 @pytest.mark.parametrize("version", [1, 2])
-def test_all_that_json_escapes(style: Style, version: int) -> None:
-    """Control characters, quotes, and what is beyond ASCII, beyond the BMP, or ends lines."""
+def test_text_escapes_special_characters(style: Style, version: int) -> None:
+    """Control characters, quotes, non-ASCII and non-BMP characters are escaped."""
     name = "".join(map(chr, range(32))) + '"\\/\x7f\x80é\u2028\u2200\U0001f511'
     log = EventLog([runtime_event(name, b"\0\xff", version)])
-    whole(LogText(style).of(log), style, log)
+    check_text(EventLogJson(style).of(log), style, log)
 
 
 @pytest.mark.parametrize("style", [COMPACT, INDENTED], ids=["compact", "indented"])
-def test_each_event_is_written_once(style: Style, written: list[Event]) -> None:
-    """After one more event one is written, after none none, however many there are."""
+def test_each_event_is_encoded_once(style: Style, written: list[Event]) -> None:
+    """Only new events are encoded."""
     log = FIRMWARE.with_runtime([runtime_event(f"e{at}", b"") for at in range(500)])
-    text = LogText(style)
+    text = EventLogJson(style)
     first = text.of(log)
     assert len(written) == len(log.events)
     assert text.of(log) is first
@@ -82,21 +82,21 @@ def test_each_event_is_written_once(style: Style, written: list[Event]) -> None:
     assert written == [event]
 
 
-def test_another_log_is_written_anew(written: list[Event]) -> None:
-    """After a reboot, or where firmware's events came in between, nothing is left of the old."""
-    text = LogText(COMPACT)
+def test_changed_log_is_encoded_again(written: list[Event]) -> None:
+    """A log that is not an extension is encoded from scratch."""
+    text = EventLogJson(COMPACT)
     one = FIRMWARE.with_runtime([runtime_event("a", b""), runtime_event("b", b"")])
     other = FIRMWARE.with_runtime([runtime_event("b", b"")])
     later = EventLog((*FIRMWARE.events, *FIRMWARE.events))
     for log in (one, other, EventLog(), FIRMWARE, later, one):
         written.clear()
-        whole(text.of(log), COMPACT, log)
+        check_text(text.of(log), COMPACT, log)
         assert len(written) == len(log.events)
 
 
-def test_a_log_that_grows_stays_in_few_pieces() -> None:
-    """Small pieces are joined; large ones are shared until as much has come behind them."""
-    text, log, copied = LogText(COMPACT), EventLog(), 0
+def test_growing_text_has_few_pieces() -> None:
+    """Small pieces are joined; large ones are shared."""
+    text, log, copied = EventLogJson(COMPACT), EventLog(), 0
     payload, known = bytes(SMALL), tuple[str, ...]()
     for at in range(64):
         log = log.with_runtime([runtime_event(f"e{at}", payload)])
@@ -106,14 +106,14 @@ def test_a_log_that_grows_stays_in_few_pieces() -> None:
     assert len(found.pieces) <= 7
     assert copied <= 7 * found.length
     many = EventLog([runtime_event(f"e{at}", b"") for at in range(200)])
-    small = LogText(COMPACT)
+    small = EventLogJson(COMPACT)
     for count in range(201):
         small_text = small.of(EventLog(many.events[:count]))
     assert len(small_text.pieces) == 1
 
 
-def test_the_log_is_written_once(guest: Guest) -> None:
-    """Answers share the log's JSON until an event is emitted, and none of them copies it."""
+def test_responses_share_event_log_text(guest: Guest) -> None:
+    """Responses share the log's JSON until an event is emitted."""
     first, second = (guest.quote_response(bytes([number])) for number in (1, 2))
     assert second.json[1] is first.json[1]
     assert b'"event_log":"[' in first.json[1]
@@ -123,22 +123,22 @@ def test_the_log_is_written_once(guest: Guest) -> None:
     assert third.message.event_log != first.message.event_log == second.message.event_log
 
 
-def test_an_event_costs_the_writing_of_one(
+def test_new_event_is_encoded_once_per_style(
     guest: Guest, dstack: Client, external: Client, written: list[Event]
 ) -> None:
-    """Of a long log nothing is written again, neither for a quote nor for Info or the page."""
+    """After an event, quotes, Info and the page encode only that event."""
     for number in range(300):
         guest.attester.emit_event(f"e{number}", b"")
 
-    def ask() -> list[str]:
+    def request_all_logs() -> list[str]:
         written.clear()
         assert "e299" in dstack.get("/GetQuote").json()["event_log"]
         assert "e299" in dstack.get("/Info").json()["tcb_info"]
         assert external.get("/").status == 200
         return [event.name for event in written]
 
-    assert len(ask()) > 600
+    assert len(request_all_logs()) > 600
     guest.attester.emit_event("more", b"")
-    assert ask() == ["more", "more"]
+    assert request_all_logs() == ["more", "more"]
     assert '"event":"more"' in dstack.get("/GetQuote").json()["event_log"]
     assert '"event": "more"' in dstack.get("/Info").json()["tcb_info"]

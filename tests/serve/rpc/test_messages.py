@@ -1,4 +1,4 @@
-"""The messages are those of the guest agent API: names, order, numbers, types and defaults."""
+"""The messages match the guest agent API: names, order, numbers, types and defaults."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from attestkit.serve.rpc import messages
 from attestkit.serve.rpc.messages import Field, fields_of
 from tests.vectors import load, needs_shared
 
-# The messages of the API document, in its own notation: "?" optional, "*" repeated.
+# Messages of the API document; "?" is optional, "*" is repeated.
 SCHEMA = {
     "GetTlsKeyArgs": (
         "1 subject str, 2 alt_names str*, 3 usage_ra_tls bool, 4 usage_server_auth bool, "
@@ -52,29 +52,29 @@ def _notation(field: Field) -> str:
 
 
 @pytest.mark.parametrize("name", SCHEMA)
-def test_fields_are_those_of_the_api(name: str) -> None:
-    """Number, name, type and order of every field are the documented ones."""
+def test_fields_match_api(name: str) -> None:
+    """Number, name, type and order of every field match the API."""
     message = getattr(messages, name)
     assert ", ".join(_notation(field) for field in fields_of(message)) == SCHEMA[name]
 
 
-def test_every_message_is_in_the_table() -> None:
-    """No message is served that the API does not know."""
+def test_every_message_is_in_api() -> None:
+    """No message is missing in the table."""
     known = {name for name in messages.__all__ if name.endswith(("Args", "Request", "Response"))}
     assert known | {"AppInfo", "WorkerVersion"} == set(SCHEMA)
 
 
 @pytest.mark.parametrize("name", SCHEMA)
-def test_defaults_are_those_of_protobuf(name: str) -> None:
-    """An absent field has its type's zero, an absent optional one is None."""
+def test_defaults_match_protobuf(name: str) -> None:
+    """An absent field has its type's zero, an absent optional one None."""
     for field in fields_of(getattr(messages, name)):
         want = () if field.repeated else None if field.optional else field.kind()
         assert field.default == want
         assert type(field.default) is type(want)
 
 
-def test_only_the_attestation_of_a_quote_is_left_out_when_empty() -> None:
-    """Everything else is in the JSON of a response even when it is empty."""
+def test_only_empty_attestation_is_omitted() -> None:
+    """All other fields are in the JSON even if empty."""
     omitted = [
         (name, field.name)
         for name in SCHEMA
@@ -92,8 +92,8 @@ def test_only_the_attestation_of_a_quote_is_left_out_when_empty() -> None:
         (messages.GetTlsKeyResponse("secret", ("a",)), "secret"),
     ],
 )
-def test_keys_are_not_printed(message: object, secret: str) -> None:
-    """A message with a secret can be logged by mistake and nothing is lost."""
+def test_repr_hides_keys(message: object, secret: str) -> None:
+    """The repr of a message contains no key."""
     assert secret not in repr(message)
     assert secret not in str(message)
 
@@ -107,7 +107,7 @@ def _varint(number: int) -> bytes:
 
 
 def _protobuf(message: NamedTuple) -> bytes:
-    """Encode as proto3 does, from nothing but the description."""
+    """Encode as proto3 does, using only the field descriptions."""
     return b"".join(
         _protobuf_field(field, item)
         for field, value in zip(fields_of(type(message)), message, strict=True)
@@ -136,8 +136,8 @@ _REQUESTS = {
 @pytest.mark.parametrize(
     "case", load("prpc_wire.json").get("cases", []), ids=lambda case: str(case["method"])
 )
-def test_description_gives_the_bytes_of_protobuf(case: dict[str, Any]) -> None:
-    """The description holds all that a protobuf codec needs, with the right numbers."""
+def test_field_descriptions_give_protobuf_bytes(case: dict[str, Any]) -> None:
+    """The descriptions suffice to produce the vectors' bytes."""
     message = _REQUESTS.get(case["method"])
     if message is None:
         assert case["protobuf_request"] == ""

@@ -1,4 +1,4 @@
-"""Every RPC example of the agent's API document works as it is written there, but for the path."""
+"""The RPC examples of the agent's API document work, apart from the socket's path."""
 
 import json
 import re
@@ -18,7 +18,7 @@ RPC = ("GetTlsKey", "GetKey", "GetQuote", "Info", "EmitEvent", "Sign", "Verify",
 
 
 class Example(NamedTuple):
-    """One command of the document, and the members its response has there."""
+    """A command of the document, and the members of its documented response."""
 
     method: str
     command: str
@@ -47,7 +47,7 @@ needs_document = pytest.mark.skipif(not EXAMPLES, reason="the API document is no
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A running server, and curl to ask it."""
+    """Return a running server; skip without curl."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     with running_server() as server:
@@ -55,10 +55,10 @@ def server() -> Iterator[Server]:
         server.check_log()
 
 
-def shell(command: str, server: Server) -> tuple[int, Any]:
-    """Run a command of the document against our socket; return status and JSON body."""
+def run_command(command: str, server: Server) -> tuple[int, Any]:
+    """Run a command against the server; return status and JSON body."""
     command = command.replace(DOCUMENT_PATH, server.dstack).rstrip()
-    # The document forgets the quotes around its URLs, which a shell would cut at `&`.
+    # The document does not quote URLs, which a shell would split at `&`.
     command = re.sub(r"(?<=\s)(http://dstack/\S+)", r"'\1'", command)
     done = subprocess.run(
         ["/bin/sh", "-c", f"{command} -sS --write-out '\\n%{{http_code}}'"],
@@ -73,14 +73,14 @@ def shell(command: str, server: Server) -> tuple[int, Any]:
 
 
 @needs_document
-def test_all_methods_have_examples() -> None:
-    """Nothing was missed when the document was read."""
+def test_every_method_has_example() -> None:
+    """The parser finds every example of the document."""
     assert {example.method for example in EXAMPLES} == set(RPC)
     assert len(EXAMPLES) == 11
     documents = [path.read_text() for path in sorted(SHARED.glob("seeds/*.txt"))]
     commands = re.findall(r"^curl .*", "\n".join(documents), flags=re.MULTILINE)
     of_pages = [re.fullmatch(r'curl "http://[^/]+(/\w*)\S*"', command) for command in commands]
-    # Their tests are in test_logs_of_docker.py, test_metrics.py and test_pages.py.
+    # Tested in test_logs_of_docker.py, test_metrics.py and test_pages.py.
     pages = Counter(page[1] for page in of_pages if page)
     assert pages == {"/logs": 4, "/metrics": 1, "/": 1}
     assert len(commands) == len(EXAMPLES) + pages.total()
@@ -89,15 +89,15 @@ def test_all_methods_have_examples() -> None:
 @needs_document
 @pytest.mark.parametrize("header", ["as written", "no content type"])
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: f"{e.method}-{'POST' in e.command}")
-def test_example(example: Example, header: str, server: Server) -> None:
-    """The command gets 200 and the members shown, also if one forgets the content type."""
+def test_example_works(example: Example, header: str, server: Server) -> None:
+    """The command returns 200 and the documented members, also without content type."""
     command = example.command
     if header == "no content type":
         command = re.sub(r" -H 'Content-Type: application/json' \\\n", "", command)
         if command == example.command:
             pytest.skip("this one has none")
-    status, answer = shell(command, server)
-    if example.method == "Verify":  # its signature and key are placeholders that cannot be parsed
+    status, answer = run_command(command, server)
+    if example.method == "Verify":  # its placeholders are not a valid signature and key
         assert (status, list(answer)) == (400, ["error"])
         return
     assert status == 200, answer
@@ -109,31 +109,33 @@ def test_example(example: Example, header: str, server: Server) -> None:
 
 
 @needs_document
-def test_post_and_get_forms_agree(server: Server) -> None:
-    """The two ways that the document shows to ask for a key give the same key."""
+def test_post_and_get_examples_agree(server: Server) -> None:
+    """Both examples of GetKey return the same key."""
     post, get = (
-        shell(example.command, server)[1] for example in EXAMPLES if example.method == "GetKey"
+        run_command(example.command, server)[1]
+        for example in EXAMPLES
+        if example.method == "GetKey"
     )
     assert post == get
 
 
 @needs_document
-def test_verify_with_a_real_signature(server: Server) -> None:
-    """The Verify example works once its placeholders are what Sign answered."""
+def test_verify_example_with_real_signature(server: Server) -> None:
+    """The Verify example accepts the signature of Sign."""
     sign = next(example for example in EXAMPLES if example.method == "Sign")
     verify = next(example for example in EXAMPLES if example.method == "Verify")
-    _, signed = shell(sign.command, server)
+    _, signed = run_command(sign.command, server)
     command = verify.command
     for name in ("signature", "public_key"):
         command = command.replace(f'"{name}": "deadbeef"', f'"{name}": "{signed[name]}"')
-    assert shell(command, server) == (200, {"valid": True})
+    assert run_command(command, server) == (200, {"valid": True})
 
 
 @needs_document
-def test_errors_are_as_documented(server: Server) -> None:
-    """What the document says of errors: 400 and 404, with the reason in JSON."""
+def test_error_examples(server: Server) -> None:
+    """Errors are 400 and 404, with the reason in JSON."""
     quote = next(example for example in EXAMPLES if example.method == "GetQuote")
-    status, answer = shell(quote.command.replace("1234deadbeaf", "zz"), server)
+    status, answer = run_command(quote.command.replace("1234deadbeaf", "zz"), server)
     assert (status, list(answer)) == (400, ["error"])
-    status, answer = shell(quote.command.replace("/GetQuote", "/GetNothing"), server)
+    status, answer = run_command(quote.command.replace("/GetQuote", "/GetNothing"), server)
     assert (status, answer) == (404, {"error": "Service not found: GetNothing"})

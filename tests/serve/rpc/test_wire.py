@@ -1,4 +1,4 @@
-"""The RPC examples of the vectors, request and response, byte for byte where they are pinned."""
+"""The RPC examples of the vectors: requests and responses in each encoding."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ def _check(case: dict[str, Any], response: Response) -> None:
 
 
 @pytest.mark.parametrize("case", WIRE.get("cases", []), ids=lambda case: str(case["method"]))
-def test_request_in_json(vector_dstack: Client, vector_tappd: Client, case: dict[str, Any]) -> None:
+def test_json_request(vector_dstack: Client, vector_tappd: Client, case: dict[str, Any]) -> None:
     """Each example as a JSON POST."""
     client = vector_tappd if case["service"] == "Tappd" else vector_dstack
     _check(case, client.post(case["path"], case["json_request"]))
@@ -39,17 +39,17 @@ def test_request_in_json(vector_dstack: Client, vector_tappd: Client, case: dict
     [case for case in WIRE.get("cases", []) if "query" in case],
     ids=lambda case: str(case["method"]),
 )
-def test_request_in_query(vector_dstack: Client, case: dict[str, Any]) -> None:
+def test_query_request(vector_dstack: Client, case: dict[str, Any]) -> None:
     """Each example as a GET."""
     _check(case, vector_dstack.get(f"{case['path']}?{case['query']}"))
 
 
 @pytest.mark.parametrize("content_type", [BINARY_TYPE, "application/protobuf", None])
 @pytest.mark.parametrize("case", WIRE.get("cases", []), ids=lambda case: str(case["method"]))
-def test_request_in_protobuf(
+def test_protobuf_request(
     vector_dstack: Client, vector_tappd: Client, case: dict[str, Any], content_type: str | None
 ) -> None:
-    """Each example as a binary POST, with any content type that is not JSON's, and with none."""
+    """Each example as a binary POST, with any content type other than JSON."""
     client = vector_tappd if case["service"] == "Tappd" else vector_dstack
     headers = {} if content_type is None else {"content-type": content_type}
     body = bytes.fromhex(case.get("protobuf_request", ""))
@@ -71,8 +71,10 @@ _BODIES = {"report_data of 65 bytes": json.dumps({"report_data": "00" * 65})}
 
 
 @pytest.mark.parametrize("row", WIRE.get("errors", []), ids=lambda row: str(row["request"]))
-def test_error(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, row: dict[str, Any]) -> None:
-    """Each error row: status, content type, and the body where one is pinned."""
+def test_error_response(
+    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, row: dict[str, Any]
+) -> None:
+    """Status, content type, and the body where the vectors have one."""
     broken = "cannot produce a quote" in row["request"]
     client = Client(listener_apps.dstack_app(make_guest(Broken if broken else Simulator)), loop)
     verb, path = row["request"].replace(",", "").split()[:2]
@@ -96,7 +98,7 @@ def test_error(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, row: dict
     "row", WIRE.get("attestkit_requests", []), ids=lambda row: f"{row['request']} {row['body']}"
 )
 def test_request_that_upstream_refuses(vector_dstack: Client, row: dict[str, Any]) -> None:
-    """Zero is unset, and a brace makes JSON: what our own decisions change."""
+    """Deviations from upstream: zero is unset, and a brace selects JSON."""
     path, _, kind = row["request"].removeprefix("POST ").partition(", ")
     types: dict[str, list[str | None]] = {
         "application/json": [JSON_TYPE],

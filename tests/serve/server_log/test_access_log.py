@@ -1,4 +1,4 @@
-"""Every request is a line, made when there is time; no query and no control byte is in it."""
+"""Lines of the access log: format, escaping, batches and dropped lines."""
 
 import asyncio
 import json
@@ -14,38 +14,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.serve.server_log.access_log import AccessLog
-from attestkit.serve.server_log.log import Log
+from attestkit.serve.server_log.log import ServerLog
 from attestkit.serve.server_log.stderr_sink import LONGEST_LINE
 from tests.untyped import untyped
 
 NOW = 1_700_000_000.25
-# host ident user [time] "request" status bytes, and what is ours.
+# host ident user [time] "request" status bytes, then attestkit's duration and request id
 COMMON = re.compile(
     r'(\S+) (\S+) (\S+) \[([^]]+)\] "((?:[^"\\]|\\.)*)" (\d{3}) (\d+) (\d+\.\d{6}) (\S+)'
 )
 
 
-class Sink:
-    """Keeps what is written, and how often it was."""
+class RecordingSink:
+    """A sink that keeps the written batches."""
 
     def __init__(self) -> None:
         self.batches: list[list[bytes]] = []
 
     def write(self, lines: list[bytes], patience: float = 0.0) -> None:
-        """Keep lines."""
+        """Keep a batch."""
         assert patience >= 0
         self.batches.append(lines)
 
 
-def access_log(*, json_form: bool = False) -> tuple[AccessLog, Sink]:
-    """Return a log and where its lines go."""
-    sink = Sink()
+def create_access_log(*, json_form: bool = False) -> tuple[AccessLog, RecordingSink]:
+    """Return a log and its sink."""
+    sink = RecordingSink()
     return AccessLog(untyped(sink), json_form=json_form, now=lambda: NOW), sink
 
 
-def noted(path: bytes, *, json_form: bool = False, **changes: Any) -> str:
+def format_request(path: bytes, *, json_form: bool = False, **changes: Any) -> str:
     """Return the line of one request."""
-    log, sink = access_log(json_form=json_form)
+    log, sink = create_access_log(json_form=json_form)
     request = {
         "listener": "http",
         "client": "192.0.2.7",
@@ -56,7 +56,7 @@ def noted(path: bytes, *, json_form: bool = False, **changes: Any) -> str:
         "seconds": 0.0001234,
         "request_id": b"ab12-f",
     }
-    asyncio.run(_run(lambda: log.note(*{**request, **changes}.values())))
+    asyncio.run(_run(lambda: log.record(*{**request, **changes}.values())))
     log.flush()
     [[line]] = sink.batches
     assert line.endswith(b"\n")
@@ -67,9 +67,9 @@ async def _run(call: Callable[[], object]) -> None:
     call()
 
 
-def test_text() -> None:
-    """The common log format, as its readers take it, with a duration and an id."""
-    line = noted(b"/prpc/Worker.Info")
+def test_text_format_is_common_log_format() -> None:
+    """The line is in the common log format, with duration and request id."""
+    line = format_request(b"/prpc/Worker.Info")
     found = COMMON.fullmatch(line)
     assert found is not None
     assert found.groups() == (
@@ -78,9 +78,9 @@ def test_text() -> None:
     )
 
 
-def test_json() -> None:
-    """The members of any record, and each thing by name."""
-    assert json.loads(noted(b"/GetKey", json_form=True, listener="dstack", client="")) == {
+def test_json_format_members() -> None:
+    """The object has the members of a log record and those of the request."""
+    assert json.loads(format_request(b"/GetKey", json_form=True, listener="dstack", client="")) == {
         "time": "2023-11-14T22:13:20.250Z",
         "level": "info",
         "logger": "attestkit.access",
@@ -96,31 +96,31 @@ def test_json() -> None:
     }
 
 
-def test_what_is_not_known() -> None:
-    """A request that was refused before it was one has dashes."""
-    line = noted(b"", client="", verb="", status=431, request_id=b"")
+def test_refused_request_has_dashes() -> None:
+    """Unknown values of a refused request are dashes."""
+    line = format_request(b"", client="", verb="", status=431, request_id=b"")
     assert line == '- http - [14/Nov/2023:22:13:20 +0000] "- -" 431 512 0.000123 -'
 
 
 @pytest.mark.parametrize("json_form", [False, True])
-def test_no_query_is_told(json_form: bool) -> None:
-    """It may hold what is secret, as a path of a key."""
-    line = noted(b"/GetKey?path=s3cret&purpose=x", json_form=json_form)
+def test_query_is_not_logged(json_form: bool) -> None:
+    """The query is not logged, because it may contain secrets."""
+    line = format_request(b"/GetKey?path=s3cret&purpose=x", json_form=json_form)
     assert "s3cret" not in line
     assert "?" not in line
     assert "/GetKey" in line
 
 
 @pytest.mark.parametrize("json_form", [False, True])
-def test_strangers_bytes(json_form: bool) -> None:
-    """No path ends the line or its quotes, or steers a terminal; a long one is cut."""
+def test_untrusted_bytes_are_escaped(json_form: bool) -> None:
+    """Untrusted bytes cannot end the line or its quotes; a long path is truncated."""
     for path in (
         b'/x" 200 0 0.000000 -\r\n127.0.0.1 forged',
         b"/\x1b[2J\x00\x7f\x9b\xe2\x80\xae",
         b"/\\" * 300,
         b"/" + b"\xff" * 40_000,
     ):
-        line = noted(path, json_form=json_form, verb='G"\n', client='"\n\x1b\udc80')
+        line = format_request(path, json_form=json_form, verb='G"\n', client='"\n\x1b\udc80')
         assert line.isprintable()
         assert len(line) < LONGEST_LINE
         if json_form:
@@ -138,9 +138,9 @@ def test_strangers_bytes(json_form: bool) -> None:
     verb=st.text(max_size=80),
     json_form=st.booleans(),
 )
-def test_any_request(path: bytes, client: str, verb: str, json_form: bool) -> None:
-    """Whatever came, it is one line that can be read."""
-    line = noted(path, client=client.replace(" ", "_"), verb=verb, json_form=json_form)
+def test_any_request_is_one_line(path: bytes, client: str, verb: str, json_form: bool) -> None:
+    """An arbitrary request gives one parseable line."""
+    line = format_request(path, client=client.replace(" ", "_"), verb=verb, json_form=json_form)
     assert line.isprintable()
     assert len(line) < LONGEST_LINE
     if json_form:
@@ -149,9 +149,9 @@ def test_any_request(path: bytes, client: str, verb: str, json_form: bool) -> No
         assert COMMON.fullmatch(line)
 
 
-def note(log: AccessLog, n: int = 0) -> None:
-    """Note a request."""
-    log.note("dstack", "", "POST", b"/GetKey", 200, 100, 0.001, b"1-%x" % n)
+def record_request(log: AccessLog, n: int = 0) -> None:
+    """Record a request."""
+    log.record("dstack", "", "POST", b"/GetKey", 200, 100, 0.001, b"1-%x" % n)
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -161,9 +161,9 @@ async def _until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def run(test: Callable[[AccessLog, Sink], Awaitable[None]]) -> None:
-    """Run a test in an event loop, with a log."""
-    log, sink = access_log()
+def run(test: Callable[[AccessLog, RecordingSink], Awaitable[None]]) -> None:
+    """Run a test with a log in an event loop."""
+    log, sink = create_access_log()
 
     async def main() -> None:
         await test(log, sink)
@@ -171,30 +171,30 @@ def run(test: Callable[[AccessLog, Sink], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_a_batch_at_a_time() -> None:
-    """Nothing is written at once; all that came together is, in order, in one go."""
+def test_requests_are_written_in_batches() -> None:
+    """Requests are written later, in order, in one batch."""
 
-    async def test(log: AccessLog, sink: Sink) -> None:
+    async def test(log: AccessLog, sink: RecordingSink) -> None:
         for n in range(10):
-            note(log, n)
+            record_request(log, n)
         assert sink.batches == []
         await _until(lambda: bool(sink.batches))
         [lines] = sink.batches
         assert [line.split()[-1] for line in lines] == [b"1-%x" % n for n in range(10)]
-        note(log)
-        await _until(lambda: len(sink.batches) == 2)  # the timer works again
+        record_request(log)
+        await _until(lambda: len(sink.batches) == 2)  # the timer is armed again
         log.flush()
-        assert len(sink.batches) == 2  # and nothing is written for nothing
+        assert len(sink.batches) == 2  # an empty batch is not written
 
     run(test)
 
 
-def test_a_thousand_do_not_wait() -> None:
-    """So that memory is bounded however many come between two turns of the timer."""
+def test_batch_of_1000_is_written_at_once() -> None:
+    """1000 requests are written without waiting for the timer."""
 
-    async def test(log: AccessLog, sink: Sink) -> None:
+    async def test(log: AccessLog, sink: RecordingSink) -> None:
         for n in range(2500):
-            note(log, n)
+            record_request(log, n)
         assert [len(batch) for batch in sink.batches] == [1000, 1000]
         log.flush()
         assert sum(map(len, sink.batches)) == 2500
@@ -202,38 +202,38 @@ def test_a_thousand_do_not_wait() -> None:
     run(test)
 
 
-def test_requests_come_before_the_error_they_led_to() -> None:
-    """An error record, from whatever thread, is preceded by what was held back."""
+def test_requests_precede_later_error() -> None:
+    """Pending requests are written before an error record of any thread."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
-    log = Log(writer)
+    log = ServerLog(writer)
     try:
         access = log.access_log(lambda: NOW)
 
         async def main() -> None:
-            note(access, 1)
+            record_request(access, 1)
             logging.getLogger("attestkit.serve").info("early")
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(None, logging.getLogger("attestkit.serve").error, "bad")
-            note(access, 2)
+            record_request(access, 2)
 
         asyncio.run(main())
         log.close()
-        told = os.read(reader, 1 << 16).decode().splitlines()
+        lines = os.read(reader, 1 << 16).decode().splitlines()
     finally:
         log.close()
         os.close(reader)
         os.close(writer)
-    assert told[0].endswith("early")
-    assert told[1].endswith(" 1-1")
-    assert told[2].endswith("bad")
-    assert told[3].endswith(" 1-2")
+    assert lines[0].endswith("early")
+    assert lines[1].endswith(" 1-1")
+    assert lines[2].endswith("bad")
+    assert lines[3].endswith(" 1-2")
 
 
-def test_a_reader_that_is_stuck_holds_nobody_up() -> None:
-    """Ten thousand requests with a full pipe are counted, and told when it is empty again."""
+def test_blocked_reader_drops_lines_without_delay() -> None:
+    """With a full pipe requests are dropped without delay; the number is logged later."""
     reader, writer = os.pipe()
-    log = Log(writer)
+    log = ServerLog(writer)
     try:
         access = log.access_log(lambda: NOW)
 
@@ -241,7 +241,7 @@ def test_a_reader_that_is_stuck_holds_nobody_up() -> None:
             slowest = 0.0
             for n in range(10_000):
                 begin = time.monotonic()
-                note(access, n)
+                record_request(access, n)
                 slowest = max(slowest, time.monotonic() - begin)
             assert slowest < 1
 
@@ -249,31 +249,31 @@ def test_a_reader_that_is_stuck_holds_nobody_up() -> None:
         access.flush()
         before = os.read(reader, 1 << 20).decode().splitlines()
         logging.getLogger("attestkit.serve").warning("after")
-        told, after = os.read(reader, 1 << 20).decode().splitlines()
+        lines, after = os.read(reader, 1 << 20).decode().splitlines()
     finally:
         log.close()
         os.close(reader)
         os.close(writer)
     lost = 10_000 - len(before)
     assert lost > 1000
-    dropped = f"{lost} lines of the log were dropped: nobody took them"
-    assert told == f"WARNING attestkit.serve: {dropped}"
+    dropped = f"{lost} log lines were dropped: the reader is too slow"
+    assert lines == f"WARNING attestkit.serve: {dropped}"
     assert after.endswith("after")
 
 
-def test_it_costs_little() -> None:
-    """A request costs the loop well under the microseconds that it has itself."""
+def test_record_costs_less_than_2_us() -> None:
+    """Recording a request takes well under the time that the loop needs for it."""
 
     async def main() -> float:
-        log, _ = access_log()
-        note(log)
+        log, _ = create_access_log()
+        record_request(log)
         best = 1.0
         for _ in range(50):
             log.flush()
             begin = time.perf_counter()
             for _ in range(900):
-                log.note("dstack", "", "POST", b"/GetKey", 200, 100, 0.001, b"1-1")
+                log.record("dstack", "", "POST", b"/GetKey", 200, 100, 0.001, b"1-1")
             best = min(best, (time.perf_counter() - begin) / 900)
         return best
 
-    assert asyncio.run(main()) < 2e-6  # 0.15 us where it was measured
+    assert asyncio.run(main()) < 2e-6  # measured: 0.15 us

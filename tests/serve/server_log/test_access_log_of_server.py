@@ -1,4 +1,4 @@
-"""Every request to a running server is one line of its access log, however it was answered."""
+"""Every request to a running server is one line of its access log."""
 
 import contextlib
 import json
@@ -13,32 +13,32 @@ from tests.serve.server import Server, running_server
 OPTIONS = ("--access-log", "--log-format", "json", "--limit", "headers=20")
 
 
-def lines(server: Server) -> list[dict[str, Any]]:
+def read_requests(server: Server) -> list[dict[str, Any]]:
     """Return the requests in the log of a server that has ended."""
     records = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
     return [record for record in records if record["logger"] == "attestkit.access"]
 
 
-def test_each_answer_is_a_line() -> None:
-    """Methods and pages, good and bad, refusals too; without query, payload or key."""
+def test_access_log_records_every_response() -> None:
+    """Successes and refusals of methods and pages are logged, without query, payload or key."""
     with running_server(*OPTIONS) as server:
         secret = "do/not/log"
         connection = Connection(server.dstack)
-        answers = [
+        responses = [
             connection.call("GetKey", {"path": secret}),
             connection.send_request("GET", f"/GetKey?path={secret}"),
             connection.call("Nope"),
             connection.call("Sign", {"algorithm": "x"}),
         ]
         connection.close()
-        answers.append(call(server.url, "prpc/Worker.Info"))
+        responses.append(call(server.url, "prpc/Worker.Info"))
         with contextlib.closing(Connection(server.url)) as connection:
             page = connection.send_request("GET", "/")
         many = {f"x-{number}": "y" for number in range(30)}
         with contextlib.closing(Connection(server.url)) as connection:
             refused = connection.send_request("GET", "/", headers=many)
         server.stop()
-        found, log = lines(server), server.log()
+        found, log = read_requests(server), server.log()
     wanted = [
         ("dstack", "POST", "/GetKey", 200),
         ("dstack", "GET", "/GetKey", 200),
@@ -49,7 +49,7 @@ def test_each_answer_is_a_line() -> None:
         ("http", "", "/", 431),
     ]
     assert [(r["listener"], r["method"], r["path"], r["status"]) for r in found] == wanted
-    for answer, line in zip([*answers, page], found, strict=False):
+    for answer, line in zip([*responses, page], found, strict=False):
         assert line["request_id"] == answer.headers["x-request-id"]
         assert line["size"] == len(answer.body)
         assert 0 < line["seconds"] < 60
@@ -58,12 +58,12 @@ def test_each_answer_is_a_line() -> None:
     assert {line["client"] for line in found} == {us, "127.0.0.1"}
     assert {line["client"] for line in found if line["listener"] == "dstack"} == {us}
     assert secret not in log
-    assert answers[0].json()["key"] not in log
+    assert responses[0].json()["key"] not in log
 
 
-def test_who_was_refused_is_told() -> None:
-    """On a unix socket each refusal has the process and its user, of whatever form the log is."""
-    me = f"pid={os.getpid()},uid={os.geteuid()},gid={os.getegid()}"
+def test_access_log_identifies_unix_peer() -> None:
+    """On a unix socket each refusal is logged with process and user id."""
+    peer = f"pid={os.getpid()},uid={os.geteuid()},gid={os.getegid()}"
     heads = {
         431: b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"x: y\r\n" * 30 + b"\r\n",
         400: b"\x16\x03\x01 what is no HTTP\r\n\r\n",
@@ -77,27 +77,27 @@ def test_who_was_refused_is_told() -> None:
                 client.sendall(head)
                 assert client.recv(65536).split()[1] == str(status).encode()
         server.stop()
-        told = [line.split() for line in server.log().splitlines() if " dstack - [" in line]
-    assert [(words[0], words[-4]) for words in told] == [(me, str(status)) for status in heads]
+        fields = [line.split() for line in server.log().splitlines() if " dstack - [" in line]
+    assert [(words[0], words[-4]) for words in fields] == [(peer, str(status)) for status in heads]
 
 
-def test_a_client_that_leaves_is_a_line() -> None:
-    """Whoever goes before the answer, here before all of the request, is told as 499."""
+def test_access_log_client_disconnect_is_499() -> None:
+    """A disconnect before the response is logged with status 499."""
     with running_server(*OPTIONS) as server:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(server.dstack)
             head = b"POST /Nope HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n"
             client.sendall(head)
-            call(server.dstack, "Version")  # by then the head has been read
+            call(server.dstack, "Version")  # the head has been read when this returns
         with contextlib.suppress(OSError):
             call(server.dstack, "Version")
         server.stop()
-        found = lines(server)
+        found = read_requests(server)
     assert ("/Nope", 499) in [(line["path"], line["status"]) for line in found]
 
 
-def test_without_the_option_there_is_no_line() -> None:
-    """It is off by default."""
+def test_access_log_is_off_by_default() -> None:
+    """Without --access-log no request is logged."""
     with running_server() as server:
         call(server.dstack, "Version")
         server.stop()

@@ -1,32 +1,34 @@
-"""What tests of whole servers look for at their end is found where it is, and nowhere else."""
+"""`errors_in` finds the errors in a server's log."""
 
 import logging
 
 import pytest
 
-from attestkit.serve.server_log.log import JsonLines, TextLines
+from attestkit.serve.server_log.log import JsonFormatter, TextFormatter
 from tests.serve.server import errors_in
 
 
-def written(form: logging.Formatter, level: int) -> str:
+def format_failure(formatter: logging.Formatter, level: int) -> str:
     """Return the line about a failure, as the server writes it."""
     error = ValueError("ERROR Traceback")
-    told = (ValueError, error, None)
-    return form.format(logging.LogRecord("uvicorn.error", level, __file__, 1, "x", None, told))
+    exc_info = (ValueError, error, None)
+    return formatter.format(
+        logging.LogRecord("uvicorn.error", level, __file__, 1, "x", None, exc_info)
+    )
 
 
-@pytest.mark.parametrize("form", [TextLines(), JsonLines()])
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
 @pytest.mark.parametrize("level", [logging.ERROR, logging.CRITICAL])
-def test_errors_are_found(form: logging.Formatter, level: int) -> None:
-    """In both forms of the log, among other lines."""
-    line = written(form, level)
+def test_errors_in_finds_errors(formatter: logging.Formatter, level: int) -> None:
+    """Errors are found among other lines, in text and JSON."""
+    line = format_failure(formatter, level)
     assert errors_in(f"ready\n{line}\nINFO x: y\n") == [line]
 
 
-@pytest.mark.parametrize("form", [TextLines(), JsonLines()])
-def test_warnings_are_none(form: logging.Formatter) -> None:
-    """Nor is what a line of a lower level quotes."""
-    assert errors_in(written(form, logging.WARNING)) == []
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
+def test_errors_in_ignores_warnings(formatter: logging.Formatter) -> None:
+    """A warning that quotes an error is not an error."""
+    assert errors_in(format_failure(formatter, logging.WARNING)) == []
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def test_warnings_are_none(form: logging.Formatter) -> None:
         "attestkit serve: internal error: ValueError: x",
     ],
 )
-def test_what_no_record_tells_is_found(line: str) -> None:
-    """Python writes where there is no log any more, or not yet; so does a server's end."""
+def test_errors_in_finds_output_of_interpreter(line: str) -> None:
+    """Errors printed by Python itself, without the log, are found."""
     assert errors_in(f"ready\n{line}\n") == [line]
     assert errors_in("attestkit serves a simulator\n") == []

@@ -1,4 +1,4 @@
-"""Each record is one line of ASCII that strangers cannot shape, as text or as a JSON object."""
+"""The server log: each record is one bounded line of ASCII, as text or JSON."""
 
 import gc
 import json
@@ -17,23 +17,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.serve.server_log.log import JsonLines, Log, TextLines, ascii_line
+from attestkit.serve.server_log.log import JsonFormatter, ServerLog, TextFormatter, ascii_line
 from attestkit.serve.server_log.stderr_sink import LONGEST_LINE
 
-OURS = logging.getLogger("attestkit.serve")
-LIBRARIES = ("uvicorn", "uvicorn.error", "asyncio", "aiodocker", "py.warnings")
+LOGGER = logging.getLogger("attestkit.serve")
+LIBRARY_LOGGERS = ("uvicorn", "uvicorn.error", "asyncio", "aiodocker", "py.warnings")
 HOSTILE = "a\r\nERROR x: forged\x1b[2J\x9b2J\u202egnp.exe\u2028\u200b\x00\x7f\U0001f600"
 
 
-class Written:
+class CapturedLog:
     """A log whose lines can be read."""
 
-    def __init__(self, log: Log, reader: int) -> None:
+    def __init__(self, log: ServerLog, reader: int) -> None:
         self.log = log
         self._reader = reader
 
-    def lines(self) -> list[str]:
-        """Return what was written since the last time, as whole lines of ASCII."""
+    def read_lines(self) -> list[str]:
+        """Return the new lines."""
         try:
             text = os.read(self._reader, 1 << 20).decode("ascii")
         except BlockingIOError:
@@ -41,25 +41,25 @@ class Written:
         assert text.endswith("\n")
         return text[:-1].split("\n")
 
-    def entries(self) -> list[dict[str, Any]]:
-        """Return the same as objects."""
-        return [json.loads(line) for line in self.lines()]
+    def read_entries(self) -> list[dict[str, Any]]:
+        """Return the new lines as JSON objects."""
+        return [json.loads(line) for line in self.read_lines()]
 
 
 @pytest.fixture
-def written() -> Iterator[Written]:
-    """Take the log of this process over for the test."""
+def captured() -> Iterator[CapturedLog]:
+    """Capture the log of this process during the test."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
-    levels = {name: logging.getLogger(name).level for name in ("", "attestkit", *LIBRARIES)}
-    # uvicorn sets its own in tests that serve in this process, and so handlers where asked to
-    loggers = [logging.getLogger(name) for name in LIBRARIES]
+    levels = {name: logging.getLogger(name).level for name in ("", "attestkit", *LIBRARY_LOGGERS)}
+    # uvicorn sets levels and handlers in tests that serve in this process
+    loggers = [logging.getLogger(name) for name in LIBRARY_LOGGERS]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.NOTSET)
         logger.handlers, logger.propagate = [], True
-    log = Log(writer)
-    yield Written(log, reader)
+    log = ServerLog(writer)
+    yield CapturedLog(log, reader)
     log.close()
     for logger, (handlers, propagate) in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate = handlers, propagate
@@ -69,8 +69,8 @@ def written() -> Iterator[Written]:
     os.close(writer)
 
 
-def failure() -> Exception:
-    """Return an exception that was raised, with a text of two lines."""
+def raise_error() -> Exception:
+    """Return a raised exception with a text of two lines."""
     try:
         int("a\nb")
     except ValueError as error:
@@ -78,30 +78,30 @@ def failure() -> Exception:
     raise AssertionError
 
 
-def test_text(written: Written) -> None:
-    """Level, logger, message; the exception with the way to it; members that are not said yet."""
-    OURS.error("request %s failed", "1-2", exc_info=failure(), extra={"request_id": "1-2"})
-    OURS.warning("slow", extra={"seconds": 1.5})
-    first, second = written.lines()
+def test_text_format(captured: CapturedLog) -> None:
+    """Level, logger, message, exception with its place, and extra members."""
+    LOGGER.error("request %s failed", "1-2", exc_info=raise_error(), extra={"request_id": "1-2"})
+    LOGGER.warning("slow", extra={"seconds": 1.5})
+    first, second = captured.read_lines()
     assert re.fullmatch(
         r"ERROR attestkit\.serve: request 1-2 failed ValueError: .* \(test_log\.py:\d+\)", first
     )
     assert second == "WARNING attestkit.serve: slow seconds=1.5"
 
 
-def test_members_that_the_message_seems_to_hold(written: Written) -> None:
-    """Only the number of a request is not said twice, and only where it is said at all."""
-    OURS.info("took 100 ms", extra={"retries": 1, "request_id": "1-2"})
-    assert written.lines() == ["INFO attestkit.serve: took 100 ms retries=1 request_id=1-2"]
+def test_text_format_omits_repeated_request_id(captured: CapturedLog) -> None:
+    """A request id in the message is not repeated; other members are always shown."""
+    LOGGER.info("took 100 ms", extra={"retries": 1, "request_id": "1-2"})
+    assert captured.read_lines() == ["INFO attestkit.serve: took 100 ms retries=1 request_id=1-2"]
 
 
-def test_json(written: Written) -> None:
-    """An object with the time in UTC to the millisecond, and a member for each thing told."""
-    written.log.configure("json")
-    OURS.error(
-        "request %s failed", "1-2", exc_info=failure(), extra={"request_id": "1-2", "size": 5}
+def test_json_format(captured: CapturedLog) -> None:
+    """An object with UTC time in milliseconds and a member for each value."""
+    captured.log.configure("json")
+    LOGGER.error(
+        "request %s failed", "1-2", exc_info=raise_error(), extra={"request_id": "1-2", "size": 5}
     )
-    [entry] = written.entries()
+    [entry] = captured.read_entries()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry.pop("time"))
     assert re.fullmatch(r"ValueError: .* \(test_log\.py:\d+\)", entry.pop("exception"))
     assert entry == {
@@ -113,107 +113,115 @@ def test_json(written: Written) -> None:
     }
 
 
-def test_members_do_not_take_the_place_of_others(written: Written) -> None:
-    """Nobody's `extra` changes when, where and how bad it was."""
-    written.log.configure("json")
-    OURS.info("x", extra={"time": "1970", "level": "debug", "logger": "y", "exception": "z"})
-    [entry] = written.entries()
+def test_json_extra_cannot_replace_standard_members(captured: CapturedLog) -> None:
+    """`extra` cannot replace time, level, logger or exception."""
+    captured.log.configure("json")
+    LOGGER.info("x", extra={"time": "1970", "level": "debug", "logger": "y", "exception": "z"})
+    [entry] = captured.read_entries()
     assert entry["level"] == "info"
     assert entry["logger"] == "attestkit.serve"
     assert entry["time"] > "2000"
     assert "exception" not in entry
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_strangers_bytes(written: Written, form: str) -> None:
-    """A stranger's text begins no line and steers no terminal, wherever it stands."""
-    written.log.configure(form)
-    OURS.error("%s", HOSTILE, exc_info=ValueError(HOSTILE), extra={"path": HOSTILE})
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_untrusted_text_is_escaped(captured: CapturedLog, log_format: str) -> None:
+    """Untrusted text cannot start a line or emit control characters."""
+    captured.log.configure(log_format)
+    LOGGER.error("%s", HOSTILE, exc_info=ValueError(HOSTILE), extra={"path": HOSTILE})
     logging.getLogger(HOSTILE).error("x")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn(HOSTILE, stacklevel=1)
-    lines = written.lines()
-    assert len(lines) == 3
-    for line in lines:
+    read_lines = captured.read_lines()
+    assert len(read_lines) == 3
+    for line in read_lines:
         assert line.isprintable()
-    if form == "json":
-        assert json.loads(lines[0])["message"] == HOSTILE
+    if log_format == "json":
+        assert json.loads(read_lines[0])["message"] == HOSTILE
     else:
-        assert lines[0].startswith(
+        assert read_lines[0].startswith(
             r"ERROR attestkit.serve: a ERROR x: forged\x1b[2J\x9b2J\u202egnp"
         )
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_lines_are_bounded(written: Written, form: str) -> None:
-    """Whatever is long is cut, and what came first stays."""
-    written.log.configure(form)
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_line_length_is_bounded(captured: CapturedLog, log_format: str) -> None:
+    """Long lines are truncated at the end."""
+    captured.log.configure(log_format)
     for text in ("x" * 100_000, "\U0001f600" * 100_000, "\x00" * 5000):
-        OURS.error("first %s", text, exc_info=ValueError(text), extra={"a": text, "b": [text] * 9})
-        [line] = written.lines()
+        LOGGER.error(
+            "first %s", text, exc_info=ValueError(text), extra={"a": text, "b": [text] * 9}
+        )
+        [line] = captured.read_lines()
         assert 200 < len(line) < LONGEST_LINE
         assert "first" in line
     many = {f"member{n}": "x" * 100 for n in range(500)}
-    OURS.error("first", extra=many)
-    [line] = written.lines()
+    LOGGER.error("first", extra=many)
+    [line] = captured.read_lines()
     assert len(line) < LONGEST_LINE
     assert "first" in line
-    if form == "json":
+    if log_format == "json":
         assert json.loads(line)["level"] == "error"
 
 
-def test_records_that_cannot_be(written: Written) -> None:
-    """Arguments that do not fit, or that cannot be shown, do not end the program."""
+def test_unformattable_record_is_logged(captured: CapturedLog) -> None:
+    """Wrong arguments and a failing __str__ do not raise."""
 
-    class Rude:
+    class Unprintable:
         def __str__(self) -> str:
             raise RuntimeError("no")
 
-    def say(text: object, *values: object, **members: object) -> None:
+    def emit(text: object, *values: object, **members: object) -> None:
         record = logging.LogRecord("x", logging.ERROR, "", 0, text, values, None)
         vars(record).update(members)
-        written.log._handler.handle(record)  # without pytest's, which are not as patient
+        captured.log._handler.handle(record)  # bypasses pytest's handler, which raises
 
-    for form in ("text", "json"):
-        written.log.configure(form)
-        say("%d", "x")
-        say("%s %s", "x")
-        say("fine")
-        say("x", rude=Rude())
-        say(Rude())
-        lines = written.lines()
-        assert len(lines) == 5
-        assert "fine" in lines[2]
-        assert all("a record cannot be written: RuntimeError" in line for line in lines[3:])
+    for log_format in ("text", "json"):
+        captured.log.configure(log_format)
+        emit("%d", "x")
+        emit("%s %s", "x")
+        emit("fine")
+        emit("x", unprintable=Unprintable())
+        emit(Unprintable())
+        read_lines = captured.read_lines()
+        assert len(read_lines) == 5
+        assert "fine" in read_lines[2]
+        assert all("record cannot be formatted: RuntimeError" in line for line in read_lines[3:])
 
 
 @pytest.mark.parametrize(
-    ("level", "ours", "theirs"),
+    ("level", "own_count", "library_count"),
     [("debug", 5, 4), ("info", 4, 4), ("warning", 3, 3), ("error", 2, 2)],
 )
-def test_levels(written: Written, level: str, ours: int, theirs: int) -> None:
-    """From the level up; others' debugging is never told, for it may hold what passes through."""
-    written.log.configure("json", level)
-    for name, count in (("attestkit.ra_tls", ours), ("uvicorn.error", theirs), ("a", theirs)):
+def test_level_filters_records(
+    captured: CapturedLog, level: str, own_count: int, library_count: int
+) -> None:
+    """Records below the level are dropped; debug records of libraries always."""
+    captured.log.configure("json", level)
+    for name, count in (
+        ("attestkit.ra_tls", own_count),
+        ("uvicorn.error", library_count),
+        ("a", library_count),
+    ):
         for number in (10, 20, 30, 40, 50):
             logging.getLogger(name).log(number, "x")
-        assert len(written.lines()) == count
+        assert len(captured.read_lines()) == count
 
 
 @pytest.mark.parametrize(
     "name", ["uvicorn", "uvicorn.error", "asyncio", "aiodocker", "py.warnings"]
 )
-def test_libraries_are_told_too(written: Written, name: str) -> None:
-    """Through the one log there is."""
+def test_library_loggers_are_captured(captured: CapturedLog, name: str) -> None:
+    """Records of libraries appear in the log."""
     logging.getLogger(name).warning("%s", "careful")
-    assert written.lines() == [f"WARNING {name}: careful"]
+    assert captured.read_lines() == [f"WARNING {name}: careful"]
 
 
-def test_what_nobody_catches(written: Written) -> None:
-    """Failed threads and destructors are a line each, in place of a page on stderr."""
+def test_uncaught_exceptions_are_logged(captured: CapturedLog) -> None:
+    """Exceptions in threads and destructors are one line each."""
 
-    class Sore:
+    class FailingDestructor:
         def __del__(self) -> None:
             raise ValueError("in a destructor")
 
@@ -224,16 +232,16 @@ def test_what_nobody_catches(written: Written) -> None:
     thread.start()
     thread.join()
     del thread
-    Sore()
+    FailingDestructor()
     gc.collect()
-    first, second = written.lines()
-    assert first.startswith("ERROR attestkit.serve: a thread failed ValueError: in a thread (")
+    first, second = captured.read_lines()
+    assert first.startswith("ERROR attestkit.serve: thread failed ValueError: in a thread (")
     assert "ValueError: in a destructor (test_log.py:" in second
 
 
 DESTRUCTORS = """
 import faulthandler, gc, logging, os, threading
-from attestkit.serve.server_log.log import Log
+from attestkit.serve.server_log.log import ServerLog
 
 class Foreign:
     def __init__(self):
@@ -248,8 +256,8 @@ def say():
         logging.getLogger("other").warning("said")
 
 faulthandler.dump_traceback_later(30, exit=True)
-log = Log(os.open("/dev/null", os.O_WRONLY))
-gc.set_threshold(20, 1000, 1000)  # as often as a busy server would sooner or later
+log = ServerLog(os.open("/dev/null", os.O_WRONLY))
+gc.set_threshold(20, 1000, 1000)  # collect garbage often
 threads = [threading.Thread(target=say) for _ in range(2)]
 for thread in threads:
     thread.start()
@@ -260,7 +268,7 @@ print("done")
 
 
 def test_destructors_may_log() -> None:
-    """Wherever garbage is collected, also while lines are being written, by several threads."""
+    """A destructor may log during garbage collection while any thread writes."""
     done = subprocess.run(
         [sys.executable, "-c", DESTRUCTORS],
         cwd=Path(__file__).resolve().parents[3],
@@ -272,35 +280,35 @@ def test_destructors_may_log() -> None:
     assert done.stdout == "done\n", done.stderr
 
 
-def test_what_people_are_told(written: Written) -> None:
-    """Lines as they are; as JSON one record of the first, with the places as a member."""
-    written.log.say(["serving", "  curl x", "\x1b"], places={"http": "http://x"})
-    assert written.lines() == ["serving", "  curl x", r"\x1b"]
-    written.log.configure("json", "error")
-    written.log.say(["serving"], places={"http": "http://x"})
-    assert written.lines() == []
-    written.log.configure("json")
-    written.log.say(["serving", "  curl x"], places={"http": "http://x"})
-    [entry] = written.entries()
+def test_print_lines(captured: CapturedLog) -> None:
+    """Lines are printed as they are; in JSON they are one record with the addresses."""
+    captured.log.print_lines(["serving", "  curl x", "\x1b"], places={"http": "http://x"})
+    assert captured.read_lines() == ["serving", "  curl x", r"\x1b"]
+    captured.log.configure("json", "error")
+    captured.log.print_lines(["serving"], places={"http": "http://x"})
+    assert captured.read_lines() == []
+    captured.log.configure("json")
+    captured.log.print_lines(["serving", "  curl x"], places={"http": "http://x"})
+    [entry] = captured.read_entries()
     assert (entry["message"], entry["places"]) == ("serving", {"http": "http://x"})
 
 
-def test_why_it_ends(written: Written) -> None:
-    """In a line, whatever the level."""
-    written.log.configure("text", "error")
-    written.log.complain("x\n\x1by")
-    assert written.lines() == [r"attestkit serve: x \x1by"]
-    written.log.configure("json", "error")
-    written.log.complain("x\n\x1by")
-    [entry] = written.entries()
+def test_report_error_ignores_level(captured: CapturedLog) -> None:
+    """The fatal error is one line at every level."""
+    captured.log.configure("text", "error")
+    captured.log.report_error("x\n\x1by")
+    assert captured.read_lines() == [r"attestkit serve: x \x1by"]
+    captured.log.configure("json", "error")
+    captured.log.report_error("x\n\x1by")
+    [entry] = captured.read_entries()
     assert (entry["level"], entry["message"]) == ("critical", "x\n\x1by")
 
 
-def test_it_gives_everything_back() -> None:
-    """A program that serves for a while has its own log again afterwards."""
+def test_close_restores_logging() -> None:
+    """Closing restores handlers and hooks."""
     before = (list(logging.getLogger().handlers), sys.unraisablehook, threading.excepthook)
     reader, writer = os.pipe()
-    log = Log(writer)
+    log = ServerLog(writer)
     assert sys.unraisablehook is not before[1]
     log.close()
     assert (logging.getLogger().handlers, sys.unraisablehook, threading.excepthook) == before
@@ -308,16 +316,16 @@ def test_it_gives_everything_back() -> None:
     os.close(writer)
 
 
-@pytest.mark.parametrize("form", [TextLines, JsonLines])
-def test_half_a_surrogate_pair(form: type[logging.Formatter]) -> None:
-    """As in the name of a file that is no UTF-8, it is an escape like others."""
+@pytest.mark.parametrize("log_format", [TextFormatter, JsonFormatter])
+def test_lone_surrogate_is_escaped(log_format: type[logging.Formatter]) -> None:
+    """A lone surrogate, as in an undecodable file name, is escaped."""
     record = logging.LogRecord("x", 40, "", 0, "a\udc80b", None, None)
-    assert r"a\udc80b" in form().format(record)
+    assert r"a\udc80b" in log_format().format(record)
 
 
 @given(st.text(), st.integers(10, 50))
-def test_printable(text: str, longest: int) -> None:
-    """Any text is a line of ASCII within its bound; plain text is itself."""
+def test_ascii_line_any_text(text: str, longest: int) -> None:
+    """Any text gives bounded printable ASCII; printable ASCII is unchanged."""
     found = ascii_line(text, longest)
     assert found.isascii()
     assert found.isprintable() or not found
@@ -326,15 +334,17 @@ def test_printable(text: str, longest: int) -> None:
         assert found == text
 
 
-@pytest.mark.parametrize("form", [TextLines, JsonLines])
+@pytest.mark.parametrize("log_format", [TextFormatter, JsonFormatter])
 @given(text=st.text(), extra=st.dictionaries(st.text(), st.text() | st.floats() | st.none()))
-def test_any_record(form: type[logging.Formatter], text: str, extra: dict[str, Any]) -> None:
-    """Whatever it holds, it is one line that fits, and JSON where it should be."""
+def test_any_record_is_one_line(
+    log_format: type[logging.Formatter], text: str, extra: dict[str, Any]
+) -> None:
+    """An arbitrary record gives one bounded line, and valid JSON."""
     record = logging.LogRecord("x", 40, "", 0, text, None, None)
     vars(record).update({f"k{key}": value for key, value in extra.items()})
-    line = form().format(record)
+    line = log_format().format(record)
     assert line.isascii()
     assert line.isprintable()
     assert len(line) < LONGEST_LINE
-    if form is JsonLines:
+    if log_format is JsonFormatter:
         json.loads(line)

@@ -1,4 +1,4 @@
-"""Lines go out whole and in order; who reads slowly, or not at all, holds nobody up."""
+"""The stderr sink writes whole lines in order and never blocks on a slow reader."""
 
 import contextlib
 import fcntl
@@ -16,19 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.serve.server_log.stderr_sink import LONGEST_LINE, Sink
+from attestkit.serve.server_log.stderr_sink import LONGEST_LINE, StderrSink
 
 LINE = b"x" * 99 + b"\n"
 
 
-def told(count: int) -> bytes:
-    """Say how many lines were dropped."""
+def format_dropped(count: int) -> bytes:
+    """Return the line about dropped lines."""
     return b"%d dropped\n" % count
 
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """Both ends of a pipe of four pages, the reading one of which does not wait."""
+    """Return both ends of a pipe of four pages; the read end is non-blocking."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4 * LONGEST_LINE)
     os.set_blocking(reader, False)
@@ -39,7 +39,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def read_all(reader: int) -> bytes:
-    """Return what is in a pipe."""
+    """Return the content of a pipe."""
     found = b""
     with contextlib.suppress(BlockingIOError):
         while data := os.read(reader, 1 << 20):
@@ -47,20 +47,20 @@ def read_all(reader: int) -> bytes:
     return found
 
 
-def test_lines_arrive(pipe: tuple[int, int]) -> None:
-    """As they were given."""
+def test_write_keeps_lines(pipe: tuple[int, int]) -> None:
+    """Lines are written unchanged."""
     reader, writer = pipe
-    sink = Sink(writer, told)
+    sink = StderrSink(writer, format_dropped)
     sink.write([])
     sink.write([b"one\n", b"two\n"])
     sink.write([b"three\n"])
     assert read_all(reader) == b"one\ntwo\nthree\n"
 
 
-def test_a_full_pipe_drops_and_tells(pipe: tuple[int, int]) -> None:
-    """What finds no room is dropped, whole lines of it, and told once somebody reads."""
+def test_write_full_pipe_drops_and_reports(pipe: tuple[int, int]) -> None:
+    """Lines are dropped without delay when the pipe is full; the number is reported later."""
     reader, writer = pipe
-    sink = Sink(writer, told)
+    sink = StderrSink(writer, format_dropped)
     begin = time.monotonic()
     sink.write([LINE] * 200)
     sink.write([LINE] * 7)
@@ -70,14 +70,14 @@ def test_a_full_pipe_drops_and_tells(pipe: tuple[int, int]) -> None:
     lost = 207 - len(before) // 100
     assert sink.dropped == lost > 7
     sink.write([b"after\n"])
-    assert read_all(reader) == told(lost) + b"after\n"
+    assert read_all(reader) == format_dropped(lost) + b"after\n"
     assert sink.dropped == 0
 
 
-def test_no_line_is_torn(pipe: tuple[int, int]) -> None:
-    """Lines of every length, up to the longest, are handed over whole or not at all."""
+def test_write_never_splits_lines(pipe: tuple[int, int]) -> None:
+    """Lines of every length are written whole or dropped."""
     reader, writer = pipe
-    sink = Sink(writer, told)
+    sink = StderrSink(writer, format_dropped)
     lines = [b"y" * (n * 37 % (LONGEST_LINE - 1)) + b"\n" for n in range(400)]
     lines.append(b"z" * (LONGEST_LINE - 1) + b"\n")
     got = []
@@ -88,56 +88,56 @@ def test_no_line_is_torn(pipe: tuple[int, int]) -> None:
     assert {line for line in got if b"dropped" not in line} <= whole
 
 
-def test_patience(pipe: tuple[int, int]) -> None:
-    """A reader that comes in time loses nothing; one that does not costs the wait only once."""
+def test_write_patience(pipe: tuple[int, int]) -> None:
+    """A reader within the patience loses nothing; a missing one delays only one write."""
     reader, writer = pipe
-    sink = Sink(writer, told)
-    sink.write([LINE] * 160)  # fills it
+    sink = StderrSink(writer, format_dropped)
+    sink.write([LINE] * 160)  # fills the pipe
     assert sink.dropped == 0
     late = threading.Timer(0.1, lambda: read_all(reader))
     late.start()
     sink.write([LINE] * 160, patience=30.0)
     late.join()
     assert sink.dropped == 0
-    while not sink.dropped:  # the reader may have taken some of it already
+    while not sink.dropped:  # the reader may have consumed a part
         sink.write([LINE] * 40, patience=0.1)
     begin = time.monotonic()
     sink.write([LINE], patience=30.0)
     assert time.monotonic() - begin < 5
 
 
-def test_nobody_reads_any_more(pipe: tuple[int, int]) -> None:
-    """A closed pipe is no error, and no signal ends us."""
+def test_write_closed_pipe_drops(pipe: tuple[int, int]) -> None:
+    """A closed pipe raises no error and no signal."""
     reader, writer = pipe
-    sink = Sink(writer, told)
+    sink = StderrSink(writer, format_dropped)
     os.close(reader)
     for _ in range(3):
         sink.write([LINE], patience=30.0)
     assert sink.dropped == 3
 
 
-def test_a_disk_that_is_full() -> None:
-    """Its lines are counted as dropped, and nobody fails."""
+def test_write_full_disk_drops() -> None:
+    """Lines for a full disk are counted as dropped."""
     with Path("/dev/full").open("wb", buffering=0) as full:
-        sink = Sink(full.fileno(), told)
+        sink = StderrSink(full.fileno(), format_dropped)
         sink.write([LINE, LINE])
         assert sink.dropped == 2
 
 
-def test_a_file(tmp_path: Path) -> None:
-    """A batch goes into a file as it is, behind what is there."""
+def test_write_file_appends(tmp_path: Path) -> None:
+    """A batch is appended to a file."""
     path = tmp_path / "log"
     path.write_bytes(b"before\n")
     with path.open("ab", buffering=0) as file:
-        Sink(file.fileno(), told).write([LINE] * 2000)
+        StderrSink(file.fileno(), format_dropped).write([LINE] * 2000)
     assert path.read_bytes() == b"before\n" + LINE * 2000
 
 
-def test_a_socket() -> None:
-    """Which is what a service manager gives."""
+def test_write_socket() -> None:
+    """A socket, as given by a service manager, does not block."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        sink = Sink(ours.fileno(), told)
+        sink = StderrSink(ours.fileno(), format_dropped)
         begin = time.monotonic()
         while not sink.dropped:
             sink.write([LINE] * 1000)
@@ -146,14 +146,14 @@ def test_a_socket() -> None:
         assert read_all(theirs.fileno()).replace(LINE, b"") == b""
 
 
-def test_a_terminal_that_was_stopped() -> None:
-    """Ctrl-S on a terminal does not stop the server, nor does it change the terminal for others."""
+def test_write_stopped_terminal() -> None:
+    """A stopped terminal (Ctrl-S) does not block, and its mode is unchanged."""
     leader, follower = pty.openpty()
     tty.setraw(follower)
     try:
-        sink = Sink(follower, told)
+        sink = StderrSink(follower, format_dropped)
         begin = time.monotonic()
-        while not sink.dropped:  # nobody reads the leading side
+        while not sink.dropped:  # the other side is not read
             sink.write([LINE] * 100)
         assert time.monotonic() - begin < 10
         assert os.get_blocking(follower)
@@ -172,17 +172,17 @@ def test_a_terminal_that_was_stopped() -> None:
         os.close(follower)
 
 
-def test_from_many_threads(pipe: tuple[int, int]) -> None:
-    """Lines of one thread stay in order, those of several do not mix."""
+def test_write_from_threads(pipe: tuple[int, int]) -> None:
+    """Lines of one thread stay in order; lines of several do not mix."""
     reader, writer = pipe
-    sink = Sink(writer, told)
+    sink = StderrSink(writer, format_dropped)
     got = b""
 
-    def say(name: int) -> None:
+    def write_numbers(name: int) -> None:
         for n in range(200):
             sink.write([b"%d:%d\n" % (name, n)], patience=30.0)
 
-    threads = [threading.Thread(target=say, args=(name,)) for name in range(4)]
+    threads = [threading.Thread(target=write_numbers, args=(name,)) for name in range(4)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
@@ -192,14 +192,14 @@ def test_from_many_threads(pipe: tuple[int, int]) -> None:
     lines = [tuple(map(int, line.split(b":"))) for line in got.splitlines()]
     assert sorted(lines) == [(name, n) for name in range(4) for n in range(200)]
     for name in range(4):
-        assert [n for who, n in lines if who == name] == list(range(200))
+        assert [n for thread_number, n in lines if thread_number == name] == list(range(200))
 
 
-def test_nobody_waits_for_who_is_writing(pipe: tuple[int, int]) -> None:
-    """Who waits for a reader takes the lines along that others have meanwhile."""
+def test_write_during_blocked_write_does_not_wait(pipe: tuple[int, int]) -> None:
+    """A blocked write also writes the lines that other threads added meanwhile."""
     reader, writer = pipe
-    sink = Sink(writer, told)
-    sink.write([LINE] * 160)  # fills it
+    sink = StderrSink(writer, format_dropped)
+    sink.write([LINE] * 160)  # fills the pipe
     assert sink.dropped == 0
     waiter = threading.Thread(target=sink.write, args=([b"first\n"], 30.0))
     waiter.start()
@@ -214,30 +214,30 @@ def test_nobody_waits_for_who_is_writing(pipe: tuple[int, int]) -> None:
     assert (before + read_all(reader)).endswith(LINE + b"first\nsecond\n")
 
 
-def test_a_line_in_the_middle_of_another(pipe: tuple[int, int]) -> None:
-    """What somebody logs while this thread is writing comes behind it, up to a number."""
+def test_write_reentrant(pipe: tuple[int, int]) -> None:
+    """Lines logged by this thread during a write follow it, up to a limit."""
     reader, writer = pipe
     count = 1
 
-    def told_and_more(dropped: int) -> bytes:
+    def format_and_log(dropped: int) -> bytes:
         if dropped == 7:
-            sink.write([b"inner\n"] * count)  # as a destructor does, anywhere in there
-        return told(dropped)
+            sink.write([b"inner\n"] * count)  # as a destructor may at any point
+        return format_dropped(dropped)
 
-    sink = Sink(writer, told_and_more)
+    sink = StderrSink(writer, format_and_log)
     for count in (1, 5000):
         sink.dropped = 7
         sink.write([b"outer\n"])
         first, second, *rest = read_all(reader).splitlines(keepends=True)
-        assert (first, second) == (told(7), b"outer\n")
+        assert (first, second) == (format_dropped(7), b"outer\n")
         inner = rest.count(b"inner\n")
         lost = [int(line.split()[0]) for line in rest if line != b"inner\n"]
         assert inner + sum(lost) + sink.dropped == count
         assert inner == 1 or (count > 1 and inner > 100)
 
 
-def test_a_program_without_stderr(tmp_path: Path) -> None:
-    """Where it is closed, nothing of ours gets its number, and the server says why it ends."""
+def test_closed_stderr_is_replaced(tmp_path: Path) -> None:
+    """Closed standard descriptors are opened as /dev/null; the exit code is kept."""
     script = (
         "import os, sys; from attestkit.serve.__main__ import main\n"
         "code = main(['--limit', 'x'])\n"

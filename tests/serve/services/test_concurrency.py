@@ -1,4 +1,4 @@
-"""Quote and log belong together, however many clients emit events at the same time."""
+"""Quote and event log are consistent while many clients emit events."""
 
 import threading
 import time
@@ -17,8 +17,8 @@ SECONDS = 10.0
 RESERVED = "system-ready"  # the last event of a boot
 
 
-class Seen(NamedTuple):
-    """What one log showed: how many runtime events, and which was the last."""
+class LogState(NamedTuple):
+    """The number of runtime events in one log, and the last event."""
 
     events: int
     last: str
@@ -26,59 +26,61 @@ class Seen(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server to be worked hard."""
+    """Return a server with its own state folder."""
     with running_server("--state-dir", "state") as server:
         yield server
         server.check_log()
 
 
-def names(connection: Connection) -> list[str]:
-    """Return the runtime events of a quote's log, which must replay to the quote's registers."""
+def read_event_names(connection: Connection) -> list[str]:
+    """Return the runtime events in a quote's log, which must replay to the quote."""
     answer = connection.call("GetQuote", {"report_data": "00"}).json()
     log = EventLog.from_json(answer["event_log"])
     log.check(Quote.parse(bytes.fromhex(answer["quote"])))
     return [event.name for event in log.runtime]
 
 
-def fresh_names(server: Server) -> list[str]:
-    """Do the same over a connection of its own."""
+def read_event_names_once(server: Server) -> list[str]:
+    """Return them over a new connection."""
     connection = Connection(server.dstack)
     try:
-        return names(connection)
+        return read_event_names(connection)
     finally:
         connection.close()
 
 
-def work(server: Server, client: int, end: float, emitted: list[str], seen: list[Seen]) -> None:
-    """Emit and quote in turn until `end`; what this client emitted is in each of its quotes."""
+def emit_and_quote(
+    server: Server, client: int, end: float, emitted: list[str], states: list[LogState]
+) -> None:
+    """Emit and quote alternately until `end`; each quote has all events of this client."""
     connection = Connection(server.dstack)
-    mine: list[str] = []
+    own_events: list[str] = []
     while time.monotonic() < end:
-        name = f"client-{client}-event-{len(mine)}"
+        name = f"client-{client}-event-{len(own_events)}"
         answer = connection.call("EmitEvent", {"event": name, "payload": f"{client:02x}"})
         assert (answer.status, answer.body) == (200, b"null")
-        mine.append(name)
+        own_events.append(name)
         for _ in range(2):
-            found = names(connection)
-            assert [n for n in found if n.startswith(f"client-{client}-")] == mine
-            seen.append(Seen(len(found), found[-1]))
-    emitted += mine
+            found = read_event_names(connection)
+            assert [n for n in found if n.startswith(f"client-{client}-")] == own_events
+            states.append(LogState(len(found), found[-1]))
+    emitted += own_events
     connection.close()
 
 
 @pytest.mark.slow
-def test_every_quote_matches_its_log(server: Server) -> None:
-    """32 clients, 10 s: every log replays, every event is there once, history never changes."""
-    booted = fresh_names(server)
+def test_concurrent_quotes_match_their_logs(server: Server) -> None:
+    """With 32 clients for 10 s, every log replays and every event occurs once."""
+    booted = read_event_names_once(server)
     assert booted[-1] == RESERVED
     emitted: list[str] = []
-    seen: list[Seen] = []
+    states: list[LogState] = []
     failures: list[BaseException] = []
     end = time.monotonic() + SECONDS
 
     def client(number: int) -> None:
         with Keeping(failures):
-            work(server, number, end, emitted, seen)
+            emit_and_quote(server, number, end, emitted, states)
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
     for thread in threads:
@@ -87,6 +89,6 @@ def test_every_quote_matches_its_log(server: Server) -> None:
         thread.join()
     assert failures == []
     assert len(emitted) >= CLIENTS
-    history = fresh_names(server)
+    history = read_event_names_once(server)
     assert sorted(history[len(booted) :]) == sorted(emitted)
-    assert all(history[events - 1] == last for events, last in seen)
+    assert all(history[events - 1] == last for events, last in states)

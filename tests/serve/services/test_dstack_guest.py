@@ -1,4 +1,4 @@
-"""Every call of DstackGuest: what it answers, what it refuses; bad input is never a 500."""
+"""The DstackGuest service: responses and errors of every method."""
 
 import asyncio
 import json
@@ -56,7 +56,7 @@ VALID: dict[str, dict[str, Any]] = {
         "public_key": "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
     },
 }
-# Fields whose default is no value: there is no such algorithm, key, signature or event.
+# Fields without a valid default.
 REQUIRED = {
     "Sign.algorithm": "Unsupported algorithm",
     "Verify.algorithm": "Unsupported algorithm",
@@ -67,28 +67,28 @@ REQUIRED = {
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_whole_request_is_accepted(dstack: Client, name: str) -> None:
-    """With every field given each method answers."""
+def test_complete_request_is_accepted(dstack: Client, name: str) -> None:
+    """Each method accepts a request with all fields."""
     assert dstack.post(f"/{name}", VALID[name]).status == 200
 
 
 @pytest.mark.parametrize(("name", "field"), MANIFEST, ids=IDS)
-def test_missing_field(dstack: Client, name: str, field: Any) -> None:
-    """A missing field has its default; where that is no value, the error says what is wrong."""
+def test_missing_field_uses_default(dstack: Client, name: str, field: Any) -> None:
+    """A missing field has its default; if that is invalid, the error states the problem."""
     message = {key: value for key, value in VALID[name].items() if key != field.name}
     response = dstack.post(f"/{name}", message)
-    wanted = REQUIRED.get(f"{name}.{field.name}")
-    assert response.status == (200 if wanted is None else 400)
-    if wanted is not None:
-        assert response.error().startswith(wanted)
+    expected = REQUIRED.get(f"{name}.{field.name}")
+    assert response.status == (200 if expected is None else 400)
+    if expected is not None:
+        assert response.error().startswith(expected)
 
 
 @pytest.mark.parametrize(("name", "field"), MANIFEST, ids=IDS)
-def test_wrong_field(dstack: Client, name: str, field: Any) -> None:
-    """A field of a wrong type is a 400 that names it."""
+def test_wrong_type_is_400(dstack: Client, name: str, field: Any) -> None:
+    """The error names the field."""
     response = dstack.post(f"/{name}", VALID[name] | {field.name: {"a": 1}})
     assert response.status == 400
-    assert response.error().startswith(f"{field.name} must be ")
+    assert response.error().startswith(f"{field.name}: must be ")
 
 
 TOO_LONG = {
@@ -106,8 +106,8 @@ TOO_LONG = {
 
 
 @pytest.mark.parametrize(("name", "field"), MANIFEST, ids=IDS)
-def test_too_long_field(dstack: Client, name: str, field: Any) -> None:
-    """What has a limit is refused beyond it, and what has none is taken."""
+def test_long_field_is_bounded(dstack: Client, name: str, field: Any) -> None:
+    """A field with a limit is refused beyond it; others are accepted."""
     long: Any = {str: "x" * 300_000, bytes: "00" * 300_000, int: 2**64 - 1, bool: True}[field.kind]
     if field.repeated:
         long = ["x" * 100] * 1000
@@ -119,44 +119,48 @@ def test_too_long_field(dstack: Client, name: str, field: Any) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("case", GETKEY.get("cases", []), ids=lambda case: str(case["request"]))
-def test_get_key(vector_dstack: Client, vector_tappd: Client, case: dict[str, Any]) -> None:
-    """Key and chain are those of the vectors, byte for byte, also under the legacy names."""
-    wanted = json.dumps(case["response"], separators=(",", ":"))
+def test_get_key_matches_vectors(
+    vector_dstack: Client, vector_tappd: Client, case: dict[str, Any]
+) -> None:
+    """Key and chain equal the vectors, also under the legacy names."""
+    expected = json.dumps(case["response"], separators=(",", ":"))
     response = vector_dstack.post("/GetKey", case["request"])
-    assert (response.status, response.body) == (200, wanted.encode())
-    legacy = wanted.replace('"key"', '"k256_key"').replace("signature_", "k256_signature_")
+    assert (response.status, response.body) == (200, expected.encode())
+    legacy = expected.replace('"key"', '"k256_key"').replace("signature_", "k256_signature_")
     assert vector_tappd.post("/prpc/DeriveK256Key", case["request"]).body == legacy.encode()
 
 
 @needs_shared
 @pytest.mark.parametrize("case", GETKEY.get("errors", []), ids=lambda case: str(case["request"]))
-def test_get_key_error(vector_dstack: Client, case: dict[str, Any]) -> None:
-    """Other algorithms are refused with the vectors' body."""
+def test_get_key_unsupported_algorithm(vector_dstack: Client, case: dict[str, Any]) -> None:
+    """The error body equals the vectors."""
     response = vector_dstack.post("/GetKey", case["request"])
     assert (response.status, response.body) == (case["status"], case["body"].encode())
 
 
 @needs_shared
 @pytest.mark.parametrize("case", SIGN_VERIFY.get("sign", []), ids=lambda case: str(case["request"]))
-def test_sign(vector_dstack: Client, case: dict[str, Any]) -> None:
-    """Signature, chain and key are those of the vectors, byte for byte."""
+def test_sign_matches_vectors(vector_dstack: Client, case: dict[str, Any]) -> None:
+    """Signature, chain and key equal the vectors."""
     response = vector_dstack.post("/Sign", case["request"])
-    wanted = json.dumps(case["response"], separators=(",", ":"))
-    assert (response.status, response.body) == (200, wanted.encode())
+    expected = json.dumps(case["response"], separators=(",", ":"))
+    assert (response.status, response.body) == (200, expected.encode())
 
 
 @needs_shared
 @pytest.mark.parametrize("case", SIGN_VERIFY.get("verify", []), ids=str)
-def test_verify(dstack: Client, case: dict[str, Any]) -> None:
-    """Each verdict is that of the vectors."""
+def test_verify_matches_vectors(dstack: Client, case: dict[str, Any]) -> None:
+    """The result equals the vectors."""
     response = dstack.post("/Verify", case["request"])
     assert (response.status, response.json()) == (200, case["response"])
 
 
 @needs_shared
 @pytest.mark.parametrize("case", SIGN_VERIFY.get("errors", []), ids=str)
-def test_sign_and_verify_errors(vector_dstack: Client, case: dict[str, Any]) -> None:
-    """Malformed input is a 400, with the vectors' text where one is pinned."""
+def test_sign_and_verify_malformed_input_is_400(
+    vector_dstack: Client, case: dict[str, Any]
+) -> None:
+    """Malformed input is a 400, with the vectors' text where given."""
     response = vector_dstack.post(f"/{case['method']}", case["request"])
     assert response.status == 400
     text = response.error()
@@ -166,8 +170,8 @@ def test_sign_and_verify_errors(vector_dstack: Client, case: dict[str, Any]) -> 
 @needs_shared
 @pytest.mark.parametrize("case", REPORT_DATA.get("pad64", []), ids=lambda case: str(case["input"]))
 @pytest.mark.parametrize("name", ["GetQuote", "Attest"])
-def test_report_data_is_padded(dstack: Client, name: str, case: dict[str, Any]) -> None:
-    """What was asked for is in the response, in the quote and in the evidence."""
+def test_report_data_is_zero_padded(dstack: Client, name: str, case: dict[str, Any]) -> None:
+    """The padded report data is in the response, the quote and the evidence."""
     response = dstack.post(f"/{name}", {"report_data": case["input"]}).json()
     want = bytes.fromhex(case["report_data"])
     if name == "GetQuote":
@@ -182,15 +186,15 @@ def test_report_data_is_padded(dstack: Client, name: str, case: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("name", ["GetQuote", "Attest"])
-def test_report_data_is_at_most_64_bytes(dstack: Client, name: str) -> None:
-    """64 bytes are taken, 65 are refused; also where the bytes look like hex text."""
+def test_report_data_over_64_bytes_is_refused(dstack: Client, name: str) -> None:
+    """64 bytes are accepted, 65 refused, even if the bytes are hex text."""
     assert dstack.post(f"/{name}", {"report_data": b"00".hex() * 32}).status == 200
     response = dstack.post(f"/{name}", {"report_data": "00" * 65})
     assert (response.status, response.error()) == (400, "Report data is too long")
 
 
-def test_get_quote(guest: Guest, dstack: Client) -> None:
-    """The log replays to the quote, in the documented form, and nothing else is in the answer."""
+def test_get_quote_log_replays(guest: Guest, dstack: Client) -> None:
+    """The event log replays to the quote and has the documented format."""
     response = dstack.post("/GetQuote", {"report_data": "1234"}).json()
     assert list(response) == ["quote", "event_log", "report_data", "vm_config"]
     assert response["vm_config"] == guest.attester.vm_config
@@ -206,10 +210,10 @@ def test_get_quote(guest: Guest, dstack: Client) -> None:
         assert event["imr"] == 3 or acpi or event["event_payload"] == ""
 
 
-def test_attest(guest: Guest, dstack: Client) -> None:
-    """The evidence is whole: it decodes, replays, and names the app."""
+def test_attest_evidence_is_complete(guest: Guest, dstack: Client) -> None:
+    """The evidence decodes, replays, and contains the app's identity."""
     response = dstack.get("/Attest?report_data=1234").json()
-    assert response["attestation"].startswith("00")  # version 0, which older verifiers read
+    assert response["attestation"].startswith("00")  # version 0, for older verifiers
     evidence = Attestation.from_bytes(bytes.fromhex(response["attestation"]))
     assert evidence.quote is not None
     evidence.event_log.check(evidence.quote)
@@ -218,18 +222,20 @@ def test_attest(guest: Guest, dstack: Client) -> None:
 
 
 @pytest.mark.parametrize("name", ["GetQuote", "Attest", "Info", "GetTlsKey"])
-def test_platform_without_quotes(
+def test_quote_failure_is_500(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, name: str
 ) -> None:
-    """When the platform fails it is a 500 that says with what."""
+    """The error states the failed operation and the cause."""
     response = Client(listener_apps.dstack_app(make_guest(Broken)), loop).post(f"/{name}")
-    what = {"GetQuote": "quote", "GetTlsKey": "certificate attestation"}.get(name, "attestation")
+    operation = {"GetQuote": "quote", "GetTlsKey": "certificate attestation"}.get(
+        name, "attestation"
+    )
     assert response.status == 500
-    assert response.error() == f"Failed to get {what}: no quoting service for 64 bytes"
+    assert response.error() == f"Failed to get {operation}: no quoting service for 64 bytes"
 
 
-def test_emitted_event_is_in_all_later_evidence(dstack: Client) -> None:
-    """EmitEvent answers null; the event is last in the log, and the log replays."""
+def test_emit_event_appears_in_later_evidence(dstack: Client) -> None:
+    """EmitEvent returns null; the event is the last one in later logs."""
     before = json.loads(dstack.get("/Info").json()["tcb_info"])
     dstack.get("/GetQuote")
     response = dstack.post("/EmitEvent", {"event": "цель", "payload": "0xDEADbeef"})
@@ -253,8 +259,8 @@ RESERVED = (
 
 
 @pytest.mark.parametrize("name", [*RESERVED, "a:b"])
-def test_names_that_cannot_be_emitted(dstack: Client, name: str) -> None:
-    """Identity cannot be claimed, and no border between name and payload can be shifted."""
+def test_emit_event_reserved_name_is_refused(dstack: Client, name: str) -> None:
+    """Names of boot events and names with a colon are refused."""
     before = dstack.get("/GetQuote").json()["event_log"]
     response = dstack.post("/EmitEvent", {"event": name, "payload": "00"})
     assert response.status == 400
@@ -262,10 +268,8 @@ def test_names_that_cannot_be_emitted(dstack: Client, name: str) -> None:
     assert dstack.get("/GetQuote").json()["event_log"] == before
 
 
-def test_events_of_version_2_have_their_preimage(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
-    """A name may have a colon then, GetQuote gives the preimage, and Attest is of version 1."""
+def test_event_log_version_2(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """Version 2 permits colons and adds the preimage; Attest uses evidence version 1."""
     client = Client(listener_apps.dstack_app(make_guest(compose={"event_log_version": 2})), loop)
     assert client.post("/EmitEvent", {"event": "a:b", "payload": "00"}).status == 200
     for name in RESERVED:
@@ -291,8 +295,8 @@ TCB_KEYS = [
 ]
 
 
-def test_info(guest: Guest, dstack: Client) -> None:
-    """Info says who the app is, with registers, whole log and compose file inside tcb_info."""
+def test_info_describes_app(guest: Guest, dstack: Client) -> None:
+    """Info contains identity, registers, event log and compose file."""
     info = dstack.get("/Info").json()
     assert list(info) == INFO_KEYS
     app = guest.attester.info()
@@ -315,8 +319,8 @@ def test_info(guest: Guest, dstack: Client) -> None:
     assert any(event.payload for event in log.events if event.register == 0)
 
 
-def test_info_has_a_certificate_that_carries_evidence(guest: Guest, dstack: Client) -> None:
-    """app_cert is a chain made once, for a client, with the evidence of this TD."""
+def test_info_app_cert_contains_evidence(guest: Guest, dstack: Client) -> None:
+    """app_cert is a client certificate with evidence, issued once."""
     chain = dstack.get("/Info").json()["app_cert"]
     leaf = read_certificate(chain)
     assert leaf.subject == "CN=demo-cert"
@@ -324,17 +328,17 @@ def test_info_has_a_certificate_that_carries_evidence(guest: Guest, dstack: Clie
     assert leaf.extensions.keys() == {
         *("2.5.29.15", "2.5.29.37", ra_tls.OID_CERT_USAGE, ra_tls.OID_ATTESTATION),
     }
-    assert leaf.extensions["2.5.29.37"].hex() == "300a06082b06010505070302"  # for clients alone
+    assert leaf.extensions["2.5.29.37"].hex() == "300a06082b06010505070302"  # clientAuth only
     assert guest.app_keys is not None
     assert chain == f"{leaf.pem}\n{guest.app_keys.ca_cert}"
     dstack.post("/EmitEvent", {"event": "a"})
     assert dstack.get("/Info").json()["app_cert"] == chain
 
 
-def test_info_asks_the_device_only_when_a_register_changed(
+def test_info_quotes_only_after_register_change(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Many calls cost one quote (and one for the certificate); an event costs one more."""
+    """Info needs one quote, one more for the certificate, and one per event."""
     guest = make_guest(Counting)
     backend = guest.attester.backend
     assert isinstance(backend, Counting)
@@ -346,10 +350,10 @@ def test_info_asks_the_device_only_when_a_register_changed(
     assert (len(bodies), backend.quotes) == (2, 3)
 
 
-def test_info_without_a_certificate_asks_again(
+def test_info_retries_failed_certificate(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A certificate that could not be made is left empty and tried at the next call."""
+    """A failed certificate is empty, and is issued again at the next call."""
     guest = make_guest()
     client = Client(listener_apps.dstack_app(guest), loop)
     with monkeypatch.context() as patch:
@@ -361,13 +365,13 @@ def test_info_without_a_certificate_asks_again(
 def _refuse(*_: object, **__: object) -> bytes:
     from attestkit.errors import BackendError
 
-    raise BackendError("not now")
+    raise BackendError("not now", reason="io_error")
 
 
-def test_info_of_odd_evidence(
+def test_info_invalid_key_provider(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A provider that is no text is left out; what cannot be decoded at all is a 500."""
+    """A key provider that is not UTF-8 is empty; undecodable app info is a 500."""
     guest = make_guest()
     client = Client(listener_apps.dstack_app(guest), loop)
     odd = guest.attester.info()._replace(key_provider_info=b"\xff")
@@ -380,10 +384,10 @@ def test_info_of_odd_evidence(
     assert (response.status, response.error()) == (500, "Failed to decode app info: not now")
 
 
-def test_methods_that_need_keys_say_that_there_are_none(
+def test_key_methods_without_app_keys_fail(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Without app keys the key methods answer what is missing, and all others work."""
+    """Key methods report the missing app keys; all others work."""
     guest = make_guest()
     bare = Guest(
         guest.attester,
@@ -401,8 +405,8 @@ def test_methods_that_need_keys_say_that_there_are_none(
         assert client.post(f"/{name}", VALID.get(name)).status == 200
 
 
-def test_version(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """The version is of the API, late enough for every client's checks; the revision is free."""
+def test_version_is_recent_enough(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """The API version satisfies clients' checks; the revision is configurable."""
     response = Client(listener_apps.dstack_app(make_guest()), loop).get("/Version")
     assert response.body == b'{"version":"0.5.11","rev":"unknown"}'
     assert tuple(map(int, response.json()["version"].split("."))) >= (0, 5, 8)
@@ -411,13 +415,13 @@ def test_version(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None
     assert response.json() == {"version": "0.6.0", "rev": "git:0123456789abcdef0123"}
 
 
-def test_gpu_info(
+def test_gpu_info_returns_file_verbatim(
     make_guest: MakeGuest,
     loop: asyncio.AbstractEventLoop,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The file's content verbatim; nothing where it is missing, or cannot be read and is logged."""
+    """The file's content is returned; a missing or unreadable one is empty and logged."""
     path = tmp_path / "attestation.out"
     guest = make_guest(machine=Machine(gpu_attestation=path))
     client = Client(listener_apps.dstack_app(guest), loop)
@@ -432,8 +436,8 @@ def test_gpu_info(
     assert str(Machine().gpu_attestation) == "/run/nvidia-gpu-attestation/attestation.out"
 
 
-def test_machine_is_read_from_firmware(tmp_path: Path) -> None:
-    """Vendor and product are the firmware's, trimmed; empty where they cannot be read."""
+def test_machine_read_from_firmware(tmp_path: Path) -> None:
+    """Vendor and product are read from firmware, trimmed, empty if unreadable."""
     assert Machine.read(tmp_path) == Machine()
     (tmp_path / "sys_vendor").write_text("Google\n")
     (tmp_path / "product_name").write_text(" Google Compute Engine \n")
@@ -441,15 +445,15 @@ def test_machine_is_read_from_firmware(tmp_path: Path) -> None:
     assert machine == Machine("Google", "Google Compute Engine")
 
 
-def test_simulator_is_not_silent(dstack: Client) -> None:
-    """The Server header and the cloud's name say that this is a simulator."""
+def test_responses_mark_simulator(dstack: Client) -> None:
+    """The Server header and the cloud vendor mark the simulator."""
     response = dstack.get("/Info")
     assert "simulator" in response.headers["server"]
     assert "simulator" in response.json()["cloud_vendor"]
 
 
-def test_standard_headers(dstack: Client) -> None:
-    """Every response has the documented headers, and those of TCP are not on the socket."""
+def test_responses_have_standard_headers(dstack: Client) -> None:
+    """Every response has the documented headers, without X-App-Version on the socket."""
     for response in (dstack.get("/Version"), dstack.get("/Nope")):
         assert response.headers["x-content-type-options"] == "nosniff"
         assert response.headers["x-frame-options"] == "SAMEORIGIN"
@@ -457,10 +461,10 @@ def test_standard_headers(dstack: Client) -> None:
         assert "x-app-version" not in response.headers
 
 
-def test_blocking_device_is_called_in_one_other_thread(
+def test_blocking_device_uses_one_thread(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where quotes block, all of them come from one thread that is not the event loop's."""
+    """Blocking quotes run in one thread other than the event loop's."""
     monkeypatch.setattr(Blocking, "threads", set())
     client = Client(listener_apps.dstack_app(make_guest(Blocking)), loop)
     for name in ("GetQuote", "Attest", "Info", "GetTlsKey"):
@@ -469,10 +473,10 @@ def test_blocking_device_is_called_in_one_other_thread(
     assert threading.get_ident() not in Blocking.threads
 
 
-def test_an_event_is_written_in_another_thread(
+def test_emit_event_writes_in_device_thread(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """A disk may be slow; what is asked of the TEE meanwhile waits in that thread too."""
+    """Events are written in the device thread; requests to the TEE queue behind them."""
     guest = make_guest()
     app = listener_apps.dstack_app(guest)
     json_type = b"application/json"

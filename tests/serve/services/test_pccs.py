@@ -1,4 +1,4 @@
-"""`--pccs` serves the simulator's collateral, and real clients fetch from it and verify."""
+"""`--pccs` serves the simulator's collateral to dcap-qvl's and attestkit's clients."""
 
 import asyncio
 import http.client
@@ -24,11 +24,12 @@ from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
 from attestkit.serve import serve
-from attestkit.serve.config.agent_settings import decide
+from attestkit.serve.config.agent_settings import decide_settings
 from attestkit.serve.config.command_line import Options
 from attestkit.serve.config.option_values import Address
-from attestkit.serve.endpoints import Places
-from attestkit.serve.services.pccs import PccsApp, pccs_of
+from attestkit.serve.endpoints import ListenAddresses
+from attestkit.serve.services.pccs import PccsApp, make_pccs
+from tests.raising import raises
 from tests.serve.asgi import Client
 from tests.serve.client import call
 from tests.serve.server import SEED, Server, refusal, running_server
@@ -43,42 +44,42 @@ JS: Final = Path(__file__).resolve().parents[2] / "clients" / "js"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """Run a server with a PCCS on a free port."""
+    """Return a server with a PCCS on a free port."""
     with running_server("--pccs", "127.0.0.1:0") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def simulator() -> Simulator:
-    """Return a TD of the server's seed."""
+    """Return a simulator with the server's seed."""
     return Simulator(seed=bytes.fromhex(SEED))
 
 
-def now() -> int:
-    """Return the time by the machine's clock, which the server has as well."""
+def current_time() -> int:
+    """Return the current Unix time."""
     return int(datetime.now(timezone.utc).timestamp())
 
 
-class Read(http.client.HTTPResponse):
-    """A response whose body is read."""
+class BufferedResponse(http.client.HTTPResponse):
+    """A response whose body has been read."""
 
     data = b""
 
 
-def get(server: Server, target: str, verb: str = "GET") -> Read:
+def get(server: Server, target: str, verb: str = "GET") -> BufferedResponse:
     """Return the response to one request."""
     connection = http.client.HTTPConnection(urlsplit(server.ready["pccs"]).netloc, timeout=10)
-    connection.response_class = Read
+    connection.response_class = BufferedResponse
     connection.request(verb, target)
     response = connection.getresponse()
-    assert isinstance(response, Read)
+    assert isinstance(response, BufferedResponse)
     response.data = response.read()
     connection.close()
     return response
 
 
-def test_the_ready_line_and_the_banner_say_where(server: Server) -> None:
-    """The ready line has the real port, the banner the variable for clients."""
+def test_pccs_url_is_printed(server: Server) -> None:
+    """The ready line has the port, the banner the environment variable."""
     url = server.ready["pccs"]
     parts = urlsplit(url)
     assert (parts.scheme, parts.hostname, parts.path) == ("http", "127.0.0.1", "")
@@ -87,40 +88,42 @@ def test_the_ready_line_and_the_banner_say_where(server: Server) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_our_fetch_gives_the_simulators_collateral(
+def test_pccs_attestkit_client_fetches_collateral(
     server: Server, simulator: Simulator, suffix: str
 ) -> None:
-    """What is fetched over HTTP is the collateral itself, byte for byte."""
+    """Fetched collateral equals the simulator's."""
     quote = Quote.parse(simulator.get_quote(bytes(64)))
-    before = simulator.collateral()  # at midnight it changes
+    before = simulator.collateral()  # changes at midnight
     fetched = Collateral.fetch(quote, server.ready["pccs"] + suffix)
     assert fetched in (before, simulator.collateral())
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_dcap_qvl_fetches_and_verifies(server: Server, simulator: Simulator, suffix: str) -> None:
-    """The Python client of dcap-qvl gets the same, and the quote is up to date with it."""
+def test_pccs_dcap_qvl_client_verifies(server: Server, simulator: Simulator, suffix: str) -> None:
+    """dcap-qvl fetches the same collateral and verifies the quote as UpToDate."""
     raw = simulator.get_quote(bytes(64))
 
     async def fetch() -> Any:
         return await dcap_qvl.get_collateral(server.ready["pccs"] + suffix, raw)
 
-    before = simulator.collateral()  # at midnight it changes
+    before = simulator.collateral()  # changes at midnight
     theirs = asyncio.run(fetch())
-    report = dcap_qvl.verify_with_root_ca(raw, theirs, simulator.trust_anchor, now())
+    report = dcap_qvl.verify_with_root_ca(raw, theirs, simulator.trust_anchor, current_time())
     assert report.status == "UpToDate"
     fetched = Collateral.from_json(theirs.to_json())
     assert replace(fetched, pck_certificate_chain=None) in (before, simulator.collateral())
 
 
-def javascript(url: str, quote: bytes, root: bytes) -> "subprocess.CompletedProcess[str]":
-    """Run the client of @phala/dcap-qvl: fetch, then verify."""
+def run_javascript_client(
+    url: str, quote: bytes, root: bytes
+) -> "subprocess.CompletedProcess[str]":
+    """Run @phala/dcap-qvl's client: fetch, then verify."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
     if not (JS / "node_modules" / "@phala" / "dcap-qvl").is_dir():
         pytest.skip("tests/clients/js/node_modules is missing: run `npm install` there")
-    asked = {"url": url, "quote": quote.hex(), "root": root.hex(), "now": now()}
+    asked = {"url": url, "quote": quote.hex(), "root": root.hex(), "now": current_time()}
     return subprocess.run(
         [node, "fetch.mjs"],
         cwd=JS,
@@ -138,26 +141,26 @@ def javascript(url: str, quote: bytes, root: bytes) -> "subprocess.CompletedProc
         (5, ""),
         (2, ""),
         (3, "/"),
-        # The two clients above have all suffixes; this one is a program of a third of a second.
+        # Other clients cover all suffixes; starting this one takes 0.3 s.
         *slow(*((5, suffix) for suffix in SUFFIXES[1:])),
     ],
 )
-def test_the_javascript_client_fetches_and_verifies(
+def test_pccs_javascript_client_verifies(
     server: Server, simulator: Simulator, kind: int, suffix: str
 ) -> None:
-    """@phala/dcap-qvl, which asks for the processor's CRL, gets it and verifies.
+    """@phala/dcap-qvl fetches the processor CA's CRL and verifies.
 
-    Also for a quote that tells its platform by an encrypted PPID alone.
+    This includes quotes that identify the platform by an encrypted PPID only.
     """
-    odd = Scenario(quote=QuoteConfig(certification_type=kind))
-    raw = Simulator(seed=bytes.fromhex(SEED), scenario=odd).get_quote(bytes(64))
-    done = javascript(server.ready["pccs"] + suffix, raw, simulator.trust_anchor)
+    scenario = Scenario(quote=QuoteConfig(certification_type=kind))
+    raw = Simulator(seed=bytes.fromhex(SEED), scenario=scenario).get_quote(bytes(64))
+    done = run_javascript_client(server.ready["pccs"] + suffix, raw, simulator.trust_anchor)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "UpToDate"
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("tcb-OutOfDate", "OutOfDate"),
         ("ok-second-platform", "UpToDate"),
@@ -165,8 +168,8 @@ def test_the_javascript_client_fetches_and_verifies(
         ("collateral-expired", "expired"),
     ],
 )
-def test_the_servers_scenario_is_what_clients_fetch(name: str, told: str) -> None:
-    """From the server to the verdict of both clients: the status, or the reason of the refusal."""
+def test_pccs_scenario_determines_clients_result(name: str, expected: str) -> None:
+    """Both clients report the scenario's TCB status or error."""
     with running_server("--pccs", "127.0.0.1:0", "--scenario", name) as server:
         url = server.ready["pccs"]
         raw = bytes.fromhex(call(server.dstack, "GetQuote").json()["quote"])
@@ -177,16 +180,16 @@ def test_the_servers_scenario_is_what_clients_fetch(name: str, told: str) -> Non
 
         theirs = asyncio.run(fetch())
         try:
-            python = dcap_qvl.verify_with_root_ca(raw, theirs, anchor, now()).status
+            python = dcap_qvl.verify_with_root_ca(raw, theirs, anchor, current_time()).status
         except ValueError as error:
             python = str(error)
-        assert told.lower() in python.lower()
-        done = javascript(url, raw, anchor)
-        assert told.lower() in (done.stdout or done.stderr).lower()
+        assert expected.lower() in python.lower()
+        done = run_javascript_client(url, raw, anchor)
+        assert expected.lower() in (done.stdout or done.stderr).lower()
 
 
-def test_responses_are_http_1_1_with_their_length(server: Server) -> None:
-    """Version, Content-Length and type, the simulator's Server header, and no encoding."""
+def test_pccs_response_headers(server: Server) -> None:
+    """Version, Content-Length, type and Server header are set; Transfer-Encoding is not."""
     response = get(server, "/sgx/certification/v4/rootcacrl")
     assert (response.status, response.version) == (200, 11)
     assert response.getheader("Content-Length") == str(len(response.data))
@@ -198,16 +201,16 @@ def test_responses_are_http_1_1_with_their_length(server: Server) -> None:
 
 
 @pytest.mark.parametrize("verb", ["POST", "PUT", "DELETE", "HEAD"])
-def test_only_get_is_served(server: Server, verb: str) -> None:
-    """Other methods are status 405 on every path."""
+def test_pccs_other_method_is_405(server: Server, verb: str) -> None:
+    """Methods other than GET are refused on every path."""
     response = get(server, "/sgx/certification/v4/rootcacrl", verb)
     assert (response.status, response.getheader("Allow")) == (405, "GET")
 
 
-def test_a_failure_says_nothing_to_strangers(
+def test_pccs_internal_error_is_not_shown(
     simulator: Simulator, loop: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An exception is status 500 without its text, which goes to the log."""
+    """An exception is a 500 without its text, which is logged."""
 
     class Failing(SimulatedPccs):
         def _root_crl(self, _: object) -> Any:
@@ -216,23 +219,23 @@ def test_a_failure_says_nothing_to_strangers(
     quote = Quote.parse(simulator.get_quote(bytes(64)))
     platform = ServedPlatform(quote.header.user_data[:16], quote.pck_chain[0])
     failing = Failing(simulator.collateral, [platform])
-    assert pccs_of(simulator).answer("/sgx/certification/v4/rootcacrl", "").status == 200
+    assert make_pccs(simulator).respond("/sgx/certification/v4/rootcacrl", "").status == 200
     response = Client(PccsApp(failing), loop).get("/sgx/certification/v4/rootcacrl")
     assert (response.status, response.body) == (500, b"Internal error.")
     assert "a private thing" in caplog.text
 
 
-def test_it_is_for_the_simulator(tmp_path: Path) -> None:
-    """Another backend with --pccs is a usage error, as option and in serve()."""
+def test_pccs_requires_simulator(tmp_path: Path) -> None:
+    """--pccs with another backend is a usage error."""
     options = Options(backend="tdx_ioctl", pccs="127.0.0.1:0")
-    with pytest.raises(UsageError, match=r"^--pccs is for the simulator only$"):
-        decide(options, {"HOME": "/"}, tuple)
-    told = refusal("--backend", "tdx_ioctl", "--pccs", "127.0.0.1:0", folder=tmp_path, code=1)
-    assert "--pccs is for the simulator only" in told
+    with raises(UsageError, "conflict"):
+        decide_settings(options, {"HOME": "/"}, tuple)
+    expected = refusal("--backend", "tdx_ioctl", "--pccs", "127.0.0.1:0", folder=tmp_path, code=1)
+    assert "--pccs: for the simulator only" in expected
 
 
-class Foreign:
-    """Somebody's simulated TEE, which has no collateral of ours."""
+class OtherSimulatedBackend:
+    """A simulated backend without collateral."""
 
     name = "foreign"
     simulated = True
@@ -243,14 +246,14 @@ class Foreign:
 
     @classmethod
     def probe(cls) -> None:
-        """Return: it runs everywhere."""
+        """Succeed: it runs everywhere."""
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return a quote of the simulator's."""
+        """Return a quote of the simulator."""
         return self._simulator.get_quote(report_data)
 
     def read_event_log(self) -> bytes:
-        """Return the log of the simulator's."""
+        """Return the event log of the simulator."""
         return self._simulator.read_event_log()
 
     def close(self) -> None:
@@ -258,36 +261,39 @@ class Foreign:
         self._simulator.close()
 
 
-def test_another_simulated_tee_has_no_pccs(simulator: Simulator) -> None:
-    """A TEE that calls itself simulated is not the simulator."""
+def test_pccs_other_simulated_backend_is_refused(simulator: Simulator) -> None:
+    """A PCCS requires attestkit's simulator, not just a simulated backend."""
     with (
-        Attester(Foreign()) as attester,
-        pytest.raises(UsageError, match="for the simulator only"),
+        Attester(OtherSimulatedBackend()) as attester,
+        raises(UsageError, "not_applicable"),
     ):
         serve(
             attester,
-            Places(pccs=("127.0.0.1", 0)),
+            ListenAddresses(pccs=("127.0.0.1", 0)),
             app_compose=simulator.app_compose,
             vm_config="{}",
         )
 
 
-def test_where_it_listens_is_what_the_option_says(tmp_path: Path) -> None:
-    """Off by default and with none; any address; a malformed or taken one is named."""
-    settings = decide(Options(backend="simulator"), {"HOME": "/"}, tuple)
+def test_pccs_address_option(tmp_path: Path) -> None:
+    """Off by default; errors name a malformed or occupied address."""
+    settings = decide_settings(Options(backend="simulator"), {"HOME": "/"}, tuple)
     assert settings.pccs is None
     for text, address in (("0.0.0.0:8081", Address("0.0.0.0", 8081)), ("none", None)):
-        assert decide(Options(backend="simulator", pccs=text), {"HOME": "/"}, tuple).pccs == address
-    told = refusal("--backend", "simulator", "--pccs", "8081", folder=tmp_path, code=1)
-    assert "--pccs 8081: want HOST:PORT" in told
+        assert (
+            decide_settings(Options(backend="simulator", pccs=text), {"HOME": "/"}, tuple).pccs
+            == address
+        )
+    expected = refusal("--backend", "simulator", "--pccs", "8081", folder=tmp_path, code=1)
+    assert "--pccs: must be HOST:PORT with a port of 0 to 65535, or none: 8081" in expected
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         options = ("--backend", "simulator", "--dir", str(tmp_path), "--http", "none")
-        told = refusal(*options, "--pccs", where, folder=tmp_path, code=3)
-    assert f"--pccs {where}: the port is taken" in told
+        expected = refusal(*options, "--pccs", where, folder=tmp_path, code=3)
+    assert f"--pccs {where}: the port is in use" in expected
 
 
-def test_without_the_option_there_is_none() -> None:
-    """No listener, and nothing of it in the ready line."""
+def test_pccs_is_off_by_default() -> None:
+    """Without --pccs the ready line has no PCCS."""
     with running_server() as server:
         assert "pccs" not in server.ready

@@ -1,4 +1,4 @@
-"""A PCCS on a port: each answer of the vectors, each scenario, and how connections are used."""
+"""The PCCS over HTTP: responses of the vectors, scenarios, and persistent connections."""
 
 import asyncio
 import re
@@ -20,7 +20,7 @@ from attestkit.backends.simulator.scenarios.named import NAMED
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError
 from attestkit.quote import Quote
-from attestkit.serve.services.pccs import PccsApp, pccs_of
+from attestkit.serve.services.pccs import PccsApp, make_pccs
 from tests.backends.simulator.simulated_cases import NOW, SEED
 from tests.dcap import judge
 from tests.serve.listening import Connect, response, run
@@ -30,45 +30,47 @@ EXAMPLES: Final[list[dict[str, Any]]] = list(load("simulated-pki/http.json"))
 SGX, TDX = "/sgx/certification/v4", "/tdx/certification/v4"
 PKI: Final = SimulatedPki(SEED)
 PLATFORMS: Final = [PKI.platform(name) for name in ("0", "1", "2")]
-ASKED: Final = bytes(64)
+REPORT_DATA: Final = bytes(64)
 _TDX_SCENARIOS: Final = [name for name, one in NAMED.items() if one.scenario.platform == "tdx"]
-# Whoever reads such a quote sees no platform in it, so there is nothing to ask for.
+# Scenarios whose quote contains no platform id, so no collateral can be requested.
 _UNREADABLE: Final = {"truncated"}
 
 
-def app() -> PccsApp:
+def create_app() -> PccsApp:
     """Return a PCCS of several platforms."""
     served = [ServedPlatform(platform.qe_id, platform.pck_der) for platform in PLATFORMS]
     return PccsApp(SimulatedPccs(lambda: PKI.collateral(NOW), served))
 
 
-def request(target: str, verb: str = "GET") -> bytes:
+def encode_request(target: str, verb: str = "GET") -> bytes:
     """Return a request."""
     return f"{verb} {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
-async def base(connect: Connect) -> str:
-    """Return the URL behind a way to connect."""
+async def find_url(connect: Connect) -> str:
+    """Return the URL of a server."""
     _, writer = await connect()
     port = writer.get_extra_info("peername")[1]
     writer.close()
     return f"http://127.0.0.1:{port}"
 
 
-def with_url(test: Callable[[str], Awaitable[None]], served: PccsApp) -> None:
-    """Run a test that has a URL."""
+def run_with_url(test: Callable[[str], Awaitable[None]], served: PccsApp) -> None:
+    """Run a test with the URL of a served app."""
 
     async def main(connect: Connect) -> None:
-        await test(await base(connect))
+        await test(await find_url(connect))
 
     run(main, served)
 
 
-# -- the vectors, and connections ----------------------------------------------------------------
+# -- vectors and connections ---------------------------------------------------------------------
 
 
-def check(example: dict[str, Any], status: int, headers: dict[str, str], body: bytes) -> None:
-    """Compare an answer with that of the vectors; a header has one value."""
+def check_response(
+    example: dict[str, Any], status: int, headers: dict[str, str], body: bytes
+) -> None:
+    """Compare a response with the vectors; each header occurs once."""
     assert status == example["status"]
     if status != 200:
         assert (headers["Content-Type"], body) == (
@@ -84,39 +86,39 @@ def check(example: dict[str, Any], status: int, headers: dict[str, str], body: b
 
 
 @needs_shared
-def test_the_vectors_come_out_on_one_connection() -> None:
-    """Status, headers and body, byte for byte, one request after the other."""
+def test_vectors_on_one_connection() -> None:
+    """Status, headers and body equal the vectors, request after request."""
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
         for example in EXAMPLES:
-            writer.write(request(example["path"]))
-            check(example, *await response(reader))
+            writer.write(encode_request(example["path"]))
+            check_response(example, *await response(reader))
         writer.close()
 
-    run(test, app())
+    run(test, create_app())
 
 
 @needs_shared
-def test_requests_may_be_pipelined() -> None:
-    """All of them at once: the answers come in their order."""
+def test_pipelined_requests_are_answered_in_order() -> None:
+    """Pipelined requests are answered in order."""
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
-        writer.write(b"".join(request(example["path"]) for example in EXAMPLES))
+        writer.write(b"".join(encode_request(example["path"]) for example in EXAMPLES))
         for example in EXAMPLES:
-            check(example, *await response(reader))
+            check_response(example, *await response(reader))
         writer.close()
 
-    run(test, app())
+    run(test, create_app())
 
 
-def test_refusals_keep_the_connection() -> None:
-    """405 to HEAD comes without a body, 400 and 404 with theirs, and the next request is served."""
+def test_errors_keep_connection() -> None:
+    """405, 400 and 404 do not close the connection; the 405 to HEAD has no body."""
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
-        writer.write(request(f"{SGX}/rootcacrl", "HEAD"))
+        writer.write(encode_request(f"{SGX}/rootcacrl", "HEAD"))
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         assert head.startswith("HTTP/1.1 405 ")
         assert "Allow: GET" in head
@@ -129,19 +131,19 @@ def test_refusals_keep_the_connection() -> None:
             (f"{SGX}/crl?uri=https%3A%2F%2Fx%2FIntelSGXRootCA.der%3Fa%3Db", 200),
             (f"{SGX}/crl?uri=https://x/IntelSGXRootCA.der", 200),
         ):
-            writer.write(request(target))
+            writer.write(encode_request(target))
             assert (await response(reader))[0] == status, target
-        writer.write(request("/nothing", "POST"))
+        writer.write(encode_request("/nothing", "POST"))
         assert (await response(reader))[0] == 405
         writer.close()
 
-    run(test, app())
+    run(test, create_app())
 
 
-def test_chains_are_read_alike_by_all() -> None:
-    """Go takes a bare + for a space, Intel's client cuts what does not end in an escape.
+def test_certificate_chain_headers_suit_all_clients() -> None:
+    """Chains decode identically with and without treating + as a space.
 
-    And go-tdx-guest wants each header once, and nothing behind the last certificate.
+    go-tdx-guest requires each header once, and nothing after the last certificate.
     """
 
     async def test(connect: Connect) -> None:
@@ -153,7 +155,7 @@ def test_chains_are_read_alike_by_all() -> None:
             f"{TDX}/qe/identity",
             f"{SGX}/pckcert?qeid={PLATFORMS[1].qe_id.hex().upper()}",
         ):
-            writer.write(request(target))
+            writer.write(encode_request(target))
             raw = (await reader.readuntil(b"\r\n\r\n")).decode()
             names = [line.split(":")[0].lower() for line in raw.splitlines()[1:-1]]
             assert len(names) == len(set(names))
@@ -172,16 +174,16 @@ def test_chains_are_read_alike_by_all() -> None:
             assert ca != root
         writer.close()
 
-    run(test, app())
+    run(test, create_app())
 
 
-# -- fetchers ------------------------------------------------------------------------------------
+# -- clients -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [2, 3])
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_platform_is_found_by_its_encrypted_ppid(kind: int, number: int) -> None:
-    """Of several platforms each quote leads to its own certificate, and verifies with it."""
+def test_platform_is_found_by_encrypted_ppid(kind: int, number: int) -> None:
+    """Each platform's quote leads to its own PCK certificate and verifies."""
     enclave = QuotingEnclave(PKI, str(number), config=QuoteConfig(certification_type=kind))
     raw = enclave.quote(TdBody().td10())
     assert Quote.parse(raw).certification[0] == kind
@@ -197,37 +199,42 @@ def test_a_platform_is_found_by_its_encrypted_ppid(kind: int, number: int) -> No
         assert split_pem(chain)[0] == PLATFORMS[number].pck_der
         assert Collateral.from_json(theirs.to_json()).pck_certificate_chain is not None
 
-    with_url(test, app())
+    run_with_url(test, create_app())
 
 
-async def refused(url: str, raw: bytes, reason: str) -> None:
-    """See that dcap-qvl finds no certificate, and that we say why."""
+async def check_fetch_fails(url: str, raw: bytes, reason: str) -> None:
+    """Check that dcap-qvl and attestkit both fail, the latter with a reason."""
     with pytest.raises(ValueError, match="Failed to get PCK certificate chain"):
         await dcap_qvl.get_collateral(url, raw)
     with pytest.raises(CollateralError, match=reason):
         await asyncio.to_thread(Collateral.fetch, Quote.parse(raw), url)
 
 
-def test_an_unknown_platform_is_told() -> None:
-    """A quote of somebody else's platform leads nowhere."""
+def test_unknown_platform_is_404() -> None:
+    """The PCK certificate of an unknown platform is not found."""
     other = QuotingEnclave(PKI, "9", config=QuoteConfig(certification_type=3))
     raw = other.quote(TdBody().td10())
-    with_url(lambda url: refused(url, raw, "answered 404; it does not know this platform"), app())
+    run_with_url(lambda url: check_fetch_fails(url, raw, "HTTP status 404; "), create_app())
 
 
-def test_other_svns_than_the_platforms_are_refused() -> None:
-    """There is one certificate a platform: who asks for another notices by SGX-TCBm."""
+def test_other_cpusvn_is_refused() -> None:
+    """There is one PCK certificate per platform; SGX-TCBm reveals another CPUSVN."""
     config = QuoteConfig(certification_type=2)
     raw = bytearray(QuotingEnclave(PKI, config=config).quote(TdBody().td10()))
-    raw[-20] ^= 1  # the first byte of the CPUSVN
-    with_url(lambda url: refused(url, bytes(raw), "SGX-TCBm is not the CPUSVN"), app())
+    raw[-20] ^= 1  # the first byte of CPUSVN
+    run_with_url(
+        lambda url: check_fetch_fails(
+            url, bytes(raw), "SGX-TCBm does not have the requested CPUSVN"
+        ),
+        create_app(),
+    )
 
 
 @pytest.mark.parametrize("name", _TDX_SCENARIOS)
-def test_a_scenario_is_served_as_it_is(name: str) -> None:
-    """What dcap-qvl fetches is the scenario's collateral, and it judges by it as without HTTP."""
+def test_scenario_collateral_is_served(name: str) -> None:
+    """dcap-qvl fetches the scenario's collateral and has the same result without HTTP."""
     simulator = Simulator(seed=SEED, scenario=name, now=lambda: NOW)
-    raw, anchor = simulator.get_quote(ASKED), simulator.trust_anchor
+    raw, anchor = simulator.get_quote(REPORT_DATA), simulator.trust_anchor
 
     async def test(url: str) -> None:
         if name in _UNREADABLE:
@@ -240,18 +247,18 @@ def test_a_scenario_is_served_as_it_is(name: str) -> None:
         verdict = judge(raw, fetched, anchor, NOW)
         assert verdict == judge(raw, simulator.collateral(), anchor, NOW)
 
-    with_url(test, PccsApp(pccs_of(simulator)))
+    run_with_url(test, PccsApp(make_pccs(simulator)))
 
 
-def test_a_simulator_with_a_hidden_platform() -> None:
-    """As a scenario of one's own, it is served like any other."""
-    odd = Scenario(quote=QuoteConfig(certification_type=3), platform_id="7")
-    simulator = Simulator(seed=SEED, scenario=odd, now=lambda: NOW)
-    raw = simulator.get_quote(ASKED)
+def test_custom_scenario_with_encrypted_ppid() -> None:
+    """A custom scenario is served like a named one."""
+    scenario = Scenario(quote=QuoteConfig(certification_type=3), platform_id="7")
+    simulator = Simulator(seed=SEED, scenario=scenario, now=lambda: NOW)
+    raw = simulator.get_quote(REPORT_DATA)
 
     async def test(url: str) -> None:
         theirs = await dcap_qvl.get_collateral(f"{url}/", raw)
         report = dcap_qvl.verify_with_root_ca(raw, theirs, simulator.trust_anchor, NOW)
         assert report.status == "UpToDate"
 
-    with_url(test, PccsApp(pccs_of(simulator)))
+    run_with_url(test, PccsApp(make_pccs(simulator)))

@@ -1,4 +1,4 @@
-"""Every call of the legacy service, under its own names."""
+"""The Tappd service: responses and errors of every method."""
 
 import asyncio
 import json
@@ -53,44 +53,44 @@ TOO_LONG = {
 
 @pytest.mark.parametrize("path", ["/prpc/{}", "/prpc/Tappd.{}"])
 @pytest.mark.parametrize("name", tappd.SERVICE.methods)
-def test_both_spellings(tappd: Client, name: str, path: str) -> None:
-    """Each method is there with the service's name before it and without."""
+def test_method_names_with_and_without_service(tappd: Client, name: str, path: str) -> None:
+    """Each method is served with and without the service name."""
     assert tappd.post(path.format(name), VALID.get(name)).status == 200
 
 
 @pytest.mark.parametrize("path", ["/GetKey", "/prpc/GetKey", "/prpc/Tappd.GetKey"])
-def test_what_old_clients_inherited_is_there(tappd: Client, path: str) -> None:
-    """The methods of the newer clients answer where the older ones, their heirs, call them."""
+def test_guest_methods_are_served_too(tappd: Client, path: str) -> None:
+    """Newer clients call DstackGuest methods on the Tappd socket."""
     body = {"path": "a", "purpose": "b"}
     assert tappd.post(path, body).body == tappd.post("/prpc/GetKey", body).body
     assert tappd.post(path, body).status == 200
 
 
 @pytest.mark.parametrize("path", ["/prpc/Nope", "/prpc/DstackGuest.Info", "/DeriveKey"])
-def test_nothing_else_is_there(tappd: Client, path: str) -> None:
-    """Unknown methods, other prefixes, and the old methods at the root are not found."""
+def test_unknown_path_is_404(tappd: Client, path: str) -> None:
+    """Unknown methods, other services and paths without prefix are not found."""
     assert tappd.get(path).status == 404
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS, ids=IDS)
-def test_missing_field(tappd: Client, name: str, field: Any) -> None:
-    """A missing field has its default; a raw quote needs its 64 bytes."""
+def test_missing_field_uses_default(tappd: Client, name: str, field: Any) -> None:
+    """A missing field has its default; RawQuote requires 64 bytes."""
     message = {key: value for key, value in VALID[name].items() if key != field.name}
     response = tappd.post(f"/prpc/{name}", message)
     assert response.status == (400 if name == "RawQuote" else 200)
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS, ids=IDS)
-def test_wrong_field(tappd: Client, name: str, field: Any) -> None:
-    """A field of a wrong type is a 400 that names it."""
+def test_wrong_type_is_400(tappd: Client, name: str, field: Any) -> None:
+    """The error names the field."""
     response = tappd.post(f"/prpc/{name}", VALID[name] | {field.name: 7})
     assert response.status == 400
-    assert response.error().startswith(f"{field.name} must be ")
+    assert response.error().startswith(f"{field.name}: must be ")
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS, ids=IDS)
-def test_too_long_field(tappd: Client, name: str, field: Any) -> None:
-    """What has a limit is refused beyond it, and what has none is taken."""
+def test_long_field_is_bounded(tappd: Client, name: str, field: Any) -> None:
+    """A field with a limit is refused beyond it; others are accepted."""
     long: Any = {str: "x" * 300_000, bytes: "00" * 300_000, bool: True}[field.kind]
     message = VALID[name] | {field.name: ["x"] * 1000 if field.repeated else long}
     response = tappd.post(f"/prpc/{name}", message)
@@ -98,8 +98,8 @@ def test_too_long_field(tappd: Client, name: str, field: Any) -> None:
 
 
 @needs_shared
-def test_derived_key_is_pinned(vector_tappd: Client) -> None:
-    """The key of a path is the vectors' scalar; its certificate is for the subject."""
+def test_derive_key_matches_vectors(vector_tappd: Client) -> None:
+    """The key of a path equals the vectors; its certificate has the subject."""
     (case,) = [case for case in WIRE["cases"] if "derived_scalar" in case]
     responses = [vector_tappd.post(case["path"], case["json_request"]).json() for _ in range(2)]
     keys = {response["key"] for response in responses}
@@ -111,10 +111,10 @@ def test_derived_key_is_pinned(vector_tappd: Client) -> None:
     assert leaf.spki_der == key.spki_der
 
 
-def test_random_seed_makes_another_key(
+def test_derive_key_random_seed_gives_new_keys(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """With `random_seed` the key is new at each call, and the path still counts."""
+    """With `random_seed` each call gives a new key that depends on the path."""
     numbers = iter(range(1, 100))
     guest = make_guest(random=lambda size: bytes([next(numbers)]) * size)
     client = Client(listener_apps.tappd_app(guest), loop)
@@ -125,31 +125,33 @@ def test_random_seed_makes_another_key(
     assert len(set(keys)) == 3
     assert keys[2] == keys[3]
     made = client.post("/prpc/DeriveKey", {"path": "b", "random_seed": True}).json()["key"]
-    # Besides these calls nobody has asked for random bytes of that many.
+    # All 32-byte random values so far come from these calls.
     assert made in {derive_p256(bytes([n]) * 32, b"b").pkcs8_pem for n in range(1, 100)}
 
 
-def test_the_certificate_of_a_derived_key(guest: Guest, tappd: Client) -> None:
-    """Its names are those asked for, with evidence if that was, of the default validity."""
+def test_derive_key_certificate(guest: Guest, tappd: Client) -> None:
+    """The certificate has the requested names, default validity, and evidence if requested."""
     message = {"path": "a", "subject": "s", "alt_names": ["x.example", "10.0.0.1"]}
-    plain, whole = (
-        tappd.post("/prpc/DeriveKey", {**message, "usage_ra_tls": wish}).json()["certificate_chain"]
-        for wish in (False, True)
+    plain, attested = (
+        tappd.post("/prpc/DeriveKey", {**message, "usage_ra_tls": usage_ra_tls}).json()[
+            "certificate_chain"
+        ]
+        for usage_ra_tls in (False, True)
     )
     assert guest.app_keys is not None
-    assert plain[1:] == whole[1:] == [guest.app_keys.ca_cert]
+    assert plain[1:] == attested[1:] == [guest.app_keys.ca_cert]
     leaf = read_certificate(plain[0])
     assert (leaf.subject, leaf.alt_names) == ("CN=s", ("x.example", "10.0.0.1"))
     assert leaf.valid_from.timestamp() == 157_766_400
     assert leaf.valid_until.timestamp() == NOW + 3650 * 86_400
     assert leaf.extensions.keys() == {"2.5.29.17", "2.5.29.15", ra_tls.OID_CERT_USAGE}
-    assert ra_tls.read(whole[0]).quote is not None
+    assert ra_tls.read(attested[0]).quote is not None
 
 
 @needs_shared
 @pytest.mark.parametrize("case", REPORT_DATA.get("cases", []), ids=str)
-def test_tdx_quote(tappd: Client, case: dict[str, Any]) -> None:
-    """What is quoted is the vectors' hash, and the response says how it was made."""
+def test_tdx_quote_matches_vectors(tappd: Client, case: dict[str, Any]) -> None:
+    """The report data equals the vectors; the response states its hash."""
     message = {
         "report_data": case["content"],
         "hash_algorithm": case["algorithm"],
@@ -164,8 +166,8 @@ def test_tdx_quote(tappd: Client, case: dict[str, Any]) -> None:
     EventLog.parse(response["event_log"]).check(quote)
 
 
-def test_defaults_of_tdx_quote(tappd: Client) -> None:
-    """No algorithm is sha512, no prefix is app-data."""
+def test_tdx_quote_defaults(tappd: Client) -> None:
+    """The default algorithm is sha512, the default prefix app-data."""
     response = tappd.post("/prpc/TdxQuote", {"report_data": "00"}).json()
     assert (response["hash_algorithm"], response["prefix"]) == ("sha512", "app-data")
     message = {"report_data": "00", "hash_algorithm": "sha512", "prefix": "app-data"}
@@ -175,8 +177,8 @@ def test_defaults_of_tdx_quote(tappd: Client) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "a"])
-def test_raw_quote(tappd: Client, prefix: str) -> None:
-    """Raw takes 64 bytes as they are, whatever the prefix, in both calls."""
+def test_raw_quote_uses_report_data(tappd: Client, prefix: str) -> None:
+    """Raw report data is used unchanged, whatever the prefix, by both methods."""
     content = bytes(range(64)).hex()
     message = {"report_data": content, "hash_algorithm": "raw", "prefix": prefix}
     for response in (
@@ -188,41 +190,39 @@ def test_raw_quote(tappd: Client, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 4, 63, 65])
-def test_raw_quote_of_another_length(tappd: Client, size: int) -> None:
-    """Anything but 64 bytes is refused."""
+def test_raw_quote_wrong_size_is_refused(tappd: Client, size: int) -> None:
+    """Report data other than 64 bytes is refused."""
     response = tappd.post("/prpc/RawQuote", {"report_data": "00" * size})
     assert (response.status, response.error()) == (400, "invalid content length")
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "SHA512", "sha-512", "sha3"])
-def test_unknown_hash_algorithm(tappd: Client, algorithm: str) -> None:
-    """Other algorithms are refused."""
+def test_tdx_quote_unknown_algorithm_is_refused(tappd: Client, algorithm: str) -> None:
+    """An unknown hash algorithm is refused."""
     response = tappd.post("/prpc/TdxQuote", {"report_data": "", "hash_algorithm": algorithm})
     assert (response.status, response.error()) == (400, "invalid hash algorithm")
 
 
-def test_platform_without_quotes(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """When the platform fails it is a 500 that says with what."""
+def test_quote_failure_is_500(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """The error states the failed operation."""
     client = Client(listener_apps.tappd_app(make_guest(Broken)), loop)
     response = client.post("/prpc/TdxQuote")
     assert response.status == 500
     assert response.error().startswith("Failed to get quote: ")
 
 
-def test_info_and_version_are_those_of_the_agent(
-    guest: Guest, tappd: Client, dstack: Client
-) -> None:
-    """Both services tell the same, and hide nothing."""
+def test_info_and_version_equal_agent(guest: Guest, tappd: Client, dstack: Client) -> None:
+    """Info and Version equal those of DstackGuest."""
     for name in ("Info", "Version"):
         assert tappd.get(f"/prpc/Tappd.{name}").body == dstack.get(f"/{name}").body
     tcb_info = json.loads(tappd.get("/prpc/Info").json()["tcb_info"])
     assert tcb_info["compose_hash"] == guest.app_compose.compose_hash.hex()
 
 
-def test_what_a_client_chose_is_not_kept_for_it(make_guest: MakeGuest) -> None:
-    """Of answers only short ones are kept to be filled in again, whatever prefix was asked for."""
+def test_long_prefix_is_not_cached(make_guest: MakeGuest) -> None:
+    """Response templates with a long prefix are not cached."""
     guest = make_guest()
     for prefix in ("a", "b" * 100_000, "c" * 1_000_000):
         guest.quote(bytes(64), TdxQuoteResponse(prefix=prefix))
     assert guest._quoted is not None
-    assert [answer.prefix for _, answer in guest._quoted.forms] == ["a"]
+    assert [answer.prefix for _, answer in guest._quoted.templates] == ["a"]

@@ -1,4 +1,4 @@
-"""GetTlsKey: what its certificates say, and which requests no certificate can answer."""
+"""GetTlsKey: certificates and refused requests."""
 
 import asyncio
 from typing import Any
@@ -14,7 +14,7 @@ from tests.serve.asgi import Client
 from tests.serve.guests import NOW, Counting, MakeGuest, vector_keys
 from tests.vectors import needs_shared
 
-WHOLE = {
+ALL_OPTIONS = {
     "subject": "a",
     "alt_names": ["b", "::1"],
     "usage_ra_tls": True,
@@ -30,8 +30,8 @@ def _chain(response: Any) -> list[Certificate]:
     return [read_certificate(pem) for pem in response["certificate_chain"]]
 
 
-def test_get_tls_key_of_defaults(guest: Guest, dstack: Client) -> None:
-    """Without options: a new key each time, default validity, no evidence in the certificate."""
+def test_get_tls_key_defaults(guest: Guest, dstack: Client) -> None:
+    """By default: a new key, default validity, no evidence."""
     response = dstack.post("/GetTlsKey").json()
     assert list(response) == ["key", "certificate_chain"]
     assert response["key"].startswith("-----BEGIN PRIVATE KEY-----\n")
@@ -45,17 +45,17 @@ def test_get_tls_key_of_defaults(guest: Guest, dstack: Client) -> None:
     assert response["certificate_chain"][1] == guest.app_keys.ca_cert
 
 
-def test_the_key_is_made_of_random_bytes(dstack: Client) -> None:
-    """The key is that of 32 random bytes without a path, PKCS#8 in PEM to its last line end."""
+def test_get_tls_key_uses_random_bytes(dstack: Client) -> None:
+    """The key is derived from 32 random bytes and encoded as PKCS#8 PEM."""
     made = dstack.post("/GetTlsKey").json()
-    key = derive_p256(bytes(range(1, 33)))  # what the guest of the tests has for random
+    key = derive_p256(bytes(range(1, 33)))  # the fake random bytes of the test guest
     assert made["key"] == key.pkcs8_pem
     assert made["key"].endswith("\n-----END PRIVATE KEY-----\n")
     assert len(key.pkcs8_der) == 138
     assert _chain(made)[0].spki_der == key.spki_der
 
 
-SERVER, CLIENT = "06082b06010505070301", "06082b06010505070302"  # of extKeyUsage
+SERVER, CLIENT = "06082b06010505070301", "06082b06010505070302"  # extKeyUsage
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ SERVER, CLIENT = "06082b06010505070301", "06082b06010505070302"  # of extKeyUsag
         (True, True, f"3014{SERVER}{CLIENT}"),
     ],
 )
-def test_usages(
+def test_get_tls_key_extended_key_usage(
     dstack: Client,
     tappd: Client,
     server: bool,
     client: bool,
     usages: str | None,
 ) -> None:
-    """Each usage is in the certificate if it was asked for, and only then; of old keys too."""
+    """The certificate has exactly the requested usages, also from DeriveKey."""
     asked = {"usage_server_auth": server, "usage_client_auth": client}
     for made in (dstack.post("/GetTlsKey", asked), tappd.post("/prpc/DeriveKey", asked)):
         leaf, _ = _chain(made.json())
@@ -82,9 +82,9 @@ def test_usages(
         assert (None if found is None else found.hex()) == usages
 
 
-def test_get_tls_key_with_everything(dstack: Client) -> None:
-    """Each option shows in the certificate, and the evidence is about its key."""
-    response = dstack.post("/GetTlsKey", WHOLE).json()
+def test_get_tls_key_all_options(dstack: Client) -> None:
+    """Each option appears in the certificate, and the evidence binds its key."""
+    response = dstack.post("/GetTlsKey", ALL_OPTIONS).json()
     leaf, _ = _chain(response)
     assert (leaf.subject, leaf.alt_names) == ("CN=a", ("b", "::1"))
     assert leaf.valid_from.timestamp() == 1_700_000_000
@@ -104,18 +104,18 @@ def test_get_tls_key_with_everything(dstack: Client) -> None:
         (11, 12, 11, 12),
     ],
 )
-def test_zero_is_no_limit(
+def test_get_tls_key_zero_validity_is_unset(
     dstack: Client, first: int | None, last: int, valid_from: int, valid_until: int
 ) -> None:
-    """Zero means unset, for each of the two by itself."""
+    """Zero means unset, for each limit separately."""
     message = {"not_before": first, "not_after": last}
     leaf, _ = _chain(dstack.post("/GetTlsKey", message).json())
     assert (leaf.valid_from.timestamp(), leaf.valid_until.timestamp()) == (valid_from, valid_until)
 
 
 @pytest.mark.parametrize(("first", "last"), [(11, 11), (12, 11), (2**64 - 1, 1)])
-def test_validity_must_have_an_order(dstack: Client, first: int, last: int) -> None:
-    """Two limits that leave nothing between them are refused."""
+def test_get_tls_key_invalid_validity_is_refused(dstack: Client, first: int, last: int) -> None:
+    """not_before must be earlier than not_after."""
     response = dstack.post("/GetTlsKey", {"not_before": first, "not_after": last})
     assert response.status == 400
     assert response.error() == "not_before must be earlier than not_after"
@@ -132,18 +132,18 @@ def test_validity_must_have_an_order(dstack: Client, first: int, last: int) -> N
         {"not_before": NOW * 2},
     ],
 )
-def test_what_a_certificate_cannot_say(dstack: Client, message: dict[str, Any]) -> None:
-    """Values that X.509 cannot hold are the caller's mistake."""
+def test_get_tls_key_unencodable_value_is_400(dstack: Client, message: dict[str, Any]) -> None:
+    """Values that X.509 cannot hold are refused."""
     response = dstack.post("/GetTlsKey", message)
     assert response.status == 400
     response.error()
 
 
 @needs_shared
-def test_certificates_of_a_kms_are_refused_clearly(
+def test_get_tls_key_with_kms_keys_is_refused(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """With keys from a KMS there is no authority here: GetTlsKey says so, all else works."""
+    """Keys from a KMS include no local CA; other methods work."""
     kms = {"url": "https://kms", "pubkey": "00", "tmp_ca_key": "", "tmp_ca_cert": ""}
     guest = make_guest(Counting, app_keys=vector_keys(key_provider={"Kms": kms}))
     assert isinstance(guest.attester.backend, Counting)
@@ -157,10 +157,10 @@ def test_certificates_of_a_kms_are_refused_clearly(
     assert client.get("/GetKey").status == 200
 
 
-def test_an_authority_that_cannot_sign(
+def test_get_tls_key_broken_ca_is_500(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """What is wrong with the authority is not the caller's mistake."""
+    """A broken CA is an internal error."""
     good = AppKeys.from_seed(bytes(32))
     keys = AppKeys(k256_key=good.k256_key, ca_cert="no certificate", ca_key=good.ca_key)
     client = Client(listener_apps.dstack_app(make_guest(app_keys=keys)), loop)

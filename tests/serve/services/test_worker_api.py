@@ -1,4 +1,4 @@
-"""What strangers may ask over TCP: who the app is and evidence for its key, and nothing else."""
+"""The Worker service on the external listener: app info and evidence for its keys only."""
 
 import asyncio
 import json
@@ -17,14 +17,16 @@ from tests.vectors import load, needs_shared
 APP_KEY = load("app_key_attestation.json")
 
 
-def test_info_is_that_of_the_agent(dstack: Client, external: Client) -> None:
-    """By default nothing is hidden."""
+def test_worker_info_equals_agent_info(dstack: Client, external: Client) -> None:
+    """By default Info is the same on both listeners."""
     for path in ("/prpc/Info", "/prpc/Worker.Info"):
         assert external.get(path).body == dstack.get("/Info").body
 
 
-def test_hidden_measurements(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """An app that hides its measurements hides them from strangers only."""
+def test_worker_info_hides_measurements(
+    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
+) -> None:
+    """With public_tcbinfo false the measurements are hidden on the external listener only."""
     guest = make_guest(compose={"public_tcbinfo": False})
     inside = Client(listener_apps.dstack_app(guest), loop).get("/Info").json()
     outside = Client(listener_apps.external_app(guest), loop).post("/prpc/Worker.Info").json()
@@ -42,16 +44,14 @@ def test_hidden_measurements(make_guest: MakeGuest, loop: asyncio.AbstractEventL
     "name", sorted({*dstack_guest.SERVICE.methods, *tappd.SERVICE.methods} - {"Info", "Version"})
 )
 @pytest.mark.parametrize("path", ["/{}", "/prpc/{}", "/prpc/Tappd.{}", "/prpc/Worker.{}"])
-def test_no_other_method_is_on_tcp(external: Client, name: str, path: str) -> None:
-    """Key, quote, sign and event methods are never reachable over TCP."""
+def test_other_methods_are_404(external: Client, name: str, path: str) -> None:
+    """Key, quote, sign and event methods are not on the external listener."""
     for response in (external.get(path.format(name)), external.post(path.format(name))):
         assert response.status == 404
 
 
-def test_version_is_in_every_response(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
-    """X-App-Version tells release and revision, also with a 404 and a page."""
+def test_responses_have_app_version(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """X-App-Version is in every response, including errors and pages."""
     client = Client(listener_apps.external_app(make_guest()), loop)
     for path in ("/prpc/Worker.Version", "/nope", "/", "/prpc/Nope"):
         assert client.get(path).headers["x-app-version"] == "v0.5.11 (unknown)"
@@ -60,10 +60,10 @@ def test_version_is_in_every_response(
 
 @needs_shared
 @pytest.mark.parametrize("case", APP_KEY.get("cases", []), ids=str)
-def test_evidence_for_the_signing_key(
+def test_app_key_attestation_matches_vectors(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, case: dict[str, Any]
 ) -> None:
-    """What is quoted is the vectors' text, and the answer is that of GetQuote."""
+    """The quoted report data equals the vectors."""
     client = Client(
         listener_apps.external_app(make_guest(app_keys=vector_keys(k256_key=case["k256_key"]))),
         loop,
@@ -79,8 +79,8 @@ def test_evidence_for_the_signing_key(
 @pytest.mark.parametrize(
     "algorithm", ["", "rsa", "secp256k1_prehashed", "ED25519", "x" * 1000, 1, None]
 )
-def test_other_algorithms_are_refused(external: Client, algorithm: object) -> None:
-    """Everything but the three names is a 400; so is leaving it out."""
+def test_app_key_attestation_other_algorithm_is_400(external: Client, algorithm: object) -> None:
+    """An unknown or missing algorithm is refused."""
     response = external.post("/prpc/GetAttestationForAppKey", {"algorithm": algorithm})
     assert response.status == 400
     if isinstance(algorithm, str):
@@ -88,10 +88,10 @@ def test_other_algorithms_are_refused(external: Client, algorithm: object) -> No
     assert external.post("/prpc/GetAttestationForAppKey").error() == "Unsupported algorithm"
 
 
-def test_strangers_cannot_work_the_device(
+def test_app_key_attestation_is_cached(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Evidence is made once per algorithm until a register changes; refusals make none."""
+    """Evidence is created once per algorithm and register state."""
     guest = make_guest(Counting)
     backend = guest.attester.backend
     assert isinstance(backend, Counting)
@@ -100,15 +100,15 @@ def test_strangers_cannot_work_the_device(
         Client(listener_apps.dstack_app(guest), loop),
     )
 
-    def ask() -> set[bytes]:
+    def collect_responses() -> set[bytes]:
         names = ("ed25519", "secp256k1", "k256", "ed25519", "rsa", "")
-        answers = [outside.post("/prpc/GetAttestationForAppKey", {"algorithm": n}) for n in names]
-        return {answer.body for answer in answers if answer.status == 200}
+        responses = [outside.post("/prpc/GetAttestationForAppKey", {"algorithm": n}) for n in names]
+        return {answer.body for answer in responses if answer.status == 200}
 
-    before = ask() | ask()
+    before = collect_responses() | collect_responses()
     assert (len(before), backend.quotes) == (2, 2)
     inside.post("/EmitEvent", {"event": "a"})
-    after = ask() | ask()
+    after = collect_responses() | collect_responses()
     assert (len(after), backend.quotes) == (2, 4)
     assert before.isdisjoint(after)
     answer = json.loads(after.pop())

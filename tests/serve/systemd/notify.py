@@ -1,15 +1,15 @@
-"""A service manager's ear: a datagram socket that notes what it is told."""
+"""A fake service manager: a datagram socket that receives sd_notify messages."""
 
 import contextlib
 import socket
 from pathlib import Path
 
 
-class Manager:
-    """Listens at a path, or under an abstract name behind an `@`.
+class FakeServiceManager:
+    """A socket at a path, or in the abstract namespace with a leading `@`.
 
     Attributes:
-        address: What `$NOTIFY_SOCKET` is to say.
+        address: The value for `$NOTIFY_SOCKET`.
     """
 
     def __init__(self, address: Path | str) -> None:
@@ -18,31 +18,31 @@ class Manager:
         self._socket.bind(self.address.replace("@", "\0", 1))
 
     def close(self) -> None:
-        """Hear no more."""
+        """Close the socket."""
         self._socket.close()
 
     def next(self, seconds: float = 60.0) -> str:
-        """Return the next message; TimeoutError if none comes."""
+        """Return the next message; raise TimeoutError if none arrives."""
         self._socket.settimeout(seconds)
         return self._socket.recv(4096).decode()
 
     def next_but_status(self, seconds: float = 60.0) -> str:
-        """Return the next message that is not for people."""
+        """Return the next message other than STATUS=."""
         while (message := self.next(seconds)).startswith("STATUS="):
             pass
         return message
 
     def fill(self) -> None:
-        """Be told so much that nobody can tell more."""
+        """Fill the receive queue, so that senders block."""
         with contextlib.suppress(BlockingIOError):
-            while True:  # a new socket each time, so that it is not the teller who has no more room
-                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as teller:
-                    teller.setblocking(False)
-                    teller.connect(self.address.replace("@", "\0", 1))
-                    teller.send(b"STATUS=")
+            while True:  # a new sender each time, because each sender's buffer is limited
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                    sender.setblocking(False)
+                    sender.connect(self.address.replace("@", "\0", 1))
+                    sender.send(b"STATUS=")
 
-    def forget(self) -> None:
-        """Drop what was said so far."""
+    def discard_messages(self) -> None:
+        """Discard the received messages."""
         self._socket.setblocking(False)
         try:
             while True:

@@ -1,4 +1,4 @@
-"""The service manager learns that we are ready, that we live, that we stop; and nothing false."""
+"""Notifications to the service manager: readiness, watchdog, status and shutdown."""
 
 import asyncio
 import contextlib
@@ -14,23 +14,24 @@ from attestkit.errors import UsageError
 from attestkit.serve.config.command_line import Options
 from attestkit.serve.config.verifier_settings import decide_verifier
 from attestkit.serve.systemd.notify_watchdog import ServiceManager
+from tests.raising import raises
 from tests.serve.server import environment, refusal, running_server
-from tests.serve.systemd.notify import Manager
+from tests.serve.systemd.notify import FakeServiceManager
 
 
 @pytest.fixture
-def manager() -> Iterator[Manager]:
-    """A service manager at a path."""
+def manager() -> Iterator[FakeServiceManager]:
+    """Return a service manager at a path."""
     with (
         tempfile.TemporaryDirectory(prefix="ak") as name,
-        contextlib.closing(Manager(Path(name) / "notify")) as manager,
+        contextlib.closing(FakeServiceManager(Path(name) / "notify")) as manager,
     ):
         yield manager
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a short path, for a socket's path has little room."""
+    """Return a folder with a short path, to stay below the length limit of a socket's path."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         yield Path(name)
 
@@ -39,8 +40,8 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("option", ["--watchdog", "-w"])
-def test_it_is_told_all_of_a_life(manager: Manager, option: str) -> None:
-    """READY=1 once, WATCHDOG=1 at once and again, STOPPING=1; the status is the ready line."""
+def test_notify_lifecycle(manager: FakeServiceManager, option: str) -> None:
+    """READY=1 once, then the ready line as status, WATCHDOG=1 repeatedly, STOPPING=1."""
     environ = environment(NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="2000000")
     with running_server(option, environ=environ) as server:
         assert manager.next() == "READY=1"
@@ -49,37 +50,37 @@ def test_it_is_told_all_of_a_life(manager: Manager, option: str) -> None:
         assert manager.next() == "WATCHDOG=1"
         assert server.stop() == 0
         assert manager.next_but_status() in {"STOPPING=1", "WATCHDOG=1"}
-        assert "unwell" not in server.log()
+        assert "watchdog probe failed" not in server.log()
 
 
-def test_a_server_that_is_stuck_shows_no_life(manager: Manager) -> None:
-    """Stopped it says nothing; when it goes on so do the signs of life."""
+def test_watchdog_stopped_process_sends_nothing(manager: FakeServiceManager) -> None:
+    """A stopped process sends no WATCHDOG=1; after SIGCONT it does again."""
     environ = environment(NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="2000000")
     with running_server("-w", environ=environ) as server:
         while manager.next() != "WATCHDOG=1":
             pass
         server.process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, server.process.pid, os.WSTOPPED)
-        manager.forget()
+        manager.discard_messages()
         with pytest.raises(TimeoutError):
             manager.next(1.5)
         server.process.send_signal(signal.SIGCONT)
         assert manager.next_but_status() == "WATCHDOG=1"
 
 
-def test_without_the_option_there_is_no_watchdog(manager: Manager) -> None:
-    """It is ready all the same, and a line says why the watchdog will bite."""
+def test_watchdog_without_option_is_ignored(manager: FakeServiceManager) -> None:
+    """Without --watchdog the interval is ignored, and a warning is logged."""
     environ = environment(NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="2000000")
     with running_server(environ=environ) as server:
         assert manager.next() == "READY=1"
         assert server.stop() == 0
         assert manager.next_but_status() == "STOPPING=1"
-        assert "only --watchdog makes us answer" in server.log()
+        assert "is ignored without --watchdog" in server.log()
 
 
 @pytest.mark.parametrize("interval", ["", "0", "-5", "1s", "2e6", "9" * 30])
-def test_a_watchdog_that_makes_no_sense_is_refused(folder: Path, interval: str) -> None:
-    """A wrong number ends the start, where an empty one is none."""
+def test_watchdog_invalid_interval_is_refused(folder: Path, interval: str) -> None:
+    """An invalid $WATCHDOG_USEC fails startup; an empty one disables the watchdog."""
     if interval:
         line = refusal("--backend", "simulator", folder=folder, code=1, WATCHDOG_USEC=interval)
         assert "$WATCHDOG_USEC" in line
@@ -93,8 +94,8 @@ def test_a_watchdog_that_makes_no_sense_is_refused(folder: Path, interval: str) 
 @pytest.mark.parametrize(
     ("pid", "seconds"), [(None, 30.0), ("ours", 30.0), ("1", None), ("", 30.0)]
 )
-def test_the_watchdog_must_mean_us(pid: str | None, seconds: float | None) -> None:
-    """`$WATCHDOG_PID` is ours or absent; the variables are for nobody else."""
+def test_watchdog_of_other_process_is_ignored(pid: str | None, seconds: float | None) -> None:
+    """The watchdog applies only if $WATCHDOG_PID is absent or this process."""
     environ = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "30000000", "OTHER": "x"}
     if pid is not None:
         environ["WATCHDOG_PID"] = str(os.getpid()) if pid == "ours" else pid
@@ -106,94 +107,101 @@ def test_the_watchdog_must_mean_us(pid: str | None, seconds: float | None) -> No
     ("expected", "interval"),
     [("60000000", 30.0), ("3000000", 1.5), ("1000000", 0.5), ("100000", 0.05), ("1", 0.05)],
 )
-def test_half_of_what_is_expected(expected: str, interval: float) -> None:
-    """Signs of life come twice as often as they must, but not all the time."""
+def test_watchdog_interval_is_half_of_timeout(expected: str, interval: float) -> None:
+    """The interval is half of the timeout, within bounds."""
     environ = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": expected}
     assert ServiceManager.from_environ(environ).interval == interval
 
 
-def test_a_process_id_that_is_none_is_refused() -> None:
-    """It is not taken for ours."""
-    with pytest.raises(UsageError, match=r"\$WATCHDOG_PID"):
+def test_watchdog_invalid_pid_is_refused() -> None:
+    """A malformed $WATCHDOG_PID is refused."""
+    with raises(UsageError, "wrong_value") as caught:
         ServiceManager.from_environ({"WATCHDOG_USEC": "1", "WATCHDOG_PID": "me"})
+    assert "$WATCHDOG_PID" in str(caught.value)
 
 
-def test_nobody_is_told_without_an_address(capfd: pytest.CaptureFixture[str]) -> None:
-    """A program that nobody supervises says nothing."""
-    nobody = ServiceManager.from_environ({})
-    nobody.ready("x")
-    nobody.stopping()
+def test_notify_without_address_does_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """Without $NOTIFY_SOCKET nothing is sent or logged."""
+    unsupervised = ServiceManager.from_environ({})
+    unsupervised.ready("x")
+    unsupervised.stopping()
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("address", ["/nowhere/at/all", "vsock:2:1234", "@" + "x" * 200])
-def test_who_cannot_be_told_is_logged(address: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A server goes on without its manager; the log says that it could not be told."""
+def test_notify_unreachable_address_is_logged(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An unreachable service manager is logged and does not stop the server."""
     ServiceManager(address).stopping()
     assert f"$NOTIFY_SOCKET {address}" in caplog.text
 
 
-def test_a_verifier_alone_may_be_watched() -> None:
-    """The watchdog is no option of an agent."""
+def test_decide_verifier_without_agent_allows_watchdog() -> None:
+    """--watchdog is valid with --backend none."""
     options = Options(backend="none", verifier="127.0.0.1:0", watchdog=True)
     settings = decide_verifier(options, {})
     assert settings is not None
     assert settings.alone
 
 
-# -- what counts as a sign of life -----------------------------------------------------------------
+# -- probes ---------------------------------------------------------------------------------------
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 FULL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
 BROKEN = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"
 
 
-class Answering:
-    """A listener that gives everybody the same answer; None keeps them waiting."""
+class FixedResponder:
+    """A listener that sends a fixed response; None means no response."""
 
-    def __init__(self, answer: bytes | None) -> None:
-        self.answer = answer
-        self.asked: list[bytes] = []
+    def __init__(self, response: bytes | None) -> None:
+        self.response = response
+        self.requests: list[bytes] = []
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request; on a busy machine the client may have given up before it asked."""
+        """Answer one request; a client on a busy machine may close the connection before it."""
         with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
-            self.asked.append(await reader.readuntil(b"\r\n\r\n"))
-            if self.answer is None:
+            self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+            if self.response is None:
                 await reader.read()
             else:
-                writer.write(self.answer)
+                writer.write(self.response)
 
 
 @contextlib.asynccontextmanager
-async def listening(folder: Path, **answering: Answering) -> AsyncIterator[dict[str, Path | str]]:
-    """Run listeners, dstack and tappd at paths and others over TCP; give their places."""
-    places: dict[str, Path | str] = {}
+async def run_listeners(
+    folder: Path, **responders: FixedResponder
+) -> AsyncIterator[dict[str, Path | str]]:
+    """Run dstack and tappd at paths and others over TCP; yield their addresses."""
+    addresses: dict[str, Path | str] = {}
     async with contextlib.AsyncExitStack() as stack:
-        for name, answers in answering.items():
+        for name, answers in responders.items():
             if name in {"dstack", "tappd"}:
                 path = folder / name
                 server = await asyncio.start_unix_server(answers, path)
-                places[name] = path
+                addresses[name] = path
             else:
                 server = await asyncio.start_server(answers, "127.0.0.1", 0)
-                places[name] = f"http://0.0.0.0:{server.sockets[0].getsockname()[1]}"
+                addresses[name] = f"http://0.0.0.0:{server.sockets[0].getsockname()[1]}"
             stack.callback(server.close)
-        yield places
+        yield addresses
 
 
-def watch(
+def run_watchdog(
     folder: Path,
-    manager: Manager,
+    manager: FakeServiceManager,
     test: Callable[[], Awaitable[None]],
     interval: float = 0.05,
-    **answering: Answering,
+    **responders: FixedResponder,
 ) -> None:
-    """Watch listeners while a test runs."""
+    """Run the watchdog on listeners during a test."""
 
     async def main() -> None:
-        async with listening(folder, **answering) as places:
-            watching = asyncio.create_task(ServiceManager(manager.address).watch(places, interval))
+        async with run_listeners(folder, **responders) as addresses:
+            watching = asyncio.create_task(
+                ServiceManager(manager.address).watch(addresses, interval)
+            )
             await test()
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -202,8 +210,8 @@ def watch(
     asyncio.run(main())
 
 
-async def hear(manager: Manager) -> str:
-    """Return the next message, while the event loop goes on."""
+async def receive(manager: FakeServiceManager) -> str:
+    """Return the next message without blocking the event loop."""
     return await asyncio.to_thread(manager.next)
 
 
@@ -216,109 +224,114 @@ async def hear(manager: Manager) -> str:
         ("verifier", b"GET /health HTTP/1.1\r\n"),
     ],
 )
-def test_the_first_listener_that_is_on_is_asked(
-    folder: Path, manager: Manager, name: str, target: bytes
+def test_watch_probes_only_first_listener(
+    folder: Path, manager: FakeServiceManager, name: str, target: bytes
 ) -> None:
-    """The external one where there is one, and only that."""
-    others = {"pccs": Answering(None)} if name != "verifier" else {}
-    asked = Answering(OK)
+    """Only the first active listener is probed, the external one before others."""
+    others = {"pccs": FixedResponder(None)} if name != "verifier" else {}
+    requests = FixedResponder(OK)
 
     async def test() -> None:
         for _ in range(2):
-            assert await hear(manager) == "WATCHDOG=1"
+            assert await receive(manager) == "WATCHDOG=1"
 
-    watch(folder, manager, test, 0.05, **{name: asked}, **others)
-    assert asked.asked[0].startswith(target)
-    assert all(other.asked == [] for other in others.values())
+    run_watchdog(folder, manager, test, 0.05, **{name: requests}, **others)
+    assert requests.requests[0].startswith(target)
+    assert all(other.requests == [] for other in others.values())
 
 
-def test_the_first_sign_of_life_comes_at_once(folder: Path, manager: Manager) -> None:
-    """Nobody waits half of an hour to hear it."""
+def test_watch_first_probe_is_immediate(folder: Path, manager: FakeServiceManager) -> None:
+    """The first WATCHDOG=1 is sent at once, whatever the interval."""
 
     async def test() -> None:
-        assert await hear(manager) == "WATCHDOG=1"
+        assert await receive(manager) == "WATCHDOG=1"
 
-    watch(folder, manager, test, 1800.0, http=Answering(OK))
+    run_watchdog(folder, manager, test, 1800.0, http=FixedResponder(OK))
 
 
-@pytest.mark.parametrize("answer", [BROKEN, b"HTTP/1.1 404 Not Found\r\n\r\n", b"what?", None])
-def test_without_a_good_answer_nothing_is_said(
-    folder: Path, manager: Manager, answer: bytes | None, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("response", [BROKEN, b"HTTP/1.1 404 Not Found\r\n\r\n", b"what?", None])
+def test_watch_failing_probe_is_reported(
+    folder: Path,
+    manager: FakeServiceManager,
+    response: bytes | None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The log and the status say why; also when it is only slow, and when the next is well."""
-    well = Answering(OK)
-    sick = Answering(answer)
+    """A failed probe is logged and sent as status; WATCHDOG=1 follows recovery."""
+    healthy = FixedResponder(OK)
+    failing = FixedResponder(response)
 
     async def test() -> None:
         for _ in range(3):
-            assert (await hear(manager)).startswith("STATUS=unwell: ")
-        sick.answer = OK
-        while (message := await hear(manager)) != "WATCHDOG=1":
-            assert message.startswith("STATUS=unwell: ")
-        assert await hear(manager) == "STATUS="  # as it was before
+            assert (await receive(manager)).startswith("STATUS=watchdog probe failed: ")
+        failing.response = OK
+        while (message := await receive(manager)) != "WATCHDOG=1":
+            assert message.startswith("STATUS=watchdog probe failed: ")
+        assert await receive(manager) == "STATUS="  # the previous status is restored
 
-    watch(folder, manager, test, http=sick, dstack=well)
-    assert well.asked == []
-    assert "the watchdog is not told that we live" in caplog.text
+    run_watchdog(folder, manager, test, http=failing, dstack=healthy)
+    assert healthy.requests == []
+    assert "watchdog probe failed" in caplog.text
 
 
-@pytest.mark.parametrize("answer", [FULL, b""])
-def test_strangers_who_fill_a_listener_end_no_agent(
-    folder: Path, manager: Manager, answer: bytes
+@pytest.mark.parametrize("response", [FULL, b""])
+def test_watch_full_listener_probes_dstack_socket(
+    folder: Path, manager: FakeServiceManager, response: bytes
 ) -> None:
-    """Where the external listener is full, dstack.sock is asked instead."""
-    inner = Answering(OK)
+    """If the external listener is full, dstack.sock is probed instead."""
+    inner = FixedResponder(OK)
 
     async def test() -> None:
-        assert await hear(manager) == "WATCHDOG=1"
+        assert await receive(manager) == "WATCHDOG=1"
 
-    watch(folder, manager, test, http=Answering(answer), dstack=inner)
-    assert len(inner.asked) >= 1
+    run_watchdog(folder, manager, test, http=FixedResponder(response), dstack=inner)
+    assert len(inner.requests) >= 1
 
 
-def test_nobody_waits_for_a_service_manager(
-    folder: Path, manager: Manager, caplog: pytest.LogCaptureFixture
+def test_watch_blocked_manager_does_not_block_loop(
+    folder: Path, manager: FakeServiceManager, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that reads nothing costs its own signs of life and no client's time; later it hears."""
+    """A service manager that reads nothing does not block the event loop; later messages arrive."""
     manager.fill()
 
     async def test() -> None:
         loop = asyncio.get_running_loop()
         begin = loop.time()
-        for _ in range(20):  # turns of the loop that belong to others
+        for _ in range(20):  # other tasks of the loop
             await asyncio.sleep(0.02)
-        told = caplog.text.count("$NOTIFY_SOCKET")
-        assert told >= 2
-        assert loop.time() - begin < told  # where each waited for a second
-        manager.forget()
-        # On a busy machine answers may have taken longer than the 10 ms, which is told first.
-        late = "STATUS=unwell: no answer in 0.01 s"
-        heard = [await hear(manager)]
-        while heard[-1] == late and len(heard) < 100:
-            heard.append(await hear(manager))
-        assert heard[-1] == "WATCHDOG=1"
+        failures = caplog.text.count("$NOTIFY_SOCKET")
+        assert failures >= 2
+        assert loop.time() - begin < failures  # no attempt blocked for a second
+        manager.discard_messages()
+        # On a busy machine a probe may take longer than 10 ms, which is reported first.
+        late = "STATUS=watchdog probe failed: no response in 0.01 s"
+        received = [await receive(manager)]
+        while received[-1] == late and len(received) < 100:
+            received.append(await receive(manager))
+        assert received[-1] == "WATCHDOG=1"
 
-    watch(folder, manager, test, 0.01, http=Answering(OK))
+    run_watchdog(folder, manager, test, 0.01, http=FixedResponder(OK))
 
 
-def test_a_full_listener_alone_is_no_sign_of_life(folder: Path, manager: Manager) -> None:
-    """Where there is nowhere else to ask, or nobody answers there either, nothing is said."""
+def test_watch_full_listener_without_alternative_fails(
+    folder: Path, manager: FakeServiceManager
+) -> None:
+    """WATCHDOG=1 is not sent if the only listener is full or the others fail."""
 
     async def test() -> None:
-        assert "STATUS=unwell" in await hear(manager)
+        assert "STATUS=watchdog probe failed" in await receive(manager)
 
-    watch(folder, manager, test, http=Answering(FULL))
-    watch(folder, manager, test, http=Answering(FULL), dstack=Answering(BROKEN))
+    run_watchdog(folder, manager, test, http=FixedResponder(FULL))
+    run_watchdog(folder, manager, test, http=FixedResponder(FULL), dstack=FixedResponder(BROKEN))
 
 
-def test_nobody_there_is_no_sign_of_life(folder: Path, manager: Manager) -> None:
-    """A listener that is gone is told, and the watch goes on."""
+def test_watch_missing_listener_fails(folder: Path, manager: FakeServiceManager) -> None:
+    """A missing listener is reported, and the watchdog continues."""
 
     async def main() -> None:
-        places: dict[str, Path | str] = {"dstack": folder / "nobody"}
-        watching = asyncio.create_task(ServiceManager(manager.address).watch(places, 0.01))
+        addresses: dict[str, Path | str] = {"dstack": folder / "missing"}
+        watching = asyncio.create_task(ServiceManager(manager.address).watch(addresses, 0.01))
         for _ in range(2):
-            assert "STATUS=unwell" in await hear(manager)
+            assert "STATUS=watchdog probe failed" in await receive(manager)
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching

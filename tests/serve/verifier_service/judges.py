@@ -1,4 +1,4 @@
-"""Stand-ins for a Verifier, so that each of its steps can go as a test wants it."""
+"""A fake Verifier whose verification steps have configurable outcomes."""
 
 from datetime import datetime, timezone
 from functools import cache
@@ -12,10 +12,10 @@ from attestkit.verifier.result import (
     AttestationResult,
     Authenticated,
     Claims,
+    ResultContent,
     Tcb,
     TcbStatus,
-    Verdict,
-    accepted,
+    create_result,
 )
 from tests.serve.guests import NOW, SEED
 
@@ -27,22 +27,22 @@ IMAGE = b"\x1d" * 32
 
 
 @cache
-def evidence(report_data: bytes = b"nonce") -> Attestation:
+def create_evidence(report_data: bytes = b"nonce") -> Attestation:
     """Return evidence of the simulated TD."""
     with Attester(Simulator(seed=SEED)) as tee:
         return tee.attest(report_data)
 
 
-def authenticated(status: TcbStatus | None = TcbStatus.OUT_OF_DATE) -> Authenticated:
-    """Return what a maker's word would be."""
-    return Authenticated(status, ("INTEL-SA-1",), evidence().report_data, b"", Tcb(), (), ())
+def create_authenticated(status: TcbStatus | None = TcbStatus.OUT_OF_DATE) -> Authenticated:
+    """Return the result of the step `authenticate`."""
+    return Authenticated(status, ("INTEL-SA-1",), create_evidence().report_data, b"", Tcb(), (), ())
 
 
-def result(*, simulated: bool = False) -> AttestationResult:
+def create_attestation_result(*, simulated: bool = False) -> AttestationResult:
     """Return the result of evidence that passed."""
-    return accepted(
-        Verdict(
-            claims=Claims("dstack-tdx", evidence().report_data, (), (), (), (), IMAGE),
+    return create_result(
+        ResultContent(
+            claims=Claims("dstack-tdx", create_evidence().report_data, (), (), (), (), IMAGE),
             tcb_status=TcbStatus.OUT_OF_DATE,
             advisory_ids=(),
             tcb=Tcb(),
@@ -55,24 +55,24 @@ def result(*, simulated: bool = False) -> AttestationResult:
     )
 
 
-class StandIn:
-    """Takes every step with success, but for those whose outcome it was given.
+class FakeVerifier:
+    """A Verifier whose steps succeed, except for those with a given outcome.
 
-    An outcome is a value to return, or an exception to raise. `taken` are the steps in order.
+    An outcome is a value to return, or an exception to raise. `taken` lists the executed steps.
     """
 
     def __init__(self, **outcomes: object) -> None:
         self.outcomes = outcomes
         self.taken: list[str] = []
         self.opened: list[Attestation] = []
-        self.fetches = False  # whether collateral has to be fetched
-        self.before: Callable[[], object] = lambda: None  # runs first in every examination
+        self.fetches = False  # whether collateral must be fetched
+        self.before: Callable[[], object] = lambda: None  # called first by each examine()
 
-    def examine(self, attestation: Attestation, *, fetch: bool = True) -> "StandIn":
-        """Open evidence."""
+    def examine(self, attestation: Attestation, *, fetch: bool = True) -> "FakeVerifier":
+        """Record the evidence; raise FetchNeededError if a fetch is needed but not allowed."""
         self.before()
         if self.fetches and not fetch:
-            raise FetchNeededError("not here")
+            raise FetchNeededError("not here", reason="fetch_needed")
         self.opened.append(attestation)
         return self
 
@@ -84,23 +84,23 @@ class StandIn:
         return found
 
     def authenticate(self) -> object:
-        """Pass."""
-        return self._outcome("authenticate", authenticated())
+        """Return the outcome of this step."""
+        return self._outcome("authenticate", create_authenticated())
 
     def replay(self) -> object:
-        """Pass."""
+        """Return the outcome of this step."""
         return self._outcome("replay", None)
 
     def image_hash(self) -> object:
-        """Pass."""
+        """Return the outcome of this step."""
         return self._outcome("image_hash", IMAGE)
 
     def app_info(self) -> object:
-        """Pass."""
+        """Return the outcome of this step."""
         info: AppInfo = self.opened[-1].app_info()
         return self._outcome("app_info", info)
 
     def appraise(self, report_data: bytes | None) -> object:
-        """Pass."""
+        """Return the outcome of this step."""
         assert report_data is None
-        return self._outcome("appraise", result())
+        return self._outcome("appraise", create_attestation_result())

@@ -1,4 +1,4 @@
-"""The verifier service over HTTP: statuses, bounds, and nobody waits for somebody else's fetch."""
+"""HTTP interface of the verifier service: statuses, limits, and separate threads for fetches."""
 
 import asyncio
 import json
@@ -13,22 +13,26 @@ from attestkit.attestation import Attestation
 from attestkit.errors import FormatError
 from attestkit.serve.verifier_service.app import MAX_BODY, VerifierApp
 from tests.serve.asgi import Client, Response
-from tests.serve.verifier_service.judges import StandIn, evidence, result
+from tests.serve.verifier_service.judges import (
+    FakeVerifier,
+    create_attestation_result,
+    create_evidence,
+)
 
 if TYPE_CHECKING:
     from attestkit.verifier.pipeline import Verifier
 
 MakeClient: TypeAlias = Callable[..., Client]
-GOOD = {"attestation": evidence().to_bytes().hex()}
+GOOD = {"attestation": create_evidence().to_bytes().hex()}
 
 
 @pytest.fixture
 def make_client(loop: asyncio.AbstractEventLoop) -> Iterator[MakeClient]:
-    """Make clients of the service; its threads end with the test."""
+    """Return a factory of clients of the service; its threads end with the test."""
     with ThreadPoolExecutor(2) as executor:
 
         def make(verifier: object = None, executor: Executor = executor, **options: Any) -> Client:
-            judge = cast("Verifier", verifier or StandIn())
+            judge = cast("Verifier", verifier or FakeVerifier())
             options = {"random": lambda size: bytes(range(1, size + 1)), **options}
             return Client(VerifierApp(judge, executor, **options), loop)
 
@@ -37,12 +41,12 @@ def make_client(loop: asyncio.AbstractEventLoop) -> Iterator[MakeClient]:
 
 @pytest.fixture
 def client(make_client: MakeClient) -> Client:
-    """A client of a service that believes everything."""
+    """Return a client of a service whose verifier accepts all evidence."""
     return make_client()
 
 
-def check_failed(response: Response, status: int) -> str:
-    """Check an error's form; return its text."""
+def check_error(response: Response, status: int) -> str:
+    """Check an error's status and format; return its text."""
     assert response.status == status
     return response.error()
 
@@ -50,8 +54,8 @@ def check_failed(response: Response, status: int) -> str:
 # -- routes ----------------------------------------------------------------------------------------
 
 
-def test_health(client: Client) -> None:
-    """It lives, and says so as upstream does."""
+def test_health_response(client: Client) -> None:
+    """/health returns the same object as the upstream service."""
     response = client.get("/health")
     assert response.status == 200
     assert response.json() == {"service": "dstack-verifier", "status": "ok"}
@@ -73,13 +77,13 @@ def test_health(client: Client) -> None:
         ("POST", "/GetKey"),
     ],
 )
-def test_nothing_else_is_here(client: Client, verb: str, path: str) -> None:
-    """Other paths, and other verbs, are not."""
-    check_failed(client.request(verb, path, b"{}"), 404)
+def test_request_unknown_path_or_method_is_404(client: Client, verb: str, path: str) -> None:
+    """Other paths and methods return 404."""
+    check_error(client.request(verb, path, b"{}"), 404)
 
 
-def test_a_verdict(client: Client) -> None:
-    """Evidence that passed: 200, JSON, one line of ASCII."""
+def test_verify_valid_evidence_returns_ascii_json(client: Client) -> None:
+    """Valid evidence returns 200 and one line of ASCII JSON."""
     response = client.post("/verify", GOOD)
     assert response.status == 200
     assert response.json()["is_valid"] is True
@@ -89,9 +93,9 @@ def test_a_verdict(client: Client) -> None:
     assert b"\n" not in response.body
 
 
-def test_simulated_evidence_is_marked(make_client: MakeClient) -> None:
-    """The documented object has no place for it, so a header says it."""
-    client = make_client(StandIn(appraise=result(simulated=True)))
+def test_verify_simulated_evidence_sets_header(make_client: MakeClient) -> None:
+    """A header marks simulated evidence, because the documented object has no field for it."""
+    client = make_client(FakeVerifier(appraise=create_attestation_result(simulated=True)))
     response = client.post("/verify", GOOD)
     assert response.json()["is_valid"] is True
     assert response.headers["x-attestkit-simulated"] == "true"
@@ -100,8 +104,8 @@ def test_simulated_evidence_is_marked(make_client: MakeClient) -> None:
 @pytest.mark.parametrize(
     "content_type", [None, "", "text/plain", "application/octet-stream", "application/json;x=y"]
 )
-def test_any_content_type(client: Client, content_type: str | None) -> None:
-    """The body is JSON, whatever it is called."""
+def test_verify_ignores_content_type(client: Client, content_type: str | None) -> None:
+    """The body is parsed as JSON, whatever its content type."""
     headers = {} if content_type is None else {"content-type": content_type}
     response = client.request("POST", "/verify", json.dumps(GOOD).encode(), headers)
     assert response.json()["is_valid"] is True
@@ -111,52 +115,52 @@ def test_any_content_type(client: Client, content_type: str | None) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"quote=00", b"\xff\xfe"])
-def test_broken_json_is_400(client: Client, body: bytes) -> None:
-    """So is an empty body."""
-    check_failed(client.request("POST", "/verify", body), 400)
+def test_verify_malformed_json_is_400(client: Client, body: bytes) -> None:
+    """An empty body and malformed JSON return 400."""
+    check_error(client.request("POST", "/verify", body), 400)
 
 
-def test_wrong_types_are_422(client: Client) -> None:
-    """The text names the field."""
-    assert "event_log" in check_failed(client.post("/verify", {"event_log": []}), 422)
-    assert "quote" in check_failed(client.post("/verify", {"quote": "0x00"}), 422)
-    check_failed(client.request("POST", "/verify", b"[]"), 422)
+def test_verify_wrong_field_type_is_422(client: Client) -> None:
+    """The error names the field."""
+    assert "event_log" in check_error(client.post("/verify", {"event_log": []}), 422)
+    assert "quote" in check_error(client.post("/verify", {"quote": "0x00"}), 422)
+    check_error(client.request("POST", "/verify", b"[]"), 422)
 
 
 @pytest.mark.parametrize("reason", ["quote", "event log"])
-def test_everything_else_is_200(client: Client, reason: str) -> None:
-    """Also what is no evidence at all."""
+def test_verify_invalid_evidence_is_200(client: Client, reason: str) -> None:
+    """Missing and malformed evidence returns 200 with is_valid false."""
     request = {} if reason == "quote" else {"quote": "00"}
     response = client.post("/verify", request)
     assert (response.status, response.json()["is_valid"]) == (200, False)
     assert reason in response.json()["reason"].lower()
 
 
-def test_over_1_mib_is_413(client: Client) -> None:
-    """A longer body is refused by its announced length, or once it has come so far."""
+def test_verify_body_over_limit_is_413(client: Client) -> None:
+    """A body is refused by its Content-Length, or once the limit is exceeded."""
     rest = MAX_BODY - len(json.dumps({"x": ""}))
     assert client.post("/verify", {"x": "." * rest}).status == 200
     response = client.post("/verify", {"x": "." * (rest + 1)})
-    assert f"over {MAX_BODY} bytes" in check_failed(response, 413)
+    assert f"over {MAX_BODY} bytes" in check_error(response, 413)
     assert response.headers["connection"] == "close"
     assert client.read == 0
     response = client.request("POST", "/verify", [b"." * 65536] * 100)
-    check_failed(response, 413)
+    check_error(response, 413)
     assert client.read == MAX_BODY + 65536
 
 
-def test_a_body_in_pieces(client: Client) -> None:
-    """The pieces are put together."""
+def test_verify_chunked_body_is_joined(client: Client) -> None:
+    """A body in several messages is joined."""
     body = json.dumps(GOOD).encode()
     pieces = [body[at : at + 1000] for at in range(0, len(body), 1000)]
     assert client.request("POST", "/verify", pieces).json()["is_valid"] is True
 
 
-def test_what_breaks_is_in_the_log_alone(
+def test_verify_internal_error_is_logged_not_returned(
     make_client: MakeClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client gets an id, the log the error under it."""
-    client = make_client(StandIn(replay=ValueError("SECRET")))
+    """The client receives a request id; the log contains the error under this id."""
+    client = make_client(FakeVerifier(replay=ValueError("SECRET")))
     response = client.post("/verify", GOOD)
     assert response.status == 200
     assert response.json()["reason"] == (
@@ -169,19 +173,19 @@ def test_what_breaks_is_in_the_log_alone(
     assert str(record.exc_info[1]) == "SECRET"
 
 
-def test_an_answer_that_cannot_be_written_is_500(
+def test_verify_unencodable_result_is_500(
     make_client: MakeClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Even there a yes does not get out."""
-    broken = evidence().app_info()._replace(app_id=cast("bytes", _NotHex()))
-    response = make_client(StandIn(app_info=broken)).post("/verify", GOOD)
+    """An error while encoding a valid result returns 500."""
+    broken = create_evidence().app_info()._replace(app_id=cast("bytes", _NotHex()))
+    response = make_client(FakeVerifier(app_info=broken)).post("/verify", GOOD)
     assert response.status == 500
     assert response.error() == "internal error, request 0102030405060708"
     assert len(caplog.records) == 1
 
 
 class _NotHex(bytes):
-    """Bytes whose hex form is nothing that JSON can hold."""
+    """Bytes whose hex() returns an object that JSON cannot encode."""
 
     def hex(self, *_: object) -> str:
         return cast("str", object())
@@ -190,8 +194,8 @@ class _NotHex(bytes):
 # -- threads ---------------------------------------------------------------------------------------
 
 
-class Held(StandIn):
-    """Holds its thread until the test lets it go."""
+class BlockingVerifier(FakeVerifier):
+    """A verifier that blocks its thread until `go` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +208,7 @@ class Held(StandIn):
         assert self.go.wait(60)
 
 
-async def call(client: Client, verb: str, path: str, message: object = None) -> int:
+async def send_request(client: Client, verb: str, path: str, message: object = None) -> int:
     """Send a request within a running loop; return its status."""
     scope = {"type": "http", "method": verb, "raw_path": path.encode(), "headers": []}
     statuses: list[int] = []
@@ -220,75 +224,79 @@ async def call(client: Client, verb: str, path: str, message: object = None) -> 
     return statuses[0]
 
 
-def test_the_loop_goes_on(make_client: MakeClient) -> None:
-    """While verifications wait for their collateral, other requests are answered."""
-    held = Held()
-    client = make_client(held)
+def test_verify_blocked_threads_leave_event_loop_free(make_client: MakeClient) -> None:
+    """Other requests are answered while verifications wait for collateral."""
+    verifier = BlockingVerifier()
+    client = make_client(verifier)
 
     async def scenario() -> list[int]:
-        tasks = [asyncio.ensure_future(call(client, "POST", "/verify", GOOD)) for _ in range(3)]
-        for _ in range(2):  # both threads are taken, the third waits
-            assert await asyncio.to_thread(held.entered.acquire, timeout=60)
-        assert await call(client, "GET", "/health") == 200
+        tasks = [
+            asyncio.ensure_future(send_request(client, "POST", "/verify", GOOD)) for _ in range(3)
+        ]
+        for _ in range(2):  # the third waits for a thread
+            assert await asyncio.to_thread(verifier.entered.acquire, timeout=60)
+        assert await send_request(client, "GET", "/health") == 200
         assert not any(task.done() for task in tasks)
-        held.go.set()
+        verifier.go.set()
         return await asyncio.gather(*tasks)
 
     assert client.loop.run_until_complete(scenario()) == [200, 200, 200]
 
 
-def test_too_many_are_refused(make_client: MakeClient) -> None:
-    """What is over the limit hears 503 at once; when there is room again it is judged."""
-    held = Held()
-    client = make_client(held, limit=3)
+def test_verify_over_concurrency_limit_is_503(make_client: MakeClient) -> None:
+    """Requests over the limit return 503 at once; later requests are verified."""
+    verifier = BlockingVerifier()
+    client = make_client(verifier, limit=3)
 
     async def scenario() -> None:
-        tasks = [asyncio.ensure_future(call(client, "POST", "/verify", GOOD)) for _ in range(3)]
+        tasks = [
+            asyncio.ensure_future(send_request(client, "POST", "/verify", GOOD)) for _ in range(3)
+        ]
         for _ in range(2):
-            assert await asyncio.to_thread(held.entered.acquire, timeout=60)
-        assert await call(client, "POST", "/verify", GOOD) == 503
-        held.go.set()
+            assert await asyncio.to_thread(verifier.entered.acquire, timeout=60)
+        assert await send_request(client, "POST", "/verify", GOOD) == 503
+        verifier.go.set()
         assert await asyncio.gather(*tasks) == [200, 200, 200]
-        assert await call(client, "POST", "/verify", GOOD) == 200
+        assert await send_request(client, "POST", "/verify", GOOD) == 200
 
     client.loop.run_until_complete(scenario())
 
 
-def test_one_that_takes_too_long(make_client: MakeClient) -> None:
-    """Its client hears 503; it keeps its place until its thread is free."""
-    held = Held()
+def test_verify_timeout_is_503_and_keeps_slot(make_client: MakeClient) -> None:
+    """A timeout returns 503; its slot is released when its thread has finished."""
+    verifier = BlockingVerifier()
     with ThreadPoolExecutor(1) as executor:
-        client = make_client(held, executor, limit=1, seconds=0.01)
+        client = make_client(verifier, executor, limit=1, seconds=0.01)
         response = client.post("/verify", GOOD)
-        assert "0.01 seconds" in check_failed(response, 503)
+        assert "0.01 s" in check_error(response, 503)
         assert response.headers["retry-after"] == "10"
-        assert "waiting" in check_failed(client.post("/verify", GOOD), 503)
-        held.go.set()
-    # Its thread is done, and so the next is not refused for want of a place.
-    assert "stop" in check_failed(client.post("/verify", GOOD), 503)
+        assert "waiting" in check_error(client.post("/verify", GOOD), 503)
+        verifier.go.set()
+    # The thread has finished, so the next request is not refused for lack of a slot.
+    assert "shutting down" in check_error(client.post("/verify", GOOD), 503)
 
 
-def test_one_that_waited_too_long_is_never_judged(make_client: MakeClient) -> None:
-    """What nobody waits for any more does not take a thread."""
-    held = Held()
+def test_verify_timed_out_in_queue_is_not_executed(make_client: MakeClient) -> None:
+    """A request that timed out in the queue never occupies a thread."""
+    verifier = BlockingVerifier()
     with ThreadPoolExecutor(1) as executor:
-        client = make_client(held, executor, seconds=0.05)
+        client = make_client(verifier, executor, seconds=0.05)
         for _ in range(3):
-            check_failed(client.post("/verify", GOOD), 503)
-        held.go.set()
-    assert len(held.opened) <= 1
+            check_error(client.post("/verify", GOOD), 503)
+        verifier.go.set()
+    assert len(verifier.opened) <= 1
 
 
-def test_a_server_that_stops(make_client: MakeClient) -> None:
-    """A request that comes when the threads are gone is told so."""
+def test_verify_after_shutdown_is_503(make_client: MakeClient) -> None:
+    """A request after the executor's shutdown returns 503."""
     executor = ThreadPoolExecutor(1)
     client = make_client(None, executor)
     executor.shutdown()
-    assert "stop" in check_failed(client.post("/verify", GOOD), 503)
+    assert "shutting down" in check_error(client.post("/verify", GOOD), 503)
 
 
-class Fetching(Held):
-    """A Held verifier that is held only where it fetches; `fetches` says what is cached."""
+class FetchingVerifier(BlockingVerifier):
+    """A verifier that blocks only while `fetches` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -296,61 +304,61 @@ class Fetching(Held):
         self.fetches = True
 
     def authenticate(self) -> object:
-        """Ask the PCCS, which takes its time."""
+        """Block as a slow PCCS does, if a fetch is needed."""
         if self.fetches:
             self._wait()
         return super().authenticate()
 
 
-class Fetcher(ThreadPoolExecutor):
-    """Threads, and a semaphore that counts what was given to them."""
+class CountingExecutor(ThreadPoolExecutor):
+    """A thread pool with a semaphore that counts submissions."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
         self.submitted = asyncio.Semaphore(0)
 
     def submit(self, *args: Any, **kwargs: Any) -> "Future[Any]":
-        """Take work."""
+        """Submit a task."""
         self.submitted.release()
         return super().submit(*args, **kwargs)
 
 
-def test_fetches_hold_nobody_else_up(make_client: MakeClient) -> None:
-    """With all places and threads of theirs taken, what is cached is judged as ever."""
-    held = Fetching()
-    with Fetcher(1) as fetcher:
-        client = make_client(held, fetcher=fetcher, limit=2, fetches=3)
+def test_verify_cached_evidence_is_not_delayed_by_fetches(make_client: MakeClient) -> None:
+    """Evidence with cached collateral is verified while all fetch slots and threads are taken."""
+    verifier = FetchingVerifier()
+    with CountingExecutor(1) as fetcher:
+        client = make_client(verifier, fetcher=fetcher, limit=2, fetches=3)
 
         async def scenario() -> None:
             tasks = []
-            for _ in range(3):  # one holds the thread, the others wait without one
-                tasks.append(asyncio.ensure_future(call(client, "POST", "/verify", GOOD)))
+            for _ in range(3):  # one occupies the thread, the others are queued
+                tasks.append(asyncio.ensure_future(send_request(client, "POST", "/verify", GOOD)))
                 await asyncio.wait_for(fetcher.submitted.acquire(), 60)
-            assert await asyncio.to_thread(held.entered.acquire, timeout=60)
-            assert await call(client, "POST", "/verify", GOOD) == 503
-            held.fetches = False
+            assert await asyncio.to_thread(verifier.entered.acquire, timeout=60)
+            assert await send_request(client, "POST", "/verify", GOOD) == 503
+            verifier.fetches = False
             for _ in range(3):
-                assert await call(client, "POST", "/verify", GOOD) == 200
+                assert await send_request(client, "POST", "/verify", GOOD) == 200
             assert not any(task.done() for task in tasks)
-            held.go.set()
+            verifier.go.set()
             assert await asyncio.gather(*tasks) == [200, 200, 200]
 
         client.loop.run_until_complete(scenario())
 
 
-def test_a_fetch_that_takes_too_long(make_client: MakeClient) -> None:
-    """Its client hears 503, and its place is kept until its thread is free."""
-    held = Fetching()
+def test_verify_fetch_timeout_is_503_and_keeps_slot(make_client: MakeClient) -> None:
+    """A slow fetch returns 503; its slot is released when its thread has finished."""
+    verifier = FetchingVerifier()
     with ThreadPoolExecutor(1) as fetcher:
-        client = make_client(held, fetcher=fetcher, fetches=1, seconds=0.05)
-        assert "0.05 seconds" in check_failed(client.post("/verify", GOOD), 503)
-        assert "to be fetched" in check_failed(client.post("/verify", GOOD), 503)
-        held.go.set()
-    assert "stop" in check_failed(client.post("/verify", GOOD), 503)
+        client = make_client(verifier, fetcher=fetcher, fetches=1, seconds=0.05)
+        assert "0.05 s" in check_error(client.post("/verify", GOOD), 503)
+        assert "to be fetched" in check_error(client.post("/verify", GOOD), 503)
+        verifier.go.set()
+    assert "shutting down" in check_error(client.post("/verify", GOOD), 503)
 
 
-def test_a_client_that_goes_away(client: Client) -> None:
-    """Half a request is no request, and nobody is answered."""
+def test_verify_client_disconnect_sends_nothing(client: Client) -> None:
+    """No response is sent after a disconnect in the middle of a request."""
     scope = {"type": "http", "method": "POST", "raw_path": b"/verify", "headers": []}
     sent: list[object] = []
 
@@ -371,10 +379,10 @@ def test_a_client_that_goes_away(client: Client) -> None:
         ({"attestation": "000102"}, "Failed to decode attestaion"),
     ],
 )
-def test_why_evidence_cannot_be_read_is_logged(
+def test_verify_unreadable_evidence_cause_is_logged(
     client: Client, caplog: pytest.LogCaptureFixture, request_: dict[str, str], reason: str
 ) -> None:
-    """The client gets the documented text, and the id under which the log has the cause."""
+    """The client receives the documented text and the id under which the cause is logged."""
     response = client.post("/verify", request_)
     assert response.json()["reason"] == f"Internal error: {reason}"
     request_id = response.headers["x-attestkit-request"]
@@ -384,13 +392,13 @@ def test_why_evidence_cannot_be_read_is_logged(
     assert len(record.getMessage()) > 60
 
 
-def test_unreadable_evidence_does_not_draw_in_the_log(
+def test_verify_unreadable_evidence_log_is_escaped(
     client: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cause is one bounded line of ASCII, also where it quotes what the stranger sent."""
+    """The logged cause is one bounded line of ASCII, even if it quotes untrusted input."""
 
     def hostile(*_: object) -> None:
-        raise FormatError("\x1b[2J\n\u202e" * 4000)
+        raise FormatError("\x1b[2J\n\u202e" * 4000, reason="syntax")
 
     monkeypatch.setattr(Attestation, "from_quote_and_log", hostile)
     response = client.post("/verify", {"quote": "04", "event_log": "[]"})
@@ -402,10 +410,10 @@ def test_unreadable_evidence_does_not_draw_in_the_log(
     assert record.getMessage().isascii()
 
 
-def test_evidence_that_can_be_read_is_not_logged(
+def test_verify_readable_evidence_is_not_logged(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither a good one, nor a request without any: those answers say everything."""
+    """Neither valid evidence nor a request without evidence is logged."""
     assert "x-attestkit-request" not in client.post("/verify", GOOD).headers
     assert "x-attestkit-request" not in client.post("/verify", {}).headers
     assert caplog.records == []

@@ -1,4 +1,4 @@
-"""Signed verdicts over HTTP: for evidence that passed, to who asks, by the key of an option."""
+"""EAR responses of the verifier service: encodings, signature key and refusals."""
 
 import asyncio
 import json
@@ -17,44 +17,50 @@ from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.serve.verifier_service.ear import EarRequest, read_ear_key
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.ear.result_token import EarKey, EarPublicKey, Tier, policy_uri, verify_ear
+from tests.raising import raises
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW
-from tests.serve.verifier_service.judges import STEPS, StandIn, evidence, result
+from tests.serve.verifier_service.judges import (
+    STEPS,
+    FakeVerifier,
+    create_attestation_result,
+    create_evidence,
+)
 from tests.verifier.ear.ears import ED25519, KEYS
 
 MakeClient: TypeAlias = Callable[..., Client]
-GOOD = json.dumps({"attestation": evidence().to_bytes().hex()}).encode()
+GOOD = json.dumps({"attestation": create_evidence().to_bytes().hex()}).encode()
 NONCE = bytes(range(16))
 POLICY = AppraisalPolicy.development()
 AT = datetime.fromtimestamp(NOW, timezone.utc)
 
 
-class Judge(StandIn):
-    """Believes everything, by a policy."""
+class AcceptingVerifier(FakeVerifier):
+    """A verifier that accepts all evidence, with a policy."""
 
     policy = POLICY
 
 
 @pytest.fixture
 def make_client(loop: asyncio.AbstractEventLoop) -> Iterator[MakeClient]:
-    """Make clients of a service that signs; its threads end with the test."""
+    """Return a factory of clients of a signing service; its threads end with the test."""
     with ThreadPoolExecutor(1) as executor:
 
-        def make(judge: object = None, key: EarKey | None = ED25519) -> Client:
-            verifier = cast("Verifier", judge or Judge())
+        def make(fake: object = None, key: EarKey | None = ED25519) -> Client:
+            verifier = cast("Verifier", fake or AcceptingVerifier())
             return Client(VerifierApp(verifier, executor, ear_key=key), loop)
 
         yield make
 
 
-def ask(client: Client, query: str, headers: dict[str, str] | None = None) -> Any:
-    """Have good evidence judged."""
+def post_evidence(client: Client, query: str, headers: dict[str, str] | None = None) -> Any:
+    """POST valid evidence to /verify."""
     return client.request("POST", f"/verify?{query}", GOOD, headers or {})
 
 
 @pytest.mark.parametrize("name", KEYS)
 @pytest.mark.parametrize(
-    ("query", "accept", "form"),
+    ("query", "accept", "encoding"),
     [
         ("", None, "jwt"),
         ("", "*/*", "jwt"),
@@ -74,24 +80,24 @@ def ask(client: Client, query: str, headers: dict[str, str] | None = None) -> An
         ("&encoding=jwt", "application/eat+cwt", "jwt"),
     ],
 )
-def test_a_signed_verdict(
-    make_client: MakeClient, name: str, query: str, accept: str | None, form: str
+def test_ear_round_trip(
+    make_client: MakeClient, name: str, query: str, accept: str | None, encoding: str
 ) -> None:
-    """With the service's public key alone the claims come back, under the policy and the nonce."""
+    """The served public key verifies the EAR, with its policy and nonce."""
     client = make_client(key=KEYS[name])
     headers = {} if accept is None else {"accept": accept}
-    response = ask(client, f"format=ear&nonce={NONCE.hex()}{query}", headers)
+    response = post_evidence(client, f"format=ear&nonce={NONCE.hex()}{query}", headers)
     assert response.status == 200
-    kind = {"jwt": "application/eat+jwt", "cose": "application/eat+cwt"}[form]
+    kind = {"jwt": "application/eat+jwt", "cose": "application/eat+cwt"}[encoding]
     assert response.headers["content-type"] == kind
     served = client.get("/verify/keys")
     assert served.headers["content-type"] == "application/jwk-set+json"
     [key] = EarPublicKey.from_jwks(served.body)
     assert key == KEYS[name].public
     found = verify_ear(response.body, key, nonce=NONCE, now=AT, policy_id=policy_uri(POLICY))
-    assert (found.form, found.result) == (form, result().to_dict())
+    assert (found.form, found.result) == (encoding, create_attestation_result().to_dict())
     assert found.issued_at == AT
-    assert found.status is Tier.WARNING  # of evidence that is OutOfDate
+    assert found.status is Tier.WARNING  # the evidence is OutOfDate
     with pytest.raises(VerificationError) as caught:
         verify_ear(response.body, key, nonce=NONCE[::-1], now=AT)
     assert caught.value.reason == "ear_nonce"
@@ -100,20 +106,20 @@ def test_a_signed_verdict(
     assert caught.value.reason == "ear_expired"
 
 
-def test_without_being_asked_nothing_is_signed(make_client: MakeClient) -> None:
-    """A key changes nothing for who asks as upstream's clients do."""
+def test_verify_without_format_ear_returns_json(make_client: MakeClient) -> None:
+    """Without format=ear the response is the documented JSON object."""
     client = make_client()
     for query in ("", "format=json", "x=y", "nonce=zz", "encoding=cose", "x=y&" * 300):
-        response = ask(client, query, {"accept": "application/eat+cwt"})
+        response = post_evidence(client, query, {"accept": "application/eat+cwt"})
         assert response.headers["content-type"] == "application/json"
         assert response.json()["is_valid"] is True
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_refusal_is_never_signed(make_client: MakeClient, step: str) -> None:
-    """Whichever step fails, the answer is the documented object, and no reader takes it for one."""
-    client = make_client(Judge(**{step: VerificationError("no")}))
-    response = ask(client, "format=ear&encoding=jwt")
+def test_ear_rejected_evidence_is_not_signed(make_client: MakeClient, step: str) -> None:
+    """If any step fails, the response is the documented JSON object, which is not a valid EAR."""
+    client = make_client(AcceptingVerifier(**{step: VerificationError("no", reason="rejected")}))
+    response = post_evidence(client, "format=ear&encoding=jwt")
     assert response.status == 200
     assert response.headers["content-type"] == "application/json"
     assert response.json()["is_valid"] is False
@@ -121,28 +127,28 @@ def test_a_refusal_is_never_signed(make_client: MakeClient, step: str) -> None:
         verify_ear(response.body, ED25519.public, nonce=None, now=AT)
 
 
-def test_simulated_evidence(make_client: MakeClient) -> None:
-    """The header says it, as ever; the EAR says it where no header is."""
-    client = make_client(Judge(appraise=result(simulated=True)))
-    response = ask(client, "format=ear")
+def test_ear_simulated_evidence_is_contraindicated(make_client: MakeClient) -> None:
+    """Both the header and the EAR mark simulated evidence."""
+    client = make_client(AcceptingVerifier(appraise=create_attestation_result(simulated=True)))
+    response = post_evidence(client, "format=ear")
     assert response.headers["x-attestkit-simulated"] == "true"
     found = verify_ear(response.body, ED25519.public, nonce=None, now=AT)
     assert found.simulated
     assert found.status is Tier.CONTRAINDICATED
 
 
-def test_without_a_key(make_client: MakeClient) -> None:
-    """Nobody waits for a judgement that could not be signed; the option is named."""
-    judge = Judge()
-    client = make_client(judge, key=None)
-    response = ask(client, "format=ear")
+def test_ear_without_key_is_refused_before_verification(make_client: MakeClient) -> None:
+    """Without --ear-key, format=ear is refused before verification; the error names the option."""
+    fake = AcceptingVerifier()
+    client = make_client(fake, key=None)
+    response = post_evidence(client, "format=ear")
     assert response.status == 400
     assert "--ear-key" in response.error()
-    assert judge.taken == []
+    assert fake.taken == []
     response = client.get("/verify/keys")
     assert response.status == 404
     assert "--ear-key" in response.error()
-    assert ask(client, "format=json").json()["is_valid"] is True
+    assert post_evidence(client, "format=json").json()["is_valid"] is True
 
 
 @pytest.mark.parametrize(
@@ -166,17 +172,17 @@ def test_without_a_key(make_client: MakeClient) -> None:
         "x" * 1025 + "&form%61t=ear",
     ],
 )
-def test_parameters_that_are_wrong(make_client: MakeClient, query: str) -> None:
-    """They are told as such, and nothing is judged."""
-    judge = Judge()
-    response = ask(make_client(judge), query)
+def test_ear_invalid_parameter_is_400(make_client: MakeClient, query: str) -> None:
+    """Invalid parameters return 400 without verification."""
+    fake = AcceptingVerifier()
+    response = post_evidence(make_client(fake), query)
     assert response.status == 400
     assert response.error()
-    assert judge.taken == []
+    assert fake.taken == []
 
 
-def test_nonces_at_their_bounds() -> None:
-    """8 and 64 bytes, in capitals too, escaped too."""
+def test_ear_nonce_bounds() -> None:
+    """A nonce has 8 to 64 bytes, in hex of either case, also percent-encoded."""
     for text, nonce in (("AB" * 8, b"\xab" * 8), ("%300" * 64, bytes(64))):
         found = EarRequest.from_request(f"format=ear&nonce={text}".encode(), ())
         assert found == EarRequest("jwt", nonce)
@@ -185,50 +191,54 @@ def test_nonces_at_their_bounds() -> None:
 # -- the key ---------------------------------------------------------------------------------------
 
 
-def key_file(folder: Path, data: bytes = bytes(32), mode: int = 0o600) -> Path:
-    """Write a key."""
+def write_key(folder: Path, data: bytes = bytes(32), mode: int = 0o600) -> Path:
+    """Write a key file."""
     path = folder / "ear.key"
     path.write_bytes(data)
     path.chmod(mode)
     return path
 
 
-def test_a_key_of_ours_alone(tmp_path: Path) -> None:
-    """Mode 0600, or less; a link to it will do."""
-    path = key_file(tmp_path)
+def test_read_ear_key_private_file_is_accepted(tmp_path: Path) -> None:
+    """A file of mode 0600 or less is accepted, also through a symbolic link."""
+    path = write_key(tmp_path)
     link = tmp_path / "link"
     link.symlink_to(path)
-    wanted = EarKey.from_bytes(bytes(32)).public
+    expected = EarKey.from_bytes(bytes(32)).public
     for mode in (0o600, 0o400):
         path.chmod(mode)
-        assert read_ear_key("--ear-key", path).public == wanted
-        assert read_ear_key("--ear-key", link).public == wanted
+        assert read_ear_key("--ear-key", path).public == expected
+        assert read_ear_key("--ear-key", link).public == expected
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o640, 0o644, 0o602, 0o601, 0o660])
-def test_a_key_that_others_get_at(tmp_path: Path, mode: int) -> None:
-    """It is refused, with what is to be done."""
-    path = key_file(tmp_path, mode=mode)
-    with pytest.raises(ConfigError, match=f"--ear-key .*mode {mode:04o}.*chmod 600"):
+def test_read_ear_key_accessible_to_others_is_refused(tmp_path: Path, mode: int) -> None:
+    """The error states the mode and the remedy."""
+    path = write_key(tmp_path, mode=mode)
+    with raises(ConfigError, "permissions") as caught:
         read_ear_key("--ear-key", path)
+    assert str(caught.value) == (
+        f"--ear-key {path}: accessible to other users: mode {mode:04o}; run chmod 600 on it"
+    )
 
 
-def test_what_is_no_key(tmp_path: Path) -> None:
-    """A missing file, a folder, and contents of another kind, of which nothing is shown."""
-    with pytest.raises(ConfigError, match=r"--ear-key .*No such file"):
-        read_ear_key("--ear-key", tmp_path / "none")
-    with pytest.raises(ConfigError, match="directory"):
-        read_ear_key("--ear-key", tmp_path)
+def test_read_ear_key_invalid_file_is_refused(tmp_path: Path) -> None:
+    """A missing file, a folder and invalid contents are refused; contents are not shown."""
+    for path in (tmp_path / "none", tmp_path):
+        with raises(ConfigError, "unreadable") as caught:
+            read_ear_key("--ear-key", path)
+        assert str(caught.value).startswith(f"--ear-key {path}: ")
     for data in (b"", b"secret" * 6, b"s" * 65_537):
-        with pytest.raises(ConfigError) as caught:
-            read_ear_key("--ear-key", key_file(tmp_path, data))
+        with raises(ConfigError, "syntax") as caught:
+            read_ear_key("--ear-key", write_key(tmp_path, data))
         assert "secret" not in str(caught.value).replace(str(tmp_path), "")
 
 
-def test_the_option() -> None:
-    """It is the verifier service's, and a path from where the server was started."""
-    with pytest.raises(UsageError, match="--ear-key is for the verifier service"):
+def test_decide_verifier_ear_key_requires_service() -> None:
+    """--ear-key requires --verifier; its path becomes absolute."""
+    with raises(UsageError, "conflict") as caught:
         decide_verifier(Options(ear_key="k"), {})
+    assert str(caught.value).startswith("--ear-key: ")
     found = decide_verifier(Options(verifier="127.0.0.1:0", ear_key="k"), {})
     assert found is not None
     assert found.ear_key == Path("k").absolute()

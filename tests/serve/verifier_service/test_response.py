@@ -1,4 +1,4 @@
-"""What /verify answers: each step's flags and reason, and no yes that a step did not give."""
+"""Response of /verify: flags and reason of each step; valid only if every step passed."""
 
 import json
 import weakref
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.launch.os_image import verified_hash
+from attestkit.attestation.launch.os_image import verify_os_image
 from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack
 from attestkit.errors import (
     AttestKitError,
@@ -23,17 +23,22 @@ from attestkit.errors import (
     UnsupportedError,
     VerificationError,
 )
-from attestkit.serve.verifier_service.response import Outcome, VerifyRequest, WrongTypeError, judge
+from attestkit.serve.verifier_service.response import (
+    Outcome,
+    VerifyRequest,
+    WrongTypeError,
+    run_verification,
+)
 from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from tests.attestation.samples import TPM_QUOTE
 from tests.serve.verifier_service.judges import (
     IMAGE,
     STEPS,
-    StandIn,
-    authenticated,
-    evidence,
-    result,
+    FakeVerifier,
+    create_attestation_result,
+    create_authenticated,
+    create_evidence,
 )
 from tests.vectors import data, needs_shared
 
@@ -81,54 +86,56 @@ PREFIX = {
 
 
 class PanicError(BaseException):
-    """What a library in Rust raises when it gives up."""
+    """An exception like PyO3's PanicException, which is not an Exception."""
 
 
-def no_surprise(error: BaseException) -> str:
-    """Fail the test: an error was not expected by the code either."""
+def fail_on_internal_error(error: BaseException) -> str:
+    """Fail the test on an unexpected error."""
     raise AssertionError from error
 
 
-def attested(attestation: Attestation | None = None, **fields: Any) -> VerifyRequest:
-    """Return a request to judge evidence, default the simulated TD's."""
-    return VerifyRequest((attestation or evidence()).to_bytes(), **fields)
+def create_request(attestation: Attestation | None = None, **fields: Any) -> VerifyRequest:
+    """Return a request with evidence, by default the simulated TD's."""
+    return VerifyRequest((attestation or create_evidence()).to_bytes(), **fields)
 
 
-def ask(verifier: object, request: VerifyRequest | None = None) -> Outcome:
-    """Judge; whatever was not expected fails the test."""
-    return judge(cast("Verifier", verifier), request or attested(), no_surprise)
+def verify(verifier: object, request: VerifyRequest | None = None) -> Outcome:
+    """Run the verification; fail the test on an unexpected error."""
+    return run_verification(
+        cast("Verifier", verifier), request or create_request(), fail_on_internal_error
+    )
 
 
-class Text(str):
-    """A text of which can be seen whether it is still there."""
+class WeakrefText(str):
+    """A str that supports weak references."""
 
     __slots__ = ("__weakref__",)
 
 
-class Refusing:
-    """A Verifier that refuses all, each time by an error of its own."""
+class RejectingVerifier:
+    """A Verifier that raises a new error for each evidence."""
 
     def __init__(self, kind: type[BaseException]) -> None:
         self._kind = kind
 
-    def examine(self, _: Attestation, *, fetch: bool) -> "Refusing":
-        """Refuse."""
+    def examine(self, _: Attestation, *, fetch: bool) -> "RejectingVerifier":
+        """Raise the error."""
         assert fetch
         raise self._kind("no")
 
 
-def shown(outcome: Outcome) -> Any:
-    """Return an outcome as its client reads it."""
+def decode_outcome(outcome: Outcome) -> Any:
+    """Return the JSON object of an outcome."""
     return json.loads(outcome.to_json())
 
 
 # -- what passes -----------------------------------------------------------------------------------
 
 
-def test_everything_passes() -> None:
-    """The steps are taken in their order, and the response has all its keys in theirs."""
-    verifier = StandIn()
-    found = shown(ask(verifier))
+def test_verify_valid_evidence_runs_all_steps_in_order() -> None:
+    """All steps run in order, and the response has the documented keys in order."""
+    verifier = FakeVerifier()
+    found = decode_outcome(verify(verifier))
     assert verifier.taken == list(STEPS)
     assert list(found) == ["is_valid", "details", "reason"]
     assert (found["is_valid"], found["reason"]) == (True, None)
@@ -140,10 +147,10 @@ def test_everything_passes() -> None:
     assert (details["tcb_status"], details["advisory_ids"]) == ("OutOfDate", ["INTEL-SA-1"])
 
 
-def test_who_the_app_is() -> None:
-    """app_info has the verified hash of the image; boot_info says the same in camel case."""
-    info = evidence().app_info()._replace(os_image_hash=IMAGE)
-    details = shown(ask(StandIn()))["details"]
+def test_verify_valid_evidence_describes_app() -> None:
+    """app_info contains the verified image hash; boot_info repeats it in camel case."""
+    info = create_evidence().app_info()._replace(os_image_hash=IMAGE)
+    details = decode_outcome(verify(FakeVerifier()))["details"]
     assert details["app_info"] == info.to_dict()
     provider = json.loads(info.key_provider_info)
     assert details["key_provider"] == {"name": provider["name"], "id": provider["id"]}
@@ -164,9 +171,11 @@ def test_who_the_app_is() -> None:
     }
 
 
-def test_a_maker_without_a_status() -> None:
-    """AWS says nothing of the kind: null, and an empty text for who decides by it."""
-    details = shown(ask(StandIn(authenticate=authenticated(None))))["details"]
+def test_verify_platform_without_tcb_status() -> None:
+    """A platform without TCB status, such as AWS, gives null and an empty tcbStatus."""
+    details = decode_outcome(verify(FakeVerifier(authenticate=create_authenticated(None))))[
+        "details"
+    ]
     assert details["tcb_status"] is None
     assert details["boot_info"]["tcbStatus"] == ""
 
@@ -174,33 +183,33 @@ def test_a_maker_without_a_status() -> None:
 @pytest.mark.parametrize(
     "text", [b"", b"{", b"[]", b'{"name":"kms"}', b'{"name":"kms","id":1}', b"\xff"]
 )
-def test_a_malformed_key_provider_is_none(text: bytes) -> None:
-    """What an app's boot wrote there is shown only if it is what it should be."""
-    info = evidence().app_info()._replace(key_provider_info=text)
-    details = shown(ask(StandIn(app_info=info)))["details"]
+def test_verify_malformed_key_provider_is_null(text: bytes) -> None:
+    """A key provider that is not the expected JSON object is null."""
+    info = create_evidence().app_info()._replace(key_provider_info=text)
+    details = decode_outcome(verify(FakeVerifier(app_info=info)))["details"]
     assert details["key_provider"] is None
     assert details["app_info"]["key_provider_info"] == text.hex()
 
 
-# -- forms of the request --------------------------------------------------------------------------
+# -- request schemas ------------------------------------------------------------------------------
 
 
-def test_complete_evidence_wins() -> None:
-    """With `attestation` the other three are ignored, even if they are nonsense."""
-    verifier = StandIn()
-    request = attested(quote=b"nonsense", event_log="nonsense", vm_config="nonsense")
-    assert shown(ask(verifier, request))["is_valid"]
-    assert verifier.opened == [evidence()]
+def test_verify_attestation_precedes_quote() -> None:
+    """With `attestation`, the fields quote, event_log and vm_config are ignored."""
+    verifier = FakeVerifier()
+    request = create_request(quote=b"nonsense", event_log="nonsense", vm_config="nonsense")
+    assert decode_outcome(verify(verifier, request))["is_valid"]
+    assert verifier.opened == [create_evidence()]
 
 
-def test_a_quote_and_its_log() -> None:
-    """The other form; the configuration is the one that is handed in, if any."""
-    whole = evidence()
+def test_verify_quote_with_event_log() -> None:
+    """A quote and its event log are verified with the given configuration, if any."""
+    whole = create_evidence()
     assert whole.quote is not None
     for config in (whole.config, None):
-        verifier = StandIn()
+        verifier = FakeVerifier()
         request = VerifyRequest(None, whole.quote.raw, whole.event_log.to_json(), config)
-        assert shown(ask(verifier, request))["is_valid"]
+        assert decode_outcome(verify(verifier, request))["is_valid"]
         [opened] = verifier.opened
         assert opened.quote == whole.quote
         assert opened.event_log.replay() == whole.event_log.replay()
@@ -220,28 +229,30 @@ def test_a_quote_and_its_log() -> None:
         (VerifyRequest(None, b"\4", "[]"), "Failed to create attestation"),
     ],
 )
-def test_what_is_no_evidence(request_: VerifyRequest, reason: str) -> None:
-    """The documented texts, letter by letter, and nothing judged."""
-    verifier = StandIn()
-    found = shown(ask(verifier, request_))
+def test_verify_malformed_evidence_has_documented_reason(
+    request_: VerifyRequest, reason: str
+) -> None:
+    """Malformed evidence has upstream's literal error text, and no step runs."""
+    verifier = FakeVerifier()
+    found = decode_outcome(verify(verifier, request_))
     assert found == {"is_valid": False, "details": NOTHING, "reason": f"Internal error: {reason}"}
     assert verifier.opened == []
 
 
 @pytest.mark.parametrize("log", ["", "{}", "nonsense", '[{"imr":9}]'])
-def test_what_is_no_log(log: str) -> None:
-    """A good quote does not make up for its log."""
-    quote = evidence().quote
+def test_verify_malformed_event_log_is_refused(log: str) -> None:
+    """A valid quote with a malformed event log is refused."""
+    quote = create_evidence().quote
     assert quote is not None
-    found = shown(ask(StandIn(), VerifyRequest(None, quote.raw, log)))
+    found = decode_outcome(verify(FakeVerifier(), VerifyRequest(None, quote.raw, log)))
     assert found["reason"] == "Internal error: Failed to create attestation"
 
 
-# -- what fails ------------------------------------------------------------------------------------
+# -- failing steps --------------------------------------------------------------------------------
 
 
 def check_refused(found: Any, step: str) -> str:
-    """Check that nothing behind `step` shows; return the cause of the refusal."""
+    """Check that no result of `step` or a later one is shown; return the cause."""
     details = found["details"]
     assert found["is_valid"] is False
     reached = STEPS.index(step)
@@ -262,20 +273,20 @@ def check_refused(found: Any, step: str) -> str:
 @pytest.mark.parametrize(
     "error",
     [
-        FormatError("what is wrong", offset=7),
-        SignatureError("what is wrong"),
-        ReplayError("what is wrong"),
-        PolicyError("what is wrong"),
-        CollateralError("what is wrong"),
-        CollateralExpiredError("what is wrong"),
-        UnsupportedError("what is wrong"),
+        FormatError("what is wrong", offset=7, reason="syntax"),
+        SignatureError("what is wrong", reason="bad_signature"),
+        ReplayError("what is wrong", reason="rtmr_mismatch"),
+        PolicyError("what is wrong", reason="tcb_status"),
+        CollateralError("what is wrong", reason="missing"),
+        CollateralExpiredError("what is wrong", reason="tcb_info_expired"),
+        UnsupportedError("what is wrong", reason="feature"),
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_step_that_fails_ends_it(step: str, error: AttestKitError) -> None:
-    """The reason names the step and our own text; what comes behind is not reached."""
-    verifier = StandIn(**{step: error})
-    found = shown(ask(verifier))
+def test_verify_failing_step_stops(step: str, error: AttestKitError) -> None:
+    """The reason names the step and the error; later steps do not run."""
+    verifier = FakeVerifier(**{step: error})
+    found = decode_outcome(verify(verifier))
     assert check_refused(found, step) == str(error)
     assert verifier.taken == list(STEPS[: STEPS.index(step) + 1])
 
@@ -292,68 +303,76 @@ def test_a_step_that_fails_ends_it(step: str, error: AttestKitError) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_step_that_breaks_is_a_rejection(step: str, error: BaseException) -> None:
-    """Nothing that goes wrong is a yes; its text goes to the log, an id to the client."""
+def test_verify_unexpected_error_is_a_rejection(step: str, error: BaseException) -> None:
+    """An unexpected error is a rejection; its text is logged, and the client receives an id."""
     reported: list[BaseException] = []
 
     def report(error: BaseException) -> str:
         reported.append(error)
         return "0123"
 
-    outcome = judge(cast("Verifier", StandIn(**{step: error})), attested(), report)
-    assert check_refused(shown(outcome), step) == "internal error, request 0123"
+    outcome = run_verification(
+        cast("Verifier", FakeVerifier(**{step: error})), create_request(), report
+    )
+    assert check_refused(decode_outcome(outcome), step) == "internal error, request 0123"
     assert reported == [error]
     assert outcome.result is None
 
 
-@pytest.mark.parametrize("answer", [None, True, "valid", 1])
-def test_only_a_result_is_a_yes(answer: object) -> None:
-    """A verifier that returns something else than an AttestationResult has said nothing."""
-    verifier = cast("Verifier", StandIn(appraise=answer))
-    found = shown(judge(verifier, attested(), lambda error: type(error).__name__))
+@pytest.mark.parametrize("outcome_value", [None, True, "valid", 1])
+def test_verify_non_result_is_a_rejection(outcome_value: object) -> None:
+    """Any value except an AttestationResult is a rejection."""
+    verifier = cast("Verifier", FakeVerifier(appraise=outcome_value))
+    found = decode_outcome(
+        run_verification(verifier, create_request(), lambda error: type(error).__name__)
+    )
     assert check_refused(found, "appraise") == "internal error, request TypeError"
 
 
 @pytest.mark.parametrize(
-    ("step", "answer", "text"),
+    ("step", "outcome_value", "text"),
     [
-        ("image_hash", b"", "the evidence does not tell which image runs"),
-        ("app_info", None, "the evidence does not name its app"),
+        ("image_hash", b"", "evidence: no OS image hash"),
+        ("app_info", None, "evidence: no app id"),
     ],
 )
-def test_a_step_that_found_nothing_did_not_pass(step: str, answer: object, text: str) -> None:
-    """Here everything has to be known, also what a Verifier leaves to its policy."""
-    assert check_refused(shown(ask(StandIn(**{step: answer}))), step) == text
+def test_verify_empty_step_result_is_a_rejection(
+    step: str, outcome_value: object, text: str
+) -> None:
+    """An empty image hash and missing app info are rejections."""
+    assert (
+        check_refused(decode_outcome(verify(FakeVerifier(**{step: outcome_value}))), step) == text
+    )
 
 
-def test_evidence_that_cannot_be_opened() -> None:
-    """The verifier refuses a platform before its first step: that is the quote's failure."""
-    verifier = StandIn()
+def test_verify_unsupported_platform_fails_quote_step() -> None:
+    """An unsupported platform fails the quote step."""
+    verifier = FakeVerifier()
 
     def refuse() -> None:
-        raise UnsupportedError("quotes of its vTPM are not supported yet")
+        raise UnsupportedError("quotes of its vTPM are not supported yet", reason="feature")
 
     verifier.before = refuse
-    found = shown(ask(verifier))
+    found = decode_outcome(verify(verifier))
     assert found["reason"] == "Quote verification failed: quotes of its vTPM are not supported yet"
     assert found["details"] == NOTHING
 
 
-def test_a_vtpm_is_not_judged() -> None:
-    """Evidence that rests on a vTPM is refused by its name."""
+def test_verify_vtpm_evidence_is_refused() -> None:
+    """Evidence that relies on a vTPM is refused by name."""
     from attestkit.attestation.wire.evidence_parts import GcpTdx, Tdx
 
-    platform, stack = evidence().evidence
+    platform, stack = create_evidence().evidence
     assert isinstance(platform, Tdx)
     gcp = Attestation(Evidence(GcpTdx(*platform, TPM_QUOTE), stack))
-    found = shown(ask(Verifier(), attested(gcp)))
-    assert found["reason"].startswith("Quote verification failed: evidence of dstack-gcp-tdx")
+    found = decode_outcome(verify(Verifier(), create_request(gcp)))
+    assert found["reason"].startswith("Quote verification failed: dstack-gcp-tdx evidence: ")
     assert found["details"] == NOTHING
 
 
 @needs_shared
-def test_a_key_of_a_cloud_is_refused() -> None:
-    """A VLEK is not asked about, whatever the Verifier would say to it."""
+def test_verify_vlek_signed_report_is_refused() -> None:
+    """A report signed by a VLEK is refused before the Verifier is called."""
     request = json.loads(data("dstack/verifier/sev-snp-attestation.json"))
     known = Attestation.from_agent_response(request)
     platform, stack = known.evidence
@@ -361,25 +380,25 @@ def test_a_key_of_a_cloud_is_refused() -> None:
     report = bytearray(platform.report)
     report[0x48] |= 1 << 2
     vlek = Attestation(Evidence(platform._replace(report=bytes(report)), stack))
-    verifier = StandIn()
-    found = shown(ask(verifier, attested(vlek)))
-    assert found["reason"].startswith("Quote verification failed: the report is signed by a VLEK")
+    verifier = FakeVerifier()
+    found = decode_outcome(verify(verifier, create_request(vlek)))
+    assert found["reason"].startswith("Quote verification failed: SNP report: signed by a VLEK")
     assert found["details"] == NOTHING
     assert verifier.taken == []
 
 
-def test_a_malformed_report() -> None:
-    """It is a quote that does not verify, not a failure of ours."""
+def test_verify_malformed_snp_report_is_a_rejection() -> None:
+    """A malformed report is a rejected quote, not an internal error."""
     snp = Attestation(Evidence(SevSnp(b"\2", (), "{}"), Stack(bytes(64), (), "")))
-    found = shown(ask(StandIn(), attested(snp)))
+    found = decode_outcome(verify(FakeVerifier(), create_request(snp)))
     assert found["reason"].startswith("Quote verification failed: ")
 
 
 @needs_shared
 @given(st.data())
 @settings(max_examples=150, deadline=None)
-def test_changed_evidence_is_never_believed(draw: st.DataObject) -> None:
-    """Whatever is done to a capture that is valid, nothing of it breaks a step or passes all."""
+def test_verify_mutated_evidence_is_never_valid(draw: st.DataObject) -> None:
+    """No change of signed bytes in a valid capture passes all steps or breaks one."""
     fields = json.loads(data("dstack/verifier/sev-snp-attestation.json"))
     whole = bytes.fromhex(fields["attestation"])
     at = draw.draw(st.integers(0, 1187) | st.integers(0, len(whole) - 1))
@@ -390,8 +409,8 @@ def test_changed_evidence_is_never_believed(draw: st.DataObject) -> None:
         return
     july = datetime(2026, 7, 1, tzinfo=timezone.utc)
     verifier = Verifier(policy=AppraisalPolicy.development(), clock=lambda: july)
-    believed = ask(verifier, request).result
-    # Certificates have room for bytes that nobody signed, and so have texts that nobody measured.
+    believed = verify(verifier, request).result
+    # Certificates and texts contain bytes that are neither signed nor measured.
     assert believed is None or not (4 <= at < 4 + 1184)
 
 
@@ -401,87 +420,96 @@ def test_changed_evidence_is_never_believed(draw: st.DataObject) -> None:
         st.none() | st.booleans() | st.text('0123456789abcdef[]{}":,', max_size=40) | st.integers(),
     )
 )
-def test_any_request(fields: dict[str, object]) -> None:
-    """Any object is judged or refused as what it is, without a surprise."""
+def test_verify_any_request_has_no_internal_error(fields: dict[str, object]) -> None:
+    """An arbitrary object is rejected without an internal error."""
     try:
         request = VerifyRequest.from_json(json.dumps(fields).encode())
     except WrongTypeError:
         return
-    assert ask(Verifier(), request).result is None
+    assert verify(Verifier(), request).result is None
 
 
-# -- images ----------------------------------------------------------------------------------------
+# -- OS images ------------------------------------------------------------------------------------
 
 
-def changed_config(**changes: object) -> Attestation:
-    """Return the simulated TD's evidence with another configuration."""
-    platform, stack = evidence().evidence
+def replace_config(**changes: object) -> Attestation:
+    """Return the simulated TD's evidence with a changed vm_config."""
+    platform, stack = create_evidence().evidence
     config = json.dumps(json.loads(stack.config) | changes)
     return Attestation(Evidence(platform, stack._replace(config=config)))
 
 
-def real_image(attestation: Attestation) -> StandIn:
-    """Return a verifier whose OS image step is the real one."""
+def create_image_verifier(attestation: Attestation) -> FakeVerifier:
+    """Return a fake verifier whose step `image_hash` is the real one."""
 
-    class RealImage(StandIn):
+    class RealImage(FakeVerifier):
         def image_hash(self) -> object:
-            return verified_hash(attestation.evidence)
+            return verify_os_image(attestation.evidence)
 
     return RealImage()
 
 
-def test_an_older_image_cannot_be_told() -> None:
-    """A Verifier passes it over; this service must say that it could not, and that it is no yes."""
-    legacy = changed_config(tdx_attestation_variant="legacy")
+def test_verify_legacy_image_is_a_rejection() -> None:
+    """A legacy image cannot be verified and is a rejection, although a Verifier permits it."""
+    legacy = replace_config(tdx_attestation_variant="legacy")
     for debug in (None, False, True):
-        found = shown(ask(StandIn(image_hash=b""), attested(legacy, debug=debug)))
+        found = decode_outcome(
+            verify(FakeVerifier(image_hash=b""), create_request(legacy, debug=debug))
+        )
         assert check_refused(found, "image_hash") == "OS image not verifiable without the image"
         assert "rtmr_debug" not in found["details"]
 
 
 @pytest.mark.parametrize("debug", [None, False, True])
-def test_debug_shows_the_registers_that_differ(debug: bool | None) -> None:
-    """With `debug` the registers of another image are beside those in the quote."""
-    other = changed_config(memory_size=3 << 30)
-    found = shown(ask(real_image(other), attested(other, debug=debug)))
+def test_verify_debug_lists_differing_registers(debug: bool | None) -> None:
+    """With `debug`, the expected registers are listed with the actual ones."""
+    other = replace_config(memory_size=3 << 30)
+    found = decode_outcome(verify(create_image_verifier(other), create_request(other, debug=debug)))
     assert check_refused(found, "image_hash").startswith("MRs do not match: RTMR0 mismatch")
     if not debug:
         assert "rtmr_debug" not in found["details"]
         return
-    quote = evidence().quote
+    quote = create_evidence().quote
     assert quote is not None
     [register] = found["details"]["rtmr_debug"]
     assert register["rtmr"] == "RTMR0"
     assert register["actual"] == quote.rtmrs[0].hex() != register["expected"]
 
 
-def test_debug_changes_nothing_else() -> None:
-    """Evidence that passes is answered the same."""
-    assert ask(StandIn(), attested(debug=True)).to_json() == ask(StandIn()).to_json()
+def test_verify_debug_of_valid_evidence_changes_nothing() -> None:
+    """`debug` does not change the response to valid evidence."""
+    assert (
+        verify(FakeVerifier(), create_request(debug=True)).to_json()
+        == verify(FakeVerifier()).to_json()
+    )
 
 
-def test_debug_without_anything_to_show() -> None:
-    """Registers that cannot be worked out are no reason for another error."""
-    broken = changed_config(tdx_measurement="nonsense")
-    found = shown(ask(real_image(broken), attested(broken, debug=True)))
+def test_verify_debug_without_expected_registers() -> None:
+    """If the expected registers cannot be computed, rtmr_debug is absent."""
+    broken = replace_config(tdx_measurement="nonsense")
+    found = decode_outcome(
+        verify(create_image_verifier(broken), create_request(broken, debug=True))
+    )
     check_refused(found, "image_hash")
     assert "rtmr_debug" not in found["details"]
 
 
-def test_simulated_evidence_is_still_simulated() -> None:
-    """The outcome carries the result, which tells."""
-    outcome = ask(StandIn(appraise=result(simulated=True)))
+def test_verify_outcome_marks_simulated_evidence() -> None:
+    """The outcome's result marks simulated evidence."""
+    outcome = verify(FakeVerifier(appraise=create_attestation_result(simulated=True)))
     assert outcome.result is not None
     assert outcome.result.simulated
 
 
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("kind", [SignatureError, RuntimeError, PanicError])
-def test_refused_evidence_is_freed_at_once(kind: type[BaseException]) -> None:
-    """It may be megabytes of a stranger's: it does not wait for the collector of cycles."""
-    log = Text("[]")
+def test_verify_rejected_evidence_is_freed_immediately(kind: type[BaseException]) -> None:
+    """Rejected evidence, possibly megabytes, is freed without the cyclic garbage collector."""
+    log = WeakrefText("[]")
     alive = weakref.ref(log)
-    outcome = judge(cast("Verifier", Refusing(kind)), attested(event_log=log), lambda _: "id")
+    outcome = run_verification(
+        cast("Verifier", RejectingVerifier(kind)), create_request(event_log=log), lambda _: "id"
+    )
     assert outcome.result is None
     del log
     assert alive() is None

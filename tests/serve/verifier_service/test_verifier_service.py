@@ -1,7 +1,9 @@
-"""The verifier as a process of its own, beside an agent, and both in one."""
+"""The verifier service as a process, alone and beside an agent."""
 
 import contextlib
+import errno
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from attestkit.event_log import EventLog
 from attestkit.serve.__main__ import _open_verifier
 from attestkit.serve.config.option_values import Address
 from attestkit.serve.config.verifier_settings import VerifierSettings
-from attestkit.serve.verifier_service.response import VerifyRequest, judge
+from attestkit.serve.verifier_service.response import VerifyRequest, run_verification
 from attestkit.verifier.ear.result_token import EarKey, EarPublicKey, Tier, verify_ear
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from tests.serve import server as servers
@@ -31,7 +33,7 @@ VERIFIER = ("--backend", "none", "--verifier", "127.0.0.1:0")
 
 @contextlib.contextmanager
 def running_verifier(*options: str, environ: dict[str, str] | None = None) -> Iterator[Server]:
-    """Run a verifier alone in an empty folder, which must stay empty."""
+    """Run a verifier without an agent in an empty folder, which must stay empty."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
@@ -60,7 +62,7 @@ def running_verifier(*options: str, environ: dict[str, str] | None = None) -> It
 
 @pytest.fixture(scope="module")
 def collateral(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The simulator's collateral as of now, in a file."""
+    """Return a file with the simulator's current collateral."""
     path = tmp_path_factory.mktemp("collateral") / "collateral.json"
     simulator = Simulator(seed=bytes.fromhex(SEED))
     simulator.collateral().save(path)
@@ -70,7 +72,7 @@ def collateral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def agent() -> Iterator[Server]:
-    """An agent, on the simulator, whose verifier trusts the makers' roots only."""
+    """Return a simulated agent whose verifier trusts the vendors' roots only."""
     with running_server("--verifier", "127.0.0.1:0") as server:
         yield server
         server.check_log()
@@ -78,7 +80,7 @@ def agent() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def trusting(agent: Server, collateral: Path) -> Iterator[Server]:
-    """A verifier alone that was told to believe the agent's root."""
+    """Return a verifier that trusts the agent's root."""
     anchor = str(agent.folder / "trust-anchor.pem")
     options = ("--trust-anchor", anchor, "--verifier-collateral", str(collateral))
     with running_verifier(*options) as server:
@@ -86,30 +88,30 @@ def trusting(agent: Server, collateral: Path) -> Iterator[Server]:
         server.check_log()
 
 
-def post(server: Server, request: object) -> httpx.Response:
-    """Ask a verifier, and check that it judged."""
+def post_evidence(server: Server, request: object) -> httpx.Response:
+    """POST evidence to a verifier and check for status 200."""
     response = httpx.post(f"{server.ready['verifier']}/verify", json=request, timeout=60)
     assert response.status_code == 200
     return response
 
 
-def verdict(server: Server, request: object) -> Any:
-    """Return what a verifier answers."""
-    return post(server, request).json()
+def verify(server: Server, request: object) -> Any:
+    """Return a verifier's response."""
+    return post_evidence(server, request).json()
 
 
-def quote_of(agent: Server, report_data: str = "1234") -> dict[str, str]:
-    """Return what the agent answers to GetQuote."""
+def get_quote(agent: Server, report_data: str = "1234") -> dict[str, str]:
+    """Return the agent's response to GetQuote."""
     found: dict[str, str] = call(agent.dstack, "GetQuote", {"report_data": report_data}).json()
     return found
 
 
-# -- what it believes ------------------------------------------------------------------------------
+# -- accepted evidence ----------------------------------------------------------------------------
 
 
-def test_every_form_of_the_request(agent: Server, trusting: Server) -> None:
-    """Complete evidence, a quote with its log, and either answer of the agent as it came."""
-    quote = quote_of(agent)
+def test_verify_all_request_schemas_agree(agent: Server, trusting: Server) -> None:
+    """All documented request schemas give the same response."""
+    quote = get_quote(agent)
     attest = call(agent.dstack, "Attest", {"report_data": "1234"}).json()
     parts = {name: quote[name] for name in ("quote", "event_log", "vm_config")}
     forms = [
@@ -120,12 +122,12 @@ def test_every_form_of_the_request(agent: Server, trusting: Server) -> None:
         {**parts, "attestation": None, "debug": True, "unknown": {"key": [1]}},
         {**attest, "quote": "00", "event_log": "nonsense", "vm_config": "{}"},
     ]
-    answers = [verdict(trusting, form) for form in forms]
-    for answer in answers:
-        assert answer == answers[0]
-    [answer] = answers[:1]
-    assert (answer["is_valid"], answer["reason"]) == (True, None)
-    details = answer["details"]
+    responses = [verify(trusting, form) for form in forms]
+    for response in responses:
+        assert response == responses[0]
+    [response] = responses[:1]
+    assert (response["is_valid"], response["reason"]) == (True, None)
+    details = response["details"]
     assert details["quote_verified"]
     assert details["event_log_verified"]
     assert details["os_image_hash_verified"]
@@ -134,59 +136,59 @@ def test_every_form_of_the_request(agent: Server, trusting: Server) -> None:
     assert details["tcb_status"] == "UpToDate"
 
 
-def test_who_the_app_is(agent: Server, trusting: Server) -> None:
-    """The verifier finds what the agent says of itself, and what only a verifier can know."""
-    details = verdict(trusting, quote_of(agent))["details"]
+def test_verify_app_info_matches_agent(agent: Server, trusting: Server) -> None:
+    """The verifier's app info matches the agent's Info, except for the device id."""
+    details = verify(trusting, get_quote(agent))["details"]
     info = call(agent.dstack, "Info").json()
     app = details["app_info"]
     names = ("app_id", "instance_id", "compose_hash", "mr_aggregated", "os_image_hash")
     for name in names:
         assert app[name] == info[name] != ""
     assert details["boot_info"]["appId"] == info["app_id"]
-    assert app["device_id"] != info["device_id"]  # the agent does not know its PPID
+    assert app["device_id"] != info["device_id"]  # the agent does not have the PPID
     assert details["key_provider"] == json.loads(info["key_provider_info"])
 
 
-def test_simulated_evidence_says_so(agent: Server, trusting: Server) -> None:
-    """A client that looks finds that the root is not the maker's."""
-    assert post(trusting, quote_of(agent)).headers["x-attestkit-simulated"] == "true"
+def test_verify_simulated_evidence_sets_header(agent: Server, trusting: Server) -> None:
+    """A header marks evidence of a simulator's root."""
+    assert post_evidence(trusting, get_quote(agent)).headers["x-attestkit-simulated"] == "true"
 
 
-def test_events_emitted_later(agent: Server, trusting: Server) -> None:
-    """An app's own events are history, and change nothing about who it is."""
-    before = verdict(trusting, quote_of(agent))
+def test_verify_runtime_events_change_only_mr_aggregated(agent: Server, trusting: Server) -> None:
+    """An app's own events change only mr_aggregated."""
+    before = verify(trusting, get_quote(agent))
     assert call(agent.dstack, "EmitEvent", {"event": "mine", "payload": "00"}).status == 200
-    after = verdict(trusting, quote_of(agent))
+    after = verify(trusting, get_quote(agent))
     assert after["is_valid"]
-    changed = {"mr_aggregated"}
+    alter_quote = {"mr_aggregated"}
     for name, value in before["details"]["app_info"].items():
-        assert (value == after["details"]["app_info"][name]) is (name not in changed)
+        assert (value == after["details"]["app_info"][name]) is (name not in alter_quote)
 
 
-# -- what it does not ------------------------------------------------------------------------------
+# -- rejected evidence ----------------------------------------------------------------------------
 
 
-def test_the_simulator_is_not_believed_by_itself(agent: Server, collateral: Path) -> None:
-    """Neither the agent's own verifier nor another takes a root that nobody named."""
-    quote = quote_of(agent)
-    answer = verdict(agent, quote)
-    assert answer["is_valid"] is False
-    assert answer["reason"].startswith("Quote verification failed: ")
+def test_verify_simulator_root_is_not_trusted_by_default(agent: Server, collateral: Path) -> None:
+    """A verifier rejects the simulator's root without --trust-anchor."""
+    quote = get_quote(agent)
+    response = verify(agent, quote)
+    assert response["is_valid"] is False
+    assert response["reason"].startswith("Quote verification failed: ")
     with running_verifier("--verifier-collateral", str(collateral)) as verifier:
-        answer = verdict(verifier, quote)
-    assert answer["is_valid"] is False
-    assert "root" in answer["reason"].removeprefix("Quote verification failed: ")
+        response = verify(verifier, quote)
+    assert response["is_valid"] is False
+    assert "root" in response["reason"].removeprefix("Quote verification failed: ")
 
 
-def changed(quote: dict[str, str], what: str) -> dict[str, str]:
-    """Return GetQuote's answer with one thing changed."""
-    if what in {"mrtd", "signature"}:
-        at = {"mrtd": 184, "signature": 48 + 584 + 4 + 5}[what]
+def alter_quote(quote: dict[str, str], alteration: str) -> dict[str, str]:
+    """Return GetQuote's response with one part altered."""
+    if alteration in {"mrtd", "signature"}:
+        at = {"mrtd": 184, "signature": 48 + 584 + 4 + 5}[alteration]
         raw = bytearray.fromhex(quote["quote"])
         raw[at] ^= 1
         return {**quote, "quote": raw.hex()}
     events = json.loads(quote["event_log"])
-    if what == "dropped event":
+    if alteration == "dropped event":
         events.pop()
     else:
         [event] = [event for event in events if event["event"] == "app-id"]
@@ -194,14 +196,16 @@ def changed(quote: dict[str, str], what: str) -> dict[str, str]:
     return {**quote, "event_log": json.dumps(events)}
 
 
-@pytest.mark.parametrize("what", ["mrtd", "signature", "dropped event", "app id"])
-def test_tampering(agent: Server, trusting: Server, what: str) -> None:
-    """Quote and log are one: what was changed in either is refused, and nothing shows."""
-    answer = verdict(trusting, changed(quote_of(agent), what))
-    assert answer["is_valid"] is False
-    assert answer["reason"].startswith("Quote verification failed: ")
-    assert answer["details"]["quote_verified"] is False
-    assert answer["details"]["app_info"] is None
+@pytest.mark.parametrize("alteration", ["mrtd", "signature", "dropped event", "app id"])
+def test_verify_altered_evidence_is_rejected(
+    agent: Server, trusting: Server, alteration: str
+) -> None:
+    """An altered quote or event log is rejected, and no details are shown."""
+    response = verify(trusting, alter_quote(get_quote(agent), alteration))
+    assert response["is_valid"] is False
+    assert response["reason"].startswith("Quote verification failed: ")
+    assert response["details"]["quote_verified"] is False
+    assert response["details"]["app_info"] is None
 
 
 @pytest.mark.parametrize(
@@ -210,19 +214,21 @@ def test_tampering(agent: Server, trusting: Server, what: str) -> None:
         ({"tdx_attestation_variant": "legacy"}, "OS image not verifiable without the image"),
         ({"os_image_hash": "00" * 32}, "os_image_hash mismatch"),
         ({"memory_size": 3 << 30}, "MRs do not match: RTMR0 mismatch"),
-        ({"tdx_measurement": None}, "vm_config has no tdx_measurement"),
+        ({"tdx_measurement": None}, "vm_config: tdx_measurement missing"),
     ],
 )
-def test_images(agent: Server, trusting: Server, changes: dict[str, Any], reason: str) -> None:
-    """A configuration that is not the machine's, or cannot be told to be, is refused."""
-    quote = quote_of(agent)
+def test_verify_other_image_configuration_is_rejected(
+    agent: Server, trusting: Server, changes: dict[str, Any], reason: str
+) -> None:
+    """A vm_config that does not match the registers is rejected."""
+    quote = get_quote(agent)
     config = json.dumps(json.loads(quote["vm_config"]) | changes)
-    answer = verdict(trusting, {**quote, "vm_config": config})
-    assert answer["is_valid"] is False
-    assert answer["reason"].startswith(f"OS image hash verification failed: {reason}")
-    assert answer["details"]["quote_verified"] is True
-    assert answer["details"]["os_image_hash_verified"] is False
-    assert answer["details"]["app_info"] is None
+    response = verify(trusting, {**quote, "vm_config": config})
+    assert response["is_valid"] is False
+    assert response["reason"].startswith(f"OS image hash verification failed: {reason}")
+    assert response["details"]["quote_verified"] is True
+    assert response["details"]["os_image_hash_verified"] is False
+    assert response["details"]["app_info"] is None
 
 
 def _settings(**options: Path | str) -> VerifierSettings:
@@ -230,72 +236,76 @@ def _settings(**options: Path | str) -> VerifierSettings:
     return VerifierSettings._make({**nothing._asdict(), **options}.values())
 
 
-def judged(request: object, **options: Path | str) -> Any:
-    """Return what a verifier with these options answers, without a process of its own."""
+def verify_in_process(request: object, **options: Path | str) -> Any:
+    """Return the response of a verifier with these options, in this process."""
     verifier = _open_verifier(_settings(**options))
     read = VerifyRequest.from_json(json.dumps(request).encode())
-    return json.loads(judge(verifier, read, repr).to_json())
+    return json.loads(run_verification(verifier, read, repr).to_json())
 
 
-def test_a_policy(agent: Server, collateral: Path, tmp_path: Path) -> None:
-    """--verifier-policy has the last word; what was verified still shows."""
+def test_verify_policy_file_is_applied(agent: Server, collateral: Path, tmp_path: Path) -> None:
+    """--verifier-policy can reject; the verified details are still shown."""
     policy, anchor = tmp_path / "policy.toml", agent.folder / "trust-anchor.pem"
     app_id = call(agent.dstack, "Info").json()["app_id"]
-    for wanted, valid in ((app_id, True), ("00" * 20, False)):
-        policy.write_text(f'preset = "default"\napp_id = ["{wanted}"]\n')
-        answer = judged(
-            quote_of(agent), trust_anchor=anchor, collateral=collateral, policy=str(policy)
+    for required_app_id, valid in ((app_id, True), ("00" * 20, False)):
+        policy.write_text(f'preset = "default"\napp_id = ["{required_app_id}"]\n')
+        response = verify_in_process(
+            get_quote(agent), trust_anchor=anchor, collateral=collateral, policy=str(policy)
         )
-        assert answer["is_valid"] is valid
-        assert answer["details"]["app_info"]["app_id"] == app_id
-        assert valid or answer["reason"].startswith("Policy: ")
+        assert response["is_valid"] is valid
+        assert response["details"]["app_info"]["app_id"] == app_id
+        assert valid or response["reason"].startswith("Policy: ")
 
 
-def test_a_policy_by_name(agent: Server, collateral: Path) -> None:
-    """A preset's name does as well as a file."""
+def test_verify_policy_preset_is_applied(agent: Server, collateral: Path) -> None:
+    """--verifier-policy accepts a preset's name."""
     anchor = agent.folder / "trust-anchor.pem"
     for name in PRESETS:
-        answer = judged(quote_of(agent), trust_anchor=anchor, collateral=collateral, policy=name)
-        assert answer["is_valid"] is True
+        response = verify_in_process(
+            get_quote(agent), trust_anchor=anchor, collateral=collateral, policy=name
+        )
+        assert response["is_valid"] is True
     assert _open_verifier(_settings(policy="strict")).policy == AppraisalPolicy.strict()
 
 
 # -- collateral ------------------------------------------------------------------------------------
 
 
-def test_nothing_is_fetched_unless_asked(agent: Server) -> None:
-    """Without collateral and a PCCS the answer says what is missing."""
-    answer = judged(quote_of(agent), trust_anchor=agent.folder / "trust-anchor.pem")
-    assert answer["is_valid"] is False
-    assert "needs collateral" in answer["reason"]
+def test_verify_without_collateral_is_rejected(agent: Server) -> None:
+    """Without collateral and PCCS the reason is missing collateral."""
+    response = verify_in_process(get_quote(agent), trust_anchor=agent.folder / "trust-anchor.pem")
+    assert response["is_valid"] is False
+    assert "collateral: missing" in response["reason"]
 
 
-def test_collateral_from_a_pccs() -> None:
-    """Agent and verifier, two processes, and the collateral goes from one to the other."""
+def test_verify_collateral_from_pccs_is_cached() -> None:
+    """A verifier fetches collateral from an agent's PCCS and caches it."""
     with running_server("--pccs", "127.0.0.1:0") as agent:
         anchor = str(agent.folder / "trust-anchor.pem")
         environ = {"PCCS_URL": agent.ready["pccs"]}
         with running_verifier("--trust-anchor", anchor, environ=environ) as verifier:
-            assert verdict(verifier, quote_of(agent))["is_valid"] is True
-            evidence = quote_of(agent, "5678")
+            assert verify(verifier, get_quote(agent))["is_valid"] is True
+            evidence = get_quote(agent, "5678")
             agent.stop()
-            # It has been kept, and so the PCCS need not answer again.
-            assert verdict(verifier, evidence)["is_valid"] is True
+            # The collateral is cached, so the PCCS is not needed again.
+            assert verify(verifier, evidence)["is_valid"] is True
 
 
-def test_a_pccs_that_is_not_there(agent: Server) -> None:
-    """That is a rejection, for nothing is known about the platform."""
+def test_verify_unreachable_pccs_is_rejected(agent: Server) -> None:
+    """An unreachable PCCS is a rejection."""
     anchor = agent.folder / "trust-anchor.pem"
-    answer = judged(quote_of(agent), trust_anchor=anchor, pccs_url="http://127.0.0.1:1")
-    assert answer["is_valid"] is False
-    assert answer["reason"].startswith("Quote verification failed: http://127.0.0.1:1/")
+    response = verify_in_process(
+        get_quote(agent), trust_anchor=anchor, pccs_url="http://127.0.0.1:1"
+    )
+    assert response["is_valid"] is False
+    assert response["reason"].startswith("Quote verification failed: http://127.0.0.1:1/")
 
 
 # -- the program -----------------------------------------------------------------------------------
 
 
-def test_ready_lines(agent: Server, trusting: Server) -> None:
-    """The verifier is on the line of both, and alone on that of the one."""
+def test_ready_line_lists_verifier(agent: Server, trusting: Server) -> None:
+    """The ready line lists the verifier's address, beside an agent and alone."""
     assert set(agent.ready) == {"dstack", "tappd", "http", "verifier"}
     assert set(trusting.ready) == {"verifier"}
     for server in (agent, trusting):
@@ -305,14 +315,14 @@ def test_ready_lines(agent: Server, trusting: Server) -> None:
     assert trusting.log().startswith("attestkit serves a verifier\n")
 
 
-def test_the_agents_methods_are_not_at_the_verifier(agent: Server) -> None:
-    """What the network may ask is judged there; keys and events stay on the sockets."""
+def test_verifier_listener_serves_no_agent_methods(agent: Server) -> None:
+    """The agent's methods are not served at the verifier's address."""
     for path in ("/Info", "/GetKey", "/prpc/Info", "/"):
         assert call(agent.ready["verifier"], path[1:]).status == 404
 
 
-def test_the_simulators_root(agent: Server) -> None:
-    """It is left beside the sockets, for all to read, and the banner says where."""
+def test_simulator_writes_trust_anchor(agent: Server) -> None:
+    """The simulator writes its root certificate, world-readable, beside the sockets."""
     path = agent.folder / "trust-anchor.pem"
     assert path.stat().st_mode & 0o777 == 0o644
     with contextlib.closing(Simulator(seed=bytes.fromhex(SEED))) as simulator:
@@ -321,60 +331,69 @@ def test_the_simulators_root(agent: Server) -> None:
     assert [file.name for file in agent.folder.glob(".trust*")] == []
 
 
-def test_a_log_that_a_shell_would_quote(agent: Server, trusting: Server) -> None:
-    """The log in the request is text; one that differs in its blanks alone is the same log."""
-    quote = quote_of(agent)
+def test_verify_event_log_whitespace_is_insignificant(agent: Server, trusting: Server) -> None:
+    """Whitespace in the event log's JSON does not change the result."""
+    quote = get_quote(agent)
     spaced = json.dumps(json.loads(quote["event_log"]), indent=1)
     assert EventLog.from_json(spaced).replay() == EventLog.from_json(quote["event_log"]).replay()
-    assert verdict(trusting, {**quote, "event_log": spaced})["is_valid"] is True
+    assert verify(trusting, {**quote, "event_log": spaced})["is_valid"] is True
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("--backend", "none"), "needs --verifier"),
-        ((*VERIFIER, "--dir", "."), "--dir is for an agent"),
+        (("--backend", "none"), "--verifier HOST:PORT"),
+        ((*VERIFIER, "--dir", "."), "--dir: for an agent"),
         ((*VERIFIER, "--trust-anchor", "nonsense"), "trust anchor"),
-        (("--backend", "simulator", "--trust-anchor", "nonsense"), "needs --verifier"),
+        (("--backend", "simulator", "--trust-anchor", "nonsense"), "give --verifier too"),
     ],
 )
-def test_what_cannot_be_is_said_at_once(
+def test_serve_invalid_options_fail_startup(
     tmp_path: Path, options: tuple[str, ...], text: str
 ) -> None:
-    """One line, exit code 1, before anything listens."""
+    """Invalid options print one line and exit with code 1."""
     (tmp_path / "nonsense").write_text("nonsense")
     assert text in refusal(*options, folder=tmp_path, code=1)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "text"),
+    ("name", "value", "option"),
     [
-        ("trust_anchor", "missing", "^--trust-anchor /.*missing: No such file or directory$"),
-        ("trust_anchor", "nonsense", "^--trust-anchor /.*nonsense: the trust anchor is no"),
-        ("collateral", "missing", "^--verifier-collateral /.*missing: No such file or directory$"),
-        ("collateral", "nonsense", "^--verifier-collateral /.*nonsense: "),
-        ("policy", "missing", "^--verifier-policy /.*missing: .*strict, default, development$"),
-        ("policy", "nonsense", "^--verifier-policy /.*nonsense: "),
-        ("cache", "nonsense", "^--verifier-cache /.*nonsense: File exists$"),
-        ("pccs_url", "ftp://x", "--verifier-pccs .*PCCS URL"),
-        ("pccs_url", "http://me:secret@x", "PCCS URL"),
+        ("trust_anchor", "missing", "--trust-anchor"),
+        ("trust_anchor", "nonsense", "--trust-anchor"),
+        ("collateral", "missing", "--verifier-collateral"),
+        ("collateral", "nonsense", "--verifier-collateral"),
+        ("policy", "missing", "--verifier-policy"),
+        ("policy", "nonsense", "--verifier-policy"),
+        ("cache", "nonsense", "--verifier-cache"),
+        ("pccs_url", "ftp://x", "--verifier-pccs"),
+        ("pccs_url", "http://me:secret@x", "--verifier-pccs"),
     ],
 )
-def test_what_cannot_be_read(tmp_path: Path, name: str, value: str, text: str) -> None:
-    """Files and URL are looked at before anything listens; both errors mean exit code 1."""
+def test_open_verifier_unreadable_input_names_option(
+    tmp_path: Path, name: str, value: str, option: str
+) -> None:
+    """Unreadable files and invalid URLs are refused before startup; the error names the option."""
     (tmp_path / "nonsense").write_text("nonsense")
     path = tmp_path / value
     named = {"pccs_url": value, "policy": str(path)}.get(name, path)
-    with pytest.raises((ConfigError, UsageError), match=text) as caught:
-        judged({}, **{name: named})
-    assert "secret" not in str(caught.value)
+    with pytest.raises(UsageError if name == "pccs_url" else ConfigError) as caught:
+        verify_in_process({}, **{name: named})
+    text = str(caught.value)
+    assert "secret" not in text
+    assert text.startswith(option)
+    if name != "pccs_url":
+        assert str(path) in text
+    if value == "missing":
+        assert os.strerror(errno.ENOENT) in text
+        assert name != "policy" or text.endswith("; the presets are strict, default, development")
 
 
-# -- signed verdicts -------------------------------------------------------------------------------
+# -- EAR ------------------------------------------------------------------------------------------
 
 
-def test_a_signed_verdict_of_a_process(agent: Server, collateral: Path, tmp_path: Path) -> None:
-    """From the option's file to a claim that others believe; what is refused is not signed."""
+def test_serve_ear_key_signs_results(agent: Server, collateral: Path, tmp_path: Path) -> None:
+    """The process signs valid results with --ear-key; rejections are not signed."""
     key, nonce = tmp_path / "ear.key", bytes(range(32))
     key.write_bytes(bytes(32))
     key.chmod(0o600)
@@ -384,9 +403,9 @@ def test_a_signed_verdict_of_a_process(agent: Server, collateral: Path, tmp_path
         url = server.ready["verifier"]
         [public] = EarPublicKey.from_jwks(httpx.get(f"{url}/verify/keys").content)
         assert public == EarKey.from_bytes(bytes(32)).public
-        ask = {"format": "ear", "nonce": nonce.hex(), "encoding": "cose"}
-        good = httpx.post(f"{url}/verify", params=ask, json=quote_of(agent), timeout=60)
-        bad = httpx.post(f"{url}/verify", params=ask, json={"attestation": "00"}, timeout=60)
+        query = {"format": "ear", "nonce": nonce.hex(), "encoding": "cose"}
+        good = httpx.post(f"{url}/verify", params=query, json=get_quote(agent), timeout=60)
+        bad = httpx.post(f"{url}/verify", params=query, json={"attestation": "00"}, timeout=60)
         server.check_log()
     now = datetime.now(timezone.utc)
     found = verify_ear(good.content, public, nonce=nonce, now=now)
@@ -396,8 +415,8 @@ def test_a_signed_verdict_of_a_process(agent: Server, collateral: Path, tmp_path
     assert bad.json()["is_valid"] is False
 
 
-def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
-    """Before anything is served, with the option and what to do."""
+def test_serve_readable_ear_key_fails_startup(tmp_path: Path) -> None:
+    """A key file that other users can read fails startup."""
     key = tmp_path / "ear.key"
     key.write_bytes(bytes(32))
     key.chmod(0o644)

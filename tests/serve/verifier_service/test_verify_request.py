@@ -1,4 +1,4 @@
-"""What POST /verify reads: the documented object, strictly where a mistake could hide."""
+"""Strict parsing of the request object of POST /verify."""
 
 import pytest
 from hypothesis import given
@@ -18,8 +18,8 @@ from attestkit.serve.verifier_service.response import VerifyRequest, WrongTypeEr
         (b'{"debug":true,"unknown":{"a":[1]}}', VerifyRequest(debug=True)),
     ],
 )
-def test_requests(body: bytes, expected: VerifyRequest) -> None:
-    """Null is not there, empty is; unknown keys are ignored."""
+def test_from_json_null_and_unknown_keys(body: bytes, expected: VerifyRequest) -> None:
+    """Null means absent, an empty text does not; unknown keys are ignored."""
     assert VerifyRequest.from_json(body) == expected
 
 
@@ -41,8 +41,8 @@ def test_requests(body: bytes, expected: VerifyRequest) -> None:
         b'{"debug":"true"}',
     ],
 )
-def test_wrong_types(body: bytes) -> None:
-    """A field of another type is told from text that is no JSON."""
+def test_from_json_wrong_type_is_refused(body: bytes) -> None:
+    """A wrong type is distinguished from malformed JSON."""
     with pytest.raises(WrongTypeError):
         VerifyRequest.from_json(body)
 
@@ -60,16 +60,16 @@ def test_wrong_types(body: bytes) -> None:
         b'{"a":' + b"1" * 5000 + b"}",
     ],
 )
-def test_broken_json(body: bytes) -> None:
-    """So is a key that comes twice: readers disagree about which one counts."""
+def test_from_json_malformed_json_is_refused(body: bytes) -> None:
+    """Malformed JSON and duplicate keys are refused."""
     with pytest.raises(FormatError) as caught:
         VerifyRequest.from_json(body)
     assert not isinstance(caught.value, WrongTypeError)
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes(body: bytes) -> None:
-    """Bytes that are no request are a FormatError, and nothing else."""
+def test_from_json_any_bytes_raise_only_format_error(body: bytes) -> None:
+    """Arbitrary bytes raise no error but FormatError."""
     try:
         VerifyRequest.from_json(body)
     except FormatError:

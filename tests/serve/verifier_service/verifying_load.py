@@ -1,4 +1,4 @@
-"""Several clients that ask verifiers about valid and altered evidence, and count what they get."""
+"""Concurrent clients that send valid and altered evidence to verifiers and count the responses."""
 
 import http.client
 import json
@@ -16,50 +16,50 @@ from typing_extensions import Self
 
 from tests.serve.client import call
 from tests.serve.server import PATIENCE, Server
-from tests.serve.verifier_service.test_verifier_service import changed
+from tests.serve.verifier_service.test_verifier_service import alter_quote
 
 ALTERED = ("mrtd", "signature", "dropped event", "app id")
 _ESTABLISHED = "01"
 
 
-class Question(NamedTuple):
-    """A request, whether its evidence is valid, and the report data that it must be about."""
+class VerifyCase(NamedTuple):
+    """A request, whether its evidence is valid, and the expected report data."""
 
     body: bytes
     valid: bool
     report_data: str
 
 
-def questions(agent: Server) -> list[Question]:
-    """Return evidence of an agent's, whole and altered by turns, each with its own report data."""
+def create_cases(agent: Server) -> list[VerifyCase]:
+    """Return an agent's evidence, alternately valid and altered, each with its own report data."""
     found = []
-    for number, what in enumerate(ALTERED):
+    for number, alteration in enumerate(ALTERED):
         report_data = f"{number + 1:0128x}"
         quote: dict[str, str] = call(agent.dstack, "GetQuote", {"report_data": report_data}).json()
-        found.append(Question(json.dumps(quote).encode(), valid=True, report_data=report_data))
-        altered = json.dumps(changed(quote, what)).encode()
-        found.append(Question(altered, valid=False, report_data=report_data))
+        found.append(VerifyCase(json.dumps(quote).encode(), valid=True, report_data=report_data))
+        altered = json.dumps(alter_quote(quote, alteration)).encode()
+        found.append(VerifyCase(altered, valid=False, report_data=report_data))
     return found
 
 
 class Load:
-    """Clients, each with one request at a time and a connection for each.
+    """Concurrent clients that each send one request at a time, over a new connection.
 
     Attributes:
-        told: How often: "valid", "altered" (both judged rightly), "wrong", "failed", or "refused",
-            which is that nobody listened.
-        wrong: The answers that were wrong.
+        counts: Number of results by kind: "valid" and "altered" (both correct), "wrong", "failed",
+            "refused" (connection refused).
+        wrong: The incorrect responses.
     """
 
-    def __init__(self, url: str, asked: Sequence[Question], clients: int) -> None:
+    def __init__(self, url: str, cases: Sequence[VerifyCase], clients: int) -> None:
         parts = urlsplit(url)
         self._host, self._port = str(parts.hostname), parts.port
-        self._asked, self._clients = asked, clients
+        self._cases, self._clients = cases, clients
         self._end = threading.Event()
         self._lock = threading.Condition()
         self._next = 0
         self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
-        self.told: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self.wrong: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -72,32 +72,32 @@ class Load:
         for thread in self._threads:
             thread.join(PATIENCE)
 
-    def until(self, count: int) -> None:
-        """Wait until so many more requests have been answered, or have failed."""
+    def wait_for_requests(self, count: int) -> None:
+        """Wait until `count` more requests have been answered or have failed."""
         with self._lock:
-            goal = self.told.total() + count
-            assert self._lock.wait_for(lambda: self.told.total() >= goal, PATIENCE)
+            goal = self.counts.total() + count
+            assert self._lock.wait_for(lambda: self.counts.total() >= goal, PATIENCE)
 
     def _run(self) -> None:
         while not self._end.is_set():
             with self._lock:
-                question = self._asked[self._next % len(self._asked)]
+                case = self._cases[self._next % len(self._cases)]
                 self._next += 1
-            word, answer = self._ask(question)
+            word, response = self._send_case(case)
             with self._lock:
-                self.told[word] += 1
+                self.counts[word] += 1
                 if word == "wrong":
-                    self.wrong.append(answer)
+                    self.wrong.append(response)
                 self._lock.notify_all()
 
-    def _ask(self, question: Question) -> tuple[str, Any]:
+    def _send_case(self, case: VerifyCase) -> tuple[str, Any]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=PATIENCE)
         try:
             connection.connect()
         except ConnectionRefusedError as error:
             return "refused", repr(error)
         try:
-            connection.request("POST", "/verify", question.body, {"Connection": "close"})
+            connection.request("POST", "/verify", case.body, {"Connection": "close"})
             response = connection.getresponse()
             text = response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -106,18 +106,18 @@ class Load:
             connection.close()
         if response.status != 200:
             return "failed", response.status
-        return judged(question, json.loads(text))
+        return classify_response(case, json.loads(text))
 
 
-def judged(question: Question, answer: Any) -> tuple[str, Any]:
-    """Tell whether an answer is right."""
-    if answer["is_valid"] is not question.valid:
-        return "wrong", answer
-    if not question.valid:
-        right = answer["reason"].startswith("Quote verification failed: ")
-        return "altered" if right else "wrong", answer
-    right = answer["details"]["report_data"] == question.report_data
-    return "valid" if right else "wrong", answer
+def classify_response(case: VerifyCase, response: Any) -> tuple[str, Any]:
+    """Return "valid", "altered" or "wrong", and the response."""
+    if response["is_valid"] is not case.valid:
+        return "wrong", response
+    if not case.valid:
+        right = response["reason"].startswith("Quote verification failed: ")
+        return "altered" if right else "wrong", response
+    right = response["details"]["report_data"] == case.report_data
+    return "valid" if right else "wrong", response
 
 
 def connections(pid: int, port: int) -> int:
@@ -136,10 +136,10 @@ def connections(pid: int, port: int) -> int:
     return found
 
 
-def kill_at_work(pid: int, port: int) -> int:
+def kill_with_requests_in_flight(pid: int, port: int) -> int:
     """Kill a process that has requests in flight; return how many connections it had.
 
-    It is stopped first, so that it neither answers nor takes another while they are counted.
+    SIGSTOP freezes it first, so that its connections do not change while they are counted.
     """
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -148,9 +148,9 @@ def kill_at_work(pid: int, port: int) -> int:
             os.kill(pid, signal.SIGKILL)
             return open_now
         os.kill(pid, signal.SIGCONT)
-        assert time.monotonic() < deadline, f"process {pid} is never asked"
+        assert time.monotonic() < deadline, f"process {pid} receives no request"
 
 
-def children(pid: int) -> list[int]:
-    """Return the processes that a process has started, in their order."""
+def list_child_processes(pid: int) -> list[int]:
+    """Return the ids of the child processes of a process, oldest first."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -1,4 +1,4 @@
-"""What several processes have counted is one sum, which never falls when one of them ends."""
+"""Metrics of several workers are summed, and the sum never decreases when a worker exits."""
 
 import json
 
@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
 from attestkit.serve.counters import BOUNDS, Stats
-from attestkit.serve.worker_pool.metrics_aggregation import LONGEST, Tally, decode, encode
+from attestkit.serve.worker_pool.metrics_aggregation import (
+    LONGEST,
+    MetricsAggregator,
+    decode,
+    encode,
+)
+from tests.raising import raises
 
 METHODS = ("verify", "health", "verify/keys", "metrics", "other")
 REFUSING = ("reading", "quote", "os_image", "event_log", "policy")
@@ -22,8 +28,8 @@ numbers = st.integers(0, 2**53)
 
 
 @st.composite
-def counted(draw: st.DrawFn) -> Stats:
-    """Return what a process may have counted."""
+def stats_strategy(draw: st.DrawFn) -> Stats:
+    """Return a strategy for the metrics of one worker."""
     stats = Stats()
     for listener in draw(st.sets(st.sampled_from(("verifier", "verifier_metrics")))):
         traffic = stats.of(listener)
@@ -36,15 +42,15 @@ def counted(draw: st.DrawFn) -> Stats:
     return stats
 
 
-def plain(stats: Stats) -> object:
-    """Return counts that can be compared."""
+def to_comparable(stats: Stats) -> object:
+    """Return metrics as a comparable value."""
     return json.loads(encode(stats))
 
 
-@given(counted())
-def test_a_message_has_all_of_it(stats: Stats) -> None:
-    """What is read is what was counted."""
-    assert plain(decode(encode(stats))) == plain(stats)
+@given(stats_strategy())
+def test_encode_round_trip(stats: Stats) -> None:
+    """Decoding an encoded message returns the same metrics."""
+    assert to_comparable(decode(encode(stats))) == to_comparable(stats)
 
 
 @pytest.mark.parametrize(
@@ -71,32 +77,32 @@ def test_a_message_has_all_of_it(stats: Stats) -> None:
         *(TRAFFIC % latency for latency in (b"0,1", b"Infinity" + ZEROS, b"-1" + ZEROS, b"1e999")),
     ],
 )
-def test_something_else_is_no_message(data: bytes) -> None:
-    """It is refused, and what was known stays: what cannot be shown never gets into the sum."""
+def test_decode_invalid_message_is_refused(data: bytes) -> None:
+    """An invalid message is refused and does not change the sum."""
     decode(TRAFFIC % (b"0" + ZEROS))
-    tally = Tally()
-    tally.hear(1, encode(Stats()))
-    with pytest.raises(FormatError, match=r"."):
-        tally.hear(1, data)
-    assert plain(tally.total()) == plain(Stats())
+    aggregator = MetricsAggregator()
+    aggregator.update(1, encode(Stats()))
+    with pytest.raises(FormatError):
+        aggregator.update(1, data)
+    assert to_comparable(aggregator.total()) == to_comparable(Stats())
 
 
-def test_a_deep_message_is_refused_before_it_is_read() -> None:
-    """Not by the interpreter's limit, which libraries raise until the stack overflows."""
-    with pytest.raises(FormatError, match="nests deeper than 200 levels"):
+def test_decode_deep_nesting_is_refused_early() -> None:
+    """Deep nesting is refused before parsing, because the recursion limit may be raised."""
+    with raises(FormatError, "too_deep", offset=200):
         decode(b"[" * LONGEST)
 
 
-@given(counted(), st.data())
-def test_every_cut_message_is_refused(stats: Stats, data: st.DataObject) -> None:
-    """One that was cut off says nothing."""
+@given(stats_strategy(), st.data())
+def test_decode_truncated_message_is_refused(stats: Stats, data: st.DataObject) -> None:
+    """A truncated message is refused."""
     message = encode(stats)
-    with pytest.raises(FormatError, match=r"."):
+    with pytest.raises(FormatError):
         decode(message[: data.draw(st.integers(0, len(message) - 1))])
 
 
-def test_the_longest_message_fits() -> None:
-    """All methods with every status there is, and the largest numbers."""
+def test_encode_maximum_fits_limit() -> None:
+    """All methods with every status and maximum values fit into the longest message."""
     stats = Stats()
     for listener in ("verifier", "verifier_metrics"):
         traffic = stats.of(listener)
@@ -111,31 +117,31 @@ def test_the_longest_message_fits() -> None:
     assert len(encode(stats)) < LONGEST
 
 
-@given(st.lists(st.tuples(st.integers(1, 3), st.booleans(), counted()), max_size=6))
-def test_the_sum(told: list[tuple[int, bool, Stats]]) -> None:
-    """It is that of the last each process told; an ended one has no connections any more."""
-    tally, last, ended = Tally(), dict[int, Stats](), list[Stats]()
-    for place, ends, stats in told:
-        tally.hear(place, encode(stats))
-        last[place] = stats
+@given(st.lists(st.tuples(st.integers(1, 3), st.booleans(), stats_strategy()), max_size=6))
+def test_total_sums_last_message_of_each_worker(messages: list[tuple[int, bool, Stats]]) -> None:
+    """The sum has the last message of each worker; connections only of running workers."""
+    aggregator, last, ended = MetricsAggregator(), dict[int, Stats](), list[Stats]()
+    for worker, ends, stats in messages:
+        aggregator.update(worker, encode(stats))
+        last[worker] = stats
         if ends:
-            tally.lose(place)
-            ended.append(last.pop(place))
-    total, everybody = tally.total(), [*ended, *last.values()]
+            aggregator.retire(worker)
+            ended.append(last.pop(worker))
+    total, all_stats = aggregator.total(), [*ended, *last.values()]
     for verdict in VERDICTS:
-        assert total.verdicts[verdict] == sum(each.verdicts[verdict] for each in everybody)
+        assert total.verdicts[verdict] == sum(each.verdicts[verdict] for each in all_stats)
     for listener in ("verifier", "verifier_metrics"):
         seen = total.of(listener)
         assert seen.connections == sum(each.of(listener).connections for each in last.values())
         assert seen.requests.total() == sum(
-            each.of(listener).requests.total() for each in everybody
+            each.of(listener).requests.total() for each in all_stats
         )
         buckets = sum(sum(latency.buckets) for latency in seen.latencies.values())
         assert buckets == seen.requests.total()
 
 
-def test_one_that_never_told_anything_can_end() -> None:
-    """It adds nothing."""
-    tally = Tally()
-    tally.lose(1)
-    assert plain(tally.total()) == plain(Stats())
+def test_retire_unknown_worker_adds_nothing() -> None:
+    """Retiring a worker that sent no message adds nothing."""
+    aggregator = MetricsAggregator()
+    aggregator.retire(1)
+    assert to_comparable(aggregator.total()) == to_comparable(Stats())

@@ -1,4 +1,4 @@
-"""Where no process of attestkit's own begins: the given executor goes on, and nothing piles up."""
+"""Tests of batches in which no replacement process starts: the given executor continues."""
 
 import gc
 import os
@@ -13,109 +13,124 @@ import pytest
 from attestkit.errors import UsageError, VerificationError
 from attestkit.verifier import AttestationResult, Item, Verifier
 from attestkit.verifier.batch import scheduler
-from tests.verifier.batch.test_scheduler import POISON, SPAWN, Mortal, Scripted, close, lose, refuse
+from tests.raising import raises
+from tests.verifier.batch.test_scheduler import (
+    POISON,
+    SPAWN,
+    KillableVerifier,
+    ScriptedExecutor,
+    close,
+    lose,
+    refuse,
+)
 from tests.verifier.parcels import NOW, PKI
 
-JUDGE = Verifier(PKI.root_der)
-WRONG = BrokenExecutor("the same each time")
+VERIFIER = Verifier(PKI.root_der)
+EXECUTOR_ERROR = BrokenExecutor("the same each time")
 
 
-class Refusing(Executor):
-    """Takes no work, with one exception for all."""
-
-    def submit(self, _call: Callable[..., Any], /, *_given: Any, **_more: Any) -> "Future[Any]":
-        """Refuse it."""
-        raise WRONG
-
-
-class Losing(Executor):
-    """Loses each task, with one exception for all."""
+class RefusingExecutor(Executor):
+    """An executor that rejects all tasks with one shared exception."""
 
     def submit(self, _call: Callable[..., Any], /, *_given: Any, **_more: Any) -> "Future[Any]":
-        """Lose it."""
+        """Reject the task."""
+        raise EXECUTOR_ERROR
+
+
+class LosingExecutor(Executor):
+    """An executor that fails all tasks with one shared exception."""
+
+    def submit(self, _call: Callable[..., Any], /, *_given: Any, **_more: Any) -> "Future[Any]":
+        """Fail the task."""
         done: Future[Any] = Future()
-        done.set_exception(WRONG)
+        done.set_exception(EXECUTOR_ERROR)
         return done
 
 
-class Seen(bytes):
-    """Evidence of which one can tell how much is still there."""
+class CountedEvidence(bytes):
+    """Evidence that counts its live instances."""
 
     alive = 0
 
     def __init__(self) -> None:
-        """Count it."""
-        Seen.alive += 1
+        CountedEvidence.alive += 1
 
     def __del__(self) -> None:
-        """Count it no more."""
-        Seen.alive -= 1
+        """Discount the instance."""
+        CountedEvidence.alive -= 1
 
 
-@pytest.fixture(params=[Refusing, Losing])
-def begun(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Executor]:
-    """Have no pool of attestkit's own work; return those that were tried."""
-    tried: list[Executor] = []
+@pytest.fixture(params=[RefusingExecutor, LosingExecutor])
+def started_pools(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> list[Executor]:
+    """Replace attestkit's own pools by failing ones, and return those that were started."""
+    pools: list[Executor] = []
 
     def pool(_self: object, _workers: int) -> Executor:
-        tried.append(request.param())
-        return tried[-1]
+        pools.append(request.param())
+        return pools[-1]
 
     monkeypatch.setattr(scheduler._Workers, "_pool", pool)
-    return tried
+    return pools
 
 
-def test_an_executor_that_is_well_goes_on(begun: list[Executor]) -> None:
-    """What it lost is refused, with the cause; all else it judges, as if nothing had been."""
-    found = JUDGE.verify_many([Item(b"\4", None)] * 400, Scripted(lose), now=NOW)
-    assert [getattr(each, "reason", "") for each in found] == ["internal"] * 16 + [""] * 384
-    assert {str(getattr(each, "__cause__", "")) for each in found[:16]} == {str(WRONG)}
-    assert len(begun) == 2
+def is_internal(outcome: object) -> bool:
+    """Return whether evidence was rejected because its verification was not completed."""
+    return isinstance(outcome, VerificationError) and outcome.reason == "internal"
 
 
-def test_an_executor_that_comes_back_is_asked(begun: list[Executor]) -> None:
-    """A scheduler may be gone for some tasks: they are refused, and the next ones judged."""
+def test_batch_continues_with_given_executor_if_replacement_fails(
+    started_pools: list[Executor],
+) -> None:
+    """Items of failed tasks are rejected; the given executor verifies the rest."""
+    found = VERIFIER.verify_many([Item(b"\4", None)] * 400, ScriptedExecutor(lose), now=NOW)
+    assert [is_internal(each) for each in found] == [True] * 16 + [False] * 384
+    assert {str(getattr(each, "__cause__", "")) for each in found[:16]} == {str(EXECUTOR_ERROR)}
+    assert len(started_pools) == 2
+
+
+def test_batch_retries_executor_that_recovers(started_pools: list[Executor]) -> None:
+    """An executor that fails temporarily is used again for later tasks."""
     script = (lose, close, refuse, close)
-    found = JUDGE.verify_many([Item(b"\4", None)] * 100, Scripted(*script), now=NOW)
-    assert [getattr(each, "reason", "") for each in found] == ["internal"] * 64 + [""] * 36
-    assert len(begun) == 2
+    found = VERIFIER.verify_many([Item(b"\4", None)] * 100, ScriptedExecutor(*script), now=NOW)
+    assert [is_internal(each) for each in found] == [True] * 64 + [False] * 36
+    assert len(started_pools) == 2
 
 
-@pytest.mark.parametrize("given", [Refusing, Losing])
-@pytest.mark.usefixtures("begun")
-def test_what_is_refused_is_let_go(given: type[Executor]) -> None:
-    """However many tasks fail for one reason: neither evidence nor outcomes hold what was taken."""
-    kept = []
+@pytest.mark.parametrize("executor_type", [RefusingExecutor, LosingExecutor])
+@pytest.mark.usefixtures("started_pools")
+def test_stream_rejected_items_are_released(executor_type: type[Executor]) -> None:
+    """Neither rejected items nor their outcomes are kept in memory."""
+    outcomes = []
     gc.disable()
     try:
-        most = 0
-        items = (Item(Seen(), None) for _ in range(600))
-        for _, outcome in JUDGE.verify_stream(items, given(), window=32, now=NOW):
+        most_alive = 0
+        items = (Item(CountedEvidence(), None) for _ in range(600))
+        for _, outcome in VERIFIER.verify_stream(items, executor_type(), window=32, now=NOW):
             assert isinstance(outcome, VerificationError)
-            kept.append(outcome)
-            most = max(most, Seen.alive)
-        assert most <= 64  # the window, and what was yielded last
+            outcomes.append(outcome)
+            most_alive = max(most_alive, CountedEvidence.alive)
+        assert most_alive <= 64  # the window, and the items yielded last
     finally:
         gc.enable()
-    assert len(kept) == 600
+    assert len(outcomes) == 600
 
 
-def hang(folder: Path) -> None:
-    """Begin the first process, and no other."""
+def hang_after_first_process(folder: Path) -> None:
+    """Hang in every process but the first."""
     (folder / str(os.getpid())).touch()
     if len(list(folder.iterdir())) > 1:
         signal.pause()
 
 
-def test_a_process_that_does_not_begin_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not for ever: it is ended, what is left is refused, and the cause says how long that was."""
-    with ProcessPoolExecutor(1, SPAWN, hang, (tmp_path,)) as pool:
+def test_batch_start_timeout_ends_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that does not start in time is ended; the cause names the timeout."""
+    with ProcessPoolExecutor(1, SPAWN, hang_after_first_process, (tmp_path,)) as pool:
         assert pool.submit(len, "begun").result() == 5
         monkeypatch.setattr(scheduler, "_LONGEST_BEGIN", 0.2)
         evidence = [Item(POISON, None)] * 20
-        found = Mortal(PKI.root_der).verify_many(evidence, pool, now=NOW)
+        found = KillableVerifier(PKI.root_der).verify_many(evidence, pool, now=NOW)
     assert {getattr(each, "reason", "") for each in found} == {"internal"}
     assert {str(getattr(each, "__cause__", "")) for each in found} == {
         "no process began within 0.2 seconds"
@@ -123,15 +138,15 @@ def test_a_process_that_does_not_begin_is_not_waited_for(
     assert 1 <= len(list(tmp_path.iterdir())) <= 5
 
 
-def test_a_program_without_a_guard_begins_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that imports it to begin judges nothing: it would take the items of its parent."""
-    monkeypatch.setattr("multiprocessing.process.current_process", Beginning)
-    with pytest.raises(UsageError, match="__main__"):
-        JUDGE.verify_many([Item(b"\4", None)], Scripted(), now=NOW)
-    assert not isinstance(JUDGE.verify_many([Item(b"\4", None)], now=NOW)[0], AttestationResult)
+def test_batch_in_importing_process_raises_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is importing the main module must not verify its parent's items."""
+    monkeypatch.setattr("multiprocessing.process.current_process", ImportingProcess)
+    with raises(UsageError, "wrong_process"):
+        VERIFIER.verify_many([Item(b"\4", None)], ScriptedExecutor(), now=NOW)
+    assert not isinstance(VERIFIER.verify_many([Item(b"\4", None)], now=NOW)[0], AttestationResult)
 
 
-class Beginning:
+class ImportingProcess:
     """A process that imports the main module."""
 
     _inheriting = True

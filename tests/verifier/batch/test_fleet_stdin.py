@@ -1,4 +1,4 @@
-"""A program whose iterator waits for stdin, beside a pool that forks, of which a worker dies."""
+"""Tests of programs whose iterator reads stdin beside a forking pool with a failing worker."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from tests.serve.server import environment
 from tests.verifier import parcels
 from tests.verifier.parcels import PKI
 
-LONG = 120  # seconds, after which a test that hangs fails
+TIMEOUT = 120  # s
 PROGRAM = """
 import os, signal, sys
 from concurrent.futures import ProcessPoolExecutor
@@ -46,8 +46,8 @@ def main():
 
 
 @contextmanager
-def program(folder: Path, text: str, code: int = 0) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run it in a folder until its end, which has this code; leave no process of it."""
+def run_program(folder: Path, text: str, code: int = 0) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a program until it exits with `code`, and kill its process group."""
     (folder / "program.py").write_text(text)
     with subprocess.Popen(
         [sys.executable, folder / "program.py", folder / "mark"],
@@ -61,55 +61,55 @@ def program(folder: Path, text: str, code: int = 0) -> Iterator["subprocess.Pope
     ) as process:
         try:
             yield process
-            assert process.wait(LONG) == code
+            assert process.wait(TIMEOUT) == code
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def answer(process: "subprocess.Popen[bytes]", line: bytes) -> bytes:
-    """Return the line that comes for one, in time."""
+def get_response(process: "subprocess.Popen[bytes]", line: bytes) -> bytes:
+    """Write a line, and return the response line."""
     assert process.stdin
     assert process.stdout
     process.stdin.write(line)
     found: Future[bytes] = Future()
     read = process.stdout.readline
     threading.Thread(target=lambda: found.set_result(read()), daemon=True).start()
-    return found.result(LONG)
+    return found.result(TIMEOUT)
 
 
-def test_a_fork_does_not_wait_for_stdin(tmp_path: Path) -> None:
-    """Each line is answered while the next one is waited for, also that which ended a worker."""
+def test_stream_over_stdin_yields_each_outcome_before_next_line(tmp_path: Path) -> None:
+    """Each line has its response before the next is read, even if a worker died."""
     start = "if __name__ == '__main__':\n    main()\n"
-    with program(tmp_path, PROGRAM + start) as process:
+    with run_program(tmp_path, PROGRAM + start) as process:
         for number, line in enumerate((b"a\n", b"die\n", b"b\n")):
-            assert answer(process, line) == b"%d FormatError\n" % number
-        process.communicate(timeout=LONG)
+            assert get_response(process, line) == b"%d FormatError\n" % number
+        process.communicate(timeout=TIMEOUT)
     assert (tmp_path / "mark").exists()
 
 
 @pytest.mark.slow
-def test_a_program_without_a_guard(tmp_path: Path) -> None:
-    """It takes no line twice: what its own processes would judge is refused; stderr says why."""
-    with program(tmp_path, PROGRAM + "main()\n") as process:
-        assert answer(process, b"a\n") == b"0 FormatError\n"
-        assert answer(process, b"die\n") == b"1 VerificationError\n"
-        assert answer(process, b"b\n") == b"2 VerificationError\n"
-        more, told = process.communicate(timeout=LONG)
-        assert more == b""
-        assert b"__main__" in told
+def test_stream_in_program_without_main_guard_rejects_items(tmp_path: Path) -> None:
+    """Without a `__main__` guard no line is read twice; stderr names the missing guard."""
+    with run_program(tmp_path, PROGRAM + "main()\n") as process:
+        assert get_response(process, b"a\n") == b"0 FormatError\n"
+        assert get_response(process, b"die\n") == b"1 VerificationError\n"
+        assert get_response(process, b"b\n") == b"2 VerificationError\n"
+        rest, errors = process.communicate(timeout=TIMEOUT)
+        assert rest == b""
+        assert b"__main__" in errors
 
 
-def test_an_interrupt_ends_the_example(tmp_path: Path) -> None:
-    """The guide's program, while its iterator waits: neither it nor the interpreter's end hangs."""
+def test_guide_program_exits_on_interrupt(tmp_path: Path) -> None:
+    """SIGINT ends the guide's program while its iterator waits."""
     page = (ROOT / "docs" / "guides" / "fleet.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"<!-- file: judge.py -->\n```python\n(.*?)```", page, re.DOTALL)
+    (text,) = re.findall(r"<!-- file: verify_stdin.py -->\n```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "root.pem").write_bytes(PKI.root_der)
     parcels.collateral().save(tmp_path / "collateral.json")
     start = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    with program(tmp_path, start + text, -signal.SIGINT) as process:
-        assert answer(process, b"04\n") == b"0 FormatError\n"
+    with run_program(tmp_path, start + text, -signal.SIGINT) as process:
+        assert get_response(process, b"04\n") == b"0 FormatError\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(LONG) == -signal.SIGINT  # and not SIGABRT
+        assert process.wait(TIMEOUT) == -signal.SIGINT  # not SIGABRT
         assert process.stderr
         assert process.stderr.read().endswith(b"KeyboardInterrupt\n")

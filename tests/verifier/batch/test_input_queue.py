@@ -1,4 +1,4 @@
-"""Items that arrive: what is judged comes out while the input waits, bounded, and nothing stays."""
+"""Tests of ItemReader: outcomes while the input blocks, bounds, and released resources."""
 
 import gc
 import os
@@ -14,140 +14,140 @@ from weakref import ref
 
 import pytest
 
-from attestkit.cli.input.read_input import open_to_wait
+from attestkit.cli.input.read_input import open_interruptible
 from attestkit.errors import FormatError
 from attestkit.verifier import Item, Verifier
-from attestkit.verifier.batch.input_queue import Arriving
+from attestkit.verifier.batch.input_queue import ItemReader
 from tests.verifier.parcels import NOW, PKI
 
-LONG = 60  # seconds, after which a test that hangs fails
-JUDGE = Verifier(PKI.root_der)
+TIMEOUT = 60  # s
+VERIFIER = Verifier(PKI.root_der)
 _Got = TypeVar("_Got")
 
 
-def soon(call: Callable[[], _Got]) -> _Got:
-    """Return what `call` does, in another thread; a call that does not end fails."""
+def call_with_timeout(call: Callable[[], _Got]) -> _Got:
+    """Return the result of `call` in another thread; fail after TIMEOUT."""
     done: list[_Got] = []
     thread = threading.Thread(target=lambda: done.append(call()), daemon=True)
     thread.start()
-    thread.join(LONG)
+    thread.join(TIMEOUT)
     assert done
     return done[0]
 
 
 @contextmanager
 def pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Open a pipe: where it is read, and where it is written."""
+    """Open a pipe, and yield its read and write end."""
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as read, os.fdopen(writing, "wb", buffering=0) as write:
         yield read, write
 
 
-def of_lines(file: BinaryIO) -> Iterator[Item]:
+def read_items(file: BinaryIO) -> Iterator[Item]:
     """Yield an item for each line."""
     for line in iter(file.readline, b""):
         yield Item(line, None)
 
 
-def waiting() -> list[threading.Thread]:
-    """Return the threads that wait for items."""
+def find_reader_threads() -> list[threading.Thread]:
+    """Return the threads that read items."""
     return [each for each in threading.enumerate() if each.name == "attestkit items"]
 
 
-class Holding(Executor):
-    """Has tasks and does none until it is told."""
+class HoldingExecutor(Executor):
+    """An executor that holds tasks until the test runs them."""
 
     def __init__(self) -> None:
         self.got = threading.Semaphore(0)
         self.tasks: list[Callable[[], None]] = []
 
-    def submit(self, call: Callable[..., Any], /, *given: Any, **_more: Any) -> "Future[Any]":
-        """Keep it."""
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **_more: Any) -> "Future[Any]":
+        """Hold the task."""
         done: Future[Any] = Future()
-        self.tasks.append(lambda: done.set_result(call(*given)))
+        self.tasks.append(lambda: done.set_result(call(*arguments)))
         self.got.release()
         return done
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_a_pipe_that_pauses_holds_nothing_back(*, ordered: bool) -> None:
-    """Each outcome is there before the next line is written, whatever the window; none is lost."""
+def test_stream_yields_outcome_while_input_blocks(*, ordered: bool) -> None:
+    """Each outcome is yielded before the next line is written, and none is lost."""
     with pipe() as (read, write), ThreadPoolExecutor(2) as pool:
-        stream = JUDGE.verify_stream(of_lines(read), pool, ordered=ordered, now=NOW)
+        stream = VERIFIER.verify_stream(read_items(read), pool, ordered=ordered, now=NOW)
         places = []
         for _ in range(3):
             write.write(b"\4\n")
-            places.append(soon(lambda: next(stream))[0])
+            places.append(call_with_timeout(lambda: next(stream))[0])
         assert places == [0, 1, 2]
         write.write(b"\4\n" * 40)
         write.close()
         assert sorted(places + [place for place, _ in stream]) == list(range(43))
-    assert not waiting()
+    assert not find_reader_threads()
 
 
-def test_an_item_goes_out_beside_a_task_that_takes_long() -> None:
-    """One that comes alone does not wait for the task before it, nor for others of its own."""
-    executor = Holding()
+def test_stream_submits_single_item_beside_running_task() -> None:
+    """A single item is submitted at once, even if an earlier task is still running."""
+    executor = HoldingExecutor()
     with pipe() as (read, write):
-        stream = JUDGE.verify_stream(of_lines(read), executor, now=NOW)
+        stream = VERIFIER.verify_stream(read_items(read), executor, now=NOW)
         first: Future[int] = Future()
         thread = threading.Thread(target=lambda: first.set_result(next(stream)[0]), daemon=True)
         thread.start()
         for _ in range(2):
             write.write(b"\4\n")
-            assert executor.got.acquire(timeout=LONG)
-        executor.tasks[1]()  # the later one is done first, and comes first
-        assert first.result(timeout=LONG) == 1
+            assert executor.got.acquire(timeout=TIMEOUT)
+        executor.tasks[1]()  # the later task finishes first, and is yielded first
+        assert first.result(timeout=TIMEOUT) == 1
         executor.tasks[0]()
         write.close()
-        assert [place for place, _ in soon(lambda: list(stream))] == [0]
+        assert [place for place, _ in call_with_timeout(lambda: list(stream))] == [0]
 
 
 @pytest.mark.parametrize("window", [1, 3, 16, 50])
-def test_no_more_is_taken_than_the_window(window: int) -> None:
-    """What is at hand, under way and waiting for its turn is never more, all together."""
-    given, most = 0, 0
+def test_stream_reads_at_most_window_items(window: int) -> None:
+    """Items read, running and waiting for their turn never exceed the window."""
+    yielded, most_pending = 0, 0
 
     def items() -> Iterator[Item]:
-        nonlocal most
+        nonlocal most_pending
         for number in range(200):
-            most = max(most, number + 1 - given)
+            most_pending = max(most_pending, number + 1 - yielded)
             yield Item(b"", None)
 
     with ThreadPoolExecutor(2) as pool:
-        for _ in JUDGE.verify_stream(items(), pool, window=window, ordered=True, now=NOW):
-            given += 1
-    assert given == 200
-    assert most <= window
+        for _ in VERIFIER.verify_stream(items(), pool, window=window, ordered=True, now=NOW):
+            yielded += 1
+    assert yielded == 200
+    assert most_pending <= window
 
 
-def test_no_more_bytes_are_taken() -> None:
-    """From the bound on none is asked for until some are judged; tasks are full before that."""
-    let_go, came = 0, threading.Semaphore(0)
+def test_item_reader_bounds_bytes() -> None:
+    """No item is read beyond the limit in bytes until some are released."""
+    release, available = 0, threading.Semaphore(0)
 
     def items() -> Iterator[Item]:
         for number in range(20):
-            assert number * 60 - let_go < 250
+            assert number * 60 - release < 250
             yield Item(bytes(60), None)
 
-    with closing(Arriving(items(), 1000, 250, came.release)) as arriving:
-        arriving.begin()
+    with closing(ItemReader(items(), 1000, 250, available.release)) as reader:
+        reader.begin()
         sizes = []
-        while not arriving.is_over():
-            assert came.acquire(timeout=LONG)
-            chunk, size = arriving.task(16, 100, idle=False)
+        while not reader.is_over():
+            assert available.acquire(timeout=TIMEOUT)
+            chunk, size = reader.task(16, 100, idle=False)
             if chunk:
                 sizes.append(len(chunk))
-                let_go += size
-                arriving.let_go(items=len(chunk), size=size)
-                came.release()  # there may be more at hand
-        arriving.raise_error()
+                release += size
+                reader.release(items=len(chunk), size=size)
+                available.release()  # there may be more available
+        reader.raise_error()
     assert sum(sizes) == 20
     assert max(sizes) == 2
 
 
-def test_an_error_comes_after_the_outcomes() -> None:
-    """It is the iterator's own, and the items before it are judged."""
+def test_stream_raises_iterator_error_after_outcomes() -> None:
+    """An exception of the iterator is raised after the outcomes of earlier items."""
     wrong = KeyError("mine")
 
     def items() -> Iterator[Item]:
@@ -155,36 +155,36 @@ def test_an_error_comes_after_the_outcomes() -> None:
         raise wrong
 
     with ThreadPoolExecutor(1) as pool:
-        stream = JUDGE.verify_stream(items(), pool, ordered=True, now=NOW)
+        stream = VERIFIER.verify_stream(items(), pool, ordered=True, now=NOW)
         assert [next(stream)[0] for _ in range(21)] == list(range(21))
         with pytest.raises(KeyError) as caught:
             next(stream)
     assert caught.value is wrong
-    assert not waiting()
+    assert not find_reader_threads()
 
 
-def test_an_interrupt_of_the_iterator_does_not_wait() -> None:
-    """Its items may be under way for long."""
+def test_stream_raises_interrupt_of_iterator_at_once() -> None:
+    """KeyboardInterrupt in the iterator does not wait for running tasks."""
 
     def items() -> Iterator[Item]:
         yield from [Item(b"", None)] * 3
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        next(JUDGE.verify_stream(items(), Holding(), now=NOW))
+        next(VERIFIER.verify_stream(items(), HoldingExecutor(), now=NOW))
 
 
-def test_what_is_no_iterable() -> None:
-    """It is told as it always was, and leaves no thread."""
+def test_stream_not_iterable_raises_type_error() -> None:
+    """A value that is not iterable raises TypeError, and leaves no thread."""
     nothing: Any = 5
     with ThreadPoolExecutor(1) as pool, pytest.raises(TypeError, match="not iterable"):
-        next(JUDGE.verify_stream(nothing, pool, now=NOW))
-    assert not waiting()
+        next(VERIFIER.verify_stream(nothing, pool, now=NOW))
+    assert not find_reader_threads()
 
 
-@pytest.mark.parametrize("end", ["close", "forget"])
-def test_a_stream_that_is_left_ends_its_thread(end: str) -> None:
-    """The iterator is closed, too: nobody has it any more."""
+@pytest.mark.parametrize("ending", ["close", "forget"])
+def test_stream_closed_or_deleted_ends_reader_thread(ending: str) -> None:
+    """Closing or deleting a stream closes its iterator and ends its thread."""
     closed = threading.Event()
 
     def endless() -> Iterator[Item]:
@@ -195,116 +195,116 @@ def test_a_stream_that_is_left_ends_its_thread(end: str) -> None:
             closed.set()
 
     with ThreadPoolExecutor(1) as pool:
-        stream = JUDGE.verify_stream(endless(), pool, window=3, now=NOW)
+        stream = VERIFIER.verify_stream(endless(), pool, window=3, now=NOW)
         next(stream)
-        (thread,) = waiting()
-        if end == "close":
+        (thread,) = find_reader_threads()
+        if ending == "close":
             stream.close()
         del stream
         gc.collect()
-        assert closed.wait(LONG)
-        thread.join(LONG)
+        assert closed.wait(TIMEOUT)
+        thread.join(TIMEOUT)
         assert not thread.is_alive()
 
 
-def test_a_stream_that_its_own_thread_closes() -> None:
-    """The collector may run there, and find that nobody has the stream any more."""
+def test_stream_closed_by_reader_thread() -> None:
+    """The garbage collector may close the stream in the reader's thread."""
     go = threading.Event()
-    told: Future[None] = Future()
+    closed_result: Future[None] = Future()
 
     def items() -> Iterator[Item]:
         yield Item(b"", None)
-        assert go.wait(LONG)
+        assert go.wait(TIMEOUT)
         try:
             stream.close()
-            told.set_result(None)
+            closed_result.set_result(None)
         except RuntimeError as error:
-            told.set_exception(error)
+            closed_result.set_exception(error)
         yield Item(b"", None)
 
     with ThreadPoolExecutor(1) as pool:
-        stream = JUDGE.verify_stream(items(), pool, now=NOW)
+        stream = VERIFIER.verify_stream(items(), pool, now=NOW)
         next(stream)
-        (thread,) = waiting()
+        (thread,) = find_reader_threads()
         go.set()
-        told.result(timeout=LONG)
-        thread.join(LONG)
+        closed_result.result(timeout=TIMEOUT)
+        thread.join(TIMEOUT)
         assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("end", ["raised", "interrupted", "left"])
-def test_an_error_holds_nothing(end: str) -> None:
-    """What the iterator raised is no circle: all goes with it, before the collector comes."""
+@pytest.mark.parametrize("ending", ["raised", "interrupted", "left"])
+def test_item_reader_error_creates_no_cycle(ending: str) -> None:
+    """An exception of the iterator creates no reference cycle with the reader."""
     go = threading.Event()
 
     def items() -> Iterator[Item]:
         yield Item(b"", None)
-        assert go.wait(LONG)
-        raise KeyboardInterrupt if end == "interrupted" else KeyError
+        assert go.wait(TIMEOUT)
+        raise KeyboardInterrupt if ending == "interrupted" else KeyError
 
-    arriving = Arriving(items(), 2, 1000, lambda: None)
-    arriving.begin()
-    (thread,) = waiting()
+    reader = ItemReader(items(), 2, 1000, lambda: None)
+    reader.begin()
+    (thread,) = find_reader_threads()
     gc.disable()
     try:
-        if end == "left":
-            arriving.close()
+        if ending == "left":
+            reader.close()
         go.set()
-        thread.join(LONG)
+        thread.join(TIMEOUT)
         with suppress(KeyError, KeyboardInterrupt):
-            if end == "interrupted":
-                arriving.task(1, 1, idle=True)
+            if ending == "interrupted":
+                reader.task(1, 1, idle=True)
             else:
-                arriving.raise_error()
-        held = ref(arriving)
-        del arriving
-        assert held() is None
+                reader.raise_error()
+        reference = ref(reader)
+        del reader
+        assert reference() is None
     finally:
         gc.enable()
 
 
-def test_a_stream_that_is_left_while_its_input_waits() -> None:
-    """To close it does not wait; the thread is gone with the next word of the input."""
+def test_stream_close_does_not_wait_for_input() -> None:
+    """Closing does not wait for input; the thread ends with the next input."""
     with pipe() as (read, write), ThreadPoolExecutor(1) as pool:
-        stream = JUDGE.verify_stream(of_lines(read), pool, now=NOW)
+        stream = VERIFIER.verify_stream(read_items(read), pool, now=NOW)
         write.write(b"\4\n")
-        soon(lambda: next(stream))
-        (thread,) = waiting()
-        soon(stream.close)
+        call_with_timeout(lambda: next(stream))
+        (thread,) = find_reader_threads()
+        call_with_timeout(stream.close)
         write.close()
-        thread.join(LONG)
+        thread.join(TIMEOUT)
         assert not thread.is_alive()
 
 
-def test_a_file_of_the_command_ends_with_its_block() -> None:
-    """Whoever waits for a line finds the end: the command leaves no thread behind."""
+def test_open_to_wait_ends_blocked_read_on_exit() -> None:
+    """A blocked read returns the end of the file when the block is left."""
     found: Future[list[bytes]] = Future()
     with pipe() as (read, write):
-        with open_to_wait(Path(f"/proc/self/fd/{read.fileno()}")) as file:
+        with open_interruptible(Path(f"/proc/self/fd/{read.fileno()}")) as file:
             write.write(b"one\ntw")
             assert file.readline() == b"one\n"
             thread = threading.Thread(target=lambda: found.set_result(file.readlines()))
             thread.start()
-        assert found.result(timeout=LONG) == [b"tw"]
-        thread.join(LONG)
+        assert found.result(timeout=TIMEOUT) == [b"tw"]
+        thread.join(TIMEOUT)
         assert file.readline() == b""
     for path in ("/nonexistent", "/", "a\0b"):
         with (
             pytest.raises(FormatError, match=r"directory|cannot be read"),
-            open_to_wait(Path(path)),
+            open_interruptible(Path(path)),
         ):
             pass
 
 
-def test_what_the_caller_does_with_a_file_is_no_fault_of_it(tmp_path: Path) -> None:
-    """A pipe that nobody reads any more is told as such, not as a file that cannot be read."""
+def test_open_to_wait_propagates_errors_of_caller(tmp_path: Path) -> None:
+    """A BrokenPipeError of the caller is not reported as an unreadable file."""
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(BrokenPipeError), open_to_wait(tmp_path / "file"):
+    with pytest.raises(BrokenPipeError), open_interruptible(tmp_path / "file"):
         raise BrokenPipeError
 
 
-def test_the_iterator_sees_the_context_of_its_caller() -> None:
-    """Also in another thread."""
+def test_stream_iterator_runs_in_context_of_caller() -> None:
+    """The iterator sees the caller's context variables in the reader's thread."""
     variable: ContextVar[str] = ContextVar("variable", default="none")
     seen: list[str] = []
 
@@ -314,11 +314,11 @@ def test_the_iterator_sees_the_context_of_its_caller() -> None:
 
     variable.set("mine")
     with ThreadPoolExecutor(1) as pool:
-        assert len(list(JUDGE.verify_stream(items(), pool, now=NOW))) == 1
+        assert len(list(VERIFIER.verify_stream(items(), pool, now=NOW))) == 1
     assert seen == ["mine"]
 
 
-def test_processes_begin_before_the_thread() -> None:
+def test_stream_starts_processes_before_reader_thread() -> None:
     """A pool that forks must not do so beside a thread that may hold a lock."""
     begun: list[int] = []
 
@@ -327,5 +327,5 @@ def test_processes_begin_before_the_thread() -> None:
         yield Item(b"", None)
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        assert len(list(JUDGE.verify_stream(items(pool), pool, now=NOW))) == 1
+        assert len(list(VERIFIER.verify_stream(items(pool), pool, now=NOW))) == 1
     assert begun == [1]

@@ -1,4 +1,4 @@
-"""Fleets: none lost with a worker, a bounded number under way, poison refused by itself."""
+"""Tests of the batch scheduler: retries after worker deaths, bounds, and fatal items."""
 
 import contextlib
 import json
@@ -23,11 +23,12 @@ import pytest
 
 from attestkit.attestation import Attestation
 from attestkit.collateral.pccs_client import Response
-from attestkit.errors import UsageError
+from attestkit.errors import FormatError, UsageError
 from attestkit.verifier import AttestationResult, Item, Verifier
 from attestkit.verifier.batch import input_queue, scheduler
-from attestkit.verifier.batch.task import Outcome, Sent, Task
+from attestkit.verifier.batch.task import BatchTask, Outcome, SharedVerifier
 from tests import fleet as show
+from tests.raising import raises
 from tests.records import ROOT
 from tests.serve.server import environment
 from tests.verifier import parcels
@@ -38,219 +39,235 @@ POISON = b"\4\0 poison"
 SPAWN = get_context("spawn")
 
 
-class Mortal(Verifier):
-    """A verifier that some evidence kills, as a fault in native code would."""
+class KillableVerifier(Verifier):
+    """A verifier whose process dies on POISON, as after a fault in native code."""
 
     def verify(self, evidence: Any, **more: Any) -> AttestationResult:
-        """Judge, or die."""
+        """Verify, or kill the process."""
         if evidence == POISON:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().verify(evidence, **more)
 
 
 @dataclass(frozen=True)
-class Strike:
-    """What ends the process that calls it, but for all after the first: the mark is then there."""
+class KillOnce:
+    """A picklable getter that can kill its process once, as recorded by a file."""
 
     mark: Path
 
     def __call__(self, url: str) -> Response:
-        """Fail as a getter: nobody fetches here."""
+        """Fail, as a getter that must not be called."""
         raise AssertionError(url)
 
     def once(self) -> None:
-        """Die, if nobody has yet."""
+        """Kill the process, unless the file exists."""
         with contextlib.suppress(FileExistsError):
             self.mark.touch(exist_ok=False)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Struck(Verifier):
-    """A verifier whose worker somebody kills in the middle, once."""
+class KilledOnceVerifier(Verifier):
+    """A verifier whose worker is killed once, while it verifies RAW."""
 
     def verify(self, evidence: Any, **more: Any) -> AttestationResult:
-        """Judge, or die."""
-        if evidence == RAW and isinstance(self._getter, Strike):
+        """Verify, or kill the process."""
+        if evidence == RAW and isinstance(self._getter, KillOnce):
             self._getter.once()
         return super().verify(evidence, **more)
 
 
-def mortal() -> Mortal:
+def create_killable_verifier() -> KillableVerifier:
     """Return a verifier that pickles."""
-    return Mortal(PKI.root_der, parcels.collateral())
+    return KillableVerifier(PKI.root_der, parcels.collateral())
 
 
-def kinds(found: Iterable[Outcome]) -> list[str]:
-    """Return a word for each outcome: good, or the reason."""
+def describe_outcomes(found: Iterable[Outcome]) -> list[str]:
+    """Return "good", "format" or the reason of each outcome."""
     return [
-        "good" if isinstance(each, AttestationResult) else getattr(each, "reason", "") or "format"
+        "good"
+        if isinstance(each, AttestationResult)
+        else "format"
+        if isinstance(each, FormatError)
+        else each.reason
         for each in found
     ]
 
 
-class Scripted(Executor):
-    """Does a task at once, or what the script says in its place."""
+class ScriptedExecutor(Executor):
+    """An executor that runs a task at once, or the next step of its script."""
 
     def __init__(self, *script: Callable[["Future[Any]"], object]) -> None:
         self.script = list(script)
         self.submitted = 0
 
-    def submit(self, call: Callable[..., Any], /, *given: Any, **_more: Any) -> "Future[Any]":
-        """Do it, or not."""
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **_more: Any) -> "Future[Any]":
+        """Run the task, or the next step of the script."""
         self.submitted += 1
-        done: Future[Any] = Future()
+        completed: Future[Any] = Future()
         if self.script:
-            self.script.pop(0)(done)
-        elif POISON in [item[0] for item in given[0]._items]:
-            done.set_exception(BrokenExecutor("a process ended"))
+            self.script.pop(0)(completed)
+        elif POISON in [item[0] for item in arguments[0]._items]:
+            completed.set_exception(BrokenExecutor("a process ended"))
         else:
-            done.set_result(call(*given))
-        return done
+            completed.set_result(call(*arguments))
+        return completed
 
 
 def refuse(_task: "Future[Any]") -> None:
-    """Take no work."""
+    """Reject the task."""
     raise BrokenExecutor("no more")
 
 
 def close(_task: "Future[Any]") -> None:
-    """Take no work, as a client whose scheduler is gone."""
+    """Reject the task, as a client without its scheduler does."""
     raise RuntimeError("not running")
 
 
 def lose(task: "Future[Any]") -> None:
-    """Lose a task, as a scheduler does that has seen it kill workers."""
+    """Fail the task, as a scheduler does after it killed several workers."""
     task.set_exception(ConnectionError("KilledWorker"))
 
 
-def forget(task: "Future[Any]") -> None:
+def cancel(task: "Future[Any]") -> None:
     """Cancel a task."""
     task.cancel()
     task.set_running_or_notify_cancel()
 
 
-def nothing(task: "Future[Any]") -> None:
-    """Answer with something else than the task."""
+def answer_empty_list(task: "Future[Any]") -> None:
+    """Return a result that is not of this task."""
     task.set_result([])
 
 
-def nonsense(task: "Future[Any]") -> None:
-    """Answer with what is no outcome."""
+def answer_wrong_type(task: "Future[Any]") -> None:
+    """Return objects that are not outcomes."""
     task.set_result([None] * 16)
 
 
-def well(task: "Future[Any]") -> None:
-    """Answer sixteen items."""
-    task.set_result([UsageError("judged elsewhere")] * 16)
+def answer_16_items(task: "Future[Any]") -> None:
+    """Return 16 outcomes."""
+    task.set_result([UsageError("verified elsewhere", reason="wrong_value")] * 16)
 
 
 @pytest.fixture
 def pools(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Have the pools that take another's place be here; return how many workers each has."""
-    asked: list[int] = []
+    """Run replacement pools in this process, and return their numbers of workers."""
+    worker_counts: list[int] = []
 
     def pool(_self: object, workers: int) -> Executor:
-        asked.append(workers)
-        return Scripted()
+        worker_counts.append(workers)
+        return ScriptedExecutor()
 
     monkeypatch.setattr(scheduler._Workers, "_pool", pool)
-    return asked
+    return worker_counts
 
 
 # -- dead workers ---------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
-    """The process is killed in the middle: the pool is broken, and all are judged."""
-    struck = Struck(PKI.root_der, parcels.collateral(), getter=Strike(tmp_path / "mark"))
+def test_batch_killed_worker_loses_no_item(tmp_path: Path) -> None:
+    """If a worker is killed, the remaining items are verified by replacement processes."""
+    verifier = KilledOnceVerifier(
+        PKI.root_der, parcels.collateral(), getter=KillOnce(tmp_path / "mark")
+    )
     evidence = [Item(b"", None)] * 40 + [Item(RAW, NONCE)] * 60
     with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
-        found = struck.verify_many(evidence, pool, now=NOW)
+        found = verifier.verify_many(evidence, pool, now=NOW)
     assert (tmp_path / "mark").exists()
-    assert kinds(found) == ["format"] * 40 + ["good"] * 60
+    assert describe_outcomes(found) == ["format"] * 40 + ["good"] * 60
 
 
 @pytest.mark.slow
-def test_poison_ends_processes_and_no_neighbour() -> None:
-    """Evidence that ends every process is one refusal; those beside it in its task are judged."""
+def test_batch_fatal_item_is_rejected_alone_in_processes() -> None:
+    """Only an item that kills every process is rejected; others of its task are verified."""
     evidence: list[Any] = [Item(RAW, NONCE)] * 40
     evidence[20] = Item(POISON, None)
     evidence[30] = (lambda: None, None)  # does not pickle
     with ProcessPoolExecutor(2, mp_context=SPAWN) as pool:
-        found = judge_many(mortal(), evidence, pool)
+        found = verify_any_items(create_killable_verifier(), evidence, pool)
     expected = ["good"] * 40
     expected[20] = expected[30] = "internal"
-    assert kinds(found) == expected
+    assert describe_outcomes(found) == expected
 
 
-def test_poison_is_refused_by_itself(pools: list[int]) -> None:
-    """A bounded number of processes end of it: one in the pool, one with its task, two alone."""
+def test_batch_fatal_item_kills_bounded_number_of_processes(pools: list[int]) -> None:
+    """A fatal item kills one process of the pool, one with its task, and two alone."""
     evidence = [Item(RAW, NONCE)] * 40
     evidence[20] = Item(POISON, None)
-    found = mortal().verify_many(evidence, Scripted(), now=NOW)
-    assert kinds(found) == ["good"] * 20 + ["internal"] + ["good"] * 19
-    assert pools == [1] * 4  # the last judges its neighbours
+    found = create_killable_verifier().verify_many(evidence, ScriptedExecutor(), now=NOW)
+    assert describe_outcomes(found) == ["good"] * 20 + ["internal"] + ["good"] * 19
+    assert pools == [1] * 4  # the last one verifies the other items
 
 
-@pytest.mark.parametrize("step", [lose, forget, refuse, nothing, nonsense])
+@pytest.mark.parametrize("step", [lose, cancel, refuse, answer_empty_list, answer_wrong_type])
 @pytest.mark.parametrize("at", [0, 1])
 @pytest.mark.usefixtures("pools")
-def test_an_executor_that_breaks(step: Callable[["Future[Any]"], object], at: int) -> None:
-    """It loses a task, takes no more, or answers nonsense: processes of ours judge what it had."""
+def test_batch_broken_executor_is_replaced(
+    step: Callable[["Future[Any]"], object], at: int
+) -> None:
+    """Items of an executor that fails tasks are verified by attestkit's own pool."""
     evidence = [Item(RAW, NONCE), Item(RAW, b"other")] * 12
-    found = mortal().verify_many(evidence, Scripted(*[well] * at, step), now=NOW)
+    found = create_killable_verifier().verify_many(
+        evidence, ScriptedExecutor(*[answer_16_items] * at, step), now=NOW
+    )
     expected = ["good", "report_data"] * 12
-    assert kinds(found)[16 * at :] == expected[16 * at :]
+    assert describe_outcomes(found)[16 * at :] == expected[16 * at :]
 
 
 @pytest.mark.usefixtures("pools")
-def test_an_executor_that_closes() -> None:
-    """From the first on it is its owner's mistake; in the middle the rest is judged elsewhere."""
+def test_batch_executor_closed_later_is_replaced() -> None:
+    """An executor closed from the start raises UsageError; one closed later is replaced."""
     evidence = [Item(RAW, NONCE)] * 24
-    found = mortal().verify_many(evidence, Scripted(well, close), now=NOW)
-    assert kinds(found)[16:] == ["good"] * 8
-    with pytest.raises(UsageError, match="takes no work"):
-        mortal().verify_many(evidence, Scripted(close), now=NOW)
+    found = create_killable_verifier().verify_many(
+        evidence, ScriptedExecutor(answer_16_items, close), now=NOW
+    )
+    assert describe_outcomes(found)[16:] == ["good"] * 8
+    with raises(UsageError, "closed"):
+        create_killable_verifier().verify_many(evidence, ScriptedExecutor(close), now=NOW)
 
 
-def judge_many(verifier: Verifier, evidence: list[Any], executor: Executor) -> list[Outcome]:
-    """Judge what may be no items."""
+def verify_any_items(verifier: Verifier, evidence: list[Any], executor: Executor) -> list[Outcome]:
+    """Verify items of any type."""
     return verifier.verify_many(evidence, executor, now=NOW)
 
 
 @pytest.mark.usefixtures("pools")
-def test_a_verifier_that_does_not_pickle() -> None:
-    """It is its owner's mistake and told as such: no refusal of evidence, and no process begins."""
+def test_batch_unpicklable_verifier_raises_usage_error() -> None:
+    """A verifier that cannot be pickled raises UsageError for processes, and works with threads."""
     verifier = Verifier(PKI.root_der, parcels.collateral(), clock=lambda: NOW)
     evidence = [Item(RAW, NONCE)] * 20
     pool = ProcessPoolExecutor(1, mp_context=SPAWN)
-    with pool, pytest.raises(UsageError, match="does not pickle"):
+    with pool, raises(UsageError, "not_picklable"):
         verifier.verify_many(evidence, pool, now=NOW)
-    with pytest.raises(UsageError, match="does not pickle"):  # an executor we do not know
-        verifier.verify_many(evidence, Scripted(lose), now=NOW)
+    with raises(UsageError, "not_picklable"):  # an executor of unknown type
+        verifier.verify_many(evidence, ScriptedExecutor(lose), now=NOW)
     with ThreadPoolExecutor(1) as threads:
-        assert kinds(verifier.verify_many(evidence, threads, now=NOW)) == ["good"] * 20
+        assert describe_outcomes(verifier.verify_many(evidence, threads, now=NOW)) == ["good"] * 20
 
 
-@pytest.mark.parametrize("step", [lose, refuse, nothing])
+@pytest.mark.parametrize("step", [lose, refuse, answer_empty_list])
 @pytest.mark.usefixtures("pools")
-def test_an_executor_that_gives_up_is_told_once(
+def test_batch_broken_executor_is_logged_once(
     step: Callable[["Future[Any]"], object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A warning with the cause, however many tasks it had; none where nothing broke."""
+    """A broken executor is logged once, as a warning with its cause."""
     evidence = [Item(RAW, NONCE)] * 40
     with caplog.at_level("WARNING", "attestkit.verifier"):
-        mortal().verify_many(evidence, Scripted(), now=NOW)
+        create_killable_verifier().verify_many(evidence, ScriptedExecutor(), now=NOW)
         assert not caplog.records
-        mortal().verify_many(evidence, Scripted(step, step), now=NOW)
+        create_killable_verifier().verify_many(evidence, ScriptedExecutor(step, step), now=NOW)
     (record,) = caplog.records
     assert record.name == "attestkit.verifier"
-    cause = {"lose": "KilledWorker", "refuse": "no more", "nothing": "something else"}
+    cause = {
+        "lose": "KilledWorker",
+        "refuse": "no more",
+        "answer_empty_list": "not that of the submitted task",
+    }
     assert cause[step.__name__] in record.getMessage()
 
 
-def test_broken_threads() -> None:
-    """A pool whose threads do not begin is replaced by one of threads: nothing has to pickle."""
+def test_batch_broken_thread_pool_is_replaced_by_threads() -> None:
+    """A thread pool whose threads do not start is replaced by threads: nothing must pickle."""
 
     def fail() -> None:
         raise OSError("no thread")
@@ -258,7 +275,7 @@ def test_broken_threads() -> None:
     verifier = Verifier(PKI.root_der, parcels.collateral(), clock=lambda: NOW)
     with ThreadPoolExecutor(1, initializer=fail) as pool:
         found = verifier.verify_many([Item(RAW, NONCE)] * 20, pool)
-    assert kinds(found) == ["good"] * 20
+    assert describe_outcomes(found) == ["good"] * 20
 
 
 # -- streams --------------------------------------------------------------------------------------
@@ -266,8 +283,8 @@ def test_broken_threads() -> None:
 
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("window", [1, 5, 40])
-def test_a_bounded_number_is_under_way(window: int, *, ordered: bool) -> None:
-    """Of an iterator without end no more is taken than the window beyond what was yielded."""
+def test_stream_reads_bounded_number_of_items(window: int, *, ordered: bool) -> None:
+    """At most one window of items is read beyond those that were yielded."""
     taken = 0
 
     def endless() -> Iterator[Item]:
@@ -280,43 +297,43 @@ def test_a_bounded_number_is_under_way(window: int, *, ordered: bool) -> None:
         stream = Verifier(PKI.root_der).verify_stream(
             endless(), pool, window=window, ordered=ordered, now=NOW
         )
-        for given in range(1, 200):
+        for yielded in range(1, 200):
             index, _ = next(stream)
-            assert taken <= given + window + min(16, window)
+            assert taken <= yielded + window + min(16, window)
             if ordered:
-                assert index == given - 1
+                assert index == yielded - 1
 
 
 @pytest.mark.parametrize("window", [1, 3])
-def test_a_writer_that_waits_for_answers(window: int) -> None:
-    """With a full window no item is asked for before there is an answer: who waits gets one."""
-    answered = 0
+def test_stream_with_full_window_yields_before_reading(window: int) -> None:
+    """With a full window no item is read before an outcome is yielded."""
+    received = 0
 
-    def asking() -> Iterator[Item]:
+    def items() -> Iterator[Item]:
         for number in range(12):
-            assert answered > number - window
+            assert received > number - window
             yield Item(b"", None)
 
     with ThreadPoolExecutor(1) as pool:
-        stream = Verifier(PKI.root_der).verify_stream(asking(), pool, window=window, now=NOW)
+        stream = Verifier(PKI.root_der).verify_stream(items(), pool, window=window, now=NOW)
         for _ in stream:
-            answered += 1
-    assert answered == 12
+            received += 1
+    assert received == 12
 
 
-def test_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large evidence makes small tasks, and few of them are under way."""
+def test_batch_bounds_bytes_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large evidence makes small tasks, of which few run at once."""
     monkeypatch.setattr(scheduler, "_CHUNK_BYTES", 100)
     monkeypatch.setattr(scheduler, "_BYTES", 250)
-    executor = Scripted()
+    executor = ScriptedExecutor()
     found = Verifier(PKI.root_der).verify_many([Item(bytes(60), None)] * 20, executor, now=NOW)
     assert len(found) == 20
     assert executor.submitted == 10
 
 
 @pytest.mark.parametrize("kind", ["response", "attestation", "quote", "bundle"])
-def test_bytes_of_objects_are_bounded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An object counts with the bytes of its quote, log and configuration, as one of bytes does."""
+def test_batch_bounds_bytes_of_objects(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects count with the bytes of their quote, log and configuration."""
     raw = parcels.evidence()
     assert raw.quote is not None
     large = {"quote": raw.quote.raw.hex(), "event_log": "[]", "vm_config": " " * 60_000}
@@ -327,26 +344,28 @@ def test_bytes_of_objects_are_bounded(kind: str, monkeypatch: pytest.MonkeyPatch
         "quote": raw.quote,
     }[kind]
     collateral = parcels.collateral() if kind == "bundle" else None
-    least = {"bundle": 4000, "response": 60_000, "attestation": len(RAW) // 2, "quote": 4000}[kind]
+    minimum = {"bundle": 4000, "response": 60_000, "attestation": len(RAW) // 2, "quote": 4000}[
+        kind
+    ]
     item = Item(evidence, None, collateral)
     size = input_queue.size_of(item)
-    assert least <= size < 2 * len(repr(large)) + 100_000
+    assert minimum <= size < 2 * len(repr(large)) + 100_000
     monkeypatch.setattr(scheduler, "_CHUNK_BYTES", size + 1)
-    executor = Scripted()
+    executor = ScriptedExecutor()
     found = Verifier(PKI.root_der).verify_many([item] * 20, executor, now=NOW)
     assert len(found) == 20
     assert executor.submitted == 10
 
 
 @pytest.mark.parametrize("window", [0, -1, 1_000_001, 2.5, None])
-def test_a_window_that_is_none(window: Any) -> None:
-    """It is told at the call, not at the first outcome."""
-    with pytest.raises(UsageError, match="window"):
+def test_verify_stream_rejects_invalid_window(window: Any) -> None:
+    """An invalid window raises UsageError at the call, not at the first outcome."""
+    with raises(UsageError, "out_of_range"):
         Verifier(PKI.root_der).verify_stream([], window=window)
 
 
-def test_an_iterator_that_fails() -> None:
-    """Its exception is the caller's own."""
+def test_stream_iterator_error_propagates() -> None:
+    """An exception of the iterator propagates unchanged."""
 
     def failing() -> Iterator[Item]:
         yield Item(b"", None)
@@ -356,19 +375,19 @@ def test_an_iterator_that_fails() -> None:
         list(Verifier(PKI.root_der).verify_stream(failing(), pool, now=NOW))
 
 
-def test_every_executor_finds_the_same() -> None:
-    """Here, threads: a stream has each place once, with what `verify_many` says of it."""
+def test_stream_outcomes_equal_verify_many() -> None:
+    """A stream on threads yields each place once, with the same outcome as `verify_many`."""
     evidence = list(show.items(40, 20))
-    here = [show.told(each) for each in show.judge().verify_many(evidence, now=NOW)]
+    expected = [show.told(each) for each in show.judge().verify_many(evidence, now=NOW)]
     show.check(show.judge().verify_many(evidence, now=NOW), 20)
     with ThreadPoolExecutor(2) as pool:
         stream = show.judge().verify_stream(evidence, pool, window=7, now=NOW)
         found = {index: show.told(outcome) for index, outcome in stream}
-    assert [found[index] for index in range(40)] == here
+    assert [found[index] for index in range(40)] == expected
 
 
-def test_a_process_that_was_killed_is_gone() -> None:
-    """The record counts it by that: also before anybody has asked for its end."""
+def test_is_running_killed_process_is_false() -> None:
+    """A killed process counts as ended even before it is reaped."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
         assert show.is_running(process.pid)
         process.kill()
@@ -381,10 +400,10 @@ def test_a_process_that_was_killed_is_gone() -> None:
 
 
 @pytest.mark.slow
-def test_a_cluster_that_loses_a_worker() -> None:
-    """Of 1,000 pieces exactly the 100 altered ones are refused, each for its reason, in order."""
+def test_dask_cluster_losing_worker_verifies_all() -> None:
+    """On a cluster that loses a worker, exactly the 100 altered of 1,000 items are rejected."""
     pytest.importorskip("distributed")
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "tests.fleet", "--pieces", "1000"],
         env=environment(),
         cwd=ROOT,
@@ -393,45 +412,45 @@ def test_a_cluster_that_loses_a_worker() -> None:
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "100 refused" in done.stdout
-    assert done.stderr == ""  # no word of the cluster's
+    assert completed.returncode == 0, completed.stderr
+    assert "100 refused" in completed.stdout
+    assert completed.stderr == ""  # nothing logged by dask
 
 
-def test_dask_is_loaded_by_who_asks_for_it() -> None:
-    """Neither the library nor the verifier loads it, or pyarrow."""
+def test_dask_and_pyarrow_are_imported_lazily() -> None:
+    """Importing the verifier imports neither dask nor pyarrow."""
     script = (
         "import sys, attestkit.verifier, attestkit.cli.commands.verify_many\n"
         "print(sorted({'dask', 'distributed', 'pyarrow'} & set(sys.modules)))"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script], env=environment(), capture_output=True, check=True
     )
-    assert done.stdout == b"[]\n"
+    assert completed.stdout == b"[]\n"
 
 
-def test_a_task_has_a_name_of_its_own() -> None:
-    """Dask takes two tasks of one name for one: no evidence chooses the name of its task."""
-    task = Task(Sent(mortal()), [Item(RAW, NONCE)], NOW)
+def test_batch_task_has_unique_dask_token() -> None:
+    """Dask merges tasks with equal tokens, so tokens are unique and independent of evidence."""
+    task = BatchTask(SharedVerifier(create_killable_verifier()), [Item(RAW, NONCE)], NOW)
     assert task.__dask_tokenize__() != task.__dask_tokenize__()
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(show.DASKS_OWN)
-def test_poison_on_a_cluster() -> None:
-    """Dask gives a task up that has ended four workers: the poison in it is refused, alone."""
+def test_dask_cluster_rejects_fatal_item_alone() -> None:
+    """After four killed workers dask fails the task, and only the fatal item is rejected."""
     pytest.importorskip("distributed")
     evidence = [Item(RAW, NONCE)] * 40
     evidence[20] = Item(POISON, None)
     with show.cluster() as client:
-        found = mortal().verify_many(evidence, client.get_executor(), now=NOW)
-    assert kinds(found) == ["good"] * 20 + ["internal"] + ["good"] * 19
+        found = create_killable_verifier().verify_many(evidence, client.get_executor(), now=NOW)
+    assert describe_outcomes(found) == ["good"] * 20 + ["internal"] + ["good"] * 19
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(show.DASKS_OWN)
-def test_the_command_on_a_cluster(tmp_path: Path) -> None:
-    """Its lines are those of one process, and stderr has no word of the cluster's."""
+def test_verify_many_command_on_dask_cluster(tmp_path: Path) -> None:
+    """The output equals that of one process, and stderr has no dask messages."""
     pytest.importorskip("distributed")
     (tmp_path / "root").write_bytes(PKI.root_der)
     parcels.collateral().save(tmp_path / "collateral")
@@ -442,24 +461,25 @@ def test_the_command_on_a_cluster(tmp_path: Path) -> None:
         for number in range(60)
     ]
     (tmp_path / "lines").write_text("\n".join(lines))
-    words = ["--trust-anchor", str(tmp_path / "root"), "--at", NOW.isoformat()]
-    words += ["--collateral", str(tmp_path / "collateral"), str(tmp_path / "lines")]
+    arguments = ["--trust-anchor", str(tmp_path / "root"), "--at", NOW.isoformat()]
+    arguments += ["--collateral", str(tmp_path / "collateral"), str(tmp_path / "lines")]
     with show.cluster() as client:
         address = client.scheduler.address
-        told = [
-            _verify_many(*words, *more) for more in (("--scheduler", address), ("--workers", "0"))
+        outputs = [
+            _verify_many(*arguments, *more)
+            for more in (("--scheduler", address), ("--workers", "0"))
         ]
-    assert told[0] == told[1]
-    assert told[0][0] == 4
-    assert told[0][2] == b"attestkit: 30 of 60 not accepted\n"
+    assert outputs[0] == outputs[1]
+    assert outputs[0][0] == 4
+    assert outputs[0][2] == b"attestkit: 30 of 60 not accepted\n"
 
 
-def _verify_many(*words: str) -> tuple[int, bytes, bytes]:
-    done = subprocess.run(
-        [sys.executable, "-m", "attestkit", "verify-many", *words],
+def _verify_many(*arguments: str) -> tuple[int, bytes, bytes]:
+    completed = subprocess.run(
+        [sys.executable, "-m", "attestkit", "verify-many", *arguments],
         env=environment(),
         capture_output=True,
         timeout=120,
         check=False,
     )
-    return done.returncode, done.stdout, done.stderr
+    return completed.returncode, completed.stdout, completed.stderr

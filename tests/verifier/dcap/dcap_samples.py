@@ -1,4 +1,4 @@
-"""What tests of DCAP verification share: one simulated PKI, its evidence, and altered bodies."""
+"""The simulated PKI of the DCAP tests, its evidence, and altered collateral."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from struct import pack
 from typing import Any, Final
 
-from attestkit._crypto.pem import armour
+from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.sgx_pki_writer import Authority, Window, issue_certificate
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
@@ -42,12 +42,12 @@ def authenticate(
     root: bytes = ROOT,
     details: bool = False,
 ) -> Authenticated:
-    """Return what our verifier says of a quote under the simulator's root."""
+    """Return the verified claims of a quote under the simulator's root."""
     dcap = DCAP if root is ROOT else Dcap(root)
     return dcap.authenticate(Quote.parse(quote), collateral, now, details=details)
 
 
-def refused(
+def get_rejection(
     quote: bytes = RAW,
     collateral: Collateral = COLLATERAL,
     *,
@@ -55,7 +55,7 @@ def refused(
     root: bytes = ROOT,
     details: bool = False,
 ) -> AttestKitError:
-    """Return the error with which our verifier refuses; it must refuse."""
+    """Return the error of an authentication that must fail."""
     try:
         accepted = authenticate(quote, collateral, now=now, root=root, details=details)
     except AttestKitError as error:
@@ -63,70 +63,70 @@ def refused(
     raise AssertionError(f"accepted as {accepted.status}")
 
 
-def reason(error: AttestKitError) -> str:
-    """Return the class of a refusal; all of ours have one here."""
+def get_reason(error: AttestKitError) -> str:
+    """Return the reason of an error."""
     return str(untyped(error).reason)
 
 
 def collateral(**config: Any) -> Collateral:
-    """Return the simulator's collateral with other parts than by default."""
+    """Return the simulator's collateral with another configuration."""
     return PKI.collateral(NOW, CollateralConfig(**config))
 
 
-def changed(**fields: Any) -> Collateral:
+def replace_collateral(**fields: Any) -> Collateral:
     """Return the simulator's collateral with other fields."""
     return replace(COLLATERAL, **fields)
 
 
-def td(**fields: bytes) -> bytes:
-    """Return the quote of a TD with these fields; TDX 1.5 if one of them needs it."""
+def create_td_quote(**fields: bytes) -> bytes:
+    """Return the quote of a TD with these fields; TDX 1.5 if a field requires it."""
     body = TdBody(**fields)
     if {"tee_tcb_svn2", "mr_service_td"} & fields.keys():
         return QuotingEnclave(PKI).quote(body.td15(), version=5)
     return QuotingEnclave(PKI).quote(body.td10())
 
 
-def enclave(pki: SimulatedPki = PKI, **config: Any) -> bytes:
-    """Return a quote of a quoting enclave with these peculiarities."""
+def create_enclave_quote(pki: SimulatedPki = PKI, **config: Any) -> bytes:
+    """Return a quote of a quoting enclave with this configuration."""
     return QuotingEnclave(pki, config=QuoteConfig(**config)).quote(TdBody().td10())
 
 
-def pki(**config: Any) -> SimulatedPki:
+def create_pki(**config: Any) -> SimulatedPki:
     """Return the same PKI with other certificates."""
     return SimulatedPki(bytes(range(32)), config=PkiConfig(**config))
 
 
 def tcb_info(alter: Callable[[dict[str, Any]], object]) -> Collateral:
-    """Return collateral whose TCB info was altered before it was signed."""
-    text = _altered(COLLATERAL.tcb_info, alter)
+    """Return signed collateral with altered TCB info."""
+    text = _alter_json(COLLATERAL.tcb_info, alter)
     return replace(COLLATERAL, tcb_info=text, tcb_info_signature=sign(text))
 
 
 def qe_identity(alter: Callable[[dict[str, Any]], object]) -> Collateral:
-    """Return collateral whose QE identity was altered before it was signed."""
-    text = _altered(COLLATERAL.qe_identity, alter)
+    """Return signed collateral with an altered QE identity."""
+    text = _alter_json(COLLATERAL.qe_identity, alter)
     return replace(COLLATERAL, qe_identity=text, qe_identity_signature=sign(text))
 
 
-def _altered(text: str, alter: Callable[[dict[str, Any]], object]) -> str:
+def _alter_json(text: str, alter: Callable[[dict[str, Any]], object]) -> str:
     body = json.loads(text)
     alter(body)
     return json.dumps(body, separators=(",", ":"))
 
 
 def sign(text: str, key: str = "tcb-signing") -> bytes:
-    """Return a signature over `text` by the PKI's key of that label."""
+    """Return a signature over `text` by the PKI's key with that label."""
     return PKI.key(key).sign(text.encode())
 
 
-def signer(
+def issue_signer(
     name: str = TCB_SIGNER,
     *,
     validity: Window | None = None,
     path_length: int | None = None,
     issuer: SimulatedPki = PKI,
 ) -> bytes:
-    """Return another certificate of the TCB signer's key, by the root of `issuer`."""
+    """Return another certificate of the TCB signer's key, issued by the root of `issuer`."""
     config = PKI.config
     return issue_certificate(
         Authority(name, PKI.key("tcb-signing")),
@@ -140,19 +140,19 @@ def signer(
 
 def pem(*certificates: bytes) -> str:
     """Return certificates in PEM."""
-    return "".join(armour("CERTIFICATE", der) for der in certificates)
+    return "".join(encode_pem("CERTIFICATE", der) for der in certificates)
 
 
-def without_chain(quote: bytes, kind: int = 3) -> bytes:
-    """Return a version 4 quote with certification data of another type than a chain."""
+def remove_pck_chain(quote: bytes, kind: int = 3) -> bytes:
+    """Return a version 4 quote whose certification data is not a PCK chain."""
     sizes = {1: 36, 2: 276, 3: 404, 4: 500}
     inner = quote[770:1252] + pack("<HI", kind, sizes[kind]) + bytes(sizes[kind])
     signed = quote[636:764] + pack("<HI", 6, len(inner)) + inner
     return quote[:632] + pack("<I", len(signed)) + signed
 
 
-def real(name: str) -> tuple[Quote, Collateral]:
-    """Return one of the shared quotes from hardware with its collateral."""
+def load_hardware_quote(name: str) -> tuple[Quote, Collateral]:
+    """Return a shared hardware quote with its collateral."""
     path = REAL / name
     raw = (
         path.read_bytes()

@@ -1,4 +1,4 @@
-"""Quotes of Intel's TEEs are authenticated, by dcap-qvl and under one root, or refused by name."""
+"""Tests of Dcap.authenticate: quotes of Intel's TEEs, under Intel's root or one trust anchor."""
 
 import builtins
 import gc
@@ -26,12 +26,14 @@ from attestkit.errors import (
     FormatError,
     SignatureError,
     UsageError,
+    VerificationError,
 )
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.authenticate import Dcap
 from attestkit.verifier.dcap.collateral_checks import read_endorsements
 from attestkit.verifier.result import TcbStatus
 from tests.backends.simulator.simulated_cases import CASES, VECTORS
+from tests.raising import raises
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (
     COLLATERAL,
@@ -44,26 +46,26 @@ from tests.verifier.dcap.dcap_samples import (
     ROOT,
     authenticate,
     collateral,
-    enclave,
+    create_enclave_quote,
+    create_pki,
+    create_td_quote,
+    get_reason,
+    get_rejection,
+    load_hardware_quote,
     pem,
-    pki,
-    real,
-    reason,
-    refused,
-    td,
-    without_chain,
+    remove_pck_chain,
 )
 
-# Quote.parse refuses these, with its own names of the rules of the format.
-SHAPE = {
+# Quote.parse rejects these, with reasons of its own.
+FORMAT_REASONS = {
     "attestation-key-unbound": "qe_binding",
     "vendor-id-wrong": "qe_vendor_id",
     "truncated": "sig_data_truncated",
 }
-# dcap-qvl does not look at thisUpdate, so that another part is named first.
+# dcap-qvl ignores thisUpdate, so that another part is reported first.
 OTHER_REASON = {"collateral-not-yet-valid": "tcb_info_not_yet_valid"}
-# The last second at which each is valid, and the part that ends then.
-REAL = {
+# Last second of validity, status, advisories, and reason one second later.
+HARDWARE = {
     "tdx_quote": (1752919234, "UpToDate", (), "crl_expired"),
     "near_quote": (1759388630, "UpToDate", (), "crl_expired"),
     "sgx_quote": (
@@ -78,8 +80,8 @@ REAL = {
 @needs_shared
 @pytest.mark.parametrize("details", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
-def test_each_case_has_its_outcome(case: dict[str, Any], details: bool) -> None:
-    """Status and advisories, or the reason, are the vectors', with and without details."""
+def test_authenticate_vector_has_expected_outcome(case: dict[str, Any], details: bool) -> None:
+    """Status and advisories, or the reason, match the vectors, with and without details."""
     raw, root = ((VECTORS / case[name]).read_bytes() for name in ("quote", "root"))
     endorsements = Collateral.load(VECTORS / case["collateral"])
     expect = case["expect"]
@@ -88,17 +90,17 @@ def test_each_case_has_its_outcome(case: dict[str, Any], details: bool) -> None:
         assert found.status == TcbStatus(expect["status"])
         assert found.advisory_ids == tuple(expect["advisory_ids"])
         return
-    error = refused(raw, endorsements, now=case["now"], root=root, details=details)
-    if case["id"] in SHAPE:
+    error = get_rejection(raw, endorsements, now=case["now"], root=root, details=details)
+    if case["id"] in FORMAT_REASONS:
         assert isinstance(error, FormatError)
-        assert error.reason == SHAPE[case["id"]]
+        assert error.reason == FORMAT_REASONS[case["id"]]
     else:
-        assert reason(error) == OTHER_REASON.get(case["id"], expect["reason"])
+        assert get_reason(error) == OTHER_REASON.get(case["id"], expect["reason"])
 
 
-def test_what_is_authenticated() -> None:
-    """Device, SVNs, chain and steps are those of the platform; dates come with details only."""
-    found = DCAP.authenticate(Quote.parse(td(report_data=b"\7" * 64)), COLLATERAL, NOW)
+def test_authenticate_returns_device_svns_chain_and_steps() -> None:
+    """Device, SVNs, chain and steps are those of the platform, without dates."""
+    found = DCAP.authenticate(Quote.parse(create_td_quote(report_data=b"\7" * 64)), COLLATERAL, NOW)
     assert found.report_data == b"\7" * 64
     assert found.device == PKI.platform().ppid
     assert found.tcb.fmspc == PKI.config.fmspc
@@ -117,7 +119,7 @@ def test_what_is_authenticated() -> None:
     }
     assert found.chain == (PKI.platform().pck_der, PKI.pck_ca_der, PKI.root_der)
     assert len(found.steps) == 5
-    assert "the trust anchor handed in" in found.steps[0]
+    assert "the given trust anchor" in found.steps[0]
     assert "until 2026-10-20T00:00:00Z" in found.steps[1]
     assert found.steps[4] == "debug mode is off, and the platform's TCB is UpToDate"
 
@@ -126,16 +128,18 @@ def test_what_is_authenticated() -> None:
     ("raw", "config"),
     [
         (RAW, {}),
-        (td(tee_tcb_svn2=bytes([7, 1, 3]) + bytes(13)), {}),
-        (td(tee_tcb_svn=bytes([5, 1, 3]) + bytes(13)), {}),
-        (enclave(qe_isvsvn=2), {}),
+        (create_td_quote(tee_tcb_svn2=bytes([7, 1, 3]) + bytes(13)), {}),
+        (create_td_quote(tee_tcb_svn=bytes([5, 1, 3]) + bytes(13)), {}),
+        (create_enclave_quote(qe_isvsvn=2), {}),
         (RAW, {"tcb_info": TcbInfoConfig(status="OutOfDateConfigurationNeeded")}),
         (RAW, {"tcb_info": TcbInfoConfig(evaluation_number=11)}),
     ],
     ids=["v4", "v5", "module", "qe", "status", "number"],
 )
-def test_details_add_and_change_nothing(raw: bytes, config: dict[str, Any]) -> None:
-    """With details the same is told, and the dates and the number of the levels."""
+def test_authenticate_details_only_add_dates_and_numbers(
+    raw: bytes, config: dict[str, Any]
+) -> None:
+    """`details` adds dates and evaluation data number, and changes nothing else."""
     short, long = (authenticate(raw, collateral(**config), details=on) for on in (False, True))
     assert long.tcb.evaluation_data_number == (
         11 if "tcb_info" in config and not short.advisory_ids else 18
@@ -154,21 +158,23 @@ def test_details_add_and_change_nothing(raw: bytes, config: dict[str, Any]) -> N
     assert long._replace(tcb=tcb) == short
 
 
-def test_details_take_every_kind_of_platform() -> None:
-    """Dynamic platforms, cached keys and SMT are no reason to refuse, with details either."""
-    other = pki(sgx_type=2, dynamic_platform=True, cached_keys=True, smt_enabled=True)
-    raw = QuotingEnclave(other).quote(TdBody().td10())
+def test_authenticate_accepts_every_platform_configuration() -> None:
+    """Dynamic platforms, cached keys and SMT are accepted, with and without details."""
+    other_pki = create_pki(sgx_type=2, dynamic_platform=True, cached_keys=True, smt_enabled=True)
+    raw = QuotingEnclave(other_pki).quote(TdBody().td10())
     for details in (False, True):
-        found = authenticate(raw, other.collateral(NOW), root=other.root_der, details=details)
+        found = authenticate(
+            raw, other_pki.collateral(NOW), root=other_pki.root_der, details=details
+        )
         assert found.status is TcbStatus.UP_TO_DATE
 
 
 @needs_shared
-@pytest.mark.parametrize("name", REAL)
-def test_hardware_is_believed_to_the_last_second(name: str) -> None:
-    """Intel's quotes hold under its root while their collateral is valid, and no second longer."""
-    quote, endorsements = real(name)
-    last, status, advisories, late = REAL[name]
+@pytest.mark.parametrize("name", HARDWARE)
+def test_authenticate_hardware_quote_until_collateral_expires(name: str) -> None:
+    """Intel's quotes verify under its root exactly while their collateral is valid."""
+    quote, endorsements = load_hardware_quote(name)
+    last, status, advisories, late_reason = HARDWARE[name]
     dcap = Dcap()
     start = int(endorsements.valid_from.timestamp())
     for now in (start, last):
@@ -179,19 +185,19 @@ def test_hardware_is_believed_to_the_last_second(name: str) -> None:
     assert last + 1 == endorsements.valid_until.timestamp()
     with pytest.raises(AttestKitError) as caught:
         dcap.authenticate(quote, endorsements, last + 1)
-    assert reason(caught.value) == late
+    assert get_reason(caught.value) == late_reason
     assert "fetch fresh collateral" in str(caught.value)
     with pytest.raises(AttestKitError):
         dcap.authenticate(quote, endorsements, start - 1)
 
 
 @needs_shared
-def test_hardware_below_every_level_is_told_which_component() -> None:
-    """A platform without any level is refused, and learns what it would need."""
-    quote, endorsements = real("tdx_quote_outdated")
+def test_authenticate_hardware_below_every_level_names_component() -> None:
+    """The error for a platform below every TCB level names the component and the required SVN."""
+    quote, endorsements = load_hardware_quote("tdx_quote_outdated")
     with pytest.raises(AttestKitError) as caught:
         Dcap().authenticate(quote, endorsements, 1772000000)
-    assert reason(caught.value) == "tcb_not_supported"
+    assert get_reason(caught.value) == "tcb_not_supported"
     assert str(caught.value) == (
         "the platform is below every TCB level: SGX component 8 is 3, the level from 2024-11 needs "
         "5 (OS/VMM: SEAMLDR ACM); it is below the oldest level too: SGX component 8 is 3, the "
@@ -200,22 +206,22 @@ def test_hardware_below_every_level_is_told_which_component() -> None:
 
 
 @needs_shared
-def test_another_root_is_not_trusted() -> None:
-    """Hardware under a simulator's root, and a simulator under Intel's, are refused with advice."""
-    quote, endorsements = real("tdx_quote")
+def test_authenticate_other_root_is_rejected() -> None:
+    """A hardware quote under a simulated root, or the reverse, is rejected with a remedy."""
+    quote, endorsements = load_hardware_quote("tdx_quote")
     for error in (
-        refused(quote.raw, endorsements, now=1752000000),
-        refused(root=INTEL_ROOT_DER),
-        refused(root=OTHER.root_der),
+        get_rejection(quote.raw, endorsements, now=1752000000),
+        get_rejection(root=INTEL_ROOT_DER),
+        get_rejection(root=OTHER.root_der),
     ):
         assert isinstance(error, SignatureError)
-        assert reason(error) == "crl_bad_signature"
+        assert get_reason(error) == "crl_bad_signature"
         assert "the collateral names another root than the trust anchor" in str(error)
-        assert "evidence of a simulator needs the simulator's root" in str(error)
+        assert "pass the simulator's root as trust anchor" in str(error)
 
 
-def test_intels_root_is_intels() -> None:
-    """The root that is used by default has the key that hardware is told by."""
+def test_intel_root_matches_its_hash() -> None:
+    """The default root has Intel's certificate and key hashes."""
     root = read_certificate(INTEL_ROOT_DER)
     assert sha256(root.spki_der) == INTEL_ROOT
     assert sha256(INTEL_ROOT_DER).hex() == (
@@ -239,71 +245,73 @@ def test_intels_root_is_intels() -> None:
     ],
     ids=["empty", "garbage", "trailing", "cut", "pem", "signer", "leaf"],
 )
-def test_an_anchor_is_one_root(anchor: bytes) -> None:
-    """Anything but a self-signed certificate in DER is refused before it is used."""
-    with pytest.raises(UsageError, match=r"^the trust anchor is not"):
+def test_dcap_invalid_trust_anchor_raises_usage_error(anchor: bytes) -> None:
+    """The trust anchor must be one self-signed certificate in DER."""
+    with raises(UsageError, "wrong_value"):
         Dcap(anchor)
 
 
 @pytest.mark.parametrize("now", [-1, 253402300800, 1 << 64])
-def test_times_that_nobody_can_write(now: int) -> None:
-    """A time outside the calendar is the caller's mistake."""
-    with pytest.raises(UsageError, match="the time of a verification is in 1970 to 9999"):
+def test_authenticate_now_out_of_range_raises_usage_error(now: int) -> None:
+    """A time outside of the years 1970 to 9999 raises UsageError."""
+    with raises(UsageError, "out_of_range"):
         authenticate(now=now)
 
 
-def test_padding_is_not_judged() -> None:
-    """Zero bytes behind a quote change nothing."""
+def test_authenticate_ignores_zero_padding() -> None:
+    """Zero bytes after a quote are ignored."""
     assert authenticate(RAW + bytes(1000)) == authenticate()
 
 
 @pytest.mark.parametrize("kind", [1, 2, 3, 4])
 @pytest.mark.parametrize("details", [False, True])
-def test_a_quote_without_a_chain_takes_the_collaterals(kind: int, details: bool) -> None:
-    """The PCK chain may come with the collateral; without one the error says where to get it."""
-    raw = without_chain(RAW, kind)
+def test_authenticate_quote_without_chain_requires_chain_in_collateral(
+    kind: int, details: bool
+) -> None:
+    """A quote without a PCK chain needs one in the collateral."""
+    raw = remove_pck_chain(RAW, kind)
     chained = replace(COLLATERAL, pck_certificate_chain=PKI.platform().pck_chain)
     assert authenticate(raw, chained, details=details) == authenticate(details=details)
-    error = refused(raw, details=details)
+    error = get_rejection(raw, details=details)
     assert isinstance(error, CollateralError)
-    assert reason(error) == "pck_chain_missing"
+    assert get_reason(error) == "pck_chain_missing"
     assert f"of type {kind}, not 5" in str(error)
-    for text, why in (
+    for text, expected in (
         ("nothing", "cert_malformed"),
         (OTHER.platform().pck_chain, "untrusted_root"),
         (PKI.platform("1").pck_chain, "qe_report_bad_signature"),
     ):
-        other = replace(COLLATERAL, pck_certificate_chain=text)
-        assert reason(refused(raw, other, details=details)) == why
+        other_collateral = replace(COLLATERAL, pck_certificate_chain=text)
+        assert get_reason(get_rejection(raw, other_collateral, details=details)) == expected
 
 
-def test_a_chain_in_the_quote_comes_first() -> None:
-    """A chain beside a quote that carries its own is not looked at."""
-    other = replace(COLLATERAL, pck_certificate_chain="nothing")
-    assert authenticate(RAW, other) == authenticate()
+def test_authenticate_prefers_chain_in_quote() -> None:
+    """The collateral's PCK chain is ignored if the quote contains one."""
+    other_collateral = replace(COLLATERAL, pck_certificate_chain="nothing")
+    assert authenticate(RAW, other_collateral) == authenticate()
 
 
-def test_a_chain_may_leave_out_the_root() -> None:
-    """What vouches is the trust anchor, whether the quote names it or not."""
+def test_authenticate_chain_may_omit_root() -> None:
+    """The quote's PCK chain may omit the root."""
     leaf, authority = split_pem(PKI.platform().pck_chain)[:2]
-    raw = enclave(certification=pem(leaf, authority).encode())
+    raw = create_enclave_quote(certification=pem(leaf, authority).encode())
     assert authenticate(raw).chain == (leaf, authority, ROOT)
 
 
-def test_foreign_texts_stay_behind_ours() -> None:
-    """What dcap-qvl says is the cause of our error, and not in it."""
-    error = refused(now=NOW + 10**9)
+def test_authenticate_error_omits_dcap_qvl_text() -> None:
+    """dcap-qvl's exception is the cause, and its text is not repeated."""
+    error = get_rejection(now=NOW + 10**9)
     assert isinstance(error.__cause__, ValueError)
     assert str(error.__cause__).startswith("Verification failed: ")
     assert str(error.__cause__).splitlines()[-1].strip() not in str(error)
     assert "UnixTime" not in str(error)
 
 
-def test_what_nobody_expected_is_a_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown text, status or exception of dcap-qvl, a panic included, never accepts."""
+def test_authenticate_unexpected_result_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown text, status or exception of dcap-qvl, a Rust panic included, is a rejection."""
 
     class PanicException(BaseException):
-        """As Rust's panics come out."""
+        """The exception of a Rust panic under pyo3."""
 
     def failing(error: BaseException) -> Any:
         def verify(*_: object) -> None:
@@ -319,45 +327,41 @@ def test_what_nobody_expected_is_a_rejection(monkeypatch: pytest.MonkeyPatch) ->
         PanicException("assertion failed"),
     ):
         monkeypatch.setattr(dcap, "_verify", failing(error))
-        with pytest.raises(SignatureError) as caught:
+        with raises(VerificationError, "rejected") as caught:
             dcap.authenticate(QUOTE, COLLATERAL, NOW)
-        assert caught.value.reason == "rejected"
         assert caught.value.__cause__ is error
     report = SimpleNamespace(status="Splendid", advisory_ids=[], ppid=PKI.platform().ppid)
     monkeypatch.setattr(dcap, "_verify", lambda *_: report)
-    with pytest.raises(SignatureError) as caught:
+    with raises(VerificationError, "rejected"):
         dcap.authenticate(QUOTE, COLLATERAL, NOW)
-    assert caught.value.reason == "rejected"
     report.status, report.ppid = "UpToDate", bytes(16)
-    with pytest.raises(SignatureError, match="another PCK certificate"):
+    with raises(VerificationError, "rejected"):
         dcap.authenticate(QUOTE, COLLATERAL, NOW)
     monkeypatch.setattr(dcap, "_verify", failing(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         dcap.authenticate(QUOTE, COLLATERAL, NOW)
 
 
-def test_claims_that_nobody_expected_are_a_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Claims of another version or shape, or a policy that refuses alone, never accept."""
+def test_authenticate_unexpected_claims_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claims of another version or schema, or a failing policy, are a rejection."""
     dcap = Dcap(ROOT)
     for text in ("", "{}", '{"claims_version":2}', "[" * 100_000):
-        answer = SimpleNamespace(to_json=lambda text=text: text)
-        verifier = SimpleNamespace(verify_with_policy=lambda *_, answer=answer: answer)
+        claims = SimpleNamespace(to_json=lambda text=text: text)
+        verifier = SimpleNamespace(verify_with_policy=lambda *_, claims=claims: claims)
         monkeypatch.setattr(dcap, "_verifier", verifier)
-        with pytest.raises(SignatureError) as caught:
+        with raises(VerificationError, "rejected"):
             dcap.authenticate(QUOTE, COLLATERAL, NOW, details=True)
-        assert caught.value.reason == "rejected"
 
     def refuse(*_: object) -> None:
         raise ValueError("Verification failed: by policy")
 
     monkeypatch.setattr(dcap, "_verifier", SimpleNamespace(verify_with_policy=refuse))
-    with pytest.raises(SignatureError) as caught:
+    with raises(VerificationError, "rejected"):
         dcap.authenticate(QUOTE, COLLATERAL, NOW, details=True)
-    assert caught.value.reason == "rejected"
 
 
-def test_without_dcap_qvl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing extra is an error of ours at the start, which names the command."""
+def test_dcap_without_dcap_qvl_names_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing dcap-qvl raises UsageError with the pip command."""
     imported = builtins.__import__
 
     def no_dcap_qvl(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -367,12 +371,13 @@ def test_without_dcap_qvl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.delitem(sys.modules, "dcap_qvl")
     monkeypatch.setattr(builtins, "__import__", no_dcap_qvl)
-    with pytest.raises(UsageError, match=r"pip install 'attestkit\[verify\]'"):
+    with raises(UsageError, "missing_dependency") as caught:
         Dcap()
+    assert "pip install 'attestkit[verify]'" in str(caught.value)
 
 
-def test_it_pickles_without_what_it_remembers() -> None:
-    """A copy is small and judges alike."""
+def test_dcap_pickle_omits_caches() -> None:
+    """A pickle has no caches, and its copy returns the same result."""
     authenticate()
     packed = pickle.dumps(DCAP)
     assert len(packed) < len(ROOT) + 200
@@ -380,13 +385,13 @@ def test_it_pickles_without_what_it_remembers() -> None:
     assert pickle.loads(pickle.dumps(Dcap())).genuine
 
 
-def test_equal_collateral_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is remembered is found by content: the same words again are not read again."""
+def test_authenticate_caches_collateral_by_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal collateral is parsed once."""
     calls: list[Collateral] = []
 
-    def counting(given: Collateral, **keywords: Any) -> Any:
-        calls.append(given)
-        return read_endorsements(given, **keywords)
+    def counting(endorsements: Collateral, **keywords: Any) -> Any:
+        calls.append(endorsements)
+        return read_endorsements(endorsements, **keywords)
 
     monkeypatch.setattr("attestkit.verifier.dcap.authenticate.read_endorsements", counting)
     dcap = Dcap(ROOT)
@@ -396,7 +401,7 @@ def test_equal_collateral_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         del copied
         gc.collect()
     assert len(calls) == 1
-    # An id that is used again must not bring back another's word.
+    # A reused object id must not return another object's cached value.
     for _ in range(20):
         bad = replace(COLLATERAL, tcb_info_signature=bytes([1]) * 64)
         with pytest.raises(SignatureError):
@@ -405,30 +410,30 @@ def test_equal_collateral_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         dcap.authenticate(QUOTE, Collateral.from_json(COLLATERAL.to_json()), NOW)
 
 
-def test_what_is_remembered_is_bounded() -> None:
-    """Neither many collaterals nor large ones pile up."""
+def test_authenticate_caches_are_bounded() -> None:
+    """Caches are bounded in entries, and exclude large collateral."""
     dcap = Dcap(ROOT)
     for number in range(70):
-        given = replace(COLLATERAL, pck_crl_issuer_chain=f"{number}")
-        dcap.authenticate(QUOTE, given, NOW)
-    for cache in (dcap._settled, dcap._endorsed, dcap._pck_chain):
+        endorsements = replace(COLLATERAL, pck_crl_issuer_chain=f"{number}")
+        dcap.authenticate(QUOTE, endorsements, NOW)
+    for cache in (dcap._prepare_cached, dcap._endorsed, dcap._pck_chain):
         assert cache.cache_info().currsize <= 64
-    before = dcap._settled.cache_info(), dcap._endorsed.cache_info()
+    before = dcap._prepare_cached.cache_info(), dcap._endorsed.cache_info()
     large = replace(COLLATERAL, pck_crl_issuer_chain="x" * (256 << 10))
     assert dcap.authenticate(QUOTE, large, NOW) == authenticate()
-    assert (dcap._settled.cache_info(), dcap._endorsed.cache_info()) == before
+    assert (dcap._prepare_cached.cache_info(), dcap._endorsed.cache_info()) == before
 
 
-def test_nothing_is_remembered_across_roots() -> None:
-    """What one root has vouched for says nothing under another."""
+def test_authenticate_caches_are_per_root() -> None:
+    """A result cached under one root is not used under another."""
     authenticate()
     for _ in range(2):
-        assert reason(refused(root=OTHER.root_der)) == "crl_bad_signature"
+        assert get_reason(get_rejection(root=OTHER.root_der)) == "crl_bad_signature"
         authenticate()
 
 
-def test_threads_share_it() -> None:
-    """Many threads with good and bad evidence each get their own answer."""
+def test_authenticate_is_thread_safe() -> None:
+    """Concurrent verifications of valid and invalid evidence each get their own result."""
     dcap = Dcap(ROOT)
     second = QuotingEnclave(PKI, "1").quote(TdBody(report_data=b"\2" * 64).td10())
     bad = replace(COLLATERAL, qe_identity_signature=bytes([1]) * 64)
@@ -441,18 +446,20 @@ def test_threads_share_it() -> None:
     ]
     barrier = threading.Barrier(8)
 
-    def judge_all(offset: int) -> None:
+    def authenticate_all(offset: int) -> None:
         barrier.wait(30)
         for number in range(24):
-            raw, given, expected, device = work[(offset + number) % len(work)]
-            got: tuple[str, bytes]
+            raw, endorsements, expected, device = work[(offset + number) % len(work)]
+            actual: tuple[str, bytes]
             try:
-                found = dcap.authenticate(Quote.parse(raw), given, NOW, details=number % 2 == 1)
-                got = str(found.status), found.device
+                found = dcap.authenticate(
+                    Quote.parse(raw), endorsements, NOW, details=number % 2 == 1
+                )
+                actual = str(found.status), found.device
             except AttestKitError as error:
-                got = reason(error), b""
-            assert got == (expected, device)
+                actual = get_reason(error), b""
+            assert actual == (expected, device)
 
     with ThreadPoolExecutor(8) as pool:
-        for done in [pool.submit(judge_all, offset) for offset in range(8)]:
-            done.result()
+        for future in [pool.submit(authenticate_all, offset) for offset in range(8)]:
+            future.result()

@@ -1,4 +1,4 @@
-"""What a quote has to show without collateral: no forgery does, and all that is genuine does."""
+"""Tests of Dcap.precheck: it rejects every forged quote without collateral, and no genuine one."""
 
 from struct import pack
 from typing import Any
@@ -16,6 +16,7 @@ from attestkit.errors import (
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.authenticate import Dcap
 from tests.backends.simulator.simulated_cases import CASES, VECTORS
+from tests.raising import raises
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (
     DCAP,
@@ -26,152 +27,153 @@ from tests.verifier.dcap.dcap_samples import (
     RAW,
     REAL,
     authenticate,
-    enclave,
+    create_enclave_quote,
+    create_pki,
+    get_reason,
+    load_hardware_quote,
     pem,
-    pki,
-    real,
-    reason,
-    without_chain,
+    remove_pck_chain,
 )
 
-REGION = 632  # bytes of header and body; then the length of what is signed around, 4 bytes
+BODY_SIZE = 632  # header and body, bytes; the length of the signature data, 4 bytes, follows
 SIGNATURE, KEY, QE_REPORT, QE_SIGNATURE = 636, 700, 770, 770 + 384
-OURS = {"quote_bad_signature", "qe_report_bad_signature", "untrusted_root"}
-OTHER_REASON = {"wrong-root": "untrusted_root"}  # as the section says: there are no CRLs before
+PRECHECK_REASONS = {"quote_bad_signature", "qe_report_bad_signature", "untrusted_root"}
+OTHER_REASON = {
+    "wrong-root": "untrusted_root"
+}  # without CRLs the root is checked first (simulated-pki.md, section 12)
 AUTH_DATA = QE_SIGNATURE + 64 + 2
 CHAIN = PKI.platform().pck_chain
 SAMPLES = sorted(path.stem for path in REAL.glob("*_collateral.json"))
 
 
-def refused(raw: bytes, chain: str | None = None, *, now: int = NOW) -> AttestKitError:
-    """Return the error with which a quote is refused; it must be."""
+def get_error(raw: bytes, chain: str | None = None, *, now: int = NOW) -> AttestKitError:
+    """Return the error of a precheck that must fail."""
     with pytest.raises(AttestKitError) as caught:
-        DCAP.vouch(Quote.parse(raw), chain, now)
+        DCAP.precheck(Quote.parse(raw), chain, now)
     return caught.value
 
 
-def flipped(at: int, raw: bytes = RAW) -> bytes:
-    """Return a quote with a bit changed."""
-    return raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+def flip_bit(offset: int, raw: bytes = RAW) -> bytes:
+    """Return a quote with one bit flipped."""
+    return raw[:offset] + bytes([raw[offset] ^ 1]) + raw[offset + 1 :]
 
 
-def with_chain(*certificates: bytes) -> bytes:
-    """Return the quote with other certificates behind it."""
+def replace_chain(*certificates: bytes) -> bytes:
+    """Return the quote with another PCK chain."""
     chain = pem(*certificates).encode()
     inner = RAW[770 : AUTH_DATA + 32] + pack("<HI", 5, len(chain)) + chain
     signed = RAW[SIGNATURE : KEY + 64] + pack("<HI", 6, len(inner)) + inner
-    return RAW[:REGION] + pack("<I", len(signed)) + signed
+    return RAW[:BODY_SIZE] + pack("<I", len(signed)) + signed
 
 
-def test_the_genuine_one() -> None:
-    """It shows all, with its chain in it or beside it; without, the part of the quote alone."""
-    DCAP.vouch(QUOTE, None, NOW)
-    hidden = Quote.parse(without_chain(RAW))
-    DCAP.vouch(hidden, CHAIN, NOW)
-    DCAP.vouch(hidden, None, NOW)
+def test_precheck_accepts_genuine_quote() -> None:
+    """A genuine quote passes with its chain inside, beside it, or absent."""
+    DCAP.precheck(QUOTE, None, NOW)
+    chainless = Quote.parse(remove_pck_chain(RAW))
+    DCAP.precheck(chainless, CHAIN, NOW)
+    DCAP.precheck(chainless, None, NOW)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_real_ones(name: str) -> None:
-    """So do those from hardware, at a time at which their collateral is valid."""
-    quote, collateral = real(name.removesuffix("_collateral"))
-    Dcap().vouch(quote, collateral.pck_certificate_chain, int(collateral.valid_from.timestamp()))
+def test_precheck_accepts_hardware_quote(name: str) -> None:
+    """Hardware quotes pass while their collateral is valid."""
+    quote, collateral = load_hardware_quote(name.removesuffix("_collateral"))
+    Dcap().precheck(quote, collateral.pck_certificate_chain, int(collateral.valid_from.timestamp()))
 
 
 @pytest.mark.parametrize(
-    ("at", "kind"),
+    ("offset", "expected"),
     [
         (60, "quote_bad_signature"),
-        (REGION - 1, "quote_bad_signature"),
+        (BODY_SIZE - 1, "quote_bad_signature"),
         (SIGNATURE + 31, "quote_bad_signature"),
         (QE_REPORT, "qe_report_bad_signature"),
         (QE_SIGNATURE + 31, "qe_report_bad_signature"),
     ],
 )
-def test_each_signature(at: int, kind: str) -> None:
-    """A bit changed anywhere in what is signed, or in a signature, is seen."""
-    for raw, chain in ((flipped(at), None), (flipped(at, without_chain(RAW)), CHAIN)):
-        error = refused(raw, chain)
-        assert (type(error), reason(error)) == (SignatureError, kind)
+def test_precheck_flipped_bit_fails_signature(offset: int, expected: str) -> None:
+    """A bit flipped in signed data or in a signature is rejected."""
+    for raw, chain in ((flip_bit(offset), None), (flip_bit(offset, remove_pck_chain(RAW)), CHAIN)):
+        error = get_error(raw, chain)
+        assert (type(error), get_reason(error)) == (SignatureError, expected)
 
 
-def test_without_the_certificate() -> None:
-    """The quoting enclave's signature is left for later, and the rest is looked at."""
-    hidden = without_chain(RAW)
-    DCAP.vouch(Quote.parse(flipped(QE_SIGNATURE, hidden)), None, NOW)
-    assert reason(refused(flipped(60, hidden))) == "quote_bad_signature"
+def test_precheck_without_chain_skips_qe_signature() -> None:
+    """Without a PCK certificate the QE report's signature is not checked, the rest is."""
+    chainless = remove_pck_chain(RAW)
+    DCAP.precheck(Quote.parse(flip_bit(QE_SIGNATURE, chainless)), None, NOW)
+    assert get_reason(get_error(flip_bit(60, chainless))) == "quote_bad_signature"
 
 
-@pytest.mark.parametrize("at", [KEY, AUTH_DATA, QE_REPORT + 383])
-def test_the_key_is_bound_before(at: int) -> None:
-    """A quote whose QE report is about another key is none."""
-    with pytest.raises(FormatError) as caught:
-        Quote.parse(flipped(at))
-    assert caught.value.reason == "qe_binding"
+@pytest.mark.parametrize("offset", [KEY, AUTH_DATA, QE_REPORT + 383])
+def test_parse_rejects_unbound_attestation_key(offset: int) -> None:
+    """Quote.parse rejects a QE report for another attestation key."""
+    with raises(FormatError, "qe_binding"):
+        Quote.parse(flip_bit(offset))
 
 
-def test_another_root() -> None:
-    """Its chain may name it, hide it, or name ours."""
-    strangers = QuotingEnclave(OTHER).quote(TdBody().td10())
-    error = refused(strangers)
-    assert (type(error), reason(error)) == (SignatureError, "untrusted_root")
-    leaf, authority, _ = Quote.parse(strangers).pck_chain
-    ours = QUOTE.pck_chain
-    for chain in ((leaf, authority), (leaf, authority, PKI.root_der), (leaf, *ours[1:])):
-        error = refused(with_chain(*chain))
-        assert (type(error), reason(error)) == (SignatureError, "cert_bad_signature")
+def test_precheck_other_root_is_rejected() -> None:
+    """A chain to another root is rejected, whether it contains, omits or replaces that root."""
+    untrusted = QuotingEnclave(OTHER).quote(TdBody().td10())
+    error = get_error(untrusted)
+    assert (type(error), get_reason(error)) == (SignatureError, "untrusted_root")
+    leaf, authority, _ = Quote.parse(untrusted).pck_chain
+    trusted = QUOTE.pck_chain
+    for chain in ((leaf, authority), (leaf, authority, PKI.root_der), (leaf, *trusted[1:])):
+        error = get_error(replace_chain(*chain))
+        assert (type(error), get_reason(error)) == (SignatureError, "cert_bad_signature")
 
 
-def test_a_chain_without_its_root() -> None:
-    """Two certificates are enough, as for dcap-qvl."""
-    raw = with_chain(*QUOTE.pck_chain[:2])
-    DCAP.vouch(Quote.parse(raw), None, NOW)
+def test_precheck_chain_may_omit_root() -> None:
+    """Leaf and intermediate certificate suffice."""
+    raw = replace_chain(*QUOTE.pck_chain[:2])
+    DCAP.precheck(Quote.parse(raw), None, NOW)
     authenticate(raw)
 
 
-def test_a_leaf_that_issues() -> None:
-    """Who has one platform's key cannot make himself others."""
+def test_precheck_leaf_as_issuer_is_rejected() -> None:
+    """A PCK certificate, or a CA in the wrong place, must not issue certificates."""
     leaf, authority, root = QUOTE.pck_chain
     for chain in ((leaf, leaf, root), (authority, authority, root), (leaf, root, root)):
-        assert type(refused(with_chain(*chain))) is SignatureError
+        assert type(get_error(replace_chain(*chain))) is SignatureError
 
 
-def test_times() -> None:
-    """The certificates are valid from their first second to their last, as for dcap-qvl."""
+def test_precheck_certificate_validity_is_inclusive() -> None:
+    """Certificates are valid from their first to their last second, inclusive."""
     config = PKI.config
     first, last = int(config.not_before.timestamp()), int(config.not_after.timestamp())
     for now in (first, last):
-        DCAP.vouch(QUOTE, None, now)
+        DCAP.precheck(QUOTE, None, now)
     for now in (first - 1, last + 1):
-        error = refused(RAW, now=now)
-        assert (type(error), reason(error)) == (CollateralExpiredError, "cert_expired")
+        error = get_error(RAW, now=now)
+        assert (type(error), get_reason(error)) == (CollateralExpiredError, "cert_expired")
     for now in (-1, 253402300800):
         with pytest.raises(UsageError):
-            DCAP.vouch(QUOTE, None, now)
+            DCAP.precheck(QUOTE, None, now)
 
 
-def test_what_is_left_to_collateral() -> None:
-    """Revocation, the enclave and the platform's TCB are not looked at: nothing tells of them."""
-    DCAP.vouch(Quote.parse(enclave(qe_isvprodid=9)), None, NOW)
-    DCAP.vouch(Quote.parse(enclave(pki(pcesvn=1))), None, NOW)
+def test_precheck_ignores_checks_that_need_collateral() -> None:
+    """Revocation, QE identity and TCB level need collateral and are not checked."""
+    DCAP.precheck(Quote.parse(create_enclave_quote(qe_isvprodid=9)), None, NOW)
+    DCAP.precheck(Quote.parse(create_enclave_quote(create_pki(pcesvn=1))), None, NOW)
 
 
 @needs_shared
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
-def test_cases(case: dict[str, Any]) -> None:
-    """What a whole verification accepts passes; what does not is refused there, and why is said.
+def test_precheck_vector_agrees_with_verification(case: dict[str, Any]) -> None:
+    """A quote accepted in full passes; a rejection has the vector's reason.
 
-    With several things wrong the reason may be another one: simulated-pki.md, section 12.
+    With several faults the reason may differ: simulated-pki.md, section 12.
     """
     try:
         quote = Quote.parse((VECTORS / case["quote"]).read_bytes())
     except FormatError:
         return
     expect = case["expect"]
-    why = ""
+    actual = ""
     try:
-        Dcap((VECTORS / case["root"]).read_bytes()).vouch(quote, None, case["now"])
+        Dcap((VECTORS / case["root"]).read_bytes()).precheck(quote, None, case["now"])
     except AttestKitError as error:
-        why = reason(error)
+        actual = get_reason(error)
     expected = OTHER_REASON.get(case["id"], expect.get("reason"))
-    assert why == (expected if why or expected in OURS else "")
+    assert actual == (expected if actual or expected in PRECHECK_REASONS else "")

@@ -1,4 +1,4 @@
-"""No bit of what is signed can be changed: every flip is refused, by parsing or by verifying."""
+"""Tests of integrity: each bit flipped in signed data is rejected by parser or verifier."""
 
 from itertools import product
 
@@ -6,10 +6,17 @@ import pytest
 
 from attestkit.errors import AttestKitError
 from attestkit.quote import Quote
-from tests.backends.simulator.simulated_cases import flip
-from tests.verifier.dcap.dcap_samples import COLLATERAL, DCAP, NOW, RAW, changed, td
+from tests.backends.simulator.simulated_cases import flip_bit
+from tests.verifier.dcap.dcap_samples import (
+    COLLATERAL,
+    DCAP,
+    NOW,
+    RAW,
+    create_td_quote,
+    replace_collateral,
+)
 
-# Offsets of simulated-pki.md, 9.4, for version 4; version 5 with a TD 1.5 body has 70 more.
+# Offsets of version 4 (simulated-pki.md, 9.4); a version 5 TD 1.5 body has 70 bytes more.
 REGIONS = {
     "signed": (0, 632),
     "signature": (636, 700),
@@ -18,11 +25,11 @@ REGIONS = {
     "qe report signature": (1154, 1218),
     "qe auth data": (1220, 1252),
 }
-V5 = td(tee_tcb_svn2=bytes([7, 1, 3]) + bytes(13))
+V5 = create_td_quote(tee_tcb_svn2=bytes([7, 1, 3]) + bytes(13))
 
 
-def accepted(raw: bytes) -> bool:
-    """Tell whether the quote passes."""
+def is_accepted(raw: bytes) -> bool:
+    """Return whether the quote passes."""
     try:
         DCAP.authenticate(Quote.parse(raw), COLLATERAL, NOW)
     except AttestKitError:
@@ -30,49 +37,49 @@ def accepted(raw: bytes) -> bool:
     return True
 
 
-def survivors(raw: bytes, start: int, end: int, bits: list[int]) -> list[tuple[int, int]]:
-    """Return offset and bit of each flip that is accepted."""
+def find_accepted_flips(raw: bytes, start: int, end: int, bits: list[int]) -> list[tuple[int, int]]:
+    """Return offset and bit of each accepted flip."""
     return [
         (offset, bit)
         for offset in range(start, end)
         for bit in (bits or [offset * 5 % 8])
-        if accepted(flip(raw, offset, bit))
+        if is_accepted(flip_bit(raw, offset, bit))
     ]
 
 
 @pytest.mark.parametrize("region", REGIONS)
-def test_a_bit_of_each_byte(region: str) -> None:
-    """One bit of every byte of the region, another one from byte to byte."""
-    assert accepted(RAW)
-    assert survivors(RAW, *REGIONS[region], []) == []
+def test_quote_one_flipped_bit_per_byte_is_rejected(region: str) -> None:
+    """One bit flipped in any byte of the region is rejected."""
+    assert is_accepted(RAW)
+    assert find_accepted_flips(RAW, *REGIONS[region], []) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("region", REGIONS)
-def test_every_bit(region: str) -> None:
-    """Every bit of the region."""
-    assert survivors(RAW, *REGIONS[region], list(range(8))) == []
+def test_quote_every_flipped_bit_is_rejected(region: str) -> None:
+    """Any flipped bit of the region is rejected."""
+    assert find_accepted_flips(RAW, *REGIONS[region], list(range(8))) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("region", REGIONS)
-def test_every_bit_of_version_5(region: str) -> None:
-    """Every bit of the region, with a TD 1.5 body."""
+def test_quote_v5_every_flipped_bit_is_rejected(region: str) -> None:
+    """Any flipped bit of the region is rejected, with a TD 1.5 body."""
     start, end = REGIONS[region]
     start, end = (start + 70 if start else 0), end + 70
-    assert accepted(V5)
-    assert survivors(V5, start, end, list(range(8))) == []
+    assert is_accepted(V5)
+    assert find_accepted_flips(V5, start, end, list(range(8))) == []
 
 
 @pytest.mark.parametrize("field", ["tcb_info", "qe_identity"])
-def test_the_signatures_of_the_bodies(field: str) -> None:
-    """One bit of every byte of the signatures over TCB info and QE identity."""
+def test_collateral_signature_one_flipped_bit_per_byte_is_rejected(field: str) -> None:
+    """One bit flipped in any byte of the signatures of TCB info and QE identity is rejected."""
     name = f"{field}_signature"
     signature = getattr(COLLATERAL, name)
     for offset in range(64):
-        other = changed(**{name: flip(signature, offset, offset % 8)})
+        altered = replace_collateral(**{name: flip_bit(signature, offset, offset % 8)})
         with pytest.raises(AttestKitError):
-            DCAP.authenticate(Quote.parse(RAW), other, NOW)
+            DCAP.authenticate(Quote.parse(RAW), altered, NOW)
 
 
 ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256
@@ -80,8 +87,8 @@ FIELD = 0xFFFFFFFF00000001000000000000000000000000FFFFFFFFFFFFFFFFFFFFFFFF
 EDGES = (0, 1, 2, ORDER - 1, ORDER, ORDER + 1, FIELD, FIELD + 1, 2**256 - 1)
 
 
-def forged(signature: bytes) -> list[bytes]:
-    """Return signatures that careless ECDSA has taken: of numbers at an edge, beside real ones."""
+def forge_signatures(signature: bytes) -> list[bytes]:
+    """Return signatures with edge values for r, s or both, and with r and s exchanged."""
     r, s = signature[:32], signature[32:]
     edges = [edge.to_bytes(32, "big") for edge in EDGES]
     pairs = [*product(edges, edges), *((r, edge) for edge in edges), *((edge, s) for edge in edges)]
@@ -89,16 +96,16 @@ def forged(signature: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("region", ["signature", "qe report signature"])
-def test_signatures_of_edge_values(region: str) -> None:
-    """dcap-qvl's own ECDSA is not among Wycheproof's vectors, whose commonest traps these are."""
+def test_quote_signature_with_edge_values_is_rejected(region: str) -> None:
+    """dcap-qvl's ECDSA, which Wycheproof's vectors do not cover, rejects edge values."""
     start, end = REGIONS[region]
-    for signature in forged(RAW[start:end]):
-        assert not accepted(RAW[:start] + signature + RAW[end:]), signature.hex()
+    for signature in forge_signatures(RAW[start:end]):
+        assert not is_accepted(RAW[:start] + signature + RAW[end:]), signature.hex()
 
 
 @pytest.mark.parametrize("field", ["tcb_info_signature", "qe_identity_signature"])
-def test_signatures_of_edge_values_over_the_bodies(field: str) -> None:
-    """The same of what Intel signs."""
-    for signature in forged(getattr(COLLATERAL, field)):
+def test_collateral_signature_with_edge_values_is_rejected(field: str) -> None:
+    """Signatures of TCB info and QE identity with edge values are rejected."""
+    for signature in forge_signatures(getattr(COLLATERAL, field)):
         with pytest.raises(AttestKitError):
-            DCAP.authenticate(Quote.parse(RAW), changed(**{field: signature}), NOW)
+            DCAP.authenticate(Quote.parse(RAW), replace_collateral(**{field: signature}), NOW)

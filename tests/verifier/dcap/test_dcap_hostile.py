@@ -1,4 +1,4 @@
-"""Whatever stands in collateral or in a certificate chain, only our errors come out."""
+"""Tests of malformed collateral and certificate chains: only attestkit's errors are raised."""
 
 import json
 from typing import Any
@@ -18,10 +18,10 @@ from tests.verifier.dcap.dcap_samples import (
     PKI,
     QUOTE,
     RAW,
-    changed,
-    enclave,
+    create_enclave_quote,
+    remove_pck_chain,
+    replace_collateral,
     sign,
-    without_chain,
 )
 
 TEXTS = [
@@ -40,83 +40,85 @@ JSON = st.recursive(
 )
 
 
-def attempt(quote: Quote, endorsements: Any, *, details: bool) -> None:
-    """Authenticate and explain; either works or ends in an error of ours."""
-    for ask in (
+def check_errors(quote: Quote, endorsements: Any, *, details: bool) -> None:
+    """Authenticate and explain; each succeeds or raises an AttestKitError."""
+    for call in (
         lambda: DCAP.authenticate(quote, endorsements, NOW, details=details),
         lambda: shortfall(endorsements, quote),
     ):
-        with Keeping(only=AttestKitError) as kept:  # any of ours is good
-            ask()
-        assert kept.error is None or str(kept.error)
+        with Keeping(only=AttestKitError) as outcome:
+            call()
+        assert outcome.error is None or str(outcome.error)
 
 
 @st.composite
-def altered(draw: st.DrawFn, value: bytes) -> bytes:
-    """Return `value` with a few bytes replaced, put in or taken out."""
+def alter_bytes(draw: st.DrawFn, value: bytes) -> bytes:
+    """Return `value` with a few bytes replaced, inserted or removed."""
     for _ in range(draw(st.integers(1, 3))):
-        at = draw(st.integers(0, len(value)))
-        gone = draw(st.integers(0, 4))
-        value = value[:at] + draw(st.binary(max_size=4)) + value[at + gone :]
+        offset = draw(st.integers(0, len(value)))
+        removed = draw(st.integers(0, 4))
+        value = value[:offset] + draw(st.binary(max_size=4)) + value[offset + removed :]
     return value or b"\0"
 
 
 @settings(max_examples=30, deadline=None)
 @pytest.mark.parametrize("field", TEXTS)
 @given(data=st.data())
-def test_any_text(field: str, data: st.DataObject) -> None:
-    """Any text in a field, and the right one with a few characters changed; surrogates too."""
-    right = getattr(COLLATERAL, field) or PKI.platform().pck_chain
-    near = altered(right.encode()).map(lambda value: value.decode("utf-8", "surrogateescape"))
-    text = data.draw(st.text(min_size=1, max_size=200) | near)
-    quote = Quote.parse(without_chain(RAW)) if field == "pck_certificate_chain" else QUOTE
-    attempt(quote, changed(**{field: text}), details=data.draw(st.booleans()))
+def test_collateral_any_text_raises_only_attestkit_errors(field: str, data: st.DataObject) -> None:
+    """Random text, or valid text with a few bytes changed, raises only attestkit's errors."""
+    valid = getattr(COLLATERAL, field) or PKI.platform().pck_chain
+    similar = alter_bytes(valid.encode()).map(
+        lambda value: value.decode("utf-8", "surrogateescape")
+    )
+    text = data.draw(st.text(min_size=1, max_size=200) | similar)
+    quote = Quote.parse(remove_pck_chain(RAW)) if field == "pck_certificate_chain" else QUOTE
+    check_errors(quote, replace_collateral(**{field: text}), details=data.draw(st.booleans()))
 
 
 @settings(max_examples=30, deadline=None)
 @pytest.mark.parametrize("field", BYTES)
 @given(data=st.data())
-def test_any_bytes(field: str, data: st.DataObject) -> None:
-    """Any bytes in a field, and the right ones with a few changed."""
-    right = getattr(COLLATERAL, field)
+def test_collateral_any_bytes_raise_only_attestkit_errors(field: str, data: st.DataObject) -> None:
+    """Random bytes, or valid ones with a few changed, raise only attestkit's errors."""
+    valid = getattr(COLLATERAL, field)
     size = 64 if field.endswith("_signature") else None
     anything = st.binary(min_size=size or 1, max_size=size or 200)
-    value = data.draw(anything if size else anything | altered(right))
-    attempt(QUOTE, changed(**{field: value}), details=data.draw(st.booleans()))
+    value = data.draw(anything if size else anything | alter_bytes(valid))
+    check_errors(QUOTE, replace_collateral(**{field: value}), details=data.draw(st.booleans()))
 
 
 @settings(max_examples=40, deadline=None)
 @pytest.mark.parametrize("body", ["tcb_info", "qe_identity"])
 @given(data=st.data())
-def test_any_signed_body(body: str, data: st.DataObject) -> None:
-    """A body that is signed, and not what it should be: any value at any of its keys."""
+def test_signed_body_any_value_raises_only_attestkit_errors(body: str, data: st.DataObject) -> None:
+    """A signed body with any JSON values raises only attestkit's errors."""
     content = json.loads(getattr(COLLATERAL, body))
     for key in data.draw(st.sets(st.sampled_from(sorted(content)), min_size=1, max_size=2)):
         content[key] = data.draw(JSON)
     text = json.dumps(content)
-    given_ = changed(**{body: text, f"{body}_signature": sign(text)})
-    attempt(QUOTE, given_, details=data.draw(st.booleans()))
+    endorsements = replace_collateral(**{body: text, f"{body}_signature": sign(text)})
+    check_errors(QUOTE, endorsements, details=data.draw(st.booleans()))
 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_any_chain_in_the_quote(data: st.DataObject) -> None:
-    """Certification data of any kind, and the right ones with a few bytes changed."""
-    right = PKI.platform().pck_chain.encode() + b"\0"
-    chain = data.draw(st.binary(max_size=200) | altered(right))
-    attempt(Quote.parse(enclave(certification=chain)), COLLATERAL, details=False)
+def test_pck_chain_any_bytes_raise_only_attestkit_errors(data: st.DataObject) -> None:
+    """Any certification data raises only attestkit's errors."""
+    valid = PKI.platform().pck_chain.encode() + b"\0"
+    chain = data.draw(st.binary(max_size=200) | alter_bytes(valid))
+    check_errors(Quote.parse(create_enclave_quote(certification=chain)), COLLATERAL, details=False)
 
 
 @pytest.mark.parametrize("field", TEXTS)
-def test_text_that_cannot_be_written(field: str) -> None:
-    """Half a character, which no encoding has, ends in an error of ours."""
-    quote = Quote.parse(without_chain(RAW)) if field == "pck_certificate_chain" else QUOTE
+def test_collateral_lone_surrogate_raises_collateral_error(field: str) -> None:
+    """A lone surrogate raises CollateralError."""
+    quote = Quote.parse(remove_pck_chain(RAW)) if field == "pck_certificate_chain" else QUOTE
     with pytest.raises(CollateralError):
-        DCAP.authenticate(quote, changed(**{field: "\ud800"}), NOW)
+        DCAP.authenticate(quote, replace_collateral(**{field: "\ud800"}), NOW)
 
 
-def test_deep_json_is_refused_before_a_parser_sees_it() -> None:
-    """A hundred thousand brackets end in an error and not the process."""
+def test_collateral_deep_json_raises_attestkit_error() -> None:
+    """JSON nested 100,000 levels deep does not exhaust the stack."""
     for text in ("[" * 100_000, '{"tcbLevels":' + '{"a":' * 100_000):
         for field in ("tcb_info", "qe_identity"):
-            attempt(QUOTE, changed(**{field: text}), details=True)
+            check_errors(QUOTE, replace_collateral(**{field: text}), details=True)

@@ -1,4 +1,4 @@
-"""Every refusal has a reason, an exception of its kind, and words that are ours."""
+"""Tests of DCAP rejections: each has a type, a reason, and a text of attestkit's own."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.verifier.dcap.collateral_checks import read_endorsements
-from attestkit.verifier.dcap.diagnostics import EXPLAINED, Judged
+from attestkit.verifier.dcap.diagnostics import EXPLAINED, QvlInput
 from attestkit.verifier.dcap.error_mapping import _PLAIN, refusal
 from attestkit.verifier.dcap.pck_chain import read_pck_chain
 from tests.dcap import REJECT, judge
@@ -36,20 +36,20 @@ from tests.verifier.dcap.dcap_samples import (
     QUOTE,
     RAW,
     ROOT,
-    changed,
     collateral,
-    enclave,
+    create_enclave_quote,
+    create_pki,
+    create_td_quote,
+    get_reason,
+    get_rejection,
+    issue_signer,
     pem,
-    pki,
     qe_identity,
-    reason,
-    refused,
-    signer,
+    replace_collateral,
     tcb_info,
-    td,
 )
 
-JUDGED = Judged(
+QVL_INPUT = QvlInput(
     QUOTE,
     read_endorsements(COLLATERAL),
     read_pck_chain("quote_format", QUOTE.certification.data),
@@ -57,28 +57,34 @@ JUDGED = Judged(
     NOW,
 )
 VALID = PKI.config.not_before, PKI.config.not_after
-OLD, NEW = pki(pck_not_after=PAST), pki(not_before=FUTURE)
-SERVICE = td(mr_service_td=b"\1" * 48)
+OLD, NEW = create_pki(pck_not_after=PAST), create_pki(not_before=FUTURE)
+SERVICE_TD = create_td_quote(mr_service_td=b"\1" * 48)
 REVOKED = (TcbLevel(4, "2024-11-13T00:00:00Z", "Revoked"),)
 
 
-def signed_by(name: str, start: object = None, end: object = None) -> Collateral:
-    """Return collateral whose TCB info is signed by a certificate with these dates."""
+def replace_signer(name: str, start: object = None, end: object = None) -> Collateral:
+    """Return collateral whose named body is signed by a certificate with these dates."""
     window = Window(untyped(start or VALID[0]), untyped(end or VALID[1]))
-    return changed(**{f"{name}_issuer_chain": pem(signer(validity=window), ROOT)})
+    return replace_collateral(**{f"{name}_issuer_chain": pem(issue_signer(validity=window), ROOT)})
 
 
-def attributes(value: int) -> bytes:
+def create_quote_with_attributes(value: int) -> bytes:
     """Return the quote of a TD with these attributes."""
-    return td(td_attributes=value.to_bytes(8, "little"))
+    return create_td_quote(td_attributes=value.to_bytes(8, "little"))
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        (td(mr_signer_seam=b"\1" * 48), None, VerificationError, "tdx_module_mismatch", "signer"),
         (
-            td(seam_attributes=b"\1" * 8),
+            create_td_quote(mr_signer_seam=b"\1" * 48),
+            None,
+            VerificationError,
+            "tdx_module_mismatch",
+            "signer",
+        ),
+        (
+            create_td_quote(seam_attributes=b"\1" * 8),
             None,
             VerificationError,
             "tdx_module_mismatch",
@@ -92,21 +98,21 @@ def attributes(value: int) -> bytes:
             "TCB info names",
         ),
         (
-            td(tee_tcb_svn=bytes([3, 1, 3]) + bytes(13)),
+            create_td_quote(tee_tcb_svn=bytes([3, 1, 3]) + bytes(13)),
             None,
             VerificationError,
             "tcb_not_supported",
             "TDX component 1 (module TDX_01) is 3, the level from 2024-11 needs 6",
         ),
         (
-            td(tee_tcb_svn2=bytes([1, 1, 3]) + bytes(13)),
+            create_td_quote(tee_tcb_svn2=bytes([1, 1, 3]) + bytes(13)),
             None,
             VerificationError,
             "tcb_not_supported",
             "TDX component 1 (module TDX_01) is 1",
         ),
         (
-            td(tee_tcb_svn2=bytes([7, 9, 3]) + bytes(13)),
+            create_td_quote(tee_tcb_svn2=bytes([7, 9, 3]) + bytes(13)),
             None,
             VerificationError,
             "tdx_module_mismatch",
@@ -126,21 +132,63 @@ def attributes(value: int) -> bytes:
             "tcb_revoked",
             "that of the quoting enclave",
         ),
-        (attributes(1 << 28 | 1), None, VerificationError, "td_debug", "0100001000000000"),
         (
-            attributes(1 << 28 | 1 << 4),
+            create_quote_with_attributes(1 << 28 | 1),
+            None,
+            VerificationError,
+            "td_debug",
+            "0100001000000000",
+        ),
+        (
+            create_quote_with_attributes(1 << 28 | 1 << 4),
             None,
             VerificationError,
             "td_attributes",
             "1000001000000000",
         ),
-        (attributes(1 << 28 | 1 << 29), None, VerificationError, "td_attributes", "MIGRATABLE"),
-        (attributes(1 << 28 | 1 << 32), None, VerificationError, "td_attributes", "reserved"),
-        (attributes(0), None, VerificationError, "td_attributes", "SEPT_VE_DISABLE is not set"),
-        (SERVICE, None, VerificationError, "service_td", "MR_SERVICETD"),
-        (enclave(qe_miscselect=1), None, VerificationError, "qe_identity_mismatch", "MISCSELECT"),
-        (enclave(qe_isvprodid=1), None, VerificationError, "qe_identity_mismatch", "ISVPRODID"),
-        (enclave(qe_attributes=bytes(16)), None, VerificationError, "qe_identity_mismatch", ""),
+        (
+            create_quote_with_attributes(1 << 28 | 1 << 29),
+            None,
+            VerificationError,
+            "td_attributes",
+            "MIGRATABLE",
+        ),
+        (
+            create_quote_with_attributes(1 << 28 | 1 << 32),
+            None,
+            VerificationError,
+            "td_attributes",
+            "reserved",
+        ),
+        (
+            create_quote_with_attributes(0),
+            None,
+            VerificationError,
+            "td_attributes",
+            "SEPT_VE_DISABLE is not set",
+        ),
+        (SERVICE_TD, None, VerificationError, "service_td", "MR_SERVICETD"),
+        (
+            create_enclave_quote(qe_miscselect=1),
+            None,
+            VerificationError,
+            "qe_identity_mismatch",
+            "MISCSELECT",
+        ),
+        (
+            create_enclave_quote(qe_isvprodid=1),
+            None,
+            VerificationError,
+            "qe_identity_mismatch",
+            "ISVPRODID",
+        ),
+        (
+            create_enclave_quote(qe_attributes=bytes(16)),
+            None,
+            VerificationError,
+            "qe_identity_mismatch",
+            "",
+        ),
         (
             RAW,
             collateral(tcb_info=TcbInfoConfig(id="SGX")),
@@ -163,14 +211,26 @@ def attributes(value: int) -> bytes:
             "qe_identity_malformed",
             "",
         ),
-        (RAW, changed(tcb_info="garbage"), CollateralError, "tcb_info_malformed", ""),
-        (RAW, changed(qe_identity="garbage"), CollateralError, "qe_identity_malformed", ""),
-        (RAW, changed(pck_crl=b"garbage"), CollateralError, "crl_malformed", ""),
-        (RAW, changed(root_ca_crl=b"garbage"), CollateralError, "crl_malformed", ""),
-        (RAW, changed(tcb_info_issuer_chain="x"), CollateralError, "cert_malformed", "TCB info"),
+        (RAW, replace_collateral(tcb_info="garbage"), CollateralError, "tcb_info_malformed", ""),
         (
             RAW,
-            changed(qe_identity_issuer_chain="x"),
+            replace_collateral(qe_identity="garbage"),
+            CollateralError,
+            "qe_identity_malformed",
+            "",
+        ),
+        (RAW, replace_collateral(pck_crl=b"garbage"), CollateralError, "crl_malformed", ""),
+        (RAW, replace_collateral(root_ca_crl=b"garbage"), CollateralError, "crl_malformed", ""),
+        (
+            RAW,
+            replace_collateral(tcb_info_issuer_chain="x"),
+            CollateralError,
+            "cert_malformed",
+            "TCB info",
+        ),
+        (
+            RAW,
+            replace_collateral(qe_identity_issuer_chain="x"),
             CollateralError,
             "cert_malformed",
             "QE identity",
@@ -198,20 +258,20 @@ def attributes(value: int) -> bytes:
         ),
         (
             RAW,
-            collateral(root_crl=CrlConfig(key="somebody")),
+            collateral(root_crl=CrlConfig(key="other")),
             SignatureError,
             "crl_bad_signature",
-            "the root CA's CRL is not signed by the trust anchor: fetch",
+            "the root CA's CRL is not signed by the trust anchor; fetch",
         ),
         (
             RAW,
-            collateral(pck_crl=CrlConfig(key="somebody")),
+            collateral(pck_crl=CrlConfig(key="other")),
             SignatureError,
             "crl_bad_signature",
             "the PCK CA's CRL",
         ),
         (
-            enclave(OTHER),
+            create_enclave_quote(OTHER),
             None,
             SignatureError,
             "untrusted_root",
@@ -219,48 +279,50 @@ def attributes(value: int) -> bytes:
         ),
         (
             RAW,
-            changed(qe_identity_issuer_chain=OTHER.collateral(NOW).qe_identity_issuer_chain),
+            replace_collateral(
+                qe_identity_issuer_chain=OTHER.collateral(NOW).qe_identity_issuer_chain
+            ),
             SignatureError,
             "untrusted_root",
             "the issuer chain of QE identity",
         ),
         (
             RAW,
-            changed(tcb_info_issuer_chain=pem(signer(issuer=OTHER), ROOT)),
+            replace_collateral(tcb_info_issuer_chain=pem(issue_signer(issuer=OTHER), ROOT)),
             SignatureError,
             "cert_bad_signature",
             "",
         ),
         (
             RAW,
-            changed(tcb_info_issuer_chain=pem(signer(path_length=0), ROOT)),
+            replace_collateral(tcb_info_issuer_chain=pem(issue_signer(path_length=0), ROOT)),
             SignatureError,
             "cert_constraints",
             "",
         ),
         (
             RAW,
-            signed_by("tcb_info", end=PAST),
+            replace_signer("tcb_info", end=PAST),
             CollateralExpiredError,
             "cert_expired",
             "the certificate that signs TCB info was valid until 2026-09-21T14:13:19Z",
         ),
         (
             RAW,
-            signed_by("qe_identity", start=FUTURE),
+            replace_signer("qe_identity", start=FUTURE),
             CollateralExpiredError,
             "cert_expired",
             "the certificate that signs QE identity is valid from 2026-09-21T14:13:21Z",
         ),
         (
-            enclave(OLD),
+            create_enclave_quote(OLD),
             None,
             CollateralExpiredError,
             "cert_expired",
             "the platform's PCK certificate was valid until 2026-09-21T14:13:19Z",
         ),
         (
-            enclave(NEW),
+            create_enclave_quote(NEW),
             None,
             CollateralExpiredError,
             "cert_expired",
@@ -273,47 +335,47 @@ def attributes(value: int) -> bytes:
             "qe_identity_not_yet_valid",
             "QE identity is valid from 2026-09-21T14:13:21Z",
         ),
-        (enclave(qe_auth_data=b""), None, FormatError, "quote_format", "32 bytes"),
+        (create_enclave_quote(qe_auth_data=b""), None, FormatError, "quote_format", "32 bytes"),
     ],
     ids=lambda case: case[3],
 )
 @pytest.mark.parametrize("details", [False, True])
-def test_what_each_refusal_says(
+def test_authenticate_rejection_has_type_reason_and_text(
     case: tuple[bytes, Collateral | None, type, str, str],
     details: bool,
 ) -> None:
-    """Reason, kind and words; dcap-qvl refuses too."""
-    raw, given, kind, why, words = case
-    endorsements = given or COLLATERAL
+    """Each rejection has its type, reason and text, and dcap-qvl rejects too."""
+    raw, endorsements_or_none, error_type, expected_reason, fragment = case
+    endorsements = endorsements_or_none or COLLATERAL
     assert judge(raw, endorsements, ROOT, NOW).status == REJECT
-    error = refused(raw, endorsements, details=details)
-    assert type(error) is kind
-    assert reason(error) == why
-    assert words in str(error)
+    error = get_rejection(raw, endorsements, details=details)
+    assert type(error) is error_type
+    assert get_reason(error) == expected_reason
+    assert fragment in str(error)
 
 
-def test_expired_collateral_says_until_when() -> None:
-    """The part, its end, that of all the collateral, and what to do."""
+def test_expired_collateral_names_part_and_end_of_validity() -> None:
+    """The error names the expired part, its end, the end of all collateral, and the remedy."""
     until = "all of the collateral was valid until 2026-10-20T00:00:00Z, and the verification is at"
-    assert str(refused(now=1792454400)) == (
-        f"the root CA's CRL was valid until 2026-10-20T00:00:00Z; {until} 2026-10-20T00:00:00Z: "
+    assert str(get_rejection(now=1792454400)) == (
+        f"the root CA's CRL was valid until 2026-10-20T00:00:00Z; {until} 2026-10-20T00:00:00Z; "
         "fetch fresh collateral"
     )
-    given = collateral(pck_crl=CrlConfig(next_update=NOW))
-    assert str(refused(RAW, given)).startswith(
+    endorsements = collateral(pck_crl=CrlConfig(next_update=NOW))
+    assert str(get_rejection(RAW, endorsements)).startswith(
         "the PCK CA's CRL was valid until 2026-09-21T14:13:20Z"
     )
 
 
-def test_an_enclave_in_debug_mode() -> None:
-    """The words of a debug enclave are those of an enclave."""
-    sgx = JUDGED._replace(quote=untyped(_SgxQuote(QUOTE)))
+def test_refusal_of_debug_enclave() -> None:
+    """A debug enclave is rejected as an enclave, not as a TD."""
+    sgx = QVL_INPUT._replace(quote=untyped(_SgxQuote(QUOTE)))
     error = refusal("Verification failed: Debug mode is enabled", sgx)
-    assert (type(error), reason(error)) == (VerificationError, "enclave_debug")
+    assert (type(error), get_reason(error)) == (VerificationError, "enclave_debug")
 
 
 class _SgxQuote:
-    """What the words are made from, of a bare SGX quote."""
+    """The parts of an SGX quote that the error text uses."""
 
     tee_type = 0
 
@@ -326,11 +388,11 @@ class _SgxQuote:
     "text",
     ["{}", "{} more", "Some head\n\nCaused by:\n    {}", "A\n\nCaused by:\n    0: B\n    1: {}"],
 )
-def test_each_text_has_a_reason(head: str, text: str) -> None:
-    """A text is known at the head or as a cause, and nothing of the foreign words is repeated."""
+def test_refusal_known_text_has_specific_reason(head: str, text: str) -> None:
+    """A known text of dcap-qvl, at the head or as a cause, has a reason and is not repeated."""
     marked = text.format(f"{head} FOREIGN")
-    error = refusal(f"Verification failed: {marked}", JUDGED)
-    assert reason(error) not in {"", "rejected"}
+    error = refusal(f"Verification failed: {marked}", QVL_INPUT)
+    assert get_reason(error) not in {"unspecified", "rejected"}
     assert "FOREIGN" not in str(error)
     assert str(error)
 
@@ -338,13 +400,13 @@ def test_each_text_has_a_reason(head: str, text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "Verification failed: ", "Some head\n\nCaused by:\n    B", "\n" * 9]
 )
-def test_an_unknown_text_is_a_refusal(text: str) -> None:
-    """A reason that is not known is a refusal nevertheless."""
-    error = refusal(text, JUDGED)
-    assert (type(error), reason(error)) == (SignatureError, "rejected")
+def test_refusal_unknown_text_is_rejected(text: str) -> None:
+    """An unknown text of dcap-qvl is a rejection."""
+    error = refusal(text, QVL_INPUT)
+    assert (type(error), get_reason(error)) == (VerificationError, "rejected")
 
 
-def test_the_words_of_a_stranger_do_not_choose_the_reason() -> None:
-    """Causes behind a known head are not looked at: JSON of strangers may be quoted there."""
+def test_refusal_ignores_causes_of_known_text() -> None:
+    """Causes below a known text are ignored, for they may quote untrusted JSON."""
     text = "Failed to decode TcbInfo\n\nCaused by:\n    TCB status is invalid: Revoked"
-    assert reason(refusal(text, JUDGED)) == "tcb_info_malformed"
+    assert get_reason(refusal(text, QVL_INPUT)) == "tcb_info_malformed"

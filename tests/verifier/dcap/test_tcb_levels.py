@@ -1,4 +1,4 @@
-"""A platform that is behind learns which component is, and what it needs."""
+"""Tests of TCB level reports: the component that is behind, its SVN, and the required SVN."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,6 +10,7 @@ from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.tcb_levels import shortfall, unsupported
+from tests.raising import raises
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (
     COLLATERAL,
@@ -17,95 +18,101 @@ from tests.verifier.dcap.dcap_samples import (
     RAW,
     authenticate,
     collateral,
-    enclave,
-    real,
+    create_enclave_quote,
+    create_td_quote,
+    load_hardware_quote,
+    remove_pck_chain,
     tcb_info,
-    td,
-    without_chain,
 )
 
 
-def svns(*values: int) -> bytes:
-    """Return 16 SVNs, the last ones zero."""
+def pad_svns(*values: int) -> bytes:
+    """Return 16 SVNs, zero-padded."""
     return bytes(values).ljust(16, b"\0")
 
 
-def info(**config: Any) -> Collateral:
-    """Return collateral with such TCB info."""
+def create_tcb_info(**config: Any) -> Collateral:
+    """Return collateral with this TCB info configuration."""
     return collateral(tcb_info=TcbInfoConfig(**config))
 
 
-def itself(what: str, date: str, status: str) -> str:
-    """Return the sentence of a platform that is nowhere behind."""
+def describe_level(subject: str, date: str, status: str) -> str:
+    """Return the report for a platform with no component behind."""
     return (
-        f"no component is below its newest level; that of {what}, from {date}, is itself {status}"
+        f"no component is below its newest level; "
+        f"that of {subject}, from {date}, is itself {status}"
     )
 
 
 SGX_LATE = "OS/VMM: SGX Late Microcode Update"
 TDX_LATE = "OS/VMM: TDX Late Microcode Update"
-WANTED = bytearray(PKI.config.cpusvn)
-WANTED[1] = 9
+CPUSVN = bytearray(PKI.config.cpusvn)
+CPUSVN[1] = 9
 
 
 @pytest.mark.parametrize(
-    ("given", "raw", "status", "sentence"),
+    ("endorsements", "raw", "status", "sentence"),
     [
         (
-            info(sgx_components=bytes(WANTED)),
+            create_tcb_info(sgx_components=bytes(CPUSVN)),
             RAW,
             None,
             f"SGX component 2 is 3, the level from 2024-11 needs 9 ({SGX_LATE})",
         ),
-        (info(pcesvn=14), RAW, "OutOfDate", "PCESVN is 13, the level from 2024-11 needs 14"),
         (
-            info(tdx_components=svns(5, 0, 4)),
+            create_tcb_info(pcesvn=14),
+            RAW,
+            "OutOfDate",
+            "PCESVN is 13, the level from 2024-11 needs 14",
+        ),
+        (
+            create_tcb_info(tdx_components=pad_svns(5, 0, 4)),
             RAW,
             "OutOfDate",
             f"TDX component 3 is 3, the level from 2024-11 needs 4 ({TDX_LATE})",
         ),
-        # With a module version, which is component 2, the first two have levels of their own.
+        # With a TDX module version in component 2, components 1 and 2 have levels of their own.
         (
-            info(tdx_components=svns(9, 9, 4)),
+            create_tcb_info(tdx_components=pad_svns(9, 9, 4)),
             RAW,
             "OutOfDate",
             f"TDX component 3 is 3, the level from 2024-11 needs 4 ({TDX_LATE})",
         ),
         (
-            info(tdx_components=svns(5, 6, 3)),
-            td(tee_tcb_svn=svns(5, 0, 3)),
+            create_tcb_info(tdx_components=pad_svns(5, 6, 3)),
+            create_td_quote(tee_tcb_svn=pad_svns(5, 0, 3)),
             "OutOfDate",
             "TDX component 2 is 0, the level from 2024-11 needs 6 (OS/VMM: TDX Module)",
         ),
         (
             COLLATERAL,
-            td(tee_tcb_svn=svns(5, 1, 3)),
+            create_td_quote(tee_tcb_svn=pad_svns(5, 1, 3)),
             "OutOfDate",
             "TDX component 1 (module TDX_01) is 5, the level from 2024-11 needs 6",
         ),
         (
             COLLATERAL,
-            td(tee_tcb_svn=svns(5, 1, 3), tee_tcb_svn2=svns(7, 1, 3)),
+            create_td_quote(tee_tcb_svn=pad_svns(5, 1, 3), tee_tcb_svn2=pad_svns(7, 1, 3)),
             "TDRelaunchAdvised",
             "TDX component 1 (module TDX_01) is 5, the level from 2024-11 needs 6",
         ),
         (
             COLLATERAL,
-            enclave(qe_isvsvn=2),
+            create_enclave_quote(qe_isvsvn=2),
             "OutOfDate",
             "the quoting enclave's SVN is 2, the level from 2024-11 needs 4",
         ),
         (
-            info(status="OutOfDate"),
+            create_tcb_info(status="OutOfDate"),
             RAW,
             "OutOfDate",
-            itself("the platform", "2024-11", "OutOfDate (INTEL-SA-99999)"),
+            describe_level("the platform", "2024-11", "OutOfDate (INTEL-SA-99999)"),
         ),
         (
-            info(module_levels=(TcbLevel(6, "2026-05-01T00:00:00Z", "OutOfDate"),)),
+            create_tcb_info(module_levels=(TcbLevel(6, "2026-05-01T00:00:00Z", "OutOfDate"),)),
             RAW,
             "OutOfDate",
-            itself("the TDX module", "2026-05", "OutOfDate"),
+            describe_level("the TDX module", "2026-05", "OutOfDate"),
         ),
         (
             collateral(
@@ -115,13 +122,13 @@ WANTED[1] = 9
             ),
             RAW,
             "OutOfDate",
-            itself("the quoting enclave", "2026-05", "OutOfDate (A-1, A-2)"),
+            describe_level("the quoting enclave", "2026-05", "OutOfDate (A-1, A-2)"),
         ),
         (
             COLLATERAL,
             RAW,
             "UpToDate",
-            itself("the platform", "2024-11", "UpToDate"),
+            describe_level("the platform", "2024-11", "UpToDate"),
         ),
     ],
     ids=[
@@ -129,18 +136,18 @@ WANTED[1] = 9
         *("platform-level", "module-level", "qe-level", "up-to-date"),
     ],
 )
-def test_the_first_component_behind(
-    given: Collateral, raw: bytes, status: str | None, sentence: str
+def test_shortfall_names_first_component_behind(
+    endorsements: Collateral, raw: bytes, status: str | None, sentence: str
 ) -> None:
-    """The sentence names the component, its SVN, and the newest level's; dcap-qvl agrees."""
-    assert shortfall(given, Quote.parse(raw)) == sentence
+    """The report names the component, its SVN and the newest level's; dcap-qvl agrees."""
+    assert shortfall(endorsements, Quote.parse(raw)) == sentence
     if status is not None:
-        assert authenticate(raw, given).status == status
+        assert authenticate(raw, endorsements).status == status
 
 
-def test_below_every_level() -> None:
-    """What is below the oldest level too is told with both levels."""
-    low = td(tee_tcb_svn=svns(7, 1, 1))
+def test_unsupported_reports_newest_and_oldest_level() -> None:
+    """A component below the oldest level is reported with both levels."""
+    low = create_td_quote(tee_tcb_svn=pad_svns(7, 1, 1))
     assert unsupported(COLLATERAL, Quote.parse(low)) == (
         "TDX component 3 is 1, the level from 2024-11 needs 3 (OS/VMM: TDX Late Microcode Update); "
         "it is below the oldest level too: TDX component 3 is 1, the level from 2018-01 needs 2 "
@@ -148,17 +155,17 @@ def test_below_every_level() -> None:
     )
 
 
-@pytest.mark.parametrize("kept", [0, 1])
-def test_few_levels(kept: int) -> None:
-    """One level is told once, and none is no fault of the reader."""
-    given = tcb_info(lambda body: body.update(tcbLevels=body["tcbLevels"][:kept]))
-    low = Quote.parse(td(tee_tcb_svn=svns(7, 1, 1)))
+@pytest.mark.parametrize("levels", [0, 1])
+def test_unsupported_with_one_or_no_level(levels: int) -> None:
+    """A single level is reported once, and an empty list is accepted."""
+    endorsements = tcb_info(lambda body: body.update(tcbLevels=body["tcbLevels"][:levels]))
+    low = Quote.parse(create_td_quote(tee_tcb_svn=pad_svns(7, 1, 1)))
     expected = [
-        itself("the TDX module", "2024-11", "UpToDate"),
+        describe_level("the TDX module", "2024-11", "UpToDate"),
         "TDX component 3 is 1, the level from 2024-11 needs 3 (OS/VMM: TDX Late Microcode Update)",
     ]
-    assert unsupported(given, low) == expected[kept]
-    assert shortfall(given, low) == expected[kept]
+    assert unsupported(endorsements, low) == expected[levels]
+    assert shortfall(endorsements, low) == expected[levels]
 
 
 @needs_shared
@@ -171,7 +178,7 @@ def test_few_levels(kept: int) -> None:
         ),
         (
             "tdx_quote",
-            itself("the platform", "2024-03", "UpToDate"),
+            describe_level("the platform", "2024-03", "UpToDate"),
         ),
         (
             "tdx_quote_outdated",
@@ -179,30 +186,32 @@ def test_few_levels(kept: int) -> None:
         ),
     ],
 )
-def test_hardware(name: str, sentence: str) -> None:
-    """Of Intel's quotes the sentences are right too."""
-    quote, given = real(name)
-    assert shortfall(given, quote).startswith(sentence)
+def test_shortfall_of_hardware_quote(name: str, sentence: str) -> None:
+    """Reports for Intel's hardware quotes are correct."""
+    quote, endorsements = load_hardware_quote(name)
+    assert shortfall(endorsements, quote).startswith(sentence)
 
 
-def test_the_chain_may_be_the_collaterals() -> None:
-    """The SVNs of a quote without a chain come from the collateral's."""
-    given = replace(info(pcesvn=14), pck_certificate_chain=PKI.platform().pck_chain)
-    quote = Quote.parse(without_chain(RAW))
-    assert shortfall(given, quote) == "PCESVN is 13, the level from 2024-11 needs 14"
-    with pytest.raises(CollateralError, match="no pck_certificate_chain"):
-        shortfall(info(pcesvn=14), quote)
+def test_shortfall_reads_chain_from_collateral() -> None:
+    """The SVNs of a quote without a chain are read from the collateral's chain."""
+    endorsements = replace(
+        create_tcb_info(pcesvn=14), pck_certificate_chain=PKI.platform().pck_chain
+    )
+    quote = Quote.parse(remove_pck_chain(RAW))
+    assert shortfall(endorsements, quote) == "PCESVN is 13, the level from 2024-11 needs 14"
+    with raises(CollateralError, "pck_chain_missing"):
+        shortfall(create_tcb_info(pcesvn=14), quote)
 
 
-def test_what_cannot_be_read() -> None:
-    """Malformed endorsements and certificates are errors of ours."""
+def test_shortfall_malformed_input_raises_attestkit_error() -> None:
+    """Malformed endorsements or certificates raise CollateralError or FormatError."""
     quote = Quote.parse(RAW)
-    with pytest.raises(CollateralError, match="TCB info is malformed"):
+    with raises(CollateralError, "tcb_info_malformed"):
         shortfall(replace(COLLATERAL, tcb_info="{}"), quote)
-    with pytest.raises(CollateralError, match="QE identity is malformed"):
+    with raises(CollateralError, "qe_identity_malformed"):
         shortfall(replace(COLLATERAL, qe_identity="[]"), quote)
-    with pytest.raises(FormatError, match="PCK certificate chain"):
-        shortfall(COLLATERAL, Quote.parse(enclave(certification=b"garbage")))
+    with raises(FormatError, "quote_format"):
+        shortfall(COLLATERAL, Quote.parse(create_enclave_quote(certification=b"garbage")))
     nested = '{"tcbLevels":' + "[" * 100_000
-    with pytest.raises(CollateralError, match="TCB info is malformed"):
+    with raises(CollateralError, "tcb_info_malformed"):
         shortfall(replace(COLLATERAL, tcb_info=nested), quote)

@@ -1,4 +1,4 @@
-"""Verdicts, signed and read; the keys for that, and envelopes that nobody should believe."""
+"""Sample results, keys and EARs, valid and malformed."""
 
 import base64
 import json
@@ -16,14 +16,14 @@ from attestkit.verifier.ear.result_token import Ear, EarKey, sign_ear, verify_ea
 from attestkit.verifier.result import (
     AttestationResult,
     Claims,
+    ResultContent,
     Tcb,
     TcbStatus,
-    Verdict,
-    accepted,
+    create_result,
 )
 
 NOW: Final = datetime(2026, 9, 21, 14, 13, 20, tzinfo=timezone.utc)
-NONCE: Final = b"a nonce of theirs"
+NONCE: Final = b"a client's nonce"
 ED25519: Final = EarKey(Ed25519Key(bytes(range(32))))
 P256: Final = EarKey(P256Key.from_scalar(bytes(range(1, 33))))
 KEYS: Final = {"EdDSA": ED25519, "ES256": P256}
@@ -33,16 +33,16 @@ every_form = pytest.mark.parametrize("form", FORMS)
 every_key = pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
 
 
-def verdict(
+def create_small_result(
     *,
     status: TcbStatus | None = TcbStatus.UP_TO_DATE,
     simulated: bool = False,
     platform: str = "dstack-tdx",
     registers: tuple[tuple[str, bytes], ...] = (),
 ) -> AttestationResult:
-    """Return a small verdict."""
-    return accepted(
-        Verdict(
+    """Return a minimal attestation result."""
+    return create_result(
+        ResultContent(
             claims=Claims(platform, b"data", registers, (), (), (), IMAGE),
             tcb_status=status,
             advisory_ids=(),
@@ -56,19 +56,19 @@ def verdict(
     )
 
 
-def jwt_of(header: Any, claims: Any, key: EarKey = ED25519) -> bytes:
-    """Return a JWT whose signature holds, whatever is in it; bytes stand as they are."""
+def create_jwt(header: Any, claims: Any, key: EarKey = ED25519) -> bytes:
+    """Return a correctly signed JWT of any header and claims; bytes are used as they are."""
     parts = [
         part if isinstance(part, bytes) else json.dumps(part).encode() for part in (header, claims)
     ]
-    signed = ".".join(map(to_base64url, parts)).encode()
-    return signed + b"." + to_base64url(key.sign(signed)).encode()
+    to_be_signed = ".".join(map(to_base64url, parts)).encode()
+    return to_be_signed + b"." + to_base64url(key.sign(to_be_signed)).encode()
 
 
-def cose_of(
+def create_cose(
     header: Any, claims: Any, key: EarKey = ED25519, *, unprotected: Any = None, tag: int = 18
 ) -> bytes:
-    """Return a COSE_Sign1 whose signature holds, whatever is in it."""
+    """Return a correctly signed COSE_Sign1 of any header and claims."""
     protected, payload = [
         part if isinstance(part, bytes) else cbor2.dumps(part, canonical=True)
         for part in (header, claims)
@@ -77,33 +77,35 @@ def cose_of(
     return cbor2.dumps(cbor2.CBORTag(tag, [protected, unprotected or {}, payload, signature]))
 
 
-def signed(form: Literal["jwt", "cose"] = "jwt", key: EarKey = ED25519, **options: Any) -> bytes:
+def create_ear(
+    form: Literal["jwt", "cose"] = "jwt", key: EarKey = ED25519, **options: Any
+) -> bytes:
     """Return an EAR with a nonce."""
-    return sign_ear(verdict(), key, form=form, **{"nonce": NONCE, **options})
+    return sign_ear(create_small_result(), key, form=form, **{"nonce": NONCE, **options})
 
 
 def read(token: bytes, key: EarKey = ED25519, **options: Any) -> Ear:
-    """Check an EAR a minute after it was signed."""
-    at = NOW + timedelta(minutes=1)
-    return verify_ear(token, key.public, **{"nonce": NONCE, "now": at, **options})
+    """Verify an EAR one minute after it was signed."""
+    now = NOW + timedelta(minutes=1)
+    return verify_ear(token, key.public, **{"nonce": NONCE, "now": now, **options})
 
 
-def refused(token: bytes, key: EarKey = ED25519, **options: Any) -> str:
-    """Return the reason for which an EAR is refused."""
+def get_rejection_reason(token: bytes, key: EarKey = ED25519, **options: Any) -> str:
+    """Return the reason for which an EAR is rejected."""
     with pytest.raises(VerificationError) as caught:
         read(token, key, **options)
     return caught.value.reason
 
 
-def claims_of(token: bytes) -> dict[str, Any]:
+def decode_claims(token: bytes) -> dict[str, Any]:
     """Return the payload of a JWT."""
     body = token.split(b".")[1]
     found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + b"=="))
     return found
 
 
-def flipped(data: bytes, bit: int) -> bytes:
-    """Return the bytes with one bit the other way round."""
+def flip_bit(data: bytes, bit: int) -> bytes:
+    """Return the bytes with one bit flipped."""
     changed = bytearray(data)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)

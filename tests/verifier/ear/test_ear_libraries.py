@@ -1,4 +1,4 @@
-"""Signed verdicts as other libraries see them: they read ours, and refuse what was changed."""
+"""Tests of interoperability: PyJWT and pycose verify EARs, and reject altered ones."""
 
 import base64
 from datetime import datetime, timedelta, timezone
@@ -14,13 +14,22 @@ from pycose.messages.sign1message import Sign1Message
 
 from attestkit._crypto.hashes import sha256
 from attestkit.verifier.ear.result_token import PROFILE, EarKey
-from tests.verifier.ear.ears import ED25519, NONCE, NOW, P256, every_key, flipped, signed, verdict
+from tests.verifier.ear.ears import (
+    ED25519,
+    NONCE,
+    NOW,
+    P256,
+    create_ear,
+    create_small_result,
+    every_key,
+    flip_bit,
+)
 
 
 @every_key
-def test_another_library_reads_the_jwt(key: EarKey) -> None:
-    """PyJWT, with the key from our JWKS, checks signature and expiry and finds EAR's claims."""
-    token = signed("jwt", key, now=datetime.now(timezone.utc), policy_id="urn:policy")
+def test_pyjwt_verifies_ear(key: EarKey) -> None:
+    """PyJWT, with the key from the JWKS, verifies signature and expiry, and reads EAR's claims."""
+    token = create_ear("jwt", key, now=datetime.now(timezone.utc), policy_id="urn:policy")
     header = jwt.get_unverified_header(token)
     jwk = jwt.PyJWK(key.public.to_jwk())
     assert header == {"alg": key.public.algorithm, "kid": jwk.key_id, "typ": "eat+jwt"}
@@ -33,15 +42,12 @@ def test_another_library_reads_the_jwt(key: EarKey) -> None:
     assert appraisal["ear.status"] == "affirming"
     assert appraisal["ear.trustworthiness-vector"] == {"hardware": 2, "runtime-opaque": 2}
     assert appraisal["ear.appraisal-policy-id"] == "urn:policy"
-    assert appraisal["attestkit.result"] == verdict().to_dict()
+    assert appraisal["attestkit.result"] == create_small_result().to_dict()
 
 
 @every_key
-def test_another_library_refuses_a_changed_jwt(key: EarKey) -> None:
-    """PyJWT refuses any flipped bit of payload or signature, and what has expired.
-
-    Who compares the nonce that it finds with another one, sees that too.
-    """
+def test_pyjwt_rejects_altered_ear(key: EarKey) -> None:
+    """PyJWT rejects flipped bits and expired tokens, and reads the nonce."""
     now = datetime.now(timezone.utc)
     jwk = jwt.PyJWK(key.public.to_jwk())
 
@@ -49,25 +55,27 @@ def test_another_library_refuses_a_changed_jwt(key: EarKey) -> None:
         found: dict[str, Any] = jwt.decode(token, jwk, algorithms=[key.public.algorithm])
         return found
 
-    token = signed("jwt", key, now=now)
+    token = create_ear("jwt", key, now=now)
     parts = [base64.urlsafe_b64decode(part + b"==") for part in token.split(b".")]
-    for at in (1, 2):
-        for bit in {0, 1, 8, 255, 8 * len(parts[at]) - 1}:
+    for index in (1, 2):
+        for bit in {0, 1, 8, 255, 8 * len(parts[index]) - 1}:
             changed = [*parts]
-            changed[at] = flipped(parts[at], bit)
+            changed[index] = flip_bit(parts[index], bit)
             with pytest.raises(jwt.InvalidSignatureError):
                 decode(b".".join(map(base64url, changed)))
     found = decode(b".".join(map(base64url, parts)))["eat_nonce"].encode()
     assert found == base64url(NONCE)
     assert found != base64url(NONCE[::-1])
     with pytest.raises(jwt.ExpiredSignatureError):
-        decode(signed("jwt", key, now=now - timedelta(minutes=10)))
+        decode(create_ear("jwt", key, now=now - timedelta(minutes=10)))
 
 
 @every_key
-def test_another_library_reads_the_cose(key: EarKey) -> None:
-    """Pycose checks the signature, and cbor2 finds the claims under the drafts' numbers."""
-    message = pycoses(cbor2.loads(signed("cose", key, policy_id="urn:policy")).value, key)
+def test_pycose_verifies_ear(key: EarKey) -> None:
+    """Pycose verifies the signature, and cbor2 reads the claims by the drafts' numbers."""
+    message = create_pycose_message(
+        cbor2.loads(create_ear("cose", key, policy_id="urn:policy")).value, key
+    )
     assert message.verify_signature() is True
     assert message.phdr[Algorithm].fullname in {"EDDSA", "ES256"}
     assert message.phdr[KID] == key.public.cose_thumbprint
@@ -85,7 +93,7 @@ def test_another_library_reads_the_cose(key: EarKey) -> None:
                 1000: 2,
                 1001: {4: 2, 5: 2},
                 1003: "urn:policy",
-                "attestkit.result": verdict().to_dict(),
+                "attestkit.result": create_small_result().to_dict(),
             }
         },
     }
@@ -93,22 +101,25 @@ def test_another_library_reads_the_cose(key: EarKey) -> None:
 
 
 @every_key
-def test_another_library_refuses_a_changed_cose(key: EarKey) -> None:
-    """Pycose refuses any flipped bit of header, payload or signature, and what goes on."""
-    parts = list(cbor2.loads(signed("cose", key)).value)
-    assert pycoses(parts, key).verify_signature() is True
-    for at in (2, 3):
-        for bit in {0, 1, 8, 255, 8 * len(parts[at]) - 1}:
+def test_pycose_rejects_altered_ear(key: EarKey) -> None:
+    """Pycose rejects flipped bits of payload or signature, and trailing bytes."""
+    parts = list(cbor2.loads(create_ear("cose", key)).value)
+    assert create_pycose_message(parts, key).verify_signature() is True
+    for index in (2, 3):
+        for bit in {0, 1, 8, 255, 8 * len(parts[index]) - 1}:
             changed = [*parts]
-            changed[at] = flipped(parts[at], bit)
-            assert pycoses(changed, key).verify_signature() is False
-    assert pycoses([*parts[:2], parts[2] + b"\0", parts[3]], key).verify_signature() is False
+            changed[index] = flip_bit(parts[index], bit)
+            assert create_pycose_message(changed, key).verify_signature() is False
+    assert (
+        create_pycose_message([*parts[:2], parts[2] + b"\0", parts[3]], key).verify_signature()
+        is False
+    )
     assert cbor2.loads(parts[2])[10] == NONCE
 
 
-def pycoses(parts: Any, key: EarKey) -> Any:
-    """Return the four parts of a COSE_Sign1 as pycose has them, with the key."""
-    # Not decode(), which wants lists and dicts of cbor2 where that has others since its version 6.
+def create_pycose_message(parts: Any, key: EarKey) -> Any:
+    """Return a pycose message of the four parts of a COSE_Sign1, with the key."""
+    # decode() requires lists and dicts, where cbor2 6 returns other types.
     protected, unprotected, *others = parts
     found = [protected, dict(unprotected), *others]
     message = cast("Any", Sign1Message.from_cose_obj(found, allow_unknown_attributes=True))
@@ -120,12 +131,12 @@ def pycoses(parts: Any, key: EarKey) -> Any:
 
 
 def base64url(data: bytes) -> bytes:
-    """Return base64url without padding, by the standard library alone."""
+    """Return base64url without padding; independent of attestkit."""
     return base64.urlsafe_b64encode(data).rstrip(b"=")
 
 
-def test_thumbprints_are_those_of_the_rfcs() -> None:
-    """RFC 8037, A.3 has an Ed25519 key with its name; RFC 9679, 6 has what is hashed of P-256."""
+def test_key_thumbprints_match_rfcs() -> None:
+    """Thumbprints match RFC 8037, A.3 (Ed25519) and RFC 9679, 6 (P-256)."""
     x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
     public = type(ED25519.public).from_jwk({"kty": "OKP", "crv": "Ed25519", "x": x})
     assert public.to_jwk()["kid"] == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"

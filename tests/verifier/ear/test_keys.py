@@ -1,4 +1,4 @@
-"""Keys of signed verdicts: read from what others write, and never shown."""
+"""Tests of EAR keys: their encodings, JWK sets, and secrecy."""
 
 import contextlib
 import json
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier.ear.result_token import EarKey, EarPublicKey
+from tests.raising import raises
 from tests.untyped import untyped
 from tests.verifier.ear.ears import ED25519, KEYS, P256
 
@@ -27,8 +28,8 @@ PEM = ed25519.Ed25519PrivateKey.from_private_bytes(SEED).private_bytes(
 )
 
 
-def test_private_keys_of_every_form() -> None:
-    """Raw, PKCS#8 and SEC1, as OpenSSL writes them."""
+def test_private_key_encodings() -> None:
+    """Raw, PKCS#8 and SEC1 keys, as OpenSSL writes them, are accepted."""
     assert EarKey.from_bytes(SEED).public == EarKey.from_bytes(PEM).public == ED25519.public
     assert EarKey.from_bytes(b"\n" + PEM.replace(b"\n", b"\r\n")).public == ED25519.public
     key = ec.derive_private_key(int.from_bytes(bytes(range(1, 33)), "big"), ec.SECP256R1())
@@ -37,10 +38,10 @@ def test_private_keys_of_every_form() -> None:
         assert EarKey.from_bytes(text).public == P256.public
 
 
-def test_other_private_keys() -> None:
-    """Another kind, encrypted, cut or nothing: refused, without a word of it."""
+def test_private_key_of_other_type_raises_format_error() -> None:
+    """Other key types, encrypted and malformed keys are rejected without their content."""
     private = ed25519.Ed25519PrivateKey.from_private_bytes(SEED)
-    locked = private.private_bytes(
+    encrypted = private.private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
     )
     other = rsa.generate_private_key(65537, 2048).private_bytes(
@@ -49,25 +50,25 @@ def test_other_private_keys() -> None:
     p384 = ec.generate_private_key(ec.SECP384R1()).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
     )
-    cut = PEM.replace(b"\n-----END", b"AAAA\n-----END")
-    for data in (locked, other, p384, cut, b"", bytes(31), bytes(33), SEED.hex().encode()):
+    malformed = PEM.replace(b"\n-----END", b"AAAA\n-----END")
+    for data in (encrypted, other, p384, malformed, b"", bytes(31), bytes(33), SEED.hex().encode()):
         with pytest.raises(FormatError) as caught:
             EarKey.from_bytes(data)
         assert len(str(caught.value)) < 100
-    with pytest.raises(FormatError, match="65536"):
+    with raises(FormatError, "too_large"):
         EarKey.from_bytes(bytes(65_537))
 
 
 @given(st.integers(0, len(PEM) - 1), st.binary(max_size=3))
-def test_any_pem(at: int, put: bytes) -> None:
-    """A damaged file is a key or a FormatError."""
-    for data in (PEM[:at], PEM[:at] + put + PEM[at + 1 :]):
+def test_private_key_any_pem_raises_only_format_error(offset: int, inserted: bytes) -> None:
+    """A damaged PEM file gives a key or FormatError."""
+    for data in (PEM[:offset], PEM[:offset] + inserted + PEM[offset + 1 :]):
         with contextlib.suppress(FormatError):
             EarKey.from_bytes(data)
 
 
-def test_secrets_stay_secret() -> None:
-    """Neither its text nor a pickle has the private half."""
+def test_private_key_is_not_in_repr_or_pickle() -> None:
+    """Neither repr nor a pickle contains the private key."""
     for key in KEYS.values():
         with pytest.raises(UsageError):
             pickle.dumps(key)
@@ -76,8 +77,8 @@ def test_secrets_stay_secret() -> None:
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_key_sets_go_round(name: str) -> None:
-    """What we publish we read, and it has nothing private in it."""
+def test_jwk_set_round_trip(name: str) -> None:
+    """A published JWK set can be read, and contains no private key."""
     public = KEYS[name].public
     jwk = public.to_jwk()
     assert jwk["alg"] == name
@@ -85,7 +86,7 @@ def test_key_sets_go_round(name: str) -> None:
     assert EarPublicKey.from_jwks(json.dumps({"keys": [jwk]})) == (public,)
 
 
-BAD: list[dict[str, Any]] = [
+INVALID_MEMBERS: list[dict[str, Any]] = [
     {"kty": "RSA"},
     {"crv": "Ed448"},
     {"crv": "X25519"},
@@ -101,9 +102,9 @@ BAD: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("members", BAD)
-def test_other_public_keys(members: dict[str, Any]) -> None:
-    """Of another kind, for another use, private, or malformed."""
+@pytest.mark.parametrize("members", INVALID_MEMBERS)
+def test_jwk_with_invalid_member_raises_format_error(members: dict[str, Any]) -> None:
+    """A JWK of another type or use, private, or malformed raises FormatError."""
     jwk: dict[str, Any] = {**ED25519.public.to_jwk(), **members}
     with pytest.raises(FormatError):
         EarPublicKey.from_jwk(jwk)
@@ -113,16 +114,16 @@ def test_other_public_keys(members: dict[str, Any]) -> None:
     "text",
     ["", "[]", "{}", '{"keys":[]}', '{"keys":[7]}', '{"keys":{}}', '{"keys":[{}]}', "x" * 65_537],
 )
-def test_what_is_no_key_set(text: str) -> None:
-    """Nothing but a set with keys in it."""
+def test_jwk_set_invalid_text_raises_format_error(text: str) -> None:
+    """Text that is not a JWK set of 1 to 32 keys raises FormatError."""
     with pytest.raises(FormatError):
         EarPublicKey.from_jwks(text)
     jwk = json.dumps(ED25519.public.to_jwk())
-    with pytest.raises(FormatError, match="32"):
+    with raises(FormatError, "wrong_size"):
         EarPublicKey.from_jwks(f'{{"keys":[{",".join([jwk] * 33)}]}}')
 
 
-OTHERS: list[dict[str, Any]] = [
+UNSUPPORTED_KEYS: list[dict[str, Any]] = [
     {},
     {"kty": "RSA", "n": "AQAB", "e": "AQAB", "alg": "RS256"},
     {"kty": "EC", "crv": "P-384", "x": "AA", "y": "AA"},
@@ -132,42 +133,42 @@ OTHERS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("other", OTHERS)
-def test_keys_of_other_kinds_are_passed_over(other: dict[str, Any]) -> None:
-    """A set may have keys for others (RFC 7517, 5); alone they are none to check an EAR with."""
-    ours = [key.public.to_jwk() for key in KEYS.values()]
-    read = EarPublicKey.from_jwks(json.dumps({"keys": [other, ours[0], other, ours[1]]}))
+@pytest.mark.parametrize("other", UNSUPPORTED_KEYS)
+def test_jwk_set_skips_unsupported_keys(other: dict[str, Any]) -> None:
+    """Keys of unsupported types are skipped (RFC 7517, 5), but not all keys may be unsupported."""
+    supported = [key.public.to_jwk() for key in KEYS.values()]
+    read = EarPublicKey.from_jwks(json.dumps({"keys": [other, supported[0], other, supported[1]]}))
     assert read == tuple(key.public for key in KEYS.values())
-    with pytest.raises(FormatError, match="has no Ed25519"):
+    with raises(FormatError, "unsupported"):
         EarPublicKey.from_jwks(json.dumps({"keys": [other]}))
 
 
 @pytest.mark.parametrize("private", ["d", "p", "q", "dp", "dq", "qi", "oth", "k"])
-def test_a_set_with_a_private_key(private: str) -> None:
-    """Of whatever kind it is, and also beside good ones."""
-    for other in (*OTHERS, ED25519.public.to_jwk()):
+def test_jwk_set_with_private_member_is_rejected(private: str) -> None:
+    """A private member of any key type is rejected, also beside valid keys."""
+    for other in (*UNSUPPORTED_KEYS, ED25519.public.to_jwk()):
         keys = [ED25519.public.to_jwk(), {**other, private: "AA"}]
-        with pytest.raises(FormatError, match="private key"):
+        with raises(FormatError, "unknown_field"):
             EarPublicKey.from_jwks(json.dumps({"keys": keys}))
 
 
 @pytest.mark.parametrize("members", [{"x": "AA"}, {"alg": "ES256"}, {"use": "enc"}])
-def test_a_set_with_a_broken_key(members: dict[str, Any]) -> None:
-    """One of our kinds is not passed over."""
+def test_jwk_set_with_malformed_supported_key_is_rejected(members: dict[str, Any]) -> None:
+    """A malformed key of a supported type is not skipped."""
     keys = [ED25519.public.to_jwk(), {**ED25519.public.to_jwk(), **members}]
     with pytest.raises(FormatError):
         EarPublicKey.from_jwks(json.dumps({"keys": keys}))
 
 
 @pytest.mark.parametrize("text", [None, {}, [], 5, bytearray(b"{}"), memoryview(b"{}")])
-def test_key_sets_of_other_types(text: object) -> None:
-    """A set is text or bytes, not what somebody has parsed."""
-    with pytest.raises(UsageError, match="a key set is text or bytes"):
+def test_jwk_set_wrong_type_raises_usage_error(text: object) -> None:
+    """A JWK set is passed as str or bytes, not parsed."""
+    with raises(UsageError, "wrong_type"):
         EarPublicKey.from_jwks(untyped(text))
 
 
-def test_public_keys_that_are_no_points() -> None:
-    """They check nothing."""
+def test_public_key_not_on_curve_raises_signature_error() -> None:
+    """A public key that is not on its curve verifies nothing."""
     publics = [EarPublicKey("EdDSA", b"\x02" + bytes(31)), EarPublicKey("EdDSA", b"")]
     for public in (*publics, EarPublicKey("ES256", b"\1" * 64)):
         with pytest.raises(SignatureError):

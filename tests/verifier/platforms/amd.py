@@ -1,6 +1,6 @@
-"""A stand-in for AMD: a root, the two authorities below it, chips and providers, and their reports.
+"""A simulated AMD PKI: a root, intermediate CAs, chips and providers, and their reports.
 
-Keys are made once per run; RSA keys have 2048 bits, which is enough for a test.
+Keys are generated once per run; RSA keys have only 2048 bits.
 """
 
 from collections.abc import Mapping
@@ -33,19 +33,19 @@ _PREFIX: Final = "1.3.6.1.4.1.3704.1."
 @cache
 def rsa_key(name: str | tuple[str, ...]) -> rsa.RSAPrivateKey:
     """Return the key of an authority."""
-    del name  # tells keys apart
+    del name  # distinguishes keys in the cache
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 @cache
 def p384_key(name: str = "chip") -> ec.EllipticCurvePrivateKey:
     """Return the key of a chip or provider."""
-    del name  # tells keys apart
+    del name  # distinguishes keys in the cache
     return ec.generate_private_key(ec.SECP384R1())
 
 
 def name_of(common_names: str | tuple[str, ...]) -> x509.Name:
-    """Return a name as AMD writes them, but shorter; AMD's have one common name."""
+    """Return a shortened form of AMD's distinguished names; AMD's have one common name."""
     names = (common_names,) if isinstance(common_names, str) else common_names
     return x509.Name(
         [
@@ -56,7 +56,7 @@ def name_of(common_names: str | tuple[str, ...]) -> x509.Name:
 
 
 def sign(builder: x509.CertificateBuilder, key: rsa.RSAPrivateKey, salt: int = 48) -> bytes:
-    """Return the DER of a certificate, signed as AMD signs."""
+    """Return a certificate in DER, signed as AMD signs."""
     padding = PSS(MGF1(SHA384()), salt)
     return builder.sign(key, SHA384(), rsa_padding=padding).public_bytes(Encoding.DER)
 
@@ -68,7 +68,7 @@ def authority(
     path_length: int | None = None,
     validity: timedelta = 10 * YEAR,
 ) -> bytes:
-    """Return the certificate of an authority; a root issues its own."""
+    """Return the certificate of a CA; a root is self-signed."""
     builder = (
         x509.CertificateBuilder()
         .subject_name(name_of(name))
@@ -90,18 +90,18 @@ def ark() -> bytes:
 
 @cache
 def ask(product: str = "Milan") -> bytes:
-    """Return the authority of a product's chips."""
+    """Return the CA certificate for chips of a product."""
     return authority(f"SEV-{product}", "ARK-Milan", path_length=0)
 
 
 @cache
 def asvk() -> bytes:
-    """Return the authority of providers."""
+    """Return the CA certificate for providers."""
     return authority("SEV-VLEK-Milan", "ARK-Milan", path_length=0)
 
 
 def integer(value: int) -> bytes:
-    """Return the DER of a number of at most two bytes."""
+    """Return the DER of an integer of at most two bytes."""
     content = value.to_bytes(value.bit_length() // 8 + 1, "big")
     return bytes([2, len(content)]) + content
 
@@ -114,7 +114,7 @@ def text(value: str) -> bytes:
 def extensions(
     product: str = "Milan-B0", spls: Mapping[str, int] = SPLS, hardware_id: bytes = CHIP
 ) -> dict[str, bytes]:
-    """Return AMD's extensions of a VCEK, by what continues AMD's OID."""
+    """Return AMD's extensions of a VCEK by the suffix of AMD's OID."""
     found = {"1": integer(0), "2": text(product)}
     found |= {suffix: integer(level) for suffix, level in spls.items()}
     return found | {"4": hardware_id}
@@ -128,7 +128,7 @@ def provider_extensions(product: str = "Milan") -> dict[str, bytes]:
 
 
 def leaf(
-    own: Mapping[str, bytes],
+    extensions_of_leaf: Mapping[str, bytes],
     issuer: str | tuple[str, ...] = "SEV-Milan",
     *,
     valid_until: datetime = NOW + YEAR,
@@ -146,7 +146,7 @@ def leaf(
         .not_valid_before(NOW - YEAR)
         .not_valid_after(valid_until)
     )
-    for suffix, value in own.items():
+    for suffix, value in extensions_of_leaf.items():
         oid = x509.ObjectIdentifier(_PREFIX + suffix)
         builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
     return sign(builder, rsa_key(signed_by or issuer), salt)
@@ -165,7 +165,7 @@ def vlek() -> bytes:
 
 
 def table(**certificates: bytes) -> bytes:
-    """Return the certificate table of a host's kernel."""
+    """Return the certificate table that the host's kernel supplies."""
     guids = {
         "vcek": "63da758de6644564adc5f4b93be8accd",
         "vlek": "a8074bc2a25a483eaae639c045a0b8a1",
@@ -182,16 +182,18 @@ def table(**certificates: bytes) -> bytes:
 
 
 def report(changes: Mapping[int, bytes] | None = None, *, version: int = 3) -> bytes:
-    """Return a report of the chip, signed.
+    """Return a signed report of the chip.
 
     Args:
-        changes: by offset, what stands there instead.
+        changes: replaced bytes, by offset.
         version: of the report; before 3 it has no CPUID.
     """
     raw = bytearray(1184)
     fields = {
         0x000: version.to_bytes(4, "little"),
-        0x008: (0x3_0000).to_bytes(8, "little"),  # SMT allowed, and the bit that is always set
+        0x008: (0x3_0000).to_bytes(
+            8, "little"
+        ),  # SMT allowed, and the reserved bit that is always 1
         0x034: b"\1",
         0x040: b"\1",  # SMT is on
         0x050: bytes(range(64)),
@@ -211,5 +213,5 @@ def report(changes: Mapping[int, bytes] | None = None, *, version: int = 3) -> b
 def evidence(
     raw: bytes | None = None, chain: tuple[bytes, ...] | None = None, mr_config: str = ""
 ) -> SevSnp:
-    """Return what comes from a guest on the chip."""
+    """Return the evidence of a guest on the chip."""
     return SevSnp(raw or report(), (ask(), vcek()) if chain is None else chain, mr_config)

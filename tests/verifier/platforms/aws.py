@@ -1,4 +1,4 @@
-"""A stand-in for AWS: a root, two authorities, an enclave's certificate, and its documents."""
+"""A simulated AWS PKI: a root, two CAs, an enclave's certificate, and its documents."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
@@ -35,13 +35,13 @@ _USAGE: Final = dict.fromkeys(
 
 
 def key(name: str, curve: type[ec.EllipticCurve] = ec.SECP384R1) -> ec.EllipticCurvePrivateKey:
-    """Return somebody's key."""
-    return _made(name, curve)
+    """Return the key of that name."""
+    return _generate_key(name, curve)
 
 
 @cache
-def _made(name: str, curve: type[ec.EllipticCurve]) -> ec.EllipticCurvePrivateKey:
-    del name  # tells keys apart
+def _generate_key(name: str, curve: type[ec.EllipticCurve]) -> ec.EllipticCurvePrivateKey:
+    del name  # distinguishes keys in the cache
     return ec.generate_private_key(curve())
 
 
@@ -58,7 +58,7 @@ def certificate(
     algorithm: type[SHA256 | SHA384] = SHA384,
     signed_by: str = "",
 ) -> bytes:
-    """Return a certificate; `usage` is the one key usage, else what fits."""
+    """Return a certificate; `usage` is its only key usage, by default the usual one."""
     own = {**_USAGE, usage or ("key_cert_sign" if authority else "digital_signature"): True}
     length = path_length if authority else None
     builder = (
@@ -98,7 +98,7 @@ def leaf() -> bytes:
 
 
 def payload(**changes: object) -> dict[str, Any]:
-    """Return the fields of a document; a change to `...` takes one out."""
+    """Return the fields of a document; the value `...` removes a field."""
     fields: dict[str, Any] = {
         "module_id": MODULE,
         "digest": "SHA384",
@@ -121,9 +121,11 @@ def document(
     signer: ec.EllipticCurvePrivateKey | None = None,
     algorithm: type[SHA256 | SHA384] = SHA384,
 ) -> bytes:
-    """Return a document, signed with the enclave's key or another."""
+    """Return a document, signed with the enclave's key by default."""
     content = cbor2.dumps(payload() if fields is None else fields)
-    whole = cbor2.dumps(["Signature1", protected, b"", content])
-    r, s = decode_dss_signature((signer or key("enclave")).sign(whole, ec.ECDSA(algorithm())))
+    to_be_signed = cbor2.dumps(["Signature1", protected, b"", content])
+    r, s = decode_dss_signature(
+        (signer or key("enclave")).sign(to_be_signed, ec.ECDSA(algorithm()))
+    )
     signature = r.to_bytes(48, "big") + s.to_bytes(48, "big")
     return cbor2.dumps([protected, dict(unprotected or {}), content, signature])

@@ -1,4 +1,4 @@
-"""A Nitro document is believed if an enclave's key signed it, and AWS that key, not long ago."""
+"""Tests of Nitro documents: signature, certificate chain, age and format."""
 
 import pickle
 from collections.abc import Callable
@@ -26,6 +26,7 @@ from attestkit.errors import (
 )
 from attestkit.verifier.platforms.nitro import Nitro
 from tests.attestation.samples import mutations
+from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import aws
 
@@ -34,34 +35,34 @@ CAPTURES = {
     "nitro_attestation_dbg": datetime(2025, 12, 25, 8, 20, 46, 577_000, tzinfo=timezone.utc),
 }
 
-GOOD = aws.document()
+VALID_DOCUMENT = aws.document()
 
 
-def captured(name: str = "nitro_attestation") -> bytes:
+def load_capture(name: str = "nitro_attestation") -> bytes:
     """Return the document in a capture of dstack."""
     platform = Attestation.from_bytes(data(f"dstack/dstack-attest/{name}.bin")).evidence.platform
     assert isinstance(platform, NitroEnclave)
     return platform.nsm_quote
 
 
-def refusal(document: bytes, now: datetime = aws.NOW) -> VerificationError:
-    """Return with what a document of the stand-in is refused."""
+def get_rejection(document: bytes, now: datetime = aws.NOW) -> VerificationError:
+    """Return the error for a rejected document of the simulated PKI."""
     with pytest.raises(VerificationError) as caught:
         Nitro(aws.root()).authenticate(document, now)
     assert caught.value.reason
     return caught.value
 
 
-def with_chain(*bundle: bytes, leaf: bytes | None = None) -> bytes:
+def replace_chain(*bundle: bytes, leaf: bytes | None = None) -> bytes:
     """Return a document with other certificates."""
     return aws.document(aws.payload(cabundle=list(bundle), certificate=leaf or aws.leaf()))
 
 
 @needs_shared
 @pytest.mark.parametrize("name", CAPTURES)
-def test_captures_at_their_time(name: str) -> None:
-    """Documents of AWS lead to AWS's root; that an enclave is in debug mode is said."""
-    document = captured(name)
+def test_nitro_authenticates_captures_at_their_time(name: str) -> None:
+    """Captured AWS documents verify under AWS's root, and debug mode is reported."""
+    document = load_capture(name)
     found = Nitro().authenticate(document, CAPTURES[name])
     assert found.status is None
     assert found.device == b"i"
@@ -69,63 +70,64 @@ def test_captures_at_their_time(name: str) -> None:
     assert found.report_data == stack.report_data
     assert found.chain[-1] == AWS_ROOT
     assert len(found.chain) == 5
-    told = " / ".join(found.steps)
-    assert ("debug mode" in told) == name.endswith("_dbg")
-    assert "revocation was not looked at" in told
+    steps = " / ".join(found.steps)
+    assert ("debug mode" in steps) == name.endswith("_dbg")
+    assert "revocation was not checked" in steps
 
 
 @needs_shared
 @pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.slow)])
-def test_every_byte_of_a_document_counts(every: int) -> None:
-    """A changed byte anywhere ends it, the signature's and the certificates' among them."""
-    document, nitro = captured(), Nitro()
-    for at in range(0, len(document), every):
-        tampered = document[:at] + bytes([document[at] ^ 1]) + document[at + 1 :]
+def test_nitro_document_with_changed_byte_is_rejected(every: int) -> None:
+    """A byte changed anywhere in the document is rejected."""
+    document, nitro = load_capture(), Nitro()
+    for offset in range(0, len(document), every):
+        tampered = document[:offset] + bytes([document[offset] ^ 1]) + document[offset + 1 :]
         with pytest.raises((FormatError, VerificationError)):
             nitro.authenticate(tampered, CAPTURES["nitro_attestation"])
 
 
 @needs_shared
-def test_a_capture_at_another_time() -> None:
-    """An hour later it is too old, five minutes earlier too new, and its certificate ends too."""
-    document, made, second = captured(), CAPTURES["nitro_attestation"], timedelta(seconds=1)
-    for now in (made + timedelta(hours=1), made):
+def test_nitro_capture_outside_validity_is_rejected() -> None:
+    """A document is valid for an hour, and only while its certificates are."""
+    document, created, second = load_capture(), CAPTURES["nitro_attestation"], timedelta(seconds=1)
+    for now in (created + timedelta(hours=1), created):
         Nitro().authenticate(document, now)
     for now, reason in (
-        (made + timedelta(hours=1) + second, "document_expired"),
-        (made - 4 * second, "cert_expired"),  # the enclave's was issued three seconds before
-        (made + timedelta(hours=4), "cert_expired"),
+        (created + timedelta(hours=1) + second, "document_expired"),
+        (
+            created - 4 * second,
+            "cert_expired",
+        ),  # the enclave's certificate was issued three seconds before
+        (created + timedelta(hours=4), "cert_expired"),
     ):
         with pytest.raises(VerificationError) as caught:
             Nitro().authenticate(document, now)
         assert caught.value.reason == reason
 
 
-def test_the_age_of_a_document() -> None:
-    """At most an hour old, at most five minutes ahead."""
+def test_nitro_document_age_limits() -> None:
+    """A document may be up to an hour old, and up to five minutes ahead."""
     document = aws.document()
     for seconds in (-300, 0, 3600):
         Nitro(aws.root()).authenticate(document, aws.NOW + timedelta(seconds=seconds))
     for seconds in (-301, 3601):
-        refused = refusal(document, aws.NOW + timedelta(seconds=seconds))
-        assert type(refused) is VerificationError
-        assert refused.reason == "document_expired"
-        assert "ask the enclave for a new one" in str(refused)
+        error = get_rejection(document, aws.NOW + timedelta(seconds=seconds))
+        assert type(error) is VerificationError
+        assert error.reason == "document_expired"
 
 
-def test_the_stand_in() -> None:
-    """A made document leads to a made root, with and without the tag, and to no other."""
+def test_nitro_authenticates_simulated_document() -> None:
+    """A simulated document, tagged or not, verifies under the simulated root only."""
     found = Nitro(aws.root()).authenticate(aws.document(), aws.NOW)
     assert found.report_data == bytes(range(64))
     assert found.chain == (aws.leaf(), *reversed(aws.chain()))
     assert Nitro(aws.root()).authenticate(b"\xd2" + aws.document(), aws.NOW) == found
-    with pytest.raises(SignatureError) as caught:
+    with raises(SignatureError, "untrusted_root"):
         Nitro().authenticate(aws.document(), aws.NOW)
-    assert caught.value.reason == "untrusted_root"
 
 
-def test_whose_root() -> None:
-    """AWS's key is genuine whoever hands it in."""
+def test_nitro_genuine_only_with_aws_root() -> None:
+    """`genuine` is true for AWS's root only, passed or by default."""
     assert Nitro().genuine
     assert Nitro(AWS_ROOT).genuine
     assert not Nitro(aws.root()).genuine
@@ -134,15 +136,15 @@ def test_whose_root() -> None:
         Nitro(b"no certificate")
 
 
-def test_the_root_in_the_bundle_does_not_count() -> None:
-    """Whatever stands at its place, the root is the verifier's own."""
+def test_nitro_ignores_root_in_bundle() -> None:
+    """The root in `cabundle` is ignored in favour of the trust anchor."""
     _, region, zone = aws.chain()
-    found = Nitro(aws.root()).authenticate(with_chain(b"anything", region, zone), aws.NOW)
+    found = Nitro(aws.root()).authenticate(replace_chain(b"anything", region, zone), aws.NOW)
     assert found.chain[-1] == aws.root()
     own = aws.certificate("region", "root", signed_by="somebody else", path_length=1)
-    assert refusal(with_chain(aws.root(), own, zone)).reason == "untrusted_root"
+    assert get_rejection(replace_chain(aws.root(), own, zone)).reason == "untrusted_root"
     direct = aws.certificate("enclave", "root", authority=False)
-    Nitro(aws.root()).authenticate(with_chain(b"anything", leaf=direct), aws.NOW)
+    Nitro(aws.root()).authenticate(replace_chain(b"anything", leaf=direct), aws.NOW)
 
 
 @pytest.mark.parametrize(
@@ -198,26 +200,28 @@ def test_the_root_in_the_bundle_does_not_count() -> None:
         (lambda root, region, _: (root, region, b"zone"), "cert_malformed"),
     ],
 )
-def test_bundles_that_do_not_hold(
+def test_nitro_invalid_bundle_is_rejected(
     bundle: Callable[[bytes, bytes, bytes], tuple[bytes, ...]], reason: str
 ) -> None:
-    """Order, authority, length of the path, dates, extensions and algorithms all count."""
-    assert refusal(with_chain(*bundle(*aws.chain()))).reason == reason
+    """Order, CA flag, path length, validity, extensions and algorithms are checked."""
+    assert get_rejection(replace_chain(*bundle(*aws.chain()))).reason == reason
 
 
-def test_certificates_that_may_not_sign() -> None:
-    """An authority, one whose usage is another, and a key on another curve sign no documents."""
+def test_nitro_leaf_must_be_valid_signing_certificate() -> None:
+    """CA certificates, other key usages and other curves must not sign documents."""
     for leaf in (
         aws.certificate("enclave", "zone"),
         aws.certificate("enclave", "zone", authority=False, usage="key_agreement"),
     ):
-        refused = refusal(with_chain(*aws.chain(), leaf=leaf))
-        assert refused.reason == "cert_not_authority"
+        error = get_rejection(replace_chain(*aws.chain(), leaf=leaf))
+        assert error.reason == "cert_not_authority"
     leaf = aws.certificate("enclave", "zone", authority=False, curve=ec.SECP256R1)
-    refused = refusal(with_chain(*aws.chain(), leaf=leaf))
-    assert (refused.reason, "not P-384" in str(refused)) == ("document_bad_signature", True)
-    late = aws.certificate("enclave", "zone", authority=False, valid_until=aws.NOW - aws.DAY / 2)
-    assert isinstance(refusal(with_chain(*aws.chain(), leaf=late)), CollateralExpiredError)
+    error = get_rejection(replace_chain(*aws.chain(), leaf=leaf))
+    assert (error.reason, "not P-384" in str(error)) == ("document_bad_signature", True)
+    expired = aws.certificate("enclave", "zone", authority=False, valid_until=aws.NOW - aws.DAY / 2)
+    assert isinstance(
+        get_rejection(replace_chain(*aws.chain(), leaf=expired)), CollateralExpiredError
+    )
 
 
 @pytest.mark.parametrize(
@@ -244,15 +248,17 @@ def test_certificates_that_may_not_sign() -> None:
         (lambda: cbor2.dumps([*cbor2.loads(aws.document())[:3], b"r"]), "document_bad_signature"),
     ],
 )
-def test_signatures_that_do_not_hold(document: Callable[[], bytes], reason: str) -> None:
-    """The algorithm is ES384, told where it is signed; nothing unknown is critical."""
-    refused = refusal(document())
-    assert isinstance(refused, SignatureError)
-    assert refused.reason == reason
+def test_nitro_invalid_signature_or_header_is_rejected(
+    document: Callable[[], bytes], reason: str
+) -> None:
+    """The algorithm is ES384 in the protected header, and no unknown header is critical."""
+    error = get_rejection(document())
+    assert isinstance(error, SignatureError)
+    assert error.reason == reason
 
 
-def test_headers_that_are_fine() -> None:
-    """`alg` may be called critical; others may be there if they are not."""
+def test_nitro_accepts_uncritical_headers() -> None:
+    """`alg` may be marked critical, and other headers may be present if they are not."""
     for protected, unprotected in (
         ({1: -35, 2: [1]}, {}),
         ({1: -35, 3: "text/plain"}, {}),
@@ -263,44 +269,47 @@ def test_headers_that_are_fine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "text"),
+    ("changes", "reason", "subject"),
     [
-        ({"module_id": ""}, "module_id"),
-        ({"digest": "SHA256"}, "digest"),
-        ({"digest": ...}, "digest"),
-        ({"timestamp": ...}, "timestamp"),
-        ({"timestamp": 0}, "timestamp"),
-        ({"timestamp": 1 << 63}, "timestamp"),
-        ({"pcrs": {0: bytes(48), 1: bytes(48)}}, "no PCR 2"),
-        ({"pcrs": {n: bytes(48) for n in range(33)}}, "beside 0 to 31"),
-        ({"pcrs": {n: bytes(48) for n in (-1, 0, 1, 2)}}, "beside 0 to 31"),
-        ({"user_data": bytes(513)}, "user_data"),
-        ({"nonce": bytes(513)}, "nonce"),
-        ({"public_key": bytes(1025)}, "public_key"),
-        ({"certificate": ...}, "1 to 1024 bytes"),
-        ({"certificate": bytes(1025)}, "1 to 1024 bytes"),
-        ({"cabundle": ...}, "1 to 10 certificates"),
-        ({"cabundle": []}, "1 to 10 certificates"),
-        ({"cabundle": [b"x"] * 11}, "1 to 10 certificates"),
-        ({"cabundle": [b"", b"x"]}, "1 to 1024 bytes"),
+        ({"module_id": ""}, "missing", "module_id"),
+        ({"digest": "SHA256"}, "unsupported_algorithm", "digest"),
+        ({"digest": ...}, "unsupported_algorithm", "digest"),
+        ({"timestamp": ...}, "wrong_value", "timestamp"),
+        ({"timestamp": 0}, "wrong_value", "timestamp"),
+        ({"timestamp": 1 << 63}, "wrong_value", "timestamp"),
+        ({"pcrs": {0: bytes(48), 1: bytes(48)}}, "missing", "PCR 2"),
+        ({"pcrs": {n: bytes(48) for n in range(33)}}, "wrong_value", "PCR"),
+        ({"pcrs": {n: bytes(48) for n in (-1, 0, 1, 2)}}, "wrong_value", "PCR"),
+        ({"user_data": bytes(513)}, "too_large", "user_data"),
+        ({"nonce": bytes(513)}, "too_large", "nonce"),
+        ({"public_key": bytes(1025)}, "too_large", "public_key"),
+        ({"certificate": ...}, "wrong_size", "a certificate"),
+        ({"certificate": bytes(1025)}, "wrong_size", "a certificate"),
+        ({"cabundle": ...}, "wrong_size", "cabundle"),
+        ({"cabundle": []}, "wrong_size", "cabundle"),
+        ({"cabundle": [b"x"] * 11}, "wrong_size", "cabundle"),
+        ({"cabundle": [b"", b"x"]}, "wrong_size", "a certificate"),
     ],
 )
-def test_limits_of_a_document(changes: dict[str, object], text: str) -> None:
-    """Fields are as AWS describes them."""
-    with pytest.raises(FormatError, match=text):
+def test_nitro_field_outside_limits_raises_format_error(
+    changes: dict[str, object], reason: str, subject: str
+) -> None:
+    """Fields must be within the limits of AWS's specification."""
+    with raises(FormatError, reason) as caught:
         Nitro(aws.root()).authenticate(aws.document(aws.payload(**changes)), aws.NOW)
+    assert subject in str(caught.value)
 
 
-def test_fields_that_may_be_full() -> None:
-    """The caller's three may be as long as AWS allows, or not there."""
+def test_nitro_optional_fields_at_their_limits() -> None:
+    """`user_data`, `nonce` and `public_key` may have their largest size, or be absent."""
     full = aws.payload(user_data=bytes(512), nonce=bytes(512), public_key=bytes(1024))
     assert Nitro(aws.root()).authenticate(aws.document(full), aws.NOW).report_data == bytes(512)
     bare = aws.payload(user_data=..., nonce=..., public_key=...)
     assert Nitro(aws.root()).authenticate(aws.document(bare), aws.NOW).report_data == b""
 
 
-def test_shapes_that_are_none() -> None:
-    """Bytes behind the document, another tag, and the document of a NitroTPM are refused."""
+def test_nitro_malformed_document_is_rejected() -> None:
+    """Trailing bytes, other tags, and NitroTPM documents are rejected."""
     nitro = Nitro(aws.root())
     for document in (
         aws.document() + b"\0",
@@ -311,24 +320,24 @@ def test_shapes_that_are_none() -> None:
             nitro.authenticate(document, aws.NOW)
     for changes in ({"pcrs": ...}, {}):
         fields = aws.payload(nitrotpm_pcrs={n: bytes(48) for n in range(3)}, **changes)
-        with pytest.raises(UnsupportedError, match="NitroTPM"):
+        with raises(UnsupportedError, "feature"):
             nitro.authenticate(aws.document(fields), aws.NOW)
-    with pytest.raises(UsageError, match="aware"):
+    with raises(UsageError, "wrong_value"):
         nitro.authenticate(aws.document(), datetime.fromisoformat("2026-08-01"))
 
 
-def test_it_pickles() -> None:
-    """A verifier goes to another process."""
+def test_nitro_pickle_round_trip() -> None:
+    """An unpickled authenticator returns the same result."""
     nitro = pickle.loads(pickle.dumps(Nitro(aws.root())))
     assert nitro.authenticate(aws.document(), aws.NOW).device == b"i"
 
 
-@settings(deadline=None)  # machines are busy
-@given(st.binary(max_size=80) | mutations(GOOD))
-def test_any_bytes(document: bytes) -> None:
-    """Whatever comes, only our errors come out, or what was signed in another spelling of CBOR."""
+@settings(deadline=None)  # shared machines are slow
+@given(st.binary(max_size=80) | mutations(VALID_DOCUMENT))
+def test_nitro_any_bytes_raise_only_attestkit_errors(document: bytes) -> None:
+    """Any bytes raise only attestkit's errors, unless they are another encoding of signed data."""
     try:
         found = Nitro(aws.root()).authenticate(document, aws.NOW)
     except AttestKitError:
         return
-    assert found == Nitro(aws.root()).authenticate(GOOD, aws.NOW)
+    assert found == Nitro(aws.root()).authenticate(VALID_DOCUMENT, aws.NOW)

@@ -1,4 +1,4 @@
-"""Claims and makers' words made by hand, which every preset accepts, and changes to them."""
+"""Sample claims that every preset accepts, and changes to them."""
 
 from datetime import datetime, timezone
 from typing import Any, Final
@@ -14,10 +14,10 @@ from attestkit.verifier.result import (
     AttestationResult,
     Authenticated,
     Claims,
+    ResultContent,
     Tcb,
     TcbStatus,
-    Verdict,
-    accepted,
+    create_result,
 )
 
 NOW: Final = datetime(2026, 9, 21, 14, 13, 20, tzinfo=timezone.utc)
@@ -37,12 +37,12 @@ SGX: Final = "sgx"
 
 
 def register(number: int, size: int = 48) -> bytes:
-    """Return a value that no other number has."""
+    """Return a register value that is unique to the number."""
     return bytes([number]) * size
 
 
 def events(*extra: tuple[str, bytes]) -> tuple[Event, ...]:
-    """Return the events of a boot, then the application's."""
+    """Return the events of a boot, followed by the application's."""
     boot = (
         ("system-preparing", b""),
         ("app-id", APP_ID),
@@ -89,12 +89,12 @@ ATTRIBUTES: Final[dict[str, dict[str, bytes]]] = {
 }
 
 
-def claims(platform: str = TDX, **changed: Any) -> Claims:
-    """Return what a guest of a platform says; a register or attribute of None is left out."""
+def claims(platform: str = TDX, **changes: Any) -> Claims:
+    """Return the claims of a platform's evidence; a register or attribute of None is omitted."""
     registers, attributes = dict(REGISTERS[platform]), dict(ATTRIBUTES[platform])
     for table in (registers, attributes):
-        for name in [name for name in changed if name in table]:
-            value = changed.pop(name)
+        for name in [name for name in changes if name in table]:
+            value = changes.pop(name)
             table.pop(name)
             if value is not None:
                 table[name] = value
@@ -108,16 +108,16 @@ def claims(platform: str = TDX, **changed: Any) -> Claims:
         event_registers=(0, 1, 2, 3) if measured else (),
         os_image_hash=IMAGE_HASH,
     )
-    return found._replace(**changed)
+    return found._replace(**changes)
 
 
 def bare_claims() -> Claims:
-    """Return what a quote without its log says."""
+    """Return the claims of a quote without event log."""
     return claims(events=(), event_registers=(), os_image_hash=b"")
 
 
-def authenticated(**changed: Any) -> Authenticated:
-    """Return the maker's word on a platform that is up to date."""
+def authenticated(**changes: Any) -> Authenticated:
+    """Return the authenticated claims of a platform that is up to date."""
     found = Authenticated(
         status=TcbStatus.UP_TO_DATE,
         advisory_ids=(),
@@ -133,11 +133,11 @@ def authenticated(**changed: Any) -> Authenticated:
         chain=(b"leaf", b"root"),
         steps=("signed",),
     )
-    return found._replace(**changed)
+    return found._replace(**changes)
 
 
-def app_info(**changed: Any) -> AppInfo:
-    """Return who the app is."""
+def app_info(**changes: Any) -> AppInfo:
+    """Return the app's identity."""
     found = AppInfo(
         app_id=APP_ID,
         compose_hash=COMPOSE_HASH,
@@ -149,53 +149,55 @@ def app_info(**changed: Any) -> AppInfo:
         key_provider_info=KEY_PROVIDER,
         init_script_hashes=None,
     )
-    return found._replace(**changed)
+    return found._replace(**changes)
 
 
 _APP_INFO: Final = app_info()
 
 
-def rules(**given: Any) -> AppraisalPolicy:
+def rules(**arguments: Any) -> AppraisalPolicy:
     """Return the default policy with these rules."""
-    return AppraisalPolicy.default().replace(**given)
+    return AppraisalPolicy.default().replace(**arguments)
 
 
-def judged(
+def appraise(
     policy: AppraisalPolicy,
-    of: Claims | None = None,
-    word: Authenticated | None = None,
+    evidence_claims: Claims | None = None,
+    verified: Authenticated | None = None,
     info: AppInfo | None = _APP_INFO,
     **options: Any,
 ) -> tuple[str, ...]:
     """Return the steps of an appraisal at NOW."""
-    return policy.appraise(of or claims(), word or authenticated(), info, NOW, **options)
+    return policy.appraise(
+        evidence_claims or claims(), verified or authenticated(), info, NOW, **options
+    )
 
 
-def refused(reason: str, *given: Any, **options: Any) -> str:
-    """Return the text of a refusal, which must be for that reason."""
+def get_rejection_text(reason: str, *arguments: Any, **options: Any) -> str:
+    """Return the text of a rejection that must have this reason."""
     with pytest.raises(PolicyError) as caught:
-        judged(*given, **options)
+        appraise(*arguments, **options)
     assert caught.value.reason == reason, caught.value
     return str(caught.value)
 
 
 def result(
-    of: Claims | None = None,
-    word: Authenticated | None = None,
+    evidence_claims: Claims | None = None,
+    verified: Authenticated | None = None,
     info: AppInfo | None = _APP_INFO,
 ) -> AttestationResult:
-    """Return the result for evidence of that kind."""
-    of, word = of or claims(), word or authenticated()
-    return accepted(
-        Verdict(
-            claims=of,
-            tcb_status=word.status,
-            advisory_ids=word.advisory_ids,
-            tcb=word.tcb,
+    """Return the attestation result for such evidence."""
+    evidence_claims, verified = evidence_claims or claims(), verified or authenticated()
+    return create_result(
+        ResultContent(
+            claims=evidence_claims,
+            tcb_status=verified.status,
+            advisory_ids=verified.advisory_ids,
+            tcb=verified.tcb,
             simulated=False,
             app_info=info,
             verified_at=NOW,
-            certificate_chain=word.chain,
+            certificate_chain=verified.chain,
             steps=(),
         )
     )

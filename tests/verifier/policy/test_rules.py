@@ -1,4 +1,4 @@
-"""Single rules: what they accept, what they refuse, and that no rule accepts nothing."""
+"""Tests of single policy rules: accepted, rejected and invalid values."""
 
 import hmac
 from collections.abc import Callable
@@ -19,10 +19,11 @@ from attestkit.verifier.policy.rules import (
     KeyProvider,
     ReferenceValues,
     RequiredEvent,
-    any_of,
-    shown,
+    format_values,
+    matches_any,
 )
 from attestkit.verifier.result import TcbStatus
+from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     ATTRIBUTES,
     NITRO,
@@ -32,158 +33,167 @@ from tests.verifier.policy.policy_samples import (
     TDX,
     XFAM,
     app_info,
+    appraise,
     authenticated,
     bare_claims,
     claims,
     events,
-    judged,
-    refused,
+    get_rejection_text,
     register,
     rules,
 )
-from tests.verifier.policy.policy_samples import REGISTERS as HAVE
+from tests.verifier.policy.policy_samples import REGISTERS as SAMPLE_REGISTERS
 
 # -- reference values --------------------------------------------------------------------------
 
 
-def test_every_register_has_its_place() -> None:
-    """The rules are those of the table, and the samples have a value for each."""
+def test_reference_values_fields_match_registers() -> None:
+    """ReferenceValues has a field for each register, and the samples have a value of its size."""
     assert {field.name for field in fields(ReferenceValues)} == set(REGISTERS)
     for name, (platform, size) in REGISTERS.items():
-        value = {**HAVE[platform], **ATTRIBUTES[platform]}[name]
+        value = {**SAMPLE_REGISTERS[platform], **ATTRIBUTES[platform]}[name]
         assert len(value) == size, name
 
 
 @pytest.mark.parametrize("name", REGISTERS)
-def test_each_register(name: str) -> None:
-    """One of several values is accepted; another is refused with both."""
+def test_reference_value_mismatch_is_rejected(name: str) -> None:
+    """One of several values is accepted; a rejection names both values."""
     platform, size = REGISTERS[name]
-    word = authenticated(status=None if platform == NITRO else TcbStatus.UP_TO_DATE)
-    have = {**HAVE[platform], **ATTRIBUTES[platform]}[name]
+    verified = authenticated(status=None if platform == NITRO else TcbStatus.UP_TO_DATE)
+    actual = {**SAMPLE_REGISTERS[platform], **ATTRIBUTES[platform]}[name]
     other = register(0xEE, size)
-    accepted = rules(reference_values=ReferenceValues(**{name: (other, have)}))
-    assert f"{name}: a reference value each" in judged(accepted, claims(platform), word)
-    refusing = rules(reference_values=ReferenceValues(**{name: (other,)}))
-    text = refused("reference_value", refusing, claims(platform), word)
-    assert f"{name} is {have.hex()}, want {other.hex()};" in text
+    accepted = rules(reference_values=ReferenceValues(**{name: (other, actual)}))
+    assert f"{name}: a reference value each" in appraise(accepted, claims(platform), verified)
+    rejecting = rules(reference_values=ReferenceValues(**{name: (other,)}))
+    text = get_rejection_text("reference_value", rejecting, claims(platform), verified)
+    assert text.startswith(f"{name}: {actual.hex()}, must be {other.hex()}; ")
     assert f"reference_values.{name}" in text
 
 
 @pytest.mark.parametrize("name", REGISTERS)
-def test_a_register_that_is_not_there(name: str) -> None:
-    """A platform without the register, or evidence that leaves it out, is refused."""
-    own, size = REGISTERS[name]
+def test_reference_value_of_missing_register_is_rejected(name: str) -> None:
+    """A platform without the register, or evidence that omits it, is rejected."""
+    owner, size = REGISTERS[name]
     policy = rules(reference_values=ReferenceValues(**{name: (register(0xEE, size),)}))
-    for platform in {TDX, SNP, SGX, NITRO} - {own}:
-        word = authenticated(status=None if platform == NITRO else TcbStatus.UP_TO_DATE)
-        text = refused("reference_value", policy, claims(platform), word)
-        assert f"evidence of {platform} has no such register" in text
-    word = authenticated(status=None if own == NITRO else TcbStatus.UP_TO_DATE)
-    refused("reference_value", policy, claims(own, **{name: None}), word)
+    for platform in {TDX, SNP, SGX, NITRO} - {owner}:
+        verified = authenticated(status=None if platform == NITRO else TcbStatus.UP_TO_DATE)
+        text = get_rejection_text("reference_value", policy, claims(platform), verified)
+        assert text.startswith(f"{name}: ")
+        assert platform in text
+    verified = authenticated(status=None if owner == NITRO else TcbStatus.UP_TO_DATE)
+    get_rejection_text("reference_value", policy, claims(owner, **{name: None}), verified)
 
 
-def test_the_first_wrong_register_is_named() -> None:
-    """They are judged in the order of the platform's registers."""
+def test_reference_value_rejection_names_first_register() -> None:
+    """Registers are compared in the order of the platform's registers."""
     values = ReferenceValues(rtmr2=(register(1),), mrtd=(register(0x11),), rtmr1=(register(1),))
-    assert refused("reference_value", rules(reference_values=values)).startswith("rtmr1 is 2121")
+    assert get_rejection_text("reference_value", rules(reference_values=values)).startswith(
+        "rtmr1: 2121"
+    )
 
 
 @pytest.mark.parametrize(
-    ("given_values", "text"),
+    ("given_values", "reason", "subject"),
     [
-        ({"mrtd": ()}, "mrtd: no value would be accepted"),
-        ({"mrtd": register(1)}, "mrtd: want several values of 48 bytes"),
-        ({"mrtd": "00" * 48}, "mrtd: want several values of 48 bytes"),
-        ({"mrtd": 1}, "mrtd: want several values of 48 bytes"),
-        ({"mrtd": (register(1, 47),)}, "mrtd: a value has 47 bytes, want 48"),
-        ({"host_data": (register(1),)}, "host_data: a value has 48 bytes, want 32"),
-        ({"mrtd": (bytearray(48),)}, "mrtd: a value is bytes, not bytearray"),
+        ({"mrtd": ()}, "missing", "mrtd"),
+        ({"mrtd": register(1)}, "wrong_type", "mrtd"),
+        ({"mrtd": "00" * 48}, "wrong_type", "mrtd"),
+        ({"mrtd": 1}, "wrong_type", "mrtd"),
+        ({"mrtd": (register(1, 47),)}, "wrong_size", "mrtd"),
+        ({"host_data": (register(1),)}, "wrong_size", "host_data"),
+        ({"mrtd": (bytearray(48),)}, "wrong_type", "mrtd"),
         (
             {"mrtd": (register(1),), "measurement": (register(1),)},
-            "measurement: a register of dstack-amd-sev-snp, and mrtd is one of dstack-tdx",
+            "conflict",
+            "measurement",
         ),
     ],
 )
-def test_reference_values_that_cannot_be(given_values: dict[str, Any], text: str) -> None:
-    """A rule that nothing can meet is not made."""
-    with pytest.raises(UsageError) as caught:
+def test_reference_values_invalid_raises_usage_error(
+    given_values: dict[str, Any], reason: str, subject: str
+) -> None:
+    """Values of a wrong type or size, or of several platforms, raise UsageError."""
+    with raises(UsageError, reason) as caught:
         ReferenceValues(**given_values)
-    assert text in str(caught.value)
+    assert str(caught.value).startswith(f"{subject}: ")
 
 
-def test_values_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All values are looked at by the one function for it, also behind the right one."""
-    seen = []
+def test_matches_any_compares_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`matches_any` compares with every value by `hmac.compare_digest`."""
+    compared = []
 
     def compare(one: bytes, other: bytes) -> bool:
-        seen.append(other)
+        compared.append(other)
         return hmac.compare_digest(one, other)
 
-    class Watched:
+    class RecordingHmac:
         compare_digest = staticmethod(compare)
 
-    monkeypatch.setattr(policy_rules, "hmac", Watched)
-    assert any_of(b"a", [b"a", b"b", b"c"])
-    assert not any_of(b"d", [b"a", b"b"])
-    assert seen == [b"a", b"b", b"c", b"a", b"b"]
+    monkeypatch.setattr(policy_rules, "hmac", RecordingHmac)
+    assert matches_any(b"a", [b"a", b"b", b"c"])
+    assert not matches_any(b"d", [b"a", b"b"])
+    assert compared == [b"a", b"b", b"c", b"a", b"b"]
 
 
-def test_long_lists_are_cut() -> None:
-    """An error lists three values, and of a long one its beginning."""
-    assert shown([b"\1", b"\2", b"\3", b"\4", b"\5"]) == "01 or 02 or 03 or one of 2 more"
-    assert shown([bytes(100)]) == f"{'00' * 64}... (100 bytes)"
-    assert shown([b""]) == "nothing"
+def test_format_values_shortens_long_lists() -> None:
+    """An error lists at most three values, each shortened."""
+    assert format_values([b"\1", b"\2", b"\3", b"\4", b"\5"]) == "01 or 02 or 03 or one of 2 more"
+    assert format_values([bytes(100)]) == f"{'00' * 64}... (100 bytes)"
+    assert format_values([b""]) == "nothing"
 
 
 # -- bits --------------------------------------------------------------------------------------
 
 
-def test_bits_of_attributes() -> None:
-    """SEPT_VE_DISABLE is bit 28, which is the fourth byte of the evidence."""
+def test_td_attributes_bit_mask() -> None:
+    """SEPT_VE_DISABLE is bit 28, in the fourth byte of the little-endian field."""
     assert (
         BitMask.exactly(SEPT_VE_DISABLE).must_be_set
         == BIT_NAMES["td_attributes"]["SEPT_VE_DISABLE"]
     )
     policy = rules(td_attributes=BitMask(must_be_set=1 << 28, must_be_clear=1 << 29))
-    assert f"td_attributes {SEPT_VE_DISABLE.hex()} has the bits that are wanted" in judged(policy)
-    text = refused("attributes", policy, claims(td_attributes=bytes(8)))
-    assert "td_attributes is 0000000000000000, where SEPT_VE_DISABLE must be set;" in text
+    assert f"td_attributes {SEPT_VE_DISABLE.hex()} has the required bits" in appraise(policy)
+    text = get_rejection_text("attributes", policy, claims(td_attributes=bytes(8)))
+    assert "td_attributes: 0000000000000000, where SEPT_VE_DISABLE must be set;" in text
     both = (1 << 29).to_bytes(8, "little")
-    text = refused("attributes", policy, claims(td_attributes=both))
+    text = get_rejection_text("attributes", policy, claims(td_attributes=both))
     assert "SEPT_VE_DISABLE must be set and MIGRATABLE must be clear" in text
     unnamed = rules(td_attributes=BitMask(must_be_clear=1 << 40))
-    text = refused("attributes", unnamed, claims(td_attributes=(1 << 40).to_bytes(8, "little")))
+    text = get_rejection_text(
+        "attributes", unnamed, claims(td_attributes=(1 << 40).to_bytes(8, "little"))
+    )
     assert "bit 40 must be clear" in text
 
 
-def test_bits_of_xfam() -> None:
-    """The typical XFAM has AVX-512 and AMX; one bit of a feature is enough to name it."""
+def test_xfam_bit_mask() -> None:
+    """The sample XFAM has AVX-512 and AMX; a feature is named by any of its bits."""
     xfam = BIT_NAMES["xfam"]
-    assert judged(rules(xfam=BitMask(must_be_set=xfam["AVX512"] | xfam["AMX"])))
-    assert "CET must be set" in refused("attributes", rules(xfam=BitMask(must_be_set=1 << 12)))
-    assert judged(rules(xfam=BitMask.exactly(XFAM)))
-    refused("attributes", rules(xfam=BitMask.exactly(bytes.fromhex("e702040000000000"))))
+    assert appraise(rules(xfam=BitMask(must_be_set=xfam["AVX512"] | xfam["AMX"])))
+    assert "CET must be set" in get_rejection_text(
+        "attributes", rules(xfam=BitMask(must_be_set=1 << 12))
+    )
+    assert appraise(rules(xfam=BitMask.exactly(XFAM)))
+    get_rejection_text("attributes", rules(xfam=BitMask.exactly(bytes.fromhex("e702040000000000"))))
 
 
 @pytest.mark.parametrize("value", [None, bytes(7), bytes(9)])
-def test_bits_that_are_not_there(value: bytes | None) -> None:
-    """A field that is missing or of another size fails closed."""
+def test_bit_mask_field_missing_or_wrong_size_is_rejected(value: bytes | None) -> None:
+    """A missing field, or one of a wrong size, is rejected."""
     policy = rules(xfam=BitMask(must_be_clear=1))
-    text = refused("attributes", policy, claims(xfam=value))
-    assert "has no such field of 8 bytes" in text
-    refused("attributes", policy, claims(SNP))
+    assert get_rejection_text("attributes", policy, claims(xfam=value)).startswith("xfam: ")
+    get_rejection_text("attributes", policy, claims(SNP))
 
 
-@settings(deadline=None)  # machines are busy
-@given(value=st.integers(0, 2**64 - 1), mask=st.integers(1, 2**64 - 1), have=st.binary())
-def test_masks_are_comparisons(value: int, mask: int, have: bytes) -> None:
-    """A mask with a value accepts what equals the value in the mask's bits."""
-    have = have[:8].ljust(8, b"\0")
-    wanted = value & mask
-    rule = BitMask.exactly(wanted.to_bytes(8, "little"), mask.to_bytes(8, "little"))
-    equal = int.from_bytes(have, "little") & mask == wanted
+@settings(deadline=None)  # shared machines are slow
+@given(value=st.integers(0, 2**64 - 1), mask=st.integers(1, 2**64 - 1), actual=st.binary())
+def test_bit_mask_exactly_compares_masked_bits(value: int, mask: int, actual: bytes) -> None:
+    """`BitMask.exactly` accepts fields that equal the value in the mask's bits."""
+    actual = actual[:8].ljust(8, b"\0")
+    expected = value & mask
+    rule = BitMask.exactly(expected.to_bytes(8, "little"), mask.to_bytes(8, "little"))
+    equal = int.from_bytes(actual, "little") & mask == expected
     try:
-        rule.judge("xfam", claims(xfam=have))
+        rule.appraise("xfam", claims(xfam=actual))
     except PolicyError:
         assert not equal
     else:
@@ -191,27 +201,30 @@ def test_masks_are_comparisons(value: int, mask: int, have: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "text"),
+    ("create", "reason", "subject"),
     [
-        (BitMask, "no bit is asked for"),
-        (lambda: BitMask(must_be_set=True), "must_be_set: want a number of 64 bits"),
-        (lambda: BitMask(must_be_clear=1 << 64), "must_be_clear: want a number of 64 bits"),
-        (lambda: BitMask(must_be_set=-1), "must_be_set: want a number of 64 bits"),
-        (lambda: BitMask(must_be_set=6, must_be_clear=12), "bit 2 must be set and must be clear"),
-        (lambda: BitMask.exactly(bytes(7)), "value: want 8 bytes"),
-        (lambda: BitMask.exactly(bytes(8), bytes(9)), "mask: want 8 bytes"),
-        (lambda: BitMask.exactly(bytes(8), bytes(8)), "no bit is asked for"),
+        (BitMask, "missing", "bit mask"),
+        (lambda: BitMask(must_be_set=True), "out_of_range", "must_be_set"),
+        (lambda: BitMask(must_be_clear=1 << 64), "out_of_range", "must_be_clear"),
+        (lambda: BitMask(must_be_set=-1), "out_of_range", "must_be_set"),
+        (lambda: BitMask(must_be_set=6, must_be_clear=12), "conflict", "bit mask"),
+        (lambda: BitMask.exactly(bytes(7)), "wrong_size", "value"),
+        (lambda: BitMask.exactly(bytes(8), bytes(9)), "wrong_size", "mask"),
+        (lambda: BitMask.exactly(bytes(8), bytes(8)), "missing", "bit mask"),
         (
             lambda: BitMask.exactly(b"\3" + bytes(7), b"\1" + bytes(7)),
-            "value: bit 1 is set and not in the mask",
+            "conflict",
+            "value",
         ),
     ],
 )
-def test_masks_that_cannot_be(make: Callable[[], BitMask], text: str) -> None:
-    """A mask asks for something, and not for both."""
-    with pytest.raises(UsageError) as caught:
-        make()
-    assert text in str(caught.value)
+def test_bit_mask_invalid_raises_usage_error(
+    create: Callable[[], BitMask], reason: str, subject: str
+) -> None:
+    """An empty or contradictory mask raises UsageError."""
+    with raises(UsageError, reason) as caught:
+        create()
+    assert str(caught.value).startswith(f"{subject}: ")
 
 
 # -- key providers -----------------------------------------------------------------------------
@@ -229,51 +242,52 @@ def test_masks_that_cannot_be(make: Callable[[], BitMask], text: str) -> None:
         (KeyProvider(id=b"\x30"), False),
     ],
 )
-def test_key_provider(rule: KeyProvider, accepted: bool) -> None:
-    """Name and id must both be those of one rule."""
+def test_key_provider_name_and_id_must_match(rule: KeyProvider, accepted: bool) -> None:
+    """Name and id must match the same rule."""
     if accepted:
-        assert f"the key provider is {rule}" in judged(rules(key_provider=(rule,)))
+        assert f"the key provider is {rule}" in appraise(rules(key_provider=(rule,)))
         return
-    text = refused("key_provider", rules(key_provider=(rule,)))
-    assert f"the key provider is 'kms' with id 3059, want {rule};" in text
-    assert judged(rules(key_provider=(rule, KeyProvider(name="kms"))))
+    text = get_rejection_text("key_provider", rules(key_provider=(rule,)))
+    assert f"'kms' with id 3059, must be {rule};" in text
+    assert appraise(rules(key_provider=(rule, KeyProvider(name="kms"))))
 
 
-def test_a_name_of_one_and_an_id_of_another() -> None:
-    """Rules are not mixed."""
+def test_key_provider_rules_are_not_mixed() -> None:
+    """The name of one rule and the id of another do not match."""
     policy = rules(
         key_provider=(KeyProvider(name="kms", id=b"\1"), KeyProvider(name="tpm", id=b"\x30\x59"))
     )
-    text = refused("key_provider", policy)
-    assert "want kms with id 01 or tpm with id 3059" in text
+    text = get_rejection_text("key_provider", policy)
+    assert "must be kms with id 01 or tpm with id 3059" in text
 
 
 @pytest.mark.parametrize(
     "info",
     [b"kms", b"{}", b"[]", b'{"name":"kms","id":7}', b'{"name":"kms","id":"3"}', b"\xff" * 4],
 )
-def test_a_key_provider_that_cannot_be_read(info: bytes) -> None:
-    """What is no JSON of that shape is refused, not left out."""
+def test_key_provider_malformed_event_is_rejected(info: bytes) -> None:
+    """A malformed key provider event is rejected."""
     policy = rules(key_provider=(KeyProvider(name="kms"),))
-    text = refused("key_provider", policy, None, None, app_info(key_provider_info=info))
-    assert "cannot be read" in text
+    get_rejection_text("key_provider", policy, None, None, app_info(key_provider_info=info))
 
 
 @pytest.mark.parametrize(
-    ("given_fields", "text"),
+    ("given_fields", "reason", "subject"),
     [
-        ({}, "want a name, an id, or both"),
-        ({"name": ""}, "name: want text that is not empty"),
-        ({"name": "\ud800"}, "name: text has half a surrogate pair"),
-        ({"id": b""}, "id: want bytes that are not empty"),
-        ({"id": "3059"}, "id: want bytes that are not empty"),
+        ({}, "missing", "key provider"),
+        ({"name": ""}, "wrong_type", "name"),
+        ({"name": "\ud800"}, "encoding", "name"),
+        ({"id": b""}, "wrong_type", "id"),
+        ({"id": "3059"}, "wrong_type", "id"),
     ],
 )
-def test_key_providers_that_cannot_be(given_fields: dict[str, Any], text: str) -> None:
-    """A rule names somebody."""
-    with pytest.raises(UsageError) as caught:
+def test_key_provider_invalid_rule_raises_usage_error(
+    given_fields: dict[str, Any], reason: str, subject: str
+) -> None:
+    """A rule without a valid name or id raises UsageError."""
+    with raises(UsageError, reason) as caught:
         KeyProvider(**given_fields)
-    assert text in str(caught.value)
+    assert str(caught.value).startswith(f"{subject}: ")
 
 
 # -- required events ---------------------------------------------------------------------------
@@ -293,96 +307,100 @@ STORAGE = RequiredEvent(name="storage-fs", payload=b"zfs")
         RequiredEvent(name="system-preparing", payload=b""),
     ],
 )
-def test_events_that_are_there(rule: RequiredEvent) -> None:
-    """An event is found by its name, and by payload or digest if those are given."""
-    assert f"the log has event {rule.name!r}" in judged(rules(required_events=(rule,)))
+def test_required_event_is_found(rule: RequiredEvent) -> None:
+    """An event is found by its name, and by payload or digest if given."""
+    assert f"the log has event {rule.name!r}" in appraise(rules(required_events=(rule,)))
 
 
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
-        (RequiredEvent(name="other"), "event 'other' is required, and the log has no such event;"),
+        (RequiredEvent(name="other"), "event 'other': required, but not in the log;"),
         (
             RequiredEvent(name="model", during="boot"),
-            "event 'model' is required up to system-ready, and the log has no such event at that",
+            "event 'model': required up to system-ready, but not in the log at that time;",
         ),
         (
             RequiredEvent(name="model", payload=b"other"),
-            f"event 'model' has payload {b'weights'.hex()}, want payload {b'other'.hex()};",
+            f"event 'model': payload {b'weights'.hex()}, must be payload {b'other'.hex()};",
         ),
         (
             RequiredEvent(name="model", digest=bytes(48)),
-            f"event 'model' has digest {runtime_digest('model', b'weights').hex()}, want digest",
+            f"event 'model': digest {runtime_digest('model', b'weights').hex()}, must be digest",
         ),
-        (RequiredEvent(name="storage-fs", payload=b""), "has payload 7a6673, want payload nothing"),
+        (RequiredEvent(name="storage-fs", payload=b""), "payload 7a6673, must be payload nothing"),
     ],
 )
-def test_events_that_are_not_there(rule: RequiredEvent, text: str) -> None:
-    """The text tells a missing event from another payload, and from another time."""
-    assert text in refused("required_event", rules(required_events=(rule,)))
+def test_required_event_missing_is_rejected(rule: RequiredEvent, text: str) -> None:
+    """The rejection distinguishes a missing event, another payload, and another time."""
+    assert text in get_rejection_text("required_event", rules(required_events=(rule,)))
 
 
-def test_one_of_several_is_enough() -> None:
-    """An event may be emitted again with another payload."""
+def test_required_event_one_of_several_matches() -> None:
+    """One event with the required payload is enough."""
     found = claims(events=events(("model", b"one"), ("model", b"two")))
     rule = RequiredEvent(name="model", payload=b"two")
-    assert judged(rules(required_events=(rule,)), found)
-    none = RequiredEvent(name="model", payload=b"three")
-    text = refused("required_event", rules(required_events=(none,)), found)
-    assert "has payload 6f6e65 or 74776f, want payload 7468726565" in text
+    assert appraise(rules(required_events=(rule,)), found)
+    other_rule = RequiredEvent(name="model", payload=b"three")
+    text = get_rejection_text("required_event", rules(required_events=(other_rule,)), found)
+    assert "payload 6f6e65 or 74776f, must be payload 7468726565" in text
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED_NAMES))
-def test_an_app_cannot_emit_what_the_boot_did_not(name: str) -> None:
-    """What comes after system-ready, or without it, does not stand in for the boot's events."""
+def test_required_boot_event_emitted_by_app_is_rejected(name: str) -> None:
+    """An event after system-ready, or without it, does not count as a boot event."""
     rule = RequiredEvent(name=name, payload=b"claimed")
     assert rule.during == "boot"
-    late = claims(events=events((name, b"claimed")))
-    refused("required_event", rules(required_events=(rule,)), late)
-    only = tuple(event for event in late.events if event.payload == b"claimed")
+    claimed = claims(events=events((name, b"claimed")))
+    get_rejection_text("required_event", rules(required_events=(rule,)), claimed)
+    app_only = tuple(event for event in claimed.events if event.payload == b"claimed")
     if name != "system-ready":
-        unbooted = claims(events=only)
-        refused("required_event", rules(required_events=(rule,)), unbooted)
+        unbooted = claims(events=app_only)
+        get_rejection_text("required_event", rules(required_events=(rule,)), unbooted)
 
 
-def test_events_of_the_app_are_behind_the_boot() -> None:
-    """An event of the boot is none of the app's; without a boot all events are the app's."""
+def test_required_app_event_must_follow_boot() -> None:
+    """A boot event does not count as an app event; without a boot all events are app events."""
     booted = claims(events=(*events()[:-1], *events(("model", b""))[-1:], events()[-1]))
     rule = RequiredEvent(name="model", during="app")
-    refused("required_event", rules(required_events=(rule,)), booted)
-    assert judged(rules(required_events=(RequiredEvent(name="model", during="boot"),)), booted)
+    get_rejection_text("required_event", rules(required_events=(rule,)), booted)
+    assert appraise(rules(required_events=(RequiredEvent(name="model", during="boot"),)), booted)
     unbooted = claims(events=events(("model", b""))[-1:])
-    assert judged(rules(required_events=(rule,)), unbooted)
+    assert appraise(rules(required_events=(rule,)), unbooted)
 
 
-def test_where_nothing_measures_events() -> None:
-    """A bare quote has no log, and other platforms have no register for events."""
+def test_required_event_without_event_registers_is_rejected() -> None:
+    """Bare quotes and platforms without event registers are rejected."""
     policy = rules(required_events=(RequiredEvent(name="model"),))
-    text = refused("required_event", policy, bare_claims(), None, None)
-    assert "a bare quote has no log: ask the attester for whole evidence" in text
-    told = events(("model", b""))
+    text = get_rejection_text("required_event", policy, bare_claims(), None, None)
+    assert "bare quote" in text
+    app_events = events(("model", b""))
     for platform in (SNP, NITRO):
-        word = authenticated(status=None if platform == NITRO else TcbStatus.UP_TO_DATE)
-        text = refused("required_event", policy, claims(platform, events=told), word)
-        assert f"nothing measures runtime events on {platform}" in text
-    assert "bare quote" in refused("required_event", policy, claims(SGX))
+        verified = authenticated(status=None if platform == NITRO else TcbStatus.UP_TO_DATE)
+        text = get_rejection_text(
+            "required_event", policy, claims(platform, events=app_events), verified
+        )
+        assert platform in text
+    assert "bare quote" in get_rejection_text("required_event", policy, claims(SGX))
 
 
 @pytest.mark.parametrize(
-    ("given_fields", "text"),
+    ("given_fields", "reason", "subject"),
     [
-        ({"name": ""}, "name: want text that is not empty"),
-        ({"name": 1}, "name: want text that is not empty"),
-        ({"name": "\udfff"}, "name: text has half a surrogate pair"),
-        ({"name": "a", "payload": "00"}, "payload: want bytes"),
-        ({"name": "a", "digest": bytes(32)}, "digest: a value has 32 bytes, want 48"),
-        ({"name": "a", "digest": bytes(48), "payload": b""}, "digest: it covers the payload"),
-        ({"name": "a", "during": "night"}, 'during: want "boot" or "app"'),
-        ({"name": "app-id", "during": "app"}, "during: 'app-id' is an event of the boot"),
+        ({"name": ""}, "wrong_type", "name"),
+        ({"name": 1}, "wrong_type", "name"),
+        ({"name": "\udfff"}, "encoding", "name"),
+        ({"name": "a", "payload": "00"}, "wrong_type", "payload"),
+        ({"name": "a", "digest": bytes(32)}, "wrong_size", "digest"),
+        ({"name": "a", "digest": bytes(48), "payload": b""}, "conflict", "digest"),
+        ({"name": "a", "during": "night"}, "wrong_value", "during"),
+        ({"name": "app-id", "during": "app"}, "conflict", "during"),
     ],
 )
-def test_events_that_cannot_be(given_fields: dict[str, Any], text: str) -> None:
-    """A rule about events names one."""
-    with pytest.raises(UsageError) as caught:
+def test_required_event_invalid_rule_raises_usage_error(
+    given_fields: dict[str, Any], reason: str, subject: str
+) -> None:
+    """An invalid rule raises UsageError."""
+    with raises(UsageError, reason) as caught:
         RequiredEvent(**given_fields)
-    assert text in str(caught.value)
+    assert str(caught.value).startswith(f"{subject}: ")

@@ -1,4 +1,4 @@
-"""Rules about firmware fail closed: what is not known is not accepted."""
+"""Tests of firmware rules: unknown values are rejected."""
 
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -13,125 +13,146 @@ from tests.verifier.policy.policy_samples import (
     SGX,
     SNP,
     TDX,
+    appraise,
     authenticated,
     claims,
-    judged,
-    refused,
+    get_rejection_text,
     rules,
 )
 
-LACKS = "TDX component 2 is 4, the level from 2026-05 needs 6."
+SHORTFALL = "TDX component 2 is 4, the level from 2026-05 needs 6."
 MONTH = timedelta(days=30)
 GRACE = rules(platform_grace_period=MONTH, qe_grace_period=MONTH)
 
 
-def outdated(
+def create_outdated(
     date: datetime | None = NOW - MONTH,
     qe_date: datetime | None = NOW - MONTH,
     status: TcbStatus = TcbStatus.OUT_OF_DATE,
     qe_status: TcbStatus | None = None,
 ) -> Authenticated:
-    """Return the maker's word on a platform whose levels have these dates."""
+    """Return the authenticated claims of a platform with TCB levels of these dates."""
     return authenticated(status=status, tcb=Tcb(date, qe_date, qe_status=qe_status))
 
 
 # -- status ------------------------------------------------------------------------------------
 
 
-def test_an_outdated_platform_is_told_what_it_lacks() -> None:
-    """The explanation is part of the refusal, and its full stop is not."""
-    text = refused("tcb_status", AppraisalPolicy.default(), None, outdated(), explain=lambda: LACKS)
+def test_tcb_status_rejection_contains_shortfall() -> None:
+    """The rejection contains the explanation without its full stop."""
+    text = get_rejection_text(
+        "tcb_status", AppraisalPolicy.default(), None, create_outdated(), explain=lambda: SHORTFALL
+    )
     assert text == (
-        "TCB status OutOfDate is not accepted, want UpToDate, SWHardeningNeeded, "
+        "TCB status: OutOfDate is not accepted, must be UpToDate, SWHardeningNeeded, "
         "ConfigurationNeeded, ConfigurationAndSWHardeningNeeded; TDX component 2 is 4, the level "
-        "from 2026-05 needs 6; bring the platform up to date, or take a policy that accepts this "
-        "status"
+        "from 2026-05 needs 6; update the platform, or use a policy that accepts this status"
     )
 
 
-def test_status_that_is_missing() -> None:
-    """Only AWS has no status: elsewhere evidence without one is refused."""
-    word = authenticated(status=None)
-    assert "there is no TCB status on this platform" in judged(rules(), claims(NITRO), word)
-    refused("tcb_status", AppraisalPolicy.development(), None, word)
-    refused("tcb_status", AppraisalPolicy.development(), claims(SNP), word)
+def test_tcb_status_missing_is_accepted_for_nitro_only() -> None:
+    """AWS Nitro has no TCB status; other evidence without one is rejected."""
+    verified = authenticated(status=None)
+    assert "there is no TCB status on this platform" in appraise(rules(), claims(NITRO), verified)
+    get_rejection_text("tcb_status", AppraisalPolicy.development(), None, verified)
+    get_rejection_text("tcb_status", AppraisalPolicy.development(), claims(SNP), verified)
 
 
-def test_revoked_is_never_accepted() -> None:
-    """Not even where dates are recent and the policy has grace periods."""
-    word = outdated(NOW, NOW, TcbStatus.REVOKED)
+def test_tcb_status_revoked_is_rejected() -> None:
+    """Grace periods do not apply to a revoked status."""
+    verified = create_outdated(NOW, NOW, TcbStatus.REVOKED)
     for policy in (GRACE, AppraisalPolicy.development()):
-        refused("tcb_status", policy, None, word)
+        get_rejection_text("tcb_status", policy, None, verified)
 
 
 # -- grace periods -----------------------------------------------------------------------------
 
 
-def test_grace_reaches_to_its_last_second() -> None:
-    """OutOfDate is accepted up to the date of the level plus the period, and not after."""
-    assert "TCB status OutOfDate is accepted, within the grace period" in judged(
-        GRACE, None, outdated()
+def test_grace_period_end_is_inclusive() -> None:
+    """OutOfDate is accepted up to the level's date plus the grace period, inclusive."""
+    assert "TCB status OutOfDate is accepted, within the grace period" in appraise(
+        GRACE, None, create_outdated()
     )
     second = timedelta(seconds=1)
-    for word, part in (
-        (outdated(date=NOW - MONTH - second), "platform"),
-        (outdated(qe_date=NOW - MONTH - second), "quoting enclave"),
+    for verified, part in (
+        (create_outdated(date=NOW - MONTH - second), "platform"),
+        (create_outdated(qe_date=NOW - MONTH - second), "quoting enclave"),
     ):
-        text = refused("grace_period", GRACE, None, word, explain=lambda: LACKS)
+        text = get_rejection_text("grace_period", GRACE, None, verified, explain=lambda: SHORTFALL)
         assert f"the {part}'s level is of 2026-08-22" in text
-        assert "of 30 days does not reach 2026-09-21; TDX component 2 is 4" in text
+        assert "of 30 days ended before 2026-09-21; TDX component 2 is 4" in text
 
 
-def test_dates_in_any_time_zone() -> None:
-    """A date is an instant, whatever zone it is written in."""
+def test_grace_period_compares_instants() -> None:
+    """Dates are compared as instants, in any time zone."""
     east = timezone(timedelta(hours=9))
-    assert judged(GRACE, None, outdated(date=(NOW - MONTH).astimezone(east)))
+    assert appraise(GRACE, None, create_outdated(date=(NOW - MONTH).astimezone(east)))
 
 
 @pytest.mark.parametrize(
-    ("policy", "word", "why"),
+    ("policy", "verified", "text"),
     [
-        (GRACE, outdated(date=None), "the date of the platform's level is not known"),
-        (GRACE, outdated(qe_date=None), "the date of the quoting enclave's level is not known"),
-        (rules(platform_grace_period=MONTH), outdated(), "the policy has no qe_grace_period"),
-        (rules(qe_grace_period=MONTH), outdated(), "the policy has no platform_grace_period"),
+        (GRACE, create_outdated(date=None), "the date of the platform's level is not known"),
+        (
+            GRACE,
+            create_outdated(qe_date=None),
+            "the date of the quoting enclave's level is not known",
+        ),
+        (
+            rules(platform_grace_period=MONTH),
+            create_outdated(),
+            "the policy has no qe_grace_period",
+        ),
+        (
+            rules(qe_grace_period=MONTH),
+            create_outdated(),
+            "the policy has no platform_grace_period",
+        ),
     ],
 )
-def test_grace_fails_closed(policy: AppraisalPolicy, word: Authenticated, why: str) -> None:
-    """A date that is not known, or a period that is not given, is no grace."""
-    assert why in refused("grace_period", policy, None, word)
+def test_grace_period_unknown_date_or_period_is_rejected(
+    policy: AppraisalPolicy, verified: Authenticated, text: str
+) -> None:
+    """An unknown date or a missing grace period is a rejection."""
+    assert text in get_rejection_text("grace_period", policy, None, verified)
 
 
-def test_a_quoting_enclave_that_is_up_to_date_needs_no_grace() -> None:
-    """Its level may be old where its own status is told; the platform's never may."""
+def test_grace_period_ignores_date_of_up_to_date_qe() -> None:
+    """The QE's level may be old if its own status is UpToDate; the platform's may not."""
     old = NOW - MONTH - timedelta(days=1)
-    fine, stale = TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DATE
-    assert judged(GRACE, None, outdated(qe_date=old, qe_status=fine))
-    assert judged(rules(platform_grace_period=MONTH), None, outdated(qe_status=fine))
-    refused("grace_period", GRACE, None, outdated(qe_date=old, qe_status=stale))
-    refused("grace_period", GRACE, None, outdated(date=old, qe_status=fine))
+    up_to_date, out_of_date = TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DATE
+    assert appraise(GRACE, None, create_outdated(qe_date=old, qe_status=up_to_date))
+    assert appraise(rules(platform_grace_period=MONTH), None, create_outdated(qe_status=up_to_date))
+    get_rejection_text(
+        "grace_period", GRACE, None, create_outdated(qe_date=old, qe_status=out_of_date)
+    )
+    get_rejection_text("grace_period", GRACE, None, create_outdated(date=old, qe_status=up_to_date))
 
 
-def test_grace_is_for_being_out_of_date() -> None:
-    """It covers the second status only where configuration is accepted too, and no others."""
+def test_grace_period_applies_to_out_of_date_only() -> None:
+    """A grace period covers only the OutOfDate part of a status."""
     both = TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED
-    assert judged(GRACE, None, outdated(status=both))
+    assert appraise(GRACE, None, create_outdated(status=both))
     strict = AppraisalPolicy.strict().replace(platform_grace_period=MONTH, qe_grace_period=MONTH)
-    assert judged(strict, None, outdated())
-    text = refused("tcb_status", strict, None, outdated(status=both))
-    assert "ConfigurationNeeded is not among the accepted_statuses" in text
-    refused("tcb_status", GRACE, None, outdated(status=TcbStatus.TD_RELAUNCH_ADVISED))
+    assert appraise(strict, None, create_outdated())
+    text = get_rejection_text("tcb_status", strict, None, create_outdated(status=both))
+    assert "ConfigurationNeeded is not in accepted_statuses" in text
+    get_rejection_text(
+        "tcb_status", GRACE, None, create_outdated(status=TcbStatus.TD_RELAUNCH_ADVISED)
+    )
 
 
-def test_a_level_of_the_future_is_recent() -> None:
-    """A level whose date lies ahead of the clock needs no grace."""
-    assert judged(GRACE, None, outdated(date=NOW + MONTH))
+def test_grace_period_accepts_future_level() -> None:
+    """A level dated after the clock's time is within the grace period."""
+    assert appraise(GRACE, None, create_outdated(date=NOW + MONTH))
 
 
-def test_a_short_period_is_told_in_hours() -> None:
-    """A period that is no number of days is written out."""
+def test_grace_period_text_of_partial_days() -> None:
+    """A grace period that is not a whole number of days is printed with hours."""
     policy = rules(platform_grace_period=timedelta(hours=36), qe_grace_period=MONTH)
-    assert "of 1 day, 12:00:00 does not reach" in refused("grace_period", policy, None, outdated())
+    assert "of 1 day, 12:00:00 ended before" in get_rejection_text(
+        "grace_period", policy, None, create_outdated()
+    )
 
 
 # -- advisories --------------------------------------------------------------------------------
@@ -148,85 +169,89 @@ def test_a_short_period_is_told_in_hours() -> None:
         ({"refused_advisories": ("intel-sa-00960",)}, False),
     ],
 )
-def test_advisories(given: dict[str, Any], accepted: bool) -> None:
-    """Every advisory must be accepted and none refused, in either case of letters."""
-    word = authenticated(advisory_ids=("INTEL-SA-00837", "Intel-SA-00960"))
+def test_advisories_must_be_accepted_and_not_refused(given: dict[str, Any], accepted: bool) -> None:
+    """Every advisory must be accepted and not refused, ignoring case."""
+    verified = authenticated(advisory_ids=("INTEL-SA-00837", "Intel-SA-00960"))
     if accepted:
-        assert judged(rules(**given), None, word)
+        assert appraise(rules(**given), None, verified)
     else:
-        text = refused("advisory", rules(**given), None, word)
-        assert "security advisory " in text
-        assert "applies to the platform and is not accepted" in text
+        get_rejection_text("advisory", rules(**given), None, verified)
 
 
-def test_the_advisory_is_named() -> None:
-    """The first that is not accepted is named as the maker writes it."""
-    word = authenticated(advisory_ids=("INTEL-SA-00837", "Intel-SA-00960"))
-    text = refused("advisory", rules(refused_advisories=("INTEL-SA-00960",)), None, word)
-    assert text.startswith("security advisory Intel-SA-00960 applies")
+def test_advisory_rejection_names_first_advisory() -> None:
+    """The rejection names the first unaccepted advisory in the vendor's spelling."""
+    verified = authenticated(advisory_ids=("INTEL-SA-00837", "Intel-SA-00960"))
+    text = get_rejection_text(
+        "advisory", rules(refused_advisories=("INTEL-SA-00960",)), None, verified
+    )
+    assert text.startswith("security advisory Intel-SA-00960: ")
 
 
 @pytest.mark.parametrize(
-    ("platform", "told"),
+    ("platform", "expected"),
     [
         (TDX, "no security advisory applies"),
         (SGX, "no security advisory applies"),
-        (SNP, "the platform's maker names no advisories"),
-        (NITRO, "the platform's maker names no advisories"),
+        (SNP, "the platform's vendor names no advisories"),
+        (NITRO, "the platform's vendor names no advisories"),
     ],
 )
-def test_who_names_no_advisories(platform: str, told: str) -> None:
-    """Where nobody names any, nothing is said of whether one applies."""
-    word = authenticated(status=None if platform == NITRO else TcbStatus.UP_TO_DATE)
-    steps = judged(rules(), claims(platform), word)
-    assert [step for step in steps if "advisor" in step] == [told]
+def test_advisory_step_by_platform(platform: str, expected: str) -> None:
+    """The step distinguishes no applicable advisory from a vendor that lists none."""
+    verified = authenticated(status=None if platform == NITRO else TcbStatus.UP_TO_DATE)
+    steps = appraise(rules(), claims(platform), verified)
+    assert [step for step in steps if "advisor" in step] == [expected]
 
 
 # -- numbers -----------------------------------------------------------------------------------
 
 
-def test_evaluation_data_number() -> None:
-    """It must be known and large enough."""
-    assert "TCB evaluation data number 18 is at least 18" in judged(
+def test_evaluation_data_number_below_minimum_is_rejected() -> None:
+    """The TCB evaluation data number must be known and at least the minimum."""
+    assert "TCB evaluation data number 18 is at least 18" in appraise(
         rules(minimum_evaluation_data_number=18)
     )
-    text = refused("evaluation_data_number", rules(minimum_evaluation_data_number=19))
-    assert "number is 18, want at least 19; verify with collateral" in text
-    text = refused(
+    text = get_rejection_text("evaluation_data_number", rules(minimum_evaluation_data_number=19))
+    assert text.startswith("TCB evaluation data number: 18, must be at least 19; ")
+    text = get_rejection_text(
         "evaluation_data_number",
         rules(minimum_evaluation_data_number=0),
         None,
         authenticated(tcb=Tcb()),
     )
-    assert "is not known" in text
+    assert "not known" in text
 
 
-def test_firmware_of_any_age_is_a_caution() -> None:
-    """The status of SEV-SNP has no age: with the least versions named, it is not needed."""
+def test_snp_without_minimum_svns_gives_caution() -> None:
+    """SEV-SNP's TCB status has no date, which is a caution unless minimum SVNs are set."""
     policy = AppraisalPolicy.strict()
     levels = authenticated(tcb=Tcb(components=(("boot_loader", 4), ("snp", 23))))
-    age = "caution: the TCB status of SEV-SNP tells whether"
-    told = [step for step in judged(policy, claims(SNP), levels) if step.startswith(age)]
-    assert len(told) == 1
-    assert "minimum_svns" in told[0]
-    held = policy.replace(minimum_svns=(("snp", 23),))
-    assert not any(step.startswith(age) for step in judged(held, claims(SNP), levels))
-    assert "snp has SVN 23, want at least 24" in refused(
+    age = "caution: the TCB status of SEV-SNP compares"
+    cautions = [step for step in appraise(policy, claims(SNP), levels) if step.startswith(age)]
+    assert len(cautions) == 1
+    assert "minimum_svns" in cautions[0]
+    with_minimum = policy.replace(minimum_svns=(("snp", 23),))
+    assert not any(step.startswith(age) for step in appraise(with_minimum, claims(SNP), levels))
+    assert "component snp: SVN is 23, must be at least 24" in get_rejection_text(
         "minimum_svn", policy.replace(minimum_svns=(("snp", 24),)), claims(SNP), levels
     )
     for platform in (TDX, SGX):
-        assert not any(step.startswith(age) for step in judged(policy, claims(platform)))
+        assert not any(step.startswith(age) for step in appraise(policy, claims(platform)))
 
 
-def test_minimum_svns() -> None:
-    """Every named component must be there and have its version or a later one."""
-    assert "SVN high enough: PCE, TDX component 2" in judged(
+def test_minimum_svn_component_below_minimum_is_rejected() -> None:
+    """Every listed component must be present with at least the minimum SVN."""
+    assert "SVN high enough: PCE, TDX component 2" in appraise(
         rules(minimum_svns=(("TDX component 2", 4), ("PCE", 12)))
     )
-    text = refused("minimum_svn", rules(minimum_svns=(("TDX component 2", 6), ("PCE", 13))))
-    assert text.startswith("TDX component 2 has SVN 4, want at least 6; update the platform's")
-    text = refused("minimum_svn", rules(minimum_svns=(("TDX component 9", 0),)))
-    assert "no component 'TDX component 9'" in text
+    text = get_rejection_text(
+        "minimum_svn", rules(minimum_svns=(("TDX component 2", 6), ("PCE", 13)))
+    )
+    assert text.startswith("component TDX component 2: SVN is 4, must be at least 6; ")
+    text = get_rejection_text("minimum_svn", rules(minimum_svns=(("TDX component 9", 0),)))
+    assert text.startswith("component 'TDX component 9': ")
     assert "SGX component 1, TDX component 2, PCE" in text
-    word = authenticated(tcb=Tcb())
-    assert text != refused("minimum_svn", rules(minimum_svns=(("PCE", 0),)), None, word)
+    verified = authenticated(tcb=Tcb())
+    assert text != get_rejection_text(
+        "minimum_svn", rules(minimum_svns=(("PCE", 0),)), None, verified
+    )

@@ -1,4 +1,4 @@
-"""A written policy reads back as itself, and a pinned one accepts the evidence it was made from."""
+"""Tests of the policy writer and of pinned policies."""
 
 from dataclasses import fields
 from datetime import timedelta
@@ -39,29 +39,38 @@ from tests.verifier.policy.policy_samples import (
     result,
 )
 
-# -- what is pinned ----------------------------------------------------------------------------
+# -- pinned policies ---------------------------------------------------------------------------
 
 
-def word_of(platform: str, **changed: Any) -> Any:
-    """Return the maker's word as a platform has it."""
+def create_verified(platform: str, **changes: Any) -> Any:
+    """Return the authenticated claims for a platform."""
     if platform == NITRO:
-        return authenticated(status=None, **changed)
-    return authenticated(**changed)
+        return authenticated(status=None, **changes)
+    return authenticated(**changes)
 
 
-def accepts(policy: AppraisalPolicy, of: AttestationResult, **changed: Any) -> bool:
-    """Tell whether a policy accepts the evidence of a result, its claims changed."""
-    word = word_of(of.claims.platform, advisory_ids=of.advisory_ids)
-    word = word._replace(status=of.tcb_status)
+def is_accepted(
+    policy: AppraisalPolicy, attestation_result: AttestationResult, **changes: Any
+) -> bool:
+    """Return whether a policy accepts the evidence of a result with changed claims."""
+    verified = create_verified(
+        attestation_result.claims.platform, advisory_ids=attestation_result.advisory_ids
+    )
+    verified = verified._replace(status=attestation_result.tcb_status)
     try:
-        policy.appraise(of.claims._replace(**changed), word, of.app_info, NOW)
+        policy.appraise(
+            attestation_result.claims._replace(**changes),
+            verified,
+            attestation_result.app_info,
+            NOW,
+        )
     except PolicyError:
         return False
     return True
 
 
-def test_what_is_pinned_of_a_td() -> None:
-    """Image, app and settings; not the instance, the device, the host's module, or RTMR3."""
+def test_pin_of_td() -> None:
+    """Image, app and settings are pinned; instance, device, TDX module and RTMR3 are not."""
     policy = pin(result())
     assert policy.accepted_statuses == AppraisalPolicy.default().accepted_statuses
     assert policy.platforms == {TDX}
@@ -107,81 +116,81 @@ RESULTS = {
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_pinned_policy_accepts_its_evidence(name: str) -> None:
-    """Also once it has been written and read, and it can be read."""
+def test_pin_accepts_its_evidence(name: str) -> None:
+    """The policy accepts its evidence, also after a round trip through TOML."""
     evidence = RESULTS[name]
     policy = pin(evidence)
-    assert accepts(policy, evidence)
+    assert is_accepted(policy, evidence)
     read = AppraisalPolicy.from_toml(to_toml(policy))
     assert read == policy
-    assert accepts(read, evidence)
+    assert is_accepted(read, evidence)
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_pinned_policy_refuses_another_image(name: str) -> None:
-    """Every pinned register counts."""
+def test_pin_rejects_any_other_register(name: str) -> None:
+    """A change of any pinned register is rejected."""
     evidence = RESULTS[name]
     policy = pin(evidence)
     assert policy.reference_values.rules
     for pinned in policy.reference_values.rules:
         for table in ("registers", "attributes"):
-            now = dict(getattr(evidence.claims, table))
-            if pinned in now:
-                now[pinned] = b"\xee" * len(now[pinned])
-                changed = {table: tuple(now.items())}
-                assert not accepts(policy, evidence, **changed), pinned
+            current = dict(getattr(evidence.claims, table))
+            if pinned in current:
+                current[pinned] = b"\xee" * len(current[pinned])
+                changes = {table: tuple(current.items())}
+                assert not is_accepted(policy, evidence, **changes), pinned
 
 
-def test_what_names_an_instance_is_not_pinned() -> None:
-    """A sealed configuration of version 3 names the instance, and is pinned only without one."""
-    third = claims(mr_config_id=b"\3" + register(1, 47))
-    assert pin(result(third)).reference_values.mr_config_id is None
+def test_pin_omits_values_with_instance_id() -> None:
+    """Values that depend on the instance id are pinned only if it is empty."""
+    version_3 = claims(mr_config_id=b"\3" + register(1, 47))
+    assert pin(result(version_3)).reference_values.mr_config_id is None
     anonymous = app_info(instance_id=b"")
-    assert pin(result(third, None, anonymous)).reference_values.mr_config_id is not None
+    assert pin(result(version_3, None, anonymous)).reference_values.mr_config_id is not None
     assert pin(result(claims(SNP))).reference_values.host_data is None
     assert pin(result(claims(SNP), None, anonymous)).reference_values.host_data is not None
 
 
-def test_rtmr3_is_pinned_only_where_nothing_happened() -> None:
-    """With a log that explains it and has no events."""
+def test_pin_rtmr3_only_without_events() -> None:
+    """RTMR3 is pinned only if its log has no events."""
     assert pin(RESULTS["td, no events"]).reference_values.rtmr3 == {bytes(48)}
     for name in ("td", "td, no boot", "bare quote"):
         assert pin(RESULTS[name]).reference_values.rtmr3 is None
 
 
-def test_events_of_the_app_are_not_pinned() -> None:
-    """An app that emits the boot's names itself, or a guest that did not boot, pins none."""
+def test_pin_omits_app_events() -> None:
+    """Only boot events are pinned, not events of the same names by the app."""
     claimed = claims(events=events(("storage-fs", b"claimed")))
     assert {event.payload for event in pin(result(claimed)).required_events} == {
         *(register(0x15, 32), register(0x6F, 32), b"zfs")
     }
-    unbooted = claims(events=tuple(one for one in events() if one.name != "system-ready"))
+    unbooted = claims(events=tuple(each for each in events() if each.name != "system-ready"))
     assert pin(result(unbooted)).required_events == frozenset()
 
 
-def test_an_enclave_has_no_app() -> None:
-    """Nothing vouches for an enclave's app id, so it is not pinned."""
+def test_pin_of_enclave_omits_app_id() -> None:
+    """An enclave's app id is not signed, and therefore not pinned."""
     policy = pin(result(claims(NITRO), authenticated(status=None)))
     assert (policy.app_id, policy.compose_hash, policy.key_provider) == (None, None, None)
     assert set(policy.reference_values.rules) == {"pcr0", "pcr1", "pcr2", "pcr8"}
 
 
-def test_another_status_is_pinned_too() -> None:
-    """Else the policy would refuse its own evidence; and the file shows it."""
+def test_pin_includes_status_of_evidence() -> None:
+    """The status of the evidence is accepted, and visible in the file."""
     policy = pin(RESULTS["out of date"])
     assert TcbStatus.OUT_OF_DATE in policy.accepted_statuses
     assert '"OutOfDate"' in to_toml(policy)
 
 
-# -- what is written ---------------------------------------------------------------------------
+# -- TOML --------------------------------------------------------------------------------------
 
 
-WRITTEN = {
-    "what is accepted": """\
-# What is accepted as evidence. Every rule below must be met; delete a rule to drop its demand.
+EXPECTED_TEXT = {
+    "acceptance": """\
+# Appraisal policy. All rules must be met; delete a rule to drop it.
 # Bytes are hex, in the order of the evidence. An unknown key is an error.
 
-# How current the platform's firmware must be, in its maker's words.
+# Accepted TCB statuses of the platform.
 accepted_statuses = [
   "UpToDate",
   "SWHardeningNeeded",
@@ -192,13 +201,13 @@ accepted_statuses = [
 # Security advisories that may apply; "any", or a list of ids.
 accepted_advisories = "any"
 
-# Kinds of evidence, of dstack-tdx, dstack-amd-sev-snp, dstack-nitro-enclave, sgx.
+# Accepted platforms, of dstack-tdx, dstack-amd-sev-snp, dstack-nitro-enclave, sgx.
 platforms = ["dstack-tdx"]
 
-# Whether a handed-in root that is not the maker's is refused.
+# Whether evidence under another root than the vendor's is rejected.
 refuse_simulated = false
 
-# Whether a TD's sealed configuration (MR_CONFIG_ID, 3) must come along.
+# Whether the document of a TD's MR_CONFIG_ID version 3 is required.
 require_mr_config = false
 """,
     "the app": f"""
@@ -208,11 +217,11 @@ app_id = "{"0a" * 20}"
 # SHA-256 of the application's app-compose.json, measured at boot.
 compose_hash = "{"0c" * 32}"
 
-# Hash of the OS image whose measurements the registers must be, 32 bytes.
+# Hash of the OS image that the registers must match, 32 bytes.
 os_image_hash = "{"05" * 32}"
 """,
     "registers": f"""
-# Measurements. Several may be accepted: ["...", "..."].
+# Reference values. Several may be accepted: ["...", "..."].
 [reference_values]
 # initial contents of the TD: its firmware
 mrtd = "{"11" * 48}"
@@ -222,7 +231,7 @@ rtmr0 = "{"20" * 48}"
 rtmr1 = "{"21" * 48}"
 # kernel command line and initial file system
 rtmr2 = "{"22" * 48}"
-# who signed the TDX module; zero is Intel
+# signer of the TDX module; zero for Intel
 mr_signer_seam = "{"00" * 48}"
 # set by the owner at launch
 mr_config_id = "01{"62" * 47}"
@@ -232,7 +241,7 @@ mr_owner = "{"63" * 48}"
 mr_owner_config = "{"64" * 48}"
 """,
     "bits": """
-# Attributes of the TD, as in the evidence; the mask has the bits that count.
+# Attributes of the TD, as in the evidence; the mask has the bits to compare.
 [td_attributes]
 mask = "ffffffffffffffff"
 # SEPT_VE_DISABLE
@@ -245,25 +254,25 @@ mask = "ffffffffffffffff"
 value = "e702060000000000"
 """,
     "the key provider": """
-# Who gave the application its keys; id in hex.
+# Key provider of the application; id in hex.
 [[key_provider]]
 name = "kms"
 id = "3059"
 """,
     "events": f"""
-# A runtime event that the log must have; payload in hex.
+# Runtime event that must be in the event log; payload in hex.
 [[required_events]]
 name = "gpu-policy-hash"
 payload = "{"6f" * 32}"
 during = "boot"
 
-# A runtime event that the log must have; payload in hex.
+# Runtime event that must be in the event log; payload in hex.
 [[required_events]]
 name = "init-script-hash"
 payload = "{"15" * 32}"
 during = "boot"
 
-# A runtime event that the log must have; payload in hex.
+# Runtime event that must be in the event log; payload in hex.
 [[required_events]]
 name = "storage-fs"
 payload = "7a6673"
@@ -272,24 +281,24 @@ during = "boot"
 }
 
 
-def test_the_text() -> None:
-    """Every rule has a comment, and a file is what a person would write."""
+def test_to_toml_text() -> None:
+    """The TOML has the expected text, with a comment for each rule."""
     text = to_toml(pin(result(None, None, app_info(instance_id=b""))))
-    for part, wanted in WRITTEN.items():
-        assert text.startswith(wanted), part
-        text = text.removeprefix(wanted)
+    for part, expected in EXPECTED_TEXT.items():
+        assert text.startswith(expected), part
+        text = text.removeprefix(expected)
     assert text == ""
 
 
-def test_every_rule_has_a_comment() -> None:
-    """A rule or register without one could not be written."""
+def test_to_toml_has_comment_for_every_rule() -> None:
+    """Every rule and register has a comment."""
     rules = {field.name for field in fields(AppraisalPolicy)}
-    assert rules | set(REGISTERS) == set(toml_writer._ABOUT)
+    assert rules | set(REGISTERS) == set(toml_writer._COMMENTS)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_written_out(preset: str) -> None:
-    """The file names statuses, not a preset whose meaning may change."""
+def test_to_toml_writes_presets_in_full(preset: str) -> None:
+    """The file lists statuses instead of a preset, whose meaning may change."""
     text = to_toml(PRESETS[preset]())
     assert "preset" not in text
     assert AppraisalPolicy.from_toml(text) == PRESETS[preset]()
@@ -298,7 +307,7 @@ def test_presets_are_written_out(preset: str) -> None:
 # -- any policy --------------------------------------------------------------------------------
 
 TEXT = st.text(min_size=1, max_size=12).filter(
-    lambda text: not any("\ud800" <= one <= "\udfff" for one in text)
+    lambda text: not any("\ud800" <= each <= "\udfff" for each in text)
 )
 ODD_TEXT = TEXT | st.sampled_from(
     ['"', "\\", "\n", "\x7f\x00\x1f", "a.b", "é\u2028", "'''", '"""', "#"]
@@ -306,12 +315,12 @@ ODD_TEXT = TEXT | st.sampled_from(
 
 
 def values(size: int) -> st.SearchStrategy[Any]:
-    """Return strategies for accepted values of a size, or none."""
+    """Return a strategy for None or accepted values of a size."""
     return st.none() | st.sets(st.binary(min_size=size, max_size=size), min_size=1, max_size=3)
 
 
 def masks() -> st.SearchStrategy[BitMask | None]:
-    """Return strategies for masks that leave debug alone."""
+    """Return a strategy for None or bit masks that leave debug bits alone."""
     bits = st.integers(0, 2**64 - 1)
     return st.none() | st.tuples(bits, bits).map(
         lambda pair: BitMask(
@@ -338,9 +347,9 @@ PROVIDERS = st.builds(KeyProvider, name=ODD_TEXT, id=st.none() | st.binary(min_s
 def policies(draw: st.DrawFn) -> AppraisalPolicy:
     """Draw any policy."""
     graceful = draw(st.booleans())
-    statuses = [one for one in TcbStatus if one is not TcbStatus.REVOKED]
+    statuses = [each for each in TcbStatus if each is not TcbStatus.REVOKED]
     if graceful:
-        statuses = [one for one in statuses if "OutOfDate" not in one]
+        statuses = [each for each in statuses if "OutOfDate" not in each]
     platform = draw(st.sampled_from(VERIFIED_PLATFORMS))
     names = [name for name, (owner, _) in REGISTERS.items() if owner == platform]
     chosen = draw(st.sets(st.sampled_from(names), max_size=4))
@@ -370,9 +379,9 @@ def policies(draw: st.DrawFn) -> AppraisalPolicy:
     )
 
 
-@settings(deadline=None)  # machines are busy
+@settings(deadline=None)  # shared machines are slow
 @given(policy=policies())
-def test_any_policy_reads_back(policy: AppraisalPolicy) -> None:
-    """What is written is the policy, whatever is in its names."""
+def test_to_toml_any_policy_round_trip(policy: AppraisalPolicy) -> None:
+    """Any policy equals itself after a round trip through TOML."""
     assert AppraisalPolicy.from_toml(to_toml(policy)) == policy
     assert AppraisalPolicy.from_toml(to_toml(policy).encode()) == policy

@@ -1,4 +1,4 @@
-"""What can be made to go wrong with a simulated TEE, by name and count.
+"""Faults of a simulated TEE: their specification, by name and count, and their injection.
 
-A specification says what and how often; injection makes it happen at the calls.
+docs/faults.md lists them.
 """

@@ -1,10 +1,10 @@
-"""What can be made to go wrong, by name: each fault is a value, read from one line of text.
+"""Fault specifications, parsed from text.
 
     NAME[:ARGUMENT][:COUNT][@SKIP]           a named fault: ebusy:3, slow:2s, empty_outblob
     OPERATION=ERRNO[:COUNT][@SKIP]           a system call that fails: write:rtmr3=EIO@1
 
-COUNT is how often it strikes, `*` until it is disarmed; once if left out. SKIP is how often the
-operation goes well before that. Faults of one operation strike in the order they were armed.
+COUNT is the number of failures, `*` without limit, by default 1. SKIP is the number of successful
+operations before the first failure. Faults of one operation are injected in the order of arming.
 """
 
 import errno
@@ -24,44 +24,50 @@ _READ: Final = "read:outblob"
 _REPORT: Final = "report"
 
 
-class _Named(NamedTuple):
-    """What a named fault does, and to which operation."""
+class _FaultType(NamedTuple):
+    """A named fault: its operation and effect."""
 
     operation: str
-    text: str  # one line for people
-    number: int = 0  # the errno that the operation fails with
-    argument: str = ""  # what stands between name and count: nothing, or "seconds"
+    text: str  # one line of help
+    number: int = 0  # errno of the failed operation
+    argument: str = ""  # kind of the argument after the name: none, or "seconds"
 
 
-NAMED: Final[dict[str, _Named]] = {
-    "ebusy": _Named(_READ, "reading outblob fails with EBUSY", errno.EBUSY),
-    "eintr": _Named(_READ, "reading outblob fails with EINTR", errno.EINTR),
-    "eio": _Named(_READ, "reading outblob fails with EIO", errno.EIO),
-    "etimedout": _Named(_READ, "reading outblob fails with ETIMEDOUT", errno.ETIMEDOUT),
-    "slow": _Named("delay", "the host takes that long for a report (slow:2s)", argument="seconds"),
-    "quote_fails": _Named(
-        _REPORT, "the host makes no quote: an empty outblob, from Linux 7.1 on EIO"
+NAMED: Final[dict[str, _FaultType]] = {
+    "ebusy": _FaultType(_READ, "reading outblob fails with EBUSY", errno.EBUSY),
+    "eintr": _FaultType(_READ, "reading outblob fails with EINTR", errno.EINTR),
+    "eio": _FaultType(_READ, "reading outblob fails with EIO", errno.EIO),
+    "etimedout": _FaultType(_READ, "reading outblob fails with ETIMEDOUT", errno.ETIMEDOUT),
+    "slow": _FaultType(
+        "delay", "the host needs this time for a report (slow:2s)", argument="seconds"
     ),
-    "empty_outblob": _Named(_REPORT, "outblob is empty, on every kernel"),
-    "short_outblob": _Named(_REPORT, "outblob has the first 1000 bytes only"),
-    "oversized_outblob": _Named(
-        _REPORT, "the host says a length beyond the buffer: EFBIG, before the kernel's fix zeros"
+    "quote_fails": _FaultType(
+        _REPORT, "the host returns no quote: outblob is empty, since Linux 7.1 EIO"
     ),
-    "wrong_report_data": _Named(_REPORT, "the report is over other report data"),
-    "foreign_extend": _Named(
-        "foreign", "somebody else extends RTMR3 just before a report (outblob or ioctl)"
+    "empty_outblob": _FaultType(_REPORT, "outblob is empty, on every kernel"),
+    "short_outblob": _FaultType(_REPORT, "outblob has only the first 1000 bytes"),
+    "oversized_outblob": _FaultType(
+        _REPORT, "the host returns a length beyond the buffer: EFBIG, or zeros in older kernels"
     ),
-    "generation_race": _Named("commit", "somebody else writes to the entry at the same time"),
-    "provider_changes": _Named("provider", "the provider file names the other platform"),
-    "provider_leaves": _Named("unload", "the provider's module goes before an entry is made"),
-    "rtmr_extend_fails": _Named("extend", "extending fails with EIO, the register unchanged"),
-    "rtmr_extend_lies": _Named("extend", "extending fails with EIO, the register extended"),
-    "torn_journal": _Named(
-        "tear", "RTMR3 is extended, half of the event is in the runtime log, and the answer is EIO"
+    "wrong_report_data": _FaultType(_REPORT, "the report is over other report data"),
+    "foreign_extend": _FaultType(
+        "foreign", "another process extends RTMR3 just before a report (outblob or ioctl)"
     ),
-    "qgs_error": _Named("qgs", "the quote generation service answers error 0x12001"),
-    "qgs_closes": _Named("qgs", "the quote generation service hangs up without an answer"),
-    "qgs_truncates": _Named("qgs", "the quote generation service sends half its answer"),
+    "generation_race": _FaultType("commit", "another process writes to the entry at the same time"),
+    "provider_changes": _FaultType("provider", "the provider file names the other platform"),
+    "provider_leaves": _FaultType(
+        "unload", "the provider's module is unloaded before an entry is created"
+    ),
+    "rtmr_extend_fails": _FaultType(
+        "extend", "an extend fails with EIO and leaves the register unchanged"
+    ),
+    "rtmr_extend_lies": _FaultType("extend", "an extend fails with EIO, but extends the register"),
+    "torn_journal": _FaultType(
+        "tear", "an extend of RTMR3 fails with EIO, but half of the event is in the runtime log"
+    ),
+    "qgs_error": _FaultType("qgs", "the quote generation service returns error 0x12001"),
+    "qgs_closes": _FaultType("qgs", "the quote generation service disconnects without a response"),
+    "qgs_truncates": _FaultType("qgs", "the quote generation service sends half of its response"),
 }
 
 _READABLE: Final = (
@@ -97,14 +103,14 @@ OPERATIONS: Final = (
     *(f"write:{name}" for name in (*_WRITABLE, *_REGISTERS)),
     *(f"ioctl:{name}" for name in ("GET_REPORT0", "GET_QUOTE", "EXTEND_RTMR")),
 )
-# Those of the kernel's TEE interfaces. Not ENOSYS: FUSE would never send that operation again.
+# Errors of the kernel's TEE interfaces. Not ENOSYS: FUSE would not send the operation again.
 _ERRNOS: Final = (
     *("EPERM", "ENOENT", "EINTR", "EIO", "ENXIO", "EAGAIN", "EWOULDBLOCK", "ENOMEM", "EACCES"),
     *("EFAULT", "EBUSY", "EEXIST", "ENODEV", "EINVAL", "ENOTTY", "ETXTBSY", "EFBIG", "EROFS"),
     "ETIMEDOUT",
 )
 _ALWAYS: Final = -1
-_LONGEST: Final = 60.0  # seconds
+_MAX_SECONDS: Final = 60.0  # seconds
 _NAME_END: Final = re.compile("[:@]")
 _FAULT: Final = re.compile(
     r"(?:(?P<name>[a-z_]+)(?::(?P<seconds>\d+(?:\.\d+)?)(?P<unit>ms|s))?"
@@ -115,39 +121,41 @@ _FAULT: Final = re.compile(
 
 
 class Fault(NamedTuple):
-    """One thing that goes wrong, and how often."""
+    """A fault, and how often it is injected."""
 
     name: str  # of the named fault, or OPERATION=ERRNO
-    operation: str  # which it strikes
-    number: int = 0  # the errno it gives; 0: as the name says
+    operation: str
+    number: int = 0  # errno; 0: the effect depends on the name
     seconds: float = 0.0
-    times: int = 1  # how often it strikes; -1 is always
-    skip: int = 0  # how often the operation goes well before
+    times: int = 1  # number of failures; -1: without limit
+    skip: int = 0  # number of successful operations before
 
     @classmethod
     def parse(cls, text: str) -> "Fault":
-        """Read one line.
+        """Parse a fault.
 
         Raises:
-            UsageError: There is no such fault; the text has the nearest, and who lists all of them.
+            UsageError: If the fault is unknown; the text suggests similar names.
         """
         match = _FAULT.fullmatch(text.strip())
         if match is None:
-            raise _unknown(text)
+            raise _unknown_fault(text)
         times = _ALWAYS if match["times"] == "*" else int(match["times"] or 1)
         skip = int(match["skip"] or 0)
         if match["operation"]:
             name = f"{match['operation']}={match['errno']}"
             if match["operation"] not in OPERATIONS or match["errno"] not in _ERRNOS:
-                raise _unknown(text)
+                raise _unknown_fault(text)
             number = getattr(errno, match["errno"])
             return cls(name, match["operation"], number, times=times, skip=skip)
         named = NAMED.get(match["name"])
         if named is None or bool(named.argument) != bool(match["seconds"]):
-            raise _unknown(text)
+            raise _unknown_fault(text)
         seconds = float(match["seconds"] or 0) / (1000 if match["unit"] == "ms" else 1)
-        if seconds > _LONGEST:
-            raise UsageError(f"fault {shown(text.strip())}: at most {_LONGEST:g}s")
+        if seconds > _MAX_SECONDS:
+            raise UsageError(
+                f"fault {shown(text.strip())}: longer than {_MAX_SECONDS:g}s", reason="out_of_range"
+            )
         return cls(match["name"], named.operation, named.number, seconds, times, skip)
 
     def __str__(self) -> str:
@@ -158,19 +166,19 @@ class Fault(NamedTuple):
 
 
 def named_faults(names: Collection[str] = tuple(NAMED)) -> tuple[str, ...]:
-    """Return one line of help for each named fault of `names`, and three for the general form."""
-    forms = {name: f"{name}:2s" if NAMED[name].argument else name for name in names}
-    width = max(len("OPERATION=ERRNO"), *map(len, forms.values()))
-    lines = [f"{forms[name]:<{width}}  {NAMED[name].text}" for name in names]
+    """Return help: a line for each named fault in `names`, and three for the general form."""
+    examples = {name: f"{name}:2s" if NAMED[name].argument else name for name in names}
+    width = max(len("OPERATION=ERRNO"), *map(len, examples.values()))
+    lines = [f"{examples[name]:<{width}}  {NAMED[name].text}" for name in names]
     return (
         *lines,
-        f"{'OPERATION=ERRNO':<{width}}  a system call fails, as write:rtmr3=EIO",
+        f"{'OPERATION=ERRNO':<{width}}  a system call fails, such as write:rtmr3=EIO",
         f"{'OPERATION':<{width}}  {', '.join(OPERATIONS)}",
         f"{'ERRNO':<{width}}  {', '.join(_ERRNOS)}",
     )
 
 
-def _unknown(text: str) -> UsageError:
+def _unknown_fault(text: str) -> UsageError:
     name, sign, number = text.strip().partition("=")
     if not sign:
         name = _NAME_END.split(name)[0]
@@ -180,13 +188,14 @@ def _unknown(text: str) -> UsageError:
     else:
         close = near(_NAME_END.split(number)[0], _ERRNOS)
     return UsageError(
-        f"no fault is called {shown(text.strip())}{close}; write it as ebusy:3@1, slow:2s or "
-        "write:rtmr3=EIO; attestkit serve --list-faults has them all"
+        f"unknown fault {shown(text.strip())}{close}; write it as ebusy:3@1, slow:2s or "
+        "write:rtmr3=EIO; for a list run attestkit serve --list-faults",
+        reason="unknown_name",
     )
 
 
 class Faults:
-    """The faults that are armed; any thread may ask and arm."""
+    """Armed faults. Thread-safe."""
 
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
         self._lock = threading.Lock()
@@ -198,14 +207,14 @@ class Faults:
 
     @classmethod
     def of(cls, faults: "FaultsLike") -> "Faults":
-        """Return the faults that an argument means; one that is a Faults stays the same object.
+        """Return the faults of an argument; a Faults is returned unchanged.
 
         Args:
-            faults: Lines of text or faults; one text has several, between blanks or commas. None:
-                nothing goes wrong yet.
+            faults: A list of texts or faults, or a text with faults separated by blanks or commas.
+                None: no faults.
 
         Raises:
-            UsageError: There is no such fault, or they are a mapping or no list at all.
+            UsageError: If a fault is unknown, or the argument is a mapping or not iterable.
         """
         if isinstance(faults, Faults):
             return faults
@@ -213,57 +222,60 @@ class Faults:
             faults = faults.replace(",", " ").split()
         if faults is None:
             return cls()
-        # A mapping would give its names alone: each once, whatever the counts.
+        # A mapping would be read as its keys, without the counts.
         if isinstance(faults, Mapping) or not isinstance(faults, Iterable):
-            raise UsageError("faults are text, as in 'ebusy:3 slow:2s', or a list of it")
-        return cls(map(_one, faults))
+            raise UsageError(
+                "faults: must be a str, such as 'ebusy:3 slow:2s', or a list of them",
+                reason="wrong_type",
+            )
+        return cls(map(_to_fault, faults))
 
     @property
     def any(self) -> bool:
-        """Whether there are any. An object without is still one to arm, so it is not false."""
+        """Whether faults are armed. `bool()` of the object is always True."""
         return bool(self._queues)
 
-    def watch(self, look: Callable[[Fault], None]) -> None:
-        """Have `look` called with what is armed, and then with what is about to be.
+    def watch(self, validate: Callable[[Fault], None]) -> None:
+        """Call a validator for every armed fault now, and for each new fault before it is armed.
 
-        It may raise a UsageError: then that fault is not armed.
+        If the validator raises UsageError, the new faults are not armed.
 
         Args:
-            look: A method; it is forgotten when its object is gone.
+            validate: A method, held by a weak reference.
         """
         for fault in self.armed():
-            look(fault)
-        self._watchers.append(WeakMethod(look))
+            validate(fault)
+        self._watchers.append(WeakMethod(validate))
 
     def arm(self, faults: "Fault | FaultsLike") -> None:
-        """Let faults strike, after those of their operations that are armed already.
+        """Arm faults, after those already armed for the same operations.
 
         Raises:
-            UsageError: There is no such fault, or not where these strike; then none is armed.
+            UsageError: If a fault is unknown or does not apply; none is armed then.
         """
         new = (faults,) if isinstance(faults, Fault) else Faults.of(faults).armed()
         for fault in new:
             for watcher in self._watchers:
-                if look := watcher():
-                    look(fault)
+                if validate := watcher():
+                    validate(fault)
         with self._lock:
             for fault in new:
                 if fault.times:
                     self._queues.setdefault(fault.operation, []).append(fault)
 
     def clear(self) -> None:
-        """Let nothing go wrong any more."""
+        """Disarm all faults."""
         with self._lock:
             self._queues = {}
 
     def armed(self) -> tuple[Fault, ...]:
-        """Return what is still to come."""
+        """Return the remaining faults."""
         with self._lock:
             return tuple(fault for queue in self._queues.values() for fault in queue)
 
     def strike(self, operation: str) -> Fault | None:
-        """Return the fault that hits this `operation`, None if it goes well."""
-        if operation not in self._queues:  # nearly always: an operation costs no lock
+        """Return the fault to inject into this `operation`, or None."""
+        if operation not in self._queues:  # the usual case, without a lock
             return None
         with self._lock:
             queue = self._queues.get(operation)
@@ -282,18 +294,18 @@ class Faults:
             return fault
 
     def check(self, operation: str) -> None:
-        """Raise the OSError of the fault that hits this `operation`, if one does."""
+        """Raise the OSError of the fault to inject into this `operation`, if any."""
         if fault := self.strike(operation):
             raise OSError(fault.number, os.strerror(fault.number))
 
 
 FaultsLike: TypeAlias = Faults | str | Iterable[Fault | str] | None
-"""What `Faults.of` takes."""
+"""Argument of `Faults.of`."""
 
 
-def _one(fault: object) -> Fault:
+def _to_fault(fault: object) -> Fault:
     if isinstance(fault, Fault):
         return fault
     if isinstance(fault, str):
         return Fault.parse(fault)
-    raise UsageError("a fault is text, as in 'ebusy:3', or a Fault")
+    raise UsageError("fault: must be a str, such as 'ebusy:3', or a Fault", reason="wrong_type")

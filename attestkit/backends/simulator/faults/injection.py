@@ -1,14 +1,13 @@
-"""Where faults strike a program that asks the simulator: its call fails as on the real machine.
+"""Injection of faults into calls of the simulator, with the errors of the real backends.
 
-A call goes through the steps of the real backend's request, in the same order, and each step may
-have a fault. Nothing is tried again here: where the real backend waits and repeats, as after EBUSY,
-every strike is a call that fails.
+A call has the steps of the real backend's request, in the same order, and each step may fail. There
+are no retries: where the real backend repeats a step, as after EBUSY, the call fails.
 """
 
 import errno
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attestkit.backends.simulator.faults.fault_specs import NAMED, Fault, Faults, named_faults
 from attestkit.errors import (
@@ -21,9 +20,12 @@ from attestkit.errors import (
 from attestkit.event_log.journal import LOG
 from attestkit.event_log.journal_files import OsFolder
 
-__all__ = ["FaultyCalls", "TearingFolder", "simulator_faults"]
+if TYPE_CHECKING:
+    from attestkit._reasons import BackendReason
 
-# What a request to configfs-tsm does, and as which step (tsm_errors.Step) its errors are told.
+__all__ = ["FaultInjector", "TearingFolder", "simulator_faults"]
+
+# Operations of a request to configfs-tsm, and the step (tsm_errors.Step) of their errors.
 _REQUEST: Final = {
     "mkdir": "MAKE",
     "open:provider": "ANY",
@@ -49,28 +51,28 @@ _OF_TDX: Final = (
     *("oversized_outblob", "foreign_extend", "rtmr_extend_fails", "rtmr_extend_lies"),
     "torn_journal",
 )
-# By platform, in the order of the list for people.
+# By platform, in the order of the help.
 _NAMES: Final = {
     "tdx": tuple(name for name in NAMED if name in _OF_REPORTS + _OF_TDX),
     "snp": tuple(name for name in NAMED if name in _OF_REPORTS),
 }
 _OPERATIONS: Final = {"tdx": (*_REQUEST, *_REGISTERS), "snp": tuple(_REQUEST)}
 _SHORT: Final = 1000  # bytes, as the emulated kernel gives: fewer than any report
-_PATIENCE: Final = 30.0  # seconds that the kernel waits for the host
+_HOST_TIMEOUT: Final = 30.0  # seconds that the kernel waits for the host
 _FOREIGN: Final = b"\x5a" * 48
 
 _Make = Callable[[bytes], bytes]
 _Extend = Callable[[int, bytes], None]
 
 
-class FaultyCalls:
-    """The calls of a simulated TEE that can go wrong.
+class FaultInjector:
+    """Injector of faults into the calls of a simulated TEE.
 
     Args:
-        faults: What goes wrong.
+        faults: The armed faults.
         platform: "tdx" or "snp".
-        has_log: Whether its runtime log is a file.
-        wait: Sleeps for so many seconds.
+        has_log: Whether the runtime log is on disk.
+        wait: Sleeps for a number of seconds.
     """
 
     def __init__(
@@ -85,180 +87,189 @@ class FaultyCalls:
         self._platform = platform
         self._has_log = has_log
         self._wait = wait
-        self._torn: Fault | None = None  # strikes the next append to the log
+        self._torn: Fault | None = None  # injected into the next append to the log
 
     def check(self, fault: Fault) -> None:
-        """Raise UsageError unless the fault can strike here."""
+        """Raise UsageError unless the fault applies to the simulator."""
         names, operations = _NAMES[self._platform], _OPERATIONS[self._platform]
         if fault.name not in names and fault.operation not in operations:
             raise UsageError(
-                f"{fault.name} cannot go wrong on the simulator, which is no kernel (attestkit "
-                f"mount is): here there are {', '.join(names)}; or OPERATION=ERRNO with an "
-                f"operation of {', '.join(operations)}"
+                f"fault {fault.name}: needs an emulated kernel (attestkit mount); here, use "
+                f"{', '.join(names)}, or OPERATION=ERRNO with an operation of "
+                f"{', '.join(operations)}",
+                reason="not_applicable",
             )
         if fault.name == "torn_journal" and not self._has_log:
             raise UsageError(
-                "torn_journal needs a runtime log that is a file: give the simulator a state_dir"
+                "fault torn_journal: needs a runtime log on disk; use state_dir", reason="missing"
             )
 
     # -- reports -------------------------------------------------------------------------------
 
     def report(self, report_data: bytes, make: _Make, extend: _Extend | None = None) -> bytes:
-        """Return what `make` makes of the report data, or what a fault makes of that.
+        """Return the quote or report, as altered by faults.
 
         Args:
             report_data: 64 bytes.
-            make: Makes the quote or report.
-            extend: Extends a register for somebody else, where there are any.
+            make: Returns the quote or report over report data.
+            extend: Extends a register as another process would; None without registers.
 
         Raises:
-            BackendError: As the real backend says it, with the fault's name.
+            BackendError: The error of the real backend, with the fault's name.
         """
         if not self.faults.any:
             return make(report_data)
-        self._request()
+        self._inject_request_faults()
         if extend is not None and self.faults.strike("foreign"):
             extend(3, _FOREIGN)
         fault = self.faults.strike("report")
-        self._let_host_take_time()
+        self._delay()
         if fault is None:
             return make(report_data)
         if fault.name == "wrong_report_data":
             return make(bytes(byte ^ 0xFF for byte in report_data))
-        raise self._no_report(fault)
+        raise self._report_error(fault)
 
-    def _request(self) -> None:
-        """Do what comes before the host is asked, or what tells of its answer."""
+    def _inject_request_faults(self) -> None:
+        """Inject the faults of the request, before the host makes the report."""
         strike = self.faults.strike
         if fault := strike("unload"):
-            raise self._refusal(fault, "MAKE", errno.ENXIO)
+            raise self._backend_error(fault, "MAKE", errno.ENXIO)
         if fault := strike("provider"):
             raise BackendError(
-                f"{_named(fault)}: the TEE changed to another one since this backend was opened; "
-                "open another"
+                f"{_prefix(fault)}: the TEE changed since this backend was opened; open another",
+                reason="platform_changed",
             )
         for operation, step in _REQUEST.items():
             if fault := strike(operation):
-                raise self._refusal(fault, step, fault.number)
+                raise self._backend_error(fault, step, fault.number)
         if fault := strike("commit"):
             raise BackendBusyError(
-                f"{_named(fault)}: somebody else writes to this entry; give every program an entry "
-                "of its own, or try again"
+                f"{_prefix(fault)}: another process wrote to the entry; use a separate entry for "
+                "each program, or retry",
+                reason="device",
             )
 
-    def _let_host_take_time(self) -> None:
+    def _delay(self) -> None:
         fault = self.faults.strike("delay")
         if fault is None:
             return
-        self._wait(min(fault.seconds, _PATIENCE))
-        if fault.seconds > _PATIENCE:
+        self._wait(min(fault.seconds, _HOST_TIMEOUT))
+        if fault.seconds > _HOST_TIMEOUT:
             raise QuoteUnavailableError(
-                f"{_named(fault)}: the host did not answer within {_PATIENCE:.0f} s; try again"
+                f"{_prefix(fault)}: the host did not answer within {_HOST_TIMEOUT:.0f} s; retry",
+                reason="timed_out",
             )
 
-    def _no_report(self, fault: Fault) -> BackendError:
+    def _report_error(self, fault: Fault) -> BackendError:
         if fault.name == "oversized_outblob":
-            return self._refusal(fault, "REPORT", errno.EFBIG)
+            return self._backend_error(fault, "REPORT", errno.EFBIG)
         size = _SHORT if fault.name == "short_outblob" else 0
         if self._platform == "tdx":
             return QuoteUnavailableError(
-                f"{_named(fault)}: the host gave {size} bytes in place of a quote, so its quoting "
-                "service (QGS) made none; try again"
+                f"{_prefix(fault)}: the host returned {size} bytes instead of a quote; check its "
+                "quoting service (QGS), then retry",
+                reason="too_short" if size else "empty",
             )
         if fault.name == "quote_fails":
-            return self._refusal(fault, "REPORT", errno.EIO)
-        return BackendError(f"{_named(fault)}: the kernel gave {size} bytes in place of a report")
+            return self._backend_error(fault, "REPORT", errno.EIO)
+        return BackendError(
+            f"{_prefix(fault)}: the kernel returned {size} bytes instead of a report",
+            reason="malformed_response",
+        )
 
-    def _refusal(self, fault: Fault, step: str, number: int) -> BackendError:
-        """Return what the real backend says of an errno, with the fault in place of a path."""
-        from attestkit.backends.tsm import errno_meanings  # late: only where something goes wrong
+    def _backend_error(self, fault: Fault, step: str, number: int) -> BackendError:
+        """Return the real backend's error for an errno, with the fault in place of the path."""
+        from attestkit.backends.tsm import errno_meanings  # lazy: only needed for errors
 
         error = OSError(number, os.strerror(number))
         if step == "MAKE" and number == errno.ENOENT:
-            refusal = errno_meanings.folder_missing(error, _named(fault), mounted=True)
+            refusal = errno_meanings.folder_missing_error(error, _prefix(fault), mounted=True)
         else:
-            where = errno_meanings.Where(_named(fault), self._platform, lambda _: "it is simulated")
-            refusal = errno_meanings.refusal(errno_meanings.Step[step], error, where)
+            file = errno_meanings.FailedFile(_prefix(fault), self._platform, lambda _: "simulated")
+            refusal = errno_meanings.translate_error(errno_meanings.Step[step], error, file)
         assert isinstance(refusal, BackendError)
         return refusal
 
     # -- registers -----------------------------------------------------------------------------
 
     def read(self, register: int) -> None:
-        """Raise the error of a fault that strikes where a register is read."""
+        """Inject the faults of reading a register."""
         if self.faults.any:
-            self._use(register, "read")
+            self._access_register(register, "read")
 
     def extend(self, register: int, extend: Callable[[], None]) -> None:
-        """Call `extend`, or fail, or both.
+        """Call `extend`, with the faults of an extend.
 
         Raises:
-            BackendError: As the real backend says it, with the fault's name.
+            BackendError: The error of the real backend, with the fault's name.
         """
         if not self.faults.any:
             extend()
             return
-        self._use(register, "write")
+        self._access_register(register, "write")
         fault = self.faults.strike("extend")
         if fault is None or fault.name == "rtmr_extend_lies":
             extend()
         if fault is not None:
             raise BackendError(
-                f"{_named(fault)}: the TDX module refused to extend RTMR{register} (EIO)"
+                f"{_prefix(fault)}: the TDX module refused to extend RTMR{register} (EIO)",
+                reason="io_error",
             )
 
     def extend_for_log(self, extend: Callable[[], None]) -> None:
-        """Do the same with RTMR3 for an event of the runtime log, whose line may then be torn."""
+        """Extend RTMR3 for an event; the fault torn_journal then truncates its line in the log."""
         self.extend(3, extend)
         if self.faults.any:
             self._torn = self.faults.strike("tear")
 
     def torn(self) -> Fault | None:
-        """Return the fault that strikes where the line is appended; once."""
+        """Return the fault of the next append to the log, and clear it."""
         fault, self._torn = self._torn, None
         return fault
 
-    def _use(self, register: int, what: str) -> None:
+    def _access_register(self, register: int, what: str) -> None:
         for operation in (f"open:rtmr{register}", f"{what}:rtmr{register}"):
             if fault := self.faults.strike(operation):
                 done = "read" if what == "read" else "extended"
-                kind = _REGISTER_ERRORS.get(fault.number, BackendError)
-                reason = os.strerror(fault.number)
-                raise kind(f"{_named(fault)}: RTMR{register} cannot be {done}: {reason}")
+                kind, reason = _REGISTER_ERRORS.get(fault.number, (BackendError, "io_error"))
+                cause = os.strerror(fault.number)
+                text = f"{_prefix(fault)}: RTMR{register} cannot be {done}: {cause}"
+                raise kind(text, reason=reason)
 
 
-# As rtmr.py has them; a test compares.
-_REGISTER_ERRORS: Final[dict[int, type[BackendError]]] = {
-    errno.EACCES: BackendUnavailableError,
-    errno.EPERM: BackendUnavailableError,
-    errno.EROFS: BackendUnavailableError,
-    errno.ENOENT: BackendUnavailableError,
-    errno.EBUSY: BackendBusyError,
-    errno.EINTR: BackendBusyError,
+# As in rtmr.py; a test compares them.
+_REGISTER_ERRORS: Final[dict[int, "tuple[type[BackendError], BackendReason]"]] = {
+    errno.EACCES: (BackendUnavailableError, "permission_denied"),
+    errno.EPERM: (BackendUnavailableError, "permission_denied"),
+    errno.EROFS: (BackendUnavailableError, "permission_denied"),
+    errno.ENOENT: (BackendUnavailableError, "missing"),
+    errno.EBUSY: (BackendBusyError, "device"),
+    errno.EINTR: (BackendBusyError, "interrupted"),
 }
 
 
 class TearingFolder(OsFolder):
-    """A journal's folder, in which a fault can break off what is appended to the log."""
+    """A journal's folder, where a fault can truncate an append to the log."""
 
-    def __init__(self, path: str | os.PathLike[str], lock_name: str, calls: FaultyCalls) -> None:
+    def __init__(self, path: str | os.PathLike[str], lock_name: str, calls: FaultInjector) -> None:
         super().__init__(path, lock_name)
         self._calls = calls
 
     def append(self, name: str, data: bytes) -> None:
-        """Write `data` behind what a file holds, or half of it if a fault strikes."""
+        """Append `data` to a file, or half of it if the fault is injected."""
         fault = self._calls.torn() if name == LOG else None
         if fault is None:
             super().append(name, data)
             return
         super().append(name, data[: len(data) // 2])
-        raise OSError(errno.EIO, f"{_named(fault)}: {os.strerror(errno.EIO)}")
+        raise OSError(errno.EIO, f"{_prefix(fault)}: {os.strerror(errno.EIO)}")
 
 
 def simulator_faults(platform: str = "tdx") -> tuple[str, ...]:
-    """Return one line of help for each named fault of the simulator, and one for the rest."""
+    """Return the help on faults of the simulator."""
     return named_faults(_NAMES[platform])
 
 
-def _named(fault: Fault) -> str:
+def _prefix(fault: Fault) -> str:
     return f"simulated fault {fault.name}"

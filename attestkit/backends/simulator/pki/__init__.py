@@ -1,4 +1,4 @@
-"""The stand-ins of Intel and AMD: certificates, CRLs, collateral and quoting, all from one seed.
+"""Simulated PKIs of Intel and AMD, from one seed: certificates, CRLs, collateral, quoting enclave.
 
-Nobody trusts their roots who was not handed them.
+Their roots are trusted only if the caller passes them as trust anchors.
 """

@@ -1,8 +1,8 @@
-"""The stand-in for AMD: a root, the authority below it, and a chip that signs reports.
+"""Simulated AMD PKI: ARK, ASK, and a chip that signs reports.
 
-Reports are those of the SEV-SNP Firmware ABI, of version 3, from a Genoa processor. They satisfy a
-verifier that is told to trust the simulated ARK. Chip, ASK and ARK sign with ECDSA P-384; AMD's own
-authorities sign with RSA-PSS (see `_crypto.amd_certificates`).
+Reports have version 3 of the SEV-SNP Firmware ABI, from a Genoa processor. A verifier that trusts
+the simulated ARK accepts them. Chip, ASK and ARK sign with ECDSA P-384, whereas AMD's authorities
+sign with RSA-PSS (see `_crypto.amd_certificates`).
 """
 
 import struct
@@ -20,16 +20,16 @@ from attestkit._crypto.x509.sgx_pki_writer import Window
 from attestkit.backends.simulator.os_image import simulated_snp_image
 from attestkit.backends.simulator.pki.intel_pki import derive, serial_number
 from attestkit.backends.simulator.pki.issue_cache import IssueCache
-from attestkit.backends.simulator.scenarios.config import Scenario, SnpConfig, given
+from attestkit.backends.simulator.scenarios.config import Scenario, SnpConfig, value_or
 
-__all__ = ["SimulatedChip", "issued_chip"]
+__all__ = ["SimulatedChip", "issue_chip"]
 
 _BODY: Final = struct.Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8sBBB21x64s8sBBBxBBBx8s168x")
 _SIGNATURE: Final = 512  # bytes: r and s of 72 each, little-endian, and zeros
 _TABLE_ENTRY: Final = struct.Struct("<16sII")
 _PRODUCT: Final = "Genoa"
 _CPUID: Final = (0x19, 0x11, 1)  # family, model, stepping
-_SPLS: Final = {"3.1": 0, "3.2": 1, "3.3": 6, "3.8": 7}  # where in a TCB version each stands
+_SPLS: Final = {"3.1": 0, "3.2": 1, "3.3": 6, "3.8": 7}  # offsets in a TCB version
 _VCEK, _ASK, _ARK = (
     UUID(guid).bytes
     for guid in (
@@ -41,22 +41,19 @@ _VCEK, _ASK, _ARK = (
 
 
 class SimulatedChip:
-    """A processor, its certificates, and the reports about its one guest.
-
-    It holds no state that changes: threads may share it.
-    """
+    """A processor with its certificates and one guest. Immutable, and so thread-safe."""
 
     def __init__(
         self, derive: Callable[[str, int], bytes], config: SnpConfig | None = None
     ) -> None:
-        """Make keys and certificates.
+        """Derive the keys and issue the certificates.
 
         Args:
-            derive: Returns secret bytes that depend on a label: label and number of bytes.
-            config: What reports and certificates say otherwise than by default.
+            derive: Returns secret bytes for a label and a number of bytes.
+            config: Deviations of reports and certificates.
 
         Raises:
-            UsageError: `config` has a value that no certificate can say.
+            UsageError: If a value of `config` is not valid in a certificate.
         """
         config = config or SnpConfig()
         self._derive, self._config = derive, config
@@ -68,14 +65,16 @@ class SimulatedChip:
         self.ark_der: bytes = self._issue("ark", ark, ark, path_length=1)
         self.ask_der: bytes = self._issue("ask", ask, ark, path_length=0)
         self.vcek_der: bytes = self._issue_vcek(ask)
-        self.certificates: bytes = self._table()  # as a host's kernel hands them to its guest
+        self.certificates: bytes = (
+            self._table()
+        )  # certificate table, as the host passes it to the guest
 
     def report(self, report_data: bytes, *, vmpl: int = 0, host_data: bytes = bytes(32)) -> bytes:
-        """Return a signed report, 1184 bytes, over 64 bytes.
+        """Return a signed report, 1184 bytes.
 
         Args:
             report_data: 64 bytes.
-            vmpl: 0 to 3, of whoever asks.
+            vmpl: 0 to 3, of the requester.
             host_data: 32 bytes, set by the host at launch.
         """
         tcb = self._config.snp_tcb
@@ -84,10 +83,10 @@ class SimulatedChip:
             report_data,
             simulated_snp_image().measurement,
             host_data,
-            *(bytes(48), bytes(48)),  # nobody signed the launch
+            *(bytes(48), bytes(48)),  # no ID block
             *(self._report_id, b"\xff" * 32),
             *(tcb, *_CPUID, self._chip_id, tcb),
-            *(31, 55, 1, 31, 55, 1),  # firmware, now and committed: build, minor, major
+            *(31, 55, 1, 31, 55, 1),  # firmware, current and committed: build, minor, major
             tcb,
         )
         r, s = self._key.sign(body)
@@ -95,7 +94,7 @@ class SimulatedChip:
         return body + signature.ljust(_SIGNATURE, b"\0")
 
     def _p384(self, label: str) -> P384Key:
-        # 72 bytes leave no bias to speak of, so nothing has to be drawn again.
+        # 72 bytes: the bias is negligible, so rejection sampling is not needed.
         wide = int.from_bytes(self._derive(f"p384/snp/{label}", 72), "big")
         return P384Key(wide % (P384_ORDER - 1) + 1)
 
@@ -112,16 +111,16 @@ class SimulatedChip:
 
     def _issue_vcek(self, ask: AmdAuthority) -> bytes:
         config = self._config
-        chip = given(config.vcek_chip, "0")
+        chip = value_or(config.vcek_chip, "0")
         other = config.vcek_chip is not None
         hardware_id = self._derive(f"snp/chip-id/{chip}", 64) if other else self._chip_id
-        tcb = given(config.vcek_tcb, config.snp_tcb)
+        tcb = value_or(config.vcek_tcb, config.snp_tcb)
         spls = {suffix: tcb[at] for suffix, at in _SPLS.items()}
         return issue_amd_certificate(
             AmdAuthority("SEV-VCEK", self._p384(f"chip/{chip}")),
             ask,
             serial=self._serial(f"chip/{chip}"),
-            validity=Window(config.not_before, given(config.vcek_not_after, config.not_after)),
+            validity=Window(config.not_before, value_or(config.vcek_not_after, config.not_after)),
             path_length=None,
             extensions=vcek_extensions(f"{_PRODUCT}-B1", spls, hardware_id),
         )
@@ -142,14 +141,14 @@ class SimulatedChip:
 def _issue(seed: bytes, scenario: Scenario) -> tuple[SimulatedChip, bytes]:
     def chip(label: str | None) -> SimulatedChip:
         of = seed if label is None else derive(seed, f"seed/{label}", 32)
-        # No partial: its repr would show the seed.
+        # Not `partial`, whose repr would contain the seed.
         return SimulatedChip(lambda name, length: derive(of, name, length), scenario.snp)
 
-    made, anchor = chip(scenario.maker), scenario.trust_anchor
-    if anchor is None and scenario.maker is None:
+    made, anchor = chip(scenario.platform_pki), scenario.trust_anchor
+    if anchor is None and scenario.platform_pki is None:
         return made, made.ark_der
     return made, anchor if isinstance(anchor, bytes) else chip(anchor).ark_der
 
 
-issued_chip: Final = IssueCache(_issue)
-"""The chip and the trust anchor."""
+issue_chip: Final = IssueCache(_issue)
+"""Return the chip and the trust anchor, cached as for `issued.issue_platform`."""

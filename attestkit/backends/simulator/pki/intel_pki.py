@@ -1,9 +1,9 @@
-"""The stand-in for Intel: a root, its certificates, CRLs and collateral, all from one seed.
+"""Simulated Intel PKI: root, certificates, CRLs and collateral, derived from a seed.
 
-Every byte is a function of seed, configuration, platform and time. The names are Intel's, because
-verifiers insist on them; what tells a simulated certificate apart is the root's key, the reserved
-host name of the CRLs, and the FMSPC. Whoever knows the seed can forge evidence: no verifier
-trusts this root unless it is told to.
+Every byte is a function of seed, configuration, platform and time. Names are Intel's, because
+verifiers require them; simulated certificates differ by the root's key, the reserved host name of
+the CRLs, and the FMSPC. The seed allows forging evidence: verifiers trust this root only on
+request.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from attestkit._crypto.ecdsa import P256_ORDER, P256Key
 from attestkit._crypto.hashes import hkdf_sha256
-from attestkit._crypto.pem import armour
+from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.sgx_pki_writer import (
     Authority,
     SgxPlatform,
@@ -30,7 +30,7 @@ from attestkit.backends.simulator.scenarios.config import (
     QeIdentityConfig,
     TcbInfoConfig,
     TcbLevel,
-    given,
+    value_or,
 )
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
@@ -39,14 +39,14 @@ __all__ = ["SimulatedPki", "SimulatedPlatform", "collateral_window", "derive", "
 
 _SALT: Final = b"attestkit/sim-pki/v1"
 _DAY: Final = 86400  # seconds
-_LAST_DAY: Final = 2_932_896  # 9999-12-31, the last that datetime knows
-_EARLIEST: Final = -631_152_000  # 1950-01-01, the first second that X.509 knows
+_LAST_DAY: Final = 2_932_896  # 9999-12-31, the last day of datetime
+_EARLIEST: Final = -631_152_000  # 1950-01-01, the first time of X.509
 
 _ROOT: Final = "root-ca"
 _PCK_CA: Final = "pck-platform-ca"
 _TCB_SIGNING: Final = "tcb-signing"
 
-# Category and type of the TCB components, as Intel labels them; the rest have none.
+# Category and type of the TCB components in Intel's TCB info; further components have none.
 _SGX_LABELS: Final[tuple[dict[str, str], ...]] = (
     {"category": "BIOS", "type": "Early Microcode Update"},
     {"category": "OS/VMM", "type": "SGX Late Microcode Update"},
@@ -72,17 +72,17 @@ class SimulatedPki:
     """
 
     def __init__(self, seed: bytes, *, config: PkiConfig | None = None) -> None:
-        """Make the keys and certificates.
+        """Derive the keys and issue the certificates.
 
         Args:
-            seed: 32 bytes; whoever has them can sign as this PKI.
-            config: what the certificates say; the default is one up-to-date platform.
+            seed: 32 bytes from which all keys are derived.
+            config: Content of the certificates; by default of an up-to-date platform.
 
         Raises:
-            UsageError: the seed is not 32 bytes.
+            UsageError: If the seed is not 32 bytes.
         """
         if len(seed) != 32:
-            raise UsageError(f"a seed is 32 bytes, not {len(seed)}")
+            raise UsageError(f"seed: must be 32 bytes, not {len(seed)}", reason="wrong_size")
         self._seed = seed
         self.config: PkiConfig = config or PkiConfig()
         self._root = Authority("Intel SGX Root CA", self.key(_ROOT))
@@ -93,35 +93,37 @@ class SimulatedPki:
         self.tcb_signing_der: bytes = self._issue(_TCB_SIGNING, self._tcb_signing, path_length=None)
 
     def derive(self, label: str, length: int) -> bytes:
-        """Return `length` bytes that depend on the seed and `label` alone (HKDF-SHA256)."""
+        """Return `length` bytes derived from the seed and `label` (HKDF-SHA256)."""
         return derive(self._seed, label, length)
 
     def other(self, label: str) -> "SimulatedPki":
-        """Return a PKI configured alike, whose seed depends on this one's and `label`."""
+        """Return a PKI with the same configuration, whose seed is derived with `label`."""
         return SimulatedPki(self.derive(f"seed/{label}", 32), config=self.config)
 
     def key(self, label: str) -> P256Key:
         """Return the P-256 key of `label`."""
-        # 48 bytes leave no bias to speak of, so nothing has to be drawn again.
+        # 48 bytes: the bias is negligible, so rejection sampling is not needed.
         wide = int.from_bytes(self.derive(f"p256/{label}", 48), "big")
         return P256Key.from_scalar((wide % (P256_ORDER - 1) + 1).to_bytes(32, "big"))
 
     def resolve(self, key: P256Key | str | None, default: P256Key) -> P256Key:
-        """Return what a configuration means by `key`: the key, that of a label, or `default`."""
-        return self.key(key) if isinstance(key, str) else given(key, default)
+        """Return the key of a configuration: a key, the key of a label, or `default`."""
+        return self.key(key) if isinstance(key, str) else value_or(key, default)
 
     def serial(self, label: str) -> int:
-        """Return the serial number of the certificate of `label`: 20 octets, the first 40 to 7F."""
+        """Return the serial number of the certificate of `label`; see `serial_number`."""
         return serial_number(self.derive(f"serial/{label}", 20))
 
     def platform(self, platform_id: str = "0") -> "SimulatedPlatform":
-        """Return the platform of that name, with a leaf certificate under this PKI's CA.
+        """Return a platform with a PCK certificate of this PKI.
 
         Raises:
-            UsageError: the name is empty, not ASCII, or has a slash.
+            UsageError: If the id is empty, not ASCII, or contains a slash.
         """
         if not platform_id or not platform_id.isascii() or "/" in platform_id:
-            raise UsageError("a platform id is ASCII without a slash")
+            raise UsageError(
+                "platform_id: must be ASCII without a slash, and not empty", reason="wrong_value"
+            )
         return SimulatedPlatform(self, platform_id)
 
     def issue_pck(self, label: str, key: P256Key, sgx: bytes) -> bytes:
@@ -138,20 +140,20 @@ class SimulatedPki:
         )
 
     def collateral(self, now: float, config: CollateralConfig | None = None) -> Collateral:
-        """Return the collateral in force at `now`; it is the same for a whole UTC day.
+        """Return the collateral at a time; it is constant during a UTC day.
 
         Args:
-            now: Unix seconds.
-            config: what to say otherwise than by default.
+            now: Unix time.
+            config: Deviations from the default content.
 
         Raises:
-            UsageError: `now` is not a time from 1970-01-02 to 9999-12-02, or a `next_update` of
-                `config` leads out of 1950 to 9999.
+            UsageError: If `now` is not in 1970-01-02 to 9999-12-02, or a `next_update` of `config`
+                is not in 1950 to 9999.
         """
         config = config or CollateralConfig()
         issue, next_update = collateral_window(now - config.age.total_seconds())
-        tcb_info = _compact(_tcb_info(config.tcb_info, self.config, issue, next_update))
-        qe_identity = _compact(_qe_identity(config.qe_identity, self.config, issue, next_update))
+        tcb_info = _to_json(_tcb_info(config.tcb_info, self.config, issue, next_update))
+        qe_identity = _to_json(_qe_identity(config.qe_identity, self.config, issue, next_update))
         signer_chain = _pem(self.tcb_signing_der, self.root_der)
         sign = self._tcb_signing.key.sign
         by, chain = sign, signer_chain
@@ -166,10 +168,10 @@ class SimulatedPki:
             if config.pck_crl_is_roots
             else self._crl(self._pck_ca, config.pck_crl, issue, next_update),
             tcb_info_issuer_chain=chain,
-            tcb_info=_altered(config, "tcb_info", tcb_info),
+            tcb_info=_apply_alterations(config, "tcb_info", tcb_info),
             tcb_info_signature=by(tcb_info.encode()),
             qe_identity_issuer_chain=signer_chain,
-            qe_identity=_altered(config, "qe_identity", qe_identity),
+            qe_identity=_apply_alterations(config, "qe_identity", qe_identity),
             qe_identity_signature=sign(qe_identity.encode()),
         )
 
@@ -184,18 +186,18 @@ class SimulatedPki:
         )
 
     def _crl(self, issuer: Authority, config: CrlConfig, issue: int, next_update: int) -> bytes:
-        start = given(config.this_update, issue)
-        end = _end(config.next_update, start, next_update)
+        start = value_or(config.this_update, issue)
+        end = _next_update(config.next_update, start, next_update)
         return issue_crl(
             Authority(issuer.name, self.resolve(config.key, issuer.key)),
-            window=Window(_moment(start), _moment(end)),
-            number=given(config.number, start // _DAY),
+            window=Window(_to_datetime(start), _to_datetime(end)),
+            number=value_or(config.number, start // _DAY),
             revoked=[self.serial(of) if isinstance(of, str) else of for of in config.revoked],
         )
 
 
 class SimulatedPlatform:
-    """One machine: its PCK leaf, its attestation key, its names."""
+    """A platform: its PCK certificate, attestation key and identifiers."""
 
     def __init__(self, pki: SimulatedPki, platform_id: str) -> None:
         scope = f"platform/{platform_id}"
@@ -226,42 +228,42 @@ class SimulatedPlatform:
 
 
 def derive(seed: bytes, label: str, length: int) -> bytes:
-    """Return `length` secret bytes that depend on `seed` and `label` alone (HKDF-SHA256)."""
+    """Return `length` secret bytes derived from `seed` and `label` (HKDF-SHA256)."""
     return hkdf_sha256(seed, label.encode(), length, _SALT)
 
 
 def serial_number(octets: bytes) -> int:
-    """Return a certificate's serial number of 20 octets, of which the first is 40 to 7F."""
+    """Return a serial number from 20 octets, the first changed to 40 to 7F."""
     return int.from_bytes(bytes([octets[0] & 0x3F | 0x40]) + octets[1:], "big")
 
 
 def collateral_window(now: float) -> tuple[int, int]:
-    """Return issue and next update of the collateral in force at `now`, all in Unix seconds.
+    """Return issue date and next update of the collateral at `now`, in Unix time.
 
-    Issued at the midnight (UTC) before the last one, for 30 days: a verifier's clock may be a day
-    late or four weeks early.
+    Collateral is issued at the midnight (UTC) before the last one, for 30 days, so that a
+    verifier's clock may be one day slow or four weeks fast.
 
     Raises:
-        UsageError: `now` is not a time that certificates can say.
+        UsageError: If `now` is outside the range of certificates.
     """
     day = math.floor(now / _DAY) - 1 if math.isfinite(now) else -1
     if not 0 <= day <= _LAST_DAY - 30:
-        raise UsageError("the time must be in 1970-01-02 to 9999-12-02")
+        raise UsageError("time: must be 1970-01-02 to 9999-12-02", reason="out_of_range")
     return day * _DAY, (day + 30) * _DAY
 
 
-def _end(end: int | timedelta | None, issue: int, default: int) -> int:
-    """Return when a part ends that was issued at `issue`."""
+def _next_update(end: int | timedelta | None, issue: int, default: int) -> int:
+    """Return the next update of a part that was issued at `issue`."""
     if not isinstance(end, timedelta):
-        return given(end, default)
+        return value_or(end, default)
     moment = issue + int(end.total_seconds())
     if not _EARLIEST <= moment < (_LAST_DAY + 1) * _DAY:
-        raise UsageError("next_update: the end must be in 1950 to 9999")
+        raise UsageError("next_update: must end in 1950 to 9999", reason="out_of_range")
     return moment
 
 
-def _altered(config: CollateralConfig, part: str, text: str) -> str:
-    """Return a part as somebody left it who had it in hand after it was signed."""
+def _apply_alterations(config: CollateralConfig, part: str, text: str) -> str:
+    """Return a signed part with the configured alterations."""
     for name, old, new in config.altered:
         if name == part:
             text = text.replace(old, new, 1)
@@ -271,20 +273,22 @@ def _altered(config: CollateralConfig, part: str, text: str) -> str:
 def _tcb_info(
     config: TcbInfoConfig, pki: PkiConfig, issue: int, next_update: int
 ) -> dict[str, Any]:
-    """Return the TCB info, keys in the order of Intel's TDX TCB info, version 3."""
+    """Return the TCB info, with the members in the order of Intel's TDX TCB info version 3."""
     module = {
         "mrsigner": _hex(config.module_mrsigner),
         "attributes": "00" * 8,
         "attributesMask": "FF" * 8,
     }
-    levels = [_module_or_qe_level(level) for level in config.module_levels]
+    levels = [_svn_level(level) for level in config.module_levels]
     return {
         "id": config.id,
         "version": config.version,
-        "issueDate": _date(given(config.issue, issue)),
-        "nextUpdate": _date(_end(config.next_update, given(config.issue, issue), next_update)),
-        "fmspc": _hex(given(config.fmspc, pki.fmspc)),
-        "pceId": _hex(given(config.pceid, pki.pceid)),
+        "issueDate": _format_date(value_or(config.issue, issue)),
+        "nextUpdate": _format_date(
+            _next_update(config.next_update, value_or(config.issue, issue), next_update)
+        ),
+        "fmspc": _hex(value_or(config.fmspc, pki.fmspc)),
+        "pceId": _hex(value_or(config.pceid, pki.pceid)),
         "tcbType": 0,
         "tcbEvaluationDataNumber": config.evaluation_number,
         "tdxModule": module,
@@ -294,14 +298,14 @@ def _tcb_info(
 
 
 def _platform_levels(config: TcbInfoConfig, pki: PkiConfig) -> list[dict[str, Any]]:
-    """Return the two levels of the platform, the higher one first."""
+    """Return the two TCB levels of the platform, the higher one first."""
     advisories = config.advisories
     if advisories is None:
         advisories = () if config.status == "UpToDate" else ("INTEL-SA-99999",)
-    sgx = given(config.sgx_components, pki.cpusvn)
+    sgx = value_or(config.sgx_components, pki.cpusvn)
     high = {
         "sgxtcbcomponents": _components(sgx, _SGX_LABELS),
-        "pcesvn": given(config.pcesvn, pki.pcesvn),
+        "pcesvn": value_or(config.pcesvn, pki.pcesvn),
         "tdxtcbcomponents": _components(config.tdx_components, _TDX_LABELS),
     }
     low = {
@@ -318,7 +322,7 @@ def _platform_levels(config: TcbInfoConfig, pki: PkiConfig) -> list[dict[str, An
 def _qe_identity(
     config: QeIdentityConfig, pki: PkiConfig, issue: int, next_update: int
 ) -> dict[str, Any]:
-    """Return the QE identity, keys in the order of Intel's enclave identity, version 2."""
+    """Return the QE identity, with the members in the order of Intel's version 2."""
     levels = config.levels
     if levels is None:
         levels = (
@@ -328,20 +332,22 @@ def _qe_identity(
     return {
         "id": config.id,
         "version": config.version,
-        "issueDate": _date(given(config.issue, issue)),
-        "nextUpdate": _date(_end(config.next_update, given(config.issue, issue), next_update)),
+        "issueDate": _format_date(value_or(config.issue, issue)),
+        "nextUpdate": _format_date(
+            _next_update(config.next_update, value_or(config.issue, issue), next_update)
+        ),
         "tcbEvaluationDataNumber": config.evaluation_number,
         "miscselect": f"{config.miscselect:08X}",
         "miscselectMask": "FFFFFFFF",
         "attributes": _hex(config.attributes),
         "attributesMask": _ATTRIBUTES_MASK,
-        "mrsigner": _hex(given(config.mrsigner, pki.qe_mrsigner)),
-        "isvprodid": given(config.isvprodid, pki.qe_isvprodid),
-        "tcbLevels": [_module_or_qe_level(level) for level in levels],
+        "mrsigner": _hex(value_or(config.mrsigner, pki.qe_mrsigner)),
+        "isvprodid": value_or(config.isvprodid, pki.qe_isvprodid),
+        "tcbLevels": [_svn_level(level) for level in levels],
     }
 
 
-def _module_or_qe_level(level: TcbLevel) -> dict[str, Any]:
+def _svn_level(level: TcbLevel) -> dict[str, Any]:
     return _level({"isvsvn": level.isvsvn}, level.date, level.status, level.advisories)
 
 
@@ -361,8 +367,8 @@ def _components(
     return [{"svn": svn, **label} for svn, label in zip(svns, padded, strict=False)]
 
 
-def _compact(body: dict[str, Any]) -> str:
-    """Return JSON without a blank: clients parse and write it again before they check it."""
+def _to_json(body: dict[str, Any]) -> str:
+    """Return compact JSON, because some clients re-encode it before they verify the signature."""
     return json.dumps(body, separators=(",", ":"))
 
 
@@ -370,13 +376,13 @@ def _hex(data: bytes) -> str:
     return data.hex().upper()
 
 
-def _moment(seconds: int) -> datetime:
+def _to_datetime(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, timezone.utc)
 
 
-def _date(seconds: int) -> str:
-    return _moment(seconds).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _format_date(seconds: int) -> str:
+    return _to_datetime(seconds).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _pem(*certificates: bytes) -> str:
-    return "".join(armour("CERTIFICATE", der) for der in certificates)
+    return "".join(encode_pem("CERTIFICATE", der) for der in certificates)

@@ -1,4 +1,4 @@
-"""The last few things that were issued for a seed and a scenario, so as not to issue them again."""
+"""Cache of the keys and certificates issued for a seed and a scenario."""
 
 import threading
 from collections import OrderedDict
@@ -11,14 +11,14 @@ from attestkit.backends.simulator.scenarios.config import Scenario
 __all__ = ["IssueCache"]
 
 _T = TypeVar("_T")
-_KEPT: Final = 4  # they hold secrets
+_MAX_ENTRIES: Final = 4  # few, because they contain secrets
 
 
 class IssueCache(Generic[_T]):
-    """A function of seed and scenario that keeps its last few results; threads may share it.
+    """A thread-safe function of seed and scenario that caches its last results.
 
-    It knows seeds by their hashes. What it keeps can sign, and so has a seed or keys of it, until
-    others take its place or the process ends.
+    Entries are identified by the hash of the seed. They contain keys derived from it, until they
+    are evicted or the process ends.
     """
 
     def __init__(self, make: Callable[[bytes, Scenario], _T]) -> None:
@@ -27,12 +27,12 @@ class IssueCache(Generic[_T]):
         self._kept: OrderedDict[tuple[bytes, Scenario], _T] = OrderedDict()
 
     def __call__(self, seed: bytes, scenario: Scenario, *, keep: bool) -> _T:
-        """Return what follows from both.
+        """Return the cached or a new result.
 
         Args:
             seed: 32 bytes.
-            scenario: Of the platform that this issues for.
-            keep: Whether `seed` may come again. A random one never does, and nothing of it stays.
+            scenario: The scenario of the platform.
+            keep: Whether to cache the result; a random seed is not used again.
         """
         if not keep:
             return self._make(seed, scenario)
@@ -41,10 +41,10 @@ class IssueCache(Generic[_T]):
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        made = self._make(seed, scenario)  # without the lock: threads need not wait for others
+        made = self._make(seed, scenario)  # without the lock, so that other threads need not wait
         with self._lock:
             self._kept[key] = made
-            while len(self._kept) > _KEPT:
+            while len(self._kept) > _MAX_ENTRIES:
                 self._kept.popitem(last=False)
         return made
 
@@ -52,6 +52,6 @@ class IssueCache(Generic[_T]):
         return len(self._kept)
 
     def clear(self) -> None:
-        """Keep nothing of what was made."""
+        """Remove all entries."""
         with self._lock:
             self._kept.clear()

@@ -1,8 +1,7 @@
-"""The simulator's collateral as a PCCS answers: from a path and a query to status, headers, body.
+"""Simulated PCCS: maps the path and query of a request to status, headers and body.
 
-No sockets here: `attestkit.serve` puts it on one. The routes are those of simulated-pki.md, section
-10, where the reasons for the odd ones are. Everything served is public, and nothing is signed on
-request but what depends on the clock alone.
+`attestkit.serve` provides the sockets. Routes: simulated-pki.md, section 10. All responses are
+public, and signatures depend only on the clock, not on the request.
 """
 
 import re
@@ -11,12 +10,12 @@ from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 from urllib.parse import quote as percent_encode
 
-from attestkit._crypto.pem import armour
+from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.sgx_extension import read_sgx_extension
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 
-__all__ = ["Answer", "ServedPlatform", "SimulatedPccs"]
+__all__ = ["PccsResponse", "ServedPlatform", "SimulatedPccs"]
 
 _SGX: Final = "/sgx/certification/v4"
 _TDX: Final = "/tdx/certification/v4"
@@ -27,13 +26,13 @@ _CRL, _PEM, _JSON, _TEXT = (
     "text/plain",
 )
 _FMSPC: Final = re.compile(r"[0-9A-Fa-f]{12}")
-_FIELDS: Final = 32  # of a query; the longest real one has five
-# Intel's client keeps what has no such header for a week, by its URL alone.
+_FIELDS: Final = 32  # maximum number in a query; real ones have up to five
+# Without such a header Intel's client caches a response for a week, by its URL alone.
 _CACHING: Final = ("Cache-Control", "max-age=60")
 
 
-class Answer(NamedTuple):
-    """A response; Content-Length is for whoever sends it."""
+class PccsResponse(NamedTuple):
+    """A response without Content-Length, which the server adds."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -41,39 +40,41 @@ class Answer(NamedTuple):
 
 
 class ServedPlatform(NamedTuple):
-    """A platform whose PCK certificate is given out."""
+    """A platform whose PCK certificate is served."""
 
-    qe_id: bytes  # 16 bytes, by which clients ask for it
+    qe_id: bytes  # 16 bytes, the key of a request
     pck_der: bytes
 
 
-_BAD_REQUEST: Final = Answer(400, (("Content-Type", _TEXT),), b"Invalid request parameters.")
-_NOT_FOUND: Final = Answer(404, (("Content-Type", _TEXT),), b"No cache data for this platform.")
+_BAD_REQUEST: Final = PccsResponse(400, (("Content-Type", _TEXT),), b"Invalid request parameters.")
+_NOT_FOUND: Final = PccsResponse(
+    404, (("Content-Type", _TEXT),), b"No cache data for this platform."
+)
 
 
 class SimulatedPccs:
-    """Answers GET requests with the collateral in force."""
+    """Service of the current collateral."""
 
     def __init__(
         self, collateral: Callable[[], Collateral], platforms: Sequence[ServedPlatform]
     ) -> None:
-        """Serve what `collateral` returns at each request.
+        """Set up the routes.
 
         Args:
-            collateral: Of one PKI, at the time it is called.
-            platforms: One at least, all of one FMSPC; the first is the default.
+            collateral: Returns the current collateral of one PKI; called at each request.
+            platforms: One or more platforms of one FMSPC; the first is the default.
 
         Raises:
-            UsageError: There is no platform.
-            FormatError: A certificate is no PCK certificate.
+            UsageError: If `platforms` is empty.
+            FormatError: If a certificate is not a PCK certificate.
         """
         if not platforms:
-            raise UsageError("a PCCS needs a platform")
+            raise UsageError("platforms: empty; a PCCS needs one", reason="missing")
         self._collateral = collateral
         self._platforms = {platform.qe_id.hex(): platform.pck_der for platform in platforms}
         self._default = platforms[0].pck_der
         self._fmspc = read_sgx_extension(self._default).fmspc.hex()
-        self._routes: dict[str, Callable[[Mapping[str, str]], Answer]] = {
+        self._routes: dict[str, Callable[[Mapping[str, str]], PccsResponse]] = {
             f"{_SGX}/pckcrl": self._pck_crl,
             f"{_SGX}/rootcacrl": self._root_crl,
             f"{_SGX}/crl": self._crl_of_uri,
@@ -83,8 +84,8 @@ class SimulatedPccs:
             "/IntelSGXRootCA.der": self._raw_root_crl,
         }
 
-    def answer(self, path: str, query: str) -> Answer:
-        """Return the answer to a GET of `path`, as it stands in the request, and its query."""
+    def respond(self, path: str, query: str) -> PccsResponse:
+        """Return the response to a GET request with this path, not decoded, and query."""
         route = self._routes.get(path)
         if route is None:
             return _NOT_FOUND
@@ -94,23 +95,23 @@ class SimulatedPccs:
             return _BAD_REQUEST
         return route(fields)
 
-    def _pck_crl(self, fields: Mapping[str, str]) -> Answer:
-        # Some clients ask for the processor's always. There is one CA, and it revokes for both.
+    def _pck_crl(self, fields: Mapping[str, str]) -> PccsResponse:
+        # Some clients always request the CRL of the processor CA. One CA serves for both.
         if fields.get("ca", "").lower() not in {"platform", "processor"}:
             return _BAD_REQUEST
         collateral = self._collateral()
         chain = {"SGX-PCK-CRL-Issuer-Chain": collateral.pck_crl_issuer_chain}
         if fields.get("encoding", "").lower() == "der":
-            return _good(_CRL, collateral.pck_crl, chain)
-        return _good(_PEM, collateral.pck_crl.hex().encode(), chain)
+            return _ok(_CRL, collateral.pck_crl, chain)
+        return _ok(_PEM, collateral.pck_crl.hex().encode(), chain)
 
-    def _root_crl(self, _: Mapping[str, str]) -> Answer:
-        return _good(_CRL, self._collateral().root_ca_crl.hex().encode())
+    def _root_crl(self, _: Mapping[str, str]) -> PccsResponse:
+        return _ok(_CRL, self._collateral().root_ca_crl.hex().encode())
 
-    def _raw_root_crl(self, _: Mapping[str, str]) -> Answer:
-        return _good(_CRL, self._collateral().root_ca_crl)
+    def _raw_root_crl(self, _: Mapping[str, str]) -> PccsResponse:
+        return _ok(_CRL, self._collateral().root_ca_crl)
 
-    def _crl_of_uri(self, fields: Mapping[str, str]) -> Answer:
+    def _crl_of_uri(self, fields: Mapping[str, str]) -> PccsResponse:
         if not fields.get("uri"):
             return _BAD_REQUEST
         try:
@@ -118,29 +119,29 @@ class SimulatedPccs:
         except ValueError:
             return _BAD_REQUEST
         if path.endswith("IntelSGXRootCA.der"):
-            return _good(_CRL, self._collateral().root_ca_crl)
-        return _good(_CRL, self._collateral().pck_crl) if "pckcrl" in path else _NOT_FOUND
+            return _ok(_CRL, self._collateral().root_ca_crl)
+        return _ok(_CRL, self._collateral().pck_crl) if "pckcrl" in path else _NOT_FOUND
 
-    def _tcb_info(self, fields: Mapping[str, str]) -> Answer:
-        if not (_known_update(fields) and _FMSPC.fullmatch(fields.get("fmspc", ""))):
+    def _tcb_info(self, fields: Mapping[str, str]) -> PccsResponse:
+        if not (_is_valid_update(fields) and _FMSPC.fullmatch(fields.get("fmspc", ""))):
             return _BAD_REQUEST
         if fields["fmspc"].lower() != self._fmspc:
             return _NOT_FOUND
         collateral = self._collateral()
-        # Newer clients read the one, older ones the other.
+        # For newer and for older clients.
         names = ("TCB-Info-Issuer-Chain", "SGX-TCB-Info-Issuer-Chain")
-        body = _signed("tcbInfo", collateral.tcb_info, collateral.tcb_info_signature)
-        return _good(_JSON, body, dict.fromkeys(names, collateral.tcb_info_issuer_chain))
+        body = _signed_body("tcbInfo", collateral.tcb_info, collateral.tcb_info_signature)
+        return _ok(_JSON, body, dict.fromkeys(names, collateral.tcb_info_issuer_chain))
 
-    def _qe_identity(self, fields: Mapping[str, str]) -> Answer:
-        if not _known_update(fields):
+    def _qe_identity(self, fields: Mapping[str, str]) -> PccsResponse:
+        if not _is_valid_update(fields):
             return _BAD_REQUEST
         collateral = self._collateral()
         chain = {"SGX-Enclave-Identity-Issuer-Chain": collateral.qe_identity_issuer_chain}
         signature = collateral.qe_identity_signature
-        return _good(_JSON, _signed("enclaveIdentity", collateral.qe_identity, signature), chain)
+        return _ok(_JSON, _signed_body("enclaveIdentity", collateral.qe_identity, signature), chain)
 
-    def _pck_certificate(self, fields: Mapping[str, str]) -> Answer:
+    def _pck_certificate(self, fields: Mapping[str, str]) -> PccsResponse:
         qe_id = fields.get("qeid")
         der = self._default if qe_id is None else self._platforms.get(qe_id.lower())
         if der is None:
@@ -153,19 +154,19 @@ class SimulatedPccs:
             "SGX-PCK-Certificate-CA-Type": "platform",
             "SGX-PCK-Certificate-Issuer-Chain": self._collateral().pck_crl_issuer_chain,
         }
-        return _good(_PEM, armour("CERTIFICATE", der).encode(), headers)
+        return _ok(_PEM, encode_pem("CERTIFICATE", der).encode(), headers)
 
 
-def _known_update(fields: Mapping[str, str]) -> bool:
+def _is_valid_update(fields: Mapping[str, str]) -> bool:
     return fields.get("update", "standard") in {"standard", "early"}
 
 
-def _signed(name: str, body: str, signature: bytes) -> bytes:
-    """Return a body with its signature; it is not written anew, for the signature is over it."""
+def _signed_body(name: str, body: str, signature: bytes) -> bytes:
+    """Return a signed body, not re-encoded, because the signature covers its bytes."""
     return f'{{"{name}":{body},"signature":"{signature.hex()}"}}'.encode()
 
 
-def _good(content_type: str, body: bytes, headers: Mapping[str, str] | None = None) -> Answer:
-    """Return an answer of status 200; values are percent-encoded, a space as %20 (10.3)."""
+def _ok(content_type: str, body: bytes, headers: Mapping[str, str] | None = None) -> PccsResponse:
+    """Return a response of status 200; header values are percent-encoded, space as %20 (10.3)."""
     encoded = [(name, percent_encode(value, safe="")) for name, value in (headers or {}).items()]
-    return Answer(200, (("Content-Type", content_type), _CACHING, *encoded), body)
+    return PccsResponse(200, (("Content-Type", content_type), _CACHING, *encoded), body)

@@ -1,7 +1,7 @@
-"""The simulated quoting enclave: signed TDX quotes, versions 4 and 5.
+"""Simulated quoting enclave: signed TDX quotes of versions 4 and 5.
 
-The layouts are those of Intel's "TDX DCAP Quoting Library API", A.3 and A.4. All numbers are
-little-endian, all halves of signatures and keys big-endian.
+Layouts: Intel's "TDX DCAP Quoting Library API", A.3 and A.4. Numbers are little-endian; the halves
+of signatures and keys are big-endian.
 """
 
 import struct
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki, SimulatedPlatform
-from attestkit.backends.simulator.scenarios.config import PkiConfig, QuoteConfig, given
+from attestkit.backends.simulator.scenarios.config import PkiConfig, QuoteConfig, value_or
 from attestkit.errors import UsageError
 
 __all__ = ["QuotingEnclave", "TdBody"]
@@ -21,7 +21,7 @@ _MR_SEAM: Final = sha384(b"attestkit simulated TDX module")
 _HEADER: Final = struct.Struct("<HHI4s16s20s")  # 48 bytes
 _BODY_HEAD: Final = struct.Struct("<HI")  # version 5: type and size
 _BODY_TYPES: Final = {(4, 584): 0, (5, 584): 2, (5, 648): 3}  # by version and size of the body
-# 384 bytes; the gaps are reserved, or CONFIGID and its like, and zero.
+# 384 bytes; the gaps are zero: reserved fields, and CONFIGID and related fields.
 _REPORT: Final = struct.Struct("<16sI28x16s32s32x32s96xHH60x64s")
 _SECTION: Final = struct.Struct("<HI")  # certification data: type and size
 _QE_REPORT: Final = 6  # a type of certification data
@@ -30,7 +30,7 @@ _SIGNATURE: Final = 64  # r then s
 
 
 class TdBody(NamedTuple):
-    """The signed fields of a TD quote, with those of a healthy TD by default."""
+    """The fields of a TD body; the defaults are those of an up-to-date TD."""
 
     tee_tcb_svn: bytes = _TCB_SVN  # 16 bytes: module ISVSVN, module version, loader SVN, zeros
     mr_seam: bytes = _MR_SEAM  # 48 bytes
@@ -51,11 +51,11 @@ class TdBody(NamedTuple):
     mr_service_td: bytes = bytes(48)  # TD 1.5 only
 
     def td10(self) -> bytes:
-        """Return the 584 bytes of a TD 1.0 body; UsageError if a field has another size."""
+        """Return the TD 1.0 body, 584 bytes; UsageError if a field has the wrong size."""
         return self._join(15)
 
     def td15(self) -> bytes:
-        """Return the 648 bytes of a TD 1.5 body; UsageError if a field has another size."""
+        """Return the TD 1.5 body, 648 bytes; UsageError if a field has the wrong size."""
         return self._join(17)
 
     def _join(self, count: int) -> bytes:
@@ -63,7 +63,9 @@ class TdBody(NamedTuple):
         if tuple(map(len, values)) != _SIZES[:count]:
             for name, value, size in zip(self._fields, values, _SIZES, strict=False):
                 if len(value) != size:
-                    raise UsageError(f"{name} is {size} bytes, not {len(value)}")
+                    raise UsageError(
+                        f"{name}: must be {size} bytes, not {len(value)}", reason="wrong_size"
+                    )
         return b"".join(values)
 
 
@@ -72,34 +74,33 @@ _OFFSETS: Final = dict(zip(TdBody._fields, accumulate(_SIZES, initial=0), strict
 
 
 class QuotingEnclave:
-    """Signs TD bodies for one platform.
+    """The quoting enclave of a platform. Immutable, and so thread-safe.
 
-    The QE report, its signature and the certificates are made once, so a quote costs one P-256
-    signature. It holds no state that changes: threads may share it.
+    QE report and certification data are created once, so a quote takes one P-256 signature.
     """
 
     def __init__(
         self, pki: SimulatedPki, platform_id: str = "0", *, config: QuoteConfig | None = None
     ) -> None:
-        """Set up the enclave of the platform `platform_id`.
+        """Create the QE report.
 
         Args:
-            pki: who issues the platform's certificate.
+            pki: The issuer of the platform's certificate.
             platform_id: ASCII without a slash.
-            config: what the quotes say otherwise than by default.
+            config: Deviations of the quotes.
 
         Raises:
-            UsageError: the platform id is malformed, or a field to alter is none.
+            UsageError: If the platform id is invalid, or `config` alters an unknown field.
         """
         config = config or QuoteConfig()
         if unknown := set(config.altered) - _OFFSETS.keys():
-            raise UsageError(f"the body of a quote has no field {min(unknown)!r}")
+            raise UsageError(f"altered: no field {min(unknown)!r} in a body", reason="unknown_name")
         platform = pki.platform(platform_id)
-        self.qe_id: bytes = platform.qe_id  # 16 bytes, by which a PCCS knows the platform
+        self.qe_id: bytes = platform.qe_id  # 16 bytes, identifies the platform at a PCCS
         self.pck_der: bytes = platform.pck_der
         self._key = pki.resolve(config.attestation_key, platform.attestation_key)
-        self._heads = _heads(config, platform)
-        auth = self._key.public_point + _certified(config, pki, platform, self._key)
+        self._quote_heads = _quote_heads(config, platform)
+        auth = self._key.public_point + _certification_data(config, pki, platform, self._key)
         self._auth_size = struct.pack("<I", _SIGNATURE + len(auth))
         self._tail = auth + bytes(config.padding)
         self._alter = bool(config.altered or config.cut)
@@ -113,50 +114,55 @@ class QuotingEnclave:
             version: 4 or 5.
 
         Raises:
-            UsageError: there is no such quote.
+            UsageError: If version and size of the body do not match.
         """
-        head = self._heads.get((version, len(body)))
+        head = self._quote_heads.get((version, len(body)))
         if head is None:
-            raise UsageError(f"no quote of version {version} has a body of {len(body)} bytes")
+            raise UsageError(
+                f"body: wrong size for a quote of version {version}: {len(body)} bytes",
+                reason="wrong_size" if version in (4, 5) else "wrong_value",
+            )
         signed = head + body
         quote = b"".join((signed, self._auth_size, self._key.sign(signed), self._tail))
-        return _altered(self._config, quote, len(head)) if self._alter else quote
+        return _apply_alterations(self._config, quote, len(head)) if self._alter else quote
 
 
-def _heads(config: QuoteConfig, platform: SimulatedPlatform) -> dict[tuple[int, int], bytes]:
-    """Return what stands before the body, by version and size of the body."""
+def _quote_heads(config: QuoteConfig, platform: SimulatedPlatform) -> dict[tuple[int, int], bytes]:
+    """Return the part before the body, by version and size of the body."""
     heads = {}
     for version, size in _BODY_TYPES:
         head = _HEADER.pack(
-            given(config.version, version),
+            value_or(config.version, version),
             config.attestation_key_type,
             config.tee_type,
             config.reserved,
             config.vendor_id,
-            given(config.user_data, platform.qe_id + bytes(4)),
+            value_or(config.user_data, platform.qe_id + bytes(4)),
         )
         if version == 5:
-            body_type = given(config.body_type, _BODY_TYPES[version, size])
-            head += _BODY_HEAD.pack(body_type, given(config.body_size, size))
+            body_type = value_or(config.body_type, _BODY_TYPES[version, size])
+            head += _BODY_HEAD.pack(body_type, value_or(config.body_size, size))
         heads[version, size] = head
     return heads
 
 
-def _altered(config: QuoteConfig, quote: bytes, body_at: int) -> bytes:
-    """Return what is left of a quote once somebody has had it in hand."""
+def _apply_alterations(config: QuoteConfig, quote: bytes, body_at: int) -> bytes:
+    """Return a signed quote with the configured alterations."""
     raw = bytearray(quote)
     for name in config.altered:
         raw[body_at + _OFFSETS[name]] ^= 1
     return bytes(raw[: len(raw) - config.cut])
 
 
-def _certified(
+def _certification_data(
     config: QuoteConfig, pki: SimulatedPki, platform: SimulatedPlatform, key: P256Key
 ) -> bytes:
-    """Return the certification data: the QE report with its signature, and who made that."""
+    """Return the certification data: QE report, its signature, and the PCK certificate chain."""
     bound = pki.resolve(config.bound_key, key)
     report = _qe_report(config, pki.config, bound)
-    data = given(config.certification, _of_platform(config.certification_type, pki, platform))
+    data = value_or(
+        config.certification, _platform_certification(config.certification_type, pki, platform)
+    )
     inner = b"".join(
         (
             report,
@@ -170,27 +176,27 @@ def _certified(
     return _SECTION.pack(_QE_REPORT, len(inner)) + inner
 
 
-def _of_platform(kind: int, pki: SimulatedPki, platform: SimulatedPlatform) -> bytes:
-    """Return the certification data of a type: the chain, or what leads a PCCS to it."""
+def _platform_certification(kind: int, pki: SimulatedPki, platform: SimulatedPlatform) -> bytes:
+    """Return the certification data of a type: the chain, or identifiers for a PCCS."""
     size = _ENCRYPTED_PPID.get(kind)
     if size is None:
         return platform.pck_chain.encode() + b"\0"
-    # Only Intel could decrypt it, so nobody can tell that there is no PPID in it.
+    # Only Intel could decrypt it, so the content is arbitrary.
     blocks = (sha256(platform.qe_id + bytes([index])) for index in range(size // 32))
     config = pki.config
     return b"".join((*blocks, config.cpusvn, config.pcesvn.to_bytes(2, "little"), config.pceid))
 
 
 def _qe_report(config: QuoteConfig, pki: PkiConfig, bound: P256Key) -> bytes:
-    """Return the enclave report (384 bytes) that vouches for the attestation key."""
+    """Return the QE report, 384 bytes, that certifies the attestation key."""
     binding = sha256(bound.public_point + config.qe_auth_data) + bytes(32)
     return _REPORT.pack(
-        given(config.qe_cpusvn, pki.cpusvn),
-        given(config.qe_miscselect, pki.qe_miscselect),
-        given(config.qe_attributes, pki.qe_attributes),
-        given(config.qe_mrenclave, pki.qe_mrenclave),
-        given(config.qe_mrsigner, pki.qe_mrsigner),
-        given(config.qe_isvprodid, pki.qe_isvprodid),
-        given(config.qe_isvsvn, pki.qe_isvsvn),
-        given(config.qe_report_data, binding),
+        value_or(config.qe_cpusvn, pki.cpusvn),
+        value_or(config.qe_miscselect, pki.qe_miscselect),
+        value_or(config.qe_attributes, pki.qe_attributes),
+        value_or(config.qe_mrenclave, pki.qe_mrenclave),
+        value_or(config.qe_mrsigner, pki.qe_mrsigner),
+        value_or(config.qe_isvprodid, pki.qe_isvprodid),
+        value_or(config.qe_isvsvn, pki.qe_isvsvn),
+        value_or(config.qe_report_data, binding),
     )

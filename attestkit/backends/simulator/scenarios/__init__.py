@@ -1,4 +1,4 @@
-"""What is odd, old or wrong about a simulated platform, as a value, and the named ones.
+"""Scenarios: properties of a simulated platform and its endorsements that differ from the usual.
 
-A scenario is fixed when a platform is made; what happens later is a fault.
+A scenario is fixed when the platform is created; a fault happens later.
 """

@@ -1,8 +1,8 @@
-"""Everything about the simulated platform that can be set: values, and what they are by default.
+"""Configuration of the simulated platform and its endorsements, with default values.
 
-A `Scenario` is pure data without a seed, so the same one fits every simulated platform. Where a key
-or a revoked certificate is wanted, a label of the PKI's own derivation does (`"tcb-signing"`,
-`"platform/0/pck-leaf"`, or any other word for a key that nothing else uses).
+A `Scenario` is pure data without a seed, so it applies to every simulated platform. Keys and
+revoked certificates can be given as labels of the PKI's key derivation: `"tcb-signing"`,
+`"platform/0/pck-leaf"`, or any other string for an unrelated key.
 """
 
 from dataclasses import dataclass, fields
@@ -23,13 +23,13 @@ __all__ = [
     "SnpConfig",
     "TcbInfoConfig",
     "TcbLevel",
-    "given",
+    "value_or",
 ]
 
 _T = TypeVar("_T")
 _INTEL_QE_VENDOR_ID: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 
-# The times of certificates and CRLs (RFC 5280), as datetime has them and in Unix seconds.
+# Range of times in certificates and CRLs (RFC 5280), as datetime and in Unix time.
 _FIRST: Final = datetime(1950, 1, 1, tzinfo=timezone.utc)
 _LAST: Final = datetime.max.replace(tzinfo=timezone.utc)
 _LAST_UTC_TIME: Final = _LAST.replace(year=2049)
@@ -66,13 +66,13 @@ _BITS: Final = {
 }
 
 
-def given(value: _T | None, default: _T) -> _T:
-    """Return `value` unless it is None: a field that a configuration leaves to others."""
+def value_or(value: _T | None, default: _T) -> _T:
+    """Return `value`, or `default` if it is None."""
     return default if value is None else value
 
 
 def _check_sizes(config: "PkiConfig | QuoteConfig | SnpConfig") -> None:
-    """Check each field that has a fixed number of bytes or bits, or the None that it began as."""
+    """Check the fields with a fixed number of bytes or bits; optional fields may be None."""
     for field in fields(config):
         value = getattr(config, field.name)
         if value is None and field.default is None:
@@ -80,48 +80,51 @@ def _check_sizes(config: "PkiConfig | QuoteConfig | SnpConfig") -> None:
         size, bits = _BYTES.get(field.name), _BITS.get(field.name)
         if size is not None and (not isinstance(value, bytes) or len(value) != size):
             found = len(value) if isinstance(value, bytes) else type(value).__name__
-            raise UsageError(f"{field.name} is {size} bytes, not {found}")
+            raise UsageError(
+                f"{field.name}: must be {size} bytes, not {found}",
+                reason="wrong_size" if isinstance(value, bytes) else "wrong_type",
+            )
         if bits is not None:
             _check_range(field.name, value, (1 << bits) - 1)
 
 
 def _check_range(name: str, value: object, highest: int, lowest: int = 0) -> None:
     if not isinstance(value, int):
-        raise UsageError(f"{name} must be an integer, not a {type(value).__name__}")
+        raise UsageError(
+            f"{name}: must be an integer, not a {type(value).__name__}", reason="wrong_type"
+        )
     if not lowest <= value <= highest:
-        raise UsageError(f"{name} must be in {lowest} to {highest}, not {value}")
+        raise UsageError(
+            f"{name}: must be {lowest} to {highest}, not {value}", reason="out_of_range"
+        )
 
 
 def _check_validity(config: "PkiConfig | SnpConfig", own_end: str, last: datetime) -> None:
-    """Check the times of certificates, of which one kind may have an end of its own."""
+    """Check the validity of certificates; `own_end` is the optional end of one kind."""
     for name in ("not_before", "not_after", own_end):
         moment = getattr(config, name)
         if moment is None and name == own_end:
             continue
-        # Aware is what has an offset, not only a tzinfo.
+        # A datetime is aware if it has an offset; a tzinfo alone is not sufficient.
         if not isinstance(moment, datetime) or moment.utcoffset() is None:
-            raise _no_moment(name, last)
+            raise UsageError(f"{name}: must be an aware datetime", reason="wrong_type")
         if not _FIRST <= moment <= last:
-            raise _no_moment(name, last)
+            raise UsageError(f"{name}: must be in 1950 to {last.year}", reason="out_of_range")
         if moment < config.not_before:
-            raise UsageError(f"{name} is before not_before")
-
-
-def _no_moment(name: str, last: datetime) -> UsageError:
-    return UsageError(f"{name} must be an aware datetime in 1950 to {last.year}")
+            raise UsageError(f"{name}: before not_before", reason="conflict")
 
 
 def _check_update(name: str, moment: object) -> None:
-    """Check when a part of the collateral is issued or renewed, if that is said in seconds."""
+    """Check the issue or update time of a part of the collateral, if it is Unix time."""
     if moment is not None and not (name == "next_update" and isinstance(moment, timedelta)):
         _check_range(name, moment, _LAST_SECOND, _FIRST_SECOND)
 
 
 class _Values:
-    """Compares, hashes and shows as its fields do; written out, for to generate it takes 2 ms."""
+    """Base of dataclasses with comparison, hash and repr; generating these would take 2 ms."""
 
     __slots__ = ()
-    # Of a subclass of a subclass `__slots__` would be the new ones only.
+    # Not `__slots__`, which has only the fields of the last subclass.
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def _values(self) -> tuple[object, ...]:
@@ -142,20 +145,20 @@ class _Values:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PkiConfig(_Values):
-    """What the certificates and the quoting enclave say of the platform.
+    """Content of the certificates, and identity of the quoting enclave.
 
-    The root's bytes depend on the seed, the CRL base URL and the validity alone.
+    The root certificate depends only on the seed, the CRL base URL and the validity.
 
     Raises:
-        UsageError: a value has another size, or is outside its range; the text names it.
+        UsageError: If a value has the wrong size, or is out of range.
     """
 
-    # Part of the certificates, never the address a service listens on.
+    # Part of the certificates, not the address of a service.
     crl_base_url: str = "https://pcs.attestkit.invalid"
     fmspc: bytes = bytes.fromhex("a77e57000000")  # 6 bytes
     pceid: bytes = bytes(2)  # 2 bytes
     cpusvn: bytes = bytes([3, 3, 2, 2, 4, 1, 0, 5]) + bytes(8)  # 16 bytes; the TCB components too
-    pcesvn: int = 13  # 0..32767: some verifiers refuse a third octet
+    pcesvn: int = 13  # 0..32767: some verifiers reject a third octet
     sgx_type: int = 1  # 0 standard, 1 scalable, 2 scalable with integrity
     dynamic_platform: bool = False
     cached_keys: bool = False
@@ -175,41 +178,43 @@ class PkiConfig(_Values):
         _check_range("sgx_type", self.sgx_type, 2)
         _check_validity(self, "pck_not_after", _LAST_UTC_TIME)
         url: object = self.crl_base_url
-        if not isinstance(url, str) or not url.isascii() or not url.isprintable():
-            raise UsageError("crl_base_url must be printable ASCII")
+        if not isinstance(url, str):
+            raise UsageError("crl_base_url: must be a str", reason="wrong_type")
+        if not url.isascii() or not url.isprintable():
+            raise UsageError("crl_base_url: must be printable ASCII", reason="encoding")
 
 
 class TcbLevel(NamedTuple):
-    """One level of a TDX module or a quoting enclave."""
+    """A TCB level of a TDX module or a quoting enclave."""
 
     isvsvn: int
     date: str  # YYYY-MM-DDTHH:MM:SSZ
-    status: str  # Intel's word: UpToDate, OutOfDate, ...
+    status: str  # UpToDate, OutOfDate, ...
     advisories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class TcbInfoConfig(_Values):
-    """The TCB info's body; None stands for what the PKI's configuration or the clock says.
+    """Content of the TCB info; None: the value of the PKI's configuration or the clock.
 
     Raises:
-        UsageError: a time is none, or outside 1950 to 9999; the text names it.
+        UsageError: If a time is not an integer, or outside 1950 to 9999.
     """
 
     id: str = "TDX"
     version: int = 3
-    by_platform: bool = False  # signed by the platform's PCK key, with the chain of that
+    by_platform: bool = False  # signed by the platform's PCK key, with its chain
     issue: int | None = None  # Unix seconds
     next_update: int | timedelta | None = None  # Unix seconds, or how long after the issue
     fmspc: bytes | None = None  # 6 bytes
     pceid: bytes | None = None  # 2 bytes
     evaluation_number: int = 18
     status: str = "UpToDate"  # of the first level
-    # Of the first level; None: none when UpToDate, else INTEL-SA-99999.
+    # Of the first level; None: empty if UpToDate, otherwise INTEL-SA-99999.
     advisories: tuple[str, ...] | None = None
     sgx_components: bytes | None = None  # 16 bytes, first level; the second has one less
-    tdx_components: bytes = bytes([5, 0, 3]) + bytes(13)  # 16 bytes, what the first level requires
-    pcesvn: int | None = None  # what the first level requires
+    tdx_components: bytes = bytes([5, 0, 3]) + bytes(13)  # 16 bytes, first level
+    pcesvn: int | None = None  # first level
     module_id: str = "TDX_01"
     module_mrsigner: bytes = bytes(48)
     module_levels: tuple[TcbLevel, ...] = (
@@ -224,10 +229,10 @@ class TcbInfoConfig(_Values):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class QeIdentityConfig(_Values):
-    """The QE identity's body; None stands for what the PKI's configuration or the clock says.
+    """Content of the QE identity; None: the value of the PKI's configuration or the clock.
 
     Raises:
-        UsageError: a time is none, or outside 1950 to 9999; the text names it.
+        UsageError: If a time is not an integer, or outside 1950 to 9999.
     """
 
     id: str = "TD_QE"
@@ -236,7 +241,7 @@ class QeIdentityConfig(_Values):
     next_update: int | timedelta | None = None  # Unix seconds, or how long after the issue
     evaluation_number: int = 18
     miscselect: int = 0  # 32 bits; the mask is all ones
-    # 16 bytes, masked already with FBFFFFFFFFFFFFFF0000000000000000.
+    # 16 bytes, already masked with FBFFFFFFFFFFFFFF0000000000000000.
     attributes: bytes = bytes([0x11]) + bytes(15)
     mrsigner: bytes | None = None  # 32 bytes
     isvprodid: int | None = None
@@ -250,22 +255,24 @@ class QeIdentityConfig(_Values):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CrlConfig(_Values):
-    """One CRL; None stands for what the clock says.
+    """Content of a CRL; None: the value from the clock.
 
     Raises:
-        UsageError: a number is none of X.509's, or a time outside 1950 to 9999; the text names it.
+        UsageError: If a number is invalid in X.509, or a time outside 1950 to 9999.
     """
 
-    # Serial numbers, positive and of at most 20 octets, or labels of the PKI's certificates.
+    # Serial numbers, positive with at most 20 octets, or labels of certificates of the PKI.
     revoked: tuple[int | str, ...] = ()
     this_update: int | None = None  # Unix seconds
     next_update: int | timedelta | None = None  # Unix seconds, or how long after the issue
     number: int | None = None  # None: thisUpdate in days
-    key: P256Key | str | None = None  # who signs, or its label; None: the CRL's issuer
+    key: P256Key | str | None = None  # the signing key; None: that of the CRL's issuer
 
     def __post_init__(self) -> None:
-        if not isinstance(self.revoked, tuple):  # a label alone would be taken letter by letter
-            raise UsageError("revoked must be a tuple of serial numbers and labels")
+        if not isinstance(self.revoked, tuple):  # a str would be iterated by characters
+            raise UsageError(
+                "revoked: must be a tuple of serial numbers and labels", reason="wrong_type"
+            )
         for one in self.revoked:
             if not isinstance(one, str):
                 _check_range("revoked", one, _LONGEST_SERIAL, 1)
@@ -277,29 +284,29 @@ class CrlConfig(_Values):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CollateralConfig(_Values):
-    """The four signed parts of the collateral."""
+    """Content of the four signed parts of the collateral."""
 
     tcb_info: TcbInfoConfig = TcbInfoConfig()
     qe_identity: QeIdentityConfig = QeIdentityConfig()
     root_crl: CrlConfig = CrlConfig()
     pck_crl: CrlConfig = CrlConfig()
-    pck_crl_is_roots: bool = False  # the root's CRL stands in the place of the PCK CA's
-    # How long before the time that is asked for all of it was issued; negative: how long after.
+    pck_crl_is_roots: bool = False  # the root's CRL replaces the PCK CA's
+    # Age of all parts at the requested time; negative: issued later.
     age: timedelta = timedelta()
-    # After signing: in the part of that name the first such text is replaced by the other.
+    # Alterations after signing: part, text, and replacement of its first occurrence.
     altered: tuple[tuple[Literal["tcb_info", "qe_identity"], str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class QuoteConfig(_Values):
-    """Quotes and the QE report in them; None stands for what the PKI and the platform say.
+    """Content of quotes and QE report; None: the value of the PKI or the platform.
 
     Raises:
-        UsageError: a value has another size, or is outside its range; the text names it.
+        UsageError: If a value has the wrong size, or is out of range.
     """
 
     # Header.
-    version: int | None = None  # the field; None: the version whose layout the quote has
+    version: int | None = None  # the field; None: the version of the layout
     attestation_key_type: int = 2  # 16 bits; 2 is ECDSA P-256
     tee_type: int = 0x81  # 32 bits
     reserved: bytes = bytes(4)
@@ -308,7 +315,7 @@ class QuoteConfig(_Values):
     body_type: int | None = None  # version 5, 16 bits
     body_size: int | None = None  # version 5, 32 bits
     # Keys, or their labels.
-    attestation_key: P256Key | str | None = None  # signs the quote and stands in it
+    attestation_key: P256Key | str | None = None  # signs the quote
     bound_key: P256Key | str | None = None  # hashed into the QE report; None: the attestation key
     pck_key: P256Key | str | None = None  # signs the QE report
     # QE report.
@@ -321,43 +328,41 @@ class QuoteConfig(_Values):
     qe_isvsvn: int | None = None  # 16 bits
     qe_report_data: bytes | None = None  # 64 bytes; None: the binding of key and auth data
     qe_auth_data: bytes = bytes(range(32))  # up to 65535 bytes
-    # Certification data: 5, PEM of leaf, CA and root with a closing NUL; or 2 or 3, by which a PCCS
-    # knows the platform: its PPID, encrypted with RSA-2048 or RSA-3072, CPUSVN, PCESVN and PCEID.
+    # Certification data: type 5, PEM of leaf, CA and root with a final NUL; or type 2 or 3 for a
+    # PCCS: the PPID encrypted with RSA-2048 or RSA-3072, CPUSVN, PCESVN and PCEID.
     certification_type: int = 5  # 16 bits
     certification: bytes | None = None  # None: the platform's own
-    padding: int = 0  # zero bytes after the quote, as hosts with a buffer of fixed size leave them
+    padding: int = 0  # zero bytes after the quote, as from hosts with a buffer of fixed size
     # After signing.
-    altered: tuple[
-        str, ...
-    ] = ()  # fields of the body: the lowest bit of each first byte is flipped
-    cut: int = 0  # bytes that are missing at the end
+    altered: tuple[str, ...] = ()  # fields of the body whose first bit is flipped
+    cut: int = 0  # bytes missing at the end
 
     def __post_init__(self) -> None:
         _check_sizes(self)
         if not isinstance(self.qe_auth_data, bytes):
-            raise UsageError("qe_auth_data must be bytes")
-        _check_range("the size of qe_auth_data", len(self.qe_auth_data), 0xFFFF)
+            raise UsageError("qe_auth_data: must be bytes", reason="wrong_type")
+        _check_range("size of qe_auth_data", len(self.qe_auth_data), 0xFFFF)
         _check_range("padding", self.padding, 1 << 20)
         _check_range("cut", self.cut, 1 << 12)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SnpConfig(_Values):
-    """An SEV-SNP guest's report, and the certificate of the key that signs it.
+    """Content of an SEV-SNP guest's report, and of the VCEK certificate.
 
     Raises:
-        UsageError: a value has another size, or is outside its range; the text names it.
+        UsageError: If a value has the wrong size, or is out of range.
     """
 
-    policy: int = 0x30000  # 64 bits, of the guest: SMT is allowed, debugging is not
+    policy: int = 0x30000  # 64 bits, guest policy: SMT allowed, debugging forbidden
     snp_tcb: bytes = bytes([9, 0, 0, 0, 0, 0, 21, 72])  # 8 bytes, a Genoa's; four SVNs
     not_before: datetime = datetime(2020, 1, 1, tzinfo=timezone.utc)
     not_after: datetime = datetime(2049, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
     vcek_not_after: datetime | None = None  # None: `not_after`
-    # What the certificate is for; None: the chip and the TCB of the report.
+    # Content of the certificate; None: the chip and the TCB of the report.
     vcek_chip: str | None = None  # the label of another chip
     vcek_tcb: bytes | None = None  # 8 bytes
-    report_key: str | None = None  # the label of the key that signs reports; None: the chip's
+    report_key: str | None = None  # label of the key that signs reports; None: the chip's
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -366,33 +371,37 @@ class SnpConfig(_Values):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Scenario(_Values):
-    """One simulated platform with its evidence's and its endorsements' peculiarities.
+    """A simulated platform with deviations of its evidence and endorsements.
 
     Raises:
-        UsageError: the platform or the version of the quotes is an unknown one, or the trust
-            anchor is neither DER nor a label.
+        UsageError: If the platform or the version of quotes is unknown, or the trust anchor is
+            neither DER nor a label.
     """
 
     platform: Literal["tdx", "snp"] = "tdx"
-    snp: SnpConfig = SnpConfig()  # all that counts on SEV-SNP, with `maker` and `trust_anchor`
+    snp: SnpConfig = SnpConfig()  # applies to SEV-SNP, with `platform_pki` and `trust_anchor`
     pki: PkiConfig = PkiConfig()
     collateral: CollateralConfig = CollateralConfig()
     quote: QuoteConfig = QuoteConfig()
     platform_id: str = "0"
-    # Fields of a `quoting.TdBody` that it overrides; not the registers, nor the report data.
+    # Overridden fields of `quoting.TdBody`, except registers and report data.
     body: tuple[tuple[str, bytes], ...] = ()
-    quote_version: int | None = None  # 4 or 5; None: as the caller likes, 4 by default
-    td10: bool = False  # quotes of version 5 have a TD 1.0 body too
-    # Labels of other PKIs, whose seeds are derived from this one's.
-    maker: str | None = None  # the platform is one of that PKI; None: of the collateral's
-    # The root that verifiers are told to trust: DER, or whose; None: the collateral's.
+    quote_version: int | None = None  # 4 or 5; None: chosen by the caller, by default 4
+    td10: bool = False  # quotes of version 5 also have a TD 1.0 body
+    # Labels of other PKIs, whose seeds are derived from that of this one.
+    platform_pki: str | None = None  # PKI of the platform; None: that of the collateral
+    # Trust anchor for verifiers: DER, or the label of a PKI; None: the root of the collateral.
     trust_anchor: bytes | str | None = None
 
     def __post_init__(self) -> None:
         if self.platform not in ("tdx", "snp"):
-            raise UsageError(f"platform is tdx or snp, not {self.platform!r}")
+            raise UsageError(
+                f"platform: must be tdx or snp, not {self.platform!r}", reason="wrong_value"
+            )
         if self.quote_version not in (None, 4, 5):
-            raise UsageError(f"quote_version is 4 or 5, not {self.quote_version!r}")
+            raise UsageError(
+                f"quote_version: must be 4 or 5, not {self.quote_version!r}", reason="wrong_value"
+            )
         anchor: object = self.trust_anchor
         if anchor is not None and not isinstance(anchor, (bytes, str)):
-            raise UsageError("trust_anchor is DER or a label")
+            raise UsageError("trust_anchor: must be DER or a label", reason="wrong_type")

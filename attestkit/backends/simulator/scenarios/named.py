@@ -1,8 +1,8 @@
-"""Scenarios by name: what can be wrong, or odd, with a simulated platform and its endorsements.
+"""Named scenarios: deviations of a simulated platform and its endorsements.
 
-Each gives a quote and collateral that a strict verifier judges as named whenever the simulator's
-clock shows a time from 2020 to 2049 (UTC), in which its certificates are valid; `snp-vcek-expired`
-from February 2020. Most names are those of the simulated PKI's published test vectors.
+For each of them a strict verifier has the named outcome, if the simulator's clock is within the
+validity of its certificates, 2020 to 2049 (UTC); `snp-vcek-expired` from February 2020. Most names
+are those of the simulated PKI's published test vectors.
 """
 
 from dataclasses import replace
@@ -22,48 +22,53 @@ from attestkit.backends.simulator.scenarios.config import (
 )
 from attestkit.errors import UsageError
 
-__all__ = ["NAMED", "Named", "chosen_scenario", "named_scenarios", "scenario"]
+__all__ = ["NAMED", "NamedScenario", "chosen_scenario", "named_scenarios", "scenario"]
 
 
 def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
-    """Return what a caller means by `chosen`: a name, a scenario, or None for a healthy guest.
+    """Return the scenario of an argument: a name, a Scenario, or None for an up-to-date guest.
 
     Raises:
-        UsageError: it is neither, no scenario is called so, or it is not of `platform`: "tdx" or
-            "snp"; None leaves that to the scenario.
+        UsageError: If the argument has another type, the name is unknown, or the scenario is not
+            for `platform`: "tdx", "snp", or None for both.
     """
     if platform not in (None, "tdx", "snp"):
-        raise UsageError(f"the simulator's platform is tdx or snp, not {platform!r}")
+        raise UsageError(f"platform: must be tdx or snp, not {platform!r}", reason="wrong_value")
     if chosen is None:
         return Scenario(platform="snp") if platform == "snp" else Scenario()
     if isinstance(chosen, str):
-        # Late: a healthy guest, which most are, has no use for the table.
+        # Lazy: the default scenario does not need the table.
 
         chosen = scenario(chosen)
     if not isinstance(chosen, Scenario):
-        raise UsageError("a scenario is a name or a Scenario")
+        raise UsageError("scenario: must be a name or a Scenario", reason="wrong_type")
     try:
         hash(chosen)
     except TypeError as error:
-        raise UsageError("the values of a scenario cannot change: tuples, not lists") from error
+        raise UsageError(
+            "scenario: its values must be hashable; use tuples instead of lists",
+            reason="wrong_type",
+        ) from error
     if platform not in (None, chosen.platform):
-        raise UsageError(f"this scenario is one of platform {chosen.platform}, not {platform}")
+        raise UsageError(
+            f"scenario: for the platform {chosen.platform}, not {platform}", reason="conflict"
+        )
     return chosen
 
 
 _DAY: Final = timedelta(days=1)
-# Issued at the midnight before the last one, this is over for twelve hours at least.
-_OVER: Final = timedelta(hours=12)
-_STRANGER: Final = "stranger"  # the label of keys, or of a PKI, that nothing else uses
-_SVN: Final = bytes(13)  # of the 16 bytes that a TD's TCB has those that nothing uses
+# Collateral is issued at the midnight before the last one, so this ended at least 12 hours ago.
+_EXPIRED: Final = timedelta(hours=12)
+_UNRELATED: Final = "stranger"  # label of a key or PKI without relation to the platform
+_SVN: Final = bytes(13)  # the unused bytes of the 16 bytes of TEE_TCB_SVN
 
 
-class Named(NamedTuple):
-    """A scenario, and what is to be known of it before it is used."""
+class NamedScenario(NamedTuple):
+    """A scenario with its expected outcome."""
 
     scenario: Scenario
-    outcome: str  # the TCB status with which a strict verifier accepts, else why it refuses
-    text: str  # one line for people
+    outcome: str  # TCB status if a strict verifier accepts it, else the reason of its error
+    text: str  # one line of help
 
 
 def _tcb(config: TcbInfoConfig) -> Scenario:
@@ -95,160 +100,166 @@ def _collateral(config: CollateralConfig) -> Scenario:
     return Scenario(collateral=config)
 
 
-def _status(status: str) -> Named:
+def _status(status: str) -> NamedScenario:
     text = f"the platform's TCB level is {status}"
-    return Named(_tcb(TcbInfoConfig(status=status)), status, text)
+    return NamedScenario(_tcb(TcbInfoConfig(status=status)), status, text)
 
 
 _HEALTHY: Final = {
-    "ok-v4": Named(Scenario(quote_version=4), "UpToDate", "a healthy TD, quotes of version 4"),
-    "ok-v5-td10": Named(
+    "ok-v4": NamedScenario(
+        Scenario(quote_version=4), "UpToDate", "an up-to-date TD, quotes of version 4"
+    ),
+    "ok-v5-td10": NamedScenario(
         Scenario(quote_version=5, td10=True),
         "UpToDate",
-        "a healthy TD, quotes of version 5 with a TD 1.0 body",
+        "an up-to-date TD, quotes of version 5 with a TD 1.0 body",
     ),
-    "ok-v5-td15": Named(
+    "ok-v5-td15": NamedScenario(
         Scenario(quote_version=5),
         "UpToDate",
-        "a healthy TD, quotes of version 5 with a TD 1.5 body",
+        "an up-to-date TD, quotes of version 5 with a TD 1.5 body",
     ),
-    "ok-at-issue-date": Named(
-        _collateral(CollateralConfig(age=-_DAY)), "UpToDate", "collateral of the last midnight"
+    "ok-at-issue-date": NamedScenario(
+        _collateral(CollateralConfig(age=-_DAY)),
+        "UpToDate",
+        "collateral issued at the last midnight (UTC)",
     ),
-    "ok-last-second": Named(
+    "ok-last-second": NamedScenario(
         _collateral(CollateralConfig(age=28 * _DAY)),
         "UpToDate",
         "collateral that is valid until the next midnight (UTC)",
     ),
-    "ok-zero-padded-quote": Named(
-        _quote(QuoteConfig(padding=64)), "UpToDate", "64 zero bytes behind the quote"
+    "ok-zero-padded-quote": NamedScenario(
+        _quote(QuoteConfig(padding=64)), "UpToDate", "64 zero bytes after the quote"
     ),
-    "ok-other-serial-revoked": Named(
+    "ok-other-serial-revoked": NamedScenario(
         _crl(pck=CrlConfig(revoked=(0x1234567890,))), "UpToDate", "another platform is revoked"
     ),
-    "ok-second-platform": Named(
-        Scenario(platform_id="1"), "UpToDate", "another machine under the same root"
+    "ok-second-platform": NamedScenario(
+        Scenario(platform_id="1"), "UpToDate", "another platform under the same root"
     ),
 }
 
 _ALTERED: Final = {
-    "wrong-root": Named(
-        Scenario(trust_anchor=_STRANGER),
+    "wrong-root": NamedScenario(
+        Scenario(trust_anchor=_UNRELATED),
         "crl_bad_signature",
-        "the trust anchor is another root than that of quote and collateral",
+        "the trust anchor is not the root of quote and collateral",
     ),
-    "untrusted-root": Named(
-        Scenario(maker=_STRANGER),
+    "untrusted-root": NamedScenario(
+        Scenario(platform_pki=_UNRELATED),
         "untrusted_root",
-        "the quote's certificates lead to another root than the collateral's",
+        "quote and collateral have different roots",
     ),
-    "report-data-altered": Named(
+    "report-data-altered": NamedScenario(
         _quote(QuoteConfig(altered=("report_data",))),
         "quote_bad_signature",
-        "a bit of the report data was flipped after it was signed",
+        "a bit of the report data was flipped after signing",
     ),
-    "rtmr3-altered": Named(
+    "rtmr3-altered": NamedScenario(
         _quote(QuoteConfig(altered=("rtmr3",))), "quote_bad_signature", "a bit of RTMR3 was flipped"
     ),
-    "v5-altered": Named(
+    "v5-altered": NamedScenario(
         replace(_quote(QuoteConfig(altered=("mr_config_id",))), quote_version=5),
         "quote_bad_signature",
         "a bit of MR_CONFIG_ID was flipped, in a quote of version 5",
     ),
-    "vendor-id-wrong": Named(
+    "vendor-id-wrong": NamedScenario(
         _quote(QuoteConfig(vendor_id=bytes(16))),
         "qe_vendor_id",
-        "the quote is of an unknown vendor's quoting enclave",
+        "the quote has an unknown QE vendor id",
     ),
-    "truncated": Named(
+    "truncated": NamedScenario(
         _quote(QuoteConfig(cut=100)),
         "sig_data_truncated",
         "the last 100 bytes of the quote are missing",
     ),
-    "attestation-key-unbound": Named(
-        _quote(QuoteConfig(attestation_key=_STRANGER, bound_key="platform/0/attestation")),
+    "attestation-key-unbound": NamedScenario(
+        _quote(QuoteConfig(attestation_key=_UNRELATED, bound_key="platform/0/attestation")),
         "qe_binding",
-        "the quoting enclave vouches for another key than the one that signed",
+        "the QE report certifies another attestation key than the one that signed",
     ),
-    "qe-report-wrong-pck-key": Named(
-        _quote(QuoteConfig(pck_key=_STRANGER)),
+    "qe-report-wrong-pck-key": NamedScenario(
+        _quote(QuoteConfig(pck_key=_UNRELATED)),
         "qe_report_bad_signature",
-        "the enclave's report is signed by another key than the PCK certificate's",
+        "the QE report is signed by another key than that of the PCK certificate",
     ),
 }
 
 _COLLATERAL: Final = {
-    "collateral-expired": Named(
+    "collateral-expired": NamedScenario(
         _collateral(CollateralConfig(age=31 * _DAY)),
         "crl_expired",
         "all of the collateral has expired",
     ),
-    "collateral-not-yet-valid": Named(
+    "collateral-not-yet-valid": NamedScenario(
         _collateral(CollateralConfig(age=-2 * _DAY)),
         "tcb_info_not_yet_valid",
         "the collateral is from tomorrow",
     ),
-    "tcb-info-expired": Named(
-        _tcb(TcbInfoConfig(next_update=_OVER)), "tcb_info_expired", "the TCB info has expired"
+    "tcb-info-expired": NamedScenario(
+        _tcb(TcbInfoConfig(next_update=_EXPIRED)), "tcb_info_expired", "the TCB info has expired"
     ),
-    "qe-identity-expired": Named(
-        _qe(QeIdentityConfig(next_update=_OVER)),
+    "qe-identity-expired": NamedScenario(
+        _qe(QeIdentityConfig(next_update=_EXPIRED)),
         "qe_identity_expired",
         "the QE identity has expired",
     ),
-    "pck-crl-expired": Named(
-        _crl(pck=CrlConfig(next_update=_OVER)), "crl_expired", "the PCK CA's CRL has expired"
+    "pck-crl-expired": NamedScenario(
+        _crl(pck=CrlConfig(next_update=_EXPIRED)), "crl_expired", "the PCK CA's CRL has expired"
     ),
-    "root-crl-expired": Named(
-        _crl(root=CrlConfig(next_update=_OVER)), "crl_expired", "the root's CRL has expired"
+    "root-crl-expired": NamedScenario(
+        _crl(root=CrlConfig(next_update=_EXPIRED)), "crl_expired", "the root's CRL has expired"
     ),
-    "pck-crl-is-root-crl": Named(
+    "pck-crl-is-root-crl": NamedScenario(
         _collateral(CollateralConfig(pck_crl_is_roots=True)),
         "crl_missing",
-        "in place of the PCK CA's CRL there is the root's",
+        "the root's CRL replaces that of the PCK CA",
     ),
-    "fmspc-mismatch": Named(
-        _tcb(TcbInfoConfig(fmspc=bytes(6))), "tcb_info_mismatch", "the TCB info is of another FMSPC"
+    "fmspc-mismatch": NamedScenario(
+        _tcb(TcbInfoConfig(fmspc=bytes(6))),
+        "tcb_info_mismatch",
+        "the TCB info is for another FMSPC",
     ),
-    "pceid-mismatch": Named(
+    "pceid-mismatch": NamedScenario(
         _tcb(TcbInfoConfig(pceid=b"\0\1")),
         "tcb_info_mismatch",
-        "the TCB info is of another PCE; dcap-qvl alone does not look",
+        "the TCB info is for another PCE, which dcap-qvl does not check",
     ),
-    "tcb-info-altered": Named(
+    "tcb-info-altered": NamedScenario(
         _collateral(CollateralConfig(altered=(("tcb_info", "UpToDate", "OutOfDate"),))),
         "tcb_info_bad_signature",
-        "a status in the TCB info was changed after it was signed",
+        "a status in the TCB info was changed after signing",
     ),
-    "tcb-info-wrong-signer": Named(
+    "tcb-info-wrong-signer": NamedScenario(
         _tcb(TcbInfoConfig(by_platform=True)),
         "chain_length",
-        "the platform signed its TCB info itself; dcap-qvl alone does not look",
+        "the TCB info is signed by the platform, which dcap-qvl does not check",
     ),
-    "qe-identity-altered": Named(
+    "qe-identity-altered": NamedScenario(
         _collateral(CollateralConfig(altered=(("qe_identity", '"isvprodid":2', '"isvprodid":3'),))),
         "qe_identity_bad_signature",
-        "the product in the QE identity was changed after it was signed",
+        "the product in the QE identity was changed after signing",
     ),
-    "qe-identity-for-sgx": Named(
+    "qe-identity-for-sgx": NamedScenario(
         _qe(QeIdentityConfig(id="QE")),
         "qe_identity_wrong_type",
-        "the QE identity is that of SGX's quoting enclave",
+        "the QE identity is for the quoting enclave of SGX",
     ),
 }
 
 _REVOKED: Final = {
-    "pck-revoked": Named(
+    "pck-revoked": NamedScenario(
         _crl(pck=CrlConfig(revoked=("platform/0/pck-leaf",))),
         "cert_revoked",
         "the platform's PCK certificate is revoked",
     ),
-    "pck-ca-revoked": Named(
+    "pck-ca-revoked": NamedScenario(
         _crl(root=CrlConfig(revoked=("pck-platform-ca",))),
         "cert_revoked",
         "the CA that issued the platform's certificate is revoked",
     ),
-    "tcb-signer-revoked": Named(
+    "tcb-signer-revoked": NamedScenario(
         _crl(root=CrlConfig(revoked=("tcb-signing",))),
         "cert_revoked",
         "the certificate that signs TCB info and QE identity is revoked",
@@ -256,7 +267,7 @@ _REVOKED: Final = {
 }
 
 _TCB: Final = {
-    "tcb-UpToDate": Named(Scenario(), "UpToDate", "the platform's TCB level is UpToDate"),
+    "tcb-UpToDate": NamedScenario(Scenario(), "UpToDate", "the platform's TCB level is UpToDate"),
     **{
         f"tcb-{status}": _status(status)
         for status in (
@@ -268,43 +279,43 @@ _TCB: Final = {
         )
     },
     "tcb-Revoked": _status("Revoked")._replace(outcome="tcb_revoked"),
-    "tcb-below-top-level": Named(
+    "tcb-below-top-level": NamedScenario(
         _tcb(TcbInfoConfig(pcesvn=14)),
         "OutOfDate",
-        "the platform is below the first level, and at the second",
+        "the platform is below the first TCB level, and at the second",
     ),
-    "tcb-below-all-levels": Named(
+    "tcb-below-all-levels": NamedScenario(
         Scenario(
             pki=PkiConfig(cpusvn=bytes(16)),
             collateral=CollateralConfig(TcbInfoConfig(sgx_components=PkiConfig().cpusvn)),
         ),
         "tcb_not_supported",
-        "the platform is below every level",
+        "the platform is below every TCB level",
     ),
-    "module-OutOfDate": Named(
+    "module-OutOfDate": NamedScenario(
         _body("tee_tcb_svn", bytes([5, 1, 3]) + _SVN, 4),
         "OutOfDate",
         "the TDX module is out of date",
     ),
-    "module-update": Named(
+    "module-update": NamedScenario(
         _body("tee_tcb_svn", bytes([5, 1, 3]) + _SVN, 5),
         "TDRelaunchAdvised",
-        "the TDX module was out of date at the TD's launch, and has been updated since",
+        "the TDX module was out of date at launch of the TD, and was updated since",
     ),
-    "qe-OutOfDate": Named(
+    "qe-OutOfDate": NamedScenario(
         _quote(QuoteConfig(qe_isvsvn=2)), "OutOfDate", "the quoting enclave is out of date"
     ),
-    "qe-below-all-levels": Named(
+    "qe-below-all-levels": NamedScenario(
         _quote(QuoteConfig(qe_isvsvn=1)),
         "tcb_not_supported",
-        "the quoting enclave is below every level",
+        "the quoting enclave is below every TCB level",
     ),
-    "qe-mrsigner-mismatch": Named(
+    "qe-mrsigner-mismatch": NamedScenario(
         _quote(QuoteConfig(qe_mrsigner=b"\x44" * 32)),
         "qe_identity_mismatch",
-        "the quoting enclave is signed by somebody else than its identity says",
+        "MRSIGNER of the quoting enclave is not that of the QE identity",
     ),
-    "qe-debug": Named(
+    "qe-debug": NamedScenario(
         _quote(QuoteConfig(qe_attributes=bytes.fromhex("1700000000000000e700000000000000"))),
         "qe_identity_mismatch",
         "the quoting enclave is in debug mode",
@@ -312,17 +323,17 @@ _TCB: Final = {
 }
 
 _TD: Final = {
-    "td-debug": Named(
+    "td-debug": NamedScenario(
         _body("td_attributes", bytes.fromhex("0100001000000000")),
         "td_debug",
-        "the TD is in debug mode: its host may read its memory",
+        "the TD is in debug mode: its host can read its memory",
     ),
-    "td-no-sept-ve-disable": Named(
+    "td-no-sept-ve-disable": NamedScenario(
         _body("td_attributes", bytes(8)),
         "td_attributes",
         "SEPT_VE_DISABLE is off: the host can raise exceptions inside the TD",
     ),
-    "service-td": Named(
+    "service-td": NamedScenario(
         _body("mr_service_td", b"\1" * 48, 5),
         "service_td",
         "a service TD, such as one for migration, is bound to the TD",
@@ -330,40 +341,40 @@ _TD: Final = {
 }
 
 _SNP: Final = {
-    "snp": Named(_snp(SnpConfig()), "UpToDate", "a healthy SEV-SNP guest"),
-    "snp-debug": Named(
+    "snp": NamedScenario(_snp(SnpConfig()), "UpToDate", "an up-to-date SEV-SNP guest"),
+    "snp-debug": NamedScenario(
         _snp(SnpConfig(policy=0xB0000)),
         "debug",
-        "the guest's policy lets its host debug it",
+        "the policy of the guest allows debugging by the host",
     ),
-    "snp-wrong-chip": Named(
-        _snp(SnpConfig(vcek_chip=_STRANGER)),
+    "snp-wrong-chip": NamedScenario(
+        _snp(SnpConfig(vcek_chip=_UNRELATED)),
         "chip_id_mismatch",
-        "the VCEK that comes with the report is another chip's",
+        "the VCEK certificate is for another chip",
     ),
-    "snp-tcb-mismatch": Named(
+    "snp-tcb-mismatch": NamedScenario(
         _snp(SnpConfig(vcek_tcb=bytes([9, 0, 0, 0, 0, 0, 20, 72]))),
         "tcb_mismatch",
-        "the VCEK is for older firmware than the report says",
+        "the VCEK certificate is for an older TCB than that of the report",
     ),
-    "snp-bad-signature": Named(
-        _snp(SnpConfig(report_key=_STRANGER)),
+    "snp-bad-signature": NamedScenario(
+        _snp(SnpConfig(report_key=_UNRELATED)),
         "report_bad_signature",
-        "the report is signed by another key than the VCEK",
+        "the report is not signed by the VCEK",
     ),
-    "snp-vcek-expired": Named(
+    "snp-vcek-expired": NamedScenario(
         _snp(SnpConfig(vcek_not_after=datetime(2020, 2, 1, tzinfo=timezone.utc))),
         "cert_expired",
-        "the VCEK was valid until 2020-02-01",
+        "the VCEK certificate expired on 2020-02-01",
     ),
-    "snp-untrusted-root": Named(
-        replace(_snp(SnpConfig()), trust_anchor=_STRANGER),
+    "snp-untrusted-root": NamedScenario(
+        replace(_snp(SnpConfig()), trust_anchor=_UNRELATED),
         "untrusted_root",
-        "the trust anchor is another root than that of the report's certificates",
+        "the trust anchor is not the root of the report's certificates",
     ),
 }
 
-NAMED: Final[dict[str, Named]] = {
+NAMED: Final[dict[str, NamedScenario]] = {
     **_HEALTHY,
     **_ALTERED,
     **_COLLATERAL,
@@ -381,15 +392,16 @@ def named_scenarios() -> tuple[str, ...]:
 
 
 def scenario(name: str) -> Scenario:
-    """Return the scenario called `name`.
+    """Return the scenario of that name.
 
     Raises:
-        UsageError: There is none; the text has the nearest, and who lists all of them.
+        UsageError: If the name is unknown; the text suggests similar names.
     """
     named = NAMED.get(name)
     if named is None:
         raise UsageError(
-            f"no scenario is called {shown(name)}{near(name, NAMED)}; attestkit serve "
-            "--list-scenarios has them all"
+            f"unknown scenario {shown(name)}{near(name, NAMED)}; for a list run attestkit serve "
+            "--list-scenarios",
+            reason="unknown_name",
         )
     return named.scenario

@@ -1,24 +1,24 @@
-// Keeps the page fresh: fetches it again and takes over what has changed, node by node, so that
-// scroll position, focus, selections and folded parts stay as they are. Without it the page works.
+// Refreshes the page: fetches it periodically and replaces changed nodes only, so that scroll
+// position, focus, selections and folded parts are kept. The page also works without JavaScript.
 "use strict";
 
 (() => {
   const EVERY = 5000; // milliseconds between two fetches
-  const PATIENCE = 10000; // milliseconds for one
-  const READERS = new Set(["open", "style"]); // attributes that are the reader's: folded, resized
+  const PATIENCE = 10000; // timeout of a fetch in milliseconds
+  const READERS = new Set(["open", "style"]); // attributes that the user changes by folding and resizing
   const state = document.getElementById("live-state");
   const toggle = document.getElementById("live-toggle");
   let paused = false;
   let timer = 0;
-  let running = null; // what aborts the fetch under way
-  let seen = ""; // when the server was heard last
+  let running = null; // AbortController of the pending fetch
+  let seen = ""; // time of the last response
 
   const keyOf = (node) => (node.nodeType === 1 ? node.id || node.dataset.key || "" : "");
   const isOurs = (node) => node.nodeType === 1 && node.dataset.ours !== undefined;
   const alike = (a, b) =>
     a.nodeType === b.nodeType && a.nodeName === b.nodeName && keyOf(a) === keyOf(b);
 
-  // Make `old` what `fresh` is; new elements with a key are marked, for the eye.
+  // Update `old` to `fresh`; highlight new elements with a key.
   function renew(old, fresh) {
     if (old.nodeType !== 1) {
       if (old.nodeValue !== fresh.nodeValue) old.nodeValue = fresh.nodeValue;
@@ -51,7 +51,7 @@
     };
     for (const next of [...fresh.childNodes]) {
       skip();
-      // What stands here and is gone makes room first, so that the rest need not move.
+      // Remove vanished nodes first, so that the others need not move.
       while (at && keyOf(at) && !wanted.has(keyOf(at))) {
         const gone = at;
         at = at.nextSibling;
@@ -132,7 +132,7 @@
     if (running) running.abort();
   }
 
-  // A button behind each value that people copy.
+  // Add a copy button to each value with data-copy.
   function offerCopies(place) {
     for (const value of place.querySelectorAll("[data-copy]")) {
       if (value.nextElementSibling?.dataset.ours !== undefined) continue;
@@ -152,7 +152,7 @@
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      done = copyOldWay(text); // plain HTTP from afar has no clipboard
+      done = copyOldWay(text); // the clipboard API needs HTTPS or localhost
     }
     button.focus();
     button.textContent = done ? "Copied" : "Not copied";

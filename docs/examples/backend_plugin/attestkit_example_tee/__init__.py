@@ -1,7 +1,7 @@
-"""A backend for attestkit that lives in a package of its own.
+"""A backend for attestkit in a separate package.
 
-The device here is pretended: a simulated TD of attestkit, behind the calls that a real one would
-have. Put yours in its place, and set `simulated` to False only if hardware makes its quotes.
+Its device is simulated: a simulated TD of attestkit, with the interface of a real device. Replace
+it with yours, and set `simulated` to False only if hardware makes its quotes.
 """
 
 from typing import Protocol
@@ -14,26 +14,26 @@ __all__ = ["Device", "ExampleTee", "PretendedDevice"]
 
 
 class Device(Protocol):
-    """What the backend needs of a device; a test can hand in another one."""
+    """Interface of a device; tests can pass another implementation."""
 
     def quote(self, report_data: bytes) -> bytes:
-        """Return a raw quote; OSError if the device gives none."""
+        """Return a raw quote; raise OSError on failure."""
 
     def firmware_log(self) -> bytes:
-        """Return the CCEL, as firmware left it."""
+        """Return the CCEL of the firmware."""
 
     def register(self, number: int) -> bytes:
-        """Return what RTMR `number` holds, 48 bytes."""
+        """Return the value of RTMR `number`, 48 bytes."""
 
     def extend(self, number: int, digest: bytes) -> None:
         """Extend RTMR `number` by 48 bytes."""
 
     def runtime_log(self) -> RuntimeLog:
-        """Return the log of what was extended since boot."""
+        """Return the log of events since boot."""
 
 
 class PretendedDevice:
-    """The device of this example."""
+    """Simulated device of this example."""
 
     def __init__(self) -> None:
         self._tee = Simulator()
@@ -45,7 +45,7 @@ class PretendedDevice:
 
 
 class ExampleTee:
-    """A TEE behind a device that is handed in, or found where it usually is."""
+    """A TEE with the given device, or the default device."""
 
     name = "example_tee"
     simulated = True
@@ -57,48 +57,52 @@ class ExampleTee:
 
     @classmethod
     def probe(cls) -> None:
-        """Return: the pretended device is everywhere.
+        """Return; the simulated device is always available.
 
-        Yours raises BackendUnavailableError where it is not, with what to do: "/dev/example_tee is
+        Yours raises BackendUnavailableError with the remedy if it is missing: "/dev/example_tee is
         not there: load its driver".
         """
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return a raw quote over `report_data`, exactly 64 bytes."""
         if len(report_data) != 64:
-            raise UsageError(f"report_data is 64 bytes, not {len(report_data)}")
+            raise UsageError(
+                f"report_data: must be 64 bytes: {len(report_data)}", reason="wrong_size"
+            )
         self._check_open()
         try:
             return self._device.quote(report_data)
-        except OSError as error:  # only errors of attestkit leave a backend
-            raise BackendError(f"/dev/example_tee gave no quote: {error}") from error
+        except OSError as error:  # backends raise only errors of attestkit
+            raise BackendError(f"/dev/example_tee: {error}", reason="io_error") from error
 
     def read_event_log(self) -> bytes:
-        """Return the firmware's log, the whole area with its fill."""
+        """Return the firmware's log: the whole area with its padding."""
         self._check_open()
         return self._device.firmware_log()
 
     def read_rtmr(self, register: int) -> bytes:
-        """Return what a register, 0 to 3, holds now."""
+        """Return the current value of a register, 0 to 3."""
         self._check_open()
         return self._device.register(register)
 
     def extend_rtmr(self, register: int, digest: bytes) -> None:
         """Extend a register by a digest of 48 bytes."""
         if register not in (2, 3) or len(digest) != 48:
-            raise UsageError("programs extend RTMR2 and RTMR3, by 48 bytes")
+            raise UsageError(
+                "extend_rtmr: must be 48 bytes for RTMR2 or RTMR3", reason="wrong_value"
+            )
         self._check_open()
         self._device.extend(register, digest)
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
-        """Return the runtime events of this TEE; every call the same object."""
-        del version  # the pretended device has had its first event already, at its boot
+        """Return the runtime events of this TEE; always the same object."""
+        del version  # the simulated device has extended its first event at boot
         return self._device.runtime_log()
 
     def close(self) -> None:
-        """Let go of the device. A second call does nothing."""
+        """Release the device. A second call has no effect."""
         self._closed = True
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError("this ExampleTee is closed")
+            raise UsageError("ExampleTee: closed", reason="closed")

@@ -1,4 +1,4 @@
-"""The guest from inside: modules that come and go, made-up hardware, a quoting service."""
+"""The guest from inside: loadable modules, simulated hardware, a quote generation service."""
 
 import contextlib
 import ctypes
@@ -26,7 +26,7 @@ REPORTS: Final = Path("/sys/kernel/config/tsm/report")
 RUNTIME_LOG: Final = Path("/run/log/dstack")
 TD_REPORT_SIZE: Final = 1024
 SEED: Final = bytes(32)
-LOOPBACK_CID: Final = 1  # this machine itself, on vsock
+LOOPBACK_CID: Final = 1  # the loopback CID of vsock
 
 LINUX: Final = tuple(int(part) for part in os.uname().release.split(".")[:2])
 HAS_REGISTERS: Final = LINUX >= (6, 16)
@@ -44,26 +44,26 @@ def _check(result: int, what: str) -> None:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
 
 
-def insert(module: str, **parameters: int) -> None:
-    """Load a module of the share."""
+def load_module(module: str, **parameters: int) -> None:
+    """Load a module of the shared directory."""
     text = " ".join(f"{name}={value}" for name, value in parameters.items()).encode()
     with (SHARE / f"{module}.ko").open("rb") as file:
         _check(_LIBC.syscall(_FINIT_MODULE, file.fileno(), text, 0), f"insmod {module}")
 
 
-def remove(module: str) -> None:
-    """Unload a module; nothing happens if it is not loaded."""
+def unload_module(module: str) -> None:
+    """Unload a module, if it is loaded."""
     if is_loaded(module):
         _check(_LIBC.syscall(_DELETE_MODULE, module.encode(), os.O_NONBLOCK), f"rmmod {module}")
 
 
 def is_loaded(module: str) -> bool:
-    """Tell whether a module is there."""
+    """Return whether a module is loaded."""
     return Path("/sys/module", module).exists()
 
 
 class _Parameters:
-    """What a loaded module of ours can be told, and tells."""
+    """Parameters of a loaded test module."""
 
     module = ""
 
@@ -85,7 +85,7 @@ class _Parameters:
 
 @cache
 def _pki() -> SimulatedPki:
-    """Return the stand-in for Intel, whose keys take their time under emulation."""
+    """Return the simulated PKI, cached since its keys are slow under emulation."""
     return SimulatedPki(SEED)
 
 
@@ -106,8 +106,8 @@ NO_FAULTS: Final = {
 NO_CALLS: Final = {"report_calls": 0, "extend_calls": 0, "quote_calls": 0}
 
 
-class MadeUpTd(_Parameters):
-    """The hardware under the driver, and the host with its quoting service."""
+class SimulatedTd(_Parameters):
+    """Hardware below the driver, and the host with its quote generation service."""
 
     module = "tdx_shim"
 
@@ -119,24 +119,24 @@ class MadeUpTd(_Parameters):
 
     @property
     def boot_registers(self) -> tuple[bytes, ...]:
-        """The registers as the firmware leaves them."""
+        """Return the registers after the firmware's measurements."""
         return tuple(self._td.rtmrs)
 
     def boot(self) -> None:
         """Make the hardware, and load the driver on it."""
-        if not is_loaded(self.module):  # which takes its time, so it stays from test to test
-            insert(self.module)
+        if not is_loaded(self.module):  # slow, so it stays loaded between tests
+            load_module(self.module)
         self.set(**NO_FAULTS, **NO_CALLS)
         _write_device("tdx_shim_report", self._td.report(bytes(64)))
-        insert("tdx_guest")
+        load_module("tdx_guest")
 
     def registers(self) -> tuple[bytes, ...]:
-        """What the hardware itself has in RTMR0 to RTMR3."""
+        """Return RTMR0 to RTMR3 of the hardware."""
         report = Path("/dev/tdx_shim_report").read_bytes()
         return tuple(report[at : at + 48] for at in range(720, 912, 48))
 
     def start_service(self) -> "QuotingProcess":
-        """Let the host have a quoting service."""
+        """Start the host's quote generation service."""
         self.service = _service()
         self.service.open()
         return self.service
@@ -146,7 +146,7 @@ class MadeUpTd(_Parameters):
         if self.service is not None:
             self.service.close()
             self.service = None
-        remove("tdx_guest")
+        unload_module("tdx_guest")
         shutil.rmtree(RUNTIME_LOG, ignore_errors=True)
 
 
@@ -155,17 +155,17 @@ def _write_device(name: str, data: bytes) -> None:
         assert device.write(data) == len(data)
 
 
-# -- the host's quoting service --------------------------------------------------------------------
+# -- the host's quote generation service -----------------------------------------------------------
 
 
 def _answer_one(device: int, quote: Callable[[bytes], bytes]) -> None:
-    """Wait for a request for a quote, and answer it; no bytes are a failure."""
+    """Wait for a quote request, and respond; an empty quote is a failure."""
     report = os.read(device, TD_REPORT_SIZE)
     try:
         answer = quote(report)
     except FormatError:
         answer = b""
-    with contextlib.suppress(OSError):  # the driver may be gone meanwhile
+    with contextlib.suppress(OSError):  # the driver may be unloaded
         os.write(device, answer)
 
 
@@ -173,12 +173,12 @@ def _open_device() -> int:
     return os.open("/dev/tdx_shim_quote", os.O_RDWR | os.O_CLOEXEC)
 
 
-class _EnoughError(Exception):
-    """The service is to close its device."""
+class _CloseDeviceError(Exception):
+    """Signal to close the service's device."""
 
 
 class QuotingProcess:
-    """The host's quoting service as a process of its own, forked off this one.
+    """Quote generation service of the host in a forked process.
 
     It lives as long as this process; hosts without a service leave it closed.
     """
@@ -200,16 +200,16 @@ class QuotingProcess:
         self._wait()
 
     def pause(self) -> None:
-        """Answer nothing for now: what is asked stays in flight."""
+        """Stop responding: requests stay in flight."""
         os.kill(self._pid, signal.SIGSTOP)
 
-    def go_on(self) -> None:
-        """Answer what was asked meanwhile."""
+    def resume(self) -> None:
+        """Respond to the pending requests."""
         os.kill(self._pid, signal.SIGCONT)
 
     def close(self) -> None:
         """Let the host have no service; what is in flight fails."""
-        self.go_on()
+        self.resume()
         os.kill(self._pid, signal.SIGUSR1)
         self._wait()
 
@@ -219,10 +219,10 @@ class QuotingProcess:
 
 
 def _serve(orders: socket.socket, quote: Callable[[bytes], bytes]) -> None:
-    """Do as ordered until there is nobody any more to order."""
+    """Execute orders until the other end is closed."""
 
     def enough(*_: object) -> None:
-        raise _EnoughError
+        raise _CloseDeviceError
 
     signal.signal(signal.SIGUSR1, enough)
     while orders.recv(4):
@@ -231,7 +231,7 @@ def _serve(orders: socket.socket, quote: Callable[[bytes], bytes]) -> None:
         try:
             while True:
                 _answer_one(device, quote)
-        except _EnoughError:
+        except _CloseDeviceError:
             os.close(device)
             orders.send(b"done")
 
@@ -243,7 +243,7 @@ def _service() -> QuotingProcess:
 
 @contextmanager
 def service_in_this_process(quote: Callable[[bytes], bytes]) -> Iterator[None]:
-    """Answer one request in a thread of this process, which works only while the GIL is free."""
+    """Respond to one request in a thread of this process, which needs the GIL to be free."""
     device = _open_device()
     thread = threading.Thread(target=_answer_one, args=(device, quote), daemon=True)
     thread.start()
@@ -257,7 +257,7 @@ def service_in_this_process(quote: Callable[[bytes], bytes]) -> Iterator[None]:
 
 @contextmanager
 def service_on_vsock(quoter: ReportQuoter, port: int) -> Iterator[None]:
-    """Let a quoting service listen on vsock, as a host's QGS does."""
+    """Run a quote generation service on vsock, like a host's QGS."""
     service = QuoteService(listen(f"vsock:{port}"), quoter)
     service.start()
     try:
@@ -269,8 +269,8 @@ def service_on_vsock(quoter: ReportQuoter, port: int) -> Iterator[None]:
 # -- SEV-SNP ---------------------------------------------------------------------------------------
 
 
-class MadeUpSnp(_Parameters):
-    """An SEV-SNP guest under configfs-tsm; only configfs-tsm is the kernel's."""
+class SimulatedSnp(_Parameters):
+    """SEV-SNP guest on the kernel's configfs-tsm, with a simulated provider."""
 
     module = "snp_shim"
 
@@ -281,8 +281,8 @@ class MadeUpSnp(_Parameters):
 
     def boot(self, *, vmpl: int = 0, certificates: bool = True, manifest: bytes = b"") -> None:
         """Load the provider: at a VMPL, on a host with certificates, with an SVSM's services."""
-        remove(MadeUpTd.module)  # with which the CPU claims to be in a TD
-        insert("snp_shim", privlevel_floor=vmpl, svsm=int(bool(manifest)))
+        unload_module(SimulatedTd.module)  # with it the CPU reports a TD
+        load_module("snp_shim", privlevel_floor=vmpl, svsm=int(bool(manifest)))
         _write_device("snp_shim_report", self._report)
         if certificates:
             _write_device("snp_shim_certs", self.certificates)
@@ -291,19 +291,19 @@ class MadeUpSnp(_Parameters):
 
     def halt(self) -> None:
         """Unload it."""
-        remove("snp_shim")
+        unload_module("snp_shim")
 
 
-# -- what was left ---------------------------------------------------------------------------------
+# -- leftovers -------------------------------------------------------------------------------------
 
 
-def entries() -> list[str]:
-    """Return the names of the report entries that exist."""
+def list_entries() -> list[str]:
+    """Return the names of the report entries."""
     return sorted(entry.name for entry in REPORTS.iterdir())
 
 
 def errno_of(call: Callable[[], object]) -> int:
-    """Make a call and return the errno it fails with, 0 if it does not."""
+    """Make a call, and return its errno, or 0 if it succeeds."""
     try:
         call()
     except OSError as error:
@@ -311,6 +311,6 @@ def errno_of(call: Callable[[], object]) -> int:
     return 0
 
 
-def descriptors() -> int:
-    """Return how many files this process has open."""
+def count_descriptors() -> int:
+    """Return the number of open files of this process."""
     return len(list(Path("/proc/self/fd").iterdir()))

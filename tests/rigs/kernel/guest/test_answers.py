@@ -1,4 +1,4 @@
-"""The kernel's answers that the emulator is held to are this kernel's, word for word."""
+"""Recorded kernel responses, which the emulator must reproduce, are those of this kernel."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.rigs import kernel_answers
-from tests.rigs.kernel.guest.machine import LINUX, MadeUpSnp, MadeUpTd
+from tests.rigs.kernel.guest.machine import LINUX, SimulatedSnp, SimulatedTd
 
 RECORDED: dict[str, dict[str, Any]] = json.loads(
     Path(kernel_answers.__file__).with_suffix(".json").read_text()
@@ -15,8 +15,8 @@ RECORDED: dict[str, dict[str, Any]] = json.loads(
 
 
 @pytest.fixture
-def recorded() -> dict[str, Any]:
-    """Return what was written down of this series of kernels."""
+def recorded_responses() -> dict[str, Any]:
+    """Return the responses recorded for this kernel series."""
     series = "{}.{}.".format(*LINUX)
     found = [answers for release, answers in RECORDED.items() if release.startswith(series)]
     if not found:
@@ -24,26 +24,32 @@ def recorded() -> dict[str, Any]:
     return found[0]
 
 
-def _check(answers: dict[str, dict[str, object]], recorded: dict[str, dict[str, object]]) -> None:
+def _check(
+    answers: dict[str, dict[str, object]], recorded_responses: dict[str, dict[str, object]]
+) -> None:
     now = json.loads(json.dumps(answers))
-    assert now.keys() == recorded.keys()
-    for part, said in recorded.items():
+    assert now.keys() == recorded_responses.keys()
+    for part, expected in recorded_responses.items():
         differences = {
             question: (now[part].get(question), answer)
-            for question, answer in said.items()
+            for question, answer in expected.items()
             if now[part].get(question) != answer
         }
         assert not differences, part
-        assert now[part].keys() == said.keys(), part
+        assert now[part].keys() == expected.keys(), part
 
 
-def test_tdx(td: MadeUpTd, recorded: dict[str, Any]) -> None:
-    """Entries, inblob, outblob, the device, and registers where the kernel has them."""
+def test_tdx_responses_equal_the_record(
+    td: SimulatedTd, recorded_responses: dict[str, Any]
+) -> None:
+    """Entries, inblob, outblob, the device, and registers if the kernel has them."""
     del td
-    _check(kernel_answers.tdx_answers(Path("/")), recorded["tdx"])
+    _check(kernel_answers.tdx_answers(Path("/")), recorded_responses["tdx"])
 
 
-def test_snp(snp: MadeUpSnp, recorded: dict[str, Any]) -> None:
-    """What configfs-tsm makes of the options of SEV-SNP."""
+def test_snp_responses_equal_the_record(
+    snp: SimulatedSnp, recorded_responses: dict[str, Any]
+) -> None:
+    """The options of SEV-SNP in configfs-tsm."""
     snp.boot(vmpl=2, manifest=b"the services")
-    _check(kernel_answers.snp_answers(Path("/")), recorded["snp"])
+    _check(kernel_answers.snp_answers(Path("/")), recorded_responses["snp"])

@@ -1,4 +1,4 @@
-"""What every backend must keep to, on the real driver."""
+"""BackendContract on the real driver."""
 
 from collections.abc import Iterator
 
@@ -12,25 +12,25 @@ from tests.rigs.kernel.guest.machine import (
     HAS_REGISTERS,
     LOOPBACK_CID,
     NO_REGISTERS,
-    MadeUpSnp,
-    MadeUpTd,
+    SimulatedSnp,
+    SimulatedTd,
     service_on_vsock,
 )
 
 PORT = 4050
 QGS = ("vsock", LOOPBACK_CID, PORT)
 
-# What nobody can do on a kernel without register files.
+# Unsupported on a kernel without register files.
 EXTENDING = {
-    "test_an_attester_makes_evidence_with_it",
-    "test_an_event_is_in_register_and_journal",
-    "test_an_extend_is_what_the_hardware_does",
+    "test_attester_produces_evidence",
+    "test_event_is_in_register_and_journal",
+    "test_extend_rtmr_matches_hardware",
 }
 
 
 @pytest.fixture
 def extends(request: pytest.FixtureRequest) -> None:
-    """Skip a test that extends a register where the kernel has no way to."""
+    """Skip a test that extends a register on a kernel without register files."""
     if request.node.originalname in EXTENDING and not HAS_REGISTERS:
         pytest.skip(NO_REGISTERS)
 
@@ -46,11 +46,11 @@ class TestConfigfsTdx(BackendContract):
 
 @pytest.mark.usefixtures("extends")
 class TestTdxIoctl(BackendContract):
-    """The device alone, and a quoting service over vsock."""
+    """TDX device, with a quote generation service over vsock."""
 
     @pytest.fixture(autouse=True)
-    def _machine(self, lonely_td: MadeUpTd) -> Iterator[None]:
-        with service_on_vsock(lonely_td.quoter, PORT):
+    def _machine(self, td_without_qgs: SimulatedTd) -> Iterator[None]:
+        with service_on_vsock(td_without_qgs.quoter, PORT):
             yield
 
     def make_backend(self) -> Backend:
@@ -58,7 +58,7 @@ class TestTdxIoctl(BackendContract):
         return TdxIoctl(qgs=QGS)
 
     def probe_backend(self, backend: Backend) -> None:
-        """Ask with the same service."""
+        """Probe with the same service."""
         assert isinstance(backend, TdxIoctl)
         TdxIoctl.probe(qgs=QGS)
 
@@ -67,7 +67,7 @@ class TestConfigfsSnp(BackendContract):
     """configfs-tsm with a provider for SEV-SNP."""
 
     @pytest.fixture(autouse=True)
-    def _machine(self, snp: MadeUpSnp) -> None:
+    def _machine(self, snp: SimulatedSnp) -> None:
         snp.boot()
 
     def make_backend(self) -> Backend:

@@ -1,4 +1,4 @@
-"""What is found where nobody says what to look for: detection, and `attestkit doctor`."""
+"""Detection and `attestkit doctor` on the real driver."""
 
 import json
 from typing import Any
@@ -8,7 +8,13 @@ import pytest
 from attestkit import backends
 from attestkit.__main__ import main
 from attestkit.backends.configfs_tsm import ConfigfsTsm
-from tests.rigs.kernel.guest.machine import HAS_REGISTERS, LINUX, MadeUpSnp, MadeUpTd, remove
+from tests.rigs.kernel.guest.machine import (
+    HAS_REGISTERS,
+    LINUX,
+    SimulatedSnp,
+    SimulatedTd,
+    unload_module,
+)
 
 
 def _doctor(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
@@ -17,8 +23,8 @@ def _doctor(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]
     return found
 
 
-def test_a_td_is_found(td: MadeUpTd, capsys: pytest.CaptureFixture[str]) -> None:
-    """The driver is detected, and the doctor's own request gets a quote."""
+def test_doctor_detects_td(td: SimulatedTd, capsys: pytest.CaptureFixture[str]) -> None:
+    """The doctor's own request gets a quote."""
     del td
     assert backends.detect() is ConfigfsTsm
     found = _doctor(capsys, "--quote")
@@ -26,16 +32,16 @@ def test_a_td_is_found(td: MadeUpTd, capsys: pytest.CaptureFixture[str]) -> None
     assert found["linux"]["number"][:2] == list(LINUX)
     assert found["linux"]["features"]["rtmr_files"] is HAS_REGISTERS
     assert found["backends"]["configfs_tsm"] is None
-    doors = found["doors"]
-    assert doors["report"]["error"] is None
-    assert doors["tdx_guest"]["error"] is None
+    paths = found["doors"]
+    assert paths["report"]["error"] is None
+    assert paths["tdx_guest"]["error"] is None
     assert [trial["error"] for trial in found["quotes"]] == [None]
     assert [trial["backend"] for trial in found["quotes"]] == ["configfs_tsm"]
 
 
-def test_a_missing_driver_is_named(td: MadeUpTd, capsys: pytest.CaptureFixture[str]) -> None:
-    """A TD whose driver is not loaded is still a TD, and the advice is to load it."""
-    remove("tdx_guest")
+def test_doctor_names_missing_driver(td: SimulatedTd, capsys: pytest.CaptureFixture[str]) -> None:
+    """The platform is still TDX, and the advice is to load the driver."""
+    unload_module("tdx_guest")
     found = _doctor(capsys)
     assert found["tee"] == "TDX"
     assert "tdx-guest" in str(found["backends"]["configfs_tsm"])
@@ -43,8 +49,8 @@ def test_a_missing_driver_is_named(td: MadeUpTd, capsys: pytest.CaptureFixture[s
     del td
 
 
-def test_an_snp_guest_is_found(snp: MadeUpSnp, capsys: pytest.CaptureFixture[str]) -> None:
-    """By the provider alone: this machine has neither the device nor the CPU's flag."""
+def test_doctor_detects_snp_guest(snp: SimulatedSnp, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is detected by the provider: the machine has neither the device nor the CPU flag."""
     snp.boot()
     assert backends.detect() is ConfigfsTsm
     found = _doctor(capsys)

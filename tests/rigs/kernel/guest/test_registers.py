@@ -1,4 +1,4 @@
-"""Registers through the real driver: its files on Linux 6.16 and later, TD reports before that."""
+"""Registers on the real driver: files since Linux 6.16, TD reports before."""
 
 import errno
 import hashlib
@@ -11,7 +11,8 @@ from attestkit.backends.configfs_tsm import ConfigfsTdx
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.errors import BackendBusyError, BackendError, UnsupportedError, UsageError
 from attestkit.quote import Quote
-from tests.rigs.kernel.guest.machine import HAS_REGISTERS, MadeUpTd, errno_of, has_registers
+from tests.raising import raises
+from tests.rigs.kernel.guest.machine import HAS_REGISTERS, SimulatedTd, errno_of, has_registers
 
 DIGEST = hashlib.sha384(b"an event").digest()
 FILES = KernelPaths().measurements
@@ -21,8 +22,8 @@ def _extended(value: bytes) -> bytes:
     return hashlib.sha384(value + DIGEST).digest()
 
 
-def test_registers_are_the_hardwares(td: MadeUpTd) -> None:
-    """What a backend reads is what the hardware has, and what is in the quote."""
+def test_registers_equal_hardware_and_quote(td: SimulatedTd) -> None:
+    """The backend reads the hardware's values."""
     backend = ConfigfsTdx()
     registers = tuple(map(backend.read_rtmr, range(4)))
     assert registers == td.registers() == td.boot_registers
@@ -30,32 +31,32 @@ def test_registers_are_the_hardwares(td: MadeUpTd) -> None:
 
 
 @pytest.mark.skipif(HAS_REGISTERS, reason="this kernel has register files")
-def test_a_kernel_without_files_extends_nothing(td: MadeUpTd) -> None:
-    """It is said so; the ioctls that are tried were all unknown to the driver."""
+def test_extend_without_register_files_is_unsupported(td: SimulatedTd) -> None:
+    """The driver supports none of the ioctls."""
     assert not FILES.exists()
-    with pytest.raises(UnsupportedError, match="update the kernel"):
+    with raises(UnsupportedError, "no_registers"):
         ConfigfsTdx().extend_rtmr(3, DIGEST)
     assert td.registers() == td.boot_registers
 
 
 @has_registers
 @pytest.mark.parametrize("register", [2, 3])
-def test_an_extend_is_one_extend(td: MadeUpTd, register: int) -> None:
-    """File, TD report and quote show SHA-384 of the old value and the digest; once."""
+def test_extend_changes_the_register_once(td: SimulatedTd, register: int) -> None:
+    """File, TD report and quote have SHA-384 of the old value and the digest."""
     backend = ConfigfsTdx()
-    wanted = list(td.boot_registers)
-    wanted[register] = _extended(wanted[register])
+    expected = list(td.boot_registers)
+    expected[register] = _extended(expected[register])
     backend.extend_rtmr(register, DIGEST)
-    assert tuple(map(backend.read_rtmr, range(4))) == tuple(wanted)
-    assert td.registers() == tuple(wanted)
-    assert Quote.parse(backend.get_quote(bytes(64))).rtmrs == tuple(wanted)
+    assert tuple(map(backend.read_rtmr, range(4))) == tuple(expected)
+    assert td.registers() == tuple(expected)
+    assert Quote.parse(backend.get_quote(bytes(64))).rtmrs == tuple(expected)
     assert td.get("extend_calls") == 1
 
 
 @has_registers
 @pytest.mark.parametrize("register", [0, 1])
-def test_the_firmwares_registers_are_not_for_programs(td: MadeUpTd, register: int) -> None:
-    """The kernel would let root extend them; we do not."""
+def test_extend_firmware_register_is_rejected_on_kernel(td: SimulatedTd, register: int) -> None:
+    """The kernel would allow root to extend it."""
     with pytest.raises(UsageError):
         ConfigfsTdx().extend_rtmr(register, DIGEST)
     assert td.get("extend_calls") == 0
@@ -63,8 +64,8 @@ def test_the_firmwares_registers_are_not_for_programs(td: MadeUpTd, register: in
 
 @has_registers
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EINTR])
-def test_not_done_is_done_again(td: MadeUpTd, number: int) -> None:
-    """What the driver refused for the moment is repeated, and the register extended once."""
+def test_extend_transient_error_is_retried(td: SimulatedTd, number: int) -> None:
+    """The register is extended once."""
     td.set(extend_err=-number, fault_times=2)
     ConfigfsTdx().extend_rtmr(3, DIGEST)
     assert td.registers()[3] == _extended(td.boot_registers[3])
@@ -73,29 +74,30 @@ def test_not_done_is_done_again(td: MadeUpTd, number: int) -> None:
 
 @has_registers
 @pytest.mark.parametrize(
-    ("number", "kind"),
+    ("number", "kind", "reason"),
     [
-        (errno.EBUSY, BackendBusyError),
-        (errno.EINTR, BackendBusyError),
-        (errno.EINVAL, BackendError),
-        (errno.EIO, BackendError),
+        (errno.EBUSY, BackendBusyError, "device"),
+        (errno.EINTR, BackendBusyError, "interrupted"),
+        (errno.EINVAL, BackendError, "io_error"),
+        (errno.EIO, BackendError, "io_error"),
     ],
 )
-def test_a_refused_extend_changes_nothing(
-    td: MadeUpTd, number: int, kind: type[BackendError]
+def test_extend_error_leaves_the_register(
+    td: SimulatedTd, number: int, kind: type[BackendError], reason: str
 ) -> None:
-    """Each errno of the driver is the documented error, and the register is as it was."""
+    """Each errno of the driver gives the documented error."""
     td.set(extend_err=-number)
-    with pytest.raises(BackendError, match=errno.errorcode[number]) as caught:
+    with raises(kind, reason) as caught:
         ConfigfsTdx().extend_rtmr(3, DIGEST)
-    assert type(caught.value) is kind
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == number
     assert td.registers() == td.boot_registers
 
 
 @has_registers
 @pytest.mark.parametrize("size", [0, 1, 47])
-def test_the_kernel_takes_no_shorter_write(td: MadeUpTd, size: int) -> None:
-    """It is EINVAL, or for no bytes nothing; no register changes."""
+def test_kernel_rejects_short_register_write(td: SimulatedTd, size: int) -> None:
+    """EINVAL, or 0 for no bytes; no register changes."""
     fd = os.open(FILES / "rtmr3:sha384", os.O_WRONLY)
     try:
         assert errno_of(lambda: os.write(fd, bytes(size))) == (errno.EINVAL if size else 0)
@@ -107,8 +109,8 @@ def test_the_kernel_takes_no_shorter_write(td: MadeUpTd, size: int) -> None:
 
 @has_registers
 @pytest.mark.parametrize("size", [49, 96])
-def test_the_kernel_cuts_a_longer_write(td: MadeUpTd, size: int) -> None:
-    """It takes the first 48 bytes, says so, and the register is extended by them."""
+def test_kernel_truncates_long_register_write(td: SimulatedTd, size: int) -> None:
+    """The first 48 bytes are written, and extend the register."""
     fd = os.open(FILES / "rtmr3:sha384", os.O_WRONLY)
     try:
         assert os.write(fd, DIGEST.ljust(size, b"!")) == 48
@@ -118,7 +120,7 @@ def test_the_kernel_cuts_a_longer_write(td: MadeUpTd, size: int) -> None:
 
 
 @has_registers
-def test_the_files_are_those_of_the_abi(td: MadeUpTd) -> None:
+def test_kernel_register_files_match_the_abi(td: SimulatedTd) -> None:
     """Names, sizes and modes."""
     del td
     found = {file.name: file.stat() for file in FILES.iterdir()}
@@ -130,8 +132,8 @@ def test_the_files_are_those_of_the_abi(td: MadeUpTd) -> None:
 
 
 @has_registers
-def test_a_change_behind_the_files_shows_late(td: MadeUpTd) -> None:
-    """The driver's file has the old value until the next extend, so the journal does not use it."""
+def test_kernel_register_file_may_be_stale(td: SimulatedTd) -> None:
+    """The file has the old value until the next extend, so the journal does not use it."""
     backend = ConfigfsTdx()
     old = backend.read_rtmr(3)
     with FileIO("/dev/tdx_shim_report", "r+") as report:

@@ -1,4 +1,4 @@
-"""TD reports by the real driver's ioctl, and the errno that it gives for each thing that fails."""
+"""TD reports by the real driver's ioctl, and its errnos."""
 
 import ctypes
 import errno
@@ -15,12 +15,13 @@ from attestkit.backends.tdx.quote_ioctl import GENERATIONS
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
 from attestkit.td_report import TdReport
-from tests.rigs.kernel.guest.machine import MadeUpTd, errno_of, remove
+from tests.raising import raises
+from tests.rigs.kernel.guest.machine import SimulatedTd, errno_of, unload_module
 
-ASKED = bytes(range(64))
+REPORT_DATA = bytes(range(64))
 DEVICE = KernelPaths().tdx_guest
 
-# Every command of an out-of-tree driver that was ever at this node, or at its older names.
+# All commands of out-of-tree drivers on this node, or on its older names.
 FOREIGN_COMMANDS = (
     *(0xC0085401, 0x80085402, 0x80085404, 0x80085405, 0x80085403),
     *(0x81085402, 0x80315403, 0x80105404, 0xC1085402, 0x40315403, 0xC0105404),
@@ -30,53 +31,59 @@ FOREIGN_COMMANDS = (
 
 @pytest.fixture
 def device() -> TdxDevice:
-    """Return the device at the place where Linux has it."""
+    """Return the device at its default path."""
     return TdxDevice(DEVICE)
 
 
-def test_a_report_is_over_what_was_asked(lonely_td: MadeUpTd, device: TdxDevice) -> None:
-    """The 64 bytes that went in are in the report, and so are the hardware's registers."""
-    report = TdReport.parse(device.get_report(ASKED))
-    assert report.report_data == ASKED
-    assert report.rtmrs == lonely_td.registers() == lonely_td.boot_registers
-    assert lonely_td.get("report_calls")
+def test_kernel_report_has_report_data_and_registers(
+    td_without_qgs: SimulatedTd, device: TdxDevice
+) -> None:
+    """The registers are the hardware's."""
+    report = TdReport.parse(device.get_report(REPORT_DATA))
+    assert report.report_data == REPORT_DATA
+    assert report.rtmrs == td_without_qgs.registers() == td_without_qgs.boot_registers
+    assert td_without_qgs.get("report_calls")
 
 
 @pytest.mark.parametrize(
-    ("number", "kind"),
+    ("number", "expected"),
     [
-        (errno.EINVAL, BackendError),
-        (errno.EBUSY, BackendBusyError),
-        (errno.EINTR, BackendBusyError),
-        (errno.EIO, BackendError),
-        (errno.ENOMEM, BackendError),
+        (errno.EINVAL, (BackendError, "io_error")),
+        (errno.EBUSY, (BackendBusyError, "device")),
+        (errno.EINTR, (BackendBusyError, "interrupted")),
+        (errno.EIO, (BackendError, "io_error")),
+        (errno.ENOMEM, (BackendError, "io_error")),
     ],
 )
-def test_a_failure_of_the_module_is_an_error_of_ours(
-    lonely_td: MadeUpTd, device: TdxDevice, number: int, kind: type[BackendError]
+def test_kernel_report_errno_gives_documented_error(
+    td_without_qgs: SimulatedTd,
+    device: TdxDevice,
+    number: int,
+    expected: tuple[type[BackendError], str],
 ) -> None:
-    """Each errno of the driver becomes the documented error, which names it."""
-    lonely_td.set(report_err=-number)
-    with pytest.raises(BackendError, match=errno.errorcode[number]) as caught:
-        device.get_report(ASKED)
-    assert type(caught.value) is kind
+    """The errno is the error's cause."""
+    td_without_qgs.set(report_err=-number)
+    with raises(*expected, path=str(DEVICE)) as caught:
+        device.get_report(REPORT_DATA)
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == number
-    lonely_td.set(report_err=0)
-    assert TdReport.parse(device.get_report(ASKED)).report_data == ASKED
+    td_without_qgs.set(report_err=0)
+    assert TdReport.parse(device.get_report(REPORT_DATA)).report_data == REPORT_DATA
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EINTR])
-def test_what_passes_is_waited_for(lonely_td: MadeUpTd, device: TdxDevice, number: int) -> None:
-    """A module that is busy, or a signal, three times over costs three more calls and no error."""
-    before = lonely_td.get("report_calls")
-    lonely_td.set(report_err=-number, fault_times=3)
-    assert TdReport.parse(device.get_report(ASKED)).report_data == ASKED
-    assert lonely_td.get("report_calls") == before + 4
+def test_kernel_report_transient_error_is_retried(
+    td_without_qgs: SimulatedTd, device: TdxDevice, number: int
+) -> None:
+    """Three failures take three more calls."""
+    before = td_without_qgs.get("report_calls")
+    td_without_qgs.set(report_err=-number, fault_times=3)
+    assert TdReport.parse(device.get_report(REPORT_DATA)).report_data == REPORT_DATA
+    assert td_without_qgs.get("report_calls") == before + 4
 
 
-def test_no_other_command_is_known(lonely_td: MadeUpTd) -> None:
-    """The numbers of all other drivers give ENOTTY: they are compared as a whole."""
+def test_kernel_rejects_other_commands(td_without_qgs: SimulatedTd) -> None:
+    """The numbers of all other drivers give ENOTTY."""
     fd = os.open(DEVICE, os.O_RDWR)
     try:
         for command in FOREIGN_COMMANDS:
@@ -85,20 +92,20 @@ def test_no_other_command_is_known(lonely_td: MadeUpTd) -> None:
     finally:
         os.close(fd)
     assert set(FOREIGN_COMMANDS) > {generation.number for generation in GENERATIONS.values()}
-    assert lonely_td.get("quote_calls") == 0
+    assert td_without_qgs.get("quote_calls") == 0
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_a_quote_of_another_driver_is_not_to_be_had(lonely_td: MadeUpTd, generation: str) -> None:
-    """Whoever names another driver's generation is told that this is not it."""
-    del lonely_td
-    with pytest.raises(BackendUnavailableError, match="ENOTTY"):
-        TdxIoctl(generation=generation).get_quote(ASKED)
+def test_kernel_rejects_other_generations(td_without_qgs: SimulatedTd, generation: str) -> None:
+    """The error is "unsupported_kernel"."""
+    del td_without_qgs
+    with raises(BackendUnavailableError, "unsupported_kernel", path=str(DEVICE)):
+        TdxIoctl(generation=generation).get_quote(REPORT_DATA)
 
 
-def test_a_wrong_address_is_the_callers_mistake(lonely_td: MadeUpTd) -> None:
-    """The driver says EFAULT for an argument that is not there, and asks nobody."""
-    before = lonely_td.get("report_calls")
+def test_kernel_rejects_invalid_address(td_without_qgs: SimulatedTd) -> None:
+    """The driver returns EFAULT without a TDCALL."""
+    before = td_without_qgs.get("report_calls")
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(DEVICE, os.O_RDWR)
     try:
@@ -106,28 +113,29 @@ def test_a_wrong_address_is_the_callers_mistake(lonely_td: MadeUpTd) -> None:
     finally:
         os.close(fd)
     assert ctypes.get_errno() == errno.EFAULT
-    assert lonely_td.get("report_calls") == before
+    assert td_without_qgs.get("report_calls") == before
 
 
-def test_without_a_driver_both_backends_name_it(lonely_td: MadeUpTd, device: TdxDevice) -> None:
-    """A guest whose driver is not loaded is told what to load."""
-    remove("tdx_guest")
-    with pytest.raises(BackendUnavailableError, match="modprobe tdx-guest"):
-        device.get_report(ASKED)
-    with pytest.raises(BackendUnavailableError, match="ENXIO") as caught:
-        ConfigfsTsm.probe()
-    assert "modprobe tdx-guest" in str(caught.value)
-    with pytest.raises(BackendUnavailableError, match="modprobe tdx-guest"):
-        TdxIoctl.probe()
-    del lonely_td
+def test_missing_driver_is_named_by_both_backends(
+    td_without_qgs: SimulatedTd, device: TdxDevice
+) -> None:
+    """The remedy is to load the driver."""
+    unload_module("tdx_guest")
+    for use in (lambda: device.get_report(REPORT_DATA), ConfigfsTsm.probe, TdxIoctl.probe):
+        with raises(BackendUnavailableError, "missing") as caught:
+            use()
+        assert "modprobe tdx-guest" in str(caught.value)
+    del td_without_qgs
 
 
-def test_a_driver_that_goes_is_noticed(td: MadeUpTd) -> None:
-    """A backend that is open when its driver is unloaded says so at the next request."""
+def test_unloaded_driver_is_unavailable(td: SimulatedTd) -> None:
+    """An open backend fails at the next request."""
     backend = ConfigfsTsm()
-    assert backend.get_quote(ASKED)
-    remove("tdx_guest")
-    with pytest.raises(BackendUnavailableError, match="ENXIO"):
-        backend.get_quote(ASKED)
+    assert backend.get_quote(REPORT_DATA)
+    unload_module("tdx_guest")
+    with raises(BackendUnavailableError, "missing") as caught:
+        backend.get_quote(REPORT_DATA)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENXIO
     backend.close()
     del td

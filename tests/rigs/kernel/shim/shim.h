@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
- * What both made-up platforms need: faults that strike a number of times, and bytes that user space
- * reads and writes as a device of their own.
+ * Common parts of both simulated platforms: faults for a number of calls, and byte arrays that user
+ * space reads and writes as devices.
  */
 #ifndef ATTESTKIT_RIG_SHIM_H
 #define ATTESTKIT_RIG_SHIM_H
@@ -11,11 +11,11 @@
 #include <linux/module.h>
 #include <linux/mutex.h>
 
-/* How many calls a fault that is set spoils: -1 is every one. */
+/* Number of calls that fail while a fault is set; -1: all. */
 static int fault_times = -1;
 module_param(fault_times, int, 0600);
 
-/* Tell whether a fault, a module parameter that is not zero, strikes this call. */
+/* Return whether a fault, a nonzero module parameter, applies to this call. */
 static bool shim_strikes(unsigned long fault)
 {
 	bool strikes;
@@ -28,7 +28,7 @@ static bool shim_strikes(unsigned long fault)
 	return strikes;
 }
 
-/* Bytes behind a device node: offsets count, and O_TRUNC empties them. */
+/* Bytes of a device node: reads and writes use the offset, and O_TRUNC empties the array. */
 struct shim_bytes {
 	struct miscdevice node;
 	struct mutex lock;
@@ -86,7 +86,7 @@ static const struct file_operations shim_bytes_operations = {
 	.llseek = default_llseek,
 };
 
-/* Define `bytes` and its device, /dev/<bytes>, over an array of which `used` bytes are there. */
+/* Define `bytes` and its device, /dev/<bytes>, over an array with `used` valid bytes. */
 #define SHIM_BYTES(bytes, array, used)                                                             \
 	static struct shim_bytes bytes = {                                                         \
 		.node = {.minor = MISC_DYNAMIC_MINOR,                                              \

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
- * A made-up SEV-SNP guest behind the real configfs-tsm.
+ * A simulated SEV-SNP guest behind the kernel's configfs-tsm.
  *
- * The kernel's sev-guest driver talks to firmware in a way that leaves nothing to stand in for, so
- * this is a provider of reports in its place, under its name, with its attributes and its rules:
- * the kernel's configfs-tsm is in front of it.
+ * The kernel's sev-guest driver calls firmware in a way that cannot be intercepted, so this report
+ * provider replaces it, with the same name, attributes and rules; the kernel's configfs-tsm is in
+ * front of it.
  *
  *   /dev/snp_shim_report    the report, 1184 bytes; report data and VMPL are filled in per request,
- *                           so its signature does not hold.
- *   /dev/snp_shim_certs     the host's table of certificates, up to 16 KiB; empty: none.
+ *                           so its signature is invalid.
+ *   /dev/snp_shim_certs     the host's certificate table, up to 16 KiB; may be empty.
  *   /dev/snp_shim_manifest  the services of an SVSM.
  */
 #include <linux/module.h>
@@ -31,14 +31,14 @@
 #define REPORT_DATA_AT 0x50
 #define REPORT_DATA_SIZE 64
 
-static int report_err;	     /* errno of a request, negative; zero is none */
+static int report_err;	     /* negative errno of each request; zero: no fault */
 static uint privlevel_floor; /* VMPL that this guest runs at */
-static bool svsm;	     /* it runs under an SVSM */
+static bool svsm;	     /* the guest runs under an SVSM */
 module_param(report_err, int, 0600);
 module_param(privlevel_floor, uint, 0400);
 module_param(svsm, bool, 0400);
 
-static atomic_t report_calls; /* how often a report was asked for */
+static atomic_t report_calls; /* number of report requests */
 module_param_named(report_calls, report_calls.counter, int, 0400);
 
 static u8 report_data[REPORT_SIZE], certs_data[SZ_16K], manifest_data[SZ_4K];
@@ -49,7 +49,7 @@ static struct shim_bytes *const nodes[] = {&snp_shim_report, &snp_shim_certs, &s
 
 static bool key_wiped;
 
-/* Return a copy for the kernel to keep and free; nothing at all of no bytes. */
+/* Return a copy that the kernel frees; NULL for zero bytes. */
 static int copy_bytes(struct shim_bytes *from, u8 **blob, size_t *len)
 {
 	int err = 0;
@@ -64,7 +64,7 @@ static int copy_bytes(struct shim_bytes *from, u8 **blob, size_t *len)
 	return err;
 }
 
-/* Answer as the kernel's driver does; the lock of configfs-tsm is held. */
+/* Return what the kernel's driver would; called with the lock of configfs-tsm held. */
 static int snp_report_new(struct tsm_report *report, void *unused)
 {
 	const typeof(report->desc) *asked = &report->desc;

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
- * A made-up TDX module and VMM under the real tdx-guest driver.
+ * A simulated TDX module and VMM under the real tdx-guest driver.
  *
  * The driver reaches both through three functions of the core kernel. A kprobe at the entry of each
  * sends its callers to the function of ours that has the same arguments, in the caller's own
  * context. Everything above these three functions is the kernel's: the device, configfs-tsm and the
  * measurement files.
  *
- *   /dev/tdx_shim_report  the TD report, 1024 bytes: registers and all else that user space wants
- *                         the "hardware" to say. Report data and hashes are filled in per call.
+ *   /dev/tdx_shim_report  the TD report, 1024 bytes: registers and other fields are set by user
+ *                         space. Report data and hashes are filled in per call.
  *   /dev/tdx_shim_quote   the host's quoting service: a read waits for a request and returns its TD
  *                         report, a write answers it with a quote (an empty one: a failure). While
- *                         nobody has it open, requests fail as they do on a host without service.
+ *                         it is not open, requests fail as they do on a host without the service.
  *
- * Nothing here is secret and nothing is protected: the report's MAC is no MAC.
+ * Nothing here is secret or protected: the report's MAC is not computed.
  */
 #include <asm/cpufeature.h>
 #include <asm/processor.h>
@@ -45,7 +45,7 @@
 #define QUOTE_ERROR 0x8000000000000000UL
 #define QUOTE_NO_SERVICE 0x8000000000000001UL
 
-/* What the driver and the VMM share: the request, then the answer in its place. */
+/* Buffer shared by driver and VMM: the request, replaced by the response. */
 struct quote_buffer {
 	u64 version;
 	u64 status;
@@ -54,23 +54,23 @@ struct quote_buffer {
 	u8 data[];
 };
 
-/* Faults; zero is none. */
+/* Faults; zero: no fault. */
 static int report_err;	   /* errno of TDG.MR.REPORT, negative */
 static int extend_err;	   /* errno of TDG.MR.RTMR.EXTEND, negative */
-static ulong quote_err;	   /* what the GetQuote hypercall itself returns */
+static ulong quote_err;	   /* return value of the GetQuote hypercall itself */
 static ulong quote_status; /* status of every request */
-static int quote_len = -1; /* success, with a quote that claims to be as long; -1: no fault */
+static int quote_len = -1; /* reported length of a successful quote; -1: no fault */
 module_param(report_err, int, 0600);
 module_param(extend_err, int, 0600);
 module_param(quote_err, ulong, 0600);
 module_param(quote_status, ulong, 0600);
 module_param(quote_len, int, 0600);
 
-/* How long the hypercall waits for the service, in ms; 0: it returns with the request in flight. */
+/* Time that the hypercall waits for the service, in ms; 0: return with the request in flight. */
 static uint quote_wait_ms = 10000;
 module_param(quote_wait_ms, uint, 0600);
 
-/* How often the driver asked. */
+/* Number of the driver's calls. */
 static atomic_t report_calls, extend_calls, quote_calls;
 module_param_named(report_calls, report_calls.counter, int, 0600);
 module_param_named(extend_calls, extend_calls.counter, int, 0600);
@@ -91,7 +91,7 @@ static int shim_get_report0(u8 *reportdata, u8 *tdreport)
 	if (shim_strikes(report_err))
 		return report_err;
 	mutex_lock(&tdx_shim_report.lock);
-	/* Some kernels hand over one buffer for both, so the report data goes first. */
+	/* Some kernels pass one buffer for both, so the report data is copied first. */
 	memcpy(td_report + REPORT_DATA_AT, reportdata, REPORT_DATA_SIZE);
 	err = crypto_shash_tfm_digest(sha384, td_report + TCB_INFO_AT, TCB_INFO_SIZE,
 				      td_report + TCB_INFO_HASH_AT);
@@ -142,7 +142,7 @@ static void complete_request(u64 status, u32 out_len)
 	wake_up_all(&service_wait);
 }
 
-/* Give a request to the service; false if there is none. */
+/* Pass a request to the service; false if its device is not open. */
 static bool submit_request(struct quote_buffer *buffer, size_t room)
 {
 	bool there;

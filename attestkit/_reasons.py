@@ -1,0 +1,377 @@
+"""The closed list of reasons of each error class: what `error.reason` may be.
+
+A reason is stable: programs compare it, while the text of an error may change. `errors.py` binds
+each list to its class, and docs/errors.md explains every reason.
+"""
+
+from typing import Literal
+
+__all__ = [
+    "BackendBusyReason",
+    "BackendReason",
+    "BackendUnavailableReason",
+    "CollateralExpiredReason",
+    "CollateralReason",
+    "ConfigReason",
+    "FormatReason",
+    "JournalReason",
+    "NotFoundReason",
+    "PolicyReason",
+    "QuoteUnavailableReason",
+    "ReplayReason",
+    "SignatureReason",
+    "UnsupportedReason",
+    "UsageReason",
+    "VerificationReason",
+]
+
+FormatReason = Literal[
+    # Any format
+    "duplicate",  # a field, label or item occurs twice
+    "encoding",  # invalid hex, base64, PEM, UTF-8 or ASCII
+    "inconsistent",  # two parts of the input contradict each other
+    "missing",  # a required field or part is absent or empty
+    "not_canonical",  # valid, but not in the one order or form that the format allows
+    "syntax",  # not well-formed JSON, CBOR, MessagePack, DER, gzip, HTTP
+    "too_deep",  # nested deeper than the limit
+    "too_large",  # more bytes than the limit
+    "too_many",  # more items than the limit
+    "trailing_data",  # bytes follow the end of the value
+    "truncated",  # the input ends inside a field
+    "unknown_field",  # a field, label or tag that the format does not have
+    "unreadable",  # a file or stream that cannot be opened or read
+    "unrecognized",  # not this kind of file at all
+    "unsupported",  # a valid kind, type or feature that is not supported
+    "unsupported_algorithm",
+    "unsupported_version",
+    "wrong_size",  # a field of fixed size, or a count, has another value
+    "wrong_type",  # a value of another type
+    "wrong_value",  # a value outside of the range or set that the format allows
+    # Quotes (the C core, quote.c)
+    "att_key_type",
+    "attestation_key",
+    "body_size",
+    "body_tee_mismatch",
+    "body_type",
+    "cert_data_header",
+    "enclave",
+    "inner_cert_header",
+    "inner_cert_size",
+    "inner_cert_type",
+    "offsets",
+    "outer_cert_size",
+    "outer_cert_type",
+    "qe_auth_data",
+    "qe_auth_len",
+    "qe_binding",
+    "qe_report",
+    "qe_report_sig",
+    "qe_vendor_id",
+    "quote_format",  # certificates inside a quote (dcap-verification.md, section 13)
+    "short_body",
+    "short_body_descriptor",
+    "short_header",
+    "short_sig_len",
+    "sig",
+    "sig_data_truncated",
+    "tee_type",
+    "too_long",
+    "trailing_bytes",
+    "version",
+    # Event logs (the C core, tcg_log.c and rtmr_replay.c)
+    "algorithm",
+    "bank",
+    "digest_count",
+    "digest_size",
+    "duplicate_algorithm",
+    "event_size",
+    "header",
+    "index",
+    "register",
+    "runtime_event",
+    "too_many_records",
+    # Event logs (Python)
+    "digest",
+    "event_type",
+    "imr",
+    "other_log",  # a log of another platform or format
+    "recnum",
+    "startup_locality",
+]
+"""Bytes or text break their specification."""
+
+UsageReason = Literal[
+    "already_exists",  # an output file exists
+    "cannot_read",  # a file that the caller named
+    "cannot_write",  # a file that the caller named
+    "closed",  # the object is closed
+    "conflict",  # two arguments exclude each other
+    "encoding",  # an argument is not valid hex, base64, PEM, ASCII or Unicode text
+    "invalid_key",  # a public or private key is not valid for its algorithm
+    "missing",  # a required argument or one of a group is absent or empty
+    "missing_dependency",  # the package of an extra is not installed
+    "not_applicable",  # the argument does not apply to this platform or kind of input
+    "not_picklable",
+    "not_ready",  # an earlier step, such as a handshake, has not finished
+    "out_of_range",  # a number or a time outside of the allowed range
+    "refused_origin",  # an HTTP request from a web page
+    "reserved",  # a reserved event name
+    "too_large",  # more bytes than the limit
+    "too_many",  # more items than the limit
+    "unknown_name",  # no backend, field, scenario, fault or option of that name
+    "unsupported_algorithm",
+    "wrong_process",  # the object was opened in another process
+    "wrong_size",  # an argument of fixed size has another
+    "wrong_type",
+    "wrong_value",  # not one of the allowed values
+]
+"""The caller asked for something that is not possible."""
+
+ConfigReason = Literal[
+    "clock",  # the clock of this machine is wrong
+    "conflict",  # two settings exclude each other
+    "duplicate",
+    "encoding",
+    "in_use",  # another process uses the file, folder or address
+    "missing",
+    "permissions",  # owner or mode of a file is not safe
+    "syntax",
+    "too_deep",
+    "too_large",
+    "too_many",
+    "unknown_key",
+    "unreadable",
+    "unsupported_version",
+    "unwritable",
+    "wrong_size",
+    "wrong_type",
+    "wrong_value",
+]
+"""A configuration or policy file, or the environment, is wrong."""
+
+NotFoundReason = Literal["container", "key", "method", "path"]
+"""The server has no such thing."""
+
+UnsupportedReason = Literal[
+    "feature",  # the kernel, agent or backend lacks it
+    "no_app",  # no application is known here
+    "no_certificates",
+    "no_keys",
+    "no_quote",
+    "no_registers",  # no run-time registers that a program can extend or read
+    "os_image",  # the evidence does not suffice to verify the OS image
+    "root",  # no built-in root certificate for this product
+]
+"""The platform does not have this ability."""
+
+BackendUnavailableReason = Literal[
+    "cannot_connect",
+    "missing",  # a device, file or service is missing
+    "missing_dependency",
+    "no_backend",  # detection found no usable backend
+    "not_configured",
+    "permission_denied",
+    "simulated",  # a simulated TEE that was not asked for by name
+    "unreadable",
+    "unsupported_kernel",
+    "wrong_platform",
+]
+"""The platform is missing or not accessible."""
+
+BackendBusyReason = Literal[
+    "address",  # another process listens on the port or socket
+    "device",
+    "interrupted",  # by signals, repeatedly
+    "lock",
+    "overloaded",  # too many requests are pending
+    "request_in_flight",
+    "state",
+    "timed_out",
+]
+"""Another process or an earlier request has the device."""
+
+QuoteUnavailableReason = Literal[
+    "agent_error",  # the agent answered with an error
+    "cannot_connect",
+    "connection_lost",
+    "empty",  # the host returned no quote
+    "key_lost",  # SEV-SNP: the driver has wiped its key; reboot the guest
+    "not_recorded",
+    "quoting_service",  # the host's quoting service reported an error, or is missing
+    "request_failed",  # SEV-SNP: the host or the secure processor rejected the request
+    "timed_out",
+    "too_short",
+]
+"""The platform is available, but it returned no quote."""
+
+BackendReason = (
+    Literal[
+        "agent_error",  # the guest agent or the container engine answered with an error
+        "io_error",  # an operation of the kernel failed
+        "malformed_response",
+        "outcome_unknown",  # whether the operation took effect is not known
+        "plugin",
+        "platform_changed",  # the TEE or its boot changed since it was opened
+        "register_conflict",  # another process extended the register
+        "register_unchanged",
+        "state",  # the simulator's state folder is damaged or not writable
+        "too_large",
+        "truncated",
+        "wrong_report_data",  # the evidence is over other report data than requested
+    ]
+    | BackendUnavailableReason
+    | BackendBusyReason
+    | QuoteUnavailableReason
+)
+"""The platform is available and returned an error or an invalid answer."""
+
+JournalReason = Literal[
+    "closed",
+    "damaged",
+    "event_version",  # the boot's events have another digest version than configured
+    "mismatch",  # the log does not explain the register
+    "not_recorded",  # an event is in the register and not yet in the log
+    "outcome_unknown",
+    "too_large",
+    "too_late",  # the boot events can no longer be measured
+    "unreadable",
+    "unwritable",
+]
+"""The runtime event log on disk is unusable or does not match the register."""
+
+CollateralExpiredReason = Literal[
+    "cert_expired",
+    "crl_expired",
+    "qe_identity_expired",
+    "qe_identity_not_yet_valid",
+    "tcb_info_expired",
+    "tcb_info_not_yet_valid",
+]
+"""Endorsements are too old or too new for the time of the verification."""
+
+CollateralReason = (
+    Literal[
+        "cert_malformed",
+        "crl_malformed",
+        "fetch_failed",  # the service could not be reached, or returned an error
+        "fetch_needed",  # a fetch is needed, and fetching is off
+        "malformed",
+        "missing",
+        "pck_chain_missing",
+        "qe_identity_malformed",
+        "tcb_info_malformed",
+        "too_large",
+        "unreadable",
+        "unwritable",  # a file that the caller named
+    ]
+    | CollateralExpiredReason
+)
+"""Endorsements are missing, malformed, or cannot be fetched."""
+
+SignatureReason = Literal[
+    "attestation_key_unbound",
+    "bad_signature",
+    "cert_bad_signature",
+    "cert_constraints",
+    "cert_malformed",
+    "cert_not_authority",
+    "cert_revoked",
+    "cert_unknown_extension",
+    "cert_wrong_authority",
+    "chain_length",
+    "chip_id_mismatch",
+    "crl_bad_signature",
+    "crl_missing",
+    "document_algorithm",
+    "document_bad_signature",
+    "document_critical_header",
+    "ear_bad_header",
+    "ear_bad_signature",
+    "invalid_key",
+    "product_mismatch",
+    "qe_identity_bad_signature",
+    "qe_report_bad_signature",
+    "quote_bad_signature",
+    "report_bad_signature",
+    "signing_key",
+    "tcb_info_bad_signature",
+    "tcb_mismatch",
+    "unexpected_subject",
+    "untrusted_root",
+]
+"""A signature or a certificate chain is not valid."""
+
+ReplayReason = Literal["host_data_mismatch", "rtmr_mismatch"]
+"""Event log and registers disagree."""
+
+PolicyReason = Literal[
+    "advisory",
+    "app_id",
+    "attributes",
+    "chip_key_masked",
+    "ciphertext_hiding",
+    "compose_hash",
+    "debug",
+    "device_id",
+    "evaluation_data_number",
+    "grace_period",
+    "instance_id",
+    "key_provider",
+    "migration_agent",
+    "minimum_svn",
+    "os_image_hash",
+    "platform",
+    "rapl",
+    "reference_value",
+    "report_data",
+    "require_mr_config",
+    "required_event",
+    "simulated",
+    "smt",
+    "tcb_status",
+    "td_debug",
+    "vmpl",
+]
+"""The evidence is authentic, and the policy does not accept it."""
+
+VerificationReason = (
+    Literal[
+        "cert_expired",
+        "cert_usage",
+        "document_expired",
+        "ear_bad_claim",
+        "ear_expired",
+        "ear_nonce",
+        "ear_not_yet_valid",
+        "ear_policy",
+        "ear_profile",
+        "enclave_debug",
+        "event",  # a runtime event's digest does not match its payload
+        "identity",
+        "internal",
+        "mr_config",
+        "no_certificate",
+        "no_evidence",
+        "os_image",
+        "qe_identity_mismatch",
+        "qe_identity_wrong_type",
+        "rejected",  # an unknown error of dcap-qvl
+        "report_data",
+        "report_data_mismatch",
+        "service_td",
+        "session_reused",
+        "tcb_info_mismatch",
+        "tcb_info_wrong_type",
+        "tcb_not_supported",
+        "tcb_revoked",
+        "td_attributes",
+        "td_debug",
+        "tdx_module_mismatch",
+        "unusable",
+    ]
+    | SignatureReason
+    | ReplayReason
+    | PolicyReason
+    | CollateralExpiredReason
+)
+"""Well-formed evidence fails verification."""
