@@ -243,15 +243,23 @@ class Guest:
         A failure of the platform is repeated for five seconds without using the device: any client
         may cause this call, and a failing device can take half a minute.
         """
-        try:
-            registers = self.attester.registers()
-        except UnsupportedError:
-            registers = None  # nothing changes without registers
+        registers = self._registers()
         cached = self._cache.get(name)
-        if cached is None or cached[0] != registers:
-            cached = self._cache[name] = registers, self._make(name, make)
-        made: T = cached[1]
+        if cached is not None and cached[0] == registers:
+            result: T = cached[1]
+            return result
+        made = self._make(name, make)
+        # Another thread may have emitted an event, or reset a simulated TD, since the first read.
+        if self._registers() == registers:
+            self._cache[name] = registers, made
         return made
+
+    def _registers(self) -> Rtmrs | None:
+        """Return the registers; None for a platform without registers."""
+        try:
+            return self.attester.registers()
+        except UnsupportedError:
+            return None
 
     def _make(self, name: str, make: Callable[[], T]) -> T:
         at, error = self._failures.pop(name, (0.0, None))
@@ -317,7 +325,7 @@ class Guest:
         name = "hidden info" if hidden else "info"
         identity = self.cached(name, lambda: self._identify(hidden=hidden))
         if self._app_cert is None:
-            del self._cache[name]  # the next call tries again
+            self._cache.pop(name, None)  # the next call tries again
         return identity
 
     def _identify(self, *, hidden: bool) -> AppIdentity:

@@ -12,6 +12,7 @@ from attestkit import ra_tls
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire import v1_msgpack
+from attestkit.backends.simulator import Simulator
 from attestkit.event_log import EventLog
 from attestkit.quote import Quote
 from attestkit.serve import listener_apps
@@ -348,6 +349,22 @@ def test_info_quotes_only_after_register_change(
     client.post("/EmitEvent", {"event": "a"})
     bodies |= {client.get("/Info").body for _ in range(5)}
     assert (len(bodies), backend.quotes) == (2, 3)
+
+
+def test_value_made_while_registers_change_is_not_cached(guest: Guest) -> None:
+    """A value made during an event is not used for the registers before the event."""
+    backend = guest.attester.backend
+    assert isinstance(backend, Simulator)
+
+    def make_during_event() -> str:
+        guest.attester.emit_event("a", b"")
+        return "with event"
+
+    backend.reset()
+    assert guest.cached("value", make_during_event) == "with event"
+    backend.reset()  # the registers have the values before the event again
+    assert guest.cached("value", lambda: "without event") == "without event"
+    assert guest.cached("value", lambda: "made again") == "without event"
 
 
 def test_info_retries_failed_certificate(
