@@ -18,7 +18,7 @@ import pytest
 from attestkit.cli.bench.cases import OURS
 from benchmarks.racing import Ledger
 from benchmarks.results import Result
-from tests.rigs.docker_engine import missing_for_docker, running_engine
+from tests.rigs.docker.engine import missing_for_docker, running_engine
 from tests.serve.client import Connection, call
 from tests.serve.server import Server, environment, running_server
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from attestkit.serve.pages.static_files import Asset
-from tests.rigs.browser import MISSING
+from tests.rigs.browser.chromium import MISSING
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "docs" / "dashboard" / "shoot.py"

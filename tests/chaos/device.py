@@ -7,7 +7,7 @@ from typing import Any, Final
 from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import Trial
 from tests.rigs.emulator import missing_for_fuse as no_fuse
-from tests.rigs.system import AppFiles, System, system
+from tests.rigs.guest.system import AppFiles, System, system
 
 _PLACES: Final = ("/sys/kernel/config", "/sys/devices/virtual/misc/tdx_guest", "/dev/tdx_guest")
 _ERRORS: Final = r"(?!.*Traceback).*(/sys/|/dev/|configfs|device|TDX|tsm|RTMR|Errno).*"

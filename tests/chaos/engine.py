@@ -9,7 +9,7 @@ from typing import Any
 from tests.chaos.clients import Clients
 from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import Trial
-from tests.rigs.docker_engine import missing_for_docker, running_engine
+from tests.rigs.docker.engine import missing_for_docker, running_engine
 from tests.serve.client import Connection
 from tests.serve.server import environment, running_server
 

@@ -17,7 +17,7 @@ from tests.chaos.corruptions import Corruption, corruptions
 from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import plain
 from tests.rigs.emulator import missing_for_fuse
-from tests.rigs.system import AppFiles, system
+from tests.rigs.guest.system import AppFiles, system
 from tests.serve.client import Answer, call
 from tests.serve.server import SEED, Server, errors_in, run_to_end, running_server
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rigs import emulator
-from tests.rigs.system import AppFiles, System, environment, system
+from tests.rigs.guest.system import AppFiles, System, environment, system
 from tests.serve.client import Answer, call
 from tests.serve.server import Server, errors_in
 

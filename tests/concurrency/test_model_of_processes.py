@@ -27,7 +27,7 @@ from attestkit.serve.endpoints import ListenAddresses
 from tests.concurrency.clients import History
 from tests.concurrency.td_model import CLIENTS, TdModel, model, run
 from tests.rigs.emulator import ROOT, Emulator, emulator, environment, requires_fuse
-from tests.rigs.system import AppFiles
+from tests.rigs.guest.system import AppFiles
 from tests.serve.server import Server, refusal, running_server
 
 pytestmark = pytest.mark.slow

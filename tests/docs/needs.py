@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Final
 
 from tests.docs.blocks import Block, PageError
-from tests.rigs import attestkit_run
-from tests.rigs.test_run_third_party import _missing as missing_of_go
+from tests.rigs.run import attestkit_run
+from tests.rigs.run.test_third_party import _missing as missing_of_go
 
 
 def _program(name: str) -> Callable[[], str]:

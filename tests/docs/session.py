@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.docs.blocks import ROOT, SHELLS, Block
-from tests.rigs.namespaces import last_error_line, unshare_command
+from tests.rigs.unshare import last_error_line, unshare_command
 
 PATIENCE: Final = 300  # seconds for a whole page on a loaded machine
 _OURS: Final = ("ATTESTKIT_", "DSTACK_", "TAPPD_", "XDG_", "PCCS_URL", "PYTHON", "PYTEST_")

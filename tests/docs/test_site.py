@@ -16,7 +16,7 @@ import pytest
 
 from tests.docs.blocks import ROOT
 from tests.docs.test_reference import MODULES
-from tests.rigs.browser import MARKS, open_browser
+from tests.rigs.browser.chromium import MARKS, open_browser
 
 PATIENCE: Final = 900  # seconds: the first run installs the site's tools
 PHONE, DESK = 390, 1440

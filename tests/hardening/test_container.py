@@ -11,7 +11,7 @@ import pytest
 
 from tests.hardening.drive import drive
 from tests.hardening.syscalls import PROFILE
-from tests.rigs.docker_engine import (
+from tests.rigs.docker.engine import (
     IMAGE,
     PATIENCE,
     DockerEngine,

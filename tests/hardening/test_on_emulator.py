@@ -13,10 +13,10 @@ from tests.hardening.drive import drive
 from tests.hardening.syscalls import KILL, PROFILE, confined, unit_profile
 from tests.hardening.test_forbidden import find_unexpected_events
 from tests.hardening.test_syscalls import needs_seccomp, needs_systemd
-from tests.rigs import system as rig
 from tests.rigs.emulator import requires_fuse
-from tests.rigs.namespace import requires_namespace
-from tests.rigs.system import AppFiles, System, system
+from tests.rigs.guest import system as rig
+from tests.rigs.guest.system import AppFiles, System, system
+from tests.rigs.kernel_paths import requires_namespace
 from tests.serve.server import command
 
 pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse, requires_namespace]

@@ -23,7 +23,7 @@ from tests.rigs.ordinary_user import (
     requires_nobody,
     run_python_as_nobody,
 )
-from tests.rigs.test_systemd_units import MACHINE, SYSTEMD, Machine, wait_for_systemd
+from tests.rigs.systemd.test_units import MACHINE, SYSTEMD, Machine, wait_for_systemd
 from tests.serve.client import call
 from tests.serve.server import ROOT
 
@@ -35,7 +35,7 @@ PROGRAM = """
 import json, os, tempfile
 from pathlib import Path
 from tests.hardening.asked import ask
-from tests.rigs.system import AppFiles
+from tests.rigs.guest.system import AppFiles
 from tests.serve.server import environment, running_server
 
 with tempfile.TemporaryDirectory(prefix="ak") as name:
@@ -57,7 +57,7 @@ from attestkit.dstack.app_compose import AppCompose
 from attestkit.serve.endpoints import ListenAddresses
 from attestkit.serve import serve
 from tests.hardening.asked import ask
-from tests.rigs.system import AppFiles
+from tests.rigs.guest.system import AppFiles
 
 def asking(path):
     try:

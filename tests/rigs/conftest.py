@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rigs.docker_engine import DockerEngine, missing_for_docker, running_engine
+from tests.rigs.docker.engine import DockerEngine, missing_for_docker, running_engine
 
 
 @pytest.fixture(scope="session")

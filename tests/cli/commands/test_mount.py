@@ -22,7 +22,7 @@ from tests.rigs.emulator import (
     requires_fuse,
     stop,
 )
-from tests.rigs.file_calls import MEASUREMENTS, write_once
+from tests.rigs.kernel_files.file_calls import MEASUREMENTS, write_once
 from tests.thorough import slow
 
 pytestmark = [pytest.mark.rig, requires_fuse]

@@ -23,7 +23,7 @@ from attestkit.backends.configfs_tsm import ConfigfsTsm
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from tests.rigs.emulator import PATIENCE, REPORTS, Emulator, emulator
-from tests.rigs.namespace import SCRIPT
+from tests.rigs.kernel_paths import SCRIPT
 
 # Set by the creator of a mount namespace: the namespace of the parent.
 OUTER_NAMESPACE: Final = "OUTER_NAMESPACE"

@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from tests.rigs.docker_engine import missing_for_docker, running_engine
+from tests.rigs.docker.engine import missing_for_docker, running_engine
 from tests.serve.bridge import bridge
 from tests.serve.server import Server, environment, running_server
 

@@ -1,0 +1,253 @@
+"""Official clients on the server of an emulated guest, and verification of its evidence.
+
+The client tests are those of `tests/clients`; here the server has the kernel's files at their own
+paths, and is not simulated.
+"""
+
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from attestkit import Attestation, EventLog, Quote, ra_tls
+from tests import dcap
+from tests.clients import test_dstack_sdk as python
+from tests.clients import test_js_sdk as javascript
+from tests.rigs.emulator import environment, requires_fuse
+from tests.rigs.guest.system import NAME, AppFiles, System, system
+from tests.rigs.kernel_paths import requires_namespace
+from tests.serve.client import call
+from tests.serve.server import Server
+from tests.vectors import HAVE_SHARED
+
+pytestmark = [pytest.mark.rig, requires_fuse, requires_namespace]
+
+BOOT = ("system-preparing", "app-id", "compose-hash", "instance-id", "boot-mr-done")
+HELLO = b"hello".ljust(64, b"\0")
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[System]:
+    """Run a TDX guest of Linux 6.18."""
+    with system() as guest:
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def app(guest: System) -> AppFiles:
+    """Write the files of its app, with the upstream simulator's published keys if available."""
+    files = AppFiles.make(guest.folder / "app")
+    if HAVE_SHARED:
+        files.keys.write_bytes(javascript.APP_KEYS.read_bytes())
+    return files
+
+
+@pytest.fixture(scope="module")
+def server(guest: System, app: AppFiles) -> Iterator[Server]:
+    """Run the server, which measures the app."""
+    options = ("--backend", "configfs_tsm", "--measure-app", *app.options)
+    with guest.serving(*options) as server:
+        yield server
+        assert server.stop() == 0
+        server.check_log()
+        assert "simulated" not in server.log().lower()
+    assert guest.machine.entries() == []
+
+
+# -- Python ----------------------------------------------------------------------------------------
+
+
+# On hardware these clients have no URL.
+@pytest.fixture(params=["socket", "environment"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Return the way in which a client finds the server."""
+    return str(request.param)
+
+
+@pytest.fixture(params=["DstackClient", "AsyncDstackClient"])
+def dstack(
+    request: pytest.FixtureRequest,
+    server: Server,
+    transport: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> python.Run:
+    """Return a runner of scenarios on a client of DstackGuest."""
+    monkeypatch.setenv("DSTACK_SIMULATOR_ENDPOINT", server.dstack)
+    endpoint = server.dstack if transport == "socket" else None
+    return python._runner(getattr(python.sdk, request.param), endpoint)
+
+
+@pytest.fixture(params=["TappdClient", "AsyncTappdClient"])
+def tappd(
+    request: pytest.FixtureRequest,
+    server: Server,
+    transport: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> python.Run:
+    """Return a runner of scenarios on a client of Tappd, which is deprecated."""
+    monkeypatch.setenv("TAPPD_SIMULATOR_ENDPOINT", server.tappd)
+
+    def make(*args: str) -> Any:
+        with pytest.deprecated_call():
+            return getattr(python.sdk, request.param)(*args)
+
+    return python._runner(make, server.tappd if transport == "socket" else None)
+
+
+test_python_keys = python.test_get_key
+test_python_quotes = python.test_get_quote_replays
+test_python_attest = python.test_attest
+test_python_events = python.test_emit_event
+test_python_tls_keys = python.test_get_tls_key
+test_python_signatures = python.test_sign_and_verify
+test_python_version = python.test_version_and_health
+test_python_tappd_keys = python.test_tappd_derive_key
+test_python_tappd_quotes = python.test_tappd_tdx_quote
+test_python_tappd_info = python.test_tappd_info_and_version
+test_python_tappd_inherited = python.test_tappd_inherited_methods
+
+
+def test_python_info(dstack: python.Run, app: AppFiles) -> None:
+    """The app was measured when the server started, and is read from the log."""
+
+    async def scenario(client: python.AwaitableClient) -> None:
+        info = await client.info()
+        assert (info.app_name, info.compose_hash) == (NAME, app.compose_hash)
+        assert info.app_id == app.compose_hash[:40]
+        assert info.tcb_info.app_compose.encode() == app.compose.read_bytes()
+        assert info.tcb_info.compose_hash == app.compose_hash
+        assert "simulat" not in info.cloud_vendor
+        names = [event.event for event in info.tcb_info.event_log if event.imr == 3]
+        assert [name for name in names if name in BOOT] == list(BOOT)
+
+    dstack(scenario)
+
+
+# -- JavaScript ------------------------------------------------------------------------------------
+
+node = javascript.node
+
+
+@pytest.fixture(scope="module")
+def answers(node: str, server: Server) -> Any:
+    """Return the results of all client calls."""
+    done = subprocess.run(
+        [node, "sdk.mjs", server.dstack, server.tappd],
+        cwd=javascript.FOLDER,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+found = javascript.found
+
+test_javascript_quotes = javascript.test_quote_and_evidence
+test_javascript_events = javascript.test_emit_event
+test_javascript_tls_key = javascript.test_get_tls_key
+test_javascript_signatures = javascript.test_sign_and_verify
+test_javascript_keys = javascript.test_keys_and_accounts_match_vectors
+test_javascript_tappd = javascript.test_tappd
+test_javascript_older = javascript.test_deprecated_methods
+test_javascript_uncalled = javascript.test_every_client_method_is_tested
+
+
+def test_javascript_info(answers: Any, app: AppFiles) -> None:
+    """The parts of Info are consistent; the version supports each option."""
+    info = answers["dstack"]["info"]
+    assert info["compose_hash"] == info["tcb_info"]["compose_hash"] == app.compose_hash
+    assert info["app_id"] == app.compose_hash[:40]
+    assert "simulat" not in info["cloud_vendor"]
+    assert tuple(map(int, answers["dstack"]["version"]["version"].split("."))) >= (0, 5, 8)
+    assert answers["dstack"]["reachable"] is True
+
+
+# -- verification ----------------------------------------------------------------------------------
+
+
+def assert_quote_verifies(guest: System, quote: Quote) -> None:
+    """Assert that dcap-qvl accepts the quote under the emulator's root, and not under Intel's."""
+    collateral, root = guest.machine.collateral(), guest.machine.trust_anchor
+    now = int(time.time())
+    accepted = dcap.judge(quote.raw, collateral, root, now)
+    assert (accepted.status, accepted.text) == ("UpToDate", "")
+    assert dcap.judge(quote.raw, collateral, None, now).status == dcap.REJECT
+
+
+def assert_evidence_verifies(evidence: Attestation, guest: System, app: AppFiles) -> Quote:
+    """Assert that evidence verifies, is consistent and identifies the app."""
+    assert evidence.platform == "dstack-tdx"
+    assert evidence.quote is not None
+    assert_quote_verifies(guest, evidence.quote)
+    info = evidence.app_info()
+    assert info.compose_hash.hex() == app.compose_hash
+    assert info.app_id.hex() == app.compose_hash[:40]
+    assert json.loads(info.key_provider_info) == {"name": "none", "id": ""}
+    return evidence.quote
+
+
+@pytest.mark.parametrize("transport", ["socket"], indirect=True)
+def test_client_evidence_verifies(dstack: python.Run, guest: System, app: AppFiles) -> None:
+    """Evidence of each client method identifies the app."""
+
+    async def scenario(client: python.AwaitableClient) -> None:
+        answer = await client.get_quote(b"hello")
+        evidence = Attestation.from_agent_response(answer.model_dump())
+        quote = assert_evidence_verifies(evidence, guest, app)
+        assert quote.report_data == HELLO
+        evidence.event_log.check(quote)
+        answer = await client.attest(b"hello")
+        evidence = Attestation.from_bytes(answer.decode_attestation())
+        quote = assert_evidence_verifies(evidence, guest, app)
+        assert evidence.report_data == quote.report_data == HELLO
+        evidence.event_log.check(quote)
+        answer = await client.get_tls_key(usage_ra_tls=True)
+        evidence = ra_tls.read(answer.certificate_chain[0])  # over the certificate's key
+        evidence.event_log.check(
+            assert_evidence_verifies(evidence, guest, app), (3,)
+        )  # it is stripped
+
+    dstack(scenario)
+
+
+def test_public_app_key_evidence_verifies(guest: System, server: Server) -> None:
+    """The open TCP port serves evidence of the app's keys, but no events."""
+    answer = call(server.url, "prpc/GetAttestationForAppKey", {"algorithm": "ed25519"})
+    assert answer.status == 200
+    assert answer.headers["server"] == "attestkit"
+    evidence = Attestation.from_agent_response(answer.body)
+    assert evidence.quote is not None
+    assert_quote_verifies(guest, evidence.quote)
+    assert call(server.url, "prpc/EmitEvent", {"event": "x", "payload": ""}).status == 404
+
+
+def test_clients_cannot_emit_boot_events(server: Server, app: AppFiles) -> None:
+    """Reserved names are rejected, and later events do not change the identity."""
+    before = call(server.dstack, "GetQuote").json()["event_log"]
+    for name in (*BOOT, "system-ready"):
+        answer = call(server.dstack, "EmitEvent", {"event": name, "payload": "00" * 20})
+        assert answer.status == 400
+        assert f"{name!r} is reserved" in answer.json()["error"]
+    answer = call(server.dstack, "GetQuote").json()
+    assert answer["event_log"] == before
+    assert Attestation.from_agent_response(answer).app_info().app_id.hex() == app.compose_hash[:40]
+
+
+def test_client_event_is_in_the_kernels_register(guest: System, server: Server) -> None:
+    """The register is extended by the event's digest."""
+    before = guest.machine.rtmr(3)
+    emit = {"event": "of a client", "payload": "c0ffee"}
+    assert call(server.dstack, "EmitEvent", emit).status == 200
+    answer = call(server.dstack, "GetQuote").json()
+    *_, last = EventLog.from_json(answer["event_log"]).events
+    assert (last.name, last.payload) == ("of a client", b"\xc0\xff\xee")
+    after = hashlib.sha384(before + last.digest).digest()
+    assert guest.machine.rtmr(3) == Quote.parse(bytes.fromhex(answer["quote"])).rtmrs[3] == after
