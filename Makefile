@@ -155,7 +155,7 @@ lock: $(TOOLS)/.made
 
 # "Error 1" is a vulnerability, "Error 3" that the index did not tell: then nothing is known.
 audit: $(TOOLS)/.made
-	$(TOOLS)/python -m tests.hardening.audit $(ARGS)
+	$(TOOLS)/python -m tests.supply_chain.audit $(ARGS)
 
 # Hours, which may be done in parts: ARGS='--stop-after 3600'. SECONDS=60 is the form that writes no
 # record, and leaves out engines that are not here; GOAL=n is as long as it takes for n executions of

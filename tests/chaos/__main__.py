@@ -10,7 +10,7 @@ import time
 import traceback
 from typing import Any
 
-from tests.chaos.every import ALL
+from tests.chaos.all_scenarios import ALL
 from tests.chaos.scenarios import Form, Scenario
 from tests.chaos.table import DOCUMENT, with_table
 from tests.keeping import Keeping

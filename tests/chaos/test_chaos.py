@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.connections import CROWD
-from tests.chaos.corruptions import corruptions
-from tests.chaos.every import ALL, MODULES
-from tests.chaos.journal import BETWEEN
+from tests.chaos.all_scenarios import ALL, MODULES
+from tests.chaos.faults.connections import CROWD
+from tests.chaos.faults.corruptions import corruptions
+from tests.chaos.faults.journal import BETWEEN
 from tests.chaos.scenarios import Form
 from tests.chaos.table import DOCUMENT, read_record, with_table
 from tests.chaos.trial import Trial

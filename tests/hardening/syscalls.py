@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from tests.hardening.drive import LISTENERS, Driven, drive, scripted_engine, short_folder
+from tests.hardening.all_requests import LISTENERS, Driven, drive, scripted_engine, short_folder
 from tests.serve import server as servers
 from tests.serve.server import PATIENCE, ROOT, Server, environment, running_server
 
@@ -98,7 +98,7 @@ def traced(folder: Path) -> tuple[Driven, Trace]:
 
 def confined(profile: Path) -> Wrapper:
     """Return a wrapper that runs a command under a profile."""
-    program = str(Path(__file__).with_name("confined.py"))
+    program = str(Path(__file__).with_name("run_under_seccomp.py"))
     return lambda *words: [sys.executable, program, str(profile), *words]
 
 

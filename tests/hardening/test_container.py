@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hardening.drive import drive
+from tests.hardening.all_requests import drive
 from tests.hardening.syscalls import PROFILE
 from tests.rigs.docker.engine import (
     IMAGE,

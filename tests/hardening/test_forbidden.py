@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hardening.drive import short_folder
+from tests.hardening.all_requests import short_folder
 from tests.hardening.syscalls import serve_and_drive
 from tests.serve.server import ROOT
 
@@ -249,7 +249,7 @@ def test_server_raises_no_forbidden_audit_event() -> None:
     """A server starts no process, creates no code but modules, and connects to no other machine."""
     with short_folder() as folder:
         path = folder / "events"
-        audited = [sys.executable, str(Path(__file__).with_name("audited.py")), str(path)]
+        audited = [sys.executable, str(Path(__file__).with_name("audit_events.py")), str(path)]
         driven = serve_and_drive(folder, lambda *words: [*audited, *words[2:]])
         # prctl, which makes the process's memory unreadable for others.
         libc = {("ctypes.dlopen", "ctypes", "None"), ("ctypes.dlsym", "ctypes", "prctl")}

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from tests.hardening.locks import ROOT
 from tests.hardening.syscalls import GUIDE, allowed, docker_profile, documented_calls
 from tests.hardening.test_forbidden import EXCEPTIONS
+from tests.supply_chain.locks import ROOT
 from tests.test_deploy import EXPOSURES
 
 pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/hardening.md is not here")

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.rig, pytest.mark.slow]
 PROGRAM = """
 import json, os, tempfile
 from pathlib import Path
-from tests.hardening.asked import ask
+from tests.hardening.basic_requests import ask
 from tests.rigs.guest.system import AppFiles
 from tests.serve.server import environment, running_server
 
@@ -56,7 +56,7 @@ import attestkit
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.serve.endpoints import ListenAddresses
 from attestkit.serve import serve
-from tests.hardening.asked import ask
+from tests.hardening.basic_requests import ask
 from tests.rigs.guest.system import AppFiles
 
 def asking(path):

@@ -13,7 +13,7 @@ from ctypes.util import find_library
 
 import pytest
 
-from tests.hardening.drive import Driven, short_folder
+from tests.hardening.all_requests import Driven, short_folder
 from tests.hardening.syscalls import (
     AARCH64,
     KILL,

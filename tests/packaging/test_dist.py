@@ -215,6 +215,6 @@ def test_sdist_passes_its_tests(dist: Dist, tmp_path: Path) -> None:
     pytest_of = (python, "-m", "pytest", "-q", "-p", "no:benchmark", "-p", "no:cacheprovider")
     found = run(*pytest_of, "--collect-only", folder=place)
     assert re.search(r"^\d{4,} tests collected", found, re.MULTILINE), found[-2000:]
-    tests = ("tests/test_quote.py", "tests/test_deploy.py", "tests/hardening/test_lock.py")
+    tests = ("tests/test_quote.py", "tests/test_deploy.py", "tests/supply_chain/test_lock.py")
     done = run(*pytest_of, *tests, "tests/packaging/test_hook.py", folder=place)
     assert re.search(r"\d\d+ passed", done), done

@@ -34,7 +34,10 @@ SELECTION = (
 )
 TESTS = [
     *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SELECTION),
-    *(str(ROOT / "tests/rigs" / name) for name in ("test_kernel_fs.py", "test_other_guests.py")),
+    *(
+        str(ROOT / "tests/rigs/kernel_files" / name)
+        for name in ("test_file_calls.py", "test_other_guests.py")
+    ),
 ]
 
 

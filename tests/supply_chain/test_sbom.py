@@ -18,7 +18,7 @@ from hatchling.plugin.manager import PluginManager
 
 import build_cffi
 import build_sbom
-from tests.hardening.locks import ROOT
+from tests.supply_chain.locks import ROOT
 from tests.untyped import untyped
 
 PROJECT = build_sbom.Project(

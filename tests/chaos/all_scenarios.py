@@ -2,7 +2,17 @@
 
 from typing import Final
 
-from tests.chaos import clock, connections, device, disk, engine, journal, pccs, process, scenarios
+from tests.chaos import scenarios
+from tests.chaos.faults import (
+    clock,
+    connections,
+    device,
+    disk,
+    engine,
+    journal,
+    pccs,
+    process,
+)
 
 __all__ = ["ALL", "MODULES"]
 

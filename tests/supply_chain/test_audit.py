@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.hardening.audit import CLEAN, UNKNOWN, VULNERABLE, Findings, findings
+from tests.supply_chain.audit import CLEAN, UNKNOWN, VULNERABLE, Findings, findings
 
 # In the format of pip-audit 2.10.
 FINE = {"name": "click", "version": "8.5.1", "vulns": []}

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.hardening.drive import short_folder
+from tests.hardening.all_requests import short_folder
 from tests.hardening.syscalls import docker_profile, unit_profile
 from tests.hardening.test_syscalls import needs_seccomp, needs_systemd
 from tests.serve.server import PATIENCE
@@ -46,7 +46,7 @@ def looked_up(profile: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
     """Resolve names under a profile, in a network with a name server only."""
     if why := missing():
         pytest.skip(why)
-    program = str(Path(__file__).with_name("resolving.py"))
+    program = str(Path(__file__).with_name("resolve_under_seccomp.py"))
     with short_folder() as folder:
         path = folder / "profile.json"
         path.write_text(json.dumps(profile))

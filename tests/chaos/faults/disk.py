@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.clients import app_events
-from tests.chaos.faulty_folder import Disk, faulty_folder
+from tests.chaos.faults.faulty_folder import Disk, faulty_folder
 from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import Trial
 from tests.rigs.emulator import missing_for_fuse

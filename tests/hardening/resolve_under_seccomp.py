@@ -1,4 +1,4 @@
-"""Look a name up under a seccomp profile: unshare -mn python resolving.py PROFILE PROGRAM.
+"""Look a name up: unshare -mn python resolve_under_seccomp.py PROFILE PROGRAM.
 
 It requires mount and network namespaces of its own, in which it is the only name server, configured
 for libc. PROGRAM then runs under the profile, and resolves names. A UDP query for a name that
@@ -81,7 +81,7 @@ def main() -> None:
     _start()
     with tempfile.TemporaryDirectory(prefix="ak") as folder:
         _configure_libc(Path(folder))
-        confined = str(Path(__file__).with_name("confined.py"))
+        confined = str(Path(__file__).with_name("run_under_seccomp.py"))
         words = [sys.executable, confined, profile, sys.executable, "-c", program]
         done = subprocess.run(words, check=False)
     sys.exit(done.returncode)

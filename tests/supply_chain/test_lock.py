@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.hardening.locks import ROOT, Locked, environments, read_lock
+from tests.supply_chain.locks import ROOT, Locked, environments, read_lock
 
 if sys.version_info >= (3, 11):
     import tomllib

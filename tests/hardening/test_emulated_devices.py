@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.hardening.asked import ask
-from tests.hardening.drive import drive
+from tests.hardening.all_requests import drive
+from tests.hardening.basic_requests import ask
 from tests.hardening.syscalls import KILL, PROFILE, confined, unit_profile
 from tests.hardening.test_forbidden import find_unexpected_events
 from tests.hardening.test_syscalls import needs_seccomp, needs_systemd
@@ -83,7 +83,7 @@ def test_server_on_devices_loads_only_libc(
     path = tmp_path / "events"
 
     def audited(*options: str) -> list[str]:
-        program = str(Path(__file__).with_name("audited.py"))
+        program = str(Path(__file__).with_name("audit_events.py"))
         return [sys.executable, program, str(path), *command(*options)[2:]]
 
     monkeypatch.setattr(rig, "command", audited)

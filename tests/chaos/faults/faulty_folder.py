@@ -172,7 +172,7 @@ def faulty_folder() -> Iterator[Disk]:
         top = Path(name)
         for part in ("source", "disk"):
             (top / part).mkdir()
-        words = [sys.executable, "-m", "tests.chaos.faulty_folder", name]
+        words = [sys.executable, "-m", "tests.chaos.faults.faulty_folder", name]
         with subprocess.Popen(
             words, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         ) as process:

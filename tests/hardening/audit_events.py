@@ -1,6 +1,6 @@
 """Run a module as a program, and record Python's audit events.
 
-    python audited.py FILE MODULE ARGUMENT...
+    python audit_events.py FILE MODULE ARGUMENT...
 
 FILE gets a line for each distinct event: its name, the module that raised it, and its subject. The
 events (PEP 578) are those of starting programs, creating code, decoding data that may contain code,

@@ -13,7 +13,7 @@ from typing import Any, Final
 from attestkit.backends.simulator.state_folder import REGISTERS
 from attestkit.event_log.journal import LOG, PENDING
 from tests.chaos.clients import app_events
-from tests.chaos.corruptions import Corruption, corruptions
+from tests.chaos.faults.corruptions import Corruption, corruptions
 from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import plain
 from tests.rigs.emulator import missing_for_fuse
