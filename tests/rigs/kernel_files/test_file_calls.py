@@ -3,7 +3,6 @@
 The kernel's behaviour was observed on real kernels, or read in the source.
 """
 
-import fcntl
 import hashlib
 import os
 import struct
@@ -20,7 +19,6 @@ from attestkit.quote import Quote
 from tests import dcap
 from tests.rigs.emulator import PATIENCE, REPORTS, Emulator, emulator, requires_fuse
 from tests.rigs.kernel_files.file_calls import (
-    GET_REPORT0,
     MEASUREMENTS,
     NONCE,
     OTHER,
@@ -53,24 +51,6 @@ def machine(shared: Emulator) -> Emulator:
 # -- report entries ----------------------------------------------------------------------------
 
 
-def test_fs_entry_has_four_files(machine: Emulator) -> None:
-    """The files of a TDX entry, with modes and sizes."""
-    entry = new_entry(machine)
-    found = {
-        file.name: (oct(file.stat().st_mode & 0o777), file.stat().st_size)
-        for file in entry.iterdir()
-    }
-    assert found == {
-        "inblob": ("0o200", 0),
-        "outblob": ("0o444", 0),
-        "provider": ("0o444", 4096),
-        "generation": ("0o444", 4096),
-    }
-    assert entry.stat().st_mode & 0o777 == 0o755
-    assert read_once(entry / "provider") == b"tdx_guest\n"
-    assert read_once(entry / "generation") == b"0\n"
-
-
 def test_fs_quote_verifies(machine: Emulator) -> None:
     """dcap-qvl accepts it under the emulator's root."""
     quote = read_once(new_entry(machine, inblob=NONCE) / "outblob")
@@ -97,33 +77,6 @@ def test_fs_shell_gets_a_quote(machine: Emulator) -> None:
     assert machine.entries() == []
 
 
-def test_fs_mkdir_is_limited_to_the_report_directory(machine: Emulator) -> None:
-    """A name can be used once."""
-    entry = new_entry(machine)
-    assert errno_name_of(entry.mkdir) == "EEXIST"
-    for place in (
-        entry / "inner",
-        machine.root / "sys/kernel/config/tsm/other",
-        machine.root / "x",
-    ):
-        assert errno_name_of(place.mkdir) == "EPERM"
-    assert machine.entries() == ["test"]
-
-
-def test_fs_rmdir_removes_an_entry_with_its_files(machine: Emulator) -> None:
-    """Single files cannot be unlinked, renamed or created."""
-    entry = new_entry(machine)
-    assert errno_name_of((entry / "inblob").unlink) == "EPERM"
-    assert errno_name_of(os.rename, entry / "inblob", entry / "new") == "EPERM"
-    assert errno_name_of(os.open, entry / "new", os.O_WRONLY | os.O_CREAT) == "EACCES"
-    assert errno_name_of(os.rmdir, machine.root / REPORTS) == "EPERM"
-    entry.rmdir()
-    assert machine.entries() == []
-    assert errno_name_of(entry.rmdir) == "ENOENT"
-    assert errno_name_of(read_once, entry / "generation") == "ENOENT"
-    assert read_generation(new_entry(machine)) == 0
-
-
 def test_fs_inblob_write_counts_at_close(machine: Emulator) -> None:
     """Several writes to one descriptor are joined."""
     entry = new_entry(machine)
@@ -147,47 +100,6 @@ def test_fs_duplicated_descriptor_counts_once(machine: Emulator) -> None:
     assert read_generation(entry) == 1
 
 
-def test_fs_inblob_too_long_is_efbig(machine: Emulator) -> None:
-    """65 bytes in one or more writes; the close commits the earlier bytes."""
-    entry = new_entry(machine, inblob=NONCE)
-    assert errno_name_of(write_once, entry / "inblob", bytes(65)) == "EFBIG"
-    assert read_generation(entry) == 2
-    assert errno_name_of(read_once, entry / "outblob") == "EINVAL"
-    fd = os.open(entry / "inblob", os.O_WRONLY)
-    os.write(fd, NONCE)
-    assert errno_name_of(os.write, fd, b"x") == "EFBIG"
-    os.close(fd)
-    assert Quote.parse(read_once(entry / "outblob")).report_data == NONCE
-
-
-@pytest.mark.parametrize("size", [1, 32, 63])
-def test_fs_inblob_too_short_is_einval_at_the_read(machine: Emulator, size: int) -> None:
-    """The write succeeds."""
-    entry = new_entry(machine, inblob=bytes(size))
-    assert read_generation(entry) == 1
-    assert [errno_name_of(read_once, entry / "outblob") for _ in range(2)] == ["EINVAL", "EINVAL"]
-    write_once(entry / "inblob", NONCE)
-    assert Quote.parse(read_once(entry / "outblob")).report_data == NONCE
-
-
-def test_fs_outblob_without_inblob_is_einval(machine: Emulator) -> None:
-    """Report data must be written first."""
-    assert errno_name_of(read_once, new_entry(machine) / "outblob") == "EINVAL"
-
-
-def test_fs_open_outblob_is_a_snapshot(machine: Emulator) -> None:
-    """Later writes do not affect it."""
-    entry = new_entry(machine, inblob=NONCE)
-    fd = os.open(entry / "outblob", os.O_RDONLY)
-    quote = os.read(fd, 16)
-    write_once(entry / "inblob", OTHER)
-    while chunk := os.read(fd, 100):
-        quote += chunk
-    os.close(fd)
-    assert Quote.parse(quote).report_data == NONCE
-    assert Quote.parse(read_once(entry / "outblob")).report_data == OTHER
-
-
 def test_fs_report_is_cached_until_the_next_write(machine: Emulator) -> None:
     """A second descriptor reads the same report."""
     entry = new_entry(machine, inblob=NONCE)
@@ -196,26 +108,6 @@ def test_fs_report_is_cached_until_the_next_write(machine: Emulator) -> None:
     assert read_once(entry / "outblob") == first
     write_once(entry / "inblob", NONCE)
     assert Quote.parse(read_once(entry / "outblob")).rtmrs != Quote.parse(first).rtmrs
-
-
-def test_fs_rmdir_with_open_files(machine: Emulator) -> None:
-    """Data already read stays available; other reads fail with ENOENT."""
-    entry = new_entry(machine, inblob=NONCE)
-    begun, fresh, text = (
-        os.open(entry / name, os.O_RDONLY) for name in ("outblob", "outblob", "provider")
-    )
-    writer = os.open(entry / "inblob", os.O_WRONLY)
-    quote = os.read(begun, 100)
-    entry.rmdir()
-    assert machine.entries() == []
-    assert errno_name_of(os.read, fresh, 100) == "ENOENT"
-    assert errno_name_of(os.read, text, 100) == "ENOENT"
-    Quote.parse(quote + os.read(begun, 1 << 20))
-    assert os.write(writer, NONCE) == 64
-    again = new_entry(machine)
-    for fd in (begun, fresh, text, writer):
-        os.close(fd)
-    assert read_generation(again) == 0
 
 
 def test_fs_entries_are_independent(machine: Emulator) -> None:
@@ -262,21 +154,6 @@ def test_fs_lists_300_entries(machine: Emulator) -> None:
 # -- registers ---------------------------------------------------------------------------------
 
 
-def test_fs_register_files_have_names_and_modes(machine: Emulator) -> None:
-    """The names have colons; launch registers are read-only."""
-    folder = machine.root / MEASUREMENTS
-    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in folder.iterdir()}
-    fixed = ("mrconfigid", "mrowner", "mrownerconfig", "mrtd:sha384")
-    assert modes == {
-        **dict.fromkeys(fixed, "0o444"),
-        **{f"rtmr{number}:sha384": "0o644" for number in range(4)},
-    }
-    assert all(file.stat().st_size == 48 for file in folder.iterdir())
-    assert all(len(read_once(file)) == 48 for file in folder.iterdir())
-    for name in fixed:
-        assert errno_name_of(os.open, folder / name, os.O_WRONLY) == "EACCES"
-
-
 @pytest.mark.parametrize("number", range(4))
 def test_fs_write_extends_a_register(machine: Emulator, number: int) -> None:
     """Report and quote have the new value; other registers are unchanged."""
@@ -293,24 +170,6 @@ def test_fs_write_extends_a_register(machine: Emulator, number: int) -> None:
     assert read_once(file) == after[number]
     assert list(get_td_report(machine, NONCE).rtmrs) == after
     assert list(Quote.parse(read_once(new_entry(machine, inblob=NONCE) / "outblob")).rtmrs) == after
-
-
-def test_fs_invalid_register_write_has_no_effect(machine: Emulator) -> None:
-    """EINVAL for fewer bytes or another offset, EFBIG beyond the register."""
-    file = machine.root / MEASUREMENTS / "rtmr3:sha384"
-    fd = os.open(file, os.O_RDWR)
-    assert errno_name_of(os.write, fd, bytes(47)) == "EINVAL"
-    assert errno_name_of(os.pwrite, fd, bytes(48), 1) == "EINVAL"
-    assert errno_name_of(os.pwrite, fd, bytes(48), 48) == "EFBIG"
-    os.close(fd)
-    assert read_once(file) == bytes(48)
-
-
-def test_fs_long_register_write_is_truncated(machine: Emulator) -> None:
-    """Sysfs writes at most the file's size: 48 of 49 bytes."""
-    file = machine.root / MEASUREMENTS / "rtmr3:sha384"
-    assert write_once(file, b"\x11" * 49) == 48
-    assert read_once(file) == hashlib.sha384(bytes(48) + b"\x11" * 48).digest()
 
 
 def test_fs_register_can_be_read_in_parts(machine: Emulator) -> None:
@@ -337,38 +196,6 @@ def test_fs_get_report0_matches_files_and_quote(machine: Emulator) -> None:
     assert report.mr_td == read_once(folder / "mrtd:sha384")
     assert report.mr_config_id == read_once(folder / "mrconfigid")
     assert report.mac not in (bytes(32), get_td_report(machine, OTHER).mac)
-
-
-@pytest.mark.parametrize(
-    "number",
-    [
-        0x80315403,
-        0x40315403,
-        0x80105404,
-        0xC0105404,
-        0xC0105402,
-        0x80105402,
-        0xC0085401,
-        0xC4415401,
-    ],
-)
-def test_fs_device_rejects_other_commands(machine: Emulator, number: int) -> None:
-    """A mainline driver has one command; another size is another command."""
-    fd = os.open(machine.root / "dev/tdx_guest", os.O_RDWR)
-    assert errno_name_of(fcntl.ioctl, fd, number, bytearray(1089)) == "ENOTTY"
-    os.close(fd)
-    assert read_once(machine.root / MEASUREMENTS / "rtmr2:sha384") == machine.rtmr(2)
-
-
-def test_fs_device_cannot_be_read_or_written(machine: Emulator) -> None:
-    """Only its owner may open it."""
-    node = machine.root / "dev/tdx_guest"
-    assert node.stat().st_mode & 0o777 == 0o600
-    assert errno_name_of(read_once, node) == "EINVAL"
-    assert errno_name_of(write_once, node, b"x") == "EINVAL"
-    fd = os.open(machine.root / REPORTS, os.O_RDONLY)
-    assert errno_name_of(fcntl.ioctl, fd, GET_REPORT0, bytearray(1088)) == "ENOTTY"
-    os.close(fd)
 
 
 # -- boot log, boot id, configuration ----------------------------------------------------------

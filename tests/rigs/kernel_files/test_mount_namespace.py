@@ -28,7 +28,7 @@ COVERED = ("/dev", "/etc", "/proc", "/run", "/sys")  # parents of the kernel's p
 
 # Selected tests: entries, registers, both types of ioctl, an old driver that uses pointers.
 SELECTION = (
-    "test_fs_quote_verifies or test_fs_write_extends or test_fs_get_report0 or test_fs_rmdir"
+    "test_fs_quote_verifies or test_fs_write_extends or test_fs_get_report0"
     " or test_fs_inblob_write_counts or test_fs_runtime_log or test_generation_d_driver"
     " or test_fs_killed_client"
 )

@@ -222,20 +222,6 @@ def new_request(guest: Emulator, name: str = "test", level: bytes = b"2") -> Pat
     return entry
 
 
-def test_emulated_snp_entry_has_all_files(guest: Emulator) -> None:
-    """The guest has an SVSM."""
-    entry = new_entry(guest)
-    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in entry.iterdir()}
-    written = ("inblob", "privlevel", "service_provider", "service_guid")
-    read = ("outblob", "auxblob", "manifestblob", "provider", "generation", "privlevel_floor")
-    assert modes == {
-        **dict.fromkeys((*written, "service_manifest_version"), "0o200"),
-        **dict.fromkeys(read, "0o444"),
-    }
-    assert read_once(entry / "provider") == b"sev_guest\n"
-    assert read_once(entry / "privlevel_floor") == b"2\n"
-
-
 def test_emulated_snp_report_is_well_formed(guest: Emulator) -> None:
     """It is over the nonce, at the requested level."""
     entry = new_request(guest, level=b"3\n")
@@ -258,27 +244,6 @@ def test_emulated_snp_without_svsm_has_three_more_files() -> None:
         assert SnpReport.parse(read_once(entry / "outblob")).vmpl == 0
         assert read_once(entry / "auxblob") == b""
         assert errno_name_of(read_once, guest.root / "dev/sev-guest") == "EIO"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        *((b"1", "EINVAL"), (b"4", "EINVAL"), (b"", ""), (b"x", "EINVAL"), (b"\x02", "EINVAL")),
-        *((b"2\n\n", "EINVAL"), (b" 2", "EINVAL"), (b"99999999999", "ERANGE"), (b"-2", "EINVAL")),
-        *((b"2", ""), (b"2\n", ""), (b"0x3", ""), (b"03", ""), (b"+2", "")),
-    ],
-)
-def test_emulated_snp_privlevel_is_parsed_like_the_kernel(
-    guest: Emulator, text: bytes, expected: str
-) -> None:
-    """A C integer literal from the floor to 3."""
-    entry = new_entry(guest)
-    if expected:
-        assert errno_name_of(write_once, entry / "privlevel", text) == expected
-        assert read_generation(entry) == 0
-    elif text:
-        assert write_once(entry / "privlevel", text) == len(text)
-        assert read_generation(entry) == 1
 
 
 def test_emulated_snp_missing_privlevel_is_einval(guest: Emulator) -> None:

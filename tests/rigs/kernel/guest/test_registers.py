@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import os
 from io import FileIO
 
 import pytest
@@ -12,7 +11,7 @@ from attestkit.backends.linux.paths import KernelPaths
 from attestkit.errors import BackendBusyError, BackendError, UnsupportedError, UsageError
 from attestkit.quote import Quote
 from tests.raising import raises
-from tests.rigs.kernel.guest.machine import HAS_REGISTERS, SimulatedTd, errno_of, has_registers
+from tests.rigs.kernel.guest.machine import HAS_REGISTERS, SimulatedTd, has_registers
 
 DIGEST = hashlib.sha384(b"an event").digest()
 FILES = KernelPaths().measurements
@@ -92,43 +91,6 @@ def test_extend_error_leaves_the_register(
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == number
     assert td.registers() == td.boot_registers
-
-
-@has_registers
-@pytest.mark.parametrize("size", [0, 1, 47])
-def test_kernel_rejects_short_register_write(td: SimulatedTd, size: int) -> None:
-    """EINVAL, or 0 for no bytes; no register changes."""
-    fd = os.open(FILES / "rtmr3:sha384", os.O_WRONLY)
-    try:
-        assert errno_of(lambda: os.write(fd, bytes(size))) == (errno.EINVAL if size else 0)
-    finally:
-        os.close(fd)
-    assert td.registers() == td.boot_registers
-    assert td.get("extend_calls") == 0
-
-
-@has_registers
-@pytest.mark.parametrize("size", [49, 96])
-def test_kernel_truncates_long_register_write(td: SimulatedTd, size: int) -> None:
-    """The first 48 bytes are written, and extend the register."""
-    fd = os.open(FILES / "rtmr3:sha384", os.O_WRONLY)
-    try:
-        assert os.write(fd, DIGEST.ljust(size, b"!")) == 48
-    finally:
-        os.close(fd)
-    assert td.registers()[3] == _extended(td.boot_registers[3])
-
-
-@has_registers
-def test_kernel_register_files_match_the_abi(td: SimulatedTd) -> None:
-    """Names, sizes and modes."""
-    del td
-    found = {file.name: file.stat() for file in FILES.iterdir()}
-    rtmrs = [f"rtmr{number}:sha384" for number in range(4)]
-    assert sorted(found) == ["mrconfigid", "mrowner", "mrownerconfig", "mrtd:sha384", *rtmrs]
-    for name, status in found.items():
-        assert status.st_size == 48
-        assert status.st_mode & 0o777 == (0o644 if name in rtmrs else 0o444)
 
 
 @has_registers
