@@ -20,8 +20,8 @@ DIST := .tools/dist
 LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-annotate --no-header --upgrade
 
-.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak chaos fleet \
-	docs lock audit promises devmode interleave architecture dist matrix clean help
+.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz flake soak chaos fleet \
+	docs lock audit promises devmode interleave dist matrix clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
@@ -35,16 +35,14 @@ help:
 	@echo "make aarch64  run the tests of the C core on an emulated aarch64"
 	@echo "make valgrind  run the C core over all samples under memcheck and clang's sanitizers"
 	@echo "make fuzz    run every fuzzer, for SECONDS=n or for hours; the record is docs/records/fuzz.json"
-	@echo "make differential  compare the C core with plain Python; docs/records/differential.json"
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
-	@echo "make chaos   let disk, clock, device and network break around the server; docs/chaos.md"
+	@echo "make chaos   let disk, clock, device and network break around the server; docs/records/chaos.json"
 	@echo "make promises  run the tests that hold the promises of docs/threat-model.md"
 	@echo "make devmode  run every test in Python's development mode"
 	@echo "make interleave  explore schedules of threads and sequences of clients, for longer"
-	@echo "make matrix  run what we work with, version by version; docs/compatibility.md"
+	@echo "make matrix  run with other Pythons, dependencies, clients and frameworks; docs/records/matrix.json"
 	@echo "make lock    choose the versions that the tests run with anew: requirements/*.lock"
 	@echo "make audit   ask for known vulnerabilities of what is locked"
-	@echo "make architecture  draw the import graph anew: docs/architecture.md"
 	@echo "make dist    make sources and wheels of this commit: dist/, with their SHA-256"
 	@echo "make fleet   verify 10,000 pieces of evidence on a cluster that loses a worker; docs/records/fleet.json"
 	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
@@ -113,8 +111,7 @@ bench: $(VENV)/.dev
 	  --benchmark-columns=min,median,iqr,rounds,iterations $(ARGS)
 	@[ ! -e $(RESULTS) ] || $(BIN)/python -m benchmarks.compare $(RESULTS) $(if $(STRICT),--strict)
 
-# Ten minutes more: hostile inputs of each shape, then time and memory of inputs from 1 to a million,
-# and both cores.
+# Ten minutes more: hostile inputs of each shape, then time and memory of inputs from 1 to a million.
 growth: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.growth_hostile $(if $(STRICT),--strict)
 	$(BIN)/python -m benchmarks.growth $(if $(STRICT),--strict) $(ARGS)
@@ -132,13 +129,13 @@ sanitize: $(VENV)/.dev
 	status=$$?; $(BIN)/python build_cffi.py && exit $$status
 
 compilers: $(VENV)/.dev
-	$(BIN)/python -m pytest -p no:benchmark tests/test_compilers.py $(ARGS)
+	$(BIN)/python -m pytest -p no:benchmark tests/packaging/test_compilers.py $(ARGS)
 
 aarch64: $(VENV)/.dev
 	$(BIN)/python -m pytest -p no:benchmark tests/rigs/test_aarch64.py $(ARGS)
 
 valgrind: $(VENV)/.dev
-	$(BIN)/python -m pytest -p no:benchmark tests/test_memcheck.py $(ARGS)
+	$(BIN)/python -m pytest -p no:benchmark tests/fuzz/test_memcheck.py $(ARGS)
 
 # No place is written down that packages come from: the lock says what they are.
 lock: $(TOOLS)/.made
@@ -158,24 +155,16 @@ audit: $(TOOLS)/.made
 	$(TOOLS)/python -m tests.supply_chain.audit $(ARGS)
 
 # Hours, which may be done in parts: ARGS='--stop-after 3600'. SECONDS=60 is the form that writes no
-# record, and leaves out engines that are not here; GOAL=n is as long as it takes for n executions of
-# each C target.
+# record, and leaves out engines that are not installed.
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m fuzz.campaign $(if $(SECONDS),--seconds $(SECONDS)) $(if $(GOAL),--goal $(GOAL)) $(ARGS)
-
-# Ten minutes; `make differential ARGS='--seconds 60'` is the form that writes no record.
-differential: $(VENV)/.dev
-	$(BIN)/python -m fuzz.differential $(ARGS)
+	$(BIN)/python -m fuzz.campaign $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 # What is committed, and nothing else; which compiler and Python is in docs/install.md.
 dist: $(DIST)/.made
 	@$(DIST)/bin/python build_dist.py $(ARGS)
 
 flake: $(VENV)/.dev $(JS)/node_modules/.made
-	$(BIN)/python -m tests.flake $(ARGS)
-
-architecture: $(VENV)/.dev
-	$(BIN)/python -m tests.architecture
+	$(BIN)/python -m tests.long_runs.flake $(ARGS)
 
 # An hour; `make soak ARGS='--seconds 60'` is the form that writes no record.
 soak: $(VENV)/.dev
@@ -183,11 +172,11 @@ soak: $(VENV)/.dev
 
 # Some minutes; `make fleet ARGS='--pieces 1000'` is the form that writes no record.
 fleet: $(VENV)/.dev
-	$(BIN)/python -m tests.fleet $(ARGS)
+	$(BIN)/python -m tests.long_runs.fleet $(ARGS)
 
 # The tests that hold the promises of docs/threat-model.md; one that skips is a failure.
 promises: $(VENV)/.dev $(JS)/node_modules/.made
-	$(BIN)/python -m tests.promises $(ARGS)
+	$(BIN)/python -m tests.docs.promises $(ARGS)
 
 # Every test in Python's development mode, its own and all programs', with warnings as errors.
 devmode: $(VENV)/.dev $(JS)/node_modules/.made
@@ -199,9 +188,9 @@ interleave: $(VENV)/.dev
 	ATTESTKIT_SCHEDULES=20000 ATTESTKIT_EXAMPLES=500 $(BIN)/python -m pytest -s -p no:benchmark -m slow \
 	  tests/concurrency -k 'not killed' $(ARGS)
 
-# Some twenty minutes, which may be done in parts; ARGS=--quick is the form that writes no record.
-matrix: $(VENV)/.dev $(TOOLS)/.made
-	$(BIN)/python -m tests.matrix $(ARGS)
+# Some ten minutes; ARGS='--session oldest-3.10' runs a part, `--list` names them.
+matrix: $(VENV)/.dev
+	$(BIN)/python -m nox $(if $(ARGS),$(ARGS),--report docs/records/matrix.json)
 
 # Ten minutes; `make chaos ARGS='--short disk'` is a form that takes seconds and writes no record.
 chaos: $(VENV)/.dev
@@ -209,4 +198,4 @@ chaos: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) .tools .docs site build dist attestkit/_native/_lib.c attestkit/_native/_lib.*so attestkit/_native/*.o
-	rm -rf $(JS)/node_modules .attestkit .bench .fuzz .matrix
+	rm -rf $(JS)/node_modules .attestkit .bench .fuzz .matrix .nox

@@ -12,9 +12,9 @@ The same commit gives the same bytes, with the same compiler and the same Python
 and whenever it is done: only what is committed gets in, every time is the commit's, and of the
 environment only the compiler's name (CC) and the search path are handed on.
 
-Nothing is given out that was not looked at: auditwheel refuses a core that needs more of the C
-library than the wheel's name says, abi3audit one that uses more of Python than every version has,
-and twine metadata that an index would not take.
+The results are checked: auditwheel refuses a core that needs a newer C library than the wheel's
+name states, abi3audit one that uses more of Python than its stable ABI, check-wheel-contents a
+wheel with missing, additional or changed files, and twine metadata that an index would refuse.
 """
 
 import argparse
@@ -99,6 +99,7 @@ def make(into: Path) -> str:
         build("wheel", sources, into / "pure", pure)
     [wheel] = into.glob("*.whl")
     tool("abi3audit", "--strict", wheel, environment=environment)
+    tool("check_wheel_contents", *into.rglob("*.whl"), environment=environment)
     tool("twine", "check", "--strict", *files_in(into), environment=environment)
     return commit
 

@@ -4,8 +4,9 @@
 and `Verifier` appraise evidence. All names are imported on first use.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
     from attestkit import backends, errors, ra_tls
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
         EvidenceBundle,
         ReferenceValues,
         TcbStatus,
+        VerificationItem,
+        VerificationStep,
         Verifier,
         verify,
     )
@@ -67,6 +70,8 @@ __all__ = [
     "TcbStatus",
     "TdReport",
     "TpmEventLog",
+    "VerificationItem",
+    "VerificationStep",
     "Verifier",
     "aopen",
     "backends",
@@ -78,58 +83,44 @@ __all__ = [
     "verify_signature",
 ]
 
-# Public name: the module that defines it, or "" for a submodule.
-_HOME = {
-    "AgentKeys": "keys",
-    "AppCompose": "dstack.app_compose",
-    "AppInfo": "attestation",
-    "AppKeys": "keys",
-    "AppraisalPolicy": "verifier",
-    "AsyncAttester": "aio",
-    "Attestation": "attestation",
-    "AttestationResult": "verifier",
-    "Attester": "attester",
-    "Collateral": "collateral",
-    "DerivedKey": "keys",
-    "Event": "event_log",
-    "EventLog": "event_log",
-    "EvidenceBundle": "verifier",
-    "KeyDeriver": "keys",
-    "LocalKeys": "keys",
-    "Quote": "quote",
-    "QuoteColumns": "columns",
-    "ReferenceValues": "verifier",
-    "ReportData": "report_data",
-    "ReportDataWarning": "report_data",
-    "Signature": "keys",
-    "SnpReport": "snp_report",
-    "TcbStatus": "verifier",
-    "TdReport": "td_report",
-    "TpmEventLog": "event_log",
-    "Verifier": "verifier",
-    "aopen": "factory",
-    "backends": "",
-    "errors": "",
-    "open": "factory",
-    "quote_columns": "columns",
-    "ra_tls": "",
-    "verify": "verifier",
-    "verify_signature": "keys",
-}
-
-
-if not TYPE_CHECKING:  # with it, type checkers would accept any name
-
-    def __getattr__(name: str) -> object:
-        """Import a public name on first access."""
-        home = _HOME.get(name)
-        if home is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        module = import_module(f"{__name__}.{home or name}")
-        value: object = getattr(module, name) if home else module
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "aio": ["AsyncAttester"],
+            "attestation": ["AppInfo", "Attestation"],
+            "attester": ["Attester"],
+            "backends": ["backends"],
+            "collateral": ["Collateral"],
+            "columns": ["QuoteColumns", "quote_columns"],
+            "dstack.app_compose": ["AppCompose"],
+            "errors": ["errors"],
+            "event_log": ["Event", "EventLog", "TpmEventLog"],
+            "factory": ["aopen", "open"],
+            "keys": [
+                "AgentKeys",
+                "AppKeys",
+                "DerivedKey",
+                "KeyDeriver",
+                "LocalKeys",
+                "Signature",
+                "verify_signature",
+            ],
+            "quote": ["Quote"],
+            "ra_tls": ["ra_tls"],
+            "report_data": ["ReportData", "ReportDataWarning"],
+            "snp_report": ["SnpReport"],
+            "td_report": ["TdReport"],
+            "verifier": [
+                "AppraisalPolicy",
+                "AttestationResult",
+                "EvidenceBundle",
+                "ReferenceValues",
+                "TcbStatus",
+                "VerificationItem",
+                "VerificationStep",
+                "Verifier",
+                "verify",
+            ],
+        },
+    )

@@ -5,14 +5,12 @@ import sys
 from attestkit._system.process_hardening import hide_memory, hide_seed
 from attestkit.errors import UsageError
 
-__all__ = ["main"]
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line with `arguments` (default: `sys.argv`); return the exit status.
 
-    0: success, 1: usage error, 2: evidence rejected, 3: network or device error, 4: policy, 5: the
-    input cannot be parsed.
+    0: success, 1: usage error, 2: evidence is not valid, 3: network or device error, 4: evidence
+    not accepted by the policy, 5: the input cannot be parsed.
     """
     words = sys.argv[1:] if arguments is None else arguments
     own_process = arguments is None  # do not change the settings of a caller's process

@@ -6,8 +6,6 @@ Import this module lazily: Jinja is slow to import.
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-__all__ = ["filled", "style", "templates"]
-
 
 def templates(package: str) -> Environment:
     """Return the environment for the templates in the directory `templates` of a package."""
@@ -22,7 +20,7 @@ def templates(package: str) -> Environment:
 
 
 def style(package: str, name: str) -> Markup:
-    """Return a style sheet from that directory; pages contain its hash (CSP)."""
+    """Return a style sheet from the directory `templates`; the CSP of a page contains its hash."""
     return filled(templates(package).get_template(name))
 
 

@@ -1,29 +1,10 @@
-"""The closed list of reasons of each error class: what `error.reason` may be.
+"""The closed lists of words for programs: reasons of errors, and steps of a verification.
 
-A reason is stable: programs compare it, while the text of an error may change. `errors.py` binds
-each list to its class, and docs/errors.md explains every reason.
+A word is stable: programs compare it, while a text may change. `errors.py` binds each list of
+reasons to its class, and docs/errors.md explains every reason.
 """
 
-from typing import Literal
-
-__all__ = [
-    "BackendBusyReason",
-    "BackendReason",
-    "BackendUnavailableReason",
-    "CollateralExpiredReason",
-    "CollateralReason",
-    "ConfigReason",
-    "FormatReason",
-    "JournalReason",
-    "NotFoundReason",
-    "PolicyReason",
-    "QuoteUnavailableReason",
-    "ReplayReason",
-    "SignatureReason",
-    "UnsupportedReason",
-    "UsageReason",
-    "VerificationReason",
-]
+from typing import Literal, NamedTuple
 
 FormatReason = Literal[
     # Any format
@@ -125,7 +106,7 @@ UsageReason = Literal[
     "wrong_type",
     "wrong_value",  # not one of the allowed values
 ]
-"""The caller asked for something that is not possible."""
+"""The caller's arguments are not valid."""
 
 ConfigReason = Literal[
     "clock",  # the clock of this machine is wrong
@@ -150,7 +131,7 @@ ConfigReason = Literal[
 """A configuration or policy file, or the environment, is wrong."""
 
 NotFoundReason = Literal["container", "key", "method", "path"]
-"""The server has no such thing."""
+"""The server has no such method, container, page or key."""
 
 UnsupportedReason = Literal[
     "feature",  # the kernel, agent or backend lacks it
@@ -375,3 +356,58 @@ VerificationReason = (
     | CollateralExpiredReason
 )
 """Well-formed evidence fails verification."""
+
+StepOutcome = Literal["passed", "skipped", "caution"]
+"""`skipped`: not checked. `caution`: checked, with a result that needs attention."""
+
+StepCheck = Literal[
+    # Signatures
+    "certificates",  # the path from the signing key to the trust anchor
+    "revocation",
+    "collateral",
+    "quoting_enclave",
+    "signature",  # of quote, report or document
+    "chip",  # that the certificate is of the chip in the report
+    "guest_policy",
+    "host_data",
+    "timestamp",
+    "debug",
+    "tcb",
+    # Content
+    "report_data",
+    "event_log",
+    "os_image",
+    "app",
+    "mr_config",  # the configuration sealed at launch
+    "certificate_key",  # possession of the key of an RA-TLS certificate
+    # Rules of the policy
+    "platform",
+    "simulated",
+    "tcb_status",
+    "advisory",
+    "evaluation_data_number",
+    "minimum_svn",
+    "reference_value",
+    "attributes",
+    "os_image_hash",
+    "app_id",
+    "compose_hash",
+    "instance_id",
+    "key_provider",
+    "device_id",
+    "required_event",
+    "acpi_tables",
+    "policy",
+]
+"""The check of a step. A rule of the policy has the reason of its PolicyError."""
+
+
+class VerificationStep(NamedTuple):
+    """A step of a verification that did not reject the evidence."""
+
+    check: StepCheck
+    outcome: StepOutcome
+    text: str  # one sentence; its wording may change
+
+    def __str__(self) -> str:
+        return f"caution: {self.text}" if self.outcome == "caution" else self.text

@@ -1,14 +1,15 @@
-"""Untrusted text in error messages: escaped, on one line, and cut to a maximum length.
+"""Untrusted values: checks of arguments, and text for error messages.
 
 Error messages appear in logs, on terminals and in responses. A line break could forge a log line,
-an escape sequence could control a terminal, and a long text could fill both.
+an escape sequence could control a terminal, and a long text could fill both. So untrusted text in
+them is escaped, on one line, and cut to a maximum length.
 """
 
 import re
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["key", "near", "one_line", "shown", "without_hex"]
+from attestkit.errors import FormatError, UsageError
 
 _MOST: Final = 64  # characters
 _SECRET: Final = re.compile(r"[0-9A-Fa-f]{32,}")  # a seed, or most of one that is mistyped
@@ -48,6 +49,46 @@ def one_line(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def printable(text: str, most: int | None = None) -> str:
+    """Return text with unprintable characters escaped, cut to `most` characters.
+
+    Unprintable characters include control characters and bidirectional control characters.
+    """
+    cut = text
+    if most is not None and len(text) > most:
+        cut = f"{text[:most]} ... {len(text)} characters"
+    if cut.isprintable():  # fast, for long hex
+        return cut
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in cut)
+
+
 def without_hex(text: str) -> str:
-    """Return text with every run of 32 or more hex digits removed: it may be a misplaced seed."""
+    """Return text without runs of 32 or more hex digits, which may be a misplaced seed."""
     return _SECRET.sub("<hex, not shown>", text)
+
+
+def wrong_type(argument: str, expected: str, value: object) -> UsageError:
+    """Return the error for an argument whose type is not `expected`."""
+    message = f"{argument}: must be {expected}, not {type(value).__name__}"
+    return UsageError(message, reason="wrong_type")
+
+
+def require_bytes(argument: str, value: object) -> None:
+    """Raise UsageError if an argument is not `bytes`."""
+    if not isinstance(value, bytes):
+        raise wrong_type(argument, "bytes", value)
+
+
+def require_size(argument: str, value: bytes, size: int) -> None:
+    """Raise UsageError if an argument does not have `size` bytes."""
+    if len(value) != size:
+        message = f"{argument}: must have {size} bytes, not {len(value)}"
+        raise UsageError(message, reason="wrong_size")
+
+
+def utf8(text: str, subject: str, kind: type[FormatError | UsageError] = FormatError) -> bytes:
+    """Return text in UTF-8; raise an error of `kind` if it has an unpaired surrogate."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise kind(f"{subject}: unpaired surrogate in text", reason="encoding") from error

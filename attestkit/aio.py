@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Generic, NoReturn, TypeVar, final
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar, final
 
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attester import Attester, B_co
@@ -18,6 +18,12 @@ from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.keys import KeyDeriver
 from attestkit.quote import Quote
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from attestkit.verifier import Verifier
+    from attestkit.verifier.pipeline import VerifierOptions
+
 __all__ = ["AsyncAttester"]
 
 T = TypeVar("T")
@@ -25,7 +31,7 @@ T = TypeVar("T")
 
 @final
 class AsyncAttester(Generic[B_co]):
-    """An asynchronous `Attester`; its methods do and raise the same as those of `Attester`.
+    """An asynchronous `Attester`; its methods have the results and errors of `Attester`.
 
     A cancelled call returns at once, while the device finishes an operation in progress: an event
     is emitted completely or, if its operation had not started, not at all.
@@ -35,8 +41,9 @@ class AsyncAttester(Generic[B_co]):
         """Create the asynchronous attester; the TEE is opened when awaited or first used.
 
         Args:
-            blocks: Returns whether opening may block.
-            make: Opens the attester; called in the device's thread if opening may block.
+            blocks: Function that returns whether opening may block.
+            make: Function that opens the attester. If opening may block, it is called in the
+                device's worker thread.
         """
         self._blocks = blocks
         self._make = make
@@ -48,7 +55,7 @@ class AsyncAttester(Generic[B_co]):
     # -- opening and closing -------------------------------------------------------------------
 
     def __await__(self) -> "Generator[object, None, AsyncAttester[B_co]]":
-        """Open it, and return it."""
+        """Open the TEE, and return this object."""
         return self.__aenter__().__await__()
 
     async def __aenter__(self) -> "AsyncAttester[B_co]":
@@ -92,7 +99,7 @@ class AsyncAttester(Generic[B_co]):
         return attester
 
     def _abandon(self) -> Future[None] | None:
-        """Close after the operations that are queued for the device."""
+        """Request closing of the backend after the operations that are queued for the device."""
         self._closed = True
         attester, self._attester = self._attester, None
         opening, thread = self._opening, self._thread
@@ -137,13 +144,17 @@ class AsyncAttester(Generic[B_co]):
         """Return a quote over `report_data`, 0 to 64 bytes, zero-padded to 64."""
         return await self._call(lambda attester: attester.get_quote(report_data))
 
-    async def attest(self, report_data: bytes) -> Attestation:
-        """Return evidence over `report_data`, 0 to 64 bytes, zero-padded to 64."""
-        return await self._call(lambda attester: attester.attest(report_data))
-
-    async def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
-        """Return a quote over exactly 64 bytes, and the event log that replays to it."""
-        return await self._call(lambda attester: attester.quote_and_log(report_data))
+    async def attest(
+        self,
+        *,
+        nonce: bytes | None = None,
+        report_data: bytes | None = None,
+        pad: bool = False,
+    ) -> Attestation:
+        """Return evidence that is bound to exactly one of a nonce and report data."""
+        return await self._call(
+            lambda attester: attester.attest(nonce=nonce, report_data=report_data, pad=pad)
+        )
 
     async def event_log(self) -> EventLog:
         """Return the firmware event log followed by the runtime events."""
@@ -157,9 +168,9 @@ class AsyncAttester(Generic[B_co]):
         """Return RTMR0 to RTMR3, 48 bytes each."""
         return await self._call(lambda attester: attester.registers())
 
-    async def info(self) -> AppInfo:
+    async def app_info(self) -> AppInfo:
         """Return the identity of the app from fresh evidence."""
-        return await self._call(lambda attester: attester.info())
+        return await self._call(lambda attester: attester.app_info)
 
     # -- properties of Attester; an agent is queried once for the app's description --------------
 
@@ -171,8 +182,12 @@ class AsyncAttester(Generic[B_co]):
 
     @property
     def backend(self) -> B_co:
-        """The backend, for its additional methods; calls of it bypass this object's lock."""
+        """The backend, for its additional methods; calling these bypasses this object's lock."""
         return self._opened.backend
+
+    def verifier(self, **options: "Unpack[VerifierOptions]") -> "Verifier":
+        """Return a verifier that trusts this simulated TEE, for tests."""
+        return self._opened.verifier(**options)
 
     @property
     def simulated(self) -> bool:

@@ -9,6 +9,7 @@ from array import array
 from typing import TYPE_CHECKING, ClassVar, Final, NoReturn, SupportsIndex, cast
 
 from attestkit._native import Column, quote_rows
+from attestkit._sanitize import wrong_type
 from attestkit.errors import FormatError, UsageError
 from attestkit.quote import TdQuoteBody
 
@@ -32,8 +33,8 @@ class QuoteColumns:
     """The fields of N quotes, each a `memoryview` of shape (N, size of the field). Immutable.
 
     Fields of one byte, and all fields if N is 0, have one dimension. The names, listed in `names`,
-    are those of `TdQuoteBody`. A column is created on first use; without columns, an object takes
-    10 bytes per quote, and the buffer, to which it refers.
+    are those of `TdQuoteBody`. A column is created on first use. Before that, an object takes 10
+    bytes per quote; it also keeps a reference to the buffer.
 
     Objects are equal if their buffers, including padding, and offsets are equal. Pickling stores
     the buffer and the offsets; unpickling checks the quotes again.
@@ -48,7 +49,7 @@ class QuoteColumns:
     seam_attributes: "Column[memoryview]" = Column(112, 8)
     td_attributes: "Column[memoryview]" = Column(120, 8)
     xfam: "Column[memoryview]" = Column(128, 8)
-    mr_td: "Column[memoryview]" = Column(136, 48)
+    mrtd: "Column[memoryview]" = Column(136, 48)
     mr_config_id: "Column[memoryview]" = Column(184, 48)
     mr_owner: "Column[memoryview]" = Column(232, 48)
     mr_owner_config: "Column[memoryview]" = Column(280, 48)
@@ -74,11 +75,6 @@ class QuoteColumns:
     def offsets(self) -> memoryview:
         """Offset of each quote in the buffer: N integers of 64 bits."""
         return memoryview(self._rows[1]).cast("Q")
-
-    @property
-    def mrtd(self) -> memoryview:
-        """The column `mr_td`, by its name in `Quote`, N x 48 bytes."""
-        return self.mr_td
 
     @property
     def rtmr0(self) -> memoryview:
@@ -135,17 +131,17 @@ def quote_columns(
         buffer: Quotes of TDs, each at most 128 KiB with its zero padding.
         offsets: Offsets of the quotes in increasing order: integers, or a buffer of integers of 4
             or 8 bytes. A quote ends at the next offset or at the end of the buffer; bytes before
-            the first are ignored. None: the quotes are contiguous, without padding between them,
-            from the start of the buffer.
+            the first offset are ignored. None: the quotes are contiguous, without padding between
+            them, from the start of the buffer.
 
     Raises:
         FormatError: If a quote is malformed or of an SGX enclave, or the offsets do not increase
-            or exceed the buffer. The text has the index of the quote, from 0; `offset` counts
-            from the start of `buffer`.
+            or exceed the buffer. The message gives the index of the quote, from 0; `offset`
+            counts from the start of `buffer`.
         UsageError: If `buffer` is not `bytes`, or `offsets` are not integers.
     """
     if type(buffer) is not bytes:
-        raise UsageError(f"buffer: must be bytes, not {type(buffer).__name__}", reason="wrong_type")
+        raise wrong_type("buffer", "bytes", buffer)
     starts = None if offsets is None else _packed(offsets)
     columns = _new(QuoteColumns)
     attributes = columns.__dict__  # not through __setattr__, which raises
@@ -174,5 +170,4 @@ def _packed(offsets: "Sequence[SupportsIndex] | memoryview") -> bytes:
     except TypeError as error:
         raise UsageError("offsets: must be integers", reason="wrong_type") from error
     except OverflowError as error:
-        message = "offsets: must be 0 to 2^64-1"
-        raise FormatError(message, reason="offsets") from error
+        raise FormatError("offsets: must be 0 to 2^64-1", reason="offsets") from error

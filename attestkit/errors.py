@@ -24,7 +24,10 @@ Every error has a `reason`: one word of the closed list of its class, for progra
 for people, and its wording may change.
 """
 
-from typing import Literal, cast, get_args, get_origin, get_type_hints
+# The list of reasons of a class is a part of that of its base.
+# pyright: reportIncompatibleVariableOverride=false
+
+from typing import Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from attestkit._reasons import (
     BackendBusyReason,
@@ -43,6 +46,7 @@ from attestkit._reasons import (
     UnsupportedReason,
     UsageReason,
     VerificationReason,
+    VerificationStep,
 )
 
 __all__ = [
@@ -65,27 +69,44 @@ __all__ = [
     "VerificationError",
 ]
 
+R_co = TypeVar("R_co", bound=str, covariant=True)
+
+
+class ReasonOf(Generic[R_co]):
+    """Read-only attribute `reason` of an error class; the type argument lists its values."""
+
+    def __get__(self, error: "AttestKitError | None", _: object = None) -> R_co:
+        if error is None:  # of the class, as `inspect` and `help` read it
+            raise AttributeError("reason: an attribute of errors, not of their classes")
+        reason: R_co = vars(error)["_reason"]
+        return reason
+
+    def __set__(self, error: "AttestKitError", _: object) -> NoReturn:
+        raise AttributeError(f"{type(error).__name__}: reason is read-only")
+
 
 class AttestKitError(Exception):
-    """Base class of all errors that attestkit raises on purpose."""
+    """Base class of all errors that attestkit raises on purpose.
+
+    Attributes:
+        reason: Stable reason, one word of the closed list of the error's class.
+    """
+
+    reason: ReasonOf[str] = ReasonOf[str]()
 
     def __init__(self, message: str, *, reason: str) -> None:
         Exception.__init__(self, message)  # not the next class of a subclass with two bases
         self._reason = reason
 
-    @property
-    def reason(self) -> str:
-        """Stable reason, one word of the closed list of the error's class."""
-        return self._reason
-
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle without calling `__init__`, whose keywords BaseException does not keep."""
+        """Pickle without calling `__init__`, because BaseException does not store its keywords."""
         return _restore, (type(self), self.args), self.__dict__
 
     @classmethod
     def reasons(cls) -> frozenset[str]:
         """Return the closed list of reasons of this class; empty for the base class."""
-        return _words(get_type_hints(cast("property", cls.reason).fget)["return"])
+        found = next(vars(kind)["reason"] for kind in cls.__mro__ if "reason" in vars(kind))
+        return _words(get_args(found.__orig_class__)[0])
 
 
 def _words(hint: object) -> frozenset[str]:
@@ -102,9 +123,11 @@ def _restore(kind: type[AttestKitError], args: tuple[object, ...]) -> AttestKitE
 class FormatError(AttestKitError, ValueError):
     """Bytes or text break their specification.
 
-    `offset` is the byte of the input where it is broken, counted from 0, or None.
-    `message` is the text without that place.
+    `offset` is the position of the violation in the input, in bytes from 0, or None if unknown.
+    `message` is the error message without the offset.
     """
+
+    reason: ReasonOf[FormatReason] = ReasonOf[FormatReason]()
 
     def __init__(self, message: str, *, reason: FormatReason, offset: int | None = None) -> None:
         text = message if offset is None else f"{message} (byte {offset})"
@@ -112,58 +135,41 @@ class FormatError(AttestKitError, ValueError):
         self.message = message
         self.offset = offset
 
-    @property
-    def reason(self) -> FormatReason:
-        """Stable reason, one word of `FormatReason`."""
-        return cast("FormatReason", self._reason)
-
 
 class UsageError(AttestKitError, ValueError):
     """The caller's arguments are not valid."""
 
+    reason: ReasonOf[UsageReason] = ReasonOf[UsageReason]()
+
     def __init__(self, message: str, *, reason: UsageReason) -> None:
         super().__init__(message, reason=reason)
-
-    @property
-    def reason(self) -> UsageReason:
-        """Stable reason, one word of `UsageReason`."""
-        return cast("UsageReason", self._reason)
 
 
 class ConfigError(AttestKitError):
     """A configuration or policy file, or a variable of the environment, is not valid."""
 
+    reason: ReasonOf[ConfigReason] = ReasonOf[ConfigReason]()
+
     def __init__(self, message: str, *, reason: ConfigReason) -> None:
         super().__init__(message, reason=reason)
-
-    @property
-    def reason(self) -> ConfigReason:
-        """Stable reason, one word of `ConfigReason`."""
-        return cast("ConfigReason", self._reason)
 
 
 class NotFoundError(AttestKitError):
     """The server has no such method, container, page or key."""
 
+    reason: ReasonOf[NotFoundReason] = ReasonOf[NotFoundReason]()
+
     def __init__(self, message: str, *, reason: NotFoundReason) -> None:
         super().__init__(message, reason=reason)
-
-    @property
-    def reason(self) -> NotFoundReason:
-        """Stable reason, one word of `NotFoundReason`."""
-        return cast("NotFoundReason", self._reason)
 
 
 class UnsupportedError(AttestKitError):
     """The platform does not have this ability, whatever the arguments."""
 
+    reason: ReasonOf[UnsupportedReason] = ReasonOf[UnsupportedReason]()
+
     def __init__(self, message: str, *, reason: UnsupportedReason) -> None:
         super().__init__(message, reason=reason)
-
-    @property
-    def reason(self) -> UnsupportedReason:
-        """Stable reason, one word of `UnsupportedReason`."""
-        return cast("UnsupportedReason", self._reason)
 
 
 class BackendError(AttestKitError):
@@ -172,50 +178,38 @@ class BackendError(AttestKitError):
     `path` is the file, device or socket that the error is about, or empty.
     """
 
+    reason: ReasonOf[BackendReason] = ReasonOf[BackendReason]()
+
     def __init__(self, message: str, *, reason: BackendReason, path: str = "") -> None:
         super().__init__(message, reason=reason)
         self.path = path
-
-    @property
-    def reason(self) -> BackendReason:
-        """Stable reason, one word of `BackendReason`."""
-        return cast("BackendReason", self._reason)
 
 
 class BackendUnavailableError(BackendError):
     """The platform is missing or not accessible to this process."""
 
+    reason: ReasonOf[BackendUnavailableReason] = ReasonOf[BackendUnavailableReason]()
+
     def __init__(self, message: str, *, reason: BackendUnavailableReason, path: str = "") -> None:
         super().__init__(message, reason=reason, path=path)
-
-    @property
-    def reason(self) -> BackendUnavailableReason:
-        """Stable reason, one word of `BackendUnavailableReason`."""
-        return cast("BackendUnavailableReason", self._reason)
 
 
 class BackendBusyError(BackendError):
     """Another process or an earlier request has the device; retry later."""
 
+    reason: ReasonOf[BackendBusyReason] = ReasonOf[BackendBusyReason]()
+
     def __init__(self, message: str, *, reason: BackendBusyReason, path: str = "") -> None:
         super().__init__(message, reason=reason, path=path)
-
-    @property
-    def reason(self) -> BackendBusyReason:
-        """Stable reason, one word of `BackendBusyReason`."""
-        return cast("BackendBusyReason", self._reason)
 
 
 class QuoteUnavailableError(BackendError):
     """The platform is available, but it returned no quote."""
 
+    reason: ReasonOf[QuoteUnavailableReason] = ReasonOf[QuoteUnavailableReason]()
+
     def __init__(self, message: str, *, reason: QuoteUnavailableReason, path: str = "") -> None:
         super().__init__(message, reason=reason, path=path)
-
-    @property
-    def reason(self) -> QuoteUnavailableReason:
-        """Stable reason, one word of `QuoteUnavailableReason`."""
-        return cast("QuoteUnavailableReason", self._reason)
 
 
 class JournalError(AttestKitError):
@@ -224,6 +218,8 @@ class JournalError(AttestKitError):
     For the reason `mismatch`, `expected` is the value that the log replays to and `actual` the
     value of RTMR3; otherwise both are empty.
     """
+
+    reason: ReasonOf[JournalReason] = ReasonOf[JournalReason]()
 
     def __init__(
         self,
@@ -237,22 +233,14 @@ class JournalError(AttestKitError):
         self.expected = expected
         self.actual = actual
 
-    @property
-    def reason(self) -> JournalReason:
-        """Stable reason, one word of `JournalReason`."""
-        return cast("JournalReason", self._reason)
-
 
 class CollateralError(AttestKitError):
     """Endorsements are missing, malformed, or cannot be fetched."""
 
+    reason: ReasonOf[CollateralReason] = ReasonOf[CollateralReason]()
+
     def __init__(self, message: str, *, reason: CollateralReason) -> None:
         super().__init__(message, reason=reason)
-
-    @property
-    def reason(self) -> CollateralReason:
-        """Stable reason, one word of `CollateralReason`."""
-        return cast("CollateralReason", self._reason)
 
 
 class VerificationError(AttestKitError):
@@ -261,59 +249,56 @@ class VerificationError(AttestKitError):
     `steps` lists the checks that had passed before.
     """
 
+    reason: ReasonOf[VerificationReason] = ReasonOf[VerificationReason]()
+
     def __init__(
-        self, message: str, *, reason: VerificationReason, steps: tuple[str, ...] = ()
+        self, message: str, *, reason: VerificationReason, steps: tuple[VerificationStep, ...] = ()
     ) -> None:
         AttestKitError.__init__(self, message, reason=reason)
         self.steps = steps
-
-    @property
-    def reason(self) -> VerificationReason:
-        """Stable reason, one word of `VerificationReason`."""
-        return cast("VerificationReason", self._reason)
 
 
 class CollateralExpiredError(VerificationError, CollateralError):
     """Endorsements are too old or too new for the time of the verification."""
 
+    reason: ReasonOf[CollateralExpiredReason] = ReasonOf[CollateralExpiredReason]()
+
     def __init__(
-        self, message: str, *, reason: CollateralExpiredReason, steps: tuple[str, ...] = ()
+        self,
+        message: str,
+        *,
+        reason: CollateralExpiredReason,
+        steps: tuple[VerificationStep, ...] = (),
     ) -> None:
         VerificationError.__init__(self, message, reason=reason, steps=steps)
-
-    @property
-    def reason(self) -> CollateralExpiredReason:
-        """Stable reason, one word of `CollateralExpiredReason`."""
-        return cast("CollateralExpiredReason", self._reason)
 
 
 class SignatureError(VerificationError):
     """A signature or a certificate chain is not valid."""
 
+    reason: ReasonOf[SignatureReason] = ReasonOf[SignatureReason]()
+
     def __init__(
-        self, message: str, *, reason: SignatureReason, steps: tuple[str, ...] = ()
+        self, message: str, *, reason: SignatureReason, steps: tuple[VerificationStep, ...] = ()
     ) -> None:
         super().__init__(message, reason=reason, steps=steps)
-
-    @property
-    def reason(self) -> SignatureReason:
-        """Stable reason, one word of `SignatureReason`."""
-        return cast("SignatureReason", self._reason)
 
 
 class ReplayError(VerificationError):
     """Event log and registers disagree.
 
-    `register` is the number of the first RTMR that differs, or None. `expected` is the value that
-    the log replays to, `actual` the value of the register; both are empty if not known.
+    `register` is the number of the first RTMR that differs, or None if not known. `expected` is the
+    value that the log replays to, `actual` the value of the register; both are empty if not known.
     """
+
+    reason: ReasonOf[ReplayReason] = ReasonOf[ReplayReason]()
 
     def __init__(
         self,
         message: str,
         *,
         reason: ReplayReason,
-        steps: tuple[str, ...] = (),
+        steps: tuple[VerificationStep, ...] = (),
         register: int | None = None,
         expected: bytes = b"",
         actual: bytes = b"",
@@ -323,19 +308,17 @@ class ReplayError(VerificationError):
         self.expected = expected
         self.actual = actual
 
-    @property
-    def reason(self) -> ReplayReason:
-        """Stable reason, one word of `ReplayReason`."""
-        return cast("ReplayReason", self._reason)
-
 
 class PolicyError(VerificationError):
     """The evidence is authentic, and the policy does not accept it."""
 
-    def __init__(self, message: str, *, reason: PolicyReason, steps: tuple[str, ...] = ()) -> None:
-        super().__init__(message, reason=reason, steps=steps)
+    reason: ReasonOf[PolicyReason] = ReasonOf[PolicyReason]()
 
-    @property
-    def reason(self) -> PolicyReason:
-        """Stable reason, one word of `PolicyReason`."""
-        return cast("PolicyReason", self._reason)
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: PolicyReason,
+        steps: tuple[VerificationStep, ...] = (),
+    ) -> None:
+        super().__init__(message, reason=reason, steps=steps)

@@ -54,8 +54,8 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester[B
         backend: The name of a backend, or a backend object. None: the backend in
             `$ATTESTKIT_BACKEND`, else the first one that works here, but never the simulator.
         options: Options of the backend. The simulator has `seed`, `platform`, `scenario`, `faults`,
-            `quote_version`, `state_dir`, `app_compose`, `app_keys`, `vm_config` and `app_id`; for
-            the others see their classes.
+            `quote_version`, `state_dir`, `app_compose`, `app_keys`, `vm_config` and `app_id`. The
+            classes of the other backends document their options.
 
     Raises:
         BackendUnavailableError: If the backend, or without a name every backend, is unusable here.
@@ -71,12 +71,15 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester[B
             made.close()
             raise
     if options:
-        raise UsageError("options: not valid with a backend object", reason="conflict")
+        raise UsageError(
+            "options: not valid with a backend object; pass the name of a backend",
+            reason="conflict",
+        )
     return Attester(backend)
 
 
 def make_backend(name: str | None, options: dict[str, object]) -> Backend:
-    """Return a new backend of that name; None: the backend that `open` selects."""
+    """Return a new backend named `name`; None selects it as `open` does."""
     name = name or backends.backend_from_environment()
     cls = backends.detect() if name is None else backends.load(name)
     # Detection has already probed it.

@@ -9,8 +9,10 @@ are little-endian.
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
+from attestkit._formats.binary_layout import check_size, fields_to_dict
 from attestkit._native import QuoteBase, quote_layout, quote_parsers
 from attestkit._native._status import numbered
+from attestkit._sanitize import wrong_type
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class QuoteHeader(NamedTuple):
             FormatError: If `data` does not have 48 bytes.
             UsageError: If `data` is not `bytes`.
         """
-        _check_size("quote header", data, _HEADER.size)
+        check_size("quote header", data, _HEADER.size)
         version, key_type, tee_type, qe_svn, pce_svn, vendor, user_data = _HEADER.unpack(data)
         if version != 3:
             qe_svn = pce_svn = None
@@ -78,7 +80,7 @@ class TdQuoteBody(NamedTuple):
     seam_attributes: bytes  # 8 bytes
     td_attributes: bytes  # 8 bytes; bit 0 is DEBUG
     xfam: bytes  # 8 bytes: extended features that the TD may use
-    mr_td: bytes  # 48 bytes: measurement of the initial contents of the TD
+    mrtd: bytes  # 48 bytes: measurement of the initial contents of the TD
     mr_config_id: bytes  # 48 bytes, set at launch
     mr_owner: bytes  # 48 bytes, set at launch
     mr_owner_config: bytes  # 48 bytes, set at launch
@@ -98,10 +100,15 @@ class TdQuoteBody(NamedTuple):
             FormatError: If `data` has neither 584 nor 648 bytes.
             UsageError: If `data` is not `bytes`.
         """
-        _check_size("TD quote body", data, _TD_10.size, _TD_15.size)
+        check_size("TD quote body", data, _TD_10.size, _TD_15.size)
         if len(data) == _TD_15.size:
             return cls._make(_TD_15.unpack(data))
         return cls(*_TD_10.unpack(data))
+
+    @property
+    def rtmrs(self) -> tuple[bytes, bytes, bytes, bytes]:
+        """RTMR0 to RTMR3, 48 bytes each."""
+        return self.rtmr0, self.rtmr1, self.rtmr2, self.rtmr3
 
     def to_bytes(self) -> bytes:
         """Return the encoding, 584 or 648 bytes."""
@@ -138,7 +145,7 @@ class EnclaveReport(NamedTuple):
             FormatError: If `data` does not have 384 bytes.
             UsageError: If `data` is not `bytes`.
         """
-        _check_size("enclave report", data, _ENCLAVE.size)
+        check_size("enclave report", data, _ENCLAVE.size)
         return cls._make((*_ENCLAVE.unpack(data), data))
 
 
@@ -157,7 +164,7 @@ class Certification(NamedTuple):
 
 
 def _lazy(make: "Callable[[Quote], _T]") -> "Callable[[Quote], _T]":
-    """Compute a field on first use, and cache it."""
+    """Return a property that computes a field with `make` on first use, and caches it."""
     name = make.__name__
 
     def get(self: "Quote") -> "_T":
@@ -198,7 +205,7 @@ class Quote(QuoteBase):
         """Parse a quote, which may be zero-padded; at most 128 KiB in total.
 
         Raises:
-            FormatError: If the quote is malformed; `reason` is the violated rule.
+            FormatError: If the quote is malformed; `reason` names the violated rule.
             UsageError: If `data` is not `bytes`.
         """
         quote = _parse(data)
@@ -209,7 +216,7 @@ class Quote(QuoteBase):
         """Parse quotes; much faster than one by one.
 
         Raises:
-            FormatError: If a quote is malformed; the text has its index, from 0.
+            FormatError: If a quote is malformed; the message gives its index, from 0.
             UsageError: If an item is not `bytes`.
         """
         several = tuple(quotes)
@@ -270,7 +277,7 @@ class Quote(QuoteBase):
 
     @property
     def qe_report_signature(self) -> bytes:
-        """ECDSA P-256 signature over `qe_report.raw` with the PCK key, as `signature`."""
+        """ECDSA P-256 signature over `qe_report.raw` with the PCK key, encoded as `signature`."""
         return self._cut(self._layout[3] + 384, 64)
 
     @property
@@ -308,14 +315,14 @@ class Quote(QuoteBase):
             "version": self.version,
             "tee_type": self.tee_type,
             "padding": self.padding,
-            "header": _to_dict(self.header),
-            "body": _to_dict(self.body),
+            "header": fields_to_dict(self.header),
+            "body": fields_to_dict(self.body),
             "signature": self.signature.hex(),
             "attestation_key": self.attestation_key.hex(),
-            "qe_report": _to_dict(self.qe_report),
+            "qe_report": fields_to_dict(self.qe_report),
             "qe_report_signature": self.qe_report_signature.hex(),
             "qe_auth_data": self.qe_auth_data.hex(),
-            "certification": _to_dict(self.certification),
+            "certification": fields_to_dict(self.certification),
         }
 
     @property
@@ -374,22 +381,4 @@ def _parse_or_raise(data: object) -> Quote:
         raise AssertionError("the two parsers of the native core disagree about a quote")
     if isinstance(data, bytes):  # a subclass, whose `__len__` may be overridden
         return Quote.parse(bytes(memoryview(data)))
-    raise UsageError(f"quote: must be bytes, not {type(data).__name__}", reason="wrong_type")
-
-
-def _check_size(subject: str, data: bytes, *sizes: int) -> None:
-    if type(data) is not bytes:
-        message = f"{subject}: must be bytes, not {type(data).__name__}"
-        raise UsageError(message, reason="wrong_type")
-    if len(data) not in sizes:
-        allowed = " or ".join(map(str, sizes))
-        message = f"{subject}: must have {allowed} bytes, not {len(data)}"
-        raise FormatError(message, reason="wrong_size")
-
-
-def _to_dict(value: NamedTuple) -> dict[str, object]:
-    return {
-        name: item.hex() if isinstance(item, bytes) else item
-        for name, item in zip(value._fields, value, strict=True)
-        if name != "raw"
-    }
+    raise wrong_type("quote", "bytes", data)

@@ -1,7 +1,8 @@
 """Report data: the 64 bytes of the caller in a report or quote.
 
 Bindings follow the dstack guest agent: a hash over tag, colon and content. The tag separates
-purposes, so that a hash for one purpose is not valid for another.
+purposes, so that a hash for one purpose is not valid for another. A nonce has a tag of its own: a
+challenger cannot choose bytes that are also the binding of a TLS key.
 """
 
 import re
@@ -12,9 +13,10 @@ from typing import Final
 from attestkit._crypto.hashes import digest
 from attestkit.errors import UsageError
 
-__all__ = ["ReportData", "ReportDataWarning"]
+__all__ = ["ReportData", "ReportDataWarning", "check_nonce", "requested_report_data"]
 
 _SIZE: Final = 64
+_NONCE_SIZE: Final = range(8, 65)  # bytes, as in RFC 9711, 4.1
 _HEX_TEXT: Final = re.compile(rb"(?:0x)?(?:[0-9a-fA-F]{2}){16,32}")
 _APP_KEY_TEXTS: Final = {
     "ed25519": ("dip1::ed25519-pk:", 32),
@@ -24,7 +26,7 @@ _APP_KEY_TEXTS: Final = {
 
 
 class ReportDataWarning(UserWarning):
-    """Report data is probably wrong, such as hex text instead of the bytes."""
+    """Warning that report data is probably wrong, such as hex text instead of bytes."""
 
 
 class ReportData:
@@ -34,6 +36,7 @@ class ReportData:
     APP_DATA: Final = "app-data"
     RATLS_CERT: Final = "ratls-cert"
     KMS_ROOT_CA: Final = "kms-root-ca"
+    NONCE: Final = "nonce"
 
     @staticmethod
     def pad(data: bytes) -> bytes:
@@ -64,7 +67,8 @@ class ReportData:
         """Return the hash over `tag`, a colon and `content`, zero-padded to 64 bytes.
 
         Args:
-            tag: Type of the content: `app-data`, `ratls-cert`, `kms-root-ca`, or any other text.
+            tag: Type of the content: `app-data`, `ratls-cert`, `kms-root-ca`, `nonce`, or any other
+                text.
             content: Bytes of any length.
             algorithm: sha256, sha384, sha512 (also the empty name), sha3-256, sha3-384, sha3-512,
                 keccak256, keccak384 or keccak512; `raw` returns 64 bytes of content unchanged.
@@ -82,6 +86,16 @@ class ReportData:
             return content
         hashed = digest(algorithm or "sha512", _utf8("tag", tag) + b":" + content)
         return hashed.ljust(_SIZE, b"\0")
+
+    @staticmethod
+    def for_nonce(nonce: bytes) -> bytes:
+        """Return the report data that binds evidence to a nonce: `bind("nonce", nonce)`.
+
+        Raises:
+            UsageError: If `nonce` is not 8 to 64 `bytes`.
+        """
+        check_nonce(nonce)
+        return ReportData.bind(ReportData.NONCE, nonce)
 
     @staticmethod
     def from_hex(text: str) -> bytes:
@@ -126,6 +140,55 @@ class ReportData:
             message = f"{algorithm} public key: must be {size} bytes, not {len(public_key)}"
             raise UsageError(message, reason="wrong_size")
         return _zero_pad(head.encode() + urlsafe_b64encode(public_key).rstrip(b"="))
+
+
+def check_nonce(nonce: bytes) -> None:
+    """Check the type and size of a nonce.
+
+    Raises:
+        UsageError: If it is not 8 to 64 `bytes`.
+    """
+    if not isinstance(nonce, bytes):
+        raise UsageError(f"nonce: must be bytes, not {type(nonce).__name__}", reason="wrong_type")
+    if len(nonce) not in _NONCE_SIZE:
+        raise UsageError(f"nonce: must be 8 to 64 bytes, not {len(nonce)}", reason="wrong_size")
+
+
+def requested_report_data(
+    nonce: bytes | None, report_data: bytes | None, *, pad: bool = False
+) -> bytes:
+    """Return the 64 bytes for a request of evidence: exactly one of nonce and report data.
+
+    Args:
+        nonce: 8 to 64 bytes.
+        report_data: 64 bytes.
+        pad: Whether report data of 0 to 63 bytes is accepted, and zero-padded.
+
+    Raises:
+        UsageError: If none or both are given, or one has another type or size.
+    """
+    if (nonce is None) == (report_data is None):
+        raise UsageError(
+            "nonce and report_data: give exactly one",
+            reason="missing" if nonce is None else "conflict",
+        )
+    if nonce is not None:
+        if pad:
+            raise UsageError("pad: applies to report_data, not to a nonce", reason="conflict")
+        return ReportData.for_nonce(nonce)
+    assert report_data is not None
+    if pad:
+        return ReportData.pad(report_data)
+    if not isinstance(report_data, bytes):
+        raise UsageError(
+            f"report_data: must be bytes, not {type(report_data).__name__}", reason="wrong_type"
+        )
+    if len(report_data) != _SIZE:
+        raise UsageError(
+            f"report_data: must be {_SIZE} bytes, not {len(report_data)}; pad=True zero-pads it",
+            reason="wrong_size",
+        )
+    return report_data
 
 
 def _zero_pad(data: bytes) -> bytes:

@@ -7,6 +7,7 @@ those of the signature.
 from struct import Struct
 from typing import NamedTuple
 
+from attestkit._formats.binary_layout import check_reserved, check_size, fields_to_dict
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
 
@@ -67,8 +68,7 @@ class SnpTcb(NamedTuple):
             message = f"product: {product!r} is not one of {', '.join(_TCB)}"
             raise UsageError(message, reason="unknown_name")
         if len(data) != 8:
-            message = f"TCB version: must have 8 bytes, not {len(data)}"
-            raise UsageError(message, reason="wrong_size")
+            raise UsageError(f"TCB version: must be 8 bytes, not {len(data)}", reason="wrong_size")
         for index, value in enumerate(data):
             if value and index not in layout.values():
                 message = f"TCB version: a byte that {product} does not use must be zero"
@@ -121,16 +121,10 @@ class SnpReport(NamedTuple):
 
         Raises:
             FormatError: If the report is malformed: `wrong_size`, `unsupported_version`,
-                `unsupported_algorithm` or `wrong_value`; `offset` is that of the field.
+                `unsupported_algorithm` or `wrong_value`; `offset` is the offset of the field.
             UsageError: If `data` is not `bytes`.
         """
-        if type(data) is not bytes:  # the `__len__` of a subclass may be overridden
-            raise UsageError(
-                f"SEV-SNP report: must be bytes, not {type(data).__name__}", reason="wrong_type"
-            )
-        if len(data) != SIZE:
-            message = f"must have {SIZE} bytes, not {len(data)}"
-            raise _bad("wrong_size", message, min(len(data), SIZE))
+        check_size("SEV-SNP report", data, SIZE)
         report = cls._make((*_REPORT.unpack(data), data))
         if report.version not in (2, 3, 4, 5):
             message = f"version must be 2 to 5, not {report.version}"
@@ -186,7 +180,7 @@ class SnpReport(NamedTuple):
     def product(self) -> str | None:
         """Milan, Genoa (with Bergamo and Siena), Turin or Venice.
 
-        None before version 3 and for unknown processors.
+        None for an unknown processor, and for a report of version 2, which does not identify it.
         """
         if self.version < 3:
             return None
@@ -200,7 +194,7 @@ class SnpReport(NamedTuple):
 
         Args:
             which: current, reported, committed or launch.
-            product: Product in the certificate of the signing key; used for its layout if the
+            product: Product in the certificate of the signing key. It selects the layout if the
                 `product` of the report is None.
 
         Raises:
@@ -222,11 +216,7 @@ class SnpReport(NamedTuple):
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as JSON values, bytes in hex."""
-        return {
-            name: value.hex() if isinstance(value, bytes) else value
-            for name, value in self._asdict().items()
-            if name != "raw"
-        }
+        return fields_to_dict(self)
 
     def __repr__(self) -> str:
         report_data = self.report_data[:8].hex()
@@ -243,6 +233,4 @@ def _check_reserved(report: SnpReport) -> None:
     ranges = [*_RESERVED, _RESERVED_CPUID if report.version < 3 else _RESERVED_AFTER_CPUID]
     if report.version < 5:
         ranges.append(_RESERVED_MITIGATIONS)
-    for start, end in sorted(ranges):
-        if rest := report.raw[start:end].lstrip(b"\0"):
-            raise _bad("wrong_value", "reserved byte must be zero", end - len(rest))
+    check_reserved("SEV-SNP report", report.raw, sorted(ranges))

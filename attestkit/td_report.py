@@ -8,8 +8,9 @@ from hashlib import sha384
 from struct import Struct
 from typing import NamedTuple
 
+from attestkit._formats.binary_layout import check_reserved, check_size, fields_to_dict
 from attestkit._reasons import FormatReason
-from attestkit.errors import FormatError, UsageError
+from attestkit.errors import FormatError
 
 __all__ = ["TdReport"]
 
@@ -51,7 +52,7 @@ class TdReport(NamedTuple):
     tee_tcb_svn2: bytes  # 16 bytes, TDX 1.5: the SVNs after a module update; else zero
     td_attributes: bytes  # 8 bytes; bit 0 is DEBUG
     xfam: bytes  # 8 bytes: extended features that the TD may use
-    mr_td: bytes  # 48 bytes: measurement of the initial contents of the TD
+    mrtd: bytes  # 48 bytes: measurement of the initial contents of the TD
     mr_config_id: bytes  # 48 bytes, set at launch
     mr_owner: bytes  # 48 bytes, set at launch
     mr_owner_config: bytes  # 48 bytes, set at launch
@@ -74,13 +75,7 @@ class TdReport(NamedTuple):
                 `wrong_value` (type, subtype, VALID or reserved bytes) or `inconsistent` (a hash).
             UsageError: If `data` is not `bytes`.
         """
-        if type(data) is not bytes:  # the `__len__` of a subclass may be overridden
-            raise UsageError(
-                f"TD report: must be bytes, not {type(data).__name__}", reason="wrong_type"
-            )
-        if len(data) != SIZE:
-            message = f"must have {SIZE} bytes, not {len(data)}"
-            raise _bad("wrong_size", message, min(len(data), SIZE))
+        check_size("TD report", data, SIZE)
         if data[0] != 0x81:
             raise _bad("wrong_value", f"type must be 0x81 (TDX), not 0x{data[0]:02x}", 0)
         if data[1] != 0:
@@ -96,11 +91,6 @@ class TdReport(NamedTuple):
         return report
 
     @property
-    def mrtd(self) -> bytes:
-        """`mr_td`, by its name in `Quote`."""
-        return self.mr_td
-
-    @property
     def rtmrs(self) -> tuple[bytes, bytes, bytes, bytes]:
         """RTMR0 to RTMR3, 48 bytes each."""
         return self.rtmr0, self.rtmr1, self.rtmr2, self.rtmr3
@@ -108,17 +98,13 @@ class TdReport(NamedTuple):
     def quote_body(self, *, extended: bool = False) -> bytes:
         """Return the TD quote body of this report: 584 bytes, or 648 (TDX 1.5) if `extended`."""
         raw = self.raw
-        registers = raw[528:912]  # mr_td to rtmr3
+        registers = raw[528:912]  # mrtd to rtmr3
         body = raw[264:384] + raw[512:528] + registers + self.report_data
         return body + self.tee_tcb_svn2 + self.mr_service_td if extended else body
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as JSON values, bytes in hex."""
-        return {
-            name: value.hex() if isinstance(value, bytes) else value
-            for name, value in self._asdict().items()
-            if name != "raw"
-        }
+        return fields_to_dict(self)
 
     def __repr__(self) -> str:
         return f"<TdReport v{self.version}, report_data {self.report_data[:8].hex()}...>"
@@ -135,9 +121,7 @@ def _check_reserved(report: TdReport) -> None:
     if report.version == 0:
         ranges.append(_SERVICE_TD_HASH)
     ranges += _TAIL_EXTENDED if report.version == 3 else (_TAIL,)
-    for start, end in ranges:
-        if rest := report.raw[start:end].lstrip(b"\0"):
-            raise _bad("wrong_value", "reserved byte must be zero", end - len(rest))
+    check_reserved("TD report", report.raw, ranges)
 
 
 def _check_hashes(report: TdReport) -> None:

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 
 from attestkit import _native
-from attestkit.cli.bench import event_logs
-from attestkit.cli.bench.cases import prepare_contenders
-from attestkit.cli.bench.timing import race
+from benchmarks import event_logs
+from benchmarks.cases import prepare_contenders
 from benchmarks.racing import summary
 from benchmarks.results import Result
 from benchmarks.samples import samples
+from benchmarks.timing import race
 
 __all__ = ["measured"]
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from attestkit.cli.bench.cases import OURS
-from attestkit.cli.bench.timing import digits, time_text
+from benchmarks.cases import OURS
 from benchmarks.results import Result, differs, load
 from benchmarks.targets import LIMITS, TARGETS, Target, Verdict, targets_on, verdict
+from benchmarks.timing import digits, time_text
 from tests.records import BENCHMARKS
 
 __all__ = ["judged", "main", "missing", "table", "verdict_lines"]

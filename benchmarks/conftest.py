@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.cli.bench.environment import host_facts
+from attestkit.cli.commands.bench import host_facts
 from benchmarks.compare import verdict_lines
 from benchmarks.racing import Ledger
 from benchmarks.results import machine_facts, save

@@ -1,8 +1,8 @@
 """How time and memory grow with the input, each size in a process of its own.
 
 `python -m benchmarks.growth` measures every subject at every size, holds the exponents to their
-band, and writes growth.json, growth.md and growth.svg into docs/benchmarks/, but not if files
-differ from their commit. Memory is resident
+band, and writes growth.json and growth.md into docs/benchmarks/, but not if files differ from their
+commit. Memory is resident
 memory, so what C allocates counts as well: `peak` is the most that the process had during the work,
 `kept` what it still has while the result lives, both beyond what it had with its input ready.
 """
@@ -19,13 +19,12 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter, process_time
+from time import process_time
 from typing import Any, Final, NamedTuple
 
-from attestkit.cli.bench.timing import Call, digits, race, time_text
-from attestkit.event_log import EventLog
 from benchmarks.growth_subjects import SUBJECTS
 from benchmarks.results import differs, machine_facts
+from benchmarks.timing import Call, digits, race, time_text
 from tests.records import BENCHMARKS, ROOT
 
 __all__ = ["MOST", "Point", "exponent", "main", "measure", "page"]
@@ -33,8 +32,6 @@ __all__ = ["MOST", "Point", "exponent", "main", "measure", "page"]
 # The most that an exponent may be, where 1 is linear and 2 quadratic: small sizes fit the caches
 # and large ones do not, which bends linear work upwards.
 MOST: Final = 1.35
-BATCH: Final = 1_000_000  # digests
-ENOUGH: Final = 0.75  # of the cores, below which a speed-up says more of other programs
 COLUMNS: Final = (
     *("work", "sizes", "at the largest", "time each", "first each", "exponents"),
     *("peak each", "kept each"),
@@ -114,32 +111,7 @@ def exponents(points: list[Point]) -> tuple[float, float | None]:
     return time, exponent(sizes, peaks) if some else None
 
 
-def both_cores(seconds: float = 6) -> dict[str, float]:
-    """Time a batch on one core and on all that there are, in turns; the best of each, on the wall.
-
-    `replay_many` starts as many threads as this process may use cores. `had` is how many cores'
-    time it then had in its best round: on a busy machine fewer than there are.
-    """
-    logs = SUBJECTS["replay-many"].make(BATCH)
-    cores = os.sched_getaffinity(0)
-    ways = {"one": {min(cores)}, "all": cores}
-    best = dict.fromkeys(ways, (math.inf, 0.0))
-    end = perf_counter() + seconds
-    try:
-        while perf_counter() < end:
-            for name, allowed in ways.items():
-                os.sched_setaffinity(0, allowed)
-                begin, worked = perf_counter(), process_time()
-                EventLog.replay_many(logs)
-                took, worked = perf_counter() - begin, process_time() - worked
-                best[name] = min(best[name], (took, worked / took))
-    finally:
-        os.sched_setaffinity(0, cores)
-    (one, _), (every, had) = best["one"], best["all"]
-    return {"one": one, "all": every, "cores": len(cores), "had": had, "speed-up": one / every}
-
-
-def page(facts: dict[str, Any], points: list[Point], cores: dict[str, float]) -> str:
+def page(facts: dict[str, Any], points: list[Point]) -> str:
     """Return the Markdown page."""
     rows = [_row(name, [p for p in points if p.subject == name]) for name in SUBJECTS]
     lines = [
@@ -151,29 +123,8 @@ def page(facts: dict[str, Any], points: list[Point], cores: dict[str, float]) ->
         f"| {' | '.join(COLUMNS)} |",
         f"|{' --- |' * len(COLUMNS)}",
         *(f"| {' | '.join(row)} |" for row in rows),
-        "",
-        *_cores_lines(cores),
-        "",
-        "![Time and memory against the size](growth.svg)",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _cores_lines(cores: dict[str, float]) -> list[str]:
-    """Return what further cores brought, or that others had too much of them to show it."""
-    had, there = cores["had"], cores["cores"]
-    lines = [
-        f"`replay_many` of a million digests takes {time_text(cores['one'])} on one core, and on",
-        f"{there:.0f} {time_text(cores['all'])}: {cores['speed-up']:.2f} times as fast,",
-        f"at work on {had:.2f} cores: to make the results is one thread's work, and other programs",
-        "may have had some of the rest.",
-    ]
-    if had >= ENOUGH * there > ENOUGH:
-        return lines
-    why = (
-        "as there is but one" if there == 1 else f"as only {had:.2f} of {there:.0f} were to be had"
-    )
-    return [f"Not shown: what more than one core brings, {why}.", *lines]
 
 
 def faults(points: list[Point]) -> Iterator[str]:
@@ -198,12 +149,11 @@ def main(words: list[str] | None = None) -> int:
         return 0
     facts = machine_facts()
     points = [_in_child(name, n, given.seconds) for name in SUBJECTS for n in SUBJECTS[name].sizes]
-    cores = both_cores()
-    print(page(facts, points, cores))
+    print(page(facts, points))
     if differs(facts):
         print(f"nothing written: what ran is not a commit, but {facts['commit']}")
     else:
-        _write(given.folder, facts, points, cores)
+        _write(given.folder, facts, points)
     found = list(faults(points))
     print("\n".join(f"NOT LINEAR: {fault}" for fault in found) or "everything is linear")
     return 1 if found and given.strict else 0
@@ -217,18 +167,11 @@ def _in_child(subject: str, size: int, seconds: float) -> Point:
     return Point(*json.loads(done.stdout))
 
 
-def _write(
-    folder: Path, facts: dict[str, Any], points: list[Point], cores: dict[str, float]
-) -> None:
-    # Late: a child needs no picture.
-    from benchmarks.picture import write_growth
-
+def _write(folder: Path, facts: dict[str, Any], points: list[Point]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"facts": facts, "points": [point._asdict() for point in points], "replay_many": cores}
+    found = {"facts": facts, "points": [point._asdict() for point in points]}
     (folder / "growth.json").write_text(json.dumps(found, indent=1) + "\n", encoding="ascii")
-    (folder / "growth.md").write_text(page(facts, points, cores), encoding="utf-8")
-    series = {SUBJECTS[name].what: [p for p in points if p.subject == name] for name in SUBJECTS}
-    write_growth(folder / "growth.svg", series)
+    (folder / "growth.md").write_text(page(facts, points), encoding="utf-8")
 
 
 def _row(name: str, points: list[Point]) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ from hashlib import sha384
 from typing import Any, Final, NamedTuple
 
 from attestkit import _native
-from attestkit.cli.bench.quotes import eight_columns
 from attestkit.event_log import Event, EventLog
 from attestkit.quote import Quote
+from benchmarks.quotes import eight_columns
 from tests.quotes import made_quote
 
 __all__ = ["CAP", "SUBJECTS", "Subject"]

@@ -1,6 +1,6 @@
 """The picture of a run: a line per piece of work, on it everybody's time, logarithmic."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Final
@@ -9,11 +9,11 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attestkit.cli.bench.cases import OURS
+from benchmarks.cases import OURS
 from benchmarks.results import Result
 from benchmarks.targets import LIMITS, TARGETS
 
-__all__ = ["write_growth", "write_picture"]
+__all__ = ["write_picture"]
 
 INK: Final = "#57606a"  # of text and lines; text is lighter where the reader's page is dark
 LINES: Final = "#8c959f"
@@ -67,19 +67,18 @@ def _draw(axes: Axes, height: int, result: Result, names: list[str]) -> None:
     axes.plot(times[OURS], height, "D", color=OURS_COLOUR, markersize=7, label=OURS)
 
 
-def save_svg(path: Path, figure: Figure, *panels: Axes) -> None:
+def save_svg(path: Path, figure: Figure, axes: Axes) -> None:
     """Write a figure whose text can be read on a light page and on a dark one."""
     mpl.rcParams["svg.hashsalt"] = "attestkit"
     mpl.rcParams["svg.fonttype"] = "none"
-    for axes in panels:
-        axes.patch.set_alpha(0)
-        axes.tick_params(colors=INK, which="both")
-        axes.grid(alpha=0.3, color=LINES, which="major")
-        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
-            text.set_color(INK)
-        for spine in axes.spines.values():
-            spine.set_color(LINES)
-    handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
+    axes.patch.set_alpha(0)
+    axes.tick_params(colors=INK, which="both")
+    axes.grid(alpha=0.3, color=LINES, which="major")
+    for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+        text.set_color(INK)
+    for spine in axes.spines.values():
+        spine.set_color(LINES)
+    handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     first = [name for name in (OURS, LIMIT) if name in handles]
     names = [*first, *(name for name in handles if name not in first)]
     figure.legend(
@@ -94,24 +93,3 @@ def save_svg(path: Path, figure: Figure, *panels: Axes) -> None:
     svg = path.read_text(encoding="utf-8")
     head, defs, rest = svg.partition("<defs>")
     path.write_text(head + DARK + defs + rest, encoding="utf-8")
-
-
-def write_growth(path: Path, series: Mapping[str, Sequence[Any]]) -> None:
-    """Write an SVG of time and of peak memory per unit, against the size, a line per subject."""
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
-    time, memory = figure.subplots(2, sharex=True)
-    for at, (what, points) in enumerate(series.items()):
-        style = {"color": COLOURS[at % len(COLOURS)], "linewidth": 1.2, "markersize": 5}
-        shape = SHAPES[at % len(SHAPES)]
-        sizes = [point.size for point in points]
-        each = [point.seconds / point.size * 1e9 for point in points]
-        time.plot(sizes, each, f"{shape}-", label=what, **style)
-        seen = [point for point in points if point.peak]
-        peaks = [point.peak / 2**20 for point in seen]
-        memory.plot([point.size for point in seen], peaks, f"{shape}-", label=what, **style)
-    for axes, label in ((time, "ns each"), (memory, "MiB at the peak")):
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_ylabel(label)
-    memory.set_xlabel("digests, events or quotes")
-    save_svg(path, figure, time, memory)

@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from attestkit.cli.bench.cases import NOT_INSTALLED, OURS, Case, Samples, prepare_contenders
-from attestkit.cli.bench.timing import Call, Series, race, ratio
+from benchmarks.cases import NOT_INSTALLED, OURS, Case, Samples, prepare_contenders
 from benchmarks.results import Result
 from benchmarks.samples import samples
+from benchmarks.timing import Call, Series, race, ratio
 
 __all__ = ["Entry", "Ledger", "Tape", "each", "own_row", "play", "summary"]
 

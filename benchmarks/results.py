@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from attestkit.cli.bench.environment import host_facts, versions
+from attestkit.cli.commands.bench import host_facts
 from tests.records import DIRTY, commit
 
 __all__ = ["PEERS", "Result", "differs", "load", "machine_facts", "save"]
@@ -42,7 +43,18 @@ class Result(NamedTuple):
 
 def machine_facts() -> dict[str, Any]:
     """Return what the numbers depend on."""
-    return {"commit": commit(), **host_facts(), "peers": versions(PEERS)}
+    return {"commit": commit(), **host_facts(), "peers": _versions(PEERS)}
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of the installed packages."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def differs(facts: Mapping[str, Any]) -> bool:

@@ -3,7 +3,8 @@
 import json
 from functools import cache
 
-from attestkit.cli.bench.cases import (
+from attestkit.event_log import EventLog
+from benchmarks.cases import (
     LONG,
     SHORT,
     Samples,
@@ -11,7 +12,6 @@ from attestkit.cli.bench.cases import (
     simulate_samples,
     without_padding,
 )
-from attestkit.event_log import EventLog
 from tests.quotes import sample
 from tests.vectors import HAVE_SHARED, data
 

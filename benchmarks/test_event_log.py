@@ -6,11 +6,11 @@ from typing import Final
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit._native import _python_log as twin
-from attestkit.cli.bench import event_logs
-from attestkit.cli.bench.cases import LONG, OURS, Case, Samples
-from attestkit.cli.bench.timing import Call
 from attestkit.event_log import EventLog
+from benchmarks import event_logs
+from benchmarks.cases import LONG, OURS, Case, Samples
 from benchmarks.racing import Entry, Ledger, each, play
+from benchmarks.timing import Call
 
 
 def _checked(text: str) -> object:

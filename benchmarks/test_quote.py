@@ -9,11 +9,11 @@ from typing import Final
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit._native import _python_quote as twin
-from attestkit.cli.bench import quotes as bench_quotes
-from attestkit.cli.bench.cases import OURS, Case, Samples
-from attestkit.cli.bench.timing import Call
 from attestkit.quote import Quote
+from benchmarks import quotes as bench_quotes
+from benchmarks.cases import OURS, Case, Samples
 from benchmarks.racing import Entry, Ledger, each, play
+from benchmarks.timing import Call
 
 
 def _body(data: bytes) -> object:

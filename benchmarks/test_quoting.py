@@ -13,7 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
-from attestkit.cli.bench.cases import OURS
+from benchmarks.cases import OURS
 from benchmarks.racing import Entry, Ledger, each, own_row, play
 
 PKI: Final = SimulatedPki(bytes(range(32)))

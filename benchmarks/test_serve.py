@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from attestkit.cli.bench.cases import OURS
+from benchmarks.cases import OURS
 from benchmarks.load import generate, post
 from benchmarks.racing import Ledger
 from benchmarks.results import Result

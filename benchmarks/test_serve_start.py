@@ -15,7 +15,7 @@ from statistics import median
 
 import pytest
 
-from attestkit.cli.bench.cases import OURS
+from benchmarks.cases import OURS
 from benchmarks.racing import Ledger
 from benchmarks.results import Result
 from tests.rigs.docker.engine import missing_for_docker, running_engine

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from attestkit.cli.bench.cases import OURS
+from benchmarks.cases import OURS
 from benchmarks.racing import Ledger
 from benchmarks.results import Result
 from benchmarks.samples import samples

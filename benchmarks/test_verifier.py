@@ -16,21 +16,21 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit import Verifier
 from attestkit.attestation import Encoding
-from attestkit.cli.bench.cases import OURS
-from attestkit.verifier import Item
+from attestkit.verifier import VerificationItem
+from benchmarks.cases import OURS
 from benchmarks.racing import Entry, Ledger, each, own_row, play
-from tests.verifier import parcels
-from tests.verifier.parcels import NONCE, NOW, PKI
+from tests.verifier.platforms import intel
+from tests.verifier.platforms.intel import NONCE, NOW, PKI
 
 # Ours needs it as well, for the signatures.
 dcap_qvl: Any = pytest.importorskip("dcap_qvl")
 
-EVIDENCE: Final = parcels.evidence()
+EVIDENCE: Final = intel.evidence()
 QUOTE: Final = EVIDENCE.quote.raw if EVIDENCE.quote else b""
-COLLATERAL: Final = parcels.collateral()
+COLLATERAL: Final = intel.collateral()
 THEIRS: Final = dcap_qvl.QuoteCollateralV3.from_json(COLLATERAL.to_json())
 SECONDS: Final = int(NOW.timestamp())
-VERIFIER: Final = Verifier(PKI.root_der, COLLATERAL)
+VERIFIER: Final = Verifier(trust_anchor=PKI.root_der, collateral=COLLATERAL)
 ENCODINGS: Final[tuple[Encoding, ...]] = ("v0", "v1", "cbor")
 MANY: Final = 1000
 
@@ -50,7 +50,7 @@ ROWS: Final = tuple(
         f"verify-{name}",
         f"evidence {name} verified; dcap-qvl: the quote alone",
         {OURS: whole(EVIDENCE.to_bytes(name)), "dcap-qvl": peer},
-        lambda result: str(getattr(result, "status", None) or result.tcb_status),
+        lambda result: str(getattr(result, "status", None) or result.tcb.status),
     )
     for name in ENCODINGS
 )
@@ -65,7 +65,7 @@ def test_verification(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry)
 def test_scaling(capsys: pytest.CaptureFixture[str], *, quick: bool) -> None:
     """Print how much quicker two processes verify a thousand than one."""
     many = 64 if quick else MANY
-    items = [Item(EVIDENCE.to_bytes(), NONCE)] * many
+    items = [VerificationItem(EVIDENCE.to_bytes(), report_data=NONCE)] * many
     took = {}
     for workers in (1, 2):
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

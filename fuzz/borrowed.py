@@ -1,57 +1,64 @@
-"""Whether an input has a piece of test data whose licence asks for more than its name.
-
-Fuzzers start from these quotes too, where they are present. What they make of them is not kept in
-the repository's corpora: the makers of those leave out every input of which this says so.
-"""
+"""Detect pieces of the shared samples, which are not committed."""
 
 import base64
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from typing import Final
 
-from fuzz.parser_reports import quote_samples
+from tests.quotes import made_quotes
 from tests.vectors import HAVE_SHARED, SHARED
 
-__all__ = ["PIECE", "has_borrowed_piece"]
+__all__ = ["has_borrowed_piece"]
 
-PIECE: Final = 40
-"""Bytes that are a piece of something; shorter ones are of its format."""
+_BLOCK: Final = 24
+"""Bytes compared: longer than the constants and keywords of a format."""
 
-_SOURCES: Final = ("quotes/dcap-qvl", "quotes/intel-qvl")
-_VALUES: Final = 10  # different bytes that a piece has, or it is fill
+_STEPS: Final = 12
+"""Distinct differences of adjacent bytes in a block of data; fill and counted-up bytes have few."""
+
+_SOURCES: Final = ("quotes", "ccel", "dstack")
 _PEM: Final = re.compile(rb"-----BEGIN [^-]+-----([^-]*)-----END")
-_HEX: Final = re.compile(rb"(?:[0-9a-fA-F]{2}){%d,}" % PIECE)
+_HEX: Final = re.compile(rb"[0-9a-fA-F]{%d,}" % (2 * _BLOCK))
 
 
 def has_borrowed_piece(data: bytes) -> bool:
-    """Return whether a piece of the data, as it is or in PEM or hex, is of those sources alone."""
-    borrowed = _borrowed()
-    return bool(borrowed) and any(piece in borrowed for piece in _pieces(data))
+    """Return whether the data contains binary data of a sample: raw, in PEM or in hex."""
+    blocks = _blocks_of_samples()
+    return any(
+        form[at : at + _BLOCK] in blocks
+        for form in _binary_forms(data)
+        for at in range(len(form) - _BLOCK + 1)
+    )
 
 
-def _pieces(data: bytes) -> Iterator[bytes]:
-    forms = [data]
+def _binary_forms(data: bytes) -> Iterator[bytes]:
+    yield data
     for part in _PEM.finditer(data):
         text = re.sub(rb"\\n|[^A-Za-z0-9+/]", b"", part[1])  # the former is a line's end in JSON
-        forms.append(base64.b64decode(text[: len(text) // 4 * 4]))
-    forms += [bytes.fromhex(part[0].decode()) for part in _HEX.finditer(data)]
-    for form in forms:
-        for at in range(len(form) - PIECE + 1):
-            yield form[at : at + PIECE]
+        yield base64.b64decode(text[: len(text) // 4 * 4])
+    for part in _HEX.finditer(data):
+        for digits in (part[0], part[0][1:]):  # a digit may stand before them
+            yield bytes.fromhex(digits[: len(digits) // 2 * 2].decode())
 
 
 @cache
-def _borrowed() -> frozenset[bytes]:
-    """Return the pieces of these sources that neither another one nor the simulator has."""
+def _blocks_of_samples() -> frozenset[bytes]:
+    """Return the samples' data in adjacent blocks, one of which any copied piece contains."""
     if not HAVE_SHARED:
         return frozenset()
-    files = [path for path in (SHARED / "data").rglob("*") if path.is_file()]
-    folders = [SHARED / "data" / name for name in _SOURCES]
-    theirs = {path for path in files if path.parent in folders}
-    found = {piece for path in theirs for piece in _pieces(path.read_bytes())}
-    for path in set(files) - theirs:
-        found.difference_update(_pieces(path.read_bytes()))
-    for made in quote_samples():
-        found.difference_update(_pieces(made))
-    return frozenset(piece for piece in found if len(set(piece)) >= _VALUES)
+    files = [
+        path
+        for source in _SOURCES
+        for path in (SHARED / "data" / source).rglob("*")
+        if path.is_file()
+    ]
+    forms = [form for path in files for form in _binary_forms(path.read_bytes())]
+    blocks = (form[at : at + _BLOCK] for form in forms for at in range(0, len(form), _BLOCK))
+    made = {quote[at : at + _BLOCK] for quote in made_quotes() for at in range(len(quote))}
+    return frozenset(filter(_is_data, blocks)) - made  # the constants of a quote's header
+
+
+def _is_data(block: bytes) -> bool:
+    return not block.isascii() and len({b - a for a, b in pairwise(block)}) >= _STEPS

@@ -1,214 +1,333 @@
 """Run every fuzzer: `make fuzz`.
 
-With --seconds the targets share so many seconds of each core, and nothing is kept: the form of
-continuous integration, in which all parsers in Python are one target, and which leaves out what is
-not here and says so. Without, each target runs until it has
-reached its goal and found no new edge in the last quarter of its executions. That takes hours, and
-can be done in parts, on several commits: what was done is kept in .fuzz, and added up. The record
-is docs/records/fuzz.json, from which another machine goes on. Whatever is found is in
-fuzz/failures, and is open until it is no more.
+With --seconds the targets share so many seconds of each core, and nothing is kept: the form for
+continuous integration, in which all parsers in Python are one target and missing engines are left
+out. Without it, each target runs until it has reached its goal and found no new edge in the last
+quarter of its executions. That takes hours, and may be done in parts: progress and corpora are in
+.fuzz. The record is docs/records/fuzz.json. Inputs that fail are in fuzz/failures, and stay open
+until their files are removed.
 """
 
 import argparse
+import importlib
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Lock, Thread
-from typing import Any
+from typing import Any, Final
 
-from fuzz.campaign_progress import Progress, load, save
-from fuzz.campaign_targets import (
-    PLANTED,
-    ROOT,
-    Ask,
-    MissingError,
-    Processes,
-    Target,
-    c_targets,
-    differential_target,
-    folder_name,
-    parser_targets,
-    request_target,
-)
-from tests.keeping import Keeping
-from tests.records import RECORDS, commit, write_record
+from tests.records import ROOT, write_record
 
-STATE = ROOT / ".fuzz"
-RECORD = RECORDS / "fuzz.json"
-FAILURES = Path(__file__).parent / "failures"
-GOAL = 20_000_000  # executions of each C target
-PYTHON_SHARE = 20  # a Python target has so many times fewer
-TOTAL_SHARE = 50  # and all together so many times more
-PART = 120.0  # seconds of a part in the long form, at most
-FIRST = 20.0  # and at least; also of a target whose speed is not known yet
-LARGE_EVERY = 8  # of so many parts one has large inputs
-LAST_QUARTER = 0.75
-MOST_MORE = 32  # times its goal: there a target ends, new edges or not
-MOST_FINDINGS = 3  # of a target, which then runs no more
-GUESSED = {False: 50_000.0, True: 20_000.0}  # executions a second, of C and of Python
-FASTEST = 3  # how many targets do what the total lacks
+HERE: Final = Path(__file__).resolve().parent
+STATE: Final = ROOT / ".fuzz"
+FAILURES: Final = HERE / "failures"
+CORPORA: Final = HERE / "corpora"
+DICTIONARIES: Final = HERE / "dictionaries"
+GOAL: Final = 20_000_000  # executions of each C target
+PYTHON_SHARE: Final = 20  # a Python target has so many times fewer
+PART: Final = 120.0  # seconds of a part in the long form
+LARGE_EVERY: Final = 8  # one of so many parts has large inputs
+LAST_QUARTER: Final = 0.75
+MOST_MORE: Final = 32  # times its goal: a target ends there even with new edges
+GRACE: Final = 90  # seconds that a process may take longer than its time
+
+_LINE: Final = re.compile(r"^#(\d+)\s+\w+\s+cov: (\d+) ft: \d+(?: corp: (\d+))?", re.MULTILINE)
+_UNITS: Final = re.compile(r"^stat::number_of_executed_units:\s+(\d+)", re.MULTILINE)
+_WRITTEN: Final = re.compile(r"Test unit written to (\S+)")
+
+# Bytes of most inputs, and of those of every eighth part. Short ones are many times as fast.
+LENGTHS: Final = {
+    "quote": (2000, 140_000),
+    "among": (2000, 140_000),
+    "columns": (16_000, 160_000),
+    "rows": (8000, 140_000),
+    "ccel": (700, 20_000),
+    "tpm": (700, 20_000),
+    "json": (1500, 40_000),
+    "pieces": (300, 4000),
+    "depth": (300, 8000),
+    "hex": (300, 8000),
+    "sha256": (400, 4000),
+    "sha384": (700, 8000),
+    "kernels": (300, 2000),
+    "replay": (500, 60_000),
+    "replays": (120, 600),
+    "cpuid": (12, 16),
+    "objects-quote": (2000, 140_000),
+    "objects-log": (700, 20_000),
+    "objects-agent": (700, 20_000),
+    "objects-replay": (300, 4000),
+    "objects-sha384": (700, 8000),
+    "objects-column": (4000, 140_000),
+}
+C_DICTIONARIES: Final = {
+    "quote": ("quote", "among", "columns", "rows", "objects-quote", "objects-column"),
+    "tcg": ("ccel", "tpm", "objects-log"),
+    "json": ("json", "pieces", "depth", "objects-agent"),
+}
+PLANTED: Final = ("overread", "undefined")
+"""Targets with mistakes, by which a test shows that mistakes are found."""
+
+
+class MissingError(Exception):
+    """A fuzzing engine is not installed."""
 
 
 @dataclass
-class Entry:
-    """A target in a campaign."""
+class Progress:
+    """The parts of a target, added up.
 
-    target: Target
-    goal: int
-    progress: Progress
-    commit: str = ""  # of what runs, as it was when the campaign began
-    parts: int = 0  # begun here
-    running: int = 0
+    Attributes:
+        last_new: The number of executions when the last new edge was reached.
+        edges: The most edges that a part reached, by size of input: a run with short inputs cannot
+            reach those of long ones.
+        findings: Files of inputs that failed.
+    """
+
+    executions: int = 0
+    seconds: float = 0.0
+    last_new: int = 0
+    edges: dict[str, int] = field(default_factory=dict)
+    corpus: int = 0
+    findings: list[str] = field(default_factory=list)
+
+    def add(self, output: str, seconds: float, size: str) -> None:
+        """Add a part of libFuzzer's output. Edges that the corpus reaches at the start are old."""
+        done = 0
+        for number, line in enumerate(_LINE.finditer(output)):
+            done, edges, self.corpus = int(line[1]), int(line[2]), int(line[3] or self.corpus)
+            if edges > self.edges.get(size, 0):
+                self.edges[size] = edges
+                self.last_new = self.executions + done if number else self.last_new
+        if units := _UNITS.search(output):
+            done = max(done, int(units[1]))
+        self.executions += done
+        self.seconds += seconds
 
     @property
-    def ended(self) -> bool:
-        """Whether it runs no more: too much was found, or it has run for very long."""
-        return self.given_up or self.progress.executions >= MOST_MORE * self.goal
+    def open_findings(self) -> list[str]:
+        """The findings whose files have not been removed."""
+        return [finding for finding in self.findings if Path(finding).exists()]
 
     @property
-    def given_up(self) -> bool:
-        """Whether too much was found that is not mended yet."""
-        return len(self.progress.open_findings) >= MOST_FINDINGS
+    def rate(self) -> float:
+        """Executions per second of one core."""
+        return self.executions / self.seconds if self.seconds else 0.0
 
     @property
-    def quiet(self) -> bool:
-        """Whether no new edge came in the last quarter."""
-        return not self.target.covers or self.progress.last_new_fraction <= LAST_QUARTER
+    def last_new_fraction(self) -> float:
+        """When the last new edge was reached: 0 at the start of all executions, 1 at the end."""
+        return self.last_new / self.executions if self.executions else 0.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to run a target once.
+
+    Attributes:
+        seconds: The time limit.
+        work: The folder of its corpus.
+        large: Whether inputs are of the largest size.
+    """
+
+    seconds: float
+    work: Path
+    failures: Path
+    large: bool = False
+
+
+@dataclass
+class Target:
+    """A fuzzer.
+
+    Attributes:
+        run: Runs it once, and adds the result to the progress.
+        weight: Share of the short form's time.
+    """
+
+    name: str
+    engine: str
+    run: "Callable[[Target, Run], None]"
+    goal: int = GOAL // PYTHON_SHARE
+    weight: int = 1
+    parts: int = 0
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def reached(self) -> bool:
-        """Whether all that is wanted of it is done."""
-        return self.progress.executions >= self.goal and self.quiet
+        """Whether the goal is reached without late new edges, or another run is of no use."""
+        done = self.progress
+        if done.open_findings or done.executions >= MOST_MORE * self.goal:
+            return True
+        return done.executions >= self.goal and done.last_new_fraction <= LAST_QUARTER
 
 
-def part_seconds(entry: Entry) -> float:
-    """Return how long a part may take: as long as what is wanted is expected to take, and a bit."""
-    done = entry.progress
-    if entry.reached:
-        return PART  # it does what the total lacks
-    wanted = max(entry.goal, done.last_new / LAST_QUARTER if entry.target.covers else 0)
-    expected = 1.2 * (wanted - done.executions) / done.rate if done.rate else 0.0
-    return min(PART, max(FIRST, expected))
-
-
-def pick(entries: list[Entry], total: int) -> Entry | None:
-    """Return the target that is to run next, or None.
-
-    It is the one that is furthest from its goal; when all are there, one of the fastest, until
-    there are as many executions as are wanted in all.
-    """
-    free = [e for e in entries if not (e.target.alone and e.running) and not e.given_up]
-    waiting = [e for e in free if not e.reached and not e.ended]
-    if waiting:
-        return min(waiting, key=lambda e: (e.running, e.progress.executions / e.goal))
-    if all(e.reached or e.ended for e in entries) and _executions(entries) < total:
-        fastest = sorted(free, key=lambda e: e.progress.rate)[-FASTEST:]
-        return min(fastest, key=lambda e: (e.running, e.progress.executions), default=None)
-    return None
-
-
-def _executions(entries: list[Entry]) -> int:
-    return sum(entry.progress.executions for entry in entries)
-
-
-@dataclass
-class Campaign:
-    """Targets, and where what they do is kept."""
-
-    entries: list[Entry]
-    folder: Path  # of the corpora
-    state: Path | None  # of the progress; None: it is not kept
-    failures: Path
-    processes: Processes
-
-    def __post_init__(self) -> None:
-        """Make the lock of all that changes."""
-        self._lock = Lock()
-
-    def part(self, entry: Entry, seconds: float, runs: int | None) -> None:
-        """Run a part of a target, and count it in; the caller has counted it as running."""
-        name = entry.target.name
-        large = entry.parts % LARGE_EVERY == 1
-        entry.parts += 1
-        ask = Ask(seconds, runs, large, self.folder / name, self.failures)
-        # Python is read anew by each part; what is compiled was compiled when the campaign began.
-        ran_on = commit() if self.state and entry.target.python else entry.commit
-        try:
-            part = entry.target.run(ask, self.processes)
-        finally:
-            with self._lock:
-                entry.running -= 1
-        with self._lock:
-            entry.progress.add(part, "large" if large else "small", ran_on)
-            if self.state is not None:
-                save(self.state / f"{name}.json", entry.progress)
-        done = entry.progress
-        edges = max(done.best.values(), default=0)
-        print(
-            f"{name}: {done.executions} executions, {done.rate:.0f}/s, {edges} edges, last new at"
-            f" {done.last_new_fraction:.2f}, {len(done.open_findings)} findings",
-            flush=True,
+def run_program(
+    target: Target, run: Run, command: list[str], environ: dict[str, str] | None = None
+) -> str:
+    """Run an engine; return its output. A status other than 0 is a finding."""
+    run.failures.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch, Path(scratch, "log").open("w+") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**(os.environ if environ is None else environ), "TMPDIR": scratch},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-
-    def in_threads(
-        self, jobs: int, take: Callable[[], tuple[Entry, float, int | None] | None]
-    ) -> None:
-        """Run parts, so many at a time, until there is none to be taken or all is to stop."""
-        errors: list[BaseException] = []
-
-        def work() -> None:
-            while not self.processes.stop.is_set():
-                with self._lock:
-                    taken = take()
-                    if taken is None:
-                        return
-                    taken[0].running += 1
-                with Keeping(errors) as kept:  # it is raised below, in the caller's thread
-                    self.part(*taken)
-                if kept.error is not None:
-                    self.processes.end()
-
-        threads = [Thread(target=work) for _ in range(jobs)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
-
-    def short(self, seconds: float, jobs: int) -> None:
-        """Give each target its share of the seconds, once; the longest first, so all end as one."""
-        waiting = sorted(self.entries, key=lambda entry: -entry.target.weight)
-        share = seconds * jobs / max(1, sum(entry.target.weight for entry in waiting))
-
-        def take() -> tuple[Entry, float, int | None] | None:
-            entry = waiting.pop(0) if waiting else None
-            return None if entry is None else (entry, share * entry.target.weight, None)
-
-        self.in_threads(jobs, take)
-
-    def long(self, total: int, jobs: int, until: float) -> None:
-        """Run parts until all goals are reached, or to a time of the monotonic clock."""
-
-        def take() -> tuple[Entry, float, int | None] | None:
-            left = until - time.monotonic()
-            entry = pick(self.entries, total) if left > 1 else None
-            return None if entry is None else (entry, min(part_seconds(entry), left), None)
-
-        self.in_threads(jobs, take)
+        try:
+            status = process.wait(10 * (run.seconds + GRACE))  # the machine may be busy
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            status = process.wait()
+        log.seek(0)
+        output = log.read()
+    if status:
+        written = _WRITTEN.search(output)
+        name = f"{target.name}-{time.monotonic_ns()}"
+        place = Path(written[1]) if written else run.failures / name
+        report = place.with_name(f"{place.name}.log")
+        report.write_text(f"{target.name} ended with {status}\n{output[-20000:]}")
+        target.progress.findings.append(str(place if written else report))
+    return output
 
 
-def _found(build: Path, names: list[str], *, short: bool) -> tuple[list[Target], list[str]]:
-    """Return all targets that can run here, and a line for each engine that cannot."""
-    targets: list[Target] = []
-    missing: list[str] = []
+def run_lib_fuzzer(
+    target: Target,
+    run: Run,
+    command: list[str],
+    environ: dict[str, str] | None = None,
+    seeds: Iterable[Path] = (),
+) -> None:
+    """Run libFuzzer, or an engine with its options and output."""
+    corpus = run.work / "corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
+    options = [f"-max_total_time={max(1, round(run.seconds))}", "-print_final_stats=1"]
+    options += ["-rss_limit_mb=2560", "-timeout=20"]
+    options.append(f"-artifact_prefix={run.failures}/{target.name}-")
+    folders = [corpus, *(folder for folder in (CORPORA / target.name, *seeds) if folder.is_dir())]
+    start = time.monotonic()
+    output = run_program(target, run, [*command, *options, *map(str, folders)], environ)
+    size = "large" if run.large else "small"
+    target.progress.add(output, time.monotonic() - start, size)
+
+
+# -- targets ---------------------------------------------------------------------------------------
+
+
+def folder_name(name: str) -> str:
+    """Return the name of a C target in a campaign, in which other targets read the same formats."""
+    return name if name.startswith("objects-") else f"core-{name}"
+
+
+def c_targets(build: Path, wanted: Callable[[str], bool]) -> list[Target]:
+    """Build the programs of the C core that are wanted, by their targets' names; return these.
+
+    Raises:
+        MissingError: There is no clang with libFuzzer, or Python cannot be embedded.
+    """
+    try:
+        from fuzz import drivers, samples
+    except ImportError as error:
+        raise MissingError(f"libFuzzer: the core cannot be built: {error}") from error
+    compiler = drivers.clang()
+    if compiler is None:
+        raise MissingError(f"libFuzzer: none of {', '.join(drivers.CLANGS)} is installed")
+    build.mkdir(parents=True, exist_ok=True)
+    seeds = {**samples.samples(), **samples.object_samples()}
+    large = samples.large_samples()
+
+    def target_of(name: str) -> Target:
+        try:
+            program = drivers.program_for(name, build, compiler)
+        except subprocess.CalledProcessError as error:
+            raise MissingError(f"libFuzzer: {compiler} does not build {name}") from error
+
+        def run(target: Target, run: Run) -> None:
+            options = [f"-max_len={LENGTHS.get(name, (64, 64))[run.large]}"]
+            for words, names in C_DICTIONARIES.items():
+                options += [f"-dict={DICTIONARIES / words}.dict"] if name in names else []
+            if name.startswith("objects-"):
+                # Python keeps memory, so libFuzzer would look for leaks after each input.
+                options.append("-detect_leaks=0")
+            folder = run.work / ("large" if run.large else "seeds")
+            if not folder.exists():
+                run.work.mkdir(parents=True, exist_ok=True)
+                drivers.write_samples(folder, (large if run.large else seeds).get(name, [b"\0"]))
+            command = [str(program), *options]
+            run_lib_fuzzer(target, run, command, drivers.environment(name), [folder])
+
+        return Target(folder_name(name), f"libFuzzer ({compiler})", run, goal=GOAL)
+
+    return [target_of(name) for name in (*LENGTHS, *PLANTED) if wanted(folder_name(name))]
+
+
+def parser_targets(*, together: bool = False) -> list[Target]:
+    """Return the parsers that atheris runs, or one target for all of them in one process.
+
+    Raises:
+        MissingError: atheris is not installed.
+    """
+    try:
+        importlib.import_module("atheris")
+    except ImportError as error:
+        raise MissingError(f"atheris: {error}; pip install atheris") from error
+    from fuzz.parsers import TARGETS
+
+    def run(target: Target, run: Run) -> None:
+        name = target.name.removeprefix("parser-")
+        run_lib_fuzzer(target, run, [sys.executable, "-m", "fuzz.parser_target", name])
+
+    if together:
+        return [Target("parser-all", "atheris", run, weight=20)]
+    return [Target(f"parser-{name}", "atheris", run) for name in TARGETS]
+
+
+def request_target() -> Target:
+    """Return the server's request path under AFL++.
+
+    Raises:
+        MissingError: AFL++ is not installed.
+    """
+    if shutil.which("afl-fuzz") is None:
+        raise MissingError("AFL++: afl-fuzz is not installed; apt-get install afl++")
+    from fuzz import request_path
+
+    def run(target: Target, run: Run) -> None:
+        begun, done = time.time(), target.progress
+        run_program(target, run, *request_path.command(run.seconds, run.work))
+        if (run.work / "default" / "fuzzer_stats").exists():
+            # The figures are of all runs in the folder together.
+            found = request_path.report(run.work / "default")
+            done.executions, done.seconds = found["executions"], found["seconds"]
+            done.corpus = found["corpus"]
+            rate = done.executions / done.seconds if done.seconds else 0
+            for seconds, edges in found["coverage"]:
+                if edges > done.edges.get("small", 0):
+                    done.edges["small"], done.last_new = edges, round(rate * seconds)
+        for what in ("crashes", "hangs"):
+            for file in sorted(run.work.rglob(f"{what}/id*")):
+                if file.stat().st_mtime >= begun:
+                    place = run.failures / f"request-path-{what}-{file.name[:9]}"
+                    done.findings.append(str(shutil.copy(file, place)))
+
+    return Target("request-path", "AFL++", run, weight=8)
+
+
+def find_targets(build: Path, names: list[str], *, short: bool) -> tuple[list[Target], list[str]]:
+    """Return the targets whose names begin with one of `names`, and a line per missing engine."""
 
     def wanted(name: str) -> bool:
         if name in map(folder_name, PLANTED):
@@ -219,169 +338,117 @@ def _found(build: Path, names: list[str], *, short: bool) -> tuple[list[Target],
         lambda: c_targets(build, wanted),
         lambda: parser_targets(together=short and not names),
         lambda: [request_target()],
-        lambda: [differential_target()],
     ]
+    targets: list[Target] = []
+    missing: list[str] = []
     for make in makers:
         try:
-            targets += make()
+            targets += [target for target in make() if wanted(target.name)]
         except MissingError as error:
             missing.append(str(error))
     return targets, missing
 
 
-def hours_left(entries: list[Entry], total: int) -> float:
-    """Return hours of a core to all goals, and to a total, at the rates there were so far.
-
-    Where there was none, at a guess. More edges may be found late, and so more be asked for.
-    """
-    seconds, done = 0.0, 0
-    for entry in entries:
-        left = 0 if entry.given_up else max(0, entry.goal - entry.progress.executions)
-        seconds += left / _rate(entry)
-        done += entry.progress.executions + left
-    fastest = sorted(map(_rate, entries))[-FASTEST:]
-    if fastest:
-        seconds += max(0, total - done) * len(fastest) / sum(fastest)
-    return seconds / 3600
+# -- campaigns -------------------------------------------------------------------------------------
 
 
-def _rate(entry: Entry) -> float:
-    return entry.progress.rate or GUESSED[entry.target.python]
+def run_short(targets: list[Target], seconds: float, jobs: int, failures: Path) -> None:
+    """Run each target once in its share of the time, the longest first so that all end at once."""
+    share = seconds * jobs / sum(target.weight for target in targets)
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(jobs) as pool:
+
+        def work(target: Target) -> None:
+            target.run(target, Run(share * target.weight, Path(scratch, target.name), failures))
+            print(line_of(target), flush=True)
+
+        list(pool.map(work, sorted(targets, key=lambda target: -target.weight)))
 
 
-def _left(entries: list[Entry], total: int) -> str:
-    """Return a line for each target, and one for all."""
-    lines = [
-        f"{entry.target.name:24}{entry.progress.executions:13} of {entry.goal:10},"
-        f" {hours_left([entry], 0):6.2f} hours of a core left"
-        for entry in entries
-    ]
-    return "\n".join([*lines, f"{hours_left(entries, total):.1f} hours of a core left in all"])
-
-
-def _table(entries: list[Entry]) -> str:
-    head = (
-        f"{'target':24}{'executions':>13}{'/s':>9}{'edges':>7}{'last new':>9}{'corpus':>8} findings"
-    )
-    lines = [head]
-    for entry in entries:
-        done = entry.progress
-        edges = max(done.best.values(), default=0)
-        lines.append(
-            f"{entry.target.name:24}{done.executions:13}{done.rate:9.0f}{edges:7}"
-            f"{done.last_new_fraction:9.2f}{done.corpus:8} {len(done.open_findings)}"
-        )
-    return "\n".join([*lines, f"{_executions(entries)} executions in all"])
-
-
-def _record(entries: list[Entry], goal: int, command: str) -> None:
-    by_target = {
-        entry.target.name: {
-            "engine": entry.target.engine,
-            "sanitizers": list(entry.target.sanitizers),
-            **entry.progress.figures(),
-        }
-        for entry in entries
-    }
-    figures: dict[str, Any] = {
-        "command": command,
-        "goal": goal,
-        "executions": _executions(entries),
-        "findings": sum(one["findings"] for one in by_target.values()),
-        "open_findings": sum(len(entry.progress.open_findings) for entry in entries),
-        "short_of_goal": [entry.target.name for entry in entries if not entry.reached],
-        "seconds_of_a_core": round(sum(entry.progress.seconds for entry in entries)),
-        "by_target": by_target,
-    }
-    print(write_record("fuzz", figures))
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Run every fuzzer.")
-    parser.add_argument("--seconds", type=float, help="share so many, and record nothing")
-    parser.add_argument("--goal", type=int, default=GOAL, help="executions of each C target")
-    parser.add_argument("--stop-after", type=float, help="seconds; go on in another run")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--failures", type=Path, default=FAILURES, help="folder of what is found")
-    parser.add_argument("--list", action="store_true", help="say what there is, and how long")
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="names, or their beginnings")
-    return parser.parse_args()
-
-
-def _chosen(targets: list[Target], names: list[str]) -> list[Target]:
-    if not names:
-        return targets
-    for name in names:
-        if not any(target.name.startswith(name) for target in targets):
-            there = ", ".join(target.name for target in targets)
-            sys.exit(f"there is no target {name}; there are {there}")
-    return [target for target in targets if target.name.startswith(tuple(names))]
-
-
-def _total(options: argparse.Namespace) -> int:
-    """Return how many executions are wanted of all targets together."""
-    return 0 if options.targets else TOTAL_SHARE * options.goal
-
-
-def _entries(targets: list[Target], goal: int, state: Path | None) -> list[Entry]:
-    """Return the targets with what they did so far, here or as the record says."""
-    now, entries = commit(), []
-    known = json.loads(RECORD.read_text())["by_target"] if state and RECORD.exists() else {}
+def run_long(targets: list[Target], jobs: int, until: float, failures: Path) -> None:
+    """Run parts of the targets in turn until all have reached their goals, or until a time."""
+    state = STATE / "progress"
+    state.mkdir(parents=True, exist_ok=True)
     for target in targets:
-        name = target.name
-        done = Progress() if state is None else load(state / f"{name}.json", known.get(name))
-        own = goal // PYTHON_SHARE if target.python else goal
-        entries.append(Entry(target, max(1, own), done, now))
-    return entries
+        with suppress(FileNotFoundError):
+            target.progress = Progress(**json.loads((state / target.name).read_text()))
+
+    def work(target: Target) -> None:
+        left = until - time.monotonic()
+        if left < 1:
+            return
+        large = target.parts % LARGE_EVERY == 1
+        target.parts += 1
+        work_folder = STATE / "corpora" / target.name
+        target.run(target, Run(min(PART, left), work_folder, failures, large))
+        (state / target.name).write_text(json.dumps(asdict(target.progress)))
+        print(line_of(target), flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting := [target for target in targets if not target.reached]:
+                list(pool.map(work, waiting))
+                if time.monotonic() >= until - 1:
+                    return
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)  # when the running parts have ended
+            raise
 
 
-def _run(options: argparse.Namespace, targets: list[Target], scratch: Path) -> list[Entry]:
-    """Run them in one of the two forms; return what came of it."""
-    short = options.seconds is not None
-    state = None if short else STATE / "runs"
-    entries = _entries(targets, options.goal, state)
-    folder = scratch if short else STATE / "corpora"
-    processes = Processes()
-    campaign = Campaign(entries, folder, state, options.failures.resolve(), processes)
-    signal.signal(signal.SIGTERM, lambda *_: processes.end())
-    signal.signal(signal.SIGINT, lambda *_: processes.end())
-    if short:
-        campaign.short(options.seconds, options.jobs)
-    else:
-        until = float("inf")
-        if options.stop_after is not None:
-            until = time.monotonic() + options.stop_after
-        campaign.long(_total(options), options.jobs, until)
-    return entries
+def line_of(target: Target) -> str:
+    """Return the figures of a target as a line."""
+    done = target.progress
+    return (
+        f"{target.name}: {done.executions} executions, {done.rate:.0f}/s,"
+        f" {max(done.edges.values(), default=0)} edges, last new at {done.last_new_fraction:.2f},"
+        f" corpus {done.corpus}, {len(done.open_findings)} findings"
+    )
+
+
+def record(targets: list[Target]) -> dict[str, Any]:
+    """Return the figures of a campaign for its record."""
+    return {
+        "command": "python -m fuzz.campaign",
+        "goal": GOAL,
+        "executions": sum(target.progress.executions for target in targets),
+        "findings": sum(len(target.progress.findings) for target in targets),
+        "open_findings": sum(len(target.progress.open_findings) for target in targets),
+        "short_of_goal": [target.name for target in targets if not target.reached],
+        "seconds_of_a_core": round(sum(target.progress.seconds for target in targets)),
+        "by_target": {
+            target.name: {"engine": target.engine, **asdict(target.progress)} for target in targets
+        },
+    }
 
 
 def main() -> int:
-    """Return 0 if nothing was found, 1 if something was, 2 if an engine is missing."""
-    options = _arguments()
-    os.environ["GIT_OPTIONAL_LOCKS"] = "0"  # or to ask for the commit could stop somebody's own
-    scratch = Path(tempfile.mkdtemp(prefix="attestkit-fuzz-"))
-    try:
-        targets, missing = _found(
-            scratch / "build", options.targets, short=options.seconds is not None
-        )
-        chosen = _chosen(targets, options.targets)
-        if options.list:
-            entries = _entries(chosen, options.goal, STATE / "runs")
-            print("\n".join([_left(entries, _total(options)), *missing]))
-            return 0
-        if missing and options.seconds is None and not options.targets:
+    """Return 0 without a finding, 1 with one, 2 if an engine is missing in the long form."""
+    parser = argparse.ArgumentParser(description="Run every fuzzer.")
+    parser.add_argument("--seconds", type=float, help="share so many, and record nothing")
+    parser.add_argument("--stop-after", type=float, default=float("inf"), metavar="SECONDS")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--failures", type=Path, default=FAILURES, help="folder of failed inputs")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="names, or their beginnings")
+    options = parser.parse_args()
+    short = options.seconds is not None
+    failures = options.failures.resolve()
+    with tempfile.TemporaryDirectory(prefix="attestkit-fuzz-") as build:
+        targets, missing = find_targets(Path(build), options.targets, short=short)
+        if missing and not (short or options.targets):
             print("\n".join(missing), file=sys.stderr)
             return 2
-        entries = _run(options, chosen, scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    print(_table(entries))
-    if missing and not options.targets:
-        print("left out:", *missing, sep="\n  ")
-    if options.seconds is None and options.goal == GOAL and not options.targets:
-        _record(entries, GOAL, "python -m fuzz.campaign")
-    findings = [finding for entry in entries for finding in entry.progress.open_findings]
-    print(*(f"found: {finding}" for finding in findings), sep="\n")
+        if not targets:
+            sys.exit(f"no target {' '.join(options.targets)}; {'; '.join(missing)}")
+        if short:
+            run_short(targets, options.seconds, options.jobs, failures)
+        else:
+            run_long(targets, options.jobs, time.monotonic() + options.stop_after, failures)
+    for line in missing:
+        print(f"not run: {line}")
+    if not (short or options.targets):
+        print(write_record("fuzz", record(targets)))
+    findings = [finding for target in targets for finding in target.progress.open_findings]
+    for finding in findings:
+        print(f"found: {finding}")
     return 1 if findings else 0
 
 

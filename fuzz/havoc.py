@@ -1,6 +1,5 @@
-"""Changes to bytes of any kind, some of them where a format has its numbers."""
+"""Changes to bytes of any kind."""
 
-from collections.abc import Sequence
 from random import Random
 
 NUMBERS = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 16, 17, 20, 23, 24, 32, 48, 64, 0x7F, 0x80, 0xFF)
@@ -12,11 +11,9 @@ def number(dice: Random) -> int:
     return dice.choice(NUMBERS if dice.random() < 0.7 else LARGE)
 
 
-def havoc(dice: Random, data: bytes, places: Sequence[int] = ()) -> bytes:
-    """Return the bytes with one change; `places` are offsets of 2- and 4-byte numbers."""
+def havoc(dice: Random, data: bytes) -> bytes:
+    """Return the bytes with one change."""
     at = int(dice.random() * (len(data) + 1))
-    if places and dice.random() < 0.6:
-        at = dice.choice(places)
     return dice.choice(_CHANGES)(dice, data, at)
 
 

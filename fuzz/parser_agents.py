@@ -34,8 +34,8 @@ def _backend(client: AgentClient) -> DstackAgent:
 
 
 _CALLS: Final[tuple[Callable[[AgentClient], object], ...]] = (
-    lambda client: AgentKeys(client).derive("path", "purpose", "ed25519"),
-    lambda client: AgentKeys(client).derive_separated("path", "p256"),
+    lambda client: AgentKeys(client).derive_compat("path", "purpose", "ed25519"),
+    lambda client: AgentKeys(client).derive("path", "p256"),
     lambda client: AgentKeys(client).sign(b"data", "secp256k1"),
     lambda client: _backend(client).get_quote(bytes(64)),
     lambda client: _backend(client).get_quote_response(bytes(64)),

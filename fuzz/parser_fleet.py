@@ -28,7 +28,7 @@ def _entries(raw: bytes) -> list[BatchEntry]:
     The first byte says whether report data is given, and whether a bundle's collateral counts.
     """
     how = raw[0] if raw else 0
-    defaults = EntryDefaults(_OWN if how & 1 else None, own_collateral=bool(how & 2))
+    defaults = EntryDefaults(None, _OWN if how & 1 else None, own_collateral=bool(how & 2))
     entries = list(read_lines(io.BytesIO(raw[1:]), Path("lines"), defaults))
     errors = [entry.error for entry in entries if entry.error is not None]
     for error in errors:

@@ -29,7 +29,8 @@ from attestkit.errors import (
 )
 from attestkit.keys import AppKeys
 from attestkit.report_data import ReportData
-from attestkit.serve.config.agent_config_file import Config, parse_config
+from attestkit.serve.config.agent_config_file import parse_config
+from attestkit.serve.config.command_line import Config
 from attestkit.serve.config.limits import parse_limit
 from attestkit.serve.config.option_values import parse_address, seed_from_hex
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy

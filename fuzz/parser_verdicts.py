@@ -70,9 +70,9 @@ def _read(_raw: bytes, found: object) -> None:
 
 def ear_samples() -> list[bytes]:
     """Return tokens of each kind, their parts, keys, and queries."""
-    found = [b"e" + sign_ear(create_small_result(), P256, nonce=NONCE, form=form) for form in FORMS]
+    found = [b"e" + sign_ear(create_small_result(nonce=NONCE), P256, form=form) for form in FORMS]
     for result in _results():
-        more: dict[str, Any] = {"nonce": NONCE, "policy_id": "urn:p", "raw_evidence": b"\0\1"}
+        more: dict[str, Any] = {"policy_id": "urn:p", "raw_evidence": b"\0\1"}
         for options in ({}, more):
             found += _parts(result, **options)
     nonce = b"&nonce=0011223344556677"

@@ -6,6 +6,7 @@ from fuzz import (
     parser_agents,
     parser_certificates,
     parser_collateral,
+    parser_cores,
     parser_documents,
     parser_evidence,
     parser_fleet,
@@ -35,6 +36,7 @@ _FILES: Final = (
     parser_verdicts,
     parser_http,
     parser_fleet,
+    parser_cores,
 )
 
 TARGETS: Final[dict[str, ParserTarget]] = {
@@ -52,6 +54,8 @@ READERS: Final[dict[str, str]] = {
     "_crypto.x509.sgx_extension": "sgx_extension",
     "_crypto.x509.sgx_pki_writer": "crl",
     "_crypto.x509.cert_path": "path_certificate",
+    "_formats.cursor": "cbor",
+    "_formats.msgpack": "v1_msgpack",
     "_formats.strict_json": "app_keys",
     "_formats.toml": "policy",
     "_formats.typed_json": "app_compose",
@@ -60,7 +64,6 @@ READERS: Final[dict[str, str]] = {
     "attestation.wire.agent_response": "agent_response",
     "attestation.app_info": "app_info",
     "attestation.wire.v1_cbor": "cbor_evidence",
-    "attestation.kms_cert_request": "cert_request",
     "attestation.cmw.record": "cmw",
     "attestation.cmw.evidence": "attestation",
     "attestation.cmw.json_form": "cmw",
@@ -120,7 +123,7 @@ READERS: Final[dict[str, str]] = {
     "serve.container_logs.query_parameters": "log_parameters",
     "serve.rpc.protobuf_codec": "protobuf",
     "serve.rpc.query_codec": "query",
-    "serve.worker_pool.metrics_aggregation": "tally",
+    "serve.counters": "tally",
     "serve.verifier_service.response": "verify_request",
     "attestation.snp_certificates": "snp_certificates",
     "snp_report": "snp_report",
@@ -132,6 +135,7 @@ READERS: Final[dict[str, str]] = {
     "verifier.ear.envelope": "ear",
     "verifier.dcap.pck_chain": "pck_chain",
     "verifier.policy.appraisal_policy": "policy",
+    "verifier.policy.rules": "policy",
     "verifier.policy.toml_reader": "policy",
     "verifier.platforms.snp_chain": "snp_endorsements",
     "verifier.dcap.tcb_info": "tcb_info",
@@ -139,7 +143,6 @@ READERS: Final[dict[str, str]] = {
 """Modules of attestkit that read what was sent, and the target that gets there."""
 
 _DEVICE: Final = "reads a device or a file; what is in it is parsed elsewhere"
-_BENCH: Final = "calls the peers of benchmarks"
 _OWNER: Final = "whoever starts the program says it, and it is short"
 
 LEFT_OUT: Final[dict[str, str]] = {
@@ -164,17 +167,12 @@ LEFT_OUT: Final[dict[str, str]] = {
         "reads the files that options name; what is in them is parsed elsewhere"
     ),
     "cli.batch.executors": _OWNER,
-    "cli.bench.event_logs": _BENCH,
-    "cli.bench.quotes": _BENCH,
     "cli.commands.verify_many": "opens its input; lines are parsed by cli.batch.input_lines",
     "cli.options.backend": _OWNER,
-    "cli.options.ear_signing": _OWNER,
     "cli.options.report_data": _OWNER,
     "cli.doctor.examine": _DEVICE,
     "cli.options.click_types": _OWNER,
     "cli.input.read_input": _DEVICE,
-    "ra_tls.connection": "carries bytes through TLS; certificates are the target ra_tls",
-    "verifier.batch.scheduler": "checks a number; evidence goes to the verifier as it came",
     "event_log.journal_files": "reads files; the target journal has them in memory",
     "serve.api_docs.api_model": "reads docstrings of ours",
     "serve.worker_pool.supervisor": (
@@ -183,8 +181,8 @@ LEFT_OUT: Final[dict[str, str]] = {
     "serve.http.protocol": "HTTP of the server: fuzz/request_*.py are its fuzzers",
     "serve.config.command_line": _OWNER,
     "serve.systemd.notify_watchdog": _OWNER,
-    "serve.config.agent_settings": _OWNER,
     "serve.systemd.service": _OWNER,
+    "serve.verifier_factory": "reads the files that options name; their parsers have targets",
     "serve.machine_info": "reads the kernel's own files",
     "verifier.dcap.authenticate": "reads what the verification library says of evidence",
 }

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fuzz.request_words import LARGEST, as_text, dictionary, seeds
 
@@ -42,7 +42,7 @@ _SETTINGS: Final = {
 
 def campaign(
     seconds: float, folder: Path, settings: Mapping[str, str] | None = None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Run AFL++ for some time, or go on with what is in a folder.
 
     Args:
@@ -97,7 +97,7 @@ def _write_inputs(folder: Path) -> None:
         (folder / "seeds" / f"{number:04d}").write_bytes(data)
 
 
-def report(state: Path) -> dict[str, object]:
+def report(state: Path) -> dict[str, Any]:
     """Return what AFL++ has written about its runs in a folder."""
     lines = (line.partition(":") for line in (state / "fuzzer_stats").read_text().splitlines())
     stats = {name.strip(): value.strip() for name, _, value in lines}

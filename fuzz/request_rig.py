@@ -34,10 +34,9 @@ from attestkit.keys import AppKeys
 from attestkit.serve import listener_apps
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.docker.engine import Container, ContainerEngine, ContainerLog
-from attestkit.serve.http.absolute_target import TargetProtocol
 from attestkit.serve.http.asgi import App
-from attestkit.serve.http.listener_state import ListenerState
-from attestkit.serve.http.protocol import ListenerConfig
+from attestkit.serve.http.listener_state import ListenerConfig, ListenerState
+from attestkit.serve.http.protocol import HttpProtocol
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.services.context import Guest
 from attestkit.serve.verifier_service.app import VerifierApp
@@ -186,7 +185,7 @@ class _Wire(asyncio.Transport):
             self.protocol.connection_lost(error)
 
 
-class _Watched(TargetProtocol):
+class _Watched(HttpProtocol):
     """A connection that notes the requests which it reads."""
 
     def __init__(self, config: ListenerConfig, *args: Any, **kwargs: Any) -> None:
@@ -216,7 +215,7 @@ class _Engine(ContainerEngine):
     """A container engine with one container; its log says two lines, and then nothing more."""
 
     async def list_containers(self) -> list[Container]:
-        return [Container("c0ffee", ("web",), "an image", "running", "Up 2 hours", _NOW - 7200)]
+        return [Container("c0ffee", "an image", "running", "Up 2 hours", ("web",))]
 
     @asynccontextmanager
     async def open_log(
@@ -324,13 +323,14 @@ class Rig:
         simulator = guest.attester.backend
         assert isinstance(simulator, Simulator)
         verifier = Verifier(
-            simulator.trust_anchor,
-            simulator.collateral(_NOW),
+            trust_anchor=simulator.trust_anchor,
+            collateral=simulator.collateral(_NOW),
             policy=AppraisalPolicy.development(),
             clock=lambda: datetime.fromtimestamp(_NOW, timezone.utc),
         )
+        inline = InlineExecutor()
         judge = VerifierApp(
-            verifier, InlineExecutor(), max_body=_LIMITS.verifier_body, random=self._random
+            verifier, inline, inline, max_body=_LIMITS.verifier_body, random=self._random
         )
         dstack = listener_apps.dstack_app(guest)
         if os.environ.get(PLANTED):
@@ -346,7 +346,7 @@ class Rig:
 
     def _config(self, name: str, app: App) -> ListenerConfig:
         shared = ListenerState.of(name, _LIMITS, self._guest.stats.of(name), None)
-        config = ListenerConfig(app, shared)
+        config = ListenerConfig(app, shared, HttpProtocol)
         config.load()
         return config
 

@@ -12,10 +12,18 @@ _E = TypeVar("_E", bound=AttestKitError)
 
 
 @contextmanager
-def raises(kind: type[_E], *reasons: str, **values: object) -> Iterator[pytest.ExceptionInfo[_E]]:
+def raises(
+    kind: type[_E],
+    *reasons: str,
+    start: str = "",
+    part: str = "",
+    text: str | None = None,
+    **values: object,
+) -> Iterator[pytest.ExceptionInfo[_E]]:
     r"""Expect an error of exactly `kind`, with one of `reasons` and attributes `values`.
 
-    The wording of an error is not compared: it may change, and is asserted once, in one test.
+    The wording of an error is not compared: it may change, and is asserted once, in one test, with
+    `text`. It must start with `start` and contain `part`, such as the name of the wrong field.
 
     ```
     with raises(FormatError, "truncated", offset=4):
@@ -29,6 +37,9 @@ def raises(kind: type[_E], *reasons: str, **values: object) -> Iterator[pytest.E
     assert error.reason in reasons, f"reason {error.reason!r}, expected {reasons}: {error}"
     found = {name: getattr(error, name) for name in values}
     assert found == values, f"{found}, expected {values}: {error}"
+    assert text in (None, str(error)), f"expected {text!r}: {error}"
+    assert str(error).startswith(start), f"expected {start!r} at the start: {error}"
+    assert part in str(error), f"expected {part!r}: {error}"
 
 
 def errno_of(error: BaseException) -> int | None:

@@ -90,18 +90,18 @@ class FakeTd:
     def probe(cls) -> None:
         """Accept: the TD is available."""
 
-    def _asked(self) -> None:
+    def _record_thread(self) -> None:
         self.threads.add(threading.get_ident())
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Sign the registers."""
-        self._asked()
+        self._record_thread()
         if len(report_data) != 64:
             raise UsageError("report_data: must be 64 bytes", reason="wrong_size")
         time.sleep(self.seconds)
         zero, one, two = FIRMWARE
         body = TdBody(
-            mr_td=simulated_image().mrtd,
+            mrtd=simulated_image().mrtd,
             rtmr0=zero,
             rtmr1=one,
             rtmr2=two,
@@ -112,26 +112,26 @@ class FakeTd:
 
     def read_event_log(self) -> bytes:
         """Return the firmware's log."""
-        self._asked()
+        self._record_thread()
         return self.firmware_log
 
     def read_rtmr(self, register: int) -> bytes:
         """Read a register."""
-        self._asked()
+        self._record_thread()
         if register not in (0, 1, 2, 3):
             raise UsageError(f"register: must be 0 to 3: {register}", reason="out_of_range")
         return (*FIRMWARE, self.machine.read())[register]
 
     def extend_rtmr(self, register: int, digest: bytes) -> None:
         """Extend RTMR3."""
-        self._asked()
+        self._record_thread()
         if register != 3 or len(digest) != 48:
             raise UsageError("digest: must be 48 bytes", reason="wrong_size")
         self.machine.extend(digest)
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
         """Return the log of runtime events, stored beside the machine's files."""
-        self._asked()
+        self._record_thread()
         if self._journal is None:
             access = RegisterAccess(self.machine.read, self.machine.extend)
             folder = OsFolder(self.machine.log, LOCK)

@@ -167,9 +167,9 @@ def test_column_views_share_memory_with_numpy() -> None:
     """A NumPy array shares the column's memory."""
     numpy = pytest.importorskip("numpy", reason="NumPy is not a dependency")
     columns = quote_columns(SHORTEST * 3, numpy.arange(3) * len(SHORTEST))
-    mrtd = numpy.asarray(columns.mr_td)
+    mrtd = numpy.asarray(columns.mrtd)
     assert mrtd.shape == (3, 48)
-    assert numpy.shares_memory(mrtd, numpy.asarray(columns.mr_td))
+    assert numpy.shares_memory(mrtd, numpy.asarray(columns.mrtd))
     assert (mrtd == mrtd[0]).all()
     assert numpy.asarray(columns.offsets).tolist() == list(
         range(0, 3 * len(SHORTEST), len(SHORTEST))
@@ -183,13 +183,13 @@ def test_columns_are_immutable() -> None:
     with pytest.raises(UsageError):
         QuoteColumns()
     with pytest.raises(AttributeError):
-        columns.mr_td = memoryview(b"")
+        columns.mrtd = memoryview(b"")
     with pytest.raises(AttributeError):
-        del columns.mr_td
+        del columns.mrtd
     with pytest.raises(TypeError):
-        columns.mr_td[0, 0] = 1
+        columns.mrtd[0, 0] = 1
     with pytest.raises(AttributeError):
-        _ = QuoteColumns.mr_td
+        _ = QuoteColumns.mrtd
     assert set(TdQuoteBody._fields) < set(QuoteColumns.names)
 
 
@@ -304,9 +304,8 @@ def test_columns_binding_cache_compares_all_bytes() -> None:
             result = read_with_both(b"".join(batch))
             assert result[2] == "qe_binding"
             assert result[1] == sum(map(len, batch[:-1])) + at
-            with raises(FormatError, "qe_binding", offset=at) as caught:
+            with raises(FormatError, "qe_binding", offset=at, start=f"quote {len(batch) - 1}: "):
                 Quote.parse_many(batch)
-            assert caught.value.message.startswith(f"quote {len(batch) - 1}: ")
 
 
 @pytest.mark.parametrize("at", [0, 1])
@@ -350,9 +349,8 @@ def test_columns_with_out_of_range_integers_fail(offsets: Any) -> None:
     """Integers outside 0 to 2**64-1 are rejected; signed buffers are read as signed."""
     with raises(FormatError, "offsets"):
         quote_columns(SHORTEST, offsets)
-    with raises(FormatError, "offsets") as caught:
+    with raises(FormatError, "offsets", start="quote 1: "):
         quote_columns(SHORTEST, array("q", [0, -1]))
-    assert caught.value.message.startswith("quote 1: ")
 
 
 @pytest.mark.parametrize(
@@ -414,16 +412,6 @@ def test_columns_of_mutated_batch_agree_with_quote_parse(
     with pytest.raises(FormatError) as caught:
         Quote.parse_many(rows)
     assert (caught.value.message, caught.value.reason) == (result[0], result[2])
-
-
-@settings(max_examples=300, database=None, deadline=None)
-@given(st.binary(max_size=200), st.none() | st.lists(st.integers(0, 210), max_size=4))
-def test_columns_of_arbitrary_bytes_raise_only_format_error(
-    data: bytes, starts: list[int] | None
-) -> None:
-    """Arbitrary bytes raise FormatError unless they contain no quote."""
-    result = read_with_both(SHORTEST + data, starts)
-    assert isinstance(result[0], str) or not data.strip(b"\0") or starts == []
 
 
 def test_columns_of_many_machines() -> None:

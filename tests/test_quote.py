@@ -9,10 +9,9 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
 
 import attestkit.quote
-from attestkit.errors import AttestKitError, FormatError, UsageError
+from attestkit.errors import FormatError, UsageError
 from attestkit.quote import (
     TEE_SGX,
     TEE_TDX,
@@ -25,9 +24,8 @@ from attestkit.quote import (
 )
 from tests.quotes import PATTERN, VECTORS, made_quote, made_quotes, sample
 from tests.raising import raises
-from tests.thorough import thorough
 from tests.untyped import untyped, with_false_length
-from tests.vectors import load, needs_shared, path_of
+from tests.vectors import load, needs_shared, path_of, td_fields
 
 NEGATIVE: list[dict[str, Any]] = load("quotes.json").get("negative", [])
 GOOD = [v for v in VECTORS if v["trailing_all_zero"]]
@@ -86,9 +84,9 @@ def test_quote_of_hardware_matches_vector(vector: dict[str, Any]) -> None:
         check_enclave_report(quote.body, vector["body"])
     else:
         assert isinstance(quote.body, TdQuoteBody)
-        listed = {name: bytes.fromhex(value) for name, value in vector["body"].items()}
+        listed = td_fields(vector["body"])
         assert quote.body == TdQuoteBody(**listed)
-        assert quote.mrtd == listed["mr_td"]
+        assert quote.mrtd == listed["mrtd"]
         assert quote.rtmrs == tuple(listed[f"rtmr{i}"] for i in range(4))
     assert quote.report_data.hex() == vector["body"]["report_data"]
 
@@ -137,18 +135,6 @@ def test_quote_mutation_fails_with_listed_reason(vector: dict[str, Any]) -> None
     assert caught.value.reason == vector["expect"]
     assert caught.value.offset is not None
     assert 0 <= caught.value.offset <= len(data)
-
-
-@needs_shared
-@pytest.mark.parametrize("vector", VECTORS, ids=path_of)
-def test_quote_truncated_fails_at_its_end(vector: dict[str, Any]) -> None:
-    """The error of a truncated quote names the byte at which it ends."""
-    data = sample(vector["path"])[: vector["canonical_len"]]
-    for size in range(len(data)):
-        with pytest.raises(FormatError) as caught:
-            Quote.parse(data[:size])
-        assert caught.value.offset == size
-    assert Quote.parse(data).padding == 0
 
 
 @pytest.mark.parametrize("data", made_quotes(), ids=len)
@@ -207,6 +193,8 @@ def test_enclave_quote_registers_are_not_applicable(quote: bytes, name: str) -> 
         (made_quote(3), "tee_type", 4),
         (made_quote(5, 0x81, 1), "body_tee_mismatch", 48),
         (made_quote(5, 0, 2), "body_tee_mismatch", 48),
+        # Body type 4 has not been published in a signed quote.
+        (made_quote(5)[:48] + b"\4" + made_quote(5)[49:], "body_type", 48),
         (made_quote(certification=(6, b"")), "inner_cert_type", 1252),
         (made_quote(certification=(0, b"")), "inner_cert_type", 1252),
         (made_quote() + bytes(70) + b"\n", "trailing_bytes", 1258 + 70),
@@ -222,21 +210,12 @@ def test_quote_violating_rule_names_reason_and_offset(
         Quote.parse(quote)
 
 
-def test_quote_of_body_type_4_fails() -> None:
-    """Body type 4 has not been published in a signed quote, so it is rejected."""
-    data = bytearray(made_quote(5, 0x81, 3))
-    data[48] = 4
-    with raises(FormatError, "body_type", offset=48):
-        Quote.parse(bytes(data))
-
-
 def test_quote_binding_covers_64_bytes() -> None:
     """The second half of the QE's report data must be zero."""
     data = bytearray(made_quote())
     data[770 + 320 + 63] = 1
-    with pytest.raises(FormatError) as caught:
+    with raises(FormatError, "qe_binding", offset=770 + 320):
         Quote.parse(bytes(data))
-    assert (caught.value.reason, caught.value.offset) == ("qe_binding", 770 + 320)
 
 
 def test_quote_padding_is_counted_and_ignored() -> None:
@@ -320,9 +299,8 @@ def test_parse_many_keeps_order_and_names_invalid_quote() -> None:
     quotes = made_quotes()
     assert Quote.parse_many(quotes) == [Quote.parse(data) for data in quotes]
     assert Quote.parse_many(iter(())) == []
-    with raises(FormatError, "short_header", offset=1) as caught:
+    with raises(FormatError, "short_header", offset=1, start="quote 2: "):
         Quote.parse_many([*quotes[:2], b"\4"])
-    assert caught.value.message.startswith("quote 2: ")
     with raises(UsageError, "wrong_type"):
         Quote.parse_many([quotes[0], untyped("00")])
 
@@ -335,17 +313,6 @@ def test_quote_part_of_wrong_size_fails(size: int) -> None:
             part.parse(bytes(size))
         with pytest.raises(UsageError):
             part.parse(untyped(bytearray(size)))
-
-
-@thorough(
-    st.one_of(st.binary(max_size=64), st.binary(max_size=400).map(lambda b: made_quote()[:48] + b)),
-    few=300,
-    many=2000,
-)
-def test_quote_of_arbitrary_bytes_raises_only_attestkit_errors(data: bytes) -> None:
-    """Arbitrary bytes raise only an AttestKitError."""
-    with pytest.raises(AttestKitError):
-        Quote.parse(data)
 
 
 @pytest.mark.parametrize("kind", [1, 2, 3, 4])

@@ -46,6 +46,16 @@ def test_bind_is_hash_of_tag_and_content() -> None:
     assert ReportData.bind(ReportData.APP_DATA, b"key") != expected
 
 
+@given(st.binary(min_size=8, max_size=64))
+def test_nonce_has_tag_of_its_own(nonce: bytes) -> None:
+    """A nonce is bound by SHA-512 over its own tag, so it is no other kind of binding."""
+    bound = ReportData.for_nonce(nonce)
+    assert bound == hashlib.sha512(b"nonce:" + nonce).digest()
+    assert bound != ReportData.pad(nonce)
+    for tag in (ReportData.RATLS_CERT, ReportData.APP_DATA, ReportData.KMS_ROOT_CA):
+        assert bound != ReportData.bind(tag, nonce)
+
+
 @given(st.binary(max_size=64))
 def test_pad_keeps_data_and_appends_zeros(data: bytes) -> None:
     """The data come first, followed by zeros only."""

@@ -6,14 +6,12 @@ from hashlib import sha384
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
 
-from attestkit.errors import AttestKitError, FormatError, UsageError
+from attestkit.errors import FormatError, UsageError
 from attestkit.quote import TdQuoteBody
 from attestkit.td_report import TdReport
 from tests.quotes import PATTERN
 from tests.raising import raises
-from tests.thorough import thorough
 from tests.untyped import untyped, with_false_length
 from tests.vectors import data, load, needs_shared, path_of
 
@@ -74,9 +72,9 @@ def test_td_report_of_hardware_matches_vector(vector: dict[str, Any]) -> None:
     assert report.mr_service_td.hex() == info.pop("servtd_hash")
     for name, value in {**tcb, **info}.items():
         if name != "reserved_zero":
-            assert getattr(report, name).hex() == value
+            ours = "mrtd" if name == "mr_td" else name  # the vectors have upstream's name
+            assert getattr(report, ours).hex() == value
     assert report.rtmrs == (report.rtmr0, report.rtmr1, report.rtmr2, report.rtmr3)
-    assert report.mrtd == report.mr_td
     assert report.raw == data(vector["path"])
 
 
@@ -101,7 +99,7 @@ def test_td_report_fields_of_every_version(version: int, valid: int) -> None:
     assert any(report.tee_tcb_svn2) == (valid == 0x301FF)
     assert report.td_attributes == raw[512:520]
     assert report.xfam == raw[520:528]
-    assert report.mr_td == raw[528:576]
+    assert report.mrtd == raw[528:576]
     assert b"".join(report.rtmrs) == raw[720:912]
     assert any(report.mr_service_td) == (version > 0)
     assert (report.td_id, report.vmid, report.td_info_valid) == (
@@ -176,7 +174,7 @@ def test_td_report_with_changed_hashed_byte_fails() -> None:
             assert rejection_of(bytes(report)) == ("inconsistent", field)
 
 
-@pytest.mark.parametrize("report", ["00", bytearray(1024), None])
+@pytest.mark.parametrize("report", ["00", bytearray(1024), None, with_false_length(b"\x81", 1024)])
 def test_td_report_of_other_type_is_usage_error(report: object) -> None:
     """A report is bytes."""
     with raises(UsageError, "wrong_type"):
@@ -188,23 +186,6 @@ def test_td_report_to_dict_and_repr() -> None:
     report = TdReport.parse(update_hashes(make_report(1, 0x301FF)))
     fields = json.loads(json.dumps(report.to_dict()))
     assert fields["version"] == 1
-    assert fields["mr_td"] == report.mr_td.hex()
+    assert fields["mrtd"] == report.mrtd.hex()
     assert "raw" not in fields
     assert repr(report) == f"<TdReport v1, report_data {report.report_data[:8].hex()}...>"
-
-
-@thorough(
-    st.one_of(st.binary(max_size=32), st.binary(min_size=32, max_size=64).map(lambda b: b * 32)),
-    few=200,
-    many=1000,
-)
-def test_td_report_of_arbitrary_bytes_raises_only_attestkit_errors(report: bytes) -> None:
-    """Arbitrary bytes raise only an AttestKitError."""
-    with pytest.raises(AttestKitError):
-        TdReport.parse(report)
-
-
-def test_td_report_of_bytes_subclass_is_usage_error() -> None:
-    """A bytes subclass with an overridden length is rejected."""
-    with pytest.raises(UsageError):
-        TdReport.parse(with_false_length(b"\x81", 1024))

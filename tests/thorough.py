@@ -14,8 +14,6 @@ from hypothesis.strategies import SearchStrategy
 
 from tests.untyped import untyped
 
-__all__ = ["slow", "thorough"]
-
 Property = Callable[..., None]
 
 

@@ -28,3 +28,9 @@ def data(name: str) -> bytes:
 def path_of(vector: dict[str, Any]) -> str:
     """Return the path of a vector's sample, as an id for pytest."""
     return str(vector["path"])
+
+
+def td_fields(body: dict[str, str]) -> dict[str, bytes]:
+    """Return the fields of a TD body in a vector, which has upstream's name of MRTD."""
+    renamed = {"mrtd" if name == "mr_td" else name: value for name, value in body.items()}
+    return {name: bytes.fromhex(value) for name, value in renamed.items()}

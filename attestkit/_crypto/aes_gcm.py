@@ -7,10 +7,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from attestkit.errors import UsageError, VerificationError
 
-__all__ = ["IV_SIZE", "TAG_SIZE", "aes_gcm_decrypt", "aes_gcm_encrypt"]
-
 IV_SIZE: Final = 12
-TAG_SIZE: Final = 16
 
 
 def aes_gcm_encrypt(key: bytes, iv: bytes, plaintext: bytes) -> bytes:
@@ -32,12 +29,11 @@ def aes_gcm_decrypt(key: bytes, iv: bytes, ciphertext: bytes) -> bytes:
     try:
         return _cipher(key, iv).decrypt(iv, ciphertext, None)
     except InvalidTag as error:
-        message = "AES-GCM: authentication tag is not valid"
-        raise VerificationError(message, reason="bad_signature") from error
+        text = "ciphertext: authentication failed (AES-256-GCM): wrong key, or the data was changed"
+        raise VerificationError(text, reason="bad_signature") from error
 
 
 def _cipher(key: bytes, iv: bytes) -> AESGCM:
     if len(key) != 32 or len(iv) != IV_SIZE:
-        message = f"AES-256-GCM: key must have 32 bytes and IV {IV_SIZE}"
-        raise UsageError(message, reason="wrong_size")
+        raise UsageError(f"AES-256-GCM: key must be 32 bytes, IV {IV_SIZE}", reason="wrong_size")
     return AESGCM(key)

@@ -8,21 +8,6 @@ from typing import Final
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
 
-__all__ = [
-    "BIT_STRING",
-    "BOOLEAN",
-    "GENERALIZED_TIME",
-    "IA5_STRING",
-    "INTEGER",
-    "OCTET_STRING",
-    "OID",
-    "SEQUENCE",
-    "UTC_TIME",
-    "DerReader",
-    "context",
-    "dotted_oid",
-]
-
 BOOLEAN: Final = 0x01
 INTEGER: Final = 0x02
 BIT_STRING: Final = 0x03
@@ -39,6 +24,15 @@ _LONG: Final = {1: 0x80, 2: 1 << 8, 3: 1 << 16, 4: 1 << 24}
 def context(number: int) -> int:
     """Return the tag of a constructed, context-specific element, such as [3] EXPLICIT."""
     return 0xA0 | number
+
+
+def encode_element(tag: int, content: bytes) -> bytes:
+    """Return an element with its length in the shortest form."""
+    size = len(content)
+    if size < 0x80:
+        return bytes([tag, size]) + content
+    octets = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes([tag, 0x80 | len(octets)]) + octets + content
 
 
 class DerReader:
@@ -60,9 +54,10 @@ class DerReader:
         start, end = self._element(tag)
         return self._data[start:end]
 
-    def whole(self, tag: int) -> bytes:
-        """Read an element and return it, including tag and length."""
+    def whole(self, tag: int | None = None) -> bytes:
+        """Read an element (of any tag, if `tag` is None); return its tag, length and content."""
         at = self.at
+        tag = (self.tag() or 0) if tag is None else tag
         _, end = self._element(tag)
         return self._data[at:end]
 
@@ -91,7 +86,7 @@ class DerReader:
         return content == b"\xff"
 
     def bits(self) -> tuple[int, bytes]:
-        """Read a BIT STRING; return the number of unused bits, which must be zero, and bytes."""
+        """Read a BIT STRING; return the number of unused bits (which must be 0), and the bytes."""
         at = self.at
         content = self.content(BIT_STRING)
         unused = content[0] if content else 8

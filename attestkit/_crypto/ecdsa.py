@@ -12,28 +12,13 @@ from coincurve import PrivateKey, PublicKey
 from coincurve.context import GLOBAL_CONTEXT
 from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import (
-    encode_dss_signature,
-)
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.zeroize import Secret, own_copy, wipe, wipe_field
+from attestkit._sanitize import require_size
 from attestkit.errors import FormatError, SignatureError, UsageError
-
-__all__ = [
-    "P256_ORDER",
-    "P256_SPKI_HEAD",
-    "K256Key",
-    "P256Key",
-    "k256_public_key",
-    "k256_recover",
-    "k256_sign",
-    "k256_sign_recoverable",
-    "k256_verify",
-    "p256_verify",
-    "p256_verify_der",
-]
 
 _K256_RANGE: Final = "secp256k1 secret: must be in 1..n-1"
 _CURVE: Final = ec.SECP256R1()
@@ -51,9 +36,10 @@ P256_SPKI_HEAD: Final = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d0
 
 
 class _Signer(PrivateKey):
-    """coincurve's key without its Schnorr key pair, on bytes that this module can wipe.
+    """Private key for coincurve's functions; it refers to bytes that this module can wipe.
 
-    Creating the key pair leaves a copy of the secret in memory, and takes as long as a signature.
+    coincurve's own class also creates a key pair for Schnorr signatures, which leaves a copy of the
+    secret in memory and takes as long as a signature.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -73,7 +59,7 @@ class K256Key(Secret):
         Raises:
             UsageError: If the secret does not have 32 bytes, or is not in 1..n-1.
         """
-        _check_size("secp256k1 secret", secret, 32)
+        require_size("secp256k1 secret", secret, 32)
         self._secret = own_copy(secret)
         try:
             self._key = _Signer(self._secret)
@@ -82,13 +68,13 @@ class K256Key(Secret):
         self.public_key: bytes = self._key.public_key.format()  # 33 bytes, compressed SEC1
 
     def sign_recoverable(self, digest: bytes) -> bytes:
-        """Return r, s and v over a 32-byte digest: 65 bytes, with low s, and v 0 or 1."""
-        _check_size("digest", digest, 32)
+        """Return the signature over a 32-byte digest: r, s (low) and v (0 or 1), 65 bytes."""
+        require_size("digest", digest, 32)
         signature: bytes = self._key.sign_recoverable(digest, hasher=None)
         return signature
 
     def sign(self, digest: bytes) -> bytes:
-        """Return r and s over a 32-byte digest: 64 bytes, with low s."""
+        """Return the signature over a 32-byte digest: r and s (low), 64 bytes."""
         return self.sign_recoverable(digest)[:64]
 
     def __del__(self, *, _wipe: Callable[[object, str], None] = wipe_field) -> None:
@@ -104,22 +90,12 @@ def k256_public_key(secret: bytes, *, compressed: bool = True) -> bytes:
     Raises:
         UsageError: If the secret does not have 32 bytes, or is not in 1..n-1.
     """
-    _check_size("secp256k1 secret", secret, 32)
+    require_size("secp256k1 secret", secret, 32)
     try:
         public: bytes = PublicKey.from_secret(secret).format(compressed)
     except ValueError as error:
         raise UsageError(_K256_RANGE, reason="invalid_key") from error
     return public
-
-
-def k256_sign(secret: bytes, digest: bytes) -> bytes:
-    """Return r and s over a 32-byte digest: 64 bytes, with low s; UsageError as `K256Key`."""
-    return K256Key(secret).sign(digest)
-
-
-def k256_sign_recoverable(secret: bytes, digest: bytes) -> bytes:
-    """Return r, s and v (65 bytes) over a 32-byte digest; UsageError as `K256Key`."""
-    return K256Key(secret).sign_recoverable(digest)
 
 
 def k256_recover(signature: bytes, digest: bytes) -> bytes:
@@ -131,7 +107,7 @@ def k256_recover(signature: bytes, digest: bytes) -> bytes:
         SignatureError: If the signature does not have 65 bytes, or no key matches it.
         UsageError: If the digest does not have 32 bytes.
     """
-    _check_size("digest", digest, 32)
+    require_size("digest", digest, 32)
     if len(signature) != 65:
         message = f"secp256k1: recoverable signature must have 65 bytes, not {len(signature)}"
         raise SignatureError(message, reason="bad_signature")
@@ -145,7 +121,7 @@ def k256_recover(signature: bytes, digest: bytes) -> bytes:
 
 
 def k256_verify(public_key: bytes, signature: bytes, digest: bytes) -> bool:
-    """Return whether a signature over a digest is valid; one with high s is not.
+    """Return whether a signature over a digest is valid; a signature with high s is invalid.
 
     Args:
         public_key: SEC1, compressed (33 bytes) or uncompressed (65 bytes).
@@ -159,15 +135,13 @@ def k256_verify(public_key: bytes, signature: bytes, digest: bytes) -> bool:
     head = public_key[:1]
     # libsecp256k1 also accepts the hybrid form (06, 07), which other implementations reject.
     if (len(public_key), head) not in {(33, b"\x02"), (33, b"\x03"), (65, b"\x04")}:
-        message = "invalid public key: must be 33 or 65 bytes of SEC1"
-        raise UsageError(message, reason="invalid_key")
+        raise UsageError("invalid public key: must be 33 or 65 bytes of SEC1", reason="invalid_key")
     try:
         key = PublicKey(public_key)
     except ValueError as error:
-        message = "invalid public key: not on the curve secp256k1"
-        raise UsageError(message, reason="invalid_key") from error
+        raise UsageError("invalid public key: not on secp256k1", reason="invalid_key") from error
     r, s = _split(signature, _K256_ORDER)
-    _check_size("digest", digest, 32)
+    require_size("digest", digest, 32)
     valid: bool = key.verify(encode_dss_signature(r, s), digest, hasher=None)
     return valid
 
@@ -198,7 +172,7 @@ class P256Key(Secret):
         Raises:
             UsageError: If the scalar does not have 32 bytes, or is not in 1..n-1.
         """
-        _check_size("P-256 scalar", scalar, 32)
+        require_size("P-256 scalar", scalar, 32)
         number = int.from_bytes(scalar, "big")
         if not 0 < number < P256_ORDER:
             raise UsageError("P-256 scalar: must be in 1..n-1", reason="invalid_key")
@@ -224,11 +198,9 @@ class P256Key(Secret):
         finally:
             wipe(data)
         if key is None:
-            message = "private key: not the PEM of an unencrypted private key"
-            raise FormatError(message, reason="syntax")
+            raise FormatError("private key: must be an unencrypted key in PEM", reason="syntax")
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != _CURVE.name:
-            message = "private key: must be a P-256 key"
-            raise FormatError(message, reason="unsupported_algorithm")
+            raise FormatError("private key: must be a P-256 key", reason="unsupported_algorithm")
         return cls(key)
 
     @property
@@ -261,7 +233,7 @@ class P256Key(Secret):
         return text
 
     def sign(self, data: bytes) -> bytes:
-        """Return r and s over the SHA-256 of `data`: 64 bytes; s may be high."""
+        """Return the signature over the SHA-256 of `data`: r and s (may be high), 64 bytes."""
         return _raw(self.sign_der(data))
 
     def sign_der(self, data: bytes) -> bytes:
@@ -289,14 +261,16 @@ class P256Key(Secret):
 
 
 def _raw(der: bytes) -> bytes:
-    """Return r and s of a P-256 signature created here; three times as fast as a parser."""
+    """Convert a DER signature created here to r and s; three times as fast as a parser."""
     r_end = 4 + der[3]
     r, s = der[4:r_end], der[r_end + 2 :]
     return r[-32:].rjust(32, b"\0") + s[-32:].rjust(32, b"\0")
 
 
 def p256_verify(public_point: bytes, signature: bytes, data: bytes) -> None:
-    """Verify r and s (64 bytes) over the SHA-256 of `data` with the key x and y (64 bytes).
+    """Verify a signature (r and s, 64 bytes) over the SHA-256 of `data`.
+
+    `public_point` is the P-256 key: x and y, 64 bytes.
 
     Raises:
         SignatureError: If the signature is not valid, or signature or key are malformed.
@@ -309,7 +283,9 @@ def p256_verify(public_point: bytes, signature: bytes, data: bytes) -> None:
 
 
 def p256_verify_der(public_point: bytes, signature: bytes, data: bytes) -> None:
-    """Verify a signature in DER over the SHA-256 of `data` with the key x and y (64 bytes).
+    """Verify a signature in DER over the SHA-256 of `data`.
+
+    `public_point` is the P-256 key: x and y, 64 bytes.
 
     Raises:
         SignatureError: If the signature is not valid, or signature or key are malformed.
@@ -320,8 +296,7 @@ def p256_verify_der(public_point: bytes, signature: bytes, data: bytes) -> None:
     try:
         key = ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, b"\x04" + public_point)
     except ValueError as error:
-        message = "P-256: public key is not on the curve"
-        raise SignatureError(message, reason="invalid_key") from error
+        raise SignatureError("P-256: public key not on the curve", reason="invalid_key") from error
     try:
         key.verify(signature, data, ec.ECDSA(SHA256()))
     except InvalidSignature as error:
@@ -330,14 +305,8 @@ def p256_verify_der(public_point: bytes, signature: bytes, data: bytes) -> None:
 
 def _split(signature: bytes, order: int) -> tuple[int, int]:
     """Return r and s of a 64-byte signature; both must be in 1..order-1."""
-    _check_size("signature", signature, 64)
+    require_size("signature", signature, 64)
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
     if not (0 < r < order and 0 < s < order):
         raise UsageError("invalid signature: r and s must be in 1..n-1", reason="out_of_range")
     return r, s
-
-
-def _check_size(argument: str, data: bytes, size: int) -> None:
-    if len(data) != size:
-        message = f"{argument}: must have {size} bytes, not {len(data)}"
-        raise UsageError(message, reason="wrong_size")

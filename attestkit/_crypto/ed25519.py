@@ -17,16 +17,8 @@ from nacl.bindings import (
 from nacl.exceptions import BadSignatureError
 
 from attestkit._crypto.zeroize import Secret, wipe, wipe_field
+from attestkit._sanitize import require_size
 from attestkit.errors import FormatError, UsageError
-
-__all__ = [
-    "Ed25519Key",
-    "ed25519_public_key",
-    "ed25519_sign",
-    "ed25519_verify",
-    "x25519",
-    "x25519_public_key",
-]
 
 # PKCS#8 version 1 (RFC 8410, 7) before the seed, as written by OpenSSL.
 _PKCS8_HEAD: Final = bytes.fromhex("302e020100300506032b657004220420")
@@ -42,7 +34,7 @@ class Ed25519Key(Secret):
 
     def __init__(self, seed: bytes) -> None:
         """Create a key from its 32-byte seed; UsageError for another size."""
-        _check_size("Ed25519 seed", seed, 32)
+        require_size("Ed25519 seed", seed, 32)
         self.public_key: bytes = _public_key(seed)  # 32 bytes
         self._secret: bytes = b"".join((seed, self.public_key))  # as libsodium's crypto_sign has it
 
@@ -51,7 +43,7 @@ class Ed25519Key(Secret):
         """Parse an unencrypted key in PEM (PKCS#8, RFC 8410); return None for other keys.
 
         Raises:
-            FormatError: If the key has the header of an Ed25519 key, and another size.
+            FormatError: If the key has the header of an Ed25519 key but is not 32 bytes.
         """
         lines = text.split()
         body = "".join(lines[3:-3])  # the BEGIN and END lines have three words each
@@ -106,11 +98,6 @@ def ed25519_public_key(seed: bytes) -> bytes:
     return Ed25519Key(seed).public_key
 
 
-def ed25519_sign(seed: bytes, data: bytes) -> bytes:
-    """Return the 64-byte signature over `data` by a 32-byte seed; UsageError for another size."""
-    return Ed25519Key(seed).sign(data)
-
-
 def ed25519_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
     """Return whether a signature over `data` is valid by the cofactorless equation of RFC 8032.
 
@@ -121,7 +108,7 @@ def ed25519_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
     """
     if len(public_key) != 32:
         raise UsageError("invalid public key", reason="invalid_key")
-    _check_size("signature", signature, 64)
+    require_size("signature", signature, 64)
     # libsodium takes half of OpenSSL's time, but rejects some signatures that are valid here.
     try:
         crypto_sign_open(signature + data, public_key)
@@ -158,8 +145,8 @@ def x25519(secret: bytes, public_key: bytes) -> bytes:
         UsageError: If an argument has another size, or the shared secret is all zeros (a public
             key of small order).
     """
-    _check_size("X25519 secret", secret, 32)
-    _check_size("X25519 public key", public_key, 32)
+    require_size("X25519 secret", secret, 32)
+    require_size("X25519 public key", public_key, 32)
     # PyNaCl's crypto_scalarmult frees a buffer with the shared bytes and does not wipe it.
     try:
         private = X25519PrivateKey.from_private_bytes(secret)
@@ -170,11 +157,5 @@ def x25519(secret: bytes, public_key: bytes) -> bytes:
 
 def x25519_public_key(secret: bytes) -> bytes:
     """Return the 32-byte public key of a 32-byte secret, which is clamped here."""
-    _check_size("X25519 secret", secret, 32)
+    require_size("X25519 secret", secret, 32)
     return bytes(crypto_scalarmult_base(secret))
-
-
-def _check_size(argument: str, data: bytes, size: int) -> None:
-    if len(data) != size:
-        message = f"{argument}: must have {size} bytes, not {len(data)}"
-        raise UsageError(message, reason="wrong_size")

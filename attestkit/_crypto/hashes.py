@@ -10,16 +10,6 @@ from typing import Final
 
 from attestkit.errors import UsageError
 
-__all__ = [
-    "ALGORITHMS",
-    "digest",
-    "hkdf_sha256",
-    "keccak256",
-    "sha256",
-    "sha384",
-    "sha512",
-]
-
 _HKDF_LIMIT: Final = 255 * 32  # RFC 5869, 2.3
 
 
@@ -39,7 +29,7 @@ def sha512(data: bytes) -> bytes:
 
 
 def keccak256(data: bytes) -> bytes:
-    """Return the 32-byte Keccak-256 of `data` (Ethereum's hash; its padding is not SHA-3's)."""
+    """Return the 32-byte Keccak-256 of `data` (Ethereum's hash; its padding differs from SHA-3)."""
     return _keccak(data, 256)
 
 

@@ -1,6 +1,6 @@
 """ECDSA P-384 with SHA-384, for SEV-SNP reports and Nitro attestation documents.
 
-Private keys are those of simulated chips; their signatures are deterministic (RFC 6979).
+Only simulated chips have private keys here; their signatures are deterministic (RFC 6979).
 """
 
 from typing import Final
@@ -16,15 +16,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestkit._crypto.zeroize import Secret
 from attestkit.errors import SignatureError, UsageError
-
-__all__ = [
-    "P384_ORDER",
-    "P384_SIGNATURE_SIZE",
-    "P384_SPKI_HEAD",
-    "P384Key",
-    "p384_verify",
-    "p384_verify_der",
-]
 
 P384_SIGNATURE_SIZE: Final = 96
 P384_ORDER: Final = int(
@@ -53,7 +44,7 @@ class P384Key(Secret):
         self.spki = P384_SPKI_HEAD + point[1:]  # SubjectPublicKeyInfo in DER
 
     def sign(self, data: bytes) -> tuple[int, int]:
-        """Return r and s over the SHA-384 of `data`."""
+        """Return the signature over the SHA-384 of `data`: the integers r and s."""
         return decode_dss_signature(self.private.sign(data, _SIGNATURE))
 
     def __repr__(self) -> str:
@@ -61,7 +52,7 @@ class P384Key(Secret):
 
 
 def p384_verify(spki: bytes, signature: bytes, data: bytes) -> None:
-    """Verify r and s over the SHA-384 of `data`.
+    """Verify a signature over the SHA-384 of `data`.
 
     Args:
         spki: Public key as SubjectPublicKeyInfo in DER, with an uncompressed point.
@@ -72,10 +63,8 @@ def p384_verify(spki: bytes, signature: bytes, data: bytes) -> None:
         SignatureError: If the signature is not valid, or signature or key are malformed.
     """
     if len(signature) != P384_SIGNATURE_SIZE:
-        raise SignatureError(
-            f"P-384: signature must have {P384_SIGNATURE_SIZE} bytes, not {len(signature)}",
-            reason="bad_signature",
-        )
+        message = f"P-384: signature must have {P384_SIGNATURE_SIZE} bytes, not {len(signature)}"
+        raise SignatureError(message, reason="bad_signature")
     r, s = int.from_bytes(signature[:48], "big"), int.from_bytes(signature[48:], "big")
     p384_verify_der(spki, encode_dss_signature(r, s), data)
 
@@ -89,8 +78,7 @@ def p384_verify_der(spki: bytes, signature: bytes, data: bytes) -> None:
         point = spki[len(P384_SPKI_HEAD) - 1 :]
         key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)
     except ValueError as error:
-        message = "P-384: public key is not on the curve"
-        raise SignatureError(message, reason="invalid_key") from error
+        raise SignatureError("P-384: public key not on the curve", reason="invalid_key") from error
     try:
         key.verify(signature, data, ec.ECDSA(SHA384()))
     except InvalidSignature as error:

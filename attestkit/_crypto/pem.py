@@ -7,8 +7,6 @@ from typing import Final
 
 from attestkit.errors import FormatError
 
-__all__ = ["encode_pem", "split_pem"]
-
 _LINE: Final = 48  # bytes per line of 64 characters
 _CERTIFICATE: Final = re.compile(
     r"-----BEGIN CERTIFICATE-----\s([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----"

@@ -10,8 +10,6 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from attestkit.errors import SignatureError
 
-__all__ = ["rsa_pss_verify"]
-
 _PADDING: Final = PSS(MGF1(SHA384()), salt_length=48)
 _LEAST_BITS: Final = 2048
 

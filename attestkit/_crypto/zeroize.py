@@ -6,8 +6,6 @@ from typing import NoReturn
 
 from attestkit.errors import UsageError
 
-__all__ = ["Secret", "own_copy", "wipe", "wipe_field"]
-
 
 class Secret:
     """Base class that prevents pickling and copying.
@@ -50,6 +48,6 @@ def wipe(
 def wipe_field(
     owner: object, name: str, *, _wipe: Callable[[bytes | bytearray], None] = wipe
 ) -> None:
-    """Wipe a field of an object, if it exists; the object may be partly initialised."""
+    """Wipe a field of an object that may be partly initialised; ignore a missing field."""
     if (secret := getattr(owner, name, None)) is not None:
         _wipe(secret)

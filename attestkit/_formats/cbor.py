@@ -8,14 +8,12 @@ cbor2 is not used for decoding: it turns tags into dates, fractions, shared and 
 ignores bytes after the document.
 """
 
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
+from attestkit._formats.cursor import Cursor
 from attestkit.errors import FormatError
 
-__all__ = ["CborReader", "Value", "read_value"]
-
 _MAX_VALUES = 65_536
-_MAX_SKIPPED = 1 << 20  # skipped values create no objects, so more of them are allowed
 
 _UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _OTHER = range(8)
 _BREAK = 0xFF
@@ -45,46 +43,46 @@ def read_value(data: bytes, *, tag: int | None = None) -> Value:
     if tag is not None:
         reader.tag(tag)
     value = reader.value()
-    if left := len(data) - reader.at:
-        message = f"CBOR: {left} bytes after the value"
-        raise FormatError(message, reason="trailing_data", offset=reader.at)
+    reader.finish("CBOR")
     return value
 
 
-class CborReader:
-    """Cursor over `data`; every method reads one value and advances past it.
+class CborReader(Cursor):
+    """Cursor over values in CBOR."""
 
-    All methods raise FormatError, with the offset of the invalid value.
-    """
+    __slots__ = ("_values_left",)
 
-    __slots__ = ("_data", "_skipped", "_values_left", "at")
+    CODEC: ClassVar[str] = "CBOR"
+    NIL: ClassVar[bytes] = b"\xf6"
+    at: int
+    WHOLE = _WHOLE
 
     def __init__(self, data: bytes, at: int = 0) -> None:
-        self._data = data
+        super().__init__(data, at)
         self._values_left = _MAX_VALUES
-        self._skipped = 0
-        self.at: int = at
 
     def header(self) -> tuple[bool, int]:
         """Read the head of a map or array; return whether it is a map, and its number of entries.
 
-        The number is at most that of the remaining bytes.
+        A number of entries larger than the number of remaining bytes is an error.
         """
         start = self.at
         major, count = self._strict_head()
         if major not in {_ARRAY, _MAP}:
-            raise _wrong_type("a map or an array", start)
-        if count > (left := len(self._data) - self.at):
-            message = f"CBOR: truncated: {count} items, {left} bytes left"
-            raise FormatError(message, reason="truncated", offset=start)
+            raise self.wrong_type("a map or an array", start)
+        if count > len(self.data) - self.at:
+            raise self.truncated(count, start)
         return major == _MAP, count
 
     def count(self) -> int:
-        """Read the head of an array; return its number of items, at most the remaining bytes."""
+        """Read the head of an array; return its number of items.
+
+        A number of items larger than the number of remaining bytes is an error.
+        """
         start = self.at
         is_map, count = self.header()
         if is_map:
-            raise _wrong_type("an array", start)
+            raise self.wrong_type("an array", start)
         return count
 
     def integer(self) -> int:
@@ -92,54 +90,37 @@ class CborReader:
         start = self.at
         major, value = self._strict_head()
         if major != _UINT:
-            raise _wrong_type("an unsigned integer", start)
+            raise self.wrong_type("an unsigned integer", start)
         return value
 
     def is_text(self) -> bool:
         """Return whether the next value is a text string."""
-        return self._data[self.at : self.at + 1] >= b"\x60" and self._data[self.at] < 0x80
+        return self.data[self.at : self.at + 1] >= b"\x60" and self.data[self.at] < 0x80
 
     def text(self) -> str:
         """Read a text string."""
         start = self.at
         major, size = self._strict_head()
         if major != _TEXT:
-            raise _wrong_type("a text string", start)
-        return self._text(size, start)
+            raise self.wrong_type("a text string", start)
+        return self.take_text(size, start)
 
     def blob(self) -> bytes:
         """Read a byte string."""
         start = self.at
         major, size = self._strict_head()
         if major != _BYTES:
-            raise _wrong_type("a byte string", start)
-        return self._take(size)
+            raise self.wrong_type("a byte string", start)
+        return self.take(size)
 
-    def nil(self) -> bool:
-        """Return whether the next value is null, and read it if so."""
-        found = self._data[self.at : self.at + 1] == b"\xf6"
-        self.at += found
-        return found
-
-    def skip(self) -> None:
-        """Skip one value of any depth; a reader skips at most 1,048,576 values in all."""
-        data, left = self._data, 1
-        while left:
-            left -= 1
-            self._skipped += 1
-            if self._skipped > _MAX_SKIPPED:
-                message = f"CBOR: more than {_MAX_SKIPPED} unknown values"
-                raise FormatError(message, reason="too_many", offset=self.at)
-            if self.at < len(data) and data[self.at] in _WHOLE:
-                self.at += 1
-                continue
-            major, value = self._strict_head()
-            if major in {_BYTES, _TEXT}:
-                self._take(value)
-            elif major in {_ARRAY, _MAP}:
-                left += value * 2 if major == _MAP else value
-            elif major == _TAG:
-                left += 1
+    def skip_head(self) -> int:
+        """Skip a value without the items that it contains; return the number of these items."""
+        major, value = self._strict_head()
+        if major in {_BYTES, _TEXT}:
+            self.take(value)
+        if major == _ARRAY:
+            return value
+        return value * 2 if major == _MAP else major == _TAG
 
     def tag(self, number: int) -> None:
         """Skip the tag `number` if it is next."""
@@ -149,14 +130,14 @@ class CborReader:
 
     def is_tag(self) -> bool:
         """Return whether a tag is next."""
-        return self._data[self.at : self.at + 1] != b"" and self._data[self.at] >> 5 == _TAG
+        return self.data[self.at : self.at + 1] != b"" and self.data[self.at] >> 5 == _TAG
 
     def tag_number(self) -> int:
         """Read a tag and return its number."""
         start = self.at
         major, number = self._strict_head()
         if major != _TAG:
-            raise _wrong_type("a tag", start)
+            raise self.wrong_type("a tag", start)
         return number
 
     def number_or_text(self) -> int | str:
@@ -164,9 +145,9 @@ class CborReader:
         start = self.at
         major, value = self._strict_head()
         if major == _TEXT:
-            return self._text(value, start)
+            return self.take_text(value, start)
         if major not in {_UINT, _NEGATIVE}:
-            raise _wrong_type("an integer or a text string", start)
+            raise self.wrong_type("an integer or a text string", start)
         return value if major == _UINT else -1 - value
 
     def value(self, depth: int = 0) -> Value:
@@ -193,11 +174,9 @@ class CborReader:
         """Count a value or a string chunk against the limits."""
         self._values_left -= 1
         if self._values_left < 0:
-            message = f"CBOR: more than {_MAX_VALUES} values"
-            raise FormatError(message, reason="too_many", offset=at)
+            raise self.error(f"more than {_MAX_VALUES} values", "too_many", at)
         if depth > _MAX_DEPTH:
-            message = f"CBOR: nested deeper than {_MAX_DEPTH} levels"
-            raise FormatError(message, reason="too_deep", offset=at)
+            raise self.error(f"nested deeper than {_MAX_DEPTH} levels", "too_deep", at)
 
     def _list(self, count: int | None, depth: int) -> list[Value]:
         found: list[Value] = []
@@ -211,38 +190,36 @@ class CborReader:
             at = self.at
             key = self.value(depth + 1)
             if len(found) == _MAX_ENTRIES:
-                message = f"CBOR: a map has more than {_MAX_ENTRIES} entries"
-                raise FormatError(message, reason="too_many", offset=at)
+                raise self.error(f"a map has more than {_MAX_ENTRIES} entries", "too_many", at)
             if isinstance(key, (list, dict)):
-                message = "CBOR: a map key is an array or a map"
-                raise FormatError(message, reason="wrong_type", offset=at)
+                raise self.error("a map key is an array or a map", "wrong_type", at)
             if key in found:
-                raise FormatError("CBOR: duplicate map key", reason="duplicate", offset=at)
+                raise self.error("duplicate map key", "duplicate", at)
             found[key] = self.value(depth + 1)
         return found
 
     def _string(self, major: int, size: int | None, start: int) -> bytes | str:
         if size is not None:
-            return self._take(size) if major == _BYTES else self._text(size, start)
+            return self.take(size) if major == _BYTES else self.take_text(size, start)
         chunks: list[bytes] = []
         while not self._ended(None, 0):
             at = self.at
             chunk_major, chunk_size = self._head()
             self._count(at)
             if chunk_major != major or chunk_size is None:
-                message = "CBOR: invalid chunk of a string of indefinite length"
-                raise FormatError(message, reason="syntax", offset=at)
-            chunk = self._take(chunk_size)
-            # RFC 8949, 3.2.3: each chunk of a text string must be valid UTF-8.
-            chunks.append(chunk if major == _BYTES else _utf8(chunk, at).encode())
+                raise self.error("invalid chunk of a string of indefinite length", "syntax", at)
+            if major == _BYTES:
+                chunks.append(self.take(chunk_size))
+            else:  # RFC 8949, 3.2.3: each chunk must be valid UTF-8
+                chunks.append(self.take_text(chunk_size, at).encode())
         whole = b"".join(chunks)
         return whole if major == _BYTES else whole.decode()
 
     def _ended(self, count: int | None, done: int) -> bool:
-        """Return whether a container is complete; read the break of one of indefinite length."""
+        """Return whether a container is complete; read the break code of an indefinite length."""
         if count is not None:
             return done == count
-        if self._data[self.at : self.at + 1] != bytes([_BREAK]):
+        if self.data[self.at : self.at + 1] != bytes([_BREAK]):
             return False
         self.at += 1
         return True
@@ -251,53 +228,23 @@ class CborReader:
         start = self.at
         major, value = self._head()
         if value is None:
-            message = "CBOR: indefinite length is not allowed"
-            raise FormatError(message, reason="not_canonical", offset=start)
+            raise self.error("indefinite length is not allowed", "not_canonical", start)
         if (size := self.at - start) > 1 and value < _LEAST[size] and major != _OTHER:
-            message = "CBOR: head not in its shortest form"
-            raise FormatError(message, reason="not_canonical", offset=start)
+            raise self.error("head not in its shortest form", "not_canonical", start)
         return major, value
 
     def _head(self) -> tuple[int, int | None]:
-        """Read a head; return major type and argument, None for an indefinite length."""
+        """Read a head; return major type and argument (None for an indefinite length)."""
         start = self.at
-        if start >= len(self._data):
-            raise _truncated(1, 0, start)
-        first = self._data[start]
+        if start >= len(self.data):
+            raise self.error("truncated: 1 bytes expected, 0 left", "truncated", start)
+        first = self.data[start]
         self.at = start + 1
         major, low = first >> 5, first & 0x1F
         if low < 24:
             return major, low
         if low < 28:
-            return major, int.from_bytes(self._take(1 << (low - 24)), "big")
+            return major, int.from_bytes(self.take(1 << (low - 24)), "big")
         if low == 31 and major in {_BYTES, _TEXT, _ARRAY, _MAP}:
             return major, None
-        message = f"CBOR: invalid initial byte 0x{first:02x}"
-        raise FormatError(message, reason="syntax", offset=start)
-
-    def _text(self, size: int, start: int) -> str:
-        return _utf8(self._take(size), start)
-
-    def _take(self, size: int) -> bytes:
-        end = self.at + size
-        if end > len(self._data):
-            raise _truncated(size, len(self._data) - self.at, self.at)
-        found = self._data[self.at : end]
-        self.at = end
-        return found
-
-
-def _utf8(raw: bytes, at: int) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise FormatError("CBOR: text is not UTF-8", reason="encoding", offset=at) from error
-
-
-def _wrong_type(expected: str, at: int) -> FormatError:
-    return FormatError(f"CBOR: expected {expected}", reason="wrong_type", offset=at)
-
-
-def _truncated(size: int, left: int, at: int) -> FormatError:
-    message = f"CBOR: truncated: {size} bytes expected, {left} left"
-    return FormatError(message, reason="truncated", offset=at)
+        raise self.error(f"invalid initial byte 0x{first:02x}", "syntax", start)

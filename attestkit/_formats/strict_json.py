@@ -1,8 +1,8 @@
 """Strict JSON: a limit of depth, no duplicate keys, and no NaN or Infinity.
 
 Call `check_depth` before any other parser. Python's JSON parsers recurse in C up to the recursion
-limit of the interpreter. Some libraries raise it (one that Ethereum tools import, to 100,000);
-200,000 brackets then overflow the C stack and crash the process.
+limit of the interpreter. Some libraries raise this limit (a library that Ethereum tools import, to
+100,000); 200,000 brackets then overflow the C stack and crash the process.
 """
 
 import binascii
@@ -17,28 +17,17 @@ from attestkit._native import json_depth
 from attestkit._reasons import ConfigReason, FormatReason
 from attestkit.errors import FormatError
 
-__all__ = [
-    "MAX_DEPTH",
-    "check_depth",
-    "config_reason",
-    "decode_at",
-    "decode_strictly",
-    "from_base64",
-    "from_hex",
-    "hex_field",
-    "number_field",
-    "read",
-    "read_object",
-    "string",
-]
-
 MAX_DEPTH: Final = 200  # levels; the deepest real document has nine
 
 _CONFIG_REASONS: Final[Mapping[FormatReason, ConfigReason]] = {
     "duplicate": "duplicate",
     "encoding": "encoding",
+    "missing": "missing",
     "too_deep": "too_deep",
     "too_large": "too_large",
+    "wrong_size": "wrong_size",
+    "wrong_type": "wrong_type",
+    "wrong_value": "wrong_value",
 }
 
 
@@ -55,8 +44,7 @@ def check_depth(text: str | bytes) -> None:
     if isinstance(text, str):
         text = text.encode(errors="surrogatepass")  # the parser refuses unpaired surrogates
     if (offset := json_depth(text, MAX_DEPTH)) >= 0:
-        message = f"JSON nests deeper than {MAX_DEPTH} levels"
-        raise FormatError(message, reason="too_deep", offset=offset)
+        raise FormatError(f"JSON nests over {MAX_DEPTH} levels", reason="too_deep", offset=offset)
 
 
 def decode_strictly(text: str | bytes, known_keys: Collection[str] | None = None) -> object:
@@ -67,11 +55,11 @@ def decode_strictly(text: str | bytes, known_keys: Collection[str] | None = None
 
     Args:
         text: The document.
-        known_keys: Keys that may appear in the text of an error; None for all. In a file of secrets
-            an unknown key may be a misplaced secret.
+        known_keys: Keys that may appear in an error message; None allows all keys. In a file of
+            secrets an unknown key may be a misplaced secret.
 
     Raises:
-        FormatError: If the document is malformed or nests too deeply. Neither the text of the error
+        FormatError: If the document is malformed or nests too deeply. Neither the error message
             nor its cause contains a value of the document.
     """
     check_depth(text)
@@ -84,13 +72,10 @@ def decode_strictly(text: str | bytes, known_keys: Collection[str] | None = None
         )
     except UnicodeDecodeError as error:
         reason, problem, offset = "encoding", "not UTF-8 text", error.start
-    except json.JSONDecodeError as error:
-        reason = "syntax"
-        problem = f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-    except (_DuplicateKeyError, _ConstantError) as error:
-        reason, problem = error.reason, str(error)
     except (ValueError, RecursionError) as error:
-        reason, problem = _limit(error)
+        reason, problem = _problem(error)
+        if isinstance(error, json.JSONDecodeError):
+            problem += f" (line {error.lineno}, column {error.colno})"
     # Outside of the handlers, because those errors hold the whole text.
     raise FormatError(problem, reason=reason, offset=offset)
 
@@ -111,33 +96,30 @@ def decode_at(text: str, at: int) -> tuple[object, int]:
         FormatError: If the value is malformed, as for `decode_strictly`. The offset counts bytes of
             UTF-8.
     """
-    reason: FormatReason
-    place = at
     try:
         return _DECODER.raw_decode(text, at)
-    except json.JSONDecodeError as error:
-        reason, problem, place = "syntax", f"not JSON: {error.msg}", error.pos
-    except (_DuplicateKeyError, _ConstantError) as error:
-        reason, problem = error.reason, str(error)
     except (ValueError, RecursionError) as error:
-        reason, problem = _limit(error)
+        reason, problem = _problem(error)
+        place = error.pos if isinstance(error, json.JSONDecodeError) else at
     offset = len(text[:place].encode(errors="surrogatepass"))
     raise FormatError(problem, reason=reason, offset=offset)
 
 
-def _limit(error: Exception) -> tuple[FormatReason, str]:
-    """Return reason and text for a limit of the interpreter: recursion or digits of an integer."""
+def _problem(error: Exception) -> tuple[FormatReason, str]:
+    """Return reason and text for an error of the parser."""
+    if isinstance(error, _StrictError):
+        return error.reason, str(error)
+    if isinstance(error, json.JSONDecodeError):
+        return "syntax", f"not JSON: {error.msg}"
     if isinstance(error, RecursionError):
         return "too_deep", "JSON: nested too deeply for the stack that is left"
     return "too_large", "JSON: a number has too many digits"
 
 
-class _DuplicateKeyError(ValueError):
-    reason: Final[FormatReason] = "duplicate"
-
-
-class _ConstantError(ValueError):
-    reason: Final[FormatReason] = "syntax"
+class _StrictError(ValueError):
+    def __init__(self, problem: str, reason: FormatReason) -> None:
+        super().__init__(problem)
+        self.reason: FormatReason = reason
 
 
 def _unique(known_keys: Collection[str] | None, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -147,12 +129,12 @@ def _unique(known_keys: Collection[str] | None, pairs: Sequence[tuple[str, Any]]
         duplicate = next(key for key, count in counts.items() if count > 1)
         known = known_keys is None or duplicate in known_keys
         name = ascii(duplicate[:64])[1:-1] if known else "unknown key"
-        raise _DuplicateKeyError(f"{name}: occurs twice")
+        raise _StrictError(f"{name}: occurs twice", "duplicate")
     return found
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise _ConstantError(f"not JSON: {name} is not a number")
+    raise _StrictError(f"not JSON: {name} is not a number", "syntax")
 
 
 _DECODER: Final = json.JSONDecoder(
@@ -164,7 +146,7 @@ _DECODER: Final = json.JSONDecoder(
 
 
 def read(text: str | bytes, what: str = "") -> object:
-    """Decode JSON; `what` is the subject of errors.
+    """Decode JSON; error messages begin with `what`.
 
     Raises:
         FormatError: If the JSON is malformed, nests too deeply, or has NaN, Infinity, duplicate
@@ -199,8 +181,7 @@ def from_hex(value: object, what: str, size: int | None = None) -> bytes:
     if found is None:
         raise FormatError(f"{what}: not hex", reason="encoding")
     if size is not None and len(found) != size:
-        message = f"{what}: must be {size} bytes, not {len(found)}"
-        raise FormatError(message, reason="wrong_size")
+        raise FormatError(f"{what}: must be {size} bytes, not {len(found)}", reason="wrong_size")
     return found
 
 
@@ -218,7 +199,11 @@ def from_base64(value: object, what: str) -> bytes:
 
 
 def string(fields: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    """Return a text field; if it is missing or null, `default` unless that is None."""
+    """Return a text field; `default` if it is missing or null.
+
+    Raises:
+        FormatError: If the field is not text, or is missing or null and `default` is None.
+    """
     value = fields.get(name)
     if value is None and default is not None:
         return default

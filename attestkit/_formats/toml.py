@@ -12,8 +12,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["LARGEST", "decode"]
-
 LARGEST: Final = 1 << 20
 """Largest size of a file in bytes (1 MiB)."""
 
@@ -43,7 +41,8 @@ def decode(text: str | bytes) -> dict[str, Any]:
     """Decode TOML of at most 1 MiB.
 
     Raises:
-        ConfigError: If the document is malformed or exceeds a limit. The text contains no value.
+        ConfigError: If the document is malformed or exceeds a limit. The text contains neither a
+            value nor the name of the file, which the caller adds.
     """
     if len(text) > LARGEST:
         raise ConfigError(f"longer than {LARGEST} bytes", reason="too_large")
@@ -84,5 +83,4 @@ def _check_nesting(text: str) -> None:
         if dots > _MOST_DOTS:
             raise ConfigError(f"a line has more than {_MOST_DOTS} dots", reason="too_deep")
         if tables > _MOST_TABLES:
-            message = f"more than {_MOST_TABLES} dots and opening brackets"
-            raise ConfigError(message, reason="too_many")
+            raise ConfigError(f"over {_MOST_TABLES} dots and opening brackets", reason="too_many")

@@ -12,8 +12,6 @@ from attestkit.errors import ConfigError, FormatError
 if TYPE_CHECKING:
     from attestkit._reasons import ConfigReason
 
-__all__ = ["decode_typed"]
-
 _T = TypeVar("_T")
 _LARGEST: Final = 16 << 20  # bytes or characters, the read limit for files of the guest agent
 _WHERE: Final = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
@@ -43,8 +41,7 @@ def decode_typed(data: bytes | str, schema: type[_T], where: str = "") -> _T:
     except msgspec.ValidationError as error:
         raise _invalid(str(error), where) from error
     except UnicodeDecodeError as error:
-        message = f"{prefix}not UTF-8 text (byte {error.start})"
-        raise ConfigError(message, reason="encoding") from error
+        raise ConfigError(f"{prefix}not UTF-8 (byte {error.start})", reason="encoding") from error
     except UnicodeError as error:
         raise ConfigError(f"{prefix}unpaired surrogate in text", reason="encoding") from error
     except FormatError as error:
@@ -55,7 +52,7 @@ def decode_typed(data: bytes | str, schema: type[_T], where: str = "") -> _T:
 
 
 def _invalid(message: str, where: str) -> ConfigError:
-    """Return the error for a message of msgspec, with the key at its beginning."""
+    """Return the ConfigError for an error message of msgspec; it begins with the key."""
     found = _WHERE.fullmatch(message)
     problem, path = (found[1], found[2] or "") if found else (message, "")
     keys = [where, _sanitize.key(path, _LONGEST)]

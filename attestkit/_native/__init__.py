@@ -54,7 +54,10 @@ __all__ = [
 
 
 def _second_module(library: str) -> ModuleType:
-    """Load the module of objects.c from cffi's library, where the import system does not look."""
+    """Load the module of objects.c from cffi's library.
+
+    The import system does not find a second module in one library.
+    """
     loader = ExtensionFileLoader("attestkit._native._objects", library)
     spec = ModuleSpec(loader.name, loader, origin=library)
     module = loader.create_module(spec)
@@ -101,8 +104,9 @@ name has escapes; event type, offset of the digest, offset and size of the name,
 the payload. Offsets and sizes are those of the strings without quotation marks."""
 
 AgentLog = tuple[bytes, bytes, bytes, bool]
-"""Packed events; registers and digests of those that extend (digests of runtime events computed);
-whether RTMR3 has all runtime events and no other events, and no version 1 name has a colon."""
+"""Result of `agent_json_walk`: packed events; registers and digests of the events that extend a
+register (digests of runtime events are computed); whether RTMR3 has all runtime events and no other
+events, and no version 1 name has a colon."""
 
 Banks = tuple[tuple[int, int], ...]
 Registers = tuple[bytes, bytes, bytes, bytes]
@@ -130,9 +134,7 @@ def _replay_error(columns: "Sequence[tuple[bytes, bytes]]") -> Exception:
         for at, register in enumerate(log[0]):
             if register > 3:
                 return refuse(lib.AK_E_REGISTER, at)
-    return UsageError(
-        "replay: digests must have 48 bytes for each register number", reason="wrong_size"
-    )
+    return UsageError("replay: digests must be 48 bytes each", reason="wrong_size")
 
 
 def _are_columns(log: tuple[bytes, bytes]) -> bool:
@@ -203,25 +205,10 @@ else:
     # Lazy import: not needed with the compiled core.
     from attestkit._native import _python
 
-    quote_layout = _python.quote_layout
-    quote_rows = _python.quote_rows
-    ccel_walk = _python.ccel_walk
-    tpm_walk = _python.tpm_walk
-    agent_json_walk = _python.agent_json_walk
-    replay = _python.replay
-    replay_many = _python.replay_many
-    sha384 = _python.sha384
-    unhex = _python.unhex
-    hexlify = _python.hexlify
-    sha384_many = _python.sha384_many
-    cpuid = _python.cpuid
-    json_depth = _python.json_depth
+    globals().update({name: getattr(_python, name) for name in _python.__all__})
 
 if TYPE_CHECKING:
     from attestkit._native._objects import Column, QuoteBase, quote_parsers
 elif CORE == "compiled":
     QuoteBase, quote_parsers = _objects.QuoteBase, _objects.quote_parsers
     Column = _objects.Column
-else:
-    QuoteBase, quote_parsers = _python.QuoteBase, _python.quote_parsers
-    Column = _python.Column

@@ -6,8 +6,6 @@ benchmarks and tests run what they select.
 
 from attestkit.errors import UsageError
 
-__all__ = ["VARIABLE", "choose"]
-
 VARIABLE = "ATTESTKIT_CPU"
 
 # AK_CPU_* of ak_cpu.h.

@@ -1,6 +1,6 @@
 """The native core in pure Python: the fallback without the C core, and the reference in tests.
 
-This module collects the functions of the others.
+This module collects the functions of the modules `_python_*`.
 """
 
 from attestkit._native._python_columns import Column, quote_rows

@@ -5,13 +5,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from attestkit._native._python_quote import quote_layout, quote_layout_among
-from attestkit._native._status import numbered, refuse_one
+from attestkit._native._status import Status, numbered, refuse_one
 from attestkit.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-__all__ = ["Column", "quote_rows"]
 
 _TD_10, _TD_15 = 584, 648
 
@@ -23,7 +21,7 @@ def _given(data: bytes, starts: "array[int]") -> "Iterator[Found]":
     """Check quotes at given offsets."""
     for number, start in enumerate(starts):
         if start >= len(data) or (number > 0 and start <= starts[number - 1]):
-            raise refuse_one(29, number, start)
+            raise refuse_one(Status.OFFSETS, number, start)
     for number, (start, end) in enumerate(pairwise([*starts, len(data)])):
         quote = data[start:end]
         try:
@@ -31,7 +29,7 @@ def _given(data: bytes, starts: "array[int]") -> "Iterator[Found]":
         except FormatError as error:
             raise _numbered(error, number, start) from None
         if quote[4] == 0:
-            raise refuse_one(28, number, start + 4)
+            raise refuse_one(Status.ENCLAVE, number, start + 4)
         yield start, layout[1]
 
 
@@ -44,7 +42,7 @@ def _found(data: bytes) -> "Iterator[Found]":
         except FormatError as error:
             raise _numbered(error, number, 0) from None
         if data[start + 4] == 0:
-            raise refuse_one(28, number, start + 4)
+            raise refuse_one(Status.ENCLAVE, number, start + 4)
         yield start, layout[1]
         start = end
         number += 1

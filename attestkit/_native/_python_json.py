@@ -7,8 +7,6 @@ import binascii
 import re
 from typing import Literal
 
-__all__ = ["agent_json_walk", "cpuid", "hexlify", "json_depth", "unhex"]
-
 
 def agent_json_walk(data: bytes | str) -> Literal["left"]:
     """Return "left": every text is left to `event_log.agent_json`."""

@@ -5,10 +5,8 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from attestkit._native._status import refuse
+from attestkit._native._status import Status, refuse
 from attestkit.errors import UsageError
-
-__all__ = ["ccel_walk", "replay", "replay_many", "sha384", "sha384_many", "tpm_walk"]
 
 _MAX_BANKS = 16
 _MAX_EVENT = 1 << 20
@@ -52,7 +50,7 @@ class _Walk(NamedTuple):
     def need(self, at: int, size: int) -> int:
         """Return the offset after `size` bytes at `at`; raise FormatError if they are missing."""
         if size > len(self.data) - at:
-            raise refuse(64, at)
+            raise refuse(Status.LOG_TRUNCATED, at)
         return at + size
 
     def u32(self, at: int) -> int:
@@ -65,7 +63,7 @@ class _Walk(NamedTuple):
         start = self.need(at, 4)
         size = self.u32(at)
         if size > _MAX_EVENT:
-            raise refuse(72, at)
+            raise refuse(Status.LOG_EVENT_SIZE, at)
         self.need(start, size)
         return start, size
 
@@ -76,7 +74,7 @@ class _Walk(NamedTuple):
         else:
             allowed = index <= 23 or (index == _NO_INDEX and event_type == _NO_ACTION)
         if not allowed:
-            raise refuse(70, at)
+            raise refuse(Status.LOG_INDEX, at)
 
     def old_event(self, at: int) -> Row:
         """Parse a TCG_PCR_EVENT: index, type, SHA-1 digest, event data."""
@@ -92,18 +90,18 @@ class _Walk(NamedTuple):
         index, event_type, count = _HEAD.unpack_from(self.data, at)
         self.check_index(at, index, event_type, ccel=self.ccel)
         if self.ccel and event_type == _RUNTIME_EVENT:
-            raise refuse(75, at + 4)
+            raise refuse(Status.LOG_RUNTIME, at + 4)
         if not 1 <= count <= len(self.banks):
-            raise refuse(71, at + 8)
+            raise refuse(Status.LOG_DIGEST_COUNT, at + 8)
         end = digests
         seen = set()
         for _ in range(count):
             digest = self.need(end, 2)
             (algorithm,) = _U16.unpack_from(self.data, end)
             if algorithm not in self.banks:
-                raise refuse(66, end)
+                raise refuse(Status.LOG_ALGORITHM, end)
             if algorithm in seen:
-                raise refuse(67, end)
+                raise refuse(Status.LOG_DUPLICATE, end)
             seen.add(algorithm)
             end = self.need(digest, self.banks[algorithm])
         start, size = self.event_data(end)
@@ -121,44 +119,44 @@ class _Walk(NamedTuple):
         """Parse the algorithms of a Spec ID event of at least 29 bytes."""
         count = self.u32(at + 24)
         if not 1 <= count <= _MAX_BANKS or 29 + 4 * count > size:
-            raise refuse(65, at + 24)
+            raise refuse(Status.LOG_HEADER, at + 24)
         vendor = at + 28 + 4 * count
         if 29 + 4 * count + self.data[vendor] != size:
-            raise refuse(65, vendor)
+            raise refuse(Status.LOG_HEADER, vendor)
         for entry in range(at + 28, vendor, 4):
             algorithm, digest_size = struct.unpack_from("<HH", self.data, entry)
             if algorithm in self.banks:
-                raise refuse(67, entry)
+                raise refuse(Status.LOG_DUPLICATE, entry)
             known = _SIZES.get(algorithm, digest_size)
             if not 1 <= digest_size <= _MAX_DIGEST or digest_size != known:
-                raise refuse(68, entry + 2)
+                raise refuse(Status.LOG_DIGEST_SIZE, entry + 2)
             self.banks[algorithm] = digest_size
         if self.ccel and list(self.banks) != [_SHA384]:
-            raise refuse(69, at + 28)
+            raise refuse(Status.LOG_BANK, at + 28)
 
     def header(self) -> int:
         """Parse the header; return the offset of the first record, 0 in the SHA-1 format."""
         _, index, event_type, _, _, start, size = self.old_event(0)
         if event_type == _NO_ACTION and size >= 29 and self.data.startswith(_SPEC_ID, start):
             if index > (1 if self.ccel else 0):
-                raise refuse(70, 0)
+                raise refuse(Status.LOG_INDEX, 0)
             self.spec_id(start, size)
             return start + size
         if self.ccel:
-            raise refuse(65, 0)
+            raise refuse(Status.LOG_HEADER, 0)
         return 0
 
 
 def _walk(data: bytes, *, ccel: bool) -> tuple[dict[int, int], list[Row], int]:
     """Return the header's algorithms (none in the SHA-1 format), a row per record, and the end."""
     if len(data) > _MAX_SIZE:
-        raise refuse(74, 0)
+        raise refuse(Status.LOG_TOO_LONG, 0)
     walk = _Walk(data, ccel, {})
     rows: list[Row] = []
     at = walk.header()
     while not walk.ended(at):
         if len(rows) == _MAX_RECORDS:
-            raise refuse(73, at)
+            raise refuse(Status.LOG_TOO_MANY, at)
         rows.append(walk.event(at) if walk.banks else walk.old_event(at))
         at = rows[-1][5] + rows[-1][6]
     return walk.banks, rows, at
@@ -186,13 +184,11 @@ def ccel_walk(data: bytes) -> tuple[bytes, bytes, bytes, int]:
 def replay(registers: bytes, digests: bytes) -> tuple[bytes, bytes, bytes, bytes]:
     """Return the four registers after extending them by 48-byte digests."""
     if len(digests) != 48 * len(registers):
-        raise UsageError(
-            "replay: digests must have 48 bytes for each register number", reason="wrong_size"
-        )
+        raise UsageError("replay: digests must be 48 bytes each", reason="wrong_size")
     values = [bytes(48)] * 4
     for i, register in enumerate(registers):
         if register > 3:
-            raise refuse(76, i)
+            raise refuse(Status.REGISTER, i)
         extended = values[register] + digests[48 * i : 48 * i + 48]
         values[register] = hashlib.sha384(extended).digest()
     return values[0], values[1], values[2], values[3]

@@ -8,13 +8,11 @@ from hashlib import sha256
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
-from attestkit._native._status import refuse
+from attestkit._native._status import Status, refuse
 from attestkit.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-__all__ = ["QuoteBase", "quote_layout", "quote_layout_among", "quote_parsers"]
 
 _INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _SGX, _TDX = 0x00, 0x81
@@ -60,57 +58,57 @@ class _Cursor:
 
 
 def _header(c: _Cursor) -> tuple[int, int]:
-    start = c.take(48, 1)
+    start = c.take(48, Status.SHORT_HEADER)
     version, key_type, tee_type, vendor = _HEADER.unpack_from(c.data, start)
     if version not in (3, 4, 5):
-        raise refuse(2, start)
+        raise refuse(Status.VERSION, start)
     if key_type != 2:
-        raise refuse(3, start + 2)
+        raise refuse(Status.ATT_KEY_TYPE, start + 2)
     if vendor != _INTEL:
-        raise refuse(4, start + 12)
+        raise refuse(Status.QE_VENDOR_ID, start + 12)
     if tee_type != _SGX and (tee_type != _TDX or version == 3):
-        raise refuse(5, start + 4)
+        raise refuse(Status.TEE_TYPE, start + 4)
     return version, tee_type
 
 
 def _body(c: _Cursor, version: int, tee_type: int) -> tuple[int, int]:
     size = 384 if tee_type == _SGX else 584
     if version == 5:
-        start, kind, size = c.type_and_size(6)
+        start, kind, size = c.type_and_size(Status.SHORT_BODY_DESCRIPTOR)
         if kind not in _BODY_SIZES:
-            raise refuse(7, start)
+            raise refuse(Status.BODY_TYPE, start)
         if size != _BODY_SIZES[kind]:
-            raise refuse(8, start + 2)
+            raise refuse(Status.BODY_SIZE, start + 2)
         if (kind == 1) != (tee_type == _SGX):
-            raise refuse(9, start)
-    return c.take(size, 10), size
+            raise refuse(Status.BODY_TEE_MISMATCH, start)
+    return c.take(size, Status.SHORT_BODY), size
 
 
 def _extent(c: _Cursor) -> tuple[int, int, int, int]:
     """Skip the quote; return version, offset and size of the body, offset of signature data."""
     version, tee_type = _header(c)
     body, body_size = _body(c, version, tee_type)
-    size = c.integer(4, 11)
-    return version, body, body_size, c.take(size, 12)
+    size = c.integer(4, Status.SHORT_SIG_LEN)
+    return version, body, body_size, c.take(size, Status.SIG_DATA_TRUNCATED)
 
 
 def _signature(c: _Cursor, version: int) -> None:
-    c.take(64, 14)
-    c.take(64, 15)
+    c.take(64, Status.SIG)
+    c.take(64, Status.ATTESTATION_KEY)
     if version > 3:
-        start, kind, size = c.type_and_size(16)
+        start, kind, size = c.type_and_size(Status.CERT_DATA_HEADER)
         if kind != 6:
-            raise refuse(17, start)
+            raise refuse(Status.OUTER_CERT_TYPE, start)
         if size != c.end - c.at:
-            raise refuse(18, start + 2)
+            raise refuse(Status.OUTER_CERT_SIZE, start + 2)
 
 
 def _certification(c: _Cursor) -> int:
-    start, kind, size = c.type_and_size(23)
+    start, kind, size = c.type_and_size(Status.INNER_CERT_HEADER)
     if not 1 <= kind <= 5:
-        raise refuse(24, start)
+        raise refuse(Status.INNER_CERT_TYPE, start)
     if size != c.end - c.at:
-        raise refuse(25, start + 2)
+        raise refuse(Status.INNER_CERT_SIZE, start + 2)
     return kind
 
 
@@ -120,15 +118,15 @@ def _inside(c: _Cursor, extent: tuple[int, int, int, int]) -> Layout:
     version, body, body_size, signature = extent
     c.at, c.end = signature, c.at
     _signature(c, version)
-    report = c.take(384, 19)
-    c.take(64, 20)
-    auth_size = c.integer(2, 21)
-    auth = c.take(auth_size, 22)
+    report = c.take(384, Status.QE_REPORT)
+    c.take(64, Status.QE_REPORT_SIG)
+    auth_size = c.integer(2, Status.QE_AUTH_LEN)
+    auth = c.take(auth_size, Status.QE_AUTH_DATA)
     kind = _certification(c)
     key = data[signature + 64 : signature + 128]
     report_data = data[report + 320 : report + 384]
     if report_data != sha256(key + data[auth : auth + auth_size]).digest() + bytes(32):
-        raise refuse(26, report + 320)
+        raise refuse(Status.QE_BINDING, report + 320)
     return body, body_size, signature, report, auth, auth_size, kind, c.at, c.end
 
 
@@ -139,11 +137,11 @@ def quote_layout(data: bytes) -> Layout:
         FormatError: For the first violated rule.
     """
     if len(data) > _MAX_SIZE:
-        raise refuse(27, _MAX_SIZE)
+        raise refuse(Status.TOO_LONG, _MAX_SIZE)
     c = _Cursor(data)
     extent = _extent(c)
     if len(rest := data[c.at :].lstrip(b"\0")) != 0:
-        raise refuse(13, c.end - len(rest))
+        raise refuse(Status.TRAILING_BYTES, c.end - len(rest))
     return _inside(c, extent)
 
 
@@ -161,7 +159,7 @@ def quote_layout_among(data: bytes, start: int) -> tuple[Layout, int]:
     zeros = _ZEROS.match(data, c.at)
     end = c.at if zeros is None else zeros.end()
     if end - start > _MAX_SIZE:
-        raise refuse(27, start + _MAX_SIZE)
+        raise refuse(Status.TOO_LONG, start + _MAX_SIZE)
     return _inside(c, extent), end
 
 

@@ -3,12 +3,62 @@
 The compiled and the pure Python core raise the same errors: both use `refuse`.
 """
 
+from typing import Final
+
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
 
-__all__ = ["REFUSALS", "numbered", "refuse", "refuse_one"]
-
 _FIRST_LOG_STATUS = 64
+
+
+class Status:
+    """Status codes of the native core, with its names (`AK_E_...` in ak_api.cdef.h)."""
+
+    # quote.c: 1 to 63
+    SHORT_HEADER: Final = 1
+    VERSION: Final = 2
+    ATT_KEY_TYPE: Final = 3
+    QE_VENDOR_ID: Final = 4
+    TEE_TYPE: Final = 5
+    SHORT_BODY_DESCRIPTOR: Final = 6
+    BODY_TYPE: Final = 7
+    BODY_SIZE: Final = 8
+    BODY_TEE_MISMATCH: Final = 9
+    SHORT_BODY: Final = 10
+    SHORT_SIG_LEN: Final = 11
+    SIG_DATA_TRUNCATED: Final = 12
+    TRAILING_BYTES: Final = 13
+    SIG: Final = 14
+    ATTESTATION_KEY: Final = 15
+    CERT_DATA_HEADER: Final = 16
+    OUTER_CERT_TYPE: Final = 17
+    OUTER_CERT_SIZE: Final = 18
+    QE_REPORT: Final = 19
+    QE_REPORT_SIG: Final = 20
+    QE_AUTH_LEN: Final = 21
+    QE_AUTH_DATA: Final = 22
+    INNER_CERT_HEADER: Final = 23
+    INNER_CERT_TYPE: Final = 24
+    INNER_CERT_SIZE: Final = 25
+    QE_BINDING: Final = 26
+    TOO_LONG: Final = 27
+    ENCLAVE: Final = 28
+    OFFSETS: Final = 29
+    # tcg_log.c and rtmr_replay.c: 64 to 127
+    LOG_TRUNCATED: Final = 64
+    LOG_HEADER: Final = 65
+    LOG_ALGORITHM: Final = 66
+    LOG_DUPLICATE: Final = 67
+    LOG_DIGEST_SIZE: Final = 68
+    LOG_BANK: Final = 69
+    LOG_INDEX: Final = 70
+    LOG_DIGEST_COUNT: Final = 71
+    LOG_EVENT_SIZE: Final = 72
+    LOG_TOO_MANY: Final = 73
+    LOG_TOO_LONG: Final = 74
+    LOG_RUNTIME: Final = 75
+    REGISTER: Final = 76
+
 
 # The messages follow a subject: "quote", "quote 3" or "event log".
 REFUSALS: dict[int, tuple[FormatReason, str]] = {
@@ -67,12 +117,24 @@ def refuse(status: int, offset: int) -> FormatError:
 
 
 def refuse_one(status: int, number: int, offset: int) -> FormatError:
-    """Return the error for quote `number`, from 0, at byte `offset` of the whole buffer."""
+    """Return the error for one of several quotes.
+
+    Args:
+        status: Status of the C core, not 0.
+        number: Index of the quote, from 0.
+        offset: Position of the error in the buffer of all quotes.
+    """
     reason, message = REFUSALS[status]
     return FormatError(f"quote {number}: {message}", offset=offset, reason=reason)
 
 
 def numbered(error: FormatError, number: int, offset: int | None) -> FormatError:
-    """Return an error of `refuse` for quote `number` of several, from 0, at byte `offset`."""
+    """Return the error of a single quote with the index of the quote and another offset.
+
+    Args:
+        error: Error of `refuse`.
+        number: Index of the quote among several, from 0.
+        offset: Position of the error in the buffer of all quotes.
+    """
     message = f"quote {number}: {error.message.removeprefix('quote: ')}"
     return FormatError(message, offset=offset, reason=error.reason)

@@ -4,8 +4,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-__all__ = ["cpus", "in_parts"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -18,7 +16,7 @@ def cpus() -> int:
 
 
 def _spans(sizes: Sequence[int], part: int) -> list[tuple[int, int]]:
-    """Return starts and ends of runs of items whose sizes, except the last, sum up to `part`."""
+    """Divide items into runs of about `part` in total size; return their starts and ends."""
     spans = []
     start = size = 0
     for end, more in enumerate(sizes, 1):
@@ -51,7 +49,7 @@ def in_parts(
     """Apply `work` to parts of the items in threads; return all results in order.
 
     Args:
-        work: Returns one result per item.
+        work: Function that takes some of the items and returns one result per item.
         items: The items.
         sizes: Amount of work of each item.
         share: Amount of work per thread. A thread takes a quarter of it at a time, so that slow

@@ -1,4 +1,4 @@
 """Interface to the operating system: untrusted files, locks, atomic writes, process hardening.
 
-The contents of the files are the caller's business.
+Other modules interpret the contents of the files.
 """

@@ -4,8 +4,6 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["replace_file"]
-
 
 def replace_file(path: Path, content: bytes, *, mode: int) -> None:
     """Write `content` to a temporary file, flush it to disk, and rename it to `path`.
@@ -18,7 +16,7 @@ def replace_file(path: Path, content: bytes, *, mode: int) -> None:
         mode: Permission bits of the new file.
 
     Raises:
-        OSError: If the file cannot be written; it then has its old content.
+        OSError: If the file cannot be written; its old content is then unchanged.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         """Re-entrant lock."""
 
         def acquire(self) -> bool:
-            """Acquire the lock."""
+            """Acquire the lock, waiting as long as necessary; return True."""
             ...
 
         def release(self) -> None:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 else:
     from _thread import RLock  # the C class; threading.RLock is a function before Python 3.13
-
-__all__ = ["FifoLock", "HookedFifoLock"]
 
 # Seconds after which a waiter checks its place, in case an interrupt lost the wake-up.
 _CHECK_INTERVAL: Final = 1.0

@@ -1,14 +1,13 @@
 """A first-in, first-out queue for a file lock, shared by threads of several programs.
 
-`flock` is not fair: it wakes all waiters, and the one that has just released it often gets it
-again. So each thread takes a ticket before it requests the journal's lock, and waits for the ticket
-before its own. The queue is advisory: mutual exclusion depends on the lock alone, which other
-programs, such as the dstack guest agent, take without a ticket.
+`flock` is not fair: it wakes all waiters, and the thread that has just released the lock often
+acquires it again. So each thread takes a ticket before it requests the journal's lock, and waits
+for the ticket before its own. The queue is advisory: mutual exclusion depends on the lock alone,
+which other programs, such as the dstack guest agent, take without a ticket.
 
 The file contains the last ticket number. A ticket is a locked byte of the file, which the kernel
-unlocks when the program dies. To wait for the previous ticket is to lock its byte. A program that
-is stopped while it has a ticket (Ctrl-Z) blocks those after it, as does one that is stopped while
-it has the lock.
+unlocks when the program dies. A thread waits for the previous ticket by locking its byte. A program
+that is stopped (Ctrl-Z) while it has a ticket or the lock blocks the programs after it.
 """
 
 import contextlib
@@ -19,8 +18,6 @@ from threading import get_ident
 from typing import Final
 
 from attestkit._system.untrusted_files import open_regular
-
-__all__ = ["FileQueue"]
 
 _FLOCK: Final = Struct("hhqqi0q")  # struct flock: type, whence, start, length, pid
 _COUNTER: Final = 0  # byte whose lock guards the ticket number
@@ -86,7 +83,7 @@ class FileQueue:
                 self.close()
 
     def close(self) -> None:
-        """Close unused descriptors; those in use are closed by `leave`."""
+        """Close unused descriptors; `leave` closes the others."""
         self._closed = True
         with contextlib.suppress(IndexError):
             while True:

@@ -10,8 +10,6 @@ import re
 from pathlib import Path
 from typing import Final
 
-__all__ = ["hide_memory", "hide_seed"]
-
 _PR_GET_DUMPABLE: Final = 3  # include/uapi/linux/prctl.h
 _PR_SET_DUMPABLE: Final = 4
 _ARG_START: Final = 48 - 3  # index in /proc/PID/stat (proc_pid_stat(5)) after the process name
@@ -48,8 +46,8 @@ def hide_memory() -> None:
 def hide_seed() -> None:
     """Overwrite a seed in this process's command line, which every user can read.
 
-    Another process may have read it before, and the shell may keep it in its history: prefer a
-    file. Does nothing on systems that do not report the address of the command line.
+    Another process may have read the seed before, and the shell may store it in its history: prefer
+    a file. Does nothing on systems that do not report the address of the command line.
     """
     try:
         line = Path("/proc/self/cmdline").read_bytes()

@@ -17,8 +17,6 @@ from typing import Final
 
 from attestkit._system.untrusted_files import o_path_flag, read_regular
 
-__all__ = ["read_beneath"]
-
 _MOST_LINKS: Final = 8  # in one path; Kubernetes uses two
 _DEEPEST: Final = 16  # directories in one path, each of which is kept open
 _OUT: Final = "symbolic link leaves its directory"
@@ -35,8 +33,8 @@ def read_beneath(folder: Path, name: str, most: int) -> bytes:
         most: Read at most this many bytes.
 
     Raises:
-        OSError: If the file cannot be read or is not a regular file; with errno ELOOP if a link is
-            absolute, leaves the directory, or the path has too many links or directories.
+        OSError: If the file cannot be read or is not a regular file. errno is ELOOP if a link is
+            absolute or leaves the directory, or the path has too many links or directories.
         UnsupportedError: If the system is not Linux.
     """
     folders = [os.open(folder, o_path_flag() | os.O_DIRECTORY | os.O_CLOEXEC)]

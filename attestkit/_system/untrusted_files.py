@@ -18,17 +18,6 @@ from typing import Final, TypeAlias
 
 from attestkit.errors import UnsupportedError
 
-__all__ = [
-    "change_group",
-    "change_mode",
-    "make_folder",
-    "make_private",
-    "o_path_flag",
-    "open_regular",
-    "path_exists",
-    "read_regular",
-]
-
 AnyPath: TypeAlias = str | os.PathLike[str]
 
 _PRIVATE_FILE: Final = 0o600
@@ -40,7 +29,7 @@ _INHERITED: Final = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 
 
 def path_exists(path: Path) -> bool:
-    """Return whether a path exists; False if that cannot be determined, for lack of permission."""
+    """Return whether a path exists; False if the permissions do not allow to determine it."""
     try:
         path.stat()
     except (OSError, ValueError):
@@ -117,10 +106,10 @@ def _check_owner(found: os.stat_result, path: AnyPath, *, created: bool) -> None
 
 
 def read_regular(path: AnyPath, most: int, *, follow: bool = False) -> bytes:
-    """Return at most `most` bytes of a regular file, in an object that is not shared (`wipe`).
+    """Return at most `most` bytes of a regular file, in an object that the caller may wipe.
 
-    With `follow`, for a path that the user gave, the file may also be a named pipe, for whose
-    writer the call waits, or an inherited descriptor such as `/dev/fd/3` or `/dev/stdin`.
+    Pass `follow=True` for a path that the user gave: it may be a symbolic link, a named pipe (the
+    call waits for its writer), or an inherited descriptor such as `/dev/fd/3` or `/dev/stdin`.
 
     Raises:
         OSError: As for `open_regular`.
@@ -144,7 +133,7 @@ def read_regular(path: AnyPath, most: int, *, follow: bool = False) -> bytes:
 def _open_named(path: AnyPath) -> int:
     """Open a path that the user gave for reading: a regular file, or a pipe once it has a writer.
 
-    Devices are refused: some never end, or have side effects on open.
+    Devices are refused: reading some never ends, and opening some has side effects.
     """
     fd, _ = _open(path, os.O_RDONLY | _SAFE_FLAGS)
     try:
@@ -209,8 +198,7 @@ def o_path_flag() -> int:
     """
     flag: int | None = getattr(os, "O_PATH", None)
     if flag is None:
-        message = f"O_PATH: not available on {sys.platform}; use Linux"
-        raise UnsupportedError(message, reason="feature")
+        raise UnsupportedError(f"O_PATH: missing on {sys.platform}; use Linux", reason="feature")
     return flag
 
 

@@ -9,26 +9,18 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
+from attestkit._sanitize import require_bytes, require_size, wrong_type
 from attestkit.attestation import app_info as _app_info
 from attestkit.attestation import nitro_document as cose
 from attestkit.attestation.app_info import AppInfo
 from attestkit.attestation.cmw import evidence as cmw_evidence
 from attestkit.attestation.wire import agent_response, v0_scale, v1_cbor, v1_msgpack
+from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire.event_log import WireLog
-from attestkit.attestation.wire.evidence_parts import (
-    PLATFORM_NAMES,
-    Evidence,
-    GcpTdx,
-    NitroEnclave,
-    NitroTpm,
-    RuntimeEvent,
-    SevSnp,
-    Stack,
-    Tdx,
-)
+from attestkit.attestation.wire.evidence_parts import Evidence
 from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.errors import FormatError, UsageError
-from attestkit.event_log import Event, EventLog
+from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.event import RUNTIME_REGISTER, WireEvent, event_from_wire
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE
 from attestkit.quote import Quote
@@ -99,10 +91,7 @@ class Attestation:
             UsageError: If `data` is not `bytes`.
             FormatError: If `data` is malformed, too large, or in an unknown encoding.
         """
-        if not isinstance(data, bytes):
-            raise UsageError(
-                f"evidence: must be bytes, not {type(data).__name__}", reason="wrong_type"
-            )
+        require_bytes("evidence", data)
         if not data:
             raise FormatError("Empty attestation bytes", reason="missing")
         if len(data) > MAX_SIZE:
@@ -161,19 +150,19 @@ class Attestation:
             quote: The TD quote.
             event_log: Log that replays to the RTMRs of the quote, with the runtime events.
             config: VM configuration, JSON text.
-            report_data: 64 bytes, if not those of the quote.
-            known: Wire form of this log or of its beginning, to save the conversion.
+            report_data: Report data, 64 bytes; None takes it from the quote.
+            known: Events of this log, or of its beginning, that have been converted already.
 
         Raises:
             UsageError: If `report_data` is not 64 bytes.
         """
         if report_data is None:
             report_data = quote.report_data
-        if len(report_data) != 64:
-            message = f"report data: must be 64 bytes, not {len(report_data)}"
-            raise UsageError(message, reason="wrong_size")
+        require_size("report data", report_data, 64)
         _, events, runtime = known.extend_to(event_log)
-        found = cls(Evidence(Tdx(quote.raw, events), Stack(report_data, runtime, config)))
+        found = cls(
+            Evidence(parts.Tdx(quote.raw, events), parts.Stack(report_data, runtime, config))
+        )
         found._quote, found._event_log = quote, event_log
         if all(event.digest for event in event_log.runtime):
             found._runtime_events = event_log.runtime
@@ -196,34 +185,32 @@ class Attestation:
             message = f"encoding: unknown: {ascii(chosen)[:64]}; use one of {', '.join(_ENCODE)}"
             raise UsageError(message, reason="unknown_name")
         if (count := len(self._wire_events())) > MAX_ITEMS:
-            message = f"evidence: {count} events exceed the limit of {MAX_ITEMS}"
-            raise UsageError(message, reason="too_many")
+            raise UsageError(f"evidence: {count} events, more than {MAX_ITEMS}", reason="too_many")
         encoded = _ENCODE[chosen](self._evidence, self._collateral)
         if len(encoded) > MAX_SIZE:
-            message = f"evidence: {len(encoded)} bytes exceed the limit of {MAX_SIZE}"
-            raise UsageError(message, reason="too_large")
+            raise UsageError(f"evidence: {len(encoded)} bytes, over {MAX_SIZE}", reason="too_large")
         return encoded
 
     @property
     def evidence(self) -> Evidence:
-        """The evidence with all fields as they are on the wire."""
+        """The decoded evidence; all fields have the values that were received."""
         return self._evidence
 
     @property
     def encoding(self) -> Encoding | None:
-        """The encoding in which it was received; None for new evidence."""
+        """The encoding in which the evidence was received; None for new evidence."""
         return self._encoding
 
     @property
     def platform(self) -> str:
         """Name of the platform: `dstack-tdx`, `dstack-gcp-tdx`, `dstack-amd-sev-snp`, ..."""
-        return PLATFORM_NAMES[type(self._evidence.platform)]
+        return parts.PLATFORM_NAMES[type(self._evidence.platform)]
 
     @property
     def quote(self) -> Quote | None:
         """The TDX quote; None on other platforms. Raises FormatError if it is malformed."""
         platform = self._evidence.platform
-        if self._quote is None and isinstance(platform, (Tdx, GcpTdx)):
+        if self._quote is None and isinstance(platform, (parts.Tdx, parts.GcpTdx)):
             self._quote = Quote.parse(platform.quote)
         return self._quote
 
@@ -231,15 +218,15 @@ class Attestation:
     def snp_report(self) -> SnpReport | None:
         """The SEV-SNP report; None on other platforms. Raises FormatError if it is malformed."""
         platform = self._evidence.platform
-        return SnpReport.parse(platform.report) if isinstance(platform, SevSnp) else None
+        return SnpReport.parse(platform.report) if isinstance(platform, parts.SevSnp) else None
 
     @property
     def nitro_document(self) -> cose.NitroDocument | None:
         """The AWS Nitro document; None on other platforms. Raises FormatError if malformed."""
         platform = self._evidence.platform
-        if isinstance(platform, NitroEnclave):
+        if isinstance(platform, parts.NitroEnclave):
             return cose.read_nitro_document(platform.nsm_quote)
-        if isinstance(platform, NitroTpm):
+        if isinstance(platform, parts.NitroTpm):
             return cose.read_nitro_document(platform.attestation_doc)
         return None
 
@@ -278,7 +265,7 @@ class Attestation:
 
     @property
     def enclosed_collateral(self) -> "Collateral | None":
-        """The collateral that a CMW contains beside the evidence, or None.
+        """The collateral that a CMW contains beside the evidence; None if it contains none.
 
         The sender of the evidence chose it, so verifiers ignore it. To use it, pass it to
         `Verifier(collateral=...)`, which verifies its signatures and dates.
@@ -297,7 +284,7 @@ class Attestation:
             raise FormatError(f"collateral: {error}", reason=reason) from error
 
     def with_collateral(self, collateral: "Collateral | None") -> "Attestation":
-        """Return a copy with other collateral beside the evidence, or without.
+        """Return a copy with other collateral beside the evidence, or without collateral.
 
         The encodings `cbor` and `json` include it. It is not part of the evidence: neither equality
         nor the appraisal depends on it.
@@ -310,13 +297,22 @@ class Attestation:
         from attestkit.collateral import Collateral  # lazy: evidence rarely includes collateral
 
         if not isinstance(collateral, Collateral):
-            raise UsageError(
-                f"collateral: must be a Collateral, not {type(collateral).__name__}",
-                reason="wrong_type",
-            )
+            raise wrong_type("collateral", "a Collateral", collateral)
         return Attestation(self._evidence, self._encoding, collateral.to_json().encode())
 
-    def app_info(self, *, boottime: bool = False, config: str = "", device: bytes = b"") -> AppInfo:
+    @property
+    def app_info(self) -> AppInfo:
+        """Identity of the app, not verified; raises the same errors as `read_app_info`."""
+        return self.read_app_info()
+
+    @property
+    def registers(self) -> Rtmrs | None:
+        """RTMR0 to RTMR3 in the quote, 48 bytes each; None on a platform without RTMRs."""
+        return None if self.quote is None else self.quote.rtmrs
+
+    def read_app_info(
+        self, *, boottime: bool = False, config: str = "", device: bytes = b""
+    ) -> AppInfo:
         """Return the identity of the application, from the event log or the mr_config document.
 
         Args:
@@ -337,13 +333,13 @@ class Attestation:
         )
 
     def stripped(self) -> "Attestation":
-        """Return the smaller form for certificates, in the same encoding.
+        """Return a smaller copy, in the same encoding, for embedding in a certificate.
 
-        On TDX the log keeps the events of RTMR3, without fields that can be recomputed, and those
-        of the ACPI tables. Runtime events, report data and configuration stay; collateral is
-        removed.
+        On TDX, the event log keeps only the RTMR3 events (without fields that can be recomputed)
+        and the events that measure ACPI tables. Runtime events, report data and configuration
+        are kept; collateral is removed.
         """
-        platform = self._evidence.platform.stripped()
+        platform = parts.stripped(self._evidence.platform)
         return Attestation(self._evidence._replace(platform=platform), self._encoding)
 
     def with_report_data(self, report_data: bytes) -> "Attestation":
@@ -354,12 +350,11 @@ class Attestation:
         Raises:
             UsageError: If `report_data` is not 64 bytes, or the quote or report is too short.
         """
-        if len(report_data) != 64:
-            message = f"report data: must be 64 bytes, not {len(report_data)}"
-            raise UsageError(message, reason="wrong_size")
+        require_size("report data", report_data, 64)
         platform, stack = self._evidence
         replaced = Evidence(
-            platform.with_report_data(report_data), stack._replace(report_data=report_data)
+            parts.with_report_data(platform, report_data),
+            stack._replace(report_data=report_data),
         )
         return Attestation(replaced, self._encoding, self._collateral)
 
@@ -370,7 +365,7 @@ class Attestation:
 
     def _wire_events(self) -> tuple[WireEvent, ...]:
         platform = self._evidence.platform
-        return platform.event_log if isinstance(platform, (Tdx, GcpTdx)) else ()
+        return platform.event_log if isinstance(platform, (parts.Tdx, parts.GcpTdx)) else ()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Attestation):
@@ -389,7 +384,7 @@ class Attestation:
         return f"<Attestation {self.platform}, {self._encoding or 'new'}, {events} events>"
 
 
-def _runtime_event(event: RuntimeEvent, index: int) -> Event:
+def _runtime_event(event: parts.RuntimeEvent, index: int) -> Event:
     payload, version = event.payload, event.version
     wire = WireEvent(RUNTIME_REGISTER, RUNTIME_EVENT_TYPE, b"", event.event, payload, version)
     return event_from_wire(wire, index)

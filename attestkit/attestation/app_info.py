@@ -12,26 +12,21 @@ from typing import Any, NamedTuple
 from attestkit import _native
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
+from attestkit._formats.msgpack import MsgpackReader
 from attestkit.attestation import nitro_document
-from attestkit.attestation.launch.mr_config import MAX_INIT_SCRIPTS, MrConfig, host_data
-from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.attestation.wire.evidence_parts import (
-    Evidence,
-    GcpTdx,
-    NitroEnclave,
-    NitroTpm,
-    RuntimeEvent,
-    SevSnp,
-    Tdx,
-    td_body,
+from attestkit.attestation.launch.mr_config import (
+    MAX_INIT_SCRIPTS,
+    MrConfig,
+    host_data,
+    read_script_hashes,
 )
-from attestkit.attestation.wire.v1_msgpack import MsgpackReader
+from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.attestation.wire import evidence_parts as parts
+from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent
 from attestkit.errors import FormatError, ReplayError
 from attestkit.event_log.runtime_events import runtime_digest, runtime_preimage
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
-
-__all__ = ["AppInfo", "ParsedParts", "read_app_info"]
 
 _BOOT_END = "system-ready"
 _BOOTTIME_END = "boot-mr-done"
@@ -65,14 +60,7 @@ class AppInfo(NamedTuple):
             FormatError: If a field is missing or not hex.
         """
         values = [strict_json.from_hex(fields.get(name), name) for name in cls._fields[:-1]]
-        hashes = fields.get("init_script_hashes")
-        if hashes is None:
-            return cls._make([*values, None])
-        if not isinstance(hashes, (list, tuple)) or len(hashes) > MAX_INIT_SCRIPTS:
-            message = f"init_script_hashes: must be an array of at most {MAX_INIT_SCRIPTS} hashes"
-            raise FormatError(message, reason="wrong_value")
-        found = tuple([strict_json.from_hex(item, "init_script_hashes", 32) for item in hashes])
-        return cls._make([*values, found])
+        return cls._make([*values, read_script_hashes(fields)])
 
     def to_msgpack(self) -> bytes:
         """Return the content of the certificate extension: a msgpack array of 9 items."""
@@ -82,7 +70,9 @@ class AppInfo(NamedTuple):
 
     @classmethod
     def from_msgpack(cls, data: bytes) -> "AppInfo":
-        """Parse the content of the certificate extension: 9 items, or 8 of agents up to 0.5.11.
+        """Parse the content of the certificate extension.
+
+        It is a msgpack array of 9 items, or of 8 if a guest agent up to version 0.5.11 wrote it.
 
         Raises:
             FormatError: If `data` is malformed, or has bytes after the array.
@@ -90,8 +80,7 @@ class AppInfo(NamedTuple):
         reader = MsgpackReader(data)
         count = reader.count()
         if count not in {8, 9}:
-            message = f"app info: must have 8 or 9 items, not {count}"
-            raise FormatError(message, reason="wrong_size", offset=0)
+            raise FormatError(f"app info: {count} items, not 8 or 9", reason="wrong_size", offset=0)
         values = [reader.blob() for _ in range(8)]
         hashes = None
         if count == 9 and not reader.nil():
@@ -101,42 +90,11 @@ class AppInfo(NamedTuple):
             if size > MAX_INIT_SCRIPTS or any(len(found) != 32 for found in hashes):
                 message = f"init_script_hashes: must be at most {MAX_INIT_SCRIPTS} of 32 bytes"
                 raise FormatError(message, reason="wrong_value", offset=at)
-        if left := len(data) - reader.at:
-            message = f"app info: {left} bytes after the array"
-            raise FormatError(message, reason="trailing_data", offset=reader.at)
+        reader.finish("app info")
         return cls._make([*values, hashes])
 
     def _bytes(self) -> dict[str, bytes]:
         return {name: getattr(self, name) for name in self._fields[:-1]}
-
-
-class _Identity(NamedTuple):
-    """Identity from the boot events."""
-
-    app_id: bytes
-    compose_hash: bytes
-    instance_id: bytes
-    key_provider_info: bytes
-    init_script_hashes: tuple[bytes, ...]
-
-    @property
-    def mr_key_provider(self) -> bytes:
-        return sha256(self.key_provider_info) if self.key_provider_info else bytes(32)
-
-    def app_info(
-        self, device_id: bytes, mr_system: bytes, mr_aggregated: bytes, os_image_hash: bytes
-    ) -> AppInfo:
-        return AppInfo(
-            app_id=self.app_id,
-            compose_hash=self.compose_hash,
-            instance_id=self.instance_id,
-            device_id=device_id,
-            mr_system=mr_system,
-            mr_aggregated=mr_aggregated,
-            os_image_hash=os_image_hash,
-            key_provider_info=self.key_provider_info,
-            init_script_hashes=self.init_script_hashes,
-        )
 
 
 class ParsedParts(NamedTuple):
@@ -175,45 +133,60 @@ def read_app_info(
     """
     platform, stack = evidence
     os_image_hash = VmConfig.parse(config or stack.config).os_image_hash
-    if isinstance(platform, SevSnp):
+    if isinstance(platform, parts.SevSnp):
         return _sev_snp(platform, os_image_hash)
     device_id = sha256(device)
     all_events = stack.runtime_events
     events = _events_until(all_events, _BOOTTIME_END) if boottime else all_events
-    if isinstance(platform, NitroEnclave):
+    if isinstance(platform, parts.NitroEnclave):
         return _nitro_enclave(platform, events, os_image_hash, device_id)
     identity = _boot_identity(all_events, boottime=boottime)
-    if isinstance(platform, Tdx):
+    if isinstance(platform, parts.Tdx):
         system, aggregated = _tdx_registers(platform, identity, events, parsed)
-    elif isinstance(platform, GcpTdx):
+    elif isinstance(platform, parts.GcpTdx):
         system, aggregated = _gcp_registers(platform, identity, events, os_image_hash)
     else:
         system, aggregated = _nitro_tpm_registers(platform, identity, events, all_events)
-    return identity.app_info(device_id, sha256(system), sha256(aggregated), os_image_hash)
+    return identity._replace(
+        device_id=device_id,
+        mr_system=sha256(system),
+        mr_aggregated=sha256(aggregated),
+        os_image_hash=os_image_hash,
+    )
 
 
-def _boot_identity(events: Sequence[RuntimeEvent], *, boottime: bool) -> _Identity:
-    """Return the identity from the events before the end of the boot; empty without that event."""
+def _boot_identity(events: Sequence[RuntimeEvent], *, boottime: bool) -> AppInfo:
+    """Return the identity from the events before the end of the boot; empty if it did not end."""
     ends = {_BOOT_END, _BOOTTIME_END} if boottime else {_BOOT_END}
     end = next((at for at, event in enumerate(events) if event.event in ends), 0)
     found = _identity(events[:end])
     return found._replace(key_provider_info=b"") if boottime else found
 
 
-def _identity(events: Sequence[RuntimeEvent]) -> _Identity:
+def _identity(events: Sequence[RuntimeEvent]) -> AppInfo:
     """Return the identity from events; the first of several events with one name is used."""
     first = {event.event: event.payload for event in reversed(events)}
-    return _Identity(
-        first.get("app-id", b""),
-        first.get("compose-hash", b""),
-        first.get("instance-id", b""),
-        first.get("key-provider", b""),
-        tuple([event.payload for event in events if event.event == "init-script-hash"]),
+    scripts = [event.payload for event in events if event.event == "init-script-hash"]
+    return AppInfo(
+        app_id=first.get("app-id", b""),
+        compose_hash=first.get("compose-hash", b""),
+        instance_id=first.get("instance-id", b""),
+        device_id=b"",
+        mr_system=b"",
+        mr_aggregated=b"",
+        os_image_hash=b"",
+        key_provider_info=first.get("key-provider", b""),
+        init_script_hashes=tuple(scripts),
     )
 
 
+def _mr_key_provider(identity: AppInfo) -> bytes:
+    info = identity.key_provider_info
+    return sha256(info) if info else bytes(32)
+
+
 def _events_until(events: Sequence[RuntimeEvent], name: str) -> Sequence[RuntimeEvent]:
-    """Return the events up to and including the first with that name; all without one."""
+    """Return the events up to and including the first one named `name`; all if none is."""
     for at, event in enumerate(events):
         if event.event == name:
             return events[: at + 1]
@@ -234,33 +207,33 @@ def _replay_sha256(events: Sequence[RuntimeEvent]) -> bytes:
 
 
 def _tdx_registers(
-    platform: Tdx,
-    identity: _Identity,
+    platform: parts.Tdx,
+    identity: AppInfo,
     events: Sequence[RuntimeEvent],
     parsed: ParsedParts,
 ) -> tuple[bytes, bytes]:
-    body = td_body(platform.quote if parsed.quote is None else parsed.quote)
-    launch = body.mr_td + body.rtmr0 + body.rtmr1 + body.rtmr2
+    body = parts.td_body(platform.quote if parsed.quote is None else parsed.quote)
+    launch = body.mrtd + body.rtmr0 + body.rtmr1 + body.rtmr2
     owner = body.mr_config_id + body.mr_owner + body.mr_owner_config
     digests = None if parsed.digests is None else parsed.digests[: len(events)]
     replayed = _replay_sha384(events, digests)
     aggregated = launch + replayed + (owner if any(owner) else b"")
-    return launch + identity.mr_key_provider, aggregated
+    return launch + _mr_key_provider(identity), aggregated
 
 
 def _gcp_registers(
-    platform: GcpTdx, identity: _Identity, events: Sequence[RuntimeEvent], os_image_hash: bytes
+    platform: parts.GcpTdx, identity: AppInfo, events: Sequence[RuntimeEvent], os_image_hash: bytes
 ) -> tuple[bytes, bytes]:
     pcrs = {p.number: p.value for p in platform.tpm_quote.pcr_values if p.algorithm == "sha256"}
     for index in (0, 2):
         if index not in pcrs:
             raise FormatError(f"TPM quote: PCR {index} missing", reason="missing")
-    return os_image_hash + identity.mr_key_provider, pcrs[0] + pcrs[2] + _replay_sha256(events)
+    return os_image_hash + _mr_key_provider(identity), pcrs[0] + pcrs[2] + _replay_sha256(events)
 
 
 def _nitro_tpm_registers(
-    platform: NitroTpm,
-    identity: _Identity,
+    platform: parts.NitroTpm,
+    identity: AppInfo,
     events: Sequence[RuntimeEvent],
     all_events: Sequence[RuntimeEvent],
 ) -> tuple[bytes, bytes]:
@@ -270,28 +243,32 @@ def _nitro_tpm_registers(
         message = f"PCR14 mismatch, quoted: {quoted.hex()}, replayed: {replayed.hex()}"
         raise ReplayError(message, reason="rtmr_mismatch")
     launch = document.pcr(4) + document.pcr(7) + document.pcr(12)
-    return launch + identity.mr_key_provider, launch + _replay_sha384(events)
+    return launch + _mr_key_provider(identity), launch + _replay_sha384(events)
 
 
 def _nitro_enclave(
-    platform: NitroEnclave,
+    platform: parts.NitroEnclave,
     events: Sequence[RuntimeEvent],
     os_image_hash: bytes,
     device_id: bytes,
 ) -> AppInfo:
-    """Return the identity of an enclave, which is that of its image.
+    """Return the identity of an enclave, which is the identity of its image.
 
     Enclaves have no runtime register and no boot sequence: the agent writes one unauthenticated
     event `app-id`, and applications cannot emit events. So `system-ready` is not required.
     """
     document = nitro_document.read_nitro_document(platform.nsm_quote)
     registers = sha256(document.pcr(0) + document.pcr(1) + document.pcr(2))
-    identity = _identity(_events_until(events, _BOOT_END))
-    found = identity.app_info(device_id, registers, registers, os_image_hash)
-    return found._replace(compose_hash=os_image_hash)
+    return _identity(_events_until(events, _BOOT_END))._replace(
+        compose_hash=os_image_hash,
+        device_id=device_id,
+        mr_system=registers,
+        mr_aggregated=registers,
+        os_image_hash=os_image_hash,
+    )
 
 
-def _sev_snp(platform: SevSnp, os_image_hash: bytes) -> AppInfo:
+def _sev_snp(platform: parts.SevSnp, os_image_hash: bytes) -> AppInfo:
     report = SnpReport.parse(platform.report)
     expected = host_data(platform.mr_config)
     if not hmac.compare_digest(report.host_data, expected):

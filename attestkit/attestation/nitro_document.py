@@ -8,8 +8,6 @@ from typing import NamedTuple, TypeVar
 from attestkit._formats.cbor import Value, read_value
 from attestkit.errors import FormatError
 
-__all__ = ["NitroDocument", "read_nitro_document"]
-
 _COSE_SIGN1 = 18  # RFC 9052, 2
 
 _T = TypeVar("_T", bytes, str)
@@ -99,11 +97,9 @@ def _pcrs(payload: dict[Value, Value]) -> dict[int, bytes]:
     registers: dict[int, bytes] = {}
     for index, value in found.items():
         if isinstance(index, bool) or not isinstance(index, int):
-            message = "Nitro document: PCR index: must be an integer"
-            raise FormatError(message, reason="wrong_type")
+            raise FormatError("Nitro document: PCR index: must be an integer", reason="wrong_type")
         if not isinstance(value, bytes) or len(value) != 48:
-            message = f"Nitro document: PCR {index}: must be 48 bytes"
-            raise FormatError(message, reason="wrong_size")
+            raise FormatError(f"Nitro document: PCR {index}: must be 48 bytes", reason="wrong_size")
         registers[index] = value
     return registers
 
@@ -143,8 +139,7 @@ def _labels(header: dict[Value, Value]) -> frozenset[int | str]:
         label for label in header if isinstance(label, (int, str)) and not isinstance(label, bool)
     ]
     if len(labels) != len(header):
-        message = "Nitro document: header labels: must be integers or text"
-        raise FormatError(message, reason="wrong_type")
+        raise FormatError("Nitro document: labels must be integers or text", reason="wrong_type")
     return frozenset(labels)
 
 

@@ -9,6 +9,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from attestkit._crypto.pem import split_pem
+from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
 
 __all__ = ["SnpCertificates"]
@@ -27,7 +28,7 @@ _FIELDS: Final = {
 
 
 class SnpCertificates(NamedTuple):
-    """Certificates of a table in DER; None for those that it does not contain."""
+    """Certificates of a table in DER; a certificate missing in the table is None."""
 
     vcek: bytes | None = None  # Versioned Chip Endorsement Key
     vlek: bytes | None = None  # Versioned Loaded Endorsement Key, of a cloud provider
@@ -69,8 +70,7 @@ def _entries(data: bytes) -> list[tuple[int, str, bytes]]:
     while data:  # an empty table needs no zero entry
         entry = data[end : end + _ENTRY.size]
         if len(entry) < _ENTRY.size:
-            message = "SNP certificate table: truncated: no zero entry at its end"
-            raise FormatError(message, reason="truncated", offset=end)
+            raise _bad("truncated: no zero entry at its end", "truncated", end)
         if entry == _END:
             break
         entries.append((end, *_ENTRY.unpack(entry)))
@@ -80,14 +80,11 @@ def _entries(data: bytes) -> list[tuple[int, str, bytes]]:
     left = len(data)  # contents may overlap, but copies must not multiply the input
     for at, guid, offset, length in entries:
         if offset < end:
-            message = "SNP certificate table: a certificate overlaps the table"
-            raise FormatError(message, reason="wrong_value", offset=at + 16)
+            raise _bad("a certificate overlaps the table", "wrong_value", at + 16)
         if offset + length > len(data):
-            message = f"SNP certificate table: a certificate ends beyond its {len(data)} bytes"
-            raise FormatError(message, reason="truncated", offset=at + 20)
+            raise _bad(f"a certificate ends beyond its {len(data)} bytes", "truncated", at + 20)
         if (left := left - length) < 0:
-            message = f"SNP certificate table: certificates exceed {len(data)} bytes in all"
-            raise FormatError(message, reason="too_large", offset=at + 20)
+            raise _bad(f"certificates exceed {len(data)} bytes in all", "too_large", at + 20)
         if length:
             found.append((offset, _guid(guid), data[offset : offset + length]))
     return found
@@ -99,7 +96,7 @@ def _guid(data: bytes) -> str:
 
 
 def _der(content: bytes, name: str, at: int) -> bytes:
-    """Return a certificate in DER; DER begins with the tag of a SEQUENCE, PEM does not."""
+    """Return a certificate in DER; data that do not begin with a SEQUENCE tag are PEM."""
     if content[0] == 0x30:
         return content
     try:
@@ -108,9 +105,12 @@ def _der(content: bytes, name: str, at: int) -> bytes:
         message = f"{name.upper()} certificate: neither DER nor PEM"
         raise FormatError(message, reason="encoding", offset=at) from error
     if not found[0].startswith(b"\x30"):
-        message = f"{name.upper()} certificate: neither DER nor PEM"
-        raise FormatError(message, reason="encoding", offset=at)
+        raise FormatError(f"{name.upper()}: neither DER nor PEM", reason="encoding", offset=at)
     if len(found) != 1:
         message = f"{name.upper()} certificate: {len(found)} certificates instead of one"
         raise FormatError(message, reason="too_many", offset=at)
     return found[0]
+
+
+def _bad(problem: str, reason: FormatReason, offset: int | None = None) -> FormatError:
+    return FormatError(f"SNP certificate table: {problem}", reason=reason, offset=offset)

@@ -18,6 +18,7 @@ from attestkit.backends.base import (
     Backend,
     GuestAgent,
     RegisterExtender,
+    SimulatedBackend,
     SnpReporter,
     hosts_app,
 )
@@ -26,12 +27,14 @@ from attestkit.errors import UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.keys import KeyDeriver
 from attestkit.quote import Quote
-from attestkit.report_data import ReportData
+from attestkit.report_data import ReportData, requested_report_data
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar  # only for type checkers, which bundle it
+    from typing_extensions import TypeVar, Unpack  # only for type checkers, which bundle it
 
     from attestkit.dstack.host_shared_folder import HostShared
+    from attestkit.verifier import Verifier
+    from attestkit.verifier.pipeline import VerifierOptions
 
     # `Attester` alone is an Attester[Backend].
     B_co = TypeVar("B_co", bound=Backend, default=Backend, covariant=True)
@@ -111,7 +114,7 @@ class Attester(Generic[B_co]):
 
     @property
     def backend(self) -> B_co:
-        """The backend, for its additional methods; calls of it bypass this object's lock."""
+        """The backend, for its additional methods; direct calls bypass the Attester's lock."""
         return self._backend
 
     @property
@@ -130,13 +133,22 @@ class Attester(Generic[B_co]):
         return self._source.has_quotes
 
     @property
+    def evidence_source(self) -> EvidenceSource:
+        """The source of evidence, for servers: its methods take exactly 64 bytes of report data.
+
+        `quote_and_log` returns the same log object until an event is added.
+        """
+        self._check_usable()
+        return self._source
+
+    @property
     def host(self) -> AppHost | None:
-        """Source of the app's description and keys; None without one, or with an agent."""
+        """Source of the app's description and keys; None if there is none, or with an agent."""
         return self._host
 
     @property
     def app_compose(self) -> AppCompose:
-        """The app's compose file; an agent's is requested once.
+        """The app's compose file; with an agent, it is requested once and cached.
 
         Raises:
             UnsupportedError: If there is no app-compose.
@@ -146,7 +158,9 @@ class Attester(Generic[B_co]):
 
     @property
     def vm_config(self) -> str:
-        """The configuration of the VM as JSON; empty if unknown. An agent's is requested once.
+        """The configuration of the VM as JSON; empty if unknown.
+
+        With an agent, it is requested once and cached.
 
         Raises:
             ConfigError: If the host's file is invalid.
@@ -179,41 +193,33 @@ class Attester(Generic[B_co]):
         self._check_usable()
         return self._source.get_quote(padded)
 
-    def attest(self, report_data: bytes) -> Attestation:
-        """Return evidence over `report_data`, 0 to 64 bytes, zero-padded to 64.
+    def attest(
+        self,
+        *,
+        nonce: bytes | None = None,
+        report_data: bytes | None = None,
+        pad: bool = False,
+    ) -> Attestation:
+        """Return evidence that is bound to exactly one of a nonce and report data.
+
+        Args:
+            nonce: 8 to 64 bytes that the verifier chose. It is hashed with a tag of its own
+                (`ReportData.for_nonce`).
+            report_data: Raw report data, 64 bytes. Never pass bytes that another party chose: they
+                could be the binding of a TLS key, and the evidence a certificate for that key.
+            pad: Whether shorter report data is accepted, and zero-padded.
 
         Raises:
-            UsageError: If `report_data` has more than 64 bytes.
+            UsageError: If none or both are given, or one has another type or size.
             ReplayError: If the event log does not replay to the registers in the quote, or an
                 SEV-SNP guest was launched with another mr_config document than the host's.
             JournalError: If the runtime event log cannot be read.
             ConfigError: If a file of the host is invalid.
             BackendError: As for `get_quote`.
         """
-        return self.evidence(ReportData.pad(report_data))
-
-    def evidence(self, report_data: bytes) -> Attestation:
-        """Return evidence over exactly 64 bytes of report data; raises what `attest` does."""
-        _check_report_data(report_data)
+        bound = requested_report_data(nonce, report_data, pad=pad)
         self._check_usable()
-        return self._source.evidence(report_data)
-
-    def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
-        """Return a quote over exactly 64 bytes, and the event log that replays to its registers.
-
-        The same log object is returned until an event is added.
-
-        Raises:
-            UsageError: If `report_data` is not 64 bytes.
-            UnsupportedError: If the platform has no TDX quotes; use `attest`.
-            ReplayError: If the log does not replay to the registers in the quote.
-            JournalError: If the runtime event log cannot be read.
-            ConfigError: If the app-compose, which selects the digest version, is invalid.
-            BackendError: As for `get_quote`.
-        """
-        _check_report_data(report_data)
-        self._check_usable()
-        return self._source.quote_and_log(report_data)
+        return self._source.evidence(bound)
 
     def event_log(self) -> EventLog:
         """Return the firmware event log followed by the runtime events; empty if there is none.
@@ -226,14 +232,42 @@ class Attester(Generic[B_co]):
         self._check_usable()
         return self._source.event_log()
 
-    def info(self) -> AppInfo:
-        """Return the identity of the app from fresh evidence; raises also what `attest` does.
+    @property
+    def app_info(self) -> AppInfo:
+        """The identity of the app, from fresh evidence; raises also what `attest` does.
 
         Raises:
             UnsupportedError: If an SEV-SNP guest has no mr_config document.
             FormatError: If that document, or the VM configuration in the evidence, is malformed.
         """
-        return app_info(self.evidence(bytes(64)))
+        return app_info(self.attest(report_data=bytes(64)))
+
+    def verifier(self, **options: "Unpack[VerifierOptions]") -> "Verifier":
+        """Return a verifier that trusts this simulated TEE, for tests.
+
+        Args:
+            options: Arguments of `attestkit.Verifier`, such as `policy`. `trust_anchor` replaces
+                the simulator's root, and `collateral` or `pccs_url` its collateral.
+
+        Raises:
+            UsageError: If the backend is not a simulator, or an option is not valid.
+            CollateralError: If the file of an option cannot be read.
+            ConfigError: If the file of an option cannot be read.
+        """
+        self._check_usable()
+        backend: Backend = self._backend
+        if not (backend.simulated and isinstance(backend, SimulatedBackend)):
+            raise UsageError(
+                f"verifier: {backend.name} is not a simulator; use attestkit.Verifier, which "
+                "trusts the vendors' roots",
+                reason="not_applicable",
+            )
+        from attestkit.verifier import Verifier  # lazy: most attesters do not verify
+
+        options.setdefault("trust_anchor", backend.trust_anchor)
+        if self.has_quotes and not ("collateral" in options or "pccs_url" in options):
+            options["collateral"] = backend.collateral()
+        return Verifier(**options)
 
     # -- registers -----------------------------------------------------------------------------
 
@@ -334,10 +368,3 @@ class Attester(Generic[B_co]):
 
 def _is_backend(value: object) -> bool:
     return isinstance(value, Backend) and not isinstance(value, type)
-
-
-def _check_report_data(report_data: object) -> None:
-    if not isinstance(report_data, bytes):
-        raise UsageError("report_data: must be bytes", reason="wrong_type")
-    if len(report_data) != ReportData.SIZE:
-        raise UsageError(f"report_data: must be {ReportData.SIZE} bytes", reason="wrong_size")

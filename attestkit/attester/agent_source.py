@@ -24,8 +24,6 @@ from attestkit.event_log.runtime_events import runtime_event
 from attestkit.keys import KeyDeriver
 from attestkit.quote import Quote
 
-__all__ = ["AgentSource"]
-
 T = TypeVar("T")
 
 
@@ -136,7 +134,7 @@ class AgentSource:
 
     @property
     def app(self) -> "AgentSource":
-        """This object."""
+        """The app's description, which is this object."""
         return self
 
     @property
@@ -183,7 +181,7 @@ def _find_events(events: tuple[Event, ...], name: str, payload: bytes) -> list[E
 
 
 def _signed_report_data(evidence: Attestation) -> bytes:
-    """Return the report data in the signed part, or for an unknown platform the claimed one.
+    """Return the report data in the signed part; for an unknown platform, the claimed report data.
 
     Raises:
         ReplayError: If an SEV-SNP guest was launched with another mr_config document.

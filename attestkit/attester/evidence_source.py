@@ -16,17 +16,6 @@ from attestkit.event_log.runtime_events import RESERVED_NAMES
 from attestkit.keys import KeyDeriver, LocalKeys
 from attestkit.quote import Quote
 
-__all__ = [
-    "NO_REGISTERS",
-    "App",
-    "EvidenceSource",
-    "HostApp",
-    "SourceContext",
-    "app_info",
-    "check_name",
-    "parse_quote",
-]
-
 NO_REGISTERS: Final = "this platform has no run-time registers that a program can extend"
 NO_APP: Final = "this backend has no app: neither an app-compose nor keys"
 
@@ -101,7 +90,7 @@ class EvidenceSource(Protocol):
 
 
 class HostApp:
-    """The app's description from an `AppHost`; None: unknown."""
+    """The app's description from an `AppHost`; if `host` is None, the description is unknown."""
 
     def __init__(self, host: AppHost | None) -> None:
         self.host = host
@@ -153,7 +142,7 @@ def app_info(evidence: Attestation) -> AppInfo:
             "into .sys-config.json in the folder that it shares",
             reason="no_app",
         )
-    return evidence.app_info()
+    return evidence.app_info
 
 
 def parse_quote(raw: bytes, report_data: bytes) -> Quote:

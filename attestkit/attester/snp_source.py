@@ -27,8 +27,6 @@ from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 
-__all__ = ["SnpSource", "check_host_data", "parse_report"]
-
 NO_QUOTE: Final = "SEV-SNP has no TDX quotes; use attest()"
 REPORT_SIZE: Final = 1184  # bytes
 

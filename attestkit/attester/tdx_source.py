@@ -35,8 +35,6 @@ from attestkit.event_log.journal_protocols import (
 from attestkit.event_log.runtime_events import check_runtime_events, runtime_event
 from attestkit.quote import Quote
 
-__all__ = ["TdSource"]
-
 # Bytes of evidence reserved for the quote, which some encodings write as decimal numbers.
 _QUOTE_RESERVE: Final = 1 << 18
 _EVENT_OVERHEAD: Final = 256  # maximum size of an event without name and payload

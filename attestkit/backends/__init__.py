@@ -154,9 +154,8 @@ def load(name: str) -> "type[Backend]":
     found = [plugin for plugin in _plugins() if plugin.name == name]
     if not found:
         known = ", ".join(names())
-        raise UsageError(
-            f"backend: unknown name: {name!r}; use one of {known}", reason="unknown_name"
-        )
+        problem = f"backend: unknown name: {name!r}; use one of {known}"
+        raise UsageError(problem, reason="unknown_name")
     if len(found) > 1:
         raise BackendError(
             f"backend {name!r}: provided by {len(found)} installed packages; uninstall all but one",
@@ -186,9 +185,8 @@ def create(cls: "type[Backend]", options: "Mapping[str, object]") -> "Backend":
     try:
         signature(cls).bind(**options)
     except TypeError as error:
-        raise UsageError(
-            f"backend {cls.name}: invalid options: {error}", reason="unknown_name"
-        ) from error
+        text = f"backend {cls.name}: invalid options: {error}"
+        raise UsageError(text, reason="unknown_name") from error
     # Not probed, because the options may select another device.
     made: Backend = cast("Any", cls)(**options)
     return made
@@ -295,7 +293,7 @@ def check_hardware_signs(root: str | os.PathLike[str] = "/") -> tuple[HardwareSi
 
 
 def detect_hardware(root: str | os.PathLike[str] = "/") -> tuple[str, ...]:
-    """Return the names of the positive signs of a TEE."""
+    """Return the names of the indications of a TEE that are present."""
     return tuple(sign.what for sign in check_hardware_signs(root) if sign.positive)
 
 

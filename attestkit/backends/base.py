@@ -7,7 +7,9 @@ configuration and keys of the app).
 
 from typing import Final, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
+from attestkit.collateral import Collateral
 from attestkit.dstack.app_compose import AppCompose
+from attestkit.errors import UsageError
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.keys import AppKeys, KeyDeriver
 
@@ -18,8 +20,10 @@ __all__ = [
     "LaunchRecord",
     "RecordedBackend",
     "RegisterExtender",
+    "SimulatedBackend",
     "SnpEvidence",
     "SnpReporter",
+    "check_bytes",
     "hosts_app",
 ]
 
@@ -54,9 +58,9 @@ class Backend(Protocol):
     def read_event_log(self) -> bytes:
         """Return the event log as `EventLog.parse` accepts it; empty without a log.
 
-        It is the boot log of the firmware, the whole area with its padding; that of a GuestAgent
-        also has the runtime events. Without a boot log, quotes work, but `attest` fails unless all
-        registers are zero, because the log must replay to the registers.
+        The log is the boot log of the firmware: the whole area with its padding. The log of a
+        GuestAgent also has the runtime events. Without a boot log, quotes work, but `attest` fails
+        unless all registers are zero, because the log must replay to the registers.
         """
         ...
 
@@ -98,7 +102,11 @@ class SnpReporter(Protocol):
     """An SEV-SNP guest: it has reports instead of quotes, and no RTMRs."""
 
     def get_snp_report(self, report_data: bytes) -> SnpEvidence:
-        """Return a report over `report_data`, exactly 64 bytes; raise as `Backend.get_quote`."""
+        """Return a report over `report_data`, exactly 64 bytes.
+
+        Raises:
+            AttestKitError: As for `Backend.get_quote`.
+        """
         ...
 
 
@@ -109,12 +117,20 @@ class GuestAgent(Protocol):
     def get_quote_response(self, report_data: bytes) -> str:
         """Return the response of the agent, JSON as `Attestation.from_agent_response` accepts it.
 
-        `report_data` is exactly 64 bytes. Raise as `Backend.get_quote`.
+        Args:
+            report_data: Exactly 64 bytes.
+
+        Raises:
+            AttestKitError: As for `Backend.get_quote`.
         """
         ...
 
     def emit_event(self, name: str, payload: bytes) -> None:
-        """Emit a runtime event, which extends RTMR3; raise as `Attester.emit_event`."""
+        """Emit a runtime event, which extends RTMR3.
+
+        Raises:
+            AttestKitError: As for `Attester.emit_event`.
+        """
         ...
 
     def read_app_compose(self) -> bytes:
@@ -169,10 +185,24 @@ class _AppHostBackend(Backend, AppHost, Protocol):
 
 
 def hosts_app(backend: Backend) -> TypeGuard[_AppHostBackend]:
-    """Return whether `backend` is an `AppHost`, without reading its attributes."""
+    """Return whether `backend` is an `AppHost`.
+
+    Attributes that its class defines are looked up on the class, so no property is evaluated.
+    """
     return all(
         hasattr(type(backend), name) or hasattr(backend, name) for name in _APP_HOST_ATTRIBUTES
     )
+
+
+@runtime_checkable
+class SimulatedBackend(Protocol):
+    """A simulator. Verifiers trust its root certificate only as an explicit trust anchor."""
+
+    trust_anchor: bytes  # root certificate (DER) of its evidence
+
+    def collateral(self, now: float | None = None) -> Collateral:
+        """Return the collateral of a TDX platform at a Unix time; None: at present."""
+        ...
 
 
 @runtime_checkable
@@ -182,3 +212,11 @@ class RecordedBackend(Protocol):
     recorded: str  # the name of the other backend
     recorded_simulated: bool  # its `simulated`
     trust_anchor: bytes | None  # root certificate (DER) of its evidence, if simulated
+
+
+def check_bytes(what: str, value: object, size: int) -> None:
+    """Raise UsageError, with `what` as its subject, unless `value` is `size` bytes."""
+    if not isinstance(value, bytes):
+        raise UsageError(f"{what}: must be bytes", reason="wrong_type")
+    if len(value) != size:
+        raise UsageError(f"{what}: must be {size} bytes", reason="wrong_size")

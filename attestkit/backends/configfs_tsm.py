@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 from attestkit import backends
 from attestkit.backends.base import SnpEvidence
+from attestkit.backends.linux.device_errors import failed, no_quote, unavailable
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tdx.guest import TdGuest
 from attestkit.backends.tsm.configfs_files import TsmSystem
 from attestkit.backends.tsm.report import TsmClient, TsmRequest, TsmResponse
-from attestkit.errors import (
-    BackendError,
-    BackendUnavailableError,
-    QuoteUnavailableError,
-    UsageError,
-)
+from attestkit.errors import BackendUnavailableError, UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -75,23 +71,15 @@ class ConfigfsTsm:
     ) -> "Self":
         """Create the backend of the TEE that the kernel reports."""
         options = (
-            *_privlevel(privlevel),
+            *_uint("privlevel", privlevel, 4),
             *_services(service_provider, service_guid, service_manifest_version),
         )
         paths = backends.find_kernel_paths(root) if paths is None else paths
         tsm = _client(paths, system)
-        kind = _KINDS[tsm.identify()]
-        if not issubclass(kind, cls):
-            raise BackendUnavailableError(
-                f"{_tsm_path(paths)}: wrong platform for {cls.__name__}; use {kind.__name__}",
-                reason="wrong_platform",
-                path=_tsm_path(paths),
-            )
+        kind = cls._identify(tsm, paths)
         if options and kind is ConfigfsTdx:
-            raise UsageError(
-                f"{options[0][0]}: an option of SEV-SNP, but this is a TDX guest; omit it",
-                reason="not_applicable",
-            )
+            text = f"{options[0][0]}: an option of SEV-SNP, but this is a TDX guest; omit it"
+            raise UsageError(text, reason="not_applicable")
         tsm.remove_stale()
         self = super().__new__(kind)
         self._paths = paths
@@ -111,13 +99,16 @@ class ConfigfsTsm:
             UsageError: If an environment variable is invalid.
         """
         paths = backends.find_kernel_paths() if paths is None else paths
-        kind = _KINDS[_client(paths, system).identify()]
+        cls._identify(_client(paths, system), paths)
+
+    @classmethod
+    def _identify(cls, tsm: TsmClient, paths: KernelPaths) -> "type[Self]":
+        """Return the class of the platform; it must be `cls` or a subclass."""
+        kind = _KINDS[tsm.identify()]
         if not issubclass(kind, cls):
-            raise BackendUnavailableError(
-                f"{_tsm_path(paths)}: wrong platform for {cls.__name__}; use {kind.__name__}",
-                reason="wrong_platform",
-                path=_tsm_path(paths),
-            )
+            text = f"wrong platform for {cls.__name__}; use {kind.__name__}"
+            raise unavailable(_tsm_path(paths), text, "wrong_platform")
+        return kind
 
     @classmethod
     def probe_for_detection(cls) -> None:
@@ -135,9 +126,8 @@ class ConfigfsTsm:
         except BackendUnavailableError as error:
             if backends.find_kernel_paths().tsm_entry is None:
                 raise
-            raise UsageError(
-                f"$DCAP_TDX_QUOTE_CONFIGFS_PATH: {error}", reason="wrong_value"
-            ) from error
+            text = f"$DCAP_TDX_QUOTE_CONFIGFS_PATH: {error}"
+            raise UsageError(text, reason="wrong_value") from error
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return a raw TDX quote or an SNP report over `report_data`, exactly 64 bytes.
@@ -184,13 +174,11 @@ class ConfigfsTdx(TdGuest, ConfigfsTsm):
         if (size := len(response.report)) < _SHORTEST_QUOTE:
             # Before Linux 7.1 an empty outblob is the only sign that the host failed. The kernel
             # caches it until the next write of inblob, so reading again does not help.
-            raise QuoteUnavailableError(
-                f"{_tsm_path(self._paths)}: the host returned no quote: {size} bytes; check on the "
-                "host that the quoting service (QGS) runs, that the VMM can connect to it, and its "
-                "log, then retry",
-                reason="too_short" if size else "empty",
-                path=_tsm_path(self._paths),
+            text = (
+                f"the host returned no quote: {size} bytes; check on the host that the quoting "
+                "service (QGS) runs, that the VMM can connect to it, and its log, then retry"
             )
+            raise no_quote(_tsm_path(self._paths), text, "too_short" if size else "empty")
         return response
 
     def close(self) -> None:
@@ -232,12 +220,8 @@ class ConfigfsSnp(ConfigfsTsm):
         """Make one request; check the size of the report."""
         response = super()._request(report_data)
         if (size := len(response.report)) != _REPORT_SIZE:
-            raise BackendError(
-                f"{_tsm_path(self._paths)}: wrong size of the SNP report: {size} bytes, expected "
-                f"{_REPORT_SIZE}",
-                reason="malformed_response",
-                path=_tsm_path(self._paths),
-            )
+            text = f"wrong size of the SNP report: {size} bytes, expected {_REPORT_SIZE}"
+            raise failed(_tsm_path(self._paths), text, "malformed_response")
         return response
 
 
@@ -253,35 +237,27 @@ def _client(paths: KernelPaths, system: TsmSystem | None) -> TsmClient:
     return TsmClient(str(paths.tsm_report), entry, system)
 
 
-def _privlevel(level: object) -> _Options:
-    if level is None:
+def _uint(name: str, value: object, limit: int) -> _Options:
+    """Return the option `name` with a number below `limit`; none if it is None."""
+    if value is None:
         return ()
-    if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level <= 3:
-        raise UsageError(f"privlevel: must be 0 to 3: {level!r}", reason="out_of_range")
-    return (("privlevel", b"%d" % level),)
+    if type(value) is not int or not 0 <= value < limit:
+        raise UsageError(f"{name}: must be 0 to {limit - 1}: {value!r}", reason="out_of_range")
+    return ((name, b"%d" % value),)
 
 
 def _services(provider: object, guid: object, version: object) -> _Options:
     """Return the options of a report about an SVSM's services."""
     if provider is None:
         if guid is not None or version is not None:
-            raise UsageError(
-                "service_guid, service_manifest_version: used without service_provider; add it",
-                reason="missing",
-            )
+            text = "service_guid, service_manifest_version: used without service_provider; add it"
+            raise UsageError(text, reason="missing")
         return ()
     if provider != "svsm":
         raise UsageError(f"service_provider: must be 'svsm': {provider!r}", reason="wrong_value")
-    options = [("service_provider", b"svsm")]
+    options: _Options = (("service_provider", b"svsm"),)
     if guid is not None:
         if not isinstance(guid, str) or not _GUID.fullmatch(guid):
             raise UsageError(f"service_guid: not a GUID: {guid!r}", reason="encoding")
-        options.append(("service_guid", guid.encode()))
-    if version is not None:
-        if not isinstance(version, int) or isinstance(version, bool) or not 0 <= version < 2**32:
-            raise UsageError(
-                f"service_manifest_version: must be 0 to {2**32 - 1}: {version!r}",
-                reason="out_of_range",
-            )
-        options.append(("service_manifest_version", b"%d" % version))
-    return tuple(options)
+        options += (("service_guid", guid.encode()),)
+    return options + _uint("service_manifest_version", version, 1 << 32)

@@ -115,7 +115,7 @@ class TdxIoctl(TdGuest):
 def _selected_source(generation: object, qgs: object) -> Endpoint | Generation | None:
     if generation is not None:
         if qgs is not None:
-            raise UsageError("qgs, generation: exclude each other", reason="conflict")
+            raise UsageError("qgs and generation: mutually exclusive", reason="conflict")
         return parse_generation(generation)
     return None if qgs is None else parse_endpoint(qgs)
 

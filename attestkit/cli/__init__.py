@@ -22,7 +22,6 @@ from attestkit.cli.exit_codes import (
     print_error,
     write_stderr,
 )
-from attestkit.cli.options.shell_values import COMPLETE
 from attestkit.errors import AttestKitError
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ __all__ = ["COMMANDS", "command_tree", "run_command"]
 # the command is called, so that a command pays only for its own imports.
 COMMANDS: Final = {
     "attest": "Create evidence about this machine.",
-    "bench": "Measure attestkit and comparable packages on this machine.",
+    "bench": "Measure attestkit on this machine.",
     "completion": "Print a completion script for a shell.",
     "doctor": "Diagnose this machine and suggest remedies.",
     "ear": "Verify a signed attestation result (EAR) and show it.",
@@ -134,7 +133,7 @@ class _Commands(click.Group):
 def command_tree(ctx: click.Context, *, version: bool) -> int:
     """Quotes, event logs, evidence and keys of confidential VMs."""
     if version:
-        from attestkit._version import own_version
+        from attestkit._package import own_version
 
         click.echo(f"attestkit, version {own_version()}")
         ctx.exit()
@@ -147,12 +146,8 @@ def command_tree(ctx: click.Context, *, version: bool) -> int:
 def run_command(words: list[str]) -> int:
     """Run one command and return its exit code; errors are one line on stderr."""
     _reopen_closed_streams()
-    if shell := os.environ.get(COMPLETE):
-        from attestkit.cli.commands.completion import (
-            complete,  # lazy: for completion only
-        )
-
-        return complete(command_tree, shell)
+    if "_ATTESTKIT_COMPLETE" in os.environ:  # click completes words instead of running a command
+        import_module("attestkit.cli.commands.completion")
     try:
         code = command_tree.main(words, prog_name="attestkit", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -175,7 +170,7 @@ def run_command(words: list[str]) -> int:
 def _reopen_closed_streams() -> None:
     """Open /dev/null in place of a stdout or stderr that is closed at start.
 
-    Files that are opened later do not get its descriptor then.
+    Otherwise a file that is opened later could get the descriptor of the closed stream.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:

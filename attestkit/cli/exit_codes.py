@@ -11,6 +11,7 @@ from typing import Final, TextIO
 
 import click
 
+from attestkit._sanitize import printable
 from attestkit.errors import (
     AttestKitError,
     BackendError,
@@ -21,24 +22,6 @@ from attestkit.errors import (
     UsageError,
     VerificationError,
 )
-
-__all__ = [
-    "INTERRUPTED",
-    "NETWORK",
-    "POLICY",
-    "REJECTED",
-    "UNREADABLE",
-    "USAGE",
-    "chosen_exit_code",
-    "clean_up_on_signals",
-    "discard_output",
-    "exit_code",
-    "most_severe_code",
-    "one_line",
-    "print_error",
-    "set_exit_code",
-    "write_stderr",
-]
 
 USAGE, REJECTED, NETWORK, POLICY, UNREADABLE = 1, 2, 3, 4, 5
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
@@ -64,15 +47,14 @@ def exit_code(error: AttestKitError) -> int:
 
 
 def most_severe_code(codes: Iterable[int]) -> int:
-    """Return the most severe code: rejected, policy, network, unreadable, usage, good."""
+    """Return the first of the codes in the order rejected, policy, network, unreadable, usage."""
     found = set(codes)
     return next((code for code in _MOST_SEVERE_FIRST if code in found), 0)
 
 
 def one_line(text: str) -> str:
     """Collapse white space and escape control characters, so that input cannot drive a terminal."""
-    folded = " ".join(text.split())
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in folded)
+    return printable(" ".join(text.split()))
 
 
 def print_error(text: str) -> None:
@@ -98,7 +80,11 @@ def discard_output(stream: TextIO) -> None:
 
 
 def set_exit_code(code: int) -> int:
-    """Store and return the exit code of the running command; it holds if stdout is closed later."""
+    """Store the exit code of the running command, also for the case that stdout is closed later.
+
+    Returns:
+        The exit code.
+    """
     click.get_current_context().meta[_EXIT_CODE_KEY] = code
     return code
 

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack
 from attestkit.cli.exit_codes import (
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from attestkit.verifier.evidence_bundle import EvidenceBundle
     from attestkit.verifier.result import AttestationResult
 
-__all__ = ["VERDICTS", "FileOutcome", "FileVerifier", "evidence_exit_code", "extract_evidence"]
-
 _T = TypeVar("_T")
 
 VERDICTS: Final = {
@@ -55,28 +54,32 @@ VERDICTS: Final = {
     POLICY: "refused by policy",
     UNREADABLE: "unreadable",
 }
-_IMAGE_LEFT_OUT: Final = "the OS image was left out: "
-_BOUND_TO_KEY: Final = (
+_BOUND_TO_KEY: Final = VerificationStep(
+    "certificate_key",
+    "skipped",
     "the evidence is bound to the certificate's key; possession of the key and freshness of the "
-    "evidence were not checked"
+    "evidence were not checked",
 )
-_NAMED: Final = "the report data is as the bundle names it, which alone does not show freshness"
+_NAMED: Final = VerificationStep(
+    "report_data",
+    "caution",
+    "the report data is as the bundle names it, which alone does not show freshness",
+)
 
 
 class FileOutcome(NamedTuple):
     """The outcome for one file: either a result or an error."""
 
     path: Path
-    content: FileContent | None  # None: unreadable
-    evidence: Attestation | Quote | None  # the verified evidence
-    result: "AttestationResult | None"
-    error: AttestKitError | None
-    code: int
     at: datetime  # verification time, aware
     policy: str  # name of the preset or of the file
+    content: FileContent | None = None  # None: unreadable
+    evidence: Attestation | Quote | None = None  # the verified evidence
+    result: "AttestationResult | None" = None
+    error: AttestKitError | None = None
+    code: int = 0
     collateral: Collateral | None = None  # used for verification
-    report_data: bytes | None = None  # expected by the caller
-    fresh: bool = False  # whether report data was expected and found
+    report_data: bytes | None = None  # expected by the caller, also for a nonce
     bound_to_key: bool = False  # to the key of the certificate that contains the evidence
     own_instant: bool = False  # whether `at` is from the bundle
     own_collateral: bool = False  # whether the collateral is from the bundle
@@ -89,12 +92,17 @@ class FileOutcome(NamedTuple):
         return VERDICTS[self.code]
 
     @property
-    def reason(self) -> str:
-        """The reason of the error; empty without an error."""
-        return str(getattr(self.error, "reason", ""))
+    def fresh(self) -> bool:
+        """Whether the evidence is accepted and bound to the nonce of the options."""
+        return self.result is not None and self.result.fresh
 
     @property
-    def steps(self) -> tuple[str, ...]:
+    def reason(self) -> str:
+        """The reason of the error; empty without an error."""
+        return "" if self.error is None else self.error.reason
+
+    @property
+    def steps(self) -> tuple[VerificationStep, ...]:
         """The verification steps; on an error, those before it."""
         if self.result is None:
             return self.error.steps if isinstance(self.error, VerificationError) else ()
@@ -103,13 +111,16 @@ class FileOutcome(NamedTuple):
 
     @property
     def os_image(self) -> str:
-        """The hash of the verified OS image, else why it is missing; empty without a result."""
+        """The hash of the verified OS image, else the reason why it is missing.
+
+        Empty if the evidence was not accepted.
+        """
         if self.result is None:
             return ""
         if image := self.result.claims.os_image_hash:
             return image.hex()
-        reasons = (s for s in self.result.steps if s.startswith(_IMAGE_LEFT_OUT))
-        return f"not verified: {next(reasons, '').removeprefix(_IMAGE_LEFT_OUT)}".rstrip(": ")
+        [step] = [step for step in self.result.steps if step.check == "os_image"]
+        return f"not verified: {step.text.partition(': ')[2]}"
 
     @property
     def problem(self) -> str:
@@ -122,9 +133,7 @@ class FileOutcome(NamedTuple):
 
     def bundle(self) -> "EvidenceBundle":
         """Return an evidence bundle, for later verification without network access."""
-        from attestkit.verifier.evidence_bundle import (
-            EvidenceBundle,
-        )  # lazy: few runs save a bundle
+        from attestkit.verifier.evidence_bundle import EvidenceBundle  # lazy: rarely needed
 
         evidence = self.evidence
         assert evidence is not None
@@ -145,18 +154,28 @@ class FileOutcome(NamedTuple):
             "own_instant": self.own_instant,
             "own_collateral": self.own_collateral,
             "policy": self.policy,
-            "freshness_checked": self.fresh,
-            "bound_to": "certificate key" if self.bound_to_key else None,
+            "bound_to_key": self.bound_to_key,
         }
         if self.result is not None:
-            return {**fields, **self.result.to_dict(), "steps": list(self.steps)}
-        return {
-            **fields,
-            "error": one_line(str(self.error)),
-            "error_type": type(self.error).__name__,
-            "reason": self.reason or None,
-            "steps": list(self.steps),
-        }
+            return {**fields, **self.result.to_dict(), "steps": _plain_steps(self.steps)}
+        assert self.error is not None
+        return {**fields, **error_fields(self.error)}
+
+
+def error_fields(error: AttestKitError) -> dict[str, Any]:
+    """Return the fields of an error, ready for JSON."""
+    return {
+        "fresh": False,
+        "bound_to": None,
+        "error": one_line(str(error)),
+        "error_type": type(error).__name__,
+        "reason": error.reason,
+        "steps": _plain_steps(error.steps) if isinstance(error, VerificationError) else [],
+    }
+
+
+def _plain_steps(steps: tuple[VerificationStep, ...]) -> list[dict[str, str]]:
+    return [step._asdict() for step in steps]
 
 
 def _now() -> datetime:
@@ -169,16 +188,9 @@ class FileVerifier:
     def __init__(
         self, options: VerificationOptions, *, clock: Callable[[], datetime] = _now
     ) -> None:
-        from attestkit.verifier.pipeline import Verifier  # lazy: loads the verifier
-
         self.options = options
         self._now = options.at or clock()
-        self._verifier = Verifier(
-            options.trust_anchor,
-            policy=options.policy,
-            snp_certificates=options.certificates,
-            tcb_details=True,
-        )
+        self._verifier = options.verifier()
         self._cache: CollateralCache | None = None
 
     def verify(self, path: Path) -> FileOutcome:
@@ -186,15 +198,9 @@ class FileVerifier:
         options = self.options
         out = FileOutcome(
             path=path,
-            content=None,
-            evidence=None,
-            result=None,
-            error=None,
-            code=0,
             at=self._now,
             policy=options.policy_name,
-            report_data=options.report_data,
-            fresh=options.report_data is not None,
+            report_data=_expected_report_data(options),
             certificates=options.certificates,
         )
         try:
@@ -206,9 +212,9 @@ class FileVerifier:
             result = self._verify_content(out, content, evidence)
             return out._replace(result=result, bound_to_key=content.in_certificate)
         except AttestKitError as error:
-            return out._replace(error=error, code=evidence_exit_code(error), fresh=False)
+            return out._replace(error=error, code=evidence_exit_code(error))
         except Exception as error:  # noqa: BLE001 - any other error rejects the evidence
-            return out._replace(error=_internal_error(error), code=REJECTED, fresh=False)
+            return out._replace(error=_internal_error(error), code=REJECTED)
 
     def _select_inputs(
         self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
@@ -218,16 +224,17 @@ class FileVerifier:
         bundle = _bundle(content) if content.kind == "evidence bundle" else None
         if options.own_instant and bundle is None:
             raise UsageError(
-                f"--at bundle: not an evidence bundle: {content.kind}",
+                f"--at bundle: requires an evidence bundle, but the file is: {content.kind}; give "
+                "a time with --at",
                 reason="not_applicable",
             )
-        if content.in_certificate and options.report_data is not None:
+        if content.in_certificate and options.expects_report_data:
             raise UsageError(
-                "report data: always the key's hash for an RA-TLS certificate; omit --report-data, "
-                "--text and --file",
+                "report data: always the key's hash for an RA-TLS certificate; omit --nonce, "
+                "--report-data, --text and --file",
                 reason="not_applicable",
             )
-        if bundle is not None and options.report_data is None:
+        if bundle is not None and not options.expects_report_data:
             out = out._replace(bundle_report_data=bundle.report_data)
         if bundle is not None and options.own_instant:
             out = out._replace(at=bundle.at, own_instant=True)
@@ -258,9 +265,7 @@ class FileVerifier:
                 reason="missing",
             )
         if self._cache is None:
-            from attestkit.collateral.cache import (
-                CollateralCache,
-            )  # lazy: not needed without fetching
+            from attestkit.collateral.cache import CollateralCache  # lazy: for fetching only
 
             # The cache uses the verification time, so that many files share one request.
             self._cache = CollateralCache(None, clock=lambda: self._now)
@@ -285,37 +290,40 @@ class FileVerifier:
         self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
     ) -> "AttestationResult":
         if not content.in_certificate:
+            nonce = self.options.nonce
             return self._verifier.verify(
                 evidence,
-                report_data=out.report_data,
+                nonce=nonce,
+                report_data=self.options.report_data if nonce is None else ...,
                 now=out.at,
                 collateral=out.collateral,
             )
         from attestkit import ra_tls  # lazy: loads X.509
-        from attestkit.verifier.pipeline import Verifier
 
-        verifier = self._verifier
-        if out.collateral is not None:  # ra_tls.verify takes collateral from the verifier
-            options = self.options
-            verifier = Verifier(
-                options.trust_anchor,
-                out.collateral,
-                policy=options.policy,
-                snp_certificates=options.certificates,
-                tcb_details=True,
-            )
-        return ra_tls.verify(content.raw, verifier, now=out.at)
+        # ra_tls.verify takes the collateral from the verifier.
+        return ra_tls.verify(content.raw, self.options.verifier(out.collateral), now=out.at)
+
+
+def _expected_report_data(options: VerificationOptions) -> bytes | None:
+    """Return the report data that evidence must have, for a bundle; None if any is accepted."""
+    return options.report_data if options.nonce is None else ReportData.for_nonce(options.nonce)
 
 
 def _check_dcap_qvl() -> None:
-    """Raise UsageError if dcap-qvl is not installed, before evidence could be rejected for it."""
+    """Raise UsageError if dcap-qvl is not installed.
+
+    Without this check, the missing library would be reported as rejected evidence.
+    """
     from attestkit.verifier.dcap.authenticate import Dcap  # lazy: slow to import
 
     Dcap()
 
 
 def _reject_usage_errors(step: Callable[[], _T]) -> _T:
-    """Run a step that does not depend on options; its UsageError is about the evidence."""
+    """Run a step that does not depend on options; raise its UsageError as VerificationError.
+
+    Only the evidence can be the cause of such a UsageError.
+    """
     try:
         return step()
     except UsageError as error:
@@ -365,7 +373,8 @@ def extract_evidence(content: FileContent) -> Attestation | Quote:
     """Return the evidence in a file.
 
     Raises:
-        FormatError: If the file contains something else; the text has a remedy.
+        FormatError: If the file contains another format, such as a log or collateral. The message
+            names the command that uses such a file.
         VerificationError: If the file is a certificate without evidence.
     """
     if isinstance(content.value, Attestation | Quote):
@@ -383,8 +392,7 @@ def extract_evidence(content: FileContent) -> Attestation | Quote:
         return extract_evidence(inner)
     if content.kind == "certificate without evidence":
         raise VerificationError(
-            "certificate: contains no evidence, so its key is not attested",
-            reason="no_evidence",
+            "certificate: contains no evidence, so its key is not attested", reason="no_evidence"
         )
     raise FormatError(
         f"{content.kind}: {_REMEDIES.get(content.kind, _LOG_REMEDY)}", reason="unsupported"

@@ -1,4 +1,4 @@
-"""Endorsements of Intel for a platform: one value, its retrieval, and its cache.
+"""Endorsements of Intel for a platform (collateral): their type, retrieval and cache.
 
 A `Collateral` is well formed and has a period of validity; its signatures are verified by the
 verifier.

@@ -4,8 +4,9 @@ Collateral is public, and a Verifier checks its signatures at every use. The fol
 its owner only, because another writer could roll back collateral to an older, still valid version,
 or deny service.
 
-The first line of a file is the SHA-256 of the rest, which is JSON: version, key, time of the fetch,
-and the nine fields. A file that is malformed or of another key is ignored and overwritten.
+The first line of a file is the SHA-256 of the rest. The rest is JSON: version, key, time of the
+fetch, and the nine fields of `Collateral`. A file that is malformed or of another key is ignored
+and overwritten.
 
 Verified collateral is stored beside fetched collateral, for rollback protection (see
 `caching_source`): files of the same format with the suffix `.kept`, which are used past their next
@@ -73,7 +74,7 @@ class _CacheEntry(NamedTuple):
     valid_until: datetime
 
     def is_usable(self, now: datetime, max_age: timedelta | None) -> bool:
-        """Return whether the entry is valid; one fetched after `now` is not (wrong clock)."""
+        """Return whether the entry is valid; an entry fetched after `now` is not (wrong clock)."""
         if not (max(self.fetched_at, self.valid_from) <= now < self.valid_until):
             return False
         return max_age is None or now - self.fetched_at <= max_age
@@ -99,8 +100,9 @@ class CollateralCache:
             folder: Folder of the cache, created with its parents if missing; its mode is set to
                 0700. None keeps entries in memory only.
             max_age: Maximum age of entries; None uses them until their next update.
-            limit: Maximum number of entries, in memory and in the folder, of fetched and again of
-                verified collateral; the oldest are removed first. An entry has about 40 kB.
+            limit: Maximum number of entries, which applies separately to memory and folder, and to
+                fetched and verified collateral. The oldest are removed first. An entry has about
+                40 kB.
             clock: Function that returns the current time as an aware datetime.
 
         Raises:
@@ -109,9 +111,7 @@ class CollateralCache:
         """
         _check_age(max_age)
         if limit < 1:
-            raise UsageError(
-                f"limit: out of range: {limit}, must be at least 1", reason="out_of_range"
-            )
+            raise UsageError(f"limit: {limit}, must be at least 1", reason="out_of_range")
         self._folder = None if folder is None else Path(folder).absolute()
         self._max_age = max_age
         self._limit = limit
@@ -145,9 +145,9 @@ class CollateralCache:
         return entry.collateral
 
     def get_verified(self, key: Key) -> Collateral | None:
-        """Return the last verified collateral of `key`, even if expired.
+        """Return the last verified collateral of `key`, even if expired; None if missing.
 
-        None if missing, or stored or issued after the current time (wrong clock).
+        Collateral that was stored or issued after the current time (wrong clock) is ignored.
         """
         entry = self._read(key, ".kept")
         if entry is None:
@@ -164,17 +164,24 @@ class CollateralCache:
         entry is in memory only.
 
         Raises:
-            CollateralError: If a part of it has no dates.
+            CollateralError: If a part of the collateral has no dates.
         """
         self._put(self._entries, ".json", key, self._entry(collateral))
 
     def replace(
         self, key: Key, held: Collateral, collateral: Collateral, max_age: timedelta | None = None
     ) -> Collateral | None:
-        """Replace the entry that `get` returned for `key`, keeping the time of its fetch.
+        """Replace the collateral that `get` returned for `key`, keeping the time of its fetch.
 
-        Return the entry, or None if it is not usable or another thread has replaced it; see `get`
-        and `put`.
+        Args:
+            key: Key of the entry.
+            held: Collateral that `get` returned.
+            collateral: Collateral that replaces it.
+            max_age: As for `get`.
+
+        Returns:
+            `collateral`, or None if it is expired or too old, or another thread has replaced the
+            entry.
         """
         with self._lock:
             known = self._entries.get(key)
@@ -185,7 +192,7 @@ class CollateralCache:
         return self.get(key, max_age=max_age)
 
     def put_verified(self, key: Key, collateral: Collateral) -> None:
-        """Store verified collateral, beside the fetched collateral of `put`; raises as `put`.
+        """Store verified collateral, beside the fetched collateral of `put`; same errors as `put`.
 
         Collateral issued after the current time was verified at another time, and is not stored.
         """
@@ -334,9 +341,7 @@ def _read_salt(path: Path, deadline: float) -> bytes:
 
 def _check_age(max_age: timedelta | None) -> None:
     if max_age is not None and max_age < timedelta():
-        raise UsageError(
-            f"max_age: out of range: {max_age}, must not be negative", reason="out_of_range"
-        )
+        raise UsageError(f"max_age: {max_age}, must not be negative", reason="out_of_range")
 
 
 def _make_private(folder: Path) -> None:

@@ -9,7 +9,7 @@ minute for a known platform.
 Rollback protection: verified collateral is stored in the cache apart from fetched collateral, for
 each root, even past its expiry. In collateral fetched later, by any process with the folder and
 after a restart, each part is replaced by the verified one if that is newer (`merge`). Unverified
-collateral is never compared: a forged part with a late date must not replace a genuine one.
+collateral is never compared: a forged part with a late date must not replace a genuine part.
 """
 
 import logging
@@ -36,8 +36,6 @@ from attestkit.collateral.pccs_client import (
 )
 from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.quote import TEE_SGX, Quote
-
-__all__ = ["CollateralLookup", "CollateralSource"]
 
 _PAUSE: Final = 60.0  # seconds between two repeated fetches for one platform
 _REMEMBERED: Final = 256  # entries of each dictionary
@@ -84,8 +82,8 @@ class CollateralSource:
 
         Args:
             pccs_url: Base URL of the service, as for `Collateral.fetch`.
-            getter: Function that gets a URL; None is `HttpGetter`.
-            cache: Cache of responses; None fetches each time.
+            getter: Function that gets a URL; if None, an `HttpGetter` is used.
+            cache: Cache of responses; if None, responses are not cached.
             max_age: Maximum age of cached responses.
             timer: Monotonic clock in seconds, for the pause between repeated fetches.
 
@@ -119,7 +117,7 @@ class CollateralSource:
         """
         if not isinstance(quote, Quote):
             raise UsageError(
-                f"quote: wrong type: {type(quote).__name__}, must be a Quote; use Quote.parse",
+                f"quote: {type(quote).__name__}, must be a Quote; use Quote.parse",
                 reason="wrong_type",
             )
         tee = "sgx" if quote.tee_type == TEE_SGX else "tdx"
@@ -143,11 +141,16 @@ class CollateralSource:
     def refetch(
         self, doubted: CollateralLookup, before: BeforeFetch = _allow
     ) -> CollateralLookup | None:
-        """Return other collateral after a verification with `doubted` has failed.
+        """Fetch collateral again after a verification with cached collateral has failed.
 
-        None if `doubted` was fetched just now or has been verified before, if the last repeated
-        fetch was less than a minute ago, or if the service has the same or older collateral or
-        cannot be reached. `before` is as for `find`.
+        Args:
+            doubted: Result of `find` with which the verification failed.
+            before: As for `find`.
+
+        Returns:
+            Newer collateral. None if `doubted` was fetched just now or has been verified before, if
+            the last repeated fetch was less than a minute ago, or if the service has the same or
+            older collateral or cannot be reached.
         """
         key, old = doubted.key, doubted.shared
         if doubted.query is not None:
@@ -217,12 +220,12 @@ class CollateralSource:
 
     @staticmethod
     def _replace_older_parts(key: Key, found: Collateral, cache: CollateralCache) -> Collateral:
-        """Return `found`, with the parts replaced for which a newer one has been verified."""
+        """Return `found`; parts that are older than verified parts are replaced by the latter."""
         last = cache.get_verified(_verified_key(key, found))
         return found if last is None else merge_newest(last, found)
 
     def _store_verified(self, key: Key, passed: Collateral) -> bool:
-        """Store verified collateral for other and later processes; return whether all is newest."""
+        """Store verified collateral, also for other processes; return whether no part was older."""
         if self._cache is None:
             return True
         verified_key = _verified_key(key, passed)

@@ -21,6 +21,8 @@ from attestkit.errors import CollateralError, UsageError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+    from attestkit._reasons import CollateralReason
+
 __all__ = ["HttpGetter"]
 
 HEAD_LIMIT: Final = 128 * 1024  # bytes of status line, header section and chunk framing
@@ -33,15 +35,15 @@ _HEADERS: Final = {
 
 
 class HttpGetter:
-    """A getter for http and https.
+    """Function object that gets an http or https URL.
 
     It does not follow redirects, send cookies or credentials, or use the proxies of the environment
-    (`HTTPS_PROXY`); pass another getter for that. A body has at most 1 MiB, a header section
-    128 KiB.
+    (`HTTPS_PROXY`); if you need these, pass another function as `getter`. A body has at most 1 MiB,
+    a header section 128 KiB.
 
     Args:
-        timeout: Seconds for a whole response, without name resolution and addresses of the host
-            that do not connect.
+        timeout: Seconds for a whole response. The time for name resolution, and for addresses of
+            the host that do not accept the connection, does not count.
         context: TLS context for https; None is the default context of `ssl`.
 
     Raises:
@@ -51,8 +53,7 @@ class HttpGetter:
     def __init__(self, timeout: float = 10.0, *, context: ssl.SSLContext | None = None) -> None:
         if not timeout > 0:
             raise UsageError(
-                f"timeout: out of range: {timeout}, must be a positive number of seconds",
-                reason="out_of_range",
+                f"timeout: {timeout}, must be a positive number of seconds", reason="out_of_range"
             )
         self._timeout = timeout
         self._context = context
@@ -62,41 +63,42 @@ class HttpGetter:
 
         Raises:
             CollateralError: If the response is missing, truncated, malformed, too large or too
-                late, or `url` is not an http or https URL. The text names the URL.
+                late, or `url` is not an http or https URL. The message names the URL.
         """
         connection = self._connection(url)
         deadline = time.monotonic() + self._timeout
         with contextlib.closing(connection):
             try:
                 return _exchange(connection, _target(urlsplit(url)), deadline)
-            except _TooLargeError as error:
-                raise CollateralError(
-                    f"{url}: response too large: {error}; check that the URL is that of a PCCS",
-                    reason="too_large",
-                ) from error
-            except TimeoutError as error:
-                raise CollateralError(
-                    f"{url}: no response within {self._timeout:g} s; check that the service runs, "
-                    "and that this machine can reach it",
-                    reason="fetch_failed",
-                ) from error
-            except ssl.SSLError as error:
-                raise CollateralError(
-                    f"{url}: TLS failed: {error.reason or type(error).__name__}; check the "
-                    "service's certificate, and pass a private CA in the context of HttpGetter",
-                    reason="fetch_failed",
-                ) from error
-            except OSError as error:
-                raise CollateralError(
-                    f"{url}: {error.strerror or error}; check the URL, and that the service runs",
-                    reason="fetch_failed",
-                ) from error
-            except (HTTPException, ValueError) as error:  # ValueError: invalid host name
-                raise CollateralError(
-                    f"{url}: not a valid HTTP response: {type(error).__name__}; "
-                    "check that the URL is that of a PCCS",
-                    reason="malformed",
-                ) from error
+            except (_TooLargeError, OSError, HTTPException, ValueError) as error:
+                reason, problem = self._describe(error)
+                raise CollateralError(f"{url}: {problem}", reason=reason) from error
+
+    def _describe(self, error: Exception) -> "tuple[CollateralReason, str]":
+        """Return reason and text of an error of the exchange."""
+        if isinstance(error, _TooLargeError):
+            return "too_large", f"response is {error}; check that the URL is that of a PCCS"
+        if isinstance(error, TimeoutError):
+            return (
+                "fetch_failed",
+                f"no response within {self._timeout:g} s; check that the service runs",
+            )
+        if isinstance(error, ssl.SSLError):
+            problem = error.reason or type(error).__name__
+            return (
+                "fetch_failed",
+                f"TLS failed: {problem}; pass a private CA in the context of HttpGetter",
+            )
+        if isinstance(error, OSError):
+            return (
+                "fetch_failed",
+                f"{error.strerror or error}; check the URL, and that the service runs",
+            )
+        # HTTPException, or ValueError: invalid host name
+        return (
+            "malformed",
+            f"invalid HTTP response ({type(error).__name__}); check that the URL is that of a PCCS",
+        )
 
     def _connection(self, url: str) -> HTTPConnection:
         try:
@@ -106,7 +108,7 @@ class HttpGetter:
             raise CollateralError(f"{url}: not a valid URL", reason="fetch_failed") from error
         if not host or "@" in parts.netloc:
             raise CollateralError(
-                f"{url}: no host, or a user name in the URL", reason="fetch_failed"
+                f"{url}: must have a host and no user name", reason="fetch_failed"
             )
         if parts.scheme == "http":
             return HTTPConnection(host, port, timeout=self._timeout)
@@ -114,9 +116,7 @@ class HttpGetter:
             if self._context is None:
                 self._context = ssl.create_default_context()  # kept, because it is slow to create
             return HTTPSConnection(host, port, timeout=self._timeout, context=self._context)
-        raise CollateralError(
-            f"{url}: unsupported scheme; must be http or https", reason="fetch_failed"
-        )
+        raise CollateralError(f"{url}: scheme must be http or https", reason="fetch_failed")
 
 
 def _target(parts: SplitResult) -> str:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from attestkit.collateral.pccs_client import Getter
     from attestkit.quote import Quote
 
-__all__ = ["Collateral"]
-
 _LIMIT: Final = 1 << 20  # bytes or characters of a field; Intel's largest is below 50 kB
 _JSON_LIMIT: Final = 16 << 20  # nine such fields, with bytes in hex
 _SIGNATURE: Final = 64  # r then s
@@ -36,7 +34,7 @@ class Collateral:
 
     Raises:
         CollateralError: If a field has the wrong type, is empty or over 1 MiB, or a signature is
-            not 64 bytes. The text names the field.
+            not 64 bytes. The message names the field.
     """
 
     pck_crl_issuer_chain: str  # PEM: PCK CA, root
@@ -70,15 +68,12 @@ class Collateral:
         """
         if len(text) > _JSON_LIMIT:
             raise CollateralError(
-                f"collateral: too large: {len(text)} bytes, at most {_JSON_LIMIT}",
-                reason="too_large",
+                f"collateral: {len(text)} bytes, at most {_JSON_LIMIT}", reason="too_large"
             )
         values = json_object("collateral", text)
         missing = [name for name in _FIELDS if name not in values]
         if missing:
-            raise CollateralError(
-                f"collateral: missing field: {', '.join(missing)}", reason="missing"
-            )
+            raise CollateralError(f"collateral: missing: {', '.join(missing)}", reason="missing")
         for name in _BINARY:
             values[name] = _from_hex(name, values[name])
         return cls(**{name: values[name] for name in (*_FIELDS, _OPTIONAL) if name in values})
@@ -98,7 +93,8 @@ class Collateral:
         """Read a file of the nine-field JSON.
 
         Raises:
-            CollateralError: If the file cannot be read, or as `from_json`; the text names the file.
+            CollateralError: If the file cannot be read, or `from_json` rejects its content. The
+                message names the file.
         """
         try:
             with Path(path).open("rb") as file:
@@ -150,8 +146,8 @@ class Collateral:
             max_age: Maximum age of cached responses.
 
         Raises:
-            CollateralError: If the service cannot be reached or its response is malformed; the text
-                names the URL. An expired cache entry is not used instead.
+            CollateralError: If the service cannot be reached or its response is malformed; the
+                message names the URL. An expired cache entry is not used instead.
             FormatError: If the quote's certificates are malformed.
             UsageError: If `pccs_url` is not an http or https URL, or contains a password.
         """
@@ -162,10 +158,16 @@ class Collateral:
         return f"<Collateral, sizes {', '.join(sizes)}>"
 
     @property
+    def size(self) -> int:
+        """Size of all fields in bytes or characters."""
+        return sum(len(getattr(self, name) or "") for name in (*_FIELDS, _OPTIONAL))
+
+    @property
     def valid_from(self) -> datetime:
         """Start of the period in which all parts are valid, as an aware datetime.
 
-        The dates are not authenticated: this is for caches. Raises as `valid_until`.
+        The dates are not authenticated: use them for caches only. Raises the same errors as
+        `valid_until`.
         """
         return max(window.start for window in self._windows())
 
@@ -177,7 +179,7 @@ class Collateral:
         certificates.
 
         Raises:
-            CollateralError: If a part has no such dates; the text names the field.
+            CollateralError: If a part has no such dates; the message names the field.
         """
         return min(window.end for window in self._windows())
 
@@ -197,18 +199,15 @@ def _check(name: str, value: object) -> None:
     kind = bytes if name in _BINARY else str
     if not isinstance(value, kind):
         raise CollateralError(
-            f"{name}: wrong type: {type(value).__name__}, must be {kind.__name__}",
-            reason="malformed",
+            f"{name}: {type(value).__name__}, must be {kind.__name__}", reason="malformed"
         )
     if not value:
         raise CollateralError(f"{name}: empty", reason="missing")
     if len(value) > _LIMIT:
-        raise CollateralError(
-            f"{name}: too large: {len(value)} bytes, at most {_LIMIT}", reason="too_large"
-        )
+        raise CollateralError(f"{name}: {len(value)} bytes, at most {_LIMIT}", reason="too_large")
     if name in _SIGNATURES and len(value) != _SIGNATURE:
         raise CollateralError(
-            f"{name}: wrong size: {len(value)} bytes, must be {_SIGNATURE}", reason="malformed"
+            f"{name}: must be {_SIGNATURE} bytes, not {len(value)}", reason="malformed"
         )
 
 

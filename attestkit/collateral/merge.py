@@ -5,7 +5,6 @@ be behind another one, and a network attacker may replay collateral of before th
 or revocation. A verified part is therefore used until a newer one is fetched.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -17,11 +16,9 @@ from attestkit.collateral.intel_collateral import Collateral
 from attestkit.collateral.parts import json_object, part_window
 from attestkit.errors import AttestKitError, CollateralError
 
-__all__ = ["issue_time", "merge_newest", "root_key_id"]
-
 
 def merge_newest(verified: Collateral, fetched: Collateral) -> Collateral:
-    """Return `fetched`, with the parts replaced for which `verified` has a newer one.
+    """Return `fetched`; parts that are older than those in `verified` are replaced by the latter.
 
     Args:
         verified: Collateral of a successful verification.
@@ -30,8 +27,8 @@ def merge_newest(verified: Collateral, fetched: Collateral) -> Collateral:
     """
     newer = {
         name: getattr(verified, name)
-        for names, version in _PARTS
-        if _is_newer(version, verified, fetched)
+        for names in _PARTS
+        if _is_newer(names[0], verified, fetched)
         for name in names
     }
     return replace(fetched, **newer) if newer else fetched
@@ -46,14 +43,14 @@ def issue_time(collateral: Collateral) -> datetime:
     Raises:
         CollateralError: If a part has no dates.
     """
-    return max(part_window(name, getattr(collateral, name)).start for (name, *_), _ in _PARTS)
+    return max(part_window(name, getattr(collateral, name)).start for name, *_ in _PARTS)
 
 
 def root_key_id(collateral: Collateral) -> str | None:
     """Return the SHA-256 of the key of the root in the TCB info issuer chain, in hex.
 
-    It is not authenticated. Collateral of different roots is never compared; a chain with another
-    root than the one that signed it is rejected by every verifier. A malformed chain gives None.
+    The key is not authenticated. Collateral of different roots is never compared, and verifiers
+    reject a chain that its root did not sign. None if the chain is malformed.
     """
     try:
         chain = split_chain(collateral.tcb_info_issuer_chain.encode("utf-8", "replace"), 0)
@@ -62,51 +59,32 @@ def root_key_id(collateral: Collateral) -> str | None:
         return None
 
 
-_Version = tuple[int, datetime]
-
-
-def _is_newer(
-    version: Callable[[Collateral], _Version], verified: Collateral, fetched: Collateral
-) -> bool:
+def _is_newer(part: str, verified: Collateral, fetched: Collateral) -> bool:
     try:
-        return version(verified) > version(fetched)
+        return _version(part, verified) > _version(part, fetched)
     except CollateralError:
         return False
 
 
-def _body_version(name: str) -> Callable[[Collateral], _Version]:
-    """Return a function for the version of TCB info or QE identity.
+def _version(part: str, collateral: Collateral) -> tuple[int, datetime]:
+    """Return the version of TCB info or QE identity, or of a CRL: its thisUpdate.
 
     `tcbEvaluationDataNumber` grows with each TCB recovery; Intel issues the same evaluation again
     with a new issue date.
     """
-
-    def version(collateral: Collateral) -> _Version:
-        text = getattr(collateral, name)
-        number = json_object(name, text).get("tcbEvaluationDataNumber")
-        if not isinstance(number, int):
-            raise CollateralError(
-                f"{name}: missing member: tcbEvaluationDataNumber", reason="malformed"
-            )
-        return number, part_window(name, text).start
-
-    return version
+    value: str | bytes = getattr(collateral, part)
+    number: object = 0
+    if isinstance(value, str):
+        number = json_object(part, value).get("tcbEvaluationDataNumber")
+    if not isinstance(number, int):
+        raise CollateralError(f"{part}: tcbEvaluationDataNumber missing", reason="malformed")
+    return number, part_window(part, value).start
 
 
-def _crl_version(name: str) -> Callable[[Collateral], _Version]:
-    """Return a function for the version of a CRL: its thisUpdate."""
-    return lambda collateral: (0, part_window(name, getattr(collateral, name)).start)
-
-
+# Parts with a version, each followed by the fields that belong to it.
 _PARTS: Final = (
-    (
-        ("tcb_info", "tcb_info_signature", "tcb_info_issuer_chain"),
-        _body_version("tcb_info"),
-    ),
-    (
-        ("qe_identity", "qe_identity_signature", "qe_identity_issuer_chain"),
-        _body_version("qe_identity"),
-    ),
-    (("pck_crl", "pck_crl_issuer_chain"), _crl_version("pck_crl")),
-    (("root_ca_crl",), _crl_version("root_ca_crl")),
+    ("tcb_info", "tcb_info_signature", "tcb_info_issuer_chain"),
+    ("qe_identity", "qe_identity_signature", "qe_identity_issuer_chain"),
+    ("pck_crl", "pck_crl_issuer_chain"),
+    ("root_ca_crl",),
 )

@@ -21,18 +21,6 @@ from attestkit.collateral.parts import part_window, split_signed
 from attestkit.errors import AttestKitError, CollateralError, FormatError, UsageError
 from attestkit.quote import Quote
 
-__all__ = [
-    "BODY_LIMIT",
-    "INTEL_URL",
-    "Getter",
-    "PckCertQuery",
-    "Platform",
-    "Response",
-    "Service",
-    "base_url",
-    "platform_of",
-]
-
 BODY_LIMIT: Final = 1 << 20
 """Maximum size of a response body in bytes; Intel's largest is below 50 kB."""
 
@@ -104,7 +92,7 @@ def _is_plain(text: object) -> bool:
 
 
 class Platform(NamedTuple):
-    """Platform that collateral is for, from an unverified PCK certificate."""
+    """Platform (FMSPC and CA), from an unverified PCK certificate."""
 
     fmspc: str  # 12 upper-case hex digits
     ca: str  # "platform" or "processor"
@@ -118,10 +106,7 @@ def _read_platform(der: bytes) -> Platform:
     for ca in ("Platform", "Processor"):
         if f"CN=Intel SGX PCK {ca} CA" in issuer:
             return Platform(fmspc, ca.lower())
-    raise FormatError(
-        "PCK certificate: issuer is neither the PCK Platform CA nor the PCK Processor CA",
-        reason="wrong_value",
-    )
+    raise FormatError("PCK certificate: issuer is not a PCK CA of Intel", reason="wrong_value")
 
 
 class PckCertQuery(NamedTuple):
@@ -151,9 +136,7 @@ def platform_of(quote: Quote) -> Platform | PckCertQuery:
         )
     if len(data) != size + 20:
         raise FormatError(
-            f"certification data of type {kind}: wrong size: {len(data)} bytes, must be "
-            f"{size + 20}",
-            reason="wrong_size",
+            f"certification data: {len(data)} bytes, must be {size + 20}", reason="wrong_size"
         )
     cuts = (data[:size], data[size:-4], data[-4:-2], data[-2:])
     return PckCertQuery(quote.header.user_data[:16].hex(), *(cut.hex() for cut in cuts))
@@ -197,9 +180,7 @@ class Service:
         checked = self._get("/sgx/certification/v4/pckcert", **query._asdict())
         # The certificate for other SVNs has another key, which would not verify the quote.
         if checked.header(("SGX-TCBm",)).lower() != query.cpusvn + query.pcesvn:
-            raise checked.error(
-                "malformed", "header SGX-TCBm does not have the requested CPUSVN and PCESVN"
-            )
+            raise checked.error("malformed", "header SGX-TCBm is not of the requested SVNs")
         leaf = checked.pem_body()
         try:
             platform = _read_platform(split_chain(leaf.encode(), 0)[0])
@@ -223,7 +204,7 @@ class Service:
             raise CollateralError(f"{url}: fetch failed: {text}", reason="fetch_failed") from error
         if not isinstance(response, Response):
             raise UsageError(
-                f"getter: wrong type returned: {type(response).__name__}, must be a Response",
+                f"getter: returned {type(response).__name__}, must be a Response",
                 reason="wrong_type",
             )
         checked = _PccsResponse(url, response)
@@ -233,8 +214,7 @@ class Service:
             )
         if len(response.body) > BODY_LIMIT:
             raise checked.error(
-                "too_large",
-                f"response too large: over {BODY_LIMIT} bytes; check that the URL is a PCCS's",
+                "too_large", f"response over {BODY_LIMIT} bytes; check that the URL is a PCCS's"
             )
         return checked
 
@@ -265,35 +245,33 @@ class _PccsResponse(NamedTuple):
                 return value
         raise self.error(
             "malformed",
-            f"missing response header: {' or '.join(names)}; check that the URL is that of a PCCS",
+            f"response header missing: {' or '.join(names)}; check that the URL is that of a PCCS",
         )
 
     def chain(self, names: tuple[str, ...]) -> str:
-        """Return the PEM certificate chain in the first header of `names`."""
+        """Return the PEM certificate chain in a header: the first of `names` in the response."""
         value = self.header(names)
         try:
             text = unquote(value, errors="strict")
             split_chain(text.encode("ascii"), 0)
             self._dates(f"{names[0].lower()}_chain", text)
         except (FormatError, UnicodeError) as error:
-            raise self.error(
-                "malformed", f"header {names[0]}: not a PEM certificate chain"
-            ) from error
+            raise self.error("malformed", f"header {names[0]}: must be a PEM chain") from error
         return text
 
     def pem_body(self) -> str:
-        """Return the body, a single PEM certificate."""
+        """Return the body, which must be a single PEM certificate."""
         try:
             text = self.response.body.decode("ascii")
             count = len(split_chain(self.response.body, 0))
         except (FormatError, UnicodeError) as error:
             raise self.error("malformed", "response is not a PEM certificate") from error
         if count != 1:
-            raise self.error("malformed", f"response has {count} certificates, must be 1")
+            raise self.error("malformed", f"response has {count} certificates, must have 1")
         return text
 
     def crl(self) -> bytes:
-        """Return the CRL in the body, which is DER or hex of DER."""
+        """Return the CRL in the body, which may be DER, or DER in hex."""
         der = self.response.body
         if not der.startswith(_DER_SEQUENCE):  # ASCII "0"; hex of DER starts with "3"
             try:

@@ -18,19 +18,8 @@ from attestkit._crypto.hashes import sha256
 from attestkit._formats.typed_json import decode_typed
 from attestkit._native import unhex
 from attestkit._reasons import UsageReason
-from attestkit._sanitize import shown
+from attestkit._sanitize import require_bytes, shown
 from attestkit.errors import ConfigError, UsageError
-
-__all__ = [
-    "KEY_PROVIDERS",
-    "AppCompose",
-    "PortRule",
-    "Requirements",
-    "VerityVolume",
-    "compose_hash_deterministic",
-    "gpu_policy_hash",
-    "launch_token_hash",
-]
 
 # Name in a document: its byte in version 2, and its name in AppInfo.
 KEY_PROVIDERS = {
@@ -78,7 +67,7 @@ class VerityVolume(msgspec.Struct, frozen=True):
 
 
 class _GpuPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Schema of `gpu_policy`, for validation only: the hash covers the policy as written."""
+    """Schema of `gpu_policy`, for validation only: its hash covers the JSON as written."""
 
     attest_gpu: bool = True
     rego: str | None = None
@@ -152,7 +141,10 @@ class _File(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class AppCompose:
-    """A parsed app-compose.json, with default values for missing keys; `raw` is the file."""
+    """A parsed app-compose.json, with default values for missing keys.
+
+    `raw` contains the bytes of the file.
+    """
 
     raw: bytes = field(repr=False)
     manifest_version: int
@@ -184,13 +176,10 @@ class AppCompose:
 
         Raises:
             ConfigError: If the file is malformed, or a key is missing or has an invalid value. The
-                text names the key.
+                message names the key.
             UsageError: If `data` is not `bytes`.
         """
-        if not isinstance(data, bytes):
-            raise UsageError(
-                f"app-compose.json: must be bytes, not {type(data).__name__}", reason="wrong_type"
-            )
+        require_bytes("app-compose.json", data)
         found = decode_typed(data, _File)
         policy = found.requirements.gpu_policy if found.requirements else b"{}"
         decode_typed(bytes(policy), _GpuPolicy, "requirements.gpu_policy")
@@ -201,34 +190,16 @@ class AppCompose:
         if found.event_log_version not in {1, 2}:
             message = f"event_log_version: must be 1 or 2: {shown(found.event_log_version)}"
             raise ConfigError(message, reason="wrong_value")
-        return cls._build(data, found)
-
-    @classmethod
-    def _build(cls, data: bytes, found: _File) -> "AppCompose":
         return cls(
             raw=data,
+            **{name: getattr(found, name) for name in _UNCHANGED},
             manifest_version=_manifest_version(found.manifest_version),
-            name=found.name,
-            runner=found.runner,
-            snapshotter=found.snapshotter,
-            docker_compose_file=found.docker_compose_file,
             init_scripts=_init_scripts(found.init_script),
-            public_logs=found.public_logs,
-            public_sysinfo=found.public_sysinfo,
-            public_tcbinfo=found.public_tcbinfo,
             gateway_enabled=_gateway(found),
             key_provider=_key_provider(found),
-            key_provider_id=found.key_provider_id,
-            allowed_envs=found.allowed_envs,
-            no_instance_id=found.no_instance_id,
-            secure_time=found.secure_time,
-            storage_fs=found.storage_fs,
             swap_size=_swap_size(found.swap_size),
-            event_log_version=found.event_log_version,
             ports=found.port_policy.ports,
             restrict_ports=found.port_policy.restrict_mode,
-            requirements=found.requirements,
-            verity_volumes=found.verity_volumes,
         )
 
     @property
@@ -258,6 +229,15 @@ class AppCompose:
         return gpu_policy_hash(self.gpu_policy)
 
 
+# Keys whose value in the file is that in AppCompose; the others are converted.
+_UNCHANGED: Final = (AppCompose.__dataclass_fields__.keys() & set(_File.__struct_fields__)) - {
+    "manifest_version",
+    "gateway_enabled",
+    "key_provider",
+    "swap_size",
+}
+
+
 def gpu_policy_hash(policy: Mapping[str, object]) -> bytes:
     """Return the SHA-256 of a GPU policy in its canonical form (RFC 8785).
 
@@ -269,8 +249,7 @@ def gpu_policy_hash(policy: Mapping[str, object]) -> bytes:
     """
     for key, value in policy.items():
         if not isinstance(value, (bool, str)) and value is not None:
-            message = f"gpu_policy: {key}: must be a boolean or a string"
-            raise UsageError(message, reason="wrong_type")
+            raise UsageError(f"gpu_policy: {key}: must be boolean or string", reason="wrong_type")
     # Without numbers, RFC 8785 differs from compact JSON only in the order of keys (UTF-16).
     ordered = {key: policy[key] for key in sorted(policy, key=lambda key: key.encode("utf-16-be"))}
     return sha256(_compact(ordered))
@@ -283,8 +262,7 @@ def launch_token_hash(token: bytes) -> str:
         UsageError: If the token is shorter.
     """
     if len(token) < 32:
-        message = f"launch token: must be at least 32 bytes, not {len(token)}"
-        raise UsageError(message, reason="wrong_size")
+        raise UsageError(f"launch token: {len(token)} bytes, fewer than 32", reason="wrong_size")
     return sha256(_LAUNCH_TOKEN_TAG + token).hex()
 
 
@@ -294,7 +272,7 @@ def compose_hash_deterministic(
     """Return the hash (64 hex digits) that `get_compose_hash` of dstack's Python SDK returns.
 
     It is the SHA-256 of compact JSON with sorted keys, without top-level keys that are None, and
-    with null for NaN and infinities. It equals the measured hash only if the file has that form.
+    with null for NaN and infinities. It equals the measured hash only if the file is such JSON.
 
     Args:
         app_compose: Content of an app-compose.json, with any keys.
@@ -325,8 +303,7 @@ def _finite(value: object) -> object:
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
-            message = "app-compose: keys of JSON objects must be text"
-            raise UsageError(message, reason="wrong_type")
+            raise UsageError("app-compose: keys of JSON objects must be text", reason="wrong_type")
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(one) for one in value]
@@ -355,8 +332,7 @@ def _check_requirements(requirements: Requirements | None) -> None:
     if (version := requirements.os_version) is not None:
         parts = version.split(",")
         if not all(_COMPARATOR.fullmatch(part.strip()) for part in parts):
-            message = "requirements.os_version: not a semver requirement"
-            raise ConfigError(message, reason="wrong_value")
+            raise ConfigError("requirements.os_version: not a semver range", reason="wrong_value")
     token = requirements.launch_token_hash
     if token is not None and unhex(token) is None:
         raise ConfigError("requirements.launch_token_hash: not hex", reason="encoding")
@@ -371,8 +347,7 @@ def _check_lists(found: _File) -> None:
     for index, volume in enumerate(found.verity_volumes):
         where = f"verity_volumes[{index}]"
         if not _HEX32.fullmatch(volume.verity_root):
-            message = f"{where}.verity_root: must be 64 hex digits"
-            raise ConfigError(message, reason="wrong_value")
+            raise ConfigError(f"{where}.verity_root: must be 64 hex digits", reason="wrong_value")
         if not volume.target.startswith("/"):
             raise ConfigError(f"{where}.target: must be an absolute path", reason="wrong_value")
         target = PurePosixPath(volume.target)  # /data/ and /data are equal
@@ -388,16 +363,14 @@ def _manifest_version(value: int | str) -> int:
             raise ConfigError(message, reason="wrong_value")
         return value
     if not _MANIFEST.fullmatch(value.strip()):
-        message = "manifest_version: must be a positive decimal integer"
-        raise ConfigError(message, reason="wrong_value")
+        raise ConfigError("manifest_version: must be a decimal integer", reason="wrong_value")
     return int(value.strip())
 
 
 def _init_scripts(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     scripts = (value,) if isinstance(value, str) else value or ()
     if len(scripts) > 5:
-        message = f"init_script: {len(scripts)} scripts exceed the limit of 5"
-        raise ConfigError(message, reason="too_many")
+        raise ConfigError(f"init_script: {len(scripts)} scripts, more than 5", reason="too_many")
     return scripts
 
 
@@ -416,10 +389,8 @@ def _key_provider(found: _File) -> KeyProvider:
 def _swap_size(value: int | str) -> int:
     found = _SIZE.fullmatch(str(value).strip())
     if not found:
-        message = f"swap_size: not a size in bytes: {shown(value)}"
-        raise ConfigError(message, reason="wrong_value")
+        raise ConfigError(f"swap_size: not a size in bytes: {shown(value)}", reason="wrong_value")
     size = int(found[1]) << 10 * _SIZE_UNITS.index((found[2] or " ").upper())
     if size >= 1 << 64:
-        message = f"swap_size: must be below 2**64 bytes: {shown(value)}"
-        raise ConfigError(message, reason="wrong_value")
+        raise ConfigError(f"swap_size: must be below 2**64: {shown(value)}", reason="wrong_value")
     return size

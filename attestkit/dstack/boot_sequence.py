@@ -15,8 +15,6 @@ from attestkit.event_log.journal_protocols import ZERO, RuntimeLog, replay_from
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.keys import AppKeys
 
-__all__ = ["Launch", "boot_events", "measure_app"]
-
 _KNOWN_BY_ID = ("local", "kms")  # key providers whose id is measured
 _DEFAULT_STORAGE = "zfs"
 _LAST = "system-ready"
@@ -65,7 +63,7 @@ def _key_provider(keys: AppKeys | None) -> bytes:
 def measure_app(
     log: RuntimeLog, read_register: Callable[[], bytes], events: tuple[Event, ...]
 ) -> None:
-    """Emit the boot events, under one lock, if nothing has been emitted since the reboot.
+    """Emit the boot events, under one lock, if no event has been emitted since the reboot.
 
     If the log already begins with exactly these events, return without emitting them again.
 

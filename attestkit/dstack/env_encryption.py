@@ -17,16 +17,8 @@ from attestkit._crypto.hashes import keccak256
 from attestkit._crypto.zeroize import wipe
 from attestkit._formats.strict_json import check_depth
 from attestkit._reasons import FormatReason
+from attestkit._sanitize import require_size
 from attestkit.errors import FormatError, SignatureError, UsageError
-
-__all__ = [
-    "decrypt_env_vars",
-    "encrypt_env_vars",
-    "open_sealed",
-    "seal",
-    "verify_env_encrypt_public_key",
-    "verify_env_encrypt_public_key_legacy",
-]
 
 _PUBLIC_KEY_SIZE: Final = 32
 _HEAD_SIZE: Final = _PUBLIC_KEY_SIZE + IV_SIZE
@@ -57,7 +49,7 @@ def encrypt_env_vars(
         public_key: X25519 public key of the application, 64 hex digits with or without `0x`.
         ephemeral_secret: 32 bytes, for tests only; reuse reveals the plaintext.
         iv: 12 bytes, for tests only.
-        random: Source of random bytes: takes their number.
+        random: Function that returns the given number of random bytes.
 
     Raises:
         UsageError: If the public key is malformed, or a name or value is not Unicode text.
@@ -82,15 +74,17 @@ def decrypt_env_vars(secret: bytes, sealed: bytes, allowed: Collection[str]) -> 
     """Return the variables of an encrypted environment, in order; the last of duplicates wins.
 
     Args:
-        secret: X25519 secret of the application, 32 bytes; empty for an app without one.
-        sealed: Encrypted environment, at least 44 bytes; empty for none.
+        secret: X25519 secret key of the application, 32 bytes. If it is empty (the application
+            has no key), the result is empty.
+        sealed: Encrypted environment, at least 44 bytes. If it is empty, the result is empty.
         allowed: Names that the application accepts; other variables are ignored, unchecked.
 
     Raises:
-        FormatError: If the plaintext is malformed or exceeds a limit: 1024 variables, names that
-            are identifiers of 255 bytes, values of 131072 bytes, 1048576 bytes in all.
+        FormatError: If the plaintext is malformed, a name is not an identifier, or a limit is
+            exceeded: 1024 variables, 255 bytes per name, 131072 bytes per value, 1048576 bytes in
+            all.
         VerificationError: If the ciphertext was altered or is for another key.
-        UsageError: If the secret is not 32 bytes.
+        UsageError: If the secret is neither empty nor 32 bytes.
     """
     if not secret or not sealed:
         return {}
@@ -136,9 +130,7 @@ def open_sealed(secret: bytes, sealed: bytes) -> bytes:
         VerificationError: If `sealed` was altered or is for another key.
         UsageError: If the secret is not 32 bytes.
     """
-    if len(secret) != 32:
-        message = f"X25519 secret: must be 32 bytes, not {len(secret)}"
-        raise UsageError(message, reason="wrong_size")
+    require_size("X25519 secret", secret, 32)
     if len(sealed) < _HEAD_SIZE:
         message = f"encrypted environment: truncated: {len(sealed)} bytes"
         raise FormatError(message, reason="truncated", offset=len(sealed))
@@ -175,7 +167,8 @@ def verify_env_encrypt_public_key(
         app_id: Hex, with or without `0x`.
         timestamp: Time of the signature from the KMS, in seconds since 1970.
         now: Current time in seconds since 1970.
-        max_age_seconds: Largest allowed age of the timestamp; it may be 60 seconds in the future.
+        max_age_seconds: Largest allowed age of the timestamp. A timestamp at most 60 seconds in the
+            future is accepted.
 
     Returns:
         The public key of the signer as `0x` and 66 hex digits (compressed secp256k1), or None if
@@ -193,8 +186,8 @@ def verify_env_encrypt_public_key_legacy(
 ) -> str | None:
     """Recover the signer of an application's encryption key from a signature without timestamp.
 
-    Such a signature never expires and can be replayed: use it only with a KMS that returns no
-    other. Arguments and result: see `verify_env_encrypt_public_key`.
+    Such a signature never expires and can be replayed: use it only with a KMS that does not return
+    signatures with a timestamp. See `verify_env_encrypt_public_key` for arguments and result.
     """
     return _signer(public_key, signature, app_id, b"")
 
@@ -211,7 +204,7 @@ def _signer(public_key: bytes, signature: bytes, app_id: str, time: bytes) -> st
 
 
 def _items(plaintext: bytes) -> list[object]:
-    """Return the array `env`; no error refers to one of `json`, which holds the plaintext."""
+    """Return the array `env`; errors have no cause, because errors of `json` hold the plaintext."""
     try:
         check_depth(plaintext)
         is_json, found = True, json.loads(plaintext.decode())

@@ -8,7 +8,7 @@ expose other files of the guest.
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import Final, TypeVar
@@ -16,22 +16,15 @@ from typing import Final, TypeVar
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.zeroize import wipe
 from attestkit._formats import strict_json
-from attestkit._reasons import ConfigReason, FormatReason, UnsupportedReason
+from attestkit._reasons import UnsupportedReason
 from attestkit._system.read_beneath import read_beneath
 from attestkit._system.untrusted_files import read_regular
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import Launch, boot_events
 from attestkit.dstack.sys_config import SysConfig
-from attestkit.errors import (
-    ConfigError,
-    FormatError,
-    UnsupportedError,
-    UsageError,
-)
+from attestkit.errors import ConfigError, FormatError, UnsupportedError, UsageError
 from attestkit.event_log import Event
 from attestkit.keys import AppKeys
-
-__all__ = ["HostShared", "read_app_compose", "read_file", "read_sys_config"]
 
 APP_COMPOSE: Final = "app-compose.json"
 APP_KEYS: Final = ".appkeys.json"
@@ -45,15 +38,6 @@ _OPTIONS: Final = {  # options of the server that replace a file
 }
 _SEED_SIZE: Final = 20
 _APP_ID_SIZE: Final = 20
-_CONFIG_REASONS: Final[Mapping[FormatReason, ConfigReason]] = {
-    "encoding": "encoding",
-    "missing": "missing",
-    "too_deep": "too_deep",
-    "too_large": "too_large",
-    "wrong_size": "wrong_size",
-    "wrong_type": "wrong_type",
-    "wrong_value": "wrong_value",
-}
 
 T = TypeVar("T")
 
@@ -102,7 +86,7 @@ class HostShared:
         return path
 
     def _link_root(self, name: str) -> Path | None:
-        """Return the directory that links must not leave; None for a file set by an option."""
+        """Return the directory that links must not leave; None for a file set by an argument."""
         return None if self._overrides.get(name) else self._folder
 
     def _require(self, name: str, description: str, reason: UnsupportedReason) -> Path:
@@ -131,12 +115,12 @@ class HostShared:
 
     @property
     def app_keys(self) -> AppKeys:
-        """The keys of the app, which `close` wipes.
+        """The keys of the app; `close` wipes them.
 
         Raises:
             UsageError: If the object was closed before the keys were read.
             UnsupportedError: If the file does not exist.
-            ConfigError: If the file cannot be read or is invalid; the text has no secret.
+            ConfigError: If the file cannot be read or is invalid; the message contains no secret.
         """
         with self._mutex:
             if self._app_keys is None:
@@ -212,7 +196,7 @@ class HostShared:
         )
 
     def close(self) -> None:
-        """Wipe the keys, also if they are being read. A second call has no effect."""
+        """Wipe the keys, even if a thread is just reading them. A second call has no effect."""
         with self._mutex:
             self._closed = True
             if self._app_keys is not None:
@@ -236,9 +220,8 @@ def read_file(path: Path, *, folder: Path | None = None) -> bytes:
             data = read_beneath(folder, path.name, LARGEST + 1)
     except OSError as error:
         remedy = _remedy(path.name) if folder and error.errno == errno.ELOOP else ""
-        raise ConfigError(
-            f"{path}: {error.strerror or error}{remedy}", reason="unreadable"
-        ) from error
+        message = f"{path}: {error.strerror or error}{remedy}"
+        raise ConfigError(message, reason="unreadable") from error
     if len(data) > LARGEST:
         raise ConfigError(f"{path}: longer than {LARGEST} bytes", reason="too_large")
     return data
@@ -259,14 +242,14 @@ def _load_app_keys(path: Path, *, folder: Path | None) -> AppKeys:
 
 
 def _parse_file(path: Path, parse: Callable[[bytes], T], *, folder: Path | None = None) -> T:
-    """Return the parsed content of a file; errors are ConfigErrors with its path."""
+    """Return the parsed content of a file; a ConfigError for a malformed file names its path."""
     data = read_file(path, folder=folder)
     try:
         return parse(data)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}", reason=error.reason) from error
     except FormatError as error:
-        reason: ConfigReason = _CONFIG_REASONS.get(error.reason, "syntax")
+        reason = strict_json.config_reason(error)
         raise ConfigError(f"{path}: {error}", reason=reason) from error
 
 
@@ -292,8 +275,6 @@ def _instance_seed(data: bytes) -> bytes:
     """Return the seed of an `.instance_info`: 20 bytes, or empty."""
     seed = strict_json.hex_field(strict_json.read_object(data, "instance info"), "instance_id_seed")
     if len(seed) not in (0, _SEED_SIZE):
-        raise FormatError(
-            f"instance_id_seed: wrong size: {len(seed)} bytes, expected {_SEED_SIZE}",
-            reason="wrong_size",
-        )
+        message = f"instance_id_seed: wrong size: {len(seed)} bytes, expected {_SEED_SIZE}"
+        raise FormatError(message, reason="wrong_size")
     return seed

@@ -13,8 +13,6 @@ import msgspec
 from attestkit._formats.typed_json import decode_typed
 from attestkit.errors import ConfigError
 
-__all__ = ["CollateralUrls", "SysConfig", "VmConfig"]
-
 _U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _U64 = Annotated[int, msgspec.Meta(ge=0)]
 # A hash. The number of digits is limited, because the regex engine needs memory for each pair.
@@ -84,7 +82,7 @@ class SysConfig(msgspec.Struct, frozen=True):
 
         Raises:
             ConfigError: If the file is malformed, or a key is missing or has an invalid value. The
-                text names the key.
+                message names the key.
         """
         found = decode_typed(data, cls)
         if found.gateway_urls and found.tproxy_urls:

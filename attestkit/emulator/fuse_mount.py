@@ -28,15 +28,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+from attestkit.backends.linux.device_errors import failed, unavailable
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.state_folder import StateFolder
 from attestkit.emulator.fuse_operations import FuseOperations, wait_unless_signalled
 from attestkit.emulator.machine import Machine, Setup
 from attestkit.emulator.mount_namespace import is_in_covering_tmpfs
 from attestkit.emulator.quote_service import QuoteService, listen
-from attestkit.errors import BackendError, BackendUnavailableError, UsageError
-
-__all__ = ["DEVICE", "load_fuse", "serve"]
+from attestkit.errors import BackendUnavailableError, UsageError
 
 DEVICE: Final = Path("/dev/fuse")
 # Seconds of caching of names by the kernel; without it a report takes three times as long.
@@ -47,6 +46,10 @@ _ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _WAKING: Final = signal.SIGUSR1  # interrupts system calls of the main thread
 _WAKE_INTERVAL: Final = 2.0  # seconds
 _INSTALL: Final = "install fuse3 (Debian: apt install fuse3)"
+_LOAD: Final = (
+    "load the kernel module fuse, or pass the host's device to the container (docker run --device "
+    "/dev/fuse --cap-add SYS_ADMIN)"
+)
 
 
 def _clock() -> float:
@@ -96,9 +99,8 @@ def serve(
     place = _check_empty_folder(folder)
     fuse = load_fuse()
     if os.geteuid() and not shutil.which("fusermount3"):
-        raise BackendUnavailableError(
-            f"fusermount3: not found; {_INSTALL}", reason="missing_dependency"
-        )
+        text = f"fusermount3: not found; {_INSTALL}"
+        raise BackendUnavailableError(text, reason="missing_dependency")
     faults = faults or Faults()
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(_block_signals())
@@ -123,9 +125,8 @@ def serve(
 
 def _quote_service(place: str, machine: Machine, faults: Faults) -> QuoteService:
     if not place.startswith("vsock:") and is_in_covering_tmpfs(Path(place).parent / "socket"):
-        raise UsageError(
-            f"qgs: {place} would not be reachable from outside; {_PASSING}", reason="wrong_value"
-        )
+        text = f"qgs: {place} would not be reachable from outside; {_PASSING}"
+        raise UsageError(text, reason="wrong_value")
     service = QuoteService(listen(place), machine.quoter, faults)
     service.start()
     return service
@@ -133,9 +134,10 @@ def _quote_service(place: str, machine: Machine, faults: Faults) -> QuoteService
 
 @contextlib.contextmanager
 def _block_signals() -> Iterator[frozenset[int]]:
-    """Block the signals that end the process, except in `_mount`; yield these signals.
+    """Block the signals that end the process (`_ENDING`, unless ignored), and yield them.
 
-    So cleanup is complete even for a signal before the mount, or a second one after it.
+    During the mount, `_Unmounter` waits for them. A signal before the mount, or a second signal
+    after it, thus cannot interrupt the cleanup.
     """
     held = frozenset(one for one in _ENDING if signal.getsignal(one) != signal.SIG_IGN)
     waking = signal.signal(_WAKING, lambda *_: None)
@@ -154,16 +156,13 @@ def _check_empty_folder(folder: str | os.PathLike[str]) -> Path:
     place = Path(folder)
     try:
         if any(place.iterdir()):
-            raise UsageError(
-                f"{place}: not empty; the emulator needs an empty directory",
-                reason="already_exists",
-            )
+            text = f"{place}: not empty; the emulator needs an empty directory"
+            raise UsageError(text, reason="already_exists")
         return place.resolve(strict=True)
     except OSError as error:
         hint = f"; run fusermount3 -u {place} first" if error.errno == ENOTCONN else ""
-        raise UsageError(
-            f"{place}: not a directory to mount on: {error.strerror}{hint}", reason="cannot_read"
-        ) from error
+        text = f"{place}: not a directory to mount on: {error.strerror}{hint}"
+        raise UsageError(text, reason="cannot_read") from error
 
 
 def load_fuse() -> ModuleType:
@@ -173,29 +172,17 @@ def load_fuse() -> ModuleType:
         BackendUnavailableError: If mfusepy, libfuse or the FUSE device is missing.
     """
     if not DEVICE.exists():
-        raise BackendUnavailableError(
-            f"{DEVICE}: missing; load the kernel module fuse, or pass the device to the container "
-            "(docker run --device /dev/fuse --cap-add SYS_ADMIN)",
-            reason="missing",
-            path=str(DEVICE),
-        )
+        raise unavailable(DEVICE, f"missing; {_LOAD}", "missing")
     if not DEVICE.is_char_device():
-        raise BackendUnavailableError(
-            f"{DEVICE}: not a device; remove it, and load the kernel module fuse, or pass the "
-            "host's device to the container (docker run --device /dev/fuse --cap-add SYS_ADMIN)",
-            reason="unreadable",
-            path=str(DEVICE),
-        )
+        raise unavailable(DEVICE, f"not a device; remove it; {_LOAD}", "unreadable")
     try:
         import mfusepy
     except ModuleNotFoundError as error:
-        raise BackendUnavailableError(
-            "mfusepy: not installed; pip install 'attestkit[fuse]'", reason="missing_dependency"
-        ) from error
+        text = "mfusepy: not installed; pip install 'attestkit[fuse]'"
+        raise BackendUnavailableError(text, reason="missing_dependency") from error
     except OSError as error:  # the import loads libfuse
-        raise BackendUnavailableError(
-            f"libfuse: not found; {_INSTALL}", reason="missing_dependency"
-        ) from error
+        text = f"libfuse: not found; {_INSTALL}"
+        raise BackendUnavailableError(text, reason="missing_dependency") from error
     return mfusepy
 
 
@@ -211,18 +198,15 @@ def _lock_state(
 ) -> tuple[bytes, str]:
     """Lock the state folder; return the seed and the folder for /run/log/dstack."""
     if is_in_covering_tmpfs(Path(state_dir)):
-        raise UsageError(
-            f"state_dir: {state_dir} would be deleted at the end; {_PASSING}", reason="wrong_value"
-        )
+        text = f"state_dir: {state_dir} would be deleted at the end; {_PASSING}"
+        raise UsageError(text, reason="wrong_value")
     state = StateFolder(Path(state_dir).absolute())
     stack.callback(state.close)
     log = state.path / "run-log-dstack"
     try:
         log.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise BackendError(
-            f"{log}: cannot be created: {error.strerror}", reason="state", path=str(log)
-        ) from error
+        raise failed(log, f"cannot be created: {error.strerror}", "state") from error
     return (state.seed(random) if seed is None else seed), str(log)
 
 
@@ -287,9 +271,8 @@ class _Operations(FuseOperations):
         super().__init__(machine, fuse.fuse_get_context, ready)
         self._end = end
 
-    def destroy(self, path: str) -> None:
+    def destroy(self, _path: str) -> None:
         """Report the end of the mount."""
-        del path
         self._end.done()
 
 
@@ -301,7 +284,7 @@ def _mount(
     ending: Collection[int],
 ) -> None:
     """Process requests until one of the signals `ending`, or an unmount."""
-    with _capture_stderr() as stderr, contextlib.ExitStack() as stack:
+    with contextlib.closing(_CapturedStderr()) as stderr, contextlib.ExitStack() as stack:
         end = _Unmounter(fuse, place, ending)
 
         def mounted() -> None:
@@ -326,13 +309,14 @@ def _mount(
         except RuntimeError as error:
             if not stderr.restored:
                 why = stderr.text() or f"libfuse says {error}"
-                raise BackendError(
-                    f"{place}: mount failed: {why}", reason="io_error", path=str(place)
-                ) from error
+                raise failed(place, f"mount failed: {why}", "io_error") from error
 
 
 class _CapturedStderr:
-    """Standard error, redirected to a file until it is restored."""
+    """Standard error, redirected to a file until it is restored.
+
+    It contains messages of libfuse and fusermount3 about a failed mount, for the error.
+    """
 
     def __init__(self) -> None:
         self.restored = False
@@ -346,22 +330,12 @@ class _CapturedStderr:
         os.dup2(self._real, 2)
 
     def text(self) -> str:
-        """Return the captured text in one line."""
+        """Return the captured messages of libfuse and fusermount3 in one line."""
         self._file.seek(0)
         return "; ".join(self._file.read().decode(errors="replace").split("\n")).strip("; ")
 
     def close(self) -> None:
-        """Restore standard error, and delete the captured text."""
+        """Restore standard error, and delete the captured messages."""
         os.dup2(self._real, 2)
         os.close(self._real)
         self._file.close()
-
-
-@contextlib.contextmanager
-def _capture_stderr() -> Iterator[_CapturedStderr]:
-    """Capture messages of libfuse and fusermount3 about a failed mount, for the error."""
-    captured = _CapturedStderr()
-    try:
-        yield captured
-    finally:
-        captured.close()

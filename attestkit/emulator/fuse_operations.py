@@ -13,8 +13,6 @@ from attestkit.emulator.kernel_files import File, Folder, Ioctl, Link, Node, Ope
 from attestkit.emulator.linux_calls import ClientMemory
 from attestkit.emulator.machine import Machine
 
-__all__ = ["FuseOperations", "wait_unless_signalled"]
-
 _POLL_INTERVAL: Final = 0.01  # seconds
 _WRITE, _READ = 1, 2  # directions in an ioctl number (_IOC_WRITE, _IOC_READ)
 
@@ -57,9 +55,8 @@ class FuseOperations:
         self._number = 0
         self._uid, self._gid = os.getuid(), os.getgid()
 
-    def init_with_config(self, connection: object, config: object) -> None:
+    def init_with_config(self, _connection: object, _config: object) -> None:
         """Report that the file system is mounted."""
-        del connection, config
         self._ready()
 
     def getattr(self, path: str | None, info: FileInfo | None = None) -> dict[str, int]:
@@ -100,20 +97,17 @@ class FuseOperations:
         self._folders[self._number] = path
         return self._number
 
-    def readdir(self, path: str | None, number: int) -> list[str]:
+    def readdir(self, _path: str | None, number: int) -> list[str]:
         """Return the names in an open folder."""
-        del path
         return [".", "..", *self._tree.list(self._folders[number])]
 
-    def releasedir(self, path: str | None, number: int) -> int:
+    def releasedir(self, _path: str | None, number: int) -> int:
         """Close a folder."""
-        del path
         del self._folders[number]
         return 0
 
-    def mkdir(self, path: str, mode: int) -> int:
+    def mkdir(self, path: str, _mode: int) -> int:
         """Create a report entry."""
-        del mode
         self._tree.make(path)
         return 0
 
@@ -122,35 +116,19 @@ class FuseOperations:
         self._tree.remove(path)
         return 0
 
-    def create(self, path: str, mode: int, info: object) -> int:
+    def create(self, *_: object) -> int:
         """Raise EACCES: configfs and sysfs do not allow new files."""
-        del path, mode, info
         raise os_error(EACCES)
 
-    def mknod(self, path: str, mode: int, device: int) -> int:
-        """Raise EPERM."""
-        del path, mode, device
+    def _refuse(self, *_: object) -> int:
+        """Raise EPERM: files are created and removed only together with their entry."""
         raise os_error(EPERM)
 
-    def unlink(self, path: str) -> int:
-        """Raise EPERM: the files of an entry are removed with it."""
-        del path
-        raise os_error(EPERM)
-
-    def rename(self, old: str, new: str) -> int:
-        """Raise EPERM."""
-        del old, new
-        raise os_error(EPERM)
-
-    def symlink(self, target: str, source: str) -> int:
-        """Raise EPERM."""
-        del target, source
-        raise os_error(EPERM)
-
-    def link(self, target: str, source: str) -> int:
-        """Raise EPERM."""
-        del target, source
-        raise os_error(EPERM)
+    mknod: Callable[..., int] = _refuse
+    unlink: Callable[..., int] = _refuse
+    rename: Callable[..., int] = _refuse
+    symlink: Callable[..., int] = _refuse
+    link: Callable[..., int] = _refuse
 
     def open(self, path: str, info: FileInfo) -> int:
         """Open a file, without caching by the kernel."""
@@ -168,21 +146,18 @@ class FuseOperations:
         info.noflush = not opened.flushes
         return 0
 
-    def truncate(self, path: str | None, length: int, info: FileInfo | None = None) -> int:
+    def truncate(self, path: str | None, _length: int, info: FileInfo | None = None) -> int:
         """Succeed, as in configfs and sysfs."""
-        del length
         file = self._tree.file(path) if path is not None else self._files[_handle(info)][0]
         file.truncate()
         return 0
 
-    def read(self, path: str | None, size: int, offset: int, info: FileInfo) -> bytes:
+    def read(self, _path: str | None, size: int, offset: int, info: FileInfo) -> bytes:
         """Read from an open file."""
-        del path
         return self._files[info.fh][1].read(size, offset)
 
-    def write(self, path: str | None, data: bytes, offset: int, info: FileInfo) -> int:
+    def write(self, _path: str | None, data: bytes, offset: int, info: FileInfo) -> int:
         """Write to an open file. These files ignore O_APPEND, which FUSE would apply."""
-        del path
         number = info.fh
         opened = self._files[number][1]
         if number not in self._appended:
@@ -191,30 +166,27 @@ class FuseOperations:
         self._appended[number] += count
         return count
 
-    def flush(self, path: str | None, info: FileInfo) -> int:
+    def flush(self, _path: str | None, info: FileInfo) -> int:
         """Flush an open file; close(2) waits for this."""
-        del path
         self._files[info.fh][1].flush()
         return 0
 
-    def release(self, path: str | None, info: FileInfo) -> int:
+    def release(self, _path: str | None, info: FileInfo) -> int:
         """Release an open file; the last close(2) may have returned already."""
-        del path
         self._appended.pop(info.fh, None)
         self._files.pop(info.fh)[1].flush()
         return 0
 
-    def ioctl(  # noqa: PLR0917 - as libfuse calls it
+    def ioctl(
         self,
-        path: str | None,
+        _path: str | None,
         command: int,
         argument: int | None,
         info: FileInfo,
-        flags: int,
+        _flags: int,
         data: int | None,
     ) -> int:
         """Execute an ioctl. FUSE copies data in and out according to the command number."""
-        del path, flags
         if info.fh not in self._files:  # a folder
             raise os_error(ENOTTY)
         size, direction = command >> 16 & 0x3FFF, command >> 30

@@ -12,8 +12,6 @@ from typing import Final, NamedTuple
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.emulator.linux_calls import ClientMemory
 
-__all__ = ["Content", "File", "Folder", "Ioctl", "Link", "OpenFile", "TextFile", "Tree", "os_error"]
-
 
 def os_error(number: int) -> OSError:
     """Return the OSError of an errno."""
@@ -35,23 +33,20 @@ class OpenFile:
     seekable = True
     flushes = False  # whether `flush` has an effect
 
-    def read(self, size: int, offset: int) -> bytes:
+    def read(self, _size: int, _offset: int) -> bytes:
         """Return up to `size` bytes from `offset`."""
-        del size, offset
         raise os_error(EIO)
 
-    def write(self, data: bytes, offset: int) -> int:
+    def write(self, _data: bytes, _offset: int) -> int:
         """Write bytes; return their number."""
-        del data, offset
         raise os_error(EIO)
 
-    def ioctl(self, call: Ioctl) -> bytes:
+    def ioctl(self, _call: Ioctl) -> bytes:
         """Execute a command; return the data to copy back if its number has _IOC_READ."""
-        del call
         raise os_error(ENOTTY)
 
     def flush(self) -> None:
-        """Handle the close of a descriptor, of which copies may remain."""
+        """Handle close(2) of a descriptor; other copies of the descriptor may stay open."""
 
 
 class Node:
@@ -78,25 +73,43 @@ class Folder(Node):
     def __init__(self) -> None:
         self.names: dict[str, Node] = {}
 
-    def make(self, name: str) -> "Folder":
+    def make(self, _name: str) -> "Folder":
         """Create a folder in this one."""
-        del name
         raise os_error(EPERM)
 
-    def remove(self, name: str) -> None:
+    def remove(self, _name: str) -> None:
         """Remove a folder in this one."""
-        del name
         raise os_error(EPERM)
 
 
 class File(Node):
-    """A file with a label for faults; subclasses implement `opened`."""
+    """A file.
 
-    def __init__(self, label: str, faults: Faults, *, mode: int, size: int = 0) -> None:
+    Args:
+        label: Name of the file in fault specifications.
+        faults: The armed faults.
+        opened: Returns a new open file description.
+        mode: Permissions.
+        size: st_size.
+        truncate: Called for O_TRUNC.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        faults: Faults,
+        opened: "Callable[[File], OpenFile]",
+        *,
+        mode: int = 0o444,
+        size: int = 0,
+        truncate: Callable[[], None] = lambda: None,
+    ) -> None:
         self.label = label
         self.faults = faults
         self.mode = mode
         self.size = size
+        self.truncate: Callable[[], None] = truncate
+        self._opened = opened
 
     def open(self, flags: int) -> OpenFile:
         """Open the file. The mode applies to root too, as in configfs and sysfs."""
@@ -106,14 +119,7 @@ class File(Node):
             raise os_error(EACCES)
         if access != os.O_WRONLY and not self.mode & 0o444:
             raise os_error(EACCES)
-        return self.opened()
-
-    def opened(self) -> OpenFile:
-        """Return a new open file description."""
-        raise os_error(EIO)
-
-    def truncate(self) -> None:
-        """Ignore O_TRUNC."""
+        return self._opened(self)
 
 
 class Snapshot(OpenFile):
@@ -133,26 +139,33 @@ class Snapshot(OpenFile):
         return self._content[offset : offset + size]
 
 
-class TextFile(File):
-    """A read-only file whose content is computed at the first read after an open."""
+class WriteOnly(OpenFile):
+    """An open file of which each write is stored immediately."""
 
-    def __init__(
-        self, label: str, faults: Faults, content: Callable[[], bytes], *, mode: int = 0o444
-    ) -> None:
-        super().__init__(label, faults, mode=mode)
-        self._content = content
+    def __init__(self, store: Callable[[bytes], None]) -> None:
+        self._store = store
 
-    def opened(self) -> OpenFile:
-        """Return an open file."""
-        return Snapshot(self, self._content)
+    def write(self, data: bytes, _offset: int) -> int:
+        """Store bytes; return their number."""
+        self._store(data)
+        return len(data)
 
 
-class Content(TextFile):
-    """A read-only file with constant content."""
+def text_file(
+    label: str,
+    faults: Faults,
+    content: Callable[[], bytes],
+    *,
+    mode: int = 0o444,
+    size: int = 0,
+) -> File:
+    """Return a read-only file whose content is computed at the first read after an open."""
+    return File(label, faults, lambda file: Snapshot(file, content), mode=mode, size=size)
 
-    def __init__(self, label: str, faults: Faults, data: bytes, *, mode: int = 0o444) -> None:
-        super().__init__(label, faults, lambda: data, mode=mode)
-        self.size: int = len(data)
+
+def constant_file(label: str, faults: Faults, data: bytes, *, mode: int = 0o444) -> File:
+    """Return a read-only file with constant content."""
+    return text_file(label, faults, lambda: data, mode=mode, size=len(data))
 
 
 class Tree:

@@ -8,18 +8,6 @@ import os
 from errno import EFAULT, EPERM
 from typing import Final
 
-__all__ = [
-    "MS_BIND",
-    "MS_NOSUID",
-    "MS_REC",
-    "MS_SLAVE",
-    "NEW_MOUNTS",
-    "NEW_USERS",
-    "ClientMemory",
-    "mount",
-    "unshare",
-]
-
 NEW_MOUNTS: Final = 0x00020000  # CLONE_NEWNS
 NEW_USERS: Final = 0x10000000  # CLONE_NEWUSER
 MS_NOSUID: Final = 1 << 1
@@ -74,14 +62,18 @@ class ClientMemory:
         """Return `size` bytes at `address`.
 
         Raises:
-            OSError: EFAULT if not all of them are mapped, EPERM without permission.
+            OSError: EFAULT if not all of the bytes are mapped, EPERM without permission.
         """
         buffer = ctypes.create_string_buffer(size or 1)
         self._move("process_vm_readv", address, buffer, size)
         return buffer.raw[:size]
 
     def write(self, address: int, data: bytes) -> None:
-        """Write `data` at `address`; raises what `read` does."""
+        """Write `data` at `address`.
+
+        Raises:
+            OSError: As for `read`.
+        """
         buffer = ctypes.create_string_buffer(data, len(data) or 1)
         self._move("process_vm_writev", address, buffer, len(data))
 

@@ -6,11 +6,12 @@ Control files are below `/attestkit`.
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from errno import EINVAL
 from typing import Final
 
+from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.boot_log import AREA_SIZE, boot_log
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
 from attestkit.backends.simulator.os_image import simulated_image
@@ -18,30 +19,28 @@ from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.emulator.kernel_files import (
-    Content,
     File,
     Link,
-    OpenFile,
     Snapshot,
-    TextFile,
     Tree,
+    WriteOnly,
+    constant_file,
     os_error,
+    text_file,
 )
 from attestkit.emulator.kernel_version import EmulatedKernel
-from attestkit.emulator.snp_driver import SnpDevice, SnpProvider
+from attestkit.emulator.snp_driver import SnpProvider, snp_device
 from attestkit.emulator.td import EmulatedTd, ReportQuoter
 from attestkit.emulator.tdx_driver import (
     DRIVERS,
     Host,
     Registers,
-    TdxDevice,
     TdxProvider,
     measurement_files,
+    tdx_device,
 )
 from attestkit.emulator.tsm_entries import Provider, TsmReports
 from attestkit.errors import UsageError
-
-__all__ = ["PROVIDERS", "Machine", "Setup"]
 
 PROVIDERS: Final = ("tdx_guest", "sev_guest", "none")
 REPORTS: Final = "/sys/kernel/config/tsm/report"
@@ -71,36 +70,27 @@ class Setup:
     runtime_log: str | None = None  # target of the link /run/log/dstack; None: no link
 
     def __post_init__(self) -> None:
-        if self.provider not in PROVIDERS:
-            raise UsageError(
-                f"provider: unknown name {self.provider!r}; use one of {', '.join(PROVIDERS)}",
-                reason="unknown_name",
-            )
-        if self.driver not in DRIVERS:
-            raise UsageError(
-                f"driver: unknown name {self.driver!r}; use one of {', '.join(DRIVERS)}",
-                reason="unknown_name",
-            )
-        if self.scenario.quote_version not in {None, self.quote_version}:
-            wanted = self.scenario.quote_version
-            raise UsageError(
-                f"quote_version: {self.quote_version}, but this scenario has quotes of version "
-                f"{wanted}",
-                reason="conflict",
-            )
+        _check_name("provider", self.provider, PROVIDERS)
+        _check_name("driver", self.driver, DRIVERS)
+        if (wanted := self.scenario.quote_version) not in {None, self.quote_version}:
+            text = f"quote_version: {self.quote_version}, but the scenario has version {wanted}"
+            raise UsageError(text, reason="conflict")
         if self.scenario.platform == "snp" and self.provider != "sev_guest":
-            raise UsageError(
-                "provider: must be sev_guest for a scenario of SEV-SNP", reason="conflict"
-            )
-        if len(self.mr_config_id) != 48:
-            raise UsageError("mr_config_id: must be 48 bytes", reason="wrong_size")
-        if len(self.host_data) != 32:
-            raise UsageError("host_data: must be 32 bytes", reason="wrong_size")
+            text = "provider: must be sev_guest for a scenario of SEV-SNP"
+            raise UsageError(text, reason="conflict")
+        check_bytes("mr_config_id", self.mr_config_id, 48)
+        check_bytes("host_data", self.host_data, 32)
         if self.vmpl not in range(4):
             raise UsageError("vmpl: must be 0 to 3", reason="out_of_range")
         if self.qgs_port is not None and not 0 <= self.qgs_port < 1 << 32:
             raise UsageError("qgs_port: must be 0 to 4294967295", reason="out_of_range")
         EmulatedKernel.parse(self.kernel)
+
+
+def _check_name(what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        text = f"{what}: unknown name {name!r}; use one of {', '.join(known)}"
+        raise UsageError(text, reason="unknown_name")
 
 
 class Machine:
@@ -130,11 +120,10 @@ class Machine:
         self.tree: Tree = Tree()
         self._faults = faults
         scenario, snp = setup.scenario, setup.provider == "sev_guest"
-        # Not cached: a process emulates one machine, often with a random seed.
-        self._pki, enclave, self._root = issue_platform(seed, scenario, keep=False)
+        self._pki, enclave, self._root = issue_platform(seed, scenario)
         self._chip = None
         if snp:
-            self._chip, self._root = issue_chip(seed, scenario, keep=False)
+            self._chip, self._root = issue_chip(seed, scenario)
         self._now = now
         self._release = EmulatedKernel.parse(setup.kernel)
         self._td = EmulatedTd(
@@ -154,31 +143,31 @@ class Machine:
             self._add_boot_log()
         self._provider = self._add_driver(wait)
         self._reports = TsmReports(self._provider, self._release.outblob_limit, faults)
-        if self._release.has_reports:
+        if self._release.has("configfs_tsm"):
             self.tree.add(REPORTS, self._reports)
 
     def _add_common(self) -> None:
         add, faults, setup = self.tree.add, self._faults, self._setup
         boot_id = "/proc/sys/kernel/random/boot_id"
-        add(boot_id, TextFile("boot_id", faults, self._boot_id))
+        add(boot_id, text_file("boot_id", faults, self._boot_id))
         if setup.qgs_port is not None:
             text = f"# Port of the quote generation service.\nport = {setup.qgs_port}\n"
-            add("/etc/tdx-attest.conf", Content("tdx_attest_conf", faults, text.encode()))
+            add("/etc/tdx-attest.conf", constant_file("tdx_attest_conf", faults, text.encode()))
         if setup.runtime_log is not None:
             add("/run/log/dstack", Link(setup.runtime_log))
-        add("/attestkit/trust-anchor.der", Content("", faults, self._root))
+        add("/attestkit/trust-anchor.der", constant_file("", faults, self._root))
         if self._chip is None:  # AMD's certificates come with the report
-            add("/attestkit/collateral.json", TextFile("", faults, self._collateral))
-        add("/attestkit/faults", FaultsFile(faults))
-        add("/attestkit/reset", _TriggerFile(faults, self.reboot))
-        add("/attestkit/kexec", _TriggerFile(faults, self.kexec))
+            add("/attestkit/collateral.json", text_file("", faults, self._collateral))
+        add("/attestkit/faults", faults_file(faults))
+        add("/attestkit/reset", trigger_file(faults, self.reboot))
+        add("/attestkit/kexec", trigger_file(faults, self.kexec))
 
     def _add_boot_log(self) -> None:
         faults = self._faults
-        table = Content("ccel_table", faults, ccel_table(AREA_SIZE), mode=0o400)
+        table = constant_file("ccel_table", faults, ccel_table(AREA_SIZE), mode=0o400)
         self.tree.add(f"{_ACPI}/CCEL", table)
-        if self._release.has_ccel_data:
-            log = Content("ccel_data", faults, boot_log(simulated_image()), mode=0o400)
+        if self._release.has("ccel"):
+            log = constant_file("ccel_data", faults, boot_log(simulated_image()), mode=0o400)
             self.tree.add(f"{_ACPI}/data/CCEL", log)
 
     def _add_driver(self, wait: Callable[[float], bool]) -> Provider | None:
@@ -188,12 +177,12 @@ class Machine:
             self._add_tdx()
             return TdxProvider(self._td, self._host, self._release, faults)
         if self._chip is not None:
-            self.tree.add("/dev/sev-guest", SnpDevice(faults))
+            self.tree.add("/dev/sev-guest", snp_device(faults))
             return SnpProvider(
                 self._chip,
                 vmpl=setup.vmpl,
                 host_data=setup.host_data,
-                services=self._release.has_services,
+                services=self._release.has("svsm_services"),
                 certificates=setup.certificates,
                 faults=faults,
                 wait=wait,
@@ -201,15 +190,15 @@ class Machine:
         return None
 
     def _add_tdx(self) -> None:
-        if not self._release.has_device and self._setup.driver == "mainline":
+        if not self._release.has("tdx_guest") and self._setup.driver == "mainline":
             return
         registers = Registers(self._td, self._faults, self._setup.runtime_log)
-        device = TdxDevice(registers, self._host, self._setup.driver, self._faults)
+        device = tdx_device(registers, self._host, self._setup.driver, self._faults)
         self.tree.add("/dev/tdx_guest", device)
         misc = "/sys/devices/virtual/misc/tdx_guest"
-        self.tree.add(f"{misc}/dev", Content("", self._faults, b"10:126\n"))
+        self.tree.add(f"{misc}/dev", constant_file("", self._faults, b"10:126\n"))
         self.tree.add("/sys/class/misc/tdx_guest", Link("../../devices/virtual/misc/tdx_guest"))
-        if self._release.has_measurements:
+        if self._release.has("rtmr_files"):
             self.tree.add(f"{misc}/measurements", measurement_files(registers, self._faults))
 
     def _boot_id(self) -> bytes:
@@ -248,35 +237,26 @@ def ccel_table(log_size: int) -> bytes:
     return head[:9] + bytes([-sum(head) & 0xFF]) + head[10:]
 
 
-class FaultsFile(File):
-    """`/attestkit/faults`: the armed faults; each written line arms a fault.
+def faults_file(faults: Faults) -> File:
+    """Return `/attestkit/faults`: the armed faults; each written line arms a fault.
 
     Truncation, as by the shell's `>`, disarms all. A write with an invalid line fails with EINVAL
     and arms nothing.
     """
-
-    def __init__(self, faults: Faults) -> None:
-        super().__init__("", faults, mode=0o600)
-
-    def opened(self) -> OpenFile:
-        """Return an open file, whose content is fixed at the first read."""
-        return _OpenFaults(self, self._show)
-
-    def _show(self) -> bytes:
-        return "".join(f"{fault}\n" for fault in self.faults.armed()).encode()
-
-    def truncate(self) -> None:
-        """Disarm all."""
-        self.faults.clear()
+    return File("", faults, _OpenFaults, mode=0o600, truncate=faults.clear)
 
 
 class _OpenFaults(Snapshot):
-    def __init__(self, file: FaultsFile, show: Callable[[], bytes]) -> None:
-        super().__init__(file, show)
-        self._armed = file.faults
+    """The open list of faults, whose content is fixed at the first read."""
 
-    def write(self, data: bytes, offset: int) -> int:
-        del offset
+    def __init__(self, file: File) -> None:
+        self._armed = file.faults
+        super().__init__(file, self._show)
+
+    def _show(self) -> bytes:
+        return "".join(f"{fault}\n" for fault in self._armed.armed()).encode()
+
+    def write(self, data: bytes, _offset: int) -> int:
         try:
             new = [Fault.parse(line) for line in data.decode().splitlines() if line.strip()]
         except ValueError:  # UsageError is one
@@ -286,22 +266,6 @@ class _OpenFaults(Snapshot):
         return len(data)
 
 
-class _TriggerFile(File):
-    """A file that executes an action at every write."""
-
-    def __init__(self, faults: Faults, action: Callable[[], None]) -> None:
-        super().__init__("", faults, mode=0o200)
-        self._action = action
-
-    def opened(self) -> OpenFile:
-        return _OpenTriggerFile(self._action)
-
-
-class _OpenTriggerFile(OpenFile):
-    def __init__(self, action: Callable[[], None]) -> None:
-        self._action = action
-
-    def write(self, data: bytes, offset: int) -> int:
-        del offset
-        self._action()
-        return len(data)
+def trigger_file(faults: Faults, action: Callable[[], None]) -> File:
+    """Return a file that executes an action at every write."""
+    return File("", faults, lambda _: WriteOnly(lambda _data: action()), mode=0o200)

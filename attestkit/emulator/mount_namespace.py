@@ -24,8 +24,6 @@ from attestkit.emulator.linux_calls import (
 )
 from attestkit.errors import BackendUnavailableError
 
-__all__ = ["NamespaceMounts", "current", "enter", "is_in_covering_tmpfs", "leave_root"]
-
 _OURS: Final = "attestkit"  # source name of covering mounts
 _ROOT: Final = 0  # user and group id of the creator in a new user namespace
 
@@ -46,13 +44,10 @@ def enter() -> bool:
             _map_ids(_ROOT, _ROOT, user, group)
         mount("none", "/", flags=MS_REC | MS_SLAVE)
     except OSError as error:
-        raise BackendUnavailableError(
-            _explain_failure(error), reason="permission_denied"
-        ) from error
+        raise _forbidden(error) from error
     if current() == before:  # otherwise processes of the machine would be killed
-        raise BackendUnavailableError(
-            "mount namespaces: not supported by this kernel", reason="unsupported_kernel"
-        )
+        text = "mount namespaces: not supported by this kernel"
+        raise BackendUnavailableError(text, reason="unsupported_kernel")
     return own_users
 
 
@@ -80,9 +75,7 @@ def leave_root(user: int, group: int) -> None:
         unshare(NEW_USERS)
         _map_ids(user, group, _ROOT, _ROOT)
     except OSError as error:
-        raise BackendUnavailableError(
-            _explain_failure(error), reason="permission_denied"
-        ) from error
+        raise _forbidden(error) from error
 
 
 def _map_ids(user: int, group: int, outer_user: int, outer_group: int) -> None:
@@ -91,6 +84,10 @@ def _map_ids(user: int, group: int, outer_user: int, outer_group: int) -> None:
     (own / "setgroups").write_text("deny", encoding="ascii")
     (own / "uid_map").write_text(f"{user} {outer_user} 1", encoding="ascii")
     (own / "gid_map").write_text(f"{group} {outer_group} 1", encoding="ascii")
+
+
+def _forbidden(error: OSError) -> BackendUnavailableError:
+    return BackendUnavailableError(_explain_failure(error), reason="permission_denied")
 
 
 def _explain_failure(error: OSError) -> str:

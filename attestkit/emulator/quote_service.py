@@ -14,11 +14,10 @@ from pathlib import Path
 from select import select
 from typing import Final
 
+from attestkit.backends.linux.device_errors import failed
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.emulator.td import ReportQuoter
-from attestkit.errors import BackendError, FormatError, UsageError
-
-__all__ = ["QuoteService", "answer_request", "listen"]
+from attestkit.errors import FormatError, UsageError
 
 _HEADER: Final = struct.Struct("<HHIII")  # major, minor, type, size, error code
 _SIZES: Final = struct.Struct("<II")
@@ -68,7 +67,14 @@ def _process_request(quoter: ReportQuoter, message: bytes) -> bytes:
 
 
 def _process_quote(quoter: ReportQuoter, report: bytes, ids: bytes, minor: int) -> bytes:
-    """Return the response with a quote by one of the attestation keys `ids`; empty: any key."""
+    """Return the response with a quote, or with an error code.
+
+    Args:
+        quoter: The quoting enclave.
+        report: TD report of the request.
+        ids: Ids of the attestation keys that the client accepts, 16 bytes each; empty: any key.
+        minor: Minor version of the protocol for the response.
+    """
     key_ids = [ids[at : at + 16] for at in range(0, len(ids), 16)]
     if key_ids and _KEY_ID not in key_ids:
         return _error_response(minor, _UNEXPECTED)
@@ -97,9 +103,8 @@ def listen(place: str) -> socket.socket:
     if vsock and not (re.fullmatch(r"[0-9]{1,10}", port) and 0 < int(port) < (1 << 32) - 1):
         raise UsageError(f"{place!r}: must be vsock:PORT", reason="wrong_value")
     if not vsock and not 0 < len(os.fsencode(place)) <= 107:
-        raise UsageError(
-            f"{place!r}: the path of a Unix socket must have 1 to 107 bytes", reason="wrong_size"
-        )
+        text = f"{place!r}: the path of a Unix socket must have 1 to 107 bytes"
+        raise UsageError(text, reason="wrong_size")
     listener: socket.socket | None = None
     try:
         if vsock:
@@ -114,10 +119,8 @@ def listen(place: str) -> socket.socket:
     except OSError as error:
         if listener is not None:
             listener.close()
-        why = error.strerror or error
-        raise BackendError(
-            f"quote service: cannot listen on {place}: {why}", reason="io_error", path=place
-        ) from error
+        text = f"quote service: cannot listen: {error.strerror or error}"
+        raise failed(place, text, "io_error") from error
     return listener
 
 
@@ -127,7 +130,7 @@ class QuoteService:
     Args:
         listener: A stream socket of any family, see `listen`.
         quoter: The quoting enclave.
-        faults: The armed faults, of which those with names in qgs apply.
+        faults: The armed faults; only those of the QGS apply.
     """
 
     def __init__(
@@ -179,8 +182,7 @@ class QuoteService:
             client.sendall(self._apply_fault(reply))
 
     def _apply_fault(self, reply: bytes) -> bytes:
-        fault = self._faults.strike("qgs")
-        effect = fault.name if fault else ""
+        effect = self._faults.effect("qgs")
         if effect == "qgs_closes":
             return b""
         if effect == "qgs_truncates":
@@ -197,8 +199,7 @@ def _receive(client: socket.socket, size: int) -> bytes:
     while len(data) < size:
         chunk = client.recv(size - len(data))
         if not chunk:
-            raise FormatError(
-                "request: the client disconnected", reason="truncated", offset=len(data)
-            )
+            text = "request: the client disconnected"
+            raise FormatError(text, reason="truncated", offset=len(data))
         data += chunk
     return data

@@ -18,12 +18,11 @@ from typing import Any, Final, NoReturn, Protocol
 
 from attestkit import errors
 from attestkit._system.untrusted_files import path_exists
+from attestkit.backends.linux.device_errors import failed, unavailable
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.emulator.fuse_mount import DEVICE, load_fuse
 from attestkit.emulator.mount_namespace import NamespaceMounts, current, enter, leave_root
-from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError
-
-__all__ = ["FOLDER", "run"]
+from attestkit.errors import AttestKitError, BackendError
 
 FOLDER: Final = Path("/run/attestkit")  # control files of the emulator
 _MACHINE: Final = FOLDER / "machine"  # mount point of the emulator
@@ -52,7 +51,7 @@ _POLL_INTERVAL: Final = 0.01  # seconds
 
 class _Serve(Protocol):
     def __call__(self, folder: str, *, ready: Callable[[], bool | None], runtime_log: str) -> None:
-        """Mount an emulated machine on a folder until SIGTERM."""
+        """Mount an emulated machine on a folder until SIGTERM; see `fuse_mount.serve`."""
 
 
 def run(words: Sequence[str], serve: _Serve, *, complain: Callable[[str], None]) -> int:
@@ -63,7 +62,7 @@ def run(words: Sequence[str], serve: _Serve, *, complain: Callable[[str], None])
 
     Args:
         words: The program, not empty, and its arguments.
-        serve: Mounts the machine, as `kernel_fs.serve` does.
+        serve: Mounts the machine, as `fuse_mount.serve` does.
         complain: Called with a line of text if the program cannot be started.
 
     Raises:
@@ -73,11 +72,8 @@ def run(words: Sequence[str], serve: _Serve, *, complain: Callable[[str], None])
     """
     load_fuse()
     if not os.access(DEVICE, os.R_OK | os.W_OK):
-        raise BackendUnavailableError(
-            f"{DEVICE}: permission denied; sudo chmod 666 {DEVICE}",
-            reason="permission_denied",
-            path=str(DEVICE),
-        )
+        text = f"permission denied; sudo chmod 666 {DEVICE}"
+        raise unavailable(DEVICE, text, "permission_denied")
     _open_standard_files()
     user, group = os.geteuid(), os.getegid()
     own_users = enter()
@@ -107,11 +103,7 @@ def _open_standard_files() -> None:
 
 
 def _mount_error(error: OSError) -> BackendError:
-    return BackendError(
-        f"{error.filename}: cannot be mounted: {error.strerror}",
-        reason="io_error",
-        path=str(error.filename),
-    )
+    return failed(error.filename, f"cannot be mounted: {error.strerror}", "io_error")
 
 
 def _mount_files(mounts: NamespaceMounts) -> None:
@@ -181,7 +173,14 @@ class _Emulator:
 
 
 def _run_emulator(serve: _Serve, result: int, watched: int, parent: int) -> NoReturn:
-    """Run the emulator until the parent ends."""
+    """Run the emulator until the parent ends.
+
+    Args:
+        serve: Mounts the machine.
+        result: Descriptor to which "ready" or an error is written.
+        watched: Read end of a pipe, of which only the parent has the write end.
+        parent: Process id of the parent.
+    """
     code = 1
     try:
         _serve_files(serve, result, watched, parent)
@@ -220,7 +219,10 @@ def _close_files(*kept: int) -> None:
 
 
 def _wait_for_parent(watched: int, parent: int) -> None:
-    """Wait until the parent closes the pipe or ends; then end all processes, at last this one."""
+    """Wait until the parent closes its end of the pipe `watched`, or ends; then end all processes.
+
+    This process is the last of them.
+    """
     while os.read(watched, 1):
         pass
     _end_processes(parent, os.getpid())
@@ -276,9 +278,8 @@ def _run(words: Sequence[str], emulator: _Emulator, complain: Callable[[str], No
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
         if emulator.ended():
-            raise BackendError(
-                "emulator: terminated, and the program with it", reason="connection_lost"
-            )
+            text = "emulator: terminated, and the program with it"
+            raise BackendError(text, reason="connection_lost")
 
 
 def _is_hangup(number: int) -> bool:

@@ -13,9 +13,7 @@ from uuid import UUID
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
 from attestkit.emulator.kernel_files import File, OpenFile, os_error
-from attestkit.emulator.tsm_entries import Blobs, Request
-
-__all__ = ["SnpDevice", "SnpProvider"]
+from attestkit.emulator.tsm_entries import Blobs, Provider, Request
 
 _SHORT: Final = 1000  # bytes of a short outblob
 # The only service of the SVSM: a virtual TPM.
@@ -23,7 +21,7 @@ _VTPM: Final = UUID("c476f1eb-0123-45a5-9641-b4e7dde5bfe3").bytes_le
 _VTPM_MANIFEST: Final = b"attestkit simulated vTPM, its manifest"
 
 
-class SnpProvider:
+class SnpProvider(Provider):
     """Provider of configfs-tsm in an SEV-SNP guest.
 
     Args:
@@ -77,8 +75,7 @@ class SnpProvider:
             raise os_error(EINVAL)
         if fault := self._faults.strike("delay"):
             self._wait(fault.seconds)
-        fault = self._faults.strike("report")
-        effect = fault.name if fault else ""
+        effect = self._faults.effect("report")
         if effect == "quote_fails":
             raise os_error(EIO)
         if effect == "empty_outblob":
@@ -98,24 +95,19 @@ class SnpProvider:
         return _VTPM_MANIFEST
 
     def failed(self, number: int) -> None:
-        """Wipe the key to the secure processor after a failed request, as the driver does.
+        """Wipe the key to the secure processor if a request failed with EIO or ETIMEDOUT.
 
-        Otherwise an initialisation vector might be reused. Reports need a reboot then.
+        The driver does so because an initialisation vector might be reused otherwise. All further
+        reports fail until a reboot.
         """
         if number in (EIO, ETIMEDOUT):
             self._wiped = True
 
     def reboot(self) -> None:
-        """Restore the key."""
+        """Restore the key that `failed` may have wiped."""
         self._wiped = False
 
 
-class SnpDevice(File):
-    """`/dev/sev-guest`, without ioctls, for programs that check whether it exists."""
-
-    def __init__(self, faults: Faults) -> None:
-        super().__init__("sev_guest", faults, mode=0o600)
-
-    def opened(self) -> OpenFile:
-        """Return an open device."""
-        return OpenFile()
+def snp_device(faults: Faults) -> File:
+    """Return `/dev/sev-guest`, without ioctls, for programs that check whether it exists."""
+    return File("sev_guest", faults, lambda _: OpenFile(), mode=0o600)

@@ -16,8 +16,6 @@ from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.errors import FormatError, UsageError
 from attestkit.td_report import TdReport
 
-__all__ = ["EmulatedTd", "ReportQuoter"]
-
 _VALID_10, _VALID_15 = 0x1FF, 0x301FF  # VALID of TEE_TCB_INFO, by TDX version
 _MAC_AT: Final = 224
 _HEALTHY: Final = Scenario()
@@ -114,9 +112,8 @@ class ReportQuoter:
         td10: bool = False,
     ) -> None:
         if version not in (4, 5):
-            raise UsageError(
-                f"quote_version: must be 4 or 5, not {version!r}", reason="wrong_value"
-            )
+            text = f"quote_version: must be 4 or 5, not {version!r}"
+            raise UsageError(text, reason="wrong_value")
         self._enclave = QuotingEnclave(pki) if enclave is None else enclave
         self._version = version
         self._extended = version == 5 and not td10
@@ -131,11 +128,8 @@ class ReportQuoter:
         if self._mac_key is not None:
             given = report[_MAC_AT : _MAC_AT + 32]
             if len(report) != 1024 or not hmac.compare_digest(_mac(self._mac_key, report), given):
-                raise FormatError(
-                    "TDREPORT: the MAC is not from this platform",
-                    reason="inconsistent",
-                    offset=_MAC_AT,
-                )
+                text = "TDREPORT: the MAC is not from this platform"
+                raise FormatError(text, reason="inconsistent", offset=_MAC_AT)
         body = TdReport.parse(report).quote_body(extended=self._extended)
         return self._enclave.quote(body, version=self._version)
 

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from errno import EBUSY, EFBIG, EINTR, EINVAL, EIO, ENOTTY, EPERM
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +18,9 @@ from attestkit.emulator.kernel_files import File, Folder, Ioctl, OpenFile, os_er
 from attestkit.emulator.kernel_version import EmulatedKernel
 from attestkit.emulator.quote_service import answer_request
 from attestkit.emulator.td import EmulatedTd, ReportQuoter
-from attestkit.emulator.tsm_entries import Blobs, Request
+from attestkit.emulator.tsm_entries import Blobs, Provider, Request
 from attestkit.errors import AttestKitError
 from attestkit.event_log.journal import LOG, PENDING
-
-__all__ = ["DRIVERS", "Host", "Registers", "TdxDevice", "TdxProvider", "measurement_files"]
 
 GET_REPORT0: Final = 0xC4405401
 _HEADER: Final = struct.Struct("<QQII")  # of the buffer shared with the host
@@ -88,12 +87,10 @@ class Host:
         self._busy_until = 0.0
 
 
-class TdxProvider:
+class TdxProvider(Provider):
     """Provider of configfs-tsm: quotes of the host's quoting service."""
 
     name = "tdx_guest"
-    extras: tuple[str, ...] = ()
-    privlevel_floor = 0
 
     def __init__(self, td: EmulatedTd, host: Host, release: EmulatedKernel, faults: Faults) -> None:
         self._td = td
@@ -108,8 +105,7 @@ class TdxProvider:
             raise os_error(EINVAL)
         inject_foreign_extend(self._td, self._faults)
         report_data = request.inblob
-        fault = self._faults.strike("report")
-        effect = fault.name if fault else ""
+        effect = self._faults.effect("report")
         if effect == "wrong_report_data":
             report_data = bytes(byte ^ 0xFF for byte in report_data)
         report = self._td.report(report_data)
@@ -120,22 +116,19 @@ class TdxProvider:
         quote = self._host.quoter.quote(report)
         room = self._release.quote_buffer - _HEADER.size
         if effect == "oversized_outblob":
-            if self._release.checks_length:
+            if self._release.repaired:
                 raise os_error(EFBIG)
             quote = quote.ljust(room + 1, b"\0")
         elif len(quote) > room:
             return self._failure()
         return Blobs(quote[:_SHORT] if effect == "short_outblob" else quote)
 
-    def failed(self, number: int) -> None:
-        """Do nothing: a failure does not affect the next request."""
-
     def reboot(self) -> None:
         """Forget pending requests."""
         self._host.forget()
 
     def _failure(self) -> Blobs:
-        if self._release.reports_failure:
+        if self._release.has("quote_errors"):
             raise os_error(EIO)
         return Blobs(b"")
 
@@ -182,44 +175,41 @@ class Registers:
                 log.write(line[: len(line) // 2])
 
 
-class TdxDevice(File):
-    """`/dev/tdx_guest` of a driver, a key of DRIVERS."""
-
-    def __init__(self, registers: Registers, host: Host, driver: str, faults: Faults) -> None:
-        super().__init__("tdx_guest", faults, mode=0o600)
-        self.registers = registers
-        self.td: EmulatedTd = registers.td
-        self.host = host
-        self.commands: dict[int, str] = DRIVERS[driver]
-
-    def opened(self) -> OpenFile:
-        """Return an open device."""
-        return _OpenDevice(self)
+def tdx_device(registers: Registers, host: Host, driver: str, faults: Faults) -> File:
+    """Return `/dev/tdx_guest` of a driver, a key of DRIVERS."""
+    return File(
+        "tdx_guest",
+        faults,
+        lambda _: _OpenDevice(registers, host, DRIVERS[driver], faults),
+        mode=0o600,
+    )
 
 
 class _OpenDevice(OpenFile):
-    def __init__(self, device: TdxDevice) -> None:
-        self._device = device
+    def __init__(
+        self, registers: Registers, host: Host, commands: dict[int, str], faults: Faults
+    ) -> None:
+        self._registers = registers
+        self._host = host
+        self._commands = commands
+        self._faults = faults
 
-    def read(self, size: int, offset: int) -> bytes:
-        del size, offset
+    def read(self, _size: int, _offset: int) -> bytes:
         raise os_error(EINVAL)  # the driver does not implement read
 
-    def write(self, data: bytes, offset: int) -> int:
-        del data, offset
+    def write(self, _data: bytes, _offset: int) -> int:
         raise os_error(EINVAL)
 
     def ioctl(self, call: Ioctl) -> bytes:
-        device = self._device
         if call.command == GET_REPORT0:
-            device.faults.check("ioctl:GET_REPORT0")
-            inject_foreign_extend(device.td, device.faults)
+            self._faults.check("ioctl:GET_REPORT0")
+            inject_foreign_extend(self._registers.td, self._faults)
             report_data = call.given[:64]
-            return report_data + device.td.report(report_data)
-        name, _, payload = device.commands.get(call.command, "").partition("/")
+            return report_data + self._registers.td.report(report_data)
+        name, _, payload = self._commands.get(call.command, "").partition("/")
         if not name:
             raise os_error(ENOTTY)
-        device.faults.check(f"ioctl:{name}")
+        self._faults.check(f"ioctl:{name}")
         given = call.given or call.memory.read(call.argument, call.command >> 16 & 0x3FFF)
         if name == "EXTEND_RTMR":
             self._extend(given)
@@ -233,20 +223,27 @@ class _OpenDevice(OpenFile):
             raise os_error(EINVAL)
         if register < 2:
             raise os_error(EPERM)
-        self._device.registers.extend(register, digest)
+        self._registers.extend(register, digest)
 
     def _get_quote(self, call: Ioctl, given: bytes, *, framed: bool) -> None:
-        """Write the response into the caller's buffer, as the host does into the shared one."""
+        """Write the response into the caller's buffer, as the host does into the shared buffer.
+
+        Args:
+            call: The ioctl.
+            given: Its argument: address and length of the buffer.
+            framed: Whether request and response are QGS messages with a length prefix, as opposed
+                to a plain TD report and a plain quote.
+        """
         address, size = struct.unpack("<QQ", given)
         if not _HEADER.size <= size <= 1 << 17:
             raise os_error(EINVAL)
         version, _, in_size, _ = _HEADER.unpack(call.memory.read(address, _HEADER.size))
         if version != 1 or in_size > size - _HEADER.size:
             raise os_error(EINVAL)
-        self._device.host.check_idle()
+        self._host.check_idle()
         request = call.memory.read(address + _HEADER.size, in_size)
         status, reply = 0, b""
-        if not self._device.host.delay():
+        if not self._host.delay():
             status = _IN_FLIGHT
         else:
             status, reply = self._quote(request, framed=framed)
@@ -257,17 +254,15 @@ class _OpenDevice(OpenFile):
 
     def _quote(self, request: bytes, *, framed: bool) -> tuple[int, bytes]:
         """Return status and response; old drivers report failures in the status only."""
-        device = self._device
-        fault = device.faults.strike("report")
-        effect = fault.name if fault else ""
+        effect = self._faults.effect("report")
         if effect == "quote_fails":
             return _ERROR, b""
         if effect == "empty_outblob":
             return 0, b""
         try:
             if framed:
-                return 0, answer_request(device.host.quoter, request)
-            return 0, device.host.quoter.quote(request)
+                return 0, answer_request(self._host.quoter, request)
+            return 0, self._host.quoter.quote(request)
         except AttestKitError:
             return _ERROR, b""
 
@@ -279,60 +274,46 @@ def measurement_files(registers: Registers, faults: Faults) -> Folder:
         "mrconfigid": launch.mr_config_id,
         "mrowner": launch.mr_owner,
         "mrownerconfig": launch.mr_owner_config,
-        "mrtd:sha384": launch.mr_td,
+        "mrtd:sha384": launch.mrtd,
     }
     for name, value in fixed.items():
-        folder.names[name] = _FixedFile(name.partition(":")[0], faults, value)
+        opened = partial(_OpenRegister, registers, value)
+        folder.names[name] = File(name.partition(":")[0], faults, opened, size=48)
     for number in range(4):
-        folder.names[f"rtmr{number}:sha384"] = _RegisterFile(number, registers, faults)
+        opened = partial(_OpenRegister, registers, number)
+        file = File(f"rtmr{number}", faults, opened, mode=0o644, size=48)
+        folder.names[f"rtmr{number}:sha384"] = file
     return folder
 
 
-class _FixedFile(File):
-    """A register with its value from launch."""
-
-    def __init__(self, label: str, faults: Faults, value: bytes) -> None:
-        super().__init__(label, faults, mode=0o444, size=48)
-        self._value = value
-
-    def opened(self) -> OpenFile:
-        return _OpenRegister(self, lambda: self._value)
-
-
-class _RegisterFile(File):
-    """A register that can be extended."""
-
-    def __init__(self, number: int, registers: Registers, faults: Faults) -> None:
-        super().__init__(f"rtmr{number}", faults, mode=0o644, size=48)
-        self.number = number
-        self.registers = registers
-
-    def opened(self) -> OpenFile:
-        return _OpenRegister(self, lambda: self.registers.td.rtmrs[self.number])
-
-
 class _OpenRegister(OpenFile):
-    """An open binary file of sysfs; every read returns the current value."""
+    """An open binary file of sysfs; every read returns the current value.
 
-    def __init__(self, file: File, value: Callable[[], bytes]) -> None:
+    `register` is the number of a register, or a value that is fixed at launch.
+    """
+
+    def __init__(self, registers: Registers, register: int | bytes, file: File) -> None:
+        self._registers = registers
+        self._register = register
         self._file = file
-        self._value = value
 
     def read(self, size: int, offset: int) -> bytes:
         if offset >= 48:
             return b""
         self._file.faults.check(f"read:{self._file.label}")
-        return self._value()[offset : offset + size]
+        value = self._register
+        if isinstance(value, int):
+            value = self._registers.td.rtmrs[value]
+        return value[offset : offset + size]
 
     def write(self, data: bytes, offset: int) -> int:
         """Extend by 48 bytes at offset 0; sysfs truncates writes to the file's size."""
-        file = self._file
-        assert isinstance(file, _RegisterFile)  # the others are read-only
         if offset >= 48:
             raise os_error(EFBIG)
         data = data[: 48 - offset]
         if len(data) != 48:
             raise os_error(EINVAL)
-        file.faults.check(f"write:{file.label}")
-        file.registers.extend(file.number, data)
+        self._file.faults.check(f"write:{self._file.label}")
+        assert isinstance(self._register, int)  # the others are read-only
+        self._registers.extend(self._register, data)
         return 48

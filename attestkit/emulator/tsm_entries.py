@@ -6,7 +6,8 @@ Source: drivers/virt/coco/tsm.c of Linux 6.12. A `Provider` makes the reports.
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EFBIG, EINVAL, ENOENT, ENXIO, ERANGE
-from typing import Final, NamedTuple, Protocol
+from functools import partial
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from attestkit.backends.simulator.faults.fault_specs import Faults
@@ -17,13 +18,12 @@ from attestkit.emulator.kernel_files import (
     Folder,
     OpenFile,
     Snapshot,
-    TextFile,
     os_error,
+    text_file,
 )
 
-__all__ = ["Blobs", "Provider", "Request", "TsmReports"]
-
 _INBLOB_LIMIT: Final = 64
+_PAGE: Final = 4096  # st_size of text files of configfs
 _PRIVLEVEL_MAX: Final = 3
 _UINT_MAX: Final = (1 << 32) - 1
 _OTHER: Final = {"tdx_guest": "sev_guest", "sev_guest": "tdx_guest"}
@@ -41,42 +41,29 @@ class Request:
 
 
 class Blobs(NamedTuple):
-    """A report."""
+    """A report (outblob) with the other blobs of the response, which may be empty."""
 
     outblob: bytes
     auxblob: bytes = b""
     manifestblob: bytes = b""
 
 
-class Provider(Protocol):
+class Provider:
     """A driver that makes reports."""
 
-    @property
-    def name(self) -> str:
-        """Content of the provider file."""
-        ...
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        """Names of the additional files of an entry."""
-        ...
-
-    @property
-    def privlevel_floor(self) -> int:
-        """The lowest privlevel that can be requested."""
-        ...
+    name = ""  # content of the provider file
+    extras: tuple[str, ...] = ()  # names of the additional files of an entry
+    privlevel_floor = 0  # the lowest privlevel that can be requested
 
     def report(self, request: Request) -> Blobs:
         """Return a report, or raise the driver's OSError."""
-        ...
+        raise NotImplementedError
 
     def failed(self, number: int) -> None:
         """Handle the errno of a failed read of a report."""
-        ...
 
     def reboot(self) -> None:
         """Reset the driver at a reboot, but not at a kexec."""
-        ...
 
 
 class TsmReports(Folder):
@@ -94,9 +81,8 @@ class TsmReports(Folder):
         self.outblob_limit = outblob_limit
         self.faults = faults
 
-    def make(self, name: str) -> Folder:
+    def make(self, _name: str) -> Folder:
         """Create an entry; raises ENXIO without a provider."""
-        del name
         self.faults.check("mkdir")
         if self.faults.strike("unload"):
             self.provider = None
@@ -143,14 +129,19 @@ class _Entry(Folder):
             "service_guid": self._store_service_guid,
             "service_manifest_version": self._store_service_manifest_version,
         }
-        self.names["inblob"] = _Inblob(faults, self.commit)
+        self.names["inblob"] = File("inblob", faults, self._open_inblob, mode=0o200)
         for name in ("outblob", "provider", "generation", *provider.extras):
             if name in texts:
-                self.names[name] = _Text(name, faults, self.if_present(texts[name]))
+                show = self.if_present(texts[name])
+                self.names[name] = text_file(name, faults, show, size=_PAGE)
             elif name in stores:
-                self.names[name] = _Option(name, faults, self, stores[name])
+                opened = partial(_OptionWriter, self, stores[name])
+                self.names[name] = File(name, faults, opened, mode=0o200, size=_PAGE)
             else:
-                self.names[name] = _Blob(name, faults, self)
+                self.names[name] = File(name, faults, partial(_BlobReader, self))
+
+    def _open_inblob(self, file: File) -> OpenFile:
+        return BinaryWriter(file, _INBLOB_LIMIT, self.commit)
 
     def if_present(self, show: Callable[[], bytes]) -> Callable[[], bytes]:
         """Wrap `show` with a check that the entry still exists."""
@@ -241,41 +232,13 @@ def _kstrtouint(data: bytes) -> int:
     return number
 
 
-class _Text(TextFile):
-    """A text file of configfs, whose st_size is a page."""
-
-    def __init__(self, label: str, faults: Faults, show: Callable[[], bytes]) -> None:
-        super().__init__(label, faults, show)
-        self.size = 4096
-
-
-class _Inblob(File):
-    def __init__(self, faults: Faults, commit: Callable[[bytes], None]) -> None:
-        super().__init__("inblob", faults, mode=0o200)
-        self._commit = commit
-
-    def opened(self) -> OpenFile:
-        return BinaryWriter(self, _INBLOB_LIMIT, self._commit)
-
-
-class _Blob(File):
-    """A read-only binary file of configfs."""
-
-    def __init__(self, label: str, faults: Faults, entry: _Entry) -> None:
-        super().__init__(label, faults, mode=0o444)
-        self._entry = entry
-
-    def opened(self) -> OpenFile:
-        return _BlobReader(self, self._entry)
-
-
 class _BlobReader(Snapshot):
     """An open blob. An empty blob is not cached, so the next read requests it again."""
 
     seekable = False
 
-    def __init__(self, blob: _Blob, entry: _Entry) -> None:
-        super().__init__(blob, lambda: entry.blob(blob.label))
+    def __init__(self, entry: _Entry, file: File) -> None:
+        super().__init__(file, lambda: entry.blob(file.label))
         self._reports = entry.reports
 
     def read(self, size: int, offset: int) -> bytes:
@@ -290,29 +253,17 @@ class _BlobReader(Snapshot):
         return data
 
 
-class _Option(File):
-    """A write-only text file of configfs; each write is stored immediately."""
-
-    def __init__(
-        self, label: str, faults: Faults, entry: _Entry, store: Callable[[bytes], None]
-    ) -> None:
-        super().__init__(label, faults, mode=0o200, size=4096)
-        self.entry = entry
-        self.store = store
-
-    def opened(self) -> OpenFile:
-        return _OptionWriter(self)
-
-
 class _OptionWriter(OpenFile):
-    def __init__(self, option: _Option) -> None:
-        self._option = option
+    """An open option of an entry; each write is stored immediately."""
 
-    def write(self, data: bytes, offset: int) -> int:
-        del offset
-        option = self._option
-        option.faults.check(f"write:{option.label}")
-        if option.entry.removed:
+    def __init__(self, entry: _Entry, store: Callable[[bytes], None], file: File) -> None:
+        self._entry = entry
+        self._store = store
+        self._file = file
+
+    def write(self, data: bytes, _offset: int) -> int:
+        self._file.faults.check(f"write:{self._file.label}")
+        if self._entry.removed:
             raise os_error(ENOENT)
-        option.store(data[:WRITE_LIMIT])
+        self._store(data[:WRITE_LIMIT])
         return min(len(data), WRITE_LIMIT)

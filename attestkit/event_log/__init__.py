@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from attestkit import _native
-from attestkit._sanitize import shown
+from attestkit._sanitize import require_bytes, shown, utf8, wrong_type
 from attestkit.errors import FormatError, ReplayError, UsageError, VerificationError
 from attestkit.event_log import agent_json, cel
 from attestkit.event_log.agent_json import AgentJsonSource
@@ -71,16 +71,23 @@ class EventLog:
                 event may be empty.
 
         Raises:
-            UsageError: If an event is not valid; the text has its index.
+            UsageError: If an event is not valid; the message gives its index.
         """
         events = tuple(events)
         for index, event in enumerate(events):
             _check_event(event, index)
-        self._columns = _columns(events)
+        self._set(events, _columns(events))
+
+    def _set(
+        self,
+        events: tuple[Event, ...] | None,
+        columns: tuple[bytes, bytes],
+        source: LogSource | None = None,
+    ) -> None:
+        self._columns = columns
         self._events = events
-        self._runtime = None
-        self._source = None
-        self._v2_error = None
+        self._source = source
+        self._runtime = self._v2_error = None
         self._warnings = ()
 
     @classmethod
@@ -92,13 +99,9 @@ class EventLog:
         warnings: tuple[str, ...] = (),
     ) -> "EventLog":
         """Create a log from events that are known to be valid."""
-        self = cls.__new__(cls)
-        self._columns = _columns(events) if columns is None else columns
-        self._events = events
-        self._runtime = None
-        self._source = None
-        self._v2_error = v2_error
-        self._warnings = warnings
+        self = _new(cls)
+        self._set(events, _columns(events) if columns is None else columns)
+        self._v2_error, self._warnings = v2_error, warnings
         return self
 
     @classmethod
@@ -118,9 +121,7 @@ class EventLog:
         elif isinstance(data, bytes):
             head = data.lstrip(b" \t\r\n")[:_HEAD]
         else:
-            raise UsageError(
-                f"event log: must be bytes or text, not {type(data).__name__}", reason="wrong_type"
-            )
+            raise wrong_type("event log", "bytes or text", data)
         if not head:
             raise FormatError("event log: must not be empty", offset=0, reason="missing")
         start = head[:1]
@@ -129,7 +130,7 @@ class EventLog:
         if start == b"[":
             return cls._from_array(data)
         if start == b"{":
-            lines = data if isinstance(data, bytes) else _utf8(data)
+            lines = data if isinstance(data, bytes) else utf8(data, "event log")
             return cls._of(parse_runtime_lines(lines))
         if isinstance(data, str):
             message = "event log: text must be a JSON array or lines of JSON"
@@ -147,8 +148,7 @@ class EventLog:
                 records, or 1 MiB of data in one event.
             UsageError: If `data` is not `bytes`.
         """
-        if not isinstance(data, bytes):
-            raise UsageError(f"CCEL: must be bytes, not {type(data).__name__}", reason="wrong_type")
+        require_bytes("CCEL", data)
         try:
             rows, registers, digests, end = _native.ccel_walk(data)
         except FormatError as error:
@@ -156,8 +156,10 @@ class EventLog:
                 message = f"CCEL: the input is {kind}"
                 raise FormatError(message, offset=error.offset, reason="other_log") from error
             raise
+        self = _new(cls)
         source = _new_tuple(CcelSource, (data, rows, end, registers))
-        return _from_source(cls, (registers, digests), source)
+        self._set(None, (registers, digests), source)
+        return self
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "EventLog":
@@ -166,14 +168,15 @@ class EventLog:
         Digests of runtime events may be empty; they are always computed from name and payload.
 
         Raises:
-            FormatError: If the text is not JSON, or an event is not valid; the text has its index.
+            FormatError: If the text is not JSON, or an event is not valid; the message gives the
+                index of the event.
             UsageError: If `data` is neither `bytes` nor `str`.
         """
         walked = _native.agent_json_walk(data)
         if isinstance(walked, str):  # malformed, or too unusual for the fast path
             return cls.from_wire(agent_json.parse(data))
         rows, registers, digests, regular = walked
-        self = _new(cls)  # inlined `_from_source`: its call takes 1 % of the time
+        self = _new(cls)  # inlined `_set`: its call takes 1 % of the time
         self._columns = (registers, digests)
         self._source = _new_tuple(AgentJsonSource, (data, rows, digests, regular))
         self._events = self._runtime = self._v2_error = None
@@ -202,7 +205,8 @@ class EventLog:
         Raises:
             FormatError: If the encoding is malformed; if a record is not for a register of a TD
                 (records of IMA, systemd or an NV index); if its number does not increase; or if
-                the log exceeds 16 MiB or 65,536 records. The text has the record number, from 0.
+                the log exceeds 16 MiB or 65,536 records. The message gives the position of the
+                record, from 0.
             UsageError: If `data` is neither `bytes` nor `str`.
         """
         events, warnings = cel.read(data)
@@ -217,7 +221,7 @@ class EventLog:
         A version 2 event that does not match its preimage is accepted here and fails `check`.
 
         Raises:
-            FormatError: If an event is not valid; the text has its index.
+            FormatError: If an event is not valid; the message gives its index.
         """
         events: list[Event] = []
         v2_error: str | None = None
@@ -283,15 +287,13 @@ class EventLog:
             registers: Numbers of the RTMRs to compare, 0 to 3, at least one.
 
         Raises:
-            ReplayError: If a register differs (reason `rtmr_mismatch`). The text lists every
-                register that differs, the attributes describe the first.
+            ReplayError: If a register differs (reason `rtmr_mismatch`). The message lists every
+                register that differs; the attributes of the error describe the first one.
             VerificationError: If the runtime events are ambiguous; see `check_events`.
             UsageError: If `registers` is empty, or not numbers from 0 to 3.
         """
         if not registers or not all(register in (0, 1, 2, 3) for register in registers):
-            raise UsageError(
-                "registers: must be one or more numbers from 0 to 3", reason="out_of_range"
-            )
+            raise UsageError("registers: must be numbers from 0 to 3", reason="out_of_range")
         self.check_events()
         replayed, quoted = self.replay(), quote.rtmrs
         differing = [register for register in registers if replayed[register] != quoted[register]]
@@ -310,11 +312,11 @@ class EventLog:
             )
 
     def explained_registers(self) -> tuple[int, ...]:
-        """Return the registers that this log must explain: all four, or RTMR3 alone.
+        """Return the registers that the replay of this log must match: all four, or RTMR3 alone.
 
-        A stripped log, as in certificates, has of RTMR0 to RTMR2 at most the events of the ACPI
-        tables (attestation-format.md, section 5). With any other event of these registers, the
-        log is complete and must explain all four.
+        A log shortened for a certificate (`stripped`) contains no events of RTMR0 to RTMR2, except
+        those of the ACPI tables (attestation-format.md, section 5). If a log has any other event
+        of these registers, it is complete, and its replay must match all four registers.
         """
         for event in self.events:
             if event.register != RUNTIME_REGISTER and not event.is_acpi_data:
@@ -345,9 +347,8 @@ class EventLog:
         for index, event in enumerate(more):
             _check_event(event, index)
             if not _is_runtime(event):
-                raise UsageError(
-                    f"event {index}: must be a runtime event of RTMR3", reason="wrong_value"
-                )
+                message = f"event {index}: must be a runtime event of RTMR3"
+                raise UsageError(message, reason="wrong_value")
         registers, digests = _columns(more)
         columns = (self._columns[0] + registers, self._columns[1] + digests)
         return self._with(self.events + more, columns)
@@ -355,8 +356,8 @@ class EventLog:
     def stripped(self) -> "EventLog":
         """Return the log as in certificates: events of RTMR3 and of the ACPI tables only.
 
-        Digests of version 1 runtime events, which readers compute, are empty; so are the payloads
-        of other events of RTMR3.
+        The digests of version 1 runtime events are empty, because readers compute them. The
+        payloads of RTMR3 events that are not runtime events are empty too.
         """
         kept = []
         for event in self.events:
@@ -369,9 +370,9 @@ class EventLog:
         return self._with(tuple(kept))
 
     def trimmed(self) -> "EventLog":
-        """Return the log as sent with a quote: with the digests, without firmware payloads.
+        """Return the log as sent with a quote: with all digests, without the firmware's payloads.
 
-        Payloads of runtime events and of the ACPI tables' events are kept.
+        The payloads of runtime events and of the events of the ACPI tables are kept.
         """
         events = []
         for event in self.events:
@@ -394,7 +395,7 @@ class EventLog:
         """Return the Canonical Event Log (CEL) of these events; the encoding is deterministic.
 
         A CEL does not have the names of firmware events (those of the ACPI tables): `from_cel`
-        reads them as "". An empty log in TLV has no bytes, which readers reject.
+        reads these names as "". An empty log in TLV has no bytes; readers reject it.
 
         Args:
             encoding: `"tlv"`, `"cbor"` or `"json"`.
@@ -422,16 +423,6 @@ class EventLog:
         return f"<EventLog of {len(self.events)} events>"
 
 
-def _from_source(cls: type[EventLog], columns: tuple[bytes, bytes], source: LogSource) -> EventLog:
-    """Create a log whose events are decoded from `source` on first use."""
-    self = _new(cls)
-    self._columns = columns
-    self._source = source
-    self._events = self._runtime = self._v2_error = None
-    self._warnings = ()
-    return self
-
-
 def _columns(events: tuple[Event, ...]) -> tuple[bytes, bytes]:
     extending = [event for event in events if event.event_type != NO_ACTION]
     registers = bytes([event.register for event in extending])
@@ -449,9 +440,7 @@ def _is_runtime(event: Event) -> bool:
 
 def _check_event(event: Event, index: int) -> None:
     if not isinstance(event, Event):
-        raise UsageError(
-            f"event {index}: must be an Event, not {type(event).__name__}", reason="wrong_type"
-        )
+        raise wrong_type(f"event {index}", "an Event", event)
     if {type(event.digest), type(event.payload)} != {bytes}:
         raise UsageError(f"event {index}: digest and payload must be bytes", reason="wrong_type")
     wire = WireEvent(
@@ -462,8 +451,7 @@ def _check_event(event: Event, index: int) -> None:
     except FormatError as error:
         raise UsageError(error.message, reason="wrong_value") from error
     except (TypeError, AttributeError) as error:
-        message = f"event {index}: a field has the wrong type: {error}"
-        raise UsageError(message, reason="wrong_type") from error
+        raise UsageError(f"event {index}: wrong type: {error}", reason="wrong_type") from error
     if event.version != 1 and not event.is_runtime:
         raise UsageError(
             f"event {index}: version is {shown(event.version)}; only runtime events have versions "
@@ -483,14 +471,6 @@ def _find_v2_error(wire: WireEvent, index: int) -> str | None:
     except VerificationError as error:
         return str(error)
     return None
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        message = "event log: the text has a lone surrogate"
-        raise FormatError(message, reason="encoding") from error
 
 
 assert DIGEST_SIZE == 48  # as in the native core

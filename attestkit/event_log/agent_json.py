@@ -12,12 +12,10 @@ from typing import NamedTuple, NoReturn
 from attestkit._formats.strict_json import check_depth
 from attestkit._native import AGENT_ROW, unhex
 from attestkit._reasons import FormatReason
-from attestkit._sanitize import shown
-from attestkit.errors import FormatError, UsageError
+from attestkit._sanitize import shown, utf8, wrong_type
+from attestkit.errors import FormatError
 from attestkit.event_log.event import Event, WireEvent, json_string, runtime_preimage
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
-
-__all__ = ["CEL_KEYS", "MAX_EVENTS", "MAX_TEXT", "AgentJsonSource", "dump", "parse"]
 
 MAX_TEXT = 1 << 24
 """Maximum number of characters."""
@@ -29,12 +27,12 @@ CEL_KEYS = frozenset({"recnum", "digests", "content_type"})
 
 
 class AgentJsonSource(NamedTuple):
-    """A text accepted by the native core, and the core's result."""
+    """Agent's event log as JSON text, with the events that the native core found in the text."""
 
     text: bytes | str
     rows: bytes
     digests: bytes
-    """Of the events that extend, in order, 48 bytes each."""
+    """Digests of the events that extend a register, in order, 48 bytes each."""
     regular: bool
 
     def events(self) -> tuple[Event, ...]:
@@ -64,7 +62,10 @@ class AgentJsonSource(NamedTuple):
         return tuple(events)
 
     def warnings(self) -> tuple[str, ...]:
-        """Return an empty tuple: the core leaves unusual texts to `parse`."""
+        """Return an empty tuple: the native parser accepts only input without warnings.
+
+        All other input is parsed by `parse`.
+        """
         return ()
 
 
@@ -79,7 +80,7 @@ def parse(text: str | bytes) -> list[WireEvent]:
 
     Raises:
         FormatError: If the text is not UTF-8 or not JSON (offset in bytes of the UTF-8 form), or
-            an event is not an object with the keys above (its index is in the text).
+            an event is not an object with the keys above (the message gives its index).
         UsageError: If `text` is neither `bytes` nor `str`.
     """
     if isinstance(text, bytes):
@@ -89,9 +90,7 @@ def parse(text: str | bytes) -> list[WireEvent]:
             message = "event log: not UTF-8"
             raise FormatError(message, offset=error.start, reason="encoding") from error
     elif not isinstance(text, str):
-        raise UsageError(
-            f"event log: must be bytes or text, not {type(text).__name__}", reason="wrong_type"
-        )
+        raise wrong_type("event log", "bytes or text", text)
     if len(text) > MAX_TEXT:
         raise FormatError("event log: longer than 16 MiB", reason="too_long")
     check_depth(text)
@@ -145,10 +144,7 @@ def _text(item: dict[str, object], key: str, index: int) -> str:
     value = item.get(key)
     if not isinstance(value, str):
         _refuse_value(item, key, index, "a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        _refuse(index, f"{key} has a lone surrogate", "encoding")
+    utf8(value, f"event {index}: {key}")
     return value
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from attestkit._formats.strict_json import decode_strictly
 from attestkit._native import unhex
-from attestkit._sanitize import shown
+from attestkit._sanitize import shown, wrong_type
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import cel_cbor, cel_json, cel_tlv
 from attestkit.event_log.cel_record import SHA384, STATE_CHANGE, TIMESTAMP, CelRecord, record_error
@@ -24,8 +24,6 @@ from attestkit.event_log.event import (
     runtime_preimage,
 )
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
-
-__all__ = ["ENCODINGS", "MAX_RECORDS", "MAX_SIZE", "detect_encoding", "read", "write"]
 
 MAX_SIZE: Final = 1 << 24
 """Maximum size of a log, in bytes (or characters of text)."""
@@ -40,7 +38,7 @@ ENCODINGS: Final[dict[str, Callable[[Iterable[CelRecord]], bytes]]] = {
 """Functions that encode a log, by encoding."""
 
 # The optional head of an array, then the head of a record with its first key. Records have five
-# members; those of systemd, which get an error of their own, have four.
+# members; records of systemd, which get a separate error, have four.
 _CBOR_START: Final = re.compile(
     rb"(?:[\x80-\x97]|\x98.|\x99..|\x9a.{4})?(?:\xa5\0|\xa4[\0\1])|\x80\Z", re.DOTALL
 )
@@ -74,13 +72,11 @@ def read(data: bytes | str) -> tuple[list[WireEvent], tuple[str, ...]]:
 
     Raises:
         FormatError: If the log exceeds 16 MiB or 65,536 records, is malformed, or has a record
-            that is not valid for a TD; the text has the record number, from 0.
+            that is not valid for a TD; the message gives the position of the record, from 0.
         UsageError: If `data` is neither `bytes` nor `str`.
     """
     if not isinstance(data, (bytes, str)):
-        raise UsageError(
-            f"CEL: must be bytes or text, not {type(data).__name__}", reason="wrong_type"
-        )
+        raise wrong_type("CEL", "bytes or text", data)
     if len(data) > MAX_SIZE:
         raise FormatError("CEL: longer than 16 MiB", reason="too_long")
     events: list[WireEvent] = []
@@ -107,8 +103,7 @@ def _records(data: bytes | str) -> Iterator[CelRecord]:
     if b"\x80" <= first < b"\xc0":  # an array, or a map of a sequence
         return cel_cbor.read(data)
     if first not in b"[\x1e \t\r\n":
-        message = "CEL: the input is not a CEL in TLV, CBOR or JSON"
-        raise FormatError(message, offset=0, reason="unrecognized")
+        raise FormatError("CEL: neither TLV, CBOR nor JSON", offset=0, reason="unrecognized")
     try:
         return cel_json.read(data.decode())
     except UnicodeDecodeError as error:
@@ -156,7 +151,7 @@ class _RecordNumbers:
         self._timestamps += TIMESTAMP in record.management and any(record.digests.values())
 
     def warnings(self) -> tuple[str, ...]:
-        """Return warnings: the first gap of each register, and timestamps with digests."""
+        """Return warnings about the first gap of each register, and timestamps with digests."""
         found = [] if self._through else list(self._gaps.values())
         if self._timestamps:
             found.append(f"{self._timestamps} timestamps have digests, which are not replayed")
@@ -178,7 +173,7 @@ def _event(record: CelRecord) -> WireEvent | None:
     # An informative record does not extend, so its SHA-384 digest is optional.
     digest = record.digests.get(SHA384, bytes(48) if event_type == NO_ACTION else None)
     if digest is None:
-        raise FormatError("SHA-384 digest is missing", reason="missing")
+        raise FormatError("no SHA-384 digest; each event must have one", reason="missing")
     if event_type != RUNTIME_EVENT_TYPE:
         return WireEvent(record.pcr - 1, event_type, digest, "", record.data)
     name, payload, version = _runtime(record.data)
@@ -201,8 +196,7 @@ def _runtime(preimage: bytes) -> tuple[str, bytes, int]:
                 raise FormatError(message, reason="encoding") from error
     found = _runtime_v2(preimage) if preimage.startswith(b'{"') else None
     if found is None:
-        message = "event data are not the digest preimage of a runtime event"
-        raise FormatError(message, reason="wrong_value")
+        raise FormatError("event data are not the preimage of a digest", reason="wrong_value")
     return found
 
 

@@ -9,25 +9,8 @@ from typing import Final
 
 from attestkit._formats.cbor import CborReader
 from attestkit.errors import FormatError
-from attestkit.event_log.cel_record import (
-    FIRMWARE_END,
-    MANAGEMENT,
-    NV_INDEX,
-    PC_CLIENT,
-    STATE_CHANGE,
-    TWO_REGISTERS,
-    VERSION,
-    CelRecord,
-    add_digest,
-    check_event_type,
-    check_management_type,
-    check_state,
-    content_error,
-    event_type_named,
-    record_error,
-)
-
-__all__ = ["read", "write"]
+from attestkit.event_log import cel_record as cel
+from attestkit.event_log.cel_record import CelRecord
 
 _NUMBER, _PCR, _NV_INDEX, _DIGESTS, _CONTENT_TYPE, _CONTENT = 0, 1, 2, 3, 9, 10
 _FIRST_MAP: Final = 0xA0  # the lowest initial byte of a map
@@ -47,12 +30,10 @@ def read(data: bytes) -> Iterator[CelRecord]:
         try:
             record = _record(reader)
         except FormatError as error:
-            raise record_error(error, position, start) from error
+            raise cel.record_error(error, position, start) from error
         yield record._replace(offset=start)
         position += 1
-    if left := len(data) - reader.at:
-        message = f"CEL: {left} bytes follow the {position} records"
-        raise FormatError(message, offset=reader.at, reason="trailing_data")
+    reader.finish(f"CEL: {position} records")
 
 
 def _count(reader: CborReader) -> int:
@@ -70,26 +51,24 @@ def _record(reader: CborReader) -> CelRecord:
     start = reader.at
     key = reader.integer()
     if key == _NV_INDEX:
-        raise FormatError(NV_INDEX, offset=start, reason="other_log")
+        raise FormatError(cel.NV_INDEX, offset=start, reason="other_log")
     if key != _PCR:
-        message = f"expected the register (key 1), found key {key}"
-        raise FormatError(message, offset=start, reason="missing")
+        raise cel.bad(f"expected the register (key 1), found key {key}", "missing", start)
     index = reader.integer()
     start = reader.at
     key = reader.integer()
     if key == _NV_INDEX:
-        raise FormatError(TWO_REGISTERS, offset=start, reason="inconsistent")
+        raise FormatError(cel.TWO_REGISTERS, offset=start, reason="inconsistent")
     if key != _DIGESTS:
-        message = f"expected the digests (key 3), found key {key}"
-        raise FormatError(message, offset=start, reason="missing")
+        raise cel.bad(f"expected the digests (key 3), found key {key}", "missing", start)
     digests = _digests(reader)
     _key(reader, _CONTENT_TYPE)
     start = reader.at
     content_type = reader.integer()
-    if content_type not in {PC_CLIENT, MANAGEMENT}:
-        raise content_error(content_type, start)
+    if content_type not in {cel.PC_CLIENT, cel.MANAGEMENT}:
+        raise cel.content_error(content_type, start)
     _key(reader, _CONTENT)
-    if content_type == MANAGEMENT:
+    if content_type == cel.MANAGEMENT:
         return CelRecord(number, index, digests, 0, b"", _management(reader))
     return CelRecord(number, index, digests, *_event(reader))
 
@@ -102,7 +81,7 @@ def _digests(reader: CborReader) -> dict[int, bytes]:
         _key(reader, 0)
         algorithm = reader.integer()
         _key(reader, 1)
-        add_digest(digests, algorithm, reader.blob(), start)
+        cel.add_digest(digests, algorithm, reader.blob(), start)
     return digests
 
 
@@ -112,9 +91,9 @@ def _event(reader: CborReader) -> tuple[int, bytes]:
     _key(reader, 0)
     start = reader.at
     if reader.is_text():
-        event_type = event_type_named(reader.text(), start)
+        event_type = cel.event_type_named(reader.text(), start)
     else:
-        event_type = check_event_type(reader.integer(), start)
+        event_type = cel.check_event_type(reader.integer(), start)
     _key(reader, 1)
     return event_type, reader.blob()
 
@@ -128,23 +107,23 @@ def _management(reader: CborReader) -> frozenset[int]:
         raise FormatError(message, offset=start, reason="wrong_size" if is_map else "wrong_type")
     _key(reader, 0)
     start = reader.at
-    kind = check_management_type(reader.integer(), start)
-    if (count == 1) != (kind == FIRMWARE_END):
+    kind = cel.check_management_type(reader.integer(), start)
+    if (count == 1) != (kind == cel.FIRMWARE_END):
         message = "management must have data, except firmware_end, which has none"
         raise FormatError(message, offset=start, reason="wrong_size")
-    if kind == FIRMWARE_END:
+    if kind == cel.FIRMWARE_END:
         return frozenset({kind})
     _key(reader, 1)
     start = reader.at
-    if kind == VERSION:
+    if kind == cel.VERSION:
         _map(reader, 2, "cel_version")
         for key in (0, 1):
             _key(reader, key)
             reader.integer()
     else:
         value = reader.integer()
-        if kind == STATE_CHANGE:
-            check_state(value, start)
+        if kind == cel.STATE_CHANGE:
+            cel.check_state(value, start)
     return frozenset({kind})
 
 
@@ -161,8 +140,7 @@ def _key(reader: CborReader, expected: int) -> None:
     start = reader.at
     key = reader.integer()
     if key != expected:
-        message = f"expected key {expected}, found key {key}"
-        raise FormatError(message, offset=start, reason="missing")
+        raise cel.bad(f"expected key {expected}, found key {key}", "missing", start)
 
 
 def write(records: Iterable[CelRecord]) -> bytes:
@@ -174,7 +152,7 @@ def write(records: Iterable[CelRecord]) -> bytes:
             _NUMBER: record.number,
             _PCR: record.pcr,
             _DIGESTS: [{0: number, 1: digest} for number, digest in record.digests.items()],
-            _CONTENT_TYPE: PC_CLIENT,
+            _CONTENT_TYPE: cel.PC_CLIENT,
             _CONTENT: {0: record.event_type, 1: record.data},
         }
         for record in records

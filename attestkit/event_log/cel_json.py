@@ -13,32 +13,9 @@ from attestkit._native import unhex
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
-from attestkit.event_log.cel_record import (
-    ALGORITHMS,
-    CONTENT_TYPES,
-    FIRMWARE_END,
-    MANAGEMENT,
-    MANAGEMENT_TYPES,
-    MOST_NUMBER,
-    NV_INDEX,
-    PC_CLIENT,
-    STATE_CHANGE,
-    STATE_NAMES,
-    TWO_REGISTERS,
-    VERSION,
-    CelRecord,
-    add_digest,
-    check_event_type,
-    check_management_type,
-    check_state,
-    content_error,
-    event_type_named,
-    number_of,
-    record_error,
-)
+from attestkit.event_log import cel_record as cel
+from attestkit.event_log.cel_record import CelRecord
 from attestkit.event_log.event_types import tcg_name
-
-__all__ = ["KEYS", "RECORD_MARK", "read", "write"]
 
 RECORD_MARK: Final = "\x1e"
 """The character before each record of a sequence (RFC 7464)."""
@@ -48,7 +25,7 @@ KEYS: Final = frozenset({"recnum", "pcr", "nv_index", "digests", "content_type",
 
 _BLANKS: Final = re.compile(r"[ \t\r\n]*")
 _MARKS: Final = re.compile(r"[\x1e \t\r\n]*")
-_ALGORITHM_NAMES: Final = {number: name for name, number in ALGORITHMS.items()}
+_ALGORITHM_NAMES: Final = {number: name for name, number in cel.ALGORITHMS.items()}
 
 
 def read(text: str) -> Iterator[CelRecord]:
@@ -70,7 +47,7 @@ def read(text: str) -> Iterator[CelRecord]:
             value, cursor.at = decode_at(text, start)
             record = _record(value)
         except FormatError as error:
-            raise record_error(error, position, offset) from error
+            raise cel.record_error(error, position, offset) from error
         yield record._replace(offset=offset)
 
 
@@ -104,7 +81,7 @@ class _Cursor:
     def error(self, position: int, message: str, reason: FormatReason = "syntax") -> FormatError:
         """Return an error at this position of the text, for the record number `position`."""
         error = FormatError(message, reason=reason)
-        return record_error(error, position, _bytes_of(self.text[: self.at]))
+        return cel.record_error(error, position, _bytes_of(self.text[: self.at]))
 
 
 def _array(cursor: _Cursor) -> Iterator[int]:
@@ -145,29 +122,29 @@ def _bytes_of(text: str) -> int:
 def _record(value: object) -> CelRecord:
     members = _members(value, "record")
     if unknown := members.keys() - KEYS:
-        raise FormatError(f"unknown member {shown(min(unknown))}", reason="unknown_field")
-    content_type = _number(members, "content_type", CONTENT_TYPES, "content type")
-    if content_type not in {PC_CLIENT, MANAGEMENT}:
-        raise content_error(content_type, None)
+        raise FormatError(f"unknown record member {shown(min(unknown))}", reason="unknown_field")
+    content_type = _number(members, "content_type", cel.CONTENT_TYPES, "content type")
+    if content_type not in {cel.PC_CLIENT, cel.MANAGEMENT}:
+        raise cel.content_error(content_type, None)
     if "nv_index" in members:
         if "pcr" in members:
-            raise FormatError(TWO_REGISTERS, reason="inconsistent")
-        raise FormatError(NV_INDEX, reason="other_log")
+            raise FormatError(cel.TWO_REGISTERS, reason="inconsistent")
+        raise FormatError(cel.NV_INDEX, reason="other_log")
     number, index = _number(members, "recnum"), _number(members, "pcr")
     digests: dict[int, bytes] = {}
     for item in _list(members, "digests"):
         digest = _members(item, "digest", {"hashAlg", "digest"})
-        algorithm = _number(digest, "hashAlg", ALGORITHMS, "digest algorithm")
-        add_digest(digests, algorithm, _hex(digest, "digest"), None)
+        algorithm = _number(digest, "hashAlg", cel.ALGORITHMS, "digest algorithm")
+        cel.add_digest(digests, algorithm, _hex(digest, "digest"), None)
     content = members.get("content")
-    if content_type == MANAGEMENT:
+    if content_type == cel.MANAGEMENT:
         return CelRecord(number, index, digests, 0, b"", _management(content))
     event = _members(content, "content", {"event_type", "event_data"})
     event_type = event.get("event_type")
     if isinstance(event_type, str):
-        event_type = event_type_named(event_type, None)
+        event_type = cel.event_type_named(event_type, None)
     else:
-        event_type = check_event_type(_number(event, "event_type"), None)
+        event_type = cel.check_event_type(_number(event, "event_type"), None)
     return CelRecord(number, index, digests, event_type, _hex(event, "event_data"))
 
 
@@ -176,18 +153,18 @@ def _management(content: object) -> frozenset[int]:
     found: set[int] = set()
     for statement in content if isinstance(content, list) else [content]:
         members = _members(statement, "management")
-        kind = check_management_type(
-            _number(members, "type", MANAGEMENT_TYPES, "management record type"), None
+        kind = cel.check_management_type(
+            _number(members, "type", cel.MANAGEMENT_TYPES, "management record type"), None
         )
         found.add(kind)
-        _members(members, "management", {"type"} if kind == FIRMWARE_END else {"type", "data"})
-        if kind == VERSION:
+        _members(members, "management", {"type"} if kind == cel.FIRMWARE_END else {"type", "data"})
+        if kind == cel.VERSION:
             version = _members(members["data"], "cel_version", {"major", "minor"})
             _number(version, "major")
             _number(version, "minor")
-        elif kind == STATE_CHANGE:
-            check_state(_number(members, "data", STATE_NAMES, "state transition"), None)
-        elif kind != FIRMWARE_END:
+        elif kind == cel.STATE_CHANGE:
+            cel.check_state(_number(members, "data", cel.STATE_NAMES, "state transition"), None)
+        elif kind != cel.FIRMWARE_END:
             _number(members, "data")
     if not found:
         raise FormatError("management has no statement", reason="missing")
@@ -199,10 +176,8 @@ def _members(value: object, subject: str, keys: set[str] | None = None) -> dict[
     if not isinstance(value, dict):
         raise FormatError(f"{subject} must be an object", reason="wrong_type")
     if keys is not None and value.keys() != keys:
-        raise FormatError(
-            f"{subject} must have the members {' and '.join(sorted(keys))}, and no others",
-            reason="unknown_field" if value.keys() > keys else "missing",
-        )
+        message = f"{subject} must have the members {' and '.join(sorted(keys))}, and no others"
+        raise FormatError(message, reason="unknown_field" if value.keys() > keys else "missing")
     return value
 
 
@@ -223,11 +198,11 @@ def _number(
     """Return a member that is an integer of 64 bits, or the number of its name."""
     value = members.get(key)
     if isinstance(value, str) and names is not None:
-        reason: FormatReason = "unsupported_algorithm" if names is ALGORITHMS else "wrong_value"
-        return number_of(value, names, subject, None, reason)
+        reason: FormatReason = "unsupported_algorithm" if names is cel.ALGORITHMS else "wrong_value"
+        return cel.number_of(value, names, subject, None, reason)
     if type(value) is not int:  # bool is an int to isinstance
         raise FormatError(f"{key} must be an integer", reason=_type_reason(members, key))
-    if not 0 <= value <= MOST_NUMBER:
+    if not 0 <= value <= cel.MOST_NUMBER:
         raise FormatError(f"{key} must be 0 to 2^64-1", reason="wrong_value")
     return value
 

@@ -12,32 +12,6 @@ from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 from attestkit.event_log.event_types import number_by_name
 
-__all__ = [
-    "ALGORITHMS",
-    "CONTENT_TYPES",
-    "DIGEST_SIZES",
-    "FIRMWARE_END",
-    "MANAGEMENT",
-    "MANAGEMENT_TYPES",
-    "MOST_NUMBER",
-    "NV_INDEX",
-    "PC_CLIENT",
-    "SHA384",
-    "STATE_CHANGE",
-    "STATE_NAMES",
-    "TWO_REGISTERS",
-    "VERSION",
-    "CelRecord",
-    "add_digest",
-    "check_event_type",
-    "check_management_type",
-    "check_state",
-    "content_error",
-    "event_type_named",
-    "number_of",
-    "record_error",
-]
-
 SHA384: Final = 0x000C
 
 DIGEST_SIZES: Final = {
@@ -102,6 +76,11 @@ class CelRecord(NamedTuple):
     """Offset of the record in the log."""
 
 
+def bad(problem: str, reason: FormatReason, offset: int | None = None) -> FormatError:
+    """Return the error for a malformed part of a record."""
+    return FormatError(problem, reason=reason, offset=offset)
+
+
 def add_digest(digests: dict[int, bytes], algorithm: int, digest: bytes, at: int | None) -> None:
     """Add a digest of a record.
 
@@ -110,22 +89,19 @@ def add_digest(digests: dict[int, bytes], algorithm: int, digest: bytes, at: int
     """
     size = DIGEST_SIZES.get(algorithm)
     if size is None:
-        message = f"unknown digest algorithm {shown(algorithm)}"
-        raise FormatError(message, offset=at, reason="unsupported_algorithm")
+        raise bad(f"unknown digest algorithm {shown(algorithm)}", "unsupported_algorithm", at)
     if len(digest) != size:
         message = f"digest of algorithm {algorithm} has {len(digest)} bytes, must have {size}"
         raise FormatError(message, offset=at, reason="wrong_size")
     if algorithm in digests:
-        message = f"digest of algorithm {algorithm} occurs twice"
-        raise FormatError(message, offset=at, reason="duplicate")
+        raise bad(f"digest of algorithm {algorithm} occurs twice", "duplicate", at)
     digests[algorithm] = digest
 
 
 def check_event_type(number: int, at: int | None) -> int:
-    """Return an event type, or raise FormatError if it exceeds 32 bits."""
+    """Return the event type `number`, or raise FormatError if it exceeds 32 bits."""
     if number > 0xFFFFFFFF:
-        message = "event type must fit in 32 bits"
-        raise FormatError(message, offset=at, reason="event_type")
+        raise bad("event type must fit in 32 bits", "event_type", at)
     return number
 
 
@@ -133,23 +109,21 @@ def event_type_named(name: str, at: int | None) -> int:
     """Return the event type with a name, in upper or lower case."""
     number = number_by_name(name)
     if number is None:
-        raise FormatError(f"unknown event type {shown(name)}", offset=at, reason="event_type")
+        raise bad(f"unknown event type {shown(name)}", "event_type", at)
     return number
 
 
 def check_management_type(number: int, at: int | None) -> int:
-    """Return a management type, or raise FormatError if it is unknown."""
+    """Return the management type `number`, or raise FormatError if it is unknown."""
     if number not in MANAGEMENT_TYPES.values():
-        message = f"unknown management record type {shown(number)}"
-        raise FormatError(message, offset=at, reason="wrong_value")
+        raise bad(f"unknown management record type {shown(number)}", "wrong_value", at)
     return number
 
 
 def check_state(number: int, at: int | None) -> None:
     """Raise FormatError if a state transition is unknown."""
     if number not in STATE_NAMES.values():
-        message = f"unknown state transition {shown(number)}"
-        raise FormatError(message, offset=at, reason="wrong_value")
+        raise bad(f"unknown state transition {shown(number)}", "wrong_value", at)
 
 
 def content_error(content_type: int, at: int | None) -> FormatError:
@@ -181,7 +155,7 @@ def number_of(
 
 
 def record_error(error: FormatError, position: int, start: int) -> FormatError:
-    """Return an error with the record's position in its text.
+    """Return an error whose message gives the record's position.
 
     Args:
         error: The error in the record.

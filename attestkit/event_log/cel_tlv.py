@@ -8,24 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from attestkit.errors import FormatError
-from attestkit.event_log.cel_record import (
-    FIRMWARE_END,
-    MANAGEMENT,
-    NV_INDEX,
-    PC_CLIENT,
-    STATE_CHANGE,
-    TWO_REGISTERS,
-    VERSION,
-    CelRecord,
-    add_digest,
-    check_event_type,
-    check_management_type,
-    check_state,
-    content_error,
-    record_error,
-)
-
-__all__ = ["read", "starts_with_record", "write"]
+from attestkit.event_log import cel_record as cel
+from attestkit.event_log.cel_record import CelRecord
 
 _NUMBER, _PCR, _NV_INDEX, _DIGESTS = 0, 1, 2, 3
 _GOOGLE_INDEX: Final = 108  # registers of a TD, in Google's writer
@@ -61,7 +45,7 @@ def read(data: bytes) -> Iterator[CelRecord]:
         try:
             record, at = _record(data, at)
         except FormatError as error:
-            raise record_error(error, position, start) from error
+            raise cel.record_error(error, position, start) from error
         yield record._replace(offset=start)
         position += 1
 
@@ -72,55 +56,53 @@ def _record(data: bytes, at: int) -> tuple[CelRecord, int]:
     number, at = _integer(data, at, end, _NUMBER)
     kind, _, _ = _element(data, at, end)
     if kind == _NV_INDEX:
-        raise FormatError(NV_INDEX, offset=at, reason="other_log")
+        raise FormatError(cel.NV_INDEX, offset=at, reason="other_log")
     index, at = _integer(data, at, end, _GOOGLE_INDEX if kind == _GOOGLE_INDEX else _PCR)
     kind, start, stop = _element(data, at, end)
     if kind in _INDEX_TYPES:
-        raise FormatError(TWO_REGISTERS, offset=at, reason="inconsistent")
+        raise FormatError(cel.TWO_REGISTERS, offset=at, reason="inconsistent")
     if kind != _DIGESTS:
-        message = f"expected the digests (type 3), found type {kind}"
-        raise FormatError(message, offset=at, reason="missing")
+        raise cel.bad(f"expected the digests (type 3), found type {kind}", "missing", at)
     digests: dict[int, bytes] = {}
     while start < stop:
         algorithm, first, behind = _element(data, start, stop)
-        add_digest(digests, algorithm, data[first:behind], start)
+        cel.add_digest(digests, algorithm, data[first:behind], start)
         start = behind
     kind, start, end = _element(data, stop, end)
-    if kind == PC_CLIENT:
+    if kind == cel.PC_CLIENT:
         event_type, event_data = _event(data, start, end)
         return CelRecord(number, index, digests, event_type, event_data), end
-    if kind == MANAGEMENT:
+    if kind == cel.MANAGEMENT:
         return CelRecord(number, index, digests, 0, b"", _management(data, start, end)), end
-    raise content_error(kind, stop)
+    raise cel.content_error(kind, stop)
 
 
 def _event(data: bytes, at: int, end: int) -> tuple[int, bytes]:
     """Parse content of type pcclient_std up to `end`: event type and event data."""
     start = at
     event_type, at = _integer(data, at, end, 0)
-    check_event_type(event_type, start)
+    cel.check_event_type(event_type, start)
     kind, first, behind = _element(data, at, end)
     if kind != 1:
-        message = f"expected the event data (type 1), found type {kind}"
-        raise FormatError(message, offset=at, reason="missing")
+        raise cel.bad(f"expected the event data (type 1), found type {kind}", "missing", at)
     if behind != end:
-        message = f"{end - behind} bytes follow the event data"
-        raise FormatError(message, offset=behind, reason="trailing_data")
+        raise cel.bad(f"{end - behind} bytes follow the event data", "trailing_data", behind)
     return event_type, data[first:behind]
 
 
 def _management(data: bytes, at: int, end: int) -> frozenset[int]:
-    """Parse content of type cel up to `end`: one or more statements, whose types are returned."""
+    """Parse content of type cel up to `end`, and return the types of its statements."""
     found: set[int] = set()
     while not found or at < end:
         start = at
         kind, first, at = _element(data, at, end)
-        found.add(check_management_type(kind, start))
-        if kind == FIRMWARE_END:
+        found.add(cel.check_management_type(kind, start))
+        if kind == cel.FIRMWARE_END:
             if first != at:
-                message = "firmware_end must be empty"
-                raise FormatError(message, offset=start, reason="wrong_size")
-        elif kind == VERSION:
+                raise cel.bad(
+                    "management statement firmware_end must be empty", "wrong_size", start
+                )
+        elif kind == cel.VERSION:
             _, first = _integer(data, first, at, 0)
             _, first = _integer(data, first, at, 1)
             if first != at:
@@ -128,8 +110,8 @@ def _management(data: bytes, at: int, end: int) -> frozenset[int]:
                 raise FormatError(message, offset=first, reason="trailing_data")
         else:
             value = _value(data, first, at)
-            if kind == STATE_CHANGE:
-                check_state(value, first)
+            if kind == cel.STATE_CHANGE:
+                cel.check_state(value, first)
     return frozenset(found)
 
 
@@ -137,15 +119,13 @@ def _integer(data: bytes, at: int, end: int, expected: int) -> tuple[int, int]:
     """Parse an element of type `expected`, an integer; return it and the end of the element."""
     kind, start, stop = _element(data, at, end)
     if kind != expected:
-        message = f"expected type {expected}, found type {kind}"
-        raise FormatError(message, offset=at, reason="missing")
+        raise cel.bad(f"expected type {expected}, found type {kind}", "missing", at)
     return _value(data, start, stop), stop
 
 
 def _value(data: bytes, start: int, stop: int) -> int:
     if not 1 <= stop - start <= 8:
-        message = f"number has {stop - start} bytes, must have 1 to 8"
-        raise FormatError(message, offset=start, reason="wrong_size")
+        raise cel.bad(f"number must have 1 to 8 bytes, not {stop - start}", "wrong_size", start)
     return int.from_bytes(data[start:stop], "big")
 
 
@@ -153,12 +133,10 @@ def _element(data: bytes, at: int, end: int) -> tuple[int, int, int]:
     """Return type, start and end of the value of the element at `at`."""
     start = at + _HEAD
     if start > end:
-        message = f"{_HEAD} bytes expected, {end - at} left"
-        raise FormatError(message, offset=at, reason="truncated")
+        raise cel.bad(f"{_HEAD} bytes expected, {end - at} left", "truncated", at)
     size = int.from_bytes(data[at + 1 : start], "big")
     if size > end - start:
-        message = f"{size} bytes expected, {end - start} left"
-        raise FormatError(message, offset=at + 1, reason="truncated")
+        raise cel.bad(f"{size} bytes expected, {end - start} left", "truncated", at + 1)
     return data[at], start, start + size
 
 
@@ -175,7 +153,7 @@ def _encode_record(record: CelRecord) -> bytes:
             _put_number(_NUMBER, record.number),
             _put_number(_PCR, record.pcr),
             _put(_DIGESTS, digests),
-            _put(PC_CLIENT, content),
+            _put(cel.PC_CLIENT, content),
         )
     )
 

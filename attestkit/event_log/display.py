@@ -2,9 +2,8 @@
 
 from typing import Final, NamedTuple
 
+from attestkit._sanitize import printable
 from attestkit.event_log.event import Event
-
-__all__ = ["Payload", "event_name", "preview", "printable"]
 
 MAX_PREVIEW: Final = 160  # characters
 MAX_NAME: Final = 200  # characters
@@ -20,12 +19,6 @@ class Payload(NamedTuple):
     size: int  # of the whole data, in bytes
     note: str = ""
     is_hex: bool = False  # the data are not text
-
-
-def printable(text: str, limit: int = 4000) -> str:
-    """Return text with control and direction characters escaped, cut to `limit` characters."""
-    cut = text[:limit] + (f" ... {len(text)} characters" if len(text) > limit else "")
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in cut)
 
 
 def preview(payload: bytes) -> Payload:

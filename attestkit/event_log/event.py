@@ -5,32 +5,18 @@ from json import JSONEncoder
 from typing import NamedTuple, Protocol
 
 from attestkit._native import sha384
-from attestkit._sanitize import shown
+from attestkit._sanitize import shown, utf8
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event_types import ACPI_CONFIG, RUNTIME_EVENT_TYPE, type_name
-
-__all__ = [
-    "ACPI_DATA",
-    "ACPI_LABELS",
-    "DIGEST_SIZE",
-    "RUNTIME_REGISTER",
-    "Event",
-    "LogSource",
-    "WireEvent",
-    "event_from_wire",
-    "json_string",
-    "runtime_digest",
-    "runtime_preimage",
-]
 
 DIGEST_SIZE = 48
 """Size of a SHA-384 digest and of an RTMR, in bytes."""
 
 ACPI_DATA = b"ACPI DATA"
-"""Event data of the three events with which OVMF measures the host's ACPI tables."""
+"""Data of the three events by which OVMF measures the ACPI tables of the host."""
 
 ACPI_LABELS = ("acpi-loader", "acpi-rsdp", "acpi-tables")
-"""Names of these events in the dstack guest agent, in their order in the log."""
+"""Names of the three ACPI events in the dstack guest agent, in their order in the log."""
 
 RUNTIME_REGISTER = 3
 """RTMR3, the register that runtime events extend."""
@@ -43,7 +29,7 @@ class Event(NamedTuple):
     """One measurement: the digest extended into a register, with its description.
 
     A register authenticates the digest only. The digest of a runtime event covers name and payload;
-    that of most firmware events covers data that are not in the log.
+    the digest of most firmware events covers data that are not in the log.
     """
 
     register: int
@@ -51,7 +37,7 @@ class Event(NamedTuple):
     event_type: int
     """32 bits; see `type_name`."""
     digest: bytes
-    """48 bytes, or empty for a runtime event of a stripped log."""
+    """48 bytes, or empty for a runtime event of a log shortened for a certificate."""
     name: str
     """Name of a runtime event or of an ACPI table event; otherwise empty."""
     payload: bytes
@@ -71,7 +57,7 @@ class Event(NamedTuple):
 
     @property
     def is_acpi_data(self) -> bool:
-        """Whether this is an ACPI table event, whose payload every form of the log keeps."""
+        """Whether this event measures an ACPI table; shortened logs keep its payload."""
         return self.payload == ACPI_DATA and self.event_type == ACPI_CONFIG and self.register == 0
 
     def preimage(self) -> bytes:
@@ -82,7 +68,8 @@ class Event(NamedTuple):
         """
         if not self.is_runtime:
             raise UsageError(
-                f"preimage: {self.type_name} is not a runtime event", reason="not_applicable"
+                f"preimage: only runtime events have one, not {self.type_name}",
+                reason="not_applicable",
             )
         return runtime_preimage(self.name, self.payload, self.version)
 
@@ -128,15 +115,11 @@ def runtime_preimage(name: str, payload: bytes, version: int) -> bytes:
     Raises:
         UsageError: If the name has a lone surrogate, or the version is unknown.
     """
-    try:
-        if version == 1:
-            return b"\x01\x00\x00\x08:%b:%b" % (name.encode(), payload)
-        if version == 2:
-            text = f'{{"name":{json_string(name)},"payload":"{payload.hex()}","type":134217729}}'
-            return text.encode()
-    except UnicodeEncodeError as error:
-        message = "event name: has a lone surrogate"
-        raise UsageError(message, reason="encoding") from error
+    if version == 1:
+        return b"\x01\x00\x00\x08:%b:%b" % (utf8(name, "event name", UsageError), payload)
+    if version == 2:
+        text = f'{{"name":{json_string(name)},"payload":"{payload.hex()}","type":134217729}}'
+        return utf8(text, "event name", UsageError)
     raise UsageError(f"event version: must be 1 or 2, not {version}", reason="wrong_value")
 
 
@@ -153,21 +136,22 @@ def event_from_wire(wire: WireEvent, index: int) -> Event:
     """Check a received event and return it as an Event; recompute the digest of a runtime event.
 
     Raises:
-        FormatError: If register, type, version, name or digest are not valid; the text has `index`.
+        FormatError: If register, type, version, name or digest are not valid; the message gives
+            `index`.
     """
     imr, event_type, digest, name, payload, version, _ = wire
     if not 0 <= imr <= 3:
         raise FormatError(f"event {index}: imr must be 0 to 3, not {shown(imr)}", reason="imr")
     if not 0 <= event_type <= 0xFFFFFFFF:
-        message = f"event {index}: event type must fit in 32 bits"
-        raise FormatError(message, reason="event_type")
+        raise FormatError(f"event {index}: event type must fit in 32 bits", reason="event_type")
     if version not in (1, 2):
         message = f"event {index}: version must be 1 or 2, not {shown(version)}"
         raise FormatError(message, reason="version")
     runtime = event_type == RUNTIME_EVENT_TYPE
     if len(digest) != DIGEST_SIZE and (digest or not runtime):
-        message = f"event {index}: digest must have 48 bytes, not {len(digest)}"
-        raise FormatError(message, reason="digest")
+        raise FormatError(
+            f"event {index}: digest must be 48 bytes, not {len(digest)}", reason="digest"
+        )
     if not runtime:
         return tuple.__new__(Event, (imr, event_type, digest, name, payload, 1))
     try:

@@ -1,14 +1,5 @@
 """Event types of firmware, boot loaders and the dstack guest agent: numbers and names."""
 
-__all__ = [
-    "ACPI_CONFIG",
-    "NO_ACTION",
-    "RUNTIME_EVENT_TYPE",
-    "number_by_name",
-    "tcg_name",
-    "type_name",
-]
-
 NO_ACTION = 0x00000003
 """EV_NO_ACTION: informative, never extended."""
 
@@ -75,12 +66,12 @@ _NUMBERS = {name: number for number, name in _LOWER_NAMES.items()} | _OTHER_NAME
 
 
 def type_name(event_type: int) -> str:
-    """Return the name of an event type, or its number in hex if it has none."""
+    """Return the name of an event type, or its number in hex if it has no name."""
     return _NAMES.get(event_type) or f"0x{event_type:08x}"
 
 
 def tcg_name(event_type: int) -> str | None:
-    """Return the TCG's name in lower case, as in CEL-JSON; None if it has none."""
+    """Return the TCG's name of an event type, in lower case as in CEL-JSON; None if unnamed."""
     return _LOWER_NAMES.get(event_type)
 
 

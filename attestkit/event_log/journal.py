@@ -13,14 +13,14 @@ event, the journal does the following under the lock:
 5. Append the event to the log and sync it.
 6. Remove the pending file.
 
-A pending event is resolved by the register: if it equals the replay of the log, the event was not
-extended and is dropped; if it equals the replay plus the event, the event is appended; otherwise a
-JournalError has both values. So a crash at any point leaves at most one pending event, which the
-next program resolves. A log of another boot is archived if the register is zero; if it is not, the
-log and the register do not match.
+A pending event is resolved by the register: if it equals the replay of the log, the register was
+not extended by the event, and the event is dropped; if it equals the replay plus the event, the
+event is appended; otherwise a JournalError gives both values. So a crash at any point leaves at
+most one pending event. A log of another boot is archived if the register is zero; otherwise log and
+register do not match.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -28,7 +28,7 @@ from attestkit._reasons import JournalReason
 from attestkit._system.fifo_lock import HookedFifoLock
 from attestkit.errors import AttestKitError, BackendError, FormatError, JournalError
 from attestkit.event_log.event import Event
-from attestkit.event_log.journal_files import MAX_FILE_SIZE, Folder, Stamp, WatchedFolder
+from attestkit.event_log.journal_files import MAX_FILE_SIZE, OsFolder, Stamp
 from attestkit.event_log.journal_protocols import (
     ZERO,
     MemoryJournal,
@@ -62,12 +62,13 @@ BOOT_ID: Final = "runtime_event.boot_id"
 
 
 class _QueuedLock:
-    """The lock of a journal whose folder other programs use, too: their queue, then our own lock.
+    """The lock of a journal whose folder other programs use, too.
 
-    The queue is first, so that a thread that waits in it holds no other lock.
+    A thread first waits in the queue of all programs, then for the lock of this object. In this
+    order, it holds no other lock while it waits in the queue.
     """
 
-    def __init__(self, folder: Folder, turns: HookedFifoLock) -> None:
+    def __init__(self, folder: OsFolder, turns: HookedFifoLock) -> None:
         self._folder = folder
         self._turns = turns
 
@@ -97,13 +98,14 @@ class Journal:
         folder: The folder of the log, with its lock.
         register: Access to RTMR3.
         boot_id: Text that is different for every boot, such as `boot_id` of Linux.
-        version: The app's digest version; None for that of this boot's events, or else 1.
+        version: Digest version of the app's events, 1 or 2. None uses the version of this boot's
+            events, or 1 if there are none.
         exclusive: Hold the lock until `close`, because no other program uses the folder.
     """
 
     def __init__(
         self,
-        folder: Folder,
+        folder: OsFolder,
         register: RegisterAccess,
         *,
         boot_id: str,
@@ -140,8 +142,7 @@ class Journal:
             try:
                 self._has_lock = self._folder.lock() or self._create_and_lock()
             except OSError as error:
-                message = f"runtime log: cannot lock: {error}"
-                raise JournalError(message, reason="unwritable") from error
+                raise _failure("lock", error, "unwritable") from error
             except BaseException:  # an interrupt, before or after the lock was acquired
                 self._folder.unlock()
                 raise
@@ -172,8 +173,8 @@ class Journal:
     def events(self) -> tuple[Event, ...]:
         """Return the events of this boot; the same tuple until an event is added.
 
-        Resolves a pending event. One that cannot be resolved is not included: the log then does
-        not match the register.
+        A pending event is resolved first. If it cannot be resolved, it is not included, and the
+        log does not match the register.
 
         Raises:
             JournalError: If the log cannot be read, or an event of RTMR3 cannot be appended to it.
@@ -187,8 +188,7 @@ class Journal:
                 if not self._is_this_boot():
                     return ()
             except OSError as error:
-                message = f"runtime log: cannot read: {error}"
-                raise JournalError(message, reason="unreadable") from error
+                raise _failure("read", error, "unreadable") from error
             # Without the lock (there was no folder), a pending event is left to the program that
             # wrote it.
             if self._has_lock:
@@ -252,12 +252,11 @@ class Journal:
 
     @property
     def version(self) -> int:
-        """Digest version of this boot's events: that of the first event, or as configured."""
+        """Digest version of this boot's events: of the first event, else the configured one."""
         try:
             return self._stored_version() or self._configured_version or 1
         except OSError as error:
-            message = f"runtime log: cannot read the event version: {error}"
-            raise JournalError(message, reason="unreadable") from error
+            raise _failure("read the event version", error, "unreadable") from error
 
     def _stored_version(self) -> int | None:
         """Return the version of this boot's first event; None before the first event."""
@@ -272,8 +271,9 @@ class Journal:
         text = self._folder.read(BOOT_ID)
         return None if text is None else text.decode(errors="replace").strip()
 
-    def _describe_tail(self) -> str:
-        return f"the last line (byte {self._size}) is truncated"
+    def _damaged_tail(self) -> JournalError:
+        problem = f"the last line (byte {self._size}) is truncated, and not of a pending event"
+        return self._damaged(LOG, problem)
 
     def _damaged(self, name: str, problem: str, reason: JournalReason = "damaged") -> JournalError:
         """Return the error for a damaged file of the log, with its remedy."""
@@ -293,7 +293,7 @@ class Journal:
         if self._folder.stamp(PENDING) is not None:
             self._resolve_pending(self._folder.read(PENDING) or b"")
         elif self._tail:
-            raise self._damaged(LOG, f"{self._describe_tail()}, and no event is pending")
+            raise self._damaged_tail()
 
     def _archive(self, boot: str) -> None:
         """Rename the log of an earlier boot; may be repeated after a crash."""
@@ -311,9 +311,7 @@ class Journal:
         self._is_unlogged = False
         register = self._register.read()
         if not line.startswith(self._tail):
-            raise self._damaged(
-                LOG, f"{self._describe_tail()}, and is not the start of the pending event"
-            )
+            raise self._damaged_tail()
         if register == self._replay:
             if self._tail:
                 self._drop_tail()
@@ -332,7 +330,7 @@ class Journal:
         self._stamp = self._folder.stamp(LOG)
 
     def _append(self, event: Event, line: bytes) -> None:
-        """Append a line to the complete lines of the log, and its event to the events."""
+        """Append a line to the log file (after its complete lines), and its event to the events."""
         if self._tail:
             self._drop_tail()
         new = self._stamp is None
@@ -430,7 +428,7 @@ class Journal:
             raise
 
     def _extend(self, event: Event) -> None:
-        """Extend the register, and read it to find out whether that took effect."""
+        """Extend the register, and read it to determine whether it was extended."""
         try:
             self._register.extend(event.digest)
         except Exception as failure:
@@ -481,29 +479,17 @@ class Journal:
                     self._replace_file(LOG, b"".join(map(runtime_line, events)))
                 self._load()
             except OSError as error:
-                message = f"runtime log: cannot start: {error}"
-                raise JournalError(message, reason="unwritable") from error
-
-    def watch(self, step: Callable[[str], None]) -> None:
-        """Call `step` with the name of each operation, before and after it.
-
-        For tests that kill the program there. Files are then written in two halves.
-        """
-        self._folder = WatchedFolder(self._folder, step)
-        read, extend = self._register
-
-        def watched(digest: bytes) -> None:
-            step("before extend")
-            extend(digest)
-            step("after extend")
-
-        self._register = RegisterAccess(read, watched)
+                raise _failure("start", error, "unwritable") from error
 
     def close(self) -> None:
         """Close the lock file, which releases the lock."""
         self._closed = True
         self._has_lock = self._is_current = False
         self._folder.close()
+
+
+def _failure(action: str, error: OSError, reason: JournalReason) -> JournalError:
+    return JournalError(f"runtime log: cannot {action}: {error}", reason=reason)
 
 
 def _interpret_pending(pending: bytes) -> tuple[bytes, Event | None]:

@@ -1,6 +1,6 @@
 """File operations of the journal: on names in one folder, one or two system calls each.
 
-They are a protocol so that tests can kill the program between any two of them.
+Tests replace them to kill the program between any two.
 """
 
 import contextlib
@@ -8,18 +8,15 @@ import errno
 import fcntl
 import itertools
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from attestkit._system.file_queue import FileQueue
 from attestkit._system.untrusted_files import make_folder, open_regular, read_regular
 
-__all__ = ["MAX_FILE_SIZE", "QUEUE", "Folder", "OsFolder", "Stamp", "WatchedFolder"]
-
 QUEUE: Final = "runtime_event.queue"
 MAX_FILE_SIZE: Final = 16 << 20
-"""Maximum size of a file that is read, in bytes: that of an event log."""
+"""Maximum size in bytes of a file that is read; an event log may have this size."""
 _MAX_NAMES: Final = 1024  # entries of the folder that are searched for a second name of a file
 
 
@@ -32,82 +29,10 @@ class Stamp(NamedTuple):
     changed_ns: int = 0  # unlike `modified_ns`, programs cannot set it
 
 
-class Folder(Protocol):
-    """File operations of a journal; failures are OSErrors with the path of the file."""
-
-    def path_of(self, name: str, /) -> str:
-        """Return the path of a file, for errors."""
-        ...
-
-    def enter_queue(self) -> None:
-        """Wait until all threads that entered the queue earlier have left it; never fails."""
-        ...
-
-    def leave_queue(self) -> None:
-        """Leave the queue; do nothing if this thread is not in it."""
-        ...
-
-    def lock(self) -> bool:
-        """Wait for the exclusive lock; return False if the folder does not exist."""
-        ...
-
-    def unlock(self) -> None:
-        """Release the lock, if it is held."""
-        ...
-
-    def make(self) -> None:
-        """Create the folder, private to its owner, if it is missing."""
-        ...
-
-    def stamp(self, name: str, /) -> Stamp | None:
-        """Return identity and size of a file, or None if it is missing."""
-        ...
-
-    def read(self, name: str, /) -> bytes | None:
-        """Return the content of a file of at most MAX_FILE_SIZE bytes, or None if it is missing."""
-        ...
-
-    def check(self, name: str, /) -> None:
-        """Raise OSError if `append` would reject the file; a missing file is accepted."""
-        ...
-
-    def write(self, name: str, data: bytes) -> None:
-        """Create or truncate a file, mode 0600, and write `data`."""
-        ...
-
-    def append(self, name: str, data: bytes) -> None:
-        """Append `data` to a file; create it, mode 0600, if it is missing."""
-        ...
-
-    def cut(self, name: str, size: int) -> None:
-        """Truncate a file to `size` bytes."""
-        ...
-
-    def sync(self, name: str) -> None:
-        """Wait until the content of a file is on disk."""
-        ...
-
-    def sync_folder(self) -> None:
-        """Wait until the names in the folder are on disk."""
-        ...
-
-    def rename(self, old: str, new: str) -> None:
-        """Rename a file atomically, replacing a file with the new name."""
-        ...
-
-    def remove(self, name: str) -> None:
-        """Remove a file, if it exists."""
-        ...
-
-    def close(self) -> None:
-        """Close open files."""
-        ...
-
-
 class OsFolder:
     """A folder in the file system; its lock is `flock` on a file that other programs lock, too.
 
-    Each OsFolder has one lock, which its users must not request concurrently.
+    Two threads must not call `lock` of the same OsFolder at the same time.
     """
 
     def __init__(self, path: str | os.PathLike[str], lock_name: str) -> None:
@@ -173,7 +98,7 @@ class OsFolder:
         return Stamp(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a file of at most 16 MiB, or None if it is missing."""
+        """Return the content of a file, or None if it is missing; OSError if over 16 MiB."""
         path = self._name(name)
         try:
             data = read_regular(path, MAX_FILE_SIZE + 1)
@@ -191,7 +116,7 @@ class OsFolder:
             os.close(self._open(name, os.O_WRONLY | os.O_APPEND))
 
     def _open(self, name: str, flags: int) -> int:
-        """Open a file for writing; if it has a second name, the error contains that name."""
+        """Open a file for writing; the error for a file with a second hard link names the link."""
         path = self._name(name)
         try:
             return open_regular(path, flags)
@@ -285,75 +210,3 @@ def _sync_and_close(fd: int, path: str) -> None:
 def _with_path(error: OSError, path: str) -> OSError:
     """Return the error of a call on a file descriptor with the path of the file."""
     return OSError(error.errno, error.strerror, path)
-
-
-class WatchedFolder:
-    """A folder that calls `step` with the name of each change, before and after it.
-
-    For tests that kill the program there; files are written in two halves. The names are `before
-    write runtime_event.pending`, `half write ...`, `after write ...`, and so on for append, cut,
-    sync, rename, remove, `sync folder` and `make folder`.
-    """
-
-    def __init__(self, folder: Folder, step: Callable[[str], None]) -> None:
-        self._step = step
-        self._folder = folder
-        self.enter_queue: Callable[[], None] = folder.enter_queue
-        self.leave_queue: Callable[[], None] = folder.leave_queue
-        self.lock: Callable[[], bool] = folder.lock
-        self.unlock: Callable[[], None] = folder.unlock
-        self.path_of: Callable[[str], str] = folder.path_of
-        self.stamp: Callable[[str], Stamp | None] = folder.stamp
-        self.read: Callable[[str], bytes | None] = folder.read
-        self.check: Callable[[str], None] = folder.check
-        self.close: Callable[[], None] = folder.close
-
-    @contextlib.contextmanager
-    def _around(self, operation: str) -> Iterator[None]:
-        self._step(f"before {operation}")
-        yield
-        self._step(f"after {operation}")
-
-    def make(self) -> None:
-        """Create the folder."""
-        with self._around("make folder"):
-            self._folder.make()
-
-    def write(self, name: str, data: bytes) -> None:
-        """Create or truncate a file, and write."""
-        with self._around(f"write {name}"):
-            self._folder.write(name, data[: len(data) // 2])
-            self._step(f"half write {name}")
-            self._folder.append(name, data[len(data) // 2 :])
-
-    def append(self, name: str, data: bytes) -> None:
-        """Append to a file."""
-        with self._around(f"append {name}"):
-            self._folder.append(name, data[: len(data) // 2])
-            self._step(f"half append {name}")
-            self._folder.append(name, data[len(data) // 2 :])
-
-    def cut(self, name: str, size: int) -> None:
-        """Truncate a file."""
-        with self._around(f"cut {name}"):
-            self._folder.cut(name, size)
-
-    def sync(self, name: str) -> None:
-        """Sync a file."""
-        with self._around(f"sync {name}"):
-            self._folder.sync(name)
-
-    def sync_folder(self) -> None:
-        """Sync the folder."""
-        with self._around("sync folder"):
-            self._folder.sync_folder()
-
-    def rename(self, old: str, new: str) -> None:
-        """Rename a file."""
-        with self._around(f"rename {old}"):
-            self._folder.rename(old, new)
-
-    def remove(self, name: str) -> None:
-        """Remove a file."""
-        with self._around(f"remove {name}"):
-            self._folder.remove(name)

@@ -9,18 +9,6 @@ from attestkit._system.fifo_lock import FifoLock
 from attestkit.errors import JournalError, UsageError
 from attestkit.event_log.event import Event, json_string
 
-__all__ = [
-    "ZERO",
-    "MemoryJournal",
-    "RegisterAccess",
-    "RuntimeLog",
-    "check_version",
-    "mismatch_error",
-    "mismatch_remedy",
-    "replay_from",
-    "size_in_evidence",
-]
-
 ZERO: Final = bytes(48)
 """The value of RTMR3 after boot."""
 
@@ -88,7 +76,9 @@ def size_in_evidence(event: Event) -> int:
 def mismatch_remedy(path: str = "") -> str:
     """Return the remedy for a log that does not match the register.
 
-    `path` is that of a log on disk, which another process may have changed.
+    Args:
+        path: Path of a log on disk, which another process may have changed; empty for a log in
+            memory.
     """
     remedy = "restore the log as it was, or reboot" if path else "reboot"
     return f"run `attestkit doctor` for possible causes, then {remedy}"
@@ -108,10 +98,8 @@ def mismatch_error(register: bytes, replay: bytes, path: str = "") -> JournalErr
 def check_version(event: Event, version: int) -> None:
     """Raise UsageError if the event does not have the digest version of this boot's events."""
     if event.version != version:
-        raise UsageError(
-            f"event version: this boot's events have version {version}, not {event.version}",
-            reason="conflict",
-        )
+        message = f"event version: this boot's events have version {version}, not {event.version}"
+        raise UsageError(message, reason="conflict")
 
 
 class MemoryJournal:

@@ -8,12 +8,11 @@ log could replace one by the other. Version 1 names with a colon are therefore r
 import hashlib
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from json import JSONDecodeError, JSONDecoder
 from typing import Final
 
-from attestkit._formats.strict_json import check_depth
+from attestkit._formats.strict_json import decode_strictly
 from attestkit._native import unhex
-from attestkit._sanitize import shown
+from attestkit._sanitize import require_bytes, shown, wrong_type
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.event_log.event import (
     RUNTIME_REGISTER,
@@ -70,13 +69,8 @@ def runtime_event(name: str, payload: bytes, version: int = 1) -> Event:
             surrogate, or an argument has another type.
     """
     if not isinstance(name, str):
-        raise UsageError(
-            f"event name: must be a string, not {type(name).__name__}", reason="wrong_type"
-        )
-    if not isinstance(payload, bytes):
-        raise UsageError(
-            f"event payload: must be bytes, not {type(payload).__name__}", reason="wrong_type"
-        )
+        raise wrong_type("event name", "a string", name)
+    require_bytes("event payload", payload)
     if version == 1 and ":" in name:
         raise UsageError(
             f"event name: {shown(name)} has a colon, which makes version 1 digests ambiguous; "
@@ -124,15 +118,15 @@ def check_runtime_events(events: Sequence[Event]) -> None:
 def check_v2(wire: WireEvent, index: int) -> None:
     """Check a version 2 runtime event against its preimage and digest; ignore other events.
 
-    An empty digest is accepted: stripped evidence has none.
+    An empty digest is accepted, because evidence shortened for a certificate has no digest.
 
     Args:
         wire: The event as received.
         index: Its index in the log, from 0, for the error.
 
     Raises:
-        VerificationError: If the preimage is missing, not hex, not canonical, or does not have the
-            digest.
+        VerificationError: If the preimage is missing, not hex or not canonical, or the digest is
+            not that of the preimage.
     """
     if wire.event_type != RUNTIME_EVENT_TYPE or wire.version != 2:
         return
@@ -156,9 +150,8 @@ def runtime_line(event: Event) -> bytes:
         UsageError: If it is not a runtime event.
     """
     if event.event_type != RUNTIME_EVENT_TYPE:
-        raise UsageError(
-            f"runtime log: {event.type_name} is not a runtime event", reason="not_applicable"
-        )
+        message = f"runtime log: {event.type_name} is not a runtime event"
+        raise UsageError(message, reason="not_applicable")
     version = f',"version":{event.version}' if event.version != 1 else ""
     payload = b64encode(event.payload).decode()
     return f'{{"event":{json_string(event.name)},"payload":"{payload}"{version}}}\n'.encode()
@@ -170,13 +163,11 @@ def parse_runtime_lines(data: bytes) -> tuple[Event, ...]:
     Blank lines are skipped. The last line may lack its newline.
 
     Raises:
-        FormatError: If a line is malformed; the text has its number, from 1, `offset` its start.
+        FormatError: If a line is malformed. The message gives the line number, counted from 1,
+            and `offset` is the start of that line.
         UsageError: If `data` is not `bytes`.
     """
-    if not isinstance(data, bytes):
-        raise UsageError(
-            f"runtime log: must be bytes, not {type(data).__name__}", reason="wrong_type"
-        )
+    require_bytes("runtime log", data)
     events: list[Event] = []
     offset = 0
     for number, line in enumerate(data.split(b"\n"), 1):
@@ -191,24 +182,13 @@ def parse_runtime_lines(data: bytes) -> tuple[Event, ...]:
 
 
 def _line_event(line: bytes, index: int) -> Event:
-    check_depth(line)
-    try:
-        members = _DECODER.decode(line.decode())
-    except UnicodeDecodeError as error:
-        raise FormatError("not UTF-8", reason="encoding") from error
-    except (JSONDecodeError, RecursionError) as error:
-        raise FormatError("not a JSON object", reason="syntax") from error
-    except FormatError:
-        raise
-    except ValueError as error:  # a number of thousands of digits
-        raise FormatError("a number has too many digits", reason="too_large") from error
+    members = decode_strictly(line)
     if not isinstance(members, dict):
         raise FormatError("must be a JSON object", reason="wrong_type")
     name, payload = members.get("event"), members.get("payload")
     version = members.get("version", 1)
     if not isinstance(name, str) or not isinstance(payload, str) or type(version) is not int:
-        message = "event and payload must be strings, and version an integer"
-        raise FormatError(message, reason="wrong_type")
+        raise FormatError("event and payload must be text, version an integer", reason="wrong_type")
     wire = WireEvent(RUNTIME_REGISTER, RUNTIME_EVENT_TYPE, b"", name, _unbase64(payload), version)
     return event_from_wire(wire, index)
 
@@ -222,13 +202,3 @@ def _unbase64(text: str) -> bytes:
     if b64encode(payload).decode() != text:
         raise FormatError("payload is not canonical base64", reason="not_canonical")
     return payload
-
-
-def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise FormatError("a member occurs twice", reason="duplicate")
-    return members
-
-
-_DECODER = JSONDecoder(object_pairs_hook=_members)

@@ -8,12 +8,11 @@ import hashlib
 from typing import NamedTuple
 
 from attestkit._native import LOG_RECORD, tpm_walk
+from attestkit._sanitize import require_bytes
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.event_log import cel
 from attestkit.event_log.event import ACPI_DATA, ACPI_LABELS, RUNTIME_REGISTER, Event
 from attestkit.event_log.event_types import ACPI_CONFIG, NO_ACTION, type_name
-
-__all__ = ["NO_PCR", "CcelSource", "TpmEvent", "TpmEventLog", "identify_other_log"]
 
 NO_PCR = 0xFFFFFFFF
 """PCR index of an informative event that is not for a PCR."""
@@ -41,7 +40,7 @@ _IMA_STARTS = tuple(bytes([byte]) for byte in b" 0123456789")
 
 
 class CcelSource(NamedTuple):
-    """The result of walking over a CCEL: log area, packed records, and end of the records."""
+    """A CCEL parsed by the native core: log area, packed records, and end of the records."""
 
     area: bytes
     rows: bytes
@@ -51,7 +50,7 @@ class CcelSource(NamedTuple):
 
     @property
     def regular(self) -> bool:
-        """Whether RTMR3 has no events: a CCEL has no runtime events, and others are not allowed."""
+        """Whether the log has no events of RTMR3, which in a CCEL could not be runtime events."""
         return RUNTIME_REGISTER not in self.registers
 
     def events(self) -> tuple[Event, ...]:
@@ -111,7 +110,7 @@ class TpmEvent(NamedTuple):
     """0 to 23, or `NO_PCR`."""
     event_type: int
     digests: tuple[tuple[str, bytes], ...]
-    """Bank name and digest, in the order of the record."""
+    """Pairs of PCR bank name and digest, in the order of the record."""
     data: bytes
     """Event data; the digest does not always cover them."""
 
@@ -132,32 +131,15 @@ class TpmEvent(NamedTuple):
         raise UsageError(f"record: has no {bank} digest", reason="unknown_name")
 
 
-class TpmEventLog:
+class TpmEventLog(NamedTuple):
     """A TPM event log (`binary_bios_measurements` of Linux)."""
 
-    __slots__ = ("_banks", "_events", "_startup_locality")
-
-    def __init__(
-        self, banks: tuple[str, ...], events: tuple[TpmEvent, ...], *, startup_locality: int = 0
-    ) -> None:
-        self._banks = banks
-        self._events = events
-        self._startup_locality = startup_locality
-
-    @property
-    def banks(self) -> tuple[str, ...]:
-        """Names of the log's PCR banks, such as `sha256`."""
-        return self._banks
-
-    @property
-    def events(self) -> tuple[TpmEvent, ...]:
-        """All records except the Spec ID header."""
-        return self._events
-
-    @property
-    def startup_locality(self) -> int:
-        """Locality of the TPM startup: 0, 3 or 4; the initial value of PCR 0."""
-        return self._startup_locality
+    banks: tuple[str, ...]
+    """Names of the log's PCR banks, such as `sha256`."""
+    events: tuple[TpmEvent, ...]
+    """All records except the Spec ID header."""
+    startup_locality: int = 0
+    """Locality of the TPM startup: 0, 3 or 4; the initial value of PCR 0."""
 
     @classmethod
     def parse(cls, data: bytes) -> "TpmEventLog":
@@ -168,10 +150,7 @@ class TpmEventLog:
                 data in one event.
             UsageError: If `data` is not `bytes`.
         """
-        if not isinstance(data, bytes):
-            raise UsageError(
-                f"TPM event log: must be bytes, not {type(data).__name__}", reason="wrong_type"
-            )
+        require_bytes("TPM event log", data)
         found, rows = tpm_walk(data)
         banks = {number: (_bank_name(number), size) for number, size in found or _OLD_BANKS}
         events = []
@@ -196,10 +175,8 @@ class TpmEventLog:
             FormatError: If a record lacks a digest of the bank.
         """
         if bank not in self.banks:
-            raise UsageError(
-                f"PCR bank: {bank} is not in the log; use {' or '.join(self.banks)}",
-                reason="unknown_name",
-            )
+            message = f"PCR bank: {bank} is not in the log; use {' or '.join(self.banks)}"
+            raise UsageError(message, reason="unknown_name")
         pcrs: dict[int, bytes] = {}
         for number, event in enumerate(self.events):
             if event.event_type == NO_ACTION:
@@ -217,14 +194,6 @@ class TpmEventLog:
             return bytes(size - 1) + bytes([self.startup_locality])
         # PCRs 17 to 22 are all ones until a dynamic launch.
         return (b"\xff" if 17 <= pcr <= 22 else b"\0") * size
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TpmEventLog):
-            return NotImplemented
-        return (self.banks, self.events) == (other.banks, other.events)
-
-    def __hash__(self) -> int:
-        return hash((self.banks, self.events))
 
     def __repr__(self) -> str:
         return f"<TpmEventLog of {len(self.events)} events, {', '.join(self.banks)}>"
@@ -261,6 +230,5 @@ def _hash(bank: str, data: bytes) -> bytes:
             {"sm3_256": "sm3"}.get(bank, bank), data, usedforsecurity=False
         ).digest()
     except ValueError as error:
-        message = f"PCR bank: this Python's OpenSSL has no {bank}"
-        raise UnsupportedError(message, reason="feature") from error
+        raise UnsupportedError(f"PCR bank: this OpenSSL has no {bank}", reason="feature") from error
     return digest

@@ -1,24 +1,14 @@
 """Keys of an application that a guest agent derives."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._native import unhex
-from attestkit.errors import BackendError, UnsupportedError, UsageError
+from attestkit.errors import BackendError, SignatureError, UnsupportedError, UsageError
 from attestkit.keys.hkdf import separated_path, utf8
-from attestkit.keys.local_keys import DerivedKey, Signature, compute_public_key
+from attestkit.keys.local_keys import ALGORITHMS, DerivedKey, Signature, compute_public_key
 from attestkit.keys.signatures import prepare_message, verify_signature
-
-__all__ = ["AgentCaller", "AgentKeys"]
-
-# Algorithms of GetKey by the names that agents of every version know.
-_GET_KEY_ALGORITHMS: Final = {
-    "": "secp256k1",
-    "secp256k1": "secp256k1",
-    "k256": "secp256k1",
-    "ed25519": "ed25519",
-}
 
 
 class AgentCaller(Protocol):
@@ -34,33 +24,15 @@ class AgentKeys:
 
     The keys equal those of `LocalKeys` with the agent's root key. The format of responses is
     checked and signatures are verified; whether the agent can be trusted with keys follows only
-    from its evidence. Besides the errors below, every method raises those of `client`.
+    from its evidence. Besides the errors below, every method raises the errors of `client`.
     """
 
     def __init__(self, client: AgentCaller) -> None:
         self._client = client
         self._knows_algorithms = False
 
-    def derive(self, path: str, purpose: str = "", algorithm: str = "secp256k1") -> DerivedKey:
-        """Return the key of `path`; arguments and result: see `LocalKeys.derive`.
-
-        Raises:
-            UsageError: If the algorithm is unknown, or a text has unpaired surrogates.
-            UnsupportedError: If the agent does not support the algorithm.
-            BackendError: If the response is malformed.
-        """
-        key_type = _GET_KEY_ALGORITHMS.get(algorithm)
-        if key_type is None:
-            raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
-        key, chain = self._get_key(path, purpose, key_type)
-        try:
-            public = compute_public_key(key_type, key)
-        except UsageError as error:
-            raise _malformed("GetKey", "key", str(error)) from error
-        return DerivedKey(key, public, chain)
-
-    def derive_separated(self, path: str, algorithm: str) -> DerivedKey:
-        """Return the key of `path` for one algorithm; see `LocalKeys.derive_separated`.
+    def derive(self, path: str, algorithm: str) -> DerivedKey:
+        """Return the key of `path` for one algorithm; see `LocalKeys.derive`.
 
         Raises:
             UsageError: If the algorithm is unknown, or the path has unpaired surrogates.
@@ -68,8 +40,8 @@ class AgentKeys:
             BackendError: If the response is malformed.
         """
         separated = separated_path(path, algorithm)
-        if algorithm in _GET_KEY_ALGORITHMS:
-            return self.derive(separated, "", algorithm)
+        if algorithm in ALGORITHMS:
+            return self.derive_compat(separated, "", algorithm)
         # An agent derives the same 32 bytes for every algorithm, so any supported one will do.
         key, _ = self._get_key(separated, "", "secp256k1")
         if algorithm == "x25519":
@@ -80,8 +52,28 @@ class AgentKeys:
             raise _malformed("GetKey", "key", str(error)) from error
         return DerivedKey(key, b"\x04" + pair.public_point, ())
 
+    def derive_compat(
+        self, path: str, purpose: str = "", algorithm: str = "secp256k1"
+    ) -> DerivedKey:
+        """Return the key from the agent's method GetKey; see `LocalKeys.derive_compat`.
+
+        Raises:
+            UsageError: If the algorithm is unknown, or a text has unpaired surrogates.
+            UnsupportedError: If the agent does not support the algorithm.
+            BackendError: If the response is malformed.
+        """
+        key_type = ALGORITHMS.get(algorithm)
+        if key_type is None:
+            raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
+        key, chain = self._get_key(path, purpose, key_type)
+        try:
+            public = compute_public_key(key_type, key)
+        except UsageError as error:
+            raise _malformed("GetKey", "key", str(error)) from error
+        return DerivedKey(key, public, chain)
+
     def sign(self, data: bytes, algorithm: str) -> Signature:
-        """Sign with the application's signing key; arguments and result: see `LocalKeys.sign`.
+        """Sign with the application's signing key; see `LocalKeys.sign`.
 
         Raises:
             UsageError: If `data` is not `bytes`, the algorithm is unknown, or the agent refuses the
@@ -100,11 +92,9 @@ class AgentKeys:
         if first != signature:
             raise _malformed("Sign", "signature_chain", "does not start with the signature")
         try:
-            valid = verify_signature(algorithm, data, signature, public_key)
-        except UsageError as error:
+            verify_signature(public_key, signature, data, algorithm=algorithm)
+        except (SignatureError, UsageError) as error:
             raise _malformed("Sign", "signature", str(error)) from error
-        if not valid:
-            raise _malformed("Sign", "signature", "invalid for the data and public_key")
         return Signature(signature, (first, *chain), public_key)
 
     def _get_key(self, path: str, purpose: str, key_type: str) -> tuple[bytes, tuple[bytes, ...]]:
@@ -118,16 +108,17 @@ class AgentKeys:
         return key, _chain(response, "GetKey", 2)
 
     def _check_version(self, key_type: str) -> None:
-        """Refuse an agent that ignores the algorithm, and would sign another public key.
+        """Raise UnsupportedError for an old agent, which ignores the algorithm of GetKey.
 
-        Such agents do not have the method Version either; the official clients use the same check.
+        Its signature chain would certify another public key. Such agents do not have the method
+        Version; the official clients use the same check.
         """
         if self._knows_algorithms:
             return
         try:
             self._client.call("Version")
         except UnsupportedError as error:
-            message = f"{key_type} keys: not supported by this agent, which is too old: {error}"
+            message = f"{key_type} keys: this guest agent is too old to support them: {error}"
             raise UnsupportedError(message, reason="feature") from error
         self._knows_algorithms = True
 
@@ -141,7 +132,7 @@ def _field(response: Mapping[str, object], method: str, name: str, *sizes: int) 
 
 
 def _chain(response: Mapping[str, object], method: str, size: int) -> tuple[bytes, ...]:
-    """Return the signature chain; its last member is empty without a KMS."""
+    """Return the signature chain of a response; its last member is empty without a KMS."""
     found = response.get("signature_chain")
     if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != size:
         raise _malformed(method, "signature_chain", f"must be an array of {size} signatures")

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 else:
     Self = TypeVar("Self")  # so that type hints can be evaluated at run time
 
-__all__ = ["AppKeys"]
-
-
 _SIGNING_PATH: Final = b"vms"
 _SIGNING_PURPOSE: Final = "signing"
 # The validity of a local CA is constant, so that one seed always gives the same certificate.
@@ -81,7 +78,8 @@ class AppKeys(Secret):
                 that other users can write to.
 
         Raises:
-            ConfigError: If the file cannot be read or is invalid. The text names file and key.
+            ConfigError: If the file cannot be read or is invalid. The message names the file and
+                the JSON key, and never contains a value.
         """
         try:
             data = read_regular(path, LARGEST + 1, follow=follow)  # detects files over the limit
@@ -97,7 +95,8 @@ class AppKeys(Secret):
         """Parse the text of a key file; `name` is the file name for errors.
 
         Raises:
-            ConfigError: If the text is invalid. The error names file and key, and never a value.
+            ConfigError: If the text is invalid. The message names the file and the JSON key, and
+                never contains a value.
         """
         return read_app_keys(cls, text, name)
 
@@ -123,7 +122,7 @@ class AppKeys(Secret):
 
     @classmethod
     def generate(cls, random: Callable[[int], bytes] = os.urandom) -> "AppKeys":
-        """Derive all keys from a random seed; `random` takes the number of bytes."""
+        """Derive all keys from a random seed; `random` returns the given number of bytes."""
         return cls.from_seed(random(32))
 
     @property
@@ -165,7 +164,7 @@ class AppKeys(Secret):
 
     @property
     def ca_key(self) -> P256Key | None:
-        """The private key of `ca_cert`; None with a KMS, which does not disclose it."""
+        """The private key of `ca_cert`; None if the certificate is from a KMS, which keeps it."""
         key = self._ca_key
         self._root_key()  # after the access, see `close`
         return key
@@ -175,7 +174,7 @@ class AppKeys(Secret):
         """The public key of `k256_key`, compressed SEC1 (33 bytes)."""
         return self._root_key().public_key
 
-    def derive(self, path: bytes) -> bytes:
+    def derive_bytes(self, path: bytes) -> bytes:
         """Derive 32 bytes from the root key, without copying the root key."""
         derived = derive_bytes(self._secrets["k256_key"], path)
         self._root_key()  # after the access, see `close`
@@ -193,15 +192,15 @@ class AppKeys(Secret):
     def signer(self, algorithm: str) -> "tuple[K256Key | Ed25519Key, tuple[bytes, ...]]":
         """Return the signing key (path `vms`) for `secp256k1` or `ed25519`, and its chain.
 
-        It is derived once and stored until `close()`; the root key, from which it is derived, is
-        stored as well.
+        The key is derived once and stored until `close()`. This exposes no more secrets, because
+        the root key, from which it is derived, is stored as well.
         """
         self._root_key()
         found = self._signers.get(algorithm)
         if found is None:
             from attestkit._crypto.ed25519 import Ed25519Key  # lazy: not every application signs
 
-            secret = self.derive(_SIGNING_PATH)
+            secret = self.derive_bytes(_SIGNING_PATH)
             key: K256Key | Ed25519Key
             key = Ed25519Key(secret) if algorithm == "ed25519" else K256Key(secret)
             wipe(secret)

@@ -7,8 +7,6 @@ from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit._crypto.zeroize import wipe
 from attestkit.errors import UsageError
 
-__all__ = ["derive_bytes", "derive_p256", "derive_x25519", "separated_path", "utf8"]
-
 _SALT: Final = b"RATLS"
 _SEPARATED: Final = {
     "secp256k1": "secp256k1",
@@ -54,13 +52,15 @@ def derive_x25519(root: bytes, *parts: bytes) -> bytes:
 def separated_path(path: str, algorithm: str) -> str:
     """Return the path with the algorithm as a prefix: `attestkit/v1/<algorithm>/<path>`.
 
-    With one path, all algorithms derive the same 32 bytes, and a flaw in the use of one key can
-    reveal the other. With separated paths, no two algorithms share key material. The prefix has
-    the names `secp256k1` (also for `k256`), `ed25519`, `p256` and `x25519`; none has a slash.
+    Without the prefix, all algorithms derive the same 32 bytes from a path, and a flaw in the use
+    of one key can reveal the other. With separated paths, no two algorithms share key material. The
+    algorithm in the prefix is `secp256k1` (also for `k256`), `ed25519`, `p256` or `x25519`.
 
     Raises:
-        UsageError: If the algorithm is unknown.
+        UsageError: If the algorithm is unknown, or the path is not text.
     """
+    utf8("path", path)  # otherwise None and "None" would be one path
+    utf8("algorithm", algorithm)
     if algorithm not in _SEPARATED:
         raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
     return f"attestkit/v1/{_SEPARATED[algorithm]}/{path}"
@@ -70,7 +70,8 @@ def utf8(what: str, text: str) -> bytes:
     """Encode `text` as UTF-8.
 
     Raises:
-        UsageError: If `text` is not `str` or has unpaired surrogates; the text names `what`.
+        UsageError: If `text` is not `str` or has unpaired surrogates; the message begins with
+            `what`.
     """
     if not isinstance(text, str):
         raise UsageError(f"{what}: must be text, not {type(text).__name__}", reason="wrong_type")

@@ -11,8 +11,6 @@ from attestkit._native import unhex
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, FormatError, UsageError
 
-__all__ = ["LARGEST", "ProviderName", "read_app_keys"]
-
 ProviderName = Literal["none", "local", "tpm", "kms"]
 
 LARGEST: Final = 1 << 20
@@ -41,8 +39,8 @@ def read_app_keys(make: Callable[..., _Keys], text: str | bytes, name: str = "")
     """Parse the text of a key file, and return `make(**fields)`; `name` is the file for errors.
 
     Raises:
-        ConfigError: If the text is invalid or over 1 MiB. The error names file and key, and never a
-            value.
+        ConfigError: If the text is invalid or over 1 MiB. The message names the file and the JSON
+            key, and never contains a value.
     """
     return _Reader(text, name).read(make)
 

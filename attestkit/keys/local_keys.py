@@ -9,15 +9,13 @@ from attestkit.keys.app_keys import AppKeys
 from attestkit.keys.hkdf import separated_path, utf8
 from attestkit.keys.signatures import PREHASHED, prepare_message
 
-__all__ = ["DerivedKey", "KeyDeriver", "LocalKeys", "Signature", "compute_public_key"]
-
-# Names of algorithms in GetKey.
-_ALGORITHMS: Final = {
+ALGORITHMS: Final = {
     "": "secp256k1",
     "secp256k1": "secp256k1",
     "k256": "secp256k1",
     "ed25519": "ed25519",
 }
+"""Key types of GetKey by the names that agents of every version know."""
 
 
 class DerivedKey(NamedTuple):
@@ -28,7 +26,7 @@ class DerivedKey(NamedTuple):
     public_key: bytes
     """secp256k1: 33 bytes, P-256: 65 bytes (both SEC1), Ed25519 and X25519: 32 bytes."""
     signature_chain: tuple[bytes, ...]
-    """Signature of the root key over the key, then of the KMS over the root key; 65 bytes or
+    """Signature by the root key over this key, then by the KMS over the root key; 65 bytes or
     empty."""
 
     def __repr__(self) -> str:
@@ -54,12 +52,14 @@ class Signature(NamedTuple):
 class KeyDeriver(Protocol):
     """Source of an application's keys: its root key (`LocalKeys`) or an agent (`AgentKeys`)."""
 
-    def derive(self, path: str, purpose: str = "", algorithm: str = "secp256k1") -> DerivedKey:
-        """Return the key of `path`, the same bytes for all algorithms; `purpose` is only signed."""
+    def derive(self, path: str, algorithm: str) -> DerivedKey:
+        """Return the key of `path` and `algorithm`; algorithms do not share key material."""
         ...
 
-    def derive_separated(self, path: str, algorithm: str) -> DerivedKey:
-        """Return the key of `path` and `algorithm`; no two algorithms share bytes."""
+    def derive_compat(
+        self, path: str, purpose: str = "", algorithm: str = "secp256k1"
+    ) -> DerivedKey:
+        """Return the key that GetKey returns: all algorithms of a path share the same 32 bytes."""
         ...
 
     def sign(self, data: bytes, algorithm: str) -> Signature:
@@ -68,32 +68,12 @@ class KeyDeriver(Protocol):
 
 
 class LocalKeys:
-    """Keys derived from `AppKeys` in this process, until those are closed."""
+    """Keys derived from `AppKeys` in this process, until the AppKeys are closed."""
 
     def __init__(self, app_keys: AppKeys) -> None:
         self._app_keys = app_keys
 
-    def derive(self, path: str, purpose: str = "", algorithm: str = "secp256k1") -> DerivedKey:
-        """Return the key that GetKey of the dstack guest agent API returns.
-
-        Args:
-            path: Any text, also empty.
-            purpose: Text that the first signature of the chain covers; it does not change the key.
-            algorithm: secp256k1 (also k256 or the empty name) or ed25519. Both derive the same 32
-                bytes: use `derive_separated` unless the key must equal that of an agent.
-
-        Raises:
-            UsageError: If the algorithm is unknown, a text has unpaired surrogates, or the AppKeys
-                are closed.
-        """
-        key_type = _ALGORITHMS.get(algorithm)
-        if key_type is None:
-            raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
-        key = self._app_keys.derive(utf8("path", path))
-        public = compute_public_key(key_type, key)
-        return DerivedKey(key, public, self._app_keys.endorse(public, purpose))
-
-    def derive_separated(self, path: str, algorithm: str) -> DerivedKey:
+    def derive(self, path: str, algorithm: str) -> DerivedKey:
         """Return the key of `path` for one algorithm; see `separated_path`.
 
         Args:
@@ -106,13 +86,38 @@ class LocalKeys:
                 AppKeys are closed.
         """
         separated = separated_path(path, algorithm)
-        if algorithm in _ALGORITHMS:
-            return self.derive(separated, "", algorithm)
+        if algorithm in ALGORITHMS:
+            return self.derive_compat(separated, "", algorithm)
         if algorithm == "p256":
             pair = self.derive_p256(separated)
             return DerivedKey(pair.scalar, b"\x04" + pair.public_point, ())
-        key = self._app_keys.derive(utf8("path", separated))
+        key = self._app_keys.derive_bytes(utf8("path", separated))
         return DerivedKey(key, compute_public_key("x25519", key), ())
+
+    def derive_compat(
+        self, path: str, purpose: str = "", algorithm: str = "secp256k1"
+    ) -> DerivedKey:
+        """Return the key that GetKey of the dstack guest agent API returns.
+
+        The secp256k1 and the Ed25519 key of a path share the same 32 bytes, as in dstack: a flaw in
+        the use of one key reveals the other. Use `derive` unless the key must equal that of an
+        agent. For a path that begins with `attestkit/v1/`, the result may equal a key of `derive`.
+
+        Args:
+            path: Any text, also empty.
+            purpose: Text that the first signature of the chain covers; it does not change the key.
+            algorithm: secp256k1 (also k256 or the empty name) or ed25519.
+
+        Raises:
+            UsageError: If the algorithm is unknown, a text has unpaired surrogates, or the AppKeys
+                are closed.
+        """
+        key_type = ALGORITHMS.get(algorithm)
+        if key_type is None:
+            raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
+        key = self._app_keys.derive_bytes(utf8("path", path))
+        public = compute_public_key(key_type, key)
+        return DerivedKey(key, public, self._app_keys.endorse(public, purpose))
 
     def derive_p256(self, path: str) -> P256Key:
         """Return the P-256 key of `path`, as the older method DeriveKey does.
@@ -120,7 +125,7 @@ class LocalKeys:
         Raises:
             UsageError: If the AppKeys are closed.
         """
-        scalar = self._app_keys.derive(utf8("path", path))
+        scalar = self._app_keys.derive_bytes(utf8("path", path))
         try:
             return P256Key.from_scalar(scalar)
         finally:

@@ -4,37 +4,40 @@ from typing import Final
 
 from attestkit._crypto.ecdsa import k256_recover, k256_verify
 from attestkit._crypto.hashes import keccak256, sha256
-from attestkit.errors import UsageError
+from attestkit.errors import SignatureError, UsageError
 from attestkit.keys.hkdf import utf8
-
-__all__ = ["PREHASHED", "prepare_message", "recover_issuers", "recover_root", "verify_signature"]
 
 PREHASHED: Final = "secp256k1_prehashed"
 
 
-def verify_signature(algorithm: str, data: bytes, signature: bytes, public_key: bytes) -> bool:
-    """Return whether `signature` over `data` is valid for `public_key`, which must be trusted.
-
-    A malformed key or signature is always an error, whatever the data.
+def verify_signature(public_key: bytes, signature: bytes, data: bytes, *, algorithm: str) -> None:
+    """Verify that `signature` over `data` is valid for `public_key`, which must be trusted.
 
     Args:
-        algorithm: ed25519, secp256k1 (or k256), or secp256k1_prehashed. With the last, as in the
-            agent's API, `data` is cut to 32 bytes, 16 to 31 bytes are zero-padded on the left, and
-            a signature over fewer is not valid.
-        data: The signed message or digest.
-        signature: 64 bytes; a signature with high s is not valid.
         public_key: Ed25519 (32 bytes), or secp256k1 as SEC1 (33 or 65 bytes).
+        signature: 64 bytes; a signature with high s is not valid.
+        data: The signed message or digest.
+        algorithm: ed25519, secp256k1 (or k256), or secp256k1_prehashed. For secp256k1_prehashed,
+            as in the agent's API, `data` is cut to 32 bytes, 16 to 31 bytes are zero-padded on the
+            left, and with fewer than 16 bytes no signature is valid.
 
     Raises:
+        SignatureError: If the signature is not valid (`bad_signature`).
         UsageError: If the algorithm is unknown, or key or signature are malformed.
     """
     key_type, message = prepare_message(algorithm, data)
     if key_type == "ed25519":
         from attestkit._crypto.ed25519 import ed25519_verify  # lazy: imports its library
 
-        return ed25519_verify(public_key, signature, message)
-    valid = k256_verify(public_key, signature, message[:32].rjust(32, b"\0"))
-    return valid and len(message) >= 16
+        valid = ed25519_verify(public_key, signature, message)
+    else:
+        valid = k256_verify(public_key, signature, message[:32].rjust(32, b"\0"))
+        valid = valid and len(message) >= 16
+    if not valid:
+        raise SignatureError(
+            f"{algorithm} signature: not valid for this data and public key",
+            reason="bad_signature",
+        )
 
 
 def recover_root(public_key: bytes, purpose: str, signature: bytes) -> bytes:
@@ -60,7 +63,7 @@ def recover_issuers(
 ) -> tuple[bytes, bytes]:
     """Recover the public keys (33 bytes each) of a derived key's chain: application root, then KMS.
 
-    Compare the second with the key of a trusted KMS.
+    Compare the recovered KMS key with the key of a trusted KMS.
 
     Args:
         public_key: The derived public key.

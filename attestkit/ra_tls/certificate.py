@@ -5,12 +5,12 @@ Arguments of `issue`:
 * `subject`: common name, at most 64 characters; may be empty. `alt_names`: DNS names and IP
   addresses.
 * `key`: key pair of the certificate; None generates one from 32 `random` bytes.
-* `attest`: returns evidence over 64 bytes of report data. It is always called, so that the platform
-  attests the key of every certificate.
+* `attest`: `Attester.attest`, or a function that returns evidence over 64 bytes of `report_data`.
+  It is always called, so that the platform attests the key of every certificate.
 * `ca_cert`, `ca_key`: the issuer's certificate in PEM, which becomes part of the chain, and its
   key.
-* `usage_ra_tls`: include the stripped evidence. `with_app_info`: include the app info, which is
-  read from the evidence.
+* `usage_ra_tls`: include the evidence, shortened by `Attestation.stripped`.
+* `with_app_info`: include the app info, which is read from the evidence.
 * `server_auth`, `client_auth`: extended key usages.
 * `not_before`, `not_after`: seconds since 1970; None and 0 mean 1975-01-01, and 3650 days from now.
 * `now`: returns the time in seconds since 1970. `random`: returns a number of random bytes.
@@ -22,7 +22,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import (
@@ -31,6 +31,8 @@ from attestkit._crypto.x509.app_certificates import (
     issue_leaf,
     read_certificate,
 )
+from attestkit._formats.strict_json import string
+from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.errors import ConfigError, FormatError, UsageError, VerificationError
 from attestkit.keys.hkdf import derive_p256
@@ -39,19 +41,6 @@ from attestkit.report_data import ReportData
 if TYPE_CHECKING:
     from attestkit._reasons import FormatReason
     from attestkit.verifier import AttestationResult, Verifier
-
-__all__ = [
-    "OID_APP_ID",
-    "OID_APP_INFO",
-    "OID_ATTESTATION",
-    "OID_CERT_USAGE",
-    "OID_EVENT_LOG",
-    "OID_TDX_QUOTE",
-    "Issued",
-    "issue",
-    "read",
-    "verify",
-]
 
 _ARC: Final = "1.3.6.1.4.1.62397.1"
 OID_TDX_QUOTE: Final = f"{_ARC}.1"
@@ -63,7 +52,7 @@ OID_APP_ID: Final = f"{_ARC}.3"
 OID_CERT_USAGE: Final = f"{_ARC}.4"
 """Usage in ASCII: `app:custom`, `app:ca` or `kms:rpc`."""
 OID_ATTESTATION: Final = f"{_ARC}.8"
-"""Stripped evidence."""
+"""Evidence, shortened by `Attestation.stripped`."""
 OID_APP_INFO: Final = f"{_ARC}.9"
 """`AppInfo` in MessagePack."""
 
@@ -97,32 +86,36 @@ class Issued(NamedTuple):
 
         Raises:
             FormatError: If one of the two is missing or malformed. `server_context` and
-                `client_context` check that they belong together.
+                `client_context` check that the key belongs to the certificate.
         """
         if not isinstance(fields, Mapping):
             raise FormatError("GetTlsKey response: must be a JSON object", reason="wrong_type")
-        key, chain = fields.get("key"), fields.get("certificate_chain")
-        if not isinstance(key, str):
-            reason: FormatReason = "wrong_type" if "key" in fields else "missing"
-            raise FormatError("key: must be a private key in PEM", reason=reason)
+        key, chain = string(fields, "key"), fields.get("certificate_chain")
         if not _KEY_PEM.search(key):
             raise FormatError("key: must be a private key in PEM", reason="syntax")
         if not isinstance(chain, list | tuple):
-            reason = "wrong_type" if "certificate_chain" in fields else "missing"
+            reason: FormatReason = "missing" if chain is None else "wrong_type"
             raise FormatError("certificate_chain: must be a list", reason=reason)
         if not 1 <= len(chain) <= _MAX_CHAIN:
             message = f"certificate_chain: must have 1 to {_MAX_CHAIN} certificates"
             raise FormatError(message, reason="wrong_size")
         for index, pem in enumerate(chain):
+            where = f"certificate_chain[{index}]"
             if not isinstance(pem, str):
-                message = f"certificate_chain[{index}]: must be a string"
-                raise FormatError(message, reason="wrong_type")
+                raise FormatError(f"{where}: must be a string", reason="wrong_type")
             try:
                 read_certificate(pem)
             except FormatError as error:
-                message = f"certificate_chain[{index}]: {error}"
-                raise FormatError(message, reason=error.reason) from error
+                raise FormatError(f"{where}: {error}", reason=error.reason) from error
         return cls(key, tuple(chain))
+
+
+class AttestFunction(Protocol):
+    """Function that returns evidence over report data, such as `Attester.attest`."""
+
+    def __call__(self, *, report_data: bytes) -> Attestation:
+        """Return evidence over 64 bytes of report data."""
+        ...
 
 
 def _now() -> float:
@@ -134,7 +127,7 @@ def issue(
     subject: str,
     alt_names: Sequence[str] = (),
     key: P256Key | None = None,
-    attest: Callable[[bytes], Attestation],
+    attest: "AttestFunction",
     ca_cert: str,
     ca_key: P256Key,
     usage_ra_tls: bool = False,
@@ -146,18 +139,18 @@ def issue(
     now: Callable[[], float] = _now,
     random: Callable[[int], bytes] = os.urandom,
 ) -> Issued:
-    """Issue a certificate as GetTlsKey of the dstack guest agent; see the module docstring.
+    """Issue a certificate as GetTlsKey of the dstack guest agent does; see the module docstring.
 
     Raises:
         UsageError: If a value cannot be encoded in a certificate.
         FormatError: If `ca_cert` or the evidence is malformed.
-        ConfigError: If `now` is before 1970 and `not_after` is not given.
+        ConfigError: If `not_after` is not given, and the clock `now()` is before 1970.
     """
     # Each is unset if it is zero, which clients send for "no limit".
     if not_before and not_after and not_before >= not_after:
         raise UsageError("not_before must be earlier than not_after", reason="conflict")
     key = key or derive_p256(random(32))
-    evidence = attest(ReportData.bind(ReportData.RATLS_CERT, key.spki_der))
+    evidence = attest(report_data=ReportData.bind(ReportData.RATLS_CERT, key.spki_der))
     leaf = issue_leaf(
         public_key=key,
         subject=subject,
@@ -180,11 +173,8 @@ def _expiry(now: float) -> int:
         ConfigError: If the clock is before 1970, so that the certificate would be expired.
     """
     if now < 0:
-        raise ConfigError(
-            f"system clock: {int(now)} seconds since 1970, so the certificate would end in the "
-            "past; set the clock, or pass not_after",
-            reason="clock",
-        )
+        message = f"system clock: {int(now)} seconds since 1970; set the clock, or pass not_after"
+        raise ConfigError(message, reason="clock")
     return int(now) + _LIFETIME
 
 
@@ -192,7 +182,7 @@ def _extensions(evidence: Attestation, *, app_info: bool, whole: bool) -> list[t
     """Return the private extensions, in order."""
     found = [(OID_CERT_USAGE, _USAGE)]
     if app_info:
-        found.insert(0, (OID_APP_INFO, evidence.app_info().to_msgpack()))
+        found.insert(0, (OID_APP_INFO, evidence.app_info.to_msgpack()))
     if whole:
         found.append((OID_ATTESTATION, evidence.stripped().to_bytes()))
     return found
@@ -249,24 +239,24 @@ def verify(
 
 
 def _check_usage(certificate: Certificate) -> None:
-    """Raise VerificationError if basic constraints or key usage exclude TLS; both are optional."""
+    """Raise VerificationError if basic constraints or key usage exclude TLS.
+
+    A certificate without these extensions is accepted.
+    """
     # 30 size, then 01 01 FF for cA TRUE: DER omits the default FALSE.
     if certificate.extensions.get(_BASIC_CONSTRAINTS, b"")[2:5] == b"\x01\x01\xff":
-        raise VerificationError(
-            "certificate: a CA certificate cannot be used for TLS; present an end-entity "
-            "certificate",
-            reason="cert_usage",
-        )
+        message = "certificate: is a CA certificate; present an end-entity certificate"
+        raise VerificationError(message, reason="cert_usage")
     # 03 size, number of unused bits, then the bits; digitalSignature is the highest.
     usage = certificate.extensions.get(_KEY_USAGE)
     if usage is not None and usage[3:4] < b"\x80":
-        raise VerificationError(
-            "certificate: key usage lacks digitalSignature, which TLS 1.3 requires",
-            reason="cert_usage",
-        )
+        message = "certificate: key usage lacks digitalSignature, which TLS 1.3 requires"
+        raise VerificationError(message, reason="cert_usage")
 
 
-def _check_validity(certificate: Certificate, at: datetime, steps: tuple[str, ...]) -> None:
+def _check_validity(
+    certificate: Certificate, at: datetime, steps: tuple[VerificationStep, ...]
+) -> None:
     first, last = certificate.valid_from, certificate.valid_until
     if first <= at <= last:
         return

@@ -10,14 +10,17 @@ client that the server rejects gets the error from its first read or a later wri
 ConnectionResetError, streams of an event loop are at EOF.
 """
 
+# The list of reasons of a class is a part of that of its base.
+# pyright: reportIncompatibleVariableOverride=false
+
 import contextlib
 import errno
 import logging
 import socket
 import ssl
 import struct
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
 
 from attestkit.errors import AttestKitError, UsageError, VerificationError
@@ -28,8 +31,6 @@ if TYPE_CHECKING:
 
     from attestkit.verifier import AttestationResult, Verifier
 
-__all__ = ["AttestedObject", "AttestedSocket", "PeerRefusedError", "peer"]
-
 _logger = logging.getLogger("attestkit.ra_tls")
 _APPLICATION_VERIFICATION: Final = 50  # X509_V_ERR_APPLICATION_VERIFICATION of OpenSSL
 _CLOSED_BY_PEER: Final = {ssl.SSL_ERROR_EOF, ssl.SSL_ERROR_SYSCALL}
@@ -38,13 +39,12 @@ _UNEXPECTED_EOF: Final = "UNEXPECTED_EOF_WHILE_READING"
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 
-class PeerRefusedError(  # type: ignore[override]  # SSLError's `reason` is writable
-    AttestKitError, ssl.SSLCertVerificationError
-):
+class PeerRefusedError(AttestKitError, ssl.SSLCertVerificationError):
     """Verification of a TLS peer's evidence failed; no application data was exchanged.
 
-    An `ssl.SSLError`, so that asyncio and HTTP libraries treat it as a failed handshake. `reason`
-    is the reason of the error that is `__cause__`, or "internal" if that is not one of attestkit.
+    An `ssl.SSLError`, so that asyncio and HTTP libraries treat it as a failed handshake. The error
+    of the verification is `__cause__`, and `reason` is its reason; "internal" if the cause is not
+    an AttestKitError.
     """
 
     verify_code: int
@@ -80,11 +80,8 @@ def peer(connection: object) -> "AttestationResult":
         candidates = [find("ssl_object"), find("socket")]  # in httpcore, the socket is an SSLSocket
     found = next((one for one in candidates if isinstance(one, _Attested)), None)
     if found is None:
-        raise UsageError(
-            "connection: the peer's evidence was not verified; use a context of server_context "
-            "with a verifier, or of client_context",
-            reason="not_applicable",
-        )
+        message = "connection: the peer's evidence was not verified; use a context of ra_tls"
+        raise UsageError(message, reason="not_applicable")
     result = found.attested_peer
     if result is None:
         message = "connection: the TLS handshake has not finished"
@@ -93,7 +90,7 @@ def peer(connection: object) -> "AttestationResult":
 
 
 class _Attested:
-    """The state of the peer's verification, for both kinds of connections."""
+    """State of the peer's verification: common base of AttestedObject and AttestedSocket."""
 
     _verifier: "Verifier"  # of the context
     _result: "AttestationResult | None" = None
@@ -105,10 +102,10 @@ class _Attested:
         return self._result
 
     def _check(self, connection: ssl.SSLSocket | ssl.SSLObject) -> None:
-        """Verify the peer's evidence after the handshake, which has verified its key.
+        """Verify the peer's evidence after the handshake, which has verified the peer's key.
 
         Raises:
-            PeerRefusedError: If verification fails; then also on later calls.
+            PeerRefusedError: If verification fails; later calls then raise it again.
         """
         try:
             self._result = self._verify_peer(connection)
@@ -124,11 +121,8 @@ class _Attested:
         if not certificate:
             raise VerificationError("TLS peer: sent no certificate", reason="no_certificate")
         if connection.session_reused:  # the certificate is that of the original session
-            raise VerificationError(
-                "TLS peer: resumed a session, which does not prove possession of the key; "
-                "reconnect without the session",
-                reason="session_reused",
-            )
+            message = "TLS peer: resumed a session, which does not prove the key; connect anew"
+            raise VerificationError(message, reason="session_reused")
         return verify(certificate, self._verifier)
 
     def _raise_if_refused(self) -> None:
@@ -280,50 +274,11 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
             )
             raise ConnectionResetError(errno.ECONNRESET, text) from error
 
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        """Receive, after the peer is verified."""
-        self._ready()
-        return super().recv(buflen, flags)
-
-    def recv_into(
-        self, buffer: "WriteableBuffer", nbytes: int | None = None, flags: int = 0
-    ) -> int:
-        """Receive into a buffer, after the peer is verified."""
-        self._ready()
-        return super().recv_into(buffer, nbytes, flags)
-
-    def recvfrom(self, buflen: int = 1024, flags: int = 0) -> tuple[bytes, Any]:
-        """Raise ValueError, as any SSLSocket."""
-        self._ready()
-        return super().recvfrom(buflen, flags)
-
-    def recvfrom_into(
-        self, buffer: "WriteableBuffer", nbytes: int | None = None, flags: int = 0
-    ) -> tuple[int, Any]:
-        """Raise ValueError, as any SSLSocket."""
-        self._ready()
-        return super().recvfrom_into(buffer, nbytes, flags)
-
     def send(self, data: "ReadableBuffer", flags: int = 0) -> int:
         """Send, after the peer is verified."""
         self._ready()
         with self._explain_reset(), _eof_errors():
             return super().send(data, flags)
-
-    def sendall(self, data: "ReadableBuffer", flags: int = 0) -> None:
-        """Send all data, after the peer is verified."""
-        self._ready()
-        super().sendall(data, flags)
-
-    def sendto(self, *arguments: Any, **named: Any) -> int:
-        """Raise ValueError, as any SSLSocket."""
-        self._ready()
-        return super().sendto(*arguments, **named)
-
-    def sendfile(self, *arguments: Any, **named: Any) -> int:
-        """Send a file, after the peer is verified."""
-        self._ready()
-        return super().sendfile(*arguments, **named)
 
     def unwrap(self) -> socket.socket:
         """Close the TLS layer; data sent and received afterwards is plaintext."""
@@ -335,3 +290,20 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
     def verify_client_post_handshake(self) -> None:
         """Raise UsageError: another certificate would replace the verified one."""
         raise UsageError(_NO_LATER_CERTIFICATE, reason="not_applicable")
+
+
+def _when_verified(name: str) -> Callable[..., Any]:
+    """Return a method of SSLSocket, which performs handshake and verification first."""
+    method = getattr(ssl.SSLSocket, name)
+
+    @wraps(method)
+    def run(self: AttestedSocket, *arguments: Any, **named: Any) -> Any:
+        self._ready()
+        return method(self, *arguments, **named)
+
+    return run
+
+
+# The other methods that transfer data. recvfrom, recvfrom_into and sendto then raise ValueError.
+for _name in ("recv", "recv_into", "recvfrom", "recvfrom_into", "sendall", "sendfile", "sendto"):
+    setattr(AttestedSocket, _name, _when_verified(_name))

@@ -9,8 +9,8 @@ with httpx.Client(verify=context) as client:  # or httpx.AsyncClient
     result = ra_tls.peer(response.extensions["network_stream"])
 ```
 
-The argument `issued`, the own certificate with evidence, comes from a dstack guest agent, which
-includes evidence only on request:
+The argument `issued` is the key and certificate of this side of the connection. It comes from a
+dstack guest agent, which includes evidence only on request:
 
 ```python
 usages = {"usage_ra_tls": True, "usage_server_auth": True, "usage_client_auth": True}
@@ -80,8 +80,6 @@ from attestkit.ra_tls.connection import AttestedObject, AttestedSocket
 if TYPE_CHECKING:
     from attestkit.verifier import Verifier
 
-__all__ = ["client_context", "server_context"]
-
 _OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
 
 
@@ -94,13 +92,14 @@ def server_context(
     """Return a server's context: TLS 1.3, without session tickets.
 
     Args:
-        verifier: Verifies the clients' evidence. None: accept all clients, and do not request a
+        verifier: Verifier of the clients' evidence. None accepts all clients and requests no
             certificate.
-        issued: The server's key and certificates, with evidence in the first one. None: the caller
-            loads them into the context.
+        issued: The server's key and certificates, with evidence in the first certificate. None: the
+            caller loads key and certificates into the context.
         peer_ca: CA certificates of the accepted clients in PEM, such as that of the app (the last
-            certificate of GetTlsKey). OpenSSL requires them to request a certificate. It verifies
-            the chain with the system clock, and an extended key usage, if present.
+            certificate of GetTlsKey). OpenSSL needs CA certificates in order to request a
+            certificate from the client. It verifies the client's chain with the system clock, and
+            the extended key usage, if present.
 
     Raises:
         UsageError: If only one of `verifier` and `peer_ca` is given, `issued` is not an `Issued`,
@@ -109,11 +108,8 @@ def server_context(
         UnsupportedError: If memfd_create or /proc is not available.
     """
     if verifier is not None and peer_ca is None:
-        raise UsageError(
-            "peer_ca: missing, and a server requests client certificates of known CAs only; pass "
-            "the CA certificates of the clients in PEM",
-            reason="missing",
-        )
+        message = "peer_ca: missing; pass the CA certificates of the clients in PEM"
+        raise UsageError(message, reason="missing")
     if verifier is None and peer_ca is not None:
         message = "verifier: missing, and peer_ca alone does not prove a TEE; pass a Verifier"
         raise UsageError(message, reason="missing")
@@ -131,11 +127,11 @@ def client_context(
     """Return a client's context: TLS 1.3, with verification of the server's evidence.
 
     Args:
-        verifier: Verifies the servers' evidence.
+        verifier: Verifier of the servers' evidence.
         issued: The client's key and certificates, for servers that request them. The server
             receives the certificate, with the app's identity, before its evidence is verified.
-        server_ca: CA certificates in PEM to which the server's chain must also lead, such as that
-            of its app. None: the chain is not verified.
+        server_ca: CA certificates in PEM, such as that of the server's app; the server's
+            certificate chain must lead to one of them. None does not verify the chain.
 
     Raises:
         UsageError: If `verifier` is not a Verifier, `issued` is not an `Issued`, or its key does
@@ -203,14 +199,10 @@ def _pem(certificates: str | bytes) -> str:
 def _load(context: ssl.SSLContext, issued: Issued) -> None:
     if not isinstance(issued, Issued):  # the text omits the value, which may be a key
         raise UsageError(
-            f"issued: must be a ra_tls.Issued, not {type(issued).__name__}; use ra_tls.issue or "
-            "Issued.from_agent_response",
-            reason="wrong_type",
+            f"issued: must be a ra_tls.Issued, not {type(issued).__name__}", reason="wrong_type"
         )
-    invalid = UsageError(
-        "issued: key and certificates are not PEM, or the key does not belong to the certificate",
-        reason="invalid_key",
-    )
+    message = "issued: key or certificates are not PEM, or do not belong together"
+    invalid = UsageError(message, reason="invalid_key")
     try:
         content = "".join((issued.key_pem, *issued.certificate_chain)).encode()
     except (TypeError, UnicodeError):

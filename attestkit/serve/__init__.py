@@ -4,49 +4,31 @@
 Attester. No other part of attestkit needs this package.
 """
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attestkit.serve.endpoints import BoundAddresses, ListenAddresses
-from attestkit.serve.machine_info import DATA_DISKS
 
 if TYPE_CHECKING:
-    from socket import socket
-
     from attestkit.attester import Attester
-    from attestkit.dstack.app_compose import AppCompose
-    from attestkit.keys import AppKeys
-    from attestkit.serve.app_factory import BoundServer
-    from attestkit.serve.config.limits import Limits
-    from attestkit.serve.counters import Stats
-    from attestkit.serve.server_log.access_log import AccessLog
-    from attestkit.verifier.ear.result_token import EarKey
-    from attestkit.verifier.pipeline import Verifier
+    from attestkit.serve.app_factory import ServerOptions
 
-__all__ = ["serve"]
+__all__ = ["BackgroundTask", "serve"]
+
+BackgroundTask: TypeAlias = Callable[[BoundAddresses], Coroutine[Any, Any, None]]
+"""Coroutine function that runs beside the listeners."""
 
 
 def serve(
     attester: "Attester | None",
     addresses: ListenAddresses,
+    options: "ServerOptions | None" = None,
     *,
     on_ready: Callable[[BoundAddresses], None] = lambda _: None,
     on_stop: Callable[[], None] = lambda: None,
-    background: "Sequence[Callable[[BoundAddresses], Coroutine[Any, Any, None]]]" = (),
-    handed_over: "Mapping[str, socket] | None" = None,
-    app_compose: "AppCompose | None" = None,
-    app_keys: "AppKeys | None" = None,
-    vm_config: str | None = None,
-    verifier: "Verifier | None" = None,
-    ident: str | None = None,
-    data_disks: Sequence[str] = DATA_DISKS,
-    limits: "Limits | None" = None,
-    access_log: "AccessLog | None" = None,
-    docker: str | None = None,
-    ear_key: "EarKey | None" = None,
-    stats: "Stats | None" = None,
+    background: Sequence[BackgroundTask] = (),
 ) -> int:
     """Serve the guest agent API, the verifier service, or both, until a signal arrives.
 
@@ -55,25 +37,12 @@ def serve(
 
     Args:
         attester: Produces the evidence; it stays open. None serves only `addresses.verifier`.
-        addresses: Where to listen. `dev_http` needs a simulated TEE and a loopback address, `pccs`
-            the simulator.
+        addresses: Where to listen. `dev_http` requires a simulated TEE and a loopback address;
+            `pccs` requires the simulator.
+        options: What to serve, and how.
         on_ready: Called once, when all listeners accept connections.
         on_stop: Called once, when shutdown begins.
         background: Coroutine functions that run beside the listeners until shutdown.
-        handed_over: Listening sockets by the name of their listener. They replace what `addresses`
-            says, keep their path and mode, and are closed at the end.
-        app_compose: The app's compose file; default the attester's.
-        app_keys: The app's keys; default the attester's. Without keys, key methods fail.
-        vm_config: JSON text that is returned unchanged; default the attester's.
-        verifier: Verifies the requests to `addresses.verifier`, including by its policy.
-        ident: Server header, printable ASCII; default attestkit's name. It always names a
-            simulator as such.
-        data_disks: Mount points of the file systems in the system information.
-        limits: Limits of every listener.
-        access_log: Records every request; flushed at the end.
-        docker: Address of the container engine; default `unix:///var/run/docker.sock`.
-        ear_key: Signs attestation results on request; None: no signed results.
-        stats: Counters to update.
 
     Returns:
         The number of connections closed because their requests exceeded `Limits.drain_seconds`.
@@ -86,45 +55,21 @@ def serve(
             invalid.
     """
     from attestkit.serve.app_factory import ServerOptions, build_server
-
-    options = ServerOptions(
-        handed_over or {},
-        app_compose,
-        app_keys,
-        vm_config,
-        verifier,
-        ident,
-        data_disks,
-        limits,
-        access_log,
-        docker,
-        ear_key,
-        stats,
-    )
-    with ExitStack() as stack:
-        return _run(
-            build_server(attester, addresses, options, stack), stack, on_ready, on_stop, background
-        )
-
-
-def _run(
-    bound: "BoundServer",
-    stack: ExitStack,
-    on_ready: Callable[[BoundAddresses], None],
-    on_stop: Callable[[], None],
-    background: "Sequence[Callable[[BoundAddresses], Coroutine[Any, Any, None]]]",
-) -> int:
-    """Serve until a signal; return the number of connections that were closed early."""
     from attestkit.serve.http import server  # lazy: imports uvicorn
 
-    def stop() -> None:
-        bound.unlink()
-        on_stop()
+    options = options or ServerOptions()
+    with ExitStack() as stack:
+        bound = build_server(attester, addresses, options, stack)
+        ready = bound.ready
 
-    ready = bound.ready
-    tasks = [partial(task, ready) for task in background]
-    cut_off = server.run(bound.listeners, lambda: on_ready(ready), stop, tasks)
-    if cut_off:
-        bound.flush()
-        stack.pop_all()  # do not wait for a device that may never answer
-    return cut_off
+        def stop() -> None:
+            bound.unlink()
+            on_stop()
+
+        tasks = [partial(task, ready) for task in background]
+        cut_off = server.run(bound.listeners, lambda: on_ready(ready), stop, tasks)
+        if cut_off:
+            if options.access_log is not None:
+                options.access_log.flush(patience=1.0)
+            stack.pop_all()  # do not wait for a device that may never answer
+        return cut_off

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from attestkit.errors import UnsupportedError, UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
-from attestkit.serve.endpoints import BoundAddresses, ListenAddresses
+from attestkit.serve.endpoints import AGENT_LISTENERS, LISTENERS, BoundAddresses, ListenAddresses
 from attestkit.serve.http.request_checks import is_loopback
 from attestkit.serve.machine_info import DATA_DISKS
 
@@ -27,11 +27,27 @@ if TYPE_CHECKING:
     from attestkit.verifier.ear.result_token import EarKey
     from attestkit.verifier.pipeline import Verifier
 
-__all__ = ["BoundServer", "ServerOptions", "build_server"]
-
 
 class ServerOptions(NamedTuple):
-    """Options of `serve()` other than attester, addresses and callbacks."""
+    """Options of a server.
+
+    Attributes:
+        handed_over: Inherited listening sockets by the name of their listener. Such a socket
+            replaces the address of its listener. Its path and mode do not change, and it is closed
+            when the server ends.
+        app_compose: The app's compose file; default the attester's.
+        app_keys: The app's keys; default the attester's. Without keys, key methods fail.
+        vm_config: JSON text that is returned unchanged; default the attester's.
+        verifier: Verifies the requests to `addresses.verifier`, including by its policy.
+        ident: Server header, printable ASCII; default attestkit's name. If the TEE is simulated,
+            the word simulator is added.
+        data_disks: Mount points of the file systems in the system information.
+        limits: Limits of every listener.
+        access_log: Records every request; flushed at the end.
+        docker: Address of the container engine; default `unix:///var/run/docker.sock`.
+        ear_key: Signs attestation results on request; None: no signed results.
+        stats: Counters to update.
+    """
 
     handed_over: "Mapping[str, socket]" = MappingProxyType({})
     app_compose: "AppCompose | None" = None
@@ -53,16 +69,11 @@ class BoundServer(NamedTuple):
     ready: BoundAddresses
     listeners: "list[Listener]"
     paths: "list[UnixListener]"
-    access_log: "AccessLog | None"
 
     def unlink(self) -> None:
         """Remove the paths of the unix sockets, so that new clients fail at once."""
         for path in self.paths:
             path.unlink()
-
-    def flush(self) -> None:
-        """Write the pending lines of the access log."""
-        _flush(self.access_log)
 
 
 def build_server(
@@ -81,8 +92,8 @@ def build_server(
     """
     _check_arguments(attester, addresses, options.verifier)
     stats, limits = options.stats or Stats(), options.limits or Limits()
-    access_log = options.access_log
-    stack.callback(_flush, access_log)
+    if options.access_log is not None:
+        stack.callback(options.access_log.flush, patience=1.0)
     apps: dict[str, App] = {}
     guest = None
     if options.verifier is not None:
@@ -104,38 +115,28 @@ def build_server(
             limits,
             name,
             stats.of(name),
-            access_log,
+            options.access_log,
             handed_over=name in options.handed_over,
         )
         for name, sock in bound.sockets.items()
     ]
-    return BoundServer(BoundAddresses(bound.bound_addresses), listeners, bound.paths, access_log)
-
-
-def _flush(access_log: "AccessLog | None") -> None:
-    if access_log is not None:
-        access_log.flush(patience=1.0)
+    return BoundServer(BoundAddresses(bound.bound_addresses), listeners, bound.paths)
 
 
 def _check_arguments(
     attester: "Attester | None", addresses: ListenAddresses, verifier: "Verifier | None"
 ) -> None:
-    agent = (
-        addresses.dstack
-        or addresses.tappd
-        or addresses.http
-        or addresses.dev_http
-        or addresses.pccs
-    )
+    agent = any(getattr(addresses, name) for name in AGENT_LISTENERS)
     if not (agent or addresses.verifier):
         raise UsageError("listeners: all are off; turn one on", reason="missing")
     if agent and attester is None:
-        raise UsageError("listeners of an agent: an attester is missing", reason="missing")
+        raise UsageError("attester: missing, but an agent's listeners are on", reason="missing")
     if addresses.verifier and verifier is None:
-        raise UsageError("verifier service: a Verifier is missing", reason="missing")
+        raise UsageError("verifier: missing, but the verifier service is on", reason="missing")
     if addresses.verifier_metrics and not addresses.verifier:
         raise UsageError(
-            "verifier_metrics: only with the verifier service; turn it on", reason="conflict"
+            "verifier_metrics: requires the verifier service; give the address verifier too",
+            reason="conflict",
         )
     if addresses.dev_http and not (attester and attester.simulated):
         raise UsageError(
@@ -177,7 +178,7 @@ def _guest(attester: "Attester", options: ServerOptions, stats: Stats, limits: L
 
 
 def _mark_simulator(ident: str, attester: "Attester") -> str:
-    """Return the Server header, with the word simulator if it is one."""
+    """Return the Server header, with the word simulator if the attester is simulated."""
     if not attester.simulated or "simulator" in ident.lower():
         return ident
     return f"{ident} (attestkit simulator)"
@@ -194,38 +195,32 @@ class _BoundSockets(NamedTuple):
 def _listen(
     addresses: ListenAddresses, handed_over: "Mapping[str, socket]", stack: ExitStack
 ) -> _BoundSockets:
-    """Bind the listeners without an inherited socket; all are closed with `stack`."""
+    """Bind a socket for each address that has none in `handed_over`.
+
+    All sockets, inherited ones too, are closed when `stack` is closed.
+    """
     from attestkit.serve.config.option_values import Address
     from attestkit.serve.http.sockets import UnixListener, bind_tcp
 
-    sockets = {}
-    paths = []
-    bound_addresses: dict[str, Path | str] = {}
-    unix = (("dstack", addresses.dstack), ("tappd", addresses.tappd), ("http", addresses.http))
-    for name, path in unix:
-        if name in handed_over and name != "http":
-            sockets[name] = stack.enter_context(handed_over[name])
-            bound_addresses[name] = Path(sockets[name].getsockname())
-        elif isinstance(path, Path) and name not in handed_over:
-            listener = UnixListener(path.absolute(), addresses.socket_mode, addresses.socket_group)
+    found = _BoundSockets({}, {}, [])
+    for name in LISTENERS:
+        sock, address = handed_over.get(name), getattr(addresses, name)
+        if sock is None and isinstance(address, Path):
+            listener = UnixListener(
+                address.absolute(), addresses.socket_mode, addresses.socket_group
+            )
             stack.callback(listener.close)
-            paths.append(listener)
-            sockets[name], bound_addresses[name] = listener.socket, listener.path
-    tcp = (
-        ("http", addresses.http),
-        ("dev_http", addresses.dev_http),
-        ("verifier", addresses.verifier),
-        ("pccs", addresses.pccs),
-        ("verifier_metrics", addresses.verifier_metrics),
-    )
-    for name, address in tcp:
-        sock = handed_over.get(name)
-        if sock is None and address is not None and not isinstance(address, Path):
+            found.paths.append(listener)
+            sock = listener.socket
+        elif sock is None and address is not None:
             sock = bind_tcp(f"--{name.replace('_', '-')}", Address(*address))
-        if sock is not None:
-            sockets[name] = stack.enter_context(sock)
-            bound_addresses[name] = f"http://{Address(*sock.getsockname()[:2])}"
-    return _BoundSockets(sockets, bound_addresses, paths)
+        if sock is None:
+            continue
+        found.sockets[name] = stack.enter_context(sock)
+        where = sock.getsockname()
+        is_path = isinstance(where, str)
+        found.bound_addresses[name] = Path(where) if is_path else f"http://{Address(*where[:2])}"
+    return found
 
 
 def _agent_apps(
@@ -270,7 +265,7 @@ def _verifier_app(
     return VerifierApp(
         verifier,
         executor,
-        fetcher=fetcher,
+        fetcher,
         max_body=limits.verifier_body,
         traffic=stats.of("verifier"),
         verdicts=stats.verdicts,

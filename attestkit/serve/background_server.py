@@ -3,7 +3,8 @@
     with BackgroundServer(attester, ListenAddresses(dstack=folder / "dstack.sock")) as ready:
         client = DstackClient(str(ready.addresses["dstack"]))
 
-It shares the attester with the program: events that one emits are in the other's quotes.
+Server and program use the same attester: events that the program emits are in quotes of the server,
+and vice versa.
 """
 
 import asyncio
@@ -11,7 +12,6 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 from attestkit.errors import UsageError
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from attestkit.attester import Attester
-
-__all__ = ["BackgroundServer", "EventLoopThread"]
 
 T = TypeVar("T")
 
@@ -87,8 +85,8 @@ class EventLoopThread:
     def close(self) -> None:
         """Stop the thread and everything that runs in it.
 
-        A server whose block has not ended has `Limits.drain_seconds`; other tasks have three
-        seconds. A second call does nothing, nor does a call in a fork.
+        A server whose block has not ended gets `Limits.drain_seconds`; other tasks get three
+        seconds. A second call, or a call in a forked process, has no effect.
         """
         if self._process != os.getpid():
             return
@@ -104,12 +102,7 @@ class EventLoopThread:
     def __enter__(self) -> "EventLoopThread":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -190,12 +183,7 @@ class BackgroundServer:
             self._process, self._stack = os.getpid(), stack.pop_all()
         return bound.ready
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._process == os.getpid():  # else a fork: the server belongs to the parent
             self._stack.close()
 

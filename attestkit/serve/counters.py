@@ -1,20 +1,23 @@
 """Counters of the server, which the metrics export.
 
 They are plain numbers in dictionaries: counting a request takes a microsecond, and
-prometheus-client is only loaded for a scrape.
+prometheus-client is only loaded for a scrape. A worker process sends them to its supervisor.
 """
 
 from bisect import bisect_left
 from collections import Counter
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final
+from types import GenericAlias
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, get_args
+
+import msgspec
+
+from attestkit.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prometheus_client.core import Metric
-
-__all__ = ["BOUNDS", "CONTENT_TYPE", "OTHER", "Latency", "Stats", "Traffic", "traffic_families"]
 
 BOUNDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -26,7 +29,17 @@ OTHER: Final = "other"
 """Method of requests to unknown paths, so that clients cannot create metric labels."""
 
 
-class Latency:
+MAX_ENCODED_STATS: Final = 32_768
+"""Limit in bytes. A method and status takes about 30; there are a few dozen."""
+
+_BUCKETS: Final = len(BOUNDS) + 1
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+_Buckets: TypeAlias = Annotated[
+    list[_Count], msgspec.Meta(min_length=_BUCKETS, max_length=_BUCKETS)
+]
+
+
+class Latency(msgspec.Struct):
     """Histogram of the durations of one method's requests.
 
     Attributes:
@@ -34,30 +47,29 @@ class Latency:
         seconds: Sum of the durations.
     """
 
-    __slots__ = ("buckets", "seconds")
+    buckets: _Buckets = msgspec.field(default_factory=lambda: [0] * _BUCKETS)
+    seconds: Annotated[float, msgspec.Meta(ge=0, lt=2**63)] = 0.0
 
-    def __init__(self) -> None:
-        self.buckets: list[int] = [0] * (len(BOUNDS) + 1)
-        self.seconds: float = 0.0
+    def add(self, more: "Latency") -> None:
+        """Add the requests of another histogram."""
+        self.seconds += more.seconds
+        self.buckets = [a + b for a, b in zip(self.buckets, more.buckets, strict=True)]
 
 
-class Traffic:
+class Traffic(msgspec.Struct):
     """Counters of one listener.
 
     Attributes:
         requests: Number of requests by method and status.
-        latencies: Durations by method; of a stream until its first piece.
+        latencies: Durations by method; for a stream, the time until its first piece.
         refusals: Errors of the listener before a request was parsed, by status.
         connections: Number of open connections.
     """
 
-    __slots__ = ("connections", "latencies", "refusals", "requests")
-
-    def __init__(self) -> None:
-        self.requests: Counter[tuple[str, int]] = Counter()
-        self.latencies: dict[str, Latency] = {}
-        self.refusals: Counter[int] = Counter()
-        self.connections: int = 0
+    requests: Counter[tuple[str, int]] = msgspec.field(default_factory=Counter)
+    latencies: dict[str, Latency] = {}
+    refusals: Counter[int] = msgspec.field(default_factory=Counter)
+    connections: _Count = 0
 
     def done(self, method: str, status: int, seconds: float) -> None:
         """Count an answered request."""
@@ -68,8 +80,16 @@ class Traffic:
         latency.buckets[bisect_left(BOUNDS, seconds)] += 1
         latency.seconds += seconds
 
+    def add(self, more: "Traffic") -> None:
+        """Add the counters of the same listener of another process."""
+        self.connections += more.connections
+        self.requests.update(more.requests)
+        self.refusals.update(more.refusals)
+        for method, latency in more.latencies.items():
+            self.latencies.setdefault(method, Latency()).add(latency)
 
-class Stats:
+
+class Stats(msgspec.Struct):
     """Counters of all listeners and of the device.
 
     Attributes:
@@ -77,21 +97,54 @@ class Stats:
         quotes: Number of quotes and other evidence.
         device_errors: Number of failures by name of the error class.
         streams: Number of open streams of container logs.
-        verdicts: Results of the verifier service: "accepted", "refused" or "failed", and the step.
+        verdicts: Number of results of the verifier service by outcome ("accepted", "refused" or
+            "failed") and by the step that decided it.
     """
 
-    __slots__ = ("device_errors", "quotes", "streams", "traffic", "verdicts")
-
-    def __init__(self) -> None:
-        self.traffic: dict[str, Traffic] = {}
-        self.quotes: int = 0
-        self.device_errors: Counter[str] = Counter()
-        self.streams: int = 0
-        self.verdicts: Counter[tuple[str, str]] = Counter()
+    traffic: dict[str, Traffic] = {}
+    quotes: _Count = 0
+    device_errors: Counter[str] = msgspec.field(default_factory=Counter)
+    streams: _Count = 0
+    verdicts: Counter[tuple[str, str]] = msgspec.field(default_factory=Counter)
 
     def of(self, listener: str) -> Traffic:
         """Return the counters of a listener."""
         return self.traffic.setdefault(listener, Traffic())
+
+    def add(self, more: "Stats") -> None:
+        """Add the traffic and verdicts of another process."""
+        self.verdicts.update(more.verdicts)
+        for name, traffic in more.traffic.items():
+            self.of(name).add(traffic)
+
+
+encode_stats: Final = msgspec.msgpack.Encoder().encode
+
+
+def decode_stats(data: bytes) -> Stats:
+    """Return the counters that `encode_stats` has encoded.
+
+    Raises:
+        FormatError: If the data are malformed.
+    """
+    try:
+        return _DECODER.decode(data)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"worker counters: {error}", reason="wrong_type") from error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise FormatError(f"worker counters: {error}", reason="syntax") from error
+
+
+def _decode_counter(kind: object, value: object) -> object:
+    """Convert `value` to a `collections.Counter`, a type that msgspec does not support.
+
+    msgspec calls this hook for each field with the type `kind`, such as `Counter[str]`.
+    """
+    plain = GenericAlias(dict, (*get_args(kind), _Count))
+    return Counter(msgspec.convert(value, plain))
+
+
+_DECODER: Final = msgspec.msgpack.Decoder(Stats, dec_hook=_decode_counter)
 
 
 # Prometheus metric families of the request counters of an agent or a verifier service.
@@ -100,7 +153,7 @@ CONTENT_TYPE: Final = b"text/plain; charset=utf-8"
 
 
 def traffic_families(stats: Stats) -> "Iterator[Metric]":
-    """Yield the families of requests and, if there are any, of verification results."""
+    """Yield the metric families of requests and, if there are any, of verification results."""
     yield from _requests(stats)
     yield _durations(stats)
     if stats.verdicts:

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-__all__ = ["BoundAddresses", "ListenAddresses"]
+AGENT_LISTENERS: Final = ("dstack", "tappd", "http", "dev_http", "pccs")
+"""Listeners that need an attester."""
+
+LISTENERS: Final = ("dstack", "tappd", "http", "dev_http", "verifier", "pccs", "verifier_metrics")
+"""All listeners, in the order of the ready line."""
 
 
 class ListenAddresses(NamedTuple):
@@ -25,18 +29,15 @@ class ListenAddresses(NamedTuple):
     verifier_metrics: tuple[str, int] | None = None
 
 
-class BoundAddresses:
+class BoundAddresses(NamedTuple):
     """Addresses that the server listens on; `str()` gives the ready line.
 
     Attributes:
-        addresses: For each listener that is on, by name (dstack, tappd, http, dev_http, verifier,
-            pccs, verifier_metrics): the path of its socket, or its URL with the actual port.
+        addresses: For each listener that is on, by name (see LISTENERS): the path of its socket, or
+            its URL with the actual port.
     """
 
-    __slots__ = ("addresses",)
-
-    def __init__(self, addresses: Mapping[str, Path | str]) -> None:
-        self.addresses: Mapping[str, Path | str] = addresses
+    addresses: Mapping[str, Path | str]
 
     def __str__(self) -> str:
         from shlex import quote  # quotes a path with blanks

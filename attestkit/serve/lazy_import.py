@@ -3,8 +3,6 @@
 import asyncio
 from importlib import import_module
 
-__all__ = ["is_loaded", "load"]
-
 _loaded: set[str] = set()
 
 

@@ -21,8 +21,6 @@ from attestkit.serve.services import dstack_guest, tappd, worker_api
 from attestkit.serve.services.context import Guest
 from attestkit.serve.services.worker_api import SERVICE
 
-__all__ = ["collateral_app", "dev_app", "dstack_app", "external_app", "make_views", "tappd_app"]
-
 # Views of the external listener: dashboard, static files and metrics.
 
 _NOTHING: Final[Mapping[str, View]] = MappingProxyType({})
@@ -45,7 +43,7 @@ def make_views(
 
 
 async def _show_asset(_: Guest, request: ViewRequest) -> ViewResponse:
-    """Return a static file; cacheable forever if the query has its digest."""
+    """Return a static file; cacheable forever if the query has the digest of the file."""
     if request.name not in ASSETS:
         raise NotFoundError(f"No such path: /assets/{request.name}", reason="path")
     content, digest = get_asset(request.name)
@@ -115,14 +113,9 @@ def collateral_app(guest: Guest) -> App:
     from attestkit.serve.services.pccs import PccsApp, make_pccs
 
     simulator = guest.attester.backend
-    if not isinstance(simulator, Simulator):
+    if not isinstance(simulator, Simulator) or simulator.platform != "tdx":
         raise UsageError(
-            "--pccs: collateral is served for the simulator only", reason="not_applicable"
-        )
-    if simulator.platform != "tdx":
-        raise UsageError(
-            "--pccs: collateral is served for a simulated TD only, not for SEV-SNP",
-            reason="not_applicable",
+            "--pccs: collateral is served for a simulated TD only", reason="not_applicable"
         )
     return PccsApp(make_pccs(simulator), _headers(guest), guest.stats.of("pccs"))
 
@@ -167,6 +160,10 @@ def _headers(guest: Guest) -> list[Header]:
     ]
 
 
+def _refuse(text: str) -> UsageError:
+    return UsageError(text, reason="refused_origin")
+
+
 def refuse_web_pages(scope: Scope) -> None:
     """Refuse requests that a web page may have sent.
 
@@ -179,26 +176,17 @@ def refuse_web_pages(scope: Scope) -> None:
     hosts = []
     for name, value in scope["headers"]:
         if name == b"origin":
-            raise UsageError(
-                "Origin header: requests of web pages are refused on this port",
-                reason="refused_origin",
-            )
+            raise _refuse("Origin header: the request comes from a web page, which is refused")
         if name == b"sec-fetch-site" and value not in {b"none", b"same-origin"}:
-            raise UsageError(
-                "Sec-Fetch-Site header: requests of other sites are refused",
-                reason="refused_origin",
+            raise _refuse(
+                "Sec-Fetch-Site header: the request comes from another site, which is refused"
             )
         if name == b"referer" and not _OUR_PAGES.match(value):
-            raise UsageError(
-                "Referer header: requests of other sites are refused", reason="refused_origin"
-            )
+            raise _refuse("Referer header: the request comes from another site, which is refused")
         if name == b"host":
             hosts.append(value)
     if not hosts or not all(map(_OUR_HOST.fullmatch, hosts)):
-        raise UsageError(
-            "Host header: not a loopback name; use localhost or 127.0.0.1",
-            reason="refused_origin",
-        )
+        raise _refuse("Host header: not a loopback name; use localhost or 127.0.0.1")
 
 
 def refuse_rebound_host(scope: Scope) -> None:
@@ -211,8 +199,7 @@ def refuse_rebound_host(scope: Scope) -> None:
         UsageError: If the request names another host.
     """
     if not has_loopback_host(scope["headers"]):
-        raise UsageError(
+        raise _refuse(
             "Host header: not a loopback name, and this simulator listens on loopback only; use "
-            "localhost or 127.0.0.1, or give --http another address",
-            reason="refused_origin",
+            "localhost or 127.0.0.1, or give --http another address"
         )

@@ -1,12 +1,11 @@
 """Information about the machine: vendor, operating system, memory, load, disks; not attested.
 
-Files are read below a root folder, which tests replace; the rest comes from psutil, which is loaded
-lazily.
+psutil and platform are loaded lazily.
 """
 
 import logging
 import os
-import re
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -16,15 +15,9 @@ from attestkit.errors import BackendError
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["DATA_DISKS", "Disk", "Figures", "Load", "Machine", "Memory", "read_figures"]
-
 DATA_DISKS: Final = ("/",)
 """Default mount points."""
 
-_OS_RELEASE: Final = ("etc/os-release", "usr/lib/os-release")
-_FIELD: Final = re.compile(r"""(\w+)=(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|(\S*))\s*""")
-_NUMBER: Final = re.compile(rb"[0-9]{1,15}(?:\.[0-9]{1,9})?")
-_ESCAPED: Final = re.compile(r"\\(.)")
 _logger = logging.getLogger("attestkit.serve")
 
 
@@ -105,12 +98,8 @@ class Figures(NamedTuple):
     disks: tuple[Disk, ...]
 
 
-def read_figures(data_disks: Iterable[str] = DATA_DISKS, root: Path = Path("/")) -> Figures:
-    """Return the current system information.
-
-    Args:
-        data_disks: Mount points of the file systems to include.
-        root: Folder that contains etc, usr and proc.
+def read_figures(data_disks: Iterable[str] = DATA_DISKS) -> Figures:
+    """Return the current system information, with the file systems at these mount points.
 
     Raises:
         BackendError: If a value cannot be read.
@@ -119,46 +108,34 @@ def read_figures(data_disks: Iterable[str] = DATA_DISKS, root: Path = Path("/"))
 
     try:
         memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-        release = _os_release(root)
+        release = _os_release()
         return Figures(
             os_name=release.get("NAME", ""),
             os_version=release.get("VERSION_ID", ""),
-            kernel=_text(root / "proc/sys/kernel/osrelease").strip(),
+            kernel=os.uname().release,
             cpu=f"cpu0 @{_megahertz(psutil)} MHz",
             cpus=psutil.cpu_count() or 1,
             memory=Memory(memory.total, memory.available, memory.free),
             swap=Memory(swap.total, swap.free, swap.free),
-            uptime=int(_numbers(root / "proc/uptime", 1)[0]),
-            load=Load(*[int(average * 100) for average in _numbers(root / "proc/loadavg", 3)]),
+            uptime=int(time.clock_gettime(time.CLOCK_BOOTTIME)),
+            load=Load(*[int(average * 100) for average in os.getloadavg()]),
             disks=_disks(psutil, frozenset(data_disks)),
         )
-    except LookupError as error:  # of psutil, if a file in /proc lacks a line
-        raise BackendError(
-            f"system information: missing in /proc: {error}", reason="malformed_response"
-        ) from error
-    except ValueError as error:
+    except (LookupError, ValueError) as error:  # of psutil, for an incomplete file in /proc
         raise BackendError(f"system information: {error}", reason="malformed_response") from error
     except (OSError, psutil.Error) as error:
         raise BackendError(f"system information: {error}", reason="unreadable") from error
 
 
-def _os_release(root: Path) -> dict[str, str]:
-    """Return the fields of os-release, which has shell syntax."""
-    text = next(filter(None, (_text(root / name) for name in _OS_RELEASE)), "")
-    found = {}
-    for line in text.splitlines():
-        if field := _FIELD.fullmatch(line.strip()):
-            name, double, single, bare = field.groups()
-            found[name] = single or bare or _ESCAPED.sub(r"\1", double or "")
-    return found
+def _os_release() -> dict[str, str]:
+    """Return the fields of os-release; empty if it is missing or unreadable."""
+    import platform  # lazy
 
-
-def _numbers(path: Path, count: int) -> list[float]:
-    """Return the first numbers in a file of /proc."""
-    words = path.read_bytes().split()[:count]
-    if len(words) < count or not all(map(_NUMBER.fullmatch, words)):
-        raise ValueError(f"{path}: must start with {count} numbers")
-    return [float(word) for word in words]
+    try:
+        return platform.freedesktop_os_release()
+    except (OSError, UnicodeDecodeError) as error:
+        _logger.debug("cannot read os-release: %s", error)
+        return {}
 
 
 def _megahertz(psutil: "ModuleType") -> int:

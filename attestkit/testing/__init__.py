@@ -5,8 +5,9 @@ pytest provides the fixtures `tee`, `tee_session` and `tee_factory`; other progr
 The modules are loaded on first use.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
     from attestkit.testing.contract import BackendContract
@@ -14,20 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BackendContract", "SimulatedTee"]
 
-_HOME = {"BackendContract": "contract", "SimulatedTee": "tee"}
-
-
-if not TYPE_CHECKING:  # otherwise type checkers would accept every name
-
-    def __getattr__(name: str) -> object:
-        """Import a public name on first use."""
-        home = _HOME.get(name)
-        if home is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value: object = getattr(import_module(f"{__name__}.{home}"), name)
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(
+        __name__, {"contract": ["BackendContract"], "tee": ["SimulatedTee"]}
+    )

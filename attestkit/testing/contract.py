@@ -27,16 +27,14 @@ from attestkit.event_log.runtime_events import runtime_event
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 
-__all__ = ["BackendContract"]
-
 _REPORT_DATA: Final = bytes(range(64))
 
 
 class BackendContract:
     """Tests that every backend must pass, with plain asserts for any test runner.
 
-    They extend RTMR3 and emit events, so they need a dedicated TEE. Each test calls `make_backend`,
-    which must reboot a TEE that keeps its state between tests.
+    They extend RTMR3 and emit events, so they need a dedicated TEE. Each test calls `make_backend`;
+    if the TEE keeps its state between tests, `make_backend` must reboot it.
     """
 
     def make_backend(self) -> Backend:
@@ -129,7 +127,7 @@ class BackendContract:
                 assert not isinstance(tee.backend, RegisterExtender)
             else:
                 assert tee.event_log().events[-1] == event
-            evidence = Attestation.from_bytes(tee.attest(_REPORT_DATA).to_bytes())
+            evidence = Attestation.from_bytes(tee.attest(report_data=_REPORT_DATA).to_bytes())
         assert evidence.report_data == _REPORT_DATA
         if evidence.quote is not None:
             evidence.event_log.check(evidence.quote)
@@ -232,7 +230,7 @@ class BackendContract:
         with self.opened() as backend:
             if not isinstance(backend, GuestAgent):
                 return
-            one, two = (backend.keys.derive("contract", "test") for _ in range(2))
+            one, two = (backend.keys.derive_compat("contract", "test") for _ in range(2))
             assert len(one.key) == 32
             assert (one.key, one.public_key) == (two.key, two.public_key)
             try:

@@ -4,8 +4,6 @@ import os
 import threading
 from typing import Final, NamedTuple
 
-__all__ = ["restore", "setenv"]
-
 
 class _ForeignSetting:
     """Owner of a value that was set without this module, between two calls of `setenv`."""
@@ -52,7 +50,7 @@ def restore(owner: object) -> None:
             if os.environ.get(name) == effective:
                 _put(name, settings.effective)
             while settings.values and isinstance(next(reversed(settings.values)), _ForeignSetting):
-                settings.values.popitem()  # no longer below one of our settings
+                settings.values.popitem()  # no longer below a setting of this module
             if not settings.values:
                 del _variables[name]
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from attestkit.testing.server import ServerLoop
     from attestkit.testing.tee import SimulatedTee
 
-__all__ = ["tee", "tee_factory", "tee_session"]
-
 _CONTRACT = "attestkit.testing.contract"
 _REWRITER = "_pytest.assertion.rewrite"
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from attestkit.serve.background_server import EventLoopThread
     from attestkit.serve.endpoints import BoundAddresses, ListenAddresses
 
-__all__ = ["ServerLoop", "TeeServer"]
-
 _FREE = ("127.0.0.1", 0)
 
 
@@ -64,7 +62,7 @@ class TeeServer:
         self._closed = False
 
     def agent(self, name: str) -> Path | str:
-        """Return path or URL of a listener of the agent; all of them start together.
+        """Return path or URL of a listener of the agent; the first call starts all listeners.
 
         Raises:
             UsageError: If the TEE is closed.

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, final
 
 from attestkit.backends.simulator import Simulator
@@ -22,6 +22,8 @@ from attestkit.testing import environment
 from attestkit.testing.server import ServerLoop, TeeServer
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from attestkit.aio import AsyncAttester
     from attestkit.attestation import AppInfo, Attestation
     from attestkit.attester import Attester
@@ -31,8 +33,7 @@ if TYPE_CHECKING:
     from attestkit.keys import KeyDeriver
     from attestkit.quote import Quote
     from attestkit.verifier import AttestationResult, Verifier
-
-__all__ = ["SEED", "SharedResources", "SimulatedTee"]
+    from attestkit.verifier.pipeline import VerifierOptions
 
 SEED: Final = b"attestkit.testing: everyone's!!!"
 """Default seed, which is public: tests get the same bytes everywhere."""
@@ -43,7 +44,7 @@ _MAX_FOLDER: Final = 107 - len("/dstack.sock")  # bytes; socket paths are limite
 
 
 class SharedResources(NamedTuple):
-    """Resources that a TEE gets from the test session."""
+    """Functions and the server loop that a simulated TEE uses, provided by the test session."""
 
     make_folder: Callable[[], Path]  # creates a folder for sockets and state
     setenv: Callable[[str, str], object]  # undone at the end of the test
@@ -55,7 +56,8 @@ class SimulatedTee:
     """A freshly booted simulated TEE. A context manager; thread-safe.
 
     Args:
-        scenario: Name of a deviation of the platform or its endorsements; None: up to date.
+        scenario: Name of a deviation of the platform or its endorsements; None: an up-to-date
+            platform.
         faults: Faults to inject, by name and count, such as "ebusy:3".
         quote_version: 4 or 5; None: that of the scenario, else 4.
         platform: "tdx" or "snp"; None: that of the scenario, else "tdx".
@@ -163,16 +165,18 @@ class SimulatedTee:
         """
         return self._open_simulator().get_quote(ReportData.pad(report_data))
 
-    def attest(self, report_data: bytes = b"") -> "Attestation":
-        """Return evidence over `report_data`, 0 to 64 bytes, zero-padded to 64.
+    def attest(
+        self,
+        *,
+        nonce: bytes | None = None,
+        report_data: bytes | None = None,
+        pad: bool = False,
+    ) -> "Attestation":
+        """Return evidence that is bound to exactly one of a nonce and report data.
 
-        Raises:
-            UsageError: If `report_data` has more than 64 bytes.
-            BackendError: As for `quote`.
-            JournalError: If the runtime event log cannot be read.
-            ReplayError: If the event log does not replay to the registers.
+        See `Attester.attest`, also for errors.
         """
-        return self._attester.attest(report_data)
+        return self._attester.attest(nonce=nonce, report_data=report_data, pad=pad)
 
     def emit(self, name: str, payload: bytes = b"") -> "Event":
         """Extend RTMR3 by an event and log it; see `Attester.emit_event`."""
@@ -187,9 +191,10 @@ class SimulatedTee:
         """The app's keys."""
         return self._attester.keys
 
-    def info(self) -> "AppInfo":
-        """Return the identity of the app from fresh evidence."""
-        return self._attester.info()
+    @property
+    def app_info(self) -> "AppInfo":
+        """The identity of the app, from fresh evidence."""
+        return self._attester.app_info
 
     # -- faults --------------------------------------------------------------------------------
 
@@ -224,49 +229,47 @@ class SimulatedTee:
         """The current collateral of the simulated Intel PCS; UnsupportedError on SEV-SNP."""
         return self._open_simulator().collateral()
 
-    def verifier(self, **options: object) -> "Verifier":
+    def verifier(self, **options: "Unpack[VerifierOptions]") -> "Verifier":
         """Return a verifier with this TEE's trust anchor and collateral.
 
         Args:
             options: Arguments of `attestkit.Verifier`, such as `policy`. `collateral` or `pccs_url`
                 replaces this TEE's collateral.
         """
-        from attestkit.verifier import Verifier  # lazy: not needed for attesters
-
-        options.setdefault("trust_anchor", self.trust_anchor)
-        if self._attester.has_quotes and not {"collateral", "pccs_url"} & options.keys():
-            options["collateral"] = self.collateral
         if self._now is not None:
             options.setdefault("clock", partial(_to_datetime, self._now))
-        return Verifier(**cast("dict[str, Any]", options))
+        return self._attester.verifier(**options)
 
     def verify(
         self,
         evidence: "bytes | Attestation | Quote",
         *,
-        report_data: bytes | None,
-        **options: object,
+        nonce: bytes | None = None,
+        report_data: "bytes | EllipsisType | None" = ...,
+        **options: "Unpack[VerifierOptions]",
     ) -> "AttestationResult":
-        """Verify evidence with a new `verifier`; raises what `Verifier.verify` does.
+        """Verify evidence with a new `verifier`; see `Verifier.verify`, also for errors.
 
         Args:
             evidence: Evidence in any encoding, a raw quote, or a parsed object.
+            nonce: The expected nonce.
             report_data: The expected report data; None accepts any.
             options: As for `verifier`.
         """
-        return self.verifier(**options).verify(evidence, report_data=report_data)
+        verifier = self.verifier(**options)
+        return verifier.verify(evidence, nonce=nonce, report_data=report_data)
 
     # -- the server, started on first use ------------------------------------------------------
 
     @property
-    def socket(self) -> Path:
-        """The path of dstack.sock."""
-        return Path(self._server.agent("dstack"))
+    def socket(self) -> str:
+        """The path of dstack.sock, for official clients."""
+        return str(self._server.agent("dstack"))
 
     @property
-    def tappd_socket(self) -> Path:
-        """The path of tappd.sock."""
-        return Path(self._server.agent("tappd"))
+    def tappd_socket(self) -> str:
+        """The path of tappd.sock, for official clients."""
+        return str(self._server.agent("tappd"))
 
     @property
     def url(self) -> str:
@@ -283,7 +286,8 @@ class SimulatedTee:
         """The URL of a PCCS with this TEE's collateral; UnsupportedError on SEV-SNP."""
         if not self._attester.has_quotes:
             raise UnsupportedError(
-                "SEV-SNP has no Intel collateral, and so no PCCS", reason="feature"
+                "pccs_url: not available on SEV-SNP, which has no Intel collateral",
+                reason="feature",
             )
         return self._server.pccs()
 
@@ -291,11 +295,12 @@ class SimulatedTee:
     def client(self) -> dict[str, str]:
         """The environment variables for official clients, set until the end of the running test.
 
-        If several TEEs set them, the last one takes effect. On SEV-SNP without `PCCS_URL`.
+        If several TEEs set them, the last one takes effect. On SEV-SNP, `PCCS_URL` is not among
+        them.
         """
         variables = {
-            "DSTACK_SIMULATOR_ENDPOINT": str(self.socket),
-            "TAPPD_SIMULATOR_ENDPOINT": str(self.tappd_socket),
+            "DSTACK_SIMULATOR_ENDPOINT": self.socket,
+            "TAPPD_SIMULATOR_ENDPOINT": self.tappd_socket,
         }
         if self._attester.has_quotes:
             variables["PCCS_URL"] = self.pccs_url

@@ -1,6 +1,7 @@
 """Verifier: authenticate evidence, replay its event log, and appraise it by a policy."""
 
-from attestkit.verifier.batch.task import Item
+from attestkit._reasons import StepCheck, StepOutcome, VerificationStep
+from attestkit.verifier.batch.task import VerificationItem
 from attestkit.verifier.evidence_bundle import EvidenceBundle
 from attestkit.verifier.pipeline import Evidence, Examination, Verifier, verify
 from attestkit.verifier.policy.appraisal_policy import (
@@ -10,23 +11,34 @@ from attestkit.verifier.policy.appraisal_policy import (
     ReferenceValues,
     RequiredEvent,
 )
-from attestkit.verifier.result import AttestationResult, Authenticated, Claims, Tcb, TcbStatus
+from attestkit.verifier.result import (
+    AttestationResult,
+    Authenticated,
+    BoundTo,
+    Claims,
+    Tcb,
+    TcbStatus,
+)
 
 __all__ = [
     "AppraisalPolicy",
     "AttestationResult",
     "Authenticated",
     "BitMask",
+    "BoundTo",
     "Claims",
     "Evidence",
     "EvidenceBundle",
     "Examination",
-    "Item",
     "KeyProvider",
     "ReferenceValues",
     "RequiredEvent",
+    "StepCheck",
+    "StepOutcome",
     "Tcb",
     "TcbStatus",
+    "VerificationItem",
+    "VerificationStep",
     "Verifier",
     "verify",
 ]

@@ -2,7 +2,7 @@
 
 `os_image_hash` covers firmware, kernel and file system, not the ACPI tables. For a TD, the expected
 RTMR0 is computed with the table digests of the event log (attestation-format.md, section 12.2), so
-that it matches any tables; a reference value of RTMR0 pins them. The launch measurement of an
+that it matches any tables; a reference value of RTMR0 pins the tables. The launch measurement of an
 SEV-SNP guest (section 12.3) does not cover them. An AWS Nitro enclave has no ACPI tables from its
 operator.
 """
@@ -10,36 +10,39 @@ operator.
 from collections.abc import Mapping
 from typing import Final
 
+from attestkit._reasons import VerificationStep
 from attestkit.verifier.result import Claims
-
-__all__ = ["are_pinned", "caution"]
 
 _REST_OF_IMAGE: Final = frozenset({"mrtd", "rtmr1", "rtmr2"})
 
 _Pinned = Mapping[str, frozenset[bytes]]
-"""Reference values of a policy by register, as `ReferenceValues.rules`."""
+"""Reference values of a policy by register, as in `ReferenceValues.rules`."""
 
 
 def are_pinned(claims: Claims, pinned: _Pinned) -> bool:
     """Return whether the policy that accepted `claims` pins the ACPI tables."""
     if claims.platform == "dstack-tdx":
-        return claims.register("rtmr0") in pinned.get("rtmr0", ())
+        return claims.get("rtmr0") in pinned.get("rtmr0", ())
     return claims.platform == "dstack-nitro-enclave"
 
 
-def caution(claims: Claims, pinned: _Pinned) -> str:
-    """Return a warning if the image is verified or pinned, but its ACPI tables are not."""
+def caution(claims: Claims, pinned: _Pinned) -> VerificationStep | None:
+    """Return a caution if the image is verified or pinned, but its ACPI tables are not."""
     named = bool(claims.os_image_hash)
     if claims.platform == "dstack-tdx" and (named or pinned.keys() >= _REST_OF_IMAGE):
         if "rtmr0" in pinned:
-            return ""
-        return (
-            "caution: the host chose the ACPI tables, and the kernel runs the code in them; pin "
-            "rtmr0 as well, which has their digests"
+            return None
+        return VerificationStep(
+            "acpi_tables",
+            "caution",
+            "the host chose the ACPI tables, and the kernel runs the code in them; pin rtmr0 as "
+            "well, which has their digests",
         )
     if claims.platform == "dstack-amd-sev-snp" and named:
-        return (
-            "caution: the ACPI tables from the host of an SEV-SNP guest are not measured, and the "
-            "kernel runs the code in them; no rule can pin them"
+        return VerificationStep(
+            "acpi_tables",
+            "caution",
+            "the ACPI tables from the host of an SEV-SNP guest are not measured, and the kernel "
+            "runs the code in them; no rule can pin them",
         )
-    return ""
+    return None

@@ -7,6 +7,7 @@ never shared between trust anchors.
 from binascii import Error as Base64Error
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from attestkit._crypto.pem import split_pem
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from attestkit.verifier.dcap.authenticate import Dcap
     from attestkit.verifier.platforms.nitro import Nitro
     from attestkit.verifier.platforms.snp import Snp
-
-__all__ = ["Authenticators"]
 
 
 class Authenticators:
@@ -45,9 +44,6 @@ class Authenticators:
             None if trust_anchor is None else _single_certificate(trust_anchor)
         )
         self.snp_certificates: tuple[bytes, ...] = tuple(snp_certificates)
-        self._dcap: Dcap | None = None
-        self._snp: Snp | None = None
-        self._nitro: Nitro | None = None
 
     def authenticate(
         self, parsed: ParsedEvidence, collateral: Collateral | None, now: datetime, *, details: bool
@@ -56,7 +52,7 @@ class Authenticators:
 
         Raises:
             VerificationError: If a signature or certificate chain is not valid.
-            CollateralError: If collateral is needed, and missing or malformed.
+            CollateralError: If collateral is required, but missing or malformed.
         """
         if (quote := parsed.quote) is not None:
             if collateral is None:
@@ -66,28 +62,28 @@ class Authenticators:
                     reason="missing",
                 )
             seconds = int(now.timestamp())
-            return self._intel().authenticate(quote, collateral, seconds, details=details)
+            return self._intel.authenticate(quote, collateral, seconds, details=details)
         assert parsed.attestation is not None
         platform = parsed.attestation.evidence.platform
         if isinstance(platform, SevSnp):
-            return self._amd().authenticate(platform, now)
+            return self._amd.authenticate(platform, now)
         assert isinstance(platform, NitroEnclave)
-        return self._aws().authenticate(platform.nsm_quote, now)
+        return self._aws.authenticate(platform.nsm_quote, now)
 
     def precheck(self, quote: Quote, pck_certificate_chain: str | None, now: datetime) -> None:
         """Run the checks of a quote that need no collateral; see `Dcap.precheck`."""
-        self._intel().precheck(quote, pck_certificate_chain, int(now.timestamp()))
+        self._intel.precheck(quote, pck_certificate_chain, int(now.timestamp()))
 
     def genuine(self, parsed: ParsedEvidence) -> bool:
-        """Return whether the root in use for the platform has the vendor's key."""
+        """Return whether the root used for the platform has the key of the vendor's root."""
         if parsed.quote is not None:
-            return self._intel().genuine
+            return self._intel.genuine
         assert parsed.attestation is not None
         platform = parsed.attestation.evidence.platform
-        return (self._amd() if isinstance(platform, SevSnp) else self._aws()).genuine
+        return (self._amd if isinstance(platform, SevSnp) else self._aws).genuine
 
     def explain(self, authenticated: Authenticated, quote: Quote, collateral: Collateral) -> str:
-        """Return a sentence on the outdated component of a platform; empty if up to date."""
+        """Return a sentence on the outdated component of a platform; empty if it is up to date."""
         if authenticated.status in {None, TcbStatus.UP_TO_DATE}:
             return ""
         from attestkit.verifier.dcap.tcb_levels import shortfall  # lazy: rarely needed
@@ -96,36 +92,30 @@ class Authenticators:
 
     # Two threads may each create one at first; either can be used.
 
+    @cached_property
     def _intel(self) -> "Dcap":
-        if self._dcap is None:
-            from attestkit.verifier.dcap.authenticate import (
-                Dcap,  # lazy: an extra, and slow to import
-            )
+        from attestkit.verifier.dcap.authenticate import Dcap  # lazy: an extra, slow to import
 
-            self._dcap = Dcap(self.trust_anchor)
-        return self._dcap
+        return Dcap(self.trust_anchor)
 
+    @cached_property
     def _amd(self) -> "Snp":
-        if self._snp is None:
-            from attestkit.verifier.platforms.snp import Snp  # lazy: only for SEV-SNP
+        from attestkit.verifier.platforms.snp import Snp  # lazy: only for SEV-SNP
 
-            self._snp = Snp(self.trust_anchor, certificates=self.snp_certificates)
-        return self._snp
+        return Snp(self.trust_anchor, certificates=self.snp_certificates)
 
+    @cached_property
     def _aws(self) -> "Nitro":
-        if self._nitro is None:
-            from attestkit.verifier.platforms.nitro import Nitro  # lazy: only for Nitro
+        from attestkit.verifier.platforms.nitro import Nitro  # lazy: only for Nitro
 
-            self._nitro = Nitro(self.trust_anchor)
-        return self._nitro
+        return Nitro(self.trust_anchor)
 
 
 def _single_certificate(certificate: bytes | str) -> bytes:
     """Return the DER of a single certificate in DER or PEM."""
     if not isinstance(certificate, (bytes, str)):
         raise UsageError(
-            f"trust anchor: wrong type: {type(certificate).__name__}, must be bytes or str",
-            reason="wrong_type",
+            f"trust anchor: {type(certificate).__name__}, must be bytes or str", reason="wrong_type"
         )
     try:
         if isinstance(certificate, str) or certificate.lstrip().startswith(b"-----"):
@@ -135,11 +125,11 @@ def _single_certificate(certificate: bytes | str) -> bytes:
             certificates = [certificate]
         if len(certificates) != 1:
             raise UsageError(
-                f"trust anchor: {len(certificates)} certificates, must be 1", reason="wrong_size"
+                f"trust anchor: must be 1 certificate, not {len(certificates)}", reason="wrong_size"
             )
         read_certificate(certificates[0])
     except (FormatError, UnicodeDecodeError, Base64Error) as error:
         raise UsageError(
-            f"trust anchor: not a certificate: {error}", reason="wrong_value"
+            f"trust anchor: not a valid certificate: {error}", reason="wrong_value"
         ) from error
     return certificates[0]

@@ -12,6 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from attestkit._formats.strict_json import check_depth
+from attestkit._reasons import VerificationStep
 from attestkit.attestation.launch.mr_config import MrConfig, config_id_v1, config_id_v3
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.dstack.app_compose import KEY_PROVIDERS
@@ -21,43 +22,57 @@ from attestkit.verifier.result import Claims
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
 
-__all__ = ["has_document", "require_document", "sealed_configuration"]
-
+_SEALED = VerificationStep(
+    "mr_config", "passed", "the app is that of the configuration sealed at launch (MR_CONFIG_ID)"
+)
 _LONGEST = 65_536  # bytes of the key-provider event
 # Fields of AppInfo that the event log contains.
 _LOGGED = ("app_id", "compose_hash", "instance_id", "key_provider_info", "init_script_hashes")
-_SKIPPED = "; the sealed configuration was left out: "
 
 
-def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> str:
-    """Compare an app with MR_CONFIG_ID, 48 bytes; return the check as part of a sentence.
+def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> VerificationStep | None:
+    """Check that MR_CONFIG_ID (48 bytes) belongs to the app.
 
-    Version 1 is the compose hash. Version 3 is the hash of a document that the configuration may
-    contain. Version 2 hashes a key provider id that is not in the evidence.
+    Version 1 of MR_CONFIG_ID contains the compose hash. Version 3 contains the hash of an
+    mr_config document, which the VM configuration may contain. Version 2 cannot be checked: it
+    also hashes a key provider id, which is not in the evidence.
+
+    Args:
+        config_id: MR_CONFIG_ID from the quote.
+        info: Identity of the app from the event log.
+        config: VM configuration in the evidence, JSON text.
+
+    Returns:
+        The passed or skipped step; None if MR_CONFIG_ID is zero or the log has no app identity.
 
     Raises:
-        VerificationError: If the sealed configuration is of another app.
-        FormatError: If the document is malformed.
+        VerificationError: If MR_CONFIG_ID belongs to another app.
+        FormatError: If the VM configuration or the mr_config document is malformed.
     """
     if not any(config_id) or not _tells(info):
-        return ""
+        return None
     version = config_id[0]
     if version == 1:
         if len(info.compose_hash) != 32 or config_id != config_id_v1(info.compose_hash):
             raise _contradiction("compose_hash", config_id[1:].hex(), info.compose_hash.hex())
-        return ", as sealed at launch"
+        return _SEALED
     document = VmConfig.parse(config).find("mr_config")
     if version != 3:
-        return f"{_SKIPPED}version {version} of MR_CONFIG_ID cannot be computed from the evidence"
+        return _skipped(f"version {version} of MR_CONFIG_ID cannot be computed from the evidence")
     if not isinstance(document, str):
-        return f"{_SKIPPED}the evidence does not have the document that MR_CONFIG_ID hashes"
+        return _skipped("the evidence does not have the document that MR_CONFIG_ID hashes")
     if config_id != config_id_v3(document):
         raise VerificationError(
-            f"MR_CONFIG_ID: {config_id.hex()} is not the hash of mr_config in the evidence",
+            f"MR_CONFIG_ID: {config_id.hex()} is not the hash of mr_config in the VM configuration",
             reason="mr_config",
         )
     _compare(MrConfig.parse(document), info)
-    return ", as sealed at launch"
+    return _SEALED
+
+
+def _skipped(reason: str) -> VerificationStep:
+    text = f"the sealed configuration was not compared: {reason}"
+    return VerificationStep("mr_config", "skipped", text)
 
 
 def has_document(config_id: bytes, config: str) -> bool:
@@ -72,7 +87,7 @@ def has_document(config_id: bytes, config: str) -> bool:
     return isinstance(document, str) and config_id == config_id_v3(document)
 
 
-def require_document(claims: Claims, info: "AppInfo | None") -> str:
+def require_document(claims: Claims, info: "AppInfo | None") -> None:
     """Check that the evidence has the document of a version 3 MR_CONFIG_ID.
 
     Version 1 is always compared; version 2 never can be.
@@ -80,9 +95,9 @@ def require_document(claims: Claims, info: "AppInfo | None") -> str:
     Raises:
         PolicyError: If MR_CONFIG_ID has version 3, and the evidence does not have its document.
     """
-    config_id = claims.register("mr_config_id") or b"\0"
+    config_id = claims.get("mr_config_id") or b"\0"
     if config_id[0] != 3 or claims.has_mr_config or info is None or not _tells(info):
-        return ""
+        return
     raise PolicyError(
         f"MR_CONFIG_ID: {config_id.hex()} is the hash of a configuration document that is not in "
         "the evidence; have the host put it into vm_config as mr_config, or drop require_mr_config",
@@ -91,28 +106,28 @@ def require_document(claims: Claims, info: "AppInfo | None") -> str:
 
 
 def _tells(info: "AppInfo") -> bool:
-    """Return whether the event log has a field that a sealed configuration may contradict."""
+    """Return whether the event log names the app in a field that a sealed configuration has too."""
     return any(getattr(info, name) for name in _LOGGED)
 
 
 def _compare(sealed: MrConfig, info: "AppInfo") -> None:
     """Compare each field of the document with the event log."""
     for name in ("compose_hash", "app_id", "instance_id"):
-        want, have = getattr(sealed, name), getattr(info, name)
-        if want and want != have:
-            raise _contradiction(name, want.hex(), have.hex())
+        in_sealed, in_log = getattr(sealed, name), getattr(info, name)
+        if in_sealed and in_sealed != in_log:
+            raise _contradiction(name, in_sealed.hex(), in_log.hex())
     hashes = info.init_script_hashes or ()
     if sealed.init_script_hashes is not None and sealed.init_script_hashes != hashes:
         raise _contradiction("init_script_hashes", _hex(sealed.init_script_hashes), _hex(hashes))
-    want = (KEY_PROVIDERS[sealed.key_provider][1], sealed.key_provider_id.hex())
-    have = _key_provider(info.key_provider_info)
+    sealed_name, sealed_id = KEY_PROVIDERS[sealed.key_provider][1], sealed.key_provider_id.hex()
+    name, provider_id = _key_provider(info.key_provider_info)
     # Without an id, the document allows any provider of that kind.
-    if want[0] != have[0] or (want[1] and want[1] != have[1]):
-        raise _contradiction("key_provider", " ".join(want), " ".join(have))
+    if sealed_name != name or (sealed_id and sealed_id != provider_id):
+        raise _contradiction("key_provider", f"{sealed_name} {sealed_id}", f"{name} {provider_id}")
 
 
 def _key_provider(payload: bytes) -> tuple[str, str]:
-    """Return name and id in the payload of the key-provider event; empty if malformed."""
+    """Return name and id in the payload of the key-provider event; both empty if malformed."""
     try:
         check_depth(payload)
         found: Any = json.loads(payload.decode()) if len(payload) <= _LONGEST else None

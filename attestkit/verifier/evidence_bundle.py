@@ -8,22 +8,20 @@ relying party chooses the expected report data and the time of the verification.
 
 import json
 import os
-from base64 import b64decode, b64encode
-from binascii import Error as Base64Error
+from base64 import b64encode
+from codecs import BOM_UTF8
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from attestkit._formats.strict_json import check_depth
+from attestkit._formats import strict_json
 from attestkit._system.atomic_file import replace_file
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError
 
 if TYPE_CHECKING:
     from attestkit._reasons import FormatReason
-
-__all__ = ["EvidenceBundle"]
 
 _VERSION: Final = 1
 _EVIDENCE_LIMIT: Final = 10 << 20  # bytes
@@ -62,15 +60,16 @@ class EvidenceBundle:
         """Decode the JSON of a bundle.
 
         Raises:
-            FormatError: If it is over 32 MiB, not a JSON object or of another version, or a member
-                is unknown, missing, duplicate or malformed; the text names the member.
+            FormatError: If the text is over 32 MiB, not a JSON object or of another version, or a
+                member is unknown, missing, duplicate or malformed; the message names the member.
         """
         if len(text) > _FILE_LIMIT:
             raise FormatError(
                 f"evidence bundle: too large: {len(text)} bytes, at most {_FILE_LIMIT}",
                 reason="too_large",
             )
-        values = _object(text)
+        text = text.removeprefix(BOM_UTF8) if isinstance(text, bytes) else text
+        values = strict_json.read_object(text, "evidence bundle")
         # Checked first, because another version may have other members.
         version = values.get("version", _VERSION)  # _check_keys reports a missing one
         if type(version) is not int or version != _VERSION:
@@ -79,12 +78,15 @@ class EvidenceBundle:
                 reason="unsupported_version",
             )
         _check_keys("evidence bundle", values, _KEYS)
+        report_data = values["report_data"]
+        if report_data is not None:
+            report_data = strict_json.from_hex(report_data, "report_data")
         try:
             return cls(
-                evidence=_from_base64(values["evidence"]),
+                evidence=strict_json.from_base64(values["evidence"], "evidence"),
                 collateral=_collateral(values["collateral"]),
                 at=_moment(values["at"]),
-                report_data=_report_data(values["report_data"]),
+                report_data=report_data,
             )
         except UsageError as error:
             wrong_size = error.reason == "wrong_size"
@@ -110,7 +112,7 @@ class EvidenceBundle:
 
         Raises:
             UsageError: If the file cannot be read.
-            FormatError: As `from_json`; the text names the file.
+            FormatError: If `from_json` rejects the content; the message names the file.
         """
         try:
             with Path(path).open("rb") as file:
@@ -163,44 +165,11 @@ def _check_moment(value: object) -> None:
         raise UsageError("at: outside the years 1 to 9999", reason="out_of_range") from error
 
 
-def _object(text: str | bytes) -> dict[str, Any]:
-    try:
-        # json.loads would also accept UTF-16, in which check_depth finds no brackets.
-        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        check_depth(text)
-        values = json.loads(text, object_pairs_hook=_without_doubles)
-    except FormatError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise FormatError("evidence bundle: not valid JSON", reason="syntax") from error
-    if not isinstance(values, dict):
-        raise FormatError("evidence bundle: not a JSON object", reason="wrong_type")
-    return values
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise FormatError("evidence bundle: duplicate member in an object", reason="duplicate")
-    return values
-
-
 def _check_keys(what: str, values: dict[str, Any], required: frozenset[str]) -> None:
     if missing := required - values.keys():
         raise FormatError(f"{what}: missing member: {', '.join(sorted(missing))}", reason="missing")
     if unknown := values.keys() - required:
         raise FormatError(f"{what}: unknown member: {min(unknown)[:40]!r}", reason="unknown_field")
-
-
-def _from_base64(value: object) -> bytes:
-    try:
-        if isinstance(value, str):
-            data = b64decode(value, validate=True)
-            if b64encode(data).decode("ascii") == value:  # the decoder ignores unused bits
-                return data
-    except (Base64Error, ValueError) as error:
-        raise FormatError("evidence: invalid base64", reason="encoding") from error
-    raise FormatError("evidence: invalid base64", reason="encoding")
 
 
 def _collateral(value: object) -> Collateral | None:
@@ -227,14 +196,3 @@ def _moment(value: object) -> datetime:
         return datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 does not accept Z
     except ValueError as error:
         raise FormatError("at: not an ISO 8601 time", reason="wrong_value") from error
-
-
-def _report_data(value: object) -> bytes | None:
-    if value is None:
-        return None
-    try:
-        if isinstance(value, str):
-            return bytes.fromhex(value)
-    except ValueError as error:
-        raise FormatError("report_data: invalid hex", reason="encoding") from error
-    raise FormatError("report_data: invalid hex", reason="encoding")

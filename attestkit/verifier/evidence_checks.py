@@ -1,12 +1,14 @@
 """Verification steps between signatures and policy: event log, OS image and app identity.
 
-Each step takes evidence whose signatures are valid, and returns its finding and a sentence for
-people, or raises.
+Each step takes evidence whose signatures are valid. It returns the verified values and a
+VerificationStep, or raises an exception.
 """
 
 import hmac
+from types import EllipsisType
 from typing import TYPE_CHECKING, NamedTuple
 
+from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import MrConfig
 from attestkit.attestation.launch.os_image import verify_os_image
@@ -17,27 +19,18 @@ from attestkit.errors import (
     PolicyError,
     ReplayError,
     UnsupportedError,
+    UsageError,
     VerificationError,
 )
 from attestkit.event_log.event import Event
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.report_data import ReportData
 from attestkit.verifier.config_id import has_document, sealed_configuration
-from attestkit.verifier.result import Claims
+from attestkit.verifier.result import BoundTo, Claims
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
     from attestkit.snp_report import SnpReport
-
-__all__ = [
-    "ParsedEvidence",
-    "app_info",
-    "check_os_image",
-    "check_quoted_report_data",
-    "check_report_data",
-    "claims",
-    "replay_event_log",
-]
 
 _IDENTITY = {"app_id": 20, "compose_hash": 32, "instance_id": 20}  # bytes, where not empty
 _TD_ATTRIBUTES = (
@@ -80,24 +73,57 @@ class ParsedEvidence(NamedTuple):
         """
         if isinstance(attestation.evidence.platform, (GcpTdx, NitroTpm)):
             raise UnsupportedError(
-                f"{attestation.platform} evidence: vTPM quotes are not supported",
-                reason="feature",
+                f"{attestation.platform} evidence: vTPM quotes are not supported", reason="feature"
             )
         quote = attestation.quote
         if quote is not None and not isinstance(quote.body, TdQuoteBody):
             raise FormatError(
-                f"{attestation.platform} evidence: its quote is of an SGX enclave, must be of a TD",
-                reason="tee_type",
+                f"{attestation.platform} evidence: the quote must be of a TD", reason="tee_type"
             )
         return cls(attestation, quote)
 
     @property
     def platform(self) -> str:
-        """The platform's name; of a bare quote by its TEE type."""
+        """Name of the platform; the TEE type of a bare quote determines it."""
         if self.attestation is not None:
             return self.attestation.platform
         assert self.quote is not None
         return "dstack-tdx" if isinstance(self.quote.body, TdQuoteBody) else "sgx"
+
+
+class ExpectedReportData(NamedTuple):
+    """Report data that evidence must have, and the nonce that it contains, if any."""
+
+    value: bytes | None  # 64 bytes; None accepts any
+    bound_to: BoundTo | None  # None if `value` is None
+    nonce: bytes | None = None
+
+    @classmethod
+    def of(
+        cls, nonce: bytes | None, report_data: bytes | EllipsisType | None
+    ) -> "ExpectedReportData":
+        """Return the expected report data for exactly one of two arguments of `Verifier.verify`.
+
+        Args:
+            nonce: 8 to 64 bytes, or None.
+            report_data: Report data, zero-padded to 64 bytes. None accepts any report data; `...`
+                means that the argument was not given.
+
+        Raises:
+            UsageError: If none or both are given, or one has another type or size.
+        """
+        if nonce is None and report_data is ...:
+            raise UsageError(
+                "nonce: missing; without one, pass report_data, or report_data=None to accept any",
+                reason="missing",
+            )
+        if nonce is not None and report_data is not ...:
+            raise UsageError("nonce and report_data: give exactly one", reason="conflict")
+        if nonce is not None:
+            return cls(ReportData.for_nonce(nonce), "nonce", nonce)
+        if report_data is None or report_data is ...:
+            return cls(None, None)
+        return cls(ReportData.pad(report_data), "report_data")
 
 
 def check_quoted_report_data(parsed: ParsedEvidence, signed: bytes) -> None:
@@ -124,36 +150,40 @@ def check_quoted_report_data(parsed: ParsedEvidence, signed: bytes) -> None:
         )
 
 
-def replay_event_log(parsed: ParsedEvidence) -> tuple[tuple[int, ...], str]:
+def replay_event_log(parsed: ParsedEvidence) -> tuple[tuple[int, ...], VerificationStep]:
     """Replay the event log; return the RTMRs that it covers.
 
     A log shortened for a certificate covers RTMR3 only.
 
     Raises:
-        ReplayError: If a register does not match the replay, or the runtime events are not those of
-            the log.
+        ReplayError: If a register does not match the replay, or the evidence's list of runtime
+            events does not match the log.
         VerificationError: If an event's digest does not match its name and payload.
     """
     attestation, quote = parsed
     if attestation is None:
-        return (), "replay was left out: a bare quote has no log"
+        text = "replay was left out: a bare quote has no log"
+        return (), VerificationStep("event_log", "skipped", text)
     if quote is None:
-        return (), f"replay was left out: nothing measures events on {attestation.platform}"
+        text = f"replay was left out: nothing measures events on {attestation.platform}"
+        return (), VerificationStep("event_log", "skipped", text)
     log = attestation.event_log
     registers = log.explained_registers()
     log.check(quote, registers)
     _check_same_events(attestation.runtime_events, log.runtime)
     if 0 in registers:
-        return registers, f"the log's {len(log.events)} events replay to RTMR0 to RTMR3"
-    return registers, (
-        f"the log's runtime events replay to RTMR3; it is shortened, so RTMR0 to RTMR2 were not "
-        f"replayed ({len(log.events)} events)"
+        text = f"the log's {len(log.events)} events replay to RTMR0 to RTMR3"
+        return registers, VerificationStep("event_log", "passed", text)
+    text = (
+        f"the log's runtime events replay to RTMR3; it is shortened, so RTMR0 to RTMR2 were "
+        f"not replayed ({len(log.events)} events)"
     )
+    return registers, VerificationStep("event_log", "caution", text)
 
 
 def _check_same_events(listed: tuple[Event, ...], measured: tuple[Event, ...]) -> None:
-    """Check that the runtime events beside the log, which name the app, are those of the log."""
-    # Digests are not compared: a stripped log has none.
+    """Check that the evidence's list of runtime events, which names the app, matches the log."""
+    # Digests are not compared: a log shortened for a certificate has none.
     if listed is not measured and _contents(listed) != _contents(measured):
         raise ReplayError(
             "evidence: runtime_events are not those of the event log", reason="rtmr_mismatch"
@@ -164,29 +194,35 @@ def _contents(events: tuple[Event, ...]) -> list[tuple[str, bytes, int]]:
     return [(event.name, event.payload, event.version) for event in events]
 
 
-def check_os_image(parsed: ParsedEvidence) -> tuple[bytes, str]:
+def check_os_image(parsed: ParsedEvidence) -> tuple[bytes, VerificationStep]:
     """Return the hash of the OS image that the registers match; empty if not verifiable.
 
     Raises:
-        VerificationError: If the registers are not those of the image that the evidence names, or
-            an enclave runs in debug mode.
+        VerificationError: If the registers do not match the image that the evidence names, or an
+            enclave runs in debug mode.
         FormatError: If the configuration is malformed.
     """
     attestation = parsed.attestation
     if attestation is None:
-        return b"", "the OS image was left out: a bare quote names none"
+        return _without_image("a bare quote names none")
     platform = attestation.evidence.platform
     config = VmConfig.parse(attestation.config)
     if isinstance(platform, SevSnp) and config.find("sev_snp_measurement") is None:
-        return b"", "the OS image was left out: the evidence has no measurement of it"
+        return _without_image("the evidence has no measurement of it")
     try:
         if isinstance(platform, NitroEnclave) and not config.os_image_hash:
             _check_not_debug(attestation)
-            return b"", "the OS image was left out: the evidence names none"
+            return _without_image("the evidence names none")
         found = verify_os_image(attestation.evidence, quote=parsed.quote)
     except UnsupportedError as error:
-        return b"", f"the OS image was left out: {error}"
-    return found, f"the registers are those of OS image {found.hex()}"
+        return _without_image(str(error))
+    text = f"the registers are those of OS image {found.hex()}"
+    return found, VerificationStep("os_image", "passed", text)
+
+
+def _without_image(reason: str) -> tuple[bytes, VerificationStep]:
+    text = f"the OS image was left out: {reason}"
+    return b"", VerificationStep("os_image", "skipped", text)
 
 
 def _check_not_debug(attestation: Attestation) -> None:
@@ -200,7 +236,7 @@ def _check_not_debug(attestation: Attestation) -> None:
 
 def app_info(
     parsed: ParsedEvidence, device: bytes, image_hash: bytes
-) -> "tuple[AppInfo | None, str]":
+) -> "tuple[AppInfo | None, tuple[VerificationStep, ...]]":
     """Return the identity of the app; unauthenticated fields are empty.
 
     Args:
@@ -215,13 +251,14 @@ def app_info(
     """
     attestation, quote = parsed
     if attestation is None:
-        return None, "a bare quote does not name its app"
+        return None, _without_app("a bare quote does not name its app")
     platform = attestation.evidence.platform
     if isinstance(platform, SevSnp):
         if not platform.mr_config:
-            return None, "the evidence has no configuration document, so it does not name its app"
+            text = "the evidence has no configuration document, so it does not name its app"
+            return None, _without_app(text)
         MrConfig.parse(platform.mr_config).check_lengths()
-    info = attestation.app_info(device=device)._replace(os_image_hash=image_hash)
+    info = attestation.read_app_info(device=device)._replace(os_image_hash=image_hash)
     if isinstance(platform, NitroEnclave):
         # Its events come from the agent and are not measured; only the image is.
         info = info._replace(
@@ -231,14 +268,22 @@ def app_info(
             key_provider_info=b"",
             init_script_hashes=None,
         )
-        return info, "an enclave's image is its only identity: its app id was left out"
+        text = "an enclave's image is its only identity: its app id was left out"
+        return info, _without_app(text)
     _check_sizes(info)
-    sealed = ""
+    sealed = None
     if quote is not None and isinstance(quote.body, TdQuoteBody):
         sealed = sealed_configuration(quote.body.mr_config_id, info, attestation.config)
-    if not info.app_id:
-        return info, f"the evidence names no app: it has no boot events up to system-ready{sealed}"
-    return info, f"the app is {info.app_id.hex()}, compose hash {info.compose_hash.hex()}{sealed}"
+    if info.app_id:
+        text = f"the app is {info.app_id.hex()}, compose hash {info.compose_hash.hex()}"
+        steps: tuple[VerificationStep, ...] = (VerificationStep("app", "passed", text),)
+    else:
+        steps = _without_app("the evidence names no app: it has no boot events up to system-ready")
+    return info, steps if sealed is None else (*steps, sealed)
+
+
+def _without_app(text: str) -> tuple[VerificationStep, ...]:
+    return (VerificationStep("app", "skipped", text),)
 
 
 def _check_sizes(info: "AppInfo") -> None:
@@ -246,8 +291,7 @@ def _check_sizes(info: "AppInfo") -> None:
         value: bytes = getattr(info, name)
         if value and len(value) != size:
             raise VerificationError(
-                f"{name}: wrong size: {len(value)} bytes, must be {size}",
-                reason="identity",
+                f"{name}: wrong size: {len(value)} bytes, must be {size}", reason="identity"
             )
 
 
@@ -281,7 +325,10 @@ _Fields = tuple[tuple[str, bytes], ...]
 
 
 def _fields(parsed: ParsedEvidence) -> tuple[_Fields, _Fields]:
-    """Return registers and attributes, with the names of their platform."""
+    """Return registers and attributes, each as a pair of name and value.
+
+    The names are those of the platform, such as mrtd for TDX and pcr0 for Nitro.
+    """
     attestation, quote = parsed
     if quote is not None:
         return _quoted(quote)
@@ -296,8 +343,7 @@ def _fields(parsed: ParsedEvidence) -> tuple[_Fields, _Fields]:
 def _quoted(quote: Quote) -> tuple[_Fields, _Fields]:
     body = quote.body
     if isinstance(body, TdQuoteBody):
-        rtmrs = (body.rtmr0, body.rtmr1, body.rtmr2, body.rtmr3)
-        named = (("mrtd", body.mr_td), *((f"rtmr{n}", rtmr) for n, rtmr in enumerate(rtmrs)))
+        named = (("mrtd", body.mrtd), *((f"rtmr{n}", rtmr) for n, rtmr in enumerate(body.rtmrs)))
         found = ((name, getattr(body, name)) for name in _TD_ATTRIBUTES)
         return named, tuple((name, value) for name, value in found if value is not None)
     return (
@@ -323,14 +369,19 @@ def _reported(report: "SnpReport") -> tuple[_Fields, _Fields]:
     )
 
 
-def check_report_data(signed: bytes, expected: bytes | None) -> str:
-    """Check the report data, if expected; return the finding in a sentence."""
-    if expected is None:
-        return "freshness was not checked: any report data was accepted"
-    if not hmac.compare_digest(signed.ljust(len(expected), b"\0"), expected):
+def check_report_data(signed: bytes, expected: ExpectedReportData) -> VerificationStep:
+    """Check the report data, if expected."""
+    value, bound_to, _ = expected
+    if value is None:
+        text = "freshness was not checked: any report data was accepted"
+        return VerificationStep("report_data", "skipped", text)
+    if not hmac.compare_digest(signed.ljust(len(value), b"\0"), value):
+        what = "this nonce" if bound_to == "nonce" else "this report data"
         raise PolicyError(
-            f"report data: {signed.hex()}, must be {expected.hex()}; request new evidence with "
-            "this report data",
+            f"report data: {signed.hex()}, must be {value.hex()}; request new evidence with {what}",
             reason="report_data",
         )
-    return "the report data is the expected one"
+    text = "the report data is the expected one"
+    if bound_to == "nonce":
+        text = "the evidence is bound to the expected nonce"
+    return VerificationStep("report_data", "passed", text)

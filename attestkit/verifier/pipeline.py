@@ -1,63 +1,59 @@
-"""The Verifier and its pipeline of verification steps.
+"""The Verifier: settings, collateral and batches around the steps of `examination`.
 
-Steps: format, signatures, report data, event log, OS image, app identity, policy. Every step passes
-and adds a sentence to the result, or raises; an unexpected exception is a rejection. Collateral is
-fetched only if a PCCS is configured.
+Collateral is fetched only if a PCCS is configured.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, CollateralError, UsageError
-from attestkit.quote import Quote
-from attestkit.report_data import ReportData
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.batch.scheduler import WINDOW, verify_all, verify_each
-from attestkit.verifier.batch.task import Item, run_step
-from attestkit.verifier.dcap.fetch_and_retry import authenticate_fetching
+from attestkit.verifier.batch.task import VerificationItem, run_step
 from attestkit.verifier.evidence_bundle import EvidenceBundle
-from attestkit.verifier.evidence_checks import (
-    ParsedEvidence,
-    app_info,
-    check_os_image,
-    check_quoted_report_data,
-    check_report_data,
-    claims,
-    replay_event_log,
+from attestkit.verifier.evidence_checks import ExpectedReportData
+from attestkit.verifier.examination import Evidence, Examination, Settings
+from attestkit.verifier.policy.appraisal_policy import (
+    PRESETS,
+    AppraisalPolicy,
+    policy_name,
+    require_policy,
 )
-from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy, policy_name, require_policy
-from attestkit.verifier.result import (
-    AttestationResult,
-    Authenticated,
-    Claims,
-    ResultContent,
-    create_result,
-)
+from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from concurrent.futures import Executor
 
-    from attestkit.attestation import AppInfo
     from attestkit.collateral.cache import CollateralCache
     from attestkit.collateral.caching_source import CollateralSource
     from attestkit.collateral.pccs_client import Getter
 
 __all__ = ["Evidence", "Examination", "Verifier", "verify"]
 
-Evidence = bytes | Attestation | Quote
-"""Encoded evidence or raw quote, or the parsed object of either."""
-
-_Got = TypeVar("_Got")
-_RAW_QUOTES: Final = (b"\3\0", b"\4\0", b"\5\0")  # quote versions; no evidence begins so
+_Path = str | os.PathLike[str]
 
 
 def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
+
+
+class VerifierOptions(TypedDict, total=False):
+    """The arguments of `Verifier`, of which each may be left out."""
+
+    trust_anchor: bytes | str | None
+    collateral: "Collateral | _Path | None"
+    pccs_url: str | None
+    policy: "AppraisalPolicy | _Path | None"
+    getter: "Getter | None"
+    cache: "CollateralCache | None"
+    clock: Callable[[], datetime]
+    snp_certificates: Sequence[bytes]
+    tcb_details: bool
 
 
 class Verifier:
@@ -66,14 +62,16 @@ class Verifier:
     Args:
         trust_anchor: Certificate in DER or PEM that replaces the roots of Intel, AMD and AWS on
             every platform. The result is `simulated` unless it has the vendor's key.
-        collateral: Collateral for the platforms of the evidence; required for TDX and SGX.
+        collateral: Collateral for the platforms of the evidence, or the path of its file; required
+            for TDX and SGX.
         pccs_url: PCCS or Intel's PCS, from which collateral is fetched instead.
-        policy: Appraisal policy; None is `AppraisalPolicy.default()`.
+        policy: Appraisal policy, the name of a preset, or the path of a policy's file; None is
+            `AppraisalPolicy.default()`.
         getter: Function that gets a URL; None is an HTTP client of the standard library.
         cache: Cache of fetched collateral; None caches in this object.
         clock: Function that returns the current time, for calls without `now`.
-        snp_certificates: Certificates for SEV-SNP reports without: of the key (VCEK or VLEK) and
-            its issuer; in DER, PEM or the kernel's certificate table.
+        snp_certificates: Certificates for SEV-SNP evidence that contains none: of the signing key
+            (VCEK or VLEK) and its issuer; in DER, PEM or the kernel's certificate table.
         tcb_details: Whether to set the dates of `AttestationResult.tcb` if no rule needs them.
 
     Thread-safe; it pickles without its caches.
@@ -81,26 +79,34 @@ class Verifier:
     Raises:
         UsageError: If `trust_anchor` is not a certificate, if both collateral and `pccs_url` are
             given, or if an argument has the wrong type.
+        CollateralError: If the collateral's file cannot be read or is malformed.
+        ConfigError: If the policy's file cannot be read or is malformed.
     """
 
     def __init__(
         self,
-        trust_anchor: bytes | str | None = None,
-        collateral: Collateral | None = None,
-        pccs_url: str | None = None,
-        policy: AppraisalPolicy | None = None,
         *,
+        trust_anchor: bytes | str | None = None,
+        collateral: Collateral | _Path | None = None,
+        pccs_url: str | None = None,
+        policy: AppraisalPolicy | _Path | None = None,
         getter: "Getter | None" = None,
         cache: "CollateralCache | None" = None,
         clock: Callable[[], datetime] = _utc_now,
         snp_certificates: Sequence[bytes] = (),
         tcb_details: bool = False,
     ) -> None:
-        _check_collateral(collateral)
         if collateral is not None and pccs_url is not None:
             raise UsageError(
                 "collateral and pccs_url exclude each other; pass one of them", reason="conflict"
             )
+        if isinstance(collateral, str | os.PathLike):
+            collateral = Collateral.load(collateral)
+        _check_collateral(collateral)
+        if isinstance(policy, str) and policy in PRESETS:
+            policy = PRESETS[policy]()
+        elif isinstance(policy, str | os.PathLike):
+            policy = AppraisalPolicy.load(policy)
         self.policy: AppraisalPolicy = (
             AppraisalPolicy.default() if policy is None else require_policy(policy)
         )
@@ -117,19 +123,22 @@ class Verifier:
         self,
         evidence: Evidence,
         *,
-        report_data: bytes | None,
+        nonce: bytes | None = None,
+        report_data: bytes | EllipsisType | None = ...,
         now: datetime | float | None = None,
         collateral: Collateral | None = None,
     ) -> AttestationResult:
-        """Verify evidence, and return the result.
+        """Verify evidence, and return the result. Pass either `nonce` or `report_data`.
 
         A raw quote has no event log: replay is skipped, and a policy with rules about events or the
         app rejects it.
 
         Args:
             evidence: Evidence of at most 10 MiB.
-            report_data: Expected report data, up to 64 bytes, zero-padded. None, which must be
-                passed explicitly, accepts any: then freshness is not verified.
+            nonce: The nonce that the attester was sent, 8 to 64 bytes; it makes the result `fresh`.
+            report_data: Expected report data, up to 64 bytes, zero-padded; the result is not
+                `fresh`, because report data may be a constant. None, which must be passed
+                explicitly, accepts any.
             now: Time of the verification: an aware datetime, or seconds since 1970.
             collateral: Collateral for this evidence, instead of the verifier's.
 
@@ -141,36 +150,42 @@ class Verifier:
             UnsupportedError: If the platform is not supported (vTPMs of Google and AWS).
             UsageError: If an argument has the wrong type or value.
         """
-        return run_step(
-            "verification",
-            (),
-            lambda: self.examine(evidence, now=now, collateral=collateral).take(report_data),
-        )
+
+        def complete() -> AttestationResult:
+            expected = ExpectedReportData.of(nonce, report_data)
+            return self.examine(evidence, now=now, collateral=collateral).complete(expected)
+
+        return run_step("verification", (), complete)
 
     def verify_bundle(
         self,
         bundle: EvidenceBundle,
         *,
-        report_data: bytes | None,
+        nonce: bytes | None = None,
+        report_data: bytes | EllipsisType | None = ...,
         now: datetime | float | None = None,
     ) -> AttestationResult:
         """Verify the evidence of a bundle offline, with the collateral of the bundle.
 
         Args:
             bundle: Evidence bundle.
-            report_data: As for `verify`. The bundle's own is ignored, because it is not
-                authenticated.
+            nonce: As for `verify`.
+            report_data: As for `verify`. The report data in the bundle are ignored, because they
+                are not authenticated.
             now: Time of the verification; None uses `bundle.at`, so that certificates revoked or
                 expired since then are accepted.
 
         Raises:
             CollateralError: If the bundle lacks the collateral that its evidence needs; the
                 verifier's collateral and PCCS are not used.
-            AttestKitError: As `verify`.
+            AttestKitError: For the same reasons as in `verify`.
         """
-        return run_step(
-            "verification", (), lambda: self._examine_bundle(bundle, now).take(report_data)
-        )
+
+        def complete() -> AttestationResult:
+            expected = ExpectedReportData.of(nonce, report_data)
+            return self._examine_bundle(bundle, now).complete(expected)
+
+        return run_step("verification", (), complete)
 
     def _examine_bundle(
         self, bundle: EvidenceBundle, now: datetime | float | None
@@ -199,9 +214,10 @@ class Verifier:
         collateral: Collateral | None = None,
         fetch: bool = True,
     ) -> "Examination":
-        """Parse evidence for a verification in single steps, in the order of `verify`.
+        """Parse evidence, and return an Examination, whose methods verify it step by step.
 
-        If `fetch` is false, a step that needs a PCCS request raises FetchNeededError.
+        Call them in the order in which `Examination` defines them; `verify` does the same. If
+        `fetch` is false, a step that needs a PCCS request raises FetchNeededError.
         """
         _check_collateral(collateral)
 
@@ -212,12 +228,12 @@ class Verifier:
 
         return run_step("format", (), parse)
 
-    def _settings(self) -> "_Settings":
+    def _settings(self) -> "Settings":
         policy = self.policy
         if self._policy_name[0] is not policy:
             self._policy_name = policy, policy_name(policy)
         details = self._tcb_details or policy.needs_tcb_details
-        return _Settings(
+        return Settings(
             self._authenticators,
             policy,
             self._policy_name[1],
@@ -228,7 +244,7 @@ class Verifier:
 
     def verify_many(
         self,
-        items: Iterable[Item],
+        items: Iterable[VerificationItem],
         executor: "Executor | None" = None,
         progress: Callable[[int, int], None] | None = None,
         now: datetime | float | None = None,
@@ -240,7 +256,7 @@ class Verifier:
             executor: Executor of `concurrent.futures`, or dask's `Client.get_executor()`; None
                 verifies in this thread. Processes scale; threads less, because the GIL is held
                 during most of a verification. Items of a dead worker are verified again in a
-                process of attestkit's own, and rejected if that dies as well. That process runs the
+                process of attestkit's own, and rejected if that process dies, too. It runs the
                 `initializer` of a `ProcessPoolExecutor`; with other executors the verifier must
                 work without one.
             progress: Function that is called in this thread with the number of completed items and
@@ -252,7 +268,7 @@ class Verifier:
 
     def verify_stream(
         self,
-        items: Iterable[Item],
+        items: Iterable[VerificationItem],
         executor: "Executor | None" = None,
         *,
         window: int = WINDOW,
@@ -263,7 +279,7 @@ class Verifier:
 
         At most `window` items and about 64 MiB of evidence are in flight. Outcomes are yielded as
         soon as they are available, also while the iterator blocks. An item waits at most 10 ms for
-        others of its task.
+        further items to be submitted in the same task.
 
         Args:
             items: As for `verify_many`. With an executor, an iterator runs in its own thread; its
@@ -316,185 +332,26 @@ class Verifier:
         return CollateralSource(self._pccs_url, getter=self._getter, cache=cache)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _create_verifier, (
-            type(self),
-            (self._authenticators.trust_anchor, self._collateral, self._pccs_url, self.policy),
-            {
-                "getter": self._getter,
-                "cache": self._cache,
-                "clock": self._clock,
-                "snp_certificates": self._authenticators.snp_certificates,
-                "tcb_details": self._tcb_details,
-            },
-        )
+        options = {
+            "trust_anchor": self._authenticators.trust_anchor,
+            "collateral": self._collateral,
+            "pccs_url": self._pccs_url,
+            "policy": self.policy,
+            "getter": self._getter,
+            "cache": self._cache,
+            "clock": self._clock,
+            "snp_certificates": self._authenticators.snp_certificates,
+            "tcb_details": self._tcb_details,
+        }
+        return _create_verifier, (type(self), options)
 
     def __repr__(self) -> str:
         anchor = "vendor roots" if self._authenticators.trust_anchor is None else "trust anchor"
         return f"<Verifier, {anchor}, {self.policy!r}>"
 
 
-def _create_verifier(
-    cls: type[Verifier], given: tuple[Any, ...], options: dict[str, Any]
-) -> Verifier:
-    return cls(*given, **options)
-
-
-class _Settings(NamedTuple):
-    """Configuration of a verification."""
-
-    authenticators: Authenticators
-    policy: AppraisalPolicy
-    policy_name: str
-    collateral: Collateral | None  # for all evidence
-    source: "CollateralSource | None"
-    details: bool  # of the TCB
-
-
-class Examination:
-    """Verification in single steps: call each once, in this order."""
-
-    def __init__(
-        self,
-        settings: _Settings,
-        evidence: Evidence,
-        now: datetime,
-        collateral: Collateral | None,
-        *,
-        fetch: bool = True,
-    ) -> None:
-        self._settings = settings
-        self._now, self._fetch = now, fetch
-        self._collateral = settings.collateral if collateral is None else collateral
-        self._steps: list[str] = []
-        self._authenticated: Authenticated | None = None
-        self._replayed: tuple[int, ...] | None = None
-        self._image_hash: bytes | None = None
-        self._app_info: AppInfo | None = None
-        self.parsed: ParsedEvidence = run_step("format", self._steps, lambda: _to_parsed(evidence))
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """Steps that passed so far, and steps that were skipped."""
-        return tuple(self._steps)
-
-    def authenticate(self) -> Authenticated:
-        """Verify signatures and platform."""
-        return run_step("signatures", self._steps, self._authenticate)
-
-    def _authenticate(self) -> Authenticated:
-        source, quote = self._settings.source, self.parsed.quote
-        if source is None or quote is None or self._collateral is not None:
-            found = self._authenticate_with(self._collateral)
-        else:
-            precheck = partial(self._settings.authenticators.precheck, quote, now=self._now)
-            found, self._collateral = authenticate_fetching(
-                source, quote, self._authenticate_with, precheck, fetch=self._fetch
-            )
-        check_quoted_report_data(self.parsed, found.report_data)
-        self._authenticated = found
-        self._steps.extend(found.steps)
-        return found
-
-    def _authenticate_with(self, collateral: Collateral | None) -> Authenticated:
-        settings = self._settings
-        return settings.authenticators.authenticate(
-            self.parsed, collateral, self._now, details=settings.details
-        )
-
-    def replay(self) -> None:
-        """Compare the event log with the registers."""
-        run_step("event log", self._steps, self._replay)
-
-    def _replay(self) -> None:
-        _require(self._authenticated)
-        self._replayed, step = replay_event_log(self.parsed)
-        self._steps.append(step)
-
-    def image_hash(self) -> bytes:
-        """Return the hash of the running OS image; empty if not verifiable."""
-        return run_step("OS image", self._steps, self._verify_image)
-
-    def _verify_image(self) -> bytes:
-        _require(self._replayed)
-        self._image_hash, step = check_os_image(self.parsed)
-        self._steps.append(step)
-        return self._image_hash
-
-    def app_info(self) -> "AppInfo | None":
-        """Return the identity of the app, None without one; unauthenticated fields are empty."""
-        return run_step("identity", self._steps, self._identify)
-
-    def _identify(self) -> "AppInfo | None":
-        authenticated, image = _require(self._authenticated), _require(self._image_hash)
-        self._app_info, step = app_info(self.parsed, authenticated.device, image)
-        self._steps.append(step)
-        return self._app_info
-
-    def appraise(self, report_data: bytes | None) -> AttestationResult:
-        """Appraise the claims by the policy, and return the result."""
-        return run_step("policy", self._steps, lambda: self._appraise(report_data))
-
-    def take(self, report_data: bytes | None) -> AttestationResult:
-        """Run all steps, and return the result."""
-        self.authenticate()
-        self.replay()
-        self.image_hash()
-        self.app_info()
-        return self.appraise(report_data)
-
-    def _appraise(self, report_data: bytes | None) -> AttestationResult:
-        expected = None if report_data is None else ReportData.pad(report_data)
-        authenticated = _require(self._authenticated)
-        found = self._claims()
-        self._steps.append(check_report_data(authenticated.report_data, expected))
-        settings = self._settings
-        simulated = not settings.authenticators.genuine(self.parsed)
-        self._steps.extend(
-            settings.policy.appraise(
-                found,
-                authenticated,
-                self._app_info,
-                self._now,
-                self._explain,
-                simulated=simulated,
-            )
-        )
-        self._steps.append(f"accepted by {settings.policy_name}")
-        return create_result(
-            ResultContent(
-                claims=found,
-                tcb_status=authenticated.status,
-                advisory_ids=authenticated.advisory_ids,
-                tcb=authenticated.tcb,
-                simulated=simulated,
-                app_info=self._app_info,
-                verified_at=self._now,
-                certificate_chain=authenticated.chain,
-                steps=self.steps,
-            )
-        )
-
-    def claims(self) -> Claims:
-        """Return the authenticated fields, after the previous steps."""
-        return run_step("claims", self._steps, self._claims)
-
-    def _claims(self) -> Claims:
-        authenticated = _require(self._authenticated)
-        registers, image = _require(self._replayed), _require(self._image_hash)
-        return claims(self.parsed, authenticated.report_data, registers, image)
-
-    def _explain(self) -> str:
-        """Return a sentence on the outdated component; computed only for an error."""
-        authenticated, quote = _require(self._authenticated), self.parsed.quote
-        if quote is None or self._collateral is None:
-            return ""
-        return self._settings.authenticators.explain(authenticated, quote, self._collateral)
-
-
-def _require(value: _Got | None) -> _Got:
-    if value is None:
-        raise UsageError("verification steps: called out of order", reason="conflict")
-    return value
+def _create_verifier(cls: type[Verifier], options: dict[str, Any]) -> Verifier:
+    return cls(**options)
 
 
 def _check_collateral(given: object) -> None:
@@ -505,36 +362,19 @@ def _check_collateral(given: object) -> None:
         )
 
 
-def _to_parsed(evidence: object) -> ParsedEvidence:
-    """Parse evidence; a raw quote is recognised by its version."""
-    if isinstance(evidence, Attestation):
-        return ParsedEvidence.of(evidence)
-    if isinstance(evidence, Quote):
-        return ParsedEvidence(None, evidence)
-    if isinstance(evidence, EvidenceBundle):
-        raise UsageError(
-            "evidence: wrong type: EvidenceBundle; use Verifier.verify_bundle", reason="wrong_type"
-        )
-    if not isinstance(evidence, bytes):
-        raise UsageError(
-            f"evidence: wrong type: {type(evidence).__name__}, must be bytes, Attestation or Quote",
-            reason="wrong_type",
-        )
-    if evidence[:2] in _RAW_QUOTES:
-        return ParsedEvidence(None, Quote.parse(evidence))
-    return ParsedEvidence.of(Attestation.from_bytes(evidence))
-
-
 def verify(
     evidence: Evidence,
     *,
-    report_data: bytes | None,
-    collateral: Collateral | None = None,
+    nonce: bytes | None = None,
+    report_data: bytes | EllipsisType | None = ...,
+    collateral: Collateral | _Path | None = None,
     trust_anchor: bytes | str | None = None,
-    policy: AppraisalPolicy | None = None,
+    policy: AppraisalPolicy | _Path | None = None,
     pccs_url: str | None = None,
     now: datetime | float | None = None,
 ) -> AttestationResult:
     """Verify evidence; see `Verifier` and `Verifier.verify` for arguments and errors."""
-    verifier = Verifier(trust_anchor, collateral, pccs_url, policy)
-    return verifier.verify(evidence, report_data=report_data, now=now)
+    verifier = Verifier(
+        trust_anchor=trust_anchor, collateral=collateral, pccs_url=pccs_url, policy=policy
+    )
+    return verifier.verify(evidence, nonce=nonce, report_data=report_data, now=now)

@@ -4,23 +4,22 @@ Claims are authenticated fields of the evidence. Results exist for accepted evid
 evidence raises an exception.
 """
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import Enum
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, Literal, NamedTuple, NoReturn, cast
 
+from attestkit._reasons import VerificationStep
 from attestkit.attestation import AppInfo
+from attestkit.event_log import Rtmrs
 from attestkit.event_log.event import Event
 
-__all__ = [
-    "ANOTHER_ROOT",
-    "AttestationResult",
-    "Authenticated",
-    "Claims",
-    "ResultContent",
-    "Tcb",
-    "TcbStatus",
-    "create_result",
-]
+BoundTo = Literal["nonce", "report_data"]
+"""Value that the evidence's report data was compared with: a nonce, or expected report data.
+
+Expected report data may be a constant, such as the hash of a key.
+"""
 
 
 class TcbStatus(str, Enum):
@@ -40,8 +39,27 @@ class TcbStatus(str, Enum):
         return self.value
 
 
-class Tcb(NamedTuple):
-    """TCB of a platform: dates, evaluation number and component SVNs."""
+class _Values(Mapping[str, Any]):
+    """The fields of a dataclass as a read-only mapping."""
+
+    __slots__ = ()
+
+    def _values(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(cast("Any", self))}
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - values of several types
+        return self._values()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values())
+
+    def __len__(self) -> int:
+        return len(self._values())
+
+
+@dataclass(frozen=True, slots=True)
+class Tcb(_Values):
+    """TCB of a platform; its fields are also the items of a mapping."""
 
     date: datetime | None = None  # of the platform's level (tcbDate), aware; None if unknown
     qe_date: datetime | None = None  # of the quoting enclave's level
@@ -49,6 +67,7 @@ class Tcb(NamedTuple):
     fmspc: bytes = b""  # 6 bytes on TDX
     components: tuple[tuple[str, int], ...] = ()  # name and SVN of each part of the firmware
     qe_status: TcbStatus | None = None  # of the quoting enclave alone
+    status: TcbStatus | None = None  # None on AWS Nitro, which has none
 
 
 class Authenticated(NamedTuple):
@@ -60,47 +79,56 @@ class Authenticated(NamedTuple):
     device: bytes  # device identifier: PPID, or Nitro's module id; empty on SEV-SNP
     tcb: Tcb
     chain: tuple[bytes, ...]  # DER of the certificates, leaf first, the anchor last
-    steps: tuple[str, ...]  # checks in sentences, for people
+    steps: tuple[VerificationStep, ...]
 
 
-class Claims(NamedTuple):
-    """Authenticated fields of evidence, with the register names of their platform."""
+@dataclass(frozen=True, slots=True)
+class Claims(_Values):
+    """Authenticated fields of evidence.
+
+    As a mapping, it has `platform`, `report_data`, `os_image_hash`, `events`, and each register and
+    attribute by the name that its platform uses: `claims["rtmr3"]`.
+    """
 
     platform: str  # dstack-tdx, dstack-amd-sev-snp, dstack-nitro-enclave; sgx for a bare SGX quote
     report_data: bytes  # as signed, 64 bytes; user data of a Nitro document
     registers: tuple[tuple[str, bytes], ...]  # mrtd, rtmr0 ...; measurement, ...; pcr0, ...
     attributes: tuple[tuple[str, bytes], ...]  # td_attributes, xfam, ...; as in the evidence
-    events: tuple[
-        Event, ...
-    ]  # runtime events that replay; empty on platforms that do not measure them
+    events: tuple[Event, ...]  # runtime events that replay; empty if the platform measures none
     event_registers: tuple[int, ...]  # RTMRs that the log replays to
     os_image_hash: bytes  # 32 bytes if the registers are those of the image, else empty
     has_mr_config: bool = False  # the evidence has the document of MR_CONFIG_ID version 3
 
-    def register(self, name: str) -> bytes | None:
-        """Return a register or attribute by name; None if the platform does not have it."""
-        return dict((*self.registers, *self.attributes)).get(name)
+    def _values(self) -> dict[str, Any]:
+        names = ("platform", "report_data", "os_image_hash", "events")
+        named = {name: getattr(self, name) for name in names}
+        return dict((*self.registers, *self.attributes), **named)
 
 
 class ResultContent(NamedTuple):
     """Content of an attestation result; not proof of a verification by itself."""
 
     claims: Claims
-    tcb_status: TcbStatus | None
     advisory_ids: tuple[str, ...]
     tcb: Tcb
     simulated: bool
+    bound_to: BoundTo | None
+    nonce: bytes | None  # that the evidence is bound to
     app_info: AppInfo | None
     verified_at: datetime
     certificate_chain: tuple[bytes, ...]
-    steps: tuple[str, ...]
+    steps: tuple[VerificationStep, ...]
 
+
+NO_REVOCATION: Final = VerificationStep(
+    "revocation", "skipped", "revocation was not checked: no CRL was consulted"
+)
 
 _PROOF: Final = object()
 
 
 class AttestationResult:
-    """Result for accepted evidence. Immutable; created by a Verifier only."""
+    """Result for accepted evidence. Immutable; only a Verifier creates results."""
 
     __slots__ = ("_content",)
     _content: ResultContent
@@ -116,18 +144,13 @@ class AttestationResult:
         return self._content.claims
 
     @property
-    def tcb_status(self) -> TcbStatus | None:
-        """TCB status of the platform; None on AWS Nitro, which has none."""
-        return self._content.tcb_status
-
-    @property
     def advisory_ids(self) -> tuple[str, ...]:
         """Security advisories of the vendor that apply to the platform."""
         return self._content.advisory_ids
 
     @property
     def tcb(self) -> Tcb:
-        """TCB dates, evaluation number and component SVNs."""
+        """TCB status, dates, evaluation number and component SVNs."""
         return self._content.tcb
 
     @property
@@ -136,13 +159,42 @@ class AttestationResult:
         return self._content.simulated
 
     @property
+    def bound_to(self) -> BoundTo | None:
+        """Whether report data was compared with a nonce or with expected report data.
+
+        None if any report data was accepted.
+        """
+        return self._content.bound_to
+
+    @property
+    def nonce(self) -> bytes | None:
+        """The nonce that the evidence is bound to; None unless a nonce was compared."""
+        return self._content.nonce
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the evidence is bound to the nonce that the caller passed.
+
+        Report data alone is not evidence of freshness: it may be a constant.
+        """
+        return self.bound_to == "nonce"
+
+    @property
     def app_info(self) -> AppInfo | None:
-        """Identity of the app; unauthenticated fields are empty. None without an identity."""
+        """Identity of the app; unauthenticated fields are empty. None if it is not known."""
         return self._content.app_info
 
     @property
+    def registers(self) -> Rtmrs | None:
+        """RTMR0 to RTMR3, 48 bytes each. None on other platforms: see `claims` for registers."""
+        named = dict(self.claims.registers)
+        if "rtmr0" not in named:
+            return None
+        return named["rtmr0"], named["rtmr1"], named["rtmr2"], named["rtmr3"]
+
+    @property
     def verified_at(self) -> datetime:
-        """Time of the verification, aware."""
+        """Time of the verification, with a time zone."""
         return self._content.verified_at
 
     @property
@@ -151,8 +203,8 @@ class AttestationResult:
         return self._content.certificate_chain
 
     @property
-    def steps(self) -> tuple[str, ...]:
-        """Checks that passed and checks that were skipped, in sentences for people."""
+    def steps(self) -> tuple[VerificationStep, ...]:
+        """Checks that passed, checks that were skipped, and cautions."""
         return self._content.steps
 
     def to_dict(self) -> dict[str, object]:
@@ -160,9 +212,11 @@ class AttestationResult:
         claims, tcb, info = self.claims, self.tcb, self.app_info
         return {
             "platform": claims.platform,
-            "tcb_status": None if self.tcb_status is None else self.tcb_status.value,
+            "tcb_status": None if tcb.status is None else tcb.status.value,
             "advisory_ids": list(self.advisory_ids),
             "simulated": self.simulated,
+            "bound_to": self.bound_to,
+            "fresh": self.fresh,
             "verified_at": self.verified_at.isoformat(),
             "report_data": claims.report_data.hex(),
             "registers": {name: value.hex() for name, value in claims.registers},
@@ -181,7 +235,7 @@ class AttestationResult:
                 "fmspc": tcb.fmspc.hex() or None,
                 "components": dict(tcb.components),
             },
-            "steps": list(self.steps),
+            "steps": [step._asdict() for step in self.steps],
         }
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -200,7 +254,7 @@ class AttestationResult:
 
     def __repr__(self) -> str:
         simulated = ", simulated" if self.simulated else ""
-        return f"<AttestationResult {self.claims.platform}, {self.tcb_status}{simulated}>"
+        return f"<AttestationResult {self.claims.platform}, {self.tcb.status}{simulated}>"
 
 
 def create_result(content: ResultContent) -> AttestationResult:
@@ -214,4 +268,4 @@ ANOTHER_ROOT: Final = (
     "for simulated evidence pass the simulator's root as trust anchor, for evidence of hardware "
     "pass none"
 )
-"""End of the error text of `untrusted_root`."""
+"""Remedy in the error messages for the reason `untrusted_root`."""

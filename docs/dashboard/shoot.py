@@ -3,13 +3,11 @@
 Usage, in a checkout: PYTHONPATH=. python docs/dashboard/shoot.py [PICTURE]
 
 The page is the server's own, of a simulated TEE from one seed, at one instant. The machine below
-it and its container engine are made up here, so that a picture changes with the page only. It
-carries the page's digest (`page_digest`), by which a test tells a picture that has become old.
-Needs Chromium, playwright and Pillow.
+it and its container engine are made up here, so that a picture changes with the page only. Needs
+Chromium, playwright and Pillow.
 """
 
 import asyncio
-import hashlib
 import io
 import json
 import shutil
@@ -20,7 +18,6 @@ from unittest import mock
 from urllib.parse import urlsplit
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
@@ -34,7 +31,7 @@ from attestkit.serve.pages import dashboard
 from attestkit.serve.pages.static_files import ASSETS, get_asset
 from attestkit.serve.services.context import Guest
 
-__all__ = ["HEIGHT", "PICTURE", "WIDTH", "kept_digest", "page", "page_digest", "shoot"]
+__all__ = ["HEIGHT", "PICTURE", "WIDTH", "page", "shoot"]
 
 PICTURE: Final = Path(__file__).with_name("dashboard.png")
 WIDTH: Final = 1200  # pixels
@@ -64,11 +61,10 @@ MACHINE: Final = Figures(
     disks=(Disk("/dev/vdb", "/", 40 * GIB, 29 * GIB),),
 )
 RUNNING: Final = [
-    Container("4d0d6b4e1e13", ("agent",), "trading-agent:1.4", "running", "Up 26 hours", 0),
-    Container("9f31c2a07b55", ("redis",), "redis:7-alpine", "running", "Up 26 hours", 0),
-    Container("c07e5d9a1f02", ("migrate",), "trading-agent:1.4", "exited", "Exited (0)", 0),
+    Container("4d0d6b4e1e13", "trading-agent:1.4", "running", "Up 26 hours", ("agent",)),
+    Container("9f31c2a07b55", "redis:7-alpine", "running", "Up 26 hours", ("redis",)),
+    Container("c07e5d9a1f02", "trading-agent:1.4", "exited", "Exited (0)", ("migrate",)),
 ]
-DIGEST: Final = "page-sha256"  # the keyword of the text in the picture
 
 
 class MadeUp(ContainerEngine):
@@ -106,22 +102,8 @@ async def _shown(view: View, guest: Guest) -> str:
     return body.decode()
 
 
-def page_digest() -> str:
-    """Return the SHA-256 of the page with all that it loads, in hex."""
-    digest = hashlib.sha256(page().encode())  # which names each file that it loads by digest
-    for name in ASSETS:
-        digest.update(get_asset(name).content)
-    return digest.hexdigest()
-
-
-def kept_digest(picture: bytes) -> str:
-    """Return the digest of the page that a picture of this script's shows."""
-    with Image.open(io.BytesIO(picture), formats=["PNG"]) as image:
-        return str(image.info[DIGEST])
-
-
 def shoot() -> bytes:
-    """Return the picture, with the page's digest in it."""
+    """Return the picture."""
     from playwright.sync_api import Route, sync_playwright  # late: to ask for the page needs none
 
     files = {"/": (b"text/html; charset=utf-8", page().encode())}
@@ -148,12 +130,10 @@ def shoot() -> bytes:
 
 def _small(screenshot: bytes) -> bytes:
     """Return it in 256 colours, which is all that the page has but for the edges of letters."""
-    known = PngInfo()
-    known.add_text(DIGEST, page_digest())
     small = io.BytesIO()
     with Image.open(io.BytesIO(screenshot)) as image:
         few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        few.save(small, "PNG", optimize=True, pnginfo=known)
+        few.save(small, "PNG", optimize=True)
     return small.getvalue()
 
 

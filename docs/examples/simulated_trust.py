@@ -13,9 +13,7 @@ import argparse
 import secrets
 from pathlib import Path
 
-from attestkit import Verifier
-from attestkit.attester import Attester
-from attestkit.backends.simulator import Simulator
+import attestkit
 from attestkit.verifier.policy.toml_writer import pin, to_toml
 
 
@@ -25,11 +23,9 @@ def write_trust(folder: Path, app_compose: bytes | None) -> None:
     seed, nonce = secrets.token_bytes(32), secrets.token_bytes(32)
     (folder / "seed").touch(mode=0o600)
     (folder / "seed").write_bytes(seed)
-    simulator = Simulator(seed=seed, app_compose=app_compose)
-    root, collateral = simulator.trust_anchor, simulator.collateral()
-    with Attester(simulator) as tee:
-        evidence = tee.attest(nonce).to_bytes()
-    known_good = Verifier(root, collateral).verify(evidence, report_data=nonce)
+    with attestkit.open("simulator", seed=seed, app_compose=app_compose) as tee:
+        root, collateral = tee.backend.trust_anchor, tee.backend.collateral()
+        known_good = tee.verifier().verify(tee.attest(nonce=nonce), nonce=nonce)
     (folder / "trust-anchor.der").write_bytes(root)
     collateral.save(folder / "collateral.json")
     (folder / "policy.toml").write_text(to_toml(pin(known_good)))

@@ -17,7 +17,7 @@ _MEANING: Final = {
     "mr_signer_seam": "its signer, 0: Intel",
     "td_attributes": "bit 0: debug",
     "xfam": "CPU features",
-    "mr_td": "first contents",
+    "mrtd": "first contents",
     "mr_config_id": "app, from the host",
     "rtmr0": "firmware settings",
     "rtmr1": "what was started",

@@ -45,7 +45,7 @@ def _derivation(canvas: Canvas) -> None:
     ):
         box = canvas.box(Box(x, 424, 160, 60), lines, APP)
         canvas.arrow((box.top()[0], derive.bottom()[1]), box.top())
-    canvas.note((24, 508), "One path gives all three the same bytes: derive_separated does not.")
+    canvas.note((24, 508), "One path gives all three the same bytes: use derive(path, algorithm).")
 
 
 def _vouching(canvas: Canvas) -> None:

@@ -41,8 +41,8 @@ SAVED: Final = "--save-trust-anchor its-root.pem --save-collateral its-collatera
 SESSION: Final = (
     ("attestkit --help", 0),
     ("export ATTESTKIT_BACKEND=simulator", 0),
-    ("attestkit attest --option seed=@seed --text nonce -o evidence", 0),
-    (f"attestkit verify evidence --report-data 6e6f6e6365 {TRUST}", 0),
+    ("attestkit attest --option seed=@seed --nonce 6368616c6c656e6765 -o evidence", 0),
+    (f"attestkit verify evidence --nonce 6368616c6c656e6765 {TRUST}", 0),
     ("attestkit quote --option seed=@seed --text nonce -o quote.bin", 0),
     (f"attestkit verify evidence quote.bin tampered {TRUST}", 2),
     (

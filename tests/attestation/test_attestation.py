@@ -11,17 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit.attestation import MAX_SIZE, Attestation, Encoding
+from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire import v1_msgpack
-from attestkit.attestation.wire.evidence_parts import (
-    Evidence,
-    GcpTdx,
-    NitroEnclave,
-    RuntimeEvent,
-    SevSnp,
-    Tdx,
-)
+from attestkit.attestation.wire.evidence_parts import Evidence, Tdx, stripped, with_report_data
 from attestkit.errors import FormatError, UsageError, VerificationError
-from attestkit.event_log import Event, EventLog, WireEvent
+from attestkit.event_log import EventLog, WireEvent
 from attestkit.event_log.runtime_events import check_runtime_events, runtime_event
 from attestkit.report_data import ReportData
 from tests.attestation.samples import (
@@ -34,9 +28,6 @@ from tests.attestation.samples import (
     TPM_QUOTE,
     V2,
     is_rejected,
-    mutations,
-    prefixes,
-    read_everything,
 )
 from tests.raising import raises
 from tests.vectors import data, load, needs_shared
@@ -77,7 +68,10 @@ def test_attestation_fields_match_vectors(fixture: Attestation) -> None:
     assert (sha256(raw), len(raw)) == (SIMULATOR["quote"]["sha256"], SIMULATOR["quote"]["length"])
     assert quote.version == SIMULATOR["quote"]["version"]
     for name, value in SIMULATOR["quote"]["td_report"].items():
-        assert getattr(quote.body, name.replace("rt_mr", "rtmr")).hex() == value, name
+        assert (
+            getattr(quote.body, name.replace("rt_mr", "rtmr").replace("mr_td", "mrtd")).hex()
+            == value
+        ), name
     assert [
         {
             "imr": event.register,
@@ -192,7 +186,7 @@ def test_stripped_matches_vector(fixture: Attestation) -> None:
     assert again.to_bytes() == encoded
     assert again.stripped() == again
     assert again.event_log.replay()[3] == fixture.event_log.replay()[3]
-    assert again.app_info() == fixture.app_info()
+    assert again.app_info == fixture.app_info
 
 
 @needs_shared
@@ -244,19 +238,18 @@ def test_from_bytes_of_unknown_first_byte_fails(first: int) -> None:
 
 def test_from_bytes_over_10_mib_fails() -> None:
     """10 MiB are read, one byte more is not."""
-    good = Attestation(Evidence(NitroEnclave(b""), STACK)).to_bytes()
+    good = Attestation(Evidence(parts.NitroEnclave(b""), STACK)).to_bytes()
     room = MAX_SIZE - len(good) - 3  # the length grows from 1 byte to 4
-    largest = Attestation(Evidence(NitroEnclave(bytes(room)), STACK)).to_bytes()
+    largest = Attestation(Evidence(parts.NitroEnclave(bytes(room)), STACK)).to_bytes()
     assert len(largest) == MAX_SIZE
     assert Attestation.from_bytes(largest).platform == "dstack-nitro-enclave"
-    with raises(FormatError, "too_large") as caught:
+    with raises(FormatError, "too_large", text="attestation bytes too large: 10485761 > 10485760"):
         Attestation.from_bytes(largest + b"\0")
-    assert str(caught.value) == "attestation bytes too large: 10485761 > 10485760"
 
 
 def test_to_bytes_over_reader_limits_is_usage_error() -> None:
     """Evidence over 10 MiB or 65,536 events is rejected when it is written."""
-    large = Evidence(NitroEnclave(bytes(MAX_SIZE)), STACK)
+    large = Evidence(parts.NitroEnclave(bytes(MAX_SIZE)), STACK)
     long = Evidence(Tdx(b"", EVENTS * 32_769), STACK)
     for evidence, reason in ((large, "too_large"), (long, "too_many")):
         for encoding in ("v0", "cbor"):
@@ -289,7 +282,7 @@ def test_platform_properties_of_each_kind(evidence: Evidence, name: str) -> None
 def test_evidence_of_different_platforms_is_not_equal() -> None:
     """Evidence of two platforms differs even with equal fields."""
     enclave, tpm = Attestation(KINDS[2]), Attestation(KINDS[4])
-    same = Attestation(Evidence(NitroEnclave(b"\x84" * 70_000), STACK))
+    same = Attestation(Evidence(parts.NitroEnclave(b"\x84" * 70_000), STACK))
     assert same != tpm
     assert same != enclave
     assert len({same, tpm, enclave, Attestation(KINDS[2], "v1")}) == 3
@@ -352,13 +345,6 @@ def test_report_data_of_other_size_is_usage_error(fixture: Attestation) -> None:
         Attestation.for_tdx(fixture.quote, fixture.event_log, report_data=bytes(63))
     with raises(UsageError, "wrong_size"):
         fixture.with_report_data(bytes(65))
-
-
-@pytest.mark.parametrize("encoding", ["v2", "V0", "msgpack"])
-def test_to_bytes_of_unknown_encoding_is_usage_error(encoding: Any) -> None:
-    """The encoding must be a known name."""
-    with raises(UsageError, "unknown_name"):
-        Attestation(KINDS[0]).to_bytes(encoding)
 
 
 @pytest.mark.parametrize(
@@ -424,21 +410,23 @@ def test_captures_of_other_platforms_round_trip(name: str) -> None:
 def test_with_report_data_honours_quote_version() -> None:
     """Version 5 quotes have it 6 bytes later; signed documents and short reports are unchanged."""
     new = bytes(range(64))
-    v5 = Tdx(b"\5\0" + bytes(700), ()).with_report_data(new)
-    assert v5.quote == b"\5\0" + bytes(572) + new + bytes(64)
-    v4 = GcpTdx(b"\4\0" + bytes(700), (), TPM_QUOTE).with_report_data(new)
-    assert v4.quote == b"\4\0" + bytes(566) + new + bytes(70)
+    v5 = with_report_data(Tdx(b"\5\0" + bytes(700), ()), new)
+    assert v5 == Tdx(b"\5\0" + bytes(572) + new + bytes(64), ())
+    v4 = with_report_data(parts.GcpTdx(b"\4\0" + bytes(700), (), TPM_QUOTE), new)
+    assert v4 == parts.GcpTdx(b"\4\0" + bytes(566) + new + bytes(70), (), TPM_QUOTE)
     for evidence in (KINDS[2], KINDS[4]):
-        assert evidence.platform.with_report_data(new) is evidence.platform
-    for short in (KINDS[0].platform, SevSnp(bytes(0x8F), (), "")):
+        assert with_report_data(evidence.platform, new) is evidence.platform
+    for short in (KINDS[0].platform, parts.SevSnp(bytes(0x8F), (), "")):
         with raises(UsageError, "wrong_size"):
-            short.with_report_data(new)
+            with_report_data(short, new)
 
 
 def test_stripped_of_gcp_keeps_rtmr3_only() -> None:
     """On GCP the events of the ACPI tables are stripped too; events of RTMR3 remain."""
     other = WireEvent(3, 6, b"\7" * 48, "", b"payload")
-    events = GcpTdx(b"", (*EVENTS, other), TPM_QUOTE).stripped().event_log
+    platform = stripped(parts.GcpTdx(b"", (*EVENTS, other), TPM_QUOTE))
+    assert isinstance(platform, parts.GcpTdx)
+    events = platform.event_log
     assert [event.event for event in events] == ["app-id", ""]
     assert events[0].digest == b""
     assert events[1] == other._replace(event_payload=b"")
@@ -457,15 +445,6 @@ def test_evidence_for_app_key_has_its_report_data(
     assert bound.report_data.rstrip(b"\0").decode() == row["report_data_text"]
 
 
-@needs_shared
-def test_from_bytes_of_truncated_evidence_fails(fixture: Attestation) -> None:
-    """No proper prefix of the capture is evidence, in any encoding."""
-    for encoding in ENCODING_NAMES:
-        for cut in prefixes(fixture.to_bytes(encoding), every=101):
-            with pytest.raises(FormatError):
-                Attestation.from_bytes(cut)
-
-
 @settings(deadline=None)  # shared machines are slow
 @given(st.binary(max_size=100))
 def test_from_bytes_of_arbitrary_bytes_raises_only_attestkit_errors(data: bytes) -> None:
@@ -473,31 +452,11 @@ def test_from_bytes_of_arbitrary_bytes_raises_only_attestkit_errors(data: bytes)
     is_rejected(Attestation.from_bytes, data)
 
 
-@needs_shared
-@settings(max_examples=200, deadline=None)
-@given(
-    mutations(
-        *([FIXTURE] if FIXTURE else [b"\0"]),
-        *[data(f"dstack/dstack-attest/{name}") or b"\0" for name in FILES],
-        *[bytes.fromhex(case["v1_msgpack"]) for case in ENCODINGS],
-    )
-)
-def test_mutated_evidence_raises_only_attestkit_errors(data: bytes) -> None:
-    """Mutated evidence is read, used and written, or raises an AttestKitError."""
-    is_rejected(read_everything, data)
-
-
-def test_runtime_events_are_events() -> None:
-    """Runtime events have the type Event."""
-    (event,) = Attestation(KINDS[2]).runtime_events
-    assert event == Event(3, 0x08000001, event.digest, "app-id", b"\xde\xad")
-
-
 @pytest.mark.parametrize("version", [1, 2])
 def test_runtime_events_without_log_check_names(version: int) -> None:
     """A colon in a version 1 name is rejected even if no log measures the events."""
-    stack = STACK._replace(runtime_events=(RuntimeEvent("a:b", b"c", version),))
-    found = Attestation(Evidence(NitroEnclave(b""), stack)).runtime_events
+    stack = STACK._replace(runtime_events=(parts.RuntimeEvent("a:b", b"c", version),))
+    found = Attestation(Evidence(parts.NitroEnclave(b""), stack)).runtime_events
     expectation = pytest.raises(VerificationError) if version == 1 else nullcontext()
     with expectation:
         check_runtime_events(found)

@@ -2,14 +2,11 @@
 
 import cbor2
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.nitro_document import NitroDocument, read_nitro_document
 from attestkit.attestation.wire.evidence_parts import NitroEnclave
 from attestkit.errors import FormatError
-from tests.attestation.samples import is_rejected, mutations, prefixes
 from tests.raising import raises
 from tests.vectors import data, load, needs_shared
 
@@ -50,14 +47,6 @@ def test_nitro_document_of_capture_has_its_signature_parts() -> None:
     assert cbor2.loads(found.signed_region) == ["Signature1", protected, b"", payload]
 
 
-@needs_shared
-def test_nitro_document_truncated_fails() -> None:
-    """No proper prefix of the document is a document."""
-    for cut in prefixes(RAW, every=7):
-        with pytest.raises(FormatError):
-            read_nitro_document(cut)
-
-
 def test_nitro_document_of_tpm_has_nitrotpm_pcrs() -> None:
     """A NitroTPM's registers are in `nitrotpm_pcrs`; the COSE_Sign1 tag is optional."""
     raw = make_document(module_id="m", nitrotpm_pcrs={14: b"\1" * 48})
@@ -65,9 +54,8 @@ def test_nitro_document_of_tpm_has_nitrotpm_pcrs() -> None:
     assert read_nitro_document(raw).tpm
     assert not read_nitro_document(GOOD).tpm
     assert read_nitro_document(GOOD).user_data == b"u"
-    with raises(FormatError, "missing") as caught:
+    with raises(FormatError, "missing", part="PCR 0"):
         read_nitro_document(raw).pcr(0)
-    assert "PCR 0" in caught.value.message
 
 
 def test_nitro_document_with_missing_or_null_fields_has_defaults() -> None:
@@ -127,13 +115,5 @@ def test_read_nitro_document_of_invalid_document_names_the_field(
     raw: bytes, reason: str, field: str
 ) -> None:
     """Each violated rule is rejected with the name of the field."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, part=field):
         read_nitro_document(raw)
-    assert field in caught.value.message
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(st.binary(max_size=60) | mutations(GOOD, RAW or GOOD))
-def test_nitro_document_of_arbitrary_bytes_raises_only_format_error(raw: bytes) -> None:
-    """Arbitrary bytes are read or raise FormatError."""
-    is_rejected(read_nitro_document, raw)

@@ -179,19 +179,6 @@ def test_snp_certificates_of_other_encoding_fail(content: bytes, reason: str) ->
     assert found.crl == found.others[0][1] == content
 
 
-@settings(max_examples=300)
-@given(st.binary(max_size=300))
-def test_snp_certificates_of_arbitrary_bytes_raises_only_format_error(content: bytes) -> None:
-    """Arbitrary bytes are read or raise FormatError with an offset inside them."""
-    offset: int | None = 0
-    try:
-        SnpCertificates.parse(content)
-    except FormatError as error:
-        offset = error.offset
-    assert offset is not None
-    assert 0 <= offset <= len(content)
-
-
 guids = st.sampled_from([VCEK, VLEK, ASK, ARK, CRL, UNKNOWN, bytes(16)])
 
 

@@ -49,15 +49,15 @@ def test_attester_on_agent_supports_the_documented_workflow(
     tee.event_log().check(quote)
     event = tee.emit_event("model-loaded", b"weights")
     assert tee.event_log().runtime[-1] == event == agent.event("model-loaded", b"weights")
-    quote, log = tee.quote_and_log(DATA)
+    quote, log = tee.evidence_source.quote_and_log(DATA)
     log.check(quote)
     assert quote.rtmrs == tee.registers()
-    evidence = Attestation.from_bytes(tee.attest(b"nonce").to_bytes())
+    evidence = Attestation.from_bytes(tee.attest(report_data=b"nonce", pad=True).to_bytes())
     assert evidence.runtime_events[-1] == event
     assert evidence.config == tee.vm_config == agent.td.vm_config
     assert tee.app_compose.raw == agent.td.app_compose.raw
-    assert tee.info().app_id == tee.app_compose.default_app_id
-    assert tee.keys.derive("a").key == agent.keys.derive("a").key
+    assert tee.app_info.app_id == tee.app_compose.default_app_id
+    assert tee.keys.derive_compat("a").key == agent.keys.derive_compat("a").key
     assert tee.has_quotes
     assert tee.host is None
 
@@ -103,9 +103,9 @@ def test_malformed_agent_response_is_a_backend_error(
     """It is not a FormatError, since the caller's input was valid."""
     agent.change = change
     calls: list[Callable[[], object]] = [
-        lambda: tee.attest(DATA),
+        lambda: tee.attest(report_data=DATA, pad=True),
         lambda: tee.get_quote(DATA),
-        lambda: tee.quote_and_log(DATA),
+        lambda: tee.evidence_source.quote_and_log(DATA),
         lambda: tee.emit_event("a", b""),
         tee.registers,
     ]
@@ -123,7 +123,7 @@ def test_agent_log_must_explain_the_quote(agent: FakeAgent, tee: Attester) -> No
     for cut in (-1, 1):
         agent.change = partial(_with_log_until, cut)
         with raises(ReplayError, "rtmr_mismatch"):
-            tee.attest(DATA)
+            tee.attest(report_data=DATA, pad=True)
 
 
 # -- events ------------------------------------------------------------------------------------
@@ -189,8 +189,8 @@ def test_agent_on_snp_has_evidence_but_no_quotes(agent: FakeAgent, tee: Attester
         "quote": "",
         "attestation": encode_evidence(make_snp_evidence()),
     }
-    assert tee.attest(DATA).platform == "dstack-amd-sev-snp"
-    for call in (lambda: tee.get_quote(DATA), lambda: tee.quote_and_log(DATA)):
+    assert tee.attest(report_data=DATA, pad=True).platform == "dstack-amd-sev-snp"
+    for call in (lambda: tee.get_quote(DATA), lambda: tee.evidence_source.quote_and_log(DATA)):
         with raises(UnsupportedError, "no_quote"):
             call()
 
@@ -202,17 +202,17 @@ def test_agent_on_snp_evidence_is_checked(agent: FakeAgent, tee: Attester) -> No
         "attestation": encode_evidence(make_snp_evidence(bytes(64))),
     }
     with raises(BackendError, "wrong_report_data"):
-        tee.attest(DATA)
+        tee.attest(report_data=DATA, pad=True)
     agent.change = lambda response: {
         **response,
         "attestation": encode_evidence(make_snp_evidence(DATA, "{}", "other")),
     }
     with raises(ReplayError, "host_data_mismatch"):
-        tee.attest(DATA)
+        tee.attest(report_data=DATA, pad=True)
     short = Evidence(SevSnp(b"short", (), ""), Stack(DATA, (), ""))
     agent.change = lambda response: {**response, "attestation": encode_evidence(short)}
     with raises(BackendError, "truncated"):
-        tee.attest(DATA)
+        tee.attest(report_data=DATA, pad=True)
 
 
 def test_agent_on_snp_has_no_registers(agent: FakeAgent, tee: Attester) -> None:
@@ -229,7 +229,7 @@ def test_agent_malformed_document_is_a_backend_error(agent: FakeAgent, tee: Atte
     evidence = Evidence(NitroTpm(b"\x84"), Stack(DATA, (), ""))
     agent.change = lambda response: {**response, "attestation": encode_evidence(evidence)}
     with raises(BackendError, "malformed_response"):
-        tee.attest(DATA)
+        tee.attest(report_data=DATA, pad=True)
 
 
 # -- the app -----------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_closed_attester_on_agent_rejects_calls(agent: FakeAgent) -> None:
     tee = Attester(agent)
     tee.close()
     calls: list[Callable[[], object]] = [
-        lambda: tee.attest(b""),
+        lambda: tee.attest(report_data=bytes(64)),
         lambda: tee.emit_event("a", b""),
         lambda: tee.app_compose,
         lambda: tee.vm_config,

@@ -100,15 +100,15 @@ def test_attester_supports_the_documented_workflow() -> None:
         assert tee.event_log().events[-1] == event
         with raises(ReplayError, "rtmr_mismatch"):
             tee.event_log().check(quote)
-        evidence = Attestation.from_bytes(tee.attest(b"nonce").to_bytes())
+        evidence = Attestation.from_bytes(tee.attest(report_data=b"nonce", pad=True).to_bytes())
         assert evidence.quote is not None
         evidence.event_log.check(evidence.quote)
         assert evidence.quote.rtmrs == tee.registers() == evidence.event_log.replay()
         assert evidence.runtime_events[-1].name == "model-loaded"
         assert evidence.config == tee.vm_config
-        assert evidence.app_info() == tee.info()
-        assert tee.info().app_id == tee.app_compose.default_app_id
-        assert len(tee.keys.derive("wallet/eth", purpose="signing").key) == 32
+        assert evidence.app_info == tee.app_info
+        assert tee.app_info.app_id == tee.app_compose.default_app_id
+        assert len(tee.keys.derive_compat("wallet/eth", purpose="signing").key) == 32
         assert tee.keys is tee.keys
         assert tee.simulated
         assert not tee.blocking
@@ -119,8 +119,8 @@ def test_report_data_is_zero_padded_or_rejected() -> None:
     """0 to 64 bytes are accepted; the error has the guest agent's text."""
     with open_attester("simulator") as tee:
         assert tee.get_quote(b"").report_data == bytes(64)
-        assert tee.attest(b"\1" * 64).report_data == b"\1" * 64
-        for call in (tee.get_quote, tee.attest):
+        assert tee.attest(report_data=b"\1" * 64, pad=True).report_data == b"\1" * 64
+        for call in (tee.get_quote, lambda data: tee.attest(report_data=data, pad=True)):
             with pytest.raises(UsageError, match="Report data is too long"):
                 call(bytes(65))
             with pytest.raises(UsageError):
@@ -128,9 +128,9 @@ def test_report_data_is_zero_padded_or_rejected() -> None:
         for wrong in (b"", bytes(63), bytes(65), bytearray(64)):
             reason = "wrong_size" if isinstance(wrong, bytes) else "wrong_type"
             with raises(UsageError, reason):
-                tee.quote_and_log(untyped(wrong))
+                tee.evidence_source.quote_and_log(untyped(wrong))
             with raises(UsageError, reason):
-                tee.evidence(untyped(wrong))
+                tee.attest(report_data=untyped(wrong))
 
 
 def test_hex_report_data_warning_only_in_public_calls() -> None:
@@ -138,19 +138,19 @@ def test_hex_report_data_warning_only_in_public_calls() -> None:
     text = b"ab" * 32
     with open_attester("simulator") as tee:
         with pytest.warns(ReportDataWarning):
-            tee.attest(text)
-        assert tee.evidence(text).report_data == text
-        assert tee.quote_and_log(text)[0].report_data == text
+            tee.attest(report_data=text, pad=True)
+        assert tee.attest(report_data=text).report_data == text
+        assert tee.evidence_source.quote_and_log(text)[0].report_data == text
 
 
 def test_event_log_is_the_same_object_until_it_grows() -> None:
     """Values derived from the log can be cached by its identity."""
     with open_attester("simulator") as tee:
-        _, one = tee.quote_and_log(bytes(64))
-        _, two = tee.quote_and_log(bytes(64))
+        _, one = tee.evidence_source.quote_and_log(bytes(64))
+        _, two = tee.evidence_source.quote_and_log(bytes(64))
         assert one is two is tee.event_log()
         tee.emit_event("more", b"")
-        quote, three = tee.quote_and_log(bytes(64))
+        quote, three = tee.evidence_source.quote_and_log(bytes(64))
         assert three is not one
         assert three.events == (*one.events, three.events[-1])
         three.check(quote)
@@ -174,9 +174,9 @@ def test_malformed_quote_is_a_backend_error(answer: Callable[[bytes], Any], reas
     backend = FakeBackend()
     backend.quote = answer
     with Attester(backend) as tee:
-        for call in (tee.get_quote, tee.attest):
+        for call in (lambda: tee.get_quote(b""), lambda: tee.attest(nonce=b"a nonce!")):
             with raises(BackendError, reason):
-                call(b"nonce")
+                call()
 
 
 def test_backend_error_is_raised_unchanged() -> None:
@@ -200,7 +200,7 @@ def test_malformed_boot_log_is_a_backend_error(area: Any) -> None:
     backend = FakeRegisterBackend()
     backend.area = area
     with Attester(backend) as tee:
-        for call in (tee.event_log, lambda: tee.attest(b"")):
+        for call in (tee.event_log, lambda: tee.attest(report_data=bytes(64))):
             with raises(BackendError, "malformed_response"):
                 call()
         assert tee.get_quote(b"").rtmrs == tee.registers()
@@ -210,28 +210,27 @@ def test_evidence_with_unexplained_registers_is_rejected() -> None:
     """The error names the registers and the missing log."""
     without_registers = FakeBackend()
     with Attester(without_registers) as tee, raises(ReplayError, "rtmr_mismatch") as caught:
-        tee.attest(b"")
+        tee.attest(report_data=bytes(64))
     backend = FakeRegisterBackend()
     backend.area = b""
-    with Attester(backend) as tee, raises(ReplayError, "rtmr_mismatch") as caught:
-        tee.quote_and_log(bytes(64))
-    assert "RTMR0" in str(caught.value)
+    with Attester(backend) as tee, raises(ReplayError, "rtmr_mismatch", part="RTMR0") as caught:
+        tee.evidence_source.quote_and_log(bytes(64))
     assert "CCEL" in str(caught.value)  # the missing log
 
 
 def test_foreign_extend_is_rejected() -> None:
     """Quotes can be made, but no evidence and events."""
     with open_attester("simulator") as tee:
-        tee.attest(b"")
+        tee.attest(report_data=bytes(64))
         assert isinstance(tee.backend, Simulator)
         tee.backend.extend_rtmr(3, b"\1" * 48)
         assert tee.get_quote(b"").rtmrs == tee.registers()
         with raises(ReplayError, "rtmr_mismatch"):
-            tee.attest(b"")
+            tee.attest(report_data=bytes(64))
         with pytest.raises(JournalError):
             tee.emit_event("more", b"")
         tee.backend.reset()
-        tee.attest(b"")
+        tee.attest(report_data=bytes(64))
 
 
 def test_growing_boot_log_is_read_again() -> None:
@@ -244,11 +243,10 @@ def test_growing_boot_log_is_read_again() -> None:
         extra = b"\3\0\0\0\5\0\0\0\1\0\0\0\x0c\0" + b"\7" * 48 + b"\0\0\0\0"
         area[end : end + len(extra)] = extra
         backend.area = bytes(area)
-        with raises(ReplayError, "rtmr_mismatch") as caught:
-            tee.attest(b"")
-        assert "RTMR2" in str(caught.value)
+        with raises(ReplayError, "rtmr_mismatch", part="RTMR2"):
+            tee.attest(report_data=bytes(64))
         backend.inner.extend_rtmr(2, b"\7" * 48)
-        tee.attest(b"")
+        tee.attest(report_data=bytes(64))
         assert len(tee.event_log().events) == len(before.events) + 1
 
 
@@ -276,7 +274,7 @@ def test_emit_event_invalid_name_is_rejected(name: str) -> None:
         with pytest.raises(UsageError):
             tee.emit_event(name, b"payload")
         assert tee.registers() == before
-        tee.attest(b"")
+        tee.attest(report_data=bytes(64))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +297,7 @@ def test_emitted_events_are_in_the_evidence(events: list[tuple[str, bytes]]) -> 
                 taken.append(tee.emit_event(name, payload))
             except UsageError:
                 assert ":" in name or name in RESERVED_NAMES
-        evidence = Attestation.from_bytes(tee.attest(b"").to_bytes())
+        evidence = Attestation.from_bytes(tee.attest(report_data=bytes(64)).to_bytes())
         found = evidence.runtime_events[len(evidence.runtime_events) - len(taken) :]
         assert list(found) == taken
         assert evidence.quote is not None
@@ -320,7 +318,7 @@ def test_concurrent_events_and_evidence_are_consistent(tmp_path: Any, *, on_disk
     def attest(tee: Attester, thread_number: int) -> None:
         nonce = bytes([thread_number]) * 64
         for _ in range(rounds):
-            quote, log = tee.quote_and_log(nonce)
+            quote, log = tee.evidence_source.quote_and_log(nonce)
             assert quote.report_data == nonce
             log.check(quote)
 
@@ -433,20 +431,20 @@ def test_closed_attester_rejects_calls() -> None:
     """Close is idempotent."""
     backend = FakeRegisterBackend()
     tee = Attester(backend)
-    tee.attest(b"")
+    tee.attest(report_data=bytes(64))
     tee.close()
     tee.close()
     assert backend.closed == 1
     calls: list[Callable[[], object]] = [
         lambda: tee.get_quote(b""),
-        lambda: tee.attest(b""),
-        lambda: tee.quote_and_log(bytes(64)),
+        lambda: tee.attest(report_data=bytes(64)),
+        lambda: tee.evidence_source.quote_and_log(bytes(64)),
         lambda: tee.emit_event("a", b""),
         lambda: tee.keys,
         tee.__enter__,
         tee.event_log,
         tee.registers,
-        tee.info,
+        lambda: tee.app_info,
     ]
     for call in calls:
         with raises(UsageError, "closed"):
@@ -457,9 +455,9 @@ def test_close_wipes_the_simulators_keys() -> None:
     """The keys cannot be used after the attester is closed."""
     with open_attester("simulator") as tee:
         keys = tee.keys
-        keys.derive("a")
+        keys.derive_compat("a")
     with pytest.raises(AttestKitError):
-        keys.derive("a")
+        keys.derive_compat("a")
 
 
 @pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
@@ -472,7 +470,12 @@ def test_attester_is_not_picklable_or_copyable(duplicate: Callable[[object], obj
 def test_evidence_values_are_picklable() -> None:
     """Quotes, logs, evidence and app info compare equal after a round trip."""
     with open_attester("simulator") as tee:
-        for value in (tee.get_quote(b""), tee.event_log(), tee.attest(b""), tee.info()):
+        for value in (
+            tee.get_quote(b""),
+            tee.event_log(),
+            tee.attest(report_data=bytes(64)),
+            tee.app_info,
+        ):
             assert pickle.loads(pickle.dumps(value)) == value
 
 
@@ -496,13 +499,13 @@ def test_forked_child_cannot_use_the_attester(tmp_path: Any) -> None:
         with os.fdopen(read) as pipe:
             assert pipe.read() == "wrong_process"
         tee.emit_event("still", b"here")
-        tee.attest(b"")
+        tee.attest(report_data=bytes(64))
 
 
 def test_quotes_and_logs_are_immutable_values() -> None:
     """Later events do not change them."""
     with open_attester("simulator") as tee:
-        quote, log = tee.quote_and_log(bytes(64))
+        quote, log = tee.evidence_source.quote_and_log(bytes(64))
         raw, events = quote.raw, log.events
         tee.emit_event("later", b"")
     assert (quote.raw, log.events) == (raw, events)

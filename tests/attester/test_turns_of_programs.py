@@ -63,7 +63,7 @@ def test_close_closes_the_queues_files(tmp_path: Path) -> None:
     before = sorted(path.name for path in Path("/proc/self/fd").iterdir())
     tee = Attester(FakeTd(Machine(tmp_path)))
     tee.emit_event("a", b"")
-    tee.quote_and_log(bytes(64))
+    tee.evidence_source.quote_and_log(bytes(64))
     assert len(list(Path("/proc/self/fd").iterdir())) > len(before)
     tee.close()
     assert sorted(path.name for path in Path("/proc/self/fd").iterdir()) == before

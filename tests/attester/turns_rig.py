@@ -43,7 +43,7 @@ def main(folder: str, threads: int, rounds: int) -> None:
     def client(tee: Attester) -> None:
         for _ in range(rounds):
             before = td.count_served()
-            tee.quote_and_log(bytes(64))
+            tee.evidence_source.quote_and_log(bytes(64))
             overtaken.append(td.mine.turn - before)
 
     with Attester(td) as tee:

@@ -4,7 +4,6 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,9 @@ from attestkit.errors import (
     QuoteUnavailableError,
     UsageError,
 )
-from attestkit.quote import Quote
-from attestkit.testing import BackendContract
 from tests.backends.tdx.fake_td import FakeTd, count_open_files
 from tests.backends.tdx.qgs_server import QUOTE, answering, closing, framed, qgs_server, response
 from tests.raising import errno_of, raises
-from tests.rigs.emulator import Emulator, emulator, requires_fuse
-from tests.untyped import untyped
 
 REPORT_DATA = bytes(range(64))
 CONF = b"port = 4050\n"
@@ -39,12 +34,6 @@ def td(tmp_path: Path) -> FakeTd:
     td = FakeTd(tmp_path)
     td.paths.tdx_attest_conf.parent.mkdir()
     return td
-
-
-@pytest.fixture
-def socket_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the path of a socket."""
-    return tmp_path_factory.mktemp("q") / "s"
 
 
 def make_tdx_ioctl(td: FakeTd, **options: Any) -> TdxIoctl:
@@ -126,23 +115,6 @@ def test_quote_after_configuration_removal_fails(td: FakeTd) -> None:
     with raises(BackendUnavailableError, "not_configured", path=path):
         found.get_quote(REPORT_DATA)
     assert td.made == ["open tdx_guest", "ioctl 0xc4405401", "open tdx-attest.conf"]
-
-
-def test_malformed_configuration_is_reported_with_its_line(td: FakeTd) -> None:
-    """A malformed file is an error, unlike a missing one."""
-    td.paths.tdx_attest_conf.write_text("# one\nport: 4050\n")
-    path = str(td.paths.tdx_attest_conf)
-    with raises(BackendUnavailableError, "not_configured", path=path) as caught:
-        make_tdx_ioctl(td)
-    assert "line 2" in str(caught.value)
-
-
-@pytest.mark.parametrize("report_data", [b"", bytes(63), bytes(65), bytearray(64), None])
-def test_quote_report_data_must_be_64_bytes(td: FakeTd, report_data: object) -> None:
-    """Other sizes and types are rejected before the device is opened."""
-    with raises(UsageError, "wrong_size"):
-        make_tdx_ioctl(td, generation="D").get_quote(untyped(report_data))
-    assert td.made == []
 
 
 def test_quote_after_device_failure_does_not_contact_qgs(td: FakeTd, socket_path: Path) -> None:
@@ -269,52 +241,3 @@ def test_default_calls_use_the_real_device(td: FakeTd, tmp_path: Path) -> None:
     assert td.paths.tdx_guest.exists()
     with raises(BackendUnavailableError, "unsupported_kernel"):
         TdxIoctl(root=tmp_path, generation="D", calls=DeviceCalls()).get_quote(REPORT_DATA)
-
-
-# -- on the emulator ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Emulator]:
-    """Run a TDX guest with a quote generation service."""
-    with emulator(qgs=True) as found:
-        yield found
-
-
-@pytest.mark.rig
-@requires_fuse
-class TestOnTheEmulator(BackendContract):
-    """Backend contract on the emulator: real descriptors, real ioctls, signed quotes."""
-
-    @pytest.fixture(autouse=True)
-    def _machine(self, machine: Emulator) -> None:
-        machine.reboot()
-        self.machine = machine
-
-    def make_backend(self) -> Backend:
-        """Return a backend of the guest, whose probe uses the guest's files."""
-        paths, socket_path = KernelPaths.below(self.machine.root), self.machine.qgs
-
-        class Emulated(TdxIoctl):
-            @classmethod
-            def probe(cls, *_: object, **__: object) -> None:
-                super().probe(paths, qgs=socket_path)
-
-        return Emulated(paths=paths, qgs=socket_path)
-
-
-@pytest.mark.rig
-@requires_fuse
-@pytest.mark.parametrize("generation", ["C", "C'", "D", "D'"])
-def test_generation_on_emulator_quotes_with_its_own_ioctl(generation: str) -> None:
-    """The emulated driver accepts the buffer; the ioctl of another generation is not tried."""
-    with emulator(driver=generation, kernel="6.12") as machine:
-        found = TdxIoctl(root=machine.root, generation=generation)
-        assert Quote.parse(found.get_quote(REPORT_DATA)).report_data == REPORT_DATA
-        machine.fault("empty_outblob")
-        with raises(QuoteUnavailableError, "empty"):
-            found.get_quote(REPORT_DATA)
-        assert found.read_event_log()
-        other = "D" if generation != "D" else "C"
-        with raises(BackendUnavailableError, "unsupported_kernel"):
-            TdxIoctl(root=machine.root, generation=other).get_quote(REPORT_DATA)

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-__all__ = ["lines", "peak"]
-
 
 def lines(call: Callable[[], object]) -> int:
     """Return the number of lines of Python that a call executes, counting repetitions."""

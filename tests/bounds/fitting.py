@@ -10,8 +10,6 @@ from attestkit.errors import AttestKitError
 from tests.bounds.parsers import Parser
 from tests.bounds.shapes import Shape
 
-__all__ = ["TOO_MUCH", "enters", "largest", "refusal", "shortened"]
-
 TOO_MUCH: Final = frozenset(
     {"out_of_range", "too_large", "too_long", "too_many", "too_many_records"}
 )

@@ -24,13 +24,11 @@ from attestkit._formats.strict_json import check_depth
 from attestkit._native import _python, _python_json, _python_log
 from attestkit.attestation import Attestation
 from attestkit.attestation.app_info import AppInfo
-from attestkit.attestation.kms_cert_request import QuoteCertRequest
 from attestkit.attestation.launch import os_image, tdx, vm_config
 from attestkit.attestation.launch.mr_config import MrConfig
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.snp_certificates import SnpCertificates
 from attestkit.backends.recording.recording_file import parse_recording
-from attestkit.cli.bench.quotes import eight_columns
 from attestkit.collateral import Collateral
 from attestkit.collateral.parts import split_signed
 from attestkit.dstack import env_encryption
@@ -54,11 +52,10 @@ from attestkit.verifier.ear.keys import EarPublicKey
 from attestkit.verifier.ear.result_token import MAX_TOKEN
 from attestkit.verifier.evidence_bundle import EvidenceBundle
 from attestkit.verifier.policy.toml_reader import parse as parse_policy
+from benchmarks.quotes import eight_columns
 from tests.bounds import shapes, verdicts
 from tests.bounds.shapes import Shape, Shapes, json_event, repeated
 from tests.quotes import made_quote
-
-__all__ = ["CASES", "PARSERS", "Case", "Parser", "run"]
 
 
 class Parser(NamedTuple):
@@ -357,11 +354,6 @@ PARSERS: Final[Mapping[str, Parser]] = {
             ),
         },
         *(6, 1),
-    ),
-    "certificate request": Parser(
-        QuoteCertRequest.from_bytes,
-        {"names": lambda size: QuoteCertRequest(b"", "", b"", b"", None, ("",) * size).to_bytes()},
-        *(20, 16),
     ),
     "vm_config": Parser(parse_vm_config, inside(b'{"x":'), 45, 4),
     "mr_config": Parser(MrConfig.parse, inside(b'{"key_provider":"none","x":'), 45, 4),

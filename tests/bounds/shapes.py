@@ -13,27 +13,6 @@ from typing import Final, TypeAlias
 from attestkit.attestation.wire import scale
 from tests.quotes import made_quote
 
-__all__ = [
-    "CBOR",
-    "CCEL",
-    "CMW_CBOR",
-    "EVIDENCE_CBOR",
-    "EVIDENCE_MSGPACK",
-    "EVIDENCE_SCALE",
-    "FRAMES",
-    "JSON",
-    "PROTOBUF",
-    "QUERY",
-    "QUOTE",
-    "TERMINAL",
-    "TOML",
-    "TPM",
-    "Shape",
-    "Shapes",
-    "json_event",
-    "repeated",
-]
-
 Shape: TypeAlias = Callable[[int], bytes]
 Shapes: TypeAlias = Mapping[str, Shape]
 

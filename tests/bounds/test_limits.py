@@ -28,7 +28,6 @@ from attestkit.dstack.sys_config import SysConfig
 from attestkit.errors import AttestKitError, BackendError, FormatError
 from attestkit.event_log import EventLog, TpmEventLog, WireEvent, agent_json
 from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
-from attestkit.event_log.journal_files import MAX_FILE_SIZE, OsFolder
 from attestkit.event_log.runtime_events import check_runtime_events
 from attestkit.keys import AppKeys, key_file
 from attestkit.quote import Quote
@@ -42,8 +41,8 @@ from tests.bounds.fitting import TOO_MUCH, enters, largest, shortened
 from tests.bounds.parsers import PARSERS, Parser, certificate, extension, tlv
 from tests.raising import raises
 from tests.records import ROOT
-from tests.verifier import parcels
 from tests.verifier.ear.ears import ED25519, NOW
+from tests.verifier.platforms import intel
 
 DOCUMENT = (ROOT / "docs" / "bounds.md").read_text(encoding="utf-8")
 LIMITS = re.findall(r"^\| .* \| ([0-9,]+) \| `([\w.]+)` \|$", DOCUMENT, re.MULTILINE)
@@ -95,18 +94,6 @@ def test_documented_cost_is_of_input_read(cost: tuple[str, ...]) -> None:
     assert f"{len(data):,}" == size
     assert len(data) <= most
     assert enters(parser, data)
-
-
-def test_measured_costs_replace_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The measurement of one parser replaces the rows of the document."""
-    name = "quotes in columns"
-    monkeypatch.setattr(growth_hostile, "PARSERS", {name: PARSERS[name]})
-    monkeypatch.setattr(growth_hostile, "MOST_BYTES", 32_768)
-    (tmp_path / "bounds.md").write_text(DOCUMENT, encoding="utf-8")
-    growth_hostile.main(["--document", str(tmp_path / "bounds.md")])
-    written = (tmp_path / "bounds.md").read_text(encoding="utf-8")
-    assert [row[0] for row in ROW.findall(written)] == [name]
-    assert ROW.sub("", written) == ROW.sub("", DOCUMENT)
 
 
 RECORDING = b'{"format":"attestkit recording","version":1}'
@@ -184,21 +171,6 @@ def test_state_file_over_limit_is_rejected(tmp_path: Path) -> None:
         folder.close()
 
 
-def test_journal_file_over_limit_raises_os_error(tmp_path: Path) -> None:
-    """A journal file over its limit raises OSError."""
-    with (tmp_path / "file").open("wb") as file:
-        file.truncate(MAX_FILE_SIZE)
-    folder = OsFolder(tmp_path, "lock")
-    try:
-        assert len(folder.read("file") or b"") == MAX_FILE_SIZE
-        with (tmp_path / "file").open("ab") as file:
-            file.write(b"\0")
-        with pytest.raises(OSError, match=f"more than {MAX_FILE_SIZE} bytes: .*file"):
-            folder.read("file")
-    finally:
-        folder.close()
-
-
 FILLED = 64 << 20  # bytes; larger than any limit
 
 
@@ -207,15 +179,15 @@ def test_cached_collateral_over_limit_is_ignored(
 ) -> None:
     """A file over the limit is treated as missing, and not read to its end."""
     key: cache.Key = ("https://pccs", "tdx", "fmspc", "platform")
-    cache.CollateralCache(tmp_path, clock=lambda: parcels.NOW).put(key, parcels.collateral())
+    cache.CollateralCache(tmp_path, clock=lambda: intel.NOW).put(key, intel.collateral())
     [file] = tmp_path.glob("*.json")
     size = file.stat().st_size
 
     def found() -> Collateral | None:
-        return cache.CollateralCache(tmp_path, clock=lambda: parcels.NOW).get(key)
+        return cache.CollateralCache(tmp_path, clock=lambda: intel.NOW).get(key)
 
     monkeypatch.setattr(cache, "_FILE_LIMIT", size)
-    assert found() == parcels.collateral()
+    assert found() == intel.collateral()
     monkeypatch.setattr(cache, "_FILE_LIMIT", size - 1)
     assert found() is None
     with file.open("ab") as writer:

@@ -8,8 +8,6 @@ from tests.bounds import shapes
 from tests.bounds.shapes import Shape, Shapes, numbered, repeated
 from tests.verifier.ear import ears
 
-__all__ = ["COSE", "JWT", "KEY_SET", "read"]
-
 
 def read(data: bytes) -> None:
     """Verify an EAR without a nonce."""

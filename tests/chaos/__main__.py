@@ -1,4 +1,4 @@
-"""Run every fault in its full form, and write record and table: `make chaos`.
+"""Run every fault in its full form, and write the record: `make chaos`.
 
 With names of scenarios, or with --short, nothing is written. Scenarios that this machine cannot run
 are recorded with the reason; a failing scenario ends the run with status 1, without a record.
@@ -12,7 +12,6 @@ from typing import Any
 
 from tests.chaos.all_scenarios import ALL
 from tests.chaos.scenarios import Form, Scenario
-from tests.chaos.table import DOCUMENT, with_table
 from tests.keeping import Keeping
 from tests.records import write_record
 
@@ -34,8 +33,7 @@ def main() -> int:
     sys.stdout.write("\n".join([f"{len(found)} scenarios, {len(failed)} failed", *failed, ""]))
     if form.full and not options.scenario and not failed:
         record = {"command": "python -m tests.chaos", "scenarios": found}
-        path = write_record("chaos", record)
-        _write_table(path.read_text(encoding="ascii"))
+        write_record("chaos", record)
     return 1 if failed else 0
 
 
@@ -58,12 +56,6 @@ def _do(one: Scenario, form: Form) -> dict[str, Any]:
 def _tell(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
-
-
-def _write_table(text: str) -> None:
-    import json  # lazy: only the full run writes
-
-    DOCUMENT.write_text(with_table(DOCUMENT.read_text("utf-8"), json.loads(text)), "utf-8")
 
 
 if __name__ == "__main__":

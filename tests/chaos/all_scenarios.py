@@ -14,8 +14,6 @@ from tests.chaos.faults import (
     process,
 )
 
-__all__ = ["ALL", "MODULES"]
-
 MODULES: Final = (clock, connections, device, disk, engine, journal, pccs, process)
 ALL: Final = {  # by module, in a fixed order
     name: one

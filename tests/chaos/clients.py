@@ -17,8 +17,6 @@ from tests.keeping import Keeping
 from tests.serve.client import Answer, Connection
 from tests.serve.server import Server
 
-__all__ = ["Clients", "Ledger", "RequestOutcome"]
-
 TIMEOUT: Final = 150.0  # s for a response; a server may be stopped for a minute
 _PAUSE: Final = 0.05  # s between two requests of a client
 _BEGINS: Final = "chaos-"  # prefix of the names of events

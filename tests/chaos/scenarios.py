@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeAlias
 
-__all__ = ["ALL", "Form", "Scenario", "anywhere", "scenario"]
-
 
 class Form(NamedTuple):
     """The thoroughness of a run."""

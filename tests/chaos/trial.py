@@ -22,8 +22,6 @@ from tests.chaos.clients import Clients, RequestOutcome, app_events
 from tests.serve.client import call
 from tests.serve.server import Server, errors_in
 
-__all__ = ["Trial", "plain"]
-
 _WARM: Final = 3  # responses of each kind before the fault
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _VARIES: Final = (

@@ -7,15 +7,16 @@ from typing import Final, NamedTuple
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent, Tdx
+from attestkit.report_data import ReportData
 from attestkit.verifier.evidence_bundle import EvidenceBundle
 from tests.ra_tls import tds
-from tests.verifier import parcels
+from tests.verifier.platforms import intel
 
-__all__ = ["AT", "HOSTILE", "NONCE_HEX", "Files", "hostile_evidence", "write"]
-
-NONCE_HEX: Final = parcels.NONCE.hex()
+NONCE: Final = b"a client's nonce"
+NONCE_HEX: Final = NONCE.hex()
+REPORT_DATA: Final = ReportData.for_nonce(NONCE)
 HOSTILE: Final = "\x1b[2J\x1b]0;owned\x07</style><script>alert(1)</script>\"'><img src=x>\u202e\0"
-AT: Final = parcels.NOW.isoformat()
+AT: Final = intel.NOW.isoformat()
 
 
 class Files(NamedTuple):
@@ -59,15 +60,16 @@ class Files(NamedTuple):
 
 @functools.cache
 def _contents() -> dict[str, bytes]:
-    evidence, collateral = parcels.evidence(), parcels.collateral()
+    evidence = intel.evidence(report_data=REPORT_DATA)
+    collateral = intel.collateral()
     assert evidence.quote is not None
-    bundle = EvidenceBundle(evidence.to_bytes(), collateral, parcels.NOW, parcels.NONCE)
+    bundle = EvidenceBundle(evidence.to_bytes(), collateral, intel.NOW, REPORT_DATA)
     return {
         "evidence": evidence.to_bytes(),
         "quote": evidence.quote.raw,
         "certificate": tds.issue().certificate_chain[0].encode(),
         "bundle": bundle.to_json().encode(),
-        "anchor": parcels.PKI.root_der,
+        "anchor": intel.PKI.root_der,
         "collateral": collateral.to_json().encode(),
     }
 
@@ -82,7 +84,7 @@ def write(folder: Path) -> Files:
 
 def hostile_evidence() -> Attestation:
     """Return evidence with control characters and markup in its texts."""
-    genuine = parcels.evidence()
+    genuine = intel.evidence()
     platform, stack = genuine.evidence
     assert isinstance(platform, Tdx)
     log = tuple(event._replace(event=HOSTILE) for event in platform.event_log)

@@ -7,8 +7,6 @@ from typing import Any, Final
 
 import jsonschema_rs
 
-__all__ = ["FOLDER", "check", "read"]
-
 FOLDER: Final = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 _BASE: Final = "https://schemas.invalid/"  # schemas refer to each other by file name
 

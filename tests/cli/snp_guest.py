@@ -2,8 +2,6 @@
 
 from attestkit.backends.base import SnpEvidence
 
-__all__ = ["SnpGuest"]
-
 
 class SnpGuest:
     """An SEV-SNP backend that returns the same report for every request."""

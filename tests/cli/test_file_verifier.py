@@ -17,10 +17,9 @@ from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.evidence_bundle import EvidenceBundle
-from tests.cli import evidence_files
 from tests.cli.evidence_files import AT, NONCE_HEX, Files
 from tests.vectors import SHARED, needs_shared
-from tests.verifier import parcels
+from tests.verifier.platforms import intel
 
 Capture = pytest.CaptureFixture[str]
 DEFAULT_OPTIONS = VerificationOptions(
@@ -29,6 +28,7 @@ DEFAULT_OPTIONS = VerificationOptions(
     pccs_named=False,
     certificates=(),
     trust_anchor=None,
+    nonce=None,
     report_data=None,
     policy=AppraisalPolicy.default(),
     policy_name="default",
@@ -36,13 +36,7 @@ DEFAULT_OPTIONS = VerificationOptions(
     own_instant=False,
     inputs=(),
 )
-LATER = (parcels.NOW + timedelta(days=900)).isoformat()
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    """Valid evidence in every format, with trust anchor and collateral."""
-    return evidence_files.write(tmp_path)
+LATER = (intel.NOW + timedelta(days=900)).isoformat()
 
 
 @pytest.fixture
@@ -63,7 +57,7 @@ def read_result(capsys: Capture) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("years_later")
-@pytest.mark.parametrize("more", [[], ["--report-data", NONCE_HEX]])
+@pytest.mark.parametrize("more", [[], ["--nonce", NONCE_HEX]])
 def test_verify_old_bundle_uses_current_time(
     more: list[str], files: Files, capsys: Capture
 ) -> None:
@@ -115,7 +109,7 @@ def test_verify_at_bundle_rejects_other_evidence(files: Files, capsys: Capture) 
     assert main(words) == 1
     shown = capsys.readouterr()
     assert [one["exit_code"] for one in json.loads(shown.out)["results"]] == [0, 1]
-    assert "not an evidence bundle: evidence" in shown.err
+    assert "requires an evidence bundle, but the file is: evidence" in shown.err
 
 
 def test_verify_at_time_overrides_time_of_bundle(files: Files, capsys: Capture) -> None:
@@ -137,14 +131,14 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def fetch(_quote: object, url: str, **_: object) -> Collateral:
         urls.append(url)
-        return parcels.collateral()
+        return intel.collateral()
 
     monkeypatch.setattr(Collateral, "fetch", fetch)
     return urls
 
 
 def _bundle(files: Files, collateral: Collateral | None, report_data: bytes | None = None) -> str:
-    bundle = EvidenceBundle(files.evidence.read_bytes(), collateral, parcels.NOW, report_data)
+    bundle = EvidenceBundle(files.evidence.read_bytes(), collateral, intel.NOW, report_data)
     return str(files.put("other.json", bundle.to_json().encode()))
 
 
@@ -174,7 +168,7 @@ def test_collateral_options_override_bundle(
     assert main([*words, "--pccs", "http://option"]) == 0
     assert read_result(capsys)["own_collateral"] is False
     assert fetched == ["http://option"]
-    foreign = parcels.PKI.collateral((parcels.NOW - timedelta(days=900)).timestamp())
+    foreign = intel.PKI.collateral((intel.NOW - timedelta(days=900)).timestamp())
     path = files.put("old.json", foreign.to_json().encode())
     assert main([*words, "--collateral", str(path)]) == 2
 
@@ -187,24 +181,24 @@ def test_report_data_of_bundle_is_not_freshness(files: Files, capsys: Capture) -
     words = ["verify", str(files.bundle), *files.own_instant]
     assert main([*words, "-v"]) == 0
     shown = capsys.readouterr().out
-    assert "give the expected report data with --report-data HEX" in shown
+    assert "give the expected nonce with --nonce HEX" in shown
     assert "freshness was not checked: any report data was accepted" in shown
     assert "the report data is as the bundle names it" in shown
     assert "expected one" not in shown
-    assert main([*words, "-v", "--report-data", NONCE_HEX]) == 0
+    assert main([*words, "-v", "--nonce", NONCE_HEX]) == 0
     shown = capsys.readouterr().out
-    assert "the report data is the expected one" in shown
+    assert "the evidence is bound to the expected nonce" in shown
     assert "bundle names it, which" not in shown
 
 
 def test_verify_bundle_with_other_report_data_is_refused(files: Files, capsys: Capture) -> None:
     """Report data that differs from the bundle's is refused, unless the caller expects it."""
-    words = ["verify", "--json", _bundle(files, parcels.collateral(), b"x"), *files.own_instant]
+    words = ["verify", "--json", _bundle(files, intel.collateral(), b"x"), *files.own_instant]
     assert main(words) == 4
     shown = capsys.readouterr()
     assert json.loads(shown.out)["results"][0]["reason"] == "report_data"
     assert "the bundle names 78" in shown.err
-    assert main([*words, "--report-data", NONCE_HEX]) == 0
+    assert main([*words, "--nonce", NONCE_HEX]) == 0
 
 
 # -- output ------------------------------------------------------------------------------------

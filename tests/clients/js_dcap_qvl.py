@@ -10,8 +10,6 @@ import pytest
 
 from attestkit.collateral import Collateral
 
-__all__ = ["encode_case", "node_program", "verify_with_javascript"]
-
 FOLDER: Final = Path(__file__).parent / "js"
 
 

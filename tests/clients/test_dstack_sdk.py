@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -14,6 +15,9 @@ from tests.serve.server import Server, running_server
 from tests.vectors import SHARED, load, needs_shared
 
 sdk = pytest.importorskip("dstack_sdk")
+
+OLD_RELEASE = "ATTESTKIT_OLD_CLIENT" in os.environ
+"""Whether methods and fields may be missing; a test skips there."""
 
 Run: TypeAlias = Callable[[Callable[["AwaitableClient"], Awaitable[None]]], None]
 
@@ -42,18 +46,33 @@ class AwaitableClient:
         return call
 
 
+def _lengthen_timeout(client: Any) -> None:
+    """Lengthen the timeout of old releases, which is 0.5 s, for a busy machine."""
+    inner = getattr(client, "async_client", client)
+    for connection in (inner._client, inner._sync_client):
+        if OLD_RELEASE and connection is not None:
+            connection.timeout = 60
+
+
 def _runner(make: Callable[..., Any], endpoint: str | None) -> Run:
     def run(scenario: Callable[[AwaitableClient], Awaitable[None]]) -> None:
         async def main() -> None:
             client = make(endpoint) if endpoint else make()
             if hasattr(client, "__aenter__"):
                 async with client:
+                    _lengthen_timeout(client)
                     await scenario(AwaitableClient(client))
             else:
                 with client:
+                    _lengthen_timeout(client)
                     await scenario(AwaitableClient(client))
 
-        asyncio.run(main())
+        try:
+            asyncio.run(main())
+        except (AttributeError, TypeError) as error:
+            if not OLD_RELEASE:
+                raise
+            pytest.skip(f"this release differs: {error}")
 
     return run
 
@@ -107,20 +126,21 @@ def test_every_client_method_is_tested(kind: str) -> None:
     for name, known in (("DstackClient", NEW), ("TappdClient", NEW | {"derive_key", "tdx_quote"})):
         client = getattr(sdk, kind + name)
         public = {each for each in dir(client) if not each.startswith("_")}
-        assert {each for each in public if callable(getattr(client, each))} == known
+        methods = {each for each in public if callable(getattr(client, each))}
+        assert methods <= known if OLD_RELEASE else methods == known
 
 
 def test_get_key(dstack: Run) -> None:
     """GetKey returns 32 bytes and two signatures, the same each time."""
 
     async def scenario(client: AwaitableClient) -> None:
-        for algorithm in ("secp256k1", "ed25519"):
-            answer = await client.get_key("my/key/path", "signing", algorithm)
+        default = await client.get_key()
+        for arguments in (("my/key/path", "signing"), ("my/key/path", "signing", "ed25519")):
+            answer = await client.get_key(*arguments)
             assert len(answer.decode_key()) == 32
             assert [len(link) for link in answer.decode_signature_chain()][:1] == [65]
-            assert await client.get_key("my/key/path", "signing", algorithm) == answer
-        default = await client.get_key()
-        assert default.decode_key() != answer.decode_key()
+            assert await client.get_key(*arguments) == answer
+            assert default.decode_key() != answer.decode_key()
 
     dstack(scenario)
 
@@ -132,12 +152,12 @@ def test_get_quote_replays(dstack: Run) -> None:
         answer = await client.get_quote(b"\x12\x34")
         quote = Quote.parse(answer.decode_quote())
         assert quote.report_data == b"\x12\x34".ljust(64, b"\0")
-        assert answer.report_data == quote.report_data.hex()
         EventLog.from_json(answer.event_log).check(quote)
         registers = {index: rtmr.hex() for index, rtmr in enumerate(quote.rtmrs)}
         assert answer.replay_rtmrs() == registers
         assert all(event.digest for event in answer.decode_event_log())
         json.loads(answer.vm_config)
+        assert answer.report_data == quote.report_data.hex()
 
     dstack(scenario)
 
@@ -194,6 +214,8 @@ def test_get_tls_key(dstack: Run) -> None:
     from cryptography import x509
 
     async def scenario(client: AwaitableClient) -> None:
+        plain = await client.get_tls_key()
+        assert len(plain.as_uint8array()) == 138
         answer = await client.get_tls_key(
             "example.com",
             ["www.example.com"],
@@ -211,7 +233,6 @@ def test_get_tls_key(dstack: Run) -> None:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert names.get_values_for_type(x509.DNSName) == ["www.example.com"]
         assert leaf.not_valid_before_utc.timestamp() == 1_700_000_000
-        plain = await client.get_tls_key()
         assert plain.key != answer.key
 
     dstack(scenario)
@@ -313,6 +334,8 @@ APP_KEYS = SHARED / "data/dstack/simulator/appkeys.json"
 @pytest.fixture(scope="module")
 def known_keys() -> Iterator[Any]:
     """Return a client of a server with the upstream simulator's published keys."""
+    if OLD_RELEASE:
+        pytest.skip("this release may lack algorithms")
     with running_server("--app-keys", str(APP_KEYS)) as server:
         client = sdk.DstackClient(server.dstack)
         with client:  # `as` would bind the async client

@@ -42,7 +42,7 @@ class ServerEvidence(NamedTuple):
 
     def verifier(self) -> Verifier:
         """Return a verifier that trusts the server's root."""
-        return Verifier(PKI.root_der, self.collateral, clock=self._clock)
+        return Verifier(trust_anchor=PKI.root_der, collateral=self.collateral, clock=self._clock)
 
     def _clock(self) -> datetime:
         return datetime.fromtimestamp(self.now, timezone.utc)

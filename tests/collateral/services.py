@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import quote as percent_encode
 from urllib.parse import urlsplit
 
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
@@ -18,32 +17,19 @@ BASE: Final = "http://pccs.test:8081"
 PKI: Final = SimulatedPki(bytes(range(32)))
 PLATFORM: Final = PKI.platform("0")
 QUOTE: Final = Quote.parse(QuotingEnclave(PKI).quote(TdBody().td10(), version=4))
-PCCS: Final = SimulatedPccs(
-    lambda: PKI.collateral(NOW), [ServedPlatform(PLATFORM.qe_id, PLATFORM.pck_der)]
-)
+SERVED: Final = [ServedPlatform(PLATFORM.qe_id, PLATFORM.pck_der)]
+PCCS: Final = SimulatedPccs(lambda: PKI.collateral(NOW), SERVED)
 COLLATERAL: Final = PKI.collateral(NOW)
 CRL, ROOT_CRL = "/sgx/certification/v4/pckcrl", "/sgx/certification/v4/rootcacrl"
 TCB, QE = "/tdx/certification/v4/tcb", "/tdx/certification/v4/qe/identity"
 PCKCERT: Final = "/sgx/certification/v4/pckcert"
 
 
-def respond_with(collateral: Collateral, url: str) -> Response:
-    """Return the part of `collateral` at `url`, as a PCCS responds."""
-    signed = {
-        TCB: ("tcbInfo", "tcb_info", "TCB-Info-Issuer-Chain"),
-        QE: ("enclaveIdentity", "qe_identity", "SGX-Enclave-Identity-Issuer-Chain"),
-    }
-    path = urlsplit(url).path
-    if path in signed:
-        name, part, header = signed[path]
-        signature = getattr(collateral, f"{part}_signature").hex()
-        body = f'{{"{name}":{getattr(collateral, part)},"signature":"{signature}"}}'
-        chain = percent_encode(getattr(collateral, f"{part}_issuer_chain"))
-        return Response(200, {header: chain}, body.encode())
-    if path == CRL:
-        chain = percent_encode(collateral.pck_crl_issuer_chain)
-        return Response(200, {"SGX-PCK-CRL-Issuer-Chain": chain}, collateral.pck_crl)
-    return Response(200, {}, collateral.root_ca_crl)
+def respond(pccs: SimulatedPccs, url: str) -> Response:
+    """Return the response of a simulated PCCS to a GET of `url`, for any host."""
+    parts = urlsplit(url)
+    status, headers, body = pccs.respond(parts.path, parts.query)
+    return Response(status, dict(headers), body)
 
 
 @dataclass
@@ -56,12 +42,32 @@ class Service:
     def __call__(self, url: str) -> Response:
         """Respond to a GET of `url`, for any host."""
         self.urls.append(url)
-        parts = urlsplit(url)
-        status, headers, body = PCCS.respond(parts.path, parts.query)
-        response = Response(status, dict(headers), body)
-        change = self.changes.get(parts.path)
+        response = respond(PCCS, url)
+        change = self.changes.get(urlsplit(url).path)
         return response if change is None else change(response)
 
     def fetch(self, quote: Quote = QUOTE, base: str = BASE) -> Collateral:
         """Fetch collateral from this service."""
         return Collateral.fetch(quote, base, getter=self)
+
+
+def create_quote_with_ppid(
+    data_type: int, ppid_size: int, platform: bytes = PLATFORM.qe_id
+) -> Quote:
+    """Return the quote with certification data of types 1 to 3 instead of its chain."""
+    config = PKI.config
+    ppid = bytes(range(256)) * 2
+    tcbm = config.cpusvn + config.pcesvn.to_bytes(2, "little")
+    content = ppid[:ppid_size] + tcbm + config.pceid
+    raw = bytearray(QUOTE.raw[:1252])
+    raw[28:44] = platform
+    raw += data_type.to_bytes(2, "little") + len(content).to_bytes(4, "little") + content
+    raw[766:770] = (len(raw) - 770).to_bytes(4, "little")
+    raw[632:636] = (len(raw) - 636).to_bytes(4, "little")
+    return Quote.parse(bytes(raw))
+
+
+def replace_headers(response: Response, **changes: str | None) -> Response:
+    """Return a response with replaced headers; None removes a header."""
+    headers = {**response.headers, **{n.replace("_", "-"): v for n, v in changes.items()}}
+    return response._replace(headers={n: v for n, v in headers.items() if v is not None})

@@ -6,13 +6,12 @@ import os
 import pickle
 import signal
 import stat
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +21,6 @@ from attestkit.collateral import Collateral
 from attestkit.collateral.cache import CollateralCache, Key
 from attestkit.errors import CollateralError, ConfigError, UsageError
 from tests.collateral.services import BASE, COLLATERAL, NOW, PKI, QUOTE, TCB, Service
-from tests.keeping import Keeping
 from tests.raising import raises
 
 KEY: Final[Key] = (BASE, "tdx", "A77E57000000", "platform")
@@ -30,7 +28,6 @@ START: Final = datetime.fromtimestamp(NOW, timezone.utc)
 END: Final = COLLATERAL.valid_until
 NEWER: Final = PKI.collateral(NOW + 86400)
 SECOND: Final = timedelta(seconds=1)
-ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 class Clock:
@@ -47,9 +44,6 @@ class Clock:
 def list_entries(folder: Path) -> list[Path]:
     """Return the entry files of a cache."""
     return sorted(folder.glob("*.json"))
-
-
-Make = Callable[..., CollateralCache]
 
 
 @pytest.fixture
@@ -304,32 +298,42 @@ def test_cache_in_memory_removes_oldest_entry(clock: Clock) -> None:
     assert [cache.get(key) is not None for key in keys] == [True, False, True]
 
 
-KILLED: Final = """
-import os, signal, sys
-from datetime import datetime, timezone
-sys.path.insert(0, sys.argv[1])
-from attestkit.collateral.cache import CollateralCache
-from tests.collateral.services import COLLATERAL, NOW
-cache = CollateralCache(sys.argv[2], clock=lambda: datetime.fromtimestamp(NOW, timezone.utc))
-os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
-cache.put(tuple(sys.argv[3:]), COLLATERAL)
-"""
+SPAWN: Final = get_context("spawn")
 
 
-def run(script: str, *arguments: str) -> int:
-    """Run a script in another process, and return its exit code."""
-    completed = subprocess.run(
-        [sys.executable, "-c", script, str(ROOT), *arguments], check=False, timeout=60
-    )
-    return completed.returncode
+def put_and_be_killed(folder: Path, key: Key) -> None:
+    """Store an entry, in a process that is killed before the file is complete."""
+    with patch("os.fsync", lambda _: os.kill(os.getpid(), signal.SIGKILL)):
+        CollateralCache(folder, clock=lambda: START).put(key, COLLATERAL)
+
+
+def put_and_get(folder: Path) -> None:
+    """Write, read and prune a few keys many times."""
+    for number in range(30):
+        cache = CollateralCache(folder, clock=lambda: START, limit=3)
+        key = (str(number % 4),)
+        assert cache.get(key) in {None, COLLATERAL}
+        cache.put(key, COLLATERAL)
+        again = CollateralCache(folder, clock=lambda: START, limit=3)
+        assert again.get(key) in {None, COLLATERAL}
+
+
+def run_processes(count: int, target: Callable[..., None], *arguments: object) -> set[int | None]:
+    """Run a function in `count` processes at once, and return their exit codes."""
+    processes = [SPAWN.Process(target=target, args=arguments) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return {process.exitcode for process in processes}
 
 
 def test_cache_killed_writer_leaves_old_entry(tmp_path: Path, clock: Clock) -> None:
     """Temporary files of a killed writer are ignored and removed, and the old entry is intact."""
     cache = CollateralCache(tmp_path, clock=clock)
     cache.put(KEY, COLLATERAL)
-    assert run(KILLED, str(tmp_path), *KEY) == -signal.SIGKILL
-    assert run(KILLED, str(tmp_path), "another") == -signal.SIGKILL
+    for key in (KEY, ("another",)):
+        assert run_processes(1, put_and_be_killed, tmp_path, key) == {-signal.SIGKILL}
     strays = [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert len(strays) == 2
     fresh = CollateralCache(tmp_path, clock=clock)
@@ -342,56 +346,12 @@ def test_cache_killed_writer_leaves_old_entry(tmp_path: Path, clock: Clock) -> N
     assert len(list_entries(tmp_path)) == 2
 
 
-BUSY: Final = """
-import sys
-from datetime import datetime, timezone
-sys.path.insert(0, sys.argv[1])
-from attestkit.collateral.cache import CollateralCache
-from tests.collateral.services import COLLATERAL, NOW
-now = lambda: datetime.fromtimestamp(NOW, timezone.utc)
-for number in range(30):
-    cache = CollateralCache(sys.argv[2], clock=now, limit=3)
-    key = (str(number % 4),)
-    assert cache.get(key) in (None, COLLATERAL)
-    cache.put(key, COLLATERAL)
-    assert CollateralCache(sys.argv[2], clock=now, limit=3).get(key) in (None, COLLATERAL)
-"""
-
-
 def test_cache_concurrent_processes(tmp_path: Path, clock: Clock) -> None:
     """Two processes that write, read and prune the same keys see whole entries only."""
-    codes: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: codes.append(run(BUSY, str(tmp_path)))) for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert codes == [0, 0]
+    assert run_processes(2, put_and_get, tmp_path) == {0}
     assert len(list_entries(tmp_path)) <= 4
     cache = CollateralCache(tmp_path, clock=clock)
     assert any(cache.get((str(number),)) for number in range(4))
-
-
-def test_cache_is_thread_safe(clock: Clock) -> None:
-    """Concurrent threads on a full cache see whole values, without errors."""
-    cache = CollateralCache(None, clock=clock, limit=2)
-    failures: list[BaseException] = []
-
-    def work(number: int) -> None:
-        with Keeping(failures):
-            for step in range(50):
-                key = (str((number + step) % 5),)
-                cache.put(key, COLLATERAL)
-                assert cache.get(key) in {None, COLLATERAL}
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
 
 
 def test_cache_pickle_keeps_folder_only(tmp_path: Path, clock: Clock) -> None:

@@ -10,8 +10,15 @@ from attestkit.collateral.cache import CollateralCache
 from attestkit.collateral.caching_source import CollateralLookup, CollateralSource
 from attestkit.collateral.pccs_client import Response
 from attestkit.errors import CollateralError
-from tests.collateral.services import BASE, COLLATERAL, PLATFORM, QUOTE, TCB, Service
-from tests.collateral.test_pccs_client import create_quote_with_ppid
+from tests.collateral.services import (
+    BASE,
+    COLLATERAL,
+    PLATFORM,
+    QUOTE,
+    TCB,
+    Service,
+    create_quote_with_ppid,
+)
 
 
 class Timer:

@@ -3,8 +3,6 @@
 import contextlib
 import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -16,87 +14,18 @@ from attestkit.collateral import Collateral
 from attestkit.collateral.http_getter import HttpGetter
 from attestkit.collateral.pccs_client import BODY_LIMIT, Response
 from attestkit.errors import CollateralError, UsageError
+from tests.collateral.http_server import (
+    OK,
+    TIMEOUT,
+    CreateServer,
+    Respond,
+    create_pccs_server,
+    create_response,
+)
 from tests.collateral.services import COLLATERAL, QUOTE, TCB, Service
 from tests.raising import raises
 
-OK: Final = b"HTTP/1.1 200 OK\r\n"
 CHUNKED: Final = OK + b"Transfer-Encoding: chunked\r\n\r\n"
-TIMEOUT: Final = 30.0  # s, of the tests themselves
-
-
-def create_response(body: bytes, *headers: str, length: int | None = None) -> bytes:
-    """Return a response of status 200."""
-    size = len(body) if length is None else length
-    return (
-        OK
-        + "".join(f"{line}\r\n" for line in headers).encode()
-        + (f"Content-Length: {size}\r\n\r\n".encode() + body)
-    )
-
-
-Respond = Callable[[socket.socket], None]
-
-
-class Server:
-    """A server that handles each connection with the given function."""
-
-    def __init__(self, respond: Respond, context: ssl.SSLContext | None = None) -> None:
-        self.requests: list[bytes] = []
-        self._respond = respond
-        self._context = context
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        scheme = "http" if context is None else "https"
-        self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            connection, _ = self._listener.accept()
-            with contextlib.suppress(OSError), connection:
-                connection.settimeout(TIMEOUT)
-                if self._context is not None:
-                    connection = self._context.wrap_socket(connection, server_side=True)
-                request = b""
-                while b"\r\n\r\n" not in request:
-                    part = connection.recv(65536)
-                    if not part:
-                        break
-                    request += part
-                if request == b"stop\r\n\r\n":
-                    return
-                self.requests.append(request)
-                with connection:
-                    self._respond(connection)
-
-    def close(self) -> None:
-        """Stop the thread."""
-        self._context = None
-        with socket.create_connection(self._listener.getsockname()) as connection:
-            connection.sendall(b"stop\r\n\r\n")
-        self._thread.join(TIMEOUT)
-        self._listener.close()
-        assert not self._thread.is_alive()
-
-
-def _send(create_response: bytes) -> Respond:
-    return lambda connection: connection.sendall(create_response)
-
-
-@pytest.fixture
-def create_server() -> Iterator[Callable[..., Server]]:
-    """Return a function that starts servers, which stop with the test."""
-    with contextlib.ExitStack() as stack:
-
-        def create(respond: Respond | bytes, context: ssl.SSLContext | None = None) -> Server:
-            server = Server(_send(respond) if isinstance(respond, bytes) else respond, context)
-            stack.callback(server.close)
-            return server
-
-        yield create
-
-
-CreateServer = Callable[..., Server]
 
 
 def get_reason(url: str, timeout: float = TIMEOUT) -> str:
@@ -331,17 +260,8 @@ def test_getter_https_to_http_server_fails(create_server: CreateServer) -> None:
 def test_fetch_over_sockets(create_server: CreateServer) -> None:
     """The default getter fetches all parts, and an error names the URL of its part."""
     service = Service()
-
-    def respond(connection: socket.socket) -> None:
-        target = server.requests[-1].split()[1].decode()
-        status, headers, body = service(f"http://x{target}")
-        lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in headers.items())]
-        head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])
-        connection.sendall(head.encode() + body)
-
-    server = create_server(respond)
+    server = create_pccs_server(create_server, service)
     assert Collateral.fetch(QUOTE, server.url) == COLLATERAL
     service.changes[TCB] = lambda response: response._replace(body=bytes(BODY_LIMIT + 1))
-    with raises(CollateralError, "too_large") as caught:
+    with raises(CollateralError, "too_large", start=f"{server.url}{TCB}?fmspc=A77E57000000: "):
         Collateral.fetch(QUOTE, server.url)
-    assert str(caught.value).startswith(f"{server.url}{TCB}?fmspc=A77E57000000: ")

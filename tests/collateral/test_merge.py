@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.backends.simulator.pki.pccs import SimulatedPccs
 from attestkit.backends.simulator.scenarios.config import (
     CollateralConfig,
     QeIdentityConfig,
@@ -23,8 +24,8 @@ from attestkit.collateral.cache import CollateralCache
 from attestkit.collateral.caching_source import CollateralLookup, CollateralSource
 from attestkit.collateral.merge import merge_newest, root_key_id
 from attestkit.collateral.pccs_client import Platform, Response
-from tests.collateral.services import BASE, NOW, PKI, QUOTE, Service, respond_with
-from tests.verifier import parcels
+from tests.collateral.services import BASE, NOW, PKI, QUOTE, SERVED, Service, respond
+from tests.verifier.platforms import intel
 
 DAY: Final = timedelta(days=1)
 PARTS: Final = {
@@ -65,7 +66,7 @@ class SharedFolder:
     def get(self, url: str) -> Response:
         """Respond to a GET of the served collateral."""
         self.requests += 1
-        return respond_with(self.served, url)
+        return respond(SimulatedPccs(lambda: self.served, SERVED), url)
 
     def cache(self) -> CollateralCache:
         """Return a new cache on the folder."""
@@ -231,10 +232,10 @@ def test_find_ignores_dates_of_unverified_chain(
     shared.folder = shared.folder if folder else None
     chained = replace(NEW, pck_crl_issuer_chain=create_future_certificate())
     assert chained.valid_from > shared.now
-    genuine = parcels.collateral()
+    genuine = intel.collateral()
     other_chain = replace(genuine, pck_crl_issuer_chain=chained.pck_crl_issuer_chain)
-    verifier = parcels.verifier(collateral=other_chain)
-    verifier.verify(parcels.evidence().to_bytes(), report_data=parcels.NONCE)
+    verifier = intel.verifier(collateral=other_chain)
+    verifier.verify(intel.evidence().to_bytes(), report_data=intel.NONCE)
     source = shared.process()
     for served in (chained,) if when == "before" else (NEW, chained):
         shared.served = served
@@ -250,7 +251,7 @@ def test_mark_verified_at_future_time_is_ignored(shared: SharedFolder) -> None:
     source = shared.process()
     find_and_mark_verified(source)
     shared.served = create_collateral(20, age=-30 * DAY)
-    later = source._fetch(source.find(QUOTE).key, "tdx", Platform("00806F050000", "platform"))
+    later = source._fetch(source.find(QUOTE).key, "tdx", Platform("A77E57000000", "platform"))
     source.mark_verified(source.find(QUOTE)._replace(shared=later, collateral=later))
     shared.served = OLD
     assert shared.process().find(QUOTE).collateral.tcb_info == NEW.tcb_info

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,20 +15,19 @@ from hypothesis import strategies as st
 from attestkit._crypto.pem import encode_pem
 from attestkit.collateral import Collateral
 from attestkit.collateral.pccs_client import BODY_LIMIT, Response, base_url
-from attestkit.errors import CollateralError, FormatError, UsageError
+from attestkit.errors import CollateralError, UsageError
 from attestkit.quote import Quote
 from tests.collateral.services import (
     BASE,
     COLLATERAL,
     CRL,
-    PCKCERT,
-    PKI,
     PLATFORM,
     QE,
     QUOTE,
     ROOT_CRL,
     TCB,
     Service,
+    replace_headers,
 )
 from tests.raising import raises
 from tests.untyped import untyped
@@ -44,12 +44,6 @@ CHAINS: Final = {
     TCB: "TCB-Info-Issuer-Chain",
     QE: "SGX-Enclave-Identity-Issuer-Chain",
 }
-
-
-def replace_headers(response: Response, **changes: str | None) -> Response:
-    """Return a response with replaced headers; None removes a header."""
-    headers = {**response.headers, **{n.replace("_", "-"): v for n, v in changes.items()}}
-    return response._replace(headers={n: v for n, v in headers.items() if v is not None})
 
 
 def get_error_text(path: str, change: Callable[[Response], Response], reason: str) -> str:
@@ -263,34 +257,6 @@ def test_fetch_getter_wrong_type_raises_usage_error() -> None:
         Collateral.fetch(QUOTE, BASE, getter=untyped(lambda _: {}))
 
 
-@pytest.mark.parametrize("path", URLS)
-def test_fetch_body_over_1_mib_is_named(path: str) -> None:
-    """A body over 1 MiB is rejected before it is parsed."""
-    get_error_text(path, lambda r: r._replace(body=b" " * (BODY_LIMIT + 1)), "too_large")
-
-
-@pytest.mark.parametrize("path", [CRL, ROOT_CRL])
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"<html>",
-        b"30",
-        b"0",
-        b"\x30\x00",
-        b"zz",
-        COLLATERAL.pck_crl[:-1],
-        COLLATERAL.pck_crl.hex().encode()[:-1],
-        b"\xff\xfe",
-        encode_pem("X509 CRL", COLLATERAL.pck_crl).encode(),
-        PLATFORM.pck_der,
-    ],
-)
-def test_fetch_malformed_crl_is_named(path: str, body: bytes) -> None:
-    """HTML, PEM, truncated and other structures instead of a CRL are rejected with the URL."""
-    get_error_text(path, lambda response: response._replace(body=body), "malformed")
-
-
 _MALFORMED: Final = {
     "empty": "",
     "word": "x",
@@ -327,119 +293,37 @@ def test_fetch_missing_chain_is_named(path: str, name: str) -> None:
     assert name in text
 
 
-@pytest.mark.parametrize("path", [TCB, QE])
-@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"\xff", b"<html>", b"[" * 5000])
+CRL_BODIES: Final = (
+    *(b"", b"<html>", b"30", b"0", b"\x30\x00", b"zz", b"\xff\xfe"),
+    *(COLLATERAL.pck_crl[:-1], COLLATERAL.pck_crl.hex().encode()[:-1], PLATFORM.pck_der),
+    encode_pem("X509 CRL", COLLATERAL.pck_crl).encode(),
+)
+JSON_BODIES: Final = (b"", b"{}", b"[]", b"\xff", b"<html>", b"[" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [*product([CRL, ROOT_CRL], CRL_BODIES), *product([TCB, QE], JSON_BODIES)],
+)
 def test_fetch_malformed_body_is_named(path: str, body: bytes) -> None:
-    """The error for a malformed body names the URL."""
+    """HTML, PEM, truncated and other structures instead of a part are rejected with the URL."""
     get_error_text(path, lambda response: response._replace(body=body), "malformed")
+
+
+@pytest.mark.parametrize("path", URLS)
+def test_fetch_body_over_1_mib_is_named(path: str) -> None:
+    """A body over 1 MiB is rejected before it is parsed."""
+    get_error_text(path, lambda r: r._replace(body=b" " * (BODY_LIMIT + 1)), "too_large")
 
 
 @pytest.mark.parametrize("path", [TCB, QE])
 def test_fetch_body_without_dates_is_named(path: str) -> None:
     """A body without nextUpdate, which would never expire, is rejected."""
-    text = get_error_text(
-        path,
-        lambda r: r._replace(body=r.body.replace(b"nextUpdate", b"nextUpdatd")),
-        "malformed",
-    )
-    assert "nextUpdate" in text
 
+    def misspell(response: Response) -> Response:
+        return response._replace(body=response.body.replace(b"nextUpdate", b"nextUpdatd"))
 
-def create_quote_with_ppid(
-    data_type: int, ppid_size: int, platform: bytes = PLATFORM.qe_id
-) -> Quote:
-    """Return the quote with certification data of types 1 to 3 instead of its chain."""
-    config = PKI.config
-    ppid = bytes(range(256)) * 2
-    tcbm = config.cpusvn + config.pcesvn.to_bytes(2, "little")
-    content = ppid[:ppid_size] + tcbm + config.pceid
-    raw = bytearray(QUOTE.raw[:1252])
-    raw[28:44] = platform
-    raw += data_type.to_bytes(2, "little") + len(content).to_bytes(4, "little") + content
-    raw[766:770] = (len(raw) - 770).to_bytes(4, "little")
-    raw[632:636] = (len(raw) - 636).to_bytes(4, "little")
-    return Quote.parse(bytes(raw))
-
-
-@pytest.mark.parametrize(("data_type", "size"), [(2, 256), (3, 384)])
-def test_fetch_requests_pck_certificate_by_encrypted_ppid(data_type: int, size: int) -> None:
-    """The PCK certificate is requested with the quote's values, and its chain is returned."""
-    service = Service()
-    fetched = service.fetch(create_quote_with_ppid(data_type, size))
-    assert fetched == replace(COLLATERAL, pck_certificate_chain=PLATFORM.pck_chain)
-    assert parse_qs(urlsplit(service.urls[0]).query) == {
-        "qeid": [PLATFORM.qe_id.hex()],
-        "encrypted_ppid": [(bytes(range(256)) * 2)[:size].hex()],
-        "cpusvn": [PKI.config.cpusvn.hex()],
-        "pcesvn": ["0d00"],
-        "pceid": ["0000"],
-    }
-
-
-def test_fetch_unknown_platform_makes_one_request() -> None:
-    """FMSPC and PPID are not verified yet, so the first failure ends the fetch."""
-    unknown = {path: lambda r: r._replace(status=404) for path in (TCB, PCKCERT)}
-    for quote, path in ((QUOTE, TCB), (create_quote_with_ppid(3, 384), PCKCERT)):
-        service = Service(unknown)
-        with raises(CollateralError, "fetch_failed"):
-            service.fetch(quote)
-        assert [urlsplit(url).path for url in service.urls] == [path]
-
-
-@pytest.mark.parametrize(
-    ("change", "reason", "fragment"),
-    [
-        (lambda r: r._replace(status=404), "fetch_failed", "404"),
-        (lambda r: replace_headers(r, SGX_TCBm="00" * 18), "malformed", "SGX-TCBm"),
-        (lambda r: replace_headers(r, SGX_TCBm=None), "malformed", "SGX-TCBm"),
-        (
-            lambda r: replace_headers(r, SGX_PCK_Certificate_Issuer_Chain=None),
-            "malformed",
-            "SGX-PCK-Certificate-Issuer-Chain",
-        ),
-        (lambda r: r._replace(body=b"x"), "malformed", "PEM"),
-        (lambda r: r._replace(body=b"\xff"), "malformed", "PEM"),
-        (lambda r: r._replace(body=PLATFORM.pck_der), "malformed", "PEM"),
-        (lambda r: r._replace(body=r.body * 2), "malformed", "2 certificates"),
-        (
-            lambda r: r._replace(body=encode_pem("CERTIFICATE", PKI.root_der).encode()),
-            "malformed",
-            "PCK certificate",
-        ),
-    ],
-)
-def test_fetch_malformed_pck_certificate_is_named(
-    change: Callable[[Response], Response], reason: str, fragment: str
-) -> None:
-    """The error names the URL and the malformed part of the response."""
-    with raises(CollateralError, reason) as caught:
-        Service({PCKCERT: change}).fetch(create_quote_with_ppid(3, 384))
-    assert str(caught.value).startswith(f"{BASE}{PCKCERT}?")
-    assert fragment in str(caught.value)
-
-
-def test_fetch_unusable_certification_data_is_rejected() -> None:
-    """A plain PPID cannot be used, and data of a wrong size raise FormatError."""
-    service = Service()
-    with raises(CollateralError, "pck_chain_missing"):
-        service.fetch(create_quote_with_ppid(1, 16))
-    with raises(FormatError, "wrong_size"):
-        service.fetch(create_quote_with_ppid(3, 256))
-    assert not service.urls
-
-
-def test_fetch_chain_without_pck_certificate_raises_format_error() -> None:
-    """A PCK chain that does not start with a PCK certificate raises FormatError."""
-    chain = encode_pem("CERTIFICATE", PKI.pck_ca_der).encode()
-    raw = bytearray(QUOTE.raw[:1254]) + len(chain).to_bytes(4, "little") + chain
-    raw[766:770] = (len(raw) - 770).to_bytes(4, "little")
-    raw[632:636] = (len(raw) - 636).to_bytes(4, "little")
-    service = Service()
-    with raises(FormatError, "missing"):
-        service.fetch(Quote.parse(bytes(raw)))
-    with raises(UsageError, "wrong_type"):
-        service.fetch(untyped(QUOTE.raw))
-    assert not service.urls
+    assert "nextUpdate" in get_error_text(path, misspell, "malformed")
 
 
 def is_fetched_or_url_named(path: str, change: Callable[[Response], Response]) -> bool:

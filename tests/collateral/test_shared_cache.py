@@ -2,172 +2,96 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import pytest
 
 from attestkit.collateral.cache import CollateralCache
-from tests.collateral.services import COLLATERAL, CRL, NOW, PCCS, QE, QUOTE, ROOT_CRL, TCB
+from attestkit.collateral.caching_source import CollateralSource
+from tests.collateral.http_server import CreateServer, create_pccs_server
+from tests.collateral.services import COLLATERAL, NOW, QUOTE, Service
 
-ROOT: Final = Path(__file__).resolve().parents[2]
 KEY: Final = ("http://pccs", "tdx", "00" * 6, "platform")
 
 
-class PccsServer(ThreadingHTTPServer):
-    """A simulated PCCS on a TCP port that counts requests by path."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.requests: Counter[str] = Counter()
-
-    @property
-    def url(self) -> str:
-        """Return the base URL."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
+SPAWN: Final = get_context("spawn")
 
 
-class _Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        assert isinstance(self.server, PccsServer)
-        self.server.requests[parts.path] += 1
-        status, headers, body = PCCS.respond(parts.path, parts.query)
-        self.send_response(status)
-        for name, value in dict(headers).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_request(self, code: object = "-", size: object = "-") -> None:
-        """Log nothing."""
+def find_collateral(
+    folder: Path, url: str, now: float, ready: Barrier, found: SimpleQueue[tuple[bool, str]]
+) -> None:
+    """Look up the collateral of QUOTE when all processes are ready."""
+    clock = partial(datetime.fromtimestamp, now, timezone.utc)
+    cache = CollateralCache(folder, max_age=timedelta(minutes=1), clock=clock)
+    source = CollateralSource(url, cache=cache)
+    ready.wait(60)
+    lookup = source.find(QUOTE)
+    found.put((lookup.cached, lookup.collateral.to_json()))
 
 
-@pytest.fixture
-def pccs() -> Iterator[PccsServer]:
-    """Run a PCCS that counts requests."""
-    with PccsServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+def run_fetchers(count: int, folder: Path, url: str, now: float) -> list[tuple[bool, str]]:
+    """Look up the same collateral in `count` processes at once; return their results."""
+    ready, found = SPAWN.Barrier(count), SPAWN.SimpleQueue()
+    arguments = (folder, url, now, ready, found)
+    processes = [SPAWN.Process(target=find_collateral, args=arguments) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert {process.exitcode for process in processes} == {0}
+    return [found.get() for _ in processes]
 
 
-FETCHER: Final = """
-import json, sys
-from datetime import datetime, timedelta, timezone
-sys.path.insert(0, sys.argv[1])
-from attestkit.collateral.cache import CollateralCache
-from attestkit.collateral.caching_source import CollateralSource
-from attestkit.quote import Quote
-quote = Quote.parse(bytes.fromhex(sys.argv[4]))
-now = float(sys.argv[5])
-clock = lambda: datetime.fromtimestamp(now, timezone.utc)
-cache = CollateralCache(sys.argv[2], max_age=timedelta(minutes=1), clock=clock)
-source = CollateralSource(sys.argv[3], cache=cache)
-print("ready", flush=True)
-sys.stdin.readline()
-found = source.find(quote)
-print(json.dumps([found.cached, found.collateral.to_json()]))
-"""
-
-
-@contextlib.contextmanager
-def run_fetchers(
-    count: int, folder: Path, url: str, now: float
-) -> Iterator[list[tuple[bool, str]]]:
-    """Look up the same collateral in `count` processes at once; yield their results."""
-    command = [
-        sys.executable,
-        "-c",
-        FETCHER,
-        str(ROOT),
-        str(folder),
-        url,
-        QUOTE.raw.hex(),
-        str(now),
-    ]
-    with contextlib.ExitStack() as stack:
-        running = [
-            stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
-            for _ in range(count)
-        ]
-        for process in running:
-            stack.callback(process.kill)
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        results: list[tuple[bool, str]] = []
-        for process in running:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        for process in running:
-            cached, text = json.loads(process.communicate(timeout=60)[0])
-            results.append((cached, text))
-            assert process.returncode == 0
-        yield results
-
-
-def test_processes_fetch_collateral_once(tmp_path: Path, pccs: PccsServer) -> None:
+def test_processes_fetch_collateral_once(tmp_path: Path, create_server: CreateServer) -> None:
     """Four processes with an empty cache make one fetch and get equal collateral."""
-    once = dict.fromkeys((CRL, ROOT_CRL, TCB, QE), 1)
-    with run_fetchers(4, tmp_path, pccs.url, NOW) as found:
-        assert sorted(cached for cached, _ in found) == [False, True, True, True]
-        assert {text for _, text in found} == {COLLATERAL.to_json()}
-    assert pccs.requests == once
+    pccs = create_pccs_server(create_server, Service())
+    found = run_fetchers(4, tmp_path, pccs.url, NOW)
+    assert sorted(cached for cached, _ in found) == [False, True, True, True]
+    assert {text for _, text in found} == {COLLATERAL.to_json()}
+    assert len(pccs.requests) == len(set(pccs.requests)) == 4
 
 
 @pytest.mark.slow
-def test_processes_refetch_expired_entry_once(tmp_path: Path, pccs: PccsServer) -> None:
+def test_processes_refetch_expired_entry_once(tmp_path: Path, create_server: CreateServer) -> None:
     """Three processes with an expired entry make one fetch."""
-    with run_fetchers(1, tmp_path, pccs.url, NOW) as found:
-        assert [cached for cached, _ in found] == [False]
-    with run_fetchers(3, tmp_path, pccs.url, NOW + 3600) as found:
-        assert sorted(cached for cached, _ in found) == [False, True, True]
-    assert set(pccs.requests.values()) == {2}
+    pccs = create_pccs_server(create_server, Service())
+    found = run_fetchers(1, tmp_path, pccs.url, NOW)
+    assert [cached for cached, _ in found] == [False]
+    found = run_fetchers(3, tmp_path, pccs.url, NOW + 3600)
+    assert sorted(cached for cached, _ in found) == [False, True, True]
+    assert set(Counter(pccs.requests).values()) == {2}
 
 
-HOLDER: Final = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from attestkit.collateral.cache import CollateralCache
-with CollateralCache(sys.argv[2]).fetch_lock(tuple(sys.argv[3:])) as mine:
-    assert mine
-    print("mine", flush=True)
-    sys.stdin.readline()
-"""
+def hold_lock(folder: Path, holding: Event) -> None:
+    """Hold the lock until the process is killed."""
+    with CollateralCache(folder).fetch_lock(KEY) as acquired:
+        assert acquired
+        holding.set()
+        signal.pause()
 
 
 def test_fetch_lock_is_released_by_death_of_holder(tmp_path: Path) -> None:
     """A live holder is waited for until the timeout; a dead one releases the lock at once."""
-    cache = CollateralCache(tmp_path)
-    command = [sys.executable, "-c", HOLDER, str(ROOT), str(tmp_path), *KEY]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"mine\n"
-        with cache.fetch_lock(KEY, seconds=0.05) as acquired:
-            assert not acquired
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-        with cache.fetch_lock(KEY, seconds=0) as acquired:
-            assert acquired
+    cache, holding = CollateralCache(tmp_path), SPAWN.Event()
+    holder = SPAWN.Process(target=hold_lock, args=(tmp_path, holding))
+    holder.start()
+    assert holding.wait(60)
+    with cache.fetch_lock(KEY, seconds=0.05) as acquired:
+        assert not acquired
+    holder.kill()
+    holder.join()
+    with cache.fetch_lock(KEY, seconds=0) as acquired:
+        assert acquired
 
 
 def test_fetch_lock_is_released_by_exception(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ SIGNED = f'"signature":"{SIGNATURE}"'
         '{ "a" : [ 1 , 2 ] ,\n\t"signature": "x" }',
         '{"a":"}{\\"","b":{"tcbInfo":{}}}',
         '{"a":1.50,"b":1e5,"c":"\\u00e9\\/é"}',
-        '{"a":1,"a":2}',
     ],
 )
 @pytest.mark.parametrize(
@@ -43,11 +42,11 @@ def test_split_signed_keeps_body_verbatim(body: str, frame: str) -> None:
     ("response", "reason"),
     [
         (b"", "syntax"),
-        (b"\xff", "syntax"),
+        (b"\xff", "encoding"),
         (b"\xef\xbb\xbf{}", "syntax"),
-        ('{"tcbInfo":{}}'.encode("utf-16"), "syntax"),
-        (b"[]", "syntax"),
-        (b"null", "syntax"),
+        ('{"tcbInfo":{}}'.encode("utf-16"), "encoding"),
+        (b"[]", "wrong_type"),
+        (b"null", "wrong_type"),
         (b"{", "syntax"),
         (b'{"a":1', "syntax"),
         (b'{"a":1,}', "syntax"),
@@ -56,17 +55,17 @@ def test_split_signed_keeps_body_verbatim(body: str, frame: str) -> None:
         (b"{1:1}", "syntax"),
         (b'{"a":1}}', "syntax"),
         (b'{"a":1}{}', "syntax"),
-        (b'{"a":' + b"1" * 5000 + b"}", "syntax"),
+        (b'{"a":' + b"1" * 5000 + b"}", "too_large"),
         (b'{"a":' + b"[" * 5000, "too_deep"),
         (b'{"a":1,"a":2}', "duplicate"),
-        (json.dumps({str(n): n for n in range(17)}).encode(), "too_many"),
+        (b'{"a":{"b":1,"b":2}}', "duplicate"),
         (b'{"x":1}', "missing"),
-        (b"{}", "syntax"),
+        (b"{}", "missing"),
         (b'{"tcbInfo":{}}', "missing"),
         (f'{{"tcbInfo":[],{SIGNED}}}'.encode(), "wrong_type"),
         (f'{{"tcbInfo":"{{}}",{SIGNED}}}'.encode(), "wrong_type"),
-        (b'{"tcbInfo":{},"signature":"00"}', "encoding"),
-        (b'{"tcbInfo":{},"signature":null}', "encoding"),
+        (b'{"tcbInfo":{},"signature":"00"}', "wrong_size"),
+        (b'{"tcbInfo":{},"signature":null}', "missing"),
         (f'{{"tcbInfo":{{}},{SIGNED[:-2]}g"}}'.encode(), "encoding"),
         (f'{{"tcbInfo":{{}},{SIGNED},{SIGNED}}}'.encode(), "duplicate"),
         (f'{{"tcbInfo":{{}},{SIGNED},"tcbInfo":{{}}}}'.encode(), "duplicate"),
@@ -76,14 +75,6 @@ def test_split_signed_malformed_response_raises_format_error(response: bytes, re
     """Malformed JSON, and missing, duplicate or mistyped members raise FormatError."""
     with raises(FormatError, reason):
         split_signed(response, "tcbInfo")
-
-
-def test_split_signed_truncated_response_raises_format_error() -> None:
-    """A truncated response raises FormatError."""
-    response = f'{{"tcbInfo":{{"a":[1,2]}},{SIGNED}}}'.encode()
-    for size in range(len(response)):
-        with pytest.raises(FormatError):
-            split_signed(response[:size], "tcbInfo")
 
 
 values = st.recursive(

@@ -9,8 +9,6 @@ is that of Wing and Gong, 1993, with Lowe's cache of visited states).
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-__all__ = ["NEVER", "Call", "Log", "boot", "emit", "explain", "saw", "unexplained"]
-
 Log: TypeAlias = "tuple[str, ...]"
 NEVER: Final = 1 << 62  # the end of a call without response, which may still take effect
 
@@ -92,19 +90,3 @@ def _is_extensible(log: Log, remaining: Sequence[Call]) -> bool:
     if any(call.what == "boot" for call in remaining):
         return True
     return all(call.names[: len(log)] == log for call in remaining if call.what == "saw")
-
-
-def unexplained(calls: Sequence[Call], log: Log = ()) -> list[Call]:
-    """Return the calls up to the first unexplained response; empty if all are explained.
-
-    Later responses are treated as not received.
-    """
-    for moment in sorted({call.end for call in calls if call.end < NEVER}):
-        known = [
-            call if call.end <= moment else call._replace(end=NEVER, done=None)
-            for call in calls
-            if call.end <= moment or (call.what == "emit" and call.begin <= moment)
-        ]
-        if explain(known, log) is None:
-            return known
-    return []

@@ -3,16 +3,15 @@
 Outside of a run, and for other threads, waiting is not needed: only one thread uses them.
 """
 
+import concurrent.futures
 import fcntl as real_fcntl
 import struct
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 from tests.concurrency.stage import Task, task_here
-
-__all__ = ["Event", "Future", "Lock", "OsLocks", "RLock", "Thread"]
 
 T = TypeVar("T")
 _MAIN: Final = "the thread beside the stage"
@@ -27,74 +26,32 @@ class Lock:
     """As `threading.Lock`."""
 
     def __init__(self) -> None:
-        self._held = False
+        self._owner: Task | str | None = None
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Acquire the lock."""
-        if task := task_here():
-            task.pause("a lock")
-            if blocking:
-                timed = timeout >= 0
-                if not task.wait(lambda: not self._held, "a lock", timed=timed):
-                    return False
-        if self._held:
-            assert task is None or not blocking or task.leaving, "a lock is held"
-            return False
-        self._held = True
-        return True
-
-    def release(self) -> None:
-        """Release the lock."""
-        if not self._held:
-            raise RuntimeError("release unlocked lock")
-        self._held = False
-
-    def locked(self) -> bool:
-        """Return whether the lock is held."""
-        return self._held
-
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        if self._held:
-            self.release()
-
-
-class RLock:
-    """As `_thread.RLock`, which may be inherited from."""
-
-    def __init__(self) -> None:
-        self._owner: Task | str | None = None
-        self._count = 0
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Acquire the lock, again if this thread holds it."""
-        me = _get_owner()
-        if self._owner == me:
-            self._count += 1
-            return True
-        if task := task_here():
+        task = task_here()
+        if task:
             task.pause("a lock")
             if blocking:
                 timed = timeout >= 0
                 if not task.wait(lambda: self._owner is None, "a lock", timed=timed):
                     return False
         if self._owner is not None and not (task and task.leaving):
+            assert task or not blocking, "a lock is held"
             return False
-        self._owner, self._count = me, 1
+        self._owner = _get_owner()
         return True
 
     def release(self) -> None:
-        """Release the lock once."""
-        if not self._is_owned():
-            raise RuntimeError("cannot release un-acquired lock")
-        self._count -= 1
-        if not self._count:
-            self._owner = None
+        """Release the lock."""
+        if self._owner is None:
+            raise RuntimeError("release unlocked lock")
+        self._owner = None
 
-    def _is_owned(self) -> bool:
-        return self._owner == _get_owner()
+    def locked(self) -> bool:
+        """Return whether the lock is held."""
+        return self._owner is not None
 
     def __enter__(self) -> Any:
         return self.acquire()
@@ -106,8 +63,34 @@ class RLock:
         trace: TracebackType | None = None,
     ) -> None:
         task = task_here()
-        if task is None or not task.leaving or self._is_owned():
+        if task is None or not task.leaving or self._owner == task:
             self.release()
+
+
+class RLock(Lock):
+    """As `_thread.RLock`, which may be inherited from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Acquire the lock, again if this thread holds it."""
+        if not self._is_owned() and not super().acquire(blocking, timeout):
+            return False
+        self._count += 1
+        return True
+
+    def release(self) -> None:
+        """Release the lock once."""
+        if not self._is_owned():
+            raise RuntimeError("cannot release un-acquired lock")
+        self._count -= 1
+        if not self._count:
+            super().release()
+
+    def _is_owned(self) -> bool:
+        return self._owner == _get_owner()
 
 
 class Event:
@@ -132,32 +115,14 @@ class Event:
         return self._set
 
 
-class Future(Generic[T]):
-    """As `concurrent.futures.Future`, for one thread that waits for another's result."""
+class Future(concurrent.futures.Future[T]):
+    """As `concurrent.futures.Future`, for a thread that waits for the result of another one."""
 
-    def __init__(self) -> None:
-        self._done = Event()
-        self._value: list[T] = []
-        self._error: BaseException | None = None
-
-    def set_result(self, value: T) -> None:
-        """Set the result."""
-        assert not self._done.is_set()
-        self._value.append(value)
-        self._done.set()
-
-    def set_exception(self, error: BaseException) -> None:
-        """Set the exception."""
-        assert not self._done.is_set()
-        self._error = error
-        self._done.set()
-
-    def result(self) -> T:
+    def result(self, timeout: float | None = None) -> T:
         """Wait for the result."""
-        self._done.wait()
-        if self._error is not None:
-            raise self._error
-        return self._value[0]
+        if task := task_here():
+            task.wait(self.done, "a result")
+        return super().result(timeout)
 
 
 class Thread:

@@ -18,17 +18,6 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from tests.keeping import Keeping
 
-__all__ = [
-    "Choose",
-    "DeadlockError",
-    "Decision",
-    "EndlessError",
-    "Stage",
-    "Switch",
-    "Task",
-    "task_here",
-]
-
 _MOST_STEPS: Final = 50_000
 _TIMEOUT: Final = 60.0  # s, for a run of some milliseconds
 # Opcodes that access state visible to other threads, or call functions that may.

@@ -18,8 +18,6 @@ from hypothesis.stateful import (
 from tests.concurrency.clients import Client, History
 from tests.concurrency.linearizable import Log
 
-__all__ = ["CLIENTS", "TdModel", "model", "run"]
-
 CLIENTS = 4
 CLIENT_NUMBERS = st.integers(0, CLIENTS - 1)
 _PAYLOADS = st.sampled_from(["", "00", "c0ffee", "61" * 300])

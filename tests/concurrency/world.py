@@ -9,7 +9,7 @@ changes a copy's text, so that a test can show which fault is found without a lo
 
 import builtins
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import InspectLoader
 from pathlib import Path
 from types import CodeType, ModuleType, SimpleNamespace
@@ -17,9 +17,7 @@ from typing import Any, Final
 
 from tests.concurrency.locks import THREADING, Future, OsLocks
 
-__all__ = ["World"]
-
-_STAND_INS: Final = {
+_STAND_INS: Final[dict[str, Any]] = {
     "_thread": SimpleNamespace(**THREADING),
     "concurrent.futures": SimpleNamespace(Future=Future),
     "fcntl": OsLocks(),
@@ -46,12 +44,9 @@ class _Edited(InspectLoader):
 class World:
     """Copies of the modules `names`, created on first access."""
 
-    def __init__(
-        self, *names: str, edit: Callable[[str], str] = str, stand_ins: Mapping[str, Any] = {}
-    ) -> None:
+    def __init__(self, *names: str, edit: Callable[[str], str] = str) -> None:
         self._names = names
         self._edit = edit
-        self._stand_ins: dict[str, Any] = {**_STAND_INS, **stand_ins}
         self._copies: dict[str, ModuleType] = {}
         self._builtins = {**vars(builtins), "__import__": self._import}
 
@@ -59,6 +54,11 @@ class World:
     def files(self) -> frozenset[str]:
         """The files of the copied modules."""
         return frozenset(str(importlib.import_module(name).__file__) for name in self._names)
+
+    @property
+    def first(self) -> Any:
+        """The copy of the first module."""
+        return self[self._names[0]]
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._copies:
@@ -83,8 +83,8 @@ class World:
         fromlist: Sequence[str] = (),
         level: int = 0,
     ) -> Any:
-        if name in self._stand_ins and (fromlist or "." not in name):
-            return self._stand_ins[name]
+        if name in _STAND_INS and (fromlist or "." not in name):
+            return _STAND_INS[name]
         if name in self._names and fromlist:
             return self[name]
         return builtins.__import__(name, module, scope, fromlist, level)

@@ -3,13 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from attestkit._crypto.der import (
-    BIT_STRING,
-    BOOLEAN,
-    INTEGER,
     OCTET_STRING,
     SEQUENCE,
     DerReader,
@@ -145,42 +140,3 @@ def test_read_oid_of_invalid_encoding_fails(text: str) -> None:
     """Empty, truncated, padded and oversized identifiers are rejected."""
     with raises(FormatError, "syntax", "not_canonical"):
         dotted_oid(bytes.fromhex(text))
-
-
-@given(
-    st.binary(max_size=40),
-    st.sampled_from(
-        [
-            DerReader.integer,
-            DerReader.boolean,
-            DerReader.bits,
-            DerReader.finish,
-            lambda reader: reader.content(BIT_STRING),
-            lambda reader: reader.enter(SEQUENCE).content(BOOLEAN),
-            lambda reader: reader.whole(INTEGER),
-        ]
-    ),
-)
-def test_der_reader_of_arbitrary_bytes_raises_only_format_error(
-    data: bytes, method: Callable[[DerReader], object]
-) -> None:
-    """Arbitrary bytes are read within their bounds or raise FormatError."""
-    reader = DerReader(data)
-    offset: int | None = 0
-    try:
-        method(reader)
-    except FormatError as error:
-        offset = error.offset
-    assert offset is not None
-    assert 0 <= offset <= len(data)
-    assert reader.at <= len(data)
-
-
-@given(st.binary(max_size=80))
-def test_read_oid_of_arbitrary_bytes_returns_dotted_name_or_fails(data: bytes) -> None:
-    """An identifier is digits and dots, or is rejected."""
-    try:
-        dotted = dotted_oid(data)
-    except FormatError:
-        return
-    assert all(part.isdigit() for part in dotted.split("."))

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import pickle
-from contextlib import suppress
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from attestkit._crypto import ed25519
 from attestkit._crypto.ed25519 import Ed25519Key
-from attestkit.errors import AttestKitError, UsageError
+from attestkit.errors import UsageError
 from tests.raising import raises
 
 ORDER = 2**252 + 27742317777372353535851937790883648493
@@ -54,7 +53,7 @@ def test_ed25519_matches_rfc8032(seed: str, public: str, message: str, signature
     """Keys and signatures match the published ones, and verify."""
     secret, data = bytes.fromhex(seed), bytes.fromhex(message)
     assert ed25519.ed25519_public_key(secret).hex() == public
-    assert ed25519.ed25519_sign(secret, data).hex() == signature
+    assert Ed25519Key(secret).sign(data).hex() == signature
     assert ed25519.ed25519_verify(bytes.fromhex(public), bytes.fromhex(signature), data)
 
 
@@ -74,16 +73,14 @@ def test_ed25519_verify_of_malformed_input_fails() -> None:
     key = Ed25519Key(SEED)
     signature = key.sign(b"")
     for size in (0, 31, 33):
-        with raises(UsageError, "invalid_key") as caught:
+        with raises(UsageError, "invalid_key", text="invalid public key"):
             ed25519.ed25519_verify(bytes(size), signature, b"")
-        assert str(caught.value) == "invalid public key"  # guest-agent-api.md, Verify
     for size in (0, 63, 65):
         with raises(UsageError, "wrong_size"):
             ed25519.ed25519_verify(key.public_key, bytes(size), b"")
     no_point = (2).to_bytes(32, "little")
-    with raises(UsageError, "invalid_key") as caught:
+    with raises(UsageError, "invalid_key", text="invalid public key"):
         ed25519.ed25519_verify(no_point, signature, b"")
-    assert str(caught.value) == "invalid public key"
 
 
 def test_ed25519_verify_rejects_keys_off_the_curve() -> None:
@@ -124,16 +121,6 @@ def test_ed25519_verify_of_non_canonical_s_is_false() -> None:
     )
 
 
-@given(st.binary(max_size=40), st.binary(max_size=70), st.binary(max_size=8))
-def test_ed25519_verify_of_arbitrary_bytes_fails(
-    public: bytes, signature: bytes, data: bytes
-) -> None:
-    """Random input is never valid, and raises only AttestKitErrors."""
-    for key, sig in ((public, signature), (public[:32].ljust(32, b"x"), signature.ljust(64)[:64])):
-        with suppress(AttestKitError):
-            assert not ed25519.ed25519_verify(key, sig, data)
-
-
 def test_x25519_matches_rfc7748() -> None:
     """A product of RFC 7748, 5.2, and a public key of 6.1."""
     scalar = bytes.fromhex("a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4")
@@ -161,9 +148,8 @@ def test_x25519_agrees_with_openssl(secret: bytes, other: bytes) -> None:
 @pytest.mark.parametrize("public", SMALL_ORDER_U)
 def test_x25519_with_zero_shared_secret_fails(public: bytes) -> None:
     """A shared secret of zeros is an error with the agent's text."""
-    with raises(UsageError, "invalid_key") as caught:
+    with raises(UsageError, "invalid_key", text="invalid X25519 shared secret"):
         ed25519.x25519(SEED, public)
-    assert str(caught.value) == "invalid X25519 shared secret"  # key-derivation.md
 
 
 def test_ed25519_and_x25519_of_wrong_size_fail() -> None:
@@ -174,7 +160,6 @@ def test_ed25519_and_x25519_of_wrong_size_fail() -> None:
             lambda data: ed25519.x25519(SEED, data),
             ed25519.x25519_public_key,
             ed25519.ed25519_public_key,
-            lambda data: ed25519.ed25519_sign(data, b""),
             Ed25519Key,
         ):
             with raises(UsageError, "wrong_size"):

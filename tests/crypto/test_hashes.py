@@ -57,9 +57,8 @@ def test_keccak256_equals_named_digest() -> None:
 @pytest.mark.parametrize("name", ["", "md5", "SHA256", "sha-256", "raw", "sha3_256", "sha256 "])
 def test_digest_of_unknown_name_fails(name: str) -> None:
     """Names are case-sensitive, and the error has the agent's text."""
-    with raises(UsageError, "unsupported_algorithm") as caught:
+    with raises(UsageError, "unsupported_algorithm", text="invalid hash algorithm"):
         hashes.digest(name, b"")
-    assert str(caught.value) == "invalid hash algorithm"
 
 
 def test_algorithms_lists_every_digest() -> None:

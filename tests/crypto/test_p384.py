@@ -7,8 +7,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit._crypto.p384 import (
     P384_ORDER,
@@ -91,18 +89,6 @@ def test_p384_verify_of_sha256_signature_fails() -> None:
     """A signature over the SHA-256 of the data is invalid."""
     with raises(SignatureError, "bad_signature"):
         p384_verify_der(spki(KEY), KEY.sign(DATA, ec.ECDSA(SHA256())), DATA)
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(st.binary(max_size=130), st.binary(min_size=90, max_size=110))
-def test_p384_verify_of_arbitrary_bytes_raises_only_verification_error(
-    key: bytes, signature: bytes
-) -> None:
-    """Arbitrary bytes raise only the documented error."""
-    for one in (key, P384_SPKI_HEAD + key[:96].ljust(96, b"\0"), spki(KEY)):
-        for verify in (p384_verify, p384_verify_der):
-            with pytest.raises(SignatureError):
-                verify(one, signature, DATA)
 
 
 # -- keys --------------------------------------------------------------------------------------

@@ -16,31 +16,24 @@ import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from sybil import Document
+from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 SHELLS: Final = ("sh", "bash")
 RUN: Final = (*SHELLS, "console", "python")
 PARSED: Final = ("json", "toml", "yaml")
 SHOWN: Final = ("text", "diff")
 
-_PART: Final = re.compile(
-    r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)(?P=fence) *$"
-    r"|<!--(?P<comment>.*?)-->",
-    re.MULTILINE | re.DOTALL,
-)
+_FENCES: Final = RawFencedCodeBlockLexer(re.compile(r"(?P<language>\S*)[^\n]*\n"))
 _MARK: Final = re.compile(
-    r"(not run|needs|file|run)\s*:\s*(.+)|(continued|policy|server config)", re.DOTALL
-)
-# Unsupported ways to write a block: a fence of tildes, in a quotation or behind a list marker, an
-# unclosed fence, HTML, and four spaces after text outside of a list.
-_OTHER: Final = re.compile(
-    r"^[ \t>*+-]*(?:\d+[.)][ \t]+)?(?:`{3,}|~{3,})|<pre\b"
-    r"|^(?=\S)(?![*+-] |\d+[.)] |:::|!!!|\?\?\?)[^\n]*\n\s*\n(?: {4}|\t)(?=\S)",
-    re.MULTILINE,
+    r"<!--\s*(?:(not run|needs|file|run)\s*:\s*(.+?)|(continued|policy|server config))\s*-->",
+    re.DOTALL,
 )
 
 
 class PageError(ValueError):
-    """A page contains unsupported markup."""
+    """A page has a block without a known treatment, or a comment without a block."""
 
 
 class Block(NamedTuple):
@@ -71,51 +64,31 @@ class Block(NamedTuple):
 
 def read_blocks(markdown: str) -> list[Block]:
     """Return the blocks of a page in order; PageError for one without a known treatment."""
-    _refuse_others(markdown)
     blocks: list[Block] = []
     marks: dict[str, str] = {}
     end = 0
-    for part in _PART.finditer(markdown):
-        if markdown[end : part.start()].strip():
-            _refuse_left(marks)
-            marks = {}
-        end = part.end()
-        line = markdown.count("\n", 0, part.start()) + 1
-        if part["comment"] is None:
-            blocks.append(_block(part, line, marks))
-            marks = {}
-            continue
-        mark = _MARK.fullmatch(part["comment"].strip())
-        if mark and mark[1] == "run":
-            blocks.append(Block(line, "sh", f"{mark[2]}\n", {"hidden": ""}))
-        elif mark:
-            marks[mark[1] or mark[3]] = mark[2] or ""
-    _refuse_left(marks)
-    return blocks
-
-
-def _refuse_others(markdown: str) -> None:
-    """Reject blocks in unsupported markup."""
-    rest = _PART.sub(lambda part: " -" + "\n" * part[0].count("\n"), markdown)
-    if other := _OTHER.search(rest):
-        line = rest.count("\n", 0, other.end()) + 1
-        raise PageError(f"line {line}: only a block between lines of ``` is run; make it one")
-
-
-def _refuse_left(marks: dict[str, str]) -> None:
+    for region in [*_FENCES(Document(markdown, "page")), None]:
+        start = region.start if region else len(markdown)
+        for mark in _MARK.finditer(markdown, end, start):
+            if mark[1] == "run":
+                line = markdown.count("\n", 0, mark.start()) + 1
+                blocks.append(Block(line, "sh", f"{mark[2]}\n", {"hidden": ""}))
+            else:
+                marks[mark[1] or mark[3]] = mark[2] or ""
+        if region:
+            block = Block(
+                markdown.count("\n", 0, start) + 1,
+                str(region.lexemes["language"]),
+                str(region.lexemes["source"]),
+                marks,
+            )
+            if not {"not run", "file"} & marks.keys() | {block.language} & {*RUN, *PARSED, *SHOWN}:
+                raise PageError(f"line {block.line}: no rule for blocks of {block.language!r}")
+            blocks.append(block)
+            marks, end = {}, region.end
     if marks:
-        raise PageError(f"nothing to run follows the comment {next(iter(marks))!r}")
-
-
-def _block(part: re.Match[str], line: int, marks: dict[str, str]) -> Block:
-    language = (part["language"].split() or [""])[0]
-    if language not in (*RUN, *PARSED, *SHOWN) and not {"not run", "file"} & marks.keys():
-        raise PageError(
-            f"line {line}: no rule for blocks of {language or 'no language'!r}; "
-            "mark it <!-- not run: REASON -->"
-        )
-    text = re.sub(rf"^{part['indent']}", "", part["text"], flags=re.MULTILINE)
-    return Block(line, language, text, marks)
+        raise PageError(f"no block follows the comment {next(iter(marks))!r}")
+    return blocks
 
 
 def pages() -> list[str]:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from threading import Timer
 from typing import Final, NamedTuple
 
 from tests.docs.blocks import ROOT, SHELLS, Block
@@ -40,28 +41,23 @@ if root != "/":
     subprocess.run(["mount", "-t", "proc", "proc", root + "proc"], check=True)
     os.chroot(root)
 os.chdir("/tmp/page")
-os.execvp("bash", ["bash", "/tmp/blocks/page.sh"])
+os.execvp("bash", ["bash"])
 """
-# The output of each block goes to its own file. The shell waits for a started server.
-_HEAD: Final = r"""
-ak_ready() { # wait until the last of the servers started here says that it listens, or has ended
+# The shell waits for a started server. A block fails if a background process has failed.
+_FUNCTIONS: Final = r"""
+ak_ready() { # wait until as many servers as $1 are ready in this block, or the last has ended
     local process=$! wanted=$1
     until [ "$(grep -c '^ready ' "$ak_out" || :)" -ge "$wanted" ]; do
         kill -0 "$process" 2>/dev/null || { echo "the server has ended" >&2; return 1; }
         read -rt 0.02 <> <(:) || :
     done
 }
-ak_end() { # a block has ended; nothing that it or one before left running has failed
+ak_end() {
     LC_ALL=C jobs >/tmp/blocks/jobs
     if grep -E '^\[[0-9]+\][-+ ]+Exit [0-9]' /tmp/blocks/jobs; then return 1; fi
-    touch "$ak_out.end"
 }
 """
 _STRICT: Final = "set -euo pipefail\n"  # for each block, independent of the options set in others
-# The shell reports its exit code through `export` only.
-_LOST: Final = re.compile(
-    r"^.*\b(?:export|readonly|declare|local)\s[^;&|]*=[^;&|]*(?:\$\(|`).*", re.MULTILINE
-)
 _CONFIG: Final = "[pytest]\naddopts = -q -p no:cacheprovider -p attestkit.testing.plugin\n"
 
 
@@ -84,78 +80,82 @@ class Installed(NamedTuple):
     python: Path
     root: Path | None = None
 
-    def needed(self) -> list[str]:
-        """Return the folders that its programs need."""
-        if self.root:
-            return []
-        return sorted(
-            {os.path.realpath(self.python.parents[1]), str(self.python.resolve().parents[1])}
-        )
-
 
 class BlockError(AssertionError):
     """A block failed; the text contains the page's line, the block and its output."""
+
+
+class Shell:
+    """The shell of a page, in `folder`, whose `page` is the current folder of the blocks."""
+
+    def __init__(self, folder: Path, installed: Installed | None = None) -> None:
+        for name in ("blocks", "page", "home"):
+            (folder / name).mkdir()
+        (folder / "blocks" / "pytest.ini").write_text(_CONFIG)
+        self._folder = folder
+        self._count = 0
+        self._process = subprocess.Popen(
+            _session(folder, installed),
+            env=_environment() if installed is None else _environment_of(installed),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._timer = Timer(PATIENCE, self._process.kill)
+        self._timer.start()
+        self.run(_FUNCTIONS)
+
+    def run(self, script: str) -> tuple[int | None, str]:
+        """Run a script; return its status, None if it ended the shell, and its output."""
+        self._count += 1
+        name = f"{self._count}.sh"
+        (self._folder / "blocks" / name).write_text(script)
+        inside = f"/tmp/blocks/{name}"
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(
+                f"ak_out={inside}.out; {{ . {inside}; }} >{inside}.out 2>&1; echo $?\n"
+            )
+            self._process.stdin.flush()
+            status = self._process.stdout.readline().strip()
+        except BrokenPipeError:
+            status = ""
+        output = self._folder / "blocks" / f"{name}.out"
+        if not output.exists():
+            assert self._process.stderr is not None
+            raise BlockError(f"no shell for the page: {self._process.stderr.read()}")
+        return int(status) if status else None, output.read_text()
+
+    def put(self, name: str, text: str) -> str:
+        """Write a file beside the page's folder; return its path in the session."""
+        (self._folder / "blocks" / name).write_text(text)
+        return f"/tmp/blocks/{name}"
+
+    def close(self) -> None:
+        """End the shell and all processes of its namespace."""
+        self._timer.cancel()
+        self._process.kill()
+        self._process.communicate()
 
 
 @cache
 def why_not() -> str:
     """Return why a page cannot be run here, or ""."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _furnish(folder)
-        return last_error_line(_session(folder, _NEEDED, "/"))
+        for folder in ("blocks", "page"):
+            Path(name, folder).mkdir()
+        return last_error_line(_session(Path(name), None))
 
 
-def _furnish(folder: Path) -> None:
-    for name in ("blocks", "page", "home"):
-        (folder / name).mkdir()
-    (folder / "blocks" / "pytest.ini").write_text(_CONFIG)
-    (folder / "blocks" / "page.sh").touch()
-
-
-def _session(folder: Path, needed: Sequence[str], root: str) -> list[str]:
+def _session(folder: Path, installed: Installed | None) -> list[str]:
     spaces = ("--net", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc")
     words = unshare_command(*spaces, "--kill-child", sys.executable, "-c", _ENTER)
+    needed, root = _NEEDED, "/"
+    if installed and installed.root:
+        needed, root = [], f"{installed.root}/"
     return [*words, str(folder), ":".join(needed), root]
-
-
-def run_blocks(
-    blocks: Sequence[Block], folder: Path, installed: Installed | None = None
-) -> list[Ran]:
-    """Run blocks in order; BlockError for the first that fails or prints unexpected output.
-
-    Args:
-        blocks: The blocks of one page.
-        folder: An empty folder; the blocks run in `page/` inside of it.
-        installed: Environment of `python` and `attestkit`, if not that of the tests.
-    """
-    steps = programs(blocks)
-    _furnish(folder)
-    script = [_HEAD, *(_steps(number, block, folder) for number, block in enumerate(steps))]
-    (folder / "blocks" / "page.sh").write_text("".join(script))
-    needed = installed.needed() if installed else _NEEDED
-    root = f"{installed.root}/" if installed and installed.root else "/"
-    done = subprocess.run(
-        _session(folder, needed, root),
-        env=_environment() if installed is None else _environment_of(installed),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    begun = [at for at in range(len(steps)) if _output(folder, at).exists()]
-    ran = [_read(at, steps[at], folder) for at in begun]
-    if steps and not ran:
-        raise BlockError(f"no shell for the page: {done.stderr}")
-    for one in ran[:-1] if done.returncode else ran:
-        _check_answers(one)
-    if done.returncode:
-        _fail(ran[-1], f"ended with {done.returncode} {done.stderr}")
-    for at, one in enumerate(ran):
-        if not _output(folder, at).with_suffix(".out.end").exists():
-            _fail(one, f"ended the shell; {len(steps) - at - 1} blocks after it did not run")
-    return ran
 
 
 def _environment() -> dict[str, str]:
@@ -180,6 +180,23 @@ def _environment_of(installed: Installed) -> dict[str, str]:
     return {"HOME": "/tmp/home", "LC_ALL": "C.UTF-8", "NO_COLOR": "1", "PATH": path}
 
 
+def run_blocks(
+    blocks: Sequence[Block], folder: Path, installed: Installed | None = None
+) -> list[Ran]:
+    """Run blocks in order; BlockError for the first that fails or prints unexpected output.
+
+    Args:
+        blocks: The blocks of one page.
+        folder: An empty folder; the blocks run in `page/` inside of it.
+        installed: Environment of `python` and `attestkit`, if not that of the tests.
+    """
+    shell = Shell(folder, installed)
+    try:
+        return [_run(shell, number, block) for number, block in enumerate(programs(blocks))]
+    finally:
+        shell.close()
+
+
 def programs(blocks: Sequence[Block]) -> list[Block]:
     """Return the blocks to run or write, each continuation joined to its block."""
     found: list[Block] = []
@@ -194,31 +211,23 @@ def programs(blocks: Sequence[Block]) -> list[Block]:
     return found
 
 
-def _output(folder: Path, number: int) -> Path:
-    return folder / "blocks" / f"{number}.out"
+def _run(shell: Shell, number: int, block: Block) -> Ran:
+    if block.language == "console" and "file" not in block.marks:
+        return _run_console(shell, block)
+    status, printed = shell.run(f"{_STRICT}{_script(shell, number, block)}ak_end\n")
+    if status != 0:
+        raise _failure(block, f"ended with {status}", printed)
+    return Ran(block, printed)
 
 
-def _steps(number: int, block: Block, folder: Path) -> str:
-    """Return the shell commands that run a block."""
-    out = f"/tmp/blocks/{number}.out"
-    head = f"ak_out={out}; exec >{out} 2>&1\n{_STRICT}"
+def _script(shell: Shell, number: int, block: Block) -> str:
     if "file" in block.marks:
-        (folder / "blocks" / f"{number}.file").write_text(block.text)
-        return f"{head}cp /tmp/blocks/{number}.file {block.marks['file']}\nak_end\n"
-    if block.language in ("console", *SHELLS) and (lost := _LOST.search(block.text)):
-        _fail(Ran(block, ""), f"whether the command in {lost[0]!r} fails nobody sees")
+        return f"cp {shell.put(f'{number}.file', block.text)} {block.marks['file']}\n"
     if block.language in SHELLS:
-        return f"{head}{_with_waits(block.text)}ak_end\n"
-    if block.language == "console":
-        steps = [head, "set +e\n"]
-        for at, (command, _) in enumerate(exchanges(block)):
-            steps.append(f"exec >>{out}.{at} 2>&1; (exit ${{ak_code:-0}})\n{command}\nak_code=$?\n")
-            steps.append(f"echo $ak_code >{out}.{at}.code\n")
-        return "".join([*steps, f"{_STRICT}ak_code=0; ak_end\n"])
+        return _with_waits(block.text)
     name = f"test_block_{number}.py" if block.is_test else f"block_{number}.py"
-    (folder / "blocks" / name).write_text(block.text)
     runner = "python -m pytest -c /tmp/blocks/pytest.ini" if block.is_test else "python -W error"
-    return f"{head}{runner} /tmp/blocks/{name}\nak_end\n"
+    return f"{runner} {shell.put(name, block.text)}\n"
 
 
 def _with_waits(script: str) -> str:
@@ -229,12 +238,30 @@ def _with_waits(script: str) -> str:
         command += line
         if line.endswith("\\"):
             continue
-        if re.search(r"attestkit[. ]serve\b", command) and re.search(r"[^&>]&\s*$", command):
-            servers += ">" not in command
-            if ">" not in command:
-                lines.append(f"ak_ready {servers}")
+        if re.search(r"attestkit[. ]serve\b[^>]*[^&>]&\s*$", command):
+            servers += 1
+            lines.append(f"ak_ready {servers}")
         command = ""
     return "\n".join(lines) + "\n"
+
+
+def _run_console(shell: Shell, block: Block) -> Ran:
+    """Run each command, and compare its output; a status other than 0 must be shown, too."""
+    answers: list[str] = []
+    status: int | None = 0
+    parts = exchanges(block)
+    for number, (command, shown) in enumerate(parts):
+        status, printed = shell.run(f"set +e; (exit {status})\n{command}\n")
+        answers.append(printed)
+        if not matches(shown, printed):
+            raise _failure(block, f"{command!r} printed other than is shown", printed)
+        is_shown = shown or "$?" in "".join(part[0] for part in parts[number + 1 : number + 2])
+        if status is None or (status and not is_shown):
+            raise _failure(block, f"{command!r} ended with {status}", printed)
+    status, printed = shell.run(f"{_STRICT}ak_end\n")
+    if status != 0:
+        raise _failure(block, "a background process failed", printed)
+    return Ran(block, "\n".join(answers), tuple(answers))
 
 
 def exchanges(block: Block) -> list[tuple[str, str]]:
@@ -252,31 +279,6 @@ def exchanges(block: Block) -> list[tuple[str, str]]:
     return [(command, "\n".join(answer)) for command, answer in found]
 
 
-def _read(number: int, block: Block, folder: Path) -> Ran:
-    out = _output(folder, number)
-    printed = out.read_text()
-    if block.language != "console" or "file" in block.marks:
-        return Ran(block, printed)
-    parts = [out.with_name(f"{out.name}.{at}") for at in range(len(exchanges(block)))]
-    answers = tuple(part.read_text() if part.exists() else "" for part in parts)
-    codes = [part.with_name(f"{part.name}.code") for part in parts]
-    for at, code in enumerate(codes):
-        _, shown = exchanges(block)[at]
-        asked_next = at + 1 < len(codes) and "$?" in exchanges(block)[at + 1][0]
-        if code.exists() and code.read_text() != "0\n" and not (shown or asked_next):
-            why = f"command {at + 1} ended with {code.read_text().strip()}, and nothing shows it"
-            _fail(Ran(block, "\n".join(answers[: at + 1])), why)
-    return Ran(block, "\n".join(answers), answers)
-
-
-def _check_answers(ran: Ran) -> None:
-    if not ran.answers:
-        return
-    for (command, shown), printed in zip(exchanges(ran.block), ran.answers, strict=True):
-        if not matches(shown, printed):
-            _fail(ran, f"{command!r} printed other than is shown")
-
-
 def matches(shown: str, printed: str) -> bool:
     """Return whether output is as documented: `…` matches any text in a line, or any lines."""
     lines = [
@@ -285,11 +287,9 @@ def matches(shown: str, printed: str) -> bool:
         else ".*?".join(map(re.escape, line.split("…"))) + r"\n"
         for line in shown.rstrip().splitlines()
     ]
-    wanted = "".join(lines)
     stripped = "".join(f"{line.rstrip()}\n" for line in printed.rstrip().splitlines())
-    return re.fullmatch(wanted, stripped) is not None
+    return re.fullmatch("".join(lines), stripped) is not None
 
 
-def _fail(ran: Ran, why: str) -> None:
-    block = ran.block
-    raise BlockError(f"line {block.line}: {why}\n{block.text}\n--- printed:\n{ran.printed}")
+def _failure(block: Block, why: str, printed: str) -> BlockError:
+    return BlockError(f"line {block.line}: {why}\n{block.text}\n--- printed:\n{printed}")

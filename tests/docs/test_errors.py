@@ -4,98 +4,22 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import pytest
 
 import attestkit
-from attestkit import errors, ra_tls
-from attestkit.backends.simulator import Simulator
+from attestkit import errors
 from attestkit.cli.exit_codes import exit_code
 from attestkit.errors import AttestKitError
-from attestkit.event_log.journal import LOCK, LOG, Journal, RegisterAccess
-from attestkit.event_log.journal_files import OsFolder
 from attestkit.serve.rpc.dispatcher import status_of
 from tests.docs.blocks import ROOT
-from tests.docs.session import matches
-from tests.serve.client import call
-from tests.serve.server import running_server
 
 TEXT: Final = (ROOT / "docs" / "errors.md").read_text()
 SECTIONS: Final = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
 ROWS: Final = re.findall(
     r"^\| \[`(\w+)`\]\(#(\w+)\) \| (.+?) \| (\d) \| (\d+) \|$", TEXT, re.MULTILINE
 )
-
-
-def verify(scenario: str, *, with_collateral: bool = True) -> None:
-    """Verify evidence of a simulated platform with its root and collateral."""
-    backend = Simulator(scenario=scenario)
-    collateral = backend.collateral() if with_collateral else None
-    with attestkit.Attester(backend) as tee:
-        evidence, root = tee.attest(b"").to_bytes(), backend.trust_anchor
-    attestkit.verify(evidence, report_data=b"", collateral=collateral, trust_anchor=root)
-
-
-def fault(name: str) -> None:
-    """Request evidence with an armed fault."""
-    with attestkit.open("simulator", faults=name) as tee:
-        tee.emit_event("event", b"")
-        tee.get_quote(b"")
-
-
-def replay() -> None:
-    """Compare a log with a newer quote."""
-    with attestkit.open("simulator") as tee:
-        log = tee.event_log()
-        tee.emit_event("later", b"")
-        log.check(tee.get_quote(b""))
-
-
-def policy_file(folder: Path) -> None:
-    """Read a policy with a misspelt name."""
-    (folder / "policy.toml").write_text('platform = ["dstack-tdx"]\n')
-    attestkit.AppraisalPolicy.load(folder / "policy.toml")
-
-
-def journal(folder: Path) -> None:
-    """Read an invalid runtime log."""
-    (folder / LOG).write_text("{}\n")
-    access = RegisterAccess(lambda: bytes(48), lambda _: None)
-    Journal(OsFolder(folder, LOCK), access, boot_id="boot-1").events()
-
-
-def certificate(_: Path) -> None:
-    """Verify a certificate without evidence."""
-    pem = (ROOT / "tests/docs/plain.pem").read_text()
-    ra_tls.verify(pem, attestkit.Verifier(collateral=None))
-
-
-def event_on_snp(_: Path) -> None:
-    """Emit an event on an SEV-SNP guest, which has no registers."""
-    with attestkit.open("simulator", platform="snp") as tee:
-        tee.emit_event("event", b"")
-
-
-RAISE: Final[dict[str, Callable[[Path], object]]] = {
-    "FormatError": lambda _: attestkit.Quote.parse(b"\x04\x00\x02\x00"),
-    "UsageError": lambda _: attestkit.backends.load("nitro"),
-    "ConfigError": policy_file,
-    "UnsupportedError": event_on_snp,
-    "BackendError": lambda _: fault("rtmr_extend_fails"),
-    "BackendUnavailableError": lambda folder: attestkit.open("configfs_tsm", root=folder),
-    "BackendBusyError": lambda _: fault("ebusy"),
-    "QuoteUnavailableError": lambda _: fault("empty_outblob"),
-    "JournalError": journal,
-    "CollateralError": lambda _: verify("ok-v4", with_collateral=False),
-    "CollateralExpiredError": lambda _: verify("root-crl-expired"),
-    "VerificationError": certificate,
-    "SignatureError": lambda _: verify("pck-revoked"),
-    "ReplayError": lambda _: replay(),
-    "PolicyError": lambda _: verify("tcb-OutOfDate"),
-}
 
 
 def test_every_error_is_documented() -> None:
@@ -162,30 +86,3 @@ def test_section_lists_every_reason(name: str) -> None:
     inherited = frozenset().union(*(other.reasons() for other in narrower))
     assert set(listed) <= kind.reasons()
     assert kind.reasons() - set(listed) <= inherited
-
-
-@pytest.mark.parametrize("name", RAISE)
-def test_message_is_raised_by_class(name: str, tmp_path: Path) -> None:
-    """The message is raised by exactly this class."""
-    [shown] = re.findall(r"```text\n(.*?)```", SECTIONS[name], re.DOTALL)
-    with pytest.raises(getattr(errors, name)) as caught:
-        RAISE[name](tmp_path)
-    assert type(caught.value) is getattr(errors, name)
-    assert matches(shown, str(caught.value)), str(caught.value)
-
-
-def test_server_message_matches() -> None:
-    """An unknown method causes the documented message and status."""
-    [shown] = re.findall(r"```text\n(.*?)```", SECTIONS["NotFoundError"], re.DOTALL)
-    with running_server() as server:
-        answer = call(server.dstack, "Nothing/AtAll")
-        assert answer.status == 404
-        assert matches(shown, answer.json()["error"]), answer.json()
-        server.check_log()
-
-
-def test_every_message_is_tested() -> None:
-    """Every message is tested, except those of the root class and of server-only errors."""
-    with_text = {name for name, text in SECTIONS.items() if "```text" in text}
-    assert with_text == {*RAISE, "NotFoundError"}
-    assert with_text == set(errors.__all__) - {"AttestKitError"}

@@ -2,12 +2,9 @@
 
 import json
 import pickle
-from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from attestkit._crypto.hashes import sha256
 from attestkit.dstack.app_compose import (
@@ -194,35 +191,50 @@ def test_app_compose_os_version_is_semver_requirement(version: str) -> None:
     assert found.os_version == version
 
 
-WRONG: list[tuple[dict[str, Any], str, str]] = [
-    ({"manifest_version": 3}, "wrong_value", "manifest_version"),
-    ({"manifest_version": 0}, "wrong_value", "manifest_version"),
-    ({"manifest_version": "03"}, "wrong_value", "manifest_version"),
-    ({"manifest_version": "+3"}, "wrong_value", "manifest_version"),
-    ({"manifest_version": "0"}, "wrong_value", "manifest_version"),
-    ({"manifest_version": ""}, "wrong_value", "manifest_version"),
-    ({"manifest_version": "3.0"}, "wrong_value", "manifest_version"),
-    ({"manifest_version": "9" * 5000}, "wrong_value", "manifest_version"),
-    ({"manifest_version": 2.5}, "wrong_type", "manifest_version"),
-    ({"manifest_version": True}, "wrong_type", "manifest_version"),
-    ({"manifest_version": None}, "wrong_type", "manifest_version"),
-    ({"name": None}, "wrong_type", "name"),
-    ({"name": 5}, "wrong_type", "name"),
-    ({"runner": "podman"}, "wrong_value", "runner"),
-    ({"public_logs": "true"}, "wrong_type", "public_logs"),
-    ({"public_logs": None}, "wrong_type", "public_logs"),
-    ({"public_tcbinfo": 1}, "wrong_type", "public_tcbinfo"),
-    ({"features": "x"}, "wrong_type", "features"),
+# Key, reason, and invalid values.
+VALUES: list[tuple[str, str, list[Any]]] = [
+    ("allowed_envs", "wrong_type", ["PATH", None]),
+    ("bash_script", "wrong_type", [1]),
+    ("docker_compose_file", "wrong_type", [{}]),
+    ("docker_config", "wrong_type", [5]),
+    ("event_log_version", "wrong_type", ["1", None]),
+    ("event_log_version", "wrong_value", [3, 0]),
+    ("features", "wrong_type", ["x", None]),
+    ("gateway_enabled", "wrong_type", [None]),
+    ("init_script", "wrong_type", [5]),
+    ("key_provider", "wrong_type", [1]),
+    ("key_provider", "wrong_value", ["sgx"]),
+    ("key_provider_id", "encoding", ["0x12", "00\n"]),
+    ("key_provider_id", "wrong_type", [None]),
+    ("kms_enabled", "wrong_type", ["yes"]),
+    ("local_key_provider_enabled", "wrong_type", ["no"]),
+    ("manifest_version", "wrong_type", [2.5, True, None, 2.0]),
+    (
+        "manifest_version",
+        "wrong_value",
+        [3, 0, "03", "+3", "0", "", "3.0", "9" * 5000, "2 3", "\u0663"],
+    ),
+    ("name", "wrong_type", [None, 5]),
+    ("no_instance_id", "wrong_type", [1]),
+    ("port_policy", "wrong_type", [None]),
+    ("pre_launch_script", "wrong_type", [[]]),
+    ("public_logs", "wrong_type", ["true", None]),
+    ("public_sysinfo", "wrong_type", [0]),
+    ("public_tcbinfo", "wrong_type", [1, None]),
+    ("requirements", "wrong_type", [[]]),
+    ("runner", "wrong_type", [None]),
+    ("runner", "wrong_value", ["podman"]),
+    ("secure_time", "wrong_type", [None]),
+    ("snapshotter", "wrong_value", ["x"]),
+    ("storage_fs", "wrong_type", [4]),
+    ("swap_size", "wrong_type", [1.5, None]),
+    ("swap_size", "wrong_value", ["2X", -1, "99999999T"]),
+    ("tproxy_enabled", "wrong_type", [1]),
+    ("verity_volumes", "wrong_type", [None]),
+]
+# The same inside of a key, with its path.
+INNER: list[tuple[dict[str, Any], str, str]] = [
     ({"features": [1]}, "wrong_type", "features[0]"),
-    ({"snapshotter": "x"}, "wrong_value", "snapshotter"),
-    ({"key_provider": "sgx"}, "wrong_value", "key_provider"),
-    ({"key_provider_id": "0x12"}, "encoding", "key_provider_id"),
-    ({"event_log_version": 3}, "wrong_value", "event_log_version"),
-    ({"event_log_version": "1"}, "wrong_type", "event_log_version"),
-    ({"init_script": 5}, "wrong_type", "init_script"),
-    ({"swap_size": "2X"}, "wrong_value", "swap_size"),
-    ({"swap_size": -1}, "wrong_value", "swap_size"),
-    ({"swap_size": 1.5}, "wrong_type", "swap_size"),
     ({"port_policy": {"ports": [{"port": 65536}]}}, "wrong_value", "port_policy.ports[0].port"),
     ({"port_policy": {"ports": [{}]}}, "missing", "port_policy.ports[0].port"),
     ({"requirements": {"other": 1}}, "unknown_key", "requirements.other"),
@@ -253,39 +265,10 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "verity_volumes[1].target",
     ),
     ({"verity_volumes": [{**VOLUME, "source": None}]}, "wrong_type", "verity_volumes[0].source"),
-    ({"verity_volumes": None}, "wrong_type", "verity_volumes"),
-    ({"manifest_version": 2.0}, "wrong_type", "manifest_version"),
-    ({"manifest_version": "2 3"}, "wrong_value", "manifest_version"),
-    ({"manifest_version": "\u0663"}, "wrong_value", "manifest_version"),
-    ({"runner": None}, "wrong_type", "runner"),
-    ({"features": None}, "wrong_type", "features"),
-    ({"docker_compose_file": {}}, "wrong_type", "docker_compose_file"),
-    ({"bash_script": 1}, "wrong_type", "bash_script"),
-    ({"pre_launch_script": []}, "wrong_type", "pre_launch_script"),
     ({"init_script": [1]}, "wrong_type", "init_script[0]"),
-    ({"public_sysinfo": 0}, "wrong_type", "public_sysinfo"),
-    ({"public_tcbinfo": None}, "wrong_type", "public_tcbinfo"),
-    ({"kms_enabled": "yes"}, "wrong_type", "kms_enabled"),
-    ({"gateway_enabled": None}, "wrong_type", "gateway_enabled"),
-    ({"tproxy_enabled": 1}, "wrong_type", "tproxy_enabled"),
-    ({"local_key_provider_enabled": "no"}, "wrong_type", "local_key_provider_enabled"),
-    ({"key_provider": 1}, "wrong_type", "key_provider"),
-    ({"key_provider_id": None}, "wrong_type", "key_provider_id"),
-    ({"key_provider_id": "00\n"}, "encoding", "key_provider_id"),
-    ({"allowed_envs": "PATH"}, "wrong_type", "allowed_envs"),
-    ({"allowed_envs": None}, "wrong_type", "allowed_envs"),
-    ({"no_instance_id": 1}, "wrong_type", "no_instance_id"),
-    ({"secure_time": None}, "wrong_type", "secure_time"),
-    ({"storage_fs": 4}, "wrong_type", "storage_fs"),
-    ({"swap_size": None}, "wrong_type", "swap_size"),
-    ({"swap_size": "99999999T"}, "wrong_value", "swap_size"),
-    ({"event_log_version": None}, "wrong_type", "event_log_version"),
-    ({"event_log_version": 0}, "wrong_value", "event_log_version"),
-    ({"port_policy": None}, "wrong_type", "port_policy"),
     ({"port_policy": {"ports": [{"port": -1}]}}, "wrong_value", "port_policy.ports[0].port"),
     ({"port_policy": {"ports": [{"port": 1, "pp": 1}]}}, "wrong_type", "port_policy.ports[0].pp"),
     ({"port_policy": {"restrict_mode": None}}, "wrong_type", "port_policy.restrict_mode"),
-    ({"requirements": []}, "wrong_type", "requirements"),
     (
         {"requirements": {"tdx_measure_acpi_tables": "x"}},
         "wrong_type",
@@ -297,11 +280,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "wrong_type",
         "requirements.gpu_policy.attest_gpu",
     ),
-    ({"docker_config": 5}, "wrong_type", "docker_config"),
     ({"docker_config": {"registry": 5}}, "wrong_type", "docker_config.registry"),
     ({"docker_config": {"username": {}}}, "wrong_type", "docker_config.username"),
     ({"docker_config": {"token_key": 1}}, "wrong_type", "docker_config.token_key"),
 ]
+WRONG = [({key: value}, reason, key) for key, reason, values in VALUES for value in values] + INNER
 
 
 def test_invalid_values_cover_every_key() -> None:
@@ -322,9 +305,8 @@ def test_invalid_values_cover_every_key() -> None:
 )
 def test_parse_of_ambiguous_unknown_key_fails(more: str, reason: str, key: str) -> None:
     """The file must be unambiguous under unknown keys too."""
-    with raises(ConfigError, reason) as caught:
+    with raises(ConfigError, reason, start=key):
         AppCompose.parse((json.dumps(LEAST)[:-1] + f", {more}}}").encode())
-    assert str(caught.value).startswith(key)
 
 
 @pytest.mark.parametrize(("changes", "reason", "key"), WRONG)
@@ -332,18 +314,16 @@ def test_parse_of_invalid_value_names_the_key(
     changes: dict[str, Any], reason: str, key: str
 ) -> None:
     """Each invalid value is rejected with the path of its key."""
-    with raises(ConfigError, reason) as caught:
+    with raises(ConfigError, reason, start=f"{key}: "):
         parse_with(**changes)
-    assert str(caught.value).startswith(f"{key}: ")
 
 
 @pytest.mark.parametrize("key", LEAST)
 def test_parse_without_required_key_fails(key: str) -> None:
     """Three keys are required."""
     fields = {name: value for name, value in LEAST.items() if name != key}
-    with raises(ConfigError, "missing") as caught:
+    with raises(ConfigError, "missing", start=f"{key}: "):
         AppCompose.parse(json.dumps(fields).encode())
-    assert str(caught.value).startswith(f"{key}: ")
 
 
 @pytest.mark.parametrize(
@@ -370,41 +350,6 @@ def test_parse_of_other_type_is_usage_error() -> None:
     for raw in invalid:
         with raises(UsageError, "wrong_type"):
             AppCompose.parse(raw)
-
-
-def test_parse_of_truncated_file_fails() -> None:
-    """A truncated file is a ConfigError."""
-    raw = json.dumps({**LEAST, "requirements": {"gpu_policy": {"rego": "x"}}, "n": "é"}).encode()
-    for size in range(len(raw)):
-        with pytest.raises(ConfigError):
-            AppCompose.parse(raw[:size])
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-
-
-KEYS = [key for changes, _, _ in WRONG for key in changes]
-
-
-@given(st.dictionaries(st.sampled_from(KEYS), JSON))
-def test_parse_of_arbitrary_values_raises_only_config_error(changes: dict[str, Any]) -> None:
-    """Any JSON in the fields is read or raises ConfigError."""
-    with suppress(ConfigError):
-        found = parse_with(**changes)
-        assert len(found.gpu_policy_hash) == 32
-
-
-@given(st.binary(max_size=60))
-def test_parse_of_arbitrary_bytes_raises_only_config_error(raw: bytes) -> None:
-    """Arbitrary bytes are read or raise ConfigError."""
-    with pytest.raises(ConfigError):
-        AppCompose.parse(raw)
 
 
 def test_app_compose_is_value_object() -> None:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import traceback
 import warnings
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from attestkit.dstack.env_encryption import (
     verify_env_encrypt_public_key,
     verify_env_encrypt_public_key_legacy,
 )
-from attestkit.errors import AttestKitError, FormatError, UsageError, VerificationError
+from attestkit.errors import FormatError, UsageError, VerificationError
 from tests.raising import raises
 from tests.vectors import load, needs_shared
 
@@ -30,13 +29,6 @@ VECTORS = load("env_encryption.json")
 SECRET = bytes(range(1, 33))
 PUBLIC = x25519_public_key(SECRET)
 NAMES = ("A", "B", "_c1")
-JSON = st.recursive(
-    st.none() | st.integers() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["env", "key", "value"]), inner)
-    ),
-)
 
 
 def encrypt_items(*items: Any, **others: Any) -> bytes:
@@ -180,9 +172,8 @@ def test_decrypt_of_altered_file_fails() -> None:
 
 def test_decrypt_with_zero_shared_secret_fails() -> None:
     """A public key of small order is rejected with the agent's text."""
-    with raises(FormatError, "wrong_value", offset=0) as caught:
+    with raises(FormatError, "wrong_value", offset=0, part="invalid X25519 shared secret"):
         decrypt_env_vars(SECRET, bytes(60), NAMES)
-    assert "invalid X25519 shared secret" in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [1, 31, 33])
@@ -216,11 +207,10 @@ def test_decrypt_over_a_limit_fails() -> None:
         decrypt_env_vars(SECRET, encrypt_items(*[make_item("x y")] * 1025), NAMES)
     accepted = encrypt_items(make_item(long_name, long_value))
     assert decrypt_env_vars(SECRET, accepted, [long_name]) == {long_name: long_value}
-    with raises(FormatError, "too_large") as caught:
+    with raises(FormatError, "too_large", start="environment variable 1: "):
         decrypt_env_vars(
             SECRET, encrypt_items(make_item("A"), make_item("B", long_value + "v")), NAMES
         )
-    assert str(caught.value).startswith("environment variable 1: ")
     with raises(FormatError, "too_large"):  # bytes count, not characters
         decrypt_env_vars(SECRET, encrypt_items(make_item("A", "é" * 65_537)), NAMES)
     with raises(FormatError, "wrong_value"):
@@ -231,9 +221,8 @@ def test_decrypt_over_total_limit_fails() -> None:
     """Names and values have at most 1 MiB together."""
     items = [make_item("A", "v" * 131_071)] * 8
     assert len(decrypt_env_vars(SECRET, encrypt_items(*items), NAMES)) == 1
-    with raises(FormatError, "too_large") as caught:
+    with raises(FormatError, "too_large", start="environment variable 8: "):
         decrypt_env_vars(SECRET, encrypt_items(*items, make_item("B")), NAMES)
-    assert str(caught.value).startswith("environment variable 8: ")
     skipped = decrypt_env_vars(SECRET, encrypt_items(*items, make_item("OTHER", "x" * 9)), NAMES)
     assert list(skipped) == ["A"]
 
@@ -285,24 +274,6 @@ def contains_secret(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-@given(st.binary(max_size=40), st.binary(max_size=80))
-def test_decrypt_of_arbitrary_bytes_raises_only_attestkit_errors(
-    secret: bytes, sealed: bytes
-) -> None:
-    """Any key and file give variables or an AttestKitError."""
-    with suppress(AttestKitError):
-        assert decrypt_env_vars(secret, sealed, NAMES) == {}
-    with suppress(AttestKitError):
-        assert decrypt_env_vars(SECRET, sealed, NAMES) == {}
-
-
-@given(JSON)
-def test_decrypt_of_arbitrary_json_raises_only_format_error(value: object) -> None:
-    """Any JSON gives variables or FormatError."""
-    with suppress(FormatError):
-        decrypt_env_vars(SECRET, encrypt_text(json.dumps(value).encode()), NAMES)
 
 
 # The signer of the public key.

@@ -144,15 +144,6 @@ def test_host_shared_unreadable_file_fails(tmp_path: Path) -> None:
         host_shared_folder.read_file(tmp_path / "long")
 
 
-def test_host_shared_launch_document_sources(tmp_path: Path) -> None:
-    """The launch document is in sys-config or in the VM configuration."""
-    inner = json.dumps({"mr_config": "inner"})
-    write_folder(tmp_path, sys_config={"vm_config": inner})
-    assert HostShared(tmp_path).mr_config == "inner"
-    write_folder(tmp_path, sys_config={"vm_config": inner, "mr_config": "outer"})
-    assert HostShared(tmp_path).mr_config == "outer"
-
-
 # -- the boot ----------------------------------------------------------------------------------
 
 

@@ -2,36 +2,28 @@
 
 import contextlib
 import errno
-import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 import attestkit
 from attestkit.attestation.snp_certificates import SnpCertificates
 from attestkit.attester import Attester
-from attestkit.backends.base import Backend
-from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTdx, ConfigfsTsm
+from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTsm
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.dstack.host_shared_folder import HostShared
 from attestkit.errors import (
-    BackendBusyError,
     BackendError,
     BackendUnavailableError,
-    QuoteUnavailableError,
     UsageError,
 )
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
-from attestkit.testing import BackendContract
 from tests.raising import errno_of, raises
 from tests.rigs.emulator import ROOT, Emulator, emulator, environment, requires_fuse
 
@@ -59,75 +51,6 @@ def machine(running: Emulator) -> Iterator[Emulator]:
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
-class TestContract(BackendContract):
-    """Backend contract on the emulated kernel."""
-
-    @pytest.fixture(autouse=True)
-    def _on(self, machine: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._root = machine.root
-        paths = KernelPaths.below(machine.root)
-        monkeypatch.setattr("attestkit.backends.find_kernel_paths", lambda *_: paths)
-
-    def make_backend(self) -> Backend:
-        """Return a backend on the emulated kernel."""
-        return ConfigfsTsm(root=self._root)
-
-
-_PERMISSION: Final = (BackendUnavailableError, "permission_denied")
-
-
-@pytest.mark.parametrize(
-    ("fault", "expected", "file"),
-    [
-        ("empty_outblob", (QuoteUnavailableError, "empty"), "report"),
-        ("quote_fails", (QuoteUnavailableError, "empty"), "report"),
-        ("short_outblob", (QuoteUnavailableError, "too_short"), "report"),
-        ("eio", (QuoteUnavailableError, "quoting_service"), "outblob"),
-        ("etimedout", (QuoteUnavailableError, "timed_out"), "outblob"),
-        ("generation_race:3", (BackendBusyError, "device"), "generation"),
-        ("provider_changes", (BackendError, "platform_changed"), "provider"),
-        ("mkdir=EACCES", _PERMISSION, "report"),
-        ("mkdir=EROFS", _PERMISSION, "report"),
-        ("open:provider=EACCES", _PERMISSION, "provider"),
-        ("read:generation=ENXIO", (BackendUnavailableError, "missing"), "generation"),
-        ("open:inblob=EPERM", _PERMISSION, "inblob"),
-        ("write:inblob=EFBIG", (BackendError, "io_error"), "inblob"),
-        ("write:inblob=ENOMEM", (BackendError, "io_error"), "inblob"),
-        ("read:outblob=EINVAL", (BackendError, "io_error"), "outblob"),
-        ("read:outblob=EFBIG", (BackendError, "too_large"), "outblob"),
-        ("read:outblob=ENOENT", (BackendError, "missing"), "outblob"),
-        ("open:outblob=ENOENT", (BackendError, "missing"), "outblob"),
-    ],
-)
-def test_fault_gives_reason_and_path(
-    machine: Emulator, fault: str, expected: tuple[type[BackendError], str], file: str
-) -> None:
-    """The next request succeeds."""
-    with contextlib.closing(ConfigfsTsm(root=machine.root)) as backend:
-        machine.fault(fault)
-        with raises(*expected) as caught:
-            backend.get_quote(REPORT_DATA)
-        assert Path(caught.value.path).name == file
-        if "=" in fault:
-            number = errno_of(caught.value)
-            assert number is not None
-            assert errno.errorcode[number] == fault.partition("=")[2]
-        machine.clear_faults()
-        assert Quote.parse(backend.get_quote(REPORT_DATA)).report_data == REPORT_DATA
-
-
-@pytest.mark.parametrize(
-    "fault",
-    ["ebusy:3", "eintr", "eintr\nebusy:2", "generation_race:2", "mkdir=EEXIST:3", "slow:1s"],
-)
-def test_transient_fault_is_retried(machine: Emulator, fault: str) -> None:
-    """The quote is made after a delay or a retry."""
-    with contextlib.closing(ConfigfsTsm(root=machine.root)) as backend:
-        machine.fault(*fault.split("\n"))
-        assert Quote.parse(backend.get_quote(REPORT_DATA)).report_data == REPORT_DATA
-        assert machine.armed() == []
-
-
 def test_unloaded_driver_is_unavailable_until_it_returns(machine: Emulator) -> None:
     """An open backend recovers when the driver is loaded again."""
     with contextlib.closing(ConfigfsTsm(root=machine.root)) as backend:
@@ -142,25 +65,6 @@ def test_unloaded_driver_is_unavailable_until_it_returns(machine: Emulator) -> N
         machine.clear_faults()
         machine.reboot()
         assert Quote.parse(backend.get_quote(REPORT_DATA)).report_data == REPORT_DATA
-
-
-def test_rmdir_failure_keeps_the_quote_error(machine: Emulator) -> None:
-    """The next request removes the entry."""
-    with contextlib.closing(ConfigfsTsm(root=machine.root)) as backend:
-        machine.fault("eio", "rmdir=EPERM")
-        with raises(QuoteUnavailableError, "quoting_service"):
-            backend.get_quote(REPORT_DATA)
-        assert len(machine.entries()) == 1
-        backend.get_quote(REPORT_DATA)
-
-
-def test_failed_host_is_reported_by_kernel_version() -> None:
-    """Before Linux 7.1 the quote is empty, from then on the errno is EIO."""
-    for kernel, reason in (("6.7", "empty"), ("7.1", "quoting_service")):
-        with emulator(kernel=kernel, faults=["quote_fails"]) as machine:
-            with raises(QuoteUnavailableError, reason):
-                ConfigfsTsm(root=machine.root).get_quote(REPORT_DATA)
-            assert machine.entries() == []
 
 
 def test_threads_share_one_backend(machine: Emulator) -> None:
@@ -257,21 +161,6 @@ def test_killed_process_leaves_entry_for_an_hour(machine: Emulator) -> None:
     (KernelPaths.below(machine.root).tsm_report / left).rmdir()
 
 
-def test_waiting_for_the_host_releases_the_gil(machine: Emulator) -> None:
-    """Other threads run during a slow request."""
-    machine.fault("slow:2s")
-    with contextlib.closing(ConfigfsTsm(root=machine.root)) as backend:
-        thread = threading.Thread(target=backend.get_quote, args=(REPORT_DATA,))
-        last, longest = time.monotonic(), 0.0
-        thread.start()
-        while thread.is_alive():
-            now = time.monotonic()
-            last, longest = now, max(longest, now - last)
-            os.sched_yield()
-        thread.join()
-    assert longest < 1  # with the GIL held, the gap would be two seconds
-
-
 # -- SEV-SNP -----------------------------------------------------------------------------------
 
 
@@ -282,54 +171,20 @@ def snp() -> Iterator[Emulator]:
         yield machine
 
 
-def test_snp_report_and_certificates_are_well_formed(snp: Emulator) -> None:
-    """The table contains the certificate of the signing key."""
-    backend = ConfigfsTsm(root=snp.root)
-    assert isinstance(backend, ConfigfsSnp)
-    evidence = backend.get_snp_report(REPORT_DATA)
-    report = SnpReport.parse(evidence.report)
-    assert report.report_data == REPORT_DATA
-    certificates = SnpCertificates.parse(evidence.certificates)
-    assert getattr(certificates, report.signing_key.lower())
-    assert certificates.ask
-    assert certificates.ark
-    assert SnpReport.parse(backend.get_quote(bytes(64))).report_data == bytes(64)
-    backend.close()
-    assert snp.entries() == []
-
-
 def test_snp_evidence_verifies_under_simulated_root(snp: Emulator, tmp_path: Path) -> None:
     """The certificates chain to the ARK in the emulator's directory."""
     shared = HostShared(tmp_path)
     with contextlib.closing(shared), Attester(ConfigfsTsm(root=snp.root), shared) as tee:
-        evidence = tee.attest(REPORT_DATA).to_bytes()
+        evidence = tee.attest(report_data=REPORT_DATA).to_bytes()
     result = attestkit.verify(evidence, trust_anchor=snp.trust_anchor, report_data=REPORT_DATA)
     assert result.simulated
-
-
-@pytest.mark.parametrize("fault", ["eio", "etimedout", "read:outblob=ENOTTY"])
-def test_snp_request_is_not_repeated_after_failure(snp: Emulator, fault: str) -> None:
-    """The backend makes no further request and creates no entry."""
-    backend = ConfigfsSnp(root=snp.root)
-    snp.fault(fault)
-    with pytest.raises(QuoteUnavailableError) as first:
-        backend.get_snp_report(REPORT_DATA)
-    snp.fault("mkdir=EIO")
-    with raises(QuoteUnavailableError, first.value.reason, path=first.value.path):
-        backend.get_quote(REPORT_DATA)
-    assert snp.armed() == ["mkdir=EIO:1"]
-    snp.clear_faults()
-    snp.reboot()  # only a reboot restores the key
-    assert ConfigfsSnp(root=snp.root).get_quote(REPORT_DATA)
-    assert snp.entries() == []
 
 
 def test_snp_guest_above_vmpl_0_needs_privlevel() -> None:
     """The guest's own level is accepted, and a lower one rejected."""
     with emulator(provider="sev_guest", vmpl=2, no_certificates=True) as machine:
-        with raises(BackendError, "io_error") as caught:
+        with raises(BackendError, "io_error", part="use the option privlevel"):
             ConfigfsSnp(root=machine.root).get_quote(REPORT_DATA)
-        assert "use the option privlevel" in str(caught.value)
         with raises(UsageError, "out_of_range"):
             ConfigfsSnp(root=machine.root, privlevel=1).get_quote(REPORT_DATA)
         evidence = ConfigfsSnp(root=machine.root, privlevel=2).get_snp_report(REPORT_DATA)
@@ -339,13 +194,3 @@ def test_snp_guest_above_vmpl_0_needs_privlevel() -> None:
         backend = ConfigfsSnp(root=machine.root, privlevel=2, service_provider="svsm")
         assert backend.get_service_report(REPORT_DATA).manifest
         assert machine.entries() == []
-
-
-def test_class_of_other_platform_is_rejected(snp: Emulator, machine: Emulator) -> None:
-    """ConfigfsTdx and ConfigfsSnp need their own platform."""
-    with raises(BackendUnavailableError, "wrong_platform"):
-        ConfigfsTdx(root=snp.root)
-    with raises(BackendUnavailableError, "wrong_platform"):
-        ConfigfsSnp(root=machine.root)
-    with emulator(provider="none") as empty, raises(BackendUnavailableError, "missing"):
-        ConfigfsTsm(root=empty.root)

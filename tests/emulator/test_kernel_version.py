@@ -1,4 +1,4 @@
-"""Features of the emulated kernel by release, as in the specification's tables."""
+"""Emulated kernel: its release and size limits."""
 
 import pytest
 
@@ -7,47 +7,11 @@ from attestkit.errors import UsageError
 from tests.raising import raises
 
 
-def list_features(text: str) -> tuple[bool, ...]:
-    """Return the features of a release, in the order of their introduction."""
-    kernel = EmulatedKernel.parse(text)
-    return (
-        kernel.has_device,
-        kernel.has_ccel_data,
-        kernel.has_reports,
-        kernel.has_services,
-        kernel.has_measurements,
-        kernel.reports_failure,
-    )
-
-
-@pytest.mark.parametrize(
-    ("last_without", "first_with"),
-    [
-        ("6.1", "6.2"),
-        ("6.3", "6.4"),
-        ("6.6", "6.7"),
-        ("6.10", "6.11"),
-        ("6.15", "6.16"),
-        ("7.0", "7.1"),
-    ],
-)
-def test_kernel_feature_starts_with_its_release(last_without: str, first_with: str) -> None:
-    """Later releases keep the feature."""
-    assert list_features(first_with).count(True) == list_features(last_without).count(True) + 1
-    assert list_features(first_with) == tuple(sorted(list_features(first_with), reverse=True))
-
-
-@pytest.mark.parametrize(
-    ("text", "checks"),
-    [
-        *(("6.7", False), ("6.12.79", False), ("6.12.80", True), ("6.12", True), ("6.15", False)),
-        *(("6.18.20", False), ("6.18.21", True), ("6.19.10", False), ("6.19.11", True)),
-        *(("7.0.0", True), ("7.3", True)),
-    ],
-)
-def test_kernel_length_check_starts_with_its_patch_level(text: str, checks: bool) -> None:
-    """A series without a patch level is its last release."""
-    assert EmulatedKernel.parse(text).checks_length is checks
+def test_kernel_series_is_its_last_release() -> None:
+    """A series without a patch level has all fixes of its releases."""
+    assert EmulatedKernel.parse("6.12").repaired
+    assert not EmulatedKernel.parse("6.12.79").repaired
+    assert not EmulatedKernel.parse("6.13").repaired
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ import cbor2
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.runtime_events import runtime_event
 
-__all__ = ["DIGEST", "EXAMPLE", "FULL", "cbor", "cbor_record", "number", "record", "text", "tlv"]
-
 DIGEST = sha384(bytes(4)).digest()
 
 # The same record in each encoding (TCG Canonical Event Log Format): a separator in RTMR1.

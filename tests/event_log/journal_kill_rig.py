@@ -17,6 +17,7 @@ from attestkit.event_log.journal import LOCK, Journal, RegisterAccess
 from attestkit.event_log.journal_files import OsFolder
 from attestkit.event_log.journal_protocols import ZERO, replay_from
 from attestkit.event_log.runtime_events import runtime_event
+from tests.event_log.journal_rig import watch
 from tests.tees import Machine
 
 FIRST, SECOND, NEXT = (runtime_event(name, name.encode() * 30) for name in ("a", "b", "c"))
@@ -66,7 +67,7 @@ def emit_until_killed(machine: Machine, kill_at: Callable[[int, str], bool]) -> 
                 os.kill(os.getpid(), signal.SIGKILL)
 
         emitting = open_journal(machine)
-        emitting.watch(step)
+        watch(emitting, step)
         emitting.emit(SECOND)
         os._exit(0)
     os.close(write)

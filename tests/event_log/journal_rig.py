@@ -2,11 +2,64 @@
 
 import hashlib
 from collections.abc import Callable
+from typing import Any, cast
 
 from attestkit.event_log.journal import Journal, RegisterAccess
-from attestkit.event_log.journal_files import Stamp
+from attestkit.event_log.journal_files import OsFolder, Stamp
 
 ZERO = bytes(48)
+
+
+class WatchedFolder:
+    """A folder that calls `step` with the name of each change, before and after it.
+
+    Files are written in two halves, with a step between them.
+    """
+
+    def __init__(self, folder: OsFolder, step: Callable[[str], None]) -> None:
+        self._folder, self._step = folder, step
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self._folder, name)
+        if name not in {
+            "make",
+            "write",
+            "append",
+            "cut",
+            "sync",
+            "sync_folder",
+            "rename",
+            "remove",
+        }:
+            return operation
+
+        def watched(*arguments: Any) -> None:
+            file = arguments[0] if arguments else "folder"
+            what = f"{name.partition('_')[0]} {file}"
+            self._step(f"before {what}")
+            if name in {"write", "append"}:
+                data = arguments[1]
+                operation(file, data[: len(data) // 2])
+                self._step(f"half {what}")
+                self._folder.append(file, data[len(data) // 2 :])
+            else:
+                operation(*arguments)
+            self._step(f"after {what}")
+
+        return watched
+
+
+def watch(journal: Journal, step: Callable[[str], None]) -> None:
+    """Call `step` with the name of each operation of a journal, before and after it."""
+    journal._folder = cast("OsFolder", WatchedFolder(journal._folder, step))
+    read, extend = journal._register
+
+    def watched(digest: bytes) -> None:
+        step("before extend")
+        extend(digest)
+        step("after extend")
+
+    journal._register = RegisterAccess(read, watched)
 
 
 class Killed(BaseException):
@@ -44,12 +97,21 @@ class World:
         self.accesses = 0  # reads of files
         self._inodes = 0
 
-    def journal(self, boot_id: str = "boot-1", version: int | None = None) -> Journal:
-        """Return the journal of a new process."""
+    def journal(
+        self,
+        boot_id: str = "boot-1",
+        version: int | None = None,
+        *,
+        read: Callable[[], bytes] | None = None,
+        extend: Callable[[bytes], None] | None = None,
+        exclusive: bool = False,
+    ) -> Journal:
+        """Return the journal of a new process, by default with working access to the register."""
         self.locked = False  # the kernel releases the lock of a killed process
         self.step = 0
-        access = RegisterAccess(lambda: self.register, self.extend)
-        return Journal(self, access, boot_id=boot_id, version=version)
+        access = RegisterAccess(read or (lambda: self.register), extend or self.extend)
+        folder = cast("OsFolder", self)
+        return Journal(folder, access, boot_id=boot_id, version=version, exclusive=exclusive)
 
     def lose_power(self, *, removals: bool = False) -> None:
         """Discard unsynced changes; the register keeps its value.

@@ -9,8 +9,6 @@ from pathlib import Path
 import attestkit
 from attestkit.event_log.cel import ENCODINGS
 
-__all__ = ["FOLDER", "make_vectors"]
-
 FOLDER = Path(__file__).parent.parent / "data" / "cel"
 
 

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,7 +14,6 @@ from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT, AgentJsonSource
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE, runtime_event
 from tests.raising import raises
 from tests.thorough import thorough
-from tests.vectors import data, needs_shared
 
 FIRMWARE = {
     "imr": 1,
@@ -209,9 +207,8 @@ def test_from_json_of_duplicate_member_fails(key: str) -> None:
     twice = (
         json.dumps(FIRMWARE | {"unknown": 1})[:-1] + f',"{key}":{json.dumps(FIRMWARE.get(key))}}}'
     )
-    with raises(FormatError, "duplicate") as caught:
+    with raises(FormatError, "duplicate", part=key):
         EventLog.from_json(f"[{json.dumps(FIRMWARE)},{twice}]")
-    assert key in caught.value.message
 
 
 def test_from_json_duplicate_among_many_members_takes_linear_time() -> None:
@@ -257,18 +254,6 @@ def test_from_json_over_limits_fails() -> None:
         EventLog.from_json(f"[{one}]" + " " * MAX_TEXT)
 
 
-@needs_shared
-def test_from_json_of_truncated_text_fails_naming_offset() -> None:
-    """A captured log truncated at any byte is rejected with an offset inside it."""
-    text = json.loads(data("dstack/verifier/tdx-lite-getquote.json"))["event_log"]
-    assert len(text) > 4000
-    for size in range(len(text)):
-        with pytest.raises(FormatError) as caught:
-            EventLog.from_json(text[:size])
-        assert caught.value.offset is not None
-        assert 0 <= caught.value.offset <= size
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
@@ -291,30 +276,6 @@ EVENTS = st.builds(
     st.binary(max_size=8),
     st.sampled_from([1, 2]),
 )
-
-
-@thorough(st.lists(JSON, max_size=4), few=150, many=1000)
-def test_from_json_of_arbitrary_json_raises_only_format_error(items: list[Any]) -> None:
-    """Values of any type at any position are read or raise FormatError."""
-    with suppress(FormatError):
-        read_events(*items)
-
-
-@thorough(
-    st.sampled_from([FIRMWARE, RUNTIME]),
-    st.sampled_from([*FIRMWARE, "version"]),
-    JSON,
-    few=150,
-    many=1000,
-)
-def test_from_json_with_arbitrary_member_replays_or_fails(
-    event: dict[str, Any],
-    key: str,
-    value: Any,
-) -> None:
-    """Any value of any member gives a log that replays, or FormatError."""
-    with suppress(FormatError):
-        read_events(event | {key: value}).replay()
 
 
 def runtime_event_error(log: EventLog) -> str:

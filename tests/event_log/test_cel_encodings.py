@@ -5,14 +5,12 @@ from typing import Any
 
 import cbor2
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit.cli.input.detect_format import identify
-from attestkit.errors import FormatError, UsageError
+from attestkit.errors import FormatError
 from attestkit.event_log import EventLog, cel
 from attestkit.event_log.cel import ENCODINGS, detect_encoding
-from tests.attestation.samples import is_rejected, mutations
+from tests.attestation.samples import is_rejected
 from tests.event_log.cel_samples import (
     DIGEST,
     EXAMPLE,
@@ -25,10 +23,8 @@ from tests.event_log.cel_samples import (
     tlv,
 )
 from tests.raising import raises
-from tests.untyped import untyped
 
 WRITTEN = {encoding: FULL.to_cel(encoding) for encoding in ENCODINGS}
-EVENT = tlv(5, number(0, 4) + tlv(1, bytes(4)))
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -102,6 +98,7 @@ def test_parse_of_cel_with_any_record_count_round_trips(count: int) -> None:
         (tlv(0, b"") + record(), 5, "wrong_size"),
         (tlv(0, bytes(9)) + record(), 5, "wrong_size"),
         (record(register=number(1, 2) + number(2, 1)), 12, "inconsistent"),
+        (record(register=number(1, 2) + number(4, 1)), 12, "missing"),
         (record(digests=tlv(0xC, DIGEST[1:])), 17, "wrong_size"),
         (record(digests=2 * tlv(0xC, DIGEST)), 70, "duplicate"),
         (record(digests=tlv(0xD2, DIGEST)), 17, "unsupported_algorithm"),
@@ -139,6 +136,8 @@ def test_from_cel_of_invalid_tlv_fails(log: bytes, offset: int, reason: str) -> 
         (cbor([{2: 1, **{k: v for k, v in cbor_record().items() if k != 1}}]), "other_log", 4),
         (cbor([{2: 1, **{k: v for k, v in cbor_record().items() if k != 9}}]), "inconsistent", 6),
         (cbor([{8: 1, **{k: v for k, v in cbor_record().items() if k != 0}}]), "missing", 2),
+        (cbor([{8: 1, **{k: v for k, v in cbor_record().items() if k != 1}}]), "missing", 4),
+        (cbor([{8: 1, **{k: v for k, v in cbor_record().items() if k != 3}}]), "missing", 6),
         (cbor([cbor_record({3: [{0: 12, 1: DIGEST[1:]}]})]), "wrong_size", 8),
         (cbor([cbor_record({3: [{0: 12}]})]), "wrong_size", 8),
         (cbor([cbor_record({3: {}})]), "wrong_type", 7),
@@ -183,6 +182,7 @@ def test_from_cel_of_invalid_cbor_fails(log: bytes, reason: str, offset: int) ->
         (text(digests=[{}]), "missing", "digest"),
         (text(digests=[{"hashAlg": "sha3_384", "digest": ""}]), "unsupported_algorithm", ""),
         (text(digests=[{"hashAlg": 12, "digest": "zz"}]), "encoding", "digest"),
+        (text(digests=[{"hashAlg": 12, "digest": 1}]), "wrong_type", "digest"),
         (text(content_type=None), "missing", "content_type"),
         (text(content_type="PCR"), "wrong_value", "content type"),
         (text(content=None), "wrong_type", "content"),
@@ -304,16 +304,8 @@ def test_from_cel_over_limits_fails(monkeypatch: pytest.MonkeyPatch) -> None:
             EventLog.from_cel(data)
     monkeypatch.setattr(cel, "MAX_RECORDS", len(FULL.events) - 1)
     for written in WRITTEN.values():
-        with raises(FormatError, "too_many_records") as caught:
+        with raises(FormatError, "too_many_records", part=f"CEL record {len(FULL.events) - 1}:"):
             EventLog.from_cel(written)
-        assert f"CEL record {len(FULL.events) - 1}:" in str(caught.value)
-
-
-@pytest.mark.parametrize("data", [None, 5, bytearray(b"[]"), memoryview(b"[]")])
-def test_from_cel_of_other_type_is_usage_error(data: object) -> None:
-    """A log is bytes or text."""
-    with raises(UsageError, "wrong_type"):
-        EventLog.from_cel(untyped(data))
 
 
 def test_from_cel_of_other_bytes_fails() -> None:
@@ -336,28 +328,7 @@ def test_parse_accepts_any_order_of_json_members() -> None:
 def test_other_readers_of_cel_name_the_format() -> None:
     """The CCEL and agent JSON readers reject a CEL as another kind of log."""
     for encoding in ("tlv", "cbor"):
-        with raises(FormatError, "other_log") as caught:
+        with raises(FormatError, "other_log", part=encoding):
             EventLog.from_ccel(EXAMPLE[encoding])
-        assert encoding in str(caught.value)
     with raises(FormatError, "other_log"):
         EventLog.from_json(EXAMPLE["json"])
-
-
-@settings(deadline=None, max_examples=100)  # shared machines are slow
-@given(mutations(*WRITTEN.values(), *EXAMPLE.values()))
-def test_from_cel_of_mutated_log_replays_or_fails(data: bytes) -> None:
-    """A mutated log that is accepted replays equally in each encoding."""
-    if not is_rejected(EventLog.from_cel, data):
-        log = EventLog.from_cel(data)
-        for encoding in ENCODINGS if log.events else ():
-            assert EventLog.from_cel(log.to_cel(encoding)).replay() == log.replay()
-
-
-@settings(deadline=None, max_examples=100)  # shared machines are slow
-@given(st.sampled_from([b"", b"\0\0\0\0\1\0", b"\x81\xa5", b"[{", b"\x1e"]), st.binary())
-def test_from_cel_of_arbitrary_bytes_raises_only_attestkit_errors(
-    start: bytes, data: bytes
-) -> None:
-    """Arbitrary bytes are read or raise an AttestKitError."""
-    is_rejected(EventLog.from_cel, start + data)
-    is_rejected(EventLog.parse, start + data)

@@ -4,17 +4,18 @@ import hashlib
 import json
 import pickle
 import struct
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from attestkit import event_log
 from attestkit.errors import FormatError, ReplayError, UsageError, VerificationError
-from attestkit.event_log import Event, EventLog, Rtmrs, WireEvent
-from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE, runtime_event, runtime_line
+from attestkit.event_log import Event, EventLog, Rtmrs, TpmEventLog, WireEvent
+from attestkit.event_log.runtime_events import (
+    RUNTIME_EVENT_TYPE,
+    parse_runtime_lines,
+    runtime_event,
+    runtime_line,
+)
 from attestkit.quote import Quote
 from tests.raising import raises
 from tests.untyped import untyped
@@ -257,9 +258,8 @@ ACPI_TABLE = b"CCEL" + (56).to_bytes(4, "little") + bytes(48)
 )
 def test_parse_of_other_log_fails_naming_it(log: bytes | str, reason: str, name: str) -> None:
     """A log of another kind is rejected by its name."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, part=name):
         EventLog.parse(log)
-    assert name in caught.value.message
 
 
 @needs_shared
@@ -277,7 +277,14 @@ def test_parse_of_tpm_log_names_tpm_log_class() -> None:
 @pytest.mark.parametrize("wrong", [bytearray(b"[]"), memoryview(b"[]"), None, [], 7])
 def test_parse_of_other_type_is_usage_error(wrong: Any) -> None:
     """Mutable buffers and other types are rejected."""
-    for read in (EventLog.parse, EventLog.from_ccel, EventLog.from_json):
+    for read in (
+        EventLog.parse,
+        EventLog.from_ccel,
+        EventLog.from_json,
+        EventLog.from_cel,
+        TpmEventLog.parse,
+        parse_runtime_lines,
+    ):
         with raises(UsageError, "wrong_type"):
             read(wrong)
     with raises(UsageError, "wrong_type"):
@@ -297,16 +304,14 @@ def test_parse_of_other_type_is_usage_error(wrong: Any) -> None:
         (Event(3, RUNTIME_EVENT_TYPE, b"", "a", b"", 3), "wrong_value", "version"),
         (Event(0, 4, bytes(48), "", b"", 2), "not_applicable", "version"),
         (Event(3, RUNTIME_EVENT_TYPE, b"", "\ud800", b""), "wrong_value", "event name"),
-        (Event(3, RUNTIME_EVENT_TYPE, b"", untyped(None), b""), "wrong_type", "field"),
+        (Event(3, RUNTIME_EVENT_TYPE, b"", untyped(None), b""), "wrong_type", "type"),
         ((0, 4, bytes(48), "", b""), "wrong_type", "Event"),
     ],
 )
 def test_log_of_invalid_event_is_rejected(event: Any, reason: str, subject: str) -> None:
     """The constructor of EventLog validates each event."""
-    with raises(UsageError, reason) as caught:
+    with raises(UsageError, reason, start="event 1", part=subject):
         EventLog([Event(0, 4, bytes(48), "", b""), event])
-    assert str(caught.value).startswith("event 1")
-    assert subject in str(caught.value)
 
 
 @pytest.mark.parametrize("registers", [(), (4,), (0, -1), ("0",), [None]])
@@ -391,9 +396,8 @@ def test_check_events_of_wrong_version_2_preimage_fails() -> None:
     for text, wire in invalid.items():
         log = EventLog.from_wire([good, wire])
         for form in (log, log.trimmed(), log.stripped(), log.with_runtime([])):
-            with raises(VerificationError, "event") as caught:
+            with raises(VerificationError, "event", text=f"V2 runtime event 1 {text}"):
                 form.check(Registers(log.replay()))
-            assert str(caught.value) == f"V2 runtime event 1 {text}"
 
 
 def test_wrong_version_1_digest_is_warning() -> None:
@@ -430,14 +434,6 @@ def test_log_is_value_object() -> None:
     assert repr(ccel) == "<EventLog of 43 events>"
 
 
-@settings(max_examples=500, database=None, deadline=None)
-@given(st.one_of(st.binary(max_size=200), st.text(max_size=200)))
-def test_parse_of_arbitrary_input_raises_only_format_error(data: bytes | str) -> None:
-    """Arbitrary bytes and text are read or raise FormatError."""
-    with suppress(FormatError, VerificationError):
-        EventLog.parse(data).check_events()
-
-
 def test_check_events_result_is_independent_of_format() -> None:
     """A firmware event in RTMR3 fails in a CCEL as it does in JSON."""
     text = json.dumps([{"imr": 3, "event_type": 4, "digest": "ab" * 48, "event": ""}])
@@ -469,7 +465,8 @@ def test_log_releases_source_after_building_events() -> None:
             """Return one warning."""
             return ("odd",)
 
-    log = event_log._from_source(EventLog, (b"", b""), WatchedSource())
+    log = EventLog()
+    log._set(None, (b"", b""), WatchedSource())
     assert log.warnings == ("odd",)
     assert (log.events, log._source, log.warnings) == ((), None, ("odd",))
     log.check_events()

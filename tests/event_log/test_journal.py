@@ -12,8 +12,6 @@ from attestkit.event_log.journal import (
     LOG,
     PENDING,
     VERSION,
-    Journal,
-    RegisterAccess,
     replay_from,
 )
 from attestkit.event_log.runtime_events import runtime_event, runtime_line
@@ -331,7 +329,7 @@ def test_emit_with_failing_extend_raises_platform_error() -> None:
         assert len(digest) == 48
         raise failure
 
-    journal = Journal(world, RegisterAccess(lambda: world.register, fail_extend), boot_id="boot-1")
+    journal = world.journal(extend=fail_extend)
     with raises(BackendError, "io_error") as caught:
         journal.emit(SECOND)
     assert caught.value is failure
@@ -342,9 +340,8 @@ def test_emit_with_failing_extend_raises_platform_error() -> None:
 def test_emit_with_unchanged_register_fails() -> None:
     """An extend that leaves the register unchanged is an error."""
     world = used_world()
-    access = RegisterAccess(lambda: world.register, lambda _: None)
     with raises(BackendError, "register_unchanged"):
-        Journal(world, access, boot_id="boot-1").emit(SECOND)
+        world.journal(extend=lambda _: None).emit(SECOND)
     check_agreement(world, [(FIRST,)])
 
 
@@ -356,7 +353,7 @@ def test_emit_with_extend_failing_after_the_fact_records_event() -> None:
         world.extend(digest)
         raise BackendError("too late", reason="io_error")
 
-    Journal(world, RegisterAccess(lambda: world.register, late), boot_id="boot-1").emit(SECOND)
+    world.journal(extend=late).emit(SECOND)
     check_agreement(world, [(FIRST, SECOND)])
 
 
@@ -372,9 +369,8 @@ def test_emit_with_log_changed_under_lock_stays_pending(*, late: bool) -> None:
         if late:
             raise BackendError("too late", reason="io_error")
 
-    access = RegisterAccess(lambda: world.register, extend)
     with raises(JournalError, "not_recorded"):
-        Journal(world, access, boot_id="boot-1").emit(SECOND)
+        world.journal(extend=extend).emit(SECOND)
     assert PENDING in world.names
     check_agreement(world, [(FIRST, SECOND)])
 
@@ -387,7 +383,7 @@ def test_emit_with_unexpected_register_value_stays_pending() -> None:
         world.extend(digest)
         world.extend(digest)
 
-    journal = Journal(world, RegisterAccess(lambda: world.register, extend_twice), boot_id="boot-1")
+    journal = world.journal(extend=extend_twice)
     with raises(JournalError, "mismatch"):
         journal.emit(SECOND)
     assert world.read(PENDING) == LINE2
@@ -410,7 +406,7 @@ def test_emit_with_unreadable_register_is_resolved_at_next_use() -> None:
         world.extend(digest)
         broken = True
 
-    journal = Journal(world, RegisterAccess(read, extend), boot_id="boot-1")
+    journal = world.journal(read=read, extend=extend)
     with raises(JournalError, "outcome_unknown"):
         journal.emit(SECOND)
     assert world.read(PENDING) == LINE2
@@ -427,9 +423,7 @@ def test_emit_with_unreadable_register_is_resolved_at_next_use() -> None:
 def test_exclusive_journal_reads_files_once() -> None:
     """With exclusive use, reading again makes no system call and misses no event."""
     world = used_world()
-    access = RegisterAccess(lambda: world.register, world.extend)
-    world.locked = False
-    journal = Journal(world, access, boot_id="boot-1", exclusive=True)
+    journal = world.journal(exclusive=True)
     assert journal.events() == (FIRST,)
     assert world.locked
     accesses = world.accesses

@@ -205,22 +205,6 @@ def test_journal_with_removed_folder_recreates_it(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_journal_watch_reports_each_step(tmp_path: Path) -> None:
-    """Each step is reported before and after, and the files are the same as without a watcher."""
-    register = Register()
-    journal = journal_in(tmp_path / "log", register)
-    steps: list[str] = []
-    journal.watch(steps.append)
-    journal.emit(FIRST)
-    journal.emit(THIRD)
-    assert journal_in(tmp_path / "log", register).events() == (FIRST, THIRD)
-    assert steps[:2] == ["before make folder", "after make folder"]
-    assert steps[-1] == f"after remove {PENDING}"
-    assert steps.count("before extend") == steps.count("after extend") == 2
-    assert steps.count(f"half append {LOG}") == 2
-    journal.close()
-
-
 def test_journal_used_after_close_fails_without_lock(tmp_path: Path) -> None:
     """A closed journal raises an error and does not block other journals."""
     register = Register()
@@ -382,9 +366,8 @@ def test_journal_detects_change_with_restored_mtime(tmp_path: Path) -> None:
     with (tmp_path / LOG).open("r+b") as file:
         file.write(b"[")
     os.utime(tmp_path / LOG, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with raises(JournalError, "damaged") as caught:
+    with raises(JournalError, "damaged", part=str(tmp_path / LOG)):
         journal.events()
-    assert str(tmp_path / LOG) in str(caught.value)
     journal.close()
 
 
@@ -396,9 +379,8 @@ def test_exclusive_journal_rereads_after_mismatch(tmp_path: Path) -> None:
     journal.emit(FIRST)
     good = (tmp_path / LOG).read_bytes()
     (tmp_path / LOG).write_bytes(LINE2)
-    with raises(JournalError, "mismatch") as caught:
+    with raises(JournalError, "mismatch", part=str(tmp_path / LOG)):
         journal.emit(THIRD)
-    assert str(tmp_path / LOG) in str(caught.value)
     assert journal.events() == (SECOND,)
     (tmp_path / LOG).write_bytes(good)
     assert journal.events() == (FIRST,)
@@ -440,9 +422,8 @@ def test_emit_to_log_of_other_owner_fails_before_extend(tmp_path: Path) -> None:
     journal.emit(FIRST)
     value = register.value
     os.chown(tmp_path / LOG, 65534, -1)
-    with raises(JournalError, "unwritable") as caught:
+    with raises(JournalError, "unwritable", part="65534"):
         journal.emit(SECOND)
-    assert "65534" in str(caught.value)
     assert register.value == value
     assert journal.events() == (FIRST,)
     journal.close()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -96,15 +95,16 @@ def test_runtime_event_with_invalid_argument_fails(
     arguments: Any, reason: str, subject: str
 ) -> None:
     """Colons in version 1 names, unknown versions and wrong types are rejected."""
-    with raises(UsageError, reason) as caught:
+    with raises(UsageError, reason, start=f"{subject}:"):
         runtime_event(*arguments)
-    assert str(caught.value).startswith(f"{subject}:")
 
 
 def test_check_v2_ignores_other_events() -> None:
     """Firmware events and version 1 events need no preimage."""
     check_v2(WireEvent(0, 4, bytes(48), "", b"", 2), 0)
     check_v2(WireEvent(3, RUNTIME_EVENT_TYPE, bytes(48), "a", b"", 1), 0)
+    with raises(UsageError, "not_applicable"):
+        runtime_line(Event(0, 4, bytes(48), "", b""))
     with raises(VerificationError, "event"):
         check_v2(WireEvent(3, RUNTIME_EVENT_TYPE, b"", "a", b"", 2), 7)
 
@@ -117,12 +117,6 @@ def test_parse_runtime_log_accepts_blank_lines_and_missing_newline() -> None:
         runtime_event("b", b"", version=2),
     )
     assert parse_runtime_lines(b"") == parse_runtime_lines(b"\n") == ()
-
-
-def test_runtime_line_of_other_event_fails() -> None:
-    """The runtime log contains runtime events only."""
-    with raises(UsageError, "not_applicable"):
-        runtime_line(Event(0, 4, bytes(48), "", b""))
 
 
 GOOD = b'{"event":"good","payload":""}\n'
@@ -181,13 +175,6 @@ def test_parse_runtime_log_truncated_inside_line_fails() -> None:
             assert caught.value.offset == log.rfind(b"\n", 0, size) + 1
 
 
-@pytest.mark.parametrize("wrong", ["text", bytearray(), None])
-def test_parse_runtime_log_of_other_type_is_usage_error(wrong: Any) -> None:
-    """A runtime log is bytes."""
-    with pytest.raises(UsageError):
-        parse_runtime_lines(wrong)
-
-
 NAMES = st.text(max_size=12)
 
 
@@ -200,22 +187,6 @@ def test_version_2_preimage_is_unique_json(name: str, payload: bytes) -> None:
     assert json.loads(preimage) == members
     event = runtime_event(name, payload, 2)
     assert parse_runtime_lines(runtime_line(event) * 2) == (event, event)
-
-
-@settings(max_examples=500, database=None, deadline=None)
-@given(st.binary(max_size=80))
-def test_parse_runtime_log_of_arbitrary_bytes_raises_only_format_error(data: bytes) -> None:
-    """Arbitrary bytes are read or raise FormatError."""
-    for log in (data, b'{"event":"' + data + b'","payload":"AA=="}'):
-        with suppress(FormatError):
-            parse_runtime_lines(log)
-
-
-def test_event_digest_is_hash_of_preimage() -> None:
-    """The digest of any event is the SHA-384 of its preimage."""
-    for version in (1, 2):
-        expected = hashlib.sha384(runtime_preimage("n", b"p", version)).digest()
-        assert runtime_digest("n", b"p", version) == expected
 
 
 @pytest.mark.parametrize("event_type", [0, 4, 0x0D, 0x80000007, 0xFFFFFFFF])

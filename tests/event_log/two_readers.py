@@ -11,8 +11,6 @@ from attestkit.event_log import EventLog, agent_json
 from attestkit.event_log.agent_json import AgentJsonSource
 from attestkit.event_log.runtime_events import check_runtime_events
 
-__all__ = ["read_in_python", "read_with_both"]
-
 Verdict = Literal["accepted", "refused", "left"]
 
 

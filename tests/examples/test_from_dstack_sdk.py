@@ -1,7 +1,6 @@
 """Tests of the from_dstack_sdk example: dstack's SDK and attestkit give equal results."""
 
 import json
-import re
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +8,6 @@ import pytest
 import attestkit
 from attestkit import Attestation
 from tests.examples.reader import Done, Reader
-from tests.untyped import untyped
 
 dstack_sdk = pytest.importorskip("dstack_sdk", reason="the example needs dstack-sdk")
 
@@ -60,7 +58,7 @@ def test_sdk_and_attestkit_keys_are_equal(
     with client:  # `as` would bind the asynchronous client
         old = client.get_key(path, purpose, algorithm)
     with attestkit.open("dstack_agent", endpoint=endpoint) as tee:
-        new = tee.keys.derive(path, purpose, algorithm)
+        new = tee.keys.derive_compat(path, purpose, algorithm)
     assert old.decode_key() == new.key
     assert tuple(old.decode_signature_chain()) == new.signature_chain
 
@@ -72,8 +70,8 @@ def test_sdk_and_attestkit_evidence_is_equal(endpoint: str) -> None:
         old, info = client.get_quote(b"nonce"), client.info()
         attested = Attestation.from_bytes(client.attest(b"nonce").decode_attestation())
     with attestkit.open("dstack_agent", endpoint=endpoint) as tee:
-        quote, evidence = tee.get_quote(b"nonce"), tee.attest(b"nonce")
-        assert tee.info().compose_hash.hex() == info.compose_hash
+        quote, evidence = tee.get_quote(b"nonce"), tee.attest(report_data=b"nonce", pad=True)
+        assert tee.app_info.compose_hash.hex() == info.compose_hash
         assert tee.app_compose.raw.decode() == info.tcb_info.app_compose
     signed = slice(0, 48 + 584)  # header and body; signatures are randomized
     assert old.decode_quote()[signed] == quote.raw[signed]
@@ -88,39 +86,9 @@ def test_sdk_and_attestkit_evidence_is_equal(endpoint: str) -> None:
     replayed = tuple(bytes.fromhex(old.replay_rtmrs()[index]) for index in range(4))
     assert replayed == evidence.event_log.replay()
     assert attested.report_data == evidence.report_data
-    assert attested.app_info() == evidence.app_info()
+    assert attested.app_info == evidence.app_info
     assert attested.quote is not None
     assert attested.quote.rtmrs == quote.rtmrs
-
-
-def test_sdk_and_attestkit_ethereum_accounts_are_equal(endpoint: str) -> None:
-    """The Ethereum account of the SDK's helper belongs to the same key."""
-    account = pytest.importorskip("eth_account").Account
-    ethereum = pytest.importorskip("dstack_sdk.ethereum")
-    client = dstack_sdk.DstackClient(endpoint)
-    with client:  # `as` would bind the asynchronous client
-        old = ethereum.to_account_secure(client.get_key("wallet/eth"))
-    with attestkit.open("dstack_agent", endpoint=endpoint) as tee:
-        assert account.from_key(tee.keys.derive("wallet/eth").key).address == old.address
-
-
-def test_readme_table_of_arguments_is_correct(endpoint: str) -> None:
-    """Empty report data are accepted; text, 65 bytes, and a colon in an event name are not."""
-    errors = attestkit.errors
-    with attestkit.open("dstack_agent", endpoint=endpoint) as tee:
-        assert tee.get_quote(b"").report_data == bytes(64)
-        for wrong in ("text", bytes(65)):
-            with pytest.raises(errors.UsageError):
-                tee.get_quote(untyped(wrong))
-        with pytest.raises(errors.UsageError, match="colon"):
-            tee.emit_event("a:b", b"")
-
-
-def test_readme_table_lists_every_sdk_call(reader: Reader) -> None:
-    """The table lists every call of the SDK's client about the TEE."""
-    calls = {name for name in vars(dstack_sdk.DstackClient) if not name.startswith("_")}
-    named = set(re.findall(r"\.(\w+)\(", reader.readme))
-    assert calls - {"PATH_PREFIX", "version", "is_reachable"} <= named
 
 
 def test_missing_agent_is_error(reader: Reader) -> None:

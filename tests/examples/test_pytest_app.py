@@ -52,11 +52,15 @@ def test_pytest_app_readme_commands_succeed(reader: Reader) -> None:
             (
                 'tee.emit_event("notary-rules", RULES)',
                 'tee.emit_event("notary-rules", b"")',
-                "test_is_stamped_accepts_only_the_stamped_document",
+                "test_check_stamp_accepts_only_the_stamped_document",
             ),
-            ('f"{TAG}-stamp:".encode() + document, stamp', 'b"", stamp', "test_is_stamped"),
             (
-                'SigningKey(tee.keys.derive_separated("notary", "ed25519").key)',
+                'stamped = f"{TAG}-stamp:".encode() + document',
+                'stamped = b""',
+                "test_check_stamp_accepts_only_the_stamped_document",
+            ),
+            (
+                'SigningKey(tee.keys.derive("notary", "ed25519").key)',
                 "SigningKey.generate()",
                 "test_notary_after_restart_has_same_key",
             ),

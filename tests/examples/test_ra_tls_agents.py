@@ -97,23 +97,3 @@ def test_ra_tls_server_renews_certificate(reader: Reader) -> None:
             seen.add(client_socket.getpeercert(binary_form=True))
     assert len(seen) == 2
     assert reader.run(client).code == 0
-
-
-def test_ra_tls_server_failed_renewal_is_retried(reader: Reader) -> None:
-    """If the device is busy, the server continues with the old certificate."""
-    program = reader.folder / "agent.py"
-    text = program.read_text().replace("LIFETIME.total_seconds() / 2", "0")
-    loop = "        while True:\n"
-    assert text.count(loop) == 1
-    busy = """
-        def make_context():
-            raise attestkit.errors.BackendBusyError("busy", reason="device")
-
-"""
-    program.write_text(text.replace(loop, busy + loop))
-    _, server, client, _ = reader.commands()
-    reader.start(server.removesuffix("&"))
-    assert [reader.run(client).code for _ in range(2)] == [0, 0]
-    lines = reader.stop_and_read().splitlines()
-    assert lines[0] == "no new certificate yet: busy"
-    assert [line.partition(" ")[0] for line in lines[1:]] == ["heard", "heard"]

@@ -92,7 +92,7 @@ def test_wallet_key_is_not_printed(reader: Reader, signed: dict[str, Any]) -> No
     seed = (reader.folder / "sim" / "seed").read_bytes()
     with attestkit.open("simulator", seed=seed) as tee:
         path = separated_path("wallet/eth/alice", "secp256k1")
-        key = tee.keys.derive(path, "wallet/eth/alice")
+        key = tee.keys.derive_compat(path, "wallet/eth/alice")
         assert key.public_key.hex() == signed["public_key"], "the test looks for the right key"
         assert tee.host is not None
         secrets = (key.key, tee.host.app_keys.k256_key, seed)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from attestkit._formats import strict_json
 from attestkit.errors import FormatError
-from tests.attestation.samples import is_rejected
 from tests.raising import raises
 
 
@@ -35,9 +34,8 @@ from tests.raising import raises
 )
 def test_read_of_ambiguous_json_fails(text: str | bytes, reason: str) -> None:
     """Duplicate keys, unpaired surrogates, deep nesting and other encodings are rejected."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, start="config: "):
         strict_json.read(text, "config")
-    assert caught.value.message.startswith("config: ")
 
 
 def test_read_of_text_and_bytes_returns_equal_objects() -> None:
@@ -57,9 +55,8 @@ NOT_TEXT = [(b"00", "wrong_type"), (None, "missing"), (7, "wrong_type")]
 )
 def test_from_hex_of_invalid_hex_fails(value: object, reason: str) -> None:
     """Hex has neither prefix nor whitespace and is a string."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, start="field: "):
         strict_json.from_hex(value, "field")
-    assert caught.value.message.startswith("field: ")
 
 
 def test_from_hex_with_size_checks_length() -> None:
@@ -79,9 +76,8 @@ def test_from_hex_with_size_checks_length() -> None:
 )
 def test_from_base64_of_invalid_base64_fails(value: object, reason: str) -> None:
     """Padding, alphabet and unused bits follow RFC 4648; line ends are not allowed."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, start="field: "):
         strict_json.from_base64(value, "field")
-    assert caught.value.message.startswith("field: ")
     assert strict_json.from_base64("YQ==", "field") == b"a"
 
 
@@ -110,13 +106,6 @@ def test_fields_missing_or_null_return_defaults() -> None:
     assert strict_json.number_field(fields, "no", 8, 255) == 255
     with raises(FormatError, "missing"):
         strict_json.string(fields, "no")
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(st.text() | st.binary())
-def test_read_of_arbitrary_text_raises_only_format_error(text: str | bytes) -> None:
-    """Arbitrary text is read or raises FormatError."""
-    is_rejected(lambda _: strict_json.read(text, "x"), b"")
 
 
 @settings(deadline=None)  # shared machines are slow

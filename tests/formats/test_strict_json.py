@@ -128,9 +128,8 @@ def test_parse_of_deep_text_with_raised_recursion_limit_fails(parser: str, brack
 )
 def test_decode_strictly_of_loose_json_fails(text: str | bytes, reason: str, named: str) -> None:
     """The error names the reason and the place, and keeps no reference to the text."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, part=named) as caught:
         decode_strictly(text)
-    assert named in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
 

@@ -1,12 +1,9 @@
 """Typed JSON files match their schema, or the error names the key and the reason."""
 
-import json
-from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit._formats.typed_json import decode_typed
@@ -56,12 +53,10 @@ def test_decode_typed_of_invalid_text_names_the_key(
     text: str | bytes, reason: str, key: str
 ) -> None:
     """The error names the key, behind the member of the file that contains the text."""
-    with raises(ConfigError, reason) as caught:
+    with raises(ConfigError, reason, start=key):
         decode_typed(text, NestedFile)
-    assert str(caught.value).startswith(key)
-    with raises(ConfigError, reason) as caught:
+    with raises(ConfigError, reason, start="outer"):
         decode_typed(text, NestedFile, "outer")
-    assert str(caught.value).startswith("outer")
 
 
 JSON = st.recursive(
@@ -69,11 +64,3 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
     max_leaves=8,
 )
-
-
-@given(st.binary() | st.dictionaries(st.sampled_from(["one", "inner", "x"]), JSON))
-def test_decode_typed_of_arbitrary_content_raises_only_format_error(content: Any) -> None:
-    """Arbitrary content is read or raises FormatError."""
-    data = content if isinstance(content, bytes) else json.dumps(content)
-    with suppress(ConfigError):
-        assert isinstance(decode_typed(data, NestedFile), NestedFile)

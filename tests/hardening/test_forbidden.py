@@ -47,16 +47,11 @@ STAR = "import *"  # hides the imported names
 _FROM_TABLE = "names come from a constant table, never from input"
 _CORE = "a second module of the compiled core, which is already loaded"
 EXCEPTIONS = {
-    "__init__.py importlib.import_module": _FROM_TABLE,
+    "_package.py importlib.import_module": _FROM_TABLE,
+    "_package.py sys.modules": "the package whose names are imported on first use",
     "backends/__init__.py importlib.import_module": _FROM_TABLE,
     "cli/__init__.py importlib.import_module": _FROM_TABLE,
     "serve/lazy_import.py importlib.import_module": _FROM_TABLE,
-    "attestation/cmw/__init__.py importlib.import_module": _FROM_TABLE,
-    "dstack/__init__.py importlib.import_module": _FROM_TABLE,
-    "emulator/__init__.py importlib.import_module": _FROM_TABLE,
-    "verifier/ear/__init__.py importlib.import_module": _FROM_TABLE,
-    "verifier/policy/__init__.py importlib.import_module": _FROM_TABLE,
-    "testing/__init__.py importlib.import_module": _FROM_TABLE,
     "_crypto/zeroize.py ctypes": "overwrites secrets with zeros",
     "_native/__init__.py importlib.machinery": _CORE,
     "_native/__init__.py ?.exec_module": _CORE,
@@ -69,7 +64,7 @@ EXCEPTIONS = {
     "emulator/linux_calls.py ctypes": "unshare and mount; and memory that an ioctl points to",
     "emulator/run_program.py os.fork": "`attestkit run`: a process that holds mounts",
     "emulator/run_program.py os.posix_spawnp": "`attestkit run` runs a command",
-    "serve/worker_pool/supervisor.py os.posix_spawn": ("--workers starts this program only"),
+    "serve/worker_pool/supervisor.py subprocess": "--workers starts this program only",
     "cli/batch/executors.py multiprocessing": "`attestkit verify-many --workers`",
     "cli/batch/executors.py concurrent.futures.ProcessPoolExecutor": "the same",
     "verifier/batch/scheduler.py multiprocessing": (

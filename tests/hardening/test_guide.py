@@ -6,8 +6,8 @@ import pytest
 
 from tests.hardening.syscalls import GUIDE, allowed, docker_profile, documented_calls
 from tests.hardening.test_forbidden import EXCEPTIONS
+from tests.packaging.test_deploy import EXPOSURES
 from tests.supply_chain.locks import ROOT
-from tests.test_deploy import EXPOSURES
 
 pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/hardening.md is not here")
 

@@ -56,6 +56,7 @@ import attestkit
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.serve.endpoints import ListenAddresses
 from attestkit.serve import serve
+from attestkit.serve.app_factory import ServerOptions
 from tests.hardening.basic_requests import ask
 from tests.rigs.guest.system import AppFiles
 
@@ -76,9 +77,8 @@ with tempfile.TemporaryDirectory(prefix="ak") as name:
         serve(
             attester,
             ListenAddresses(dstack=Path(path)),
+            ServerOptions(app_compose=compose, app_keys=keys),
             on_ready=lambda _: thread.start(),
-            app_compose=compose,
-            app_keys=keys,
         )
     thread.join()
 print(json.dumps({**found, "code": 0}))

@@ -43,7 +43,7 @@ needs_systemd = pytest.mark.skipif(
 
 MEASURED_ON = ((3, 11), "x86_64", "glibc")  # the list of docs/hardening.md
 # By version of glibc: additional calls, and listed calls that are not made.
-OTHER_GLIBC = {"2.36": ({"sysinfo"}, {"fstat"})}
+OTHER_GLIBC = {"2.36": (set[str](), {"fstat"})}
 # Calls that no filter allows: namespaces, mounts, other processes, the kernel.
 NEVER = frozenset(
     {

@@ -102,7 +102,7 @@ def test_client_signature_with_ed25519_key_verifies(keys: LocalKeys) -> None:
     """A signature by the official client with a derived Ed25519 key is valid."""
     import_sdk("solders")
     client, solana = import_sdk("dstack_sdk.dstack_client"), import_sdk("dstack_sdk.solana")
-    derived = keys.derive("wallet/solana", algorithm="ed25519")
+    derived = keys.derive_compat("wallet/solana", algorithm="ed25519")
     response = client.GetKeyResponse(key=derived.key.hex(), signature_chain=[])
     pair = solana.to_keypair_secure(response)
     assert bytes(pair.pubkey()) == derived.public_key

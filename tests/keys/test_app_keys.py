@@ -166,9 +166,8 @@ def test_app_keys_with_invalid_provider_id_fails(
     assert app_keys.ca_key is not None
     for value, reason in (("0x12", "encoding"), (1, "wrong_type"), (None, "wrong_type")):
         provider = {provider_type: {"key": app_keys.ca_key.pkcs8_pem, field: value}}
-        with raises(ConfigError, reason) as caught:
+        with raises(ConfigError, reason, start=f"key_provider.{provider_type}.{field}: "):
             AppKeys.from_json(json.dumps(make_key_file(app_keys, key_provider=provider)))
-        assert str(caught.value).startswith(f"key_provider.{provider_type}.{field}: ")
 
 
 @pytest.mark.parametrize("provider_type", ["None", "Local", "Tpm"])
@@ -180,18 +179,17 @@ def test_app_keys_with_certificate_of_other_key_fails_naming_file(
     provider = {provider_type: {"key": app_keys.ca_key.pkcs8_pem}}
     other = AppKeys.from_seed(bytes(32)).ca_cert
     text = json.dumps(make_key_file(app_keys, key_provider=provider, ca_cert=other))
-    with raises(ConfigError, "conflict") as caught:
+    with raises(
+        ConfigError, "conflict", start="f: ca_cert: ", part=f"key_provider.{provider_type}.key"
+    ):
         AppKeys.from_json(text, name="f")
-    assert str(caught.value).startswith("f: ca_cert: ")
-    assert f"key_provider.{provider_type}.key" in str(caught.value)
 
 
 def test_app_keys_with_duplicate_key_fails(app_keys: AppKeys) -> None:
     """A duplicate key is rejected, and neither value is shown."""
     text = json.dumps(make_key_file(app_keys))[:-1] + ', "k256_key": "' + "22" * 32 + '"}'
-    with raises(ConfigError, "duplicate") as caught:
+    with raises(ConfigError, "duplicate", start="f: k256_key: ") as caught:
         AppKeys.from_json(text, name="f")
-    assert str(caught.value).startswith("f: k256_key: ")
     assert not contains_secret(caught.value, app_keys.k256_key.hex())
     assert not contains_secret(caught.value, "22" * 32)
 
@@ -206,14 +204,12 @@ def test_app_keys_error_contains_no_secret_used_as_name() -> None:
 
 def test_app_keys_load_of_device_or_oversized_file_fails(tmp_path: Path) -> None:
     """A device and a file over the limit are rejected without loading them."""
-    with raises(ConfigError, "unreadable") as caught:
+    with raises(ConfigError, "unreadable", start="/dev/zero: "):
         AppKeys.load("/dev/zero")
-    assert str(caught.value).startswith("/dev/zero: ")
     with (tmp_path / "long").open("wb") as file:
         file.truncate(1 << 40)
-    with raises(ConfigError, "too_large") as caught:
+    with raises(ConfigError, "too_large", start=f"{tmp_path}/long: "):
         AppKeys.load(tmp_path / "long")
-    assert str(caught.value).startswith(f"{tmp_path}/long: ")
 
 
 @pytest.mark.parametrize(("change", "reason", "key"), WRONG)
@@ -223,12 +219,10 @@ def test_load_with_invalid_field_names_file_and_key(
     """The error names the file and the key, and contains no value."""
     path = tmp_path / "keys.json"
     path.write_text(json.dumps(make_key_file(app_keys, **change)))
-    with raises(ConfigError, reason) as caught:
+    with raises(ConfigError, reason, start=f"{path}: {key}: "):
         AppKeys.load(path)
-    assert str(caught.value).startswith(f"{path}: {key}: ")
-    with raises(ConfigError, reason) as caught:
+    with raises(ConfigError, reason, start=f"{key}: ") as caught:
         AppKeys.from_json(path.read_text())
-    assert str(caught.value).startswith(f"{key}: ")
     values = [value for value in change.values() if isinstance(value, str) and len(value) > 8]
     assert not any(contains_secret(caught.value, value) for value in values)
 
@@ -247,9 +241,8 @@ def test_app_keys_load_of_invalid_file_fails(tmp_path: Path) -> None:
         (b"null", "missing"),
     ):
         (tmp_path / "file").write_bytes(data)
-        with raises(ConfigError, reason) as caught:
+        with raises(ConfigError, reason, start=f"{tmp_path}/file: "):
             AppKeys.load(tmp_path / "file")
-        assert str(caught.value).startswith(f"{tmp_path}/file: ")
 
 
 def test_app_keys_from_truncated_json_fails_without_secret(app_keys: AppKeys) -> None:
@@ -288,12 +281,12 @@ def test_app_keys_closed_raise_usage_error_on_secrets(app_keys: AppKeys) -> None
         with raises(UsageError, "closed"):
             getattr(app_keys, name)
     with raises(UsageError, "closed"):
-        keys.derive("path")
+        keys.derive_compat("path")
     with raises(UsageError, "closed"):
         keys.derive_p256("path")
     for name in ALL_ALGORITHMS:
         with raises(UsageError, "closed"):
-            keys.derive_separated("path", name)
+            keys.derive("path", name)
     for name in ("ed25519", "secp256k1", "secp256k1_prehashed"):
         with raises(UsageError, "closed"):
             keys.sign(bytes(32), name)

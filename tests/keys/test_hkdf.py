@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from attestkit._crypto.ecdsa import k256_public_key, k256_sign_recoverable
+from attestkit._crypto.ecdsa import K256Key, k256_public_key
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit._crypto.hashes import keccak256
 from attestkit.keys import derive_bytes, derive_p256, derive_x25519, separated_path
@@ -60,7 +60,7 @@ def test_kms_derivation_matches_vectors() -> None:
     assert app_key.hex() == case["app_k256_key"]
     message = b"dstack-kms-issued:" + app + k256_public_key(app_key)
     assert message.hex() == case["signed_message"]
-    signature = k256_sign_recoverable(k256_root, keccak256(message))
+    signature = K256Key(k256_root).sign_recoverable(keccak256(message))
     assert signature.hex() == case["app_k256_signature"]
     disk = derive_x25519(p256_root, app, instance, b"app-disk-crypt-key")
     assert disk.hex() == case["disk_crypt_key"]

@@ -16,6 +16,7 @@ from attestkit._crypto.zeroize import own_copy
 from attestkit.errors import UsageError
 from attestkit.keys import AppKeys, DerivedKey, KeyDeriver, LocalKeys
 from tests.raising import raises
+from tests.untyped import untyped
 from tests.vectors import SHARED, load, needs_shared
 
 GETKEY, SIGN = load("getkey.json"), load("sign_verify.json")
@@ -28,7 +29,7 @@ ALL_ALGORITHMS = ("secp256k1", "ed25519", "p256", "x25519")
 @pytest.mark.parametrize("case", GETKEY.get("cases", []))
 def test_local_keys_derive_matches_vector(keys: LocalKeys, case: dict[str, Any]) -> None:
     """Key, public key and chain of GetKey match."""
-    found = keys.derive(**case["request"])
+    found = keys.derive_compat(**case["request"])
     assert found.key.hex() == case["response"]["key"]
     assert [one.hex() for one in found.signature_chain] == case["response"]["signature_chain"]
     assert found.public_key.hex() == case["public_key"]
@@ -41,30 +42,34 @@ def test_local_keys_derive_matches_vector(keys: LocalKeys, case: dict[str, Any])
 def test_local_keys_derive_of_other_algorithm_fails(keys: LocalKeys, case: dict[str, Any]) -> None:
     """Algorithm names are case-sensitive."""
     with raises(UsageError, "unsupported_algorithm") as caught:
-        keys.derive(**case["request"])
+        keys.derive_compat(**case["request"])
     assert str(caught.value) == json.loads(case["body"])["error"]
 
 
 def test_local_keys_derive_defaults(app_keys: AppKeys) -> None:
     """An empty name is secp256k1, and the purpose affects the chain only."""
     keys = LocalKeys(app_keys)
-    assert keys.derive("a") == keys.derive("a", "", "") == keys.derive("a", algorithm="k256")
-    one, two = keys.derive("a", "x"), keys.derive("a", "y")
-    assert one.key == two.key == keys.derive("a", algorithm="ed25519").key
+    assert (
+        keys.derive_compat("a")
+        == keys.derive_compat("a", "", "")
+        == keys.derive_compat("a", algorithm="k256")
+    )
+    one, two = keys.derive_compat("a", "x"), keys.derive_compat("a", "y")
+    assert one.key == two.key == keys.derive_compat("a", algorithm="ed25519").key
     assert one.signature_chain != two.signature_chain
-    assert keys.derive("").key != one.key
+    assert keys.derive_compat("").key != one.key
     assert keys.derive_p256("a").scalar == one.key
 
 
 def test_local_keys_separated_keys_differ(app_keys: AppKeys) -> None:
     """Four algorithms have four secrets, and the plain derivation of the path a fifth."""
     keys = LocalKeys(app_keys)
-    found = {name: keys.derive_separated("wallet", name) for name in ALL_ALGORITHMS}
-    secrets = {one.key for one in found.values()} | {keys.derive("wallet").key}
+    found = {name: keys.derive("wallet", name) for name in ALL_ALGORITHMS}
+    secrets = {one.key for one in found.values()} | {keys.derive_compat("wallet").key}
     assert len(secrets) == 5
-    assert keys.derive_separated("wallet", "k256") == found["secp256k1"]
+    assert keys.derive("wallet", "k256") == found["secp256k1"]
     for name in ("secp256k1", "ed25519"):
-        assert found[name] == keys.derive(f"attestkit/v1/{name}/wallet", "", name)
+        assert found[name] == keys.derive_compat(f"attestkit/v1/{name}/wallet", "", name)
     pair = P256Key.from_scalar(found["p256"].key)
     assert found["p256"].public_key == b"\x04" + pair.public_point
     assert found["x25519"].public_key == x25519_public_key(found["x25519"].key)
@@ -77,7 +82,16 @@ def test_local_keys_derive_separated_of_unknown_algorithm_fails(
 ) -> None:
     """The algorithm has no default, because its name is part of the derivation."""
     with raises(UsageError, "unsupported_algorithm"):
-        LocalKeys(app_keys).derive_separated("path", algorithm)
+        LocalKeys(app_keys).derive("path", algorithm)
+
+
+@pytest.mark.parametrize("path", [None, b"a", 1])
+def test_local_keys_derive_of_path_of_other_type_fails(app_keys: AppKeys, path: Any) -> None:
+    """None is not the path "None"."""
+    with raises(UsageError, "wrong_type"):
+        LocalKeys(app_keys).derive(path, "ed25519")
+    with raises(UsageError, "wrong_type"):
+        LocalKeys(app_keys).derive("a", untyped(["p256"]))
 
 
 @given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=12))
@@ -86,16 +100,16 @@ def test_local_keys_derive_of_arbitrary_text_raises_only_usage_error(
 ) -> None:
     """Any text gives a key or a UsageError."""
     with suppress(UsageError):
-        assert len(KEYS.derive(path, purpose, algorithm).key) == 32
-    assert len(KEYS.derive(path, purpose, "ed25519").public_key) == 32
-    assert len(KEYS.derive_separated(path, "x25519").key) == 32
+        assert len(KEYS.derive_compat(path, purpose, algorithm).key) == 32
+    assert len(KEYS.derive_compat(path, purpose, "ed25519").public_key) == 32
+    assert len(KEYS.derive(path, "x25519").key) == 32
 
 
 def test_local_keys_derive_of_lone_surrogate_is_usage_error(app_keys: AppKeys) -> None:
     """Text without a UTF-8 encoding is a UsageError, not a UnicodeEncodeError."""
     for arguments in (("\ud800", ""), ("", "\ud800")):
         with raises(UsageError, "encoding"):
-            LocalKeys(app_keys).derive(*arguments)
+            LocalKeys(app_keys).derive_compat(*arguments)
 
 
 @needs_shared
@@ -112,7 +126,7 @@ def test_local_keys_sign_matches_vector(keys: LocalKeys, case: dict[str, Any]) -
 @needs_shared
 def test_local_keys_repr_contains_no_secret(keys: LocalKeys) -> None:
     """Keys, derivers and derived keys show their public half only."""
-    found = keys.derive("path")
+    found = keys.derive_compat("path")
     text = f"{found} {found!r} {keys} {keys!r} {AppKeys.load(FIXTURE)!r}"
     file = json.loads(FIXTURE.read_text())
     secrets = [found.key.hex(), *(file[name] for name in ("k256_key", "env_crypt_key"))]
@@ -125,7 +139,7 @@ def test_local_keys_repr_contains_no_secret(keys: LocalKeys) -> None:
 
 def test_local_keys_cannot_be_pickled_or_copied(app_keys: AppKeys) -> None:
     """Objects with a secret can be neither pickled nor copied."""
-    derived = LocalKeys(app_keys).derive("path")
+    derived = LocalKeys(app_keys).derive_compat("path")
     for leak in (pickle.dumps, copy.deepcopy):
         with raises(UsageError, "not_picklable"):
             leak(derived)
@@ -139,7 +153,7 @@ def test_local_keys_cannot_be_pickled_or_copied(app_keys: AppKeys) -> None:
 def test_local_keys_invalid_scalar_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scalar that P-256 rejects is key material and is wiped."""
     scalar = own_copy(b"\xff" * 32)
-    monkeypatch.setattr(AppKeys, "derive", lambda *_: scalar)
+    monkeypatch.setattr(AppKeys, "derive_bytes", lambda *_: scalar)
     with pytest.raises(UsageError):
         LocalKeys(AppKeys.from_seed(bytes(32))).derive_p256("path")
     assert scalar == bytes(32)

@@ -1,5 +1,7 @@
 """Signatures and chains are verified like the agent does: valid, invalid, or malformed."""
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ SEED = bytes(range(32))
 def test_recover_issuers_returns_app_root_and_kms_root(keys: LocalKeys) -> None:
     """The two signatures recover the application's root key and that of the KMS."""
     link = GETKEY["kms_link"]
-    found = keys.derive("any", "purpose")
+    found = keys.derive_compat("any", "purpose")
     chain = (found.signature_chain[0], found.signature_chain[1])
     root, kms = recover_issuers(found.public_key, "purpose", chain, bytes.fromhex(link["app_id"]))
     assert root.hex() == GETKEY["app_root_public_key"]
@@ -34,7 +36,7 @@ def test_recover_issuers_returns_app_root_and_kms_root(keys: LocalKeys) -> None:
 def test_recover_issuers_without_kms_returns_app_root() -> None:
     """The first signature recovers the application's root key for its purpose only."""
     with AppKeys.from_seed(SEED) as app:
-        found = LocalKeys(app).derive("any", "purpose", "ed25519")
+        found = LocalKeys(app).derive_compat("any", "purpose", "ed25519")
         first, kms = found.signature_chain
         assert kms == b""
         assert recover_root(found.public_key, "purpose", first) == app.root_public_key
@@ -46,13 +48,14 @@ def test_recover_issuers_without_kms_returns_app_root() -> None:
 @needs_shared
 @pytest.mark.parametrize("case", SIGN.get("verify", []), ids=lambda case: case["note"] or None)
 def test_verify_signature_matches_vector(case: dict[str, Any]) -> None:
-    """A valid signature is True, an invalid one False."""
+    """A valid signature is accepted, an invalid one raises SignatureError."""
     request = case["request"]
     data, signature, public = (
         bytes.fromhex(request[key]) for key in ("data", "signature", "public_key")
     )
-    found = verify_signature(request["algorithm"], data, signature, public)
-    assert found is case["response"]["valid"]
+    invalid = raises(SignatureError, "bad_signature")
+    with nullcontext() if case["response"]["valid"] else invalid:
+        verify_signature(public, signature, data, algorithm=request["algorithm"])
 
 
 @needs_shared
@@ -68,45 +71,49 @@ def test_sign_and_verify_errors_match_agent_texts(keys: LocalKeys, case: dict[st
 
 
 @pytest.mark.parametrize("algorithm", ["secp256k1", "k256", "ed25519", "secp256k1_prehashed"])
-def test_verify_signature_of_changed_input_is_false(app_keys: AppKeys, algorithm: str) -> None:
+def test_verify_signature_of_changed_input_fails(app_keys: AppKeys, algorithm: str) -> None:
     """A signature is invalid for another message, key or signature."""
     keys, data = LocalKeys(app_keys), bytes(range(32))
     found = keys.sign(data, algorithm)
-    assert verify_signature(algorithm, data, found.signature, found.public_key)
-    assert not verify_signature(algorithm, data[:-1] + b"!", found.signature, found.public_key)
+    verify_signature(found.public_key, found.signature, data, algorithm=algorithm)
     flipped = bytes([found.signature[0] ^ 1]) + found.signature[1:]
-    assert not verify_signature(algorithm, data, flipped, found.public_key)
     other = LocalKeys(AppKeys.from_seed(bytes(32))).sign(data, algorithm)
-    assert not verify_signature(algorithm, data, found.signature, other.public_key)
+    for key, signature, message in (
+        (found.public_key, found.signature, data[:-1] + b"!"),
+        (found.public_key, flipped, data),
+        (other.public_key, found.signature, data),
+    ):
+        with raises(SignatureError, "bad_signature"):
+            verify_signature(key, signature, message, algorithm=algorithm)
 
 
 def test_verify_signature_prehashed_pads_and_truncates() -> None:
     """Data is truncated to 32 bytes; 16 to 31 bytes are zero-padded in front; fewer are invalid."""
     key = K256Key(SEED)
+    verify = partial(verify_signature, key.public_key, algorithm="secp256k1_prehashed")
     for size in (16, 24, 31, 32):
         data = b"d" * size
         signature = key.sign(data.rjust(32, b"\0"))
-        assert verify_signature("secp256k1_prehashed", data, signature, key.public_key)
+        verify(signature, data)
     signature = key.sign(b"d" * 32)
-    assert verify_signature("secp256k1_prehashed", b"d" * 32 + b"more", signature, key.public_key)
+    verify(signature, b"d" * 32 + b"more")
     for size in (0, 1, 15):
         data = b"d" * size
         signature = key.sign(data.rjust(32, b"\0"))
-        assert not verify_signature("secp256k1_prehashed", data, signature, key.public_key)
+        with raises(SignatureError, "bad_signature"):
+            verify(signature, data)
         with pytest.raises(UsageError):  # the key is parsed before the data are checked
-            verify_signature("secp256k1_prehashed", data, bytes(64), key.public_key)
+            verify(bytes(64), data)
 
 
 @given(st.text(max_size=8), st.binary(max_size=70), st.binary(max_size=70), st.binary(max_size=70))
-def test_verify_signature_of_arbitrary_bytes_is_false(
+def test_verify_signature_of_arbitrary_bytes_fails(
     name: str, data: bytes, signature: bytes, public: bytes
 ) -> None:
-    """Random input is never valid, and raises only UsageError."""
+    """Random input is never valid, and raises no other errors."""
     for algorithm in (name, "secp256k1", "ed25519", "secp256k1_prehashed"):
-        try:
-            assert not verify_signature(algorithm, data, signature, public)
-        except UsageError:
-            continue
+        with pytest.raises((SignatureError, UsageError)):
+            verify_signature(public, signature, data, algorithm=algorithm)
 
 
 @pytest.mark.parametrize("data", ["text", bytearray(32), None])

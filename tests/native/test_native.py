@@ -10,7 +10,7 @@ import pytest
 
 from attestkit import _native
 from attestkit._native import _python
-from attestkit._native._status import REFUSALS, numbered, refuse, refuse_one
+from attestkit._native._status import REFUSALS, Status, numbered, refuse, refuse_one
 from tests.quotes import made_quote
 from tests.untyped import untyped
 
@@ -87,12 +87,13 @@ def test_stub_matches_library() -> None:
 
 @compiled
 def test_every_status_has_reason_and_text() -> None:
-    """Each status of the C core has a reason and a text, and those of quotes a unique name."""
+    """Each status of the C core has a name, a reason and a text; quotes: the name is the reason."""
     ffi = pytest.importorskip("attestkit._native._lib").ffi
     statuses: dict[str, int] = dict(ffi.typeof("ak_status").relements)
     assert statuses.pop("AK_OK") == 0
     assert sorted(statuses.values()) == sorted(REFUSALS)
     for name, number in statuses.items():
+        assert getattr(Status, name.removeprefix("AK_E_")) == number
         if number < 64:
             assert REFUSALS[number][0] == name.removeprefix("AK_E_").lower()
 

@@ -17,6 +17,7 @@ from attestkit._native import _python_quote as python_core
 from attestkit.errors import FormatError
 from attestkit.quote import Quote
 from tests.quotes import BODY_SIZES, INTEL, PATTERN, made_quote, made_quotes, samples
+from tests.raising import raises
 
 compiled = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 
@@ -174,20 +175,6 @@ def mutated_quotes(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@compiled
-@pytest.mark.parametrize("part", PARTS)
-def test_cores_agree_on_mutated_quotes(part: int) -> None:
-    """Both cores have the same result for a mutated quote."""
-    # Several parts distribute the examples over the machine's CPUs.
-
-    @settings(max_examples=EXAMPLES if part else EXAMPLES // 8, deadline=None, database=None)
-    @given(mutated_quotes())
-    def check_agreement(data: bytes) -> None:
-        read_with_both(data)
-
-    check_agreement()
-
-
 def usually(source: random.Random, truth: int) -> int:
     """Return `truth`, a nearby value in 3 percent of the calls."""
     return truth if source.random() < 0.97 else max(0, truth + source.choice((-1, 1, 6, 2**31)))
@@ -235,12 +222,15 @@ def nearly_valid_quotes(draw: st.DrawFn) -> bytes:
 
 @compiled
 @pytest.mark.parametrize("part", PARTS)
-def test_cores_agree_on_nearly_valid_quotes(part: int) -> None:
-    """Both cores have the same result for any bytes."""
+@pytest.mark.parametrize("quotes", [mutated_quotes, nearly_valid_quotes])
+def test_cores_agree_on_drawn_quotes(
+    quotes: Callable[[], st.SearchStrategy[bytes]], part: int
+) -> None:
+    """Both cores have the same result for a mutated quote, and for any bytes."""
     # Several parts distribute the examples over the machine's CPUs.
 
     @settings(max_examples=EXAMPLES if part else EXAMPLES // 8, deadline=None, database=None)
-    @given(nearly_valid_quotes())
+    @given(quotes())
     def check_agreement(data: bytes) -> None:
         read_with_both(data)
 
@@ -267,10 +257,8 @@ def test_key_binding_is_sha256(size: int) -> None:
     for at in {700, 763} | ({1220, 1219 + size} if size else set()):
         changed = bytearray(data)
         changed[at] ^= 0x10
-        with pytest.raises(FormatError) as caught:
+        with raises(FormatError, "qe_binding", offset=770 + 320):
             _native.quote_layout(bytes(changed))
-        assert caught.value.reason == "qe_binding"
-        assert caught.value.offset == 770 + 320
 
 
 @compiled

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.docs.blocks import ROOT
-from tests.packaging.environments import Installer, alone, own_environment, tool
+from tests.packaging.environments import alone, own_environment, tool
 
 
 class Dist(NamedTuple):
@@ -71,12 +71,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this test run, shared by all workers."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-
-@pytest.fixture(scope="session")
-def uv(shared: Path) -> Installer:
-    """uv, which creates environments fast."""
-    return Installer(tool(".tools/bin") / "uv", shared / "uv")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -26,31 +25,6 @@ _NOT_REACHED = re.compile(
     r"|Failed getting release file"  # debootstrap
 )
 _SECONDS = 900  # for one program
-
-
-class Installer(NamedTuple):
-    """uv, which creates and fills an environment in a second, from its cache."""
-
-    program: Path
-    cache: Path
-
-    def new_environment(self, folder: Path, python: Path) -> Path:
-        """Return the interpreter of a new virtual environment without pip."""
-        self._run("venv", "--quiet", "--python", python, folder, folder=folder.parent)
-        return folder / "bin/python"
-
-    def install(self, python: Path, *words: str | Path) -> None:
-        """Install packages into an environment, wheels only."""
-        where = ("--python", python, "--no-build")
-        self._run("pip", "install", "--quiet", *where, *words, folder=python.parents[2])
-
-    def check(self, python: Path) -> None:
-        """Check that the installed packages are compatible."""
-        self._run("pip", "check", "--python", python, folder=python.parents[2])
-
-    def _run(self, *words: str | Path, folder: Path) -> None:
-        ours = {"UV_CACHE_DIR": str(self.cache), "UV_PYTHON_DOWNLOADS": "never"}
-        fetch(self.program, *words, folder=folder, **ours)
 
 
 def own_environment(**more: str) -> dict[str, str]:

@@ -33,7 +33,7 @@ def check_package(core: str) -> attestkit.Attestation:
     assert core == _native.CORE, _native.CORE_REASON
     with attestkit.open("simulator") as tee:
         tee.event_log().check(tee.get_quote(b"nonce"))
-        evidence = tee.attest(b"nonce")
+        evidence = tee.attest(report_data=b"nonce", pad=True)
     again = attestkit.Attestation.from_bytes(evidence.to_bytes())
     assert again.to_bytes() == evidence.to_bytes()
     return evidence
@@ -51,10 +51,10 @@ def refusal(call: Callable[[], object], *kinds: type[Exception]) -> Exception | 
 def check_verify(*, installed: bool) -> None:
     """Evidence is verified with the right nonce, and rejected with a wrong one."""
     with attestkit.open("simulator") as tee:
-        evidence = tee.attest(b"nonce").to_bytes()
+        evidence = tee.attest(report_data=b"nonce", pad=True).to_bytes()
         assert isinstance(tee.backend, Simulator)
         root, collateral = tee.backend.trust_anchor, tee.backend.collateral()
-    verifier = attestkit.Verifier(root, collateral)
+    verifier = attestkit.Verifier(trust_anchor=root, collateral=collateral)
     right = partial(verifier.verify, evidence, report_data=b"nonce")
     if installed:
         assert right().simulated

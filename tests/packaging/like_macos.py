@@ -76,8 +76,10 @@ def main() -> None:
     attestkit = importlib.import_module("attestkit")
     errors = importlib.import_module("attestkit.errors")
     with attestkit.open("simulator") as tee:
-        evidence = tee.attest(b"nonce").to_bytes()
-        verifier = attestkit.Verifier(tee.backend.trust_anchor, tee.backend.collateral())
+        evidence = tee.attest(report_data=b"nonce", pad=True).to_bytes()
+        verifier = attestkit.Verifier(
+            trust_anchor=tee.backend.trust_anchor, collateral=tee.backend.collateral()
+        )
     say(verifier.verify(evidence, report_data=b"nonce"))
     for backend in ("configfs_tsm", "tdx_ioctl", "dstack_agent", None):
         try:

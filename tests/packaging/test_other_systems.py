@@ -14,7 +14,7 @@ configfs_tsm is unavailable
 tdx_ioctl is unavailable
 dstack_agent is unavailable
 None is unavailable
-O_PATH: not available on darwin; use Linux
+O_PATH: missing on darwin; use Linux
 left behind: []
 """
 

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from attestkit import ra_tls
 from tests.ra_tls import tds
 from tests.untyped import untyped
-from tests.verifier import parcels
+from tests.verifier.platforms import intel
 
 if TYPE_CHECKING:
     from attestkit.ra_tls import Issued
@@ -85,7 +85,7 @@ def _config(application: Application, context: ssl.SSLContext, *, new: bool) -> 
 async def _serve(certificates: "dict[str, Issued]") -> None:
     application, servers, ports, sockets = Application(), [], {}, []
     for name, issued in certificates.items():
-        context = ra_tls.server_context(parcels.verifier(), issued=issued, peer_ca=tds.CA)
+        context = ra_tls.server_context(intel.verifier(), issued=issued, peer_ca=tds.CA)
         config = _config(application, context, new=not name)
         sockets.append(socket.create_server(("127.0.0.1", 0)))
         ports[name] = sockets[-1].getsockname()[1]
@@ -104,7 +104,7 @@ async def _serve(certificates: "dict[str, Issued]") -> None:
 
 def main() -> None:
     """Serve with the certificate of a simulated TD, and with each invalid one."""
-    with parcels.attester(app_compose=COMPOSE) as tee:
+    with intel.attester(app_compose=COMPOSE) as tee:
         certificates = {"": tds.issue(tee.attest)}
     certificates |= {name: make() for name, make in tds.INVALID.items()}
     loop = uvloop.new_event_loop()

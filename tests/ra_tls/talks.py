@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import uvloop
@@ -43,6 +43,22 @@ def connect_tcp() -> tuple[socket.socket, socket.socket]:
     for end in (server, client):
         end.settimeout(TIMEOUT)
     return server, client
+
+
+@contextlib.contextmanager
+def connected(
+    server: ssl.SSLContext, client: ssl.SSLContext, **options: Any
+) -> "Iterator[tuple[ssl.SSLSocket, Future[ssl.SSLSocket]]]":
+    """Connect over sockets; yield the client's end and the server's as a future; close both."""
+    server_socket, client_socket = connect_tcp()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(server.wrap_socket, server_socket, server_side=True)
+        try:
+            with client.wrap_socket(client_socket, **options) as end:
+                yield end, future
+        finally:
+            if future.exception(TIMEOUT) is None:
+                future.result().close()
 
 
 def exchange_blocking(server: ssl.SSLContext, client: ssl.SSLContext) -> Exchange:

@@ -14,9 +14,9 @@ from attestkit.keys import AppKeys
 from attestkit.quote import Quote
 from attestkit.report_data import ReportData
 from attestkit.verifier import Verifier
-from tests.verifier import parcels
+from tests.verifier.platforms import intel
 
-KEYS: Final = AppKeys.from_seed(parcels.SEED)
+KEYS: Final = AppKeys.from_seed(intel.SEED)
 CA: Final = KEYS.ca_cert
 KEY: Final = P256Key.from_scalar(b"\7" * 32)
 DAY: Final = 86_400
@@ -24,34 +24,34 @@ LONG_AGO: Final = 1_000_000_000  # 2001
 _BODY: Final = slice(48, 48 + 584)  # in a version 4 quote
 
 
-def attest_valid(report_data: bytes) -> Attestation:
+def attest_valid(*, report_data: bytes) -> Attestation:
     """Return evidence of a valid TD."""
-    return parcels.evidence(report_data=report_data)
+    return intel.evidence(report_data=report_data)
 
 
-def attest_altered_log(report_data: bytes) -> Attestation:
+def attest_altered_log(*, report_data: bytes) -> Attestation:
     """Return evidence whose log contains another app than the measured one."""
-    log = parcels.log_of(parcels.BOOT)
-    boot = [(name, bytes(20) if name == "app-id" else data) for name, data in parcels.BOOT]
-    quote = parcels.quote_of(log, report_data)
-    return Attestation.for_tdx(quote, parcels.log_of(boot), parcels.IMAGE.vm_config)
+    log = intel.log_of(intel.BOOT)
+    boot = [(name, bytes(20) if name == "app-id" else data) for name, data in intel.BOOT]
+    quote = intel.quote_of(log, report_data)
+    return Attestation.for_tdx(quote, intel.log_of(boot), intel.IMAGE.vm_config)
 
 
-def attest_other_root(report_data: bytes) -> Attestation:
+def attest_other_root(*, report_data: bytes) -> Attestation:
     """Return evidence of a TD on another simulator."""
-    log = parcels.log_of(parcels.BOOT)
-    body = parcels.quote_of(log, report_data).raw[_BODY]
+    log = intel.log_of(intel.BOOT)
+    body = intel.quote_of(log, report_data).raw[_BODY]
     quote = Quote.parse(QuotingEnclave(SimulatedPki(bytes(32))).quote(body))
-    return Attestation.for_tdx(quote, log, parcels.IMAGE.vm_config)
+    return Attestation.for_tdx(quote, log, intel.IMAGE.vm_config)
 
 
-def attest_debug(report_data: bytes) -> Attestation:
+def attest_debug(*, report_data: bytes) -> Attestation:
     """Return evidence of a debug TD, which its host can inspect."""
-    return parcels.evidence(report_data=report_data, td_attributes=b"\1" + bytes(7))
+    return intel.evidence(report_data=report_data, td_attributes=b"\1" + bytes(7))
 
 
 def issue(
-    attest: Callable[[bytes], Attestation] = attest_valid,
+    attest: Callable[..., Attestation] = attest_valid,
     keys: AppKeys = KEYS,
     **changes: Any,
 ) -> ra_tls.Issued:
@@ -66,8 +66,8 @@ def issue(
         "usage_ra_tls": True,
         "server_auth": True,
         "client_auth": True,
-        "not_after": int(parcels.NOW.timestamp()) + 3650 * DAY,
-        "now": parcels.NOW.timestamp,
+        "not_after": int(intel.NOW.timestamp()) + 3650 * DAY,
+        "now": intel.NOW.timestamp,
         "random": bytes,
     }
     return ra_tls.issue(**(fields | changes))
@@ -80,7 +80,7 @@ def certify(evidence: Attestation, key: P256Key = KEY, keys: AppKeys = KEYS) -> 
         public_key=key,
         subject="an app",
         not_before=LONG_AGO,
-        not_after=int(parcels.NOW.timestamp()) + 3650 * DAY,
+        not_after=int(intel.NOW.timestamp()) + 3650 * DAY,
         extensions=[(ra_tls.OID_ATTESTATION, evidence.stripped().to_bytes())],
         ca_cert=keys.ca_cert,
         ca_key=keys.ca_key,
@@ -90,7 +90,7 @@ def certify(evidence: Attestation, key: P256Key = KEY, keys: AppKeys = KEYS) -> 
 
 def _copy_evidence() -> ra_tls.Issued:
     other = P256Key.from_scalar(b"\x08" * 32)
-    return certify(attest_valid(ReportData.bind("ratls-cert", other.spki_der)))
+    return certify(attest_valid(report_data=ReportData.bind("ratls-cert", other.spki_der)))
 
 
 VALID: Final = issue()
@@ -109,11 +109,11 @@ def server_context(
     issued: ra_tls.Issued = VALID, verifier: Verifier | None = None, peer_ca: str | bytes = CA
 ) -> ssl.SSLContext:
     """Return the context of a server that requires client evidence."""
-    return ra_tls.server_context(verifier or parcels.verifier(), issued=issued, peer_ca=peer_ca)
+    return ra_tls.server_context(verifier or intel.verifier(), issued=issued, peer_ca=peer_ca)
 
 
 def client_context(
     issued: ra_tls.Issued | None = VALID, verifier: Verifier | None = None, **options: Any
 ) -> ssl.SSLContext:
     """Return the context of a client with evidence."""
-    return ra_tls.client_context(verifier or parcels.verifier(), issued=issued, **options)
+    return ra_tls.client_context(verifier or intel.verifier(), issued=issued, **options)

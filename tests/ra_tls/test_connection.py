@@ -7,7 +7,7 @@ import ssl
 import struct
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
@@ -18,7 +18,7 @@ from attestkit.errors import UsageError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.verifier import Verifier
 from tests.ra_tls import tds
-from tests.ra_tls.talks import TIMEOUT, connect_tcp
+from tests.ra_tls.talks import TIMEOUT, connect_tcp, connected
 from tests.ra_tls.tds import VALID, client_context, server_context
 from tests.raising import raises
 
@@ -54,6 +54,13 @@ class Pair:
         self._thread.join(TIMEOUT)
         assert not self._thread.is_alive()
         return self.received
+
+
+def connect_pair(peer: ra_tls.Issued, *, serve: bool) -> Pair:
+    """Return a pair whose peer has this certificate; `serve`: `local` is the server."""
+    if serve:
+        return Pair(client_context(peer), server_context(), serve=True)
+    return Pair(server_context(peer), client_context(), serve=False)
 
 
 def _send_file(connection: ssl.SSLSocket) -> object:
@@ -107,12 +114,7 @@ def test_first_use_of_connection_with_invalid_peer_fails(
     use: Callable[[ssl.SSLSocket], Any], serve: bool
 ) -> None:
     """Without an explicit handshake the first use performs it and rejects the peer."""
-    peer, local = (
-        (client_context(DEBUG), server_context())
-        if serve
-        else (server_context(DEBUG), client_context())
-    )
-    pair = Pair(peer, local, serve=serve)
+    pair = connect_pair(DEBUG, serve=serve)
     with pytest.raises(PeerRefusedError):
         use(pair.local)
     for _, again in EVERY:  # permanently, without another verification
@@ -130,10 +132,7 @@ def test_first_read_from_valid_peer_succeeds(
     read: Callable[[ssl.SSLSocket], Any], serve: bool
 ) -> None:
     """A read performs the handshake with a valid peer."""
-    peer, local = (
-        (client_context(), server_context()) if serve else (server_context(), client_context())
-    )
-    pair = Pair(peer, local, serve=serve)
+    pair = connect_pair(VALID, serve=serve)
     assert read(pair.local) in {b"answer", 6}
     assert ra_tls.peer(pair.local).app_info is not None
     assert pair.end() == b""
@@ -146,10 +145,7 @@ def test_first_write_to_valid_peer_succeeds(
     serve: bool,
 ) -> None:
     """Data written after verification arrives."""
-    peer, local = (
-        (client_context(), server_context()) if serve else (server_context(), client_context())
-    )
-    pair = Pair(peer, local, serve=serve)
+    pair = connect_pair(VALID, serve=serve)
     write(pair.local)
     pair.local.recv(100)
     pair.local.unwrap()
@@ -158,7 +154,7 @@ def test_first_write_to_valid_peer_succeeds(
 
 def test_nonblocking_handshake_verifies_when_complete() -> None:
     """On a non-blocking socket the peer is verified once the handshake is complete."""
-    pair = Pair(server_context(DEBUG), client_context(), serve=False)
+    pair = connect_pair(DEBUG, serve=False)
     pair.local.settimeout(0)
     with raises(UsageError, "not_ready"):
         ra_tls.peer(pair.local)
@@ -355,29 +351,21 @@ def test_end_before_first_data_is_error_for_clients() -> None:
     listener.end()
 
 
-def test_rejected_client_read_fails() -> None:
-    """A rejected client gets an error from its read, not an end of data."""
-    for recv in (socket.socket.recv, ssl.SSLSocket.recv):
-        peer_socket, local_socket = connect_tcp()
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(server_context().wrap_socket, peer_socket, server_side=True)
-            with client_context(DEBUG).wrap_socket(local_socket) as local:
-                assert isinstance(future.exception(TIMEOUT), PeerRefusedError)
-                with pytest.raises(ConnectionResetError):
-                    recv(local, 100)
+@contextlib.contextmanager
+def rejected_client() -> Iterator[ssl.SSLSocket]:
+    """Yield a client that the server has rejected."""
+    with connected(server_context(), client_context(DEBUG)) as (local, peer):
+        assert isinstance(peer.exception(TIMEOUT), PeerRefusedError)
+        yield local
 
 
 @pytest.mark.parametrize("read", READS)
 def test_rejected_client_every_read_raises_peer_refused(read: str) -> None:
     """Every kind of read raises the error repeatedly, whatever error OpenSSL raises."""
-    peer_socket, local_socket = connect_tcp()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(server_context().wrap_socket, peer_socket, server_side=True)
-        with client_context(DEBUG).wrap_socket(local_socket) as local:
-            assert isinstance(future.exception(TIMEOUT), PeerRefusedError)
-            for _ in range(3):
-                with pytest.raises(ConnectionResetError, match="may have refused"):
-                    READS[read](local)
+    with rejected_client() as local:
+        for _ in range(3):
+            with pytest.raises(ConnectionResetError, match="may have refused"):
+                READS[read](local)
 
 
 def _write_until_error(write: Callable[[ssl.SSLSocket], Any], connection: ssl.SSLSocket) -> None:
@@ -389,47 +377,38 @@ def _write_until_error(write: Callable[[ssl.SSLSocket], Any], connection: ssl.SS
 @pytest.mark.parametrize("write", WRITES)
 def test_rejected_client_write_raises_peer_refused(write: str) -> None:
     """A client that writes gets the same error, also from later reads."""
-    peer_socket, local_socket = connect_tcp()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(server_context().wrap_socket, peer_socket, server_side=True)
-        with client_context(DEBUG).wrap_socket(local_socket) as local:
-            assert isinstance(future.exception(TIMEOUT), PeerRefusedError)
+    with rejected_client() as local:
+        with pytest.raises(ConnectionResetError, match="may have refused"):
+            _write_until_error(WRITES[write], local)
+        for read in (*READS.values(), *READS.values()):
             with pytest.raises(ConnectionResetError, match="may have refused"):
-                _write_until_error(WRITES[write], local)
-            for read in (*READS.values(), *READS.values()):
-                with pytest.raises(ConnectionResetError, match="may have refused"):
-                    read(local)
+                read(local)
 
 
 def test_server_disconnect_is_not_peer_refused() -> None:
     """A client that disconnects has not rejected the server."""
-    peer_socket, local_socket = connect_tcp()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(server_context().wrap_socket, peer_socket, server_side=True)
-        local = client_context().wrap_socket(local_socket)
-        with future.result(TIMEOUT) as peer:
-            local.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            local.close()
-            with pytest.raises(OSError, match=r"\w") as caught:
-                _write_until_error(WRITES["sendall"], peer)
-            assert "refused" not in str(caught.value)
+    with connected(server_context(), client_context()) as (local, future):
+        peer = future.result(TIMEOUT)
+        local.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        local.close()
+        with pytest.raises(OSError, match=r"\w") as caught:
+            _write_until_error(WRITES["sendall"], peer)
+        assert "refused" not in str(caught.value)
 
 
 def test_timeout_is_not_peer_refused() -> None:
     """A slow server has not rejected the client."""
-    peer_socket, local_socket = connect_tcp()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(server_context().wrap_socket, peer_socket, server_side=True)
-        with client_context().wrap_socket(local_socket) as local, future.result(TIMEOUT) as peer:
-            local.settimeout(0.01)
-            with pytest.raises(TimeoutError):
-                local.recv(1)
-            local.setblocking(False)
-            with pytest.raises(ssl.SSLWantReadError):
-                local.recv(1)
-            peer.sendall(b"answer")
-            local.settimeout(TIMEOUT)
-            assert local.recv(6) == b"answer"
+    with connected(server_context(), client_context()) as (local, future):
+        peer = future.result(TIMEOUT)
+        local.settimeout(0.01)
+        with pytest.raises(TimeoutError):
+            local.recv(1)
+        local.setblocking(False)
+        with pytest.raises(ssl.SSLWantReadError):
+            local.recv(1)
+        peer.sendall(b"answer")
+        local.settimeout(TIMEOUT)
+        assert local.recv(6) == b"answer"
 
 
 class InterruptedVerifier(Verifier):
@@ -454,7 +433,7 @@ def test_interrupted_verification_rejects_peer() -> None:
 
 def test_connection_keeps_verified_certificate() -> None:
     """The verified certificate remains the connection's certificate."""
-    pair = Pair(client_context(), server_context(), serve=True)
+    pair = connect_pair(VALID, serve=True)
     pair.local.do_handshake()
     with raises(UsageError, "not_applicable"):
         pair.local.verify_client_post_handshake()

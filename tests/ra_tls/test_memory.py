@@ -14,10 +14,10 @@ from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.verifier import AttestationResult, Verifier
 from tests.ra_tls import tds
-from tests.ra_tls.talks import TIMEOUT, connect_tcp
+from tests.ra_tls.talks import TIMEOUT, connect_tcp, connected
 from tests.ra_tls.tds import VALID, client_context, server_context
 from tests.raising import raises
-from tests.verifier import parcels
+from tests.verifier.platforms import intel
 
 DEBUG = tds.issue(tds.attest_debug)
 
@@ -91,7 +91,7 @@ class FailingOnceVerifier(Verifier):
         self.calls += 1
         if self.calls == 1:
             raise CollateralError("PCCS unreachable", reason="fetch_failed")
-        return parcels.verifier().verify(*evidence, **options)
+        return intel.verifier().verify(*evidence, **options)
 
 
 def test_rejection_is_permanent_for_connection() -> None:
@@ -116,14 +116,10 @@ def test_server_sends_no_session_ticket() -> None:
     """Every connection presents a certificate, so no session can be resumed."""
     plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     plain.check_hostname, plain.verify_mode = False, ssl.CERT_NONE
-    server_socket, client_socket = connect_tcp()
-    context = ra_tls.server_context(issued=VALID)
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(context.wrap_socket, server_socket, server_side=True)
-        with plain.wrap_socket(client_socket) as client, future.result(TIMEOUT) as server:
-            server.sendall(b"answer")
-            assert client.recv(6) == b"answer"  # a ticket would have arrived before
-            assert client.session is None or not client.session.has_ticket
+    with connected(ra_tls.server_context(issued=VALID), plain) as (client, future):
+        future.result(TIMEOUT).sendall(b"answer")
+        assert client.recv(6) == b"answer"  # a ticket would have arrived before
+        assert client.session is None or not client.session.has_ticket
 
 
 def test_client_rejects_resumed_session() -> None:
@@ -134,18 +130,17 @@ def test_client_rejects_resumed_session() -> None:
         file.flush()
         server.load_cert_chain(file.name)
     client = client_context()
-    first, second = connect_tcp(), connect_tcp()
+    with connected(server, client) as (connection, future):
+        future.result(TIMEOUT).sendall(b"answer")
+        assert connection.recv(6) == b"answer"
+        session = connection.session
+        assert session is not None
+        assert session.has_ticket
+    server_socket, client_socket = connect_tcp()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(server.wrap_socket, first[0], server_side=True)
-        with client.wrap_socket(first[1]) as connection, future.result(TIMEOUT) as other:
-            other.sendall(b"answer")
-            assert connection.recv(6) == b"answer"
-            session = connection.session
-            assert session is not None
-            assert session.has_ticket
-        future = pool.submit(server.wrap_socket, second[0], server_side=True)
+        future = pool.submit(server.wrap_socket, server_socket, server_side=True)
         with raises(PeerRefusedError, "session_reused"):
-            client.wrap_socket(second[1], session=session)
+            client.wrap_socket(client_socket, session=session)
         with future.result(TIMEOUT) as other:
             assert other.session_reused  # the session was resumed
 

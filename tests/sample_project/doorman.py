@@ -6,17 +6,15 @@ from collections.abc import Callable
 import attestkit
 from attestkit.errors import AttestKitError, BackendBusyError
 
-__all__ = ["Door", "prove"]
-
 
 def prove(tee: attestkit.Attester, challenge: bytes, attempts: int = 3) -> bytes:
     """Return evidence over a challenge; a busy device is tried again."""
     for _ in range(attempts - 1):
         try:
-            return tee.attest(challenge).to_bytes()
+            return tee.attest(report_data=challenge, pad=True).to_bytes()
         except BackendBusyError:
             continue
-    return tee.attest(challenge).to_bytes()
+    return tee.attest(report_data=challenge, pad=True).to_bytes()
 
 
 class Door:

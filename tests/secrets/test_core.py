@@ -72,7 +72,7 @@ USES = {
     with AppKeys(k256_key=given, ca_cert=None, ca_key=None, disk_crypt_key=given) as app_keys:
         wipe(given)
         keys = LocalKeys(app_keys)
-        keys.derive("a"); keys.derive_separated("a", "p256"); keys.sign(b"x", "ed25519")""",
+        keys.derive_compat("a"); keys.derive("a", "p256"); keys.sign(b"x", "ed25519")""",
     "AppKeys.from_seed": """
     from attestkit.keys import AppKeys
     given = take()
@@ -91,7 +91,7 @@ LOAD = """if True:
     from attestkit.keys import AppKeys, LocalKeys
     with AppKeys.load("keys.json") as app_keys:
         keys = LocalKeys(app_keys)
-        keys.derive("b"); keys.sign(b"x", "ed25519"); keys.sign(b"x", "k256")
+        keys.derive_compat("b"); keys.sign(b"x", "ed25519"); keys.sign(b"x", "k256")
         app_keys.ca_key.sign(b"x")
         OPEN
 """

@@ -318,7 +318,7 @@ def test_object_repr_contains_no_secret() -> None:
     app_keys = AppKeys.from_json(make_key_file())
     keys = LocalKeys(app_keys)
     objects = (
-        *(app_keys, keys, keys.derive("a"), keys.derive("a", algorithm="ed25519")),
+        *(app_keys, keys, keys.derive_compat("a"), keys.derive_compat("a", algorithm="ed25519")),
         *(
             keys.sign(b"x", "ed25519"),
             K256Key(secret),

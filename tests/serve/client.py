@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+from contextlib import closing
 from typing import Any, NamedTuple
 
 
@@ -18,23 +19,32 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
+def connect(endpoint: str, timeout: float | None = 60) -> socket.socket:
+    """Connect to a socket's path or the host of a URL."""
+    if endpoint.startswith("/"):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(timeout)
+        try:
+            connection.connect(endpoint)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+    host, _, port = endpoint.removeprefix("http://").rpartition(":")
+    return socket.create_connection((host, int(port)), timeout)
+
+
 class Connection(http.client.HTTPConnection):
     """An HTTP connection to a socket's path or a URL."""
 
     def __init__(self, endpoint: str) -> None:
-        self._path = endpoint if endpoint.startswith("/") else None
-        super().__init__(
-            "localhost" if self._path else endpoint.removeprefix("http://"), timeout=60
-        )
+        self._endpoint = endpoint
+        host = "localhost" if endpoint.startswith("/") else endpoint.removeprefix("http://")
+        super().__init__(host, timeout=60)
 
     def connect(self) -> None:
         """Connect to the socket or the URL's host."""
-        if self._path is None:
-            super().connect()
-        else:
-            self.sock = socket.socket(socket.AF_UNIX)
-            self.sock.settimeout(60)
-            self.sock.connect(self._path)
+        self.sock = connect(self._endpoint, self.timeout)
 
     def call(self, method: str, message: object = None) -> Answer:
         """POST a message as JSON to a method."""
@@ -57,8 +67,11 @@ class Connection(http.client.HTTPConnection):
 
 def call(endpoint: str, method: str, message: object = None) -> Answer:
     """POST one message over a new connection."""
-    connection = Connection(endpoint)
-    try:
+    with closing(Connection(endpoint)) as connection:
         return connection.call(method, message)
-    finally:
-        connection.close()
+
+
+def get(endpoint: str, target: str, headers: dict[str, str] | None = None) -> Answer:
+    """Send one GET request over a new connection."""
+    with closing(Connection(endpoint)) as connection:
+        return connection.send_request("GET", target, None, headers)

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,23 @@ from attestkit.keys import AppKeys
 from attestkit.serve import listener_apps
 from attestkit.serve.services.context import Guest
 from tests.serve.asgi import Client
-from tests.serve.guests import NOW, SEED, MakeGuest, vector_keys
+from tests.serve.guests import NOW, SEED, GuestClient, MakeGuest, vector_keys
+from tests.serve.server import Server, running_server
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Return a folder with a short path, to stay below the length limit of a socket's path."""
+    with tempfile.TemporaryDirectory(prefix="ak") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def dev_server() -> Iterator[Server]:
+    """Return a simulator with the development listener, for tests that change nothing."""
+    with running_server("--dev-http", "127.0.0.1:0") as server:
+        yield server
+        server.check_log()
 
 
 @pytest.fixture(scope="session")
@@ -64,30 +82,44 @@ def guest(make_guest: MakeGuest) -> Guest:
 
 
 @pytest.fixture
-def dstack(guest: Guest, loop: asyncio.AbstractEventLoop) -> Client:
+def guest_client(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> GuestClient:
+    """Return a factory of clients of a listener ("dstack", "tappd", "external", "dev").
+
+    The listener belongs to a given guest, or to a new one with the other arguments.
+    """
+
+    def make(listener: str, guest: Guest | None = None, **options: Any) -> Client:
+        app = getattr(listener_apps, f"{listener}_app")
+        return Client(app(guest or make_guest(**options)), loop)
+
+    return make
+
+
+@pytest.fixture
+def dstack(guest: Guest, guest_client: GuestClient) -> Client:
     """Return a client of dstack.sock."""
-    return Client(listener_apps.dstack_app(guest), loop)
+    return guest_client("dstack", guest)
 
 
 @pytest.fixture
-def tappd(guest: Guest, loop: asyncio.AbstractEventLoop) -> Client:
+def tappd(guest: Guest, guest_client: GuestClient) -> Client:
     """Return a client of tappd.sock."""
-    return Client(listener_apps.tappd_app(guest), loop)
+    return guest_client("tappd", guest)
 
 
 @pytest.fixture
-def external(guest: Guest, loop: asyncio.AbstractEventLoop) -> Client:
+def external(guest: Guest, guest_client: GuestClient) -> Client:
     """Return a client of the external listener."""
-    return Client(listener_apps.external_app(guest), loop)
+    return guest_client("external", guest)
 
 
 @pytest.fixture
-def vector_dstack(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> Client:
+def vector_dstack(guest_client: GuestClient) -> Client:
     """Return a client of dstack.sock with the vectors' app keys."""
-    return Client(listener_apps.dstack_app(make_guest(app_keys=vector_keys())), loop)
+    return guest_client("dstack", app_keys=vector_keys())
 
 
 @pytest.fixture
-def vector_tappd(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> Client:
+def vector_tappd(guest_client: GuestClient) -> Client:
     """Return a client of tappd.sock with the vectors' app keys."""
-    return Client(listener_apps.tappd_app(make_guest(app_keys=vector_keys())), loop)
+    return guest_client("tappd", app_keys=vector_keys())

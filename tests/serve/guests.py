@@ -9,9 +9,11 @@ from attestkit.backends.simulator import Simulator
 from attestkit.errors import QuoteUnavailableError
 from attestkit.keys import AppKeys
 from attestkit.serve.services.context import Guest
+from tests.serve.asgi import Client
 from tests.vectors import data
 
 MakeGuest: TypeAlias = Callable[..., Guest]
+GuestClient: TypeAlias = Callable[..., Client]
 NOW = 1_800_000_000
 SEED = bytes(32)
 APP_KEYS = "dstack/simulator/appkeys.json"

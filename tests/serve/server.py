@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60  # seconds, for a loaded machine; usually one suffices
@@ -86,15 +86,30 @@ def command(*options: str) -> list[str]:
     return [sys.executable, "-m", "attestkit.serve", *options]
 
 
+def run_python(program: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program in another interpreter, from the root of the repository."""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
 def run_to_end(
-    *options: str, folder: Path, environ: Mapping[str, str] | None = None
+    *options: str,
+    folder: Path,
+    environ: Mapping[str, str] | None = None,
+    stdin: IO[bytes] | int = subprocess.DEVNULL,
 ) -> "subprocess.CompletedProcess[str]":
     """Run a server that is expected to exit."""
     return subprocess.run(
         command(*options),
         cwd=folder,
         env=environ or environment(),
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -123,27 +138,18 @@ def running_server(
             usual += ["--http", "127.0.0.1:0"]
             if seed and not {"--seed", "--seed-file", "--state-dir"} & set(options):
                 usual += ["--seed", seed]
-        with (folder / "stderr").open("w") as errors:
-            process = stack.enter_context(
-                subprocess.Popen(
-                    [*prefix, *command(*usual, *options)],
-                    cwd=folder,
-                    env=environ or environment(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    text=True,
-                )
-            )
+        words = [*prefix, *command(*usual, *options)]
+        given = environ or environment()
+        server = stack.enter_context(ready_server(words, folder, given, cwd=folder))
         try:
-            yield _wait(process, folder)
+            yield server
         finally:
-            if process.poll() is None:
-                process.terminate()
+            if server.process.poll() is None:
+                server.process.terminate()
                 try:
-                    process.wait(PATIENCE)
+                    server.process.wait(PATIENCE)
                 except subprocess.TimeoutExpired:
-                    process.kill()
+                    server.process.kill()
 
 
 @contextlib.contextmanager
@@ -152,12 +158,14 @@ def ready_server(
     folder: Path,
     environ: Mapping[str, str],
     pass_fds: Sequence[int] = (),
+    cwd: Path | str | None = None,
 ) -> Iterator[Server]:
     """Start a server and yield it when it is ready; the caller stops it."""
     with (
         (folder / "stderr").open("w") as errors,
         subprocess.Popen(
             words,
+            cwd=cwd,
             env=environ,
             pass_fds=pass_fds,
             stdin=subprocess.DEVNULL,

@@ -21,11 +21,10 @@ from attestkit.serve.app_factory import ServerOptions
 from attestkit.serve.background_server import BackgroundServer, EventLoopThread
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.endpoints import ListenAddresses
-from attestkit.serve.http.server import Listener, run_in_loop
 from tests.raising import raises
 from tests.serve.client import Connection, call
 from tests.serve.docker.engine import Engine, send_chunks
-from tests.serve.guests import SEED, Blocking
+from tests.serve.guests import SEED
 
 FREE = ("127.0.0.1", 0)
 PATIENCE = 60.0
@@ -165,35 +164,6 @@ def test_exit_cancels_pending_request_silently(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError, RuntimeError])
-def test_application_error_is_logged(
-    error: type[BaseException], caplog: pytest.LogCaptureFixture
-) -> None:
-    """An error while a client waits is logged, even a cancellation."""
-
-    async def fail(*_: object) -> None:
-        raise error
-
-    async def main() -> None:
-        ready, sock = asyncio.Event(), socket.create_server(FREE)
-        task = asyncio.create_task(run_in_loop([Listener(fail, sock)], ready.set))
-        await asyncio.wait_for(ready.wait(), PATIENCE)
-        reader, writer = await asyncio.open_connection(*sock.getsockname())
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b" 500 " in await reader.readline()
-        writer.close()
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
-    # asyncio's debug mode also logs slow callbacks
-    warnings_logged = [
-        (each.name, each.levelname) for each in caplog.records if each.name != "asyncio"
-    ]
-    assert warnings_logged == [("uvicorn.error", "ERROR")]
-
-
 def test_exit_closes_followed_log(tee: Attester, tmp_path: Path) -> None:
     """An endless response ends with the block, and the engine's connection is closed."""
     gone = threading.Event()
@@ -243,18 +213,6 @@ def test_drain_seconds_finish_active_request(tee: Attester, tmp_path: Path) -> N
     assert b"content-length: %d\r" % len(rest) in head.lower()
 
 
-def test_blocking_device_has_own_thread(tmp_path: Path) -> None:
-    """A blocking device does not block the event loop; its thread ends with the block."""
-    Blocking.threads.clear()
-    with (
-        Attester(Blocking(seed=SEED)) as tee,
-        BackgroundServer(tee, ListenAddresses(tmp_path / "a")),
-    ):
-        assert call(str(tmp_path / "a"), "GetQuote").status == 200
-    assert Blocking.threads
-    assert threading.get_ident() not in Blocking.threads
-
-
 def test_closed_thread_refuses_work(tee: Attester, tmp_path: Path) -> None:
     """A closed thread raises an error; closing it again does nothing."""
     thread = EventLoopThread()
@@ -268,26 +226,6 @@ def test_closed_thread_refuses_work(tee: Attester, tmp_path: Path) -> None:
     ):
         pass
     assert not list(tmp_path.iterdir())
-
-
-def test_remaining_task_is_cancelled_on_close() -> None:
-    """A forgotten task is cancelled silently."""
-    ended = threading.Event()
-
-    async def begin() -> None:
-        async def forever() -> None:
-            try:
-                await asyncio.Event().wait()
-            finally:
-                ended.set()
-
-        tasks.append(asyncio.create_task(forever()))
-        await asyncio.sleep(0)
-
-    tasks: list[asyncio.Task[None]] = []
-    with EventLoopThread() as thread:
-        thread.run(begin)
-    assert ended.is_set()
 
 
 def test_client_that_reads_nothing_does_not_delay_close(

@@ -1,8 +1,6 @@
 """Large libraries are imported in threads, so that the event loop is not blocked."""
 
-import subprocess
-import sys
-from pathlib import Path
+from tests.serve.server import run_python
 
 # Request every page and the protobuf mode; record which thread imports each library.
 PROGRAM = """
@@ -72,14 +70,7 @@ print(*sorted(name for name, by_loop in found if not by_loop))
 
 def test_event_loop_imports_no_large_library() -> None:
     """Pages, metrics, documents and protobuf import their libraries in threads."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_python(PROGRAM)
     assert done.returncode == 0, done.stderr
     by_loop, by_threads = done.stdout.splitlines()
     assert by_loop == ""

@@ -3,8 +3,8 @@
 200 connections over both sockets and HTTP request everything that is served, in JSON, in protobuf
 and as pages. With a container engine, ten of them follow the logs of a container that writes and of
 a silent one. Every ten seconds memory, descriptors and latencies are written to
-docs/records/soak.json, and plotted to soak.svg. The run fails if a request fails, or if memory or
-descriptors grow after the first five minutes. A run of less than ten minutes is not recorded.
+docs/records/soak.json. The run fails if a request fails, or if memory or descriptors grow after the
+first five minutes. A run of less than ten minutes is not recorded.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from tests.rigs.docker.engine import missing_for_docker, running_engine
 from tests.serve.client import call
 from tests.serve.server import Server, environment, errors_in, running_server
 from tests.soak.load import LoadRecord, RequestKind, run_client, run_follower
-from tests.soak.plot import write_plot
 
 CONNECTIONS = {"dstack": 110, "tappd": 40, "http": 40}
 FOLLOWERS = {"writer": 7, "quiet": 3}
@@ -67,7 +66,7 @@ def main() -> int:
         f"{figures['requests']} requests, failures {figures['failures']}, growth {growth}\n"
     )
     if options.seconds >= 2 * WARM:
-        write_plot(write_record("soak", figures).with_suffix(".svg"), samples)
+        write_record("soak", figures)
     errors = errors_in(log)
     sys.stdout.write("\n".join([f"{len(errors)} errors in the log", *errors[:5], ""]))
     failed = ledger.failures or not ledger.requests or errors

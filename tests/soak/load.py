@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["LoadRecord", "RequestKind", "run_client", "run_follower"]
-
 _PAUSE = 0.3  # mean seconds between two requests of a connection
 _LIFE = 60  # mean number of requests of a connection
 _PATIENCE = 60  # timeout of a response

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["Runs", "runs"]
-
 ROOT = Path(__file__).resolve().parents[2]
 
 # Remaining threads, sockets and children after the run, and the modules that it loads.

@@ -47,8 +47,8 @@ def test_tee_restores_variables_and_directories() -> None:
     """Threads are ended, too."""
     with SimulatedTee() as tee:
         assert tee.client == {name: os.environ[name] for name in NAMES}
-        assert call(str(tee.socket), "Info").status == 200
-        folder = tee.socket.parent
+        assert call(tee.socket, "Info").status == 200
+        folder = Path(tee.socket).parent
     assert not folder.exists()
 
 
@@ -86,10 +86,11 @@ def test_tee_close_is_idempotent() -> None:
     tee.close()
     assert repr(tee) == "<SimulatedTee, closed>"
     for method in (
-        *(tee.quote, tee.raw_quote, tee.attest, tee.event_log, tee.info, tee.reset, tee.aopen),
+        *(tee.quote, tee.raw_quote, lambda: tee.attest(nonce=bytes(8)), tee.event_log),
+        *(lambda: tee.app_info, tee.reset, tee.aopen),
         *(tee.verifier, lambda: tee.arm("eio"), lambda: tee.emit("a"), lambda: tee.collateral),
         *(lambda: tee.url, lambda: tee.pccs_url, lambda: tee.client),
-        *(lambda: tee.keys.derive("a"), lambda: tee.verify(b"", report_data=None)),
+        *(lambda: tee.keys.derive_compat("a"), lambda: tee.verify(b"", report_data=None)),
     ):
         with raises(UsageError, "closed"):
             method()
@@ -105,7 +106,7 @@ def test_tee_seed_determines_the_evidence() -> None:
         assert one.quote(b"x") == same.quote(b"x")
         assert one.trust_anchor != two.trust_anchor
         with pytest.raises(SignatureError):
-            one.verify(two.attest(b"x"), report_data=b"x")
+            one.verify(two.attest(report_data=b"x", pad=True), report_data=b"x")
     with raises(UsageError, "wrong_size"):
         SimulatedTee(seed=b"")
 
@@ -132,15 +133,15 @@ def test_tee_unknown_option_is_rejected() -> None:
 def test_tee_verifier_accepts_options() -> None:
     """A policy, collateral, a PCCS, or another root."""
     with SimulatedTee(scenario="tcb-OutOfDate") as tee, SimulatedTee() as healthy:
-        evidence = tee.attest(b"x")
+        evidence = tee.attest(report_data=b"x", pad=True)
         with pytest.raises(PolicyError):
             tee.verify(evidence, report_data=b"x")
         lenient = AppraisalPolicy.development()
         for options in ({}, {"pccs_url": tee.pccs_url}, {"collateral": tee.collateral}):
             result = tee.verify(evidence, report_data=b"x", policy=lenient, **options)
-            assert result.tcb_status == "OutOfDate"
+            assert result.tcb.status == "OutOfDate"
         result = tee.verify(evidence, report_data=b"x", collateral=healthy.collateral)
-        assert result.tcb_status == "UpToDate"
+        assert result.tcb.status == "UpToDate"
         with pytest.raises(SignatureError):  # under Intel's root
             tee.verify(evidence, report_data=b"x", trust_anchor=None)
 
@@ -149,13 +150,16 @@ def test_tee_clock_is_the_verifiers() -> None:
     """Collateral of any day is valid on that day."""
     with SimulatedTee(now=lambda: 1_600_000_000.0) as tee:
         assert tee.collateral.valid_until.year == 2020
-        assert tee.verify(tee.attest(b"x"), report_data=b"x").tcb_status == "UpToDate"
+        assert (
+            tee.verify(tee.attest(report_data=b"x", pad=True), report_data=b"x").tcb.status
+            == "UpToDate"
+        )
 
 
 def test_snp_tee_rejects_tdx_calls() -> None:
     """Its evidence verifies under its own root."""
     with SimulatedTee(platform="snp") as tee:
-        assert tee.verify(tee.attest(b"x"), report_data=b"x").simulated
+        assert tee.verify(tee.attest(report_data=b"x", pad=True), report_data=b"x").simulated
         assert len(tee.raw_quote(b"x")) == 1184
         for refused in (
             tee.quote,
@@ -221,7 +225,7 @@ def test_tee_torn_journal_has_a_state_directory(tmp_path: Path) -> None:
     with SimulatedTee(faults=iter(["torn_journal"])) as tee:
         with pytest.raises(attestkit.errors.JournalError):
             tee.emit("event")
-        assert tee.attest(b"x").report_data[:1] == b"x"
+        assert tee.attest(report_data=b"x", pad=True).report_data[:1] == b"x"
     tee = SimulatedTee(faults="torn_journal", state_dir=tmp_path / "mine")
     with tee, pytest.raises(attestkit.errors.JournalError):
         tee.emit("event")
@@ -243,11 +247,11 @@ def there():
 
 with ExitStack() as stack:
     tee = stack.enter_context(SimulatedTee(faults="torn_journal"))
-    folder = tee.socket.parent
+    folder = Path(tee.socket).parent
     addresses = ListenAddresses(folder / "other")
     served = BackgroundServer(stack.enter_context(Attester(Simulator())), addresses)
     stack.enter_context(served)
-    paths = [tee.socket, tee.tappd_socket, folder / "other"]
+    paths = [Path(tee.socket), Path(tee.tappd_socket), folder / "other"]
     tee.client
     if (child := os.fork()) == 0:
         END  # the stack unwinds, and what is to be done at the end is done
@@ -289,7 +293,7 @@ def test_tees_share_one_server_loop(tmp_path: Path) -> None:
     around = SharedResources(make_folder, set_here.__setitem__, loop)
     with SimulatedTee(resources=around) as one, SimulatedTee(resources=around) as two:
         assert one.url != two.url
-        (one.socket.parent / "left").touch()
+        (Path(one.socket).parent / "left").touch()
         assert [thread.name for thread in threading.enumerate()].count("attestkit-serve") == 1
         assert two.client == set_here
     assert [path.name for path in tmp_path.iterdir()] == ["0"]  # the assertion checks for leftovers
@@ -303,14 +307,14 @@ def test_async_attester_does_not_close_the_tee(platform: str) -> None:
     async def main(tee: SimulatedTee) -> None:
         for _ in range(2):
             async with tee.aopen() as attester:
-                evidence = await attester.attest(b"x")
+                evidence = await attester.attest(report_data=b"x", pad=True)
                 assert attester.simulated
-                assert evidence.to_bytes() == tee.attest(b"x").to_bytes()
+                assert evidence.to_bytes() == tee.attest(report_data=b"x", pad=True).to_bytes()
             with raises(UsageError, "closed"):
-                await attester.attest(b"x")
+                await attester.attest(report_data=b"x", pad=True)
         attester = await tee.aopen()
         tee.arm("slow:5s")
-        waiting = asyncio.create_task(attester.attest(b"x"))
+        waiting = asyncio.create_task(attester.attest(report_data=b"x", pad=True))
         assert await asyncio.to_thread(begun.wait, LONG)
         assert not waiting.done()  # the event loop does not block
         go_on.set()
@@ -324,8 +328,8 @@ def test_async_attester_does_not_close_the_tee(platform: str) -> None:
     begun, go_on = threading.Event(), threading.Event()
     with SimulatedTee(platform=platform, wait=wait) as tee:
         asyncio.run(main(tee))
-        assert tee.attest(b"x").report_data[:1] == b"x"
-        assert tee.keys.derive("path")
+        assert tee.attest(report_data=b"x", pad=True).report_data[:1] == b"x"
+        assert tee.keys.derive_compat("path")
         assert call(tee.url, "Info").status == 200
 
 
@@ -336,12 +340,15 @@ def test_async_attester_of_closed_tee_rejects_calls(platform: str) -> None:
     async def main() -> None:
         with SimulatedTee(platform=platform) as tee:
             attester, late = await tee.aopen(), tee.aopen()
-            assert (await attester.attest(b"x")).report_data[:1] == b"x"
-            assert attester.keys.derive("path") == tee.keys.derive("path")
+            assert (await attester.attest(report_data=b"x", pad=True)).report_data[:1] == b"x"
+            assert attester.keys.derive_compat("path") == tee.keys.derive_compat("path")
         calls: tuple[Callable[[attestkit.AsyncAttester], Awaitable[object]], ...] = (
-            *(lambda a: a.attest(b"x"), lambda a: a.get_quote(b"x"), lambda a: a.event_log()),
-            *(lambda a: a.registers(), lambda a: a.emit_event("a", b""), lambda a: a.info()),
-            lambda a: a.quote_and_log(bytes(64)),
+            *(
+                lambda a: a.attest(report_data=b"x", pad=True),
+                lambda a: a.get_quote(b"x"),
+                lambda a: a.event_log(),
+            ),
+            *(lambda a: a.registers(), lambda a: a.emit_event("a", b""), lambda a: a.app_info()),
         )
         for one in (attester, late):
             for request in calls:

@@ -37,6 +37,8 @@ from attestkit import (
     TcbStatus,
     TdReport,
     TpmEventLog,
+    VerificationItem,
+    VerificationStep,
     Verifier,
     aopen,
     backends,
@@ -98,11 +100,11 @@ def make_evidence(tee: Attester) -> bytes:
     assert_type(EventLog.replay_many([log]), list[Registers])
     assert_type(tee.emit_event("model-loaded", b"x"), Event)
     assert_type(tee.registers(), Registers)
-    assert_type(tee.info(), AppInfo)
+    assert_type(tee.app_info, AppInfo)
     assert_type(tee.app_compose, AppCompose)
     assert_type(tee.keys, KeyDeriver)
     assert_type(tee.simulated, bool)
-    evidence = tee.attest(ReportData.bind("tag", b"content"))
+    evidence = tee.attest(report_data=ReportData.bind("tag", b"content"))
     assert_type(evidence, Attestation)
     assert_type(evidence.quote, Quote | None)
     assert_type(evidence.snp_report, SnpReport | None)
@@ -115,7 +117,7 @@ async def make_evidence_async() -> None:
         assert_type(tee, AsyncAttester[Simulator])
         assert_type(tee.backend.trust_anchor, bytes)
         assert_type(await tee.get_quote(b"nonce"), Quote)
-        assert_type(await tee.attest(b"nonce"), Attestation)
+        assert_type(await tee.attest(report_data=b"nonce", pad=True), Attestation)
     assert_type(await aopen(), AsyncAttester[Backend])
 
 
@@ -143,7 +145,8 @@ def verify_evidence(evidence: bytes, collateral: Collateral) -> TcbStatus | None
     assert_type(result.app_info, AppInfo | None)
     assert_type(result.advisory_ids, tuple[str, ...])
     verifier = Verifier(collateral=Collateral.load("collateral.json"))
-    for found in verifier.verify_many([]):
+    assert_type(Attester(Simulator()).verifier(policy=policy), Verifier)
+    for found in verifier.verify_many([VerificationItem(b"", nonce=b"a challenge")]):
         assert_type(found, AttestationResult | errors.AttestKitError)
     for place, outcome in verifier.verify_stream(iter(()), window=16):
         assert_type(place, int)
@@ -152,13 +155,13 @@ def verify_evidence(evidence: bytes, collateral: Collateral) -> TcbStatus | None
     try:
         verifier.verify_bundle(bundle, report_data=None)
     except errors.PolicyError as error:
-        assert_type(error.steps, tuple[str, ...])
-    return result.tcb_status
+        assert_type(error.steps, tuple[VerificationStep, ...])
+    return result.tcb.status
 
 
-def use_keys(tee: Attester, agent: AgentClient) -> bool:
+def use_keys(tee: Attester, agent: AgentClient) -> None:
     """Keys of the app, local or at an agent."""
-    key = tee.keys.derive("wallet/eth", purpose="signing", algorithm="secp256k1")
+    key = tee.keys.derive_compat("wallet/eth", purpose="signing", algorithm="secp256k1")
     assert_type(key, DerivedKey)
     with AppKeys.from_seed(bytes(32)) as app_keys:
         assert_type(app_keys, AppKeys)
@@ -166,8 +169,8 @@ def use_keys(tee: Attester, agent: AgentClient) -> bool:
         signature = local.sign(b"data", "ed25519")
     assert_type(signature, Signature)
     remote: KeyDeriver = AgentKeys(agent)
-    assert_type(remote.derive_separated("wallet", "ed25519"), DerivedKey)
-    return verify_signature("ed25519", b"data", signature.signature, signature.public_key)
+    assert_type(remote.derive("wallet", "ed25519"), DerivedKey)
+    verify_signature(signature.public_key, signature.signature, b"data", algorithm="ed25519")
 
 
 def use_ra_tls(verifier: Verifier, certificate: bytes, issued: ra_tls.Issued) -> None:
@@ -235,8 +238,10 @@ def test_with_fixtures(
     assert_type(tee.trust_anchor, bytes)
     assert_type(tee.collateral, Collateral)
     assert_type(tee.url, str)
-    assert_type(tee.socket, Path)
-    assert_type(tee.verify(tee.attest(b"x"), report_data=b"x"), AttestationResult)
+    assert_type(tee.socket, str)
+    assert_type(
+        tee.verify(tee.attest(report_data=b"x", pad=True), report_data=b"x"), AttestationResult
+    )
     with tee_factory(seed=bytes(32)) as other:
         assert_type(other, SimulatedTee)
         yield

@@ -27,7 +27,7 @@ from attestkit.verifier import Verifier
 from attestkit.verifier.evidence_bundle import EvidenceBundle
 from tests.raising import raises
 from tests.untyped import untyped
-from tests.verifier import parcels
+from tests.verifier.platforms import intel
 
 NOW: Final = 1790000000
 COLLATERAL: Final = SimulatedPki(bytes(32)).collateral(NOW)
@@ -103,7 +103,7 @@ def test_from_json_accepts_any_utc_offset(at: str) -> None:
         ({"evidence": "QUJD\n"}, "encoding", "evidence"),
         ({"evidence": "QUJ"}, "encoding", "evidence"),
         ({"evidence": "é"}, "encoding", "evidence"),
-        ({"evidence": None}, "encoding", "evidence"),
+        ({"evidence": None}, "missing", "evidence"),
         ({"evidence": b64encode(bytes((10 << 20) + 1)).decode()}, "wrong_size", "evidence"),
         ({"collateral": []}, "wrong_type", "collateral"),
         ({"collateral": "x"}, "wrong_type", "collateral"),
@@ -118,7 +118,7 @@ def test_from_json_accepts_any_utc_offset(at: str) -> None:
         ({"at": None}, "wrong_type", "at"),
         ({"report_data": "0"}, "encoding", "report_data"),
         ({"report_data": "0x00"}, "encoding", "report_data"),
-        ({"report_data": 5}, "encoding", "report_data"),
+        ({"report_data": 5}, "wrong_type", "report_data"),
         ({"report_data": "00" * 65}, "wrong_size", "report_data"),
     ],
 )
@@ -126,9 +126,8 @@ def test_from_json_invalid_member_is_named(
     values: dict[str, object], reason: str, subject: str
 ) -> None:
     """The error names an invalid, unknown or missing member."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, part=subject):
         EvidenceBundle.from_json(edit_json(**values))
-    assert subject in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -192,9 +191,8 @@ def test_constructor_invalid_value_is_named(
     create: Callable[[], object], reason: str, subject: str
 ) -> None:
     """A value of a wrong type or size raises UsageError that names the argument."""
-    with raises(UsageError, reason) as caught:
+    with raises(UsageError, reason, start=f"{subject}: "):
         create()
-    assert str(caught.value).startswith(f"{subject}: ")
 
 
 def test_save_is_private_and_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,9 +216,8 @@ def test_save_is_private_and_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with raises(UsageError, "cannot_read"):
         EvidenceBundle.load("a\0b")
     path.write_text("{}")
-    with raises(FormatError, "missing") as caught:
+    with raises(FormatError, "missing", start=f"{path}: "):
         EvidenceBundle.load(path)
-    assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_bundle_is_immutable_value() -> None:
@@ -260,19 +257,19 @@ def test_from_json_any_text_raises_format_error(text: bytes | str) -> None:
 
 # -- verification ----------------------------------------------------------------------------------
 
-GENUINE: Final = parcels.evidence()
+GENUINE: Final = intel.evidence()
 
 
 def create_bundle(evidence: bytes, **fields: Any) -> EvidenceBundle:
     """Return a bundle saved at the time of the evidence."""
-    defaults = {"collateral": parcels.collateral(), "at": parcels.NOW, "report_data": parcels.NONCE}
+    defaults = {"collateral": intel.collateral(), "at": intel.NOW, "report_data": intel.NONCE}
     return EvidenceBundle(evidence, **{**defaults, **fields})
 
 
 def create_offline_verifier(**options: Any) -> Verifier:
     """Return a verifier whose getter fails, and whose clock is years ahead."""
-    defaults = {"collateral": None, "pccs_url": "http://pccs", "getter": parcels.no_network}
-    return parcels.verifier(**{**defaults, "clock": lambda: TIME + timedelta(days=4000), **options})
+    defaults = {"collateral": None, "pccs_url": "http://pccs", "getter": intel.no_network}
+    return intel.verifier(**{**defaults, "clock": lambda: TIME + timedelta(days=4000), **options})
 
 
 @pytest.mark.parametrize("encoding", ["v1", "cbor", "quote"])
@@ -280,58 +277,54 @@ def test_verify_bundle_is_offline(encoding: str) -> None:
     """A bundle verifies with its own collateral at its own time, without network."""
     assert GENUINE.quote is not None
     raw = GENUINE.quote.raw if encoding == "quote" else GENUINE.to_bytes(untyped(encoding))
-    found = create_offline_verifier().verify_bundle(create_bundle(raw), report_data=parcels.NONCE)
-    assert found.verified_at == parcels.NOW
-    assert found == parcels.verifier().verify(raw, report_data=parcels.NONCE)
+    found = create_offline_verifier().verify_bundle(create_bundle(raw), report_data=intel.NONCE)
+    assert found.verified_at == intel.NOW
+    assert found == intel.verifier().verify(raw, report_data=intel.NONCE)
 
 
 def test_verify_bundle_requires_explicit_report_data() -> None:
     """The bundle's own report data is not trusted: the caller must pass the expected value."""
     bundle = create_bundle(GENUINE.to_bytes(), report_data=b"other")
     assert (
-        create_offline_verifier()
-        .verify_bundle(bundle, report_data=parcels.NONCE)
-        .claims.report_data
+        create_offline_verifier().verify_bundle(bundle, report_data=intel.NONCE).claims.report_data
     )
     found = create_offline_verifier().verify_bundle(bundle, report_data=None)
-    assert any("freshness was not checked" in step for step in found.steps)
+    assert any("freshness was not checked" in step.text for step in found.steps)
     with raises(PolicyError, "report_data"):
         create_offline_verifier().verify_bundle(
             create_bundle(GENUINE.to_bytes()), report_data=b"other"
         )
-    with pytest.raises(TypeError):
-        untyped(create_offline_verifier()).verify_bundle(bundle)
+    with raises(UsageError, "missing"):
+        create_offline_verifier().verify_bundle(bundle)
 
 
 def test_verify_bundle_now_overrides_its_time() -> None:
     """`now` of the caller replaces the bundle's time."""
     bundle = create_bundle(GENUINE.to_bytes(), at=TIME + timedelta(days=400))
     with pytest.raises(CollateralExpiredError):
-        create_offline_verifier().verify_bundle(bundle, report_data=parcels.NONCE)
-    found = create_offline_verifier().verify_bundle(
-        bundle, report_data=parcels.NONCE, now=parcels.NOW
-    )
-    assert found.verified_at == parcels.NOW
+        create_offline_verifier().verify_bundle(bundle, report_data=intel.NONCE)
+    found = create_offline_verifier().verify_bundle(bundle, report_data=intel.NONCE, now=intel.NOW)
+    assert found.verified_at == intel.NOW
 
 
 def test_verify_bundle_without_collateral_raises_collateral_error() -> None:
     """Missing collateral is neither fetched nor replaced by the verifier's."""
     bundle = create_bundle(GENUINE.to_bytes(), collateral=None)
-    for verifier in (create_offline_verifier(), parcels.verifier()):
+    for verifier in (create_offline_verifier(), intel.verifier()):
         with raises(CollateralError, "missing"):
-            verifier.verify_bundle(bundle, report_data=parcels.NONCE)
+            verifier.verify_bundle(bundle, report_data=intel.NONCE)
     with pytest.raises(FormatError):
         create_offline_verifier().verify_bundle(
-            create_bundle(b"x", collateral=None), report_data=parcels.NONCE
+            create_bundle(b"x", collateral=None), report_data=intel.NONCE
         )
 
 
 def test_verify_bundle_altered_collateral_is_not_fetched() -> None:
     """Altered collateral is rejected without a fetch."""
-    other = SimulatedPki(bytes(32)).collateral(parcels.NOW.timestamp())
+    other = SimulatedPki(bytes(32)).collateral(intel.NOW.timestamp())
     with pytest.raises(SignatureError):
         create_offline_verifier().verify_bundle(
-            create_bundle(GENUINE.to_bytes(), collateral=other), report_data=parcels.NONCE
+            create_bundle(GENUINE.to_bytes(), collateral=other), report_data=intel.NONCE
         )
 
 
@@ -339,7 +332,7 @@ def test_verify_and_verify_bundle_reject_each_others_input() -> None:
     """A bundle passed to `verify`, or evidence to `verify_bundle`, raises UsageError."""
     bundle: Any = create_bundle(GENUINE.to_bytes())
     with raises(UsageError, "wrong_type"):
-        create_offline_verifier().verify(bundle, report_data=parcels.NONCE)
+        create_offline_verifier().verify(bundle, report_data=intel.NONCE)
     evidence: Any = GENUINE.to_bytes()
     with raises(UsageError, "wrong_type"):
-        create_offline_verifier().verify_bundle(evidence, report_data=parcels.NONCE)
+        create_offline_verifier().verify_bundle(evidence, report_data=intel.NONCE)

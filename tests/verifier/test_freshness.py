@@ -11,12 +11,11 @@ from attestkit.errors import PolicyError, VerificationError
 from attestkit.quote import Quote
 from attestkit.verifier import Verifier
 from tests.raising import raises
-from tests.verifier import parcels
-from tests.verifier.platforms import amd, aws
+from tests.verifier.platforms import amd, aws, intel
 
 SIGNED: Final = bytes(range(64))  # all bytes differ, so that none can replace another
 STACK: Final = Stack(SIGNED, (), "")
-TD: Final = parcels.evidence(report_data=SIGNED)
+TD: Final = intel.evidence(report_data=SIGNED)
 GUEST: Final = Attestation(Evidence(amd.evidence(), STACK))
 ENCLAVE: Final = Attestation(Evidence(NitroEnclave(aws.document()), STACK))
 
@@ -28,8 +27,8 @@ def get_quote(attestation: Attestation) -> Quote:
 
 
 EVIDENCE: Final[dict[str, tuple[Attestation | Quote, Verifier, datetime]]] = {
-    "TDX": (TD, parcels.verifier(), parcels.NOW),
-    "a bare quote": (get_quote(TD), parcels.verifier(), parcels.NOW),
+    "TDX": (TD, intel.verifier(), intel.NOW),
+    "a bare quote": (get_quote(TD), intel.verifier(), intel.NOW),
     "SEV-SNP": (GUEST, Verifier(trust_anchor=amd.ark()), amd.NOW),
     "Nitro": (ENCLAVE, Verifier(trust_anchor=aws.root()), aws.NOW),
 }

@@ -13,8 +13,8 @@ from attestkit.event_log.event import runtime_digest
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE
 from attestkit.verifier import AppraisalPolicy
 from tests.quotes import made_quote
-from tests.verifier import parcels
-from tests.verifier.parcels import APP_ID, BOOT, COMPOSE_HASH, IMAGE, NONCE
+from tests.verifier.platforms import intel
+from tests.verifier.platforms.intel import APP_ID, BOOT, COMPOSE_HASH, IMAGE, NONCE
 
 OTHER_APP_ID = bytes(20)
 FORGED = (
@@ -29,7 +29,7 @@ UNSEALED = bytes(48)
 def get_error(evidence: Attestation, policy: AppraisalPolicy | None = None) -> AttestKitError:
     """Return the error for evidence that is encoded and decoded again."""
     with pytest.raises(AttestKitError) as caught:
-        parcels.verifier(policy=policy).verify(evidence.to_bytes(), report_data=NONCE)
+        intel.verifier(policy=policy).verify(evidence.to_bytes(), report_data=NONCE)
     return caught.value
 
 
@@ -76,7 +76,7 @@ def test_boot_events_with_other_event_type_are_rejected(
     names: list[str], event_type: int, *, stripped: bool
 ) -> None:
     """Boot events with another type are rejected, although their digests replay."""
-    evidence = change_event_type(parcels.evidence((*BOOT, *FORGED)), names, event_type)
+    evidence = change_event_type(intel.evidence((*BOOT, *FORGED)), names, event_type)
     assert isinstance(evidence.evidence.platform, Tdx)
     error = get_error(evidence.stripped() if stripped else evidence)
     assert isinstance(error, VerificationError)
@@ -85,7 +85,7 @@ def test_boot_events_with_other_event_type_are_rejected(
 
 def test_boot_event_as_no_action_fails_replay() -> None:
     """An event changed to EV_NO_ACTION does not extend RTMR3, so replay fails."""
-    error = get_error(change_event_type(parcels.evidence((*BOOT, *FORGED)), ["app-id"], 3))
+    error = get_error(change_event_type(intel.evidence((*BOOT, *FORGED)), ["app-id"], 3))
     assert isinstance(error, VerificationError)
     assert error.reason == "rtmr_mismatch"
 
@@ -97,7 +97,7 @@ def test_boot_event_as_no_action_fails_replay() -> None:
 def test_identity_event_of_wrong_size_is_rejected(name: str, payload: bytes) -> None:
     """An identity event of a wrong size is rejected."""
     events = [(each, payload if each == name else value) for each, value in BOOT]
-    error = get_error(parcels.evidence(events, mr_config_id=UNSEALED))
+    error = get_error(intel.evidence(events, mr_config_id=UNSEALED))
     assert isinstance(error, VerificationError)
     assert error.reason == "identity"
     assert name.replace("-", "_") in str(error)
@@ -122,28 +122,30 @@ def create_sealed_evidence(
 ) -> Attestation:
     """Return evidence launched with a version 3 document, which it carries or not."""
     text = json.dumps(document)
-    log = parcels.log_of(events)
+    log = intel.log_of(events)
     config = {**json.loads(IMAGE.vm_config), **({"mr_config": text} if carried else {})}
-    quote = parcels.quote_of(log, mr_config_id=config_id_v3(text))
+    quote = intel.quote_of(log, mr_config_id=config_id_v3(text))
     return Attestation.for_tdx(quote, log, json.dumps(config))
 
 
 def get_identity_step(evidence: Attestation) -> str:
     """Return the step on identity of evidence that passes."""
-    result = parcels.verifier().verify(evidence.to_bytes(), report_data=NONCE)
-    return next(step for step in result.steps if step.startswith("the app is"))
+    result = intel.verifier().verify(evidence.to_bytes(), report_data=NONCE)
+    return " ".join(step.text for step in result.steps if step.check in {"app", "mr_config"})
 
 
 def test_mr_config_comparison_is_reported_per_version() -> None:
     """The step reports for each MR_CONFIG version whether it was compared."""
-    assert get_identity_step(parcels.evidence()).endswith("as sealed at launch")
-    assert get_identity_step(create_sealed_evidence(MR_CONFIG)).endswith("as sealed at launch")
-    assert "left out" not in get_identity_step(parcels.evidence(mr_config_id=UNSEALED))
+    assert get_identity_step(intel.evidence()).endswith("sealed at launch (MR_CONFIG_ID)")
+    assert get_identity_step(create_sealed_evidence(MR_CONFIG)).endswith(
+        "sealed at launch (MR_CONFIG_ID)"
+    )
+    assert "left out" not in get_identity_step(intel.evidence(mr_config_id=UNSEALED))
     assert "does not have the document" in get_identity_step(
         create_sealed_evidence(MR_CONFIG, carried=False)
     )
     second = config_id_v2(COMPOSE_HASH, APP_ID, "none", b"")
-    assert "version 2" in get_identity_step(parcels.evidence(mr_config_id=second))
+    assert "version 2" in get_identity_step(intel.evidence(mr_config_id=second))
 
 
 STRICT = AppraisalPolicy.strict()
@@ -158,7 +160,7 @@ def test_policy_require_mr_config_rejects_missing_document() -> None:
         assert isinstance(error, PolicyError)
         assert error.reason == "require_mr_config"
         assert "have the host put it into vm_config" in str(error)
-    lenient = parcels.verifier(policy=STRICT.replace(require_mr_config=False))
+    lenient = intel.verifier(policy=STRICT.replace(require_mr_config=False))
     result = lenient.verify(evidence.to_bytes(), report_data=NONCE)
     assert not result.claims.has_mr_config
 
@@ -167,16 +169,16 @@ def test_policy_require_mr_config_rejects_missing_document() -> None:
     "evidence",
     [
         create_sealed_evidence(MR_CONFIG),
-        parcels.evidence(),
-        parcels.evidence(mr_config_id=UNSEALED),
-        parcels.evidence(mr_config_id=config_id_v2(COMPOSE_HASH, APP_ID, "none", b"")),
+        intel.evidence(),
+        intel.evidence(mr_config_id=UNSEALED),
+        intel.evidence(mr_config_id=config_id_v2(COMPOSE_HASH, APP_ID, "none", b"")),
         create_sealed_evidence(MR_CONFIG, carried=False, events=()),
     ],
 )
 def test_strict_policy_accepts_compared_or_incomparable_mr_config(evidence: Attestation) -> None:
     """The strict policy accepts compared documents, version 2, and logs without identity."""
     for form in (evidence, evidence.stripped()):
-        result = parcels.verifier(policy=STRICT).verify(form.to_bytes(), report_data=NONCE)
+        result = intel.verifier(policy=STRICT).verify(form.to_bytes(), report_data=NONCE)
         assert result.claims.has_mr_config is ('"mr_config"' in evidence.config)
 
 
@@ -184,7 +186,7 @@ def test_strict_policy_accepts_bare_quote_without_mr_config() -> None:
     """A bare quote names no app, so the strict policy requires no MR_CONFIG document."""
     bare = create_sealed_evidence(MR_CONFIG).quote
     assert bare is not None
-    assert not parcels.verifier(policy=STRICT).verify(bare, report_data=NONCE).claims.has_mr_config
+    assert not intel.verifier(policy=STRICT).verify(bare, report_data=NONCE).claims.has_mr_config
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_mr_config_key_provider_must_match_log(payload: bytes) -> None:
 def test_mr_config_v1_requires_compose_hash_event() -> None:
     """MR_CONFIG version 1 requires a compose hash in the log."""
     events = [(name, value) for name, value in BOOT if name != "compose-hash"]
-    error = get_error(parcels.evidence(events))
+    error = get_error(intel.evidence(events))
     assert isinstance(error, VerificationError)
     assert error.reason == "mr_config"
 
@@ -253,9 +255,9 @@ def test_mr_config_applies_without_app_id_and_compose_hash() -> None:
 
 def test_stripped_attestation_verifies_like_its_bytes() -> None:
     """A stripped log without digests gives the same result as its encoding."""
-    log = parcels.log_of(BOOT)
-    shortened = Attestation.for_tdx(parcels.quote_of(log), log.stripped(), IMAGE.vm_config)
-    verifier = parcels.verifier()
+    log = intel.log_of(BOOT)
+    shortened = Attestation.for_tdx(intel.quote_of(log), log.stripped(), IMAGE.vm_config)
+    verifier = intel.verifier()
     result = verifier.verify(shortened, report_data=NONCE)
     assert result == verifier.verify(shortened.to_bytes(), report_data=NONCE)
     assert all(event.digest for event in result.claims.events)

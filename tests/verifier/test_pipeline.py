@@ -4,7 +4,7 @@ import pickle
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -28,6 +28,7 @@ from attestkit.quote import Quote
 from attestkit.verifier import (
     AppraisalPolicy,
     AttestationResult,
+    StepCheck,
     TcbStatus,
     Verifier,
     pipeline,
@@ -36,10 +37,10 @@ from attestkit.verifier import (
 from attestkit.verifier.result import create_result
 from tests.raising import raises
 from tests.untyped import untyped
-from tests.verifier import parcels
-from tests.verifier.parcels import NONCE, NOW, PKI
+from tests.verifier.platforms import intel
+from tests.verifier.platforms.intel import NONCE, NOW, PKI
 
-GENUINE = parcels.evidence()
+GENUINE = intel.evidence()
 RAW = GENUINE.to_bytes()
 
 
@@ -47,7 +48,7 @@ def get_error(evidence: bytes | Attestation | Quote, **options: Any) -> AttestKi
     """Return the error of a verification that must fail."""
     arguments = {"report_data": NONCE, **options}
     with pytest.raises(AttestKitError) as caught:
-        parcels.verifier().verify(evidence, **arguments)
+        intel.verifier().verify(evidence, **arguments)
     return caught.value
 
 
@@ -56,19 +57,19 @@ def get_error(evidence: bytes | Attestation | Quote, **options: Any) -> AttestKi
 
 def test_verify_genuine_evidence_returns_claims_status_and_identity() -> None:
     """The result has claims, TCB status and identity, and is marked as simulated."""
-    result = parcels.verifier().verify(RAW, report_data=NONCE)
-    assert result.tcb_status is TcbStatus.UP_TO_DATE
+    result = intel.verifier().verify(RAW, report_data=NONCE)
+    assert result.tcb.status is TcbStatus.UP_TO_DATE
     assert result.advisory_ids == ()
     assert result.simulated
     assert result.app_info is not None
-    assert result.app_info.app_id == parcels.APP_ID
+    assert result.app_info.app_id == intel.APP_ID
     assert result.app_info.os_image_hash == result.claims.os_image_hash != b""
     assert result.claims.platform == "dstack-tdx"
     assert result.claims.report_data == NONCE.ljust(64, b"\0")
-    assert result.claims.register("mrtd") == parcels.IMAGE.mrtd
-    assert result.claims.register("pcr0") is None
+    assert result.claims.get("mrtd") == intel.IMAGE.mrtd
+    assert result.claims.get("pcr0") is None
     assert result.claims.event_registers == (0, 1, 2, 3)
-    assert [event.name for event in result.claims.events] == [name for name, _ in parcels.BOOT]
+    assert [event.name for event in result.claims.events] == [name for name, _ in intel.BOOT]
     assert result.verified_at == NOW
     assert len(result.certificate_chain) == 3
     assert result.certificate_chain[-1] == PKI.root_der
@@ -82,11 +83,11 @@ def test_verify_genuine_evidence_returns_claims_status_and_identity() -> None:
 )
 def test_verify_accepts_every_encoding(encoding: str, version: int) -> None:
     """Evidence verifies alike in every encoding."""
-    found = parcels.evidence(version=version)
+    found = intel.evidence(version=version)
     value: bytes | Attestation = (
         found if encoding == "object" else found.to_bytes(untyped(encoding))
     )
-    assert parcels.verifier().verify(value, report_data=NONCE).app_info is not None
+    assert intel.verifier().verify(value, report_data=NONCE).app_info is not None
 
 
 @pytest.mark.parametrize("source", ["raw", "object"])
@@ -94,29 +95,65 @@ def test_verify_bare_quote_skips_replay(source: str) -> None:
     """A quote without a log passes without replay, and the steps report it."""
     quote = GENUINE.quote
     assert quote is not None
-    result = parcels.verifier().verify(quote.raw if source == "raw" else quote, report_data=NONCE)
+    result = intel.verifier().verify(quote.raw if source == "raw" else quote, report_data=NONCE)
     assert result.app_info is None
     assert result.claims.events == ()
     assert result.claims.event_registers == ()
-    assert any("replay was left out" in step for step in result.steps)
+    assert any("replay was left out" in step.text for step in result.steps)
+
+
+def test_claims_and_tcb_are_mappings() -> None:
+    """Claims have registers and attributes by name, the TCB its fields; both are read-only."""
+    result = intel.verifier(tcb_details=True).verify(RAW, report_data=NONCE)
+    claims, tcb = result.claims, result.tcb
+    assert claims["mrtd"] == intel.IMAGE.mrtd
+    assert claims["platform"] == claims.platform == "dstack-tdx"
+    assert {"report_data", "rtmr3", "td_attributes", "events", "os_image_hash"} <= claims.keys()
+    assert len(claims) == len(dict(claims)) == len(list(claims))
+    assert claims.get("pcr0") is None
+    with pytest.raises(KeyError):
+        claims["pcr0"]
+    assert tcb["status"] is tcb.status is TcbStatus.UP_TO_DATE
+    assert dict(tcb)["fmspc"] == tcb.fmspc
+    assert pickle.loads(pickle.dumps(result)) == result
+    assert hash(result) == hash(result)
+    with pytest.raises(AttributeError):
+        untyped(claims).platform = "other"
+    with pytest.raises(AttributeError):
+        untyped(tcb).status = None
+
+
+def test_steps_are_for_programs() -> None:
+    """Each step names what was checked and its outcome; a caution is marked in text."""
+    steps = intel.verifier().verify(RAW, report_data=None).steps
+    outcomes = {step.check: step.outcome for step in steps}
+    assert outcomes["signature"] == outcomes["event_log"] == outcomes["tcb_status"] == "passed"
+    assert outcomes["report_data"] == "skipped"
+    assert outcomes["acpi_tables"] == "caution"
+    assert {step.check for step in steps} <= set(get_args(StepCheck))
+    assert next(str(step) for step in steps if step.outcome == "caution").startswith("caution: ")
 
 
 def test_verify_accepts_evidence_of_simulated_attester() -> None:
     """Evidence of the simulator is valid, including its OS image."""
-    with parcels.attester() as tee:
+    with intel.attester() as tee:
         tee.emit_event("model-loaded", b"llama")
-        result = parcels.verifier().verify(tee.attest(NONCE).to_bytes(), report_data=NONCE)
+        result = intel.verifier().verify(
+            tee.attest(report_data=NONCE, pad=True).to_bytes(), report_data=NONCE
+        )
         assert result.claims.events[-1].name == "model-loaded"
         assert result.app_info is not None
-        assert result.app_info == tee.attest(NONCE).app_info(device=PKI.platform("0").ppid)
+        assert result.app_info == tee.attest(report_data=NONCE, pad=True).read_app_info(
+            device=PKI.platform("0").ppid
+        )
 
 
 def test_verify_stripped_evidence_checks_os_image() -> None:
     """A stripped log explains RTMR3 only, and the OS image is verified nevertheless."""
-    result = parcels.verifier().verify(GENUINE.stripped().to_bytes(), report_data=NONCE)
+    result = intel.verifier().verify(GENUINE.stripped().to_bytes(), report_data=NONCE)
     assert result.claims.event_registers == (3,)
     assert result.claims.os_image_hash
-    assert any("it is shortened" in step for step in result.steps)
+    assert any("it is shortened" in step.text for step in result.steps)
 
 
 def test_verify_function_matches_verifier_method() -> None:
@@ -124,11 +161,11 @@ def test_verify_function_matches_verifier_method() -> None:
     result = attestkit.verify(
         RAW,
         report_data=NONCE,
-        collateral=parcels.collateral(),
+        collateral=intel.collateral(),
         trust_anchor=PKI.root_der,
         now=NOW,
     )
-    assert result == parcels.verifier().verify(RAW, report_data=NONCE)
+    assert result == intel.verifier().verify(RAW, report_data=NONCE)
     assert verify is attestkit.verify
 
 
@@ -137,7 +174,7 @@ def test_verify_function_matches_verifier_method() -> None:
 )
 def test_verify_now_overrides_clock(now: datetime | float) -> None:
     """The `now` of a call, an aware datetime or seconds, replaces the clock."""
-    with_clock = parcels.verifier(clock=lambda: NOW + timedelta(days=400))
+    with_clock = intel.verifier(clock=lambda: NOW + timedelta(days=400))
     assert with_clock.verify(RAW, report_data=NONCE, now=now).verified_at == NOW
     with pytest.raises(CollateralExpiredError):
         with_clock.verify(RAW, report_data=NONCE)
@@ -155,7 +192,7 @@ def test_verifier_trust_anchor_pem_or_der_only() -> None:
     """The trust anchor is one certificate in PEM or DER; anything else raises UsageError."""
     pem = encode_pem("CERTIFICATE", PKI.root_der)
     for anchor in (pem, pem.encode(), PKI.root_der):
-        assert parcels.verifier(trust_anchor=anchor).verify(RAW, report_data=NONCE).simulated
+        assert intel.verifier(trust_anchor=anchor).verify(RAW, report_data=NONCE).simulated
     wrong: tuple[tuple[Any, str], ...] = (
         (pem * 2, "wrong_size"),
         (b"", "wrong_value"),
@@ -167,30 +204,28 @@ def test_verifier_trust_anchor_pem_or_der_only() -> None:
     )
     for anchor, reason in wrong:
         with raises(UsageError, reason):
-            Verifier(anchor)
+            Verifier(trust_anchor=anchor)
 
 
 def test_verify_report_data_none_must_be_explicit() -> None:
-    """`report_data=None` must be passed explicitly, and the steps report the missing check."""
-    result = parcels.verifier().verify(RAW, report_data=None)
-    assert any("freshness was not checked" in step for step in result.steps)
-    with pytest.raises(TypeError):
-        untyped(parcels.verifier()).verify(RAW)
+    """`report_data=None` accepts any, and the steps report the missing check."""
+    result = intel.verifier().verify(RAW, report_data=None)
+    assert any("freshness was not checked" in step.text for step in result.steps)
 
 
 def test_verify_last_step_names_policy() -> None:
     """The last step names the policy that accepted the evidence."""
-    own = AppraisalPolicy.default().replace(app_id={parcels.APP_ID})
+    own = AppraisalPolicy.default().replace(app_id={intel.APP_ID})
     for policy, name in (
         (None, "preset default"),
         (AppraisalPolicy.strict(), "preset strict"),
         (AppraisalPolicy.development(), "preset development"),
         (own, "a policy of the relying party's own"),
     ):
-        verifier = parcels.verifier(policy=policy)
-        assert name in verifier.verify(RAW, report_data=NONCE).steps[-1]
+        verifier = intel.verifier(policy=policy)
+        assert name in verifier.verify(RAW, report_data=NONCE).steps[-1].text
     verifier.policy = AppraisalPolicy.strict()
-    assert "preset strict" in verifier.verify(RAW, report_data=NONCE).steps[-1]
+    assert "preset strict" in verifier.verify(RAW, report_data=NONCE).steps[-1].text
 
 
 # -- rejected evidence --------------------------------------------------------------------------
@@ -211,29 +246,29 @@ def test_verify_other_report_data_raises_policy_error() -> None:
 
 def test_verify_simulated_evidence_requires_its_root() -> None:
     """Simulated evidence is rejected unless the simulator's root is the trust anchor."""
-    by_default = parcels.verifier(trust_anchor=None)
+    by_default = intel.verifier(trust_anchor=None)
     with pytest.raises(SignatureError):
         by_default.verify(RAW, report_data=NONCE)
     other = SimulatedPki(bytes(32))
     with pytest.raises(SignatureError):
-        parcels.verifier(trust_anchor=other.root_der).verify(RAW, report_data=NONCE)
+        intel.verifier(trust_anchor=other.root_der).verify(RAW, report_data=NONCE)
 
 
 def test_verify_without_collateral_raises_collateral_error() -> None:
     """Collateral is fetched only if configured, and its absence raises CollateralError."""
     with raises(CollateralError, "missing"):
-        parcels.verifier(collateral=None).verify(RAW, report_data=NONCE)
+        intel.verifier(collateral=None).verify(RAW, report_data=NONCE)
     with raises(UsageError, "conflict"):
-        parcels.verifier(pccs_url="http://localhost:1")
+        intel.verifier(pccs_url="http://localhost:1")
     with raises(UsageError, "wrong_type"):
-        parcels.verifier(collateral=b"{}")
+        intel.verifier(collateral=b"{}")
 
 
 def test_verify_collateral_argument_replaces_verifiers() -> None:
     """The collateral of a call replaces that of the verifier."""
-    without = parcels.verifier(collateral=None)
-    result = without.verify(RAW, report_data=NONCE, collateral=parcels.collateral())
-    assert result.tcb_status is TcbStatus.UP_TO_DATE
+    without = intel.verifier(collateral=None)
+    result = without.verify(RAW, report_data=NONCE, collateral=intel.collateral())
+    assert result.tcb.status is TcbStatus.UP_TO_DATE
 
 
 @pytest.mark.parametrize("size", range(0, len(RAW), 97))
@@ -291,8 +326,8 @@ def test_verify_runtime_events_must_match_log() -> None:
 
 def test_verify_colon_in_v1_event_name_is_rejected() -> None:
     """A colon in a version 1 event name is rejected: name and payload would be ambiguous."""
-    log = parcels.log_of([*parcels.BOOT, ("model", b"x:llama")])
-    evidence = Attestation.for_tdx(parcels.quote_of(log), log, parcels.IMAGE.vm_config).evidence
+    log = intel.log_of([*intel.BOOT, ("model", b"x:llama")])
+    evidence = Attestation.for_tdx(intel.quote_of(log), log, intel.IMAGE.vm_config).evidence
     assert isinstance(evidence.platform, Tdx)
     last = evidence.platform.event_log[-1]._replace(event="model:x", event_payload=b"llama")
     platform = evidence.platform._replace(event_log=(*evidence.platform.event_log[:-1], last))
@@ -315,7 +350,7 @@ def test_verify_stack_report_data_must_match_quote() -> None:
 
 def test_verify_registers_of_other_image_are_rejected() -> None:
     """Registers must match the OS image that the evidence names."""
-    error = get_error(parcels.evidence(mr_td=bytes(48)).to_bytes())
+    error = get_error(intel.evidence(mrtd=bytes(48)).to_bytes())
     assert isinstance(error, VerificationError)
     assert error.reason == "os_image"
     assert "MRTD" in str(error).upper()
@@ -323,19 +358,19 @@ def test_verify_registers_of_other_image_are_rejected() -> None:
 
 # -- identity ----------------------------------------------------------------------------------
 
-EVENTS_AFTER_BOOT = (*parcels.BOOT, ("app-id", bytes(20)))
-REQUIRES_APP_ID = AppraisalPolicy.default().replace(app_id={parcels.APP_ID})
+EVENTS_AFTER_BOOT = (*intel.BOOT, ("app-id", bytes(20)))
+REQUIRES_APP_ID = AppraisalPolicy.default().replace(app_id={intel.APP_ID})
 REQUIRES_FORGED_APP_ID = AppraisalPolicy.default().replace(app_id={bytes(20)})
 
 
 def test_app_info_ignores_events_after_system_ready() -> None:
     """An `app-id` event after boot does not change the app's identity."""
-    evidence = parcels.evidence(EVENTS_AFTER_BOOT).to_bytes()
-    result = parcels.verifier(policy=REQUIRES_APP_ID).verify(evidence, report_data=NONCE)
+    evidence = intel.evidence(EVENTS_AFTER_BOOT).to_bytes()
+    result = intel.verifier(policy=REQUIRES_APP_ID).verify(evidence, report_data=NONCE)
     assert result.app_info is not None
-    assert result.app_info.app_id == parcels.APP_ID
+    assert result.app_info.app_id == intel.APP_ID
     with raises(PolicyError, "app_id"):
-        parcels.verifier(policy=REQUIRES_FORGED_APP_ID).verify(evidence, report_data=NONCE)
+        intel.verifier(policy=REQUIRES_FORGED_APP_ID).verify(evidence, report_data=NONCE)
 
 
 @pytest.mark.parametrize(
@@ -343,25 +378,25 @@ def test_app_info_ignores_events_after_system_ready() -> None:
 )
 def test_app_info_without_boot_sequence_is_empty(events: tuple[tuple[str, bytes], ...]) -> None:
     """Without boot events, runtime events give no app identity."""
-    evidence = parcels.evidence(events, mr_config_id=bytes(48)).to_bytes()
-    result = parcels.verifier().verify(evidence, report_data=NONCE)
+    evidence = intel.evidence(events, mr_config_id=bytes(48)).to_bytes()
+    result = intel.verifier().verify(evidence, report_data=NONCE)
     assert result.app_info is not None
     assert result.app_info.app_id == b""
-    assert any("names no app" in step for step in result.steps)
+    assert any("names no app" in step.text for step in result.steps)
     with raises(PolicyError, "app_id"):
-        parcels.verifier(policy=REQUIRES_FORGED_APP_ID).verify(evidence, report_data=NONCE)
+        intel.verifier(policy=REQUIRES_FORGED_APP_ID).verify(evidence, report_data=NONCE)
 
 
 def test_policy_with_app_id_rejects_bare_quote() -> None:
     """A policy that requires an app id rejects a bare quote."""
     assert GENUINE.quote is not None
     with raises(PolicyError, "app_id"):
-        parcels.verifier(policy=REQUIRES_APP_ID).verify(GENUINE.quote, report_data=NONCE)
+        intel.verifier(policy=REQUIRES_APP_ID).verify(GENUINE.quote, report_data=NONCE)
 
 
 def test_verify_mr_config_of_other_app_is_rejected() -> None:
     """MR_CONFIG_ID, fixed at launch, must match the compose hash in the log."""
-    error = get_error(parcels.evidence(mr_config_id=b"\1" + bytes(47)).to_bytes())
+    error = get_error(intel.evidence(mr_config_id=b"\1" + bytes(47)).to_bytes())
     assert isinstance(error, VerificationError)
     assert error.reason == "mr_config"
 
@@ -371,7 +406,7 @@ def test_verify_mr_config_of_other_app_is_rejected() -> None:
 
 def test_attestation_result_cannot_be_constructed() -> None:
     """A result is created by the verifier only, and is immutable."""
-    result = parcels.verifier().verify(RAW, report_data=NONCE)
+    result = intel.verifier().verify(RAW, report_data=NONCE)
     with pytest.raises(TypeError):
         AttestationResult(object(), result._content)
     with pytest.raises(AttributeError):
@@ -383,7 +418,7 @@ def test_attestation_result_cannot_be_constructed() -> None:
 
 def test_verifier_pickle_round_trip() -> None:
     """An unpickled verifier, without its caches, returns the same results."""
-    verifier = parcels.verifier(clock=pipeline._utc_now)
+    verifier = intel.verifier(clock=pipeline._utc_now)
     copy = pickle.loads(pickle.dumps(verifier))
     assert copy.verify(RAW, report_data=NONCE, now=NOW) == verifier.verify(
         RAW, report_data=NONCE, now=NOW
@@ -402,9 +437,9 @@ def test_verifier_subclass_pickle_keeps_type() -> None:
 
 def test_examination_step_out_of_order_raises_usage_error() -> None:
     """An examination does not allow a step to be skipped."""
-    examination = parcels.verifier().examine(RAW)
+    examination = intel.verifier().examine(RAW)
     for step in (examination.replay, examination.image_hash, examination.app_info):
         with raises(UsageError, "conflict"):
             step()
     with pytest.raises(AttestKitError):
-        examination.appraise(NONCE)
+        examination.appraise(report_data=NONCE)

@@ -1,7 +1,6 @@
 """Tests of fetched collateral: fetched once, and replaced at most once if it was altered."""
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote as percent_encode
@@ -22,169 +21,149 @@ from attestkit.errors import (
 )
 from attestkit.verifier import TcbStatus, Verifier
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
-from tests.collateral.test_pccs_client import create_quote_with_ppid
+from tests.collateral.services import (
+    COLLATERAL,
+    CRL,
+    QE,
+    TCB,
+    Service,
+    create_quote_with_ppid,
+    replace_headers,
+)
 from tests.raising import raises
-from tests.verifier import parcels
-from tests.verifier.parcels import NONCE, NOW, PKI, fixed_clock
+from tests.verifier.platforms import intel
+from tests.verifier.platforms.intel import NONCE, NOW, PKI, fixed_clock
 
-RAW = parcels.evidence().to_bytes()
+RAW = intel.evidence().to_bytes()
 # A platform with the same FMSPC whose certificate chain leads to another root.
 OTHER_PKI: Final = SimulatedPki(bytes(32))
 UNTRUSTED_QUOTE: Final = QuotingEnclave(OTHER_PKI).quote(TdBody().td10())
 
 
-class AlteringGetter:
-    """A getter for the simulated PCCS that can alter responses."""
-
-    def __init__(self) -> None:
-        self.requested_urls: list[str] = []
-        self.alter: Callable[[str, Response], Response] | None = None
-        self._pccs = parcels.pccs()
-
-    def __call__(self, url: str) -> Response:
-        """Get a URL."""
-        self.requested_urls.append(url)
-        response = self._pccs(url)
-        return response if self.alter is None else self.alter(url, response)
+def extend_next_update(response: Response) -> Response:
+    """Extend `nextUpdate` of a signed body by ten years."""
+    body = response.body.replace(b'"nextUpdate":"2026', b'"nextUpdate":"2036')
+    return response._replace(body=body)
 
 
-def extend_next_update(part: str) -> Callable[[str, Response], Response]:
-    """Return a function that extends `nextUpdate` of a signed body by ten years."""
-
-    def alter(url: str, response: Response) -> Response:
-        body = response.body.replace(b'"nextUpdate":"2026', b'"nextUpdate":"2036')
-        return response._replace(body=body) if part in url else response
-
-    return alter
-
-
-forge_tcb_info = extend_next_update("/tcb?")
-
-
-def swap_crls(url: str, response: Response) -> Response:
-    """Replace the PCK CRL by the root CA CRL."""
-    crl = parcels.collateral().root_ca_crl
-    return response._replace(body=crl) if "/pckcrl" in url else response
-
-
-def replace_root(url: str, response: Response) -> Response:
+def replace_root(response: Response) -> Response:
     """Replace the root certificate in the issuer chain of TCB info."""
     chain = percent_encode(OTHER_PKI.collateral(NOW.timestamp()).tcb_info_issuer_chain)
-    if "/tcb?" not in url:
-        return response
-    return response._replace(headers={**response.headers, "TCB-Info-Issuer-Chain": chain})
+    return replace_headers(response, TCB_Info_Issuer_Chain=chain)
+
+
+FORGED_TCB_INFO: Final = {TCB: extend_next_update}
+ALTERATIONS: Final = {
+    "TCB info": FORGED_TCB_INFO,
+    "QE identity": {QE: extend_next_update},
+    "CRL": {CRL: lambda response: response._replace(body=COLLATERAL.root_ca_crl)},
+    "root": {TCB: replace_root},
+}
 
 
 @pytest.fixture
-def getter() -> AlteringGetter:
+def getter() -> Service:
     """Return a getter for the simulated PCCS."""
-    return AlteringGetter()
+    return Service()
 
 
-def create_fetching_verifier(
-    getter: AlteringGetter, cache: CollateralCache | None = None
-) -> Verifier:
+def create_fetching_verifier(getter: Service, cache: CollateralCache | None = None) -> Verifier:
     """Return a verifier that fetches collateral."""
-    return parcels.verifier(collateral=None, pccs_url="http://pccs", getter=getter, cache=cache)
+    return intel.verifier(collateral=None, pccs_url="http://pccs", getter=getter, cache=cache)
 
 
 def flip_quote_bit(at: int) -> bytes:
     """Return the quote with one bit flipped."""
-    quote = parcels.evidence().quote
+    quote = intel.evidence().quote
     assert quote is not None
     raw = bytearray(quote.raw)
     raw[at] ^= 1
     return bytes(raw)
 
 
-def test_fetch_collateral_once_for_equal_evidence(getter: AlteringGetter) -> None:
+def test_fetch_collateral_once_for_equal_evidence(getter: Service) -> None:
     """Collateral is fetched once through the getter, and only when required."""
     verifier = create_fetching_verifier(getter)
     for _ in range(2):
-        assert verifier.verify(RAW, report_data=NONCE).tcb_status is TcbStatus.UP_TO_DATE
-    assert len(getter.requested_urls) == len(set(getter.requested_urls)) == 4
+        assert verifier.verify(RAW, report_data=NONCE).tcb.status is TcbStatus.UP_TO_DATE
+    assert len(getter.urls) == len(set(getter.urls)) == 4
 
 
 @pytest.mark.parametrize("cached_in", ["memory", "folder"])
-@pytest.mark.parametrize(
-    "alter", [forge_tcb_info, extend_next_update("/qe/identity"), swap_crls, replace_root]
-)
+@pytest.mark.parametrize("part", ALTERATIONS)
 def test_altered_collateral_is_fetched_again(
-    getter: AlteringGetter,
-    tmp_path: Path,
-    alter: Callable[[str, Response], Response],
-    cached_in: str,
+    getter: Service, tmp_path: Path, part: str, cached_in: str
 ) -> None:
     """A verification with altered collateral fails, and the next one fetches it again."""
     cache = CollateralCache(tmp_path, clock=fixed_clock) if cached_in == "folder" else None
-    getter.alter = alter
+    getter.changes.update(ALTERATIONS[part])
     verifier = create_fetching_verifier(getter, cache)
     with pytest.raises((VerificationError, CollateralError)):
         verifier.verify(RAW, report_data=NONCE)
-    assert len(getter.requested_urls) == 4
-    getter.alter = None
+    assert len(getter.urls) == 4
+    getter.changes.clear()
     if cached_in == "folder":  # a new instance reads the folder
         verifier = create_fetching_verifier(getter, CollateralCache(tmp_path, clock=fixed_clock))
-    assert verifier.verify(RAW, report_data=NONCE).tcb_status is TcbStatus.UP_TO_DATE
-    assert len(getter.requested_urls) == 8
+    assert verifier.verify(RAW, report_data=NONCE).tcb.status is TcbStatus.UP_TO_DATE
+    assert len(getter.urls) == 8
     second = verifier
     if cached_in == "folder":
         second = create_fetching_verifier(getter, CollateralCache(tmp_path, clock=fixed_clock))
-    assert second.verify(RAW, report_data=NONCE).tcb_status is TcbStatus.UP_TO_DATE
-    assert len(getter.requested_urls) == 8
+    assert second.verify(RAW, report_data=NONCE).tcb.status is TcbStatus.UP_TO_DATE
+    assert len(getter.urls) == 8
 
 
-def test_altered_collateral_is_fetched_again_only_once(getter: AlteringGetter) -> None:
+def test_altered_collateral_is_fetched_again_only_once(getter: Service) -> None:
     """A service that stays altered gets one retry, and the collateral error is raised."""
-    getter.alter = forge_tcb_info
+    getter.changes.update(FORGED_TCB_INFO)
     verifier = create_fetching_verifier(getter)
     for _ in range(5):
         with raises(SignatureError, "tcb_info_bad_signature"):
             verifier.verify(RAW, report_data=NONCE)
-    assert len(getter.requested_urls) == 8
+    assert len(getter.urls) == 8
 
 
-def test_failed_refetch_raises_first_error(getter: AlteringGetter) -> None:
+def test_failed_refetch_raises_first_error(getter: Service) -> None:
     """If fetching again fails, the first error is raised."""
-    getter.alter = forge_tcb_info
+    getter.changes.update(FORGED_TCB_INFO)
     verifier = create_fetching_verifier(getter)
     with pytest.raises(SignatureError):
         verifier.verify(RAW, report_data=NONCE)
-    getter.alter = lambda _url, response: response._replace(status=503)
+    getter.changes[TCB] = lambda response: response._replace(status=503)
     with raises(SignatureError, "tcb_info_bad_signature"):
         verifier.verify(RAW, report_data=NONCE)
-    assert len(getter.requested_urls) == 5
+    assert len(getter.urls) == 5
 
 
-def test_rejected_evidence_causes_no_refetch(getter: AlteringGetter) -> None:
+def test_rejected_evidence_causes_no_refetch(getter: Service) -> None:
     """Invalid evidence, or an untrusted certificate chain, causes no second fetch."""
     verifier = create_fetching_verifier(getter)
-    td_debug = parcels.evidence(td_attributes=b"\1" + bytes(7)).to_bytes()
+    td_debug = intel.evidence(td_attributes=b"\1" + bytes(7)).to_bytes()
     for evidence in (flip_quote_bit(200), flip_quote_bit(700), td_debug):
         for _ in range(2):
             with pytest.raises(AttestKitError):
                 verifier.verify(evidence, report_data=NONCE)
-    assert len(getter.requested_urls) == 4
+    assert len(getter.urls) == 4
     verifier.verify(RAW, report_data=NONCE)
-    getter.alter = forge_tcb_info  # collateral that has verified evidence stays cached
+    getter.changes.update(FORGED_TCB_INFO)  # collateral that has verified evidence stays cached
     for _ in range(3):
         with pytest.raises(SignatureError) as caught:
             verifier.verify(UNTRUSTED_QUOTE, report_data=NONCE)
         assert caught.value.reason in {"untrusted_root", "cert_bad_signature"}
     verifier.verify(RAW, report_data=NONCE)
-    assert len(getter.requested_urls) == 4
+    assert len(getter.urls) == 4
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_forged_quote_causes_no_fetch(getter: AlteringGetter, *, cached: bool) -> None:
+def test_forged_quote_causes_no_fetch(getter: Service, *, cached: bool) -> None:
     """A forged quote causes no fetch for any FMSPC; a genuine one still does."""
     verifier = create_fetching_verifier(getter)
     if cached:  # with collateral that has not verified any evidence yet
-        getter.alter = forge_tcb_info
+        getter.changes.update(FORGED_TCB_INFO)
         with pytest.raises(SignatureError):
             verifier.verify(RAW, report_data=NONCE)
-        getter.alter = None
-    before = len(getter.requested_urls)
+        getter.changes.clear()
+    before = len(getter.urls)
     invented = SimulatedPki(bytes(32), config=PkiConfig(fmspc=bytes.fromhex("990000000001")))
     unknown = QuotingEnclave(invented).quote(TdBody().td10())
     for evidence in (
@@ -197,70 +176,70 @@ def test_forged_quote_causes_no_fetch(getter: AlteringGetter, *, cached: bool) -
         for _ in range(2):
             with pytest.raises((SignatureError, FormatError)):
                 verifier.verify(evidence, report_data=NONCE)
-    assert len(getter.requested_urls) == before
-    assert verifier.verify(RAW, report_data=NONCE).tcb_status is TcbStatus.UP_TO_DATE
-    assert len(getter.requested_urls) == before + 4
+    assert len(getter.urls) == before
+    assert verifier.verify(RAW, report_data=NONCE).tcb.status is TcbStatus.UP_TO_DATE
+    assert len(getter.urls) == before + 4
 
 
 def test_forged_quote_with_encrypted_ppid_causes_no_collateral_fetch(
-    getter: AlteringGetter,
+    getter: Service,
 ) -> None:
     """The quote's signature is checked before any fetch, the QE's after the PCK certificate's."""
     verifier = create_fetching_verifier(getter)
     quote = create_quote_with_ppid(3, 384).raw
     for at, requests in ((200, 0), (1154, 1)):
-        getter.requested_urls.clear()
+        getter.urls.clear()
         altered = quote[:at] + bytes([quote[at] ^ 1]) + quote[at + 1 :]
         with pytest.raises(SignatureError):
             verifier.verify(altered, report_data=None)
-        assert len(getter.requested_urls) == requests
+        assert len(getter.urls) == requests
     verifier.verify(quote, report_data=None)
-    assert len(getter.requested_urls) == 1 + 1 + 4
+    assert len(getter.urls) == 1 + 1 + 4
 
 
-def test_forged_quote_with_encrypted_ppid_causes_no_refetch(getter: AlteringGetter) -> None:
+def test_forged_quote_with_encrypted_ppid_causes_no_refetch(getter: Service) -> None:
     """A forged QE signature causes no second fetch of altered collateral."""
     verifier = create_fetching_verifier(getter)
     quote = create_quote_with_ppid(3, 384).raw
-    getter.alter = forge_tcb_info
+    getter.changes.update(FORGED_TCB_INFO)
     with pytest.raises(SignatureError):
         verifier.verify(quote, report_data=None)
-    getter.alter = None
-    getter.requested_urls.clear()
+    getter.changes.clear()
+    getter.urls.clear()
     with pytest.raises(SignatureError):
         verifier.verify(quote[:1154] + bytes([quote[1154] ^ 1]) + quote[1155:], report_data=None)
-    assert len(getter.requested_urls) == 1
+    assert len(getter.urls) == 1
     verifier.verify(quote, report_data=None)
-    assert len(getter.requested_urls) == 1 + 1 + 4
+    assert len(getter.urls) == 1 + 1 + 4
 
 
-def test_authenticate_without_fetch_raises_fetch_needed_error(getter: AlteringGetter) -> None:
+def test_authenticate_without_fetch_raises_fetch_needed_error(getter: Service) -> None:
     """`fetch=False` raises FetchNeededError before any request, for verifiable evidence only."""
     verifier = create_fetching_verifier(getter)
     with pytest.raises(FetchNeededError):
         verifier.examine(RAW, fetch=False).authenticate()
     with pytest.raises(SignatureError):
         verifier.examine(UNTRUSTED_QUOTE, fetch=False).authenticate()
-    assert getter.requested_urls == []
-    getter.alter = forge_tcb_info
+    assert getter.urls == []
+    getter.changes.update(FORGED_TCB_INFO)
     with pytest.raises(SignatureError):
         verifier.verify(RAW, report_data=NONCE)
-    getter.alter = None
+    getter.changes.clear()
     with pytest.raises(FetchNeededError):  # a retry is a fetch, too
         verifier.examine(RAW, fetch=False).authenticate()
-    assert len(getter.requested_urls) == 4
+    assert len(getter.urls) == 4
     verifier.verify(RAW, report_data=NONCE)
-    assert verifier.examine(RAW, fetch=False).take(NONCE).tcb_status is TcbStatus.UP_TO_DATE
+    assert verifier.examine(RAW, fetch=False).authenticate().status is TcbStatus.UP_TO_DATE
 
 
-def test_verifier_pickle_keeps_cache(getter: AlteringGetter, tmp_path: Path) -> None:
+def test_verifier_pickle_keeps_cache(getter: Service, tmp_path: Path) -> None:
     """An unpickled verifier uses the same cache folder."""
     cache = CollateralCache(tmp_path, clock=fixed_clock)
     create_fetching_verifier(getter, cache).verify(RAW, report_data=NONCE)
     verifier = Verifier(
-        PKI.root_der,
+        trust_anchor=PKI.root_der,
         pccs_url="http://pccs",
-        getter=parcels.no_network,
+        getter=intel.no_network,
         cache=cache,
         clock=fixed_clock,
     )

@@ -1,4 +1,4 @@
 """X.509 certificates: chain validation, vendor roots, extensions, and issuing of certificates.
 
-Which root is trusted is decided by the verifier.
+The verifier decides which root is trusted.
 """

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from attestkit._crypto.der import IA5_STRING, INTEGER, encode_element
 from attestkit._crypto.p384 import P384Key
+from attestkit._crypto.x509.app_certificates import NO_OTHER_USAGE
 from attestkit._crypto.x509.sgx_pki_writer import Window
-
-__all__ = ["AmdAuthority", "issue_amd_certificate", "vcek_extensions"]
 
 _PREFIX: Final = "1.3.6.1.4.1.3704.1."
 _COMMON_TO_ALL: Final = (
@@ -42,10 +42,10 @@ def vcek_extensions(product: str, spls: Mapping[str, int], hardware_id: bytes) -
     Args:
         product: Product with stepping, such as Genoa-B1; at most 127 ASCII characters.
         spls: Security patch levels, 0 to 255, by the suffix of AMD's OID (3.1, 3.2, ...).
-        hardware_id: ID of the chip: 64 bytes, on Turin 8.
+        hardware_id: ID of the chip: 64 bytes, or 8 bytes on Turin.
     """
     levels = {suffix: _integer(level) for suffix, level in spls.items()}
-    text = bytes([0x16, len(product)]) + product.encode("ascii")
+    text = encode_element(IA5_STRING, product.encode("ascii"))
     return {"1": _integer(1), "2": text, **levels, "4": hardware_id}
 
 
@@ -63,9 +63,10 @@ def issue_amd_certificate(
     Args:
         subject: Name and key of the subject.
         issuer: Name and key of the issuer; the subject for a root certificate.
-        serial: Positive, at most 20 octets.
-        validity: With a resolution of seconds.
-        path_length: For a CA certificate; None for the certificate of a key that signs reports.
+        serial: Serial number, positive, at most 20 octets.
+        validity: Validity period, with a resolution of seconds.
+        path_length: Path length constraint of a CA certificate; None for the certificate of a key
+            that signs reports.
         extensions: AMD's extensions, for a key that signs reports.
     """
     builder = (
@@ -80,25 +81,15 @@ def issue_amd_certificate(
     if path_length is not None:
         constraints = x509.BasicConstraints(ca=True, path_length=path_length)
         builder = builder.add_extension(constraints, critical=True)
-        builder = builder.add_extension(_ISSUES, critical=True)
+        usage = x509.KeyUsage(
+            digital_signature=False, key_cert_sign=True, crl_sign=True, **NO_OTHER_USAGE
+        )
+        builder = builder.add_extension(usage, critical=True)
     for suffix, value in (extensions or {}).items():
         own = x509.UnrecognizedExtension(x509.ObjectIdentifier(_PREFIX + suffix), value)
         builder = builder.add_extension(own, critical=False)
     signed = builder.sign(issuer.key.private, SHA384(), ecdsa_deterministic=True)
     return signed.public_bytes(Encoding.DER)
-
-
-_ISSUES: Final = x509.KeyUsage(
-    digital_signature=False,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=True,
-    crl_sign=True,
-    encipher_only=False,
-    decipher_only=False,
-)
 
 
 def _name(common_name: str) -> x509.Name:
@@ -107,6 +98,4 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _integer(value: int) -> bytes:
-    """Return the DER of an integer from 0 to 32767."""
-    content = value.to_bytes(value.bit_length() // 8 + 1, "big")
-    return bytes([2, len(content)]) + content
+    return encode_element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))

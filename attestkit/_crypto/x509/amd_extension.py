@@ -11,8 +11,6 @@ from attestkit._crypto.der import IA5_STRING, OCTET_STRING, DerReader
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
 
-__all__ = ["AmdExtension", "read_amd_extension"]
-
 _PREFIX: Final = "1.3.6.1.4.1.3704.1."
 _PRODUCT, _HARDWARE_ID, _PROVIDER = "2", "4", "5"
 _SPLS: Final = {"boot_loader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
@@ -39,7 +37,7 @@ class AmdExtension(NamedTuple):
 
 
 def read_amd_extension(extensions: Mapping[str, bytes]) -> AmdExtension | None:
-    """Parse AMD's extensions of a certificate; return None if it has none.
+    """Parse AMD's extensions of a certificate; return None for a certificate without them.
 
     Args:
         extensions: Contents of the extensions' OCTET STRINGs, by dotted OID.

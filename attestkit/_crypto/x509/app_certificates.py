@@ -5,8 +5,8 @@ are deterministic (RFC 6979). The content of private extensions is opaque here.
 
 Arguments of `issue_leaf` and `issue_ca`:
 
-* `subject`, `organisation`: at most 64 characters each; empty ones are omitted. The organisation
-  precedes the common name.
+* `subject`, `organisation`: common name and organisation, at most 64 characters each; empty
+  attributes are omitted. The organisation precedes the common name.
 * `not_before`, `not_after`: seconds since 1970, in the years 1950 to 9999.
 * `extensions`: dotted OID and content of private extensions, not critical, in this order. The
   content is wrapped in an OCTET STRING inside the OCTET STRING of the extension.
@@ -27,16 +27,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from attestkit._crypto.der import OCTET_STRING, SEQUENCE, DerReader, context, encode_element
 from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256Key, p256_verify_der
 from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit.errors import FormatError, UsageError
 
-__all__ = ["Certificate", "certificate_pem", "issue_ca", "issue_leaf", "read_certificate"]
-
 _LARGEST: Final = 16 << 20  # bytes or characters; evidence in a certificate has up to 10 MiB
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_SEQUENCE, _OCTET_STRING, _VERSION = 0x30, 0x04, 0xA0
-_NO_USAGE: Final = dict.fromkeys(
+NO_OTHER_USAGE: Final = dict.fromkeys(
     (
         "content_commitment",
         "key_encipherment",
@@ -49,10 +47,10 @@ _NO_USAGE: Final = dict.fromkeys(
 )
 _SERVER_AUTH, _CLIENT_AUTH = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 _LEAF_USAGE: Final = x509.KeyUsage(
-    digital_signature=True, key_cert_sign=False, crl_sign=False, **_NO_USAGE
+    digital_signature=True, key_cert_sign=False, crl_sign=False, **NO_OTHER_USAGE
 )
 _CA_USAGE: Final = x509.KeyUsage(
-    digital_signature=True, key_cert_sign=True, crl_sign=True, **_NO_USAGE
+    digital_signature=True, key_cert_sign=True, crl_sign=True, **NO_OTHER_USAGE
 )
 
 
@@ -126,14 +124,21 @@ class Certificate:
         value = self.extensions.get(oid)
         if value is None:
             return None
-        tag, start, end = _element(value, 0)
-        if tag != _OCTET_STRING or end != len(value):
-            message = f"extension {oid}: must be one OCTET STRING"
-            raise FormatError(message, reason="syntax")
-        return value[start:end]
+        reader = DerReader(value)
+        try:
+            content = reader.content(OCTET_STRING)
+            reader.finish()
+        except FormatError as error:
+            raise FormatError(
+                f"extension {oid}: must contain exactly one OCTET STRING", reason="syntax"
+            ) from error
+        return content
 
     def check_signed_by(self, spki_der: bytes) -> None:
-        """Verify the signature with the P-256 key `spki_der` and SHA-256, and nothing else.
+        """Verify the signature with a P-256 key and SHA-256.
+
+        Issuer name, validity and extensions are not checked. `spki_der` is the public key as
+        SubjectPublicKeyInfo in DER.
 
         Raises:
             SignatureError: If the signature is not valid, or the key is not a P-256 key.
@@ -157,21 +162,19 @@ class Certificate:
 
 
 def read_certificate(data: bytes | str) -> Certificate:
-    """Parse a certificate in DER or PEM; of several in PEM, the first.
+    """Parse a certificate in DER or PEM; if the PEM has several certificates, the first one.
 
     Raises:
         FormatError: If the certificate is malformed or exceeds 16 MiB, or an extension is
             malformed or occurs twice.
     """
     if len(data) > _LARGEST:
-        message = f"certificate: {len(data)} bytes, more than {_LARGEST}"
-        raise FormatError(message, reason="too_large")
+        raise FormatError(f"certificate: {len(data)} bytes, over {_LARGEST}", reason="too_large")
     if isinstance(data, str) or data.lstrip().startswith(b"-----BEGIN"):
         try:
             text = data if isinstance(data, str) else data.decode("ascii")
         except UnicodeDecodeError as error:
-            message = "PEM: not ASCII"
-            raise FormatError(message, offset=error.start, reason="encoding") from error
+            raise FormatError("PEM: not ASCII", offset=error.start, reason="encoding") from error
         data = split_pem(text)[0]
     with _reading():
         return Certificate(x509.load_der_x509_certificate(data))
@@ -192,9 +195,9 @@ def _reading() -> Iterator[None]:
         x509.InvalidVersion,
         x509.UnsupportedGeneralNameType,
         UnsupportedAlgorithm,
-        Warning,  # if warnings are errors: such as for a serial number that is not positive
+        Warning,  # if warnings are errors: for example, about a serial number that is not positive
     ) as error:
-        raise FormatError("certificate: malformed X.509", reason="syntax") from error
+        raise FormatError("certificate: not a valid X.509 certificate", reason="syntax") from error
 
 
 def certificate_pem(der: bytes) -> str:
@@ -217,8 +220,8 @@ def issue_leaf(
 ) -> bytes:
     """Issue a certificate for an application, as the dstack guest agent does; return its DER.
 
-    See the module docstring for the arguments. `alt_names` become IP addresses if they are valid
-    ones, else DNS names. `ca_cert` is in PEM.
+    See the module docstring for the arguments. Each of `alt_names` becomes an IP address if it is
+    a valid one, else a DNS name. `ca_cert` is in PEM.
 
     Raises:
         UsageError: If a value cannot be encoded, or `ca_key` does not belong to `ca_cert`.
@@ -249,7 +252,7 @@ def issue_ca(
 ) -> bytes:
     """Issue a CA certificate, self-signed or signed by `issuer`; return its DER.
 
-    See the module docstring for the arguments. `path_length` is that of the basic constraints;
+    See the module docstring for the arguments. `path_length` is the path length constraint;
     `issuer` is a CA certificate in PEM, and its key.
 
     Raises:
@@ -332,15 +335,16 @@ def _alt_name(text: str) -> x509.GeneralName:
     try:
         return x509.DNSName(text)
     except ValueError as error:
-        message = "alternative name: must be ASCII; use the xn-- form"
-        raise UsageError(message, reason="encoding") from error
+        raise UsageError("alternative name: must be ASCII (xn--)", reason="encoding") from error
 
 
 def _add_private(
     builder: x509.CertificateBuilder, extensions: Iterable[tuple[str, bytes]]
 ) -> x509.CertificateBuilder:
     for oid, content in extensions:
-        value = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), _octet_string(content))
+        value = x509.UnrecognizedExtension(
+            x509.ObjectIdentifier(oid), encode_element(OCTET_STRING, content)
+        )
         builder = builder.add_extension(value, critical=False)
     return builder
 
@@ -355,8 +359,9 @@ def _issuer(ca_cert: str, spki_der: bytes) -> x509.Name:
     """Return the subject of the CA certificate, whose public key must be `spki_der`."""
     certificate = read_certificate(ca_cert)
     if certificate.spki_der != spki_der:
-        message = "issuer: the private key does not belong to the certificate"
-        raise UsageError(message, reason="conflict")
+        raise UsageError(
+            "issuer: the certificate does not belong to the private key", reason="conflict"
+        )
     name = x509.load_der_x509_certificate(certificate.der).subject
     if name.public_bytes() != certificate.subject_der:
         message = "issuer: the name in the certificate cannot be encoded again unchanged"
@@ -380,33 +385,9 @@ def _subject_and_key(tbs: bytes) -> tuple[bytes, bytes]:
 
     cryptography returns them re-encoded only, but evidence is bound to the original bytes.
     """
-    _, at, _ = _element(tbs, 0)
-    fields: list[bytes] = []
-    while len(fields) < 6:  # serialNumber, signature, issuer, validity, subject, key
-        tag, _, end = _element(tbs, at)
-        if tag != _VERSION:
-            fields.append(tbs[at:end])
-        at = end
-    return fields[4], fields[5]
-
-
-def _element(der: bytes, at: int) -> tuple[int, int, int]:
-    """Return tag, and start and end of the content, of the DER element at `at`."""
-    try:
-        tag, size, start = der[at], der[at + 1], at + 2
-        if size >= 0x80:
-            width = size & 0x7F
-            size, start = int.from_bytes(der[start : start + width], "big"), start + width
-    except IndexError as error:
-        raise FormatError("DER: truncated element", offset=at, reason="truncated") from error
-    if start + size > len(der):
-        raise FormatError("DER: truncated element", offset=at, reason="truncated")
-    return tag, start, start + size
-
-
-def _octet_string(content: bytes) -> bytes:
-    size = len(content)
-    if size < 0x80:
-        return bytes([_OCTET_STRING, size]) + content
-    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes([_OCTET_STRING, 0x80 | len(length)]) + length + content
+    fields = DerReader(tbs).enter(SEQUENCE)
+    if fields.tag() == context(0):
+        fields.whole()  # version
+    for _ in range(4):
+        fields.whole()  # serialNumber, signature, issuer, validity
+    return fields.whole(SEQUENCE), fields.whole(SEQUENCE)

@@ -27,8 +27,6 @@ from attestkit._crypto.rsa_pss import rsa_pss_verify
 from attestkit._reasons import SignatureReason
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
 
-__all__ = ["PathCertificate", "check_path", "read_path_certificate"]
-
 _MAX_SIZE: Final = 16_384  # bytes; AMD's have under 2,000, AWS's under 1,024
 _MAX_USAGE: Final = 2  # bytes, for the nine bits of RFC 5280, 4.2.1.3
 _BASIC_CONSTRAINTS, _KEY_USAGE = "2.5.29.19", "2.5.29.15"
@@ -119,10 +117,8 @@ def _check_issued(
         raise SignatureError(f"{name}: the issuer is not {issuer_name}", reason=reason)
     verify = _ALGORITHMS.get(certificate.algorithm)
     if verify is None:
-        raise SignatureError(
-            f"{name}: signature algorithm must be RSA-PSS or ECDSA P-384, with SHA-384",
-            reason="cert_bad_signature",
-        )
+        message = f"{name}: signature algorithm must be RSA-PSS or ECDSA P-384, with SHA-384"
+        raise SignatureError(message, reason="cert_bad_signature")
     try:
         verify(authority.spki, certificate.signature, certificate.signed)
     except SignatureError as error:
@@ -131,25 +127,21 @@ def _check_issued(
 
 
 def _check_authority(named: tuple[str, PathCertificate], *, below: int) -> None:
-    """Check that a certificate is a CA's, with `below` CA certificates below it in the path."""
+    """Check that a certificate is a CA certificate that allows `below` CAs below it in the path."""
     name, certificate = named
     length = certificate.path_length
     if not certificate.authority or not _may(certificate, _KEY_CERT_SIGN):
         raise SignatureError(f"{name}: not a CA certificate", reason="cert_not_authority")
     if length is not None and length < below:
-        raise SignatureError(
-            f"{name}: allows {length} intermediate CA certificates, the path has {below}",
-            reason="cert_not_authority",
-        )
+        message = f"{name}: allows {length} intermediate CA certificates, the path has {below}"
+        raise SignatureError(message, reason="cert_not_authority")
 
 
 def _check_extensions(named: tuple[str, PathCertificate]) -> None:
     name, certificate = named
     if unknown := certificate.critical - {_BASIC_CONSTRAINTS, _KEY_USAGE}:
-        raise SignatureError(
-            f"{name}: unknown critical extension: {min(unknown)}",
-            reason="cert_unknown_extension",
-        )
+        message = f"{name}: unknown critical extension: {min(unknown)}"
+        raise SignatureError(message, reason="cert_unknown_extension")
 
 
 def _check_time(named: tuple[str, PathCertificate], now: datetime) -> None:
@@ -212,8 +204,7 @@ def _certificate(der: bytes) -> PathCertificate:
 def _check_version(fields: DerReader) -> None:
     version = fields.enter(context(0))
     if version.integer() != 2:
-        message = "version must be 3"
-        raise FormatError(message, offset=version.at - 1, reason="unsupported_version")
+        raise FormatError("version must be 3", offset=version.at - 1, reason="unsupported_version")
     version.finish()
 
 
@@ -226,8 +217,7 @@ def _time(reader: DerReader) -> datetime:
     else:
         text = reader.content(GENERALIZED_TIME)
     if len(text) != 15 or not text[:14].isdigit() or text[14:] != b"Z":
-        message = "time must be in UTC and with seconds"
-        raise FormatError(message, offset=at, reason="wrong_value")
+        raise FormatError("time must be in UTC and with seconds", offset=at, reason="wrong_value")
     parts = (int(text[start : start + 2]) for start in range(4, 14, 2))
     month, day, hour, minute, second = parts
     try:
@@ -250,8 +240,7 @@ def _extensions(fields: DerReader) -> tuple[dict[str, bytes], set[str]]:
         entry = entries.enter(SEQUENCE)
         oid = dotted_oid(entry.content(OID))
         if oid in found:
-            message = f"extension {oid} occurs twice"
-            raise FormatError(message, offset=at, reason="duplicate")
+            raise FormatError(f"extension {oid} occurs twice", offset=at, reason="duplicate")
         if entry.tag() == BOOLEAN and entry.boolean():
             critical.add(oid)
         found[oid] = entry.content(OCTET_STRING)
@@ -270,19 +259,20 @@ def _basic_constraints(value: bytes | None) -> tuple[bool, int | None]:
     length = reader.integer() if reader.tag() == INTEGER else None
     reader.finish()
     if length is not None and (length < 0 or not authority):
-        message = "basic constraints: invalid path length"
-        raise FormatError(message, reason="wrong_value")
+        raise FormatError("basic constraints: invalid path length", reason="wrong_value")
     return authority, length
 
 
 def _key_usage(value: bytes | None) -> frozenset[int] | None:
-    """Return the numbers of the bits that are set, from the highest bit of the first byte."""
+    """Return the numbers of the set bits of a key usage extension; None without the extension.
+
+    Bit 0 is the highest bit of the first byte (RFC 5280, 4.2.1.3).
+    """
     if value is None:
         return None
     reader = DerReader(value)
     _, data = reader.bits()
     reader.finish()
     if len(data) > _MAX_USAGE:  # limits the number of objects created below
-        message = f"key usage: more than {_MAX_USAGE} bytes"
-        raise FormatError(message, reason="too_large")
+        raise FormatError(f"key usage: more than {_MAX_USAGE} bytes", reason="too_large")
     return frozenset([bit for bit in range(8 * len(data)) if data[bit // 8] >> (7 - bit % 8) & 1])

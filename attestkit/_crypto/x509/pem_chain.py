@@ -10,8 +10,6 @@ from binascii import a2b_base64, b2a_base64
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
 
-__all__ = ["split_chain"]
-
 _MAX_CERTIFICATES = 10
 _SEQUENCE = b"\x30"
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
@@ -40,7 +38,7 @@ def _bad_chain(message: str, offset: int, reason: FormatReason) -> FormatError:
 
 
 def _pem_certificates(text: bytes, offset: int) -> tuple[bytes, ...]:
-    """Split PEM blocks that are separated by white space only; `offset` is that of `text`."""
+    """Split PEM blocks separated by white space; `offset` is the offset of `text` in the quote."""
     found: list[bytes] = []
     at = 0
     while text[at:].strip():
@@ -78,7 +76,7 @@ def _too_many(offset: int) -> FormatError:
 
 
 def _der_certificates(data: bytes, offset: int) -> tuple[bytes, ...]:
-    """Split concatenated DER certificates; `offset` is that of `data`."""
+    """Split concatenated DER certificates; `offset` is the offset of `data` in the quote."""
     found: list[bytes] = []
     at = 0
     while at < len(data):

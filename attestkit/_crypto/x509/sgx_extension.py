@@ -6,15 +6,15 @@ Specification"; see simulated-pki.md, section 5. Signatures are not verified her
 
 from typing import Final, NamedTuple
 
+from attestkit._crypto.der import INTEGER, OCTET_STRING, OID, SEQUENCE, DerReader
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
 
-__all__ = ["PckExtension", "read_sgx_extension"]
-
-_OID_TEXT: Final = "1.2.840.113741.1.13.1"
+SGX_EXTENSION: Final = "1.2.840.113741.1.13.1"
 _OID_DER: Final = bytes.fromhex("2a864886f84d010d01")
-_INTEGER, _OCTETS, _OID, _ENUMERATED, _SEQUENCE = 0x02, 0x04, 0x06, 0x0A, 0x30
+_ENUMERATED: Final = 0x0A
+_LARGEST: Final = 0xFFFF  # bytes of an element
 _PPID, _TCB, _PCEID, _FMSPC, _SGX_TYPE = b"\x01", b"\x02", b"\x03", b"\x04", b"\x05"
 _TCB_ENTRIES: Final = 18  # 16 components, PCESVN, CPUSVN
 _PCESVN, _CPUSVN = b"\x02\x11", b"\x02\x12"
@@ -37,14 +37,14 @@ def read_sgx_extension(der: bytes) -> PckExtension:
 
     Raises:
         FormatError: If `der` is malformed, the extension is missing, or one of its entries is
-            missing, occurs twice, or has another type or size. The text has the entry.
+            missing, occurs twice, or has another type or size. The message names the entry.
     """
-    value = read_certificate(der).extensions.get(_OID_TEXT)
+    value = read_certificate(der).extensions.get(SGX_EXTENSION)
     if value is None:
-        message = f"certificate: no SGX extension ({_OID_TEXT}), so it is not a PCK certificate"
+        message = f"certificate: no SGX extension ({SGX_EXTENSION}), so it is not a PCK certificate"
         raise FormatError(message, reason="missing")
     entries = _entries("entries", _whole("value", value))
-    tcb = _entries("TCB", _content("TCB", entries, _TCB, _SEQUENCE))
+    tcb = _entries("TCB", _content("TCB", entries, _TCB, SEQUENCE))
     if len(tcb) != _TCB_ENTRIES:
         message = f"must have {_TCB_ENTRIES} entries, not {len(tcb)}"
         raise _bad("TCB", message, "wrong_size")
@@ -75,36 +75,31 @@ class _Element(NamedTuple):
 def _elements(field: str, der: bytes) -> list[_Element]:
     """Return the concatenated DER elements in `der`."""
     found: list[_Element] = []
-    at = 0
-    while at < len(der):
-        head = der[at : at + 4]
-        width = head[1] - 0x80 if len(head) > 1 and head[1] > 0x80 else 0
-        # At most two octets of length (64 KiB); DER does not allow the indefinite length 0x80.
-        if width > 2 or len(head) < 2 + width or head[1] == 0x80:
-            raise _bad(field, "not DER", "syntax")
-        size = int.from_bytes(head[2 : 2 + width], "big") if width else head[1]
-        start = at + 2 + width
-        if start + size > len(der) or (width and size < (0x80, 0x100)[width - 1]):
-            raise _bad(field, "not DER", "syntax")
-        found.append(_Element(head[0], der[start : start + size]))
-        at = start + size
+    reader = DerReader(der)
+    try:
+        while (tag := reader.tag()) is not None:
+            found.append(_Element(tag, reader.content(tag)))
+    except FormatError as error:
+        raise _bad(field, "not DER", "syntax") from error
+    if any(len(element.content) > _LARGEST for element in found):
+        raise _bad(field, "not DER", "syntax")
     return found
 
 
 def _whole(field: str, der: bytes) -> bytes:
     """Return the content of `der`, which must be one SEQUENCE."""
     elements = _elements(field, der)
-    if len(elements) != 1 or elements[0].tag != _SEQUENCE:
+    if len(elements) != 1 or elements[0].tag != SEQUENCE:
         raise _bad(field, "must be one SEQUENCE", "wrong_type")
     return elements[0].content
 
 
 def _entries(field: str, der: bytes) -> dict[bytes, _Element]:
-    """Return the values of the pairs in `der`, the content of a SEQUENCE, by OID suffix."""
+    """Return the values of the entries in `der`, the content of a SEQUENCE, by OID suffix."""
     found: dict[bytes, _Element] = {}
     for pair in _elements(field, der):
-        parts = _elements(field, pair.content) if pair.tag == _SEQUENCE else []
-        if len(parts) != 2 or parts[0].tag != _OID or not parts[0].content.startswith(_OID_DER):
+        parts = _elements(field, pair.content) if pair.tag == SEQUENCE else []
+        if len(parts) != 2 or parts[0].tag != OID or not parts[0].content.startswith(_OID_DER):
             raise _bad(field, "an entry is not an OID with a value", "wrong_type")
         name = parts[0].content[len(_OID_DER) :]
         if name in found:
@@ -123,14 +118,14 @@ def _content(field: str, entries: dict[bytes, _Element], name: bytes, tag: int) 
 
 
 def _octets(field: str, entries: dict[bytes, _Element], name: bytes, size: int) -> bytes:
-    content = _content(field, entries, name, _OCTETS)
+    content = _content(field, entries, name, OCTET_STRING)
     if len(content) != size:
         raise _bad(field, f"must have {size} bytes, not {len(content)}", "wrong_size")
     return content
 
 
 def _integer(field: str, entries: dict[bytes, _Element], name: bytes, highest: int) -> int:
-    value = _number(field, _content(field, entries, name, _INTEGER))
+    value = _number(field, _content(field, entries, name, INTEGER))
     if value > highest:
         raise _bad(field, f"must be 0 to {highest}, not {value}", "wrong_value")
     return value

@@ -11,20 +11,10 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Final, NamedTuple
 
+from attestkit._crypto.der import encode_element as _tlv
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import split_pem
 from attestkit.errors import FormatError, UsageError
-
-__all__ = [
-    "Authority",
-    "SgxPlatform",
-    "Window",
-    "chain_window",
-    "crl_window",
-    "issue_certificate",
-    "issue_crl",
-    "sgx_extension",
-]
 
 _SGX_OID: Final = bytes.fromhex("2a864886f84d010d01")  # 1.2.840.113741.1.13.1
 _BOOLEAN, _INTEGER, _BITS, _OCTETS, _OID, _ENUMERATED = 0x01, 0x02, 0x03, 0x04, 0x06, 0x0A
@@ -103,10 +93,10 @@ def issue_certificate(
     Args:
         subject: Name and key of the subject.
         issuer: Name and key of the issuer; the subject for a root certificate.
-        serial: Positive, at most 20 octets.
-        validity: From 1950 on, with a resolution of seconds.
+        serial: Serial number, positive, at most 20 octets.
+        validity: Validity period from 1950 on, with a resolution of seconds.
         crl_url: The CRL distribution point.
-        path_length: For a CA certificate; None for an end-entity certificate.
+        path_length: Path length constraint of a CA certificate; None for an end-entity certificate.
         sgx: Value of the SGX extension, for a PCK certificate.
 
     Raises:
@@ -141,7 +131,7 @@ def issue_certificate(
 def issue_crl(
     issuer: Authority, *, window: Window, number: int, revoked: Iterable[int] = ()
 ) -> bytes:
-    """Return the DER of a version 2 CRL whose revocation dates are thisUpdate.
+    """Return the DER of a version 2 CRL; the revocation date of each entry is thisUpdate.
 
     Args:
         issuer: Name and key of the issuer.
@@ -241,20 +231,12 @@ def _authority_key_id(key: P256Key) -> bytes:
     return _extension(_AUTHORITY_KEY_ID, _sequence(_tlv(0x80, _key_id(key))))
 
 
-def _tlv(tag: int, content: bytes) -> bytes:
-    size = len(content)
-    if size < 0x80:
-        return bytes([tag, size]) + content
-    octets = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes([tag, 0x80 | len(octets)]) + octets + content
-
-
 def _sequence(*items: bytes) -> bytes:
     return _tlv(_SEQUENCE, b"".join(items))
 
 
 def _entry(suffix: bytes, value: bytes) -> bytes:
-    """Return an entry of the SGX extension; `suffix` is that of Intel's OID."""
+    """Return an entry of the SGX extension; its OID is the OID of the extension and `suffix`."""
     return _sequence(_tlv(_OID, _SGX_OID + suffix), value)
 
 

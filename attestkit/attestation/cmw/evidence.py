@@ -12,34 +12,15 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from attestkit._formats import strict_json
 from attestkit._formats.cbor import CborReader
-from attestkit._sanitize import shown
+from attestkit._sanitize import shown, utf8
 from attestkit.attestation.cmw import json_form
 from attestkit.attestation.cmw import record as cmw
 from attestkit.attestation.cmw.record import Cmw, Collection, Indicator, Label, Record
-from attestkit.attestation.wire import v1_cbor, v1_document
-from attestkit.attestation.wire.evidence_parts import (
-    Evidence,
-    GcpTdx,
-    NitroEnclave,
-    NitroTpm,
-    Platform,
-    SevSnp,
-    Stack,
-    Tdx,
-)
+from attestkit.attestation.wire import evidence_parts, v1_cbor, v1_document
+from attestkit.attestation.wire.evidence_parts import Evidence, Platform, Stack
 from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event import WireEvent
-
-__all__ = [
-    "COLLECTION_TYPE",
-    "MEDIA_TYPES",
-    "CmwContent",
-    "CmwEncoding",
-    "decode_evidence",
-    "encode_evidence",
-    "is_cmw",
-]
 
 T = TypeVar("T")
 
@@ -72,7 +53,7 @@ MEDIA_TYPES: Final[Mapping[str, str]] = {
     "report_data_payload": "application/vnd.attestkit.report-data-payload",
     "collateral": "application/vnd.attestkit.collateral+json",
 }
-"""Media type of each label. Only that of COSE is registered."""
+"""Media type of each label. Only the media type of COSE is registered with IANA."""
 
 _OTHER_NAMES: Final[Mapping[str | int, str]] = {
     18: _COSE,
@@ -96,9 +77,10 @@ class CmwContent(NamedTuple):
 def is_cmw(data: bytes) -> bool:
     """Return whether encoded evidence is a CMW, and not in an encoding of dstack.
 
-    JSON may begin with white space, which no other encoding does. A CBOR record begins with the
-    same byte as a small msgpack map, but the second byte differs: an integer or a text string in
-    CBOR is never a string in msgpack.
+    Only JSON may begin with white space. A CBOR record (an array of 2 or 3 items) begins with the
+    same byte as a msgpack map of 2 or 3 entries, so the second byte decides: it is below 0x80 in a
+    CBOR record, whose first item is an integer or a text string, and at least 0x80 in a msgpack
+    map, whose first key is a string.
     """
     first, second = data[:1], data[1:2]
     if first in {b"\x82", b"\x83"}:
@@ -138,7 +120,7 @@ def decode_evidence(data: bytes) -> CmwContent:
 
     Raises:
         FormatError: If the CMW or a part is malformed, or the parts belong to different platforms.
-            The text begins with the label of the part.
+            The message begins with the label of the part.
     """
     is_json = _is_json(data)
     message = json_form.read_json(data) if is_json else cmw.read_cbor(data)
@@ -172,11 +154,16 @@ def _collection(evidence: Evidence, collateral: bytes | None) -> Collection:
 def _encode_part(part: object) -> bytes:
     if isinstance(part, bytes):
         return bytes(part)
-    return _utf8(part) if isinstance(part, str) else v1_cbor.encode_cbor(part)
+    if isinstance(part, str):
+        return utf8(part, "CMW", UsageError)
+    return v1_cbor.encode_cbor(part)
 
 
 def _known_parts(collection: Collection) -> dict[str, bytes]:
-    """Return the parts with known labels; the draft leaves labels to the collection's type."""
+    """Return the parts with known labels, and ignore others.
+
+    The CMW draft lets the type of a collection define its labels.
+    """
     if collection.kind not in {None, COLLECTION_TYPE}:
         message = f"CMW collection: not evidence: type {shown(collection.kind or '')}"
         raise FormatError(message, reason="unrecognized")
@@ -185,8 +172,7 @@ def _known_parts(collection: Collection) -> dict[str, bytes]:
         if not isinstance(label, str) or (media_type := MEDIA_TYPES.get(label)) is None:
             continue
         if isinstance(entry, Collection):
-            message = f"{label}: must be a CMW record, not a collection"
-            raise FormatError(message, reason="wrong_type")
+            raise FormatError(f"{label}: must be a record, not a collection", reason="wrong_type")
         ind = _ENDORSING if label == _COLLATERAL else Indicator.EVIDENCE
         _check(entry, label, media_type, ind)
         found[label] = entry.value
@@ -202,48 +188,37 @@ def _check(record: Record, where: str, media_type: str, ind: int) -> None:
         message = f"{where}: media type must be {media_type}, not {shown(record.media_type)}"
         raise FormatError(message, reason="wrong_value")
     if record.ind is not None and not record.ind & ind:
-        message = f"{where}: ind {record.ind} has none of the bits {ind}"
-        raise FormatError(message, reason="inconsistent")
+        raise FormatError(f"{where}: ind {record.ind} lacks the bits {ind}", reason="inconsistent")
 
 
-class _PlatformParts(NamedTuple):
-    """Parts of the evidence of a platform."""
-
-    make: Callable[..., Platform]
-    key_label: str  # identifies the platform, unless the label of an earlier one is present
-    labels: tuple[str, ...]  # in the order of the arguments of `make`
-
-
-_STACK: Final = ("report_data", "runtime_events", "config")
-_make_stack: Callable[..., Stack] = Stack
+_STACK: Final = Stack._fields[:-1]
 _PAYLOAD: Final = "report_data_payload"
-_PLATFORMS: Final = (
-    _PlatformParts(GcpTdx, "tpm_quote", ("quote", "event_log", "tpm_quote")),
-    _PlatformParts(Tdx, "quote", ("quote", "event_log")),
-    _PlatformParts(SevSnp, "report", ("report", "cert_chain", "mr_config")),
-    _PlatformParts(NitroEnclave, "nsm_quote", ("nsm_quote",)),
-    _PlatformParts(NitroTpm, "attestation_doc", ("attestation_doc",)),
-)
+# By a label that identifies the platform, unless an earlier one is present.
+_PLATFORMS: Final[Mapping[str, type[Platform]]] = {
+    "tpm_quote": evidence_parts.GcpTdx,
+    "quote": evidence_parts.Tdx,
+    "report": evidence_parts.SevSnp,
+    "nsm_quote": evidence_parts.NitroEnclave,
+    "attestation_doc": evidence_parts.NitroTpm,
+}
 
 
 def _build_evidence(parts: dict[str, bytes]) -> Evidence:
     payload = parts.pop(_PAYLOAD, None)
-    platform = next((platform for platform in _PLATFORMS if platform.key_label in parts), None)
-    if platform is None:
-        message = "CMW collection: no quote, report or attestation document in it"
-        raise FormatError(message, reason="missing")
-    required = (*platform.labels, *_STACK)
+    key_label = next((label for label in _PLATFORMS if label in parts), None)
+    if key_label is None:
+        raise FormatError("CMW collection: no quote, report or document in it", reason="missing")
+    platform = _PLATFORMS[key_label]
+    required = (*platform._fields, *_STACK)
     if missing := [label for label in required if label not in parts]:
         raise FormatError(f"CMW collection: {missing[0]} missing", reason="missing")
     if others := [label for label in parts if label not in required]:
-        message = (
-            f"CMW collection: {others[0]} and {platform.key_label} belong to different platforms"
-        )
+        message = f"CMW collection: {others[0]} and {key_label} belong to different platforms"
         raise FormatError(message, reason="inconsistent")
     values = {label: _read(label, part) for label, part in parts.items()}
     payload_text = None if payload is None else _with_label(_PAYLOAD, lambda: _text(payload))
-    stack = _make_stack(*[values[label] for label in _STACK], payload_text)
-    return Evidence(platform.make(*[values[label] for label in platform.labels]), stack)
+    stack = Stack._make([*(values[label] for label in _STACK), payload_text])
+    return Evidence(platform._make([values[label] for label in platform._fields]), stack)
 
 
 def _read(label: str, part: bytes) -> object:
@@ -252,9 +227,7 @@ def _read(label: str, part: bytes) -> object:
     if label in {"config", "mr_config"}:
         return _with_label(label, lambda: _text(part))
     if label in {"tpm_quote", "cert_chain", "runtime_events"}:
-        return _with_label(
-            label, lambda: v1_document.decode_part(CborReader(part), label, len(part))
-        )
+        return _with_label(label, lambda: v1_document.decode_part(CborReader(part), label))
     return part
 
 
@@ -265,13 +238,6 @@ def _with_label(label: str, read: Callable[[], T]) -> T:
     except FormatError as error:
         message = f"{label}: {error.message}"
         raise FormatError(message, offset=error.offset, reason=error.reason) from error
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError("CMW: unpaired surrogate in text", reason="encoding") from error
 
 
 def _text(part: bytes) -> str:
@@ -285,22 +251,20 @@ def _text(part: bytes) -> str:
 
 
 def _write_events(events: list[dict[str, Any]]) -> bytes:
-    """Encode events as the JSON array of the guest agent API; stripped events stay stripped."""
+    """Encode events as the JSON array of the guest agent API; removed fields stay empty."""
     items = [
         {key: value.hex() if isinstance(value, bytes) else value for key, value in event.items()}
         for event in events
     ]
-    return _utf8(json.dumps(items, separators=(",", ":"), ensure_ascii=False))
+    return utf8(json.dumps(items, separators=(",", ":"), ensure_ascii=False), "CMW", UsageError)
 
 
 def _read_events(part: bytes) -> tuple[WireEvent, ...]:
-    """Decode the array; unlike `agent_json`, preimages are not interpreted, as in V1."""
+    """Decode the array; as in wire version 1, the preimages of events are not interpreted."""
     items = strict_json.read(part)
     if not isinstance(items, list) or len(items) > MAX_ITEMS:
-        raise FormatError(
-            f"must be an array of at most {MAX_ITEMS} events",
-            reason="too_many" if isinstance(items, list) else "wrong_type",
-        )
+        message = f"must be an array of at most {MAX_ITEMS} events"
+        raise FormatError(message, reason="too_many" if isinstance(items, list) else "wrong_type")
     return tuple([_event(item, at) for at, item in enumerate(items)])
 
 

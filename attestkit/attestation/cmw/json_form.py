@@ -21,8 +21,6 @@ from attestkit.attestation.cmw.record import (
 )
 from attestkit.errors import FormatError, UsageError
 
-__all__ = ["from_base64url", "read_json", "to_base64url", "write_json"]
-
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 # `+` and `/` of the standard alphabet are mapped to an invalid character.
 _FROM_URL = bytes.maketrans(b"-_+/", b"+/!!")
@@ -33,7 +31,7 @@ def read_json(data: bytes) -> Cmw:
 
     Raises:
         FormatError: If the JSON is malformed or has duplicate keys, or the CMW is not valid or
-            exceeds a limit. The text begins with the label.
+            exceeds a limit. The message begins with the label of the record or collection.
     """
     return _read(decode_strictly(data), Budget(), 0, "CMW")
 
@@ -72,8 +70,7 @@ def from_base64url(text: object, where: str) -> bytes:
         # Python ignores invalid characters and unused bits; the comparison detects them.
         if to_base64url(found) == text:
             return found
-    message = f"{where}: value: must be base64url without padding"
-    raise FormatError(message, reason="encoding")
+    raise FormatError(f"{where}: value: must be base64url without padding", reason="encoding")
 
 
 def _read(value: object, budget: Budget, depth: int, where: str) -> Cmw:
@@ -82,8 +79,7 @@ def _read(value: object, budget: Budget, depth: int, where: str) -> Cmw:
         named = KIND in value
         kind = value.pop(KIND, None)
         if named and kind is None:
-            message = f"{where}: {KIND}: must be a URI or an OID"
-            raise FormatError(message, reason="wrong_value")
+            raise FormatError(f"{where}: {KIND}: must be a URI or an OID", reason="wrong_value")
         entries: dict[Label, Cmw] = {
             label: _read(entry, budget, depth + 1, shown(label)) for label, entry in value.items()
         }
@@ -94,8 +90,7 @@ def _read(value: object, budget: Budget, depth: int, where: str) -> Cmw:
         raise FormatError(message, reason="wrong_size" if isinstance(value, list) else "wrong_type")
     media_type, text, *ind = value
     if ind == [None]:
-        message = f"{where}: ind: must be a combination of the bits 1, 2, 4, 8, 16"
-        raise FormatError(message, reason="wrong_value")
+        raise FormatError(f"{where}: ind: must be a sum of 1, 2, 4, 8, 16", reason="wrong_value")
     return make_record(media_type, from_base64url(text, where), ind[0] if ind else None, where)
 
 

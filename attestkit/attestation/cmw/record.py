@@ -2,7 +2,7 @@
 
 A record is an array of a media type or CoAP Content-Format, the message, and optionally the types
 of conceptual messages in it. A tagged message is a byte string with a CBOR tag that denotes a
-Content-Format. A collection is a map from labels to records and collections. `cmw_json` has the
+Content-Format. A collection is a map from labels to records and collections. `json_form` has the
 JSON encoding, `evidence` the evidence in a CMW.
 
 The decoder requires definite lengths and shortest heads, and accepts at most 1,024 messages, 4
@@ -18,27 +18,6 @@ from attestkit._reasons import FormatReason, UsageReason
 from attestkit._sanitize import shown
 from attestkit.attestation.wire.v1_cbor import encode_cbor
 from attestkit.errors import FormatError, UsageError
-
-__all__ = [
-    "KIND",
-    "MAX_DEPTH",
-    "MAX_ENTRIES",
-    "MAX_MESSAGES",
-    "Budget",
-    "Cmw",
-    "Collection",
-    "Indicator",
-    "Label",
-    "Record",
-    "content_format",
-    "make_collection",
-    "make_record",
-    "read_cbor",
-    "tag_number",
-    "usage_error",
-    "write_cbor",
-    "write_tag",
-]
 
 MAX_DEPTH: Final = 4
 """Most levels of nested collections, including the outermost."""
@@ -74,7 +53,7 @@ Label: TypeAlias = int | str
 
 
 class Indicator:
-    """Bits of `ind`: types of conceptual messages in a record."""
+    """Bits of the indicator `ind`: types of the conceptual messages in a record."""
 
     REFERENCE_VALUES: Final = 1
     ENDORSEMENTS: Final = 2
@@ -152,9 +131,7 @@ def read_cbor(data: bytes) -> Cmw:
     """
     reader = CborReader(data)
     found = _read(reader, Budget(), 0, "CMW")
-    if left := len(data) - reader.at:
-        message = f"CMW: {left} bytes after its end"
-        raise FormatError(message, reason="trailing_data", offset=reader.at)
+    reader.finish("CMW")
     return found
 
 
@@ -187,11 +164,17 @@ def usage_error(error: FormatError) -> UsageError:
 def make_record(
     media_type: object, value: bytes, ind: object, where: str, offset: int | None = None
 ) -> Record:
-    """Validate the parts of a record and return it; `ind` may be None.
+    """Validate the parts of a record, and return the record.
+
+    Args:
+        media_type: Media type (text) or CoAP Content-Format (integer).
+        value: The message.
+        ind: Indicator, see `Indicator`; None if the record has none.
+        where: Place of the record in the CMW, with which error messages begin.
+        offset: Offset of the record, for errors.
 
     Raises:
-        FormatError: If media type, Content-Format or indicator is not valid; the text begins with
-            `where`.
+        FormatError: If media type, Content-Format or indicator is not valid.
     """
     if isinstance(media_type, str):
         if len(media_type) > _MAX_TEXT or not _MEDIA_TYPE.fullmatch(media_type):
@@ -209,11 +192,16 @@ def make_record(
 def make_collection(
     entries: Mapping[Label, Cmw], kind: object, where: str, offset: int | None = None
 ) -> Collection:
-    """Validate the parts of a collection and return it; `kind` may be None.
+    """Validate the parts of a collection, and return the collection.
+
+    Args:
+        entries: Records and collections by label.
+        kind: Type of the collection, a URI or OID; None if it has no type.
+        where: Place of the collection in the CMW, with which error messages begin.
+        offset: Offset of the collection, for errors.
 
     Raises:
-        FormatError: If the number of entries is out of range, or the type is not a URI or OID; the
-            text begins with `where`.
+        FormatError: If the number of entries is out of range, or the type is not a URI or OID.
     """
     if not 0 < len(entries) <= MAX_ENTRIES:
         message = f"{where}: a CMW collection must have 1 to {MAX_ENTRIES} entries"
@@ -225,8 +213,7 @@ def make_collection(
         or len(kind) > _MAX_TEXT
         or not (_URI.fullmatch(kind) or _OID.fullmatch(kind))
     ):
-        message = f"{where}: {KIND}: must be a URI or an OID"
-        raise FormatError(message, reason="wrong_value", offset=offset)
+        raise FormatError(f"{where}: {KIND}: not a URI or OID", reason="wrong_value", offset=offset)
     return Collection(entries, kind)
 
 

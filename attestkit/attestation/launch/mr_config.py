@@ -5,22 +5,15 @@ into it, PCR 8 of a NitroTPM. Version 1 contains a compose hash, version 2 hashe
 version 3 hashes the bytes of a JSON document.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from attestkit._crypto.hashes import keccak256, sha256, sha384
 from attestkit._formats import strict_json
-from attestkit._sanitize import shown
+from attestkit._reasons import FormatReason
+from attestkit._sanitize import require_size, shown, utf8
 from attestkit.dstack.app_compose import KEY_PROVIDERS
 from attestkit.errors import FormatError, UsageError
-
-__all__ = [
-    "MrConfig",
-    "config_id_v1",
-    "config_id_v2",
-    "config_id_v3",
-    "host_data",
-    "nitro_tpm_pcr8",
-]
 
 MAX_INIT_SCRIPTS = 5
 _LARGEST = 1 << 20  # bytes; a real document has less than 1,000
@@ -52,7 +45,9 @@ class MrConfig(NamedTuple):
 
     @classmethod
     def parse(cls, document: str | bytes) -> "MrConfig":
-        """Parse a document; `check_lengths` checks the lengths of ids.
+        """Parse an mr_config document.
+
+        The lengths of the ids, such as the app id, are not checked; see `check_lengths`.
 
         Raises:
             FormatError: If the document is not a JSON object, is over 1 MiB, has an unknown key, or
@@ -60,16 +55,13 @@ class MrConfig(NamedTuple):
         """
         raw = _document_bytes(document)
         if len(raw) > _LARGEST:
-            message = f"mr_config: {len(raw)} bytes exceed the limit of {_LARGEST}"
-            raise FormatError(message, reason="too_large")
+            raise _bad(f"{len(raw)} bytes exceed the limit of {_LARGEST}", "too_large")
         fields = strict_json.read_object(raw, "mr_config")
         if unknown := fields.keys() - _KEYS:
-            message = f"mr_config: unknown key {shown(min(unknown))}"
-            raise FormatError(message, reason="unknown_field")
+            raise _bad(f"unknown key {shown(min(unknown))}", "unknown_field")
         provider = strict_json.string(fields, "key_provider")
         if provider not in KEY_PROVIDERS:
-            message = f"mr_config: key_provider: must be one of {', '.join(KEY_PROVIDERS)}"
-            raise FormatError(message, reason="wrong_value")
+            raise _bad(f"key_provider: must be one of {', '.join(KEY_PROVIDERS)}", "wrong_value")
         return cls(
             document=raw,
             version=strict_json.number_field(fields, "version", 32, 3),
@@ -79,7 +71,7 @@ class MrConfig(NamedTuple):
             key_provider=provider,
             key_provider_id=strict_json.hex_field(fields, "key_provider_id"),
             instance_id=strict_json.hex_field(fields, "instance_id"),
-            init_script_hashes=_script_hashes(fields),
+            init_script_hashes=read_script_hashes(fields),
         )
 
     @property
@@ -95,19 +87,18 @@ class MrConfig(NamedTuple):
             FormatError: If the version is not 3, or an id has a wrong length.
         """
         if self.version != 3:
-            message = f"mr_config: version: must be 3, not {self.version}"
-            raise FormatError(message, reason="unsupported_version")
+            raise _bad(f"version: must be 3, not {self.version}", "unsupported_version")
         sizes = {"app_id": 20, "compose_hash": 32, "gpu_policy_hash": 32, "instance_id": 20}
         for name, size in sizes.items():
             value: bytes = getattr(self, name)
             if len(value) != size and (value or name == "compose_hash"):
-                message = f"mr_config: {name}: must be {size} bytes, not {len(value)}"
-                raise FormatError(message, reason="wrong_size")
+                raise _bad(f"{name}: must be {size} bytes, not {len(value)}", "wrong_size")
 
 
 def config_id_v1(compose_hash: bytes) -> bytes:
     """Return the configuration id of version 1 (48 bytes) for a compose hash (32 bytes)."""
-    return b"\1" + _sized(compose_hash, 32, "compose_hash") + bytes(15)
+    require_size("compose_hash", compose_hash, 32)
+    return b"\1" + compose_hash + bytes(15)
 
 
 def config_id_v2(
@@ -125,12 +116,13 @@ def config_id_v2(
         message = f"key_provider: must be one of {', '.join(KEY_PROVIDERS)}: {shown(key_provider)}"
         raise UsageError(message, reason="unknown_name")
     kind = bytes([KEY_PROVIDERS[key_provider][0]])
-    whole = _sized(compose_hash, 32, "compose_hash") + _sized(app_id, 20, "app_id")
-    return b"\2" + keccak256(whole + kind + key_provider_id) + bytes(15)
+    require_size("compose_hash", compose_hash, 32)
+    require_size("app_id", app_id, 20)
+    return b"\2" + keccak256(compose_hash + app_id + kind + key_provider_id) + bytes(15)
 
 
 def config_id_v3(document: str | bytes) -> bytes:
-    """Return the configuration id of version 3 (48 bytes) for the bytes of a document."""
+    """Return the configuration id of version 3 (48 bytes) for a JSON document."""
     return b"\3" + host_data(document) + bytes(15)
 
 
@@ -141,30 +133,28 @@ def host_data(document: str | bytes) -> bytes:
 
 def nitro_tpm_pcr8(config_id: bytes) -> bytes:
     """Return PCR 8 of a NitroTPM after extending it with a configuration id (48 bytes)."""
-    return sha384(bytes(48) + _sized(config_id, 48, "config_id"))
+    require_size("config_id", config_id, 48)
+    return sha384(bytes(48) + config_id)
 
 
 def _document_bytes(document: str | bytes) -> bytes:
-    if isinstance(document, bytes):
-        return document
-    try:
-        return document.encode()
-    except UnicodeEncodeError as error:
-        raise FormatError("mr_config: unpaired surrogate in text", reason="encoding") from error
+    return document if isinstance(document, bytes) else utf8(document, "mr_config")
 
 
-def _script_hashes(fields: dict[str, Any]) -> tuple[bytes, ...] | None:
+def read_script_hashes(fields: Mapping[str, object]) -> tuple[bytes, ...] | None:
+    """Return `init_script_hashes`, at most 5 of 32 bytes, from hex; None if missing or null.
+
+    Raises:
+        FormatError: If the field has another type, size or number of items.
+    """
     found = fields.get("init_script_hashes")
     if found is None:
         return None
-    if not isinstance(found, list) or len(found) > MAX_INIT_SCRIPTS:
+    if not isinstance(found, (list, tuple)) or len(found) > MAX_INIT_SCRIPTS:
         message = f"init_script_hashes: must be an array of at most {MAX_INIT_SCRIPTS} hashes"
         raise FormatError(message, reason="wrong_value")
     return tuple([strict_json.from_hex(item, "init_script_hashes", 32) for item in found])
 
 
-def _sized(value: bytes, size: int, name: str) -> bytes:
-    if len(value) != size:
-        message = f"{name}: must be {size} bytes, not {len(value)}"
-        raise UsageError(message, reason="wrong_size")
-    return value
+def _bad(problem: str, reason: FormatReason) -> FormatError:
+    return FormatError(f"mr_config: {problem}", reason=reason)

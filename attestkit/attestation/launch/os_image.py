@@ -25,8 +25,6 @@ from attestkit.errors import FormatError, UnsupportedError, VerificationError
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.snp_report import SnpReport
 
-__all__ = ["expected_snp_measurement", "expected_tdx_registers", "verify_os_image"]
-
 _SNP_KEYS = {"checksum_file", "measurement", "vcpus", "vcpu_type", "guest_features"}
 _CACHED_SIZE = 16_384  # characters of both texts of an image; longer ones are not cached
 
@@ -58,7 +56,7 @@ def verify_os_image(evidence: Evidence, config: str = "", *, quote: Quote | None
         return _check_snp(platform, found)
     if isinstance(platform, NitroEnclave):
         return _check_nitro_enclave(platform, found)
-    message = "OS image: verified through the TPM quote on this platform"
+    message = "OS image: needs verification of a TPM quote, which is not supported"
     raise UnsupportedError(message, reason="os_image")
 
 
@@ -91,7 +89,7 @@ def expected_snp_measurement(config: VmConfig) -> bytes:
 
 
 def _compare(expected: TdxRegisters, body: TdQuoteBody) -> None:
-    actual = TdxRegisters(body.mr_td, body.rtmr0, body.rtmr1, body.rtmr2)
+    actual = TdxRegisters(body.mrtd, body.rtmr0, body.rtmr1, body.rtmr2)
     names = ("MRTD", "RTMR0", "RTMR1", "RTMR2")
     for name, computed, quoted in zip(names, expected, actual, strict=True):
         if computed != quoted:
@@ -122,10 +120,8 @@ def _check_nitro_enclave(platform: NitroEnclave, config: VmConfig) -> bytes:
         raise VerificationError(message, reason="enclave_debug")
     actual, expected = sha256(registers), config.os_image_hash
     if actual != expected:
-        raise VerificationError(
-            f"os_image_hash mismatch: expected={expected.hex()}, actual={actual.hex()}",
-            reason="os_image",
-        )
+        message = f"os_image_hash mismatch: expected={expected.hex()}, actual={actual.hex()}"
+        raise VerificationError(message, reason="os_image")
     return actual
 
 
@@ -180,8 +176,7 @@ def _document(
             reason="os_image",
         )
     if _listed(checksums, name) != sha256(measurement):
-        message = f"{name}: its hash is not the one in checksum_file"
-        raise VerificationError(message, reason="os_image")
+        raise VerificationError(f"{name}: its hash is not in checksum_file", reason="os_image")
     document = read_value(measurement)
     if not isinstance(document, dict):
         raise FormatError(f"{name}: must be a CBOR map", reason="wrong_type")
@@ -189,7 +184,7 @@ def _document(
 
 
 def _listed(checksums: bytes, name: str) -> bytes:
-    """Return the checksum of a file, which must be listed once."""
+    """Return the checksum of file `name` in a list of checksums, which must name it once."""
     try:
         lines = checksums.decode().split("\n")
     except UnicodeDecodeError as error:
@@ -201,6 +196,5 @@ def _listed(checksums: bytes, name: str) -> bytes:
         message = f"checksum_file: must list {name} once, not {len(found)} times"
         raise FormatError(message, reason="duplicate" if found else "missing")
     if len(found[0]) != 64 or set(found[0]) - set(string.hexdigits):
-        message = f"checksum_file: checksum of {name}: must be 64 hex digits"
-        raise FormatError(message, reason="encoding")
+        raise FormatError(f"checksum_file: {name}: must be 64 hex digits", reason="encoding")
     return bytes.fromhex(found[0])

@@ -13,8 +13,6 @@ from attestkit._formats.cbor import Value
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
 
-__all__ = ["OvmfSection", "SnpImage", "SnpLaunch", "compute_measurement"]
-
 _PAGE = 4096
 # The reference verifier accepts 16,777,216 pages: 25 seconds of hashing for an unsigned document of
 # a few hundred bytes. OVMF has 31.

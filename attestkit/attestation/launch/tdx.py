@@ -18,8 +18,6 @@ from attestkit.attestation.wire.evidence_parts import is_acpi_data
 from attestkit.errors import FormatError
 from attestkit.event_log.event import ACPI_DATA, WireEvent
 
-__all__ = ["TdxImage", "TdxRegisters", "compute_registers", "td_hob_digest"]
-
 _MIN_MEMORY = 0x80000000
 _SPLIT_MEMORY = 0xB0000000  # from this size on, a part of the memory is above 4 GiB
 _LOW_END = 0x80000000
@@ -186,15 +184,13 @@ def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
 
 def _witness(witness: bytes) -> tuple[int, list[tuple[int, int]]]:
     if len(witness) > _MAX_WITNESS:
-        message = f"td_hob: {len(witness)} bytes exceed the limit of {_MAX_WITNESS}"
-        raise FormatError(message, reason="too_large")
+        raise FormatError(f"td_hob: {len(witness)} bytes, over {_MAX_WITNESS}", reason="too_large")
     numbers = _leb128(witness)
     if len(numbers) < 3:
         raise FormatError("td_hob: truncated", reason="truncated", offset=len(witness))
     base, hob_delta, count, *pairs = numbers
     if count > _MAX_RANGES or len(pairs) != 2 * count:
-        message = f"td_hob: {len(pairs)} integers after a count of {count} ranges"
-        raise FormatError(message, reason="wrong_size")
+        raise FormatError(f"td_hob: {len(pairs)} integers for {count} ranges", reason="wrong_size")
     starts = [(base + delta) * _PAGE for delta in pairs[::2]]
     sizes = [pages * _PAGE for pages in pairs[1::2]]
     ranges = [(start, start + size) for start, size in zip(starts, sizes, strict=True)]
@@ -222,7 +218,7 @@ def _leb128(data: bytes) -> list[int]:
 
 
 def _subtract_range(left: list[tuple[int, int]], start: int, end: int) -> None:
-    """Remove [start, end) from `left`, sorted disjoint ranges.
+    """Remove the range [start, end) from `left`, a list of sorted disjoint ranges.
 
     Binary search finds the affected ranges, so that many ranges do not take quadratic time.
     """
@@ -257,14 +253,13 @@ def _acpi_digests(events: Iterable[WireEvent]) -> _Three:
             reason="missing" if set(_ACPI_NAMES) - digests.keys() else "duplicate",
         )
     if any(len(digest) != 48 for digest in digests.values()):
-        message = "event log: digest of an ACPI table must be 48 bytes"
-        raise FormatError(message, reason="wrong_size")
+        raise FormatError("event log: ACPI digests must be 48 bytes", reason="wrong_size")
     loader, rsdp, tables = [digests[name] for name in _ACPI_NAMES]
     return loader, rsdp, tables
 
 
 def _two_pass(vm_config: Mapping[str, Any]) -> bool:
-    """Return whether QEMU added all pages before measuring them, and not page by page."""
+    """Return whether QEMU added all pages first and then measured them, not page by page."""
     stated = vm_config.get("qemu_single_pass_add_pages")
     if isinstance(stated, bool):
         return stated  # despite its name, true selects the MRTD `two_pass`
@@ -276,7 +271,7 @@ def _two_pass(vm_config: Mapping[str, Any]) -> bool:
         return False
     major = str(version).split(".")[0]
     if not major.isascii() or not major.isdigit() or len(major) > 3 or int(major) < 8:
-        message = "vm_config: qemu_version: no lite measurement for this version"
+        message = "vm_config: qemu_version: no lite measurement exists for versions below 8"
         raise FormatError(message, reason="unsupported")
     return int(major) == 8
 

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 from attestkit._formats import strict_json
 from attestkit.errors import FormatError
 
-__all__ = ["VmConfig"]
-
 _LARGEST = 1 << 20  # characters; a real one has one or two thousand
 _CACHE_ENTRIES = 32
 _CACHED_SIZE = 16_384  # characters; longer texts are not cached
@@ -43,7 +41,7 @@ class VmConfig(NamedTuple):
         return strict_json.hex_field(self.fields, "os_image_hash")
 
     def find(self, name: str) -> object:
-        """Return the value of `name` in the outer object, else in the VM's fields, else None."""
+        """Return the member `name` of the system configuration, else of the VM's, else None."""
         found = self.outer.get(name)
         return self.fields.get(name) if found is None else found
 

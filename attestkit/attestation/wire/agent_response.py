@@ -14,8 +14,6 @@ from attestkit.errors import FormatError
 from attestkit.event_log import EventLog, agent_json
 from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
 
-__all__ = ["decode_attestation", "parse_quote_and_log", "parse_quote_response", "parse_response"]
-
 _LARGEST: Final = 1 << 25  # bytes or characters, the limit of the client of a guest agent
 
 
@@ -54,8 +52,7 @@ def parse_quote_response(fields: dict[str, Any]) -> Evidence:
     if stated := fields.get("report_data"):
         given = strict_json.from_hex(stated, "report_data")
         if not hmac.compare_digest(given.ljust(64, b"\0"), evidence.stack.report_data):
-            message = "report_data: differs from the report data in the quote"
-            raise FormatError(message, reason="inconsistent")
+            raise FormatError("report_data: differs from that of the quote", reason="inconsistent")
     return evidence
 
 

@@ -1,12 +1,10 @@
-"""Wire form of a TD's event log, extended incrementally."""
+"""Event log of a TD as received and sent (wire form), extended incrementally."""
 
 from typing import NamedTuple
 
 from attestkit.attestation.wire.evidence_parts import RuntimeEvent
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.event import RUNTIME_REGISTER, WireEvent
-
-__all__ = ["WireLog", "to_wire_event"]
 
 
 class WireLog(NamedTuple):

@@ -1,8 +1,8 @@
 """Parts of the evidence of each platform, as on the wire.
 
-The values are unchanged, so that encoding restores the same bytes: a stripped digest is empty here,
-although `Attestation.event_log` has the recomputed one. Fields have the names and the order of the
-wire format (guest agent evidence, version 1).
+The values are unchanged, so that encoding restores the same bytes: a digest that the sender removed
+is empty here, although `Attestation.event_log` has the recomputed digest. Fields have the names and
+the order of the wire format (guest agent evidence, version 1).
 """
 
 from typing import NamedTuple
@@ -11,25 +11,6 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event import ACPI_DATA, WireEvent
 from attestkit.event_log.event_types import ACPI_CONFIG, RUNTIME_EVENT_TYPE
 from attestkit.quote import Quote, TdQuoteBody
-
-__all__ = [
-    "PLATFORM_NAMES",
-    "TPM_PLATFORMS",
-    "Evidence",
-    "GcpTdx",
-    "NitroEnclave",
-    "NitroTpm",
-    "PcrValue",
-    "Platform",
-    "RuntimeEvent",
-    "SevSnp",
-    "Stack",
-    "Tdx",
-    "TpmEvent",
-    "TpmQuote",
-    "is_acpi_data",
-    "td_body",
-]
 
 TPM_PLATFORMS = ("dstack", "gcp", "nitroenclave", "aws-ec2")  # SCALE indices 0 to 3
 
@@ -74,15 +55,6 @@ class Tdx(NamedTuple):
     quote: bytes
     event_log: tuple[WireEvent, ...]
 
-    def with_report_data(self, report_data: bytes) -> "Tdx":
-        """Return a copy with other report data in the quote, whose signature is then invalid."""
-        return self._replace(quote=_patched_quote(self.quote, report_data))
-
-    def stripped(self) -> "Tdx":
-        """Return the form for certificates: events of RTMR3 and of the ACPI tables."""
-        kept = [event for event in self.event_log if event.imr == 3 or is_acpi_data(event)]
-        return self._replace(event_log=tuple([_stripped(event) for event in kept]))
-
 
 class GcpTdx(NamedTuple):
     """Intel TDX on Google Cloud, with a TPM."""
@@ -91,29 +63,11 @@ class GcpTdx(NamedTuple):
     event_log: tuple[WireEvent, ...]
     tpm_quote: TpmQuote
 
-    def with_report_data(self, report_data: bytes) -> "GcpTdx":
-        """Return a copy with other report data in the quote, whose signature is then invalid."""
-        return self._replace(quote=_patched_quote(self.quote, report_data))
-
-    def stripped(self) -> "GcpTdx":
-        """Return the form for certificates: events of RTMR3."""
-        kept = [_stripped(event) for event in self.event_log if event.imr == 3]
-        return self._replace(event_log=tuple(kept))
-
 
 class NitroEnclave(NamedTuple):
     """An AWS Nitro Enclave."""
 
     nsm_quote: bytes  # COSE_Sign1
-
-    def with_report_data(self, report_data: bytes) -> "NitroEnclave":
-        """Return `self`: the report data is inside of the signed document."""
-        del report_data
-        return self
-
-    def stripped(self) -> "NitroEnclave":
-        """Return `self`: there is nothing to strip."""
-        return self
 
 
 class SevSnp(NamedTuple):
@@ -123,31 +77,11 @@ class SevSnp(NamedTuple):
     cert_chain: tuple[bytes, ...]  # ASK and VCEK (DER or PEM), one certificate table, or empty
     mr_config: str  # JSON document whose hash is HOST_DATA
 
-    def with_report_data(self, report_data: bytes) -> "SevSnp":
-        """Return a copy with other report data in the report, whose signature is then invalid."""
-        if len(self.report) < 0x90:
-            message = f"SEV-SNP report: too short for report data: {len(self.report)} bytes"
-            raise UsageError(message, reason="wrong_size")
-        return self._replace(report=_patched(self.report, 0x50, report_data))
-
-    def stripped(self) -> "SevSnp":
-        """Return `self`: there is nothing to strip."""
-        return self
-
 
 class NitroTpm(NamedTuple):
     """AWS EC2 with a NitroTPM."""
 
     attestation_doc: bytes  # COSE_Sign1
-
-    def with_report_data(self, report_data: bytes) -> "NitroTpm":
-        """Return `self`: the report data is inside of the signed document."""
-        del report_data
-        return self
-
-    def stripped(self) -> "NitroTpm":
-        """Return `self`: there is nothing to strip."""
-        return self
 
 
 Platform = Tdx | GcpTdx | NitroEnclave | SevSnp | NitroTpm
@@ -171,7 +105,7 @@ class Stack(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Decoded evidence: the part of the platform, and the part of the software stack."""
+    """Decoded evidence: data of the platform, and data of the software stack."""
 
     platform: Platform
     stack: Stack
@@ -191,20 +125,33 @@ def td_body(quote: bytes | Quote) -> TdQuoteBody:
     """
     body = (quote if isinstance(quote, Quote) else Quote.parse(quote)).body
     if not isinstance(body, TdQuoteBody):
-        raise FormatError("quote: of an SGX enclave, not of a TD", reason="wrong_type")
+        raise FormatError("quote: must be of a TD, not of an SGX enclave", reason="wrong_type")
     return body
 
 
 def is_acpi_data(event: WireEvent) -> bool:
-    """Return whether an event measures an ACPI table; its payload is never stripped."""
+    """Return whether an event measures an ACPI table; its payload is never removed."""
     return (event.event_type, event.imr, event.event_payload) == (ACPI_CONFIG, 0, ACPI_DATA)
 
 
-def _stripped(event: WireEvent) -> WireEvent:
-    """Return the form of an event for certificates.
+def stripped(platform: Platform) -> Platform:
+    """Return a smaller copy for a certificate, in which the log of a TD has fewer events.
 
-    The digest of a runtime event is removed, because it can be recomputed; in version 2 it stays,
-    because verifiers compare it with the preimage. The payload of other events is removed.
+    It keeps the RTMR3 events and, on a platform without TPM, the events that measure ACPI tables.
+    """
+    if not isinstance(platform, (Tdx, GcpTdx)):
+        return platform
+    with_acpi = isinstance(platform, Tdx)
+    kept = [e for e in platform.event_log if e.imr == 3 or (with_acpi and is_acpi_data(e))]
+    return platform._replace(event_log=tuple([_stripped_event(event) for event in kept]))
+
+
+def _stripped_event(event: WireEvent) -> WireEvent:
+    """Return a smaller copy of an event for a certificate; ACPI events are kept as they are.
+
+    The digest of a runtime event is removed, because it can be recomputed. It is kept in a
+    version 2 event, because verifiers compare it with the hash of the event's content. The
+    payload of all other events is removed.
     """
     is_runtime = event.event_type == RUNTIME_EVENT_TYPE
     if is_acpi_data(event) or (is_runtime and event.version == 2):
@@ -212,14 +159,24 @@ def _stripped(event: WireEvent) -> WireEvent:
     return event._replace(digest=b"") if is_runtime else event._replace(event_payload=b"")
 
 
-def _patched(data: bytes, at: int, report_data: bytes) -> bytes:
+def with_report_data(platform: Platform, report_data: bytes) -> Platform:
+    """Return a copy with other report data in quote or report, whose signature is then invalid.
+
+    The report data of a Nitro platform are inside the signed document, so a Nitro platform is
+    returned unchanged.
+    """
+    if isinstance(platform, SevSnp):
+        return platform._replace(
+            report=_patched("SEV-SNP report", platform.report, 0x50, report_data)
+        )
+    if isinstance(platform, (Tdx, GcpTdx)):
+        # Quotes of version 5 have a body descriptor of 6 bytes.
+        at = 574 if platform.quote[:2] == b"\5\0" else 568
+        return platform._replace(quote=_patched("quote", platform.quote, at, report_data))
+    return platform
+
+
+def _patched(subject: str, data: bytes, at: int, report_data: bytes) -> bytes:
+    if len(data) < at + 64:
+        raise UsageError(f"{subject}: too short: {len(data)} bytes", reason="wrong_size")
     return data[:at] + report_data + data[at + 64 :]
-
-
-def _patched_quote(quote: bytes, report_data: bytes) -> bytes:
-    # Quotes of version 5 have a body descriptor of 6 bytes.
-    at = 574 if quote[:2] == b"\5\0" else 568
-    if len(quote) < at + 64:
-        message = f"quote: too short for report data: {len(quote)} bytes"
-        raise UsageError(message, reason="wrong_size")
-    return _patched(quote, at, report_data)

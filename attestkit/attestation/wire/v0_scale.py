@@ -1,34 +1,112 @@
 """Evidence in SCALE, wire version 0; agents use it unless an event has version 2."""
 
-import struct
+from collections.abc import Callable
+from struct import Struct
+from typing import Any, Final, NamedTuple
 
+from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire import scale
-from attestkit.attestation.wire.evidence_parts import (
-    TPM_PLATFORMS,
-    Evidence,
-    GcpTdx,
-    NitroEnclave,
-    NitroTpm,
-    PcrValue,
-    Platform,
-    RuntimeEvent,
-    SevSnp,
-    Stack,
-    Tdx,
-    TpmEvent,
-    TpmQuote,
-)
+from attestkit.attestation.wire.evidence_parts import Evidence, Platform, Stack
 from attestkit.attestation.wire.scale import ScaleReader
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event import WireEvent
 
-__all__ = ["FIRST_BYTES", "decode_evidence", "encode_evidence"]
-
 FIRST_BYTES = frozenset([0])
+_FAILED = "Failed to decode legacy VersionedAttestation"
+
+
+class _Type(NamedTuple):
+    """Functions that decode and encode the values of a type."""
+
+    read: Callable[[ScaleReader], Any]
+    write: Callable[[Any], bytes]
+
+
+def _vector(item: _Type) -> _Type:
+    return _Type(
+        lambda reader: reader.vector(item.read),
+        lambda items: scale.encode_vector(map(item.write, items)),
+    )
+
+
+def _struct(make: Callable[..., object], *fields: _Type) -> _Type:
+    """Return the type of a named tuple whose first fields have the types `fields`.
+
+    The other fields of the tuple get their defaults.
+    """
+    return _Type(
+        lambda reader: make(*[field.read(reader) for field in fields]),
+        lambda value: b"".join(
+            [field.write(part) for field, part in zip(fields, value, strict=False)]
+        ),
+    )
+
+
+def _tpm_platform(reader: ScaleReader) -> str:
+    index = reader.u8()
+    if index >= len(parts.TPM_PLATFORMS):
+        message = f"unknown TPM platform {index}"
+        raise FormatError(message, reason="wrong_value", offset=reader.at - 1)
+    return parts.TPM_PLATFORMS[index]
+
+
+_U32: Final = _Type(ScaleReader.u32, scale.encode_u32)
+_BLOB: Final = _Type(ScaleReader.blob, scale.encode_blob)
+_TEXT: Final = _Type(ScaleReader.text, scale.encode_text)
+_EVENT: Final = _struct(WireEvent, _U32, _U32, _BLOB, _TEXT, _BLOB)
 # Beginning of nearly every event of a TD: register, type, length of the digest, digest (48 bytes),
 # and the first byte of the length of the name.
-_EVENT_HEAD = struct.Struct("<IIB48sB")
-_FAILED = "Failed to decode legacy VersionedAttestation"
+_EVENT_HEAD: Final = Struct("<IIB48sB")
+_new_tuple = tuple.__new__
+
+
+def _read_event(reader: ScaleReader) -> WireEvent:
+    data, at = reader.data, reader.at
+    end = at + _EVENT_HEAD.size
+    if end <= len(data) and data[at + 8] == 48 << 2:
+        imr, event_type, _, digest, name_size = _EVENT_HEAD.unpack_from(data, at)
+        reader.at = end - 1 if name_size else end
+        name = reader.text() if name_size else ""
+        return _new_tuple(WireEvent, (imr, event_type, digest, name, reader.blob(), 1, None))
+    event: WireEvent = _EVENT.read(reader)
+    return event
+
+
+def _write_event(event: WireEvent) -> bytes:
+    return (  # written out, because a log has many events
+        scale.encode_u32(event.imr)
+        + scale.encode_u32(event.event_type)
+        + scale.encode_blob(event.digest)
+        + scale.encode_text(event.event)
+        + scale.encode_blob(event.event_payload)
+    )
+
+
+_LOG: Final = _vector(_Type(_read_event, _write_event))
+_TPM_QUOTE: Final = _struct(
+    parts.TpmQuote,
+    _BLOB,
+    _BLOB,
+    _vector(_struct(parts.PcrValue, _U32, _TEXT, _BLOB)),
+    _BLOB,
+    _Type(_tpm_platform, lambda name: bytes([parts.TPM_PLATFORMS.index(name)])),
+    _vector(_struct(parts.TpmEvent, _U32, _BLOB)),
+)
+_RUNTIME_EVENTS: Final = _vector(
+    _Type(
+        lambda reader: parts.RuntimeEvent(reader.text(), reader.blob()),
+        lambda event: scale.encode_text(event.event) + scale.encode_blob(event.payload),
+    )
+)
+# In the order of their indices on the wire.
+_PLATFORMS: Final[dict[type[Platform], _Type]] = {
+    parts.Tdx: _struct(parts.Tdx, _BLOB, _LOG),
+    parts.GcpTdx: _struct(parts.GcpTdx, _BLOB, _LOG, _TPM_QUOTE),
+    parts.NitroEnclave: _struct(parts.NitroEnclave, _BLOB),
+    parts.SevSnp: _struct(parts.SevSnp, _BLOB, _vector(_BLOB), _TEXT),
+    parts.NitroTpm: _struct(parts.NitroTpm, _BLOB),
+}
+_KINDS: Final = list(_PLATFORMS)
 
 
 def decode_evidence(data: bytes) -> Evidence:
@@ -39,7 +117,7 @@ def decode_evidence(data: bytes) -> Evidence:
     """
     reader = ScaleReader(data, at=1)  # after the version, which the caller has checked
     try:
-        evidence = Evidence(_platform(reader), _stack(reader))
+        evidence = Evidence(_read_platform(reader), _read_stack(reader))
     except FormatError as error:
         message = f"{_FAILED}: {error.message}"
         raise FormatError(message, reason=error.reason, offset=error.offset) from error
@@ -65,137 +143,26 @@ def encode_evidence(evidence: Evidence) -> bytes:
         raise UsageError(message, reason="not_applicable")
     if len(stack.report_data) != 64:
         raise UsageError("stack.report_data must be 64 bytes", reason="wrong_size")
-    events = [
-        scale.encode_text(event.event) + scale.encode_blob(event.payload)
-        for event in stack.runtime_events
-    ]
+    kind = type(evidence.platform)
     return b"".join(
         [
-            b"\0",
-            _platform_bytes(evidence.platform),
-            scale.encode_vector(events),
+            bytes([0, _KINDS.index(kind)]),
+            _PLATFORMS[kind].write(evidence.platform),
+            _RUNTIME_EVENTS.write(stack.runtime_events),
             stack.report_data,
             scale.encode_text(stack.config),
         ]
     )
 
 
-def _platform(reader: ScaleReader) -> Platform:
+def _read_platform(reader: ScaleReader) -> Platform:
     index = reader.u8()
-    if index == 0:
-        return Tdx(reader.blob(), _event_log(reader))
-    if index == 1:
-        return GcpTdx(reader.blob(), _event_log(reader), _tpm_quote(reader))
-    if index == 2:
-        return NitroEnclave(reader.blob())
-    if index == 3:
-        return SevSnp(reader.blob(), reader.vector(reader.blob), reader.text())
-    if index == 4:
-        return NitroTpm(reader.blob())
-    raise FormatError(f"unknown platform {index}", reason="unsupported", offset=reader.at - 1)
+    if index >= len(_KINDS):
+        raise FormatError(f"unknown platform {index}", reason="unsupported", offset=reader.at - 1)
+    platform: Platform = _PLATFORMS[_KINDS[index]].read(reader)
+    return platform
 
 
-def _stack(reader: ScaleReader) -> Stack:
-    def event() -> RuntimeEvent:
-        return RuntimeEvent(reader.text(), reader.blob())
-
-    events = reader.vector(event)
-    return Stack(reader.fixed(64), events, reader.text())
-
-
-def _event_log(reader: ScaleReader) -> tuple[WireEvent, ...]:
-    data, last = reader.data, len(reader.data) - _EVENT_HEAD.size
-    unpack, make = _EVENT_HEAD.unpack_from, tuple.__new__
-
-    def event() -> WireEvent:
-        if reader.at > last:
-            return field_by_field()
-        imr, event_type, digest_size, digest, name_size = unpack(data, reader.at)
-        if digest_size != len(digest) << 2:
-            return field_by_field()
-        reader.at += _EVENT_HEAD.size
-        name = ""
-        if name_size:
-            reader.at -= 1
-            name = reader.text()
-        return make(WireEvent, (imr, event_type, digest, name, reader.blob(), 1, None))
-
-    def field_by_field() -> WireEvent:
-        return WireEvent(reader.u32(), reader.u32(), reader.blob(), reader.text(), reader.blob())
-
-    return reader.vector(event)
-
-
-def _tpm_quote(reader: ScaleReader) -> TpmQuote:
-    def pcr_value() -> PcrValue:
-        return PcrValue(reader.u32(), reader.text(), reader.blob())
-
-    def event() -> TpmEvent:
-        return TpmEvent(reader.u32(), reader.blob())
-
-    message, signature = reader.blob(), reader.blob()
-    values, ak_cert, index = reader.vector(pcr_value), reader.blob(), reader.u8()
-    if index >= len(TPM_PLATFORMS):
-        raise FormatError(
-            f"unknown TPM platform {index}", reason="wrong_value", offset=reader.at - 1
-        )
-    events = reader.vector(event)
-    return TpmQuote(message, signature, values, ak_cert, TPM_PLATFORMS[index], events)
-
-
-def _platform_bytes(platform: Platform) -> bytes:
-    if isinstance(platform, Tdx):
-        return b"\0" + scale.encode_blob(platform.quote) + _event_log_bytes(platform.event_log)
-    if isinstance(platform, GcpTdx):
-        events = _event_log_bytes(platform.event_log)
-        return (
-            b"\1"
-            + scale.encode_blob(platform.quote)
-            + events
-            + _tpm_quote_bytes(platform.tpm_quote)
-        )
-    if isinstance(platform, NitroEnclave):
-        return b"\2" + scale.encode_blob(platform.nsm_quote)
-    if isinstance(platform, SevSnp):
-        chain = scale.encode_vector(map(scale.encode_blob, platform.cert_chain))
-        return (
-            b"\3"
-            + scale.encode_blob(platform.report)
-            + chain
-            + scale.encode_text(platform.mr_config)
-        )
-    return b"\4" + scale.encode_blob(platform.attestation_doc)
-
-
-def _event_log_bytes(events: tuple[WireEvent, ...]) -> bytes:
-    return scale.encode_vector(
-        scale.encode_u32(event.imr)
-        + scale.encode_u32(event.event_type)
-        + scale.encode_blob(event.digest)
-        + scale.encode_text(event.event)
-        + scale.encode_blob(event.event_payload)
-        for event in events
-    )
-
-
-def _tpm_quote_bytes(quote: TpmQuote) -> bytes:
-    values = [
-        scale.encode_u32(pcr.number)
-        + scale.encode_text(pcr.algorithm)
-        + scale.encode_blob(pcr.value)
-        for pcr in quote.pcr_values
-    ]
-    events = [
-        scale.encode_u32(event.pcr_index) + scale.encode_blob(event.digest)
-        for event in quote.event_log
-    ]
-    return b"".join(
-        [
-            scale.encode_blob(quote.message),
-            scale.encode_blob(quote.signature),
-            scale.encode_vector(values),
-            scale.encode_blob(quote.ak_cert),
-            bytes([TPM_PLATFORMS.index(quote.platform)]),
-            scale.encode_vector(events),
-        ]
-    )
+def _read_stack(reader: ScaleReader) -> Stack:
+    events = _RUNTIME_EVENTS.read(reader)
+    return Stack(reader.take(64), events, reader.text())

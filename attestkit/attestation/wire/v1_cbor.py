@@ -14,8 +14,6 @@ from attestkit.attestation.wire import v1_document
 from attestkit.attestation.wire.evidence_parts import Evidence
 from attestkit.errors import FormatError, UsageError
 
-__all__ = ["FIRST_BYTES", "decode_evidence", "encode_cbor", "encode_evidence"]
-
 FIRST_BYTES = frozenset([0xD9])
 _TAG = bytes.fromhex("d9d9f7")
 
@@ -24,11 +22,11 @@ def decode_evidence(data: bytes) -> Evidence:
     """Decode evidence.
 
     Raises:
-        FormatError: If `data` is malformed, has another version, or has trailing bytes.
+        FormatError: If `data` is malformed, its version is not 1, or bytes follow the document.
     """
     if data[:3] != _TAG:
         raise FormatError("Unknown attestation wire format", reason="unrecognized")
-    return v1_document.decode_document(CborReader(data, at=3), len(data), "CBOR")
+    return v1_document.decode_document(CborReader(data, at=3))
 
 
 def encode_evidence(evidence: Evidence) -> bytes:

@@ -8,68 +8,23 @@ unknown keys are skipped, duplicate known keys are errors. An array of the field
 replace a map.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from attestkit.attestation.wire.evidence_parts import (
-    TPM_PLATFORMS,
-    Evidence,
-    GcpTdx,
-    NitroEnclave,
-    NitroTpm,
-    PcrValue,
-    Platform,
-    RuntimeEvent,
-    SevSnp,
-    Stack,
-    Tdx,
-    TpmEvent,
-    TpmQuote,
-)
+from attestkit._formats.cbor import CborReader
+from attestkit._formats.msgpack import MsgpackReader
+from attestkit.attestation.wire import evidence_parts as parts
+from attestkit.attestation.wire.evidence_parts import Evidence, Platform, Stack
 from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.errors import FormatError
 from attestkit.event_log.event import WireEvent
 
-__all__ = ["IntArray", "Reader", "build_tree", "decode_document", "decode_part"]
-
 T = TypeVar("T")
 VERSION = 1
 
+Reader: TypeAlias = CborReader | MsgpackReader
+
 _U32 = 0xFFFFFFFF
-
-
-class Reader(Protocol):
-    """Bounds-checked cursor; every method reads one value and advances past it."""
-
-    at: int
-
-    def header(self) -> tuple[bool, int]:
-        """Read the head of a map or array; return whether it is a map, and its entries."""
-        ...
-
-    def count(self) -> int:
-        """Read the head of an array; return its number of items, at most the remaining bytes."""
-        ...
-
-    def integer(self) -> int:
-        """Read an unsigned integer."""
-        ...
-
-    def text(self) -> str:
-        """Read text."""
-        ...
-
-    def blob(self) -> bytes:
-        """Read bytes in any representation of the codec."""
-        ...
-
-    def nil(self) -> bool:
-        """Return whether the next value is nil, and read it if so."""
-        ...
-
-    def skip(self) -> None:
-        """Skip one value of any depth."""
-        ...
 
 
 class IntArray(bytes):
@@ -89,84 +44,57 @@ class _Field(NamedTuple):
     optional: bool = False
 
 
-def decode_document(reader: Reader, size: int, codec: str) -> Evidence:
-    """Decode a document, which must end with the data.
-
-    Args:
-        reader: Cursor at the beginning of the document.
-        size: Size of the data.
-        codec: Name of the codec, for errors.
+def decode_document(reader: Reader) -> Evidence:
+    """Decode a version 1 document, which must extend to the end of the reader's data.
 
     Raises:
-        FormatError: If the document is malformed, has another version, or has trailing bytes.
+        FormatError: If the document is malformed, its version is not 1, or bytes follow it.
     """
     try:
         found = _struct(reader, _DOCUMENT)
     except FormatError as error:
-        message = f"failed to decode attestation from {codec}: {error.message}"
+        message = f"failed to decode attestation from {reader.CODEC}: {error.message}"
         raise FormatError(message, reason=error.reason, offset=error.offset) from error
     except _UnsupportedVersionError as error:
         raise FormatError(str(error), reason="unsupported_version") from error
-    if left := size - reader.at:
-        message = f"trailing bytes after attestation {codec}: {left}"
+    if left := reader.remaining:
+        message = f"trailing bytes after attestation {reader.CODEC}: {left}"
         raise FormatError(message, reason="trailing_data")
     return Evidence(found["platform"], found["stack"])
 
 
-def decode_part(reader: Reader, name: str, size: int) -> object:
-    """Decode a single field of a document, which must end with the data.
-
-    Args:
-        reader: Cursor at the value.
-        name: `tpm_quote`, `cert_chain` or `runtime_events`.
-        size: Size of the data.
+def decode_part(reader: Reader, name: str) -> object:
+    """Decode a single field of a document, which must extend to the end of the reader's data.
 
     Raises:
         FormatError: If the field is malformed, or has trailing bytes.
     """
     found: object = _PARTS[name](reader)
-    if left := size - reader.at:
-        message = f"{left} bytes after its end"
-        raise FormatError(message, reason="trailing_data", offset=reader.at)
+    reader.finish(reader.CODEC)
     return found
 
 
 def build_tree(evidence: Evidence) -> dict[str, Any]:
     """Return evidence as maps, lists, text, integers and bytes, with keys in wire order."""
-    kind, data = _platform_tree(evidence.platform)
-    stack = evidence.stack
-    stack_data: dict[str, Any] = {
-        "report_data": IntArray(stack.report_data),
-        "runtime_events": [
-            _versioned(e.version, event=e.event, payload=e.payload) for e in stack.runtime_events
-        ],
-        "config": stack.config,
-    }
-    stack_kind = "dstack"
-    if stack.report_data_payload is not None:
-        stack_kind = "dstack-pod"
-        stack_data["report_data_payload"] = stack.report_data_payload
+    platform, stack = evidence
+    stack_data = _part_trees(stack)
+    if stack.report_data_payload is None:
+        del stack_data["report_data_payload"]
+    stack_kind = "dstack" if stack.report_data_payload is None else "dstack-pod"
+    kind = next(kind for kind, make in _PLATFORM_KINDS.items() if make is type(platform))
     return {
         "version": VERSION,
-        "platform": {"kind": kind, "data": data},
+        "platform": {"kind": kind, "data": _part_trees(platform)},
         "stack": {"kind": stack_kind, "data": stack_data},
     }
 
 
-def _platform_tree(platform: Platform) -> tuple[str, dict[str, Any]]:
-    if isinstance(platform, (Tdx, GcpTdx)):
-        events = [_tdx_event_tree(event) for event in platform.event_log]
-        data: dict[str, Any] = {"quote": IntArray(platform.quote), "event_log": events}
-        if isinstance(platform, Tdx):
-            return "tdx", data
-        return "gcp-tdx", data | {"tpm_quote": _tpm_quote_tree(platform.tpm_quote)}
-    if isinstance(platform, NitroEnclave):
-        return "nitro-enclave", {"nsm_quote": IntArray(platform.nsm_quote)}
-    if isinstance(platform, SevSnp):
-        chain = [IntArray(certificate) for certificate in platform.cert_chain]
-        report = IntArray(platform.report)
-        return "sev-snp", {"report": report, "cert_chain": chain, "mr_config": platform.mr_config}
-    return "aws-nitro-tpm", {"attestation_doc": IntArray(platform.attestation_doc)}
+def _part_trees(fields: Platform | Stack) -> dict[str, Any]:
+    return {name: _TREES.get(name, _tree)(part) for name, part in fields._asdict().items()}
+
+
+def _tree(part: object) -> object:
+    return IntArray(part) if isinstance(part, bytes) else part
 
 
 def _tdx_event_tree(event: WireEvent) -> dict[str, Any]:
@@ -185,7 +113,7 @@ def _versioned(version: int, **fields: object) -> dict[str, Any]:
     return fields if version == 1 else fields | {"version": version}
 
 
-def _tpm_quote_tree(quote: TpmQuote) -> dict[str, Any]:
+def _tpm_quote_tree(quote: parts.TpmQuote) -> dict[str, Any]:
     found: dict[str, Any] = quote._asdict()
     found["pcr_values"] = [
         {"index": pcr.number, "algorithm": pcr.algorithm, "value": pcr.value}
@@ -193,6 +121,16 @@ def _tpm_quote_tree(quote: TpmQuote) -> dict[str, Any]:
     ]
     found["event_log"] = [event._asdict() for event in quote.event_log]
     return found
+
+
+_TREES: dict[str, Callable[[Any], object]] = {
+    "event_log": lambda events: [_tdx_event_tree(event) for event in events],
+    "tpm_quote": _tpm_quote_tree,
+    "cert_chain": lambda chain: [IntArray(certificate) for certificate in chain],
+    "runtime_events": lambda events: [
+        _versioned(event.version, event=event.event, payload=event.payload) for event in events
+    ],
+}
 
 
 def _struct(reader: Reader, fields: Mapping[str, _Field]) -> dict[str, Any]:
@@ -224,7 +162,10 @@ def _struct(reader: Reader, fields: Mapping[str, _Field]) -> dict[str, Any]:
 
 
 def _tagged(reader: Reader, kinds: Mapping[str, Callable[[Reader], T]]) -> T:
-    """Read {kind, data}; if data comes first, skip it and decode it once the kind is known."""
+    """Read a map {kind, data}; `kinds` has the function that decodes the data of each kind.
+
+    If the data come first, they are skipped, and decoded once the kind is known.
+    """
     known: list[Callable[[Reader], T]] = []
 
     def kind(reader: Reader) -> None:
@@ -255,8 +196,7 @@ def _array(item: Callable[[Reader], T]) -> Callable[[Reader], tuple[T, ...]]:
         start = reader.at
         count = reader.count()
         if count > MAX_ITEMS:
-            message = f"{count} items exceed the limit of {MAX_ITEMS}"
-            raise FormatError(message, reason="too_many", offset=start)
+            raise FormatError(f"{count} items, over {MAX_ITEMS}", reason="too_many", offset=start)
         return tuple([item(reader) for _ in range(count)])
 
     return read_items
@@ -281,8 +221,7 @@ def _u32(reader: Reader) -> int:
     at = reader.at
     value = reader.integer()
     if value > _U32:
-        message = f"{value}: must be below 2**32"
-        raise FormatError(message, reason="wrong_value", offset=at)
+        raise FormatError(f"{value}: must be below 2**32", reason="wrong_value", offset=at)
     return value
 
 
@@ -305,13 +244,13 @@ def _document_version(reader: Reader) -> int:
 def _tpm_platform(reader: Reader) -> str:
     at = reader.at
     name = reader.text()
-    if name not in TPM_PLATFORMS:
+    if name not in parts.TPM_PLATFORMS:
         raise FormatError("unknown TPM platform", reason="wrong_value", offset=at)
     return name
 
 
-def _pcr_value(index: int, algorithm: str, value: bytes) -> PcrValue:
-    return PcrValue(index, algorithm, value)
+def _pcr_value(index: int, algorithm: str, value: bytes) -> parts.PcrValue:
+    return parts.PcrValue(index, algorithm, value)
 
 
 def _preimage(reader: Reader) -> str | None:
@@ -332,60 +271,60 @@ _TDX_EVENT = _value(
     },
 )
 _RUNTIME_EVENT = _value(
-    RuntimeEvent,
+    parts.RuntimeEvent,
     {"event": _Field(_text), "payload": _Field(_blob), "version": _VERSION_FIELD},
 )
+_PCR_VALUE = _value(
+    _pcr_value, {"index": _Field(_u32), "algorithm": _Field(_text), "value": _Field(_blob)}
+)
 _TPM_QUOTE = _value(
-    TpmQuote,
+    parts.TpmQuote,
     {
         "message": _Field(_blob),
         "signature": _Field(_blob),
-        "pcr_values": _Field(
-            _array(
-                _value(
-                    _pcr_value,
-                    {"index": _Field(_u32), "algorithm": _Field(_text), "value": _Field(_blob)},
-                )
-            )
-        ),
+        "pcr_values": _Field(_array(_PCR_VALUE)),
         "ak_cert": _Field(_blob),
         "platform": _Field(_tpm_platform),
         "event_log": _Field(
-            _array(_value(TpmEvent, {"pcr_index": _Field(_u32), "digest": _Field(_blob)}))
+            _array(_value(parts.TpmEvent, {"pcr_index": _Field(_u32), "digest": _Field(_blob)}))
         ),
     },
 )
-_TDX_FIELDS = {"quote": _Field(_blob), "event_log": _Field(_array(_TDX_EVENT))}
-_PLATFORMS: dict[str, Callable[[Reader], Platform]] = {
-    "tdx": _value(Tdx, _TDX_FIELDS),
-    "gcp-tdx": _value(GcpTdx, _TDX_FIELDS | {"tpm_quote": _Field(_TPM_QUOTE)}),
-    "nitro-enclave": _value(NitroEnclave, {"nsm_quote": _Field(_blob)}),
-    "aws-nitro-tpm": _value(NitroTpm, {"attestation_doc": _Field(_blob)}),
-    "sev-snp": _value(
-        SevSnp,
-        {
-            "report": _Field(_blob),
-            "cert_chain": _Field(_array(_blob)),
-            "mr_config": _Field(_text),
-        },
-    ),
+# The fields of all platforms and of the stack; no two have the same name.
+_PARTS: dict[str, Callable[[Reader], Any]] = {
+    "quote": _blob,
+    "event_log": _array(_TDX_EVENT),
+    "tpm_quote": _TPM_QUOTE,
+    "nsm_quote": _blob,
+    "attestation_doc": _blob,
+    "report": _blob,
+    "cert_chain": _array(_blob),
+    "mr_config": _text,
+    "report_data": _blob,
+    "runtime_events": _array(_RUNTIME_EVENT),
+    "config": _text,
+    "report_data_payload": _text,
 }
-_STACK_FIELDS = {
-    "report_data": _Field(_blob),
-    "runtime_events": _Field(_array(_RUNTIME_EVENT)),
-    "config": _Field(_text),
+_PLATFORM_KINDS: dict[str, type[Platform]] = {
+    "tdx": parts.Tdx,
+    "gcp-tdx": parts.GcpTdx,
+    "nitro-enclave": parts.NitroEnclave,
+    "aws-nitro-tpm": parts.NitroTpm,
+    "sev-snp": parts.SevSnp,
 }
-_STACKS: dict[str, Callable[[Reader], Stack]] = {
-    "dstack": _value(Stack, _STACK_FIELDS),
-    "dstack-pod": _value(Stack, _STACK_FIELDS | {"report_data_payload": _Field(_text)}),
+
+
+def _parts(make: Callable[..., T], names: Sequence[str]) -> Callable[[Reader], T]:
+    return _value(make, {name: _Field(_PARTS[name]) for name in names})
+
+
+_PLATFORMS = {kind: _parts(make, make._fields) for kind, make in _PLATFORM_KINDS.items()}
+_STACKS = {
+    "dstack": _parts(Stack, Stack._fields[:-1]),
+    "dstack-pod": _parts(Stack, Stack._fields),
 }
 _DOCUMENT = {
     "version": _Field(_document_version),
     "platform": _Field(lambda reader: _tagged(reader, _PLATFORMS)),
     "stack": _Field(lambda reader: _tagged(reader, _STACKS)),
-}
-_PARTS: dict[str, Callable[[Reader], Any]] = {
-    "tpm_quote": _TPM_QUOTE,
-    "cert_chain": _array(_blob),
-    "runtime_events": _array(_RUNTIME_EVENT),
 }

@@ -1,8 +1,8 @@
-"""Fast decoder for msgpack evidence of a TD in the form that agents write.
+"""Fast decoder for msgpack evidence of a TD, with keys in the order in which agents write them.
 
-msgspec is much faster than the reader in `document`, but less strict: it accepts duplicate keys and
-longer forms. So the result is encoded again, and accepted only if the bytes are equal. All other
-evidence is decoded by `document`.
+msgspec is much faster than the reader in `v1_document`, but less strict: it accepts duplicate keys
+and integers that are not in their shortest form. So the result is encoded again, and accepted only
+if the bytes are equal. All other evidence is decoded by `v1_document`.
 """
 
 from typing import Annotated, Final, Literal
@@ -13,8 +13,6 @@ from msgspec import Meta, Struct
 from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent, Stack, Tdx
 from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.event_log.event import WireEvent
-
-__all__ = ["decode_evidence"]
 
 _U8 = Annotated[int, Meta(ge=0, le=0xFF)]
 _U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]

@@ -113,9 +113,8 @@ class DstackAgent:
             _check_agent(client)
         except BackendUnavailableError as error:
             if named:
-                raise UsageError(
-                    f"$DSTACK_SIMULATOR_ENDPOINT: {error}", reason="wrong_value"
-                ) from error
+                text = f"$DSTACK_SIMULATOR_ENDPOINT: {error}"
+                raise UsageError(text, reason="wrong_value") from error
             raise
         if named:
             return
@@ -236,11 +235,8 @@ def _check_agent(client: AgentClient) -> None:
     try:
         client.call("Info")
     except UnsupportedError as error:
-        raise BackendUnavailableError(
-            f"{error}; check that the endpoint is a guest agent",
-            reason="missing",
-            path=client.endpoint,
-        ) from error
+        text = f"{error}; check that the endpoint is a guest agent"
+        raise BackendUnavailableError(text, reason="missing", path=client.endpoint) from error
 
 
 # -- simulation check ----------------------------------------------------------------------------
@@ -281,9 +277,8 @@ def _check_origin(response: AgentResponse, report_data: bytes) -> None:
     if quote.tee_type != TEE_TDX:
         raise UnsupportedError("response to GetQuote: not a quote of a TD", reason="no_quote")
     if not hmac.compare_digest(quote.report_data, report_data):
-        raise VerificationError(
-            "response to GetQuote: wrong report data in the quote", reason="report_data_mismatch"
-        )
+        text = "response to GetQuote: wrong report data in the quote"
+        raise VerificationError(text, reason="report_data_mismatch")
     p256_verify(quote.attestation_key, quote.signature, quote.signed_region)
     p256_verify(pck_key(quote.pck_chain), quote.qe_report_signature, quote.qe_report.raw)
 

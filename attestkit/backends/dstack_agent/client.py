@@ -36,13 +36,11 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-__all__ = ["MAX_REQUEST", "MAX_RESPONSE", "TIMEOUT", "AgentClient", "AgentResponse"]
-
 MAX_RESPONSE: Final = 1 << 25
 """Limit of a response in bytes, including head and framing: 32 MiB."""
 
 MAX_REQUEST: Final = 10 << 20
-"""Limit of a request in bytes, as agents have it: 10 MiB."""
+"""Limit of a request in bytes, the same as that of agents: 10 MiB."""
 
 TIMEOUT: Final = 60.0
 """Default timeout of a call in seconds; a quote can take several on a loaded machine."""
@@ -109,7 +107,11 @@ class AgentClient:
         self._closed = False
 
     def call(self, method: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """Call a method and return its response, a JSON object; raise as `post`."""
+        """Call a method and return its response, a JSON object.
+
+        Raises:
+            AttestKitError: As for `post`; also BackendError if the response is not a JSON object.
+        """
         text = self.post(method, arguments).text
         try:
             return strict_json.read_object(text, "body")
@@ -138,14 +140,11 @@ class AgentClient:
         try:
             body = json.dumps({} if arguments is None else dict(arguments)).encode()
         except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"{method}: arguments cannot be encoded as JSON: {error}", reason="wrong_type"
-            ) from error
+            text = f"{method}: arguments cannot be encoded as JSON: {error}"
+            raise UsageError(text, reason="wrong_type") from error
         if len(body) > MAX_REQUEST:
-            raise UsageError(
-                f"{method}: request too large: {len(body)} bytes, the limit is {MAX_REQUEST}",
-                reason="too_large",
-            )
+            text = f"{method}: request too large: {len(body)} bytes, the limit is {MAX_REQUEST}"
+            raise UsageError(text, reason="too_large")
         status, server, data = self._exchange(method, body)
         if status != 200:
             raise self._status_error(method, status, _message(data), arguments=bool(arguments))
@@ -313,10 +312,8 @@ def _check_arguments(endpoint: object, timeout: object) -> None:
     if not isinstance(endpoint, str) or not endpoint or "\0" in endpoint:
         raise UsageError("endpoint: must be a URL or the path of a socket", reason="wrong_value")
     if not isinstance(timeout, (int, float)) or not 0 < timeout <= 86400:
-        raise UsageError(
-            f"timeout: must be above 0 and at most 86400 seconds: {timeout!r}",
-            reason="out_of_range",
-        )
+        text = f"timeout: must be above 0 and at most 86400 seconds: {timeout!r}"
+        raise UsageError(text, reason="out_of_range")
 
 
 def _wrong_file_type(path: str) -> str:
@@ -363,13 +360,14 @@ class _TruncatedError(Exception):
     """The body is shorter than its Content-Length."""
 
 
-class _LimitedSocket:
+class _LimitedSocket(io.RawIOBase):
     """A connected socket for http.client with a deadline and a limit of received bytes."""
 
     def __init__(self, sock: "socket.socket", time_left: Callable[[], float]) -> None:
         self._sock = sock
         self._time_left = time_left
-        self._reader = _LimitedReader(sock, time_left)
+        self._room = _MAX_HEAD
+        self._limit = _HEAD_LIMIT
 
     def sendall(self, data: bytes) -> None:
         """Send all of `data`."""
@@ -379,25 +377,12 @@ class _LimitedSocket:
     def makefile(self, mode: str) -> io.BufferedReader:
         """Return a buffered reader of the socket."""
         assert mode == "rb"
-        return io.BufferedReader(self._reader)
+        return io.BufferedReader(self)
 
     def allow_body(self) -> None:
         """Raise the limit from that of a head to that of a response."""
-        self._reader.room += MAX_RESPONSE - _MAX_HEAD
-        self._reader.limit = _RESPONSE_LIMIT
-
-    def close(self) -> None:
-        """Do nothing: http.client closes the socket before it reads the body."""
-
-
-class _LimitedReader(io.RawIOBase):
-    """Raw reader of a socket with a deadline and a limit of bytes."""
-
-    def __init__(self, sock: "socket.socket", time_left: Callable[[], float]) -> None:
-        self._sock = sock
-        self._time_left = time_left
-        self.room = _MAX_HEAD
-        self.limit = _HEAD_LIMIT
+        self._room += MAX_RESPONSE - _MAX_HEAD
+        self._limit = _RESPONSE_LIMIT
 
     def readable(self) -> bool:
         """Return True."""
@@ -407,10 +392,13 @@ class _LimitedReader(io.RawIOBase):
         """Receive into `buffer`; raise if the limit is exceeded."""
         _set_timeout(self._sock, self._time_left())
         size = self._sock.recv_into(buffer)
-        self.room -= size
-        if self.room < 0:
-            raise _TooLargeError(self.limit)
+        self._room -= size
+        if self._room < 0:
+            raise _TooLargeError(self._limit)
         return size
+
+    def close(self) -> None:
+        """Do nothing: http.client closes the socket before it reads the body."""
 
 
 def _set_timeout(sock: "socket.socket", seconds: float) -> None:

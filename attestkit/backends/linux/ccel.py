@@ -4,29 +4,28 @@ Sources: ACPI specification 6.5, section 5.2.34 (CCEL); drivers/acpi/sysfs.c of 
 The area is read whole, including its padding, and not parsed.
 """
 
-import errno
 from pathlib import Path
 from struct import Struct
 from typing import Final
 
-from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.linux.syscalls import (
-    REAL_CALLS,
-    DeviceCalls,
+from attestkit.backends.linux.device_errors import (
+    ABSENT,
+    access_error,
     error_name,
-    permissions,
-    read_file,
+    failed,
+    unavailable,
 )
-from attestkit.errors import BackendError, BackendUnavailableError
-
-__all__ = ["read_boot_log"]
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
+from attestkit.errors import BackendError
 
 # Signature, length of the table, CC type, log area minimum length (LAML) and start (LASA).
 _TABLE: Final = Struct("<4sI28xB3xQQ")
 _CC_TYPES: Final = {0: "reserved", 1: "AMD SEV", 2: "Intel TDX"}
 _TDX: Final = 2
 _LARGEST: Final = 16 << 20  # bytes of a log area; firmware reserves 64 KiB to 1 MiB
-_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+_UNREADABLE: Final = "boot log: cannot be read"
+_COPY: Final = "correct or unset DSTACK_CCEL_FILE"
 
 
 def read_boot_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> bytes:
@@ -45,69 +44,44 @@ def read_boot_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> byt
     try:
         table = read_file(paths.ccel_table, _TABLE.size, calls=calls)
     except OSError as error:
-        if error.errno in _NOT_THERE:
-            _check_not_masked(paths.ccel_table, error)
-            return b""
-        raise _read_error(paths.ccel_table, error) from error
+        if error.errno not in ABSENT:
+            raise _read_error(paths.ccel_table, error) from error
+        _check_not_masked(paths.ccel_table, error)
+        return b""
     size = _check_table(paths.ccel_table, table)
-    try:
-        area = read_file(paths.ccel_data, size, calls=calls)
-    except OSError as error:
-        if error.errno in _NOT_THERE:
-            raise BackendUnavailableError(
-                f"boot log: {paths.ccel_data} does not exist ({error_name(error)}), but the "
-                f"firmware has a log of {size} bytes; use Linux 6.4 or later, or set "
-                "DSTACK_CCEL_FILE to a copy of the log",
-                reason="missing",
-                path=str(paths.ccel_data),
-            ) from error
-        raise _read_error(paths.ccel_data, error) from error
+    missing = (
+        f"the firmware has a log of {size} bytes; use Linux 6.4 or later, or set DSTACK_CCEL_FILE "
+        "to a copy of the log"
+    )
+    area = _log_area(paths.ccel_data, size, missing, calls)
     if len(area) != size:
-        raise BackendError(
-            f"boot log {paths.ccel_data}: wrong size: {_shown_size(area, size)} bytes, {size} in "
-            "its table",
-            reason="malformed_response",
-            path=str(paths.ccel_data),
-        )
+        found = _shown_size(area, size)
+        raise _malformed(paths.ccel_data, f"wrong size: {found} bytes, {size} in its table")
     return area
 
 
 def _read_copy(path: Path, calls: DeviceCalls) -> bytes:
-    try:
-        area = read_file(path, _LARGEST, calls=calls)
-    except OSError as error:
-        if error.errno in _NOT_THERE:
-            raise BackendUnavailableError(
-                f"boot log: {path} does not exist ({error_name(error)}); correct or unset "
-                "DSTACK_CCEL_FILE",
-                reason="missing",
-                path=str(path),
-            ) from error
-        raise _read_error(path, error) from error
+    area = _log_area(path, _LARGEST, _COPY, calls)
     if not area:
-        raise BackendError(
-            f"boot log {path}: empty; correct or unset DSTACK_CCEL_FILE",
-            reason="truncated",
-            path=str(path),
-        )
+        raise failed(path, f"boot log: empty; {_COPY}", "truncated")
     if len(area) > _LARGEST:
-        raise BackendError(
-            f"boot log {path}: more than {_LARGEST} bytes; correct or unset DSTACK_CCEL_FILE",
-            reason="too_large",
-            path=str(path),
-        )
+        raise failed(path, f"boot log: more than {_LARGEST} bytes; {_COPY}", "too_large")
     return area
 
 
+def _log_area(path: Path, limit: int, missing: str, calls: DeviceCalls) -> bytes:
+    """Return a log area; `missing` is the remedy if it does not exist."""
+    try:
+        return read_file(path, limit, calls=calls)
+    except OSError as error:
+        if error.errno in ABSENT:
+            text = f"boot log: does not exist ({error_name(error)}); {missing}"
+            raise unavailable(path, text, "missing") from error
+        raise _read_error(path, error) from error
+
+
 def _read_error(path: Path, error: OSError) -> BackendError:
-    text = f"boot log {path}: cannot be read: {error_name(error)}"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return BackendUnavailableError(
-            f"{text}: {permissions(path)}; run as root, or grant this user read access",
-            reason="permission_denied",
-            path=str(path),
-        )
-    return BackendError(text, reason="io_error", path=str(path))
+    return access_error(path, _UNREADABLE, error, "; run as root, or grant this user read access")
 
 
 def _check_not_masked(table: Path, error: OSError) -> None:
@@ -120,13 +94,11 @@ def _check_not_masked(table: Path, error: OSError) -> None:
     except OSError:
         return
     if masked:
-        raise BackendUnavailableError(
-            f"boot log: {firmware} is empty, as in a container that masks it; bind-mount "
-            f"{table.parents[1]} read-only from the host, or set DSTACK_CCEL_FILE to a copy of the "
-            "log",
-            reason="missing",
-            path=str(firmware),
-        ) from error
+        text = (
+            f"boot log: the directory is empty, as in a container that masks it; bind-mount "
+            f"{table.parents[1]} read-only from the host, or set DSTACK_CCEL_FILE to a copy"
+        )
+        raise unavailable(firmware, text, "missing") from error
 
 
 def _check_table(path: Path, table: bytes) -> int:
@@ -142,27 +114,18 @@ def _check_table(path: Path, table: bytes) -> int:
     if sum(table) % 256:
         raise _malformed(path, "wrong checksum (byte 9): the sum of all bytes is not 0 mod 256")
     if kind != _TDX:
-        name = _CC_TYPES.get(kind, "unknown")
-        raise BackendError(
-            f"CCEL table {path}: wrong CC type (byte 36): {kind} ({name}), expected {_TDX} "
-            "(Intel TDX)",
-            reason="wrong_platform",
-            path=str(path),
-        )
+        found = f"{kind} ({_CC_TYPES.get(kind, 'unknown')}), expected {_TDX} (Intel TDX)"
+        raise failed(path, f"CCEL table: wrong CC type (byte 36): {found}", "wrong_platform")
     if not size or not start:
         raise _malformed(path, f"no log area: length {size} (byte 40), start {start:#x} (byte 48)")
     if size > _LARGEST:
-        raise BackendError(
-            f"CCEL table {path}: log area too large (byte 40): {size} bytes, the limit is "
-            f"{_LARGEST}",
-            reason="too_large",
-            path=str(path),
-        )
+        text = f"CCEL table: log area too large (byte 40): {size} bytes, the limit is {_LARGEST}"
+        raise failed(path, text, "too_large")
     return int(size)
 
 
 def _malformed(path: Path, text: str) -> BackendError:
-    return BackendError(f"CCEL table {path}: {text}", reason="malformed_response", path=str(path))
+    return failed(path, f"CCEL: {text}", "malformed_response")
 
 
 def _shown_size(data: bytes, limit: int) -> str:

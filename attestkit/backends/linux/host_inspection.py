@@ -12,6 +12,7 @@ import socket
 import stat
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -20,19 +21,6 @@ from attestkit import _native
 from attestkit.backends.linux import paths as linux_paths
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.linux.release import KernelRelease
-
-__all__ = [
-    "Cpu",
-    "HostInspection",
-    "Mounts",
-    "PathStatus",
-    "Platform",
-    "Vsock",
-    "detect_platforms",
-    "inspect_host",
-    "inspect_path",
-    "read_start",
-]
 
 Cpuid = Callable[[int, int], tuple[int, int, int, int] | None]
 
@@ -64,7 +52,7 @@ class PathStatus(NamedTuple):
 
 
 class Cpu(NamedTuple):
-    """Facts from CPUID; the defaults, with `known` False, without the compiled core."""
+    """Facts from CPUID; without the compiled core, `known` is False and the others are defaults."""
 
     known: bool = False
     tdx: bool = False  # a TDX guest, leaf 0x21
@@ -74,7 +62,7 @@ class Cpu(NamedTuple):
 
 
 class Mounts(NamedTuple):
-    """Mounts: "read-write", "read-only", "not mounted", or "unknown" without /proc."""
+    """States of mounts: "read-write", "read-only", "not mounted", or "unknown" without /proc."""
 
     configfs: str
     sysfs: str
@@ -180,13 +168,14 @@ def inspect_path(path: Path, need: str) -> PathStatus:
         status = path.stat()
     except (OSError, ValueError) as error:
         return PathStatus(str(path), need, error=_errno_name(error))
+    owner, group = _owner(status)
     return PathStatus(
         str(path),
         need,
         kind=_kind(status.st_mode),
         mode=f"{stat.S_IMODE(status.st_mode):04o}",
-        owner=_user(status.st_uid),
-        group=_group(status.st_gid),
+        owner=owner,
+        group=group,
         error=_access_error(path, need, status.st_mode),
     )
 
@@ -194,7 +183,7 @@ def inspect_path(path: Path, need: str) -> PathStatus:
 def _access_error(path: Path, need: str, mode: int) -> str | None:
     """Return the symbol of the errno of the needed access, or None if it works.
 
-    Devices are opened: the device rules of a container return EPERM whatever the mode is.
+    Devices are opened, because the device rules of a container can deny access whatever the mode.
     """
     if need == "see":
         return None
@@ -240,22 +229,17 @@ def _kind(mode: int) -> str:
     return next((kind for fits, kind in kinds if fits(mode)), "pipe")
 
 
-def _user(number: int) -> str:
-    import pwd  # may use a network directory, so imported only when needed
+def _owner(status: os.stat_result) -> tuple[str, str]:
+    """Return the names of user and group; the number of one without a name."""
+    import grp  # may use a network directory, so imported only when needed
+    import pwd
 
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
-
-
-def _group(number: int) -> str:
-    import grp
-
-    try:
-        return grp.getgrgid(number).gr_name
-    except KeyError:
-        return str(number)
+    user, group = str(status.st_uid), str(status.st_gid)
+    with suppress(KeyError):
+        user = pwd.getpwuid(status.st_uid).pw_name
+    with suppress(KeyError):
+        group = grp.getgrgid(status.st_gid).gr_name
+    return user, group
 
 
 def read_start(path: Path, size: int) -> bytes:

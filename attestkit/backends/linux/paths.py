@@ -8,8 +8,6 @@ import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["KernelPaths"]
-
 # Sockets of a guest agent, in the search order of the dstack clients.
 AGENT_SOCKETS: Final = (
     "/var/run/dstack.sock",
@@ -41,19 +39,9 @@ class KernelPaths(NamedTuple):
         """Return the default paths below `root`, such as an emulator or a mounted file system."""
         base = Path(root)
 
-        def moved(path: Path) -> Path:
-            return base / path.relative_to("/")
+        def moved(value: object) -> object:
+            if isinstance(value, tuple):
+                return tuple(map(moved, value))
+            return base / value.relative_to("/") if isinstance(value, Path) else value
 
-        usual = cls()
-        return cls(
-            tsm_report=moved(usual.tsm_report),
-            tdx_guest=moved(usual.tdx_guest),
-            old_nodes=tuple(map(moved, usual.old_nodes)),
-            measurements=moved(usual.measurements),
-            sev_guest=moved(usual.sev_guest),
-            ccel_table=moved(usual.ccel_table),
-            ccel_data=moved(usual.ccel_data),
-            tdx_attest_conf=moved(usual.tdx_attest_conf),
-            boot_id=moved(usual.boot_id),
-            runtime_log=moved(usual.runtime_log),
-        )
+        return cls._make(map(moved, cls()))

@@ -7,13 +7,12 @@ but not prove that it is.
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["FEATURES", "KernelRelease"]
-
 # The mainline release that added a feature, and its name.
 FEATURES: Final = {
     "tdx_guest": ((6, 2), "/dev/tdx_guest"),
     "ccel": ((6, 4), "the firmware's event log (CCEL)"),
     "configfs_tsm": ((6, 7), "configfs-tsm"),
+    "svsm_services": ((6, 11), "reports about services of an SVSM"),
     "rtmr_files": ((6, 16), "RTMR files in sysfs"),
     "quote_errors": ((7, 1), "EIO in place of an empty outblob"),
 }
@@ -50,7 +49,7 @@ class KernelRelease(NamedTuple):
     def repaired(self) -> bool:
         """True if the mainline release is not affected by CVE-2026-31470.
 
-        It lets the host make the guest's kernel read beyond its quote buffer.
+        The vulnerability lets the host make the guest's kernel read beyond its quote buffer.
         """
         series = self.number[:2]
         if not self.has("configfs_tsm") or series >= (7, 0):

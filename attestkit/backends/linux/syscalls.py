@@ -9,32 +9,12 @@ bits 16 to 29, type in bits 8 to 15, number in bits 0 to 7.
 """
 
 import ctypes
-import errno
 import os
-import stat
 from collections.abc import Callable
 from mmap import mmap
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from attestkit.errors import UsageError
-
-__all__ = [
-    "REAL_CALLS",
-    "DeviceCalls",
-    "address_of",
-    "error_name",
-    "ioctl",
-    "ior",
-    "iow",
-    "iowr",
-    "open_file",
-    "permissions",
-    "read",
-    "read_file",
-    "size_of",
-    "write",
-]
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)  # a CDLL releases the GIL, a PyDLL does not
 _LIBC.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
@@ -97,15 +77,12 @@ def ioctl(fd: int, command: int, buffer: bytearray) -> int:
     """
     size = size_of(command)
     if not size or command >> 32:
-        raise UsageError(
-            f"ioctl {command:#x}: no argument size in the request number", reason="wrong_value"
-        )
+        text = f"ioctl {command:#x}: no argument size in the request number"
+        raise UsageError(text, reason="wrong_value")
     if type(buffer) is not bytearray or len(buffer) != size:
         kind = type(buffer).__name__
-        raise UsageError(
-            f"ioctl {command:#010x}: argument must be a bytearray of {size} bytes: {kind}",
-            reason="wrong_size" if type(buffer) is bytearray else "wrong_type",
-        )
+        text = f"ioctl {command:#010x}: argument must be a bytearray of {size} bytes: {kind}"
+        raise UsageError(text, reason="wrong_size" if type(buffer) is bytearray else "wrong_type")
     argument = (ctypes.c_char * size).from_buffer(buffer)  # locks the size of `buffer`
     result: int = _LIBC.ioctl(fd, command, argument)
     return _check_result(result)
@@ -168,8 +145,9 @@ def read_file(
     folder: int | None = None,
     calls: DeviceCalls = REAL_CALLS,
 ) -> bytes:
-    """Return the content of a file; of one longer than `limit`, the first `limit` + 1 bytes.
+    """Return at most the first `limit` + 1 bytes of a file.
 
+    A result of `limit` + 1 bytes means that the file is longer than `limit`.
     The size from fstat is ignored: files of the kernel report 0 or one page.
 
     Raises:
@@ -193,24 +171,3 @@ def read_file(
         return b"".join(pieces)
     finally:
         os.close(fd)
-
-
-# -- texts for errors --------------------------------------------------------------------------
-
-
-def error_name(error: OSError) -> str:
-    """Return the symbol and the text of an errno: "EACCES, permission denied"."""
-    number = error.errno or 0
-    return f"{errno.errorcode.get(number, f'errno {number}')}, {os.strerror(number).lower()}"
-
-
-def permissions(path: str | os.PathLike[str]) -> str:
-    """Return mode, owner and group of a file, and the user and groups of this process."""
-    groups = ",".join(map(str, sorted({os.getegid(), *os.getgroups()})))
-    process = f"this process has uid {os.geteuid()}, groups {groups}"
-    try:
-        found = Path(path).stat()
-    except OSError as error:
-        return f"stat of {path} failed ({error_name(error)}); {process}"
-    mode = stat.S_IMODE(found.st_mode)
-    return f"{path} has mode {mode:04o}, owner uid {found.st_uid}, group {found.st_gid}; {process}"

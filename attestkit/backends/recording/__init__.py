@@ -18,26 +18,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from attestkit import backends
-from attestkit._version import own_version
-from attestkit.backends.base import (
-    Backend,
-    GuestAgent,
-    LaunchRecord,
-    RegisterExtender,
-    SnpReporter,
-    hosts_app,
-)
-from attestkit.backends.recording.call_codec import decode_hex
+from attestkit._formats.strict_json import from_hex
+from attestkit._package import own_version
+from attestkit.backends.base import Backend, LaunchRecord
 from attestkit.backends.recording.recorded_host import host_from_json, host_to_json
-from attestkit.backends.recording.recorded_protocols import (
-    AgentAbility,
-    HostAbility,
-    ProxyState,
-    RegisterAbility,
-    ResetAbility,
-    Resettable,
-    SnpAbility,
-)
+from attestkit.backends.recording.recorded_protocols import ABILITIES, RecordedCalls
 from attestkit.backends.recording.recorder import Recorder, Replayer
 from attestkit.backends.recording.recording_file import (
     RecordingWriter,
@@ -53,20 +38,12 @@ else:
 
 __all__ = ["Recording"]
 
-_ABILITIES: dict[str, type] = {
-    "registers": RegisterAbility,
-    "snp": SnpAbility,
-    "agent": AgentAbility,
-    "host": HostAbility,
-    "reset": ResetAbility,
-}
-
 
 def _clock() -> float:
     return datetime.now(timezone.utc).timestamp()
 
 
-class Recording:
+class Recording(RecordedCalls):
     """Recorder of a backend, or replay of a recording, with the protocols of the recorded backend.
 
     A replay of hardware is also an `AppHost` if the host described the app; check that with
@@ -103,7 +80,6 @@ class Recording:
     recorded_simulated: bool
     trust_anchor: bytes | None
     complete: bool
-    _state: ProxyState
 
     def __new__(
         cls,
@@ -118,9 +94,8 @@ class Recording:
         if of is not None:
             return _record(cls, file, of, dict(options or {}), now)
         if options is not None:
-            raise UsageError(
-                "options: only valid with a backend to record; name it with of", reason="conflict"
-            )
+            text = "options: only valid with a backend to record; give its name as `of`"
+            raise UsageError(text, reason="conflict")
         return _replay(cls, file)
 
     @classmethod
@@ -141,12 +116,11 @@ class Recording:
             QuoteUnavailableError: If the call was not recorded.
             AttestKitError: If the backend fails or, in a replay, has failed.
         """
-        return cast("bytes", self._state.call_with_report_data("get_quote", report_data))
+        return cast("bytes", self._call("get_quote", report_data))
 
     def read_event_log(self) -> bytes:
         """Return the event log; BackendError if the call was not recorded."""
-        handler, backend = self._state[:2]
-        return handler.call("read_event_log", {}, lambda: cast("bytes", backend.read_event_log()))
+        return cast("bytes", self._call("read_event_log"))
 
     def close(self) -> None:
         """Finish the file and close the recorded backend. Idempotent.
@@ -155,7 +129,7 @@ class Recording:
             BackendError: If the recording is incomplete, for example because the disk was full.
         """
         try:
-            self._state.handler.close()
+            self._handler.close()
         finally:
             if self.of is not None:
                 self.of.close()
@@ -172,10 +146,8 @@ def _recording_path(path: str | os.PathLike[str] | None) -> Path:
     if path is None:
         path = backends.recording_from_environment()
     if path is None:
-        raise BackendUnavailableError(
-            'recording: no path; use open("recording", path=FILE) or $ATTESTKIT_RECORDING',
-            reason="not_configured",
-        )
+        text = 'recording: no path; use open("recording", path=FILE) or $ATTESTKIT_RECORDING'
+        raise BackendUnavailableError(text, reason="not_configured")
     if not isinstance(path, (str, os.PathLike)):
         raise UsageError("path: must be a str or a PathLike", reason="wrong_type")
     return Path(path)
@@ -187,10 +159,12 @@ def _class_with(cls: type[R], abilities: list[str]) -> type[R]:
     Raises:
         FormatError: If an ability is unknown.
     """
-    if not set(map(str, abilities)) <= _ABILITIES.keys():
-        raise FormatError(f"abilities: must be among {', '.join(_ABILITIES)}", reason="wrong_value")
-    found = (cls_of for name, cls_of in _ABILITIES.items() if name in abilities)
-    return cast("type[R]", type(cls.__name__, (*found, cls), {}))
+    if not set(map(str, abilities)) <= ABILITIES.keys():
+        raise FormatError(f"abilities: must be among {', '.join(ABILITIES)}", reason="wrong_value")
+    members: dict[str, Any] = {}
+    for ability in abilities:
+        members.update(ABILITIES[ability].members)
+    return cast("type[R]", type(cls.__name__, (cls,), members))
 
 
 # -- recording ---------------------------------------------------------------------------------
@@ -215,16 +189,16 @@ def _record(
         if made and backend is not None:
             backend.close()
         if isinstance(error, OSError):
-            raise UsageError(
-                f"{path}: cannot create the recording: {error}", reason="cannot_write"
-            ) from error
+            text = f"{path}: cannot create the recording: {error}"
+            raise UsageError(text, reason="cannot_write") from error
         raise
     self = object.__new__(_class_with(cls, _abilities_of(backend)))
     self.path, self.of, self.complete = path, backend, False
     self.trust_anchor = _trust_anchor_of(backend)
     self.recorded, self.recorded_simulated = backend.name, backend.simulated
     self.simulated = backend.simulated
-    self._state = ProxyState(Recorder(writer), backend, backend, Lock())
+    self._handler, self._backend, self._host = Recorder(writer), backend, backend
+    self._opening = Lock()
     return _copy_document(self, backend)
 
 
@@ -260,23 +234,15 @@ def _make_backend(of: str | Backend, options: dict[str, object]) -> Backend:
     if isinstance(of, str):
         return backends.create(backends.load(of), options)
     if isinstance(of, type) or not isinstance(of, Backend):
-        raise UsageError(
-            f"of: {of!r} is not a backend (attestkit.backends.base.Backend)", reason="wrong_type"
-        )
+        text = f"of: {of!r} is not a backend (attestkit.backends.base.Backend)"
+        raise UsageError(text, reason="wrong_type")
     if options:
         raise UsageError("options: not valid with a backend object", reason="conflict")
     return of
 
 
 def _abilities_of(backend: Backend) -> list[str]:
-    found = {
-        "registers": isinstance(backend, RegisterExtender),
-        "snp": isinstance(backend, SnpReporter),
-        "agent": isinstance(backend, GuestAgent),
-        "host": hosts_app(backend),
-        "reset": isinstance(backend, Resettable),
-    }
-    return [name for name, there in found.items() if there]
+    return [name for name, ability in ABILITIES.items() if ability.detect(backend)]
 
 
 # -- replay ------------------------------------------------------------------------------------
@@ -286,14 +252,12 @@ def _replay(cls: type[R], path: Path) -> R:
     recorded = read_recording(path)
     header = recorded.header
     try:
-        name, simulated = (
-            header_field(header, "backend", str),
-            header_field(header, "simulated", bool),
-        )
+        name = header_field(header, "backend", str)
+        simulated = header_field(header, "simulated", bool)
         abilities = header_field(header, "abilities", list)
         kind = _class_with(cls, abilities)
         anchor = header.get("trust_anchor")
-        anchor = None if anchor is None else decode_hex(anchor, "trust_anchor")
+        anchor = None if anchor is None else from_hex(anchor, "trust_anchor")
         host = host_from_json(header)
     except FormatError as error:
         raise FormatError(f"{path}: line 1: {error}", reason=error.reason) from error
@@ -303,5 +267,6 @@ def _replay(cls: type[R], path: Path) -> R:
     self.path, self.of, self.complete, self.trust_anchor = path, None, recorded.complete, anchor
     self.recorded, self.recorded_simulated = name, simulated
     self.simulated, self.blocking = True, False
-    self._state = ProxyState(Replayer(path, recorded), None, host, Lock())
+    self._handler, self._backend, self._host = Replayer(path, recorded), None, host
+    self._opening = Lock()
     return _copy_document(self, host)

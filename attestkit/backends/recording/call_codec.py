@@ -14,7 +14,7 @@ from typing import (
 )
 
 from attestkit import errors
-from attestkit._native import unhex
+from attestkit._formats.strict_json import from_hex, string
 from attestkit._sanitize import shown
 from attestkit.backends.base import SnpEvidence
 from attestkit.backends.recording.event_history import EventHistory
@@ -23,26 +23,8 @@ from attestkit.errors import (
     BackendError,
     FormatError,
     QuoteUnavailableError,
-    VerificationError,
 )
 from attestkit.event_log.event import Event
-
-__all__ = [
-    "CALLS",
-    "LOCK",
-    "CallSpec",
-    "Codec",
-    "CodecState",
-    "Key",
-    "RecordedResult",
-    "Scalar",
-    "decode_hex",
-    "describe",
-    "describe_recorded",
-    "error_from_json",
-    "error_to_json",
-    "key_of",
-]
 
 Scalar: TypeAlias = str | int | None
 Key: TypeAlias = tuple[str, str]  # the call's name, its arguments as JSON
@@ -73,6 +55,7 @@ class CallSpec(NamedTuple):
     """Properties of a recorded method."""
 
     codec: Codec
+    parameters: tuple[str, ...] = ()
     changes_state: bool = False
     not_recorded_error: type[BackendError] = BackendError
     constant: bool = False  # independent of state changes: a result from any segment is valid
@@ -94,19 +77,12 @@ class RecordedResult(NamedTuple):
 # -- codecs ------------------------------------------------------------------------------------
 
 
-def decode_hex(found: object, what: str = "answer") -> bytes:
-    """Return the bytes of a hex string; FormatError, with `what` as its subject, otherwise."""
-    if not isinstance(found, str):
-        raise FormatError(f"{what}: must be a string", reason="wrong_type")
-    if (data := unhex(found)) is None:
-        raise FormatError(f"{what}: not valid hex", reason="encoding")
-    return data
+def _decode_bytes(found: object, _: CodecState) -> bytes:
+    return from_hex(found, "answer")
 
 
 def _decode_text(found: object, _: CodecState) -> str:
-    if not isinstance(found, str):
-        raise FormatError("answer: must be a string", reason="wrong_type")
-    return found
+    return string({"answer": found}, "answer")
 
 
 def _decode_null(found: object, _: CodecState) -> None:
@@ -122,18 +98,17 @@ def _decode_version(found: object, _: CodecState) -> int:
 
 def _decode_snp(found: object, _: CodecState) -> SnpEvidence:
     report, certificates = _members(found, "answer", *SnpEvidence._fields)
-    return SnpEvidence(decode_hex(report, "report"), decode_hex(certificates, "certificates"))
+    return SnpEvidence(from_hex(report, "report"), from_hex(certificates, "certificates"))
 
 
 def _members(found: object, what: str, *names: str) -> list[Any]:
-    """Return the members `names` of an object; FormatError if it has not exactly these."""
+    """Return the members `names` of an object; FormatError unless it has exactly these members."""
     if not isinstance(found, dict):
         raise FormatError(f"{what}: must be an object", reason="wrong_type")
     if found.keys() != set(names):
-        raise FormatError(
-            f"{what}: must have exactly the members {', '.join(names)}",
-            reason="unknown_field" if found.keys() > set(names) else "missing",
-        )
+        text = f"{what}: must have exactly the members {', '.join(names)}"
+        unknown = found.keys() > set(names)
+        raise FormatError(text, reason="unknown_field" if unknown else "missing")
     return [found[name] for name in names]
 
 
@@ -147,7 +122,7 @@ def _decode_event(found: object) -> Event:
     if {type(register), type(kind), type(version)} != {int} or not isinstance(name, str):
         raise FormatError("event: a member has the wrong type", reason="wrong_type")
     return Event(
-        register, kind, decode_hex(digest, "digest"), name, decode_hex(payload, "payload"), version
+        register, kind, from_hex(digest, "digest"), name, from_hex(payload, "payload"), version
     )
 
 
@@ -162,12 +137,13 @@ def _decode_events(found: object, state: CodecState) -> EventHistory:
     keep, add = _members(found, "answer", "keep", "add")
     known = state.history
     if type(keep) is not int or not 0 <= keep <= known.size or not isinstance(add, list):
-        raise FormatError("answer: invalid keep or add", reason="wrong_value")
+        text = f"answer: keep must be 0 to {known.size}, and add a list of events"
+        raise FormatError(text, reason="wrong_value")
     state.history = known.then(keep, tuple(map(_decode_event, add)))
     return state.history
 
 
-BYTES: Final = Codec(lambda data, _: data.hex(), lambda found, _: decode_hex(found))
+BYTES: Final = Codec(lambda data, _: data.hex(), _decode_bytes)
 TEXT: Final = Codec(lambda text, _: text, _decode_text)
 NOTHING: Final = Codec(lambda _value, _: None, _decode_null)
 VERSION: Final = Codec(lambda version, _: version, _decode_version)
@@ -176,20 +152,22 @@ SNP: Final = Codec(
 )
 EVENTS: Final = Codec(_encode_events, _decode_events, independent=False)
 
+_REPORT_DATA: Final = ("report_data",)
+
 CALLS: Final = {
-    "get_quote": CallSpec(BYTES, not_recorded_error=QuoteUnavailableError),
-    "get_snp_report": CallSpec(SNP, not_recorded_error=QuoteUnavailableError),
-    "get_quote_response": CallSpec(TEXT, not_recorded_error=QuoteUnavailableError),
+    "get_quote": CallSpec(BYTES, _REPORT_DATA, not_recorded_error=QuoteUnavailableError),
+    "get_snp_report": CallSpec(SNP, _REPORT_DATA, not_recorded_error=QuoteUnavailableError),
+    "get_quote_response": CallSpec(TEXT, _REPORT_DATA, not_recorded_error=QuoteUnavailableError),
     "read_event_log": CallSpec(BYTES),
     "read_app_compose": CallSpec(BYTES),
-    "read_rtmr": CallSpec(BYTES),
-    "extend_rtmr": CallSpec(NOTHING, changes_state=True),
-    "open_journal": CallSpec(NOTHING, constant=True),
-    LOCK: CallSpec(NOTHING),
+    "read_rtmr": CallSpec(BYTES, ("register",)),
+    "extend_rtmr": CallSpec(NOTHING, ("register", "digest"), changes_state=True),
+    "open_journal": CallSpec(NOTHING, ("version",), constant=True),
+    LOCK: CallSpec(NOTHING, ("attempt",)),
     "journal_version": CallSpec(VERSION, constant=True),
     "journal_events": CallSpec(EVENTS),
-    "journal_emit": CallSpec(NOTHING, changes_state=True),
-    "emit_event": CallSpec(NOTHING, changes_state=True),
+    "journal_emit": CallSpec(NOTHING, Event._fields, changes_state=True),
+    "emit_event": CallSpec(NOTHING, ("name", "payload"), changes_state=True),
     "reset": CallSpec(NOTHING, changes_state=True),
 }
 
@@ -205,12 +183,12 @@ def error_to_json(error: AttestKitError) -> dict[str, object]:
     """
     known = next(kind for kind in type(error).__mro__ if kind.__name__ in errors.__all__)
     _check_reason(known, error.reason)
-    more = {name: getattr(error, name, None) for name in ("offset", "path", "steps")}
+    more = {name: getattr(error, name, None) for name in ("offset", "path")}
     return {
         "error": known.__name__,
         "text": error.message if isinstance(error, FormatError) else str(error),
         "reason": error.reason,
-        **{name: value for name, value in more.items() if value not in (None, "", ())},
+        **{name: value for name, value in more.items() if value not in (None, "")},
     }
 
 
@@ -220,16 +198,12 @@ def error_from_json(found: Mapping[str, Any]) -> Callable[[], AttestKitError]:
     Raises:
         FormatError: If class, text, reason or an attribute is not valid.
     """
-    name, text = found.get("error"), found.get("text")
-    reason, offset, steps = found.get("reason"), found.get("offset"), found.get("steps", [])
+    name, text, path = found.get("error"), found.get("text"), found.get("path", "")
+    reason, offset = found.get("reason"), found.get("offset")
     if name not in errors.__all__:
         raise FormatError(f"error: unknown class {shown(str(name))}", reason="wrong_value")
-    if not isinstance(text, str):
-        raise FormatError("error: text must be a string", reason="wrong_type")
-    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-        raise FormatError("error: steps must be strings", reason="wrong_type")
-    if not isinstance(path := found.get("path", ""), str):
-        raise FormatError("error: path must be a string", reason="wrong_type")
+    if not isinstance(text, str) or not isinstance(path, str):
+        raise FormatError("error: text and path must be strings", reason="wrong_type")
     if offset is not None and type(offset) is not int:
         raise FormatError("error: offset must be an integer", reason="wrong_type")
     kind: Any = getattr(errors, name)
@@ -239,17 +213,14 @@ def error_from_json(found: Mapping[str, Any]) -> Callable[[], AttestKitError]:
         keywords["offset"] = offset
     elif issubclass(kind, BackendError):
         keywords["path"] = path
-    elif issubclass(kind, VerificationError):
-        keywords["steps"] = tuple(steps)
     return lambda: cast("AttestKitError", kind(text, **keywords))
 
 
 def _check_reason(kind: type[AttestKitError], reason: object) -> None:
     """Raise FormatError unless `reason` is in the closed list of an error class."""
-    if reason not in kind.reasons():
-        raise FormatError(
-            f"error: unknown reason {shown(str(reason))} of {kind.__name__}", reason="wrong_value"
-        )
+    if not isinstance(reason, str) or reason not in kind.reasons():
+        text = f"error: unknown reason {shown(str(reason))} of {kind.__name__}"
+        raise FormatError(text, reason="wrong_value")
 
 
 # -- calls -------------------------------------------------------------------------------------

@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from attestkit.event_log.event import Event
 
-__all__ = ["EventHistory"]
-
 
 class _Difference(NamedTuple):
     """The first `keep` events of `before`, followed by `added`."""
@@ -52,7 +50,11 @@ class EventHistory:
         return EventHistory(_Difference(before, keep, added), self._cache)
 
     def events(self) -> tuple[Event, ...]:
-        """Return the events; the same tuple again, unless another history was used in between."""
+        """Return the events.
+
+        The histories of a file share a cache of one tuple. Repeated calls return the same tuple
+        until `events` of another history is called.
+        """
         of, found = self._cache.last
         if of is not self:
             end, part, parts = self.size, self._part, []

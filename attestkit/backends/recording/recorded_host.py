@@ -14,9 +14,6 @@ from attestkit.backends.recording.call_codec import TEXT, CodecState, RecordedRe
 from attestkit.backends.recording.recording_file import result_from_json
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UnsupportedError
-from attestkit.keys import DerivedKey, Signature
-
-__all__ = ["RecordedHost", "UnavailableKeys", "host_from_json", "host_to_json"]
 
 NO_KEYS: Final = "keys: never recorded, so a replay has none"
 
@@ -24,20 +21,12 @@ NO_KEYS: Final = "keys: never recorded, so a replay has none"
 class UnavailableKeys:
     """The keys of a replayed agent: every method raises UnsupportedError."""
 
-    def derive(self, path: str, purpose: str = "", algorithm: str = "secp256k1") -> DerivedKey:
-        """Raise UnsupportedError."""
-        del path, purpose, algorithm
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise UnsupportedError(NO_KEYS, reason="no_keys")
 
-    def derive_separated(self, path: str, algorithm: str) -> DerivedKey:
-        """Raise UnsupportedError."""
-        del path, algorithm
-        raise UnsupportedError(NO_KEYS, reason="no_keys")
-
-    def sign(self, data: bytes, algorithm: str) -> Signature:
-        """Raise UnsupportedError."""
-        del data, algorithm
-        raise UnsupportedError(NO_KEYS, reason="no_keys")
+    derive: Callable[..., NoReturn] = _refuse
+    derive_compat: Callable[..., NoReturn] = _refuse
+    sign: Callable[..., NoReturn] = _refuse
 
 
 class RecordedHost:
@@ -66,7 +55,9 @@ class RecordedHost:
 
 
 def host_to_json(backend: Backend) -> dict[str, object]:
-    """Return the header fields about the app of `backend`; of hardware, from the host's folder.
+    """Return the header fields about the app of `backend`.
+
+    For hardware, the app's files are read from the folder that the host shares.
 
     A missing file is recorded as its error.
 
@@ -110,9 +101,8 @@ def host_from_json(header: Mapping[str, Any]) -> RecordedHost | None:
     if app is None:
         return None
     if not isinstance(app, dict) or not {"app_compose", "vm_config"} <= app.keys():
-        raise FormatError(
-            "host: must be an object with app_compose and vm_config", reason="wrong_type"
-        )
+        text = "host: must be an object with app_compose and vm_config"
+        raise FormatError(text, reason="wrong_type")
     found = {name: _result(name, app[name]) for name in app}
     compose = found["app_compose"]
     if compose.failure is None:

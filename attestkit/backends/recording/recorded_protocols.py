@@ -1,105 +1,65 @@
-"""Protocols of `backends.base` that a recording implements, one class for each."""
+"""Methods of a recording: for each protocol of the recorded backend, by the name of the ability."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from threading import Lock
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from attestkit._system.fifo_lock import FifoLock
-from attestkit.backends.base import AppHost, SnpEvidence
-from attestkit.backends.recording.call_codec import Scalar, event_to_json
+from attestkit.backends.base import (
+    Backend,
+    GuestAgent,
+    RegisterExtender,
+    SnpReporter,
+    check_bytes,
+    hosts_app,
+)
+from attestkit.backends.recording.call_codec import CALLS, Scalar, event_to_json
 from attestkit.backends.recording.recorded_host import UnavailableKeys
-from attestkit.backends.recording.recorder import CallHandler
-from attestkit.dstack.app_compose import AppCompose
+from attestkit.backends.recording.recorder import Recorder, Replayer
 from attestkit.errors import UsageError
 from attestkit.event_log import Event
 from attestkit.event_log.journal import RuntimeLog
-from attestkit.keys import AppKeys, KeyDeriver
+from attestkit.keys import KeyDeriver
 
-__all__ = [
-    "AgentAbility",
-    "HostAbility",
-    "ProxyState",
-    "RegisterAbility",
-    "ResetAbility",
-    "Resettable",
-    "SnpAbility",
-]
+T = TypeVar("T")
 
 
-class ProxyState(NamedTuple):
-    """State of a recording that its protocol classes share."""
+class RecordedCalls:
+    """Base class of a recording: the state that its methods share."""
 
-    handler: CallHandler
-    backend: Any  # the recorded backend; None in a replay, which never calls it
-    host: Any  # source of the app's description, or None
-    opening: Lock  # held while the journal is opened
-
-    def call_with_report_data(self, name: str, report_data: bytes) -> object:
-        """Return the result of a method whose argument is report data, exactly 64 bytes."""
-        _check_size("report_data", report_data, 64)
-        arguments = {"report_data": report_data.hex()}
-        return self.handler.call(name, arguments, lambda: getattr(self.backend, name)(report_data))
-
-
-@runtime_checkable
-class Resettable(Protocol):
-    """A simulated TEE that can be rebooted."""
-
-    def reset(self) -> None:
-        """Reboot."""
-
-
-class RegisterAbility:
-    """A `RegisterExtender`."""
-
-    _state: ProxyState
+    _handler: Recorder | Replayer
+    _backend: Any  # the recorded backend; None in a replay, which never calls it
+    _host: Any  # source of the app's description, or None
+    _opening: Lock  # held while the journal is opened
     _journal: "RecordedLog | None" = None
 
-    def read_rtmr(self, register: int) -> bytes:
-        """Return RTMR0 to RTMR3, 48 bytes; BackendError if the call was not recorded."""
-        _check_register(register)
-        handler, backend = self._state[:2]
-        return handler.call(
-            "read_rtmr", {"register": register}, lambda: cast("bytes", backend.read_rtmr(register))
-        )
-
-    def extend_rtmr(self, register: int, digest: bytes) -> None:
-        """Extend a register by a digest; BackendError unless recorded as the next change."""
-        _check_register(register)
-        _check_size("digest", digest, 48)
-        handler, backend = self._state[:2]
-        arguments: dict[str, Scalar] = {"register": register, "digest": digest.hex()}
-        handler.call("extend_rtmr", arguments, lambda: backend.extend_rtmr(register, digest))
-
-    def open_journal(self, version: int | None = None) -> RuntimeLog:
-        """Return the journal of runtime events; later calls return the object of the first.
+    def _call(self, name: str, *values: object) -> object:
+        """Check the arguments of a method in `CALLS`, and call or replay it.
 
         Raises:
-            BackendError: If the call was not recorded with this version.
+            UsageError: If an argument is invalid.
+            BackendError: If the call was not recorded.
             AttestKitError: If the backend fails or, in a replay, has failed.
         """
-        handler, backend = self._state[:2]
-        with self._state.opening:
-            if self._journal is None:
-                log = handler.call(
-                    "open_journal", {"version": version}, lambda: backend.open_journal(version)
-                )
-                self._journal = RecordedLog(handler, log)
-            return self._journal
+        arguments: dict[str, Scalar] = {}
+        for parameter, value in zip(CALLS[name].parameters, values, strict=True):
+            _CHECKS[parameter](value)
+            arguments[parameter] = value.hex() if isinstance(value, bytes) else cast("Any", value)
+        return self._handler.call(name, arguments, lambda: getattr(self._backend, name)(*values))
 
 
-def _check_size(what: str, value: object, size: int) -> None:
-    if not isinstance(value, bytes) or len(value) != size:
-        raise UsageError(
-            f"{what}: must be {size} bytes",
-            reason="wrong_size" if isinstance(value, bytes) else "wrong_type",
-        )
+def _forwarded(name: str) -> Callable[..., Any]:
+    """Return the method `name` of a recording; it takes the arguments by position or name."""
+    parameters = CALLS[name].parameters
 
+    def method(self: RecordedCalls, *values: object, **named: object) -> object:
+        rest = [named.pop(parameter) for parameter in parameters[len(values) :]]
+        if named:
+            raise TypeError(f"{name}: unexpected arguments: {', '.join(named)}")
+        return self._call(name, *values, *rest)
 
-def _check_event(name: object, payload: object) -> None:
-    if not isinstance(name, str) or not isinstance(payload, bytes):
-        raise UsageError("event: the name must be str and the payload bytes", reason="wrong_type")
+    return method
 
 
 def _check_register(register: object) -> None:
@@ -107,21 +67,61 @@ def _check_register(register: object) -> None:
         raise UsageError(f"register {register}: must be 0 to 3", reason="out_of_range")
 
 
+def _check_type(kind: type) -> Callable[[object], None]:
+    def check(value: object) -> None:
+        if not isinstance(value, kind):
+            text = "event: the name must be str and the payload bytes"
+            raise UsageError(text, reason="wrong_type")
+
+    return check
+
+
+_CHECKS: Final[dict[str, Callable[[object], None]]] = {
+    "report_data": lambda value: check_bytes("report_data", value, 64),
+    "digest": lambda value: check_bytes("digest", value, 48),
+    "register": _check_register,
+    "name": _check_type(str),
+    "payload": _check_type(bytes),
+}
+
+
+# -- the journal -------------------------------------------------------------------------------
+
+
+def _open_journal(self: RecordedCalls, version: int | None = None) -> RuntimeLog:
+    """Return the journal of runtime events; later calls return the object of the first."""
+    with self._opening:
+        if self._journal is None:
+            log = self._handler.call(
+                "open_journal", {"version": version}, lambda: self._backend.open_journal(version)
+            )
+            self._journal = RecordedLog(self._handler, log)
+        return self._journal
+
+
+def _reset(self: RecordedCalls) -> None:
+    """Reboot; in a replay, BackendError unless a reboot is the next recorded state change."""
+    with self._opening:
+        if self._journal is None:  # and `_opening` is held, so it stays closed
+            self._call("reset")
+            return
+    # The backend takes the journal's lock, which comes before the handler's lock.
+    with self._journal.locked():
+        self._call("reset")
+
+
 class RecordedLog:
-    """A recorded `RuntimeLog`, or without `log` a replayed one.
+    """A `RuntimeLog` whose calls are recorded or, if `log` is None, replayed.
 
     Lock order: the lock of the journal before that of the handler.
     """
 
-    def __init__(self, handler: CallHandler, log: RuntimeLog | None) -> None:
+    path = ""  # the texts of recorded errors must not depend on the path of the log
+
+    def __init__(self, handler: Recorder | Replayer, log: RuntimeLog | None) -> None:
         self._handler = handler
         self._log: Any = log
         self._turns = FifoLock()  # the lock of a replayed log
-
-    @property
-    def path(self) -> str:
-        """Empty, because the texts of recorded errors must not depend on the path of the log."""
-        return ""
 
     @property
     def version(self) -> int:
@@ -136,9 +136,10 @@ class RecordedLog:
     def events(self) -> tuple[Event, ...]:
         """Return all events; the same tuple until an event is added."""
         with self.locked():
-            return self._handler.call(
-                "journal_events", {}, lambda: cast("tuple[Event, ...]", self._log.events())
-            )
+            return self._handler.call("journal_events", {}, self._read_events)
+
+    def _read_events(self) -> tuple[Event, ...]:
+        return cast("tuple[Event, ...]", self._log.events())
 
     def emit(self, event: Event) -> None:
         """Extend RTMR3 by the event and append it to the log, atomically."""
@@ -176,7 +177,9 @@ class _Locked:
     __exit__ = _LockExit()
 
     def __init__(
-        self, handler: CallHandler, lock: "AbstractContextManager[object, bool | None]"
+        self,
+        handler: Recorder | Replayer,
+        lock: "AbstractContextManager[object, bool | None]",
     ) -> None:
         self._handler = handler
         self.lock = lock
@@ -185,87 +188,45 @@ class _Locked:
         self._handler.lock_journal(self.lock.__enter__)
 
 
-class SnpAbility:
-    """An `SnpReporter`."""
-
-    _state: ProxyState
-
-    def get_snp_report(self, report_data: bytes) -> SnpEvidence:
-        """Return report and certificates over exactly 64 bytes; raises what `get_quote` does."""
-        return cast("SnpEvidence", self._state.call_with_report_data("get_snp_report", report_data))
+# -- the abilities -----------------------------------------------------------------------------
 
 
-class AgentAbility:
-    """A `GuestAgent`."""
-
-    _state: ProxyState
-
-    def get_quote_response(self, report_data: bytes) -> str:
-        """Return the agent's response over exactly 64 bytes; raises what `get_quote` does."""
-        return cast("str", self._state.call_with_report_data("get_quote_response", report_data))
-
-    def emit_event(self, name: str, payload: bytes) -> None:
-        """Emit an event; BackendError unless it was recorded as the next change."""
-        _check_event(name, payload)
-        handler, backend = self._state[:2]
-        arguments = {"name": name, "payload": payload.hex()}
-        handler.call("emit_event", arguments, lambda: backend.emit_event(name, payload))
-
-    def read_app_compose(self) -> bytes:
-        """Return the app's compose file; BackendError if the call was not recorded."""
-        handler, backend = self._state[:2]
-        return handler.call(
-            "read_app_compose", {}, lambda: cast("bytes", backend.read_app_compose())
-        )
-
-    @property
-    def keys(self) -> KeyDeriver:
-        """The agent's keys, which are not recorded; in a replay they raise UnsupportedError."""
-        backend = self._state.backend
-        return UnavailableKeys() if backend is None else cast("KeyDeriver", backend.keys)
+def _keys(self: RecordedCalls) -> KeyDeriver:
+    """Return the agent's keys, which are not recorded; in a replay they raise UnsupportedError."""
+    return UnavailableKeys() if self._backend is None else cast("KeyDeriver", self._backend.keys)
 
 
-class HostAbility:
-    """An `AppHost`."""
-
-    _state: ProxyState
-
-    @property
-    def _host(self) -> AppHost:
-        return cast("AppHost", self._state.host)
-
-    @property
-    def app_compose(self) -> AppCompose:
-        """The app's compose file."""
-        return self._host.app_compose
-
-    @property
-    def vm_config(self) -> str:
-        """The configuration of the VM as JSON."""
-        return self._host.vm_config
-
-    @property
-    def app_keys(self) -> AppKeys:
-        """The app's keys, which are not recorded; UnsupportedError in a replay."""
-        return self._host.app_keys
+def _of_host(name: str) -> property:
+    """Return a property that has the value of the attribute `name` of the recorded host."""
+    return property(lambda self: getattr(self._host, name))
 
 
-class ResetAbility:
-    """A `Resettable` TEE."""
+class Ability(NamedTuple):
+    """A protocol of backends, and the methods with which a recording implements it."""
 
-    _state: ProxyState
-    _journal: RecordedLog | None = None
+    detect: Callable[[Backend], bool]
+    members: Mapping[str, object]
 
-    def reset(self) -> None:
-        """Reboot; BackendError unless it was recorded as the next change."""
-        with self._state.opening:
-            if self._journal is None:  # and `opening` is held, so it stays closed
-                self._reset()
-                return
-        # The backend takes the journal's lock, which comes before the handler's lock.
-        with self._journal.locked():
-            self._reset()
 
-    def _reset(self) -> None:
-        handler, backend = self._state[:2]
-        handler.call("reset", {}, lambda: cast("None", backend.reset()))
+def _forward(*names: str) -> dict[str, object]:
+    return {name: _forwarded(name) for name in names}
+
+
+ABILITIES: Final = {
+    "registers": Ability(
+        lambda backend: isinstance(backend, RegisterExtender),
+        {**_forward("read_rtmr", "extend_rtmr"), "open_journal": _open_journal},
+    ),
+    "snp": Ability(lambda backend: isinstance(backend, SnpReporter), _forward("get_snp_report")),
+    "agent": Ability(
+        lambda backend: isinstance(backend, GuestAgent),
+        {
+            **_forward("get_quote_response", "emit_event", "read_app_compose"),
+            "keys": property(_keys),
+        },
+    ),
+    "host": Ability(
+        hosts_app, {name: _of_host(name) for name in ("app_compose", "vm_config", "app_keys")}
+    ),
+    "reset": Ability(lambda backend: hasattr(backend, "reset"), {"reset": _reset}),
+}

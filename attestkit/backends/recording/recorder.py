@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
+from attestkit.backends.linux.device_errors import failed
 from attestkit.backends.recording.call_codec import (
     CALLS,
     LOCK,
@@ -30,33 +31,9 @@ from attestkit.backends.recording.recording_file import (
     RecordingWriter,
     call_to_json,
 )
-from attestkit.errors import AttestKitError, BackendError, FormatError, UsageError
-
-__all__ = ["CallHandler", "Recorder", "Replayer"]
+from attestkit.errors import AttestKitError, FormatError, UsageError
 
 T = TypeVar("T")
-
-
-class CallHandler(Protocol):
-    """Executes the calls of a recording."""
-
-    def call(self, name: str, arguments: Mapping[str, Scalar], invoke: Callable[[], T]) -> T:
-        """Return the result of a method in `CALLS`, or raise its error.
-
-        Args:
-            name: The method.
-            arguments: Its arguments as they are recorded.
-            invoke: Calls the backend.
-        """
-        ...
-
-    def lock_journal(self, enter: Callable[[], object]) -> None:
-        """Lock a journal by `enter`, or raise the error."""
-        ...
-
-    def close(self) -> None:
-        """Close. Idempotent."""
-        ...
 
 
 class Recorder:
@@ -76,7 +53,13 @@ class Recorder:
         self._closed = False
 
     def call(self, name: str, arguments: Mapping[str, Scalar], invoke: Callable[[], T]) -> T:
-        """Return the backend's result, or raise its error."""
+        """Return the backend's result, or raise its error.
+
+        Args:
+            name: The method, a key of `CALLS`.
+            arguments: Its arguments as they are recorded.
+            invoke: Calls the backend.
+        """
         with self._lock:
             self._check_usable()
             call = CALLS[name]
@@ -92,6 +75,7 @@ class Recorder:
             finally:
                 self._attempts = 0 if call.changes_state else self._attempts
             if not self.stopped:
+                # Not in a function of its own: an interrupt at its start would lose the result.
                 try:
                     encoded = call.codec.encode(value, self._state)
                     self._writer.write_result(call_to_json(name, arguments), call.codec, encoded)
@@ -106,7 +90,7 @@ class Recorder:
             return value
 
     def lock_journal(self, enter: Callable[[], object]) -> None:
-        """Lock a journal, and record a failure."""
+        """Lock the journal by calling `enter`; if that fails, record the error and raise it."""
         with self._lock:
             self._check_usable()
             self._attempts += 1
@@ -134,10 +118,8 @@ class Recorder:
 
     def _check_usable(self) -> None:
         if self._process != os.getpid():
-            raise UsageError(
-                "recording: opened in another process; open another one after a fork",
-                reason="wrong_process",
-            )
+            text = "recording: opened in another process; open another one after a fork"
+            raise UsageError(text, reason="wrong_process")
         if self._closed:
             raise UsageError(f"{self._writer.path}: the recording is closed", reason="closed")
 
@@ -159,11 +141,8 @@ class Recorder:
             finally:
                 self._writer.close()
         if self.stopped:
-            raise BackendError(
-                f"{self._writer.path}: the recording is incomplete: {self.stopped}",
-                reason="truncated",
-                path=str(self._writer.path),
-            )
+            text = f"the recording is incomplete: {self.stopped}"
+            raise failed(self._writer.path, text, "truncated")
 
 
 class _Segment:
@@ -210,9 +189,8 @@ class Replayer:
                 raise UsageError(f"{self._path}: the recording is closed", reason="closed")
             found = self._change(key) if call.changes_state else self._find(key)
         if found is None:
-            raise call.not_recorded_error(
-                self._missing(key, change=call.changes_state), reason="not_recorded"
-            )
+            text = self._missing(key, change=call.changes_state)
+            raise call.not_recorded_error(text, reason="not_recorded")
         return cast("T", found.get())  # as the codec of the call guarantees
 
     def _find(self, key: Key) -> RecordedResult | None:
@@ -246,7 +224,10 @@ class Replayer:
         return text
 
     def lock_journal(self, enter: Callable[[], object]) -> None:
-        """Lock a replayed journal, unless that failed when it was recorded."""
+        """Lock the journal by calling `enter`; raise the recorded error if recording failed here.
+
+        Attempts to lock are numbered, so that each attempt gets the result of the recorded one.
+        """
         with self._lock:
             self._attempts += 1
             found = self._find(key_of(LOCK, {"attempt": self._attempts}))
@@ -255,5 +236,5 @@ class Replayer:
         enter()
 
     def close(self) -> None:
-        """Close. Idempotent."""
+        """End the replay. A second call has no effect."""
         self._closed = True

@@ -14,14 +14,16 @@ missing, the recording was not closed, but is valid nevertheless. A truncated la
 import contextlib
 import json
 import os
-import stat
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from attestkit._crypto.hashes import sha256
 from attestkit._formats.strict_json import decode_strictly
 from attestkit._sanitize import shown
+from attestkit._system.untrusted_files import open_regular
+from attestkit.backends.linux.device_errors import unavailable
 from attestkit.backends.recording.call_codec import (
     CALLS,
     Codec,
@@ -32,25 +34,14 @@ from attestkit.backends.recording.call_codec import (
     error_from_json,
     key_of,
 )
-from attestkit.errors import BackendUnavailableError, FormatError, UsageError
-
-__all__ = [
-    "RecordedCall",
-    "RecordingFile",
-    "RecordingWriter",
-    "call_to_json",
-    "header_field",
-    "parse_recording",
-    "read_recording",
-    "result_from_json",
-]
+from attestkit.errors import FormatError, UsageError
 
 FORMAT: Final = "attestkit recording"
 VERSION: Final = 1
 LARGEST: Final = 1 << 28  # bytes of a file
 MOST: Final = 1_000_000  # calls in a file
 _LONG: Final = 200  # bytes; a repeated answer of this size is replaced by its line number
-_ANSWERS: Final = {"answer", "as", "error", "text", "offset", "path", "reason", "steps"}
+_ANSWERS: Final = {"answer", "as", "error", "text", "offset", "path", "reason"}
 
 
 class RecordingWriter:
@@ -58,37 +49,39 @@ class RecordingWriter:
 
     Args:
         path: An unused path; the file is created with mode 0600.
-        put: Writes to a file descriptor, as `os.write`.
 
     Raises:
         UsageError: If the file exists already, or cannot be created.
     """
 
-    def __init__(self, path: Path, *, put: Callable[[int, bytes], int] = os.write) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._put = put
+        self._put: Callable[[int, bytes], int] = os.write
         self._lines = self._size = 0
         self._seen: dict[tuple[Codec, bytes], int] = {}
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._fd = os.open(path, flags, 0o600)
         except FileExistsError as error:
-            raise UsageError(
-                f"{path}: exists already; recordings are never overwritten, choose another path",
-                reason="already_exists",
-            ) from error
+            text = f"{path}: exists already; recordings are never overwritten, choose another path"
+            raise UsageError(text, reason="already_exists") from error
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise UsageError(
-                f"{path}: cannot create the recording: {why}", reason="cannot_write"
-            ) from error
+            text = f"{path}: cannot create the recording: {_cause(error)}"
+            raise UsageError(text, reason="cannot_write") from error
 
     def header(self, fields: Mapping[str, object]) -> None:
-        """Write the first line; raises what `write` does."""
+        """Write the first line.
+
+        Raises:
+            OSError: As for `write`.
+        """
         self.write({"format": FORMAT, "version": VERSION, **fields})
 
     def write_result(self, call: Mapping[str, object], codec: Codec, answer: object) -> None:
-        """Write a call and its answer; a long repeated answer as a line number.
+        """Write a call and its answer.
+
+        If an earlier line contains the same long answer, the number of that line is written instead
+        of the answer.
 
         Raises:
             OSError: As for `write`.
@@ -104,7 +97,7 @@ class RecordingWriter:
             self._seen[name] = self._lines
 
     def write(self, line: Mapping[str, object]) -> None:
-        """Write one line, or after an error nothing of it.
+        """Write one line. If that fails, the file is unchanged.
 
         Raises:
             OSError: If the line cannot be written, or the file would exceed its limits.
@@ -124,13 +117,21 @@ class RecordingWriter:
         self._lines += 1
 
     def end(self) -> None:
-        """Write the last line and sync the file; raises what `write` does."""
+        """Write the last line and sync the file.
+
+        Raises:
+            OSError: As for `write`.
+        """
         self.write({"end": self._lines - 1})
         os.fsync(self._fd)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
+
+
+def _cause(error: OSError | ValueError) -> object:
+    return getattr(error, "strerror", None) or error
 
 
 def _encode_line(value: object) -> bytes:
@@ -203,29 +204,16 @@ def header_field(header: Mapping[str, Any], key: str, kind: type[T]) -> T:
 
 def _read(path: Path) -> bytes:
     try:
-        with open(path, "rb", opener=_open_nonblocking) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BackendUnavailableError(
-                    f"{path}: not a regular file", reason="unreadable", path=str(path)
-                )
+        with open(path, "rb", opener=partial(open_regular, follow=True)) as file:
             # `read` allocates its argument: the size of the file, and a byte to detect growth.
-            data = file.read(min(status.st_size, LARGEST) + 1)
+            data = file.read(min(os.fstat(file.fileno()).st_size, LARGEST) + 1)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise BackendUnavailableError(
-            f"{path}: cannot read the recording: {why}",
-            reason="missing" if isinstance(error, FileNotFoundError) else "unreadable",
-            path=str(path),
-        ) from error
+        text = f"cannot read the recording: {_cause(error)}"
+        missing = isinstance(error, FileNotFoundError)
+        raise unavailable(path, text, "missing" if missing else "unreadable") from error
     if len(data) > LARGEST:
         raise FormatError(f"{path}: longer than {LARGEST} bytes", reason="too_large")
     return data
-
-
-def _open_nonblocking(path: str, flags: int) -> int:
-    """Open without waiting for the writer of a FIFO."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _decode_line(line: bytes, *, last: bool) -> dict[str, Any] | None:
@@ -241,6 +229,14 @@ def _decode_line(line: bytes, *, last: bool) -> dict[str, Any] | None:
     return found
 
 
+def _check_header(line: dict[str, Any]) -> dict[str, Any]:
+    if line.get("format") != FORMAT:
+        raise FormatError(f"not a recording: format is not {FORMAT!r}", reason="unrecognized")
+    if line.get("version") != VERSION:
+        raise FormatError(f"version: only {VERSION} is supported", reason="unsupported_version")
+    return line
+
+
 class _Parser:
     """Incremental parser of lines."""
 
@@ -254,15 +250,7 @@ class _Parser:
     def feed(self, line: dict[str, Any]) -> None:
         """Process the next line; raises FormatError."""
         if self.header is None:
-            if line.get("format") != FORMAT:
-                raise FormatError(
-                    f"not a recording: format is not {FORMAT!r}", reason="unrecognized"
-                )
-            if line.get("version") != VERSION:
-                raise FormatError(
-                    f"version: only {VERSION} is supported", reason="unsupported_version"
-                )
-            self.header = line
+            self.header = _check_header(line)
             return
         if self.complete:
             raise FormatError("data after the end", reason="trailing_data")
@@ -270,10 +258,8 @@ class _Parser:
             if type(line["end"]) is not int:
                 raise FormatError("end: must be the number of calls", reason="wrong_type")
             if line["end"] != len(self.entries):
-                raise FormatError(
-                    f"end: {shown(line['end'])} calls, but the file has {len(self.entries)}",
-                    reason="wrong_size",
-                )
+                text = f"end: {shown(line['end'])} calls, but the file has {len(self.entries)}"
+                raise FormatError(text, reason="wrong_size")
             self.complete = True
             return
         if len(self.entries) >= MOST:
@@ -288,20 +274,14 @@ class _Parser:
 
     def _parse_call(self, line: dict[str, Any]) -> RecordedCall:
         kinds = line.keys() & {"ask", "change"}
-        if len(kinds) != 1:
-            raise FormatError(
-                "must have either ask or change", reason="inconsistent" if kinds else "missing"
-            )
-        kind = kinds.pop()
+        kind = _only(kinds, "must have either ask or change")
         name = line[kind]
         call = CALLS.get(name) if isinstance(name, str) else None
         if call is None or call.changes_state != (kind == "change"):
             raise FormatError(f"{kind}: unknown call {shown(str(name))}", reason="wrong_value")
-        arguments = {
-            key: value for key, value in line.items() if key != kind and key not in _ANSWERS
-        }
-        if not all(value is None or type(value) in (str, int) for value in arguments.values()):
-            raise FormatError("arguments must be strings or integers", reason="wrong_type")
+        arguments = {key: line[key] for key in line.keys() - _ANSWERS - {kind}}
+        if not {type(value) for value in arguments.values()} <= {str, int, type(None)}:
+            raise FormatError("arguments: must be strings or integers", reason="wrong_type")
         key = key_of(name, arguments)
         return RecordedCall(key, call.changes_state, self._parse_result(line, call.codec))
 
@@ -314,29 +294,36 @@ class _Parser:
         if type(line["as"]) is not int:
             raise FormatError("as: must be a line number", reason="wrong_type")
         if line.keys() & _ANSWERS != {"as"}:
-            raise FormatError("as: excludes an answer and an error", reason="inconsistent")
+            raise FormatError("as: cannot be combined with answer or error", reason="inconsistent")
         known, value = self._answers.get(line["as"], (None, None))
         if known is not codec:
             raise FormatError("as: no earlier line with such an answer", reason="wrong_value")
         return RecordedResult(value)
 
 
+def _only(names: set[str], problem: str) -> str:
+    """Return the single element of `names`; FormatError with the text `problem` otherwise."""
+    if len(names) != 1:
+        raise FormatError(problem, reason="inconsistent" if names else "missing")
+    return names.pop()
+
+
 def result_from_json(found: Mapping[str, Any], codec: Codec, state: CodecState) -> RecordedResult:
     """Return the answer or the error in an object of a recording.
+
+    Args:
+        found: The object.
+        codec: Codec of the call's answers.
+        state: Runtime events of the previous answers, to which this one may refer.
 
     Raises:
         FormatError: If it has neither or both, or is malformed.
     """
-    if ("answer" in found) == ("error" in found):
-        raise FormatError(
-            "must have either answer or error",
-            reason="inconsistent" if "answer" in found else "missing",
-        )
-    if "error" in found:
+    if _only(found.keys() & {"answer", "error"}, "must have either answer or error") == "error":
         return RecordedResult(None, error_from_json(found))
     return RecordedResult(codec.decode(found["answer"], state))
 
 
 def call_to_json(name: str, arguments: Mapping[str, Scalar]) -> dict[str, object]:
-    """Return the fields of a line that identify the call."""
+    """Return the fields that identify a call in a line of the recording."""
     return {"change" if CALLS[name].changes_state else "ask": name, **arguments}

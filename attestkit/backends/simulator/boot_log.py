@@ -13,8 +13,6 @@ from uuid import UUID
 from attestkit._crypto.hashes import sha384
 from attestkit.backends.simulator.os_image import Image
 
-__all__ = ["AREA_SIZE", "Record", "boot_log", "boot_records", "replay_records"]
-
 AREA_SIZE: Final = 65536  # bytes, as OVMF reserves
 
 _SHA384: Final = 0x000C
@@ -132,7 +130,7 @@ def _boot_variable(name: str, value: bytes) -> Record:
 
 
 def _header() -> bytes:
-    """Return the first record, in the format of TPM 1.2, which describes the others."""
+    """Return the first record (format of TPM 1.2), which describes the format of the others."""
     # Class 0 (client), version 2.0 with minor before major, errata 0, 64-bit UINTN, one algorithm.
     spec_id = b"Spec ID Event03\0" + struct.pack("<IBBBBIHHB", 0, 0, 2, 0, 2, 1, _SHA384, 48, 0)
     return struct.pack("<II20xI", 1, _EV_NO_ACTION, len(spec_id)) + spec_id

@@ -18,8 +18,6 @@ from attestkit.attestation.launch.tdx import td_hob_digest
 if TYPE_CHECKING:
     from attestkit._formats.cbor import Value
 
-__all__ = ["Image", "SnpImage", "simulated_image", "simulated_snp_image", "snp_vm_config"]
-
 MEMORY_SIZE: Final = 0x80000000  # bytes, 2 GiB
 # Memory accepted by the firmware, in LEB128: pages from 0x800, the memory list at page 9 of them,
 # three ranges of start and length. The layout of OVMF's sections.
@@ -138,26 +136,10 @@ def snp_vm_config(mr_config: str) -> str:
 
 
 def _cbor(value: object) -> bytes:
-    """Encode integers, bytes, strings, lists and maps in CBOR (RFC 8949), without a dependency."""
-    if isinstance(value, int):
-        return _cbor_head(0, value)
-    if isinstance(value, bytes):
-        return _cbor_head(2, len(value)) + value
-    if isinstance(value, str):
-        return _cbor_head(3, len(value.encode())) + value.encode()
-    if isinstance(value, list):
-        return _cbor_head(4, len(value)) + b"".join(map(_cbor, value))
-    assert isinstance(value, dict)
-    inside = [_cbor(key) + _cbor(found) for key, found in value.items()]
-    return _cbor_head(5, len(inside)) + b"".join(inside)
+    """Return the CBOR of a value; maps keep their order."""
+    import cbor2  # lazy: once per process
 
-
-def _cbor_head(major: int, number: int) -> bytes:
-    """Return the head of an item: major type and a number below 2^32."""
-    if number < 24:
-        return bytes([major << 5 | number])
-    size, kind = next(found for found in ((1, 24), (2, 25), (4, 26)) if number < 1 << 8 * found[0])
-    return bytes([major << 5 | kind]) + number.to_bytes(size, "big")
+    return cbor2.dumps(value)
 
 
 def _vm_config(os_image_hash: bytes, checksums: bytes, measurement: bytes) -> str:

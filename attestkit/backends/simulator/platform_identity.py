@@ -6,18 +6,16 @@ from typing import Final
 from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit.backends.simulator.os_image import simulated_image
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
-from attestkit.backends.simulator.pki.issue_cache import IssueCache
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios.config import Scenario, value_or
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import UsageError
 
-__all__ = ["OWN_APP", "instance_id", "issue_platform", "launch_body"]
-
 _LIVE: Final = {"rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data"}  # not fixed at launch
 
 
-def _issue(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, QuotingEnclave, bytes]:
+def issue_platform(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, QuotingEnclave, bytes]:
+    """Return the PKI, the quoting enclave and the trust anchor of a platform."""
     pki = SimulatedPki(seed, config=scenario.pki)
     platform_pki = pki if scenario.platform_pki is None else pki.other(scenario.platform_pki)
     enclave = QuotingEnclave(platform_pki, scenario.platform_id, config=scenario.quote)
@@ -27,10 +25,6 @@ def _issue(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, QuotingEnclav
     return pki, enclave, value_or(anchor, pki.root_der)
 
 
-issue_platform: Final = IssueCache(_issue)
-"""Return PKI, quoting enclave and trust anchor; cached, because tests open many TDs of one seed."""
-
-
 def launch_body(scenario: Scenario, mr_config_id: bytes) -> TdBody:
     """Return the fields of a TD body that are fixed at launch.
 
@@ -38,12 +32,11 @@ def launch_body(scenario: Scenario, mr_config_id: bytes) -> TdBody:
         UsageError: If the scenario sets an unknown field, one that is not fixed at launch, or a
             value of the wrong size.
     """
-    own = {"mr_td": simulated_image().mrtd, "mr_config_id": mr_config_id}
+    own = {"mrtd": simulated_image().mrtd, "mr_config_id": mr_config_id}
     changes = dict(scenario.body)
     if invalid := changes.keys() - TdBody._fields | changes.keys() & _LIVE:
-        raise UsageError(
-            f"scenario: body has no settable field {min(invalid)!r}", reason="unknown_name"
-        )
+        text = f"scenario: body has no settable field {min(invalid)!r}"
+        raise UsageError(text, reason="unknown_name")
     body = TdBody(**{**own, **changes})
     body.td15()  # checks the sizes
     return body

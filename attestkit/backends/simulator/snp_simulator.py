@@ -10,15 +10,12 @@ from typing import Any, Final, NoReturn
 
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.backends.base import SnpEvidence
+from attestkit.backends.base import SnpEvidence, check_bytes
 from attestkit.backends.simulator.os_image import snp_vm_config
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.platform_identity import instance_id
-from attestkit.backends.simulator.soft_td import check_bytes
 from attestkit.backends.simulator.tdx_simulator import Simulator
 from attestkit.errors import FormatError, UnsupportedError, UsageError
-
-__all__ = ["SnpSimulator"]
 
 _NO_INTEL: Final = "SEV-SNP has no Intel collateral; AMD's certificates come with each report"
 
@@ -42,10 +39,8 @@ class SnpSimulator(Simulator):
 
     def _chosen_version(self, requested: int | None) -> int:
         if requested is not None:
-            raise UsageError(
-                "quote_version: does not apply to SEV-SNP, which has reports",
-                reason="not_applicable",
-            )
+            text = "quote_version: does not apply to SEV-SNP, which has reports"
+            raise UsageError(text, reason="not_applicable")
         return 0
 
     def _launch(
@@ -60,7 +55,7 @@ class SnpSimulator(Simulator):
         self.mr_config = _find_document(vm_config) or self._make_document(seed, app_id)
         self.vm_config: str = snp_vm_config(self.mr_config) if vm_config is None else vm_config
         self._host_data = host_data(self.mr_config)
-        self._chip, self.trust_anchor = issue_chip(seed, self._scenario, keep=self._seeded)
+        self._chip, self.trust_anchor = issue_chip(seed, self._scenario)
 
     def _make_document(self, seed: bytes, app_id: bytes) -> str:
         compose, keys = self.app_compose, self.app_keys
@@ -101,7 +96,11 @@ class SnpSimulator(Simulator):
         return self._chip.report(report_data, host_data=self._host_data)
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return a signed report over exactly 64 bytes; raises what `get_snp_report` does."""
+        """Return a signed report over `report_data`, exactly 64 bytes.
+
+        Raises:
+            AttestKitError: As for `get_snp_report`.
+        """
         return self.get_snp_report(report_data).report
 
     def read_event_log(self) -> bytes:

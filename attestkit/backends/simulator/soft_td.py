@@ -6,13 +6,12 @@ from threading import Lock
 from typing import NamedTuple
 from uuid import UUID
 
+from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.faults.injection import FaultInjector, TearingFolder
 from attestkit.backends.simulator.state_folder import State, StateFolder
 from attestkit.errors import UsageError
 from attestkit.event_log import Event, Rtmrs
 from attestkit.event_log.journal import LOCK, Journal, MemoryJournal, RegisterAccess
-
-__all__ = ["BootPlan", "SoftTd", "check_bytes"]
 
 
 class BootPlan(NamedTuple):
@@ -29,8 +28,8 @@ class SoftTd:
 
     Args:
         boot: State after boot.
-        folder: Storage that preserves the TD between processes; None: in memory. If it contains
-            another TD, this TD boots.
+        folder: Storage that preserves the TD between processes; None: in memory. If it has no
+            state, or that of another TD, this TD is freshly booted.
         random: Returns a number of random bytes.
         calls: Injector of faults.
 
@@ -122,12 +121,3 @@ class SoftTd:
     def close(self) -> None:
         """Close the journal. Idempotent."""
         self.journal.close()
-
-
-def check_bytes(what: str, value: object, size: int) -> None:
-    """Raise UsageError, with `what` as its subject, unless `value` is `size` bytes."""
-    if not isinstance(value, bytes) or len(value) != size:
-        raise UsageError(
-            f"{what}: must be {size} bytes",
-            reason="wrong_size" if isinstance(value, bytes) else "wrong_type",
-        )

@@ -14,10 +14,9 @@ from typing import Any, Final, NamedTuple
 
 from attestkit._formats.strict_json import decode_strictly
 from attestkit._system.untrusted_files import make_folder, open_regular, read_regular
-from attestkit.errors import BackendBusyError, BackendError, UsageError
+from attestkit.backends.linux.device_errors import busy, failed
+from attestkit.errors import BackendError, UsageError
 from attestkit.event_log import Rtmrs
-
-__all__ = ["State", "StateFolder", "read_seed"]
 
 LOCK = "simulator.lock"
 SEED = "simulator.seed"
@@ -55,12 +54,8 @@ class StateFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self._lock)
-            raise BackendBusyError(
-                f"{self.path}: another process runs the simulated TD; stop it, or use another "
-                "state directory",
-                reason="state",
-                path=str(self.path),
-            ) from error
+            text = "another process runs the simulated TD; stop it, or use another state directory"
+            raise busy(self.path, text, "state") from error
         except OSError as error:
             os.close(self._lock)
             raise _io_error(self.path / LOCK, error) from error
@@ -82,8 +77,7 @@ class StateFolder:
         try:
             return read_seed(text)
         except UsageError as error:
-            path = str(self.path / SEED)
-            raise BackendError(f"{path}: {error}", reason="state", path=path) from error
+            raise failed(self.path / SEED, str(error), "state") from error
 
     def load(self) -> State | None:
         """Return the state of the running TD, or None.
@@ -112,7 +106,7 @@ class StateFolder:
         self._replace_file(REGISTERS, json.dumps(fields).encode() + b"\n")
 
     def forget(self) -> None:
-        """Delete the state of the TD: it is off."""
+        """Delete the stored state, because the TD is off."""
         try:
             (self.path / REGISTERS).unlink(missing_ok=True)
             self._sync_folder()
@@ -171,19 +165,13 @@ def _read_limited(path: Path) -> bytes:
     """Return the content of a file; BackendError if it is too long."""
     data = read_regular(path, _LARGEST + 1)
     if len(data) > _LARGEST:
-        raise BackendError(f"{path}: longer than {_LARGEST} bytes", reason="state", path=str(path))
+        raise failed(path, f"longer than {_LARGEST} bytes", "state")
     return data
 
 
 def _damage_error(path: Path) -> BackendError:
-    return BackendError(
-        f"{path}: damaged; remove it to boot the simulated TD again",
-        reason="state",
-        path=str(path),
-    )
+    return failed(path, "damaged; remove it to boot the simulated TD again", "state")
 
 
 def _io_error(path: Path, error: OSError) -> BackendError:
-    return BackendError(
-        f"{path}: cannot be used: {error.strerror or error}", reason="state", path=str(path)
-    )
+    return failed(path, f"cannot be used: {error.strerror or error}", "state")

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, cast
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.mr_config import config_id_v1
 from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults, FaultsLike
 from attestkit.backends.simulator.faults.injection import FaultInjector
@@ -25,7 +26,7 @@ from attestkit.backends.simulator.platform_identity import (
 )
 from attestkit.backends.simulator.scenarios.config import Scenario, value_or
 from attestkit.backends.simulator.scenarios.named import chosen_scenario
-from attestkit.backends.simulator.soft_td import BootPlan, SoftTd, check_bytes
+from attestkit.backends.simulator.soft_td import BootPlan, SoftTd
 from attestkit.backends.simulator.state_folder import StateFolder
 from attestkit.collateral import Collateral
 from attestkit.dstack.app_compose import AppCompose
@@ -33,8 +34,6 @@ from attestkit.dstack.boot_sequence import Launch, boot_events
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.journal import RuntimeLog, replay_from
 from attestkit.keys import AppKeys
-
-__all__ = ["Simulator"]
 
 _RTMRS_AT: Final = 328  # offset of registers and report data in a TD body
 _REST_AT: Final = 584  # offset of the fields of TD 1.5
@@ -56,7 +55,7 @@ class Simulator:
         quote_version: 4 (TD 1.0 body) or 5 (TD 1.5 body). None: that of the scenario, else 4.
         platform: "tdx" or "snp". None: that of the scenario, else "tdx".
         scenario: A deviation of the platform or its endorsements: a name (see `scenarios.named`) or
-            a `Scenario`. None: up to date.
+            a `Scenario`. None: an up-to-date platform.
         faults: Faults to inject, such as "ebusy:3 slow:2s", a list of them, or a Faults; see
             docs/faults.md. More can be armed later with `faults`.
         state_dir: A folder that preserves seed, registers and runtime events, used by one process
@@ -120,8 +119,8 @@ class Simulator:
         self._now = now
         self._quote_version = self._chosen_version(quote_version)
         self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
-        app_id = _check_app_id(value_or(app_id, self.app_compose.default_app_id))
-        self._seeded = seed is not None
+        app_id = value_or(app_id, self.app_compose.default_app_id)
+        check_bytes("app_id", app_id, 20)
         self._folder = None if state_dir is None else StateFolder(state_dir)
         try:
             if seed is None:
@@ -149,28 +148,20 @@ class Simulator:
     def _own_scenario(self, chosen: str | Scenario | None, platform: str | None) -> Scenario:
         """Return the scenario; UsageError if it is for another platform than this class."""
         found = chosen_scenario(chosen, platform or self.platform)
-        if (
-            found.platform != self.platform
-        ):  # possible for subclasses: `__new__` returns them unchanged
-            raise UsageError(
-                f"platform: {type(self).__name__} simulates {self.platform}, not "
-                f"{found.platform}; use attestkit.open or Simulator",
-                reason="conflict",
-            )
+        if found.platform != self.platform:  # possible for subclasses, which `__new__` returns
+            text = f"{type(self).__name__} simulates {self.platform}, not {found.platform}"
+            raise UsageError(f"platform: {text}; use Simulator", reason="conflict")
         return found
 
     def _chosen_version(self, requested: int | None) -> int:
         """Return the version of quotes from argument and scenario."""
         if requested not in (None, 4, 5):
-            raise UsageError(
-                f"quote_version: must be 4 or 5, not {requested!r}", reason="wrong_value"
-            )
+            text = f"quote_version: must be 4 or 5, not {requested!r}"
+            raise UsageError(text, reason="wrong_value")
         required = self._scenario.quote_version
         if None not in (requested, required) and requested != required:
-            raise UsageError(
-                f"quote_version: {requested}, but this scenario has quotes of version {required}",
-                reason="conflict",
-            )
+            text = f"quote_version: {requested}, but the scenario has quotes of version {required}"
+            raise UsageError(text, reason="conflict")
         return requested or required or 4
 
     def _launch(
@@ -183,7 +174,7 @@ class Simulator:
         """Issue certificates and boot; the state folder is locked and the app's keys exist."""
         self.vm_config = value_or(vm_config, simulated_image().vm_config)
         self._body_head, self._body_rest = self._split_body()
-        issued = issue_platform(seed, self._scenario, keep=self._seeded)
+        issued = issue_platform(seed, self._scenario)
         self._pki, self._enclave, self.trust_anchor = issued
         self._event_log = boot_log(simulated_image())
         self._td = SoftTd(self._plan_boot(seed, app_id), self._folder, random, self._calls)
@@ -221,10 +212,10 @@ class Simulator:
 
     @classmethod
     def probe(cls) -> None:
-        """Return: the simulator works everywhere."""
+        """Do nothing: the simulator is available on every machine."""
 
     def collateral(self, now: float | None = None) -> Collateral:
-        """Return the collateral of the simulated Intel PCS at a Unix time; None is now."""
+        """Return the collateral of the simulated Intel PCS at a Unix time; None: at present."""
         return self._pki.collateral(self._now() if now is None else now, self._scenario.collateral)
 
     @property
@@ -251,7 +242,7 @@ class Simulator:
         return self._event_log
 
     def read_rtmr(self, register: int) -> bytes:
-        """Return RTMR0 to RTMR3, 48 bytes."""
+        """Return the value of a register, 0 to 3: 48 bytes."""
         if register not in (0, 1, 2, 3):
             raise UsageError(f"register: must be 0 to 3: {register!r}", reason="out_of_range")
         self._calls.read(register)
@@ -284,8 +275,7 @@ class Simulator:
     def close(self) -> None:
         """Unlock the state folder, and wipe the app's keys unless the caller passed them.
 
-        Keys that sign evidence are not wiped. Those of an explicit seed are cached for the last
-        four seeds.
+        Keys that sign evidence are not wiped.
         """
         self._halt()
         if self._folder is not None:
@@ -306,11 +296,6 @@ def _check_types(seed: object, vm_config: object, app_keys: object, state_dir: o
         raise UsageError("app_keys: must be AppKeys; use AppKeys.load", reason="wrong_type")
     if state_dir is not None and not isinstance(state_dir, (str, os.PathLike)):
         raise UsageError("state_dir: must be a str or a PathLike", reason="wrong_type")
-
-
-def _check_app_id(app_id: bytes) -> bytes:
-    check_bytes("app_id", app_id, 20)
-    return app_id
 
 
 def _os_image_hash(vm_config: str) -> bytes:

@@ -14,16 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from attestkit._reasons import BackendReason
-from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, error_name, iowr, permissions
-from attestkit.errors import (
-    BackendBusyError,
-    BackendError,
-    BackendUnavailableError,
-    UsageError,
+from attestkit.backends.linux.device_errors import (
+    ABSENT,
+    FORBIDDEN_BY_POLICY,
+    INTERRUPTED,
+    OUT_OF_MEMORY,
+    Meaning,
+    access_error,
+    busy,
+    error_name,
+    failed,
+    translate_errno,
+    unavailable,
 )
-
-__all__ = ["GET_REPORT0", "Command", "Meaning", "TdxDevice", "find_meaning"]
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, iowr
+from attestkit.errors import BackendError, UsageError
 
 REPORT_DATA_SIZE: Final = 64
 REPORT_SIZE: Final = 1024
@@ -35,40 +40,23 @@ _REPORT_DATA_AT: Final = 128  # in a report
 # Waits in seconds between retries while the TDX module is busy.
 BUSY_WAITS: Final = (0.001, 0.01, 0.05, 0.1, 0.2)
 
-# An errno of the driver: class and reason of the error, and its cause and remedy in words.
-Meaning = tuple[type[BackendError], BackendReason, str]
-_FORBIDDEN_BY_POLICY: Final[Meaning] = (
-    BackendUnavailableError,
-    "permission_denied",
-    "forbidden by a security policy (seccomp, LSM)",
-)
-_UNKNOWN: Final[Meaning] = (BackendError, "io_error", "undocumented error")
+MODULE_BUSY: Final[Meaning] = (busy, "device", "the TDX module is busy; retry later")
+_FAILED: Final = "the TDX module failed; see the kernel log (dmesg)"
+MODULE_FAILED: Final[Meaning] = (failed, "io_error", _FAILED)
+_OLD_DRIVER: Final = "the driver has no such command; use Linux 6.2 or later"
 MEANINGS: Final[Mapping[int, Meaning]] = {
-    errno.EFAULT: (BackendError, "io_error", "invalid buffer; report this bug to attestkit"),
-    errno.ENOMEM: (BackendError, "io_error", "the kernel is out of memory; free some and retry"),
-    errno.EINVAL: (
-        BackendError,
-        "io_error",
-        "the TDX module rejected an operand; use a kernel that supports this module",
-    ),
-    errno.EBUSY: (BackendBusyError, "device", "the TDX module is busy; retry later"),
-    errno.EINTR: (
-        BackendBusyError,
-        "interrupted",
-        "interrupted by signals repeatedly; retry later",
-    ),
-    errno.EIO: (BackendError, "io_error", "the TDX module failed; see the kernel log (dmesg)"),
-    errno.ENOTTY: (
-        BackendUnavailableError,
-        "unsupported_kernel",
-        "the driver has no such command; use Linux 6.2 or later",
-    ),
-    errno.EPERM: _FORBIDDEN_BY_POLICY,
-    errno.EACCES: _FORBIDDEN_BY_POLICY,
+    errno.EFAULT: (failed, "io_error", "invalid buffer; report this bug to attestkit"),
+    errno.ENOMEM: OUT_OF_MEMORY,
+    errno.EINVAL: (failed, "io_error", "the TDX module rejected an operand; update Linux"),
+    errno.EBUSY: MODULE_BUSY,
+    errno.EINTR: INTERRUPTED,
+    errno.EIO: MODULE_FAILED,
+    errno.ENOTTY: (unavailable, "unsupported_kernel", _OLD_DRIVER),
+    errno.EPERM: FORBIDDEN_BY_POLICY,
+    errno.EACCES: FORBIDDEN_BY_POLICY,
 }
 
-_ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.ENODEV})
-_FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_ABSENT: Final = ABSENT | {errno.ENXIO, errno.ENODEV}
 
 
 class Command(NamedTuple):
@@ -124,31 +112,19 @@ class TdxDevice:
             os.close(fd)
 
     def _open_error(self, error: OSError) -> BackendError:
-        path = str(self.path)
-        text = f"{path}: cannot be opened ({error_name(error)})"
-        if error.errno in _FORBIDDEN:
-            return BackendUnavailableError(
-                f"{text}: {permissions(path)}; grant access to a group by a udev rule, in a "
-                "container also by its device rules",
-                reason="permission_denied",
-                path=path,
-            )
         if error.errno not in _ABSENT:
-            return BackendError(text, reason="io_error", path=path)
+            remedy = "; grant access by a udev rule, in a container also by its device rules"
+            return access_error(self.path, "cannot be opened", error, remedy)
+        name = error_name(error)
         for node in self._old_nodes:
             if _exists(node):
-                return BackendUnavailableError(
-                    f"{path}: driver too old, it has {node} ({error_name(error)}); use Linux 6.2 "
-                    "or later",
-                    reason="unsupported_kernel",
-                    path=path,
-                )
-        return BackendUnavailableError(
-            f"{text}; run on a TDX guest, load the driver (modprobe tdx-guest), or in a container "
-            f"pass the device through (--device {path})",
-            reason="missing",
-            path=path,
+                text = f"driver too old, it has {node} ({name}); use Linux 6.2 or later"
+                return unavailable(self.path, text, "unsupported_kernel")
+        text = (
+            f"cannot be opened ({name}); run on a TDX guest, load the driver (modprobe tdx-guest), "
+            f"or in a container pass the device through (--device {self.path})"
         )
+        return unavailable(self.path, text, "missing")
 
     def get_report(self, report_data: bytes) -> bytes:
         """Return a TD report over `report_data`, 1024 bytes; only this machine can verify its MAC.
@@ -170,18 +146,11 @@ class TdxDevice:
         request = self.command(fd, _GET_REPORT0, lambda: bytearray(argument))
         report = bytes(request[REPORT_DATA_SIZE:])
         if report[0] != _TDX_REPORT:
-            raise BackendError(
-                f"{self.path}: wrong type of the report: {report[0]:#04x}, expected 0x81",
-                reason="malformed_response",
-                path=str(self.path),
-            )
+            text = f"wrong type of the report: {report[0]:#04x}, expected 0x81"
+            raise failed(self.path, text, "malformed_response")
         found = report[_REPORT_DATA_AT : _REPORT_DATA_AT + REPORT_DATA_SIZE]
         if not hmac.compare_digest(found, report_data):
-            raise BackendError(
-                f"{self.path}: wrong report data in the report",
-                reason="wrong_report_data",
-                path=str(self.path),
-            )
+            raise failed(self.path, "wrong report data in the report", "wrong_report_data")
         return report
 
     def command(self, fd: int, command: Command, argument: Callable[[], bytearray]) -> bytearray:
@@ -210,25 +179,11 @@ class TdxDevice:
                 if error.errno == errno.EBUSY and (wait := next(waits, None)) is not None:
                     self._sleep(wait)
                     continue
-                raise self.translate_error(command, error) from error
+                raise translate_errno(self.path, command.name, error, command.meanings) from error
             if result:
-                raise BackendError(
-                    f"{command.name} on {self.path}: unknown result: {result}",
-                    reason="malformed_response",
-                    path=str(self.path),
-                )
+                text = f"{command.name}: unknown result: {result}"
+                raise failed(self.path, text, "malformed_response")
             return request
-
-    def translate_error(self, command: Command, error: OSError) -> BackendError:
-        """Return the BackendError for an errno of `command`."""
-        kind, reason, meaning = find_meaning(command.meanings, error)
-        text = f"{command.name} on {self.path}: {error_name(error)}: {meaning}"
-        return kind(text, reason=reason, path=str(self.path))
-
-
-def find_meaning(meanings: Mapping[int, Meaning], error: OSError) -> Meaning:
-    """Return the meaning of an OSError; a general one if `meanings` does not have its errno."""
-    return meanings.get(error.errno or 0, _UNKNOWN)
 
 
 def _exists(path: Path) -> bool:

@@ -8,15 +8,14 @@ from collections.abc import Callable
 from typing import Final
 
 from attestkit.backends.linux.ccel import read_boot_log
+from attestkit.backends.linux.device_errors import error_name, failed, unavailable
 from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, error_name, read_file
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
 from attestkit.backends.tdx.device import TdxDevice
 from attestkit.backends.tdx.rtmr import RtmrAccess
-from attestkit.errors import BackendError, BackendUnavailableError, UsageError
+from attestkit.errors import UsageError
 from attestkit.event_log.journal import LOCK, Journal, RegisterAccess, RuntimeLog
 from attestkit.event_log.journal_files import OsFolder
-
-__all__ = ["TdGuest", "read_boot_id"]
 
 _BOOT_ID: Final = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\n?", re.ASCII)
 _BOOT_ID_SIZE: Final = 37  # bytes, its newline included
@@ -65,11 +64,11 @@ class TdGuest:
         """Extend RTMR2 or RTMR3 by a digest of 48 bytes, once; nothing is logged.
 
         Raises:
-            UsageError: A program cannot extend this register, or not by this.
-            UnsupportedError: This kernel has no way to.
-            BackendUnavailableError: No permission.
-            BackendBusyError: The TDX module is busy; nothing was changed.
-            BackendError: Anything else; only the register tells whether it was extended.
+            UsageError: If the register is not 2 or 3, or the digest is not 48 bytes.
+            UnsupportedError: If the kernel cannot extend registers.
+            BackendUnavailableError: If the register is not accessible; nothing was extended.
+            BackendBusyError: If the TDX module is busy; nothing was extended.
+            BackendError: If the extend failed for another reason; it may have taken effect.
         """
         self._rtmrs.extend(register, digest)
 
@@ -85,20 +84,20 @@ class TdGuest:
     def open_journal(self, version: int | None = None) -> RuntimeLog:
         """Return the log of runtime events of this boot; every call returns the same object.
 
-        It reads RTMR3 from a new TD report, or from its file if the device is not accessible.
+        The log reads RTMR3 from a new TD report or, if the device is not accessible, from the
+        register's file in sysfs.
 
         Args:
-            version: The digest version of the app, 1 or 2, or None; only that of the first call
-                counts.
+            version: Version of the event digests, 1 or 2. None uses that of this boot's events,
+                or 1 if there are none. Only the first call uses this argument; it creates the log.
 
         Raises:
             UsageError: If the backend is closed or was created before a fork.
             BackendError: If the boot id cannot be read or is malformed.
         """
         if self._process != os.getpid():  # a child process would share the lock
-            raise UsageError(
-                "journal: not usable after a fork; create another backend", reason="wrong_process"
-            )
+            text = "journal: not usable after a fork; create another backend"
+            raise UsageError(text, reason="wrong_process")
         with self._mutex:
             if self._closed:
                 raise UsageError("backend: closed", reason="closed")
@@ -116,7 +115,7 @@ class TdGuest:
         self._rtmrs.extend(_RUNTIME_REGISTER, digest)
 
     def close(self) -> None:
-        """Close the journal, which lets its lock go. A second call does nothing."""
+        """Close the journal and release its lock. A second call has no effect."""
         if self._process != os.getpid():
             return  # the journal belongs to the parent process
         with self._mutex:
@@ -135,17 +134,10 @@ def read_boot_id(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> str:
     """
     path = paths.boot_id
     try:
-        text = read_file(path, _BOOT_ID_SIZE, calls=calls)
+        data = read_file(path, _BOOT_ID_SIZE, calls=calls)
     except OSError as error:
-        raise BackendUnavailableError(
-            f"boot id {path}: cannot be read: {error_name(error)}; mount /proc",
-            reason="unreadable",
-            path=str(path),
-        ) from error
-    if not _BOOT_ID.fullmatch(text):
-        raise BackendError(
-            f"boot id {path}: not a UUID: {text[:16]!r}",
-            reason="malformed_response",
-            path=str(path),
-        )
-    return text.decode().strip()
+        text = f"boot id: cannot be read ({error_name(error)}); mount /proc"
+        raise unavailable(path, text, "unreadable") from error
+    if not _BOOT_ID.fullmatch(data):
+        raise failed(path, f"boot id: not a UUID: {data[:16]!r}", "malformed_response")
+    return data.decode().strip()

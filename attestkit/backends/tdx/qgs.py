@@ -17,38 +17,25 @@ from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
-from attestkit._reasons import BackendReason, BackendUnavailableReason
-from attestkit.backends.linux.syscalls import (
-    REAL_CALLS,
-    DeviceCalls,
+from attestkit.backends.linux.device_errors import (
+    ABSENT,
+    DENIED,
+    Meaning,
+    access_error,
+    busy,
     error_name,
-    permissions,
-    read_file,
+    failed,
+    no_quote,
+    translate_errno,
+    unavailable,
 )
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
 from attestkit.errors import (
-    BackendBusyError,
     BackendError,
     BackendUnavailableError,
     QuoteUnavailableError,
     UsageError,
 )
-
-__all__ = [
-    "SHORTEST_QUOTE",
-    "Address",
-    "Deadlines",
-    "Endpoint",
-    "check_transport",
-    "frame",
-    "get_quote",
-    "host_endpoint",
-    "parse_endpoint",
-    "parse_frame",
-    "parse_quote_response",
-    "quote_request",
-    "read_configured_port",
-    "too_short",
-]
 
 HOST_CID: Final = 2  # VMADDR_CID_HOST
 _PYTHON_HAS_VSOCK: Final = hasattr(socket, "AF_VSOCK")
@@ -91,19 +78,15 @@ def parse_endpoint(address: object) -> Endpoint:
         path = os.fspath(address)
         if isinstance(path, str) and path and "\0" not in path:
             if len(os.fsencode(path)) > _LONGEST_PATH:
-                raise UsageError(
-                    f"qgs: socket path longer than {_LONGEST_PATH} bytes: {path!r}",
-                    reason="too_large",
-                )
+                text = f"qgs: socket path longer than {_LONGEST_PATH} bytes: {path!r}"
+                raise UsageError(text, reason="too_large")
             return Endpoint(socket.AF_UNIX, path)
     elif isinstance(address, tuple) and len(address) == 3:
         kind, cid, port = address
         if kind == "vsock" and _is_uint32(cid) and _is_uint32(port):
             return Endpoint(_VSOCK, (cid, port))
-    raise UsageError(
-        f'qgs: must be ("vsock", cid, port) or the path of a socket: {address!r}',
-        reason="wrong_value",
-    )
+    text = f'qgs: must be ("vsock", cid, port) or the path of a socket: {address!r}'
+    raise UsageError(text, reason="wrong_value")
 
 
 def _is_uint32(number: object) -> bool:
@@ -125,18 +108,13 @@ def read_configured_port(path: Path, *, calls: DeviceCalls = REAL_CALLS) -> int:
     try:
         data = read_file(path, _CONFIG_SIZE, calls=calls)
     except OSError as error:
-        hint = ""
-        reason: BackendUnavailableReason = "unreadable"
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            reason = "not_configured"
-        elif error.errno in (errno.EACCES, errno.EPERM):
-            reason = "permission_denied"
-            hint = f": {permissions(path)}"
-        raise BackendUnavailableError(
-            f"QGS configuration {path}: cannot be read ({error_name(error)}){hint}",
-            reason=reason,
-            path=str(path),
-        ) from error
+        text = "QGS configuration: cannot be read"
+        if error.errno in DENIED:
+            raise access_error(path, text, error) from error
+        text += f" ({error_name(error)})"
+        if error.errno in ABSENT:
+            raise unavailable(path, text, "not_configured") from error
+        raise unavailable(path, text, "unreadable") from error
     if len(data) > _CONFIG_SIZE:
         raise _bad_configuration(path, f"more than {_CONFIG_SIZE} bytes")
     return _port_in(data, path)
@@ -163,9 +141,7 @@ def _port_in(data: bytes, path: Path) -> int:
 
 
 def _bad_configuration(path: Path, problem: str) -> BackendUnavailableError:
-    return BackendUnavailableError(
-        f"QGS configuration {path}: {problem}", reason="not_configured", path=str(path)
-    )
+    return unavailable(path, f"QGS configuration: {problem}", "not_configured")
 
 
 def check_transport(endpoint: Endpoint) -> None:
@@ -209,7 +185,7 @@ def quote_request(report: bytes) -> bytes:
     return _REQUEST.pack(_MAJOR, _MINOR, _GET_QUOTE_REQ, size, 0, len(report), 0) + report
 
 
-def parse_quote_response(message: bytes, path: str) -> bytes:
+def parse_quote_response(message: bytes, path: object) -> bytes:
     """Return the quote in a GET_QUOTE response.
 
     Args:
@@ -223,51 +199,47 @@ def parse_quote_response(message: bytes, path: str) -> bytes:
     size, code = _read_header(message, path)
     if size < _RESPONSE.size:
         with_code = f", {_code(code)}" if code else ""
-        raise _malformed(path, f"{size} bytes, expected at least {_RESPONSE.size}{with_code}")
+        raise malformed(path, f"{size} bytes, expected at least {_RESPONSE.size}{with_code}")
     id_size, quote_size = _RESPONSE.unpack_from(message)[5:]
     if code and (id_size or quote_size):
-        raise _malformed(path, f"{_code(code)}, but with data: {id_size} + {quote_size} bytes")
+        raise malformed(path, f"{_code(code)}, but with data: {id_size} + {quote_size} bytes")
     if size != _RESPONSE.size + id_size + quote_size:
         problem = f"size fields (byte 16) {id_size} and {quote_size} in a message of {size} bytes"
-        raise _malformed(path, problem)
+        raise malformed(path, problem)
     if code:
-        raise QuoteUnavailableError(
-            f"QGS at {path}: {_code(code)}; see the log of the QGS on the host (often the platform "
-            "is not registered, or the PCCS is not reachable)",
-            reason="quoting_service",
-            path=path,
+        text = (
+            f"{_code(code)}; see the log of the QGS on the host (often the platform is not "
+            "registered, or the PCCS is not reachable)"
         )
+        raise no_quote(path, text, "quoting_service")
     if quote_size < SHORTEST_QUOTE:
         raise too_short(path, quote_size)
     return message[_RESPONSE.size + id_size :]
 
 
-def _read_header(message: bytes, path: str) -> tuple[int, int]:
+def _read_header(message: bytes, path: object) -> tuple[int, int]:
     """Return size and error code of a GET_QUOTE response; raise BackendError if malformed."""
     if len(message) < _HEADER.size:
-        raise _malformed(path, f"{len(message)} bytes, expected at least {_HEADER.size}")
+        raise malformed(path, f"{len(message)} bytes, expected at least {_HEADER.size}")
     major, _, kind, size, code = _HEADER.unpack_from(message)
     if major != _MAJOR:
-        raise _malformed(path, f"version (byte 0) {major}, expected {_MAJOR}")
+        raise malformed(path, f"version (byte 0) {major}, expected {_MAJOR}")
     if kind != _GET_QUOTE_RESP:
-        raise _malformed(path, f"type (byte 4) {kind}, expected {_GET_QUOTE_RESP}")
+        raise malformed(path, f"type (byte 4) {kind}, expected {_GET_QUOTE_RESP}")
     if size != len(message):
-        raise _malformed(path, f"size (byte 8) {size} in a message of {len(message)} bytes")
+        raise malformed(path, f"size (byte 8) {size} in a message of {len(message)} bytes")
     return size, code
 
 
-def _malformed(path: str, problem: str) -> BackendError:
-    text = f"response from {path}: malformed: {problem}"
-    return BackendError(text, reason="malformed_response", path=path)
+def malformed(path: object, problem: str) -> BackendError:
+    """Return the error for a malformed response from `path`."""
+    return failed(path, f"malformed response: {problem}", "malformed_response")
 
 
-def too_short(path: str, size: int) -> QuoteUnavailableError:
+def too_short(path: object, size: int) -> QuoteUnavailableError:
     """Return the error for a quote of `size` bytes, fewer than `SHORTEST_QUOTE`."""
-    return QuoteUnavailableError(
-        f"response from {path}: no quote: {size} bytes, the shortest quote has {SHORTEST_QUOTE}",
-        reason="too_short" if size else "empty",
-        path=path,
-    )
+    text = f"no quote: {size} bytes, the shortest quote has {SHORTEST_QUOTE}"
+    return no_quote(path, text, "too_short" if size else "empty")
 
 
 def _code(code: int) -> str:
@@ -279,7 +251,7 @@ def frame(message: bytes) -> bytes:
     return _FRAME.pack(len(message)) + message
 
 
-def parse_frame(head: bytes, path: str) -> int:
+def parse_frame(head: bytes, path: object) -> int:
     """Return the length in a length prefix, four bytes.
 
     Raises:
@@ -288,7 +260,7 @@ def parse_frame(head: bytes, path: str) -> int:
     (length,) = _FRAME.unpack(head)
     if not SHORTEST_MESSAGE <= length <= LONGEST_MESSAGE:
         problem = f"length {length}, expected {SHORTEST_MESSAGE} to {LONGEST_MESSAGE} bytes"
-        raise _malformed(path, problem)
+        raise malformed(path, problem)
     return int(length)
 
 
@@ -319,59 +291,43 @@ def get_quote(
         BackendError: If the response is malformed.
     """
     if type(report) is not bytes or len(report) != REPORT_SIZE:
-        raise UsageError(f"report: must be {REPORT_SIZE} bytes", reason="wrong_size")
-    exchange = _Exchange(endpoint, deadlines or Deadlines(), clock)
+        given = len(report) if type(report) is bytes else type(report).__name__
+        raise UsageError(f"report: must be {REPORT_SIZE} bytes, not {given}", reason="wrong_size")
     with _new_socket(endpoint) as connection:
-        message = exchange.run(connection, quote_request(report))
-    return parse_quote_response(message, str(endpoint))
+        exchange = _Exchange(connection, endpoint, deadlines or Deadlines(), clock)
+        message = exchange.run(quote_request(report))
+    return parse_quote_response(message, endpoint)
 
 
 def _new_socket(endpoint: Endpoint) -> socket.socket:
     if endpoint.family == _VSOCK and not _PYTHON_HAS_VSOCK:
-        raise BackendUnavailableError(
-            f"QGS at {endpoint}: this Python was built without vsock; use another Python",
-            reason="missing_dependency",
-            path=str(endpoint),
-        )
+        text = "this Python was built without vsock; use another Python"
+        raise unavailable(endpoint, text, "missing_dependency")
     try:
         return socket.socket(endpoint.family, socket.SOCK_STREAM)
     except OSError as error:
-        reason: BackendUnavailableReason = "cannot_connect"
-        remedy = "close some files and retry"
-        if error.errno in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT):
-            reason = "missing"
-            remedy = "load the kernel module: modprobe vmw_vsock_virtio_transport"
-        elif error.errno in (errno.EACCES, errno.EPERM):
-            reason = "permission_denied"
-            remedy = "allow it in the security policy, such as a container's seccomp profile"
-        raise BackendUnavailableError(
-            f"QGS at {endpoint}: cannot create a socket ({error_name(error)}); {remedy}",
-            reason=reason,
-            path=str(endpoint),
-        ) from error
+        text, otherwise = "cannot create a socket", _TOO_MANY_FILES
+        raise translate_errno(endpoint, text, error, _SOCKET_MEANINGS, otherwise) from error
 
 
-_Meaning = tuple[type[BackendError], BackendReason, str]  # with the remedy
+_MODPROBE: Final = "load the kernel module: modprobe vmw_vsock_virtio_transport"
+_POLICY: Final = "allow it in the security policy, such as a container's seccomp profile"
+_TOO_MANY_FILES: Final[Meaning] = (unavailable, "cannot_connect", "close some files and retry")
+_SOCKET_MEANINGS: Final[Mapping[int, Meaning]] = {
+    errno.EAFNOSUPPORT: (unavailable, "missing", _MODPROBE),
+    errno.EPROTONOSUPPORT: (unavailable, "missing", _MODPROBE),
+    **dict.fromkeys(DENIED, (unavailable, "permission_denied", _POLICY)),
+}
 
-_NOTHING_LISTENS: Final[_Meaning] = (
-    QuoteUnavailableError,
-    "cannot_connect",
-    "start the QGS (qgsd) on the host, and compare the ports in both configurations",
-)
-_NO_VSOCK: Final[_Meaning] = (
-    BackendUnavailableError,
-    "missing",
-    "start the guest with a vsock device (QEMU: vhost-vsock-pci)",
-)
-_FORBIDDEN: Final[_Meaning] = (
-    BackendUnavailableError,
-    "permission_denied",
-    "allow this user to connect",
-)
-_UNKNOWN: Final[_Meaning] = (QuoteUnavailableError, "cannot_connect", "check the QGS on the host")
+_START: Final = "not listening; start the QGS (qgsd) on the host, and compare the ports of both"
+_NOTHING_LISTENS: Final[Meaning] = (no_quote, "cannot_connect", _START)
+_DEVICE: Final = "no vsock; start the guest with a vsock device (QEMU: vhost-vsock-pci)"
+_NO_VSOCK: Final[Meaning] = (unavailable, "missing", _DEVICE)
+_UNKNOWN: Final[Meaning] = (no_quote, "cannot_connect", "check the QGS on the host")
+_ALLOW: Final = "no permission; allow this user to connect"
 
 # The errors of connect(2).
-_CONNECT_MEANINGS: Final[Mapping[int, _Meaning]] = {
+_CONNECT_MEANINGS: Final[Mapping[int, Meaning]] = {
     errno.ECONNREFUSED: _NOTHING_LISTENS,
     errno.ECONNRESET: _NOTHING_LISTENS,  # vsock resets in place of refusing
     errno.ENODEV: _NO_VSOCK,
@@ -379,11 +335,10 @@ _CONNECT_MEANINGS: Final[Mapping[int, _Meaning]] = {
     errno.ENETUNREACH: _NO_VSOCK,
     errno.EHOSTUNREACH: _NO_VSOCK,
     errno.EAFNOSUPPORT: _NO_VSOCK,
-    errno.EACCES: _FORBIDDEN,
-    errno.EPERM: _FORBIDDEN,
-    errno.ENOENT: (BackendUnavailableError, "missing", "start the QGS"),
+    **dict.fromkeys(DENIED, (unavailable, "permission_denied", _ALLOW)),
+    errno.ENOENT: (unavailable, "missing", "no such socket; start the QGS"),
     # A UNIX socket whose backlog is full; other sockets wait.
-    errno.EAGAIN: (BackendBusyError, "overloaded", "too many pending connections, retry later"),
+    errno.EAGAIN: (busy, "overloaded", "too many pending connections; retry later"),
 }
 
 
@@ -391,85 +346,70 @@ class _Exchange:
     """One request and its response, with timeouts."""
 
     def __init__(
-        self, endpoint: Endpoint, deadlines: Deadlines, clock: Callable[[], float]
+        self,
+        connection: socket.socket,
+        endpoint: Endpoint,
+        deadlines: Deadlines,
+        clock: Callable[[], float],
     ) -> None:
+        self._connection = connection
         self._endpoint = endpoint
         self._deadlines = deadlines
         self._clock = clock
         self._until = 0.0
 
-    def run(self, connection: socket.socket, request: bytes) -> bytes:
+    def run(self, request: bytes) -> bytes:
         """Connect, send the request, and return the response without its length prefix."""
-        connection.settimeout(self._deadlines.connect)
+        self._connection.settimeout(self._deadlines.connect)
         try:
-            connection.connect(self._endpoint.address)
+            self._connection.connect(self._endpoint.address)
         except OSError as error:
             raise self._not_connected(error) from error
         self._until = self._clock() + self._deadlines.answer
         try:
-            self._limit(connection)
-            connection.sendall(frame(request))
-            head = self._read(connection, _FRAME.size, 0)
-            length = parse_frame(head, str(self._endpoint))
-            return self._read(connection, length, _FRAME.size)
+            self._limit()
+            self._connection.sendall(frame(request))
+            length = parse_frame(self._read(_FRAME.size, 0), self._endpoint)
+            return self._read(length, _FRAME.size)
         except TimeoutError as error:
-            raise QuoteUnavailableError(
-                f"QGS at {self._endpoint}: no response within {self._deadlines.answer:g} s; see "
-                "its log on the host",
-                reason="timed_out",
-                path=str(self._endpoint),
-            ) from error
+            text = f"no response within {self._deadlines.answer:g} s; see the log of the QGS"
+            raise no_quote(self._endpoint, text, "timed_out") from error
         except OSError as error:
-            raise QuoteUnavailableError(
-                f"QGS at {self._endpoint}: connection lost ({error_name(error)}); {_CLOSED}",
-                reason="connection_lost",
-                path=str(self._endpoint),
-            ) from error
+            text = f"connection lost ({error_name(error)}); {_CLOSED}"
+            raise no_quote(self._endpoint, text, "connection_lost") from error
 
-    def _limit(self, connection: socket.socket) -> None:
+    def _limit(self) -> None:
         """Set the socket timeout to the remaining time."""
         left = self._until - self._clock()
         if left <= 0:
             raise TimeoutError
-        connection.settimeout(left)
+        self._connection.settimeout(left)
 
-    def _read(self, connection: socket.socket, size: int, before: int) -> bytes:
+    def _read(self, size: int, before: int) -> bytes:
         """Read exactly `size` bytes, after `before` bytes of the response."""
         data = bytearray()
         while len(data) < size:
-            self._limit(connection)
-            piece = connection.recv(min(size - len(data), _PIECE))
+            self._limit()
+            piece = self._connection.recv(min(size - len(data), _PIECE))
             if not piece:
                 got = before + len(data)
                 if not got:
-                    raise QuoteUnavailableError(
-                        f"QGS at {self._endpoint}: connection closed, no response; {_CLOSED}",
-                        reason="connection_lost",
-                        path=str(self._endpoint),
-                    )
-                raise BackendError(
-                    f"response from {self._endpoint}: truncated: {got} of {before + size} bytes",
-                    reason="truncated",
-                    path=str(self._endpoint),
-                )
+                    text = f"connection closed, no response; {_CLOSED}"
+                    raise no_quote(self._endpoint, text, "connection_lost")
+                text = f"truncated response: {got} of {before + size} bytes"
+                raise failed(self._endpoint, text, "truncated")
             data += piece
         return bytes(data)
 
     def _not_connected(self, error: OSError) -> BackendError:
-        path = str(self._endpoint)
         if isinstance(error, TimeoutError):  # of the socket, or ETIMEDOUT
-            return QuoteUnavailableError(
-                f"QGS at {path}: no connection within {self._deadlines.connect:g} s; check the QGS "
-                "on the host",
-                reason="timed_out",
-                path=path,
-            )
-        kind, reason, remedy = _CONNECT_MEANINGS.get(error.errno or 0, _UNKNOWN)
-        text = f"QGS at {path}: cannot connect ({error_name(error)}); {remedy}"
-        return kind(text, reason=reason, path=path)
+            text = f"no connection to the QGS within {self._deadlines.connect:g} s; check the host"
+            return no_quote(self._endpoint, text, "timed_out")
+        text = "cannot connect to the QGS"
+        return translate_errno(self._endpoint, text, error, _CONNECT_MEANINGS, _UNKNOWN)
 
 
 _CLOSED: Final = (
-    "see its log on the host (before DCAP 1.16 a QGS closes the connection on an unknown message, "
-    "later on a failure)"
+    "see the log of the QGS on the host (before DCAP 1.16 a QGS closes the connection on an "
+    "unknown message, later on a failure)"
 )

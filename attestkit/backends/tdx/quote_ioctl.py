@@ -18,28 +18,23 @@ import errno
 import time
 from collections.abc import Callable, Mapping
 from mmap import PAGESIZE, mmap
+from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
+from attestkit.backends.linux.device_errors import Meaning, busy, failed, no_quote, unavailable
 from attestkit.backends.linux.syscalls import address_of, ior, iowr
-from attestkit.backends.tdx.device import MEANINGS, Command, Meaning, TdxDevice
+from attestkit.backends.tdx.device import MEANINGS, Command, TdxDevice
 from attestkit.backends.tdx.qgs import (
     SHORTEST_QUOTE,
     frame,
+    malformed,
     parse_frame,
     parse_quote_response,
     quote_request,
     too_short,
 )
-from attestkit.errors import (
-    BackendBusyError,
-    BackendError,
-    BackendUnavailableError,
-    QuoteUnavailableError,
-    UsageError,
-)
-
-__all__ = ["GENERATIONS", "Generation", "parse_generation", "quote_by_ioctl"]
+from attestkit.errors import UsageError
 
 _ARGUMENT: Final = Struct("=QQ")  # address and length of the buffer
 _HEADER: Final = Struct("<QQII")
@@ -73,33 +68,16 @@ GENERATIONS: Final[Mapping[str, Generation]] = {
     "D'": Generation(ior("T", 2, _ARGUMENT.size), framed=False),
 }
 
+_NO_QGS: Final = "the host has no working quoting service; check its QGS (qgsd)"
+_LATE: Final = "the host's quoting service did not respond in time; check its QGS (qgsd)"
+_OTHER: Final = "the driver has no such command; use another generation, or configfs_tsm"
 _QUOTE_MEANINGS: Final[Mapping[int, Meaning]] = {
     **MEANINGS,
-    errno.EBUSY: (
-        BackendBusyError,
-        "request_in_flight",
-        "another request for a quote is in flight; retry later",
-    ),
-    errno.EINVAL: (
-        BackendError,
-        "io_error",
-        "the driver rejected the request; check the option generation",
-    ),
-    errno.EIO: (
-        QuoteUnavailableError,
-        "quoting_service",
-        "the host has no working quoting service; check its QGS (qgsd)",
-    ),
-    errno.ETIMEDOUT: (
-        QuoteUnavailableError,
-        "timed_out",
-        "the host's quoting service did not respond in time; check its QGS (qgsd)",
-    ),
-    errno.ENOTTY: (
-        BackendUnavailableError,
-        "unsupported_kernel",
-        "the driver has no such command; use another generation, or the backend configfs_tsm",
-    ),
+    errno.EBUSY: (busy, "request_in_flight", "another request is in flight; retry later"),
+    errno.EINVAL: (failed, "io_error", "request rejected; check the option generation"),
+    errno.EIO: (no_quote, "quoting_service", _NO_QGS),
+    errno.ETIMEDOUT: (no_quote, "timed_out", _LATE),
+    errno.ENOTTY: (unavailable, "unsupported_kernel", _OTHER),
 }
 
 
@@ -146,81 +124,59 @@ def quote_by_ioctl(
         device.command(fd, command, argument)
         while _status(pages) == IN_FLIGHT and clock() < until:  # the driver did not wait
             sleep(_POLL)
-        _check_status(_status(pages), device)
-        response = _response(pages, device)
-    path = str(device.path)
-    return _parse_message(response, path) if generation.framed else _check_size(response, path)
+        _check_status(_status(pages), device.path)
+        response = _response(pages, device.path)
+    parse = _parse_message if generation.framed else _check_size
+    return parse(response, device.path)
 
 
 def _status(pages: mmap) -> int:
     return int(_STATUS.unpack_from(pages, _STATUS_AT)[0])
 
 
-def _check_status(status: int, device: TdxDevice) -> None:
-    if status == IN_FLIGHT:
-        raise QuoteUnavailableError(
-            f"GET_QUOTE on {device.path}: still in flight after {_DEADLINE:g} s; the device may be "
-            "busy until the host responds",
-            reason="timed_out",
-            path=str(device.path),
-        )
-    if status == FAILED:
-        raise QuoteUnavailableError(
-            f"GET_QUOTE on {device.path}: the host's quoting service failed; see its log",
-            reason="quoting_service",
-            path=str(device.path),
-        )
-    if status == NO_SERVICE:
-        raise QuoteUnavailableError(
-            f"GET_QUOTE on {device.path}: the host has no quoting service; start its QGS (qgsd)",
-            reason="cannot_connect",
-            path=str(device.path),
-        )
-    if status != SUCCESS:
-        raise BackendError(
-            f"GET_QUOTE on {device.path}: unknown status (byte 8): {status:#018x}",
-            reason="malformed_response",
-            path=str(device.path),
-        )
+_IN_FLIGHT: Final = (
+    f"no response after {_DEADLINE:g} s; the driver may be busy until the host responds"
+)
+_NO_SERVICE: Final = "the host has no quoting service; start its QGS (qgsd)"
+_STATUSES: Final[Mapping[int, Meaning]] = {
+    IN_FLIGHT: (no_quote, "timed_out", _IN_FLIGHT),
+    FAILED: (no_quote, "quoting_service", "the host's quoting service failed; see its log"),
+    NO_SERVICE: (no_quote, "cannot_connect", _NO_SERVICE),
+}
 
 
-def _response(pages: mmap, device: TdxDevice) -> bytes:
+def _check_status(status: int, path: Path) -> None:
+    if status == SUCCESS:
+        return
+    if (meaning := _STATUSES.get(status)) is None:
+        text = f"GET_QUOTE: unknown status (byte 8): {status:#018x}"
+        raise failed(path, text, "malformed_response")
+    make, reason, text = meaning
+    raise make(path, f"GET_QUOTE: {text}", reason)
+
+
+def _response(pages: mmap, path: Path) -> bytes:
     length = _OUT_LENGTH.unpack_from(pages, _OUT_LENGTH_AT)[0]
     if length > len(pages) - _HEADER.size:
-        raise BackendError(
-            f"GET_QUOTE on {device.path}: response length (byte 20) {length} in a buffer of "
-            f"{len(pages)} bytes",
-            reason="malformed_response",
-            path=str(device.path),
-        )
+        text = f"length (byte 20) {length} in a buffer of {len(pages)} bytes"
+        raise malformed(path, text)
     if not length:
-        raise QuoteUnavailableError(
-            f"GET_QUOTE on {device.path}: empty response; see the log of the host's quoting "
-            "service",
-            reason="empty",
-            path=str(device.path),
-        )
+        text = "GET_QUOTE: empty response; see the log of the host's quoting service"
+        raise no_quote(path, text, "empty")
     return pages[_HEADER.size : _HEADER.size + length]
 
 
-def _parse_message(response: bytes, path: str) -> bytes:
+def _parse_message(response: bytes, path: Path) -> bytes:
     if len(response) < 4:
-        raise BackendError(
-            f"response from {path}: truncated: {len(response)} bytes, expected at least 4",
-            reason="truncated",
-            path=path,
-        )
+        text = f"response truncated: {len(response)} bytes, expected at least 4"
+        raise failed(path, text, "truncated")
     length = parse_frame(response[:4], path)
     if length != len(response) - 4:
-        raise BackendError(
-            f"response from {path}: malformed: length {length} with {len(response) - 4} bytes",
-            reason="malformed_response",
-            path=path,
-        )
+        raise malformed(path, f"length {length} with {len(response) - 4} bytes")
     return parse_quote_response(response[4:], path)
 
 
-def _check_size(quote: bytes, path: str) -> bytes:
+def _check_size(quote: bytes, path: Path) -> bytes:
     if len(quote) < SHORTEST_QUOTE:
         raise too_short(path, len(quote))
     return quote

@@ -17,33 +17,28 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Final
 
-from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.linux.syscalls import (
-    REAL_CALLS,
-    DeviceCalls,
+from attestkit.backends.linux.device_errors import (
+    ABSENT,
+    DENIED,
+    FORBIDDEN_BY_POLICY,
+    INTERRUPTED,
+    Meaning,
+    access_error,
     error_name,
-    ior,
-    iow,
-    permissions,
-    read_file,
+    failed,
+    translate_errno,
+    unavailable,
 )
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, ior, iow, read_file
 from attestkit.backends.tdx.device import (
     BUSY_WAITS,
     MEANINGS,
-    Command,
-    Meaning,
+    MODULE_BUSY,
+    MODULE_FAILED,
     TdxDevice,
-    find_meaning,
 )
-from attestkit.errors import (
-    BackendBusyError,
-    BackendError,
-    BackendUnavailableError,
-    UnsupportedError,
-    UsageError,
-)
-
-__all__ = ["EXTEND_RTMR", "EXTEND_RTMR_V3", "RtmrAccess"]
+from attestkit.errors import BackendError, BackendUnavailableError, UnsupportedError, UsageError
 
 SIZE: Final = 48  # bytes of a register and of a digest
 READABLE: Final = (0, 1, 2, 3)
@@ -56,31 +51,26 @@ EXTEND_RTMR_V3: Final = iow("T", 3, SIZE + 1)  # of Intel, "V3" in its library
 _RTMRS_AT: Final = 720  # offset in a TD report
 _ANY_DATA: Final = bytes(64)  # report data of TD reports that are read for their RTMRs
 _NOT_DONE: Final = frozenset({errno.EINTR, errno.EBUSY})  # the driver did not extend
+_UNKNOWN_OUTCOME: Final = "read the register to find out whether it was extended"
 _NO_FILES: Final = "no RTMR files in sysfs (added in Linux 6.16)"
 
-_FILE_MEANINGS: Final[Mapping[int, Meaning]] = {
-    errno.EINVAL: (BackendError, "io_error", "not an RTMR file: those have 48 bytes"),
-    errno.EINTR: (
-        BackendBusyError,
-        "interrupted",
-        "interrupted by signals repeatedly; retry later",
-    ),
-    errno.EBUSY: (BackendBusyError, "device", "the TDX module is busy; retry later"),
-    errno.EIO: (BackendError, "io_error", "the TDX module failed; see the kernel log (dmesg)"),
+_READ_ONLY: Final = "sysfs is read-only, as in a container; bind-mount the directory read-write"
+_NO_FILE: Final = "the directory exists, but without the file of Linux 6.16 and later"
+_RESERVED: Final = "the driver reserves this register, or a security policy forbids it"
+FILE_MEANINGS: Final[Mapping[int, Meaning]] = {
+    errno.EINVAL: (failed, "io_error", "not an RTMR file: those have 48 bytes"),
+    errno.EINTR: INTERRUPTED,
+    errno.EBUSY: MODULE_BUSY,
+    errno.EIO: MODULE_FAILED,
+    **dict.fromkeys(DENIED, FORBIDDEN_BY_POLICY),
+    errno.EROFS: (unavailable, "permission_denied", _READ_ONLY),
+    errno.ENOENT: (unavailable, "missing", _NO_FILE),
 }
 _EXTEND_MEANINGS: Final[Mapping[int, Meaning]] = {
     **MEANINGS,
-    errno.EPERM: (
-        BackendUnavailableError,
-        "permission_denied",
-        "the driver reserves this register, or a security policy forbids it",
-    ),
-    errno.EINVAL: (BackendError, "io_error", "the driver has no such register"),
+    errno.EPERM: (unavailable, "permission_denied", _RESERVED),
+    errno.EINVAL: (failed, "io_error", "the driver has no such register"),
 }
-
-
-# For its name and meanings only; TdxDevice.command would retry it.
-_EXTEND: Final = Command("EXTEND_RTMR", EXTEND_RTMR, _EXTEND_MEANINGS)
 
 
 class RtmrAccess:
@@ -125,9 +115,8 @@ class RtmrAccess:
             try:
                 report = self._device.get_report(_ANY_DATA)
             except BackendUnavailableError as error:
-                raise BackendUnavailableError(
-                    f"{_NO_FILES}, and {error}", reason=error.reason, path=error.path
-                ) from error
+                text = f"{_NO_FILES}, and {error}"
+                raise BackendUnavailableError(text, reason=error.reason, path=error.path) from error
             return _from_report(report, register)
         try:
             return self._from_file(folder, register)
@@ -160,16 +149,12 @@ class RtmrAccess:
             raise self._folder_error(error) from error
 
     def _folder_error(self, error: OSError) -> BackendError:
-        path = str(self._folder)
-        text = f"RTMR directory {path}: cannot be opened ({error_name(error)})"
-        if error.errno in (errno.EACCES, errno.EPERM):
-            text = f"{text}: {permissions(path)}"
-            return BackendUnavailableError(text, reason="permission_denied", path=path)
-        if self._configured:
+        text = "RTMR directory: cannot be opened"
+        if self._configured and error.errno not in DENIED:
             text += "; correct or unset DCAP_TDX_RTMR_SYSFS_PATH"
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return BackendUnavailableError(text, reason="missing", path=path)
-        return BackendError(text, reason="io_error", path=path)
+        if error.errno in ABSENT:
+            return unavailable(self._folder, f"{text} ({error_name(error)})", "missing")
+        return access_error(self._folder, text, error)
 
     def _from_file(self, folder: int, register: int) -> bytes:
         name = _file_name(register)
@@ -179,39 +164,17 @@ class RtmrAccess:
             raise self._file_error("read", name, error) from error
         if len(value) != SIZE:
             found = f"more than {SIZE}" if len(value) > SIZE else str(len(value))
-            raise BackendError(
-                f"{self._folder / name}: wrong size: {found} bytes, expected {SIZE}",
-                reason="malformed_response",
-                path=str(self._folder / name),
-            )
+            text = f"wrong size: {found} bytes, expected {SIZE}"
+            raise failed(self._folder / name, text, "malformed_response")
         return value
 
     def _file_error(self, what: str, name: str, error: OSError) -> BackendError:
-        """Return the error for an errno of an RTMR file."""
-        path = str(self._folder / name)
-        text = f"{path}: cannot be {what} ({error_name(error)})"
-        if error.errno in (errno.EACCES, errno.EPERM):
+        """Return the error for an RTMR file that cannot be read or extended (`what`)."""
+        path, text = self._folder / name, f"cannot be {what}"
+        if error.errno in DENIED:
             default = "root may extend" if what == "extended" else "every user may read"
-            return BackendUnavailableError(
-                f"{text}: {permissions(path)}; by default, {default} it",
-                reason="permission_denied",
-                path=path,
-            )
-        if error.errno == errno.EROFS:
-            return BackendUnavailableError(
-                f"{text}: sysfs is mounted read-only, as in a container; bind-mount "
-                f"{self._folder} read-write",
-                reason="permission_denied",
-                path=path,
-            )
-        if error.errno == errno.ENOENT:
-            return BackendUnavailableError(
-                f"{text}: the directory exists, but without the file of Linux 6.16 and later",
-                reason="missing",
-                path=path,
-            )
-        kind, reason, meaning = find_meaning(_FILE_MEANINGS, error)
-        return kind(f"{text}: {meaning}", reason=reason, path=path)
+            return access_error(path, text, error, f"; by default, {default} it")
+        return translate_errno(path, text, error, FILE_MEANINGS)
 
     # -- extending -----------------------------------------------------------------------------
 
@@ -248,12 +211,8 @@ class RtmrAccess:
             finally:
                 os.close(fd)
             if written != SIZE:
-                raise BackendError(
-                    f"{self._folder / name}: {written} of {SIZE} bytes written; read "
-                    f"RTMR{register} to find out whether it was extended",
-                    reason="outcome_unknown",
-                    path=str(self._folder / name),
-                )
+                text = f"{written} of {SIZE} bytes written; {_UNKNOWN_OUTCOME}"
+                raise failed(self._folder / name, text, "outcome_unknown")
 
         if error := self._extend_once(register, digest, write):
             raise self._file_error("extended", name, error) from error
@@ -266,7 +225,9 @@ class RtmrAccess:
             if error is None:
                 return
             if error.errno != errno.ENOTTY:
-                raise self._device.translate_error(_EXTEND, error) from error
+                raise translate_errno(
+                    self._device.path, "EXTEND_RTMR", error, _EXTEND_MEANINGS
+                ) from error
         raise UnsupportedError(
             f"{_NO_FILES}, and the driver of {self._device.path} cannot extend RTMRs; update the "
             f"kernel, or in a container bind-mount {self._folder}",
@@ -277,12 +238,8 @@ class RtmrAccess:
         def extend() -> None:
             result = self._calls.ioctl(fd, number, bytearray(digest) + bytes([register]))
             if result:
-                raise BackendError(
-                    f"EXTEND_RTMR on {self._device.path}: unknown result: {result}; read "
-                    f"RTMR{register} to find out whether it was extended",
-                    reason="outcome_unknown",
-                    path=str(self._device.path),
-                )
+                text = f"EXTEND_RTMR: unknown result: {result}; {_UNKNOWN_OUTCOME}"
+                raise failed(self._device.path, text, "outcome_unknown")
 
         return extend
 

@@ -11,11 +11,9 @@ import os
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
-from attestkit.backends.linux import syscalls
-
-__all__ = ["DirectoryEntry", "OsFiles", "TsmFiles", "TsmSystem"]
+from attestkit.backends.linux import device_errors, syscalls
 
 _CHUNK: Final = 1 << 16  # bytes per read: larger than current reports, so two reads suffice
 
@@ -27,32 +25,8 @@ class DirectoryEntry(NamedTuple):
     made_at: float  # seconds since 1970
 
 
-class TsmFiles(Protocol):
-    """File operations on the report directory; failures are OSErrors."""
-
-    def make(self, path: str) -> None:
-        """Create a directory."""
-        ...
-
-    def write(self, path: str, data: bytes) -> None:
-        """Write `data`, at least one byte, to an existing file."""
-        ...
-
-    def read(self, path: str, limit: int) -> bytes:
-        """Return the content of a file; of a longer one, the first `limit` + 1 bytes."""
-        ...
-
-    def list(self, path: str) -> list[DirectoryEntry]:
-        """List a directory."""
-        ...
-
-    def remove(self, path: str) -> None:
-        """Remove an entry directory; the kernel removes the files in it."""
-        ...
-
-
 class OsFiles:
-    """The file operations of the operating system."""
+    """File operations on the report directory; failures are OSErrors. Tests replace them."""
 
     def make(self, path: str) -> None:
         """Create a directory."""
@@ -71,7 +45,10 @@ class OsFiles:
             os.close(fd)
 
     def read(self, path: str, limit: int) -> bytes:
-        """Return the content of a file; of a longer one, the first `limit` + 1 bytes."""
+        """Return at most the first `limit` + 1 bytes of a file.
+
+        A result of `limit` + 1 bytes means that the file is longer than `limit`.
+        """
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             found = syscalls.read(fd, min(limit + 1, _CHUNK))
@@ -132,12 +109,12 @@ def _try_lock(path: str) -> Callable[[], None] | None:
 class TsmSystem(NamedTuple):
     """The system interface of a request."""
 
-    files: TsmFiles = OsFiles()
+    files: OsFiles = OsFiles()
     clock: Callable[[], float] = time.monotonic  # seconds, for timeouts
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], float] = _now  # seconds since 1970, for the age of an entry
     random: Callable[[int], bytes] = os.urandom
     pid: Callable[[], int] = os.getpid  # called for every request, because of forks
     alive: Callable[[int], bool] = _alive
-    permissions: Callable[[str], str] = syscalls.permissions
+    permissions: Callable[[str], str] = device_errors.permissions
     try_lock: Callable[[str], Callable[[], None] | None] = _try_lock

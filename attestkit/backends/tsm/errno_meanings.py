@@ -6,24 +6,26 @@ Sources: drivers/virt/coco of Linux (tsm, tdx-guest, sev-guest), fs/configfs, an
 import errno
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final
 
-from attestkit._reasons import BackendReason
-from attestkit.backends.linux.syscalls import error_name
-from attestkit.errors import (
-    AttestKitError,
-    BackendBusyError,
-    BackendError,
-    BackendUnavailableError,
-    QuoteUnavailableError,
-    UsageError,
+from attestkit.backends.linux.device_errors import (
+    ABSENT,
+    INTERRUPTED,
+    OUT_OF_MEMORY,
+    UNKNOWN,
+    Meaning,
+    busy,
+    error_name,
+    failed,
+    no_quote,
+    permissions,
+    unavailable,
 )
-
-__all__ = ["FailedFile", "Step", "entry_missing_error", "folder_missing_error", "translate_error"]
+from attestkit.errors import AttestKitError, UsageError
 
 
 class Step(Enum):
-    """The operation that failed."""
+    """Operation on a TSM report entry that can fail."""
 
     ANY = "any"
     MAKE = "make"  # create the entry
@@ -33,40 +35,11 @@ class Step(Enum):
     REPORT = "report"  # read `outblob`, `auxblob` or `manifestblob`
 
 
-class FailedFile(NamedTuple):
-    """The file of a failed operation."""
+_Meanings = dict[int, Meaning]
 
-    path: str
-    platform: str  # "tdx", "snp", or "" if it is not known yet
-    permissions: Callable[[str], str]  # describes mode and owner of a path and this process
-
-
-_Meaning = tuple[type[BackendError], BackendReason, str]  # with cause and remedy in words
-_Key = tuple[Step, str, int]  # with the platform, or "" for every platform, and the errno
-
-_LSM: Final = "a container or a security module (LSM) can also deny it to root"
-_PERMISSION: Final[_Meaning] = (
-    BackendUnavailableError,
-    "permission_denied",
-    f"no permission: {{permissions}}; run as root ({_LSM})",
-)
-_NO_ENTRY: Final[_Meaning] = (
-    BackendUnavailableError,
-    "permission_denied",
-    f"no permission to create an entry: {{permissions}}; run as root ({_LSM})",
-)
+_MODPROBE: Final = "modprobe tdx-guest, or on AMD modprobe sev-guest"
 _BIND: Final = "in a container, bind-mount /sys/kernel/config of the machine read-write"
-_READ_ONLY: Final[_Meaning] = (
-    BackendUnavailableError,
-    "permission_denied",
-    f"configfs is mounted read-only; {_BIND}",
-)
 _LOG: Final = "see the kernel log (dmesg)"
-_TOO_MANY_FILES: Final[_Meaning] = (
-    BackendError,
-    "io_error",
-    "too many open files; close some, or raise ulimit -n",
-)
 _DO_NOT_RETRY: Final = (
     "do not retry: the driver wipes its key (VMPCK) after most failures, and every further request "
     "fails; another process may try once, and if that fails, reboot the guest"
@@ -75,141 +48,96 @@ _KEY_LOST: Final = (
     "the driver has wiped its key (VMPCK) after an earlier failure; reboot the guest, or load "
     "sev-guest with another key (parameter vmpck_id)"
 )
+_PENDING: Final = "the host has not answered an earlier request yet; retry later"
+_NO_ANSWER: Final = "the host failed to create a quote, or did not answer within 30 s"
+_REJECTED: Final = "the host or the secure processor rejected the request"
+_PRIVLEVEL: Final = "above VMPL 0, use the option privlevel"
 _QGS: Final = "check on the host that the quoting service (QGS) runs and the VMM can connect to it"
 
-_MEANINGS: Final[dict[_Key, _Meaning]] = {
-    (Step.MAKE, "", errno.ENXIO): (
-        BackendUnavailableError,
-        "missing",
-        "no TEE driver is registered; modprobe tdx-guest, or on AMD modprobe sev-guest",
-    ),
-    (Step.MAKE, "", errno.EACCES): _NO_ENTRY,
-    (Step.MAKE, "", errno.EPERM): _NO_ENTRY,
-    (Step.MAKE, "", errno.EEXIST): (
-        BackendError,
-        "io_error",
-        "all random entry names are taken; remove stale entries with rmdir",
-    ),
-    (Step.IDENTIFY, "", errno.ENOENT): (
-        BackendUnavailableError,
-        "missing",
-        "missing in a new entry; mount configfs, not another file system",
-    ),
-    (Step.REPORT_DATA, "", errno.EFBIG): (
-        BackendError,
-        "io_error",
-        "the kernel rejected 64 bytes of report data; check that this is configfs-tsm",
-    ),
-    (Step.REPORT, "tdx", errno.EINVAL): (
-        BackendError,
-        "io_error",
-        f"the driver or the TDX module rejected the report data; {_LOG}",
-    ),
-    (Step.REPORT, "snp", errno.EINVAL): (
-        BackendError,
-        "io_error",
-        "the request was rejected; in a guest above VMPL 0, use the option privlevel",
-    ),
-    (Step.REPORT, "", errno.EBUSY): (
-        BackendBusyError,
-        "request_in_flight",
-        "the host has not answered an earlier request yet; retry later",
-    ),
-    (Step.REPORT, "", errno.EINTR): (
-        BackendBusyError,
-        "interrupted",
-        "interrupted by signals repeatedly; retry",
-    ),
-    (Step.REPORT, "", errno.EFBIG): (
-        BackendError,
-        "too_large",
-        "longer than this kernel allows; update the kernel, or check the quote size on the host",
-    ),
-    (Step.REPORT, "tdx", errno.ETIMEDOUT): (
-        QuoteUnavailableError,
-        "timed_out",
-        f"the host did not answer in time; {_QGS}, then retry",
-    ),
-    (Step.REPORT, "tdx", errno.EIO): (
-        QuoteUnavailableError,
-        "quoting_service",
-        f"the host failed to create a quote, or did not answer within 30 s; {_QGS}",
-    ),
-    (Step.REPORT, "snp", errno.ETIMEDOUT): (
-        QuoteUnavailableError,
-        "timed_out",
-        f"the host throttled the request for 60 s; {_DO_NOT_RETRY}",
-    ),
-    (Step.REPORT, "snp", errno.EIO): (
-        QuoteUnavailableError,
-        "request_failed",
-        f"the host or the secure processor rejected the request; {_DO_NOT_RETRY}",
-    ),
-    (Step.REPORT, "snp", errno.ENOTTY): (
-        QuoteUnavailableError,
-        "key_lost",
-        _KEY_LOST,
-    ),
-    (Step.REPORT, "snp", errno.ENXIO): (
-        BackendUnavailableError,
-        "missing",
-        f"the secure processor rejected the request, or sev-guest was unloaded; {_LOG}",
-    ),
-    (Step.ANY, "", errno.ENXIO): (
-        BackendUnavailableError,
-        "missing",
-        "the TEE driver was unloaded; modprobe tdx-guest, or on AMD modprobe sev-guest",
-    ),
-    (Step.ANY, "", errno.ENOENT): (
-        BackendError,
-        "missing",
-        "another process removed the entry during the request; retry",
-    ),
-    (Step.ANY, "", errno.EACCES): _PERMISSION,
-    (Step.ANY, "", errno.EPERM): _PERMISSION,
-    (Step.ANY, "", errno.EROFS): _READ_ONLY,
-    (Step.ANY, "", errno.EBUSY): (BackendBusyError, "device", "in use; retry"),
-    (Step.ANY, "", errno.EINTR): (
-        BackendBusyError,
-        "interrupted",
-        "interrupted by a signal; retry",
-    ),
-    (Step.ANY, "", errno.ENOMEM): (
-        BackendError,
-        "io_error",
-        "the kernel is out of memory; free some and retry",
-    ),
-    (Step.ANY, "", errno.EAGAIN): (
-        BackendError,
-        "io_error",
-        "an internal error code of the kernel, which is a kernel bug; retry",
-    ),
-    (Step.ANY, "", errno.EMFILE): _TOO_MANY_FILES,
-    (Step.ANY, "", errno.ENFILE): _TOO_MANY_FILES,
+
+_DENIED: Final = "run as root (a container or a security module (LSM) can also deny it to root)"
+
+
+def _denied(what: str) -> _Meanings:
+    text = f"{what}: {{permissions}}; {_DENIED}"
+    return dict.fromkeys((errno.EACCES, errno.EPERM), (unavailable, "permission_denied", text))
+
+
+_COMMON: Final[_Meanings] = {
+    errno.ENXIO: (unavailable, "missing", f"the TEE driver was unloaded; {_MODPROBE}"),
+    errno.ENOENT: (failed, "missing", "another process removed the entry; retry"),
+    **_denied("no permission"),
+    errno.EROFS: (unavailable, "permission_denied", f"configfs is mounted read-only; {_BIND}"),
+    errno.EBUSY: (busy, "device", "in use; retry"),
+    errno.EINTR: (busy, "interrupted", "interrupted by a signal; retry"),
+    errno.ENOMEM: OUT_OF_MEMORY,
+    errno.EAGAIN: (failed, "io_error", "an internal error code, which is a kernel bug; retry"),
+    errno.EMFILE: (failed, "io_error", "too many open files; raise ulimit -n"),
+    errno.ENFILE: (failed, "io_error", "too many open files; close some"),
 }
-_UNKNOWN: Final[_Meaning] = (BackendError, "io_error", f"undocumented error; {_LOG}")
+_OF_STEP: Final[dict[Step, _Meanings]] = {
+    Step.MAKE: {
+        errno.ENXIO: (unavailable, "missing", f"no TEE driver is registered; {_MODPROBE}"),
+        **_denied("no permission to create an entry"),
+        errno.EEXIST: (failed, "io_error", "all random names are taken; remove entries with rmdir"),
+    },
+    Step.IDENTIFY: {
+        errno.ENOENT: (unavailable, "missing", "missing in a new entry; mount configfs"),
+    },
+    Step.REPORT_DATA: {
+        errno.EFBIG: (failed, "io_error", "64 bytes rejected; check that this is configfs-tsm"),
+    },
+    Step.REPORT: {
+        errno.EBUSY: (busy, "request_in_flight", _PENDING),
+        errno.EINTR: INTERRUPTED,
+        errno.EFBIG: (failed, "too_large", "longer than this kernel allows; update it"),
+    },
+}
+_OF_REPORT: Final[dict[str, _Meanings]] = {
+    "tdx": {
+        errno.EINVAL: (failed, "io_error", f"the driver rejected the report data; {_LOG}"),
+        errno.ETIMEDOUT: (no_quote, "timed_out", f"the host did not answer in time; {_QGS}"),
+        errno.EIO: (no_quote, "quoting_service", f"{_NO_ANSWER}; {_QGS}"),
+    },
+    "snp": {
+        errno.EINVAL: (failed, "io_error", f"request rejected; {_PRIVLEVEL}"),
+        errno.ETIMEDOUT: (no_quote, "timed_out", f"throttled for 60 s; {_DO_NOT_RETRY}"),
+        errno.EIO: (no_quote, "request_failed", f"{_REJECTED}; {_DO_NOT_RETRY}"),
+        errno.ENOTTY: (no_quote, "key_lost", _KEY_LOST),
+        errno.ENXIO: (unavailable, "missing", f"{_REJECTED}, or sev-guest was unloaded; {_LOG}"),
+    },
+}
 
 # Errnos for a configured entry that does not exist.
-_NOT_THERE: Final = frozenset(
-    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
-)
+_NOT_THERE: Final = ABSENT | {errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
 
 
-def translate_error(step: Step, error: OSError, file: FailedFile) -> AttestKitError:
-    """Return the AttestKitError for an OSError at `step`."""
+def translate_error(
+    step: Step,
+    error: OSError,
+    path: str,
+    platform: str = "",
+    permissions: Callable[[str], str] = permissions,
+) -> AttestKitError:
+    """Return the AttestKitError for an OSError at `step`.
+
+    Args:
+        step: The operation that failed.
+        error: Its error.
+        path: The file.
+        platform: "tdx", "snp", or "" if it is not known yet.
+        permissions: Describes mode and owner of a path, and this process.
+    """
     number = error.errno or 0
     if step is Step.OPTION and number == errno.EINVAL:
-        text = f"{file.path}: value out of range here; use another ({error_name(error)})"
+        text = f"{path}: value out of range for this guest; use another value ({error_name(error)})"
         return UsageError(text, reason="out_of_range")
-    kind, reason, text = _UNKNOWN
-    for key in ((step, file.platform, number), (step, "", number), (Step.ANY, "", number)):
-        if key in _MEANINGS:
-            kind, reason, text = _MEANINGS[key]
-            break
+    of_report = _OF_REPORT.get(platform, {}) if step is Step.REPORT else {}
+    meanings = {**_COMMON, **_OF_STEP.get(step, {}), **of_report}
+    make, reason, text = meanings.get(number, UNKNOWN)
     if "{permissions}" in text:
-        text = text.format(permissions=file.permissions(file.path))
-    text = f"{file.path}: {text} ({error_name(error)})"
-    return kind(text, reason=reason, path=file.path)
+        text = text.format(permissions=permissions(path))
+    return make(path, f"{text} ({error_name(error)})", reason)
 
 
 def folder_missing_error(error: OSError, folder: str, *, mounted: bool) -> AttestKitError:
@@ -221,18 +149,12 @@ def folder_missing_error(error: OSError, folder: str, *, mounted: bool) -> Attes
         )
     else:
         text = f"configfs is not mounted; mount -t configfs none /sys/kernel/config; {_BIND}"
-    return BackendUnavailableError(
-        f"{folder}: {text} ({error_name(error)})", reason="missing", path=folder
-    )
+    return unavailable(folder, f"{text} ({error_name(error)})", "missing")
 
 
 def entry_missing_error(error: OSError, path: str) -> AttestKitError | None:
     """Return the error for a configured entry that does not exist; None for other errnos."""
     if error.errno not in _NOT_THERE:
         return None
-    return BackendUnavailableError(
-        f"{path}: no such report entry; create it, or correct or unset "
-        f"DCAP_TDX_QUOTE_CONFIGFS_PATH ({error_name(error)})",
-        reason="missing",
-        path=path,
-    )
+    text = "no such report entry; create it, or correct or unset DCAP_TDX_QUOTE_CONFIGFS_PATH"
+    return unavailable(path, f"{text} ({error_name(error)})", "missing")

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar
 
+from attestkit.backends.linux.device_errors import busy, failed, unavailable
 from attestkit.backends.tsm.configfs_files import TsmSystem
 from attestkit.backends.tsm.errno_meanings import (
-    FailedFile,
     Step,
     entry_missing_error,
     folder_missing_error,
@@ -25,9 +25,7 @@ from attestkit.backends.tsm.errno_meanings import (
 )
 from attestkit.errors import (
     AttestKitError,
-    BackendBusyError,
     BackendError,
-    BackendUnavailableError,
     QuoteUnavailableError,
     UnsupportedError,
     UsageError,
@@ -35,8 +33,6 @@ from attestkit.errors import (
 
 if TYPE_CHECKING:
     from attestkit._reasons import QuoteUnavailableReason
-
-__all__ = ["TsmClient", "TsmRequest", "TsmResponse"]
 
 _BLOB_LIMIT: Final = 16 << 20  # bytes: the limit of Linux 7.0, the highest of all releases
 _TEXT_LIMIT: Final = 4096  # bytes: a page, the limit of configfs
@@ -111,11 +107,11 @@ class TsmClient:
             provider = self._identify(self._entry)
         if provider not in _PLATFORMS:
             found = "Arm CCA" if provider == "arm_cca_guest" else "unknown"
-            raise BackendUnavailableError(
-                f"{self._entry or self._folder}: unsupported driver, expected tdx_guest or "
-                f"sev_guest: {provider[:64]!r} ({found})",
-                reason="wrong_platform",
-                path=self._entry or self._folder,
+            text = "unsupported driver, expected tdx_guest or sev_guest"
+            raise unavailable(
+                self._entry or self._folder,
+                f"{text}: {provider[:64]!r} ({found})",
+                "wrong_platform",
             )
         self._provider = provider
         self._platform = _PLATFORMS[provider]
@@ -177,12 +173,8 @@ class TsmClient:
     def _request_at(self, path: str, request: TsmRequest) -> TsmResponse:
         provider = self._read_provider(path)
         if provider != self._provider:
-            raise BackendError(
-                f"{path}/provider: changed from {self._provider} to {provider[:64]!r} since this "
-                "backend was created; create another",
-                reason="platform_changed",
-                path=f"{path}/provider",
-            )
+            text = f"changed from {self._provider} to {provider[:64]!r}; create another backend"
+            raise failed(f"{path}/provider", text, "platform_changed")
         self._check_options(path, request)
         backoff = _Backoff(self._system)
         extra_writes = 0
@@ -192,21 +184,16 @@ class TsmClient:
                 return response
             extra_writes = response
         if extra_writes < 0:
-            raise BackendError(
-                f"{path}/generation: the kernel ignored a write to the entry; see the kernel log "
-                "(dmesg)",
-                reason="io_error",
-                path=f"{path}/generation",
-            )
-        raise BackendBusyError(
-            f"{path}/generation: another process wrote to the entry during each of {_ATTEMPTS} "
-            "attempts; use a separate entry for each program, or retry",
-            reason="device",
-            path=f"{path}/generation",
+            text = "the kernel ignored a write to the entry; see the kernel log (dmesg)"
+            raise failed(f"{path}/generation", text, "io_error")
+        text = (
+            f"another process wrote to the entry during each of {_ATTEMPTS} attempts; use a "
+            "separate entry for each program, or retry"
         )
+        raise busy(f"{path}/generation", text, "device")
 
     def _attempt(self, path: str, request: TsmRequest, backoff: "_Backoff") -> TsmResponse | int:
-        """Write and read once; return an int if the generation differs by that many writes."""
+        """Write and read once; return the number of other writes if the generation shows any."""
         expected = self._generation(path) + 1 + len(request.options)
         self._write(f"{path}/inblob", request.report_data, Step.REPORT_DATA)
         for name, text in request.options:
@@ -250,7 +237,7 @@ class TsmClient:
             return b""
 
     def _extra_writes(self, path: str, expected: int) -> int:
-        """Return the difference of the generation in writes; 0 if it cannot be read."""
+        """Return the number of writes by other processes; 0 if the generation cannot be read."""
         try:
             return self._generation(path) - expected
         except AttestKitError:
@@ -282,19 +269,15 @@ class TsmClient:
             available = {name for name, _ in self._files.list(path)}
         except OSError as error:
             raise self._translate_error(Step.ANY, error, path) from error
-        for name, text in request.options:
+        for name, value in request.options:
             if name not in available:
-                raise UnsupportedError(
-                    f"{path}: the kernel has no attribute {name}", reason="feature"
-                )
+                text = f"{path}: the kernel has no attribute {name}"
+                raise UnsupportedError(text, reason="feature")
             if name == "privlevel" and "privlevel_floor" in available:
                 floor = self._read_number(f"{path}/privlevel_floor")
-                if int(text) < floor:
-                    raise UsageError(
-                        f"{path}/privlevel_floor: privlevel {text.decode()} is below the minimum "
-                        f"of this guest: {floor}",
-                        reason="out_of_range",
-                    )
+                if int(value) < floor:
+                    text = f"privlevel {value.decode()} is below the minimum of this guest: {floor}"
+                    raise UsageError(f"{path}/privlevel_floor: {text}", reason="out_of_range")
 
     # -- files of an entry ---------------------------------------------------------------------
 
@@ -308,11 +291,7 @@ class TsmClient:
     def _read_number(self, path: str) -> int:
         text = self._read_text(path)
         if not text.isdigit() or len(text) > 20:
-            raise BackendError(
-                f"{path}: not a decimal number: {text[:32]!r}",
-                reason="malformed_response",
-                path=path,
-            )
+            raise failed(path, f"not a decimal number: {text[:32]!r}", "malformed_response")
         return int(text)
 
     def _read_text(self, path: str, step: Step = Step.ANY) -> bytes:
@@ -324,7 +303,7 @@ class TsmClient:
     def _read_limited(self, path: str, limit: int) -> bytes:
         data = self._files.read(path, limit)
         if len(data) > limit:
-            raise BackendError(f"{path}: more than {limit} bytes", reason="too_large", path=path)
+            raise failed(path, f"more than {limit} bytes", "too_large")
         return data
 
     def _write(self, path: str, data: bytes, step: Step) -> None:
@@ -338,9 +317,7 @@ class TsmClient:
             missing = entry_missing_error(error, self._entry)
             if missing is not None:
                 return missing
-        return translate_error(
-            step, error, FailedFile(path, self._platform, self._system.permissions)
-        )
+        return translate_error(step, error, path, self._platform, self._system.permissions)
 
     # -- entries -------------------------------------------------------------------------------
 
@@ -381,7 +358,7 @@ class TsmClient:
             return False
 
     def _remove(self, path: str, *, quiet: bool) -> None:
-        """Remove an entry; if it fails, retry later, and raise unless `quiet`."""
+        """Remove an entry; if that fails, retry later, and raise the error unless `quiet`."""
         try:
             self._files.remove(path)
         except FileNotFoundError:
@@ -405,12 +382,9 @@ class TsmClient:
             with suppress(ValueError):  # another thread has removed it
                 self._leftovers.remove(path)
         if len(self._leftovers) >= _MAX_LEFTOVERS:
-            raise BackendError(
-                f"{self._leftovers[0]}: cannot be removed, nor can {len(self._leftovers) - 1} "
-                "other entries; remove them with rmdir",
-                reason="io_error",
-                path=self._leftovers[0],
-            )
+            others = len(self._leftovers) - 1
+            text = f"cannot be removed, nor can {others} other entries; remove them with rmdir"
+            raise failed(self._leftovers[0], text, "io_error")
 
     def _lock(self, entry: str) -> Callable[[], None]:
         """Lock the shared entry as Intel's library does; return the unlock function."""
@@ -424,11 +398,7 @@ class TsmClient:
             if unlock is not None:
                 return unlock
             if not backoff.pause():
-                raise BackendBusyError(
-                    f"{path}: locked by another process for {_MAX_WAIT:.0f} s; retry",
-                    reason="lock",
-                    path=path,
-                )
+                raise busy(path, f"locked by another process for {_MAX_WAIT:.0f} s; retry", "lock")
 
     def close(self) -> None:
         """Retry removing leftover entries. A second call has no effect."""

@@ -11,14 +11,17 @@ from typing import Any, Final
 from attestkit.errors import BackendUnavailableError, UsageError
 from attestkit.verifier.batch.scheduler import exit_with_parent
 
-__all__ = ["open_executor"]
-
 _TIMEOUT: Final = 10  # seconds, for the scheduler
 
 
 @contextlib.contextmanager
 def open_executor(processes: int, scheduler: str | None) -> Iterator[Executor | None]:
-    """Open an executor; None means no workers.
+    """Open an executor.
+
+    Args:
+        processes: Number of local worker processes. With 0, the executor is None, and the evidence
+            is verified in this process.
+        scheduler: Address of a dask scheduler, which takes precedence over `processes`.
 
     Raises:
         UsageError: If dask is not installed, or the address is invalid.

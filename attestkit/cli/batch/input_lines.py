@@ -22,28 +22,28 @@ from attestkit.verifier.batch.task import run_step
 if TYPE_CHECKING:
     from attestkit.verifier.evidence_bundle import EvidenceBundle
 
-__all__ = ["LONGEST_LINE", "BatchEntry", "EntryDefaults", "read_folder", "read_lines"]
-
 LONGEST_LINE: Final = LARGEST  # bytes
 _LONGEST_ID: Final = 256  # characters
-_MEMBERS: Final = frozenset({"id", "evidence", "response", "report_data", "collateral"})
+_MEMBERS: Final = frozenset({"id", "evidence", "response", "nonce", "report_data", "collateral"})
 _PRINTABLE: Final = frozenset(range(0x20, 0x7F)) | frozenset(b"\t\r\n\xef")  # and a byte-order mark
 
 
 class EntryDefaults(NamedTuple):
     """Values of the options for every entry."""
 
-    report_data: bytes | None
+    nonce: bytes | None
+    report_data: bytes | None  # None with a nonce
     own_collateral: bool  # use the collateral of a bundle
 
 
 class BatchEntry(NamedTuple):
-    """One piece of evidence, or the error of reading it."""
+    """Evidence to verify and its options, or the error of reading them."""
 
     number: int  # of the line or file, from 1
     id: str | int
     evidence: bytes | Attestation | Quote = b""
-    report_data: bytes | None = None
+    nonce: bytes | None = None
+    report_data: bytes | None = None  # None with a nonce
     collateral: Collateral | None = None
     error: AttestKitError | None = None
 
@@ -51,13 +51,17 @@ class BatchEntry(NamedTuple):
 def read_folder(folder: Path, names: list[str], defaults: EntryDefaults) -> Iterator[BatchEntry]:
     """Yield an entry for each file; its id is the file name."""
     for number, name in enumerate(names, 1):
-        entry = BatchEntry(number, name, report_data=defaults.report_data)
+        entry = _new_entry(number, name, defaults)
         try:
             # An absolute path, because `-` would be stdin.
             path = (folder.absolute() if name == "-" else folder) / name
             yield run_step("file", (), partial(_from_file, entry, path, defaults))
         except AttestKitError as error:
             yield _refused(entry, error)
+
+
+def _new_entry(number: int, name: str | int, defaults: EntryDefaults) -> BatchEntry:
+    return BatchEntry(number, name, nonce=defaults.nonce, report_data=defaults.report_data)
 
 
 def _from_file(entry: BatchEntry, path: Path, defaults: EntryDefaults) -> BatchEntry:
@@ -93,7 +97,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes | None]:
 
 
 def _entry(number: int, line: bytes, defaults: EntryDefaults) -> BatchEntry:
-    entry = BatchEntry(number, number, report_data=defaults.report_data)
+    entry = _new_entry(number, number, defaults)
     try:
         fields = _object(line)
         entry = entry._replace(id=_id(fields, number))
@@ -121,30 +125,24 @@ def _id(fields: dict[str, Any], number: int) -> str | int:
         return number
     if isinstance(given, str) and len(given) <= _LONGEST_ID:
         if any("\ud800" <= char <= "\udfff" for char in given):
-            raise FormatError("id: contains half a surrogate pair", reason="encoding")
+            raise FormatError("id: contains an unpaired surrogate", reason="encoding")
         return given
     if isinstance(given, int) and not isinstance(given, bool) and abs(given) < 1 << 53:
         return given
     raise FormatError(
-        f"id: not text of at most {_LONGEST_ID} characters or a whole number", reason="wrong_type"
+        f"id: must be text of at most {_LONGEST_ID} characters, or a whole number",
+        reason="wrong_type",
     )
 
 
 def _read(entry: BatchEntry, fields: dict[str, Any], defaults: EntryDefaults) -> BatchEntry:
-    if (given := _text(fields, "report_data")) is not None:
-        report_data = _unhex(given)
-        if report_data is None or not 1 <= len(report_data) <= 64:
-            raise FormatError("report_data: not 1 to 64 bytes in hex", reason="encoding")
-        entry = entry._replace(report_data=report_data)
+    entry = _with_expectation(entry, fields)
     evidence, response = _text(fields, "evidence"), fields.get("response")
     if (evidence is None) == (response is None):
-        raise FormatError(
-            "evidence and response: exactly one is required",
-            reason="missing",
-        )
+        raise FormatError("evidence and response: exactly one is required", reason="missing")
     if evidence is None:
         if not isinstance(response, str | dict):
-            raise FormatError("response: not an object or text", reason="wrong_type")
+            raise FormatError("response: must be an object or text", reason="wrong_type")
         entry = entry._replace(evidence=Attestation.from_agent_response(response))
     else:
         entry = _with_evidence(entry, _decoded(evidence), defaults)
@@ -153,11 +151,36 @@ def _read(entry: BatchEntry, fields: dict[str, Any], defaults: EntryDefaults) ->
     return entry
 
 
+def _with_expectation(entry: BatchEntry, fields: dict[str, Any]) -> BatchEntry:
+    """Return an entry with the nonce or report data of a line in place of the options."""
+    if entry.nonce is None and entry.report_data is None:
+        for name in ("nonce", "report_data"):
+            if name in fields and fields[name] is None:  # as tools write a missing value
+                raise FormatError(f"{name}: null; leave it out to accept any", reason="wrong_type")
+    nonce, report_data = _bytes(fields, "nonce", 8), _bytes(fields, "report_data", 1)
+    if nonce is None and report_data is None:
+        return entry
+    if nonce is not None and report_data is not None:
+        raise FormatError("nonce and report_data: give at most one", reason="inconsistent")
+    if nonce is None and entry.nonce is not None:
+        raise FormatError("report_data: --nonce requires a nonce", reason="inconsistent")
+    return entry._replace(nonce=nonce, report_data=report_data)
+
+
+def _bytes(fields: dict[str, Any], name: str, least: int) -> bytes | None:
+    if (given := _text(fields, name)) is None:
+        return None
+    value = _unhex(given)
+    if value is None or not least <= len(value) <= 64:
+        raise FormatError(f"{name}: must be {least} to 64 bytes in hex", reason="encoding")
+    return value
+
+
 def _text(fields: dict[str, Any], name: str) -> str | None:
     value = fields.get(name)
     if value is None or isinstance(value, str):
         return value
-    raise FormatError(f"{name}: not text", reason="wrong_type")
+    raise FormatError(f"{name}: must be text", reason="wrong_type")
 
 
 def _unhex(text: str) -> bytes | None:
@@ -173,7 +196,7 @@ def _decoded(text: str) -> bytes:
         except (binascii.Error, ValueError):
             found = b""
     if not found:
-        raise FormatError("evidence: neither hex nor base64", reason="encoding")
+        raise FormatError("evidence: must be hex or base64", reason="encoding")
     return found
 
 
@@ -198,7 +221,7 @@ def _collateral(path: str) -> Collateral:
 
 
 def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> BatchEntry:
-    """Return an entry with the evidence of a file or line, without its wrapping."""
+    """Return an entry with the evidence from the content of a file or line, in any format."""
     if data[:1] and data[0] not in _PRINTABLE and data[:2] != b"\x30\x82":
         return entry._replace(evidence=data)  # parsed by the verifier, in a worker
     found = identify(data)
@@ -210,7 +233,10 @@ def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> B
     if found.kind == "evidence bundle":
         bundle = cast("EvidenceBundle", found.value)
         collateral = bundle.collateral if defaults.own_collateral else None
-        return entry._replace(evidence=bundle.evidence, collateral=collateral)
+        entry = entry._replace(evidence=bundle.evidence, collateral=collateral)
+        if entry.nonce is None and entry.report_data is None:
+            entry = entry._replace(report_data=bundle.report_data)
+        return entry
     return entry._replace(evidence=extract_evidence(found))
 
 

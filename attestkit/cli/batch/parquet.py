@@ -11,9 +11,8 @@ from typing import Any, Final
 from attestkit.cli.exit_codes import one_line
 from attestkit.errors import UsageError
 
-__all__ = ["open_table"]
-
 _GROUP: Final = 4096  # rows in memory
+_STEP: Final = ("check", "outcome", "text")
 _TEXT: Final = ("id", "verdict", "reason", "error", "error_type", "platform", "tcb_status")
 
 
@@ -70,12 +69,12 @@ def _schema(pa: ModuleType) -> object:
             ("number", pa.int64()),
             ("exit_code", pa.int8()),
             ("simulated", pa.bool_()),
-            ("freshness_checked", pa.bool_()),
+            ("fresh", pa.bool_()),
             ("app_id", pa.string()),
             ("compose_hash", pa.string()),
             ("report_data", pa.string()),
             ("at", pa.string()),
-            ("steps", pa.list_(pa.string())),
+            ("steps", pa.list_(pa.struct([(name, pa.string()) for name in _STEP]))),
         ]
     )
     return schema
@@ -83,7 +82,7 @@ def _schema(pa: ModuleType) -> object:
 
 @contextlib.contextmanager
 def _convert_errors(path: Path, write_errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Convert errors of writing the table, such as a full disk, to UsageError."""
+    """Convert errors of the classes `write_errors`, such as a full disk, to UsageError."""
     try:
         yield
     except write_errors as error:
@@ -93,8 +92,12 @@ def _convert_errors(path: Path, write_errors: tuple[type[Exception], ...]) -> It
 def _row(result: Mapping[str, Any]) -> dict[str, Any]:
     info = result.get("app_info") or {}
     row = {**result, "app_id": info.get("app_id"), "compose_hash": info.get("compose_hash")}
-    row = {**row, "id": str(result["id"]), "steps": [_text(each) for each in result["steps"]]}
-    return {name: _text(value) for name, value in row.items()}
+    steps = [_with_text(step) for step in result["steps"]]
+    return _with_text({**row, "id": str(result["id"]), "steps": steps})
+
+
+def _with_text(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _text(value) for name, value in values.items()}
 
 
 def _text(value: object) -> object:

@@ -9,10 +9,8 @@ from attestkit.cli.options.evidence import EvidenceRequest, request_options
 if TYPE_CHECKING:
     from attestkit.attestation import Encoding
 
-__all__ = ["attest"]
-
 _EPILOG: Final = (
-    "Example: attestkit attest --report-data 00ff -o evidence\n\n"
+    "Example: attestkit attest --nonce 0011223344556677 -o evidence\n\n"
     "Exit codes: 0 good, 1 usage, 2 the log does not replay to the registers, 3 device error, "
     "5 unreadable input."
 )
@@ -38,7 +36,7 @@ def attest(*, encoding: "Encoding", request: EvidenceRequest) -> None:
     not replay to the registers of the quote.
     """
     with request.open() as attester:
-        evidence = attester.evidence(request.report_data.value)
+        evidence = attester.attest(report_data=request.report_data.value)
         raw = evidence.to_bytes(encoding)
         fields = {
             "platform": evidence.platform,

@@ -1,136 +1,137 @@
-"""`attestkit bench`: measurements of attestkit and comparable installed packages."""
+"""`attestkit bench`: times of attestkit's operations on this machine."""
 
-import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+import contextlib
+import platform
+import timeit
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import monotonic, process_time
+from typing import Any, Final, NamedTuple
 
 import click
 
 from attestkit.cli.options.click_types import json_option
 from attestkit.cli.output import console
+from attestkit.errors import UsageError
 
-if TYPE_CHECKING:
-    from attestkit.cli.bench.cases import Case, Samples
-    from attestkit.cli.bench.timing import Series
-
-__all__ = ["bench"]
-
+LEAST_ROUNDS: Final = 5
+TURN: Final = 0.001  # seconds of one round, against the overhead of the clock
+MANY: Final = 1000  # quotes in columns
+BATCH: Final = 64  # logs that are replayed at once
+AT: Final = 1790000000  # verification time, seconds since 1970
 
 _EPILOG: Final = "Example: attestkit bench --seconds 2\n\nExit codes: 0 good, 1 usage."
 
 
-class CaseResult(NamedTuple):
-    """A benchmark case with its measurements; empty if attestkit itself cannot run it."""
+class Case(NamedTuple):
+    """One benchmark case."""
 
-    case: "Case"
-    series: "dict[str, Series]"
-    left_out: dict[str, str]
-
-
-class Seconds(click.FloatRange):
-    """A duration within bounds; NaN is refused."""
-
-    def convert(
-        self, value: float, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Return the number, or fail if it is NaN."""
-        found: float = super().convert(value, param, ctx)
-        if math.isnan(found):
-            self.fail(f"{value} is not a duration.", param, ctx)
-        return found
+    row: str
+    what: str
+    call: Callable[[], object]
 
 
 @click.command(epilog=_EPILOG)
 @click.option(
     "--seconds",
     metavar="N",
-    type=Seconds(0.1, 600),
+    type=click.FloatRange(0.1, 600),
     default=10,
     show_default=True,
     help="Approximate duration.",
 )
 @json_option
-def bench(*, seconds: float, as_json: bool) -> int:
-    """Measure attestkit and comparable packages on this machine.
+def bench(*, seconds: float, as_json: bool) -> None:
+    """Measure attestkit on this machine.
 
-    The cases parse quotes and event logs, replay logs and verify evidence of the simulator. Peers
-    are the comparable packages that are installed; hashlib and json always are. The contenders of
-    a case take turns, so that ratios hold although the machine's speed changes.
+    The cases parse quotes and event logs, replay logs and verify evidence of the simulator. Times
+    are medians of processor time per operation.
     """
-    # Lazy: no other command needs these.
-    from attestkit.cli.bench.cases import OURS, simulate_samples
-    from attestkit.cli.bench.environment import host_facts, versions
-
-    samples = simulate_samples()
-    found = list(_measure(samples, seconds))
-    peers = {name.partition(",")[0]: None for one in found for name in one.series}
-    packages = versions(name for name in peers if name != OURS)
-    host = host_facts() | {"samples": samples.origin, "peers": packages}
-    if as_json:
-        console.as_json({"host": host, "rows": [_as_json(one) for one in found]})
-        return 0
-    host["peers"] = ", ".join(f"{name} {version}" for name, version in packages.items()) or None
-    console.fields("This machine", host)
-    console.lines([""])
-    console.rows(("case", "attestkit", "peer", "peer's time", "ratio"), _table(found))
-    left_out = {f"{name}: {reason}" for one in found for name, reason in one.left_out.items()}
-    if left_out:
-        console.lines(["", "Not measured:", *sorted(left_out)])
-    console.lines(
-        [
-            "",
-            "Times are medians of processor time; ratio: peer's time / attestkit's.",
-        ]
-    )
-    return 0
-
-
-def _measure(samples: "Samples", seconds: float) -> Iterator[CaseResult]:
-    """Measure each case for its share of the time."""
-    from attestkit.cli.bench.cases import prepare_contenders
-    from attestkit.cli.bench.event_logs import CASES as LOG_CASES
-    from attestkit.cli.bench.quotes import CASES as QUOTE_CASES
-    from attestkit.cli.bench.timing import race
-
-    cases = (*QUOTE_CASES, *LOG_CASES)
+    rows: list[dict[str, Any]] = []
+    cases = list(_cases())
     with console.progress("measuring", len(cases)) as advance:
         for case in cases:
-            contenders = prepare_contenders(case, samples)
-            series = race(contenders.calls, seconds / len(cases)) if contenders.ready else {}
-            yield CaseResult(case, series, contenders.left_out)
+            taken = _measure(case.call, seconds / len(cases))
+            row = {"row": case.row, "what": case.what, "seconds": median(taken)}
+            rows.append({**row, "rounds": len(taken)})
             advance()
+    if as_json:
+        console.as_json({"host": host_facts(), "rows": rows})
+        return
+    console.fields("This machine", host_facts())
+    console.lines([""])
+    console.rows(("case", "microseconds"), ((r["what"], f"{r['seconds'] * 1e6:.4g}") for r in rows))
 
 
-def _table(found: list[CaseResult]) -> Iterator[tuple[str, ...]]:
-    """Yield a line per peer; only the first line of a case has its name and attestkit's time."""
-    from attestkit.cli.bench.cases import OURS
-    from attestkit.cli.bench.timing import digits, ratio, time_text
+def host_facts() -> dict[str, Any]:
+    """Return facts about this machine and installation by name."""
+    from attestkit import _native  # lazy, like the imports below: --help does not need them
+    from attestkit._native._threads import cpus
+    from attestkit._package import own_version
 
-    for case, series, _ in found:
-        if not series:
-            yield case.title, "not measured", "", "", ""
-            continue
-        ours = series[OURS]
-        first = case.title, time_text(ours.median)
-        for name, peer in series.items():
-            if name != OURS:
-                yield *first, name, time_text(peer.median), digits(ratio(ours, peer))
-                first = "", ""
-        if len(series) == 1:
-            yield *first, "none", "", ""
-
-
-def _as_json(one: CaseResult) -> dict[str, Any]:
-    """Return a case for JSON: seconds of each contender, and ratios to attestkit's."""
-    from attestkit.cli.bench.cases import OURS
-    from attestkit.cli.bench.timing import ratio
-
-    case, series, left_out = one
     return {
-        "row": case.id,
-        "what": case.title,
-        "seconds": {name: each.median for name, each in series.items()},
-        "ratios": {n: ratio(series[OURS], each) for n, each in series.items() if n != OURS},
-        "left_out": left_out,
-        "rounds": len(series[OURS].seconds) if series else 0,
+        "attestkit": own_version(),
+        "cpu": _cpu(),
+        "cores": cpus(),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "python": platform.python_version(),
+        "core": "compiled" if _native.CPU_LEVEL else f"plain Python: {_native.CORE_REASON}",
+        "kernels": _native.CPU_LEVEL or "none",
     }
+
+
+def _cpu() -> str:
+    """Return the CPU's model name, else the architecture (as on many ARM systems)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _cases() -> Iterator[Case]:
+    """Yield the cases, with quotes and logs of the simulator."""
+    import attestkit
+    from attestkit.backends.simulator.boot_log import boot_log
+    from attestkit.backends.simulator.os_image import simulated_image
+    from attestkit.columns import quote_columns
+    from attestkit.event_log import EventLog
+    from attestkit.quote import Quote
+
+    with attestkit.open("simulator", seed=bytes(range(32))) as tee:
+        quote, log = tee.get_quote(bytes(64)).raw, tee.event_log()
+        verifier = tee.verifier(collateral=tee.backend.collateral(AT))
+    ccel, text = boot_log(simulated_image()), log.to_json()
+
+    def columns() -> None:
+        found = quote_columns(quote * MANY)
+        _ = found.version, found.tee_type, found.mrtd, found.rtmrs, found.report_data
+
+    def from_json() -> object:
+        return EventLog.from_json(text).replay()
+
+    yield Case("quote", "a quote, parsed", partial(Quote.parse, quote))
+    yield Case("columns", f"{MANY:,} quotes into columns", columns)
+    yield Case("replay", f"replay of a log of {len(log.events)} events", log.replay)
+    yield Case("batch", f"replay of {BATCH} logs", partial(EventLog.replay_many, [log] * BATCH))
+    yield Case("json", "JSON of a log to registers", from_json)
+    yield Case("ccel", "a CCEL, read", partial(EventLog.from_ccel, ccel))
+    verify = partial(verifier.verify, quote, report_data=None, now=AT)
+    with contextlib.suppress(UsageError):  # dcap-qvl is not installed
+        verify()
+        yield Case("verify", "a quote, verified", verify)
+
+
+def _measure(call: Callable[[], object], seconds: float) -> list[float]:
+    """Return the processor time of a call in each round; the garbage collector is disabled."""
+    timer = timeit.Timer(call, timer=process_time)
+    timer.timeit(1)  # fills the caches
+    calls = max(1, int(TURN / max(timer.timeit(3) / 3, 1e-9)))
+    end = monotonic() + seconds
+    taken: list[float] = []
+    while len(taken) < LEAST_ROUNDS or monotonic() < end:
+        taken.append(timer.timeit(calls) / calls)
+    return taken

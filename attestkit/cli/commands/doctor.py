@@ -17,8 +17,6 @@ from attestkit.cli.output import console
 if TYPE_CHECKING:
     from attestkit.cli.doctor.examine import Diagnosis
 
-__all__ = ["doctor", "findings"]
-
 EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "serve": ("uvicorn", "httptools", "uvloop"),
     "verify": ("dcap-qvl",),
@@ -40,7 +38,8 @@ def _version(package: str) -> str | None:
 def findings(root: Path | None = None, *, quote: bool = False) -> dict[str, Any]:
     """Return the diagnosis, ready for JSON.
 
-    A path status is an object with the members of `host_inspection.PathStatus`. The members:
+    A path status is an object with the members of `host_inspection.PathStatus`. The diagnosis has
+    these members:
 
     * `attestkit`, `python`: versions; `kernel`: release; `machine`: architecture.
     * `core`: `runs` (compiled, python), `reason`, `level` (portable, avx2, avx512, null in the
@@ -149,7 +148,7 @@ def _plain(value: object) -> object:
 
 
 def _package_advice(package: dict[str, Any]) -> list[str]:
-    """Return which packages to install, as sentences."""
+    """Return advice about missing packages, one sentence or two for each."""
     advice = []
     if package["core"]["runs"] == "python":
         advice.append(

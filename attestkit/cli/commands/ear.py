@@ -2,22 +2,20 @@
 
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from attestkit.cli.exit_codes import POLICY, print_error, set_exit_code
 from attestkit.cli.input.read_input import read_file
 from attestkit.cli.options.click_types import PATH, json_option
-from attestkit.cli.options.ear_signing import read_nonce
+from attestkit.cli.options.report_data import read_nonce
 from attestkit.cli.options.verification import read_instant
 from attestkit.cli.output import console
 from attestkit.errors import ConfigError, FormatError, SignatureError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.verifier.ear.result_token import Ear, EarPublicKey
-
-__all__ = ["ear"]
 
 SIMULATED: Final = "SIMULATED: the root is not the vendor's; proves nothing about hardware."
 FRESHNESS: Final = "not checked; give the expected nonce with --nonce HEX"
@@ -34,13 +32,12 @@ _EPILOG: Final = (
 @click.option(
     "--key",
     "keys",
-    metavar="FILE",
     type=PATH,
     required=True,
     help="Public key of the verifier, from a trusted source: a JWK or a JWK set.",
 )
 @click.option("--nonce", metavar="HEX", help="Expected nonce, 8 to 64 bytes.")
-@click.option("--policy-id", metavar="TEXT", help="Expected policy id.")
+@click.option("--policy-id", help="Expected policy id.")
 @click.option(
     "--at",
     metavar="TIME",
@@ -63,7 +60,7 @@ def ear(
     is stdin. White space after a JWT is ignored.
     """
     now = datetime.now(timezone.utc) if at is None else read_instant(at)
-    expected = read_nonce(nonce)
+    expected = None if nonce is None else read_nonce(nonce)
     public = _read_keys(keys)
     found = _verify(read_file(file), public, expected, policy_id, now)
     from attestkit.verifier.ear.result_token import Tier
@@ -71,7 +68,8 @@ def ear(
     bad = found.status is Tier.CONTRAINDICATED
     code = set_exit_code(POLICY if bad else 0)
     if as_json:
-        console.as_json({**_plain(found), "nonce_checked": expected is not None, "exit_code": code})
+        more = {"status": str(found.status), "nonce_checked": expected is not None}
+        console.as_json({**found._asdict(), **more, "exit_code": code})
     else:
         _show(file, found, fresh=expected is not None)
     if bad:
@@ -119,25 +117,6 @@ def _verify(
     raise SignatureError(
         f"none of the {len(keys)} keys verifies the EAR: {refused}", reason=refused.reason
     ) from refused
-
-
-def _plain(found: "Ear") -> dict[str, Any]:
-    """Return plain values ready for JSON."""
-    return {
-        "form": found.form,
-        "status": str(found.status),
-        "vector": found.vector,
-        "simulated": found.simulated,
-        "platform": found.platform,
-        "issued_at": found.issued_at.isoformat(),
-        "expires_at": found.expires_at.isoformat(),
-        "nonce": None if found.nonce is None else found.nonce.hex(),
-        "policy_id": found.policy_id,
-        "raw_evidence": None if found.raw_evidence is None else found.raw_evidence.hex(),
-        "build": found.build,
-        "developer": found.developer,
-        "result": found.result,
-    }
 
 
 def _show(file: Path, found: "Ear", *, fresh: bool) -> None:

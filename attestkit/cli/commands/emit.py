@@ -7,11 +7,9 @@ import click
 
 from attestkit.cli.input.read_input import read_file
 from attestkit.cli.options.backend import DEVICE_EXIT_CODES, Device, device_options
-from attestkit.cli.options.click_types import PATH, json_option, read_hex
+from attestkit.cli.options.click_types import PATH, TEXT_HINT, json_option, read_hex, read_text
 from attestkit.cli.output import console
 from attestkit.errors import UsageError
-
-__all__ = ["emit"]
 
 _EPILOG: Final = "Example: attestkit emit model-loaded --text llama-3\n\n" + DEVICE_EXIT_CODES
 
@@ -19,10 +17,8 @@ _EPILOG: Final = "Example: attestkit emit model-loaded --text llama-3\n\n" + DEV
 @click.command(epilog=_EPILOG)
 @click.argument("name")
 @click.argument("payload", metavar="[HEX]", required=False)
-@click.option("--text", metavar="TEXT", help="Payload as UTF-8 text.")
-@click.option(
-    "--file", metavar="FILE", type=PATH, help="Payload as the bytes of a file; - is stdin."
-)
+@click.option("--text", help="Payload as UTF-8 text.")
+@click.option("--file", type=PATH, help="Payload as the bytes of a file; - is stdin.")
 @device_options
 @json_option
 def emit(
@@ -63,8 +59,5 @@ def _payload(payload: str | None, text: str | None, file: Path | None) -> bytes:
     if file is not None:
         return read_file(file)
     if text is not None:
-        try:
-            return text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError("--text: not UTF-8", reason="encoding") from error
-    return b"" if payload is None else read_hex("HEX", payload)
+        return read_text("--text", text)
+    return b"" if payload is None else read_hex("HEX", payload, TEXT_HINT)

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from attestkit.cli.options.backend import DEVICE_EXIT_CODES, Device, device_options
-from attestkit.cli.options.click_types import PATH, json_option
+from attestkit.cli.options.click_types import json_option, output_option
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_outputs, refuse_stdout, write_output
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from attestkit.keys import DerivedKey, KeyDeriver
-
-__all__ = ["key"]
 
 _SHARED: Final = ("secp256k1", "k256", "ed25519")
 _SEPARATED: Final = ("p256", "x25519")
@@ -23,7 +21,7 @@ _EPILOG: Final = "Example: attestkit key wallet/eth -o key.hex\n\n" + DEVICE_EXI
 
 @click.command(epilog=_EPILOG)
 @click.argument("path")
-@click.option("--purpose", metavar="TEXT", help="Purpose in the signature chain.")
+@click.option("--purpose", help="Purpose in the signature chain.")
 @click.option(
     "--algorithm",
     metavar="NAME",
@@ -39,13 +37,8 @@ _EPILOG: Final = "Example: attestkit key wallet/eth -o key.hex\n\n" + DEVICE_EXI
     "are the same 32 bytes, as in the guest agent API.",
 )
 @click.option("--public", is_flag=True, help="Print only the public key, in hex.")
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=PATH,
-    help="Write the key to FILE in hex, mode 0600, and print the public key; - is stdout, "
-    "key only.",
+@output_option(
+    "Write the key to FILE in hex, mode 0600, and print the public key; - is stdout, key only."
 )
 @device_options
 @json_option
@@ -96,7 +89,7 @@ def _public_fields(derived: "DerivedKey") -> dict[str, object]:
 
 
 def _show(derived: "DerivedKey", output: Path | None, *, public: bool, written: bool) -> None:
-    """Print the key, unless it was written to a file or to stdout."""
+    """Print the public key and, unless `public` or written to -o, the secret key."""
     public_key = derived.public_key.hex()
     if public:
         click.echo(public_key)
@@ -112,10 +105,10 @@ def _derive(
     if not separated:
         if algorithm in _SEPARATED:
             raise UsageError(f"--algorithm {algorithm}: requires --separated", reason="conflict")
-        return keys.derive(path, purpose or "", algorithm)
+        return keys.derive_compat(path, purpose or "", algorithm)
     if purpose is not None:
         raise UsageError(
             "--purpose and --separated: the signature chain of a separated key has no purpose",
             reason="conflict",
         )
-    return keys.derive_separated(path, algorithm)
+    return keys.derive(path, algorithm)

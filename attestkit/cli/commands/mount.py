@@ -13,9 +13,6 @@ from attestkit.cli.options.emulator import MountServer, machine_options
 from attestkit.cli.options.shell_values import complete_folder
 from attestkit.errors import UsageError
 
-__all__ = ["mount"]
-
-
 _EPILOG: Final = (
     "Example: attestkit mount /tmp/tee --fault ebusy:3\n\n"
     "Exit codes: 0 ended by a signal, 1 usage, 3 FUSE or device error."

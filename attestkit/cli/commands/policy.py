@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from attestkit.cli.exit_codes import print_error, set_exit_code
-from attestkit.cli.options.click_types import PATH, json_option
+from attestkit.cli.options.click_types import PATH, json_option, output_option
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
 
 if TYPE_CHECKING:
     from attestkit.cli.file_verifier import FileOutcome
-
-__all__ = ["policy"]
 
 _EPILOG: Final = (
     "Example: attestkit policy evidence --pccs URL -o policy.toml\n\n"
@@ -26,13 +24,7 @@ _EPILOG: Final = (
 @click.command(epilog=_EPILOG)
 @click.argument("file", metavar="FROM-EVIDENCE", type=PATH)
 @verification_options
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=PATH,
-    help="Write the policy to FILE. Default: stdout.",
-)
+@output_option("Write the policy to FILE. Default: stdout.")
 @json_option
 def policy(*, file: Path, options: VerificationOptions, output: Path | None, as_json: bool) -> int:
     """Write a policy from the values of known-good evidence.
@@ -63,7 +55,7 @@ def policy(*, file: Path, options: VerificationOptions, output: Path | None, as_
 
 
 def _warn(outcome: "FileOutcome") -> None:
-    """Warn of limits of the evidence."""
+    """Warn of limitations of the evidence, such as a missing freshness check."""
     if outcome.result is not None and outcome.result.simulated:
         text = "the evidence is simulated; use the policy for tests only"
         print_error(f"{outcome.path}: {text}")

@@ -10,8 +10,6 @@ from attestkit.cli.options.evidence import EvidenceRequest, request_options
 if TYPE_CHECKING:
     from attestkit.attester import Attester
 
-__all__ = ["quote"]
-
 _EPILOG: Final = "Example: attestkit quote --text nonce -o quote.bin\n\n" + DEVICE_EXIT_CODES
 
 
@@ -36,7 +34,7 @@ def quote(*, unchecked: bool, request: EvidenceRequest) -> None:
 
 
 def _raw(attester: "Attester", report_data: bytes, *, unchecked: bool) -> tuple[str, bytes]:
-    """Return the kind, as attestkit show names it, and the bytes."""
+    """Return the kind of evidence in words, the same as in attestkit show, and its bytes."""
     import warnings  # lazy, like the imports below: --help does not need it
 
     from attestkit.attestation.wire.evidence_parts import SevSnp
@@ -46,7 +44,7 @@ def _raw(attester: "Attester", report_data: bytes, *, unchecked: bool) -> tuple[
         kind = "quote" if attester.has_quotes else "SEV-SNP report"
         return kind, attester.backend.get_quote(report_data)
     if not attester.has_quotes:
-        platform = attester.evidence(report_data).evidence.platform
+        platform = attester.attest(report_data=report_data).evidence.platform
         assert isinstance(platform, SevSnp)
         return "SEV-SNP report", platform.report
     with warnings.catch_warnings():  # --text has already warned of hex

@@ -15,14 +15,12 @@ from attestkit.cli.exit_codes import REJECTED, print_error, set_exit_code
 from attestkit.cli.file_verifier import extract_evidence
 from attestkit.cli.input.detect_format import FileContent, identify_file, name_file_in_errors
 from attestkit.cli.options.click_types import PATH, json_option
-from attestkit.cli.output import console, plain_text
+from attestkit.cli.output import console
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.event_log import EventLog, Rtmrs, TpmEventLog
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.quote import TEE_TDX, Quote
 from attestkit.td_report import TdReport
-
-__all__ = ["replay"]
 
 UNVERIFIED: Final = "Replayed, not verified: no signature was checked."
 
@@ -33,32 +31,6 @@ _EPILOG: Final = (
 )
 
 
-class LogReplay(NamedTuple):
-    """The log of a TD, its replay, and the registers to compare with."""
-
-    log: EventLog
-    registers: Rtmrs
-    quoted: Rtmrs | None
-    compared: tuple[int, ...]  # numbers of the registers to compare
-
-    def agrees(self, register: int) -> bool | None:
-        """Return whether a register agrees with the quote; None if it is not compared."""
-        if self.quoted is None or register not in self.compared:
-            return None
-        return self.registers[register] == self.quoted[register]
-
-    def error(self) -> VerificationError | None:
-        """Return the first error of the log, or None."""
-        try:
-            if self.quoted is None:
-                self.log.check_events()
-            else:
-                self.log.check(_Registers(self.quoted), self.compared)
-        except VerificationError as error:
-            return error
-        return None
-
-
 class _Registers(NamedTuple):
     rtmrs: Rtmrs
 
@@ -67,7 +39,6 @@ class _Registers(NamedTuple):
 @click.argument("log", type=PATH)
 @click.option(
     "--quote",
-    metavar="FILE",
     type=PATH,
     help="Quote, evidence or TD report to compare the registers with.",
 )
@@ -96,13 +67,19 @@ def replay(*, log: Path, quote: Path | None, compared: tuple[int, ...], as_json:
         return _replay_tpm(log, found.value, as_json=as_json)
     with name_file_in_errors(log):
         events, own = _extract_log(found)
-    done = _replay_log(events, own if quote is None else _read_quoted(quote), compared)
-    error = done.error()
+    quoted = own if quote is None else _read_quoted(quote)
+    if quoted is None and compared:
+        raise UsageError("--register: nothing to compare with; give --quote", reason="missing")
+    numbers = tuple(sorted(set(compared))) or tuple(events.explained_registers())
+    error = _find_error(events, quoted, numbers)
     code = set_exit_code(REJECTED if error else 0)
+    registers = _compare(events, quoted, numbers)
     if as_json:
-        console.as_json(_as_json(done, error))
+        text = None if error is None else str(error)
+        more = {"warnings": list(events.warnings), "error": text}
+        console.as_json({"registers": registers, **more})
     else:
-        _show(log, done)
+        _show(log, events, registers)
     sys.stdout.flush()
     if error is not None:
         print_error(f"{log}: {error}")
@@ -127,76 +104,73 @@ def _read_quoted(path: Path) -> Rtmrs:
         return _registers(extract_evidence(found) if found.holds_evidence else found.value)
 
 
-def _replay_log(log: EventLog, quoted: Rtmrs | None, compared: tuple[int, ...]) -> LogReplay:
-    if quoted is None and compared:
-        raise UsageError("--register: nothing to compare with; give --quote", reason="missing")
-    numbers = tuple(sorted(set(compared))) or tuple(log.explained_registers())
-    return LogReplay(log, log.replay(), quoted, numbers)
-
-
 def _registers(holder: object) -> Rtmrs:
     """Return the RTMRs of evidence, a quote or a TD report."""
     if isinstance(holder, Attestation):
         holder = holder.quote
     if isinstance(holder, TdReport):
-        return (holder.rtmr0, holder.rtmr1, holder.rtmr2, holder.rtmr3)
+        return holder.rtmrs
     if isinstance(holder, Quote) and holder.tee_type == TEE_TDX:
         return holder.rtmrs
     raise FormatError("not a quote, evidence or report of a TD", reason="unsupported")
 
 
-def _counts(log: EventLog) -> Counter[int]:
-    """Return the number of events that extended each register."""
-    return Counter(event.register for event in log.events if event.event_type != NO_ACTION)
+def _find_error(
+    log: EventLog, quoted: Rtmrs | None, numbers: tuple[int, ...]
+) -> VerificationError | None:
+    """Return the first error of the log, or of the comparison of its replay with a quote.
+
+    Args:
+        log: The event log.
+        quoted: Registers in the quote; None: no comparison.
+        numbers: Registers to compare, 0 to 3.
+    """
+    try:
+        if quoted is None:
+            log.check_events()
+        else:
+            log.check(_Registers(quoted), numbers)
+    except VerificationError as error:
+        return error
+    return None
 
 
-def _as_json(done: LogReplay, error: VerificationError | None) -> dict[str, Any]:
-    counts = _counts(done.log)
-    registers = {
-        f"rtmr{number}": {
+def _compare(
+    log: EventLog, quoted: Rtmrs | None, numbers: tuple[int, ...]
+) -> dict[str, dict[str, Any]]:
+    """Return the registers by name, ready for JSON.
+
+    The member `agrees` of a register is None if the register is not compared.
+    """
+    counts = Counter(event.register for event in log.events if event.event_type != NO_ACTION)
+    found = {}
+    for number, value in enumerate(log.replay()):
+        other = None if quoted is None else quoted[number]
+        found[f"rtmr{number}"] = {
             "events": counts[number],
-            "replayed": done.registers[number].hex(),
-            "quoted": None if done.quoted is None else done.quoted[number].hex(),
-            "agrees": done.agrees(number),
+            "replayed": value.hex(),
+            "quoted": None if other is None else other.hex(),
+            "agrees": None if other is None or number not in numbers else value == other,
         }
-        for number in range(4)
-    }
-    return {
-        "registers": registers,
-        "warnings": list(done.log.warnings),
-        "error": None if error is None else str(error),
-    }
+    return found
 
 
-def _show(path: Path, done: LogReplay) -> None:
-    counts = _counts(done.log)
-    if done.quoted is None:
-        console.fields(
-            f"{path.name}: {len(done.log.events)} events",
-            {f"rtmr{n} ({counts[n]})": done.registers[n].hex() for n in range(4)},
-        )
-    else:
-        console.checks(
-            f"{path.name}: {len(done.log.events)} events",
-            [_check(done, done.quoted, number, counts[number]) for number in range(4)],
-            first=True,
-        )
-    console.lines([*done.log.warnings, "", UNVERIFIED])
-
-
-def _check(done: LogReplay, quoted: Rtmrs, number: int, events: int) -> plain_text.Check:
-    name = f"rtmr{number}"
-    replayed, agrees = done.registers[number].hex(), done.agrees(number)
-    if agrees is None:
-        return plain_text.Check("--", name, f"{replayed} after {events} events; not compared")
-    if agrees:
-        return plain_text.Check("ok", name, f"{replayed} after {events} events, as quoted")
-    text = f"{replayed} after {events} events, but the quote has {quoted[number].hex()}"
-    return plain_text.Check("!!", name, text)
+def _show(path: Path, log: EventLog, registers: dict[str, dict[str, Any]]) -> None:
+    checks = []
+    for name, row in registers.items():
+        mark, text = {
+            None: ("--", "; not compared"),
+            True: ("ok", ", as quoted"),
+            False: ("!!", f", but the quote has {row['quoted']}"),
+        }[row["agrees"]]
+        text = f"{row['replayed']} after {row['events']} events{text}"
+        checks.append(console.Check(mark, name, text))
+    console.checks(f"{path.name}: {len(log.events)} events", checks, first=True)
+    console.lines([*log.warnings, "", UNVERIFIED])
 
 
 def _replay_tpm(path: Path, log: TpmEventLog, *, as_json: bool) -> int:
-    """Show the PCRs of each bank, or why it cannot be replayed."""
+    """Show the PCRs of each bank, or the reason why the bank cannot be replayed."""
     from attestkit.cli.output.registers import tpm_replay
 
     banks = {bank: tpm_replay(log, bank) for bank in log.banks}

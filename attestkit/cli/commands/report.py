@@ -6,12 +6,10 @@ from typing import Final
 import click
 
 from attestkit.cli.exit_codes import print_error, set_exit_code
-from attestkit.cli.options.click_types import PATH, json_option
+from attestkit.cli.options.click_types import PATH, json_option, output_option
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
-
-__all__ = ["report"]
 
 _EPILOG: Final = (
     "Example: attestkit report evidence --pccs URL -o page.html\n\nExit codes: as attestkit verify."
@@ -20,14 +18,7 @@ _EPILOG: Final = (
 
 @click.command(epilog=_EPILOG)
 @click.argument("file", type=PATH)
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    required=True,
-    type=PATH,
-    help="HTML file to write; - is stdout.",
-)
+@output_option("HTML file to write; - is stdout.", required=True)
 @verification_options
 @json_option
 def report(*, file: Path, output: Path, options: VerificationOptions, as_json: bool) -> int:

@@ -9,9 +9,6 @@ from attestkit.cli.options.emulator import MountServer, machine_options
 from attestkit.cli.options.shell_values import complete_file
 from attestkit.errors import UsageError
 
-__all__ = ["run"]
-
-
 _EPILOG: Final = (
     "Example: attestkit run --fault ebusy:3 -- ls /sys/kernel/config/tsm/report\n\n"
     "Exit codes: as CMD; 128+n if signal n ended it, 126 if it cannot be started, 127 if it is not "

@@ -7,8 +7,6 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["serve"]
-
 
 class _Serve(click.Command):
     """A command whose options are parsed by the server."""

@@ -25,7 +25,7 @@ from attestkit.cli.options.click_types import PATH, json_option
 from attestkit.cli.output import console
 from attestkit.cli.output.registers import tpm_replay
 from attestkit.collateral import Collateral
-from attestkit.errors import AttestKitError, UsageError
+from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.event_log import EventLog, TpmEventLog
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from attestkit.backends.recording.recording_file import RecordingFile
     from attestkit.cli.output.certificate_text import CertificateText
     from attestkit.verifier.evidence_bundle import EvidenceBundle
-
-__all__ = ["describe", "show"]
 
 UNVERIFIED: Final = "Parsed, not verified: no signature was checked."
 CUT_OFF: Final = "Long values are truncated on a terminal; use a pipe or --json for all of them."
@@ -50,6 +48,23 @@ _EPILOG: Final = (
 
 def _registers(values: tuple[bytes, ...]) -> dict[str, str]:
     return {f"rtmr{index}": value.hex() for index, value in enumerate(values)}
+
+
+def _quote(quote: Quote) -> dict[str, Any]:
+    """Return the fields of a quote, with the certificates of its certification data."""
+    fields = quote.to_dict()
+    certification: dict[str, Any] = quote.certification._asdict()
+    certification["data"] = quote.certification.data.hex()
+    try:
+        chain = quote.pck_chain
+    except FormatError as error:  # show the other fields of a quote with a malformed chain
+        certification["error"] = str(error)
+    else:
+        if chain:
+            from attestkit.cli.output.certificate_text import describe_certificate
+
+            certification["certificates"] = [describe_certificate(der) for der in chain]
+    return {**fields, "certification": certification}
 
 
 def _event_log(log: EventLog) -> dict[str, Any]:
@@ -87,7 +102,7 @@ def _attestation(evidence: Attestation) -> dict[str, Any]:
         log = None  # SEV-SNP has no registers for a log
     try:
         if not isinstance(platform, SevSnp) or platform.mr_config:
-            app = evidence.app_info().to_dict()
+            app = evidence.app_info.to_dict()
     except AttestKitError as error:  # show inconsistent evidence, too
         app = {"error": str(error)}
     return {
@@ -96,7 +111,7 @@ def _attestation(evidence: Attestation) -> dict[str, Any]:
         "report_data": evidence.report_data.hex(),
         "config": evidence.config,
         "app_info": app,
-        "quote": None if quote is None else quote.to_dict(),
+        "quote": None if quote is None else _quote(quote),
         "event_log": log,
     }
 
@@ -134,17 +149,7 @@ def _summary(text: str) -> dict[str, Any]:
 
 
 def _certificate(certificate: "CertificateText") -> dict[str, Any]:
-    from attestkit.cli.output.certificate_text import name_text
-
-    return {
-        "subject": name_text(certificate.subject),
-        "issuer": name_text(certificate.issuer),
-        "serial_number": certificate.serial_number,
-        "valid_from": certificate.valid_from.isoformat(),
-        "valid_until": certificate.valid_until.isoformat(),
-        "key_id": certificate.key_id,
-        "extensions": list(certificate.extensions),
-    }
+    return {**certificate.to_dict(), "extensions": list(certificate.extensions)}
 
 
 def _bundle(bundle: "EvidenceBundle") -> dict[str, Any]:
@@ -173,7 +178,7 @@ def _recording(recording: "RecordingFile") -> dict[str, Any]:
 
 
 DESCRIBE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
-    Quote: Quote.to_dict,
+    Quote: _quote,
     TdReport: TdReport.to_dict,
     SnpReport: SnpReport.to_dict,
     EventLog: _event_log,
@@ -200,15 +205,23 @@ def describe(found: FileContent) -> dict[str, Any]:
 
 
 def _print(title: str, values: dict[str, Any], *, first: bool = True) -> None:
-    """Print plain values, then each table or nested object under its own title."""
+    """Print plain values, then each table or nested object under its own title.
+
+    An empty line precedes the title, unless it is the first on the page.
+    """
     nested = {name: v for name, v in values.items() if isinstance(v, dict | list) and v}
     plain = {n: v for n, v in values.items() if n not in nested and v not in (None, "", [], {})}
+    if "certificates" in nested:
+        plain.pop("data")
     if plain:
         console.lines([] if first else [""])
         console.fields(title, plain, brief=True)
     for name, value in nested.items():
         if isinstance(value, dict):
             _print(name, value, first=False)
+        elif name == "certificates":
+            for number, certificate in enumerate(value, 1):
+                _print(f"certificate {number}", certificate, first=False)
         elif isinstance(value[0], dict):
             console.lines([""])
             console.fields(name, {})

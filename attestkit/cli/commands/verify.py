@@ -12,7 +12,12 @@ from attestkit.cli.options.click_types import PATH, json_option
 from attestkit.cli.options.ear_signing import Signing, signing_options
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
-from attestkit.cli.output.write_output import check_outputs, check_writable, is_stdout, write_output
+from attestkit.cli.output.write_output import (
+    check_outputs,
+    check_writable,
+    require_file,
+    write_output,
+)
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
 
@@ -20,8 +25,6 @@ if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
     from attestkit.cli.file_verifier import FileOutcome
     from attestkit.verifier.result import AttestationResult
-
-__all__ = ["verify"]
 
 SIMULATED: Final = (
     "SIMULATED evidence: its root is the given trust anchor, not the vendor's; proves nothing about"
@@ -34,10 +37,11 @@ OWN_INSTANT: Final = (
 BOUND_TO_KEY: Final = (
     "not checked: the evidence is bound to the certificate's key; a TLS handshake proves possession"
 )
-NOT_FRESH: Final = "not checked; give the expected report data with --report-data HEX"
+NOT_FRESH: Final = "not checked; give the expected nonce with --nonce HEX"
+NOT_CHALLENGED: Final = "not checked: the report data is the expected one, which may be a constant"
 
 _EPILOG: Final = (
-    "Example: attestkit verify evidence --pccs URL --report-data 00ff\n\n"
+    "Example: attestkit verify evidence --pccs URL --nonce 0011223344556677\n\n"
     "Exit codes: 0 all accepted, 1 usage, 2 rejected, 3 network or device, 4 refused by policy, "
     "5 unreadable. Of several files the first code in the order 2, 4, 3, 5, 1 is used."
 )
@@ -48,7 +52,6 @@ _EPILOG: Final = (
 @verification_options
 @click.option(
     "--save-bundle",
-    metavar="FILE",
     type=PATH,
     help="Write an evidence bundle (evidence, collateral and time), for one accepted file.",
 )
@@ -110,10 +113,7 @@ def _check_saving(
         return
     if len(files) != 1:
         raise UsageError(f"{option}: requires exactly one FILE", reason="conflict")
-    if path is not None and is_stdout(path):
-        raise UsageError(
-            f"--save-bundle {path}: stdout is used for the results; name a file", reason="conflict"
-        )
+    require_file("--save-bundle", path)
     if signing is not None and options.own_instant:
         raise UsageError(
             "--save-ear and --at bundle: the bundle's creator would choose the time of the EAR",
@@ -151,7 +151,7 @@ def _show(outcomes: Sequence["FileOutcome"], *, verbose: bool) -> None:
         _show_table(outcomes)
     if verbose:
         for outcome in outcomes:
-            console.steps(f"{outcome.path}: checked", outcome.steps or ["nothing"])
+            console.steps(f"{outcome.path}: checked", map(str, outcome.steps or ["nothing"]))
 
 
 def _show_one(outcome: "FileOutcome") -> None:
@@ -174,7 +174,7 @@ def _facts(outcome: "FileOutcome", result: "AttestationResult") -> dict[str, obj
     origin = "" if outcome.bundle_report_data is None else ", as in the bundle"
     return {
         "platform": claims.platform,
-        "TCB status": result.tcb_status,
+        "TCB status": result.tcb.status,
         "advisories": ", ".join(result.advisory_ids) or None,
         **_identity(info, bare=isinstance(outcome.evidence, Quote)),
         "OS image": outcome.os_image,
@@ -200,7 +200,9 @@ def _identity(info: "AppInfo | None", *, bare: bool) -> dict[str, object]:
 def _freshness(outcome: "FileOutcome") -> str:
     if outcome.bound_to_key:
         return BOUND_TO_KEY
-    return "has the expected report data" if outcome.fresh else NOT_FRESH
+    if outcome.fresh:
+        return "bound to the expected nonce"
+    return NOT_FRESH if outcome.report_data is None else NOT_CHALLENGED
 
 
 def _show_table(outcomes: Sequence["FileOutcome"]) -> None:
@@ -215,7 +217,7 @@ def _show_table(outcomes: Sequence["FileOutcome"]) -> None:
                 outcome.path,
                 outcome.verdict,
                 "" if result is None else result.claims.platform,
-                outcome.reason if result is None else result.tcb_status or "",
+                outcome.reason if result is None else result.tcb.status or "",
                 "" if info is None else _shorten(info.app_id),
                 _remarks(outcome),
             )
@@ -230,7 +232,7 @@ def _show_table(outcomes: Sequence["FileOutcome"]) -> None:
     if any(outcome.own_instant for outcome in outcomes):
         console.warning(OWN_INSTANT)
     for text in dict.fromkeys(_freshness(each) for each in outcomes if each.code == 0):
-        if text in {NOT_FRESH, BOUND_TO_KEY}:
+        if text in {NOT_FRESH, NOT_CHALLENGED, BOUND_TO_KEY}:
             console.lines([f"freshness {text}"])
 
 
@@ -241,7 +243,7 @@ def _shorten(app_id: bytes) -> str:
 
 
 def _remarks(outcome: "FileOutcome") -> str:
-    """Return limits of an accepted result, as text for a column."""
+    """Return the limitations of an accepted result, as text for a column."""
     result = outcome.result
     if result is None:
         return ""

@@ -15,7 +15,6 @@ import click
 from attestkit.cli.exit_codes import (
     clean_up_on_signals,
     most_severe_code,
-    one_line,
     print_error,
     set_exit_code,
 )
@@ -23,17 +22,15 @@ from attestkit.cli.input.read_input import open_interruptible
 from attestkit.cli.options.click_types import PATH
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
-from attestkit.cli.output.write_output import check_output, is_stdout
-from attestkit.errors import AttestKitError, FormatError, UsageError, VerificationError
+from attestkit.cli.output.write_output import check_output, require_file
+from attestkit.errors import AttestKitError, FormatError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from concurrent.futures import Executor
 
     from attestkit.cli.batch.input_lines import BatchEntry
-    from attestkit.verifier import AttestationResult, Item, Verifier
-
-__all__ = ["verify_many"]
+    from attestkit.verifier import AttestationResult, VerificationItem, Verifier
 
 MOST_WORKERS: Final = 1024
 MOST_IN_FLIGHT: Final = 1_000_000
@@ -69,7 +66,6 @@ _EPILOG: Final = (
 )
 @click.option(
     "--parquet",
-    metavar="FILE",
     type=PATH,
     help="Also write the results as a Parquet table, at the end.",
 )
@@ -86,8 +82,8 @@ def verify_many(
 
     INPUT is a directory with files as for attestkit verify, except certificates; or a file (- is
     stdin) with one JSON object per line: evidence in hex or base64, or response with the guest
-    agent's response; optionally id, report_data in hex, and the path of collateral. Results have
-    the order of the input and the same verification time.
+    agent's response; optionally id, nonce or report_data in hex, and the path of collateral.
+    Results have the order of the input and the same verification time.
     """
     if options.own_instant:
         raise UsageError(
@@ -108,7 +104,13 @@ def verify_many(
         _open_table_and_executor(parquet, processes, scheduler) as (store, executor),
         _progress(total) as advance,
         contextlib.closing(
-            _verify_entries(_verifier(options), entries, executor, window, at)
+            _verify_entries(
+                options.verifier(options.collateral, options.pccs_url),
+                entries,
+                executor,
+                window,
+                at,
+            )
         ) as results,
     ):
         for entry, outcome in results:
@@ -128,10 +130,7 @@ def verify_many(
 def _check_parquet(path: Path | None, source: Path, options: VerificationOptions) -> None:
     if path is None:
         return
-    if is_stdout(path):
-        raise UsageError(
-            f"--parquet {path}: stdout is used for the results; name a file", reason="conflict"
-        )
+    require_file("--parquet", path)
     check_output("--parquet", path, (source, *options.inputs))
     with contextlib.suppress(OSError):  # reported by the later write
         if path.exists() and (not path.is_file() or path.resolve().parent == source.resolve()):
@@ -159,7 +158,7 @@ def _open_input(
     )
 
     own = options.collateral is None and not options.pccs_named
-    defaults = EntryDefaults(options.report_data, own)
+    defaults = EntryDefaults(options.nonce, options.report_data, own)
     if str(source) == "-" or not _is_folder(source):
         with open_interruptible(source) as file:
             yield read_lines(file, source, defaults), None
@@ -172,19 +171,6 @@ def _open_input(
     if not names:
         raise FormatError(f"{source}: the directory has no files", reason="missing")
     yield read_folder(source, names, defaults), len(names)
-
-
-def _verifier(options: VerificationOptions) -> "Verifier":
-    from attestkit.verifier.pipeline import Verifier  # lazy: loads the verifier
-
-    return Verifier(
-        options.trust_anchor,
-        options.collateral,
-        options.pccs_url,
-        options.policy,
-        snp_certificates=options.certificates,
-        tcb_details=True,
-    )
 
 
 @contextlib.contextmanager
@@ -233,16 +219,21 @@ def _verify_entries(
     at: datetime,
 ) -> "Generator[tuple[BatchEntry, AttestationResult | AttestKitError], None, None]":
     """Yield a result or an error for each entry; an error of reading INPUT is raised at the end."""
-    from attestkit.verifier.batch.task import Item
+    from attestkit.verifier.batch.task import VerificationItem
 
     pending: dict[int, BatchEntry] = {}
     input_errors: list[AttestKitError] = []
 
-    def items() -> "Iterator[Item]":
+    def items() -> "Iterator[VerificationItem]":
         try:
             for index, entry in enumerate(entries):
                 pending[index] = entry._replace(evidence=b"", collateral=None)
-                yield Item(entry.evidence, entry.report_data, entry.collateral)
+                yield VerificationItem(
+                    entry.evidence,
+                    nonce=entry.nonce,
+                    report_data=entry.report_data if entry.nonce is None else ...,
+                    collateral=entry.collateral,
+                )
         except AttestKitError as error:
             input_errors.append(error)
 
@@ -261,9 +252,8 @@ def _result(
     at: datetime,
     options: VerificationOptions,
 ) -> dict[str, Any]:
-    from attestkit.cli.file_verifier import VERDICTS, evidence_exit_code
+    from attestkit.cli.file_verifier import VERDICTS, error_fields, evidence_exit_code
 
-    refused = isinstance(outcome, AttestKitError)
     code = evidence_exit_code(outcome) if isinstance(outcome, AttestKitError) else 0
     fields = {
         "id": entry.id,
@@ -272,14 +262,7 @@ def _result(
         "exit_code": code,
         "at": at.isoformat(),
         "policy": options.policy_name,
-        "freshness_checked": not refused and entry.report_data is not None,
     }
     if not isinstance(outcome, AttestKitError):
         return {**fields, **outcome.to_dict()}
-    return {
-        **fields,
-        "error": one_line(str(outcome)),
-        "error_type": type(outcome).__name__,
-        "reason": getattr(outcome, "reason", "") or None,
-        "steps": list(outcome.steps) if isinstance(outcome, VerificationError) else [],
-    }
+    return {**fields, **error_fields(outcome)}

@@ -1,8 +1,9 @@
 """Inspection of a machine for `attestkit doctor`; remedies are in `advice`."""
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,8 +18,6 @@ from attestkit.errors import AttestKitError, UsageError
 from attestkit.event_log import EventLog
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
-
-__all__ = ["BootLog", "Diagnosis", "QuoteTrial", "QuotingService", "examine", "try_quotes"]
 
 APP_FOLDER: Final = "dstack/.host-shared"
 REGISTER_SIZE: Final = 48  # bytes
@@ -126,7 +125,7 @@ def _check_folder(root: str | os.PathLike[str]) -> None:
 
 
 def _by_name_only(found: dict[str, str | None]) -> dict[str, str]:
-    """Run the additional probes that backends other than hardware need for detection."""
+    """Run the additional probes of detection; return by name why it skips a usable backend."""
     skipped = {}
     for name in backends.AUTO_ORDER:
         if name not in backends.HARDWARE and found.get(name, "") is None:
@@ -182,12 +181,9 @@ def _read_rtmr3(paths: KernelPaths, found: dict[str, str | None]) -> bytes | Non
         if found.get(name, "") is not None:
             continue
         try:
-            backend = _open_backend(name, paths)
-            try:
+            with contextlib.closing(_open_backend(name, paths)) as backend:
                 if isinstance(backend, RegisterExtender):
                     return backend.read_rtmr(3)
-            finally:
-                backend.close()
         except AttestKitError:
             continue
     try:
@@ -202,15 +198,14 @@ def try_quotes(
     paths: KernelPaths,
     found: dict[str, str | None],
     *,
-    leave_out: Container[str] = ("simulator",),
     clock: Callable[[], float] = time.perf_counter,
     random: Callable[[int], bytes] = os.urandom,
 ) -> tuple[QuoteTrial, ...]:
-    """Request a quote from each usable backend in turn."""
+    """Request a quote from each usable backend in turn, except the simulator."""
     return tuple(
         _try_quote(name, paths, clock, random(64))
         for name, reason in found.items()
-        if reason is None and name not in leave_out
+        if reason is None and name != "simulator"
     )
 
 
@@ -220,19 +215,15 @@ def _try_quote(
     started = clock()
     raw = b""
     try:
-        backend = _open_backend(name, paths)
-        try:
+        with contextlib.closing(_open_backend(name, paths)) as backend:
             started = clock()
             raw = backend.get_quote(report_data)
             seconds = clock() - started
-        finally:
-            backend.close()
         parse = SnpReport.parse if isinstance(backend, SnpReporter) else Quote.parse
         signed: bytes = parse(raw).report_data
-    except AttestKitError as error:
-        return QuoteTrial(name, clock() - started, len(raw), str(error))
-    except Exception as error:  # noqa: BLE001 - an error in a plugin must not hide others
-        text = f"{type(error).__name__}: {error}"
-        return QuoteTrial(name, clock() - started, len(raw), text)
-    mismatch = None if signed == report_data else "report data differs from the request"
-    return QuoteTrial(name, seconds, len(raw), mismatch)
+        error = None if signed == report_data else "report data differs from the request"
+    except Exception as problem:  # noqa: BLE001 - an error in a plugin must not hide others
+        seconds = clock() - started
+        known = isinstance(problem, AttestKitError)
+        error = str(problem) if known else f"{type(problem).__name__}: {problem}"
+    return QuoteTrial(name, seconds, len(raw), error)

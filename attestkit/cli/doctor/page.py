@@ -8,9 +8,7 @@ from attestkit.backends.linux.host_inspection import PathStatus
 from attestkit.backends.linux.release import FEATURES
 from attestkit.cli.doctor.examine import Diagnosis
 from attestkit.cli.output import console
-from attestkit.cli.output.plain_text import Check
-
-__all__ = ["show_page"]
+from attestkit.cli.output.console import Check
 
 LEGEND: Final = "[ok] works   [!!] problem   [--] absent"
 
@@ -50,7 +48,7 @@ def _machine(found: Diagnosis) -> Iterator[Check]:
 
 
 def _check_path(status: PathStatus, *, needed: bool = True, more: str = "") -> Check:
-    """Show a path; a missing one is a problem only if it is needed."""
+    """Return the line about a path; `more` is appended. A missing path is an error if `needed`."""
     if status.exists:
         text = f"{status.path}: {status.kind}, {status.mode} {status.owner}:{status.group}"
     else:

@@ -5,19 +5,30 @@ lock file. A log that changes while it is read is read again.
 """
 
 from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from attestkit._formats import toml
 from attestkit.backends.linux.host_inspection import read_start
 from attestkit.errors import FormatError
 from attestkit.event_log import Event
 from attestkit.event_log.journal import BOOT_ID, LOG, PENDING, VERSION, ZERO, replay_from
 from attestkit.event_log.runtime_events import parse_runtime_lines
 
-__all__ = ["RuntimeLogState", "examine_runtime_log"]
-
 LARGEST: Final = 16 << 20  # bytes of the log
 ATTEMPTS: Final = 5
+_REBOOT: Final = (
+    "emit_event and attest fail, since no log replays to the register; get_quote works. "
+    "Reboot the guest, and extend RTMR3 from one program only."
+)
+
+
+@cache
+def read_table() -> dict[str, Any]:
+    """Return the table of remedies."""
+    return toml.decode((files("attestkit.cli.doctor") / "remedies.toml").read_bytes())
 
 
 class RuntimeLogState(NamedTuple):
@@ -38,15 +49,6 @@ class RuntimeLogState(NamedTuple):
         return self.state in ("empty", "agrees", "pending", "earlier-boot")
 
 
-class _Files(NamedTuple):
-    """The content of the files of a runtime log; None for missing files."""
-
-    log: bytes | None
-    pending: bytes | None
-    version: bytes | None
-    boot_id: bytes | None
-
-
 class _Log(NamedTuple):
     """A readable log."""
 
@@ -59,6 +61,26 @@ class _Log(NamedTuple):
     @property
     def replay(self) -> bytes:
         return replay_from(ZERO, self.events)
+
+    @property
+    def extended_pending(self) -> str | None:
+        """The name of the pending event, if the register contains it; else None."""
+        try:
+            event = parse_runtime_lines(self.pending or b"")
+        except FormatError:
+            return None
+        in_register = len(event) == 1 and self.register == replay_from(self.replay, event)
+        return event[0].name if in_register else None
+
+    @property
+    def extended_events(self) -> int | None:
+        """The number n if the first n events, but not all, replay to the register; else None."""
+        value = ZERO
+        for count, event in enumerate(self.events):
+            if value == self.register:
+                return count
+            value = replay_from(value, (event,))
+        return None
 
 
 def examine_runtime_log(
@@ -87,27 +109,32 @@ def _examine_once(
 ) -> RuntimeLogState:
     register = read_register()
     try:
-        files = _Files(*(_read(folder / name) for name in (LOG, PENDING, VERSION, BOOT_ID)))
-        current = _read(boot_id)
+        lines, pending, version, own_boot = (
+            _read(folder / name) for name in (LOG, PENDING, VERSION, BOOT_ID)
+        )
+        current_boot = _read(boot_id)
     except OSError as error:
-        text = f"{error.filename or folder}: {error.strerror or error}"
-        return RuntimeLogState("unreadable", text, f"{text}: run attestkit doctor as root.")
-    if files.version is not None and files.version.strip() not in (b"1", b"2"):
-        return _damaged(folder / VERSION, f"{files.version[:16]!r} is not 1 or 2")
-    whole = (files.log or b"").rfind(b"\n") + 1
+        problem = f"{error.filename or folder}: {error.strerror or error}"
+        return _state("unreadable", folder, problem=problem)
+    if version is not None and version.strip() not in (b"1", b"2"):
+        problem = f"{folder / VERSION}: {version[:16]!r} is not 1 or 2"
+        return _state("damaged", folder, problem=problem)
+    lines = lines or b""
+    whole = lines.rfind(b"\n") + 1
     try:
-        events = parse_runtime_lines((files.log or b"")[:whole])
+        events = parse_runtime_lines(lines[:whole])
     except FormatError as error:
-        return _damaged(folder / LOG, str(error))
-    known = files.boot_id is not None and current is not None
-    log = _Log(
-        events,
-        torn=len(files.log or b"") > whole,
-        pending=files.pending,
-        foreign_boot=known and (files.boot_id or b"").strip() != (current or b"").strip(),
-        register=register,
+        return _state("damaged", folder, problem=f"{folder / LOG}: {error}")
+    known = own_boot is not None and current_boot is not None
+    foreign = known and (own_boot or b"").strip() != (current_boot or b"").strip()
+    log = _Log(events, len(lines) > whole, pending, foreign, register)
+    count = "1 event" if len(events) == 1 else f"{len(events)} events"
+    values = {"count": count, "event": log.extended_pending, "first": log.extended_events}
+    return _state(_classify(log), folder, **values)._replace(
+        events=len(events),
+        register=None if register is None else register.hex(),
+        replay=log.replay.hex(),
     )
-    return _with_values(_explain(log, folder), log)
 
 
 def _read(path: Path) -> bytes | None:
@@ -121,126 +148,34 @@ def _read(path: Path) -> bytes | None:
     return data
 
 
-def _damaged(path: Path, problem: str) -> RuntimeLogState:
-    return RuntimeLogState(
-        "damaged",
-        f"{path}: {problem}",
-        f"{path}: {problem}. emit_event and attest fail. Restore the file, or move the folder away "
-        "and reboot the guest; get_quote works without it.",
-    )
+def _state(key: str, folder: Path, **values: object) -> RuntimeLogState:
+    """Return a state of the table in remedies.toml."""
+    row = read_table()["runtime_log"][key]
+    paths = {"folder": folder, "log": folder / LOG, "pending": folder / PENDING}
+    texts = {name: text.format(**paths, **values, reboot=_REBOOT) for name, text in row.items()}
+    return RuntimeLogState(key.partition("/")[0], texts["says"], texts.get("advice"))
 
 
-def _with_values(state: RuntimeLogState, log: _Log) -> RuntimeLogState:
-    return state._replace(
-        events=len(log.events),
-        register=None if log.register is None else log.register.hex(),
-        replay=log.replay.hex(),
-    )
-
-
-def _count(number: int) -> str:
-    return "1 event" if number == 1 else f"{number} events"
-
-
-def _explain(log: _Log, folder: Path) -> RuntimeLogState:
-    """Compare register and log."""
-    count = _count(len(log.events))
+def _classify(log: _Log) -> str:
+    """Compare register and log; return the key of the state."""
     if log.register is None:
-        return RuntimeLogState(
-            "unknown", f"{count}; RTMR3 is unreadable here, so they are not compared"
-        )
+        return "unknown"
     if log.foreign_boot:
-        return _explain_other_boot(log, folder)
-    if log.pending is not None:
-        return _explain_pending(log, folder)
-    if log.torn:
-        return _explain_torn(log, folder)
-    return _explain_match(log) if log.register == log.replay else _explain_mismatch(log, folder)
-
-
-def _explain_torn(log: _Log, folder: Path) -> RuntimeLogState:
-    return RuntimeLogState(
-        "torn",
-        f"{_count(len(log.events))}, then an incomplete line, and no pending event",
-        f"{folder / LOG}: the last line is incomplete, and {PENDING} with the rest is missing. "
-        "emit_event fails until the guest is rebooted; get_quote works.",
-    )
-
-
-def _explain_match(log: _Log) -> RuntimeLogState:
-    if not log.events:
-        return RuntimeLogState("empty", "no events in this boot; RTMR3 is zero")
-    return RuntimeLogState("agrees", f"{_count(len(log.events))}, which replay to RTMR3")
-
-
-def _explain_other_boot(log: _Log, folder: Path) -> RuntimeLogState:
-    count = _count(len(log.events))
-    if log.register == ZERO:
-        return RuntimeLogState(
-            "earlier-boot", f"{count} of an earlier boot; the next event archives them"
-        )
-    cause = (
-        "RTMR3 still agrees with it, so this kernel was started without a reboot (kexec)"
-        if log.register == log.replay
-        else "RTMR3 is not zero, so another program has extended it in this boot"
-    )
-    return RuntimeLogState(
-        "other-boot",
-        f"{count} of an earlier boot, and {cause}",
-        f"{folder}: the log is of an earlier boot, and {cause}. emit_event and attest fail; "
-        "get_quote works. Reboot the guest, and extend RTMR3 from one program only.",
-    )
-
-
-def _explain_pending(log: _Log, folder: Path) -> RuntimeLogState:
-    """Explain a pending event; the register shows whether it was extended."""
-    count = _count(len(log.events))
+        if log.register == ZERO:
+            return "earlier-boot"
+        return "other-boot/kexec" if log.register == log.replay else "other-boot/extended"
+    if log.pending is None:
+        return _classify_lines(log)
     if log.register == log.replay:
-        return RuntimeLogState(
-            "pending", f"{count}, and a pending one that was not extended; the next use discards it"
-        )
-    try:
-        event = parse_runtime_lines(log.pending or b"")
-    except FormatError:
-        event = ()
-    if len(event) == 1 and log.register == replay_from(log.replay, event):
-        return RuntimeLogState(
-            "pending",
-            f"{count}, and a pending {event[0].name!r} that is in RTMR3; the next use logs it",
-        )
-    return RuntimeLogState(
-        "foreign",
-        f"{count} and a pending one, and RTMR3 does not agree with or without it",
-        f"{folder / PENDING}: an event is pending, and RTMR3 agrees neither with the log before it "
-        f"nor after it: another program has extended RTMR3. {_REBOOT_REMEDY}",
-    )
+        return "pending/dropped"
+    return "foreign/pending" if log.extended_pending is None else "pending/extended"
 
 
-_REBOOT_REMEDY: Final = (
-    "emit_event and attest fail, since no log replays to the register; get_quote works. "
-    "Reboot the guest, and extend RTMR3 from one program only."
-)
-
-
-def _explain_mismatch(log: _Log, folder: Path) -> RuntimeLogState:
-    count = _count(len(log.events))
-    before = next(
-        (n for n in range(len(log.events)) if replay_from(ZERO, log.events[:n]) == log.register),
-        None,
-    )
-    if before is not None:
-        return RuntimeLogState(
-            "behind",
-            f"{count}, and RTMR3 has only the first {before}",
-            f"{folder / LOG}: RTMR3 has only the first {before} of its {count}: the register was "
-            "reset but the folder was kept (a snapshot or restored VM), or the file was edited. "
-            f"{_REBOOT_REMEDY}",
-        )
-    mismatch = "the log is empty" if not log.events else f"{count} do not replay to it"
-    return RuntimeLogState(
-        "foreign",
-        f"RTMR3 is not zero, and {mismatch}",
-        f"{folder / LOG}: RTMR3 is not zero, and {mismatch}: a program without this log has "
-        "extended it (a guest agent with another folder, tdx-attest, a boot script), "
-        f"or the log was removed. {_REBOOT_REMEDY}",
-    )
+def _classify_lines(log: _Log) -> str:
+    if log.torn:
+        return "torn"
+    if log.register == log.replay:
+        return "agrees" if log.events else "empty"
+    if log.extended_events is not None:
+        return "behind"
+    return "foreign/mismatch" if log.events else "foreign/empty"

@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, Union
+from typing import Any, Final, NamedTuple
 
 from attestkit._formats.strict_json import check_depth, decode_strictly
 from attestkit._native import unhex
@@ -21,26 +21,6 @@ from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
 
-if TYPE_CHECKING:
-    from attestkit.backends.recording.recording_file import RecordingFile
-    from attestkit.cli.output.certificate_text import CertificateText
-    from attestkit.verifier.evidence_bundle import EvidenceBundle
-
-__all__ = ["FileContent", "Value", "identify", "identify_file", "name_file_in_errors"]
-
-Value: TypeAlias = Union[
-    Quote,
-    TdReport,
-    SnpReport,
-    EventLog,
-    TpmEventLog,
-    Attestation,
-    Collateral,
-    "CertificateText",
-    "EvidenceBundle",
-    "RecordingFile",
-]
-
 INTEL_QE_VENDOR: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 RESPONSE_KEYS: Final = frozenset({"attestation", "quote"})
 BUNDLE_KEYS: Final = frozenset({"evidence", "at"})
@@ -53,7 +33,7 @@ class FileContent(NamedTuple):
     """The format of a file in words, its parsed value, and its bytes."""
 
     kind: str
-    value: Value
+    value: object  # Quote, Attestation, EventLog and so on
     raw: bytes = b""  # as in the file; hex is decoded
 
     @property
@@ -138,7 +118,10 @@ def _unhex(data: bytes) -> bytes | None:
 
 
 def _json(data: bytes) -> FileContent:
-    """Parse a JSON object by its keys, an event array, a runtime log or a recording."""
+    """Parse JSON: an object (recognised by its keys), an event array, a runtime log or a recording.
+
+    Text of another format is parsed as an event log, for the error.
+    """
     if RECORDING in (head := data.lstrip().split(b"\n", 1)[0]) and _heads_recording(head):
         # Lazy: loads the recording backend.
         from attestkit.backends.recording.recording_file import parse_recording
@@ -160,7 +143,7 @@ def _json(data: bytes) -> FileContent:
 
 
 def _is_cmw(value: object) -> bool:
-    """Return whether a value is a CMW record or collection, which have arrays as records."""
+    """Return whether a JSON value is a CMW: a record (an array) or a collection of records."""
     if isinstance(value, list):
         return len(value) in {2, 3} and isinstance(value[1], str)
     if not isinstance(value, dict):
@@ -178,9 +161,8 @@ def _heads_recording(line: bytes) -> bool:
 
 def _object(data: bytes, value: dict[str, Any]) -> FileContent | None:
     if value.keys() >= BUNDLE_KEYS:
-        from attestkit.verifier.evidence_bundle import (
-            EvidenceBundle,  # lazy: loads the verifier
-        )
+        # Lazy: loads the verifier.
+        from attestkit.verifier.evidence_bundle import EvidenceBundle
 
         return FileContent("evidence bundle", EvidenceBundle.from_json(data))
     if RESPONSE_KEYS & value.keys():
@@ -223,7 +205,15 @@ def _binary(data: bytes) -> FileContent:
 
 
 def _firmware_log(data: bytes, not_evidence: FormatError) -> FileContent:
-    """Parse a CCEL or a TPM log; the error names the most likely format."""
+    """Parse a CCEL or a TPM log.
+
+    Args:
+        data: Content of the file.
+        not_evidence: Error of parsing the content as evidence.
+
+    Raises:
+        FormatError: If the content is neither; the text names the most likely format.
+    """
     try:
         return FileContent("event log (CCEL)", EventLog.from_ccel(data))
     except FormatError as not_ccel:

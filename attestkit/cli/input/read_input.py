@@ -17,8 +17,6 @@ from attestkit.errors import AttestKitError, FormatError, UsageError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["name_path_in_errors", "open_input", "open_interruptible", "read_file"]
-
 STDIN: Final = "-"
 LARGEST: Final = 32 * 1024 * 1024  # bytes; twice the largest accepted log
 _CLOSE_SECONDS: Final = 1.0
@@ -74,56 +72,46 @@ def open_interruptible(path: Path) -> Iterator[BinaryIO]:
         except (OSError, ValueError):  # without a descriptor reads cannot block
             yield file
             return
-        reader = stack.enter_context(contextlib.closing(_InterruptibleReader(descriptor)))
-        yield io.BufferedReader(reader.file, 1 << 16)
+        reader = _InterruptibleReader(descriptor)
+        stack.callback(reader.stop)
+        yield io.BufferedReader(reader, 1 << 16)
 
 
-class _InterruptibleReader:
-    """A reader of a descriptor, whose blocked read another thread can end."""
+class _InterruptibleReader(io.RawIOBase):
+    """A raw stream of a descriptor, whose blocked read another thread can end."""
 
     def __init__(self, descriptor: int) -> None:
-        self.file = _RawStream(self)
+        super().__init__()
         self._descriptor = descriptor
         self._wake_reader, self._wake_writer = os.pipe()
         self._poll = select.poll()
         for each in (descriptor, self._wake_reader):
             self._poll.register(each, select.POLLIN)
         self._read_lock = Lock()
-        self._closed = False
-
-    def read_into(self, buffer: "WriteableBuffer") -> int:
-        """Wait for bytes and return their number; 0 at EOF or after `close`."""
-        with self._read_lock:
-            if self._closed or any(found == self._wake_reader for found, _ in self._poll.poll()):
-                return 0
-            return os.readv(self._descriptor, [buffer])
-
-    def close(self) -> None:
-        """End a blocked read, and wait until it has ended.
-
-        If another process reads from the same pipe, it may take the bytes between poll and read.
-        The read then blocks until more bytes arrive, and this method stops waiting for it.
-        """
-        self._closed = True
-        os.write(self._wake_writer, b"\0")  # closing has no effect while a child holds a copy
-        os.close(self._wake_writer)
-        if self._read_lock.acquire(timeout=_CLOSE_SECONDS):
-            os.close(self._wake_reader)
-            self._read_lock.release()
-
-
-class _RawStream(io.RawIOBase):
-    """The raw stream of a BufferedReader."""
-
-    def __init__(self, reader: _InterruptibleReader) -> None:
-        super().__init__()
-        self._reader = reader
+        self._stopped = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        return self._reader.read_into(buffer)
+        """Wait for bytes and return their number; 0 at EOF or after `stop`."""
+        with self._read_lock:
+            if self._stopped or any(found == self._wake_reader for found, _ in self._poll.poll()):
+                return 0
+            return os.readv(self._descriptor, [buffer])
+
+    def stop(self) -> None:
+        """End a blocked read, and wait until it has ended.
+
+        If another process reads from the same pipe, it may take the bytes between poll and read.
+        The read then blocks until more bytes arrive, and this method stops waiting for it.
+        """
+        self._stopped = True
+        os.write(self._wake_writer, b"\0")  # closing has no effect while a child holds a copy
+        os.close(self._wake_writer)
+        if self._read_lock.acquire(timeout=_CLOSE_SECONDS):
+            os.close(self._wake_reader)
+            self._read_lock.release()
 
 
 def read_file(path: Path) -> bytes:

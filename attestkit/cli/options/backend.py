@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from attestkit.attester import Attester
 
-__all__ = ["DEVICE_EXIT_CODES", "Device", "device_options"]
-
 DEVICE_EXIT_CODES: Final = "Exit codes: 0 good, 1 usage, 3 device error, 5 unreadable input."
 
 
@@ -110,7 +108,6 @@ device_options: Final = group_options(
         ),
         click.option(
             "--record",
-            metavar="FILE",
             type=PATH,
             help="Record the backend's responses, for --backend recording --option path=FILE.",
         ),
@@ -124,7 +121,7 @@ def _split(given: tuple[str, ...]) -> dict[str, str]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:  # the text may be a secret and is not repeated
-            raise UsageError("--option: not of the form NAME=VALUE", reason="encoding")
+            raise UsageError("--option: must be NAME=VALUE", reason="encoding")
         if name in found:
             raise UsageError(f"--option {name}: given twice", reason="conflict")
         if not value:

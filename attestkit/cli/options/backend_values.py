@@ -13,18 +13,8 @@ from attestkit.errors import ConfigError, FormatError, UsageError
 if TYPE_CHECKING:
     from attestkit.backends.base import Backend
 
-__all__ = ["option_types"]
-
-_WORDS: Final = {
-    "true": True,
-    "yes": True,
-    "on": True,
-    "1": True,
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
+_TRUE: Final = {"true", "yes", "on", "1"}
+_FALSE: Final = {"false", "no", "off", "0"}
 
 
 def convert_options(cls: "type[Backend]", given: dict[str, str]) -> dict[str, object]:
@@ -46,12 +36,7 @@ def option_types(cls: "type[Backend]") -> dict[str, tuple[object, ...]]:
 
     try:
         parameters = signature(cls, eval_str=True).parameters
-    except (
-        NameError,
-        TypeError,
-        ValueError,
-        SyntaxError,
-    ):  # a plugin with unresolvable annotations
+    except (NameError, TypeError, ValueError, SyntaxError):  # unresolvable annotations
         parameters = signature(cls).parameters
     found = {}
     for name, parameter in parameters.items():
@@ -117,10 +102,9 @@ def _number(text: str, kind: Callable[[str], object], description: str) -> objec
 
 
 def _bool(text: str) -> bool:
-    try:
-        return _WORDS[text.lower()]
-    except KeyError:
-        raise ValueError("true or false") from None
+    if text.lower() not in _TRUE | _FALSE:
+        raise ValueError("true or false")
+    return text.lower() in _TRUE
 
 
 # By target type. Text comes last, so that a union with str tries the other types first.

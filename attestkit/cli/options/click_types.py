@@ -10,7 +10,7 @@ import click
 
 from attestkit.errors import UsageError
 
-__all__ = ["PATH", "group_options", "json_option", "read_hex"]
+TEXT_HINT: Final = "; text goes with --text"
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -33,22 +33,36 @@ class _Path(_Base):
 
 
 PATH: Final = _Path(path_type=Path)
+PATH.name = "FILE"  # in the help
+
+
+def output_option(text: str, *, required: bool = False) -> Callable[[_Command], _Command]:
+    """Return the option -o, with its help text."""
+    return click.option("-o", "--output", type=PATH, required=required, help=text)
+
 
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 
 
-def read_hex(name: str, text: str) -> bytes:
+def read_hex(name: str, text: str, hint: str = "") -> bytes:
     """Decode hex, with or without `0x`.
 
     Raises:
-        UsageError: If the text is not hex; the error names `name` and not the text.
+        UsageError: If the text is not hex; the error has `name` and `hint`, and not the text.
     """
     try:
         return bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
     except ValueError:
-        raise UsageError(
-            f"{name}: not hex", reason="encoding"
-        ) from None  # the cause has digits of the text, which may be a secret
+        # The cause has digits of the text, which may be a secret.
+        raise UsageError(f"{name}: not hex{hint}", reason="encoding") from None
+
+
+def read_text(name: str, text: str) -> bytes:
+    """Encode text as UTF-8; raise UsageError if that is not possible."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name}: not UTF-8", reason="encoding") from error
 
 
 def group_options(

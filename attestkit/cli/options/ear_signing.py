@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
-from attestkit.cli.options.click_types import PATH, group_options, read_hex
-from attestkit.cli.output.write_output import is_stdout, write_output
+from attestkit.cli.options.click_types import PATH, group_options
+from attestkit.cli.output.write_output import require_file, write_output
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,20 +16,17 @@ if TYPE_CHECKING:
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
     from attestkit.verifier.result import AttestationResult
 
-__all__ = ["Signing", "read_nonce", "signing_options"]
-
 FORMS: Final = ("jwt", "cose")
 _SAVE, _KEYS = "--save-ear", "--save-ear-keys"
 
 
 class Signing(NamedTuple):
-    """The signing key, format, nonce and output files of an EAR."""
+    """The signing key, format and output files of an EAR."""
 
     path: Path
     keys: Path | None  # for the public key
     key: "EarKey"
     form: "TokenFormat"
-    nonce: bytes | None
     inputs: tuple[Path, ...]
 
     @property
@@ -45,7 +42,7 @@ class Signing(NamedTuple):
         """
         from attestkit.verifier.ear.result_token import sign_ear  # lazy: few runs sign
 
-        return sign_ear(result, self.key, form=self.form, nonce=self.nonce, policy=policy)
+        return sign_ear(result, self.key, form=self.form, policy=policy)
 
     def write(self, token: bytes) -> None:
         """Write the public key, then the EAR, which cannot be verified without it.
@@ -65,7 +62,6 @@ def _signing(
     save_ear: Path | None,
     ear_key: Path | None,
     ear_format: str | None,
-    nonce: str | None,
     save_ear_keys: Path | None,
 ) -> Signing | None:
     if save_ear is None or ear_key is None:
@@ -73,40 +69,20 @@ def _signing(
             _SAVE: save_ear,
             "--ear-key": ear_key,
             "--ear-format": ear_format,
-            "--nonce": nonce,
             _KEYS: save_ear_keys,
         }
-        if any(value is not None for value in given.values()):
-            name = next(name for name, value in given.items() if value is not None)
-            raise UsageError(
-                f"{name}: an EAR needs both --save-ear and --ear-key", reason="missing"
-            )
+        for name, value in given.items():
+            if value is not None:
+                text = f"{name}: an EAR needs both --save-ear and --ear-key"
+                raise UsageError(text, reason="missing")
         return None
-    for option, path in ((_SAVE, save_ear), (_KEYS, save_ear_keys)):
-        if path is not None and is_stdout(path):
-            raise UsageError(
-                f"{option} {path}: stdout is used for the results; name a file", reason="conflict"
-            )
+    require_file(_SAVE, save_ear)
+    require_file(_KEYS, save_ear_keys)
     from attestkit.serve.verifier_service.ear import read_ear_key  # lazy: loads cryptography
 
     form: TokenFormat = "cose" if ear_format == "cose" else "jwt"
     key = read_ear_key("--ear-key", ear_key)
-    return Signing(save_ear, save_ear_keys, key, form, read_nonce(nonce), (ear_key,))
-
-
-def read_nonce(text: str | None) -> bytes | None:
-    """Return the nonce of --nonce.
-
-    Raises:
-        UsageError: If it is not hex, or not 8 to 64 bytes.
-    """
-    if text is None:
-        return None
-    from attestkit.verifier.ear.result_token import check_nonce
-
-    nonce = read_hex("--nonce", text)
-    check_nonce(nonce)
-    return nonce
+    return Signing(save_ear, save_ear_keys, key, form, (ear_key,))
 
 
 signing_options: Final = group_options(
@@ -114,14 +90,12 @@ signing_options: Final = group_options(
     (
         click.option(
             _SAVE,
-            metavar="FILE",
             type=PATH,
             help="Write the result as a signed EAR, for one accepted file; attestkit ear "
             "verifies it.",
         ),
         click.option(
             "--ear-key",
-            metavar="FILE",
             type=PATH,
             help="Private key to sign the EAR with: Ed25519 or P-256 in PEM, or a 32-byte Ed25519 "
             "seed; mode 0600.",
@@ -131,14 +105,7 @@ signing_options: Final = group_options(
             type=click.Choice(FORMS),
             help="JWT (the default) or COSE_Sign1.",
         ),
-        click.option(
-            "--nonce",
-            metavar="HEX",
-            help="Nonce of the EAR's recipient, 8 to 64 bytes; shows that the EAR is fresh.",
-        ),
-        click.option(
-            _KEYS, metavar="FILE", type=PATH, help="Also write the public key, as a JWK set."
-        ),
+        click.option(_KEYS, type=PATH, help="Also write the public key, as a JWK set."),
     ),
     _signing,
 )

@@ -15,8 +15,6 @@ from attestkit.errors import UsageError
 if TYPE_CHECKING:
     from attestkit.emulator.machine import Setup
 
-__all__ = ["MountServer", "machine_options"]
-
 
 class MountServer(Protocol):
     """`fuse_mount.serve` with the options of the machine applied."""
@@ -24,7 +22,13 @@ class MountServer(Protocol):
     def __call__(
         self, folder: str, *, ready: Callable[[], bool | None], runtime_log: str | None = None
     ) -> None:
-        """Mount the emulated files on a folder until a signal ends the mount."""
+        """Mount the emulated files on a folder until a signal ends the mount.
+
+        Args:
+            folder: An empty folder.
+            ready: Called after the mount; if it returns False, the mount ends immediately.
+            runtime_log: A folder for `/run/log/dstack`. None: that of --state-dir, or temporary.
+        """
 
 
 _OPTIONS: Final = (
@@ -35,7 +39,6 @@ _OPTIONS: Final = (
     ),
     click.option(
         "--seed-file",
-        metavar="FILE",
         type=PATH,
         help="File with the seed, raw or in hex, so that it is not visible in the process list.",
     ),
@@ -129,9 +132,8 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         qgs: str | None,
         **given: Any,
     ) -> object:
-        from attestkit.backends.simulator.faults import (
-            fault_specs,  # lazy: only these commands need it
-        )
+        # Lazy: only these commands need it.
+        from attestkit.backends.simulator.faults import fault_specs
         from attestkit.emulator.fuse_mount import serve
 
         if list_faults or list_scenarios:
@@ -182,21 +184,18 @@ def _setup(given: dict[str, Any]) -> "Setup":
     from attestkit.backends.simulator.scenarios.named import chosen_scenario
     from attestkit.emulator.machine import Setup  # lazy: only these commands need it
 
-    provider = given.pop("provider")
-    platform = {None: None, "sev_guest": "snp"}.get(provider, "tdx")
+    platform = {None: None, "sev_guest": "snp"}.get(given["provider"], "tdx")
     scenario = chosen_scenario(given.pop("scenario"), platform)
-    version = given.pop("quote_version")
-    mr_config_id = _hex(given.pop("mr_config_id"), "--mr-config-id", 48)
-    host_data = _hex(given.pop("host_data"), "--host-data", 32)
-    return Setup(
-        provider=provider or ("sev_guest" if scenario.platform == "snp" else "tdx_guest"),
-        scenario=scenario,
-        quote_version=version or scenario.quote_version or 4,
-        mr_config_id=mr_config_id or bytes(48),
-        host_data=host_data or bytes(32),
-        certificates=not given.pop("no_certificates"),
-        **given,
-    )
+    for name in ("mr_config_id", "host_data"):
+        if given[name] is not None:
+            given[name] = read_hex(f"--{name.replace('_', '-')}", given[name])
+    defaults = {
+        "provider": "sev_guest" if scenario.platform == "snp" else "tdx_guest",
+        "quote_version": scenario.quote_version or 4,
+    }
+    certificates = not given.pop("no_certificates")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Setup(scenario=scenario, certificates=certificates, **{**defaults, **chosen})
 
 
 def _seed(text: str | None, file: Path | None) -> bytes | None:
@@ -205,18 +204,13 @@ def _seed(text: str | None, file: Path | None) -> bytes | None:
         raise UsageError("--seed and --seed-file: mutually exclusive", reason="conflict")
     if text is not None and text.startswith("@"):
         file = Path(text[1:])
-    if file is None:
-        return _hex(text, "--seed", 32)
-    from attestkit.serve.config.option_values import read_seed  # lazy: few runs need it
+    if file is not None:
+        from attestkit.serve.config.option_values import read_seed  # lazy: few runs need it
 
-    return read_seed(file)
-
-
-def _hex(text: str | None, option: str, size: int) -> bytes | None:
-    """Decode a hex option of `size` bytes; None stays None."""
+        return read_seed(file)
     if text is None:
         return None
-    value = read_hex(option, text)
-    if len(value) != size:
-        raise UsageError(f"{option}: {len(value)} bytes instead of {size}", reason="wrong_size")
-    return value
+    seed = read_hex("--seed", text)
+    if len(seed) != 32:
+        raise UsageError(f"--seed: must be 32 bytes, not {len(seed)}", reason="wrong_size")
+    return seed

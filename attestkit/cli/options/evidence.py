@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import click
 
 from attestkit.cli.options.backend import Device, device_options
-from attestkit.cli.options.click_types import PATH, group_options, json_option
+from attestkit.cli.options.click_types import PATH, group_options, json_option, output_option
 from attestkit.cli.options.report_data import ReportDataInput, report_data_options
-from attestkit.cli.options.simulator_trust import TrustOutputs, simulated_trust_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import (
     check_outputs,
     print_bytes,
     refuse_stdout,
+    require_file,
     write_output,
 )
+from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
+    from attestkit.backends.base import Backend
 
-__all__ = ["EvidenceRequest", "request_options"]
+_ANCHOR: Final = "--save-trust-anchor"
+_COLLATERAL: Final = "--save-collateral"
 
 
 class EvidenceRequest(NamedTuple):
@@ -31,23 +34,49 @@ class EvidenceRequest(NamedTuple):
     report_data: ReportDataInput
     output: Path | None
     device: Device
-    trust: TrustOutputs
+    save_trust_anchor: Path | None
+    save_collateral: Path | None
     as_json: bool
 
     @contextlib.contextmanager
     def open(self) -> "Iterator[Attester]":
-        """Check the outputs, open the backend, and finally write the simulator's trust files.
+        """Check the output files, and open the backend for the block.
+
+        If the block succeeds, the files of --save-trust-anchor and --save-collateral are written.
 
         Raises:
-            UsageError: If an output is an input or another output; or as `Device.open`.
-            AttestKitError: As `Device.open` and `TrustOutputs.write`.
+            UsageError: If an output file is also an input or another output, if
+                --save-trust-anchor or --save-collateral names stdout or is used with a backend
+                that is not the simulator, or for the reasons of `Device.open`.
+            UnsupportedError: If the platform has no collateral, such as SEV-SNP.
+            AttestKitError: If `Device.open` fails.
         """
         refuse_stdout(self.output, as_json=self.as_json)
-        outputs = (("-o", self.output), *self.trust.outputs(), ("--record", self.device.record))
+        trust = ((_ANCHOR, self.save_trust_anchor), (_COLLATERAL, self.save_collateral))
+        for option, path in trust:
+            require_file(option, path)
+        outputs = (("-o", self.output), *trust, ("--record", self.device.record))
         check_outputs(outputs, (*self.report_data.inputs, *self.device.inputs))
         with self.device.open() as attester:
             yield attester
-            self.trust.write(attester.backend)
+            self._write_trust(attester.backend)
+
+    def _write_trust(self, backend: "Backend") -> None:
+        """Write the simulator's trust anchor and collateral, for tests of verifiers."""
+        if self.save_trust_anchor is None and self.save_collateral is None:
+            return
+        backend = getattr(backend, "of", None) or backend  # the recorded backend of --record
+        anchor: bytes | None = getattr(backend, "trust_anchor", None)
+        collateral = getattr(backend, "collateral", None)
+        if not backend.simulated or anchor is None or collateral is None:
+            text = f"{_ANCHOR} and {_COLLATERAL}: not supported by backend {backend.name}"
+            raise UsageError(f"{text}; use the simulator", reason="not_applicable")
+        if self.save_trust_anchor is not None:
+            from attestkit._crypto.pem import encode_pem  # lazy: few runs need it
+
+            write_output(_ANCHOR, self.save_trust_anchor, encode_pem("CERTIFICATE", anchor))
+        if self.save_collateral is not None:
+            write_output(_COLLATERAL, self.save_collateral, collateral().to_json())
 
     def write_result(
         self, raw: bytes, name: str, fields: Mapping[str, object], description: str
@@ -56,7 +85,7 @@ class EvidenceRequest(NamedTuple):
 
         Args:
             raw: The bytes.
-            name: Their member of the JSON object.
+            name: Name of the member of the JSON object that contains the bytes in hex.
             fields: Other members of the object.
             description: A description of the bytes, printed if they are written to a file.
         """
@@ -75,9 +104,18 @@ request_options: Final = group_options(
     "request",
     (
         report_data_options,
-        click.option("-o", "--output", metavar="FILE", type=PATH, help="Write raw bytes to FILE."),
+        output_option("Write raw bytes to FILE."),
         device_options,
-        simulated_trust_options,
+        click.option(
+            _ANCHOR,
+            type=PATH,
+            help="Simulator: write its root certificate, for attestkit verify --trust-anchor.",
+        ),
+        click.option(
+            _COLLATERAL,
+            type=PATH,
+            help="Simulator: write its collateral, for attestkit verify --collateral.",
+        ),
         json_option,
     ),
     EvidenceRequest,

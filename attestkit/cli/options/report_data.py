@@ -1,4 +1,4 @@
-"""Options for report data, 64 bytes.
+"""Options for a nonce or report data.
 
 They are the same for commands that request evidence and for commands that verify it.
 """
@@ -12,10 +12,9 @@ import click
 
 from attestkit.cli.exit_codes import print_error
 from attestkit.cli.input.read_input import open_input
-from attestkit.cli.options.click_types import PATH, group_options, read_hex
+from attestkit.cli.options.click_types import PATH, TEXT_HINT, group_options, read_hex, read_text
 from attestkit.errors import UsageError
-
-__all__ = ["ReportDataInput", "read_report_data", "report_data_choices", "report_data_options"]
+from attestkit.report_data import ReportData, check_nonce
 
 _SIZE: Final = 64
 _CHUNK: Final = 1 << 20  # bytes of a file that are hashed at a time
@@ -30,21 +29,31 @@ class ReportDataInput(NamedTuple):
 
 
 def _read_padded(
-    *, report_data: str | None, text: str | None, of_file: Path | None, sha512: bool
+    *,
+    nonce: str | None,
+    report_data: str | None,
+    text: str | None,
+    of_file: Path | None,
+    sha512: bool,
 ) -> ReportDataInput:
-    data = read_report_data(report_data, text, of_file, sha512=sha512) or b""
-    return ReportDataInput(data.ljust(_SIZE, b"\0"), () if of_file is None else (of_file,))
+    challenge, data = read_report_data(nonce, report_data, text, of_file, sha512=sha512)
+    if challenge is not None:
+        return ReportDataInput(ReportData.for_nonce(challenge), ())
+    padded = (data or b"").ljust(_SIZE, b"\0")
+    return ReportDataInput(padded, () if of_file is None else (of_file,))
 
 
-def report_data_choices(report_data: str, sha512: str) -> tuple[Callable[[Any], Any], ...]:
+def report_data_choices(
+    nonce: str, report_data: str, sha512: str
+) -> tuple[Callable[[Any], Any], ...]:
     """Return the options for `read_report_data`; the arguments are help texts."""
     return (
+        click.option("--nonce", metavar="HEX", help=nonce),
         click.option("--report-data", metavar="HEX", help=report_data),
-        click.option("--text", metavar="TEXT", help="Report data as UTF-8 text."),
+        click.option("--text", help="Report data as UTF-8 text."),
         click.option(
             "--file",
             "of_file",  # several commands have an argument FILE
-            metavar="FILE",
             type=PATH,
             help="Report data as the bytes of a file; - is stdin.",
         ),
@@ -55,7 +64,8 @@ def report_data_choices(report_data: str, sha512: str) -> tuple[Callable[[Any], 
 report_data_options: Final = group_options(
     "report_data",
     report_data_choices(
-        "Report data, up to 64 bytes, zero-padded: for example a verifier's nonce.",
+        "Nonce of a verifier, 8 to 64 bytes, to which the evidence is bound.",
+        "Raw report data, up to 64 bytes, zero-padded; not for bytes that another party chose.",
         "Use the SHA-512 of --report-data, --text or --file, which may have any length.",
     ),
     _read_padded,
@@ -63,21 +73,55 @@ report_data_options: Final = group_options(
 
 
 def read_report_data(
-    report_data: str | None, text: str | None, file: Path | None, *, sha512: bool
-) -> bytes | None:
-    """Return the report data of the options, unpadded, or None.
+    nonce: str | None,
+    report_data: str | None,
+    text: str | None,
+    file: Path | None,
+    *,
+    sha512: bool,
+) -> tuple[bytes | None, bytes | None]:
+    """Return nonce and report data of the options, unpadded; at most one is not None.
 
     Raises:
-        UsageError: If two options or --sha512 alone are given, if the value is longer than 64
-            bytes, or is not hex or UTF-8.
+        UsageError: If two options or --sha512 alone are given, if the value has another size, or is
+            not hex or UTF-8.
         FormatError: If the file cannot be read; the text names it.
     """
-    if sum(given is not None for given in (report_data, text, file)) > 1:
-        raise UsageError("--report-data, --text and --file: mutually exclusive", reason="conflict")
+    if sum(given is not None for given in (nonce, report_data, text, file)) > 1:
+        raise UsageError(
+            "--nonce, --report-data, --text and --file: mutually exclusive", reason="conflict"
+        )
+    if nonce is None:
+        return None, _read_raw(report_data, text, file, sha512=sha512)
+    if sha512:
+        raise UsageError("--nonce and --sha512: mutually exclusive", reason="conflict")
+    return read_nonce(nonce), None
+
+
+def read_nonce(nonce: str) -> bytes:
+    """Return the nonce of --nonce.
+
+    Raises:
+        UsageError: If it is not hex, or not 8 to 64 bytes.
+    """
+    value = read_hex("--nonce", nonce)
+    try:
+        check_nonce(value)
+    except UsageError as error:
+        raise UsageError(f"--{error}", reason=error.reason) from error
+    return value
+
+
+def _read_raw(
+    report_data: str | None, text: str | None, file: Path | None, *, sha512: bool
+) -> bytes | None:
     if report_data is not None:
-        data, option = read_hex("--report-data", report_data), "--report-data"
+        option = "--report-data"
+        data = read_hex(option, report_data, TEXT_HINT)
     elif text is not None:
-        data, option = _encoded(text), "--text"
+        if _HEX_TEXT.fullmatch(text):
+            print_error("--text: looks like hex and is used as text; use --report-data for hex")
+        data, option = read_text("--text", text), "--text"
     elif file is not None:
         if sha512:
             return _hash_file(file)
@@ -94,19 +138,9 @@ def read_report_data(
         return digest("sha512", data)
     if len(data) > _SIZE:
         raise UsageError(
-            f"{option}: more than 64 bytes; use --sha512 for its hash",
-            reason="too_large",
+            f"{option}: more than 64 bytes; use --sha512 for its hash", reason="too_large"
         )
     return data
-
-
-def _encoded(text: str) -> bytes:
-    if _HEX_TEXT.fullmatch(text):
-        print_error("--text: looks like hex and is used as text; use --report-data for hex")
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError("--text: not UTF-8", reason="encoding") from error
 
 
 def _read_start(file: Path) -> bytes:

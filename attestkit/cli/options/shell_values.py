@@ -1,95 +1,82 @@
-"""Shell completion of backend names, backend options and option values."""
+"""Shell completion of backend names, backend options and option values.
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+The imports of the functions are lazy, because only completion needs them.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = [
-    "complete_backend",
-    "complete_fault",
-    "complete_file",
-    "complete_folder",
-    "complete_option",
-    "complete_policy",
-    "complete_scenario",
-]
-
-COMPLETE: Final = (
-    "_ATTESTKIT_COMPLETE"  # variable that the completion script sets to the shell's name
-)
+Complete: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem]]"
 
 
-# All imports below are lazy: only completion needs them.
+def _words(list_words: Callable[[], Iterable[str]], otherwise: str = "") -> Complete:
+    """Return a function that completes one of the words that `list_words` returns.
+
+    If no word matches, the shell completes a path of the type `otherwise`: `file` or `dir`.
+    """
+
+    def complete(
+        _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> "list[CompletionItem]":
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(word) for word in list_words() if word.startswith(incomplete)]
+        if not found and otherwise:
+            return [CompletionItem(incomplete, type=otherwise)]
+        return found
+
+    return complete
 
 
-def _complete_words(words: Iterable[str], incomplete: str) -> "list[CompletionItem]":
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(word) for word in words if word.startswith(incomplete)]
-
-
-def complete_backend(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> "list[CompletionItem]":
-    """Complete a backend name."""
+def _backends() -> Iterable[str]:
     from attestkit import backends
 
-    del ctx, param
-    return _complete_words(backends.names(), incomplete)
+    return backends.names()
 
 
-def complete_policy(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> "list[CompletionItem]":
-    """Complete the name of a policy preset, else a file."""
-    from click.shell_completion import CompletionItem
-
+def _policies() -> Iterable[str]:
     from attestkit.verifier.policy.appraisal_policy import PRESETS
 
-    del ctx, param
-    return _complete_words(PRESETS, incomplete) or [CompletionItem(incomplete, type="file")]
+    return PRESETS
 
 
-def complete_fault(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> "list[CompletionItem]":
-    """Complete a fault name."""
+def _kernel_faults() -> Iterable[str]:
     from attestkit.backends.simulator.faults.fault_specs import NAMED
 
-    del ctx, param
-    return _complete_words(NAMED, incomplete)
+    return NAMED
 
 
-def complete_scenario(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> "list[CompletionItem]":
-    """Complete a scenario name."""
-    del ctx, param
-    return _complete_words(_scenarios(), incomplete)
+def _simulator_faults() -> Iterable[str]:
+    from attestkit.backends.simulator.faults.injection import simulator_faults
+
+    words = (line.split()[0] for line in simulator_faults())
+    return [word for word in words if "=" not in word]
 
 
-def complete_file(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> "list[CompletionItem]":
-    """Complete a file name."""
-    from click.shell_completion import CompletionItem
+def _scenarios() -> Iterable[str]:
+    from attestkit.backends.simulator.scenarios.named import NAMED
 
-    del ctx, param
-    return [CompletionItem(incomplete, type="file")]
+    return NAMED
 
 
-def complete_folder(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> "list[CompletionItem]":
-    """Complete a folder name."""
-    from click.shell_completion import CompletionItem
+complete_backend: Complete = _words(_backends)
+complete_policy: Complete = _words(_policies, "file")
+complete_fault: Complete = _words(_kernel_faults)
+complete_scenario: Complete = _words(_scenarios)
+complete_file: Complete = _words(tuple, "file")
+complete_folder: Complete = _words(tuple, "dir")
 
-    del ctx, param
-    return [CompletionItem(incomplete, type="dir")]
+_SIMULATOR_VALUES = {
+    "platform": lambda: ("tdx", "snp"),
+    "quote_version": lambda: ("4", "5"),
+    "scenario": _scenarios,
+    "faults": _simulator_faults,
+}
 
 
 def complete_option(
@@ -100,39 +87,14 @@ def complete_option(
     from attestkit.cli.options.backend_values import option_types
     from attestkit.errors import AttestKitError
 
-    del param
     backend = ctx.params.get("backend") or backends.backend_from_environment() or "simulator"
     try:
-        cls = backends.load(backend)
+        known = option_types(backends.load(backend))
     except AttestKitError:
         return []
-    name, equals, value = incomplete.partition("=")
-    if not equals:
-        return _complete_words((f"{known}=" for known in option_types(cls)), name)
-    values = _VALUES.get(name) if backend == "simulator" else None
-    return (
-        []
-        if values is None
-        else _complete_words((f"{name}={v}" for v in values()), f"{name}={value}")
-    )
-
-
-def _scenarios() -> Iterable[str]:
-    from attestkit.backends.simulator.scenarios.named import NAMED
-
-    return NAMED
-
-
-def _faults() -> Iterable[str]:
-    from attestkit.backends.simulator.faults.injection import simulator_faults
-
-    words = (line.split()[0] for line in simulator_faults())
-    return [word for word in words if "=" not in word]
-
-
-_VALUES = {
-    "platform": lambda: ("tdx", "snp"),
-    "quote_version": lambda: ("4", "5"),
-    "scenario": _scenarios,
-    "faults": _faults,
-}
+    words = [f"{name}=" for name in known]
+    name = incomplete.partition("=")[0]
+    if incomplete != name:
+        values = _SIMULATOR_VALUES.get(name, tuple) if backend == "simulator" else tuple
+        words = [f"{name}={value}" for value in values()]
+    return _words(lambda: words)(ctx, param, incomplete)

@@ -22,9 +22,8 @@ from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
 
 if TYPE_CHECKING:
+    from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
-
-__all__ = ["VerificationOptions", "read_instant", "verification_options"]
 
 _Read = TypeVar("_Read")
 
@@ -40,12 +39,33 @@ class VerificationOptions(NamedTuple):
     pccs_named: bool  # by the option, not by the environment
     certificates: tuple[bytes, ...]  # AMD: DER, PEM or certificate table; untrusted
     trust_anchor: bytes | None  # DER
-    report_data: bytes | None
+    nonce: bytes | None
+    report_data: bytes | None  # expected; None with a nonce
     policy: "AppraisalPolicy"
     policy_name: str  # of a preset or a file
     at: datetime | None  # aware; None: now, or the time of a bundle
     own_instant: bool  # verify a bundle at the time that it names
     inputs: tuple[Path, ...]  # files that options name; outputs must not overwrite them
+
+    def verifier(
+        self, collateral: Collateral | None = None, pccs_url: str | None = None
+    ) -> "Verifier":
+        """Return a verifier with trust anchor, policy and certificates of the options."""
+        from attestkit.verifier.pipeline import Verifier  # lazy: loads the verifier
+
+        return Verifier(
+            trust_anchor=self.trust_anchor,
+            collateral=collateral,
+            pccs_url=pccs_url,
+            policy=self.policy,
+            snp_certificates=self.certificates,
+            tcb_details=True,
+        )
+
+    @property
+    def expects_report_data(self) -> bool:
+        """Whether evidence must be bound to a nonce or have certain report data."""
+        return self.nonce is not None or self.report_data is not None
 
 
 def _read_options(
@@ -54,6 +74,7 @@ def _read_options(
     pccs: str | None,
     certificates: tuple[Path, ...],
     trust_anchor: Path | None,
+    nonce: str | None,
     report_data: str | None,
     text: str | None,
     of_file: Path | None,
@@ -61,9 +82,8 @@ def _read_options(
     policy_name: str,
     at: str | None,
 ) -> VerificationOptions:
-    from attestkit.serve.config.option_values import (
-        read_policy,  # lazy: loads the server's configuration
-    )
+    # Lazy: loads the server's configuration.
+    from attestkit.serve.config.option_values import read_policy
 
     source = click.get_current_context().get_parameter_source("pccs")
     from_environment = source is ParameterSource.ENVIRONMENT
@@ -71,6 +91,7 @@ def _read_options(
         if not from_environment:
             raise UsageError("--collateral and --pccs: mutually exclusive", reason="conflict")
         pccs = None
+    challenge, expected = _expected(nonce, report_data, text, of_file, sha512=sha512)
     named = (collateral, *certificates, trust_anchor, of_file, Path(policy_name))
     return VerificationOptions(
         collateral=_read("--collateral", collateral, _collateral),
@@ -78,7 +99,8 @@ def _read_options(
         pccs_named=bool(pccs) and not from_environment,
         certificates=tuple(_read("--certificate", path, _certificate) for path in certificates),
         trust_anchor=_read("--trust-anchor", trust_anchor, _anchor),
-        report_data=_report_data(report_data, text, of_file, sha512=sha512),
+        nonce=challenge,
+        report_data=expected,
         policy=read_policy("--policy", policy_name),
         policy_name=policy_name,
         at=None if at in {None, OWN_INSTANT} else read_instant(at or "", OWN_INSTANT),
@@ -92,7 +114,6 @@ verification_options: Final = group_options(
     (
         click.option(
             "--collateral",
-            metavar="FILE",
             type=PATH,
             help="Collateral of an Intel platform: JSON with nine fields, or a CMW with it.",
         ),
@@ -106,7 +127,6 @@ verification_options: Final = group_options(
         click.option(
             "--certificate",
             "certificates",
-            metavar="FILE",
             type=PATH,
             multiple=True,
             help="AMD certificates (VCEK or VLEK, and its issuer) for SEV-SNP evidence without "
@@ -114,12 +134,12 @@ verification_options: Final = group_options(
         ),
         click.option(
             "--trust-anchor",
-            metavar="FILE",
             type=PATH,
             help="Root certificate to trust, DER or PEM, in place of those of Intel, AMD and AWS.",
         ),
         *report_data_choices(
-            "Expected report data, up to 64 bytes; shows that the evidence is fresh.",
+            "Expected nonce, 8 to 64 bytes; shows that the evidence is fresh.",
+            "Expected raw report data, up to 64 bytes; alone no proof of freshness.",
             "Expect the SHA-512 of --report-data, --text or --file.",
         ),
         click.option(
@@ -189,11 +209,17 @@ def _certificate(data: bytes) -> bytes:
     return data
 
 
-def _report_data(
-    report_data: str | None, text: str | None, file: Path | None, *, sha512: bool
-) -> bytes | None:
+def _expected(
+    nonce: str | None,
+    report_data: str | None,
+    text: str | None,
+    file: Path | None,
+    *,
+    sha512: bool,
+) -> tuple[bytes | None, bytes | None]:
+    """Return the expected nonce and report data; at most one is not None."""
     try:
-        expected = read_report_data(report_data, text, file, sha512=sha512)
+        challenge, expected = read_report_data(nonce, report_data, text, file, sha512=sha512)
     except FormatError as error:  # its text names the file
         raise ConfigError(f"--file {error}", reason="unreadable") from error
     if expected == b"":  # often an unset variable; all zeros would not show freshness
@@ -201,7 +227,7 @@ def _report_data(
             "report data: empty; give 1 to 64 bytes with --report-data, --text or --file",
             reason="missing",
         )
-    return expected
+    return challenge, expected
 
 
 def read_instant(text: str, *words: str) -> datetime:

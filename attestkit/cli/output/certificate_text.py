@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from datetime import datetime
 from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from attestkit._crypto.der import INTEGER, OID, SEQUENCE, DerReader, context, dotted_oid
 from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._crypto.x509.sgx_extension import SGX_EXTENSION, read_sgx_extension
 from attestkit.errors import FormatError
-
-__all__ = ["CertificateText", "name_text", "read_certificate_text"]
 
 _SET: Final = 0x31
 _NAMES: Final = {
@@ -40,6 +39,35 @@ class CertificateText(NamedTuple):
     def common_name(self) -> str:
         """The subject's common name, else its whole name."""
         return dict(self.subject).get("CN") or name_text(self.subject)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values ready for JSON, without the extensions."""
+        return {
+            "subject": name_text(self.subject),
+            "issuer": name_text(self.issuer),
+            "serial_number": self.serial_number,
+            "valid_from": self.valid_from.isoformat(),
+            "valid_until": self.valid_until.isoformat(),
+            "key_id": self.key_id,
+        }
+
+
+def describe_certificate(der: bytes) -> dict[str, Any]:
+    """Return the fields of a certificate as plain values.
+
+    For a PCK certificate, `sgx_extension` has the values of Intel's extension. For a malformed
+    certificate, the only member is `error`.
+    """
+    try:
+        certificate = read_certificate_text(der)
+        pck = read_sgx_extension(der) if SGX_EXTENSION in certificate.extensions else None
+    except FormatError as error:
+        return {"error": str(error)}
+    fields = certificate.to_dict()
+    if pck is None:
+        return fields
+    values = {name: v.hex() if isinstance(v, bytes) else v for name, v in pck._asdict().items()}
+    return {**fields, "sgx_extension": values}
 
 
 def name_text(name: tuple[tuple[str, str], ...]) -> str:

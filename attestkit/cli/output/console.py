@@ -1,39 +1,40 @@
 """Output of commands as text or JSON.
 
 Text in a pipe or a file has no colours and no wrapping. On a terminal,
-`attestkit.cli.output.terminal` formats it; that module is imported only then.
+`attestkit.cli.output.terminal` formats it; that module is imported only then. Control characters
+are escaped.
 """
 
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
-from attestkit.cli.output.plain_text import Check, printable
-
-__all__ = [
-    "as_json",
-    "checks",
-    "fields",
-    "lines",
-    "progress",
-    "rows",
-    "steps",
-    "verdict",
-    "warning",
-]
+from attestkit._sanitize import printable
 
 MANY: Final = 10  # minimum number of files for a progress bar
+LONG, HEAD = 400, 160  # characters: longer values are truncated to HEAD
+CELL: Final = 16  # hex digits shown in a brief table
+TITLE: Final = "bold cyan"
 
 
-def _write(texts: Iterable[str]) -> None:
-    sys.stdout.writelines(f"{printable(text).rstrip()}\n" for text in texts)
+class Check(NamedTuple):
+    """One line of a diagnosis or comparison."""
+
+    mark: str  # ok, !! (problem), -- (absent), or two blanks (neutral)
+    name: str
+    text: str
 
 
 def as_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object, indented, ASCII only."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    """Print one JSON object, indented, ASCII only; bytes are hex, times ISO 8601."""
+    sys.stdout.write(json.dumps(value, indent=2, default=_to_text) + "\n")
+
+
+def _to_text(value: bytes | datetime) -> str:
+    return value.hex() if isinstance(value, bytes) else value.isoformat()
 
 
 def fields(title: str | None, values: Mapping[str, object], *, brief: bool = False) -> None:
@@ -42,89 +43,52 @@ def fields(title: str | None, values: Mapping[str, object], *, brief: bool = Fal
     With `brief`, very long values are truncated on a terminal.
     """
     texts = {name: str(value) for name, value in values.items() if value is not None}
-    if sys.stdout.isatty():
-        from attestkit.cli.output import terminal
-
-        terminal.fields(title, texts, brief=brief)
-        return
-    column = max(map(len, texts), default=0)
-    _write([] if title is None else [title])
-    _write(f"{name:<{column}}  {value}" for name, value in texts.items())
+    if brief and sys.stdout.isatty():
+        texts = {name: _truncate(text) for name, text in texts.items()}
+    if title is not None:
+        _line(title, TITLE)
+    _table(texts.items())
 
 
 def rows(
     columns: Sequence[str], records: Iterable[Sequence[object]], *, brief: bool = False
 ) -> None:
     """Print a table with a header; with `brief`, long hex is truncated on a terminal."""
+    brief = brief and sys.stdout.isatty()
     cells = [[str(value) for value in record] for record in records]
-    if sys.stdout.isatty():
-        from attestkit.cli.output import terminal
-
-        terminal.rows(columns, cells, brief=brief)
-        return
-    cells.insert(0, list(columns))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for record in cells:
-        padded = (f"{text:<{width}}" for text, width in zip(record, widths, strict=True))
-        _write(["  ".join(padded)])
+    _table(([_truncate_hex(cell) for cell in each] if brief else each for each in cells), columns)
 
 
 def lines(texts: Iterable[str]) -> None:
     """Print texts, one per line."""
-    if sys.stdout.isatty():
-        from attestkit.cli.output import terminal
-
-        terminal.lines(texts)
-        return
-    _write(texts)
+    for text in texts:
+        _line(text)
 
 
 def checks(title: str, found: Iterable[Check], *, first: bool = False) -> None:
-    """Print a title and one line per check: mark, name and text.
-
-    An empty line precedes the title unless `first`. A narrow terminal has the text below the name.
-    """
-    listed = list(found)
-    if sys.stdout.isatty():
-        from attestkit.cli.output import terminal
-
-        terminal.checks(title, listed, first=first)
-        return
-    column = max((len(check.name) for check in listed), default=0)
-    _write([title] if first else ["", title])
-    _write(f"[{mark}] {name:<{column}}  {text}" for mark, name, text in listed)
+    """Print a title and one line per check; an empty line precedes the title unless `first`."""
+    lines([] if first else [""])
+    _line(title, TITLE)
+    _table((f"[{mark}] {name}", text) for mark, name, text in found)
 
 
 def steps(title: str, sentences: Iterable[str]) -> None:
     """Print a title and numbered sentences."""
-    if sys.stdout.isatty():
-        from attestkit.cli.output import terminal
-
-        terminal.steps(title, sentences)
-        return
-    _write(["", title])
-    _write(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
+    listed = list(sentences)
+    width = len(str(len(listed)))
+    lines([""])
+    _line(title, TITLE)
+    _table(((f"{n:>{width}}.", sentence) for n, sentence in enumerate(listed, 1)), gap=1)
 
 
 def verdict(text: str, *, good: bool) -> None:
     """Print a verdict with a mark that does not depend on colour."""
-    mark = "ok" if good else "!!"
-    if sys.stdout.isatty():
-        from attestkit.cli.output import terminal
-
-        terminal.verdict(mark, text)
-        return
-    _write([f"[{mark}] {text}"])
+    _line(f"[{'ok' if good else '!!'}] {text}", "bold", wrap=False)
 
 
 def warning(text: str) -> None:
     """Print a warning."""
-    if sys.stdout.isatty():
-        from attestkit.cli.output import terminal
-
-        terminal.warning(text)
-        return
-    _write([f"[!!] {text}"])
+    _line(f"[!!] {text}", "bold yellow")
 
 
 @contextmanager
@@ -140,7 +104,41 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[], None]]:
     if (total is not None and total < MANY) or not sys.stderr.isatty():
         yield lambda: None
         return
-    from attestkit.cli.output import terminal
+    from attestkit.cli.output.terminal import show_progress
 
-    with terminal.progress(label, total) as advance:
+    with show_progress(label, total) as advance:
         yield advance
+
+
+def _truncate(text: str) -> str:
+    return f"{text[:HEAD]}... {len(text):,} characters" if len(text) > LONG else text
+
+
+def _truncate_hex(cell: str) -> str:
+    """Truncate long hex; return other text unchanged."""
+    hexadecimal = len(cell) > CELL + 2 and not cell.strip("0123456789abcdef")
+    return f"{cell[:CELL]}.." if hexadecimal else cell
+
+
+def _line(text: str, style: str = "", *, wrap: bool = True) -> None:
+    if sys.stdout.isatty():
+        from attestkit.cli.output.terminal import print_line
+
+        print_line(printable(text), style, wrap=wrap)
+    else:
+        sys.stdout.write(f"{printable(text).rstrip()}\n")
+
+
+def _table(records: Iterable[Iterable[str]], header: Sequence[str] = (), *, gap: int = 2) -> None:
+    cells = [[printable(cell) for cell in record] for record in records]
+    if sys.stdout.isatty() and cells:
+        from attestkit.cli.output.terminal import print_table
+
+        print_table(cells, header, gap)
+        return
+    if header:
+        cells.insert(0, list(header))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for record in cells:
+        padded = [f"{text:<{width}}" for text, width in zip(record, widths, strict=True)]
+        sys.stdout.write(f"{(' ' * gap).join(padded).rstrip()}\n")

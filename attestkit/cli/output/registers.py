@@ -3,8 +3,6 @@
 from attestkit.errors import AttestKitError
 from attestkit.event_log import TpmEventLog
 
-__all__ = ["tpm_replay"]
-
 
 def tpm_replay(log: TpmEventLog, bank: str) -> dict[str, str]:
     """Return the replayed PCRs of a bank in hex, or an `error`."""

@@ -10,22 +10,19 @@ from pathlib import Path
 from attestkit._system.untrusted_files import path_exists
 from attestkit.errors import UsageError
 
-__all__ = [
-    "check_output",
-    "check_outputs",
-    "check_writable",
-    "is_stdout",
-    "print_bytes",
-    "refuse_stdout",
-    "write_output",
-]
-
 _STDOUT = ("-", "/dev/stdout")
 
 
 def is_stdout(path: Path) -> bool:
     """Return whether a path means stdout."""
     return str(path) in _STDOUT
+
+
+def require_file(option: str, path: Path | None) -> None:
+    """Raise UsageError if `path` is stdout, which is reserved for the results; name `option`."""
+    if path is not None and is_stdout(path):
+        text = f"{option} {path}: stdout is used for the results; name a file"
+        raise UsageError(text, reason="conflict")
 
 
 def refuse_stdout(output: Path | None, *, as_json: bool) -> None:
@@ -45,8 +42,7 @@ def check_output(option: str, path: Path | None, inputs: Iterable[Path]) -> None
     for read in inputs:
         if _is_stdin(path) if str(read) == "-" else _is_same(path, read):
             raise UsageError(
-                f"{option} {path}: same file as input {read}; use another file",
-                reason="conflict",
+                f"{option} {path}: same file as input {read}; use another file", reason="conflict"
             )
 
 
@@ -137,7 +133,7 @@ def write_output(option: str, path: Path, content: str | bytes, *, mode: int = 0
     """Write UTF-8 text or bytes: replace a file atomically, or write to a pipe or device.
 
     Returns:
-        False if the path is stdout, which must have no other output then.
+        False if the content was written to stdout; the command must then print nothing else there.
 
     Raises:
         UsageError: If the file cannot be written; the text names `option`.

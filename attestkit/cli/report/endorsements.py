@@ -2,27 +2,16 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 from attestkit._crypto.pem import split_pem
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
-from attestkit.cli.output.certificate_text import CertificateText, name_text, read_certificate_text
+from attestkit.cli.output.certificate_text import name_text, read_certificate_text
 from attestkit.collateral import Collateral
 from attestkit.collateral.parts import part_window
 from attestkit.errors import AttestKitError
-from attestkit.event_log.display import printable
 from attestkit.quote import Quote
-
-__all__ = [
-    "ChainCertificate",
-    "CollateralPart",
-    "Fact",
-    "describe_chain",
-    "describe_parts",
-    "format_minute",
-    "presented_chain",
-]
 
 MOST: Final = 8  # certificates shown of a chain
 _PARTS: Final = {
@@ -36,31 +25,7 @@ _PARTS: Final = {
 }
 
 
-class Fact(NamedTuple):
-    """A name and its value."""
-
-    name: str
-    value: str
-    mono: bool = False
-
-
-class ChainCertificate(NamedTuple):
-    """One certificate of a chain."""
-
-    title: str
-    css: str  # of the state
-    state: str
-    rows: tuple[Fact, ...]
-
-
-class CollateralPart(NamedTuple):
-    """One part of collateral."""
-
-    name: str
-    start: str
-    end: str
-    css: str  # of the state
-    state: str
+State: TypeAlias = tuple[str, str]  # CSS class and text
 
 
 def format_minute(moment: datetime) -> str:
@@ -68,7 +33,7 @@ def format_minute(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M")
 
 
-def _state(start: datetime, end: datetime, at: datetime) -> tuple[str, str]:
+def _state(start: datetime, end: datetime, at: datetime) -> State:
     if at < start:
         return "no", "not yet valid"
     return ("no", "expired") if at > end else ("ok", "valid")
@@ -95,41 +60,38 @@ def presented_chain(evidence: Attestation | Quote) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def describe_chain(certificates: Sequence[bytes], at: datetime) -> tuple[ChainCertificate, ...]:
-    """Describe DER certificates in their order; skip unreadable ones."""
+def describe_chain(
+    certificates: Sequence[bytes], at: datetime
+) -> list[tuple[str, State, dict[str, str]]]:
+    """Return title, state and fields of DER certificates in their order; skip unreadable ones."""
     described = []
     for der in certificates[:MOST]:
         try:
-            described.append(_describe_certificate(read_certificate_text(der), at))
+            found = read_certificate_text(der)
         except AttestKitError:
             continue
-    return tuple(described)
+        subject, issuer = name_text(found.subject), name_text(found.issuer)
+        rows = {
+            "Subject": subject,
+            "Issuer": "itself" if subject == issuer else issuer,
+            "Valid": f"{format_minute(found.valid_from)} to {format_minute(found.valid_until)}",
+            "Serial number": found.serial_number,
+            "Key (SHA-256)": found.key_id,
+        }
+        state = _state(found.valid_from, found.valid_until, at)
+        described.append((found.common_name, state, rows))
+    return described
 
 
-def _describe_certificate(certificate: CertificateText, at: datetime) -> ChainCertificate:
-    subject, issuer = name_text(certificate.subject), name_text(certificate.issuer)
-    css, state = _state(certificate.valid_from, certificate.valid_until, at)
-    span = f"{format_minute(certificate.valid_from)} to {format_minute(certificate.valid_until)}"
-    rows = (
-        Fact("Subject", printable(subject, 300)),
-        Fact("Issuer", "itself" if subject == issuer else printable(issuer, 300)),
-        Fact("Valid", span),
-        Fact("Serial number", certificate.serial_number, mono=True),
-        Fact("Key (SHA-256)", certificate.key_id, mono=True),
-    )
-    return ChainCertificate(printable(certificate.common_name, 100), css, state, rows)
-
-
-def describe_parts(collateral: Collateral, at: datetime) -> tuple[CollateralPart, ...]:
-    """Return the validity of each part of collateral."""
+def describe_parts(collateral: Collateral, at: datetime) -> list[tuple[str, str, str, State]]:
+    """Return name, start, end and state of the validity of each part of collateral."""
     found = []
     for field, name in _PARTS.items():
         try:
             start, end = part_window(field, getattr(collateral, field))
         except AttestKitError:
-            found.append(CollateralPart(name, "", "", "no", "unreadable"))
+            found.append((name, "", "", ("no", "unreadable")))
             continue
-        found.append(
-            CollateralPart(name, format_minute(start), format_minute(end), *_state(start, end, at))
-        )
-    return tuple(found)
+        state = _state(start, end, at)
+        found.append((name, format_minute(start), format_minute(end), state))
+    return found

@@ -9,26 +9,11 @@ from typing import Final, NamedTuple
 from attestkit.attestation import Attestation
 from attestkit.errors import AttestKitError
 from attestkit.event_log import Event, EventLog
-from attestkit.event_log.display import Payload, event_name, preview, printable
-from attestkit.event_log.event_types import NO_ACTION
 from attestkit.quote import Quote
-
-__all__ = ["RegisterTimeline", "TimelineEvent", "build_timelines"]
 
 FIRST: Final = 150  # number of first events shown of a register
 LAST: Final = 50  # number of last events shown of a register
 OPEN: Final = 24  # maximum number of events of an unfolded timeline
-
-
-class TimelineEvent(NamedTuple):
-    """One event of a timeline."""
-
-    number: int  # in the whole log
-    type: str
-    name: str
-    digest: str
-    payload: Payload
-    css: str  # runtime, silent, or empty
 
 
 class RegisterTimeline(NamedTuple):
@@ -40,7 +25,7 @@ class RegisterTimeline(NamedTuple):
     state: str
     summary: str  # number of events
     replayed: str = ""  # if it differs from `value`
-    events: tuple[TimelineEvent, ...] = ()
+    events: Sequence[tuple[int, Event]] = ()  # with the number in the whole log
     gap_after: int = 0  # number of events before the gap; 0: no gap
     gap: str = ""
     open: bool = False
@@ -60,7 +45,7 @@ def build_timelines(
     try:
         log = evidence.event_log
     except AttestKitError as error:  # show the error of an unreadable log
-        unreadable = f"event log unreadable: {printable(str(error), 200)}"
+        unreadable = f"event log unreadable: {error}"
         return tuple(register._replace(css="no", state=unreadable) for register in plain)
     compared = log.explained_registers()
     replayed = dict(enumerate(log.replay()))
@@ -71,7 +56,7 @@ def _unmeasured_events(evidence: Attestation) -> tuple[RegisterTimeline, ...]:
     try:
         events = tuple(enumerate(evidence.runtime_events))
     except AttestKitError as error:
-        return (RegisterTimeline("Runtime events", "", "no", printable(str(error), 200), ""),)
+        return (RegisterTimeline("Runtime events", "", "no", str(error), ""),)
     if not events:
         return ()
     return (
@@ -109,20 +94,8 @@ def _with_events(
         gap_after, gap = FIRST, f"{len(events) - FIRST - LAST} more events are not shown here"
     return register._replace(
         summary=f"{len(events)} event{'' if len(events) == 1 else 's'}",
-        events=tuple(_timeline_event(index, event) for index, event in shown),
+        events=shown,
         gap_after=gap_after,
         gap=gap,
         open=len(events) <= OPEN,
-    )
-
-
-def _timeline_event(index: int, event: Event) -> TimelineEvent:
-    silent = event.event_type == NO_ACTION
-    return TimelineEvent(
-        index,
-        event.type_name + (" (not extended)" if silent else ""),
-        event_name(event),
-        event.digest.hex(),
-        preview(event.payload),
-        "runtime" if event.is_runtime else "silent" if silent else "",
     )

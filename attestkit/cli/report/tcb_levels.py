@@ -1,18 +1,15 @@
 """The table of TCB levels in the report: Intel's levels, and the SVNs of the platform."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError
-from attestkit.event_log.display import printable
 from attestkit.quote import Quote, TdQuoteBody
 
 if TYPE_CHECKING:
     from attestkit.verifier.dcap.tcb_info import PlatformLevel
-
-__all__ = ["Svn", "TcbLevelRow", "TcbTable", "tcb_table"]
 
 MOST: Final = 60  # maximum number of levels, and of advisories per level; Intel lists about 20
 _NOTE: Final = (
@@ -22,11 +19,8 @@ _NOTE: Final = (
 )
 
 
-class Svn(NamedTuple):
-    """A security version number; `short` if that of the platform is lower."""
-
-    text: str
-    short: bool = False
+# A security version number, and whether that of the platform is lower.
+Svn: TypeAlias = tuple[int, bool]
 
 
 class TcbLevelRow(NamedTuple):
@@ -37,11 +31,11 @@ class TcbLevelRow(NamedTuple):
     status: str
     components: tuple[tuple[Svn, ...], ...]  # one per column
     pce: Svn
-    advisories: tuple[str, ...]
+    advisories: Sequence[str]
 
 
 class TcbTable(NamedTuple):
-    """The SVNs of the platform, followed by all levels."""
+    """The row of the platform, if its SVNs are readable, followed by Intel's TCB levels."""
 
     note: str
     columns: tuple[str, ...] = ()
@@ -65,7 +59,7 @@ def tcb_table(collateral: Collateral, evidence: Attestation | Quote) -> TcbTable
     try:
         info = read_tcb_info(collateral.tcb_info)
     except AttestKitError as error:
-        return TcbTable(f"The TCB info is unreadable: {printable(str(error), 300)}")
+        return TcbTable(f"The TCB info is unreadable: {error}")
     tdx = info.id == "TDX"
     columns = ("SGX components", "TDX components") if tdx else ("SGX components",)
     own = _platform(quote, collateral, tdx=tdx)
@@ -107,27 +101,25 @@ def _row(level: "PlatformLevel", own: _Platform | None, *, tdx: bool) -> TcbLeve
     columns = []
     for index, svns in enumerate(required):
         columns.append(_column(svns, None if own is None else own.components[index]))
-    pce = Svn(str(level.tcb.pcesvn), own is not None and own.pce < level.tcb.pcesvn)
+    pce = (level.tcb.pcesvn, own is not None and own.pce < level.tcb.pcesvn)
     return TcbLevelRow(
         "",
         f"{level.tcb_date:%Y-%m-%d}",
-        printable(level.tcb_status, 60),
+        level.tcb_status,
         tuple(columns),
         pce,
-        tuple(printable(name, 60) for name in level.advisory_ids[:MOST]),
+        level.advisory_ids[:MOST],
     )
 
 
 def _column(required: Sequence[int], own: bytes | None) -> tuple[Svn, ...]:
-    return tuple(
-        Svn(str(svn), own is not None and own[index] < svn) for index, svn in enumerate(required)
-    )
+    return tuple((svn, own is not None and own[n] < svn) for n, svn in enumerate(required))
 
 
 def _reached(row: TcbLevelRow) -> bool:
-    return not row.pce.short and not any(svn.short for column in row.components for svn in column)
+    return not row.pce[1] and not any(short for column in row.components for _, short in column)
 
 
 def _own_row(own: _Platform) -> TcbLevelRow:
-    columns = tuple(tuple(Svn(str(svn)) for svn in column) for column in own.components)
-    return TcbLevelRow("own", "This platform", "", columns, Svn(str(own.pce)), ())
+    columns = tuple(_column(column, None) for column in own.components)
+    return TcbLevelRow("own", "This platform", "", columns, (own.pce, False), ())

@@ -1,7 +1,7 @@
 """Model of the methods of one listener, from which its API documents are generated.
 
-Nothing is written twice: names and numbers come from the messages, request and response types from
-the service table and annotations, and descriptions from docstrings.
+All content comes from the code: names and numbers from the messages, types of requests and
+responses from the service table and annotations, and descriptions from docstrings.
 """
 
 import re
@@ -14,19 +14,6 @@ from typing import Final, NamedTuple, TypeAlias, get_args, get_origin, get_type_
 from attestkit.serve.rpc.dispatcher import Method, Service
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages import fields_of
-
-__all__ = [
-    "ENCODINGS",
-    "ERRORS",
-    "STATUSES",
-    "Api",
-    "Call",
-    "Documentation",
-    "Message",
-    "list_calls",
-    "list_messages",
-    "read_docstring",
-]
 
 Message: TypeAlias = type[NamedTuple]
 

@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 from attestkit.serve.rpc import messages as m
 
-__all__ = ["example_of"]
-
 _PRIVATE_KEY = "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----\n"
 _CERTIFICATE = "-----BEGIN CERTIFICATE-----\n...\n-----END CERTIFICATE-----\n"
 _EVENT_LOG = (

@@ -6,10 +6,9 @@ It has no scripts and loads nothing. It is generated from the same model as the 
 import json
 import re
 from base64 import b64encode
-from collections.abc import Iterator
 from functools import cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from markupsafe import Markup, escape
@@ -25,13 +24,11 @@ from attestkit.serve.api_docs.api_model import (
     list_calls,
     read_docstring,
 )
-from attestkit.serve.api_docs.openapi import PAGES, example, is_required
+from attestkit.serve.api_docs.openapi import example, is_required, pages
 from attestkit.serve.rpc.messages import Field, fields_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
-
-__all__ = ["CONTENT_SECURITY_POLICY", "curl_get", "curl_post", "render_page"]
 
 _KINDS: dict[type, str] = {str: "string", bool: "boolean", int: "number", bytes: "hex"}
 _UNITS: dict[type, str] = {str: "characters", bytes: "bytes"}
@@ -44,46 +41,15 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
-class _FieldRow(NamedTuple):
-    """One field of a message."""
-
-    name: str
-    number: int
-    kind: str
-    words: str
-    bounds: str
-    required: bool
-
-
-class _MethodSection(NamedTuple):
-    call: Call
-    request: list[_FieldRow]
-    response: list[_FieldRow]
-    post: str
-    get: str
-    answer: str  # example response in JSON
-
-
-class _ServiceSection(NamedTuple):
-    name: str
-    methods: list[_MethodSection]
-
-
 def render_page(api: Api) -> str:
     """Return the HTML page about a listener."""
-    pages = [shown for path, shown in PAGES.items() if path in api.pages]
-    groups = [
-        _ServiceSection(s.name, [_method(api, call) for call in list_calls(s)])
-        for s in api.services
-    ]
     return _template().render(
         api=api,
         css=_CSS,
         encodings=ENCODINGS,
         errors=ERRORS,
         statuses=STATUSES,
-        groups=groups,
-        pages=pages,
+        pages=pages(api),
     )
 
 
@@ -91,6 +57,17 @@ def render_page(api: Api) -> str:
 def _template() -> "Template":
     environment = templates("attestkit.serve.api_docs")
     environment.filters["words"] = _words
+    environment.filters["kind"] = _kind
+    environment.filters["bounds"] = _bounds
+    environment.filters["is_required"] = is_required
+    environment.globals.update(
+        list_calls=list_calls,
+        fields_of=fields_of,
+        read_docstring=read_docstring,
+        curl_post=curl_post,
+        curl_get=curl_get,
+        example_answer=_example_answer,
+    )
     return environment.get_template("docs.html.jinja")
 
 
@@ -101,32 +78,13 @@ def _words(text: str) -> Markup:
     return escape(plain) + Markup("").join(Markup("<code>%s</code>%s") % pair for pair in pairs)
 
 
-def _method(api: Api, call: Call) -> _MethodSection:
-    answer = None if call.response is None else example(call.response, answer=True)
-    return _MethodSection(
-        call,
-        list(_rows(call.request)),
-        list(_rows(call.response)),
-        curl_post(api, call),
-        curl_get(api, call),
-        json.dumps(answer, indent=2),
-    )
+def _example_answer(message: Message | None) -> str:
+    return json.dumps(None if message is None else example(message, answer=True), indent=2)
 
 
-def _rows(message: Message | None) -> Iterator[_FieldRow]:
-    if message is None:
-        return
-    words = read_docstring(message).fields
-    for field in fields_of(message):
-        kind = _KINDS[field.kind]
-        yield _FieldRow(
-            field.name,
-            field.number,
-            f"array of {kind}" if field.repeated else kind,
-            words[field.name],
-            _bounds(field),
-            is_required(field),
-        )
+def _kind(field: Field) -> str:
+    kind = _KINDS[field.kind]
+    return f"array of {kind}" if field.repeated else kind
 
 
 def _bounds(field: Field) -> str:

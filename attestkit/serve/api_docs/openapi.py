@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 
 from attestkit.serve.api_docs.api_model import (
@@ -17,10 +18,7 @@ from attestkit.serve.api_docs.api_model import (
 )
 from attestkit.serve.api_docs.examples import example_of
 from attestkit.serve.rpc import json_codec
-from attestkit.serve.rpc.json_codec import MAX_UINT64
 from attestkit.serve.rpc.messages import PACKAGE, Error, Field, fields_of
-
-__all__ = ["PAGES", "example", "is_required", "make_document", "schema", "value_schema"]
 
 # JSON Schema of messages, for bodies, queries and responses.
 
@@ -46,7 +44,7 @@ def schema(message: Message, *, answer: bool) -> dict[str, Any]:
 
 
 def is_required(field: Field) -> bool:
-    """Return whether the field is required: its default is not valid."""
+    """Return whether a request must contain the field, because its default is not a valid value."""
     bounds = field.bounds
     if field.kind is int or field.repeated:
         return False
@@ -64,37 +62,19 @@ def _field_schema(field: Field, *, answer: bool) -> dict[str, Any]:
 
 def value_schema(field: Field, *, answer: bool = False) -> dict[str, Any]:
     """Return the schema of a field's value, or of its items."""
-    if field.kind is bytes:
-        return _hex(field, answer=answer)
+    least, most, one_of, pattern = field.bounds
     if field.kind is bool:
         return {"type": "boolean"}
-    bounds = field.bounds
     if field.kind is int:
-        most = MAX_UINT64 if bounds.most is None else bounds.most
-        return {"type": "integer", "format": "uint64", "minimum": bounds.least, "maximum": most}
-    found: dict[str, Any] = {"type": "string"}
-    if bounds.one_of:
-        found["enum"] = list(bounds.one_of)
-    if bounds.pattern:
-        found["pattern"] = bounds.pattern
-    if bounds.least:
-        found["minLength"] = bounds.least
-    if bounds.most is not None:
-        found["maxLength"] = bounds.most
-    return found
-
-
-def _hex(field: Field, *, answer: bool) -> dict[str, Any]:
-    """Return the schema of a hex string; requests may use capitals and `0x`."""
-    least, most = field.bounds.least, field.bounds.most
-    digits, prefix = ("[0-9a-f]", "") if answer else ("[0-9a-fA-F]", "(0x)?")
-    times = "*" if not least and most is None else f"{{{least},{'' if most is None else most}}}"
-    found: dict[str, Any] = {"type": "string", "pattern": f"^{prefix}({digits}{{2}}){times}$"}
-    if least:
-        found["minLength"] = 2 * least
-    if most is not None:
-        found["maxLength"] = 2 * most + (0 if answer else len("0x"))
-    return found
+        return {"type": "integer", "format": "uint64", "minimum": least, "maximum": most}
+    if field.kind is bytes:
+        # Hex: requests may use capitals and `0x`.
+        digits, prefix = ("[0-9a-f]", "") if answer else ("[0-9a-fA-F]", "(0x)?")
+        times = f"{{{least},{most or ''}}}" if least or most else "*"
+        pattern = f"^{prefix}({digits}{{2}}){times}$"
+        least, most = 2 * least, most and 2 * most + (0 if answer else len("0x"))
+    limits = {"enum": [*one_of], "pattern": pattern, "minLength": least, "maxLength": most}
+    return {"type": "string", **{name: limit for name, limit in limits.items() if limit}}
 
 
 def example(message: Message, *, answer: bool) -> dict[str, Any]:
@@ -115,13 +95,12 @@ _TEXT: Final = {"text/plain": {"schema": {"type": "string"}}}
 _ANY_OBJECT: Final = {"application/json": {"schema": {"type": "object"}}}
 
 
-def _path_item(id_: str, summary: str, content: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"operationId": id_, "summary": summary, "content": content, **more}
+def _flag(name: str, description: str) -> dict[str, Any]:
+    return {**_query(name, _FLAG, description), "allowEmptyValue": True}
 
 
 def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
-    found = {"name": name, "in": "query", "description": description, "schema": schema}
-    return {**found, "allowEmptyValue": True} if schema is _FLAG else found
+    return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
 _LOG_PARAMETERS: Final = [
@@ -140,42 +119,40 @@ _LOG_PARAMETERS: Final = [
         "a larger one a Unix time; 0 or empty: from the beginning.",
     ),
     _query("until", _TIME, "End time, in the format of `since`; 0 or empty: until now."),
-    _query("follow", _FLAG, "Follow the log."),
-    _query("text", _FLAG, "The message as text instead of base64."),
-    _query("bare", _FLAG, "The message without JSON."),
-    _query("timestamps", _FLAG, "An RFC 3339 time before each line."),
+    _flag("follow", "Follow the log."),
+    _flag("text", "The message as text instead of base64."),
+    _flag("bare", "The message without JSON."),
+    _flag("timestamps", "An RFC 3339 time before each line."),
     _query("tail", _TAIL, "Number of lines from the end, or `all`."),
-    _query("ansi", _FLAG, "Keep escape sequences, with `bare` and `text`."),
+    _flag("ansi", "Keep escape sequences, with `bare` and `text`."),
 ]
+_LOG_FORMAT: Final = (
+    "One JSON object per line with `channel` and `message`, unless `bare` is given. A flag without "
+    "a value is on; letter case does not matter. An error after the first line is a JSON object in "
+    "the stream, with `error`."
+)
+_PAGES: Final[tuple[tuple[str, str, str, dict[str, Any]], ...]] = (
+    ("/", "dashboard", "Show the app's identity, containers and system", _HTML),
+    ("/metrics", "metrics", "Get metrics of the system and the server for Prometheus", _TEXT),
+    ("/logs/{container}", "logs", "Get the log of a container", _TEXT),
+    ("/openapi.json", "openapi", "Get this document", _ANY_OBJECT),
+    ("/docs", "docs", "Show this document as HTML", _HTML),
+    ("/dstack_guest.proto", "proto", "Get the messages and services for protoc", _TEXT),
+)
 
-PAGES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
-    "/": ("/", _path_item("dashboard", "Show the app's identity, containers and system", _HTML)),
-    "/metrics": (
-        "/metrics",
-        _path_item("metrics", "Get metrics of the system and the server for Prometheus", _TEXT),
-    ),
-    "/logs/": (
-        "/logs/{container}",
-        _path_item(
-            "logs",
-            "Get the log of a container",
-            _TEXT,
-            parameters=_LOG_PARAMETERS,
-            description=(
-                "One JSON object per line with `channel` and `message`, unless `bare` is given. A "
-                "flag without a value is on; letter case does not matter. An error after the first "
-                "line is a JSON object in the stream, with `error`."
-            ),
-        ),
-    ),
-    "/openapi.json": ("/openapi.json", _path_item("openapi", "Get this document", _ANY_OBJECT)),
-    "/docs": ("/docs", _path_item("docs", "Show this document as HTML", _HTML)),
-    "/dstack_guest.proto": (
-        "/dstack_guest.proto",
-        _path_item("proto", "Get the messages and services for protoc", _TEXT),
-    ),
-}
-"""By path of the view: its path in the document, and its description."""
+
+def pages(api: Api) -> dict[str, dict[str, Any]]:
+    """Return the operations of the listener's views by path.
+
+    The member `content` of an operation describes the body of the 200 response.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path, name, summary, content in _PAGES:
+        if path.removesuffix("{container}") in api.pages:
+            found[path] = {"operationId": name, "summary": summary, "content": content}
+            if name == "logs":
+                found[path] |= {"parameters": _LOG_PARAMETERS, "description": _LOG_FORMAT}
+    return found
 
 
 Json: TypeAlias = dict[str, Any]
@@ -188,14 +165,6 @@ _ABOUT = "\n".join(
     )
 )
 _PREFIX = " The path without the service's name also works: `{short}`."
-_NAMES = {
-    "400": "BadRequest",
-    "404": "NotFound",
-    "408": "RequestTimeout",
-    "431": "RequestHeaderFieldsTooLarge",
-    "500": "InternalServerError",
-    "503": "ServiceUnavailable",
-}
 _OF_LISTENER = frozenset({"408", "431", "503"})  # sent before a request is parsed
 _REQUEST_ID = {
     "description": "Id of the request, which also appears in the server's log.",
@@ -218,9 +187,11 @@ def make_document(api: Api) -> Json:
     for service in api.services:
         for call in list_calls(service):
             paths[call.path] = {"get": _get(call, headers), "post": _post(call, headers)}
-    for path, (shown, page) in PAGES.items():
-        if path in api.pages:
-            paths[shown] = {"get": _page(page, headers)}
+    for path, page in pages(api).items():
+        content = page.pop("content")
+        paths[path] = {
+            "get": {"tags": ["pages"], **page, "responses": _responses(content, headers)}
+        }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -236,7 +207,7 @@ def make_document(api: Api) -> Json:
         "paths": paths,
         "components": {
             "headers": headers,
-            "responses": {name: _error(status, headers) for status, name in _NAMES.items()},
+            "responses": {_name(status): _error(status, headers) for status in STATUSES},
             "schemas": _schemas(api),
         },
     }
@@ -260,7 +231,10 @@ def _schemas(api: Api) -> Json:
 
 
 def _error(status: str, headers: Json) -> Json:
-    """Return an error response; the listener's own errors are always JSON, without headers."""
+    """Return an error response.
+
+    Errors before a request is parsed (`_OF_LISTENER`) are always JSON, and lack the API's headers.
+    """
     content: Json = {_JSON: {"schema": _ref("schemas", "Error")}}
     if status in _OF_LISTENER:
         return {"description": STATUSES[status], "content": content}
@@ -272,31 +246,34 @@ def _error(status: str, headers: Json) -> Json:
 
 
 def _post(call: Call, headers: Json) -> Json:
-    found = _operation(call, call.id.replace(".", "_"))
-    content: Json = {_JSON: {"schema": {}}, _BINARY: _binary(call.request)}
+    content: Json = {_JSON: {"schema": {}}}
     if call.request is not None:
-        content[_JSON] = {
-            "schema": _ref("schemas", call.request.__name__),
-            "example": example(call.request, answer=False),
-        }
+        content[_JSON] = _media_type(call.request, answer=False)
     required = call.request is not None and any(map(is_required, fields_of(call.request)))
-    found["requestBody"] = {"required": required, "content": content}
-    found["responses"] = _responses(_answer(call, binary=True), headers)
-    return found
+    answer = {**_answer(call), _BINARY: _binary(call.response)}
+    return {
+        **_operation(call, ""),
+        "requestBody": {
+            "required": required,
+            "content": {**content, _BINARY: _binary(call.request)},
+        },
+        "responses": _responses(answer, headers),
+    }
 
 
 def _get(call: Call, headers: Json) -> Json:
-    found = _operation(call, call.id.replace(".", "_") + "_get")
-    found["parameters"] = list(_parameters(call.request)) if call.request is not None else []
-    found["responses"] = _responses(_answer(call, binary=False), headers)
-    return found
+    return {
+        **_operation(call, "_get"),
+        "parameters": [] if call.request is None else list(_parameters(call.request)),
+        "responses": _responses(_answer(call), headers),
+    }
 
 
-def _operation(call: Call, operation_id: str) -> Json:
+def _operation(call: Call, ending: str) -> Json:
     also = _PREFIX.format(short=call.short_path) if call.short_path != call.path else ""
     return {
         "tags": [call.service],
-        "operationId": operation_id,
+        "operationId": call.id.replace(".", "_") + ending,
         "summary": call.summary,
         "description": f"{call.summary}. {call.details}".rstrip() + also,
     }
@@ -320,27 +297,28 @@ def _parameters(message: Message) -> Iterator[Json]:
         yield found
 
 
-def _answer(call: Call, *, binary: bool) -> Json:
-    content: Json = {_JSON: {"schema": {"type": "null"}}}
-    if call.response is not None:
-        content[_JSON] = {
-            "schema": _ref("schemas", call.response.__name__),
-            "example": example(call.response, answer=True),
-        }
-    return {**content, _BINARY: _binary(call.response)} if binary else content
+def _answer(call: Call) -> Json:
+    if call.response is None:
+        return {_JSON: {"schema": {"type": "null"}}}
+    return {_JSON: _media_type(call.response, answer=True)}
+
+
+def _media_type(message: Message, *, answer: bool) -> Json:
+    return {
+        "schema": _ref("schemas", message.__name__),
+        "example": example(message, answer=answer),
+    }
 
 
 def _responses(content: Json, headers: Json) -> Json:
     return {
         "200": {"description": "Done.", "headers": _refs(headers), "content": content},
-        **{status: _ref("responses", name) for status, name in _NAMES.items()},
+        **{status: _ref("responses", _name(status)) for status in STATUSES},
     }
 
 
-def _page(page: Json, headers: Json) -> Json:
-    content = page["content"]
-    kept = {name: value for name, value in page.items() if name != "content"}
-    return {"tags": ["pages"], **kept, "responses": _responses(content, headers)}
+def _name(status: str) -> str:
+    return HTTPStatus(int(status)).phrase.replace(" ", "")
 
 
 def _binary(message: Message | None) -> Json:

@@ -13,8 +13,6 @@ from attestkit.serve.api_docs.api_model import (
 )
 from attestkit.serve.rpc.messages import PACKAGE, Error, Field, fields_of
 
-__all__ = ["proto_file"]
-
 _TYPES = {str: "string", bool: "bool", int: "uint64", bytes: "bytes"}
 _EMPTY = "google.protobuf.Empty"
 _HEAD = f"""\

@@ -5,44 +5,46 @@ Each is generated when it is first requested, and cached.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from attestkit.serve.api_docs.api_model import Api
 from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
 from attestkit.serve.services.context import Guest
 
-__all__ = ["PATHS", "make_views"]
-
-PATHS = frozenset({"/openapi.json", "/docs", "/dstack_guest.proto"})
-
 
 def make_views(api: Api) -> Mapping[str, View]:
     """Return the views of the API documents, by path."""
+    return {path: _cached(partial(make, api)) for path, make in _DOCUMENTS.items()}
 
-    def openapi() -> ViewResponse:
-        import json
 
-        from attestkit.serve.api_docs.openapi import make_document
+def _openapi(api: Api) -> ViewResponse:
+    import json
 
-        text = json.dumps(make_document(api), ensure_ascii=False, separators=(",", ":"))
-        return ViewResponse(b"application/json", text.encode("utf-8"))
+    from attestkit.serve.api_docs.openapi import make_document
 
-    def page() -> ViewResponse:
-        from attestkit.serve.api_docs.html_page import CONTENT_SECURITY_POLICY, render_page
+    text = json.dumps(make_document(api), ensure_ascii=False, separators=(",", ":"))
+    return ViewResponse(b"application/json", text.encode("utf-8"))
 
-        headers: Sequence[Header] = (
-            (b"content-security-policy", CONTENT_SECURITY_POLICY.encode("ascii")),
-            (b"referrer-policy", b"no-referrer"),
-        )
-        return ViewResponse(b"text/html; charset=utf-8", render_page(api).encode("utf-8"), headers)
 
-    def proto() -> ViewResponse:
-        from attestkit.serve.api_docs.proto_file import proto_file
+def _page(api: Api) -> ViewResponse:
+    from attestkit.serve.api_docs.html_page import CONTENT_SECURITY_POLICY, render_page
 
-        return ViewResponse(b"text/plain; charset=utf-8", proto_file(api).encode("utf-8"))
+    headers: Sequence[Header] = (
+        (b"content-security-policy", CONTENT_SECURITY_POLICY.encode("ascii")),
+        (b"referrer-policy", b"no-referrer"),
+    )
+    return ViewResponse(b"text/html; charset=utf-8", render_page(api).encode("utf-8"), headers)
 
-    makers = {"/openapi.json": openapi, "/docs": page, "/dstack_guest.proto": proto}
-    assert makers.keys() == PATHS
-    return {path: _cached(make) for path, make in makers.items()}
+
+def _proto(api: Api) -> ViewResponse:
+    from attestkit.serve.api_docs.proto_file import proto_file
+
+    return ViewResponse(b"text/plain; charset=utf-8", proto_file(api).encode("utf-8"))
+
+
+_DOCUMENTS = {"/openapi.json": _openapi, "/docs": _page, "/dstack_guest.proto": _proto}
+PATHS = frozenset(_DOCUMENTS)
+"""Paths of the API documents."""
 
 
 def _cached(make: Callable[[], ViewResponse]) -> View:

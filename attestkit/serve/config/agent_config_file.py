@@ -21,18 +21,9 @@ from attestkit._formats import toml
 from attestkit._formats.strict_json import decode_strictly
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, FormatError, UsageError
-from attestkit.serve.config.command_line import (
-    FLAGS,
-    LOG_FORMATS,
-    LOG_LEVELS,
-    PLATFORMS,
-    QUOTE_VERSIONS,
-    Options,
-)
+from attestkit.serve.config.command_line import CHOICES, FLAGS, Config, Options
 from attestkit.serve.config.limits import read_limit
 from attestkit.serve.config.option_values import HTTP_PORT, Address
-
-__all__ = ["Config", "parse_config", "read_config"]
 
 _PROFILES: Final = ("default", "internal", "internal-v0", "external", "guest-api", "global")
 _LISTENERS: Final = {"internal": "socket", "internal-v0": "tappd_socket"}  # profile to option
@@ -48,7 +39,7 @@ _FILES: Final = {
     "sys_config_file": "sys_config",
 }
 _LEVELS: Final = {
-    **{level: level for level in LOG_LEVELS},
+    **{level: level for level in CHOICES["log_level"]},
     "off": "error",
     "critical": "error",
     "warn": "warning",
@@ -56,16 +47,10 @@ _LEVELS: Final = {
     "trace": "debug",
 }
 _OWN: Final = frozenset(Options._fields) - {"config", "ident", "data_disks", "sources"}
-_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    "log_format": LOG_FORMATS,
-    "log_level": LOG_LEVELS,
-    "platform": PLATFORMS,
-    "quote_version": QUOTE_VERSIONS,
-}
+_NUMBERS: Final = frozenset({"quote_version", "workers"})  # may also be whole numbers
 _LONGEST: Final = 4096  # characters of a string
 _IDENT: Final = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # valid in a header
-_MOST_DISKS: Final = 64
-_MOST_FAULTS: Final = 64
+_MOST_ITEMS: Final = 64  # of a list
 _REASONS: Final[Mapping[str, ConfigReason]] = {
     "duplicate": "duplicate",
     "encoding": "encoding",
@@ -73,24 +58,15 @@ _REASONS: Final[Mapping[str, ConfigReason]] = {
     "unknown_name": "unknown_key",
     "wrong_type": "wrong_type",
 }
-
-
-class Config(NamedTuple):
-    """Content of a configuration file.
-
-    Attributes:
-        values: Values by field of Options.
-        sources: File and key of each value.
-        limits: Values by field of Limits.
-        unused: Keys of the agent that have no effect here.
-        unknown: Unknown keys.
-    """
-
-    values: Mapping[str, Any]
-    sources: Mapping[str, str]
-    limits: Mapping[str, float]
-    unused: tuple[str, ...] = ()
-    unknown: tuple[str, ...] = ()
+_KINDS: Final[Mapping[type, str]] = {
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    dict: "a table",
+    list: "a list",
+    type(None): "null",
+}
 
 
 def read_config(path: Path) -> Config:
@@ -140,13 +116,87 @@ def _config_reason(error: ConfigError | FormatError | UsageError) -> ConfigReaso
     return _REASONS.get(error.reason, "syntax" if isinstance(error, FormatError) else "wrong_value")
 
 
-class _Found(NamedTuple):
-    where: str  # dotted path of the key
+class _Value(NamedTuple):
+    """A value, and the dotted path of its key, after the file's name."""
+
+    name: str
+    key: str
     value: Any
+
+    def error(self, problem: str, reason: ConfigReason = "wrong_value") -> ConfigError:
+        """Return an error that names file and key."""
+        return ConfigError(f"{self.name}: {self.key}: {problem}", reason=reason)
+
+    def wrong_type(self, expected: str) -> ConfigError:
+        """Return the error of a value of another type than expected."""
+        kind = _KINDS.get(type(self.value), "a date or time")
+        return self.error(f"must be {expected}, not {kind}", "wrong_type")
+
+    def table(self) -> dict[str, Any]:
+        """Return the value, which must be a table."""
+        if not isinstance(self.value, dict):
+            raise self.error("must be a table", "wrong_type")
+        return self.value
+
+    def text(self) -> str:
+        """Return the value, which must be text that fits on one line."""
+        value = self.value
+        if not isinstance(value, str):
+            raise self.wrong_type("text in quotes")
+        if not value:
+            raise self.error("the value is empty", "missing")
+        if len(value) > _LONGEST:
+            raise self.error(f"longer than {_LONGEST} characters", "too_large")
+        if not value.isprintable():  # such as a line end, NUL or lone surrogate
+            raise self.error("has a non-printable character", "encoding")
+        return value
+
+    def flag(self) -> bool:
+        """Return the value, which must be true or false."""
+        if not isinstance(self.value, bool):
+            raise self.wrong_type("true or false")
+        return self.value
+
+    def choice(self, choices: Mapping[str, str]) -> str:
+        """Return the meaning of the value, which must be a key of `choices`."""
+        text = self.text()
+        if text not in choices:
+            raise self.error(f"must be one of {', '.join(choices)}")
+        return choices[text]
+
+    def texts(self) -> "list[_Value]":
+        """Return the items of the value, which must be a list of texts."""
+        if not isinstance(self.value, list) or len(self.value) > _MOST_ITEMS:
+            raise self.error(f"must be a list of at most {_MOST_ITEMS} texts", "wrong_type")
+        return [
+            self._replace(key=f"{self.key}[{index}]", value=value)
+            for index, value in enumerate(self.value)
+        ]
+
+    def limit(self, limit: str) -> float:
+        """Return the value as a number that is valid for the limit with the name `limit`."""
+        try:
+            return read_limit(limit, self.value)
+        except UsageError as error:
+            raise self.error(str(error), _config_reason(error)) from None
+
+    def port(self) -> int:
+        """Return the value, which must be the number of a TCP port."""
+        port = self.value
+        if type(port) is not int or not 0 <= port < 1 << 16:
+            raise self.error("must be a port of 0 to 65535")
+        return port
+
+    def unix_path(self) -> str | None:
+        """Return PATH if the value is an address `unix:PATH`; None if it is another address."""
+        scheme, _, path = self.text().partition(":")
+        if scheme == "unix" and not path:
+            raise self.error("must be unix:PATH, with a path")
+        return path if scheme == "unix" else None
 
 
 class _Reader:
-    """Reader of profiles; every error names the file and the key."""
+    """Reader of profiles."""
 
     def __init__(self, name: str, profiles: Mapping[str, Any]) -> None:
         self._name = name
@@ -160,255 +210,154 @@ class _Reader:
     def read(self) -> Config:
         """Return the configuration; attestkit's own table is read last and overrides the rest."""
         for profile, table in self._profiles.items():
-            if profile not in _PROFILES:
+            if profile in _PROFILES:
+                _Value(self._name, profile, table).table()
+            else:
                 self._unknown.append(_sanitize.key(profile))
-            elif not isinstance(table, dict):
-                raise self._error(profile, "must be a table", "wrong_type")
-        self._general()
-        self._core()
-        self._simulator()
+        self._read_default()
+        self._read_core()
+        self._read_simulator()
         for profile, option in _LISTENERS.items():
-            self._internal(profile, option)
-        self._external()
+            self._read_internal(profile, option)
+        self._read_external()
         if "guest-api" in self._profiles:
             self._unused.append("guest-api (vsock is not served)")
-        self._ours()
+        self._read_attestkit()
         return Config(
             self._values, self._sources, self._limits, tuple(self._unused), tuple(self._unknown)
         )
 
-    # -- tables ------------------------------------------------------------------------------------
-
-    def _table(self, profile: str, *path: str) -> dict[str, _Found]:
+    def _table(self, *path: str) -> dict[str, _Value]:
         """Return the members of a table, overridden by the same table of the global profile."""
         members = {}
-        for where in (profile, "global"):
-            place, table = where, self._profiles.get(where, {})
-            for step in path:
-                place, table = f"{place}.{step}", table.get(step, {})
-                if not isinstance(table, dict):
-                    raise self._error(place, "must be a table", "wrong_type")
-            for key, value in table.items():
-                members[key] = _Found(f"{place}.{_sanitize.key(key)}", value)
+        for profile in (path[0], "global"):
+            table = _Value(self._name, profile, self._profiles.get(profile, {}))
+            for step in path[1:]:
+                found = table.table().get(step, {})
+                table = table._replace(key=f"{table.key}.{step}", value=found)
+            for key, value in table.table().items():
+                where = f"{table.key}.{_sanitize.key(key)}"
+                members[key] = table._replace(key=where, value=value)
         return members
 
-    def _general(self) -> None:
+    def _set(self, option: str, found: _Value, value: object) -> None:
+        self._values[option] = value
+        self._sources[option] = f"{self._name}: {found.key}"
+
+    def _read_default(self) -> None:
         for key, found in self._table("default").items():
             if key == "ident":
-                self._ident(found)
+                self._read_ident(found)
             elif key == "keep_alive":
-                self._keep_alive(found)
+                self._read_keep_alive(found)
             elif key == "log_level":
-                self._set("log_level", found, self._choice(found, _LEVELS))
+                self._set("log_level", found, found.choice(_LEVELS))
             elif key == "tls":
-                raise self._error(found.where, "TLS is not supported; use a TLS proxy", "conflict")
-            elif key in _UNUSED or (key in _OF_LISTENER and not found.where.startswith("global.")):
-                self._unused.append(found.where)
+                raise found.error("TLS is not supported; use a TLS proxy", "conflict")
+            elif key in _UNUSED or (key in _OF_LISTENER and not found.key.startswith("global.")):
+                self._unused.append(found.key)
             elif key not in {"core", "attestkit", *_OF_LISTENER}:
-                self._unknown.append(found.where)
+                self._unknown.append(found.key)
 
-    def _core(self) -> None:
+    def _read_ident(self, found: _Value) -> None:
+        if not _IDENT.fullmatch(found.text()):
+            raise found.error("must be up to 100 printable ASCII characters, for a header")
+        self._set("ident", found, found.value)
+
+    def _read_keep_alive(self, found: _Value) -> None:
+        """Read the idle time between requests; 0 ("off" in dstack's agent) means 100 ms."""
+        if type(found.value) is not int:
+            raise found.wrong_type("whole seconds")
+        least = found._replace(value=found.value or "100ms")
+        self._limits["idle_seconds"] = least.limit("idle_seconds")
+
+    def _read_core(self) -> None:
         for key, found in self._table("default", "core").items():
             if option := _FILES.get(key):
-                self._set(option, found, self._text(found))
+                self._set(option, found, found.text())
             elif key == "data_disks":
-                self._set("data_disks", found, self._disks(found))
+                disks = found.texts()
+                for disk in disks:
+                    if not disk.text().startswith("/"):
+                        raise disk.error("must be an absolute path")
+                self._set("data_disks", found, tuple(found.value))
             elif key != "simulator":
-                self._unknown.append(found.where)
+                self._unknown.append(found.key)
 
-    def _simulator(self) -> None:
+    def _read_simulator(self) -> None:
         """Read the seed; refuse settings of upstream's simulator that are not supported."""
         for key, found in self._table("default", "core", "simulator").items():
             if key == "mock_attestation_seed":
-                self._set("seed", found, self._text(found))
+                self._set("seed", found, found.text())
             elif key == "attestation_file":
-                raise self._error(
-                    found.where,
-                    "a stored attestation is not supported; the simulator derives its evidence "
-                    "from a seed",
-                    "conflict",
+                raise found.error(
+                    "not supported; the simulator derives its evidence from a seed", "conflict"
                 )
-            elif key == "patch_report_data":
-                if not self._flag(found):
-                    raise self._error(
-                        found.where, "must be true: evidence has the requested report data"
-                    )
-            else:
-                self._unknown.append(found.where)
+            elif key != "patch_report_data":
+                self._unknown.append(found.key)
+            elif not found.flag():
+                raise found.error("must be true: evidence has the requested report data")
 
-    def _listener(self, profile: str) -> dict[str, _Found]:
+    def _read_listener(self, profile: str) -> dict[str, _Value]:
         """Return the members of a listener's table; record unused and unknown keys."""
         members = self._table(profile)
         for key, found in members.items():
-            if not found.where.startswith(f"{profile}."):
+            if not found.key.startswith(f"{profile}."):
                 continue  # a key of the global profile, read elsewhere
             if key == "tls":
-                raise self._error(found.where, "TLS is not supported; use a TLS proxy", "conflict")
-            if key == "reuse" and self._flag(found):
+                raise found.error("TLS is not supported; use a TLS proxy", "conflict")
+            if key == "reuse" and found.flag():
                 continue  # a stale socket is always replaced, a live one never
             if key in _UNUSED or key in {"ident", "keep_alive", "log_level"}:
-                self._unused.append(found.where)
+                self._unused.append(found.key)
             elif key not in _OF_LISTENER:
-                self._unknown.append(found.where)
+                self._unknown.append(found.key)
         return members
 
-    def _internal(self, profile: str, option: str) -> None:
-        if (found := self._listener(profile).get("address")) is None:
+    def _read_internal(self, profile: str, option: str) -> None:
+        if (found := self._read_listener(profile).get("address")) is None:
             return
-        path = self._text(found)
-        if not path.startswith("unix:"):
-            raise self._error(
-                found.where, "must be unix:PATH, because its methods are not served over TCP"
-            )
-        self._set(option, found, self._path(found, path))
+        if (path := found.unix_path()) is None:
+            raise found.error("must be unix:PATH, because its methods are not served over TCP")
+        self._set(option, found, path)
 
-    def _external(self) -> None:
-        members = self._listener("external")
+    def _read_external(self) -> None:
+        members = self._read_listener("external")
         address, port = members.get("address"), members.get("port")
-        number = HTTP_PORT if port is None else self._port(port)
+        number = HTTP_PORT if port is None else port.port()
         if address is None:
             if port is not None:
                 self._set("http", port, f":{number}")  # with the default host
             return
-        text = self._text(address)
-        if text.startswith("unix:"):
-            self._set("http", address, f"unix:{self._path(address, text)}")
+        if (path := address.unix_path()) is not None:
+            self._set("http", address, f"unix:{path}")
             return
         try:
-            ip_address(text)
+            ip_address(address.value)
         except ValueError:
-            raise self._error(address.where, "must be an IP address, or unix:PATH") from None
-        self._set("http", address, str(Address(text, number)))
+            raise address.error("must be an IP address, or unix:PATH") from None
+        self._set("http", address, str(Address(address.value, number)))
 
-    def _ours(self) -> None:
+    def _read_attestkit(self) -> None:
         for key, found in self._table("default", "attestkit").items():
-            if key == "limits":
-                continue
             if key not in _OWN:
                 near = get_close_matches(key[:64], _OWN, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise self._error(found.where, f"unknown key{hint}", "unknown_key")
-            if key in FLAGS:
-                value: Any = self._flag(found)
-            elif key == "fault":
-                value = self._faults(found)
-            elif choices := _CHOICES.get(key):
-                # Accept a version as a number too.
-                named = key == "quote_version" and type(found.value) is int
-                normalised = found._replace(value=str(found.value)) if named else found
-                value = self._choice(normalised, dict.fromkeys(choices))
-            elif key == "workers" and type(found.value) is int:
-                value = str(found.value)
-            else:
-                value = self._text(found)
-            self._set(key, found, value)
+                raise found.error(f"unknown key{hint}", "unknown_key")
+            if key != "limits":
+                self._set(key, found, _read_option(key, found))
         for key, found in self._table("default", "attestkit", "limits").items():
-            self._limits[key] = self._limit(key, found)
-
-    # -- values ------------------------------------------------------------------------------------
-
-    def _set(self, option: str, found: _Found, value: object) -> None:
-        self._values[option] = value
-        self._sources[option] = f"{self._name}: {found.where}"
-
-    def _error(self, where: str, problem: str, reason: ConfigReason = "wrong_value") -> ConfigError:
-        return ConfigError(f"{self._name}: {where}: {problem}", reason=reason)
-
-    def _limit(self, name: str, found: _Found) -> float:
-        try:
-            return read_limit(name, found.value)
-        except UsageError as error:
-            raise self._error(found.where, str(error), _config_reason(error)) from None
-
-    def _text(self, found: _Found) -> str:
-        value = found.value
-        if not isinstance(value, str):
-            raise self._error(
-                found.where, f"must be text in quotes, not {_kind(value)}", "wrong_type"
-            )
-        if not value:
-            raise self._error(found.where, "the value is empty", "missing")
-        if len(value) > _LONGEST:
-            raise self._error(found.where, f"longer than {_LONGEST} characters", "too_large")
-        if not value.isprintable():  # such as a line end, NUL or lone surrogate
-            raise self._error(found.where, "has a non-printable character", "encoding")
-        return value
-
-    def _flag(self, found: _Found) -> bool:
-        if not isinstance(found.value, bool):
-            raise self._error(
-                found.where, f"must be true or false, not {_kind(found.value)}", "wrong_type"
-            )
-        return found.value
-
-    def _choice(self, found: _Found, choices: Mapping[str, str | None]) -> str:
-        text = self._text(found)
-        if text not in choices:
-            raise self._error(found.where, f"must be one of {', '.join(choices)}")
-        return choices[text] or text
-
-    def _port(self, found: _Found) -> int:
-        port = found.value
-        if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 1 << 16:
-            raise self._error(found.where, "must be a port of 0 to 65535")
-        return port
-
-    def _path(self, found: _Found, text: str) -> str:
-        path = text.removeprefix("unix:")
-        if not path:
-            raise self._error(found.where, "must be unix:PATH, with a path")
-        return path
-
-    def _ident(self, found: _Found) -> None:
-        if not _IDENT.fullmatch(self._text(found)):
-            raise self._error(
-                found.where, "must be up to 100 printable ASCII characters, for a header"
-            )
-        self._set("ident", found, found.value)
-
-    def _keep_alive(self, found: _Found) -> None:
-        """Read the idle time between requests; 0, upstream's "off", is the minimum."""
-        if isinstance(found.value, bool) or not isinstance(found.value, int):
-            raise self._error(
-                found.where, f"must be whole seconds, not {_kind(found.value)}", "wrong_type"
-            )
-        least = found._replace(value=found.value or "100ms")
-        self._limits["idle_seconds"] = self._limit("idle_seconds", least)
-
-    def _disks(self, found: _Found) -> tuple[str, ...]:
-        if not isinstance(found.value, list) or len(found.value) > _MOST_DISKS:
-            raise self._error(
-                found.where, f"must be a list of at most {_MOST_DISKS} mount points", "wrong_type"
-            )
-        disks = []
-        for index, value in enumerate(found.value):
-            disk = _Found(f"{found.where}[{index}]", value)
-            if not self._text(disk).startswith("/"):
-                raise self._error(disk.where, "must be an absolute path")
-            disks.append(value)
-        return tuple(disks)
-
-    def _faults(self, found: _Found) -> tuple[str, ...]:
-        if isinstance(found.value, str):
-            return (self._text(found),)
-        if not isinstance(found.value, list) or len(found.value) > _MOST_FAULTS:
-            raise self._error(
-                found.where,
-                f"must be text, or a list of at most {_MOST_FAULTS} texts",
-                "wrong_type",
-            )
-        return tuple(
-            self._text(_Found(f"{found.where}[{index}]", value))
-            for index, value in enumerate(found.value)
-        )
+            self._limits[key] = found.limit(key)
 
 
-def _kind(value: object) -> str:
-    kinds: dict[type, str] = {
-        str: "text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        dict: "a table",
-    }
-    return {**kinds, list: "a list", type(None): "null"}.get(type(value), "a date or time")
+def _read_option(option: str, found: _Value) -> object:
+    """Return the value of an option in attestkit's own table."""
+    if option in FLAGS:
+        return found.flag()
+    if option == "fault" and not isinstance(found.value, str):
+        return tuple(item.text() for item in found.texts())
+    if option in _NUMBERS and type(found.value) is int:
+        found = found._replace(value=str(found.value))
+    if option in CHOICES:
+        return found.choice({choice: choice for choice in CHOICES[option]})
+    return (found.text(),) if option == "fault" else found.text()

@@ -6,17 +6,14 @@ This module opens and creates nothing.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from attestkit.errors import UsageError
-from attestkit.serve.config.command_line import Options, refuse_empty
+from attestkit.serve.config.command_line import SIMULATOR_OPTIONS, Options
 from attestkit.serve.config.option_values import HTTP_PORT, OFF, Address
-from attestkit.serve.machine_info import DATA_DISKS
+from attestkit.serve.endpoints import ListenAddresses
 
-if TYPE_CHECKING:
-    from attestkit.backends.simulator.faults.fault_specs import Fault
-
-__all__ = ["AGENT", "SIMULATOR", "AppFiles", "Settings", "decide_settings"]
+_Checked = TypeVar("_Checked")
 
 SIMULATOR = "simulator"
 RECORDING = "recording"
@@ -25,10 +22,6 @@ UNIX = "unix:"
 _RUN = ("/run", "/var/run")
 # systemd's socket activation and notification: a service must not become a simulator by default.
 _UNATTENDED = ("LISTEN_FDS", "NOTIFY_SOCKET")
-_OF_SIMULATOR = (
-    *("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"),
-    *("platform", "quote_version", "scenario", "fault"),
-)
 
 
 class AppFiles(NamedTuple):
@@ -43,32 +36,19 @@ class Settings(NamedTuple):
     """Settings of the agent, with absolute paths.
 
     Without `backend`, the hardware is detected. If `private`, `folder` and `state_folder` get mode
-    0700 and are ignored by git. The seed is read later: from `seed_hex` or `seed_file`, else
-    from the state folder; `seed_source` names the option. `simulation` has other arguments of the
-    simulator. `ident` None selects the default name.
+    0700 and are ignored by git. `simulation` has arguments of the simulator. Values that are used
+    as given are in `options`.
     """
 
+    options: Options
     backend: str | None
     folder: Path
     private: bool
     state_folder: Path
-    dstack: Path | None
-    tappd: Path | None
-    socket_mode: int
-    socket_group: str | None
-    http: Address | Path | None
-    dev_http: Address | None
-    pccs: Address | None
+    addresses: ListenAddresses
     files: AppFiles
     app_id: bytes | None
-    measure_app: bool
-    seed_hex: str | None
-    seed_source: str
-    seed_file: Path | None
-    reset: bool
     simulation: Mapping[str, object]
-    ident: str | None
-    data_disks: tuple[str, ...]
 
     @property
     def simulated(self) -> bool:
@@ -81,11 +61,15 @@ def decide_settings(
 ) -> Settings:
     """Return the settings for the options and the environment.
 
+    Args:
+        options: Options of the command line and the configuration file.
+        environ: Environment variables.
+        detect_hardware: Returns the names of the indications of a TEE on this machine.
+
     Raises:
         UsageError: If options conflict, or no backend can be selected.
         ConfigError: If an option from a configuration file conflicts or is invalid.
     """
-    refuse_empty(options)
     backend = _backend(options, environ, detect_hardware)
     simulated = backend == SIMULATOR
     if not simulated:
@@ -94,29 +78,25 @@ def decide_settings(
     simulated = simulated or backend == RECORDING
     folder, state_folder, private = _folders(options, environ, simulated=simulated)
     if options.seed is not None and options.seed_file is not None:
-        raise options.conflict("seed", f"excludes {options.named('seed_file')}; give one of them")
+        raise options.error("seed", f"excludes {options.named('seed_file')}; give one of them")
     return Settings(
-        backend=backend,
-        folder=folder,
-        private=private,
-        state_folder=state_folder,
-        dstack=_socket(options, "socket", folder / "dstack.sock"),
-        tappd=_socket(options, "tappd_socket", folder / "tappd.sock"),
-        socket_mode=_mode(options, 0o600 if simulated else 0o660),
-        socket_group=options.socket_group,
-        http=_http(options, simulated=simulated),
-        dev_http=_dev_address(options),
-        pccs=options.address("pccs"),
-        files=AppFiles(*map(options.path, AppFiles._fields)),
-        app_id=_app_id(options),
-        measure_app=options.measure_app,
-        seed_hex=options.seed,
-        seed_source=options.named("seed"),
-        seed_file=options.path("seed_file"),
-        reset=options.reset,
-        simulation=_simulation(options),
-        ident=options.ident,
-        data_disks=DATA_DISKS if options.data_disks is None else options.data_disks,
+        options,
+        backend,
+        folder,
+        private,
+        state_folder,
+        ListenAddresses(
+            dstack=_socket(options, "socket", folder / "dstack.sock"),
+            tappd=_socket(options, "tappd_socket", folder / "tappd.sock"),
+            http=_http(options, simulated=simulated),
+            dev_http=_dev_address(options),
+            socket_mode=_mode(options, 0o600 if simulated else 0o660),
+            socket_group=options.socket_group,
+            pccs=options.address("pccs"),
+        ),
+        AppFiles(*map(options.path, AppFiles._fields)),
+        _app_id(options),
+        _simulation(options),
     )
 
 
@@ -153,19 +133,21 @@ def _backend(
 
 
 def _refuse_simulator_options(options: Options) -> None:
-    for name in _OF_SIMULATOR:
-        if getattr(options, name):
-            raise options.conflict(name, "for the simulator only")
+    if name := options.first_given(SIMULATOR_OPTIONS):
+        raise options.error(name, "for the simulator only")
     if options.app_id is not None and not options.measure_app:
-        raise options.conflict(
-            "app_id", "on hardware only with --measure-app, which measures it into RTMR3"
+        raise options.error(
+            "app_id", "requires --measure-app on hardware, which measures the id into RTMR3"
         )
 
 
 def _folders(
     options: Options, environ: Mapping[str, str], *, simulated: bool
 ) -> tuple[Path, Path, bool]:
-    """Return the folder of sockets, the folder of state, and whether the first is private."""
+    """Return the folder of sockets, the folder of state, and whether the first folder is private.
+
+    A private folder must belong to this user, and gets mode 0700.
+    """
     if options.dir is not None:
         folder = Path(options.dir).absolute()
         local, private = True, False
@@ -246,26 +228,21 @@ def _simulation(options: Options) -> dict[str, object]:
     if options.quote_version is not None:
         found["quote_version"] = int(options.quote_version)
     if options.scenario is not None:
-        found["scenario"] = _known_scenario(options, options.scenario)
+        from attestkit.backends.simulator.scenarios.named import scenario  # lazy
+
+        _check(options, "scenario", options.scenario, scenario)
+        found["scenario"] = options.scenario
     if options.fault is not None:
-        found["faults"] = [fault for text in options.fault for fault in _parse(options, text)]
+        from attestkit.backends.simulator.faults.fault_specs import Faults  # lazy
+
+        parsed = [_check(options, "fault", text, Faults.of) for text in options.fault]
+        found["faults"] = [fault for faults in parsed for fault in faults.armed()]
     return found
 
 
-def _parse(options: Options, text: str) -> "tuple[Fault, ...]":
-    from attestkit.backends.simulator.faults.fault_specs import Faults  # lazy
-
+def _check(options: Options, field: str, text: str, parse: Callable[[str], _Checked]) -> _Checked:
+    """Return a parsed value; an error names its option."""
     try:
-        return Faults.of(text).armed()
+        return parse(text)
     except UsageError as error:
-        raise options.invalid("fault", f"{text}: {error}") from error
-
-
-def _known_scenario(options: Options, name: str) -> str:
-    from attestkit.backends.simulator.scenarios.named import scenario  # lazy
-
-    try:
-        scenario(name)
-    except UsageError as error:
-        raise options.invalid("scenario", f"{name}: {error}") from error
-    return name
+        raise options.error(field, f"{text}: {error}", "wrong_value") from error

@@ -7,38 +7,49 @@ the environment, and keeps the source of each value for errors.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, NoReturn
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    TypeAlias,
+    get_origin,
+    get_type_hints,
+)
 
+from attestkit._package import own_version
 from attestkit._sanitize import without_hex
-from attestkit._version import own_version
 from attestkit.errors import ConfigError, UsageError
 from attestkit.serve.config.limits import Limits, parse_limit
-from attestkit.serve.config.option_values import HTTP_PORT, OFF, Address, parse_address
+from attestkit.serve.config.option_values import (
+    HTTP_PORT,
+    OFF,
+    Address,
+    parse_address,
+    prefix_errors,
+)
 
-__all__ = [
-    "FLAGS",
-    "LOG_FORMATS",
-    "LOG_LEVELS",
-    "PLATFORMS",
-    "QUOTE_VERSIONS",
-    "Options",
-    "option_names",
-    "parse_options",
-    "refuse_empty",
-    "with_config",
-    "write_out",
-]
-
-LOG_FORMATS: Final = ("text", "json")
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-PLATFORMS: Final = ("tdx", "snp")
-QUOTE_VERSIONS: Final = ("4", "5")
+CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "log_format": ("text", "json"),
+    "log_level": ("debug", "info", "warning", "error"),
+    "platform": ("tdx", "snp"),
+    "quote_version": ("4", "5"),
+}
+"""Values of the options that have a fixed set of them."""
 
 FLAGS: Final = frozenset({"access_log", "json", "measure_app", "reset", "watchdog"})
 """Boolean options."""
+
+SIMULATOR_OPTIONS: Final = (
+    *("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"),
+    *("platform", "quote_version", "scenario", "fault"),
+)
+"""Options that are refused on hardware."""
 
 _EPILOG: Final = """\
 Environment: $ATTESTKIT_BACKEND and $PCCS_URL stand for --backend and --verifier-pccs;
@@ -54,87 +65,159 @@ Exit codes:
   130  SIGINT during startup
 Ended by SIGTERM or SIGINT: the signal came during startup, or a second time.
 """
+_Text: TypeAlias = str | None
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 # Alternatives: one of them on a higher level overrides all of them on a lower one.
 _RIVALS: Final = (
     frozenset({"seed", "seed_file"}),
     frozenset({"verifier_pccs", "verifier_collateral"}),
 )
+# Titles in --help, by the first option of each group.
+_GROUPS: Final = {
+    "config": "general",
+    "dir": "listeners",
+    "app_keys": "the app",
+    "seed": "the simulator",
+    "verifier": "the verifier service",
+    "log_format": "the log",
+}
 _VARIABLES: Final = {"backend": "ATTESTKIT_BACKEND", "verifier_pccs": "PCCS_URL"}
 
 
 class Options(NamedTuple):
     """Options of the command line and the configuration file; None if not given.
 
-    `ident` and `data_disks` exist only in a configuration file. `sources` has file and key of each
+    The annotation of a field contains the type, the option's metavar (the placeholder of its value
+    in --help; omitted for options without a value and for those in CHOICES), and the help text.
+    Fields without help text exist only in a configuration file. `sources` has file and key of each
     value from a configuration file.
     """
 
-    config: str | None = None
-    backend: str | None = None
-    dir: str | None = None
-    state_dir: str | None = None
-    socket: str | None = None
-    tappd_socket: str | None = None
-    socket_mode: str | None = None
-    socket_group: str | None = None
-    http: str | None = None
-    dev_http: str | None = None
-    pccs: str | None = None
-    app_keys: str | None = None
-    app_compose: str | None = None
-    sys_config: str | None = None
-    app_id: str | None = None
-    measure_app: bool = False
-    seed: str | None = None
-    seed_file: str | None = None
-    reset: bool = False
-    platform: str | None = None
-    quote_version: str | None = None
-    scenario: str | None = None
-    fault: tuple[str, ...] | None = None
-    verifier: str | None = None
-    verifier_pccs: str | None = None
-    verifier_collateral: str | None = None
-    verifier_policy: str | None = None
-    verifier_cache: str | None = None
-    verifier_metrics: str | None = None
-    trust_anchor: str | None = None
-    ear_key: str | None = None
-    workers: str | None = None
-    watchdog: bool = False
-    json: bool = False
-    log_format: str | None = None
-    log_level: str | None = None
-    access_log: bool | None = None
-    limits: Mapping[str, float] = _NOTHING
-    ident: str | None = None
+    config: Annotated[_Text, "FILE", "configuration file of the agent, TOML or JSON"] = None
+    backend: Annotated[_Text, "NAME", "backend, auto (default), or none for a verifier"] = None
+    watchdog: Annotated[
+        bool, "send WATCHDOG=1 to the service manager every half of $WATCHDOG_USEC"
+    ] = False
+    json: Annotated[bool, "write the ready message as JSON"] = False
+
+    dir: Annotated[_Text, "DIR", "folder of the unix sockets"] = None
+    socket: Annotated[_Text, "PATH", "default: DIR/dstack.sock; none: off"] = None
+    tappd_socket: Annotated[_Text, "PATH", "default: DIR/tappd.sock; none: off"] = None
+    socket_mode: Annotated[_Text, "OCTAL", "default: 600 for the simulator, 660 on hardware"] = None
+    socket_group: Annotated[_Text, "GROUP", "name or number"] = None
+    http: Annotated[
+        _Text,
+        "HOST:PORT",
+        "external listener; port 0 selects a free one, unix:PATH is a socket, none is off; "
+        f"default: 127.0.0.1:{HTTP_PORT} for the simulator, 0.0.0.0:{HTTP_PORT} on hardware; a "
+        "simulator on loopback accepts loopback names in the Host header only",
+    ] = None
+    limits: Annotated[
+        Mapping[str, Any],
+        "NAME=VALUE",
+        "limit of the listeners, such as body=4MiB or idle_seconds=30s; may be repeated; "
+        f"names: {', '.join(Limits._fields)}",
+    ] = _NOTHING
+
+    app_keys: Annotated[_Text, "FILE", "the agent's .appkeys.json"] = None
+    app_compose: Annotated[_Text, "FILE", "the agent's app-compose.json"] = None
+    sys_config: Annotated[_Text, "FILE", "the agent's .sys-config.json"] = None
+    app_id: Annotated[_Text, "HEX", "app id to measure, 20 bytes; default: of the compose hash"] = (
+        None
+    )
+    measure_app: Annotated[
+        bool,
+        "on hardware without a boot sequence: measure the app into RTMR3 first; the simulator "
+        "always does",
+    ] = False
+
+    seed: Annotated[_Text, "HEX", "seed of 32 bytes from which everything is derived"] = None
+    seed_file: Annotated[_Text, "FILE", "file with the seed, raw or in hex"] = None
+    state_dir: Annotated[_Text, "DIR", "folder of the seed and the registers"] = None
+    reset: Annotated[bool, "reboot the TD, which resets registers and events"] = False
+    dev_http: Annotated[_Text, "HOST:PORT", "all methods over TCP, on loopback only"] = None
+    pccs: Annotated[_Text, "HOST:PORT", "serve the simulator's collateral as a PCCS"] = None
+    platform: Annotated[_Text, "simulated platform; default: tdx"] = None
+    quote_version: Annotated[_Text, "default: 4, with a TD 1.0 body"] = None
+    scenario: Annotated[_Text, "NAME", "simulate a named defect of the TEE or its collateral"] = (
+        None
+    )
+    fault: Annotated[
+        tuple[str, ...] | None,
+        "SPEC",
+        "fault to inject, and how often, such as ebusy:3 or slow:2s; may be repeated",
+    ] = None
+
+    verifier: Annotated[
+        _Text,
+        "HOST:PORT",
+        "verifier service; port 0 selects a free one; default: off; see --backend",
+    ] = None
+    verifier_pccs: Annotated[
+        _Text, "URL", "PCCS for collateral; default: $PCCS_URL, else nothing is fetched"
+    ] = None
+    verifier_collateral: Annotated[_Text, "FILE", "collateral instead of a PCCS"] = None
+    verifier_policy: Annotated[
+        _Text, "NAME|FILE", "appraisal policy: strict, default or development, or a file"
+    ] = None
+    trust_anchor: Annotated[
+        _Text,
+        "FILE",
+        "root certificate, DER or PEM, instead of the vendors'; a simulator writes its own to "
+        "DIR/trust-anchor.pem",
+    ] = None
+    ear_key: Annotated[
+        _Text,
+        "FILE",
+        "private key that signs results (/verify?format=ear): Ed25519 or P-256 in PEM, or 32 raw "
+        "bytes of Ed25519, in a file with mode 0600",
+    ] = None
+    verifier_cache: Annotated[
+        _Text, "DIR", "folder of cached collateral, shared by processes; default: in memory"
+    ] = None
+    verifier_metrics: Annotated[
+        _Text,
+        "HOST:PORT",
+        "GET /metrics of a verifier without an agent, for all its workers; default: off",
+    ] = None
+    workers: Annotated[_Text, "N", "number of worker processes; only with --backend none"] = None
+
+    log_format: Annotated[_Text, "default: text, one line per record"] = None
+    log_level: Annotated[_Text, "minimum level; default: info"] = None
+    access_log: Annotated[bool | None, "log every request, without its query; default: off"] = None
+
+    ident: _Text = None
     data_disks: tuple[str, ...] | None = None
     sources: Mapping[str, str] = _NOTHING
 
     def named(self, field: str) -> str:
-        """Return the name of an option for errors: its name, or its key in the file."""
+        """Return the option for errors: its name, or its key if it is from the file."""
         return self.sources.get(field) or f"--{field.replace('_', '-')}"
 
-    def conflict(self, field: str, problem: str) -> "ConfigError | UsageError":
-        """Return the error of an option that conflicts with the other options."""
-        return self._error(field, problem, "conflict")
+    def prefix(self, field: str) -> str:
+        """Return the name of an option, to be put before the text of another error."""
+        return f"{self.named(field)}:" if field in self.sources else self.named(field)
+
+    def error(
+        self, field: str, problem: str, reason: Literal["conflict", "wrong_value"] = "conflict"
+    ) -> "ConfigError | UsageError":
+        """Return the error of an option: ConfigError if its value is from the file.
+
+        Args:
+            field: Field of the option.
+            problem: Text of the error after the option's name.
+            reason: Reason of the error.
+        """
+        kind = ConfigError if field in self.sources else UsageError
+        return kind(f"{self.named(field)}: {problem}", reason=reason)
 
     def wrong_value(self, field: str, problem: str) -> "ConfigError | UsageError":
         """Return the error of an option with an invalid value, which the text shows."""
-        return self.invalid(field, f"{problem}: {getattr(self, field)}")
+        return self.error(field, f"{problem}: {getattr(self, field)}", "wrong_value")
 
-    def invalid(self, field: str, problem: str) -> "ConfigError | UsageError":
-        """Return the error of an option with an invalid value, which the text does not show."""
-        return self._error(field, problem, "wrong_value")
-
-    def _error(
-        self, field: str, problem: str, reason: Literal["conflict", "wrong_value"]
-    ) -> "ConfigError | UsageError":
-        text = f"{self.named(field)}: {problem}"
-        if field in self.sources:
-            return ConfigError(text, reason=reason)
-        return UsageError(text, reason=reason)
+    def first_given(self, names: Sequence[str]) -> str | None:
+        """Return the first of the fields `names` that has a value; None if none has."""
+        return next((name for name in names if getattr(self, name) not in {None, False, OFF}), None)
 
     def path(self, field: str) -> Path | None:
         """Return the path that an option names, absolute."""
@@ -157,6 +240,24 @@ class Options(NamedTuple):
             raise self.wrong_value(field, str(error)) from error
 
 
+class Config(NamedTuple):
+    """Content of a configuration file.
+
+    Attributes:
+        values: Values by field of Options.
+        sources: File and key of each value.
+        limits: Values by field of Limits.
+        unused: Keys of the agent that have no effect here.
+        unknown: Unknown keys.
+    """
+
+    values: Mapping[str, Any]
+    sources: Mapping[str, str]
+    limits: Mapping[str, float]
+    unused: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
 class _Parser(argparse.ArgumentParser):
     def names(self) -> tuple[str, ...]:
         """Return all option names, including those that argparse adds."""
@@ -167,26 +268,15 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{without_hex(message)}; --help lists the options", reason="wrong_value")
 
 
-class _Print(argparse.Action):
-    """Option that prints a text and exits."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **rest: Any) -> None:
-        self._text: Callable[[], str] = rest.pop("const")
-        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **rest)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        try:
-            write_out(self._text())
-        except OSError:  # stdout is closed, as by `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter writes at exit
-        parser.exit()
-
-
 def write_out(line: str) -> None:
-    """Write a line to stdout and flush it; do nothing without stdout."""
-    if sys.stdout is not None:
+    """Write a line to stdout and flush it; do nothing without stdout, or if it is closed."""
+    if sys.stdout is None:
+        return
+    try:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
+    except OSError:  # as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter writes again at exit
 
 
 def _version() -> str:
@@ -205,15 +295,11 @@ def _scenarios() -> str:
     return "\n".join(named_scenarios.named_scenarios())
 
 
-def refuse_empty(options: Options) -> None:
-    """Refuse empty values, which unset shell variables leave: an empty path is the working folder.
-
-    Raises:
-        UsageError: If an option has an empty value.
-    """
-    for name, value in options._asdict().items():
-        if value == "" or (isinstance(value, tuple) and "" in value):
-            raise UsageError(f"--{name.replace('_', '-')}: the value is empty", reason="missing")
+_SHOWS: Final = {
+    "--version": (_version, "print the version and exit"),
+    "--list-faults": (_faults, "list the faults and exit"),
+    "--list-scenarios": (_scenarios, "list the scenarios and exit"),
+}
 
 
 def _parser() -> _Parser:
@@ -224,9 +310,35 @@ def _parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for title, add_options in _GROUPS:
-        add_options(parser.add_argument_group(title).add_argument)
+    add = parser.add_argument
+    for name, kind in get_type_hints(Options, include_extras=True).items():
+        if name in _GROUPS:
+            add = parser.add_argument_group(_GROUPS[name]).add_argument
+        if get_origin(kind) is Annotated:
+            *metavar, text = kind.__metadata__
+            add(*_names(name), dest=name, help=text, **_argument(name, metavar))
+    add = parser.add_argument_group("information").add_argument
+    for option, (get_text, text) in _SHOWS.items():
+        add(option, dest="show", action="store_const", const=get_text, help=text)
     return parser
+
+
+def _names(field: str) -> list[str]:
+    """Return the names of an option: -c or -w, if it has one, and the long name."""
+    short = {"config": ["-c"], "watchdog": ["-w"]}.get(field, [])
+    return [*short, "--limit" if field == "limits" else f"--{field.replace('_', '-')}"]
+
+
+def _argument(field: str, metavar: list[str]) -> dict[str, Any]:
+    """Return the settings of an option for argparse."""
+    if field == "access_log":
+        return {"action": argparse.BooleanOptionalAction}
+    if field in FLAGS:
+        return {"action": "store_true"}
+    if field in CHOICES:
+        return {"choices": CHOICES[field]}
+    action = "append" if field in {"fault", "limits"} else "store"
+    return {"action": action, "metavar": metavar[0]}
 
 
 def option_names() -> tuple[str, ...]:
@@ -237,12 +349,14 @@ def option_names() -> tuple[str, ...]:
 def parse_options(arguments: Sequence[str]) -> Options:
     """Return the options of a command line.
 
+    An empty value is refused: it often comes from an unset shell variable, and an empty path would
+    mean the working folder.
+
     Raises:
-        UsageError: If an option is unknown, or its value is missing or invalid.
+        UsageError: If an option is unknown, or its value is missing, empty or invalid.
         SystemExit: After --help, --version or a list was printed.
     """
-    parser = _parser()
-    found, others = parser.parse_known_args(list(arguments))
+    found, others = _parser().parse_known_args(list(arguments))
     if others:
         raise UsageError(
             f"unrecognized arguments: {without_hex(_without_values(others))}; "
@@ -250,15 +364,20 @@ def parse_options(arguments: Sequence[str]) -> Options:
             reason="unknown_name",
         )
     said = vars(found)
+    if (show := said.pop("show")) is not None:
+        write_out(show())
+        raise SystemExit(0)
     limits: dict[str, float] = {}
-    for text in said.pop("limit"):
-        try:
+    for text in said["limits"] or ():
+        with prefix_errors(f"--limit {text[:64]}:"):
             name, value = parse_limit(text)
-        except UsageError as error:
-            raise UsageError(f"--limit {text[:64]}: {error}", reason=error.reason) from error
         limits[name] = value
     said["fault"] = said["fault"] and tuple(said["fault"])
-    return Options(**said, limits=limits)
+    said["limits"] = limits
+    for name, value in said.items():
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            raise UsageError(f"--{name.replace('_', '-')}: the value is empty", reason="missing")
+    return Options(**said)
 
 
 def _without_values(words: Sequence[str]) -> str:
@@ -268,21 +387,10 @@ def _without_values(words: Sequence[str]) -> str:
     return " ".join([*names, f"(and {others} words that are not shown)" if others else ""]).strip()
 
 
-def with_config(
-    options: Options,
-    values: Mapping[str, Any],
-    sources: Mapping[str, str],
-    limits: Mapping[str, float],
-    environ: Mapping[str, str],
-) -> Options:
+def with_config(options: Options, config: Config, environ: Mapping[str, str]) -> Options:
     """Return options with the values of a configuration file where nothing overrides them.
 
-    Args:
-        options: The command line, which takes precedence.
-        values: Values of the configuration file, by option.
-        sources: File and key of each value.
-        limits: Limits in the configuration file.
-        environ: The environment, which overrides the configuration file.
+    The command line and the environment override the file.
     """
 
     def is_settled(field: str) -> bool:
@@ -292,157 +400,11 @@ def with_config(
             for rival in rivals
         )
 
-    said = {field: value for field, value in values.items() if not is_settled(field)}
+    said = {field: value for field, value in config.values.items() if not is_settled(field)}
     if options.access_log is False:
         said.pop("access_log", None)
     return options._replace(
         **said,
-        limits={**limits, **options.limits},
-        sources={field: sources[field] for field in said},
+        limits={**config.limits, **options.limits},
+        sources={field: config.sources[field] for field in said},
     )
-
-
-_Add = Callable[..., object]
-
-
-def _add_general(add: _Add) -> None:
-    add("-c", "--config", metavar="FILE", help="configuration file of the agent, TOML or JSON")
-    add(
-        "--backend",
-        metavar="NAME",
-        help="backend, auto (default), or none for a verifier",
-    )
-    add(
-        "-w",
-        "--watchdog",
-        action="store_true",
-        help="send WATCHDOG=1 to the service manager every half of $WATCHDOG_USEC",
-    )
-    add("--json", action="store_true", help="write the ready message as JSON")
-    add("--version", action=_Print, const=_version, help="print the version and exit")
-
-
-def _add_listeners(add: _Add) -> None:
-    add("--dir", metavar="DIR", help="folder of the unix sockets")
-    add("--socket", metavar="PATH", help="default: DIR/dstack.sock; none: off")
-    add("--tappd-socket", metavar="PATH", help="default: DIR/tappd.sock; none: off")
-    add("--socket-mode", metavar="OCTAL", help="default: 600 for the simulator, 660 on hardware")
-    add("--socket-group", metavar="GROUP", help="name or number")
-    add(
-        "--http",
-        metavar="HOST:PORT",
-        help="external listener; port 0 selects a free one, unix:PATH is a socket, none is off; "
-        f"default: 127.0.0.1:{HTTP_PORT} for the simulator, 0.0.0.0:{HTTP_PORT} on hardware; a "
-        "simulator on loopback accepts loopback names in the Host header only",
-    )
-    add(
-        "--limit",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="limit of the listeners, such as body=4MiB or idle_seconds=30s; may be repeated; "
-        f"names: {', '.join(Limits._fields)}",
-    )
-
-
-def _add_app(add: _Add) -> None:
-    add("--app-keys", metavar="FILE", help="the agent's .appkeys.json")
-    add("--app-compose", metavar="FILE", help="the agent's app-compose.json")
-    add("--sys-config", metavar="FILE", help="the agent's .sys-config.json")
-    add("--app-id", metavar="HEX", help="app id to measure, 20 bytes; default: of the compose hash")
-    add(
-        "--measure-app",
-        action="store_true",
-        help="on hardware without a boot sequence: measure the app into RTMR3 first; the "
-        "simulator always does",
-    )
-
-
-def _add_simulator(add: _Add) -> None:
-    add("--seed", metavar="HEX", help="seed of 32 bytes from which everything is derived")
-    add("--seed-file", metavar="FILE", help="file with the seed, raw or in hex")
-    add("--state-dir", metavar="DIR", help="folder of the seed and the registers")
-    add("--reset", action="store_true", help="reboot the TD, which resets registers and events")
-    add("--dev-http", metavar="HOST:PORT", help="all methods over TCP, on loopback only")
-    add("--pccs", metavar="HOST:PORT", help="serve the simulator's collateral as a PCCS")
-    add("--platform", choices=PLATFORMS, help="simulated platform; default: tdx")
-    add("--quote-version", choices=QUOTE_VERSIONS, help="default: 4, with a TD 1.0 body")
-    add("--scenario", metavar="NAME", help="simulate a named defect of the TEE or its collateral")
-    add(
-        "--fault",
-        metavar="SPEC",
-        action="append",
-        help="fault to inject, and how often, such as ebusy:3 or slow:2s; may be repeated",
-    )
-    add("--list-faults", action=_Print, const=_faults, help="list the faults and exit")
-    add("--list-scenarios", action=_Print, const=_scenarios, help="list the scenarios and exit")
-
-
-def _add_verifier(add: _Add) -> None:
-    add(
-        "--verifier",
-        metavar="HOST:PORT",
-        help="verifier service; port 0 selects a free one; default: off; see --backend",
-    )
-    add(
-        "--verifier-pccs",
-        metavar="URL",
-        help="PCCS for collateral; default: $PCCS_URL, else nothing is fetched",
-    )
-    add("--verifier-collateral", metavar="FILE", help="collateral instead of a PCCS")
-    add(
-        "--verifier-policy",
-        metavar="NAME|FILE",
-        help="appraisal policy: strict, default or development, or a file",
-    )
-    add(
-        "--trust-anchor",
-        metavar="FILE",
-        help="root certificate, DER or PEM, instead of the vendors'; a simulator writes its own "
-        "to DIR/trust-anchor.pem",
-    )
-    add(
-        "--ear-key",
-        metavar="FILE",
-        help="private key that signs results (/verify?format=ear): Ed25519 or P-256 in PEM, or "
-        "32 raw bytes of Ed25519, in a file with mode 0600",
-    )
-
-
-def _add_service(add: _Add) -> None:
-    add(
-        "--verifier-cache",
-        metavar="DIR",
-        help="folder of cached collateral, shared by processes; default: in memory",
-    )
-    add(
-        "--verifier-metrics",
-        metavar="HOST:PORT",
-        help="GET /metrics of a verifier without an agent, for all its workers; default: off",
-    )
-    add(
-        "--workers",
-        metavar="N",
-        help="number of worker processes; only with --backend none",
-    )
-
-
-def _add_log(add: _Add) -> None:
-    add("--log-format", choices=LOG_FORMATS, help="default: text, one line per record")
-    add("--log-level", choices=LOG_LEVELS, help="minimum level; default: info")
-    add(
-        "--access-log",
-        action=argparse.BooleanOptionalAction,
-        help="log every request, without its query; default: off",
-    )
-
-
-_GROUPS: Final = (
-    ("general", _add_general),
-    ("listeners", _add_listeners),
-    ("the app", _add_app),
-    ("the simulator", _add_simulator),
-    ("the verifier service", _add_verifier),
-    ("the verifier service: cache, metrics and workers", _add_service),
-    ("the log", _add_log),
-)

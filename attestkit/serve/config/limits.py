@@ -2,11 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple, TypeAlias, cast
+from typing import Final, Literal, NamedTuple, TypeAlias
 
-from attestkit.errors import AttestKitError, UsageError
-
-__all__ = ["LimitError", "LimitReason", "Limits", "parse_limit", "read_limit"]
+from attestkit.errors import AttestKitError, ReasonOf, UsageError
 
 Kind: TypeAlias = Literal["size", "count", "time"]
 
@@ -21,19 +19,17 @@ LimitReason = Literal[
 class LimitError(AttestKitError):
     """A quota is exhausted; retry later (503)."""
 
+    reason = ReasonOf[LimitReason]()
+
     def __init__(self, message: str, *, reason: LimitReason) -> None:
         super().__init__(message, reason=reason)
-
-    @property
-    def reason(self) -> LimitReason:
-        """Stable reason, one word of `LimitReason`."""
-        return cast("LimitReason", self._reason)
 
 
 class Limits(NamedTuple):
     """Limits of each listener, set by `--limit NAME=VALUE`; sizes in bytes, times in seconds.
 
-    Up to twice `connections` are accepted, the excess with status 503; above that they are closed.
+    Connections above the limit `connections` get status 503; above twice the limit, new connections
+    are closed at once.
     """
 
     body: int = 10 * 1024 * 1024  # request body of a method; else 400
@@ -50,34 +46,17 @@ class Limits(NamedTuple):
     stream_seconds: float = 600.0  # without output of a followed log; then ended
     drain_seconds: float = 10.0  # for pending requests at shutdown; then cancelled
 
-    @classmethod
-    def of(cls, values: Mapping[str, float]) -> "Limits":
-        """Return limits with these values, as `parse_limit` returns them; others by default.
-
-        Raises:
-            UsageError: If a name is unknown.
-        """
-        if unknown := values.keys() - cls._field_defaults.keys():
-            names = ", ".join(sorted(unknown))
-            raise UsageError(
-                f"limits: unknown name: {names}; the names are {_names()}", reason="unknown_name"
-            )
-        return cls._make(values.get(name, usual) for name, usual in cls._field_defaults.items())
-
 
 class _Range(NamedTuple):
     kind: Kind
-    least: float
-    most: float
+    least: str
+    most: str
 
 
-_KIB: Final = 1024
-_MIB: Final = 1024 * _KIB
-_HOUR: Final = 3600.0
 _UNITS: Final[Mapping[Kind, Mapping[str, float]]] = {
-    "size": {"": 1, "B": 1, "KiB": _KIB, "MiB": _MIB, "GiB": 1024 * _MIB},
+    "size": {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
     "count": {"": 1},
-    "time": {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": _HOUR},
+    "time": {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600},
 }
 _EXPECTED: Final[Mapping[Kind, str]] = {
     "size": "a size such as 65536, 64KiB or 10MiB",
@@ -89,19 +68,19 @@ _NUMBER: Final = re.compile(r"([0-9]{1,15})(\.[0-9]{1,9})? ?([A-Za-z]{0,3})")
 # The lower bounds suffice for the official clients. The upper bounds keep one listener within a
 # small machine, and its connections within the usual limit of open files.
 _RANGES: Final[Mapping[str, _Range]] = {
-    "body": _Range("size", 4 * _KIB, 256 * _MIB),
-    "verifier_body": _Range("size", 4 * _KIB, 256 * _MIB),
-    "bodies": _Range("size", _MIB, 4096 * _MIB),
-    "head": _Range("size", _KIB, _MIB),
-    "headers": _Range("count", 16, 10_000),
-    "head_seconds": _Range("time", 0.1, _HOUR),
-    "body_seconds": _Range("time", 0.1, _HOUR),
-    "idle_seconds": _Range("time", 0.1, 24 * _HOUR),
-    "write_seconds": _Range("time", 0.1, _HOUR),
-    "connections": _Range("count", 1, 100_000),
-    "streams": _Range("count", 1, 10_000),
-    "stream_seconds": _Range("time", 1.0, 24 * _HOUR),
-    "drain_seconds": _Range("time", 0.0, _HOUR),
+    "body": _Range("size", "4KiB", "256MiB"),
+    "verifier_body": _Range("size", "4KiB", "256MiB"),
+    "bodies": _Range("size", "1MiB", "4GiB"),
+    "head": _Range("size", "1KiB", "1MiB"),
+    "headers": _Range("count", "16", "10000"),
+    "head_seconds": _Range("time", "0.1s", "3600s"),
+    "body_seconds": _Range("time", "0.1s", "3600s"),
+    "idle_seconds": _Range("time", "0.1s", "86400s"),
+    "write_seconds": _Range("time", "0.1s", "3600s"),
+    "connections": _Range("count", "1", "100000"),
+    "streams": _Range("count", "1", "10000"),
+    "stream_seconds": _Range("time", "1s", "86400s"),
+    "drain_seconds": _Range("time", "0s", "3600s"),
 }
 
 
@@ -133,16 +112,20 @@ def read_limit(name: str, value: object) -> float:
         )
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise UsageError(f"must be {_EXPECTED[allowed.kind]}", reason="wrong_type")
-    number = _number(value, allowed.kind) if isinstance(value, str) else value
-    whole = number if allowed.kind == "time" else _whole(number)
-    if whole is None:
+    kind = allowed.kind
+    number = _number(value, kind) if isinstance(value, str) else value
+    if kind != "time" and isinstance(number, float):
+        number = int(number) if number.is_integer() else None
+    if number is None:
+        raise UsageError(f"must be {_EXPECTED[kind]}: {_short(value)}", reason="wrong_value")
+    least, most = _number(allowed.least, kind), _number(allowed.most, kind)
+    assert least is not None
+    assert most is not None
+    if not least <= number <= most:  # also refuses NaN
         raise UsageError(
-            f"must be {_EXPECTED[allowed.kind]}: {_short(value)}", reason="wrong_value"
+            f"must be {allowed.least} to {allowed.most}: {_short(value)}", reason="out_of_range"
         )
-    if not allowed.least <= whole <= allowed.most:  # also refuses NaN
-        least, most = (_written(bound, allowed.kind) for bound in allowed[1:])
-        raise UsageError(f"must be {least} to {most}: {_short(value)}", reason="out_of_range")
-    return float(whole) if allowed.kind == "time" else whole
+    return float(number) if kind == "time" else number
 
 
 def _short(value: object) -> str:
@@ -154,24 +137,10 @@ def _names() -> str:
 
 
 def _number(text: str, kind: Kind) -> float | None:
+    """Return the value of a number with an optional unit; None if it is malformed."""
     found = _NUMBER.fullmatch(text)
     if found is None or (scale := _UNITS[kind].get(found[3])) is None:
         return None
     if not found[2]:
         return int(found[1]) * scale  # exact for large numbers
     return float(found[1] + found[2]) * scale
-
-
-def _whole(number: object) -> int | None:
-    if isinstance(number, float):
-        return int(number) if number.is_integer() else None
-    return number if isinstance(number, int) else None
-
-
-def _written(bound: float, kind: Kind) -> str:
-    """Return a bound with its largest fitting unit."""
-    if kind == "time":
-        return f"{bound:g}s"
-    units = [(unit, scale) for unit, scale in _UNITS[kind].items() if bound % scale == 0 != bound]
-    unit, scale = max(units, key=lambda pair: pair[1])
-    return f"{int(bound // scale)}{unit}"

@@ -1,6 +1,8 @@
 """Values of the server's options: addresses, appraisal policies, and seeds."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -12,15 +14,16 @@ if TYPE_CHECKING:
     from attestkit._reasons import ConfigReason
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
-__all__ = [
-    "HTTP_PORT",
-    "OFF",
-    "Address",
-    "parse_address",
-    "read_policy",
-    "read_seed",
-    "seed_from_hex",
-]
+
+@contextmanager
+def prefix_errors(prefix: str) -> Iterator[None]:
+    """Add `prefix` in front of the text of a ConfigError or UsageError that the block raises."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{prefix} {error}", reason=error.reason) from error
+    except UsageError as error:
+        raise UsageError(f"{prefix} {error}", reason=error.reason) from error
 
 
 def read_policy(option: str, text: str) -> "AppraisalPolicy":
@@ -38,10 +41,10 @@ def read_policy(option: str, text: str) -> "AppraisalPolicy":
     try:
         return AppraisalPolicy.load(text)
     except ConfigError as error:
-        also = ""
+        presets = ""
         if isinstance(error.__cause__, FileNotFoundError):
-            also = f"; the presets are {', '.join(PRESETS)}"
-        raise ConfigError(f"{option} {error}{also}", reason=error.reason) from error
+            presets = f"; the presets are {', '.join(PRESETS)}"
+        raise ConfigError(f"{option} {error}{presets}", reason=error.reason) from error
 
 
 # TCP addresses of listeners.
@@ -97,7 +100,8 @@ def seed_from_hex(text: str, source: str) -> bytes:
         raise ConfigError(f"{source}: not valid hex", reason="encoding") from None
     if len(seed) != 32:
         raise ConfigError(
-            f"{source}: must be 32 bytes (64 hex digits), not {len(seed)}", reason="wrong_size"
+            f"{source}: must be 32 bytes (64 hex digits), not {len(seed)} bytes",
+            reason="wrong_size",
         )
     return seed
 

@@ -7,12 +7,10 @@ frames. With a terminal it is the raw output on a single channel.
 
 from collections.abc import Iterator
 from struct import Struct
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, TypeAlias
 
 from attestkit._sanitize import one_line
 from attestkit.errors import BackendError
-
-__all__ = ["CHANNELS", "CONSOLE", "LONGEST", "Frame", "FrameSplitter", "LineSplitter", "Splitter"]
 
 CHANNELS: Final = ("stdin", "stdout", "stderr")
 CONSOLE: Final = "console"
@@ -31,18 +29,6 @@ class Frame(NamedTuple):
 
     channel: str
     data: bytes
-
-
-class Splitter(Protocol):
-    """Incremental splitter of a log."""
-
-    def feed(self, data: bytes) -> Iterator[Frame]:
-        """Return what these bytes complete; BackendError if they are malformed."""
-        ...
-
-    def end(self) -> Iterator[Frame]:
-        """Return the incomplete rest; BackendError if the log is truncated."""
-        ...
 
 
 class FrameSplitter:
@@ -113,3 +99,6 @@ class LineSplitter:
         rest, self._rest = self._rest, b""
         if rest:
             yield Frame(CONSOLE, rest)
+
+
+Splitter: TypeAlias = FrameSplitter | LineSplitter

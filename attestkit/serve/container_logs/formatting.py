@@ -10,8 +10,6 @@ import msgspec
 
 from attestkit.serve.container_logs.docker_frames import Frame
 
-__all__ = ["LogFormatter"]
-
 _LONGEST_BEGUN: Final = 64 * 1024  # characters of an incomplete escape sequence
 _ESCAPE: Final = "\x1b"
 # Start of an escape sequence (ECMA-48) at the end of a frame, but not at the end of a line.
@@ -91,7 +89,7 @@ class _Decoder:
         self._begun = ""
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
-        """Return the text that is complete with these bytes."""
+        """Return the text that these bytes complete; with `final`, also an incomplete rest."""
         text = self._decode(data, final)
         if self._strip is None:
             return text

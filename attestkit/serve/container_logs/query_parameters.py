@@ -6,10 +6,8 @@ from urllib.parse import parse_qsl
 
 from attestkit.errors import FormatError
 
-__all__ = ["Parameters", "parse", "parse_time"]
-
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_TIME: Final = re.compile(r"(?P<number>[0-9]+)|\+?(?P<count>[0-9]+)(?P<unit>[smhd])")
+_TIME: Final = re.compile(r"0*(?P<number>[0-9]{1,20})|\+?0*(?P<count>[0-9]{1,20})(?P<unit>[smhd])")
 _TAIL: Final = re.compile(r"[0-9]{1,18}|all")
 _ON: Final = frozenset({"", "on", "yes", "true"})
 _OFF: Final = frozenset({"off", "no", "false"})
@@ -66,9 +64,7 @@ def _value(name: str, text: str, now: int) -> int | str | bool:
         return parse_time(name, text, now)
     if name == "tail":
         if _TAIL.fullmatch(text) is None:
-            raise FormatError(
-                "Invalid tail: must be a number of lines, or all", reason="wrong_value"
-            )
+            raise FormatError("Invalid tail: must be a number, or all", reason="wrong_value")
         return text
     word = text.lower()
     if word in _ON:
@@ -92,11 +88,8 @@ def parse_time(name: str, text: str, now: int) -> int:
     if not text:
         return 0
     match = _TIME.fullmatch(text)
-    if match is None:
-        raise FormatError(f"Invalid {name}", reason="wrong_value")
-    digits = (match["number"] or match["count"]).lstrip("0") or "0"
-    number = int(digits) if len(digits) <= 20 else _MAX_UINT64 + 1
-    if number > (_MAX_UINT64 if match["unit"] else _MAX_INT64):
+    number = int(match["number"] or match["count"]) if match else _MAX_UINT64 + 1
+    if match is None or number > (_MAX_UINT64 if match["unit"] else _MAX_INT64):
         raise FormatError(f"Invalid {name}", reason="wrong_value")
     if match["unit"]:
         return max(0, now - number * _SECONDS[match["unit"]])

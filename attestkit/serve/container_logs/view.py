@@ -26,15 +26,13 @@ from attestkit.serve.http.views import Pieces, View, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import load
 from attestkit.serve.services.context import Guest
 
-__all__ = ["make_views"]
-
 # Limits of a piece. A frame may be a single byte and becomes 40: formatting takes milliseconds.
 _MOST_FRAMES: Final = 1000
 _MOST_BYTES: Final = 64 * 1024
 
 
 def make_views(guest: Guest) -> Mapping[str, View]:
-    """Return the view of container logs by its path; none if the app does not publish them."""
+    """Return the view of container logs by its path; empty if the app does not publish its logs."""
     if not guest.app_compose.public_logs:
         return {}
     return {"/logs/": View(_LogView().show, named=True)}
@@ -96,7 +94,7 @@ class _LogView:
 
 
 class _LogStream:
-    """A formatted log, in pieces of the available data up to a size."""
+    """A formatted log, in pieces: each has the data available, up to a maximum size."""
 
     def __init__(self, log: ContainerLog, parameters: Parameters) -> None:
         self.ended = False

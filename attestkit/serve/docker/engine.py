@@ -71,7 +71,7 @@ class ContainerLog:
 
         Raises:
             BackendError: If the connection to the engine is lost.
-            AttestKitError: If the engine refuses the log late.
+            AttestKitError: If the engine refuses the log after `open_log` has returned.
         """
         from aiohttp import ClientError, SocketTimeoutError
 
@@ -141,7 +141,7 @@ class ContainerEngine:
                 await asyncio.wait({opening}, timeout=REFUSAL_SECONDS)
                 if opening.done():
                     opening.result()
-                yield ContainerLog(opening, terminal=found.terminal)
+                yield ContainerLog(opening, terminal=found.config.tty)
             finally:
                 await _close(opening)
 
@@ -153,9 +153,10 @@ class ContainerEngine:
         parameters: Mapping[str, str],
         silence: float,
     ) -> "ClientResponse | None":
-        """Return the response with the log; None if the engine is silent for too long.
+        """Return the response with the log; None if the engine is silent for `silence` seconds.
 
-        aiodocker's own call drops the channels, and takes a lost connection for the end.
+        aiodocker's own method drops the channel of each frame, and treats a lost connection as the
+        end of the log.
         """
         from aiohttp import SocketTimeoutError
 
@@ -183,7 +184,7 @@ class ContainerEngine:
     ) -> T:
         """Return the parsed response to a GET request.
 
-        aiodocker's own calls read bodies of any size, with the default JSON parser.
+        aiodocker's own methods read bodies of any size, with the default JSON parser.
 
         Args:
             docker: The engine.
@@ -319,7 +320,7 @@ def _timeout(total: float | None, silence: float | None = None) -> "ClientTimeou
 
 
 def _endpoint(address: str) -> tuple[str | None, str]:
-    """Return the path of the engine's socket, if it is one, and the base URL."""
+    """Return the path of the engine's unix socket (None for TCP), and the base URL."""
     try:
         parts = urlsplit(address)
         path, port = parts.path, parts.port

@@ -1,9 +1,7 @@
-"""The types of an ASGI application, and of what may refuse a request before it."""
+"""Types of ASGI applications, and of guards, which may refuse a request before the application."""
 
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
-
-__all__ = ["App", "DirectApp", "Guard", "Receive", "Scope", "Send"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -15,25 +13,44 @@ Call = TypeVar("Call")
 
 @runtime_checkable
 class DirectApp(Protocol[Call]):
-    """An application that also answers without ASGI's messages, where the answer need not wait."""
+    """An ASGI application with a second, synchronous interface for responses that do not block."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, as ASGI has it."""
+        """Answer a request (ASGI)."""
         ...
 
     new_id: Callable[[], bytes]
-    """Returns the id of the next request."""
+    """Function that returns the id of the next request."""
 
     def direct(self, target: bytes, content_type: bytes | None) -> Call | None:
-        """Return the call that a target leads to, None if its answer might wait."""
+        """Return the method of a request target; None if its response may block.
+
+        Args:
+            target: Request target.
+            content_type: Content type of the body; None without a body.
+        """
         ...
 
     def blocks(self, call: Call) -> bool:
-        """Tell whether the answer would wait, as things are now."""
+        """Return whether the response would block at present."""
         ...
 
     def respond(
         self, found: Call, target: bytes, content_type: bytes, body: bytes | None
     ) -> tuple[int, bytes, Sequence[bytes], int, bytes]:
-        """Answer a request to what `direct` returned; `body` is None for GET."""
+        """Answer a request to a method that `direct` returned; `body` is None for GET.
+
+        Returns:
+            The status, the header section, the body in pieces and its length, and the request id.
+        """
         ...
+
+
+async def send_response(
+    scope: Scope, send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
+) -> None:
+    """Send a complete response with its Content-Length; omit the body in response to HEAD."""
+    headers = [*headers, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    content = b"" if scope["method"] == "HEAD" else body
+    await send({"type": "http.response.body", "body": content})

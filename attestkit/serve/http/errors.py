@@ -1,8 +1,6 @@
-"""Errors as the JSON that every listener answers with."""
+"""JSON encoding of errors, the same for all listeners."""
 
 import json
-
-__all__ = ["encode_error"]
 
 
 def encode_error(text: str) -> bytes:

@@ -12,103 +12,50 @@ Guarantees for a client whose connect() had returned before shutdown:
 Not guaranteed: a connection whose handshake takes longer than `HANDSHAKE_SECONDS`, and requests
 that are pending when the time is over. These are closed and counted.
 
-Of an inherited socket only our copy is closed, and connections are not refused: they wait in its
-backlog for the next server, as long as the service manager holds the socket.
+If the socket is inherited, only this process's copy is closed, and connections are not refused:
+they wait in the socket's backlog for the next server, as long as the service manager holds the
+socket.
 """
 
-import array
 import asyncio
-import contextlib
 import logging
-import select
 import socket
-import struct
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
-__all__ = ["CLOSE_NOTICE_SECONDS", "HANDSHAKE_SECONDS", "Connection", "ListeningSocket", "drain"]
+from attestkit.serve.http.listener_state import has_input
+from attestkit.serve.http.protocol import HttpProtocol
+from attestkit.serve.http.sockets import HANDSHAKE_SECONDS, ListeningSocket
 
-HANDSHAKE_SECONDS: Final = 0.02
 CLOSE_NOTICE_SECONDS: Final = 0.5
 
 _TICK: Final = 0.02
-_TURNS: Final = (
-    5  # of the event loop, until connection, request and waiting task have noticed the abort
-)
-_SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; missing in the socket module
-# Classic BPF on the TCP header: load the flags; drop the packet if SYN is set, else accept it.
-_NO_SYN: Final = ((0x30, 0, 0, 13), (0x45, 1, 0, 0x02), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
+_TURNS: Final = 5  # of the event loop, until connection, request and task notice the abort
 _logger = logging.getLogger("attestkit.serve")
-
-
-class Connection(Protocol):
-    """Interface of an HTTP connection for `drain`."""
-
-    transport: asyncio.Transport
-
-    def announce_close(self) -> None:
-        """Make the pending request, or else the next one, the last. Idempotent."""
-        ...
-
-    def is_idle(self) -> bool:
-        """Return whether no request is pending, not even a part of one."""
-        ...
-
-
-class ListeningSocket(NamedTuple):
-    """A listening socket outside the event loop; `ours` is False if it was inherited."""
-
-    listening: socket.socket
-    ours: bool
-
-    def refuse_new(self) -> None:
-        """Stop accepting new connections; those in the backlog or in a handshake stay.
-
-        close() alone would reset connections that arrive after the last accept().
-        """
-        if not self.ours:
-            return
-        if self.listening.family == socket.AF_UNIX:
-            # connect() now fails, and accept() still returns the backlog.
-            self.listening.shutdown(socket.SHUT_RD)
-            return
-        code = array.array("B", b"".join(struct.pack("@HBBI", *step) for step in _NO_SYN))
-        program = struct.pack("@HP", len(_NO_SYN), code.buffer_info()[0])
-        with contextlib.suppress(OSError):  # without kernel support, a gap of microseconds remains
-            self.listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-
-    def accept_queued(self, most: int = 4096) -> list[socket.socket]:
-        """Return up to `most` connections from the backlog, without blocking."""
-        self.listening.settimeout(0)
-        accepted = []
-        for _ in range(most):
-            try:
-                accepted.append(self.listening.accept()[0])
-            except ConnectionAbortedError:  # closed by the client
-                continue
-            except OSError:  # empty (EAGAIN; EINVAL after shutdown), or no free descriptor
-                break
-        return accepted
 
 
 async def drain(
     listening: ListeningSocket,
-    connections: "set[Connection]",
+    connections: set[HttpProtocol],
     tasks: "set[asyncio.Task[None]]",
     *,
     connect: Callable[[socket.socket], Awaitable[object]],
     end_streams: Callable[[], None],
     seconds: float,
 ) -> int:
-    """Stop accepting, finish pending requests, and close; return how many had to be aborted.
+    """Stop accepting, finish pending requests, and close.
 
     Args:
         listening: The listening socket; it is closed.
-        connections: The listener's connections, updated by it; `announce_close` was called.
-        tasks: The listener's pending requests, updated by it.
+        connections: The listener's connections, a set that the listener keeps up to date. The
+            caller has called `announce_close` on each.
+        tasks: The listener's pending requests, a set that the listener keeps up to date.
         connect: Creates a connection for an accepted socket.
         end_streams: Ends endless responses. Called repeatedly, because new ones may start.
         seconds: Time limit. With 0, connections are aborted at once.
+
+    Returns:
+        The number of connections that were aborted.
     """
     loop = asyncio.get_running_loop()
     begin = loop.time()
@@ -143,23 +90,16 @@ async def _close(
         listening.listening.close()
 
 
-def _close_idle(connections: "set[Connection]") -> None:
+def _close_idle(connections: set[HttpProtocol]) -> None:
     """Close the idle connections for which the kernel has no data."""
-    idle = {
-        connection.transport.get_extra_info("socket").fileno(): connection
-        for connection in connections
-        if connection.is_idle() and not connection.transport.is_closing()
-    }
-    poll = select.poll()
-    for descriptor in idle:
-        poll.register(descriptor, select.POLLIN)
-    readable = {descriptor for descriptor, _ in poll.poll(0)}
-    for descriptor in idle.keys() - readable:
-        idle[descriptor].transport.close()
+    for connection in tuple(connections):
+        transport = connection.transport
+        if connection.is_idle() and not (transport.is_closing() or has_input(transport)):
+            transport.close()
 
 
 async def _cut_off(
-    connections: "set[Connection]", tasks: "set[asyncio.Task[None]]", seconds: float
+    connections: set[HttpProtocol], tasks: "set[asyncio.Task[None]]", seconds: float
 ) -> int:
     cut = max(len(connections), len(tasks))  # a task may outlive its connection
     if seconds:  # 0 aborts on purpose

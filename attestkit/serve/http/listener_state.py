@@ -4,17 +4,18 @@ import asyncio
 import select
 from typing import Any, Final, NamedTuple, Protocol
 
+import uvicorn
+
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Traffic
+from attestkit.serve.http.asgi import App, DirectApp
 from attestkit.serve.server_log.access_log import AccessLog
-
-__all__ = ["LINGER_LIMIT", "LINGER_SECONDS", "ListenerState", "has_input"]
 
 LINGER_LIMIT: Final = 4 * 1024 * 1024
 """Bytes that are read and dropped from a client after an error response."""
 
 LINGER_SECONDS: Final = 1.0
-"""Time for which they are read, so that the client receives the error before a reset."""
+"""Time for which these bytes are read, so that the client gets the error before a reset."""
 
 
 class Connection(Protocol):
@@ -26,7 +27,7 @@ class Connection(Protocol):
         """Close the connection, or fail its request, if it exceeds a time limit."""
 
     def next_turn(self) -> None:
-        """Send the responses of this event loop iteration."""
+        """Send the responses that were queued during this event loop iteration."""
 
 
 class ListenerState(NamedTuple):
@@ -45,6 +46,28 @@ class ListenerState(NamedTuple):
     ) -> "ListenerState":
         """Return a state with its own timeout checker and write queue."""
         return cls(name, limits, traffic, access_log, TimeoutChecker(limits), WriteQueue())
+
+
+class ListenerConfig(uvicorn.Config):
+    """uvicorn's configuration with the state that the connections of one listener share."""
+
+    def __init__(self, app: App, shared: ListenerState, protocol: type[asyncio.Protocol]) -> None:
+        super().__init__(
+            lambda: app,
+            factory=True,  # else uvicorn calls the application to detect its interface
+            http=protocol,
+            ws="none",
+            interface="asgi3",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+        )
+        self.shared = shared
+        self.direct_app: DirectApp[Any] | None = app if isinstance(app, DirectApp) else None
+        self.fixed_headers: list[tuple[bytes, bytes]] = [*getattr(app, "headers", ())]
 
 
 class WriteQueue:

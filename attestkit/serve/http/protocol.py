@@ -1,6 +1,7 @@
 """HTTP protocol (uvicorn's) with limits and timeouts, and a synchronous fast path.
 
-The fast path is for methods that do not block. Each connection records when its state last changed;
+The fast path answers a request for a method that does not block directly in this protocol, without
+an ASGI task. Each connection records when its state last changed;
 a timer checks all connections at least once a second. That costs a request nothing, while a timer
 for each state would cost more than many methods.
 
@@ -22,7 +23,6 @@ from time import perf_counter
 from typing import Any, Final, cast
 
 import httptools
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -30,19 +30,21 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from attestkit.serve.config.limits import Limits
-from attestkit.serve.http.asgi import App, DirectApp
 from attestkit.serve.http.errors import encode_error
 from attestkit.serve.http.listener_state import (
     LINGER_LIMIT,
     LINGER_SECONDS,
-    ListenerState,
+    ListenerConfig,
     has_input,
 )
-from attestkit.serve.http.request_checks import KEPT, head_size, without_upgrade
+from attestkit.serve.http.request_checks import (
+    KEPT,
+    head_size,
+    with_named_host,
+    without_upgrade,
+)
 from attestkit.serve.http.response_cycle import COPIED, AnyApp, RequestCycle, Response
 from attestkit.serve.server_log.access_log import client_name
-
-__all__ = ["HttpProtocol", "ListenerConfig"]
 
 _DIRECT_BODY: Final = 64 * 1024  # larger bodies need flow control
 _DIRECT_VERBS: Final = frozenset({b"GET", b"POST"})
@@ -52,28 +54,6 @@ _MOST_REST: Final = 1024 * 1024  # unparsed bytes
 _MOST_OUT: Final = 64 * 1024  # bytes of queued responses
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _INDIRECT_FIELDS: Final = frozenset({b"expect", b"transfer-encoding"})
-
-
-class ListenerConfig(uvicorn.Config):
-    """uvicorn's configuration with the state that the connections of one listener share."""
-
-    def __init__(self, app: App, shared: ListenerState) -> None:
-        super().__init__(
-            lambda: app,
-            factory=True,  # else uvicorn calls the application to detect its interface
-            http=HttpProtocol,
-            ws="none",
-            interface="asgi3",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-        )
-        self.shared = shared
-        self.direct_app: DirectApp[Any] | None = app if isinstance(app, DirectApp) else None
-        self.fixed_headers: Sequence[tuple[bytes, bytes]] = getattr(app, "headers", ())
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -107,9 +87,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._content_type = b""
         self._body: list[bytes] | None = None
         self._response: Response | None = None
-        self._active_cycle: RequestCycle | None = (
-            None  # the request in the application; others wait in `pipeline`
-        )
+        # The request in the application; others wait in `pipeline`.
+        self._active_cycle: RequestCycle | None = None
         self.url: bytes = b""
 
     # -- the connection ------------------------------------------------------------------------
@@ -157,13 +136,13 @@ class HttpProtocol(HttpToolsProtocol):
         return self._active_cycle is None or not self._active_cycle.is_endless
 
     def announce_close(self) -> None:
-        """Make the pending request, or else the next one, the last."""
+        """Close the connection after the pending request; if there is none, after the next one."""
         self._last = True
-        if not self._is_app_idle():
-            self._last_cycle().keep_alive = False
+        if cycles := self._pending_cycles():
+            cycles[-1].keep_alive = False
 
     def is_idle(self) -> bool:
-        """Return whether no request is pending, not even a part of one."""
+        """Return whether no request is pending or partly received."""
         return self._is_app_idle() and not (self._in_message or self._out or self._rest)
 
     def check(self, now: float) -> None:
@@ -193,13 +172,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Return the requests that are pending in the application, oldest first."""
         if self._active_cycle is None or self._active_cycle.response_complete:
             return []
-        return [
-            self._active_cycle,
-            *(cast("RequestCycle", cycle) for cycle, _ in reversed(self.pipeline)),
-        ]
-
-    def _last_cycle(self) -> RequestCycle:
-        return self._pending_cycles()[-1]
+        waiting = [cast("RequestCycle", cycle) for cycle, _ in reversed(self.pipeline)]
+        return [self._active_cycle, *waiting]
 
     def _check_request(self, waited: float) -> None:
         if self._in_head:
@@ -231,7 +205,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._parse(data)
 
     def _parse_waiting(self) -> None:
-        """Parse waiting data until a request is pending or the iteration has enough responses."""
+        """Parse received data that has not been parsed yet.
+
+        Parsing pauses while the application handles a request, and when this iteration of the
+        event loop has produced `_TURN` responses.
+        """
         while self._rest and not self._refused:
             busy = self.pipeline or not (self._is_app_idle() or self._in_message)
             if busy or self._turn >= _TURN:  # on_response_complete() or next_turn() continues
@@ -250,7 +228,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def next_turn(self) -> None:
-        """Send the responses of this event loop iteration and continue in the next one."""
+        """Send the responses queued during this event loop iteration; then parse waiting data."""
         self.flush()
         self._turn = 0
         if self._rest:
@@ -316,7 +294,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_asgi_request(fields)
 
     def _try_fast_path(self, fields: dict[bytes, bytes]) -> bool:
-        """Return whether the request takes the fast path, and prepare it."""
+        """Return whether the fast path can answer the request, and prepare for it."""
         verb = self.parser.get_method()
         content_type = fields.get(b"content-type", b"") if verb == b"POST" else None
         if (
@@ -343,6 +321,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._send_error(400, f"unsupported HTTP version {version}")
             raise ConnectionRefusedError  # stops the parser
         url, headers = self.url, self.headers
+        if not url.startswith(b"/"):
+            # The host of `GET http://evil.example/GetKey` takes precedence over `Host`
+            # (RFC 9112, 3.2.2); the application gets only the path, so its guards need the host.
+            headers = with_named_host(url, headers)
         super().on_message_begin()
         self.url, self.headers = url, headers
         self.scope["headers"] = headers
@@ -373,7 +355,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
-        """Complete the request; on the fast path, answer it."""
+        """Complete the request; if it is on the fast path (see the module), answer it."""
         self._in_message = False
         self._unread = 0
         if self._body is None:
@@ -394,7 +376,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._respond(status, headers, pieces, size)
         if self._access_log is not None:
             verb = "POST" if self._is_post else "GET"
-            self._log_request(self.url, begin, (verb, status, size, request_id))
+            self._log_request(begin, self.url, verb, status, size, request_id)
 
     def _respond(self, status: int, headers: bytes, body: Sequence[bytes], size: int) -> None:
         """Queue a complete response with a body of `size` bytes."""
@@ -440,15 +422,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     # -- the access log ------------------------------------------------------------------------
 
-    def _log_cycle(self, url: bytes, begin: float, cycle: "RequestCycle") -> None:
-        self._log_request(
-            url, begin, (cycle.scope["method"], cycle.status, cycle.size, cycle.request_id)
-        )
+    def _log_cycle(self, url: bytes, begin: float, cycle: RequestCycle) -> None:
+        verb = cycle.scope["method"]
+        self._log_request(begin, url, verb, cycle.status, cycle.size, cycle.request_id)
 
-    def _log_request(self, url: bytes, begin: float, answered: tuple[str, int, int, bytes]) -> None:
+    def _log_request(  # noqa: PLR0917 - the columns of the access log
+        self, begin: float, url: bytes, verb: str, status: int, size: int, request_id: bytes
+    ) -> None:
         assert self._access_log is not None
         seconds = perf_counter() - begin
-        verb, status, size, request_id = answered
         self._access_log.record(
             self._listener, self._peer, verb, url, status, size, seconds, request_id
         )
@@ -468,7 +450,7 @@ class HttpProtocol(HttpToolsProtocol):
         sent = b"" if is_head else body
         request_id = b"" if self._app is None else self._app.new_id()
         if self._access_log is not None:
-            self._log_request(self.url, perf_counter(), ("", status, len(sent), request_id))
+            self._log_request(perf_counter(), self.url, "", status, len(sent), request_id)
         fields = [*self.server_state.default_headers, *self._headers]
         fields += ((b"content-type", b"application/json"), (b"x-request-id", request_id))
         head = [STATUS_LINE[status].rstrip(), *(b"%s: %s" % f for f in fields if f[1])]

@@ -5,15 +5,6 @@ from collections.abc import Iterable
 from socket import socket
 from typing import Final
 
-__all__ = [
-    "KEPT",
-    "has_loopback_host",
-    "head_size",
-    "is_loopback",
-    "with_named_host",
-    "without_upgrade",
-]
-
 # DNS cannot redirect these names: browsers resolve localhost and its subdomains (RFC 6761) to the
 # loopback address themselves.
 _LOOPBACK: Final = re.compile(
@@ -55,7 +46,7 @@ _UPGRADE: Final = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 def head_size(before: bytes, data: bytes) -> int:
-    """Return how many bytes of a piece belong to the head, including the empty line.
+    """Return how many bytes of `data` belong to the head: request line, fields and empty line.
 
     Like the parser, it accepts only CR LF as line end (RFC 9112, section 2.2, allows a lone LF;
     section 11.2 describes the request smuggling that differing readers cause).

@@ -9,8 +9,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from attestkit.serve.http.errors import encode_error
 from attestkit.serve.http.views import ENDLESS
 
-__all__ = ["COPIED", "GONE", "AnyApp", "RequestCycle", "Response"]
-
 COPIED: Final = 4096
 """Bytes of a response up to which its pieces are joined into one write."""
 
@@ -59,7 +57,7 @@ class RequestCycle(RequestResponseCycle):
             self._start(message)
             return
         if not self.response_started or message["type"] != "http.response.body":
-            raise RuntimeError(f"cannot send {message['type']!r} here")
+            raise RuntimeError(f"ASGI message: unexpected type {message['type']!r}")
         body, is_whole = message.get("body", b""), not message.get("more_body", False)
         self.size += len(body)
         if self.pending is not None:
@@ -121,7 +119,9 @@ class RequestCycle(RequestResponseCycle):
     def _write(self) -> None:
         pieces, self.pieces = self.pieces, []
         if self.length is not None and self.size != self.length and self.scope["method"] != "HEAD":
-            raise RuntimeError(f"a body of {self.size} bytes, Content-Length {self.length}")
+            raise RuntimeError(
+                f"response body: {self.size} bytes, but Content-Length is {self.length}"
+            )
         if sum(map(len, pieces)) < COPIED:
             self.transport.write(b"".join(pieces))
         else:
@@ -149,13 +149,13 @@ class RequestCycle(RequestResponseCycle):
         if not self.keep_alive:
             parts.append(b"connection: close\r\n")
         if any(b"\n" in value or b"\r" in value for value in parts[3:-1:4]):
-            raise RuntimeError("a line break in the value of a header")
+            raise RuntimeError("response header: the value contains a line break")
         parts.append(b"\r\n")
         return b"".join(parts)
 
 
 class ConnectionWriter(Protocol):
-    """Interface of a connection to `Response`."""
+    """Methods of a connection that `Response` calls."""
 
     transport: asyncio.Transport
 

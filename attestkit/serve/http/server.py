@@ -12,15 +12,13 @@ import uvloop
 
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Traffic
-from attestkit.serve.http.absolute_target import TargetProtocol
 from attestkit.serve.http.asgi import App
-from attestkit.serve.http.graceful_shutdown import Connection, ListeningSocket, drain
-from attestkit.serve.http.listener_state import ListenerState
-from attestkit.serve.http.protocol import HttpProtocol, ListenerConfig
+from attestkit.serve.http.graceful_shutdown import drain
+from attestkit.serve.http.listener_state import ListenerConfig, ListenerState
+from attestkit.serve.http.protocol import HttpProtocol
 from attestkit.serve.http.signals import until_signalled
+from attestkit.serve.http.sockets import ListeningSocket
 from attestkit.serve.server_log.access_log import AccessLog
-
-__all__ = ["Listener", "beside", "run", "run_in_loop"]
 
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
@@ -108,7 +106,8 @@ async def run_in_loop(
 async def beside(listener: Listener, on_end: Callable[[], None]) -> AsyncIterator[None]:
     """Serve during the block, beside other work of the running event loop.
 
-    `on_end` is called at the end of the block, or after a failure, which is logged.
+    `on_end` is called when the server has ended: after the block, or after a failure, which is
+    logged.
     """
     server = _Server(listener)
 
@@ -132,21 +131,15 @@ async def _run_logged(work: Work) -> None:
         _logger.exception("background task failed")
 
 
-def _config(listener: Listener) -> ListenerConfig:
-    shared = ListenerState.of(
-        listener.name, listener.limits, listener.traffic or Traffic(), listener.access_log
-    )
-    config = ListenerConfig(listener.app, shared)
-    config.http = TargetProtocol  # uvicorn uses this attribute as the protocol class
-    return config
-
-
 class _Server(uvicorn.Server):
     """One of several servers in a process: without signal handlers, and asleep while idle."""
 
     def __init__(self, listener: Listener) -> None:
-        self._shared = _config(listener)
-        super().__init__(self._shared)
+        shared = ListenerState.of(
+            listener.name, listener.limits, listener.traffic or Traffic(), listener.access_log
+        )
+        self._config = ListenerConfig(listener.app, shared, HttpProtocol)
+        super().__init__(self._config)
         self.cut_off = 0
         self._listener = listener
         self._stopped = asyncio.Event()
@@ -179,7 +172,7 @@ class _Server(uvicorn.Server):
             each.close()
         self.cut_off = await drain(
             listening,
-            cast("set[Connection]", self.server_state.connections),
+            cast("set[HttpProtocol]", self.server_state.connections),
             self.server_state.tasks,
             connect=self._connect,
             end_streams=getattr(self._listener.app, "stop", lambda: None),
@@ -190,6 +183,6 @@ class _Server(uvicorn.Server):
         """Serve a connection that was accepted outside the event loop."""
 
         def protocol() -> HttpProtocol:
-            return TargetProtocol(self._shared, self.server_state, self.lifespan.state)
+            return HttpProtocol(self._config, self.server_state, self.lifespan.state)
 
         await asyncio.get_running_loop().connect_accepted_socket(protocol, accepted)

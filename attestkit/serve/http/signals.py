@@ -16,8 +16,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
-__all__ = ["SAME_SECONDS", "until_signalled"]
-
 SAME_SECONDS: Final = 0.2
 _TERMINATING: Final = (signal.SIGTERM, signal.SIGINT)
 

@@ -4,14 +4,17 @@ A unix socket gets its mode and group after bind() and before listen(). Until th
 so that the socket is never open to other users than intended.
 """
 
+import array
 import contextlib
 import errno
 import fcntl
 import os
 import socket
 import stat
+import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from attestkit._crypto.pem import encode_pem
 from attestkit._system.atomic_file import replace_file
@@ -26,10 +29,15 @@ from attestkit._system.untrusted_files import make_folder as make_folder_at
 from attestkit.errors import BackendBusyError, ConfigError, UsageError
 from attestkit.serve.config.option_values import Address
 
-__all__ = ["BACKLOG", "FolderLock", "UnixListener", "bind_tcp", "make_folder", "write_trust_anchor"]
-
 BACKLOG = 1024
+
+HANDSHAKE_SECONDS: Final = 0.02
+"""Time for pending handshakes to reach the backlog at shutdown."""
+
 _MAX_PATH = 107  # bytes of sockaddr_un.sun_path without the terminating NUL
+_SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; missing in the socket module
+# Classic BPF on the TCP header: load the flags; drop the packet if SYN is set, else accept it.
+_NO_SYN: Final = ((0x30, 0, 0, 13), (0x45, 1, 0, 0x02), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
 _NO_GROUP = 2**32 - 1  # (gid_t)-1 of chown(2): leaves the group unchanged
 _FileId: TypeAlias = tuple[int, int]
 
@@ -38,26 +46,33 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Report an OSError in the block as a ConfigError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: {_reason(error)}", reason="unwritable") from error
+
+
 def make_folder(folder: Path, *, private: bool, ignored: bool = False) -> None:
     """Create `folder` with mode 0700 if it does not exist.
 
     Args:
         folder: Path of the folder.
-        private: An existing folder must belong to this user, and gets mode 0700 too.
-        ignored: Add a .gitignore to an existing folder; a new one always gets it.
+        private: Whether an existing folder must belong to this user, and gets mode 0700 too.
+        ignored: Whether a .gitignore is added to an existing folder; a new folder always gets it.
 
     Raises:
         ConfigError: If it cannot be created, or belongs to another user.
     """
-    try:
+    with _writing(folder):
         new = make_folder_at(folder)
         if private:
             make_private(folder)
         ignore = folder / ".gitignore"
         if (new or ignored) and not ignore.exists():
             replace_file(ignore, b"*\n", mode=0o600)
-    except OSError as error:
-        raise ConfigError(f"{folder}: {_reason(error)}", reason="unwritable") from error
 
 
 def write_trust_anchor(folder: Path, root: bytes) -> Path:
@@ -69,18 +84,16 @@ def write_trust_anchor(folder: Path, root: bytes) -> Path:
         ConfigError: If it cannot be written.
     """
     path = folder / "trust-anchor.pem"
-    try:
+    with _writing(path):
         replace_file(path, encode_pem("CERTIFICATE", root).encode("ascii"), mode=0o644)
-    except OSError as error:
-        raise ConfigError(f"{path}: {_reason(error)}", reason="unwritable") from error
     return path
 
 
 class FolderLock:
     """Lock of a folder, held by its running server.
 
-    The kernel releases it when the process ends. The file stays, because removing a lock file
-    would let two processes lock different files. It contains the process id.
+    The kernel releases the lock when the process ends. The lock file contains the process id. It is
+    not removed, because otherwise two processes could lock different files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -93,10 +106,8 @@ class FolderLock:
         path = folder / "lock"
         if path.is_dir():  # many distributions have a folder /var/run/lock
             path = folder / "attestkit.lock"
-        try:
+        with _writing(path):
             self._handle = open_regular(path, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            raise ConfigError(f"{path}: {_reason(error)}", reason="unwritable") from error
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -122,9 +133,9 @@ class UnixListener:
         """Bind and listen.
 
         Args:
-            path: Absolute path. A stale socket there is replaced, nothing else.
+            path: Absolute path. A stale socket at the path is replaced; any other file is an error.
             mode: Permission bits.
-            group: Name or number of its group.
+            group: Name or number of the socket's group; None: the default group of this process.
 
         Raises:
             UsageError: If the path is too long or the group unknown.
@@ -142,14 +153,12 @@ class UnixListener:
         self._process = os.getpid()
         self._file: _FileId | None = None
         try:
-            _remove_stale(path)
-            os.fchmod(self.socket.fileno(), 0o600)  # bind() creates the file with this mode
-            self.socket.bind(os.fspath(path))
-            self._file = _set_permissions(path, mode, group_id)
-            self.socket.listen(BACKLOG)
-        except OSError as error:
-            self.close()
-            raise ConfigError(f"{path}: {_reason(error)}", reason="unwritable") from error
+            with _writing(path):
+                _remove_stale(path)
+                os.fchmod(self.socket.fileno(), 0o600)  # bind() creates the file with this mode
+                self.socket.bind(os.fspath(path))
+                self._file = _set_permissions(path, mode, group_id)
+                self.socket.listen(BACKLOG)
         except BaseException:
             self.close()
             raise
@@ -258,3 +267,42 @@ def bind_tcp(option: str, address: Address) -> socket.socket:
             ) from error
         raise ConfigError(f"{option} {address}: {_reason(error)}", reason="wrong_value") from error
     return listener
+
+
+class ListeningSocket(NamedTuple):
+    """A listening socket that is not (or no longer) registered with an event loop.
+
+    `ours` is True if this process created the socket, False if it was inherited.
+    """
+
+    listening: socket.socket
+    ours: bool
+
+    def refuse_new(self) -> None:
+        """Stop accepting new connections; those in the backlog or in a handshake stay.
+
+        close() alone would reset connections that arrive after the last accept().
+        """
+        if not self.ours:
+            return
+        if self.listening.family == socket.AF_UNIX:
+            # connect() now fails, and accept() still returns the backlog.
+            self.listening.shutdown(socket.SHUT_RD)
+            return
+        code = array.array("B", b"".join(struct.pack("@HBBI", *step) for step in _NO_SYN))
+        program = struct.pack("@HP", len(_NO_SYN), code.buffer_info()[0])
+        with contextlib.suppress(OSError):  # without kernel support, a gap of microseconds remains
+            self.listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+    def accept_queued(self, most: int = 4096) -> list[socket.socket]:
+        """Return up to `most` connections from the backlog, without blocking."""
+        self.listening.settimeout(0)
+        accepted = []
+        for _ in range(most):
+            try:
+                accepted.append(self.listening.accept()[0])
+            except ConnectionAbortedError:  # closed by the client
+                continue
+            except OSError:  # empty (EAGAIN; EINVAL after shutdown), or no free descriptor
+                break
+        return accepted

@@ -7,8 +7,6 @@ when it disconnects. Errors are raised before the response.
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
-__all__ = ["ENDLESS", "Header", "Pieces", "View", "ViewRequest", "ViewResponse"]
-
 Header: TypeAlias = tuple[bytes, bytes]
 Pieces: TypeAlias = AsyncGenerator[bytes, None]
 
@@ -38,9 +36,10 @@ class ViewResponse(NamedTuple):
 
 
 class View(NamedTuple):
-    """A view; `show` raises an AttestKitError for an error response.
+    """Handler of GET requests for a path; `show` raises an AttestKitError for an error response.
 
-    A `named` view serves all paths with one more segment than its own, such as /logs/<name>.
+    If `named` is true, the path is a prefix: the view of /logs/ serves /logs/<name>, and
+    `ViewRequest.name` is that last segment.
     """
 
     show: Callable[

@@ -1,22 +1,21 @@
 """`/metrics`: system metrics with the guest agent's names, and the server's own counters.
 
-The agent's families are formatted like the agent's: integers without a fraction, a blank after
-the comma between labels, an empty line between families. The others are written by
-prometheus-client.
+The system metrics have the same format as in dstack's agent: integers without a fraction, a blank
+after the comma between labels, an empty line between metric families. The server's counters are
+written by prometheus-client.
 """
 
 import asyncio
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from attestkit._native import CORE
-from attestkit._version import own_version
-from attestkit.errors import AttestKitError, BackendError
+from attestkit.errors import AttestKitError
 from attestkit.serve.counters import CONTENT_TYPE, traffic_families
+from attestkit.serve.exposition import build_info, encode_metrics
 from attestkit.serve.http.views import ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import load
 from attestkit.serve.machine_info import Disk, Figures, read_figures
-from attestkit.serve.services.context import Guest, backend_reason
+from attestkit.serve.services.context import Guest, backend_error
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -40,12 +39,12 @@ class AgentMetrics:
         try:
             figures = read_figures(guest.data_disks)
         except AttestKitError as error:
-            raise BackendError(
-                f"Failed to get system info: {error}", reason=backend_reason(error)
-            ) from error
+            raise backend_error("Failed to get system info", error) from error
         events = await self._count(guest)
         text = "\n".join(map(_as_the_agent, _machine(figures)))
-        return ViewResponse(CONTENT_TYPE, f"{text}\n".encode() + _ours(guest, events))
+        return ViewResponse(
+            CONTENT_TYPE, f"{text}\n".encode() + encode_metrics(_families(guest, events))
+        )
 
     async def _count(self, guest: Guest) -> int | None:
         """Return how many events the app has emitted; the last known number if the device is busy.
@@ -118,7 +117,7 @@ def _disks(disks: Sequence[Disk]) -> "Iterator[Metric]":
 
 
 def _as_the_agent(family: "Metric") -> str:
-    """Return a family in the text format, with the agent's spacing."""
+    """Return a metric family in the text format, with the agent's spacing."""
     lines = [
         f"# HELP {family.name} {family.documentation}",
         f"# TYPE {family.name} {family.type}",
@@ -134,69 +133,31 @@ def _escaped(text: str) -> str:
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
-def _ours(guest: Guest, events: int | None) -> bytes:
-    from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+def _families(guest: Guest, events: int | None) -> "Iterator[Metric]":
+    """Yield the metric families of the server's own counters.
 
-    registry = CollectorRegistry()  # the global one belongs to the whole program
-    registry.register(_Collector(guest, events))
-    ProcessCollector(registry=registry)
-    return generate_latest(registry)
+    Args:
+        guest: The app, with its counters.
+        events: Number of runtime events in the event log; None if unknown.
+    """
+    from prometheus_client.core import CounterMetricFamily as Counter
+    from prometheus_client.core import GaugeMetricFamily as Gauge
 
-
-class _Collector:
-    """Collector of the server's counters."""
-
-    def __init__(self, guest: Guest, events: int | None) -> None:
-        self._guest = guest
-        self._events = events
-
-    def collect(self) -> "Iterator[Metric]":
-        """Yield the metric families."""
-        yield from traffic_families(self._guest.stats)
-        yield self._streams()
-        yield from self._device()
-        yield self._build()
-
-    def _streams(self) -> "Metric":
-        from prometheus_client.core import GaugeMetricFamily
-
-        return GaugeMetricFamily(
-            "attestkit_open_log_streams",
-            "Open streams of container logs",
-            self._guest.stats.streams,
-        )
-
-    def _device(self) -> "Iterator[Metric]":
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        stats = self._guest.stats
-        yield CounterMetricFamily(
-            "attestkit_quotes", "Quotes and other evidence that the platform produced", stats.quotes
-        )
-        errors = CounterMetricFamily(
-            "attestkit_device_errors",
-            "Quotes that the platform failed to produce",
-            labels=("error",),
-        )
-        for name, count in sorted(stats.device_errors.items()):
-            errors.add_metric((name,), count)
-        yield errors
-        events = GaugeMetricFamily(
-            "attestkit_runtime_events", "Runtime events in the event log", labels=()
-        )
-        if self._events is not None:
-            events.add_metric((), self._events)
-        yield events
-
-    def _build(self) -> "Metric":
-        from prometheus_client.core import GaugeMetricFamily
-
-        attester = self._guest.attester
-        build = GaugeMetricFamily(
-            "attestkit_build_info",
-            "Version, backend and platform; always 1",
-            labels=("version", "core", "backend", "simulated"),
-        )
-        simulated = "true" if attester.simulated else "false"
-        build.add_metric((own_version(), CORE, attester.backend.name, simulated), 1)
-        return build
+    stats, attester = guest.stats, guest.attester
+    yield from traffic_families(stats)
+    yield Gauge("attestkit_open_log_streams", "Open streams of container logs", stats.streams)
+    yield Counter(
+        "attestkit_quotes", "Quotes and other evidence that the platform produced", stats.quotes
+    )
+    errors = Counter(
+        "attestkit_device_errors", "Quotes that the platform failed to produce", labels=("error",)
+    )
+    for name, count in sorted(stats.device_errors.items()):
+        errors.add_metric((name,), count)
+    yield errors
+    yield Gauge("attestkit_runtime_events", "Runtime events in the event log", events)
+    yield build_info(
+        "Version, backend and platform; always 1",
+        backend=attester.backend.name,
+        simulated="true" if attester.simulated else "false",
+    )

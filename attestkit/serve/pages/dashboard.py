@@ -7,27 +7,25 @@ lets a browser load only the server's own files.
 import asyncio
 from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
+from attestkit._sanitize import printable
 from attestkit.backends.base import GuestAgent
-from attestkit.errors import AttestKitError, BackendError
-from attestkit.event_log.display import printable
+from attestkit.errors import AttestKitError
+from attestkit.event_log.display import event_name, preview
 from attestkit.serve.docker.engine import Container
 from attestkit.serve.http.views import Header, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import load
-from attestkit.serve.machine_info import read_figures
-from attestkit.serve.pages.dashboard_rows import LONGEST, DashboardRow, identity_rows, machine_rows
+from attestkit.serve.machine_info import Figures, read_figures
 from attestkit.serve.pages.event_timeline import measurements
 from attestkit.serve.pages.static_files import asset_path
-from attestkit.serve.services.context import AppIdentity, Guest, backend_reason
+from attestkit.serve.services.context import AppIdentity, Guest, backend_error
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from markupsafe import Markup
-
-__all__ = ["Dashboard"]
 
 _POLICY: Final = (
     b"default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -45,27 +43,18 @@ _LINKS: Final = (
     ("/docs", "Documentation of the API, with examples"),
     ("/openapi.json", "OpenAPI description of the API"),
 )
+_UNITS: Final = ("B", "KB", "MB", "GB", "TB", "PB", "EB")
+_LONGEST: Final = 300  # characters shown of untrusted text
 _MOST_CONTAINERS: Final = 200
 _ENGINE_SECONDS: Final = 5.0  # time limit of the engine
 _KEPT_SECONDS: Final = 1.0  # for which the list of containers is cached
-
-
-class _ContainerRow(NamedTuple):
-    """A container in the table."""
-
-    id: str
-    name: str
-    status: str
-    state: str
-    image: str
-    logs: str  # path of its log
 
 
 class _ContainerTable(NamedTuple):
     """Containers to show, or the reason why they are unknown."""
 
     total: int = 0
-    listed: Sequence[_ContainerRow] = ()
+    listed: Sequence[Container] = ()
     problem: str = ""
 
 
@@ -88,18 +77,15 @@ class Dashboard:
         try:
             identity = await guest.on_device(lambda: guest.identity(hidden=hidden))
         except AttestKitError as error:
-            raise BackendError(
-                f"Failed to get worker info: {error}", reason=backend_reason(error)
-            ) from error
+            raise backend_error("Failed to get worker info", error) from error
         await load("psutil")
         page, part = await _templates()
         containers = await self._containers(guest)
         text = page.render(
             simulated=guest.attester.simulated,
-            app_name=printable(identity.app.app_name, LONGEST),
-            identity=identity_rows(identity.app),
+            app=identity.app,
             platform=_platform(guest),
-            system=_system(guest),
+            figures=_figures(guest),
             containers=containers,
             public_logs="/logs/" in self._mounted,
             measurements=self._measurements(part, identity),
@@ -133,16 +119,14 @@ def _platform(guest: Guest) -> str:
     return "Intel TDX" if guest.attester.has_quotes else "AMD SEV-SNP"
 
 
-def _system(guest: Guest) -> list[DashboardRow] | None:
+def _figures(guest: Guest) -> Figures | None:
     """Return the system information; None if the app does not publish it."""
     if not guest.app_compose.public_sysinfo:
         return None
     try:
-        return machine_rows(read_figures(guest.data_disks))
+        return read_figures(guest.data_disks)
     except AttestKitError as error:
-        raise BackendError(
-            f"Failed to get worker info: {error}", reason=backend_reason(error)
-        ) from error
+        raise backend_error("Failed to get worker info", error) from error
 
 
 async def _ask_engine(guest: Guest) -> _ContainerTable:
@@ -152,22 +136,8 @@ async def _ask_engine(guest: Guest) -> _ContainerTable:
     except asyncio.TimeoutError:
         return _ContainerTable(problem=f"It did not respond within {_ENGINE_SECONDS:g} seconds.")
     except AttestKitError as error:
-        return _ContainerTable(problem=printable(str(error), LONGEST))
-    return _ContainerTable(
-        len(found), [_make_row(container) for container in found[:_MOST_CONTAINERS]]
-    )
-
-
-def _make_row(container: Container) -> _ContainerRow:
-    name = container.names[0] if container.names else ""
-    return _ContainerRow(
-        printable(container.id, LONGEST),
-        printable(name, LONGEST),
-        printable(container.status, LONGEST),
-        printable(container.state, LONGEST),
-        printable(container.image, LONGEST),
-        f"/logs/{quote(name, safe='', errors='replace')}",
-    )
+        return _ContainerTable(problem=str(error))
+    return _ContainerTable(len(found), found[:_MOST_CONTAINERS])
 
 
 async def _templates() -> "tuple[Template, Template]":
@@ -183,8 +153,33 @@ def _load_templates() -> "tuple[Template, Template]":
 
     environment = templates("attestkit.serve.pages")
     environment.globals["asset"] = asset_path
+    environment.filters["size"] = size_text
+    environment.filters["duration"] = duration_text
     environment.filters["grouped"] = "{:,}".format
+    environment.filters["shown"] = partial(printable, most=_LONGEST)
+    environment.filters["event_name"] = event_name
+    environment.filters["preview"] = preview
+    environment.filters["segment"] = partial(quote, safe="", errors="replace")
     page, measurements = map(
         environment.get_template, ("dashboard.html.jinja", "measurements.html.jinja")
     )
     return page, measurements
+
+
+def size_text(size: float) -> str:
+    """Return a size with a unit, below 1024 and with two decimal places."""
+    unit = 0
+    while size >= 1024 and unit < len(_UNITS) - 1:
+        size /= 1024
+        unit += 1
+    return f"{size:.2f} {_UNITS[unit]}"
+
+
+def duration_text(seconds: int) -> str:
+    """Return a duration in its two largest units."""
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        if count or parts:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])

@@ -3,8 +3,6 @@
 from functools import cache
 from typing import Final, NamedTuple
 
-__all__ = ["ASSETS", "Asset", "asset_path", "get_asset"]
-
 ASSETS: Final = {
     "dashboard.css": b"text/css; charset=utf-8",
     "dashboard.js": b"text/javascript; charset=utf-8",

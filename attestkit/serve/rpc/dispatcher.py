@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from functools import cache, partial
 from itertools import count
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 from urllib.parse import unquote
 
 from attestkit.errors import AttestKitError, FormatError, NotFoundError, UsageError
@@ -20,12 +20,9 @@ from attestkit.serve.config.limits import LimitError, Limits
 from attestkit.serve.counters import OTHER, Traffic
 from attestkit.serve.http import errors
 from attestkit.serve.http.asgi import Guard, Receive, Scope, Send
-from attestkit.serve.http.views import ENDLESS, Header, Pieces, View, ViewRequest
+from attestkit.serve.http.views import ENDLESS, Header, Pieces, View, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import is_loaded, load
 from attestkit.serve.rpc import json_codec, query_codec
-
-__all__ = ["Codec", "Method", "MethodRoute", "RpcApp", "RpcResponse", "Service", "status_of"]
-
 
 T = TypeVar("T")
 _STATUSES = (
@@ -45,14 +42,13 @@ class Codec(NamedTuple):
     content_type: bytes
     decode: Callable[[type[Any], bytes], Any]  # raises FormatError
     encode: Callable[[Any], Sequence[bytes]]  # in pieces, so that long ones are never copied
-    error_type: bytes
     encode_error: Callable[[str], bytes]
 
 
 _JSON = b"application/json"
 _BINARY = b"application/octet-stream"
 _DIRECT_TYPES = (None, _JSON)
-JSON = Codec(_JSON, json_codec.decode, json_codec.encode, _JSON, errors.encode_error)
+JSON = Codec(_JSON, json_codec.decode, json_codec.encode, errors.encode_error)
 QUERY = JSON._replace(decode=query_codec.decode)
 
 
@@ -64,7 +60,7 @@ def protobuf() -> Codec:
     """Return the protobuf codec; loading its library takes 20 ms."""
     from attestkit.serve.rpc import protobuf_codec as codec  # lazy: rarely used
 
-    return Codec(_BINARY, codec.decode, codec.encode, _BINARY, codec.encode_error)
+    return Codec(_BINARY, codec.decode, codec.encode, codec.encode_error)
 
 
 class Method(NamedTuple):
@@ -75,7 +71,7 @@ class Method(NamedTuple):
     the annotation of `run`, and the description from its docstring.
     """
 
-    run: Callable[[Any, Any], object]  # what the methods work on, and the message
+    run: Callable[[Any, Any], object]  # arguments: the methods' context, and the message
     request: type[Any] | None = None
     device: bool = False
     writes: bool = False
@@ -91,7 +87,7 @@ class Service(NamedTuple):
 
 
 class MethodContext(Protocol):
-    """The object that methods get: as much of it as the dispatcher uses."""
+    """The part of the methods' context (`Guest`) that the dispatcher uses."""
 
     @property
     def executor(self) -> Executor | None:
@@ -110,13 +106,6 @@ class RpcResponse(NamedTuple):
     content_type: bytes
     body: Sequence[bytes]
     headers: Sequence[Header] = ()  # in addition to the listener's
-
-
-class _StreamingResponse(NamedTuple):
-    content_type: bytes
-    pieces: Pieces
-    headers: Sequence[Header]
-    endless: bool
 
 
 class MethodRoute(NamedTuple):
@@ -203,7 +192,7 @@ class RpcApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request (ASGI)."""
         if scope["type"] != "http":
-            raise RuntimeError(f"cannot serve the scope {scope['type']!r}")
+            raise RuntimeError(f"ASGI scope: unsupported type {scope['type']!r}")
         begin, request_id = perf_counter(), self.new_id()
         try:
             name, reply = await self._reply(scope, receive, request_id)
@@ -283,7 +272,7 @@ class RpcApp:
 
     async def _reply(
         self, scope: Scope, receive: Receive, request_id: bytes
-    ) -> tuple[str, RpcResponse | _StreamingResponse]:
+    ) -> tuple[str, RpcResponse | ViewResponse]:
         """Return the name of the route, for metrics, and the response."""
         name, codec = OTHER, QUERY
         verb, path, payload = scope["method"], scope["raw_path"], scope["query_string"]
@@ -305,13 +294,13 @@ class RpcApp:
 
     async def _answer(
         self, route: MethodRoute | _ViewRoute, codec: Codec, payload: bytes, scope: Scope
-    ) -> RpcResponse | _StreamingResponse:
+    ) -> RpcResponse | ViewResponse:
         if isinstance(route, _ViewRoute):
             view_request = ViewRequest(route.rest, payload, (scope.get("client") or ("",))[0])
-            content_type, body, headers, endless = await route.view.show(self._guest, view_request)
-            if isinstance(body, bytes):
-                return RpcResponse(200, content_type, (body,), headers)
-            return _StreamingResponse(content_type, body, headers, endless)
+            reply = await route.view.show(self._guest, view_request)
+            if isinstance(reply.body, bytes):
+                return RpcResponse(200, reply.content_type, (reply.body,), reply.headers)
+            return reply
         if route.method.device:
             call = partial(self._call, route.method, codec, payload)
             return await self._guest.on_device(call, writes=route.method.writes)
@@ -391,11 +380,9 @@ class RpcApp:
         finally:
             self._held -= held
 
-    async def _stream(
-        self, stream: _StreamingResponse, verb: str, receive: Receive, send: Send
-    ) -> None:
+    async def _stream(self, stream: ViewResponse, verb: str, receive: Receive, send: Send) -> None:
         """Send a stream at the client's speed, until it ends or the client disconnects."""
-        pieces = stream.pieces
+        pieces = cast("Pieces", stream.body)
         if verb == "HEAD":
             await pieces.aclose()
             await send({"type": "http.response.body", "body": b""})
@@ -442,7 +429,7 @@ def _failed(error: Exception, codec: Codec, request_id: bytes) -> RpcResponse:
         _logger.error("request %s failed", name, exc_info=error, extra={"request_id": name})
         status, text = 500, f"internal error, request {name}"
     headers = _CLOSE if isinstance(error, (_TooLargeError, _TooManyBodiesError)) else ()
-    return RpcResponse(status, codec.error_type, (codec.encode_error(text),), headers)
+    return RpcResponse(status, codec.content_type, (codec.encode_error(text),), headers)
 
 
 async def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Codec:

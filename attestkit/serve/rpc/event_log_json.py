@@ -14,8 +14,6 @@ from attestkit.event_log.agent_json import dump
 from attestkit.serve.rpc.json_codec import escape
 from attestkit.serve.rpc.response_template import SMALL, EscapedText
 
-__all__ = ["COMPACT", "INDENTED", "EventLogJson", "tcb_info"]
-
 
 class Style(NamedTuple):
     """Format of events in a response."""
@@ -47,7 +45,11 @@ INDENTED: Final = Style(_indented, ",\n    ", trimmed=False)
 
 
 class EventLogJson:
-    """JSON text of one log that grows by runtime events; encoded again if the log changes."""
+    """JSON text of one log.
+
+    New runtime events are appended to the text. After any other change of the log, the text is
+    encoded again.
+    """
 
     def __init__(self, style: Style) -> None:
         self._style = style

@@ -5,7 +5,6 @@ where clients differ (unknown fields, letter case of hex, `0x`). Responses are c
 because one official client counts characters instead of bytes.
 """
 
-import json
 import sys
 from binascii import hexlify, unhexlify
 from collections.abc import Callable, Iterator, Sequence
@@ -19,18 +18,14 @@ from attestkit._formats.strict_json import MAX_DEPTH, check_depth
 from attestkit.errors import FormatError
 from attestkit.serve.rpc.messages import Field, defaults_of, fields_of
 
-__all__ = ["PreparedResponse", "decode", "encode", "encode_members", "escape", "hex_bytes"]
-
 M = TypeVar("M", bound=NamedTuple)
 
 MAX_UINT64 = 2**64 - 1
-_ABSENT = object()
 _NAMES = {str: "a string", bool: "a boolean", int: "a number", bytes: "a string of hex digits"}
+_NO_OBJECT = "request body: not a JSON object"
 _SMALL = 64 * 1024  # bytes of a body that may be decoded completely
 _USUAL_RECURSION = 5000
-_parse = msgspec.json.Decoder().decode
 _parse_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_parse_strings = msgspec.json.Decoder(list[str]).decode
 
 
 class PreparedResponse(Generic[M]):
@@ -56,32 +51,50 @@ class PreparedResponse(Generic[M]):
 
 
 def decode(message: type[M], body: bytes) -> M:
-    """Return the message in a JSON `body`; an empty body is a message of defaults.
+    """Return the message in a JSON `body`; an empty body gives a message with default values.
+
+    Unknown members are skipped without decoding, because decoding a large one (such as ten
+    megabytes of empty arrays) would block the event loop for seconds.
 
     Raises:
         FormatError: If the body is not a JSON object, or a field is repeated or of a wrong type.
     """
     if not body:
         return defaults_of(message)
+    name = ""
     try:
-        if len(body) > MAX_DEPTH and not _is_bounded(body):  # shorter bodies cannot nest deeper
-            check_depth(body)
-        found = _parse(body) if len(body) <= _SMALL else _large_members(message, body)
-        # Each member has a colon: an equal number of colons means that no name is repeated.
-        if len(body) <= _SMALL and type(found) is dict and body.count(b":") != len(found):
-            _refuse_repeated(message, json.loads(body, object_pairs_hook=list))
+        members = _members(body)
+        values = []
+        for name, read, default in _readers(message):
+            raw = members.get(name)
+            values.append(default if raw is None else read(raw))
+    except msgspec.ValidationError as error:
+        problem = f"{name}: must be {_expected(message, name)}" if name else _NO_OBJECT
+        raise FormatError(problem, reason="wrong_type") from error
     except FormatError:
         raise
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise FormatError("request body: not valid JSON", reason="syntax") from error
-    if type(found) is not dict:
-        raise FormatError("request body: not a JSON object", reason="wrong_type")
-    get = found.get
-    values = []
-    for name, convert, default in _decoders(message):
-        value = get(name, _ABSENT)
-        values.append(default if value is _ABSENT else convert(name, value))
     return message._make(values)
+
+
+def _members(body: bytes) -> dict[str, msgspec.Raw]:
+    """Return the members of an object; no name may be repeated."""
+    if len(body) > MAX_DEPTH and not _is_bounded(body):  # shorter bodies cannot nest deeper
+        check_depth(body)
+    members = _parse_members(body)
+    if not body.isascii():
+        body.decode()  # the parser does not validate strings that it skips
+    # Each member has a colon: an equal number of colons means that no name is repeated.
+    if body.count(b":") != len(members):
+        inside = sum(bytes(value).count(b":") for value in members.values())
+        in_names = sum(name.count(":") for name in members)
+        # An escaped colon in a name is not counted in the body, and could hide a repeated name.
+        hidden = in_names and (b"\\u003a" in body or b"\\u003A" in body)
+        if hidden or body.count(b":") != len(members) + inside + in_names:
+            problem = "a name given more than once, or with an escaped colon"
+            raise FormatError(f"request body: {problem}", reason="duplicate")
+    return members
 
 
 def _is_bounded(body: bytes) -> bool:
@@ -94,102 +107,34 @@ def _is_bounded(body: bytes) -> bool:
     return len(body) > _SMALL and sys.getrecursionlimit() <= _USUAL_RECURSION
 
 
-def _refuse_repeated(message: type[M], members: list[tuple[str, object]]) -> None:
-    names = [name for name, _ in members]
-    for field in fields_of(message):
-        if names.count(field.name) > 1:
-            raise FormatError(f"{field.name}: given more than once", reason="duplicate")
-
-
-def _large_members(message: type[M], body: bytes) -> dict[str, object]:
-    """Return the known members of a large object, without decoding the others.
-
-    Decoding ten megabytes of `[],[],[],...` would block the event loop for seconds.
-    """
-    if body.lstrip(b" \t\r\n")[:1] != b"{":
-        raise FormatError("request body: not a JSON object", reason="wrong_type")
-    if not body.isascii():
-        body.decode()  # the parser does not validate strings that it skips
-    raw = {name: bytes(value) for name, value in _parse_members(body).items()}
-    inside = sum(value.count(b":") for value in raw.values())
-    in_names = sum(name.count(":") for name in raw)
-    # An escaped colon in a name is not counted in the body, and could hide a repeated name.
-    hidden = in_names and (b"\\u003a" in body or b"\\u003A" in body)
-    if hidden or body.count(b":") != len(raw) + inside + in_names:
-        raise FormatError(
-            "request body: in a large body, a name given more than once or with an escaped colon",
-            reason="duplicate",
-        )
-    fields = {field.name: field for field in fields_of(message)}
-    return {
-        name: _large_value(fields[name], value) for name, value in raw.items() if name in fields
-    }
-
-
-def _large_value(field: Field, raw: bytes) -> object:
-    if raw[:1] in {b"[", b"{"}:
-        if not (field.repeated and raw[:1] == b"["):
-            return {}  # a value of the wrong type
-        return _parse_strings(raw)
-    return _parse(raw)
-
-
 @cache
-def _decoders(message: type[M]) -> tuple[tuple[str, Callable[[str, object], Any], Any], ...]:
-    return tuple((f.name, _decoder(f), f.default) for f in fields_of(message))
+def _readers(message: type[M]) -> tuple[tuple[str, Callable[[msgspec.Raw], Any], Any], ...]:
+    return tuple((f.name, _reader(f), f.default) for f in fields_of(message))
 
 
-def _decoder(field: Field) -> Callable[[str, object], Any]:
-    one = _READERS[field.kind]
+def _reader(field: Field) -> Callable[[msgspec.Raw], Any]:
+    kind: Any = str if field.kind is bytes else field.kind
     if field.repeated:
-
-        def several(name: str, value: object) -> tuple[Any, ...]:
-            if type(value) is not list:
-                raise FormatError(f"{name}: must be an array", reason="wrong_type")
-            return tuple([one(name, item) for item in value])
-
-        return several
-    if field.optional:
-        return lambda name, value: None if value is None else one(name, value)
-    return one
-
-
-def _wrong(name: str, kind: type) -> FormatError:
-    return FormatError(f"{name}: must be {_NAMES[kind]}", reason="wrong_type")
+        kind = tuple[kind, ...]
+    elif field.optional:
+        kind = kind | None
+    read: Callable[[msgspec.Raw], Any] = msgspec.json.Decoder(kind).decode
+    if field.kind is int:
+        return lambda raw: _checked(field.name, read(raw))
+    if field.kind is bytes:  # never repeated in a request
+        return lambda raw: hex_bytes(field.name, read(raw))
+    return read
 
 
-def _string(name: str, value: object) -> str:
-    if type(value) is str:
-        return value
-    raise _wrong(name, str)
-
-
-def _boolean(name: str, value: object) -> bool:
-    if type(value) is bool:
-        return value
-    raise _wrong(name, bool)
-
-
-def _number(name: str, value: object) -> int:
-    if type(value) is not int:
-        raise _wrong(name, int)
-    if not 0 <= value <= MAX_UINT64:
-        raise FormatError(f"{name}: must be 0 to 2^64 - 1", reason="wrong_value")
+def _checked(name: str, value: int | None) -> int | None:
+    if value is not None and not 0 <= value <= MAX_UINT64:
+        raise FormatError(f"{name}: must be an integer from 0 to 2^64 - 1", reason="wrong_value")
     return value
 
 
-def _bytes(name: str, value: object) -> bytes:
-    if type(value) is str:
-        return hex_bytes(name, value)
-    raise _wrong(name, bytes)
-
-
-_READERS: dict[type, Callable[[str, object], Any]] = {
-    str: _string,
-    bool: _boolean,
-    int: _number,
-    bytes: _bytes,
-}
+def _expected(message: type[M], name: str) -> str:
+    field = next(field for field in fields_of(message) if field.name == name)
+    return f"an array of {_NAMES[field.kind]}" if field.repeated else _NAMES[field.kind]
 
 
 def hex_bytes(name: str, text: str) -> bytes:

@@ -24,7 +24,6 @@ from typing import (
     NamedTuple,
     TypeVar,
     Union,
-    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -92,11 +91,6 @@ class Field(NamedTuple):
 
 def defaults_of(message: type[M]) -> M:
     """Return a message with all fields at their defaults."""
-    return cast("M", _defaults(message))
-
-
-@cache
-def _defaults(message: type[NamedTuple]) -> NamedTuple:
     return message._make(message._field_defaults.values())
 
 
@@ -145,8 +139,8 @@ class GetTlsKeyArgs(NamedTuple):
         usage_ra_tls: Include evidence, so that the certificate can be verified by RA-TLS.
         usage_server_auth: Allow the certificate for TLS servers.
         usage_client_auth: Allow the certificate for TLS clients.
-        not_before: Start of its validity, Unix time; 0 or unset: the year 1975.
-        not_after: End of its validity, Unix time; 0 or unset: in ten years.
+        not_before: Start of the validity, Unix time; 0 or unset: the year 1975.
+        not_after: End of the validity, Unix time; 0 or unset: in ten years.
         with_app_info: Include the app's identity.
     """
 
@@ -431,10 +425,10 @@ class WorkerVersion(NamedTuple):
 
 
 class GetAttestationForAppKeyRequest(NamedTuple):
-    """Algorithm of the signing key that the evidence is bound to.
+    """Request for evidence that is bound to the app's signing key.
 
     Attributes:
-        algorithm: Algorithm of the key.
+        algorithm: Algorithm of the signing key.
     """
 
     algorithm: Annotated[str, 1, _KEYS] = ""

@@ -21,8 +21,6 @@ from attestkit.errors import FormatError
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages import PACKAGE, Error, Field, defaults_of, fields_of
 
-__all__ = ["decode", "describe", "encode", "encode_error"]
-
 M = TypeVar("M", bound=NamedTuple)
 
 _TYPES = {
@@ -77,7 +75,7 @@ def encode_error(text: str) -> bytes:
 
 @cache
 def _class_of(message: type[NamedTuple]) -> type[Message]:
-    """Return the protobuf class of a message, in its own file so that it is created lazily."""
+    """Return the protobuf class of a message; each has its own descriptor file, created on use."""
     name = message.__name__
     file = FileDescriptorProto(name=f"{name}.proto", package=PACKAGE, syntax="proto3")
     file.message_type.append(describe(message))

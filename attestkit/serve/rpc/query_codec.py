@@ -6,13 +6,11 @@ and a repeated key is an error.
 
 import re
 from typing import NamedTuple, TypeVar
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qsl
 
 from attestkit.errors import FormatError
 from attestkit.serve.rpc.json_codec import MAX_UINT64, hex_bytes
 from attestkit.serve.rpc.messages import Field, defaults_of, fields_of
-
-__all__ = ["asks_for_json", "decode"]
 
 M = TypeVar("M", bound=NamedTuple)
 
@@ -42,9 +40,9 @@ def _collect(message: type[M], query: bytes) -> dict[str, dict[str, str]]:
     """Return the values of each known field by their index; "" without brackets."""
     known = {field.name: field for field in fields_of(message)}
     found: dict[str, dict[str, str]] = {}
-    for pair in query.split(b"&"):
-        raw_key, _, raw_value = pair.partition(b"=")
-        key = _unescape(raw_key).decode("utf-8", "replace")
+    # Invalid UTF-8 becomes lone surrogates, which no name of a field has.
+    text = query.decode("utf-8", "surrogateescape")
+    for key, value in parse_qsl(text, keep_blank_values=True, errors="surrogateescape"):
         name, bracket, rest = key.partition("[")
         field = known.get(name)
         if field is None:
@@ -53,15 +51,14 @@ def _collect(message: type[M], query: bytes) -> dict[str, dict[str, str]]:
         texts = found.setdefault(name, {})
         if index in texts:
             raise FormatError(f"{name}: given more than once", reason="duplicate")
-        try:
-            texts[index] = _unescape(raw_value).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{name}: not valid UTF-8", reason="encoding") from error
+        if not _is_utf8(value):
+            raise FormatError(f"{name}: not valid UTF-8", reason="encoding")
+        texts[index] = value
     return found
 
 
-def _unescape(text: bytes) -> bytes:
-    return unquote_to_bytes(text.replace(b"+", b" "))
+def _is_utf8(text: str) -> bool:
+    return not any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def _index_of(field: Field, brackets: str, count: int) -> str:
@@ -102,5 +99,6 @@ def _scalar(field: Field, text: str) -> str | bool | int | bytes:
             raise FormatError(f"{field.name}: must be true or false", reason="wrong_value")
         return text == "true"
     if _NUMBER.match(text) is None or int(text) > MAX_UINT64:
-        raise FormatError(f"{field.name}: must be a number 0 to 2^64 - 1", reason="wrong_value")
+        text = f"{field.name}: must be an integer from 0 to 2^64 - 1"
+        raise FormatError(text, reason="wrong_value")
     return int(text)

@@ -7,8 +7,6 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from attestkit.serve.rpc.json_codec import PreparedResponse, encode_members, escape
 
-__all__ = ["SMALL", "EscapedText", "ResponseTemplate"]
-
 M = TypeVar("M", bound=NamedTuple)
 _SHORT: Final = 4096  # bytes that are copied for each response
 

@@ -21,12 +21,10 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
-from time import gmtime
+from time import gmtime, strftime
 from typing import Final, TypeAlias
 
 from attestkit.serve.server_log.stderr_sink import StderrSink
-
-__all__ = ["AccessLog", "client_name"]
 
 _Entry: TypeAlias = tuple[float, str, str, str, bytes, int, int, float, bytes]
 
@@ -35,7 +33,6 @@ _INTERVAL: Final = 0.2  # seconds
 _BATCH: Final = 1000  # requests
 _LONGEST_PATH: Final = 256  # bytes
 _LONGEST_CLIENT: Final = 64
-_MONTHS: Final = b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 _TEXT: Final = b'%b %b - [%b] "%b %b" %d %d %.6f %b\n'
 _JSON: Final = (
     b'{"time":"%b.%03dZ","level":"info","logger":"attestkit.access","message":"%b %b",'
@@ -83,19 +80,8 @@ class AccessLog:
             seconds: Duration.
             request_id: Request id in ASCII; empty if none was assigned.
         """
-        self._entries.append(
-            (
-                self._now(),
-                listener,
-                client,
-                verb,
-                path[:_LONGEST_PATH],
-                status,
-                size,
-                seconds,
-                request_id,
-            )
-        )
+        at, path = self._now(), path[:_LONGEST_PATH]
+        self._entries.append((at, listener, client, verb, path, status, size, seconds, request_id))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self._expired)
         elif len(self._entries) >= _BATCH:
@@ -106,7 +92,7 @@ class AccessLog:
         self.flush()
 
     def flush(self, patience: float = 0.0) -> None:
-        """Write all pending lines; thread-safe."""
+        """Write all pending lines, waiting up to `patience` seconds for the reader; thread-safe."""
         lines = []
         try:
             while True:
@@ -176,15 +162,9 @@ def _quoted_path(path: bytes) -> bytes:
 
 @lru_cache(2)
 def _common_time(at: int) -> bytes:
-    found = gmtime(at)
-    return b"%02d/%b/%d:%02d:%02d:%02d +0000" % (
-        found.tm_mday,
-        _MONTHS[found.tm_mon - 1],
-        *(found.tm_year, found.tm_hour, found.tm_min, found.tm_sec),
-    )
+    return strftime("%d/%b/%Y:%H:%M:%S +0000", gmtime(at)).encode("ascii")
 
 
 @lru_cache(2)
 def _rfc3339(at: int) -> bytes:
-    found = gmtime(at)
-    return b"%d-%02d-%02dT%02d:%02d:%02d" % found[:6]
+    return strftime("%Y-%m-%dT%H:%M:%S", gmtime(at)).encode("ascii")

@@ -10,30 +10,29 @@ import json
 import logging
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from attestkit.serve.server_log.access_log import AccessLog
 from attestkit.serve.server_log.stderr_sink import LONGEST_LINE, StderrSink
 
-__all__ = ["JsonFormatter", "ServerLog", "TextFormatter", "ascii_line", "one_line_traceback"]
-
 _PATIENCE: Final = 0.05  # seconds that a record may wait for a slow reader
 _LAST_PATIENCE: Final = 1.0  # the same for the last records
 _OUR_LOGGERS: Final = "attestkit"
 _PLAIN: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
-_RESERVED: Final = frozenset({"time", "level", "logger", "message", "exception"})
+_RESERVED: Final = ("time", "level", "logger", "message", "exception")
 _NAMED: Final = frozenset({"request_id", "dropped"})  # already part of the message
+_SHARES: Final = (2048, 512, 64)  # characters of a value of a record that is too long
 _CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 _CUT: Final = "..."
 
 
 def ascii_line(text: str, max_length: int) -> str:
-    """Return text as one line of ASCII with at most `longest` characters.
+    """Return text as one line of ASCII with at most `max_length` characters.
 
     White space becomes single spaces; control and non-ASCII characters are escaped.
     """
@@ -47,12 +46,8 @@ def one_line_traceback(error: BaseException | None) -> str:
     """Return an exception and the last six places of its traceback, innermost last."""
     if error is None:
         return ""
-    places = []
-    trace = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        places.append(f"{Path(code.co_filename).name}:{trace.tb_lineno}")
-        trace = trace.tb_next
+    trace = traceback.walk_tb(error.__traceback__)
+    places = [f"{Path(frame.f_code.co_filename).name}:{line}" for frame, line in trace]
     return f"{type(error).__name__}: {error} ({' > '.join(places[-6:])})"
 
 
@@ -68,7 +63,7 @@ def _members(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class TextFormatter(logging.Formatter):
-    """Formatter of text lines: level, logger, message, members, exception."""
+    """Formatter of text lines: level, logger, message, extra fields of the record, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line without its line end."""
@@ -83,10 +78,10 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """Formatter of JSON lines: time, level, logger, message, members, exception."""
+    """Formatter of JSON lines: time, level, logger, message, extra fields, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the JSON object without a line end."""
+        """Return the JSON object without a line end; values that are too long are cut."""
         at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         entry: dict[str, Any] = {
             "time": at.replace("+00:00", "Z"),
@@ -97,36 +92,32 @@ class JsonFormatter(logging.Formatter):
         entry |= {key: value for key, value in _members(record).items() if key not in _RESERVED}
         if record.exc_info and (text := one_line_traceback(record.exc_info[1])):
             entry["exception"] = text
-        return _bounded(entry)
+        line = _json(entry)
+        for share in _SHARES:
+            if len(line) < LONGEST_LINE:
+                return line
+            line = _json({key: _shortened(value, share) for key, value in entry.items()})
+        if len(line) < LONGEST_LINE:
+            return line
+        return _json({key: _shortened(entry[key], 64) for key in _RESERVED if key in entry})
 
 
-def _bounded(entry: dict[str, Any]) -> str:
-    """Return an object as JSON of limited length; long values are cut, then members dropped."""
-    max_length = LONGEST_LINE - 1
-    text = _json(entry)
-    share = max_length // 2
-    while len(text) > max_length and share >= 64:
-        cut = {key: _shortened(value, share) for key, value in entry.items()}
-        text = _json(cut)
-        share //= 2
-    if len(text) > max_length:
-        text = _json({key: _shortened(entry[key], 64) for key in _RESERVED if key in entry})
-    return text
-
-
-def _json(entry: dict[str, Any]) -> str:
-    return json.dumps(entry, separators=(",", ":"), default=str)
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), default=str)
 
 
 def _shortened(value: object, share: int) -> object:
-    """Return a value cut so that its JSON takes at most about `share` characters."""
-    if value is None or isinstance(value, (bool, int, float)):
+    """Return a value, or its text cut so that its JSON takes at most `share` characters."""
+    if len(_json(value)) <= share:
         return value
-    text = value if isinstance(value, str) else _json({"": value})[4:-1]
-    encoded = json.dumps(text[:share])
-    if len(encoded) <= share and len(text) <= share:
-        return value
-    return text[: share // 12] + _CUT  # a character takes at most twelve
+    text = value if isinstance(value, str) else _json(value)
+    return text[: share // 12] + _CUT  # JSON takes up to twelve characters for one
+
+
+def _record(level: int, text: str, **members: object) -> logging.LogRecord:
+    """Return a log record of the logger attestkit.serve; `members` are its `extra`."""
+    name = {"name": "attestkit.serve", "levelno": level, "levelname": logging.getLevelName(level)}
+    return logging.makeLogRecord({**name, "msg": text, **members})
 
 
 class _Handler(logging.Handler):
@@ -137,12 +128,9 @@ class _Handler(logging.Handler):
         self.before_error: Callable[[], None] | None = None
         self._sink = sink
 
-    def handle(self, record: logging.LogRecord) -> bool:
-        """Write a record without a lock, on which a destructor could deadlock; the sink locks."""
-        accepted = bool(self.filter(record))
-        if accepted:
-            self.emit(record)
-        return accepted
+    def createLock(self) -> None:  # noqa: N802 - as logging names it
+        """Use no lock, on which a destructor could deadlock; the sink is thread-safe."""
+        self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, suppressing all errors."""
@@ -156,13 +144,8 @@ class _Handler(logging.Handler):
         try:
             text = self.format(record)
         except Exception as error:  # noqa: BLE001 - of a foreign __str__
-            fields = {
-                "name": "attestkit.serve",
-                "levelno": record.levelno,
-                "levelname": record.levelname,
-                "msg": f"record cannot be formatted: {type(error).__name__}",
-            }
-            text = self.format(logging.makeLogRecord(fields))
+            problem = f"record cannot be formatted: {type(error).__name__}"
+            text = self.format(_record(record.levelno, problem))
         return text.encode("ascii", "backslashreplace") + b"\n"
 
 
@@ -227,27 +210,19 @@ class ServerLog:
         sys.unraisablehook, threading.excepthook = self._hooks
 
     def _dropped(self, count: int) -> bytes:
-        record = logging.makeLogRecord(
-            {
-                "name": "attestkit.serve",
-                "levelno": logging.WARNING,
-                "levelname": "WARNING",
-                "msg": f"{count} log lines were dropped: the reader is too slow",
-                "dropped": count,
-            }
-        )
+        text = f"{count} log lines were dropped: the reader is too slow"
+        record = _record(logging.WARNING, text, dropped=count)
         return self._handler.format(record).encode("ascii") + b"\n"
 
 
 def _unraisable(failure: "sys.UnraisableHookArgs") -> None:
-    _foreign("unraisable exception", failure.exc_value, failure.exc_traceback)
+    _log_foreign("unraisable exception", failure.exc_value)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    _foreign("thread failed", failure.exc_value, failure.exc_traceback)
+    _log_foreign("thread failed", failure.exc_value)
 
 
-def _foreign(text: str, error: BaseException | None, trace: TracebackType | None) -> None:
+def _log_foreign(text: str, error: BaseException | None) -> None:
     if error is not None:
-        found = (type(error), error, trace)
-        logging.getLogger("attestkit.serve").error(text, exc_info=found)
+        logging.getLogger("attestkit.serve").error(text, exc_info=error)

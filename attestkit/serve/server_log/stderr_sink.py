@@ -17,8 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-__all__ = ["LONGEST_LINE", "StderrSink"]
-
 T = TypeVar("T")
 
 LONGEST_LINE = select.PIPE_BUF
@@ -32,7 +30,8 @@ class StderrSink:
     """Non-blocking writer of lines to a file descriptor; thread-safe.
 
     Args:
-        descriptor: Stays open and unchanged, because other programs may share it.
+        descriptor: File descriptor to write to. It stays open, and its flags do not change, because
+            other programs may share it.
         format_dropped: Returns the line that reports the number of dropped lines.
     """
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
-from attestkit._reasons import BackendReason
 from attestkit.attestation import Attestation
 from attestkit.attester import Attester, app_info
 from attestkit.dstack.app_compose import AppCompose
@@ -30,8 +29,6 @@ from attestkit.serve.rpc.event_log_json import COMPACT, INDENTED, EventLogJson, 
 from attestkit.serve.rpc.json_codec import PreparedResponse, encode
 from attestkit.serve.rpc.messages import AppInfo, GetQuoteResponse, GetTlsKeyArgs, GetTlsKeyResponse
 from attestkit.serve.rpc.response_template import EscapedText, ResponseTemplate
-
-__all__ = ["AppIdentity", "AppMeasurements", "Guest", "Release", "backend_reason"]
 
 T = TypeVar("T")
 M = TypeVar("M", bound=NamedTuple)
@@ -164,11 +161,15 @@ class Guest:
         if not (self.attester.blocking or self._writes):
             return None
         if self._executor is None:
-            self._executor = _device_thread()
+            # One thread, because a device serves one caller at a time.
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="attestkit-device")
         return self._executor
 
     async def on_device(self, work: Callable[[], T], *, writes: bool = False) -> T:
-        """Run `work` and return its result; in the device's thread if it may block."""
+        """Run `work` and return its result; in the device's thread if it may block.
+
+        `writes` means that it writes to a disk, so it always runs in the device's thread.
+        """
         self._writes += writes
         try:
             if (executor := self.executor) is None:
@@ -189,18 +190,17 @@ class Guest:
 
         Args:
             report_data: Report data, 64 bytes.
-            answer: The response without what varies; `quote` and `event_log` are empty.
+            answer: The response with the values that are the same for every request; `quote` and
+                `event_log` are empty.
             varying: Values that are specific to this request, by field.
         """
         if not self.attester.has_quotes:
             raise UnsupportedError(_NO_QUOTE, reason="no_quote")
         try:
-            quote, log = self.attester.quote_and_log(report_data)
+            quote, log = self.attester.evidence_source.quote_and_log(report_data)
         except AttestKitError as error:
             self.stats.device_errors[type(error).__name__] += 1
-            raise BackendError(
-                f"Failed to get quote: {error}", reason=backend_reason(error)
-            ) from error
+            raise backend_error("Failed to get quote", error) from error
         self.stats.quotes += 1
         raw, cached = quote.raw, self._quoted
         # The registers are hashes over the log: equal registers mean an equal log.
@@ -230,10 +230,10 @@ class Guest:
         """Return evidence over up to 64 bytes; UsageError if there are more."""
         report_data = _pad(report_data)
         try:
-            evidence = self.attester.evidence(report_data)
+            evidence = self.attester.attest(report_data=report_data)
         except AttestKitError as error:
             self.stats.device_errors[type(error).__name__] += 1
-            raise BackendError(f"{failure}: {error}", reason=backend_reason(error)) from error
+            raise backend_error(failure, error) from error
         self.stats.quotes += 1
         return evidence
 
@@ -287,7 +287,9 @@ class Guest:
                 subject=args.subject,
                 alt_names=args.alt_names,
                 key=key,
-                attest=lambda data: self.attest(data, "Failed to get certificate attestation"),
+                attest=lambda *, report_data: self.attest(
+                    report_data, "Failed to get certificate attestation"
+                ),
                 ca_cert=ca_cert,
                 ca_key=ca_key,
                 usage_ra_tls=args.usage_ra_tls,
@@ -300,9 +302,7 @@ class Guest:
                 random=self.random,
             )
         except FormatError as error:  # of the evidence or the CA, so not the client's fault
-            raise BackendError(
-                f"Failed to sign the CSR: {error}", reason="malformed_response"
-            ) from error
+            raise backend_error("Failed to sign the CSR", error) from error
         return GetTlsKeyResponse(issued.key_pem, issued.certificate_chain)
 
     def _authority(self) -> tuple[str, P256Key]:
@@ -321,7 +321,7 @@ class Guest:
         return self.identity(hidden=hidden).response
 
     def identity(self, *, hidden: bool = False) -> AppIdentity:
-        """Return the app's identity with its measurements."""
+        """Return the app's identity and, if not `hidden`, its measurements and VM configuration."""
         name = "hidden info" if hidden else "info"
         identity = self.cached(name, lambda: self._identify(hidden=hidden))
         if self._app_cert is None:
@@ -333,9 +333,7 @@ class Guest:
         try:
             app = app_info(attestation)
         except AttestKitError as error:
-            raise BackendError(
-                f"Failed to decode app info: {error}", reason=backend_reason(error)
-            ) from error
+            raise backend_error("Failed to decode app info", error) from error
         info = AppInfo(
             app_id=app.app_id,
             instance_id=app.instance_id,
@@ -376,24 +374,21 @@ class Guest:
         try:
             chain = self.certificate(args, None).certificate_chain
         except AttestKitError as error:
-            _logger.warning("no certificate for the app yet: %s", error)
+            _logger.warning("demo certificate: cannot be issued yet: %s", error)
             return EscapedText()
         self._app_cert = EscapedText.of("\n".join(chain))
         return self._app_cert
 
 
-def backend_reason(error: AttestKitError) -> BackendReason:
-    """Return the reason of the BackendError that reports `error` to a client."""
+def backend_error(failure: str, error: AttestKitError) -> BackendError:
+    """Return the BackendError that reports `error` to a client, after the text `failure`."""
+    text = f"{failure}: {error}"
     if isinstance(error, BackendError):
-        return error.reason
+        return BackendError(text, reason=error.reason)
     if isinstance(error, JournalError):
-        return "state"
-    return "malformed_response" if isinstance(error, FormatError) else "io_error"
-
-
-def _device_thread() -> Executor:
-    """Return a single thread, because a device serves one caller at a time."""
-    return ThreadPoolExecutor(1, thread_name_prefix="attestkit-device")
+        return BackendError(text, reason="state")
+    malformed = isinstance(error, FormatError)
+    return BackendError(text, reason="malformed_response" if malformed else "io_error")
 
 
 def _pad(report_data: bytes) -> bytes:

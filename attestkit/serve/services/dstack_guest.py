@@ -1,5 +1,6 @@
 """Service DstackGuest of dstack.sock: one function per method."""
 
+from attestkit.errors import SignatureError
 from attestkit.keys import verify_signature
 from attestkit.serve.rpc.dispatcher import Method, Service
 from attestkit.serve.rpc.json_codec import PreparedResponse
@@ -22,8 +23,6 @@ from attestkit.serve.rpc.messages import (
 )
 from attestkit.serve.services.context import Guest
 
-__all__ = ["SERVICE"]
-
 
 def _get_tls_key(guest: Guest, args: GetTlsKeyArgs) -> GetTlsKeyResponse:
     """Return a new TLS key and a certificate for it, issued by the app's CA.
@@ -38,7 +37,7 @@ def _get_key(guest: Guest, args: GetKeyArgs) -> GetKeyResponse:
 
     The same app gets the same key for the same path on every machine that has the app's keys.
     """
-    derived = guest.keys.derive(args.path, args.purpose, args.algorithm)
+    derived = guest.keys.derive_compat(args.path, args.purpose, args.algorithm)
     return GetKeyResponse(derived.key, derived.signature_chain)
 
 
@@ -48,7 +47,7 @@ def _get_quote(guest: Guest, args: RawQuoteArgs) -> PreparedResponse[GetQuoteRes
 
 
 def _attest(guest: Guest, args: RawQuoteArgs) -> AttestResponse:
-    """Return evidence over the report data in one message, which a verifier accepts unchanged."""
+    """Return encoded evidence over the report data; `Verifier.verify` accepts it unchanged."""
     return AttestResponse(guest.attest(args.report_data).to_bytes())
 
 
@@ -69,9 +68,11 @@ def _sign(guest: Guest, args: SignRequest) -> SignResponse:
 
 def _verify(_: Guest, args: VerifyRequest) -> VerifyResponse:
     """Verify a signature; the app's keys are not involved."""
-    return VerifyResponse(
-        verify_signature(args.algorithm, args.data, args.signature, args.public_key)
-    )
+    try:
+        verify_signature(args.public_key, args.signature, args.data, algorithm=args.algorithm)
+    except SignatureError:
+        return VerifyResponse(valid=False)
+    return VerifyResponse(valid=True)
 
 
 def _version(guest: Guest, _: None) -> WorkerVersion:

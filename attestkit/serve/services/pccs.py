@@ -8,10 +8,8 @@ from typing import Final
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.pccs import PccsResponse, ServedPlatform, SimulatedPccs
 from attestkit.serve.counters import Traffic
-from attestkit.serve.http.asgi import Receive, Scope, Send
+from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
 from attestkit.serve.http.views import Header
-
-__all__ = ["PccsApp", "make_pccs"]
 
 _PLAIN: Final = ("Content-Type", "text/plain")
 _NOT_ALLOWED: Final = PccsResponse(405, (_PLAIN, ("Allow", "GET")), b"Only GET is served.")
@@ -41,15 +39,12 @@ class PccsApp:
         self._traffic = traffic or Traffic()
 
     async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
-        """PccsResponse one request."""
+        """Answer one request (ASGI)."""
         begin = perf_counter()
         answer = _answer(self._pccs, scope)
         self._traffic.done("pccs", answer.status, perf_counter() - begin)
         start = [(name.encode("ascii"), value.encode("ascii")) for name, value in answer.headers]
-        start += [(b"content-length", b"%d" % len(answer.body)), *self.headers]
-        await send({"type": "http.response.start", "status": answer.status, "headers": start})
-        body = b"" if scope["method"] == "HEAD" else answer.body
-        await send({"type": "http.response.body", "body": body})
+        await send_response(scope, send, answer.status, [*start, *self.headers], answer.body)
 
 
 def _answer(pccs: SimulatedPccs, scope: Scope) -> PccsResponse:
@@ -59,5 +54,5 @@ def _answer(pccs: SimulatedPccs, scope: Scope) -> PccsResponse:
     try:
         return pccs.respond(path, query)
     except Exception:  # log it; the client gets a generic text
-        _logger.exception("the PCCS failed")
+        _logger.exception("PCCS: unexpected error")
         return _FAILED

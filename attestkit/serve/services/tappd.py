@@ -5,7 +5,6 @@ from attestkit.report_data import ReportData
 from attestkit.serve.rpc.dispatcher import Method, Service
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages import (
-    AppInfo,
     DeriveK256KeyResponse,
     DeriveKeyArgs,
     GetKeyArgs,
@@ -14,11 +13,9 @@ from attestkit.serve.rpc.messages import (
     RawQuoteArgs,
     TdxQuoteArgs,
     TdxQuoteResponse,
-    WorkerVersion,
 )
+from attestkit.serve.services import dstack_guest
 from attestkit.serve.services.context import Guest
-
-__all__ = ["SERVICE"]
 
 _DEFAULT_ALGORITHM = "sha512"
 _DEFAULT_TAG = "app-data"
@@ -42,7 +39,7 @@ def _derive_key(guest: Guest, args: DeriveKeyArgs) -> GetTlsKeyResponse:
 
 def _derive_k256_key(guest: Guest, args: GetKeyArgs) -> DeriveK256KeyResponse:
     """Derive the key of a path, with its signature chain."""
-    derived = guest.keys.derive(args.path, args.purpose, args.algorithm)
+    derived = guest.keys.derive_compat(args.path, args.purpose, args.algorithm)
     return DeriveK256KeyResponse(derived.key, derived.signature_chain)
 
 
@@ -60,24 +57,13 @@ def _raw_quote(guest: Guest, args: RawQuoteArgs) -> PreparedResponse[TdxQuoteRes
     return _tdx_quote(guest, TdxQuoteArgs(args.report_data, "raw"))
 
 
-def _info(guest: Guest, _: None) -> PreparedResponse[AppInfo]:
-    """Return the app's identity and its measurements."""
-    return guest.info()
-
-
-def _version(guest: Guest, _: None) -> WorkerVersion:
-    """Return the release of the API and the revision of the server."""
-    return WorkerVersion(guest.release.version, guest.release.rev)
-
-
 SERVICE = Service(
     {
         "DeriveKey": Method(_derive_key, DeriveKeyArgs, device=True),
         "DeriveK256Key": Method(_derive_k256_key, GetKeyArgs),
         "TdxQuote": Method(_tdx_quote, TdxQuoteArgs, device=True),
         "RawQuote": Method(_raw_quote, RawQuoteArgs, device=True),
-        "Info": Method(_info, device=True),
-        "Version": Method(_version),
+        **{name: dstack_guest.SERVICE.methods[name] for name in ("Info", "Version")},
     },
     mount="/prpc/",
     prefix="Tappd.",

@@ -7,21 +7,14 @@ from attestkit.serve.rpc.messages import (
     AppInfo,
     GetAttestationForAppKeyRequest,
     GetQuoteResponse,
-    WorkerVersion,
 )
+from attestkit.serve.services import dstack_guest
 from attestkit.serve.services.context import Guest
-
-__all__ = ["SERVICE", "info"]
 
 
 def info(guest: Guest, _: None = None) -> PreparedResponse[AppInfo]:
     """Return the app's identity, without its measurements if the app hides them."""
     return guest.info(hidden=not guest.app_compose.public_tcbinfo)
-
-
-def _version(guest: Guest, _: None) -> WorkerVersion:
-    """Return the release of the API and the revision of the server."""
-    return WorkerVersion(guest.release.version, guest.release.rev)
 
 
 def _attestation_for_app_key(
@@ -34,14 +27,14 @@ def _attestation_for_app_key(
 
 
 def _make_attestation(guest: Guest, algorithm: str) -> PreparedResponse[GetQuoteResponse]:
-    public_key = guest.keys.derive("vms", "signing", algorithm).public_key
+    public_key = guest.keys.derive_compat("vms", "signing", algorithm).public_key
     return guest.quote_response(ReportData.for_app_key(algorithm, public_key))
 
 
 SERVICE = Service(
     {
         "Info": Method(info, device=True),
-        "Version": Method(_version),
+        "Version": dstack_guest.SERVICE.methods["Version"],
         "GetAttestationForAppKey": Method(
             _attestation_for_app_key, GetAttestationForAppKeyRequest, device=True
         ),

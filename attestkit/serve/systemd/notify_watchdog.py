@@ -24,14 +24,11 @@ import logging
 import os
 import socket
 from collections.abc import Mapping, MutableMapping
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from attestkit.errors import UsageError
-
-__all__ = ["ServiceManager"]
 
 _VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 # Path of each listener that needs no work; the first listener that is on is probed. A verifier's
@@ -158,15 +155,16 @@ async def _probe_any(addresses: Mapping[str, Path | str]) -> None:
     except _ListenerFullError as error:
         if len(names) == 1:
             raise
-        _logger.warning("watchdog probes %s: %s", names[1], error)
+        _logger.warning("watchdog: probing the listener %s instead: %s", names[1], error)
         await _probe(addresses[names[1]], _PROBES[names[1]])
 
 
 async def _probe(address: Path | str, target: str) -> None:
-    """Send a GET request to `place` and check that the response is 2xx.
+    """Send a GET request to the listener at `address`, and check that the status is 2xx.
 
     Raises:
-        _ProbeError: If the response is another one.
+        _ListenerFullError: If the listener has reached its limit of connections.
+        _ProbeError: If the status is not 2xx.
         OSError: If the connection fails.
     """
     reader, writer = await _connect(address)
@@ -180,24 +178,13 @@ async def _probe(address: Path | str, target: str) -> None:
         writer.close()
     status = answer[9:12]
     if not answer or status == b"503":
-        raise _ListenerFullError(f"{address} has all the connections it takes")
+        raise _ListenerFullError(f"{address} has reached its limit of connections")
     if status[:1] != b"2":
-        raise _ProbeError(f"{address}{target} answered {answer[:40]!r}")
+        raise _ProbeError(f"{address}{target}: the response is not 2xx: {answer[:40]!r}")
 
 
 async def _connect(address: Path | str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if isinstance(address, Path):
         return await asyncio.open_unix_connection(address)
-    url = urlsplit(address)
-    return await asyncio.open_connection(_reachable(url.hostname or ""), url.port)
-
-
-def _reachable(host: str) -> str:
-    """Return the loopback address for the unspecified address; else `host`."""
-    try:
-        address = ip_address(host)
-    except ValueError:  # a name
-        return host
-    if not address.is_unspecified:
-        return host
-    return "127.0.0.1" if address.version == 4 else "::1"
+    url = urlsplit(address)  # the unspecified address connects to loopback
+    return await asyncio.open_connection(url.hostname, url.port)

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, MutableMapping
 from socket import socket
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from attestkit.serve import serve
 from attestkit.serve.endpoints import BoundAddresses, ListenAddresses
@@ -13,8 +13,7 @@ from attestkit.serve.systemd.socket_activation import take_sockets
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
-
-__all__ = ["ServiceEnvironment"]
+    from attestkit.serve.app_factory import ServerOptions
 
 _logger = logging.getLogger("attestkit.serve")
 
@@ -45,8 +44,8 @@ class ServiceEnvironment(NamedTuple):
         self,
         attester: "Attester | None",
         addresses: ListenAddresses,
+        options: "ServerOptions",
         on_ready: Callable[[BoundAddresses], None],
-        **options: Any,
     ) -> None:
         """Serve like `attestkit.serve.serve`; exit the process if requests had to be aborted.
 
@@ -61,11 +60,10 @@ class ServiceEnvironment(NamedTuple):
         cut_off = serve(
             attester,
             addresses,
+            options._replace(handed_over=self.handed_over),
             on_ready=ready,
             on_stop=self.manager.stopping,
             background=[lambda at: self.manager.watch(at.addresses)] if self.watchdog else [],
-            handed_over=self.handed_over,
-            **options,
         )
         self.manager.ended()
         if cut_off:

@@ -19,8 +19,6 @@ from typing import Final
 
 from attestkit.errors import UsageError
 
-__all__ = ["take_sockets"]
-
 FIRST: Final = 3  # SD_LISTEN_FDS_START
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 _UNIX: Final = ("dstack", "tappd")
@@ -112,7 +110,10 @@ def _add_socket(
 
 
 def _find_problems(name: str, sock: socket.socket) -> Iterator[str]:
-    """Yield the problems of a socket as the listener `name`; later checks rely on earlier ones."""
+    """Yield the reasons why a socket is unsuitable for the listener `name`, for use in an error.
+
+    Later checks rely on earlier ones, so the caller must stop at the first problem.
+    """
     family, address = sock.family, sock.getsockname()
     if sock.type != socket.SOCK_STREAM:
         yield "not a stream socket"

@@ -11,9 +11,9 @@ passes, a signed attestation result (EAR). A refusal is never signed. Errors:
 | 422 | a field has the wrong type; the EAR would exceed 256 KiB |
 | 503 | too many verifications are queued, or this one took too long |
 
-Verifications run in threads, so that other listeners stay responsive. One that must fetch
-collateral from a PCCS, which may be slow, starts again in a separate queue with its own threads, so
-that other verifications do not wait for it.
+Verifications run in threads, so that other listeners stay responsive. A verification that must
+fetch collateral from a PCCS, which may be slow, starts again in a separate queue with its own
+threads, so that other verifications do not wait for it.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import OTHER, Traffic
-from attestkit.serve.http.asgi import Receive, Scope, Send
+from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
 from attestkit.serve.http.errors import encode_error
 from attestkit.serve.http.views import Header
 from attestkit.serve.verifier_service.response import (
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.result import AttestationResult
 
-__all__ = ["FETCHERS", "FETCHES", "LIMIT", "MAX_BODY", "SECONDS", "WORKERS", "VerifierApp"]
-
 MAX_BODY: Final = Limits().verifier_body
 """Default limit of a request body in bytes."""
 
@@ -63,7 +61,7 @@ LIMIT: Final = 64
 """Limit of running and queued verifications; more are refused with 503."""
 
 FETCHES: Final = 32
-"""The same for verifications that fetch collateral."""
+"""Limit of running and queued verifications that fetch collateral."""
 
 SECONDS: Final = 60.0
 """Time limit of a verification, including its time in the queue."""
@@ -107,12 +105,12 @@ class VerifierApp:
     """ASGI application of the verifier service.
 
     Args:
-        verifier: Runs the verifications, including its policy.
+        verifier: Runs the verifications, and enforces its policy.
         executor: Thread pool; not shut down by the application.
-        fetcher: Thread pool for verifications that fetch; None: `executor`.
+        fetcher: Thread pool for verifications that fetch collateral.
         seconds: Time limit of a verification.
         limit: Limit of running and queued verifications.
-        fetches: The same for verifications that fetch.
+        fetches: Limit of running and queued verifications that fetch collateral.
         max_body: Limit of a request body in bytes.
         random: Returns that many random bytes, for request ids.
         traffic: Counters of the requests.
@@ -127,8 +125,8 @@ class VerifierApp:
         self,
         verifier: "Verifier",
         executor: Executor,
+        fetcher: Executor,
         *,
-        fetcher: Executor | None = None,
         seconds: float = SECONDS,
         limit: int = LIMIT,
         fetches: int = FETCHES,
@@ -139,11 +137,9 @@ class VerifierApp:
         ear_key: "EarKey | None" = None,
     ) -> None:
         self._verifier = verifier
-        self._line = _Queue(executor, threading.BoundedSemaphore(limit), "are waiting")
-        self._fetch_line = None
-        if fetcher is not None:
-            slots = threading.BoundedSemaphore(fetches)
-            self._fetch_line = _Queue(fetcher, slots, "wait for collateral to be fetched")
+        self._queue = _Queue(executor, threading.BoundedSemaphore(limit), "are waiting")
+        slots = threading.BoundedSemaphore(fetches)
+        self._fetch_queue = _Queue(fetcher, slots, "wait for collateral to be fetched")
         self._seconds = seconds
         self._max_body = max_body
         self._random = random
@@ -156,7 +152,7 @@ class VerifierApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            raise RuntimeError(f"cannot serve the scope {scope['type']!r}")
+            raise RuntimeError(f"ASGI scope: unsupported type {scope['type']!r}")
         path, verb = scope["raw_path"], scope["method"]
         begin, name = perf_counter(), OTHER
         if path == b"/verify" and verb == "POST":
@@ -172,15 +168,8 @@ class VerifierApp:
         self._traffic.done(name, answer.status, perf_counter() - begin)
         if answer.verdict is not None:
             self._verdicts[answer.verdict] += 1
-        headers = [
-            (b"content-type", answer.media_type),
-            (b"content-length", b"%d" % len(answer.body)),
-            *self.headers,
-            *answer.headers,
-        ]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        body = b"" if verb == "HEAD" else answer.body
-        await send({"type": "http.response.body", "body": body})
+        headers = [(b"content-type", answer.media_type), *self.headers, *answer.headers]
+        await send_response(scope, send, answer.status, headers, answer.body)
 
     def _keys(self) -> _Response:
         if self._ear_key is None:
@@ -197,11 +186,12 @@ class VerifierApp:
         if ear is not None and self._ear_key is None:
             return _error(400, _NO_KEY, _CLOSE)
         body = await self._body(scope, receive)
-        return (
-            body
-            if body is None or isinstance(body, _Response)
-            else await self._verify_body(body, ear)
-        )
+        if body is None or isinstance(body, _Response):
+            return body
+        try:
+            return await asyncio.wait_for(self._schedule(body, ear), self._seconds)
+        except asyncio.TimeoutError:
+            return _busy(f"verification: not finished within {self._seconds:g} s; retry later")
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | _Response | None:
         """Return the body of a request, or an error response; None if the client disconnected."""
@@ -222,31 +212,25 @@ class VerifierApp:
             more = message.get("more_body", False)
         return b"".join(parts)
 
-    async def _verify_body(self, body: bytes, ear: "EarRequest | None") -> _Response:
-        try:
-            return await asyncio.wait_for(self._schedule(body, ear), self._seconds)
-        except asyncio.TimeoutError:
-            return _busy(f"verification: not finished within {self._seconds:g} s; retry later")
-
     async def _schedule(self, body: bytes, ear: "EarRequest | None") -> _Response:
-        work, line = partial(self._respond, body, ear), self._fetch_line
-        answer = await self._run_in(self._line, partial(work, fetch=line is None))
-        if answer is None and line is not None:
-            answer = await self._run_in(line, partial(work, fetch=True))
+        work = partial(self._respond, body, ear)
+        answer = await self._run_in(self._queue, partial(work, fetch=False))
+        if answer is None:
+            answer = await self._run_in(self._fetch_queue, partial(work, fetch=True))
         assert answer is not None  # only None without fetch
         return answer
 
     @staticmethod
-    async def _run_in(line: _Queue, work: Callable[[], _Response | None]) -> _Response | None:
-        if not line.free.acquire(blocking=False):
-            return _busy(f"too many verifications {line.what}; retry later")
+    async def _run_in(queue: _Queue, work: Callable[[], _Response | None]) -> _Response | None:
+        if not queue.free.acquire(blocking=False):
+            return _busy(f"too many verifications {queue.what}; retry later")
         try:
-            future = line.executor.submit(work)
+            future = queue.executor.submit(work)
         except RuntimeError:  # after the shutdown of the executor
-            line.free.release()
+            queue.free.release()
             return _busy("server: shutting down")
         # The slot is in use until the thread is done, even if the request has timed out.
-        future.add_done_callback(lambda _: line.free.release())
+        future.add_done_callback(lambda _: queue.free.release())
         return await asyncio.wrap_future(future)
 
     def _respond(self, body: bytes, ear: "EarRequest | None", *, fetch: bool) -> _Response | None:
@@ -256,14 +240,17 @@ class VerifierApp:
         """
         try:
             request = VerifyRequest.from_json(body)
-            outcome = run_verification(self._verifier, request, self._log_error, fetch=fetch)
+            nonce = None if ear is None else ear.nonce
+            outcome = run_verification(
+                self._verifier, request, self._log_error, nonce=nonce, fetch=fetch
+            )
             simulated = outcome.result is not None and outcome.result.simulated
-            marks = [(b"x-attestkit-simulated", b"true")] if simulated else []
+            headers = [(b"x-attestkit-simulated", b"true")] if simulated else []
             if outcome.cause is not None:
-                marks.append((b"x-attestkit-request", self._log_cause(outcome.cause).encode()))
+                headers.append((b"x-attestkit-request", self._log_cause(outcome.cause).encode()))
             if ear is not None and outcome.result is not None:
-                return self._sign_result(ear, outcome.result, marks)
-            return _Response(200, outcome.to_json(), marks, verdict=_verdict(outcome))
+                return self._sign_result(ear, outcome.result, headers)
+            return _Response(200, outcome.to_json(), headers, verdict=_verdict(outcome))
         except FetchNeededError:
             return None
         except WrongTypeError as error:
@@ -274,29 +261,29 @@ class VerifierApp:
             return _error(500, f"internal error, request {self._log_error(error)}")
 
     def _sign_result(
-        self, ear: "EarRequest", result: "AttestationResult", marks: list[Header]
+        self, ear: "EarRequest", result: "AttestationResult", headers: list[Header]
     ) -> _Response:
-        """Return a signed result for evidence that passed."""
+        """Return the response with the signed result (EAR) of accepted evidence."""
         assert self._ear_key is not None  # checked in _verify()
         try:
             token = ear.sign(result, self._ear_key, self._verifier.policy)
         except UsageError as error:
             return _error(422, str(error))
-        return _Response(200, token, marks, ear.media_type, _ACCEPTED)
+        return _Response(200, token, headers, ear.media_type, _ACCEPTED)
 
     def _log_cause(self, cause: AttestKitError) -> str:
         """Log the cause of malformed evidence; return the request id in the log."""
-        request_id = self._random(8).hex()
         text = ascii(str(cause)[:_LONGEST])  # may quote untrusted bytes
-        extra = {"request_id": request_id}
-        _logger.warning("verification %s: malformed evidence: %s", request_id, text, extra=extra)
-        return request_id
+        return self._log(logging.WARNING, f"malformed evidence: {text}")
 
     def _log_error(self, error: BaseException) -> str:
         """Log an error; return the request id in the log."""
+        return self._log(logging.ERROR, "failed", error)
+
+    def _log(self, level: int, text: str, error: BaseException | None = None) -> str:
         request_id = self._random(8).hex()
         extra = {"request_id": request_id}
-        _logger.error("verification %s failed", request_id, exc_info=error, extra=extra)
+        _logger.log(level, "verification %s: %s", request_id, text, exc_info=error, extra=extra)
         return request_id
 
 

@@ -1,20 +1,23 @@
 """Signed attestation results (EAR) of the verifier service: request parameters and signing key.
 
 `POST /verify?format=ear` requests one. `encoding` selects jwt or cose; its default comes from the
-Accept header, else jwt. `nonce` is 8 to 64 bytes in hex.
+Accept header, else jwt. `nonce` is 8 to 64 bytes in hex: the evidence must be bound to it.
+Without `format=ear` both are refused, so that no client takes an unchecked nonce for a checked one.
 """
 
 import os
 import re
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import unquote_plus
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from urllib.parse import parse_qsl
 
 from attestkit._crypto.zeroize import wipe
+from attestkit._formats.strict_json import from_hex
 from attestkit._system.untrusted_files import open_regular
 from attestkit.errors import ConfigError, FormatError, UsageError
-from attestkit.verifier.ear.result_token import EarKey, check_nonce, sign_ear
+from attestkit.report_data import check_nonce
+from attestkit.verifier.ear.result_token import EarKey, sign_ear
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,13 +26,12 @@ if TYPE_CHECKING:
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
     from attestkit.verifier.result import AttestationResult
 
-__all__ = ["MEDIA_TYPES", "EarRequest", "encode_key_set", "read_ear_key"]
-
 MEDIA_TYPES: Final = {"jwt": b"application/eat+jwt", "cose": b"application/eat+cwt"}
 """Media type of each encoding (RFC 9782)."""
 
 _SIGNED: Final = frozenset(MEDIA_TYPES.values())
 _NO_WEIGHT: Final = re.compile(rb"q=0(?:\.0*)?")
+_PARAMETERS: Final = frozenset({"format", "encoding", "nonce"})
 _LARGEST: Final = 65_536  # bytes of a key file
 _LONGEST: Final = 1024  # bytes of a query that is parsed
 
@@ -54,14 +56,15 @@ class EarRequest(NamedTuple):
         if output_format not in {"json", "ear"}:
             raise FormatError("format: must be json or ear", reason="wrong_value")
         if output_format == "json":
+            for name in ("nonce", "encoding"):
+                if name in found:
+                    raise FormatError(f"{name}: only with format=ear", reason="inconsistent")
             return None
         accepted = b",".join(value for name, value in headers if name == b"accept").lower()
-        form: TokenFormat = "cose" if _prefers_cwt(accepted) else "jwt"
-        if (encoding := found.get("encoding")) is not None:
-            if encoding not in {"jwt", "cose"}:
-                raise FormatError("encoding: must be jwt or cose", reason="wrong_value")
-            form = "cose" if encoding == "cose" else "jwt"
-        return cls(form, _nonce(found.get("nonce")))
+        form = found.get("encoding", "cose" if _prefers_cwt(accepted) else "jwt")
+        if form not in {"jwt", "cose"}:
+            raise FormatError("encoding: must be jwt or cose", reason="wrong_value")
+        return cls(cast("TokenFormat", form), _nonce(found.get("nonce")))
 
     @property
     def media_type(self) -> bytes:
@@ -72,7 +75,7 @@ class EarRequest(NamedTuple):
         self, result: "AttestationResult", key: EarKey, policy: "AppraisalPolicy | None"
     ) -> bytes:
         """Return the EAR; UsageError if it would be too large."""
-        return sign_ear(result, key, form=self.form, nonce=self.nonce, policy=policy)
+        return sign_ear(result, key, form=self.form, policy=policy)
 
 
 def encode_key_set(key: EarKey) -> bytes:
@@ -94,16 +97,12 @@ def read_ear_key(option: str, path: Path) -> EarKey:
         with os.fdopen(fd, "rb", buffering=0) as file:
             mode = stat.S_IMODE(os.fstat(fd).st_mode)
             if mode & 0o077:
-                raise ConfigError(
-                    f"{option} {path}: accessible to other users: mode {mode:04o}; "
-                    "run chmod 600 on it",
-                    reason="permissions",
-                )
+                problem = f"accessible to other users: mode {mode:04o}; run chmod 600 on it"
+                raise ConfigError(f"{option} {path}: {problem}", reason="permissions")
             data = file.read(_LARGEST + 1)
     except OSError as error:
-        raise ConfigError(
-            f"{option} {path}: {error.strerror or error}", reason="unreadable"
-        ) from error
+        problem = error.strerror or str(error)
+        raise ConfigError(f"{option} {path}: {problem}", reason="unreadable") from error
     try:
         return EarKey.from_bytes(data)
     except FormatError as error:
@@ -113,26 +112,21 @@ def read_ear_key(option: str, path: Path) -> EarKey:
 
 
 def _parameters(query: bytes) -> dict[str, str]:
-    """Return the known parameters of a query. Others are ignored, and so is a long query.
+    """Return the known parameters of a query; others are ignored.
 
     Raises:
         FormatError: If a parameter is repeated, or a query of over 1,024 bytes has a `format`.
     """
     found: dict[str, str] = {}
-    pairs = query.decode("latin-1").split("&")
-    if len(query) > _LONGEST:
-        if any(unquote_plus(pair.partition("=")[0]) == "format" for pair in pairs):
-            raise FormatError(
-                f"query: longer than {_LONGEST} bytes with a format parameter", reason="too_large"
-            )
-        return found
-    for pair in pairs:
-        name, _, value = map(unquote_plus, pair.partition("="))
-        if name not in {"format", "encoding", "nonce"}:
-            continue
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name in found:
             raise FormatError(f"{name}: given more than once", reason="duplicate")
-        found[name] = value
+        if name in _PARAMETERS:
+            found[name] = value
+        elif name.lower() in _PARAMETERS:
+            raise FormatError("query: parameter names are in lower case", reason="unknown_field")
+    if "format" in found and len(query) > _LONGEST:
+        raise FormatError(f"query: longer than {_LONGEST} bytes", reason="too_large")
     return found
 
 
@@ -153,15 +147,9 @@ def _prefers_cwt(accepted: bytes) -> bool:
 def _nonce(text: str | None) -> bytes | None:
     if text is None:
         return None
-    problem = "nonce: must be 8 to 64 bytes in hex, without prefix or blanks"
-    try:
-        nonce = bytes.fromhex(text)
-    except ValueError as error:
-        raise FormatError(problem, reason="encoding") from error
-    if nonce.hex() != text.lower():  # bytes.fromhex() accepts blanks
-        raise FormatError(problem, reason="encoding")
+    nonce = from_hex(text, "nonce")
     try:
         check_nonce(nonce)
     except UsageError as error:
-        raise FormatError(problem, reason="wrong_size") from error
+        raise FormatError(str(error), reason="wrong_size") from error
     return nonce

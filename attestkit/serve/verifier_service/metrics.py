@@ -8,18 +8,21 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol
 
-from attestkit._native import CORE
-from attestkit._version import own_version
-from attestkit.serve.counters import CONTENT_TYPE, OTHER, Stats, Traffic, traffic_families
-from attestkit.serve.http.asgi import Receive, Scope, Send
+from attestkit.serve.counters import (
+    CONTENT_TYPE,
+    OTHER,
+    Stats,
+    Traffic,
+    traffic_families,
+)
+from attestkit.serve.exposition import build_info, encode_metrics
+from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
 from attestkit.serve.http.errors import encode_error
 from attestkit.serve.http.request_checks import has_loopback_host
 from attestkit.serve.lazy_import import load
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
-
-__all__ = ["NAME", "VerifierMetricsApp"]
 
 NAME: Final = "verifier_metrics"
 """Name of the listener."""
@@ -33,12 +36,12 @@ _READING: Final = frozenset({"GET", "HEAD"})
 
 
 class Processes(Protocol):
-    """Of a service of several processes, what no one of them knows."""
+    """Numbers of a worker pool, which only its supervisor knows."""
 
     workers: int
-    """How many serve now."""
+    """Number of workers that accept connections."""
     restarts: int
-    """How many ended and were to be replaced."""
+    """Number of restarts of workers."""
 
 
 class VerifierMetricsApp:
@@ -47,7 +50,7 @@ class VerifierMetricsApp:
     Args:
         get_stats: Returns the counters of the verifiers.
         traffic: Counters of this listener.
-        tally: Aggregator with the number of workers, in a pool.
+        aggregator: In a worker pool, the supervisor's number of workers; None without a pool.
         only_local: Accept loopback names in the Host header only (DNS rebinding).
     """
 
@@ -73,57 +76,29 @@ class VerifierMetricsApp:
     async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            raise RuntimeError(f"cannot serve the scope {scope['type']!r}")
-        begin, verb, name = perf_counter(), scope["method"], OTHER
+            raise RuntimeError(f"ASGI scope: unsupported type {scope['type']!r}")
+        begin, name = perf_counter(), OTHER
         if self._only_local and not has_loopback_host(scope["headers"]):
             status, media_type, body = 400, _JSON, encode_error(_NOT_OURS)
-        elif scope["raw_path"] == b"/metrics" and verb in _READING:
+        elif scope["raw_path"] == b"/metrics" and scope["method"] in _READING:
             await load("prometheus_client")
-            name, status, media_type, body = "metrics", 200, CONTENT_TYPE, self._show()
+            name, status, media_type = "metrics", 200, CONTENT_TYPE
+            body = encode_metrics(self._families())
         else:
             status, media_type = 404, _JSON
             body = encode_error("No such path; use GET /metrics")
         self._traffic.done(name, status, perf_counter() - begin)
-        headers = [
-            (b"content-type", media_type),
-            (b"content-length", b"%d" % len(body)),
-            *self.headers,
-        ]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if verb == "HEAD" else body})
+        await send_response(
+            scope, send, status, [(b"content-type", media_type), *self.headers], body
+        )
 
-    def _show(self) -> bytes:
-        from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-
-        registry = CollectorRegistry()  # the global one belongs to the whole program
-        registry.register(_Collector(self._get_stats(), self._aggregator))
-        ProcessCollector(registry=registry)
-        return generate_latest(registry)
-
-
-class _Collector:
-    """Collector of the counters at one time."""
-
-    def __init__(self, stats: Stats, aggregator: Processes | None) -> None:
-        self._stats = stats
-        self._aggregator = aggregator
-
-    def collect(self) -> "Iterator[Metric]":
-        """Yield the metric families."""
+    def _families(self) -> "Iterator[Metric]":
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        yield from traffic_families(self._stats)
-        if self._aggregator is not None:
-            yield GaugeMetricFamily(
-                "attestkit_workers", "Workers that are ready", self._aggregator.workers
-            )
+        yield from traffic_families(self._get_stats())
+        if (pool := self._aggregator) is not None:
+            yield GaugeMetricFamily("attestkit_workers", "Workers that are ready", pool.workers)
             yield CounterMetricFamily(
-                "attestkit_worker_restarts",
-                "Workers that exited and were restarted",
-                self._aggregator.restarts,
+                "attestkit_worker_restarts", "Workers that exited and were restarted", pool.restarts
             )
-        build = GaugeMetricFamily(
-            "attestkit_build_info", "Version; always 1", labels=("version", "core")
-        )
-        build.add_metric((own_version(), CORE), 1)
-        yield build
+        yield build_info("Version; always 1")

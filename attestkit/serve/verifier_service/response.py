@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
     from attestkit.verifier.pipeline import Examination, Verifier
 
-__all__ = ["STEPS", "Outcome", "VerifyRequest", "WrongTypeError", "run_verification"]
-
 _FLAGS: Final = (
     "quote_verified",
     "event_log_verified",
@@ -54,11 +52,14 @@ _NULLS: Final = ("os_image_is_dev", "os_image_version", "tee_variant", "report_d
 
 
 class WrongTypeError(FormatError):
-    """A request is JSON, but not of the documented types: 422, while malformed JSON is 400."""
+    """A request, or a field of it, has a wrong type: status 422. Malformed JSON is status 400."""
 
 
 class VerifyRequest(NamedTuple):
-    """Evidence to verify. If `attestation` is given, the next three fields are ignored."""
+    """Evidence to verify: `attestation`, or else `quote`, `event_log` and `vm_config`.
+
+    If `attestation` is given, the other three are ignored.
+    """
 
     attestation: bytes | None = None
     quote: bytes | None = None  # a raw TDX quote
@@ -68,7 +69,7 @@ class VerifyRequest(NamedTuple):
 
     @classmethod
     def from_json(cls, body: bytes) -> "VerifyRequest":
-        """Parse a request body; unknown keys are ignored.
+        """Parse a request body; unknown keys but `nonce` are ignored.
 
         Raises:
             WrongTypeError: If it is not an object, or a field has a wrong type.
@@ -77,6 +78,10 @@ class VerifyRequest(NamedTuple):
         fields = strict_json.read(body, "the request")
         if not isinstance(fields, dict):
             raise WrongTypeError("request body: not a JSON object", reason="wrong_type")
+        if "nonce" in fields:  # ignored, it would pass for a nonce that was compared
+            raise WrongTypeError(
+                "nonce: is a query parameter, with format=ear", reason="unknown_field"
+            )
         return cls(
             attestation=_hex(fields, "attestation"),
             quote=_hex(fields, "quote"),
@@ -132,20 +137,23 @@ def run_verification(
     request: VerifyRequest,
     report: Callable[[BaseException], str],
     *,
+    nonce: bytes | None = None,
     fetch: bool = True,
 ) -> Outcome:
     """Run the steps of a verification until one fails.
 
     Args:
-        verifier: Runs the steps; its policy is the last one.
+        verifier: Runs the steps, of which the appraisal by its policy is the last.
         request: Evidence to verify.
-        report: Logs an unexpected error; returns the id that the client gets instead of its text.
+        report: Function that logs an unexpected error, and returns the request id that the client
+            gets instead of the error's text.
+        nonce: Nonce that the evidence must be bound to; None accepts any report data.
         fetch: Allow fetching collateral.
 
     Raises:
         FetchNeededError: If collateral must be fetched, but fetch=False.
     """
-    run = _Verification(verifier, request, fetch=fetch)
+    run = _Verification(verifier, request, nonce=nonce, fetch=fetch)
     try:
         return Outcome(run.details, None, run.take())
     except FetchNeededError:
@@ -166,8 +174,11 @@ def run_verification(
 class _Verification:
     """A verification in progress; `step` and `details` record how far it has come."""
 
-    def __init__(self, verifier: "Verifier", request: VerifyRequest, *, fetch: bool) -> None:
+    def __init__(
+        self, verifier: "Verifier", request: VerifyRequest, *, nonce: bytes | None, fetch: bool
+    ) -> None:
         self._verifier = verifier
+        self._nonce = nonce
         self._fetch = fetch
         self._request = request
         self.step = _BEFORE
@@ -188,7 +199,10 @@ class _Verification:
         self.step = _EVENT_LOG
         self._app_info(examination, authenticated, image_hash)
         self.step = _POLICY
-        result = examination.appraise(None)
+        if self._nonce is None:
+            result = examination.appraise(report_data=None)
+        else:
+            result = examination.appraise(nonce=self._nonce)
         if not isinstance(result, AttestationResult):  # only a result means success
             raise TypeError(f"appraise() returned {type(result).__name__}")
         return result
@@ -269,7 +283,10 @@ def _format_reason(error: AttestKitError) -> FormatReason:
 
 
 def _differences(attestation: Attestation) -> list[dict[str, str]]:
-    """Return RTMR 0 to 2 where they differ from the OS image's; empty if those are unknown."""
+    """Return those of RTMR0 to RTMR2 that differ from the values of the OS image.
+
+    Empty if the values of the OS image are unknown.
+    """
     platform = attestation.evidence.platform
     if not isinstance(platform, Tdx):
         return []
@@ -278,7 +295,7 @@ def _differences(attestation: Attestation) -> list[dict[str, str]]:
     except AttestKitError:
         return []
     body = td_body(platform.quote)
-    pairs = zip(expected[1:], (body.rtmr0, body.rtmr1, body.rtmr2), strict=True)
+    pairs = zip(expected[1:], body.rtmrs[:3], strict=True)
     return [
         {"rtmr": f"RTMR{index}", "expected": want.hex(), "actual": have.hex()}
         for index, (want, have) in enumerate(pairs)
@@ -296,7 +313,7 @@ def _key_provider(text: bytes) -> dict[str, str] | None:
 
 
 def _boot_info(info: "AppInfo", variant: str, authenticated: Authenticated) -> dict[str, Any]:
-    """Return the values by which a KMS authorises an app, in its own spelling."""
+    """Return the values by which a dstack KMS authorises an app, by the KMS's names for them."""
     status = authenticated.status
     return {
         "teeVariant": variant,

@@ -21,27 +21,24 @@ Workers are spawned, not forked: they inherit no thread, lock or key.
 
 import asyncio
 import logging
-import os
-import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from fcntl import F_DUPFD_CLOEXEC, fcntl
-from functools import partial
-from socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
-from typing import Final, NamedTuple
+from contextlib import AsyncExitStack, ExitStack, suppress
+from socket import AF_UNIX, SHUT_WR, SOCK_SEQPACKET, socket, socketpair
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit.errors import AttestKitError, BackendError, ConfigError, FormatError
 from attestkit.serve.config.option_values import Address
+from attestkit.serve.counters import MAX_ENCODED_STATS
 from attestkit.serve.endpoints import BoundAddresses
-from attestkit.serve.http.graceful_shutdown import HANDSHAKE_SECONDS, ListeningSocket
 from attestkit.serve.http.signals import until_signalled
+from attestkit.serve.http.sockets import HANDSHAKE_SECONDS, ListeningSocket
 from attestkit.serve.systemd.service import ServiceEnvironment
-from attestkit.serve.worker_pool.control_channel import CHANNEL_FD, HEARTBEAT, METRICS, READY, STOP
-from attestkit.serve.worker_pool.metrics_aggregation import LONGEST, MetricsAggregator
-from attestkit.serve.worker_pool.metrics_endpoint import MetricsEndpoint, serve_metrics
+from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
 
-__all__ = ["SILENT_SECONDS", "WorkerPool", "run_pool"]
+if TYPE_CHECKING:
+    from attestkit.serve.http.server import Listener
 
 SILENT_SECONDS: Final = 60.0
 """Time without a heartbeat after which a worker is killed; a heartbeat is sent every second.
@@ -49,20 +46,17 @@ SILENT_SECONDS: Final = 60.0
 10 s are added for the whole machine having been suspended.
 """
 
-_LONGEST: Final = len(METRICS) + LONGEST  # bytes of a worker's message
 _SUSPEND_SECONDS: Final = 10.0
 _FIRST_DELAY: Final = 0.1  # seconds before a worker is restarted
 _MAX_DELAY: Final = 10.0
 _STABLE_SECONDS: Final = 10.0  # seconds of running after which the back-off is reset
 _GRACE: Final = 5.0  # seconds after the drain time for a worker to exit
-_FIRST_FREE_FD: Final = 10  # descriptors from here on do not collide with those of a new worker
-_SOCKET_FD: Final = 3  # SD_LISTEN_FDS_START
 # Program of a worker: this program, from this process's module search path.
 _PROGRAM: Final = """\
 import sys
 sys.path[:] = {path!r}
 from attestkit.serve.__main__ import main
-sys.exit(main(sys.argv[1:], link={link}))
+sys.exit(main(sys.argv[1:], inherited=({listening}, {channel})))
 """
 # Flags of the interpreter by their name in sys.flags; -P is new in Python 3.11.
 _FLAGS: Final = {
@@ -83,21 +77,22 @@ _logger = logging.getLogger("attestkit.serve")
 class WorkerPool(NamedTuple):
     """Size, command line and time limits of the workers.
 
-    `metrics` is the endpoint of their metrics, if it is on.
+    `metrics` collects their counters, and `endpoint` serves them, if it is on.
     """
 
     size: int
     arguments: Sequence[str]
     drain_seconds: float
+    metrics: MetricsAggregator
+    endpoint: "Listener | None" = None
     timeout_seconds: float = SILENT_SECONDS
-    metrics: MetricsEndpoint | None = None
 
 
 class _Worker(NamedTuple):
     """A running worker, and the supervisor's end of its control channel."""
 
-    pid: int
-    link: socket
+    process: "subprocess.Popen[bytes]"
+    channel: socket
 
 
 def run_pool(
@@ -120,8 +115,8 @@ def run_pool(
     """
     with ExitStack() as stack:
         stack.enter_context(listening)
-        if pool.metrics is not None:
-            stack.enter_context(pool.metrics.socket)
+        if pool.endpoint is not None:
+            stack.enter_context(pool.endpoint.socket)
         asyncio.run(_PoolSupervisor(pool, listening, service, on_ready).run())
 
 
@@ -142,13 +137,18 @@ class _PoolSupervisor:
         self._stopping = asyncio.Event()
         self._all_ready = False
         self._failed: AttestKitError | None = None
-        self._metrics = MetricsAggregator()
+        self._metrics = pool.metrics
         self._unread: set[int] = set()  # slots with a logged warning about their metrics
 
     async def run(self) -> None:
         """Run until a signal arrives or a worker fails to start."""
         with until_signalled(self._stopping.set, self._kill):
-            async with serve_metrics(self._pool.metrics, self._metrics, self._stopping.set):
+            async with AsyncExitStack() as stack:
+                if self._pool.endpoint is not None:
+                    from attestkit.serve.http.server import beside  # lazy: imports uvicorn
+
+                    serving = beside(self._pool.endpoint, self._stopping.set)
+                    await stack.enter_async_context(serving)
                 await self._run()
         if self._failed is not None:
             raise self._failed
@@ -164,7 +164,7 @@ class _PoolSupervisor:
     # -- one slot ----------------------------------------------------------------------------------
 
     async def _supervise_slot(self, slot: int) -> None:
-        """Keep a worker running in a slot until shutdown."""
+        """Keep worker number `slot` (from 1) running until shutdown."""
         loop, delay = asyncio.get_running_loop(), _FIRST_DELAY
         while not self._stopping.is_set():
             begin = loop.time()
@@ -184,28 +184,28 @@ class _PoolSupervisor:
 
     async def _run_worker(self, slot: int) -> str:
         """Run a worker until it exits; return how it ended."""
-        process = _start(self._pool.arguments, self._listening)
-        self._running[slot] = process
+        process, channel = self._running[slot] = _start(self._pool.arguments, self._listening)
         try:
-            await self._read_messages(slot, process)
+            await self._read_messages(slot, channel)
         finally:
             self._ready.discard(slot)
             self._metrics.workers = len(self._ready)
             self._metrics.retire(slot)
             self._unread.discard(slot)
             del self._running[slot]
-            process.link.close()
-            code = _reap(process.pid)
+            channel.close()
+            process.kill()  # if it hangs; the exit code of an exiting process does not change
+            code = process.wait()
         outcome = f"exited with code {code}" if code >= 0 else f"was killed by signal {-code}"
         self._abort_startup(f"(process {process.pid}) {outcome}", code)
         return f"(process {process.pid}) {outcome}"
 
-    async def _read_messages(self, slot: int, process: _Worker) -> None:
+    async def _read_messages(self, slot: int, channel: socket) -> None:
         """Handle a worker's messages until it closes its control channel or hangs."""
         while True:
             try:
-                message = await self._receive(process.link)
-            except ConnectionError:  # it exited with an unread message of ours
+                message = await self._receive(channel)
+            except ConnectionError:  # the worker exited without reading a message of this process
                 return
             if message is None:
                 if not self._stopping.is_set():  # during shutdown the drain time limits it
@@ -214,31 +214,28 @@ class _PoolSupervisor:
                 continue
             if not message:
                 return
-            if message == READY:
-                self._ready.add(slot)
-                self._metrics.workers = len(self._ready)
-                self._announce_ready()
-            elif message.startswith(METRICS):
-                self._record_metrics(slot, message)
-            elif message != HEARTBEAT:
-                _logger.debug("worker %d sent %s", slot, ascii(message))
+            self._record_metrics(slot, message)
+            self._ready.add(slot)
+            self._metrics.workers = len(self._ready)
+            self._announce_ready()
 
     def _record_metrics(self, slot: int, message: bytes) -> None:
         try:
-            self._metrics.update(slot, message[len(METRICS) :])
+            self._metrics.update(slot, message)
         except FormatError as error:  # after an upgrade of the files below a running service
             if slot not in self._unread:
                 _logger.warning("worker %d sent malformed metrics: %s", slot, error)
             self._unread.add(slot)
 
-    async def _receive(self, link: socket) -> bytes | None:
+    async def _receive(self, channel: socket) -> bytes | None:
         """Return a worker's next message, empty at its exit; None if it hangs.
 
         If the whole machine was suspended (a paused container, a VM snapshot), the time limit has
         passed when it resumes, although the worker could not send anything. Ten more seconds allow
         for that.
         """
-        message = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(link, _LONGEST))
+        loop = asyncio.get_running_loop()
+        message = asyncio.ensure_future(loop.sock_recv(channel, MAX_ENCODED_STATS))
         try:
             for seconds in (self._pool.timeout_seconds, _SUSPEND_SECONDS):
                 # Not wait_for(), which may lose a message that arrives at the timeout.
@@ -255,8 +252,8 @@ class _PoolSupervisor:
             return
         self._all_ready = True
         sockets = {"verifier": self._listening}
-        if self._pool.metrics is not None:
-            sockets["verifier_metrics"] = self._pool.metrics.socket
+        if self._pool.endpoint is not None:
+            sockets["verifier_metrics"] = self._pool.endpoint.socket
         ready = BoundAddresses(
             {name: f"http://{Address(*at.getsockname()[:2])}" for name, at in sockets.items()}
         )
@@ -266,7 +263,10 @@ class _PoolSupervisor:
             self._watching = asyncio.create_task(self._service.manager.watch(ready.addresses))
 
     def _abort_startup(self, outcome: str, code: int) -> None:
-        """Fail startup if a worker exits before all are ready; a restart would not help."""
+        """Fail startup if a worker exits with `code` before all are ready.
+
+        A restart would not help.
+        """
         if self._all_ready or self._stopping.is_set():
             return
         text = f"worker {outcome} during startup; see its log"
@@ -284,34 +284,24 @@ class _PoolSupervisor:
         ours = "verifier" not in self._service.handed_over
         ListeningSocket(self._listening, ours).refuse_new()
         await asyncio.sleep(HANDSHAKE_SECONDS)  # let pending handshakes reach the queue
-        for slot, process in self._running.items():
+        for slot, worker in self._running.items():
             if slot in self._ready:
-                with suppress(OSError):  # it has just exited
-                    process.link.send(STOP)
+                worker.channel.shutdown(SHUT_WR)
             else:
-                os.kill(process.pid, signal.SIGTERM)
+                worker.process.terminate()
         _, late = await asyncio.wait(slots, timeout=self._pool.drain_seconds + _GRACE)
-        for slot, process in self._running.items():
+        for slot, worker in self._running.items():
             _logger.warning("worker %d did not exit; killing it", slot)
-            os.kill(process.pid, signal.SIGKILL)
+            worker.process.kill()
         if late:
             await asyncio.wait(late)
         for task in slots:
             task.result()
 
     def _kill(self) -> None:
-        """Kill all workers; their process ids are valid, because they are not reaped yet."""
-        for process in tuple(self._running.values()):
-            os.kill(process.pid, signal.SIGKILL)
-
-
-def _reap(pid: int) -> int:
-    """Return the exit code of a worker that closed its control channel or hangs.
-
-    A worker closes its channel only by exiting, and SIGKILL does not change the exit code then.
-    """
-    os.kill(pid, signal.SIGKILL)  # not reaped, so the process id is still valid
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        """Kill all workers."""
+        for worker in tuple(self._running.values()):
+            worker.process.kill()
 
 
 def _interpreter_flags() -> list[str]:
@@ -330,34 +320,25 @@ def _interpreter_flags() -> list[str]:
 def _start(arguments: Sequence[str], listening: socket) -> _Worker:
     """Start a worker with the listening socket and a control channel as its only descriptors.
 
-    It leads its own process group: signals of a terminal reach only the supervisor.
+    It leads its own session: signals of a terminal reach only the supervisor.
 
     Raises:
         OSError: If the process cannot be created.
     """
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
     ours.settimeout(0)
-    with ExitStack() as stack:
-        stack.callback(theirs.close)
+    inherited = listening.fileno(), theirs.fileno()
+    program = _PROGRAM.format(path=sys.path, listening=inherited[0], channel=inherited[1])
+    with theirs:
         try:
-            given = []
-            for each in (listening, theirs):
-                given.append(fcntl(each, F_DUPFD_CLOEXEC, _FIRST_FREE_FD))
-                stack.callback(partial(os.close, given[-1]))
-            program = _PROGRAM.format(path=sys.path, link=CHANNEL_FD)
-            pid = os.posix_spawn(
-                sys.executable,
+            process = subprocess.Popen(  # noqa: S603 - this program
                 [sys.executable, *_interpreter_flags(), "-c", program, *arguments],
-                dict(os.environ),
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, given[0], _SOCKET_FD),
-                    (os.POSIX_SPAWN_DUP2, given[1], CHANNEL_FD),
-                ],
-                setpgroup=0,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=inherited,
+                start_new_session=True,
             )
         except BaseException:
             ours.close()
             raise
-    return _Worker(pid, ours)
+    return _Worker(process, ours)

@@ -1,9 +1,9 @@
-"""Reading of items in a thread, while outcomes of earlier items are yielded."""
+"""Reading of items, in a thread if the input may block, while earlier outcomes are yielded."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from contextvars import copy_context
-from dataclasses import fields
 from threading import Condition, Thread, current_thread
 from time import monotonic
 from types import TracebackType
@@ -12,34 +12,34 @@ from typing import Final, NamedTuple
 from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
 from attestkit.quote import Quote
-from attestkit.verifier.batch.task import Item
-
-__all__ = ["ItemReader", "size_of"]
+from attestkit.verifier.batch.task import VerificationItem
 
 _LINGER: Final = 0.01  # seconds that an item waits for its task to fill
 _GRACE: Final = 0.1  # seconds that `close` waits for the iterator
 
 
 class _QueuedItem(NamedTuple):
-    item: Item
+    item: VerificationItem
     size: int  # bytes
     due: float  # time at which its task is submitted, full or not
 
 
 class ItemReader:
-    """Reader of an iterable in a thread, with limits on items and bytes in flight.
+    """Reader of an iterable, with limits on items and bytes in flight.
+
+    `task` reads the items in the caller's thread, unless `begin` has started a thread for it.
 
     Args:
-        items: Iterable of items, iterated in the thread.
+        items: Iterable of items.
         window: Maximum number of items in flight: read and not yet released.
-        most: Bytes of evidence in flight from which on no item is read.
+        most: Maximum bytes of evidence in flight; reading pauses when they are reached.
         came: Function that the thread calls after each item and at the end.
     """
 
     def __init__(
-        self, items: Iterable[Item], window: int, most: int, came: Callable[[], object]
+        self, items: Iterable[VerificationItem], window: int, most: int, came: Callable[[], object]
     ) -> None:
-        self._items: Iterable[Item] | None = items
+        self._items: Iterable[VerificationItem] | None = items
         self._window, self._most, self._came = window, most, came
         self._changed = Condition()
         self._queue: deque[_QueuedItem] = deque()
@@ -48,6 +48,7 @@ class ItemReader:
         self._ended = self._stopped = False
         self._error: BaseException | None = None
         self._thread: Thread | None = None
+        self._here: Iterator[VerificationItem] | None = None  # read without a thread
 
     def begin(self) -> None:
         """Start the thread, in a copy of the caller's context."""
@@ -56,18 +57,31 @@ class ItemReader:
         self._thread.start()
 
     def _run(self) -> None:
-        with _ReportEnd(self._end):
-            # The only reference from here on, so that a generator is closed in time.
-            iterable, self._items = self._items, None
-            items = iter(iterable or ())
-            del iterable
-            while self._has_room():
-                try:
-                    item = next(items)
-                except StopIteration:
-                    break
-                self._take(item)
-                del item
+        with ExitStack() as stack:
+            stack.push(self._end)
+            items = self._iterator()
+            while self._has_room() and self._read_item(items):
+                self._came()
+
+    def _iterator(self) -> Iterator[VerificationItem]:
+        """Return the iterator, and drop the iterable, so that a generator is closed in time."""
+        iterable, self._items = self._items, None
+        return iter(iterable or ())
+
+    def _read_item(self, items: Iterator[VerificationItem]) -> bool:
+        """Queue the next item; return whether there was one."""
+        try:
+            item = next(items)
+        except StopIteration:
+            return False
+        size = size_of(item)
+        with self._changed:
+            if not self._stopped:
+                self._taken += 1
+                self._size += size
+                self._waiting += size
+                self._queue.append(_QueuedItem(item, size, monotonic() + _LINGER))
+        return True
 
     def _has_room(self) -> bool:
         with self._changed:
@@ -77,28 +91,21 @@ class ItemReader:
     def _is_full(self) -> bool:
         return self._taken >= self._window or self._size >= self._most
 
-    def _take(self, item: Item) -> None:
-        size = size_of(item)
-        with self._changed:
-            if self._stopped:
-                return
-            self._taken += 1
-            self._size += size
-            self._waiting += size
-            self._queue.append(_QueuedItem(item, size, monotonic() + _LINGER))
-        self._came()
-
-    def _end(self, error: BaseException | None) -> None:
+    def _end(
+        self, _kind: object, error: BaseException | None, _trace: TracebackType | None
+    ) -> bool:
+        """Store the exception that ended the thread, and suppress it."""
         with self._changed:
             self._ended, self._error = True, None if self._stopped else error
         self._came()
+        return True
 
     def is_over(self) -> bool:
         """Return whether all items have been returned."""
         with self._changed:
             return self._ended and not self._queue
 
-    def task(self, longest: int, largest: int, *, idle: bool) -> tuple[list[Item], int]:
+    def task(self, longest: int, largest: int, *, idle: bool) -> tuple[list[VerificationItem], int]:
         """Return the items of the next task and their size in bytes; no items if it is not due.
 
         A task is due when it has `longest` items or `largest` bytes, when workers are `idle`, when
@@ -107,11 +114,13 @@ class ItemReader:
         with self._changed:
             if not isinstance(self._error, Exception):
                 self.raise_error()  # an interrupt is raised at once
+            if self._thread is None:
+                self._fill_queue(longest, largest)
             if not self._queue:
                 return [], 0
             full = len(self._queue) >= longest or self._waiting >= largest
             due = idle or self._ended or self._is_full() or monotonic() >= self._queue[0].due
-            chunk: list[Item] = []
+            chunk: list[VerificationItem] = []
             size = 0
             while (full or due) and self._queue and len(chunk) < longest and size < largest:
                 taken = self._queue.popleft()
@@ -120,13 +129,22 @@ class ItemReader:
             self._waiting -= size
             return chunk, size
 
+    def _fill_queue(self, longest: int, largest: int) -> None:
+        """Read the items of a task in this thread."""
+        if self._here is None:
+            self._here = self._iterator()
+        while not (self._ended or self._is_full()):
+            if len(self._queue) >= longest or self._waiting >= largest:
+                return
+            self._ended = not self._read_item(self._here)
+
     def due_in(self) -> float | None:
         """Return the seconds until the queued items are due; None if the queue is empty."""
         with self._changed:
             return max(0.0, self._queue[0].due - monotonic()) if self._queue else None
 
     def release(self, *, items: int = 0, size: int = 0) -> None:
-        """Release the window for yielded items, and for verified bytes."""
+        """Allow reading of more items, after `items` were yielded or `size` bytes were verified."""
         with self._changed:
             self._taken -= items
             self._size -= size
@@ -142,9 +160,9 @@ class ItemReader:
             del error
 
     def close(self) -> None:
-        """Stop the thread; if its iterator blocks, it ends at the next item.
+        """Stop the thread. If its iterator blocks, the thread ends at the next item.
 
-        A blocking call in another thread cannot be interrupted.
+        The reason is that a blocking call in another thread cannot be interrupted.
         """
         with self._changed:
             self._stopped, self._items, self._error = True, None, None
@@ -156,33 +174,16 @@ class ItemReader:
             thread.join(_GRACE)
 
 
-class _ReportEnd:
-    """Context manager that passes the exception of its block to a function, and suppresses it."""
-
-    def __init__(self, end: Callable[[BaseException | None], object]) -> None:
-        self._end = end
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        self._end(error)
-        return True
-
-
 def size_of(item: object) -> int:
-    """Return the bytes of an item's evidence and collateral, of any type."""
+    """Return the size of an item's evidence and collateral in bytes; the item may have any type."""
     size = 0
     rest: list[object] = [item]
     while rest:  # nested tuples, whose depth and number the decoders limit
         part = rest.pop()
         if isinstance(part, bytes | str):
             size += len(part)
+        elif isinstance(part, VerificationItem):
+            rest += part.evidence, part.collateral
         elif isinstance(part, tuple):
             rest.extend(part)
         elif isinstance(part, Attestation):
@@ -190,5 +191,5 @@ def size_of(item: object) -> int:
         elif isinstance(part, Quote):
             rest.append(part.raw)
         elif isinstance(part, Collateral):
-            rest.extend(getattr(part, field.name) for field in fields(part))
+            size += part.size
     return size

@@ -17,12 +17,12 @@ from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from attestkit.errors import AttestKitError, UsageError, VerificationError
-from attestkit.verifier.batch.input_queue import ItemReader, size_of
+from attestkit.verifier.batch.input_queue import ItemReader
 from attestkit.verifier.batch.task import (
     BatchTask,
-    Item,
     Outcome,
     SharedVerifier,
+    VerificationItem,
     VerifierProtocol,
     is_internal_failure,
     run_task,
@@ -32,8 +32,6 @@ from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
-
-__all__ = ["MOST_IN_FLIGHT", "WINDOW", "exit_with_parent", "verify_all", "verify_each"]
 
 WINDOW: Final = 1024  # default number of items in flight
 MOST_IN_FLIGHT: Final = 1_000_000  # largest window
@@ -50,14 +48,15 @@ _Outcomes = Generator[tuple[int, Outcome], None, None]
 
 def verify_all(
     verifier: VerifierProtocol,
-    items: Sequence[Item],
+    items: Sequence[VerificationItem],
     executor: Executor | None,
     progress: Callable[[int, int], None] | None,
     now: datetime,
 ) -> list[Outcome]:
     """Return the outcome of each item, in order; see `Verifier.verify_many`."""
     found: dict[int, Outcome] = {}
-    with contextlib.closing(_each(verifier, items, executor, WINDOW, now)) as outcomes:
+    each = verify_each(verifier, items, executor, WINDOW, now, ordered=False)
+    with contextlib.closing(each) as outcomes:
         for index, outcome in outcomes:
             found[index] = outcome
             if progress is not None:
@@ -67,28 +66,23 @@ def verify_all(
 
 def verify_each(
     verifier: VerifierProtocol,
-    items: Iterable[Item],
+    items: Iterable[VerificationItem],
     executor: Executor | None,
     window: int,
     now: datetime,
     *,
     ordered: bool,
 ) -> _Outcomes:
-    """Yield outcomes with the index of their item; see `Verifier.verify_stream`."""
-    window = _check_window(window)
-    # A list gives full tasks at once, and without an executor there is nothing to overlap.
-    if executor is None or isinstance(items, list | tuple):
-        return _each(verifier, items, executor, window, now, ordered=ordered)
-    return _verify_while_reading(verifier, items, executor, window, now, ordered=ordered)
-
-
-def _check_window(given: object) -> int:
-    if not isinstance(given, int) or not 1 <= given <= MOST_IN_FLIGHT:
+    """Yield each outcome with the index of its item; see `Verifier.verify_stream`."""
+    given: object = window
+    if not isinstance(given, int) or not 1 <= window <= MOST_IN_FLIGHT:
         raise UsageError(
-            f"window: out of range: {given!r}, must be an integer from 1 to {MOST_IN_FLIGHT}",
+            f"window: {window!r}, must be an integer from 1 to {MOST_IN_FLIGHT}",
             reason="out_of_range",
         )
-    return given
+    if executor is None:  # there is nothing to overlap
+        return ((index, verify_one(verifier, item, now)) for index, item in enumerate(items))
+    return _verify_in_workers(verifier, items, executor, window, now, ordered=ordered)
 
 
 def exit_with_parent() -> None:
@@ -115,79 +109,36 @@ def _exit_after(parent: "BaseProcess") -> None:
     os._exit(1)
 
 
-def _each(
+def _verify_in_workers(
     verifier: VerifierProtocol,
-    items: Iterable[Item],
-    executor: Executor | None,
-    window: int,
-    now: datetime,
-    *,
-    ordered: bool = False,
-) -> _Outcomes:
-    if executor is None:
-        for index, item in enumerate(items):
-            yield index, verify_one(verifier, item, now)
-        return
-    buffer, taken = _OutcomeBuffer(ordered=ordered), 0
-    with contextlib.closing(_Workers(executor, SharedVerifier(verifier), now)) as workers:
-        for chunk, size in _chunks(items, min(_CHUNK, window)):
-            # Buffered outcomes count: otherwise they would pile up behind a slow task.
-            while taken > buffer.yielded and (
-                taken + len(chunk) > buffer.yielded + window or workers.size + size > _BYTES
-            ):
-                yield from buffer.add(workers.finished(wait=True))
-            workers.submit(taken, chunk, size)
-            taken += len(chunk)
-            yield from buffer.add(workers.finished(wait=False))
-            while taken >= buffer.yielded + window:  # the producer may wait for an outcome
-                yield from buffer.add(workers.finished(wait=True))
-        while taken > buffer.yielded:
-            yield from buffer.add(workers.finished(wait=True))
-
-
-def _verify_while_reading(
-    verifier: VerifierProtocol,
-    items: Iterable[Item],
+    items: Iterable[VerificationItem],
     executor: Executor,
     window: int,
     now: datetime,
     *,
     ordered: bool,
 ) -> _Outcomes:
-    """Yield outcomes while a thread waits for the next item."""
     buffer, submitted, longest = _OutcomeBuffer(ordered=ordered), 0, min(_CHUNK, window)
     with (
         contextlib.closing(_Workers(executor, SharedVerifier(verifier), now)) as workers,
         contextlib.closing(ItemReader(items, window, _BYTES, workers.wake)) as reader,
     ):
-        workers.begin()
-        reader.begin()
+        if not isinstance(items, list | tuple):  # reading may block
+            workers.begin()
+            reader.begin()
         while not reader.is_over() or submitted > buffer.yielded:
             chunk, size = reader.task(longest, _CHUNK_BYTES, idle=workers.idle)
             if chunk:
                 workers.submit(submitted, chunk, size)
                 submitted += len(chunk)
             before = workers.size
-            found = workers.finished(wait=not chunk, at_most=reader.due_in())
+            over = reader.is_over() and workers.idle
+            found = workers.finished(wait=not (chunk or over), at_most=reader.due_in())
             reader.release(size=before - workers.size)
             for outcome in buffer.add(found):
                 yield outcome
                 reader.release(items=1)  # after the caller has the outcome
         reader.raise_error()
-
-
-def _chunks(items: Iterable[Item], longest: int) -> Iterator[tuple[list[Item], int]]:
-    """Yield the items of each task, with the size of their evidence in bytes."""
-    chunk: list[Item] = []
-    size = 0
-    for item in items:
-        chunk.append(item)
-        size += size_of(item)
-        if len(chunk) == longest or size >= _CHUNK_BYTES:
-            yield chunk, size
-            chunk, size = [], 0
-    if chunk:
-        yield chunk, size
 
 
 class _OutcomeBuffer:
@@ -210,7 +161,7 @@ class _OutcomeBuffer:
 
 
 class _Workers:
-    """The caller's executor, and its replacement if it fails."""
+    """The caller's executor, and the pool that replaces it if it fails."""
 
     def __init__(self, executor: Executor, shared: SharedVerifier, now: datetime) -> None:
         self.size = 0  # bytes of evidence in flight
@@ -218,7 +169,7 @@ class _Workers:
         self._shared, self._now = shared, now
         self._spare: Executor | None = None
         self._start_failure: Exception | None = None  # why replacement processes do not start
-        self._tasks: dict[_Done, tuple[int, list[Item], int]] = {}
+        self._tasks: dict[_Done, tuple[int, list[VerificationItem], int]] = {}
         self._done: SimpleQueue[_Done | None] = SimpleQueue()  # None wakes `finished`
         self._begun = self._logged = False
         self._has_item_thread = False  # whether a thread reads the items
@@ -238,13 +189,13 @@ class _Workers:
         """Start the processes of the pool before another thread exists, because they may be forked.
 
         Raises:
-            UsageError: As `submit`.
+            UsageError: For the same reasons as in `submit`.
         """
         self._has_item_thread = True
         if _has_processes(self._first):
             self.submit(0, [], 0)
 
-    def submit(self, at: int, chunk: list[Item], size: int) -> None:
+    def submit(self, at: int, chunk: list[VerificationItem], size: int) -> None:
         """Submit items, the first of which has index `at`.
 
         Raises:
@@ -259,29 +210,21 @@ class _Workers:
         future.add_done_callback(self._done.put)
 
     def _submit(self, task: BatchTask) -> _Done:
-        failure: Exception | None = None
-        for _ in range(_TRIES):
-            if self._start_failure is not None and self._executor is not self._first:
-                break  # the caller's executor may work where replacements do not
-            try:
-                future = self._executor.submit(run_task, task)
-            except Exception as error:
-                if not self._begun and not isinstance(error, BrokenExecutor):
-                    raise UsageError(
-                        f"executor: accepts no work: {error}", reason="closed"
-                    ) from error
-                failure = error.with_traceback(None)  # the traceback references the evidence
-                self._log_failure(error)
-                if self._start_failure is not None:
-                    break
-                self._replace()
-            else:
-                self._begun = True
-                return future
-        lost: _Done = Future()
-        # Not `_start_failure` itself: its traceback would collect the evidence of all tasks.
-        lost.set_exception(failure or BrokenExecutor("replacement processes do not start"))
-        return lost
+        """Submit a task; if the executor fails, replace it and return a failed task."""
+        try:
+            future = self._executor.submit(run_task, task)
+        except Exception as error:
+            if not self._begun and not isinstance(error, BrokenExecutor):
+                raise UsageError(
+                    f"executor: does not accept tasks: {error}", reason="closed"
+                ) from error
+            self._log_failure(error)
+            self._replace()
+            lost: _Done = Future()
+            lost.set_exception(error.with_traceback(None))  # its frames reference the evidence
+            return lost
+        self._begun = True
+        return future
 
     def _replace(self) -> None:
         """Replace an executor that is broken or closed."""
@@ -326,7 +269,7 @@ class _Workers:
                 found.extend(enumerate(self._outcomes(future, chunk), at))
         return found
 
-    def _outcomes(self, future: _Done, chunk: list[Item]) -> list[Outcome]:
+    def _outcomes(self, future: _Done, chunk: list[VerificationItem]) -> list[Outcome]:
         try:
             return _check_outcomes(future.result(), chunk)
         except BaseException as error:  # dead process, or value that cannot be pickled
@@ -345,7 +288,7 @@ class _Workers:
             text = "executor failed (%s: %s); continuing in attestkit's own pool"
             _logger.warning(text, type(cause).__name__, cause)
 
-    def _verify_in_spare(self, items: list[Item]) -> list[Outcome]:
+    def _verify_in_spare(self, items: list[VerificationItem]) -> list[Outcome]:
         """Verify items that may have ended a worker in the spare process: together, then singly."""
         if self._start_failure is not None or not items:
             return [_rejection(self._start_failure) for _ in items if self._start_failure]
@@ -363,7 +306,7 @@ class _Workers:
             return [rejection]
         return [outcome for item in items for outcome in self._verify_in_spare([item])]
 
-    def _run_in_spare(self, items: list[Item]) -> list[Outcome]:
+    def _run_in_spare(self, items: list[VerificationItem]) -> list[Outcome]:
         spare = self._spare = self._spare or self._begin_pool(1)
         try:
             # No timeout: the verifier has its own limits.
@@ -424,7 +367,7 @@ def _check_that_main_runs() -> None:
     """Check that this is not a worker process that is still importing the main module.
 
     Raises:
-        UsageError: If it is: the program lacks a `__main__` guard.
+        UsageError: If this is such a process: the program lacks a `__main__` guard.
     """
     loaded = sys.modules.get("multiprocessing.process")
     if loaded is not None and getattr(loaded.current_process(), "_inheriting", False):
@@ -435,12 +378,15 @@ def _check_that_main_runs() -> None:
         )
 
 
-def _check_outcomes(answer: object, items: list[Item]) -> list[Outcome]:
+def _check_outcomes(answer: object, items: list[VerificationItem]) -> list[Outcome]:
     """Return the result of a task, after a check of its type and length."""
     found: list[object] = answer if isinstance(answer, list) else []
     outcomes = [each for each in found if isinstance(each, AttestationResult | AttestKitError)]
     if not len(outcomes) == len(found) == len(items):  # a None would be taken for a success
-        raise UsageError("executor: result is not that of the submitted task", reason="wrong_type")
+        raise UsageError(
+            "executor: returned a result that is not that of the submitted task",
+            reason="wrong_type",
+        )
     return outcomes
 
 

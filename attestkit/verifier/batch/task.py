@@ -2,35 +2,32 @@
 
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from functools import lru_cache
 from secrets import token_hex
-from typing import NamedTuple, Protocol, TypeVar
+from types import EllipsisType
+from typing import Protocol, TypeVar
 
+from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, UsageError, VerificationError
 from attestkit.quote import Quote
 from attestkit.verifier.result import AttestationResult
 
-__all__ = [
-    "BatchTask",
-    "Item",
-    "Outcome",
-    "SharedVerifier",
-    "VerifierProtocol",
-    "is_internal_failure",
-    "run_step",
-    "run_task",
-    "verify_one",
-]
 
+@dataclass(frozen=True, slots=True)
+class VerificationItem:
+    """One piece of evidence in a batch, with arguments of `Verifier.verify`.
 
-class Item(NamedTuple):
-    """Evidence of a batch with its report data and collateral, as for `Verifier.verify`."""
+    Pass either `nonce` or `report_data`.
+    """
 
     evidence: bytes | Attestation | Quote
-    report_data: bytes | None
+    _: KW_ONLY
+    nonce: bytes | None = None
+    report_data: bytes | EllipsisType | None = ...
     collateral: Collateral | None = None
 
 
@@ -45,7 +42,8 @@ class VerifierProtocol(Protocol):
         self,
         evidence: bytes | Attestation | Quote,
         *,
-        report_data: bytes | None,
+        nonce: bytes | None = None,
+        report_data: bytes | EllipsisType | None = ...,
         now: datetime | float | None = None,
         collateral: Collateral | None = None,
     ) -> AttestationResult:
@@ -87,7 +85,7 @@ def _unpickle(pickled: bytes) -> SharedVerifier:
     return SharedVerifier(pickle.loads(pickled))  # noqa: S301 - from the process that owns the executor
 
 
-def run_step(name: str, steps: Sequence[str], step: Callable[[], _Got]) -> _Got:
+def run_step(name: str, steps: Sequence[VerificationStep], step: Callable[[], _Got]) -> _Got:
     """Run a verification step; an unexpected exception becomes a VerificationError."""
     try:
         return step()
@@ -121,7 +119,9 @@ class BatchTask:
 
     __slots__ = ("_items", "_now", "_shared")
 
-    def __init__(self, shared: "SharedVerifier", items: Sequence[Item], now: datetime) -> None:
+    def __init__(
+        self, shared: "SharedVerifier", items: Sequence[VerificationItem], now: datetime
+    ) -> None:
         self._shared, self._items, self._now = shared, tuple(items), now
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -141,23 +141,23 @@ def run_task(task: BatchTask) -> list[Outcome]:
     return task.outcomes()
 
 
-def verify_one(verifier: VerifierProtocol, item: Item, now: datetime) -> Outcome:
+def verify_one(verifier: VerifierProtocol, item: object, now: datetime) -> Outcome:
     """Verify one item of any type; return its result or error."""
-    try:
-        evidence, report_data, collateral = item
-    except (TypeError, ValueError) as error:
-        rejection = UsageError(
-            "item: must be an Item of evidence, report_data and optional collateral",
+    if not isinstance(item, VerificationItem):
+        return UsageError(
+            f"item: wrong type: {type(item).__name__}, must be a VerificationItem",
             reason="wrong_type",
         )
-        rejection.__cause__ = error
-        return rejection
     try:
         return run_step(
             "verification",
             (),
             lambda: verifier.verify(
-                evidence, report_data=report_data, now=now, collateral=collateral
+                item.evidence,
+                nonce=item.nonce,
+                report_data=item.report_data,
+                now=now,
+                collateral=item.collateral,
             ),
         )
     except AttestKitError as error:

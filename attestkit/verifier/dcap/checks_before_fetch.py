@@ -14,8 +14,6 @@ from attestkit.verifier.dcap.diagnostics import named, not_valid_at, unsigned
 from attestkit.verifier.dcap.pck_chain import PckChain
 from attestkit.verifier.dcap.reasons import BAD_QE_REPORT, BAD_QUOTE, DcapReason, refuse
 
-__all__ = ["check_chain", "check_quote"]
-
 
 def check_chain(chain: PckChain, root: Certificate, now: int) -> None:
     """Verify the PCK certificate chain up to `root` at `now`, Unix seconds.

@@ -21,8 +21,6 @@ from attestkit.verifier.dcap.reasons import DcapReason, moment, refuse
 from attestkit.verifier.dcap.tcb_info import QeIdentity, TcbInfo, read_qe_identity, read_tcb_info
 from attestkit.verifier.result import ANOTHER_ROOT
 
-__all__ = ["Endorsements", "find_mismatch", "not_valid", "read_endorsements"]
-
 _SIGNER: Final = INTEL | {"CN=Intel SGX TCB Signing"}
 _TCB_INFO_VERSION: Final = 3
 _QE_IDENTITY_VERSION: Final = 2
@@ -32,7 +30,7 @@ _SHOWN: Final = 200  # characters of an untrusted name
 
 
 class Endorsements(NamedTuple):
-    """Decoded parts of a collateral."""
+    """Decoded parts of a `Collateral`."""
 
     collateral: Collateral  # with issuer chains of exactly two certificates
     tcb_info: TcbInfo
@@ -107,10 +105,14 @@ def read_endorsements(collateral: Collateral, read: Reader = read_certificate) -
 def find_mismatch(
     endorsed: Endorsements, chain: PckChain, root: Certificate
 ) -> tuple[DcapReason, str] | None:
-    """Return reason and text if collateral, PCK chain and trust anchor do not match.
+    """Return reason and message if collateral, PCK chain and trust anchor do not belong together.
 
-    dcap-qvl does not check it: another root in a chain (`untrusted_root`), TCB info for another PCE
+        Two checks that dcap-qvl does not make: each certificate chain must end in `root`
+    (`untrusted_root`), and the TCB info must be for the PCE of the PCK certificate
     (`tcb_info_mismatch`).
+
+    Returns:
+        Reason and error text of the first failed check; None if both pass.
     """
     key = root.spki_der
     if endorsed.roots != (key, key) or (chain.root is not None and chain.root.spki_der != key):
@@ -123,11 +125,24 @@ def find_mismatch(
     return None
 
 
-def not_valid(endorsed: Endorsements, root: Certificate, now: int) -> AttestKitError:
-    """Return the exception for the part that is not valid at `now`, Unix seconds."""
+def not_valid(
+    endorsed: Endorsements, root: Certificate, now: int, part: str | None = None
+) -> AttestKitError:
+    """Return the exception for the part that is not valid at `now`, Unix seconds.
+
+    Args:
+        endorsed: Collateral.
+        root: Trust anchor.
+        now: Time of the verification.
+        part: Part as named by `windows`; None is the first one that is not valid.
+    """
     for name, early, late, window in endorsed.windows():
+        if part not in {None, name}:
+            continue
         if now < window.start.timestamp():
-            message = f"{name} is valid from {moment(window.start)}, not at {_at(now)}"
+            message = (
+                f"{name} is valid from {moment(window.start)}, not at {_at(now)}; check the clock"
+            )
             return refuse(early, message)
         if now >= window.end.timestamp():
             message = f"{name} was valid until {moment(window.end)}, not at {_at(now)}; {_FRESH}"
@@ -176,7 +191,7 @@ def _check_versions(info: TcbInfo, qe: QeIdentity) -> None:
 
 
 def _asked(levels: list[list[int]]) -> tuple[int, ...]:
-    """Return the indices at which some level has an SVN above 0."""
+    """Return the indices of components for which a level requires an SVN above 0."""
     return tuple(n for n, svns in enumerate(zip(*levels, strict=False)) if any(svns))
 
 

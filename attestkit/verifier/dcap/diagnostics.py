@@ -3,24 +3,21 @@
 Each function takes dcap-qvl's text and its input, and returns the exception to raise.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
+from functools import partial
 from typing import Final, NamedTuple
 
 from attestkit._crypto.x509.app_certificates import Certificate
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError
 from attestkit.quote import Quote, TdQuoteBody
-from attestkit.verifier.dcap.collateral_checks import Endorsements
+from attestkit.verifier.dcap.collateral_checks import Endorsements, not_valid
 from attestkit.verifier.dcap.pck_chain import PckChain, read_chain
 from attestkit.verifier.dcap.reasons import DcapReason, moment, refuse
 from attestkit.verifier.dcap.tcb_levels import shortfall, unsupported
 from attestkit.verifier.result import ANOTHER_ROOT
 
-__all__ = ["EXPLAINED", "QvlInput", "named", "not_valid_at", "unsigned"]
-
-_TIME: Final = re.compile(r"next_update: UnixTime\((\d{1,11})\)")
 _FRESH: Final = "fetch fresh collateral"
 _PCK_CHAIN: Final = "the quote's PCK certificate chain"
 
@@ -39,48 +36,14 @@ def _moment(seconds: float) -> str:
     return moment(datetime.fromtimestamp(seconds, timezone.utc))
 
 
-def _span(given: QvlInput) -> str:
-    """Return the end of the collateral's validity, for the end of a sentence."""
-    return (
-        f"all of the collateral was valid until {_moment(given.endorsed.end)}, and the "
-        f"verification is at {_moment(given.now)}; {_FRESH}"
-    )
-
-
-def _info_expired(_: str, given: QvlInput) -> AttestKitError:
-    until = moment(given.endorsed.tcb_info.next_update)
-    return refuse("tcb_info_expired", f"TCB info was valid until {until}; {_span(given)}")
-
-
-def _qe_expired(_: str, given: QvlInput) -> AttestKitError:
-    until = moment(given.endorsed.qe_identity.next_update)
-    return refuse("qe_identity_expired", f"QE identity was valid until {until}; {_span(given)}")
-
-
-def _info_early(_: str, given: QvlInput) -> AttestKitError:
-    start = moment(given.endorsed.tcb_info.issue_date)
-    message = f"TCB info is valid from {start}, {_too_early(given)}"
-    return refuse("tcb_info_not_yet_valid", message)
-
-
-def _qe_early(_: str, given: QvlInput) -> AttestKitError:
-    start = moment(given.endorsed.qe_identity.issue_date)
-    message = f"QE identity is valid from {start}, {_too_early(given)}"
-    return refuse("qe_identity_not_yet_valid", message)
-
-
-def _too_early(given: QvlInput) -> str:
-    return (
-        f"and the verification is at {_moment(given.now)}; set the clock, or use older collateral"
-    )
+def _part_not_valid(part: str, _: str, given: QvlInput) -> AttestKitError:
+    return not_valid(given.endorsed, given.root, given.now, part)
 
 
 def _crl_expired(text: str, given: QvlInput) -> AttestKitError:
-    # The root's CRL is checked first, by itself; an error in a chain is about the other one.
-    name = "the root CA's CRL" if text.startswith("CrlExpired") else "the PCK CA's CRL"
-    found = _TIME.search(text)
-    until = f"was valid until {_moment(int(found[1]))}" if found else "has expired"
-    return refuse("crl_expired", f"{name} {until}; {_span(given)}")
+    # The root's CRL is checked first, by itself; an error in a chain is about the PCK CA's CRL.
+    part = "the root CA's CRL" if text.startswith("CrlExpired") else "the PCK CA's CRL"
+    return not_valid(given.endorsed, given.root, given.now, part)
 
 
 def _certificate_expired(_: str, given: QvlInput) -> AttestKitError:
@@ -95,7 +58,9 @@ def not_valid_at(now: int, name: str, certificate: Certificate) -> AttestKitErro
     start, end = certificate.valid_from, certificate.valid_until
     at = f"and the verification is at {_moment(now)}"
     if now < start.timestamp():
-        return refuse("cert_expired", f"{name} is valid from {moment(start)}, {at}")
+        return refuse(
+            "cert_expired", f"{name} is valid from {moment(start)}, {at}; check the clock"
+        )
     if now > end.timestamp():
         return refuse("cert_expired", f"{name} was valid until {moment(end)}, {at}; {_FRESH}")
     return None
@@ -130,10 +95,12 @@ def _certificate_revoked(text: str, given: QvlInput) -> AttestKitError:
     for name, certificate in _certificates(given):
         serial = abs(certificate.serial_number)
         octets = serial.to_bytes(serial.bit_length() // 8 + 1, "big")
-        # A search is enough: dcap-qvl has found that one of them is revoked.
+        # A search is enough: dcap-qvl has found that one of the certificates is revoked.
         if octets in collateral.root_ca_crl or octets in collateral.pck_crl:
             return refuse("cert_revoked", f"{name} is on the CRL of its issuer")
-    return refuse("cert_revoked", "a certificate of the quote or the collateral is on a CRL")
+    return refuse(
+        "cert_revoked", "a certificate of the quote or the collateral is revoked: it is on a CRL"
+    )
 
 
 def _root_crl(text: str, given: QvlInput) -> AttestKitError:
@@ -144,8 +111,8 @@ def _root_crl(text: str, given: QvlInput) -> AttestKitError:
         return refuse("crl_bad_signature", message)
     return refuse(
         "crl_bad_signature",  # the first check of dcap-qvl
-        "the collateral names another root than the trust anchor, which did not sign its root CA's "
-        f"CRL; {ANOTHER_ROOT}",
+        "the collateral has another root than the trust anchor: the trust anchor did not sign its "
+        f"root CA's CRL; {ANOTHER_ROOT}",
     )
 
 
@@ -160,12 +127,12 @@ def _unsigned_certificate(_: str, given: QvlInput) -> AttestKitError:
 def unsigned(
     chain: PckChain, root: Certificate, ends: Iterable[tuple[str, bytes]] = ()
 ) -> AttestKitError:
-    """Return the exception for a certificate path that does not lead to the trust anchor.
+    """Return the exception for a certificate path that does not end at the trust anchor.
 
     Args:
         chain: PCK certificate chain.
         root: Trust anchor.
-        ends: Other chains by name, with the key of their last certificate.
+        ends: Name of each other chain, and the public key of its last certificate.
     """
     own = () if chain.root is None else ((_PCK_CHAIN, chain.root.spki_der),)
     for name, key in (*ends, *own):
@@ -174,7 +141,7 @@ def unsigned(
             return refuse("untrusted_root", message)
     return refuse(
         "cert_bad_signature",
-        "a certificate is not signed by the next one in its chain, or by the trust anchor",
+        "a certificate is not signed by the next certificate in its chain, or by the trust anchor",
     )
 
 
@@ -198,7 +165,7 @@ def _why(tell: Callable[[Collateral, Quote], str], given: QvlInput) -> str:
     try:
         return tell(given.endorsed.collateral, given.quote)
     except AttestKitError:
-        return "component not known"
+        return "the outdated component is not known"
 
 
 def _debug(_: str, given: QvlInput) -> AttestKitError:
@@ -207,7 +174,7 @@ def _debug(_: str, given: QvlInput) -> AttestKitError:
     return refuse(
         reason,
         f"the {what} runs in debug mode{_attributes(given)}: its host can read and change all of "
-        "it; start it without",
+        "it; start it without debug mode",
     )
 
 
@@ -237,10 +204,10 @@ EXPLAINED: Final[dict[str, Callable[[str, QvlInput], AttestKitError]]] = {
     "Failed to parse root CA CRL": _root_crl,
     "InvalidSignatureForPublicKey": _unsigned_certificate,
     "UnknownIssuer": _unsigned_certificate,
-    "TCBInfo expired": _info_expired,
-    "TCBInfo issue date is in the future": _info_early,
-    "QE Identity expired": _qe_expired,
-    "QE Identity issue date is in the future": _qe_early,
+    "TCBInfo expired": partial(_part_not_valid, "TCB info"),
+    "TCBInfo issue date is in the future": partial(_part_not_valid, "TCB info"),
+    "QE Identity expired": partial(_part_not_valid, "QE identity"),
+    "QE Identity issue date is in the future": partial(_part_not_valid, "QE identity"),
     "No matching TCB level found": _not_supported,
     "TDX module ISVSVN": _component_not_supported,
     "QE ISVSVN": _component_not_supported,
@@ -252,4 +219,4 @@ EXPLAINED: Final[dict[str, Callable[[str, QvlInput], AttestKitError]]] = {
     "TD migration is enabled": _td_attributes,
     "Reserved bits in TD attributes are set": _td_attributes,
 }
-"""By prefix of dcap-qvl's error text or one of its causes."""
+"""Functions that return the exception, by prefix of dcap-qvl's error or of one of its causes."""

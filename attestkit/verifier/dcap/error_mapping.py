@@ -1,8 +1,8 @@
 """Translation of dcap-qvl's errors to exceptions with a reason, a subject and a remedy.
 
-Its texts are Rust error chains: an error, and its causes on lines after "Caused by:". The prefixes
-below and in `dcap_explained` are those of dcap-qvl 0.7; a text without any of them is a rejection
-with the reason `rejected`. Only times are copied from a text.
+The texts are Rust error chains: an error, and its causes on lines after "Caused by:". The prefixes
+below and in `diagnostics` are from dcap-qvl 0.7. A text without any of these prefixes is a
+rejection with the reason `rejected`. Only times are copied from a text.
 """
 
 import re
@@ -12,8 +12,6 @@ from typing import Final
 from attestkit.errors import AttestKitError
 from attestkit.verifier.dcap.diagnostics import EXPLAINED, QvlInput
 from attestkit.verifier.dcap.reasons import BAD_QE_REPORT, BAD_QUOTE, DcapReason, refuse
-
-__all__ = ["refusal"]
 
 _PREFIX: Final = "Verification failed: "
 _BORDER: Final = re.compile(r"\n\s+(?:\d+: )?")  # between an error and its cause
@@ -36,18 +34,21 @@ def refusal(text: str, given: QvlInput) -> AttestKitError:
 
 
 def _mismatch(field: str) -> str:
-    return (
-        f"the quoting enclave's {field} is not that of QE identity: it is not Intel's, or altered"
-    )
+    return f"the quoting enclave's {field} does not match QE identity: the enclave is not Intel's"
 
 
 _QUOTE: Final = "quote_format"
-_CHAIN: Final = "a certificate chain is not in the order, or not of the kind, that Intel issues"
+_CHAIN: Final = "a certificate chain has another order or other certificates than Intel's"
 _INFO: Final = f"TCB info is malformed; {_FRESH}"
 _QE: Final = f"QE identity is malformed; {_FRESH}"
 _OTHER_TEE: Final = (
     "TCB info is for the other TEE, or of another version; fetch the collateral anew"
 )
+_SIGNER: Final = f"the TCB signer's certificate is malformed; {_FRESH}"
+_NOT_P256: Final = "a certificate is signed with another algorithm than ECDSA P-256"
+_NO_CRL: Final = f"the collateral has no CRL of the issuer of one of the certificates; {_FRESH}"
+_INFO_ALTERED: Final = f"TCB info was altered after the TCB signer had signed it; {_FRESH}"
+_QE_ALTERED: Final = f"QE identity was altered after the TCB signer had signed it; {_FRESH}"
 _MODULE: Final = "the TDX module is not the one that TCB info names"
 
 _PLAIN: Final[tuple[tuple[str, DcapReason, str], ...]] = (
@@ -60,7 +61,7 @@ _PLAIN: Final[tuple[tuple[str, DcapReason, str], ...]] = (
     ("Unsupported DCAP attestation key", _QUOTE, "the attestation key is not ECDSA P-256"),
     ("Unknown QE vendor ID", _QUOTE, "the quoting enclave's vendor is not Intel"),
     ("Invalid QE auth data length", _QUOTE, "QE authentication data must have 32 bytes"),
-    ("Failed to get signed quote scope", _QUOTE, "the quote ends inside what it signs"),
+    ("Failed to get signed quote scope", _QUOTE, "the quote is truncated in the signed part"),
     ("Failed to get TD10 report", _QUOTE, "the quote has no TD report"),
     ("Failed to decode QE report", _QUOTE, "the QE report cannot be read"),
     ("Certificate chain is too short in quote", _QUOTE, "the quote's chain has no certificate"),
@@ -68,7 +69,7 @@ _PLAIN: Final[tuple[tuple[str, DcapReason, str], ...]] = (
     ("Failed to parse PCK certificate", _QUOTE, "the PCK certificate cannot be read"),
     ("Intel extension not found", _QUOTE, "the PCK certificate has no SGX extension"),
     ("Failed to find Fmspc", _QUOTE, "the PCK certificate has no FMSPC"),
-    ("Fmspc length mismatch", _QUOTE, "the FMSPC in the PCK certificate has not 6 bytes"),
+    ("Fmspc length mismatch", _QUOTE, "the FMSPC in the PCK certificate must be 6 bytes"),
     # Signatures and certificates.
     (
         "QE report hash mismatch",
@@ -83,21 +84,9 @@ _PLAIN: Final[tuple[tuple[str, DcapReason, str], ...]] = (
     ("MaximumPathDepthExceeded", "cert_constraints", _CHAIN),
     ("RequiredEkuNotFound", "cert_constraints", _CHAIN),
     ("NameConstraintViolation", "cert_constraints", _CHAIN),
-    (
-        "UnsupportedSignatureAlgorithm",
-        "cert_bad_signature",
-        "a certificate is signed with another algorithm than ECDSA P-256",
-    ),
-    (
-        "Failed to parse TCB Info leaf",
-        "cert_malformed",
-        "the TCB signer's certificate is malformed",
-    ),
-    (
-        "Failed to parse QE Identity leaf",
-        "cert_malformed",
-        "the TCB signer's certificate is malformed",
-    ),
+    ("UnsupportedSignatureAlgorithm", "cert_bad_signature", _NOT_P256),
+    ("Failed to parse TCB Info leaf", "cert_malformed", _SIGNER),
+    ("Failed to parse QE Identity leaf", "cert_malformed", _SIGNER),
     # CRLs.
     ("Failed to parse PCK CRL", "crl_malformed", f"the PCK CA's CRL is malformed; {_FRESH}"),
     (
@@ -110,11 +99,7 @@ _PLAIN: Final[tuple[tuple[str, DcapReason, str], ...]] = (
         "crl_bad_signature",
         "a CRL is signed by a certificate without the cRLSign key usage",
     ),
-    (
-        "UnknownRevocationStatus",
-        "crl_missing",
-        f"the collateral has no CRL of the issuer of one of the certificates; {_FRESH}",
-    ),
+    ("UnknownRevocationStatus", "crl_missing", _NO_CRL),
     # TCB info and QE identity.
     ("Certificate chain is too short for", "chain_length", "an issuer chain has no certificate"),
     ("Failed to decode TcbInfo", "tcb_info_malformed", _INFO),
@@ -126,11 +111,7 @@ _PLAIN: Final[tuple[tuple[str, DcapReason, str], ...]] = (
     ("Invalid TDX module tcbDate", "tcb_info_malformed", _INFO),
     ("Failed to parse platform TCB date", "tcb_info_malformed", _INFO),
     ("TDX TCB Info is missing", "tcb_info_malformed", _INFO),
-    (
-        "Signature is invalid for tcb_info",
-        "tcb_info_bad_signature",
-        "TCB info is not signed by the TCB signer: it was altered after it had been signed",
-    ),
+    ("Signature is invalid for tcb_info", "tcb_info_bad_signature", _INFO_ALTERED),
     ("TDX quote with non-TDX TCB info", "tcb_info_wrong_type", _OTHER_TEE),
     ("SGX quote with non-SGX TCB info", "tcb_info_wrong_type", _OTHER_TEE),
     (
@@ -141,11 +122,7 @@ _PLAIN: Final[tuple[tuple[str, DcapReason, str], ...]] = (
     ("Failed to decode QeIdentity", "qe_identity_malformed", _QE),
     ("Failed to parse QE", "qe_identity_malformed", _QE),
     ("No TCB levels found in QE Identity", "qe_identity_malformed", _QE),
-    (
-        "Signature is invalid for qe_identity",
-        "qe_identity_bad_signature",
-        "QE identity is not signed by the TCB signer: it was altered after it had been signed",
-    ),
+    ("Signature is invalid for qe_identity", "qe_identity_bad_signature", _QE_ALTERED),
     (
         "Unsupported QE Identity",
         "qe_identity_wrong_type",
@@ -163,6 +140,6 @@ _PLAIN: Final[tuple[tuple[str, DcapReason, str], ...]] = (
     (
         "Invalid MR service TD",
         "service_td",
-        "a service TD is bound to the TD (MR_SERVICETD is not zero), and none is accepted",
+        "a service TD is bound to the TD (MR_SERVICETD is not zero), which is never accepted",
     ),
 )

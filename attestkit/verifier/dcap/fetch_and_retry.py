@@ -17,8 +17,6 @@ from attestkit.verifier.result import Authenticated
 if TYPE_CHECKING:
     from attestkit.collateral.caching_source import CollateralLookup, CollateralSource
 
-__all__ = ["FetchNeededError", "authenticate_fetching"]
-
 
 class FetchNeededError(CollateralError):
     """Collateral must be fetched, but `fetch` is false; the evidence was not verified."""
@@ -37,7 +35,7 @@ def authenticate_fetching(
     If the verification fails with cached collateral, it is repeated once with fresh collateral.
 
     Args:
-        source: Service with its cache.
+        source: Source of collateral: a PCCS or Intel's PCS, with a cache.
         quote: Quote of a TD or an SGX enclave.
         authenticate: Function that authenticates the quote with collateral.
         precheck: Function for the checks without collateral. Its argument is the PCK certificate
@@ -53,7 +51,7 @@ def authenticate_fetching(
         precheck(chain)
         if not fetch:
             raise FetchNeededError(
-                "collateral: must be fetched for this quote, but fetching is off",
+                "collateral: must be fetched for this quote, but fetch is false",
                 reason="fetch_needed",
             )
 

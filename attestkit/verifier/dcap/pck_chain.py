@@ -11,20 +11,8 @@ from attestkit.errors import FormatError
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.reasons import refuse
 
-__all__ = [
-    "INTEL",
-    "IN_QUOTE",
-    "PEM_CHAIN",
-    "ChainReason",
-    "PckChain",
-    "Reader",
-    "read_chain",
-    "read_pck_chain",
-    "select_chain",
-]
-
 ChainReason = Literal["quote_format", "cert_malformed"]
-"""The reason of a malformed PCK certificate chain: in the quote, or in the collateral."""
+"""Reason of a malformed PCK certificate chain, which is in the quote or in the collateral."""
 
 Reader = Callable[[bytes], Certificate]
 
@@ -80,7 +68,7 @@ def read_pck_chain(reason: ChainReason, data: bytes, read: Reader = read_certifi
     Raises:
         FormatError, CollateralError: If a certificate or the SGX extension is malformed; the class
             depends on `reason`.
-        SignatureError: If it has other certificates (`chain_length`, `unexpected_subject`).
+        SignatureError: If the chain has other certificates (`chain_length`, `unexpected_subject`).
     """
     try:
         chain = read_chain(data, read)

@@ -1,10 +1,10 @@
 """Reasons for the rejection of SGX and TDX quotes, and the exception class of each.
 
-The reasons are those of dcap-verification.md, section 13, and `rejected` for an error of dcap-qvl
-that is not in `dcap_reasons`.
+The reasons are listed in dcap-verification.md, section 13. An error of dcap-qvl that is not in
+`error_mapping` has the reason `rejected`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Final, Literal
 
@@ -21,15 +21,6 @@ from attestkit.errors import (
 
 DcapReason = VerificationReason | CollateralReason | Literal["quote_format"]
 """Reason for the rejection of a quote; it determines the exception class."""
-
-__all__ = [
-    "BAD_QE_REPORT",
-    "BAD_QUOTE",
-    "DcapReason",
-    "is_independent_of_collateral",
-    "moment",
-    "refuse",
-]
 
 # Reasons that do not depend on the collateral.
 _INDEPENDENT: Final = frozenset(
@@ -63,36 +54,6 @@ BAD_QUOTE: Final[tuple[DcapReason, str]] = (
     "the quote's signature does not hold: it was altered after it had been signed",
 )
 
-_VERIFICATION: Final[tuple[DcapReason, ...]] = (
-    "tcb_info_wrong_type",
-    "qe_identity_wrong_type",
-    "tcb_info_mismatch",
-    "tcb_not_supported",
-    "tdx_module_mismatch",
-    "qe_identity_mismatch",
-    "tcb_revoked",
-    "td_debug",
-    "enclave_debug",
-    "td_attributes",
-    "service_td",
-    "rejected",
-)
-_EXPIRED: Final[tuple[DcapReason, ...]] = (
-    "crl_expired",
-    "cert_expired",
-    "tcb_info_expired",
-    "tcb_info_not_yet_valid",
-    "qe_identity_expired",
-    "qe_identity_not_yet_valid",
-)
-_MALFORMED: Final[tuple[DcapReason, ...]] = (
-    "crl_malformed",
-    "cert_malformed",
-    "tcb_info_malformed",
-    "qe_identity_malformed",
-    "pck_chain_missing",
-)
-
 
 def refuse(reason: DcapReason, message: str) -> AttestKitError:
     """Return the exception for `reason`, for the caller to raise.
@@ -101,7 +62,7 @@ def refuse(reason: DcapReason, message: str) -> AttestKitError:
     for malformed or missing collateral, a FormatError for `quote_format`, a VerificationError for a
     platform that is not acceptable, and a SignatureError otherwise.
     """
-    return _KINDS.get(reason, SignatureError)(message, reason=reason)
+    return _KINDS[reason](message, reason=reason)
 
 
 def moment(when: datetime) -> str:
@@ -109,9 +70,9 @@ def moment(when: datetime) -> str:
     return when.isoformat().replace("+00:00", "Z")
 
 
-_KINDS: Final[dict[DcapReason, Callable[..., AttestKitError]]] = {
-    **dict.fromkeys(_VERIFICATION, VerificationError),
-    **dict.fromkeys(_EXPIRED, CollateralExpiredError),
-    **dict.fromkeys(_MALFORMED, CollateralError),
-    "quote_format": FormatError,
-}
+# Exception class by reason; a reason of several classes belongs to the last of them.
+_KINDS: Final[Mapping[str, Callable[..., AttestKitError]]] = {
+    reason: kind
+    for kind in (VerificationError, SignatureError, CollateralError, CollateralExpiredError)
+    for reason in kind.reasons()
+} | {"quote_format": FormatError}

@@ -13,16 +13,6 @@ from attestkit._formats.strict_json import check_depth
 from attestkit.errors import FormatError
 from attestkit.verifier.dcap.reasons import DcapReason, refuse
 
-__all__ = [
-    "Component",
-    "PlatformLevel",
-    "QeIdentity",
-    "SvnLevel",
-    "TcbInfo",
-    "read_qe_identity",
-    "read_tcb_info",
-]
-
 _T = TypeVar("_T")
 _Svn = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -108,8 +98,8 @@ def read_tcb_info(text: str) -> TcbInfo:
     """Decode TCB info.
 
     Raises:
-        CollateralError: If it is not TCB info of version 3, or a level does not have 16 components
-            of each kind (`tcb_info_malformed`).
+        CollateralError: If `text` is not TCB info of version 3, or a level does not have 16
+            components of each kind (`tcb_info_malformed`).
     """
     info = _read("TCB info", "tcb_info_malformed", _tcb_info, text)
     for number, level in enumerate(info.tcb_levels):
@@ -117,7 +107,7 @@ def read_tcb_info(text: str) -> TcbInfo:
         if sizes != {_COMPONENTS}:
             raise refuse(
                 "tcb_info_malformed",
-                f"TCB info is malformed: level {number} must have {_COMPONENTS} components of "
+                f"TCB info is malformed: TCB level {number} must have {_COMPONENTS} components of "
                 "each kind; fetch fresh collateral",
             )
     return info
@@ -127,7 +117,7 @@ def read_qe_identity(text: str) -> QeIdentity:
     """Decode QE identity.
 
     Raises:
-        CollateralError: If it is malformed (`qe_identity_malformed`).
+        CollateralError: If the QE identity is malformed (`qe_identity_malformed`).
     """
     return _read("QE identity", "qe_identity_malformed", _qe_identity, text)
 

@@ -2,8 +2,9 @@
 
 A platform is compared with the TCB levels, newest first: by the 16 SGX components (CPUSVN) and
 PCESVN of its PCK certificate, and for a TD by the 16 TDX components of the quote (TEE_TCB_SVN). If
-TDX component 2 is not 0, it is the version of the TDX module, and component 1, its SVN, has levels
-of its own, as has the quoting enclave (Intel's PCS documentation, "Get TDX TCB Info").
+TDX component 2 is not 0, it is the version of the TDX module, and component 1 is the module's SVN,
+for which TCB info has separate levels. The quoting enclave has separate levels, too (Intel's PCS
+documentation, "Get TDX TCB Info").
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,8 +23,6 @@ from attestkit.verifier.dcap.tcb_info import (
     read_qe_identity,
     read_tcb_info,
 )
-
-__all__ = ["shortfall", "unsupported"]
 
 _LABEL = 60  # characters of a component's label; Intel's have 30
 
@@ -56,8 +55,8 @@ class _PlatformSvns(NamedTuple):
 def shortfall(collateral: Collateral, quote: Quote) -> str:
     """Return a sentence on the first component that is below the newest level.
 
-    If none is, the sentence has the status of the newest level. Quote and collateral must have been
-    verified before.
+    If no component is, the sentence gives the status of the newest level. Quote and collateral must
+    have been verified before.
 
     Raises:
         CollateralError: If the collateral is malformed, or of another platform.
@@ -79,7 +78,7 @@ def shortfall(collateral: Collateral, quote: Quote) -> str:
 
 
 def unsupported(collateral: Collateral, quote: Quote) -> str:
-    """Return a sentence on a platform that is below all levels; raises as `shortfall`."""
+    """Return a sentence on a platform that is below all levels; same errors as `shortfall`."""
     info, measured = read_tcb_info(collateral.tcb_info), _platform_svns(collateral, quote)
     newest, oldest = (
         _platform(levels, measured) for levels in (info.tcb_levels[:1], info.tcb_levels[-1:])
@@ -101,7 +100,7 @@ def _platform_svns(collateral: Collateral, quote: Quote) -> _PlatformSvns:
 def _platform(
     levels: Sequence[PlatformLevel], measured: _PlatformSvns
 ) -> _OutdatedComponent | None:
-    """Return the first component below one of `levels`, or None."""
+    """Return the first component that is below one of `levels`, newest first; None if none is."""
     for level in levels:
         for name, svn, wanted in _compared(level, measured):
             if svn < wanted.svn:

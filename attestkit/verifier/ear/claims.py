@@ -3,16 +3,16 @@
 | claim | 2 or 3, affirming | 32, warning | 96 or more, contraindicated |
 |---|---|---|---|
 | hardware | UpToDate | every other status | 96: Revoked; 97: simulated |
-| configuration | - | ConfigurationNeeded and its kin | - |
+| configuration | - | every status with ConfigurationNeeded | - |
 | executables | 3: the policy names the OS image by its hash, and pins its ACPI tables | - | - |
 | runtime-opaque | 2: a TD, an SEV-SNP guest, an enclave of SGX; never one in debug mode | - | - |
 
-Other members are not claimed. An AWS Nitro enclave has no TCB status, and therefore neither
-hardware nor runtime-opaque. ACPI tables are code from the host that the kernel executes (see
-`acpi`): those of a TD are pinned by a reference value of RTMR0, an enclave has none from its
-operator, and those of an SEV-SNP guest are not measured, so that executables is never claimed for
-one. If the root is not the vendor's, hardware is 97 (unrecognized hardware) and is the only claim,
-because all others depend on it.
+Other members are not set. An AWS Nitro enclave has no TCB status, and therefore neither hardware
+nor runtime-opaque. ACPI tables are code from the host that the kernel executes (see `acpi`): those
+of a TD are pinned by a reference value of RTMR0, an enclave has none from its operator, and those
+of an SEV-SNP guest are not measured, so that executables is never set for an SEV-SNP guest. If the
+root is not the vendor's, hardware is 97 (unrecognized hardware) and is the only claim, because all
+others depend on it.
 """
 
 from collections.abc import Mapping
@@ -24,19 +24,6 @@ from attestkit.verifier.result import AttestationResult, TcbStatus
 
 if TYPE_CHECKING:
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
-
-__all__ = [
-    "APPRAISAL",
-    "REFUSED",
-    "RESULT",
-    "TOP",
-    "VECTOR",
-    "VERIFIER",
-    "Tier",
-    "claims_by_label",
-    "claims_by_name",
-    "trustworthiness_vector",
-]
 
 RESULT: Final = "attestkit.result"
 """Private claim (RFC 7519, 4.3) with the attestation result, in both encodings."""
@@ -73,6 +60,9 @@ VECTOR: Final = {
     "sourced-data": 7,
 }
 
+LABELS: Final = TOP | VERIFIER | APPRAISAL | VECTOR
+"""CBOR labels by claim name. Names are distinct; one label has several names."""
+
 _ENCRYPTED: Final = ("dstack-tdx", "dstack-amd-sev-snp", "sgx")
 _MISCONFIGURED: Final = (
     TcbStatus.CONFIGURATION_NEEDED,
@@ -94,7 +84,9 @@ class Tier(IntEnum):
     def of(cls, value: int) -> "Tier":
         """Return the tier of a trustworthiness claim, -128 to 127.
 
-        Negative values mirror the positive ones. -1, 0 and 1 are no claim.
+        A negative value has the tier of the matching positive range: -2 to -32 as 2 to 31, -33 to
+        -96 as 32 to 95, below that as 96 and above. The values -1, 0 and 1 have the tier NONE: they
+        make no statement.
         """
         distance = value if value >= 0 else -value - 1  # the range of a tier ends at -value - 1
         if value == -2:
@@ -122,7 +114,7 @@ def trustworthiness_vector(
     if result.simulated:
         return {"hardware": 97}
     found: dict[str, int] = {}
-    status = result.tcb_status
+    status = result.tcb.status
     if status in _MISCONFIGURED:
         found["configuration"] = 32
     if policy is not None and _names_executables(result, policy):
@@ -144,11 +136,6 @@ def _hardware(status: TcbStatus) -> int:
     if status is TcbStatus.UP_TO_DATE:
         return 2
     return 96 if status is TcbStatus.REVOKED else 32
-
-
-def claims_by_label(claims: Mapping[str, Any], labels: Mapping[str, int]) -> dict[Any, Any]:
-    """Return claims with CBOR labels as keys; claims without a label keep their name."""
-    return {labels.get(name, name): value for name, value in claims.items()}
 
 
 def claims_by_name(claims: Mapping[Any, Any], labels: Mapping[str, int]) -> dict[str, Any]:

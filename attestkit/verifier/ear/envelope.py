@@ -15,8 +15,6 @@ from attestkit._formats.cbor import Value, read_value
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier.ear.keys import EarKey, EarPublicKey, from_base64url, to_base64url
 
-__all__ = ["MAX_TOKEN", "TokenFormat", "VerifiedToken", "sign_token", "verify_token"]
-
 TokenFormat = Literal["jwt", "cose"]
 
 MAX_TOKEN: Final = 262_144
@@ -45,13 +43,9 @@ def sign_token(claims: dict[Any, Any], key: EarKey, form: TokenFormat) -> bytes:
     try:
         token = _sign_jwt(claims, key) if form == "jwt" else _sign_cose(claims, key)
     except UnicodeEncodeError as error:
-        raise UsageError(
-            "EAR: a claim has text with an unpaired surrogate", reason="encoding"
-        ) from error
+        raise UsageError("EAR: a claim has an unpaired surrogate", reason="encoding") from error
     if len(token) > MAX_TOKEN:
-        raise UsageError(
-            f"EAR: too large: {len(token)} bytes, at most {MAX_TOKEN}", reason="too_large"
-        )
+        raise UsageError(f"EAR: {len(token)} bytes, at most {MAX_TOKEN}", reason="too_large")
     return token
 
 
@@ -59,14 +53,12 @@ def verify_token(token: bytes, key: EarPublicKey) -> VerifiedToken:
     """Verify the signature of a token, and return its claims.
 
     Raises:
-        FormatError: If it is malformed, or over 262,144 bytes.
-        SignatureError: If the signature is not valid, or the header has another algorithm or key,
-            or an unsupported parameter.
+        FormatError: If the token is malformed, or over 262,144 bytes.
+        SignatureError: If the signature is not valid, or the header names another algorithm or key,
+            or has an unsupported parameter.
     """
     if len(token) > MAX_TOKEN:
-        raise FormatError(
-            f"EAR: too large: {len(token)} bytes, at most {MAX_TOKEN}", reason="too_large"
-        )
+        raise FormatError(f"EAR: {len(token)} bytes, at most {MAX_TOKEN}", reason="too_large")
     if token.startswith(bytes([_TAG])):
         return VerifiedToken("cose", _verify_cose(token, key))
     return VerifiedToken("jwt", _verify_jwt(token, key))
@@ -89,7 +81,7 @@ def _verify_jwt(token: bytes, key: EarPublicKey) -> dict[Any, Any]:
     parts = token.split(b".", 3)
     if len(parts) != 3 or not token.isascii():
         raise FormatError(
-            "EAR: neither a JWT of three parts nor a tagged COSE_Sign1", reason="unrecognized"
+            "EAR: neither a JWT (three parts) nor a tagged COSE_Sign1", reason="unrecognized"
         )
     head, body, tail = [part.decode("ascii") for part in parts]
     if not body:
@@ -176,9 +168,7 @@ def _check_headers(header: dict[Any, Any], expected: dict[Any, Any], needed: obj
         if name not in expected:
             raise _header(f"unsupported header parameter: {ascii(name)[:40]}")
         if not _same(value, expected[name]):
-            raise _header(
-                f"header parameter {name!r}: wrong value, must be {_shown(expected[name])}"
-            )
+            raise _header(f"header parameter {name!r}: must be {_shown(expected[name])}")
 
 
 def _same(value: object, expected: object) -> bool:

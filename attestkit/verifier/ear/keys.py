@@ -16,8 +16,6 @@ from attestkit._crypto.zeroize import Secret
 from attestkit._formats import strict_json
 from attestkit.errors import FormatError, SignatureError, UsageError
 
-__all__ = ["EarKey", "EarPublicKey", "from_base64url", "to_base64url"]
-
 Algorithm = Literal["EdDSA", "ES256"]
 
 _LARGEST: Final = 65_536  # bytes of a key or a key set
@@ -40,8 +38,8 @@ class EarPublicKey(NamedTuple):
         """Decode a JWK: kty OKP with crv Ed25519, or kty EC with crv P-256.
 
         Raises:
-            FormatError: If it has another type, contains a private key, or its alg or use do not
-                allow signatures of the key's algorithm.
+            FormatError: If the JWK has another type, contains a private key, or its alg or use do
+                not allow signatures of the key's algorithm.
         """
         kind = (jwk.get("kty"), jwk.get("crv"))
         if kind == ("OKP", "Ed25519"):
@@ -50,8 +48,7 @@ class EarPublicKey(NamedTuple):
             found = cls("ES256", _coordinate(jwk, "x") + _coordinate(jwk, "y"))
         else:
             raise FormatError(
-                "JWK: unsupported key type; must be Ed25519 (kty OKP) or P-256 (kty EC)",
-                reason="unsupported",
+                "JWK: key type must be Ed25519 (kty OKP) or P-256 (kty EC)", reason="unsupported"
             )
         if "d" in jwk:
             raise FormatError(
@@ -70,19 +67,17 @@ class EarPublicKey(NamedTuple):
         Keys with an unsupported `kty` and `crv` are ignored (RFC 7517, 5).
 
         Raises:
-            FormatError: If it is malformed, over 65,536 bytes, has over 32 keys, no supported key,
-                a private or secret key of any type, or a supported key that `from_jwk` rejects.
-            UsageError: If it is neither text nor `bytes`.
+            FormatError: If the key set is malformed, over 65,536 bytes, has over 32 keys, no
+                supported key, a private or secret key of any type, or a supported key that
+                `from_jwk` rejects.
+            UsageError: If `text` is neither `str` nor `bytes`.
         """
         if not isinstance(text, (str, bytes)):
             raise UsageError(
-                f"key set: wrong type: {type(text).__name__}, must be str or bytes",
-                reason="wrong_type",
+                f"key set: {type(text).__name__}, must be str or bytes", reason="wrong_type"
             )
         if len(text) > _LARGEST:
-            raise FormatError(
-                f"key set: too large: {len(text)} bytes, at most {_LARGEST}", reason="too_large"
-            )
+            raise FormatError(f"key set: over {_LARGEST} bytes", reason="too_large")
         keys = strict_json.read_object(text, "key set").get("keys")
         if not isinstance(keys, list):
             raise FormatError(
@@ -101,9 +96,7 @@ class EarPublicKey(NamedTuple):
             )
         found = [cls.from_jwk(key) for key in keys if (key.get("kty"), key.get("crv")) in _KINDS]
         if not found:
-            raise FormatError(
-                "key set: no Ed25519 (kty OKP) or P-256 (kty EC) key", reason="unsupported"
-            )
+            raise FormatError("key set: contains no Ed25519 or P-256 key", reason="unsupported")
         return tuple(found)
 
     def to_jwk(self) -> dict[str, str]:
@@ -176,22 +169,21 @@ class EarKey(Secret):
         """Decode a private key: unencrypted PEM of Ed25519 or P-256, or an Ed25519 seed.
 
         Args:
-            data: PEM of PKCS#8 (P-256: or SEC1), at most 65,536 bytes; or exactly 32 raw bytes.
+            data: PEM of PKCS#8 (a P-256 key may also be SEC1), at most 65,536 bytes; or exactly 32
+                raw bytes, an Ed25519 seed.
 
         Raises:
-            FormatError: If it is not such a key; the text contains nothing of it.
+            FormatError: If `data` is not such a key; the message contains no part of `data`.
         """
         if len(data) == 32:
             return cls(Ed25519Key(data))
         if len(data) > _LARGEST:
-            raise FormatError(
-                f"private key: too large: {len(data)} bytes, at most {_LARGEST}", reason="too_large"
-            )
+            raise FormatError(f"private key: over {_LARGEST} bytes", reason="too_large")
         text = data.decode("ascii", "replace")
         return cls(Ed25519Key.from_pem(text) or P256Key.from_pem(text))
 
     def sign(self, data: bytes) -> bytes:
-        """Return the signature over `data`, 64 bytes (RFC 8032, or r and s: RFC 7518, 3.4)."""
+        """Return the 64-byte signature over `data` (RFC 8032; for P-256 r and s, RFC 7518, 3.4)."""
         return self._signer.sign(data)
 
     def __repr__(self) -> str:
@@ -226,12 +218,10 @@ def _coordinate(jwk: Mapping[str, Any], name: str) -> bytes:
     value = jwk.get(name)
     if not isinstance(value, str):
         raise FormatError(
-            f"JWK: {name}: missing or not a string",
+            f"JWK: {name} is missing or not a string",
             reason="missing" if value is None else "wrong_type",
         )
     found = from_base64url(value, f"JWK: {name}")
     if len(found) != 32:
-        raise FormatError(
-            f"JWK: {name}: wrong size: {len(found)} bytes, must be 32", reason="wrong_size"
-        )
+        raise FormatError(f"JWK: {name}: {len(found)} bytes, must be 32", reason="wrong_size")
     return found

@@ -1,4 +1,4 @@
-"""Verification of platforms other than TDX: SEV-SNP and AWS Nitro, with their chains.
+"""Verification of SEV-SNP reports and AWS Nitro documents, with their certificate chains.
 
-Their claims have the same form as those of DCAP verification.
+The result has the same type as that of DCAP verification.
 """

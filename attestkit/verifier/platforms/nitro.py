@@ -12,17 +12,15 @@ from attestkit._crypto.p384 import p384_verify
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AWS_ROOT
 from attestkit._formats.cbor import read_value
+from attestkit._reasons import VerificationStep
 from attestkit.attestation.nitro_document import NitroDocument, read_nitro_document
 from attestkit.errors import (
     FormatError,
     SignatureError,
     UnsupportedError,
-    UsageError,
     VerificationError,
 )
-from attestkit.verifier.result import Authenticated, Tcb
-
-__all__ = ["Nitro"]
+from attestkit.verifier.result import NO_REVOCATION, Authenticated, Tcb
 
 _MAX_AGE: Final = timedelta(seconds=3600)
 _MAX_SKEW: Final = timedelta(seconds=300)
@@ -36,6 +34,12 @@ _MAX_CERTIFICATE: Final = 1024  # bytes of a certificate
 _MAX_BUNDLE: Final = 10  # certificates; AWS uses 4
 _LIMITS: Final = {"public_key": 1024, "user_data": 512, "nonce": 512}  # bytes
 _REGISTERS: Final = 32
+_DEBUG: Final = VerificationStep(
+    "debug",
+    "caution",
+    "the enclave runs in debug mode: its PCRs 0 to 2 are zero, so nothing measures its image and "
+    "its memory can be read; only its signature was verified here",
+)
 
 
 class Nitro:
@@ -60,7 +64,7 @@ class Nitro:
 
         Args:
             document: COSE_Sign1, tagged or untagged.
-            now: Aware datetime.
+            now: Time of the verification, with a time zone.
 
         Raises:
             FormatError: If the document is malformed or exceeds a limit.
@@ -69,10 +73,7 @@ class Nitro:
             VerificationError: If the document is over an hour old, or over 5 minutes in the future
                 (`document_expired`).
             UnsupportedError: If it is a NitroTPM document.
-            UsageError: If `now` has no time zone.
         """
-        if now.tzinfo is None:
-            raise UsageError("now: datetime without time zone", reason="wrong_value")
         found = read_nitro_document(document)
         _check_limits(found)
         _check_algorithm(found)
@@ -106,20 +107,15 @@ def _check_limits(document: NitroDocument) -> None:
     if not document.module_id:
         raise FormatError("Nitro document: empty module_id", reason="missing")
     if document.digest != "SHA384":
-        raise FormatError(
-            f"Nitro document: unsupported digest: {document.digest!r:.40}, must be SHA384",
-            reason="unsupported_algorithm",
-        )
+        raise FormatError("Nitro document: digest must be SHA384", reason="unsupported_algorithm")
     if document.timestamp_ms is None or not 0 < document.timestamp_ms <= _MAX_TIMESTAMP:
         raise FormatError("Nitro document: timestamp missing or out of range", reason="wrong_value")
     for name, limit in _LIMITS.items():
         if len(getattr(document, name)) > limit:
-            raise FormatError(
-                f"Nitro document: {name}: too large: at most {limit} bytes", reason="too_large"
-            )
+            raise FormatError(f"Nitro document: {name}: over {limit} bytes", reason="too_large")
     if not all(0 <= index < _REGISTERS for index in document.pcrs):
         raise FormatError(
-            f"Nitro document: a PCR index is not 0 to {_REGISTERS - 1}", reason="wrong_value"
+            f"Nitro document: PCR index must be 0 to {_REGISTERS - 1}", reason="wrong_value"
         )
     for index in range(3):
         document.pcr(index)
@@ -132,10 +128,7 @@ def _check_algorithm(document: NitroDocument) -> None:
         raise FormatError("Nitro document: protected header is not a map", reason="wrong_type")
     algorithm = header.get(_ALGORITHM)
     if isinstance(algorithm, bool) or algorithm != _ES384:
-        raise SignatureError(
-            f"Nitro document: signature algorithm is not ES384 ({_ES384})",
-            reason="document_algorithm",
-        )
+        raise SignatureError("Nitro document: algorithm must be ES384", reason="document_algorithm")
     # RFC 9052, 3: unsupported critical parameters must be rejected.
     if _CRITICAL in header and header[_CRITICAL] != [_ALGORITHM]:
         raise SignatureError(
@@ -144,8 +137,7 @@ def _check_algorithm(document: NitroDocument) -> None:
         )
     if document.unprotected & {_ALGORITHM, _CRITICAL}:
         raise SignatureError(
-            "Nitro document: alg or crit in the unprotected header",
-            reason="document_algorithm",
+            "Nitro document: alg or crit in the unprotected header", reason="document_algorithm"
         )
 
 
@@ -154,7 +146,7 @@ def _certificates(document: NitroDocument) -> list[tuple[str, PathCertificate]]:
     bundle = document.cabundle
     if not 1 <= len(bundle) <= _MAX_BUNDLE:
         raise FormatError(
-            f"Nitro document: cabundle: {len(bundle)} certificates, must be 1 to {_MAX_BUNDLE}",
+            f"Nitro document: cabundle: {len(bundle)} certificates, must be 1 to 10",
             reason="wrong_size",
         )
     if not all(1 <= len(der) <= _MAX_CERTIFICATE for der in (document.certificate, *bundle)):
@@ -187,16 +179,19 @@ def _check_age(document: NitroDocument, now: datetime) -> datetime:
     return made
 
 
-def _steps(document: NitroDocument, root: str, made: datetime) -> tuple[str, ...]:
-    steps = [
-        f"the certificates of module {document.module_id} lead to {root} and are valid",
-        "revocation was not checked: no CRL was consulted",
-        "the Nitro document's signature is valid (ECDSA P-384, SHA-384)",
-        f"the Nitro document was made at {made:%Y-%m-%d %H:%M:%S} UTC",
-    ]
-    if not any(document.pcr(0) + document.pcr(1) + document.pcr(2)):
-        steps.append(
-            "the enclave runs in debug mode: its PCRs 0 to 2 are zero, so nothing measures its "
-            "image and its memory can be read; only its signature was verified here"
-        )
-    return tuple(steps)
+def _steps(document: NitroDocument, root: str, made: datetime) -> tuple[VerificationStep, ...]:
+    steps = (
+        VerificationStep(
+            "certificates",
+            "passed",
+            f"the certificates of module {document.module_id} lead to {root} and are valid",
+        ),
+        NO_REVOCATION,
+        VerificationStep(
+            "signature", "passed", "the Nitro document's signature is valid (ECDSA P-384, SHA-384)"
+        ),
+        VerificationStep(
+            "timestamp", "passed", f"the Nitro document was made at {made:%Y-%m-%d %H:%M:%S} UTC"
+        ),
+    )
+    return steps if any(document.pcr(0) + document.pcr(1) + document.pcr(2)) else (*steps, _DEBUG)

@@ -7,12 +7,11 @@ The rules are those of attestation-format.md, section 9. Reports signed by a clo
 import hmac
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from attestkit._crypto.p384 import p384_verify
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
-from attestkit._reasons import PolicyReason
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.errors import (
@@ -20,7 +19,6 @@ from attestkit.errors import (
     PolicyError,
     ReplayError,
     SignatureError,
-    UsageError,
 )
 from attestkit.snp_report import SnpReport
 from attestkit.verifier.platforms.snp_chain import (
@@ -29,43 +27,19 @@ from attestkit.verifier.platforms.snp_chain import (
     find_signer,
     read_endorsements,
 )
-from attestkit.verifier.result import Authenticated, Tcb, TcbStatus
+from attestkit.verifier.result import NO_REVOCATION, Authenticated, Tcb, TcbStatus
 
-__all__ = ["Snp"]
+if TYPE_CHECKING:
+    from attestkit._reasons import PolicyReason
+from attestkit._reasons import StepOutcome, VerificationStep
 
 _MAX_CERTIFICATES: Final = 8  # in the evidence, of which two are needed
 
-_POLICY_STEP: Final = (
+_POLICY_STEP: Final = VerificationStep(
+    "guest_policy",
+    "passed",
     "the report is from VMPL 0, the guest policy allows neither debugging nor a migration agent, "
-    "and the platform meets the guest policy"
-)
-# Reason and text of each rule; _FORBIDDEN: bits of the guest policy that must be clear.
-_Rule: TypeAlias = tuple[PolicyReason, str]
-_VMPL: Final[_Rule] = ("vmpl", "SEV-SNP report: not from VMPL 0; request it at VMPL 0")
-_MASKED: Final[_Rule] = (
-    "chip_key_masked",
-    "SEV-SNP report: the host masks the chip key (MASK_CHIP_KEY); clear MASK_CHIP_KEY on the host",
-)
-_FORBIDDEN: Final[tuple[tuple[int, PolicyReason, str], ...]] = (
-    (19, "debug", "guest policy: allows debugging (bit 19); launch the guest without it"),
-    (
-        18,
-        "migration_agent",
-        "guest policy: allows a migration agent (bit 18); launch the guest without it",
-    ),
-)
-# Bit of the guest policy, bit of PLATFORM_INFO, and the value of the first that requires the same
-# of the second.
-_REQUIRED: Final[tuple[tuple[int, int, int, PolicyReason, str], ...]] = (
-    (16, 0, 0, "smt", "guest policy: forbids SMT, but SMT is on; disable SMT on the host"),
-    (23, 3, 1, "rapl", "guest policy: forbids RAPL, but RAPL is on; disable RAPL on the host"),
-    (
-        24,
-        4,
-        1,
-        "ciphertext_hiding",
-        "guest policy: requires ciphertext hiding, but it is off; enable it on the host",
-    ),
+    "and the platform meets the guest policy",
 )
 
 
@@ -80,7 +54,8 @@ class Snp:
         Args:
             trust_anchor: Certificate in DER; None is AMD's root of each product line.
             certificates: VCEK, VLEK, ASK and ASVK of any number of machines, in any order: DER,
-                PEM, or the certificate table of a host's kernel. They precede the evidence's.
+                PEM, or the certificate table of a host's kernel. They take precedence over the
+                certificates in the evidence.
 
         Raises:
             FormatError: If one of them is malformed.
@@ -102,11 +77,11 @@ class Snp:
 
         Args:
             platform: Report, certificates and configuration document.
-            now: Aware datetime.
+            now: Time of the verification, with a time zone.
 
         Raises:
             FormatError: If the report is malformed.
-            CollateralError: If a certificate is missing; the text has its name and AMD's URL.
+            CollateralError: If a certificate is missing; the message gives its name and AMD's URL.
             CollateralExpiredError: If a certificate is not valid at `now`.
             SignatureError: If the signature or certificate path is not valid.
             PolicyError: If the guest policy allows the host to read the guest, or the platform does
@@ -114,10 +89,7 @@ class Snp:
                 ciphertext_hiding.
             ReplayError: If HOST_DATA is not the hash of the configuration document.
             UnsupportedError: If the processor is not known, or its root is not built in.
-            UsageError: If `now` has no time zone.
         """
-        if now.tzinfo is None:
-            raise UsageError("now: datetime without time zone", reason="wrong_value")
         report = SnpReport.parse(platform.report)
         endorsements = (*self._endorsements, *_evidence_certificates(platform.cert_chain))
         signer = find_signer(report, endorsements, self._anchor, now)
@@ -146,41 +118,82 @@ def _check_signature(report: SnpReport, signer: Signer) -> None:
         raise SignatureError(f"SEV-SNP report: {error}", reason="report_bad_signature") from error
 
 
-def _signed_steps(report: SnpReport, signer: Signer) -> tuple[str, ...]:
+def _signed_steps(report: SnpReport, signer: Signer) -> tuple[VerificationStep, ...]:
     kind = signer.key.kind
+    chip: StepOutcome = "passed"
     if kind == "VLEK":
         whose = f"the VLEK is the cloud provider {signer.key.provider}'s, not this chip's alone"
     elif any(report.chip_id):
         whose = "the VCEK is that of the chip in the report"
     else:
+        chip = "skipped"
         whose = "the chip id is hidden by the host, so it was not compared with the VCEK's"
     return (
-        f"the {kind}'s certificates lead to {signer.root} and are valid",
-        "revocation was not checked: no CRL was consulted",
-        f"{whose}, for the reported TCB of a {signer.product} processor",
-        f"the report's signature is valid (ECDSA P-384, SHA-384, {kind})",
+        VerificationStep(
+            "certificates",
+            "passed",
+            f"the {kind}'s certificates lead to {signer.root} and are valid",
+        ),
+        NO_REVOCATION,
+        VerificationStep(
+            "chip", chip, f"{whose}, for the reported TCB of a {signer.product} processor"
+        ),
+        VerificationStep(
+            "signature",
+            "passed",
+            f"the report's signature is valid (ECDSA P-384, SHA-384, {kind})",
+        ),
     )
 
 
-def _check_policy(report: SnpReport, steps: tuple[str, ...]) -> None:
+def _check_policy(report: SnpReport, steps: tuple[VerificationStep, ...]) -> None:
     """Check the guest policy, and that the platform meets it."""
     policy, platform = report.policy, report.platform_info
-    rules: list[tuple[bool, PolicyReason, str]]
-    rules = [(report.vmpl != 0, *_VMPL), (report.chip_key_masked, *_MASKED)]
-    for bit, reason, text in _FORBIDDEN:
-        rules.append((bool(policy >> bit & 1), reason, text))
-    for bit, info, value, reason, text in _REQUIRED:
-        asked, is_so = policy >> bit & 1 == value, platform >> info & 1 == value
-        rules.append((asked and not is_so, reason, text))
+    # Whether the rule is broken, its reason and text.
+    rules: tuple[tuple[object, PolicyReason, str], ...] = (
+        (report.vmpl, "vmpl", "SEV-SNP report: not from VMPL 0; request it at VMPL 0"),
+        (
+            report.chip_key_masked,
+            "chip_key_masked",
+            "SEV-SNP report: the host masks the chip key; clear MASK_CHIP_KEY on the host",
+        ),
+        (policy >> 19 & 1, "debug", "guest policy: allows debugging (bit 19); launch without it"),
+        (
+            policy >> 18 & 1,
+            "migration_agent",
+            "guest policy: allows a migration agent (bit 18); launch the guest without it",
+        ),
+        (
+            ~policy >> 16 & platform & 1,
+            "smt",
+            "guest policy: forbids SMT, but SMT is on; disable it on the host",
+        ),
+        (
+            policy >> 23 & ~platform >> 3 & 1,
+            "rapl",
+            "guest policy: forbids RAPL, but RAPL is on; disable it on the host",
+        ),
+        (
+            policy >> 24 & ~platform >> 4 & 1,
+            "ciphertext_hiding",
+            "guest policy: requires ciphertext hiding, but it is off; enable it on the host",
+        ),
+    )
     for broken, reason, text in rules:
         if broken:
             raise PolicyError(text, reason=reason, steps=steps)
 
 
-def _check_host_data(report: SnpReport, mr_config: str, steps: tuple[str, ...]) -> str:
-    """Compare HOST_DATA with the configuration document, if any; return a sentence."""
+def _check_host_data(
+    report: SnpReport, mr_config: str, steps: tuple[VerificationStep, ...]
+) -> VerificationStep:
+    """Compare HOST_DATA with the configuration document, if any."""
     if not mr_config:
-        return "HOST_DATA was not compared: the evidence has no configuration document"
+        return VerificationStep(
+            "host_data",
+            "skipped",
+            "HOST_DATA was not compared: the evidence has no configuration document",
+        )
     expected = host_data(mr_config)
     if not hmac.compare_digest(report.host_data, expected):
         raise ReplayError(
@@ -189,7 +202,9 @@ def _check_host_data(report: SnpReport, mr_config: str, steps: tuple[str, ...]) 
             reason="host_data_mismatch",
             steps=steps,
         )
-    return "HOST_DATA is the hash of the configuration document"
+    return VerificationStep(
+        "host_data", "passed", "HOST_DATA is the hash of the configuration document"
+    )
 
 
 def _differing_tcbs(report: SnpReport) -> list[str]:
@@ -198,13 +213,20 @@ def _differing_tcbs(report: SnpReport) -> list[str]:
     return [name for name in others if getattr(report, f"{name}_tcb") != report.reported_tcb]
 
 
-def _status_step(report: SnpReport) -> str:
+def _status_step(report: SnpReport) -> VerificationStep:
     if not (found := _differing_tcbs(report)):
-        return "current, committed and launch TCB are equal to the reported one"
-    return f"OutOfDate: of the TCB versions, {', '.join(found)} differ from the reported one"
+        equal = "current, committed and launch TCB are equal to the reported one"
+        return VerificationStep("tcb", "passed", equal)
+    return VerificationStep(
+        "tcb",
+        "caution",
+        f"OutOfDate: of the TCB versions, {', '.join(found)} differ from the reported one",
+    )
 
 
-def _authenticated(report: SnpReport, signer: Signer, steps: tuple[str, ...]) -> Authenticated:
+def _authenticated(
+    report: SnpReport, signer: Signer, steps: tuple[VerificationStep, ...]
+) -> Authenticated:
     levels = report.tcb("reported", signer.product)._asdict()
     return Authenticated(
         status=TcbStatus.OUT_OF_DATE if _differing_tcbs(report) else TcbStatus.UP_TO_DATE,

@@ -1,7 +1,7 @@
 """Certificate path of an SEV-SNP report: from the signing key to AMD's root.
 
-The key of a chip (VCEK) is certified by the ASK of its product line, that of a cloud provider
-(VLEK) by the ASVK, and both by the ARK, the root (quote-formats.md, section 13). They are
+The ASK of a product line certifies the key of a chip (VCEK), the ASVK certifies the key of a cloud
+provider (VLEK), and the root ARK certifies ASK and ASVK (quote-formats.md, section 13). They are
 distinguished by common name. Nothing is fetched: the error for a missing certificate has AMD's URL.
 """
 
@@ -17,12 +17,11 @@ from attestkit._crypto.x509.amd_extension import AmdExtension, read_amd_extensio
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
 from attestkit._reasons import SignatureReason
+from attestkit._sanitize import shown
 from attestkit.attestation.snp_certificates import SnpCertificates
 from attestkit.errors import CollateralError, FormatError, SignatureError, UnsupportedError
 from attestkit.snp_report import SnpReport, SnpTcb
 from attestkit.verifier.result import ANOTHER_ROOT
-
-__all__ = ["Endorsement", "Signer", "find_signer", "read_endorsements"]
 
 _KDS: Final = "https://kdsintf.amd.com"
 _PRODUCTS: Final = ("Milan", "Genoa", "Turin", "Venice")
@@ -70,9 +69,7 @@ def read_endorsements(
     """
     found = [der for blob in blobs for der in _certificates(blob)]
     if limit is not None and len(found) > limit:
-        raise FormatError(
-            f"too many certificates: {len(found)}, at most {limit}", reason="too_many"
-        )
+        raise FormatError(f"certificates: {len(found)}, at most {limit}", reason="too_many")
     return tuple(map(_decode_endorsement, found))
 
 
@@ -88,10 +85,10 @@ def find_signer(
         report: Report of any version.
         endorsements: Certificates in any order; the first matching one is used.
         trust_anchor: Trusted root; None is AMD's for the report's product.
-        now: Aware datetime.
+        now: Time of the verification, with a time zone.
 
     Raises:
-        CollateralError: If a certificate is missing; the text has its name and AMD's URL.
+        CollateralError: If a certificate is missing; the message gives its name and AMD's URL.
         CollateralExpiredError: If a certificate is not valid at `now`.
         SignatureError: If the path is not valid, or the certificate is for another key:
             signing_key, product_mismatch, tcb_mismatch, chip_id_mismatch, cert_wrong_authority or a
@@ -136,8 +133,7 @@ def _certificates(blob: bytes) -> list[bytes]:
         at = written.find(b2a_base64(der, newline=False).decode(), at)
         if at < 0:
             raise FormatError(
-                "PEM: unused bits in the base64 of a certificate are not zero",
-                reason="not_canonical",
+                "PEM: unused bits of a certificate's base64 are not zero", reason="not_canonical"
             )
     return found
 
@@ -184,7 +180,7 @@ def _select_authority(
 
 
 def _check_path(path: Sequence[tuple[str, PathCertificate]], now: datetime) -> None:
-    """Verify a path as `check_path`, with a remedy in the error for another root."""
+    """Verify a path like `check_path`; the error for another root gets a remedy."""
     try:
         check_path(path, now)
     except SignatureError as error:
@@ -205,9 +201,9 @@ def _check_authority(authority: PathCertificate, kind: str, product: str) -> Non
             f"{_AUTHORITY[kind]} certificate: subject malformed: {error}", reason="cert_malformed"
         ) from error
     if names != wanted:
+        issuer = shown(b", ".join(names).decode("ascii", "replace"))
         raise SignatureError(
-            f"{kind} certificate: wrong issuer: {b', '.join(names)[:64]!r}, must be "
-            f"{wanted[0].decode()}",
+            f"{kind} certificate: wrong issuer: {issuer}, must be {wanted[0].decode()}",
             reason="cert_wrong_authority",
         )
 
@@ -240,7 +236,7 @@ def _root(product: str, trust_anchor: PathCertificate | None) -> tuple[str, Path
 
 
 def _find_mismatch(report: SnpReport, key: AmdExtension) -> tuple[SignatureReason, str] | None:
-    """Return reason and text if the certificate is not for the report's key; else None."""
+    """Return reason and message if the certificate is not for the report's key; else None."""
     product = report.product or key.product
     if key.product != product or product not in _PRODUCTS:
         known = report.product or "one of " + ", ".join(_PRODUCTS)

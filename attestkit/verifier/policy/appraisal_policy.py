@@ -23,12 +23,14 @@ are equal, so firmware of any age is accepted, even by strict, unless `minimum_s
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
+from datetime import datetime
+from itertools import chain
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from attestkit._crypto.hashes import sha256
+from attestkit._reasons import VerificationStep
 from attestkit.attestation import AppInfo
-from attestkit.errors import ConfigError, PolicyError, UsageError
+from attestkit.errors import PolicyError, UsageError
 from attestkit.event_log.event import RUNTIME_REGISTER
 from attestkit.verifier import acpi
 from attestkit.verifier.config_id import require_document
@@ -41,18 +43,9 @@ from attestkit.verifier.policy.rules import (
     Values,
     accepted_values,
     format_values,
-    matches_any,
-    normalize_members,
-    policy_error,
+    require_match,
 )
-from attestkit.verifier.policy.tcb_rules import (
-    Explain,
-    TcbRules,
-    advisories,
-    check_number,
-    check_period,
-    svns,
-)
+from attestkit.verifier.policy.tcb_rules import Explain, TcbRules
 from attestkit.verifier.result import Authenticated, Claims, TcbStatus
 
 __all__ = [
@@ -106,19 +99,8 @@ _IDENTITIES: Final[tuple[_Identity, ...]] = ("app_id", "compose_hash", "instance
 _ANY: Final = ReferenceValues()
 
 
-class _Appraisal(NamedTuple):
-    """Input of an appraisal."""
-
-    claims: Claims
-    authenticated: Authenticated
-    app_info: AppInfo | None
-    now: datetime
-    explain: Explain
-    simulated: bool | None
-
-
 @dataclass(frozen=True, kw_only=True)
-class AppraisalPolicy:
+class AppraisalPolicy(TcbRules):
     """Appraisal policy of a relying party; all rules must be met. Immutable, hashable, picklable.
 
     A rule that is None, or an empty list of requirements, accepts anything. A rule about a value
@@ -128,14 +110,6 @@ class AppraisalPolicy:
         UsageError: If a rule accepts nothing, or two rules contradict each other.
     """
 
-    accepted_statuses: Collection[TcbStatus]
-    accepted_advisories: Collection[str] | None = None  # None accepts any
-    refused_advisories: Collection[str] = ()
-    # Maximum age of the TCB level of an outdated platform, in whole seconds.
-    platform_grace_period: timedelta | None = None
-    qe_grace_period: timedelta | None = None  # of the quoting enclave
-    minimum_evaluation_data_number: int | None = None  # of Intel's TCB recovery
-    minimum_svns: Collection[tuple[str, int]] = ()  # as `Tcb.components`
     platforms: Collection[str] = VERIFIED_PLATFORMS
     refuse_simulated: bool = False  # even if the simulator's root is the trust anchor
     require_mr_config: bool = False  # document of MR_CONFIG_ID version 3, of a TD
@@ -152,68 +126,33 @@ class AppraisalPolicy:
     required_events: Collection[RequiredEvent] = ()
 
     def __post_init__(self) -> None:
-        for name, value in self._normalized().items():
-            object.__setattr__(self, name, value)
-        check_period("platform_grace_period", self.platform_grace_period)
-        check_period("qe_grace_period", self.qe_grace_period)
-        if (number := self.minimum_evaluation_data_number) is not None:
-            check_number("minimum_evaluation_data_number", number)
+        super().__post_init__()
+        self._normalize("platforms", str)
+        self._normalize("required_events", RequiredEvent, may_be_empty=True)
+        if self.key_provider is not None:
+            self._normalize("key_provider", KeyProvider)
+        for name, size in _SIZES.items():
+            object.__setattr__(self, name, accepted_values(name, getattr(self, name), size))
         for name in ("refuse_simulated", "require_mr_config"):
             if type(getattr(self, name)) is not bool:
                 raise UsageError(f"{name}: must be true or false", reason="wrong_type")
         if not isinstance(self.reference_values, ReferenceValues):
             raise UsageError("reference_values: must be ReferenceValues", reason="wrong_type")
-        for mask in (self.td_attributes, self.xfam):
-            if mask is not None and not isinstance(mask, BitMask):
-                raise UsageError("td_attributes, xfam: must be a BitMask", reason="wrong_type")
-        tcb = TcbRules._make([getattr(self, name) for name in TcbRules._fields])
-        tcb.check()
-        object.__setattr__(self, "_tcb_rules", tcb)  # for every verification
-        self._check_platforms()
-        attributes = self.td_attributes
-        if attributes is not None and attributes.must_be_set & _DEBUG["dstack-tdx"][1]:
+        for name in ("td_attributes", "xfam"):
+            if not isinstance(getattr(self, name), BitMask | None):
+                raise UsageError(f"{name}: must be a BitMask", reason="wrong_type")
+        self._check_conflicts()
+
+    def _check_conflicts(self) -> None:
+        if self.td_attributes and self.td_attributes.must_be_set & _DEBUG["dstack-tdx"][1]:
             raise UsageError("td_attributes: a debug TD is never accepted", reason="wrong_value")
-
-    def _normalized(self) -> dict[str, object]:
-        """Return the rules in normal form, so that equivalent policies are equal."""
-        found: dict[str, object] = {
-            "accepted_statuses": normalize_members(
-                "accepted_statuses", self.accepted_statuses, TcbStatus
-            ),
-            "refused_advisories": advisories("refused_advisories", self.refused_advisories),
-            "minimum_svns": svns(self.minimum_svns),
-            "platforms": normalize_members("platforms", self.platforms, str),
-            "required_events": normalize_members(
-                "required_events", self.required_events, RequiredEvent
-            ),
-        }
-        for name, size in _SIZES.items():
-            found[name] = accepted_values(name, getattr(self, name), size)
-        if self.accepted_advisories is not None:
-            name = "accepted_advisories"
-            found[name] = advisories(name, self.accepted_advisories)
-        if self.key_provider is not None:
-            found["key_provider"] = normalize_members(
-                "key_provider", self.key_provider, KeyProvider
-            )
-        for name in ("accepted_statuses", "platforms", "key_provider"):
-            if found.get(name, True) == frozenset():
-                raise UsageError(f"{name}: accepts nothing; add a value", reason="missing")
-        return found
-
-    @property
-    def _tcb(self) -> TcbRules:
-        found: TcbRules = self.__dict__["_tcb_rules"]
-        return found
-
-    def _check_platforms(self) -> None:
         if unknown := set(self.platforms) - set(VERIFIED_PLATFORMS):
             raise UsageError(
                 f"platforms: unknown: {min(unknown)!r}, must be one of "
                 f"{', '.join(VERIFIED_PLATFORMS)}",
                 reason="unknown_name",
             )
-        owners = {name: REGISTERS[name][0] for name in self.reference_values.rules}
+        owners = {name: REGISTERS[name].platform for name in self.reference_values.rules}
         owners |= {name: "dstack-tdx" for name in ("td_attributes", "xfam") if getattr(self, name)}
         for name, owner in owners.items():
             if owner not in self.platforms or owner != next(iter(owners.values())):
@@ -249,7 +188,7 @@ class AppraisalPolicy:
         """Read a TOML file of at most 1 MiB; see `from_toml`.
 
         Raises:
-            ConfigError: If the file cannot be read, or as `from_toml`.
+            ConfigError: If the file cannot be read, or `from_toml` rejects its content.
         """
         from attestkit.verifier.policy.toml_reader import read_file  # lazy: for files only
 
@@ -263,34 +202,25 @@ class AppraisalPolicy:
         other keys replace rules of the preset.
 
         Raises:
-            ConfigError: If it is not TOML, has an unknown key, or a value is not valid; the text
-                names `source`, the key, and valid values.
+            ConfigError: If `text` is not TOML, has an unknown key, or a value is not valid. The
+                message begins with `source`, and names the key and valid values.
         """
         from attestkit.verifier.policy.toml_reader import (  # lazy: for files only
-            config_reason,
+            config_errors,
             parse,
         )
 
         preset, rules = parse(text, source)
-        try:
-            if preset is None:
-                return cls(**rules)
-            return PRESETS[preset]().replace(**rules)
-        except UsageError as error:
-            raise ConfigError(f"{source}: {error}", reason=config_reason(error)) from error
+        with config_errors(f"{source}: "):
+            return cls(**rules) if preset is None else PRESETS[preset]().replace(**rules)
 
     def replace(self, **rules: object) -> "AppraisalPolicy":
         """Return a policy with these rules replaced.
 
         Raises:
-            UsageError: As the constructor.
+            UsageError: For the same reasons as in the constructor.
         """
         return replace(self, **cast("dict[str, Any]", rules))
-
-    @property
-    def needs_tcb_details(self) -> bool:
-        """Whether a rule needs TCB dates or evaluation numbers, which take extra time."""
-        return self._tcb.has_grace or self.minimum_evaluation_data_number is not None
 
     def appraise(
         self,
@@ -301,41 +231,62 @@ class AppraisalPolicy:
         explain: Explain = str,
         *,
         simulated: bool | None = None,
-    ) -> tuple[str, ...]:
-        """Appraise claims; return the rules that were met, in sentences.
+    ) -> tuple[VerificationStep, ...]:
+        """Appraise claims; return the rules that were met, and cautions.
 
         Args:
             claims: Authenticated fields of the evidence.
             authenticated: Vendor-signed content of the evidence.
-            app_info: Identity of the app, with unauthenticated fields empty; None without one.
-            now: Time of the verification, aware.
+            app_info: Identity of the app, in which unauthenticated fields are empty; None if the
+                evidence names no app.
+            now: Time of the verification, with a time zone.
             explain: Function that returns a sentence on an outdated component, for an error.
             simulated: Whether the root is not the vendor's; None if unknown.
 
         Raises:
-            PolicyError: If a rule is not met; `steps` are the rules that were met before.
+            PolicyError: If a rule is not met; its `steps` are the rules that were met before.
             UsageError: If `now` has no time zone.
         """
         if now.tzinfo is None:
             raise UsageError("now: datetime without time zone", reason="wrong_value")
-        appraisal = _Appraisal(claims, authenticated, app_info, now, explain, simulated)
-        steps: list[str] = []
+        steps: list[VerificationStep] = []
+        found = (
+            self._appraise_platform(claims, simulated=simulated),
+            self._appraise_tcb(authenticated, claims.platform, now, explain),
+            self._appraise_app(claims, authenticated, app_info),
+        )
         try:
-            for step in self._appraise_rules(appraisal):
+            for step in filter(None, chain.from_iterable(found)):
                 steps.append(step)  # noqa: PERF402 - keeps the steps before an error
         except PolicyError as error:
-            error.steps = tuple(filter(None, steps))
+            error.steps = tuple(steps)
             raise
-        return tuple(filter(None, steps))
+        return tuple(steps)
 
-    def _appraise_rules(self, appraisal: _Appraisal) -> Iterator[str]:
-        claims, authenticated, info = appraisal.claims, appraisal.authenticated, appraisal.app_info
-        yield self._platform(claims)
+    def _appraise_platform(
+        self, claims: Claims, *, simulated: bool | None
+    ) -> Iterator[VerificationStep]:
+        if claims.platform not in self.platforms:
+            raise PolicyError(
+                f"platform: {claims.platform} is not accepted, must be "
+                f"{' or '.join(sorted(self.platforms))}; add it to platforms to accept it",
+                reason="platform",
+            )
+        yield VerificationStep("platform", "passed", f"platform {claims.platform} is accepted")
         _refuse_debug(claims)
-        yield self._simulated(appraisal)
-        yield from self._tcb.appraise(
-            authenticated, claims.platform, appraisal.now, appraisal.explain
-        )
+        if not self.refuse_simulated:
+            return
+        if simulated is not False:
+            raise PolicyError(
+                "evidence: simulated, and refuse_simulated is set; verify without trust anchor, or "
+                "drop the rule",
+                reason="simulated",
+            )
+        yield VerificationStep("simulated", "passed", "the root is the platform vendor's")
+
+    def _appraise_app(
+        self, claims: Claims, authenticated: Authenticated, info: AppInfo | None
+    ) -> Iterator[VerificationStep | None]:
         yield self.reference_values.appraise(claims)
         for field, mask in (("td_attributes", self.td_attributes), ("xfam", self.xfam)):
             if mask is not None:
@@ -344,9 +295,12 @@ class AppraisalPolicy:
             yield _os_image(claims, self.os_image_hash)
         for name in _IDENTITIES:
             if (wanted := getattr(self, name)) is not None:
-                yield _identity(name, wanted, claims, info)
+                have = _measured_field(name, name, claims, info)
+                remedy = f"check the address of the app, or accept this one in {name}"
+                require_match(name, name, have, wanted, remedy)
+                yield VerificationStep(name, "passed", f"{name} {have.hex()} is accepted")
         if self.require_mr_config:
-            yield require_document(claims, info)
+            require_document(claims, info)
         if self.key_provider is not None:
             measured = _measured_field("key_provider", "key_provider_info", claims, info)
             yield KeyProvider.appraise(self.key_provider, measured)
@@ -357,84 +311,50 @@ class AppraisalPolicy:
         yield acpi.caution(claims, self.reference_values.rules)
         yield self._caution()
 
-    def _platform(self, claims: Claims) -> str:
-        if claims.platform not in self.platforms:
-            raise policy_error(
-                "platform",
-                f"platform: {claims.platform} is not accepted, must be "
-                f"{' or '.join(sorted(self.platforms))}; add it to platforms to accept it",
-            )
-        return f"platform {claims.platform} is accepted"
-
-    def _simulated(self, appraisal: _Appraisal) -> str:
-        if not self.refuse_simulated:
-            return ""
-        if appraisal.simulated is not False:
-            raise policy_error(
-                "simulated",
-                "evidence: simulated, and refuse_simulated is set; verify without trust anchor, or "
-                "drop the rule",
-            )
-        return "the root is the platform vendor's"
-
-    def _caution(self) -> str:
-        """Return a warning if the policy names an app, and no OS image."""
+    def _caution(self) -> VerificationStep | None:
+        """Return a caution if the policy pins an app, but no OS image."""
         identity = (self.app_id, self.compose_hash, self.instance_id, self.key_provider)
         pinned = self.reference_values.rules.keys()
         held = self.os_image_hash is not None or any(image <= pinned for image in _IMAGE)
         if held or identity == (None,) * 4:
-            return ""
-        return (
-            "caution: the policy names an app and no OS image, so any image that claims to run "
-            "this app is accepted; pin os_image_hash or the registers of the image"
+            return None
+        return VerificationStep(
+            "os_image_hash",
+            "caution",
+            "the policy names an app and no OS image, so any image that claims to run this app is "
+            "accepted; pin os_image_hash or the registers of the image",
         )
 
 
 def _refuse_debug(claims: Claims) -> None:
-    """Reject a guest in debug mode; most authenticators have done so before."""
+    """Reject a guest in debug mode, unless the authenticator of its platform has done so."""
     name, bits = _DEBUG.get(claims.platform, ("", 0))
     if claims.platform == "dstack-nitro-enclave":
-        image = [claims.register(f"pcr{index}") or b"" for index in range(3)]
+        image = [claims.get(f"pcr{index}") or b"" for index in range(3)]
         debug = not any(b"".join(image))
     else:
-        have = claims.register(name)
+        have = claims.get(name)
         debug = not have or bool(int.from_bytes(have, "little") & bits)
     if debug:
-        raise policy_error(
-            "td_debug" if claims.platform == "dstack-tdx" else "debug",
+        raise PolicyError(
             f"{name or 'pcr0 to pcr2'}: the {claims.platform} guest runs in debug mode, or debug "
             "mode is not excluded; launch it without debug",
+            reason="td_debug" if claims.platform == "dstack-tdx" else "debug",
         )
 
 
-def _os_image(claims: Claims, wanted: Collection[bytes]) -> str:
+def _os_image(claims: Claims, wanted: Collection[bytes]) -> VerificationStep:
     if not claims.os_image_hash:
-        raise policy_error(
-            "os_image_hash",
+        raise PolicyError(
             f"OS image: must be {format_values(wanted)}, but could not be verified: the evidence "
             "does not have the image's measurements; pin mrtd and rtmr0 to rtmr2, or the "
             "registers of its platform, instead",
+            reason="os_image_hash",
         )
-    if not matches_any(claims.os_image_hash, wanted):
-        raise policy_error(
-            "os_image_hash",
-            f"OS image: {claims.os_image_hash.hex()}, must be {format_values(wanted)}; launch "
-            "that image, or accept this one in os_image_hash",
-        )
-    return f"OS image {claims.os_image_hash.hex()} is accepted"
-
-
-def _identity(
-    name: _Identity, wanted: Collection[bytes], claims: Claims, info: AppInfo | None
-) -> str:
-    have = _measured_field(name, name, claims, info)
-    if not matches_any(have, wanted):
-        raise policy_error(
-            name,
-            f"{name}: {format_values([have])}, must be {format_values(wanted)}; check the address "
-            f"of the app, or accept this one in {name}",
-        )
-    return f"{name} {have.hex()} is accepted"
+    remedy = "launch that image, or accept this one in os_image_hash"
+    require_match("os_image_hash", "OS image", claims.os_image_hash, wanted, remedy)
+    text = f"OS image {claims.os_image_hash.hex()} is accepted"
+    return VerificationStep("os_image_hash", "passed", text)
 
 
 def _measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | None) -> bytes:
@@ -451,25 +371,23 @@ def _measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | No
         why = "this platform does not measure it; pin pcr0 to pcr2 instead"
     else:
         why = "the guest did not measure it before system-ready; boot with an agent that does"
-    raise policy_error(name, f"{name}: required by the policy, but not in the evidence: {why}")
+    raise PolicyError(
+        f"{name}: required by the policy, but not in the evidence: {why}", reason=name
+    )
 
 
-def _device(claims: Claims, device: bytes, wanted: Collection[bytes]) -> str:
-    named = claims.register("chip_id") if claims.platform == "dstack-amd-sev-snp" else device
+def _device(claims: Claims, device: bytes, wanted: Collection[bytes]) -> VerificationStep:
+    named = claims.get("chip_id") if claims.platform == "dstack-amd-sev-snp" else device
     if claims.platform == "dstack-nitro-enclave" or not named or not any(named):
-        raise policy_error(
-            "device_id",
+        raise PolicyError(
             f"device: must be {format_values(wanted)}, but {claims.platform} evidence does not "
             "name it; drop device_id from the policy, or have the host unmask the chip id",
+            reason="device_id",
         )
     have = sha256(named)
-    if not matches_any(have, wanted):
-        raise policy_error(
-            "device_id",
-            f"device: {have.hex()}, must be {format_values(wanted)}; run the app there, or accept "
-            "this device in device_id",
-        )
-    return f"device {have.hex()} is accepted"
+    remedy = "run the app there, or accept this device in device_id"
+    require_match("device_id", "device", have, wanted, remedy)
+    return VerificationStep("device_id", "passed", f"device {have.hex()} is accepted")
 
 
 PRESETS: Final = {
@@ -489,7 +407,7 @@ def policy_name(policy: AppraisalPolicy) -> str:
 
 
 def require_policy(given: object) -> AppraisalPolicy:
-    """Return the policy; UsageError if the argument is not an AppraisalPolicy."""
+    """Return `given`; UsageError if it is not an AppraisalPolicy."""
     if not isinstance(given, AppraisalPolicy):
         presets = ", ".join(f"AppraisalPolicy.{name}()" for name in PRESETS)
         raise UsageError(

@@ -1,37 +1,21 @@
 """Rules of an appraisal policy: reference values, bit masks, key providers, runtime events.
 
-The constructors reject rules that accept nothing or contradict themselves. `appraise` returns a
-sentence for people, or raises PolicyError.
+The constructors reject rules that accept nothing or contradict themselves. `appraise` returns the
+verification step for the result, or raises PolicyError.
 """
 
 import hmac
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from attestkit._formats import strict_json
-from attestkit._reasons import PolicyReason
+from attestkit._reasons import PolicyReason, VerificationStep
 from attestkit.errors import FormatError, PolicyError, UsageError
 from attestkit.event_log.event import DIGEST_SIZE, RUNTIME_REGISTER, Event
 from attestkit.event_log.runtime_events import RESERVED_NAMES
 from attestkit.verifier.result import Claims
-
-__all__ = [
-    "BIT_NAMES",
-    "REGISTERS",
-    "BitMask",
-    "KeyProvider",
-    "ReferenceValues",
-    "RequiredEvent",
-    "Values",
-    "accepted_values",
-    "bit_names",
-    "check_text",
-    "format_values",
-    "matches_any",
-    "normalize_members",
-    "policy_error",
-]
 
 Values = Collection[bytes] | None
 """Accepted values; None accepts any. Normalised to a frozenset."""
@@ -85,29 +69,6 @@ BIT_NAMES: Final[Mapping[str, Mapping[str, int]]] = {
 XFAM is numbered as XCR0; some of its features have several bits.
 """
 
-REGISTERS: Final[Mapping[str, tuple[str, int]]] = {
-    **dict.fromkeys(
-        (
-            *("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"),
-            *("mr_seam", "mr_signer_seam", "mr_config_id", "mr_owner", "mr_owner_config"),
-            "mr_service_td",
-        ),
-        ("dstack-tdx", 48),
-    ),
-    **dict.fromkeys(
-        ("measurement", "id_key_digest", "author_key_digest"), ("dstack-amd-sev-snp", 48)
-    ),
-    "host_data": ("dstack-amd-sev-snp", 32),
-    **dict.fromkeys(("pcr0", "pcr1", "pcr2", "pcr3", "pcr4", "pcr8"), ("dstack-nitro-enclave", 48)),
-    **dict.fromkeys(("mrenclave", "mrsigner"), ("sgx", 32)),
-}
-"""Platform and size in bytes of the registers that may have reference values."""
-
-
-def policy_error(reason: PolicyReason, message: str) -> PolicyError:
-    """Return the error for a rule that is not met."""
-    return PolicyError(message, reason=reason)
-
 
 def matches_any(value: bytes, wanted: Iterable[bytes]) -> bool:
     """Return whether `value` is in `wanted`, in constant time."""
@@ -118,7 +79,7 @@ def matches_any(value: bytes, wanted: Iterable[bytes]) -> bool:
 
 
 def format_values(values: Iterable[bytes]) -> str:
-    """Return the first values in hex, for an error text."""
+    """Return the first few values in hex, for an error message."""
     ordered = sorted(values)
     text = " or ".join(map(_truncated_hex, ordered[:_SHOWN]))
     left = len(ordered) - _SHOWN
@@ -131,6 +92,21 @@ def _truncated_hex(value: bytes) -> str:
     return f"{value[:_SHOWN_BYTES].hex()}... ({len(value)} bytes)"
 
 
+def require_match(
+    reason: PolicyReason, name: str, have: bytes, wanted: Iterable[bytes], remedy: str
+) -> None:
+    """Check that the value `name` of the evidence is one of `wanted`.
+
+    Raises:
+        PolicyError: If it is not.
+    """
+    if not matches_any(have, wanted):
+        raise PolicyError(
+            f"{name}: {format_values([have])}, must be {format_values(wanted)}; {remedy}",
+            reason=reason,
+        )
+
+
 def accepted_values(name: str, values: object, size: int) -> frozenset[bytes] | None:
     """Return the accepted values of a rule as a frozenset; None accepts any.
 
@@ -139,31 +115,23 @@ def accepted_values(name: str, values: object, size: int) -> frozenset[bytes] | 
     """
     if values is None:
         return None
-    if isinstance(values, (bytes, str)) or not isinstance(values, Collection):
-        raise UsageError(f"{name}: must be a collection of {size}-byte values", reason="wrong_type")
-    for value in values:
-        if type(value) is not bytes:  # a subclass may override ==
-            raise UsageError(
-                f"{name}: value of wrong type: {type(value).__name__}, must be bytes",
-                reason="wrong_type",
-            )
-        if len(value) != size:
-            raise UsageError(
-                f"{name}: value of wrong size: {len(value)} bytes, must be {size}",
-                reason="wrong_size",
-            )
-    if not values:
+    found = normalize_members(name, values, bytes)
+    if any(type(value) is not bytes for value in found):  # a subclass may override ==
+        raise UsageError(f"{name}: values must be bytes (no subclass)", reason="wrong_type")
+    if any(len(value) != size for value in found):
+        raise UsageError(f"{name}: each value must be {size} bytes", reason="wrong_size")
+    if not found:
         raise UsageError(
             f"{name}: accepts nothing; add a value, or leave the rule out", reason="missing"
         )
-    return frozenset(values)
+    return found
 
 
 def normalize_members(name: str, given: object, kind: type[_T]) -> frozenset[_T]:
     """Return the members of a collection as a frozenset.
 
     Raises:
-        UsageError: If it is not a collection of `kind`.
+        UsageError: If `given` is not a collection of `kind`.
     """
     wanted = UsageError(f"{name}: must be a collection of {kind.__name__}", reason="wrong_type")
     if not isinstance(given, Collection) or isinstance(given, (str, bytes)):
@@ -171,70 +139,98 @@ def normalize_members(name: str, given: object, kind: type[_T]) -> frozenset[_T]
     found = [one for one in given if isinstance(one, kind)]
     if len(found) != len(given):
         raise wanted
-    return frozenset(found)
+    try:
+        return frozenset(found)
+    except TypeError as error:  # a tuple with a list in it
+        raise wanted from error
 
 
 def check_text(name: str, value: object) -> str:
     """Return a non-empty string.
 
     Raises:
-        UsageError: If it is empty, or has an unpaired surrogate.
+        UsageError: If `value` is not a string, is empty, or has an unpaired surrogate.
     """
     if not isinstance(value, str) or not value:
         raise UsageError(f"{name}: must be a non-empty string", reason="wrong_type")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"{name}: unpaired surrogate", reason="encoding") from error
+        raise UsageError(
+            f"{name}: must not contain an unpaired surrogate", reason="encoding"
+        ) from error
     return value
+
+
+class Register(NamedTuple):
+    """Register that may have reference values."""
+
+    platform: str
+    size: int  # bytes
+    comment: str  # for people
+
+
+def _register(platform: str, size: int, comment: str) -> Values:
+    """Return a dataclass field for the reference values of a register.
+
+    Args:
+        platform: Platform of the register.
+        size: Size of the register in bytes.
+        comment: Meaning of the register, a comment in policy files.
+    """
+    register = Register(platform, size, comment)
+    return field(default=None, metadata={"register": register})
+
+
+_TDX, _SNP, _NITRO, _SGX = "dstack-tdx", "dstack-amd-sev-snp", "dstack-nitro-enclave", "sgx"
+_OWNER: Final = "set by the owner at launch"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceValues:
     """Accepted values of registers.
 
-    None accepts any value. All registers must be of one platform, because evidence without a
-    register of the policy is rejected.
+    None accepts any value. All registers must be of one platform, because evidence that lacks a
+    register with reference values is rejected.
     """
 
-    # Intel TDX, 48 bytes each (TDREPORT and TDINFO).
-    mrtd: Values = None  # initial contents of the TD: its firmware
-    rtmr0: Values = None  # the virtual machine: firmware's configuration and ACPI tables
-    rtmr1: Values = None  # kernel
-    rtmr2: Values = None  # kernel command line and initial file system
-    rtmr3: Values = None  # runtime events, those of the application included
-    mr_seam: Values = None  # the TDX module
-    mr_signer_seam: Values = None  # its signer; zero for Intel's
-    mr_config_id: Values = None  # set by the owner at launch
-    mr_owner: Values = None
-    mr_owner_config: Values = None
-    mr_service_td: Values = None  # TDX 1.5: bound service TDs
+    # Intel TDX (TDREPORT and TDINFO).
+    mrtd: Values = _register(_TDX, 48, "initial contents of the TD: its firmware")
+    rtmr0: Values = _register(
+        _TDX, 48, "the virtual machine: number of processors, memory, devices, ACPI tables"
+    )
+    rtmr1: Values = _register(_TDX, 48, "kernel")
+    rtmr2: Values = _register(_TDX, 48, "kernel command line and initial file system")
+    rtmr3: Values = _register(
+        _TDX, 48, "runtime events; differs with every event, so prefer app_id and required_events"
+    )
+    mr_seam: Values = _register(_TDX, 48, "the TDX module; changes when the host updates it")
+    mr_signer_seam: Values = _register(_TDX, 48, "signer of the TDX module; zero for Intel")
+    mr_config_id: Values = _register(_TDX, 48, _OWNER)
+    mr_owner: Values = _register(_TDX, 48, _OWNER)
+    mr_owner_config: Values = _register(_TDX, 48, _OWNER)
+    mr_service_td: Values = _register(_TDX, 48, "bound service TDs; zero for none")  # TDX 1.5
     # AMD SEV-SNP (ATTESTATION_REPORT).
-    measurement: Values = None  # 48 bytes: initial contents of the guest
-    host_data: Values = None  # 32 bytes: set at launch
-    id_key_digest: Values = None  # 48 bytes
-    author_key_digest: Values = None  # 48 bytes
-    # AWS Nitro enclaves, 48 bytes each.
-    pcr0: Values = None  # the enclave's image
-    pcr1: Values = None  # its kernel and boot file system
-    pcr2: Values = None  # its application
-    pcr3: Values = None  # role of the parent instance
-    pcr4: Values = None  # id of the parent instance
-    pcr8: Values = None  # signing certificate of the image
-    # Intel SGX, 32 bytes each.
-    mrenclave: Values = None
-    mrsigner: Values = None
+    measurement: Values = _register(_SNP, 48, "initial contents of the guest")
+    host_data: Values = _register(_SNP, 32, "set at launch: hash of the configuration document")
+    id_key_digest: Values = _register(_SNP, 48, "signer of the guest's id block")
+    author_key_digest: Values = _register(_SNP, 48, "signer of that key")
+    # AWS Nitro enclaves.
+    pcr0: Values = _register(_NITRO, 48, "the enclave's image")
+    pcr1: Values = _register(_NITRO, 48, "its kernel and boot file system")
+    pcr2: Values = _register(_NITRO, 48, "its application")
+    pcr3: Values = _register(_NITRO, 48, "role of the parent instance")
+    pcr4: Values = _register(_NITRO, 48, "id of the parent instance")
+    pcr8: Values = _register(_NITRO, 48, "signer of the image; zero if not signed")
+    # Intel SGX.
+    mrenclave: Values = _register(_SGX, 32, "the enclave")
+    mrsigner: Values = _register(_SGX, 32, "signer of the enclave")
 
     def __post_init__(self) -> None:
-        owners = {}
-        for name in REGISTERS:
-            found = accepted_values(name, getattr(self, name), REGISTERS[name][1])
-            object.__setattr__(self, name, found)
-            if found is not None:
-                owners[REGISTERS[name][0]] = name
-        named = {name: getattr(self, name) for name in REGISTERS}
-        rules = {name: values for name, values in named.items() if values is not None}
-        object.__setattr__(self, "_rules", rules)  # for every verification
+        for name, register in REGISTERS.items():
+            values = accepted_values(name, getattr(self, name), register.size)
+            object.__setattr__(self, name, values)
+        owners = {REGISTERS[name].platform: name for name in self.rules}
         if len(owners) > 1:
             (one, first), (other, second), *_ = owners.items()
             raise UsageError(
@@ -243,30 +239,41 @@ class ReferenceValues:
                 reason="conflict",
             )
 
-    @property
+    @cached_property
     def rules(self) -> dict[str, frozenset[bytes]]:
         """Accepted values by register."""
-        found: dict[str, frozenset[bytes]] = self.__dict__["_rules"]
-        return found
+        named = {name: getattr(self, name) for name in REGISTERS}
+        return {name: values for name, values in named.items() if values is not None}
 
-    def appraise(self, claims: Claims) -> str:
-        """Return the finding; PolicyError names the first register that does not match."""
+    def appraise(self, claims: Claims) -> VerificationStep | None:
+        """Return the verification step; PolicyError names the first register that does not match.
+
+        None if no register has reference values.
+        """
         for name, wanted in self.rules.items():
-            have = claims.register(name)
+            have = claims.get(name)
             if have is None:
-                raise policy_error(
-                    "reference_value",
+                raise PolicyError(
                     f"{name}: must be {format_values(wanted)}, but {claims.platform} evidence has "
                     f"no such register; use a policy for {claims.platform}",
+                    reason="reference_value",
                 )
-            if not matches_any(have, wanted):
-                raise policy_error(
-                    "reference_value",
-                    f"{name}: {have.hex()}, must be {format_values(wanted)}; launch what the "
-                    f"policy was made for, or accept this value in reference_values.{name}",
-                )
+            remedy = (
+                "launch what the policy was made for, or accept this value in "
+                f"reference_values.{name}"
+            )
+            require_match("reference_value", name, have, wanted, remedy)
         rules = self.rules
-        return f"{', '.join(rules)}: a reference value each" if rules else ""
+        if not rules:
+            return None
+        text = f"{', '.join(rules)}: a reference value each"
+        return VerificationStep("reference_value", "passed", text)
+
+
+REGISTERS: Final[Mapping[str, Register]] = {
+    one.name: one.metadata["register"] for one in fields(ReferenceValues)
+}
+"""Registers that may have reference values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,14 +290,15 @@ class BitMask:
         for name in ("must_be_set", "must_be_clear"):
             bits = getattr(self, name)
             if type(bits) is not int or not 0 <= bits < 1 << 64:
-                raise UsageError(
-                    f"{name}: must be an integer of at most 64 bits", reason="out_of_range"
-                )
+                raise UsageError(f"{name}: must be an integer of 64 bits", reason="out_of_range")
         if not self.must_be_set | self.must_be_clear:
-            raise UsageError("bit mask: no bit; add one, or leave the rule out", reason="missing")
+            raise UsageError(
+                "bit mask: requires no bit; add a bit, or leave the rule out", reason="missing"
+            )
         if both := self.must_be_set & self.must_be_clear:
             raise UsageError(
-                f"bit mask: bit {both.bit_length() - 1} is in must_be_set and in must_be_clear",
+                f"bit mask: bit {both.bit_length() - 1} is required to be both set and clear; "
+                "remove it from must_be_set or must_be_clear",
                 reason="conflict",
             )
 
@@ -303,7 +311,8 @@ class BitMask:
             mask: 8 bytes.
 
         Raises:
-            UsageError: If one is not 8 bytes, the mask is zero, or the value has other bits.
+            UsageError: If an argument is not 8 bytes, the mask is zero, or `value` has a bit that
+                is not in `mask`.
         """
         for name, given in (("value", value), ("mask", mask)):
             if type(given) is not bytes or len(given) != 8:
@@ -311,19 +320,19 @@ class BitMask:
         bits, rules = int.from_bytes(value, "little"), int.from_bytes(mask, "little")
         if beside := bits & ~rules:
             raise UsageError(
-                f"value: bit {beside.bit_length() - 1} is set but not in the mask",
+                f"value: bit {beside.bit_length() - 1} is set, but not in the mask; add it there",
                 reason="conflict",
             )
         return cls(must_be_set=bits, must_be_clear=rules & ~bits)
 
-    def appraise(self, name: str, claims: Claims) -> str:
-        """Return the finding for the field `name`; PolicyError names the wrong bits."""
-        have = claims.register(name)
+    def appraise(self, name: str, claims: Claims) -> VerificationStep:
+        """Return the verification step for the field `name`; PolicyError names the wrong bits."""
+        have = claims.get(name)
         if have is None or len(have) != 8:
-            raise policy_error(
-                "attributes",
-                f"{name}: {claims.platform} evidence has no such field of 8 bytes; use a policy "
+            raise PolicyError(
+                f"{name}: {claims.platform} evidence has no such 8-byte field; use a policy "
                 f"for {claims.platform}",
+                reason="attributes",
             )
         bits = int.from_bytes(have, "little")
         wrong = (
@@ -332,12 +341,13 @@ class BitMask:
         )
         found = [f"{bit_names(name, those)} {must}" for must, those in wrong if those]
         if found:
-            raise policy_error(
-                "attributes",
-                f"{name}: {have.hex()}, where {' and '.join(found)}; launch the guest so, or "
+            raise PolicyError(
+                f"{name}: {have.hex()}, but {' and '.join(found)}; launch the guest so, or "
                 f"change the policy's {name}",
+                reason="attributes",
             )
-        return f"{name} {have.hex()} has the required bits"
+        text = f"{name} {have.hex()} has the required bits"
+        return VerificationStep("attributes", "passed", text)
 
 
 def bit_names(field: str, bits: int) -> str:
@@ -353,7 +363,7 @@ def bit_names(field: str, bits: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyProvider:
-    """Key provider of an application, by name, id, or both, as in `AppInfo`."""
+    """Required key provider of an application: its name, its id, or both, as in `AppInfo`."""
 
     name: str | None = None  # none, local-sgx, kms, tpm
     id: bytes | None = None  # KMS: root public key in DER; SGX: a measurement
@@ -371,37 +381,46 @@ class KeyProvider:
         return " with ".join(filter(None, (self.name, id_text)))
 
     @staticmethod
-    def appraise(wanted: Collection["KeyProvider"], info: bytes) -> str:
-        """Return the finding for `AppInfo.key_provider_info`; PolicyError if it does not match."""
+    def appraise(wanted: Collection["KeyProvider"], info: bytes) -> VerificationStep:
+        """Return the verification step for `AppInfo.key_provider_info`.
+
+        Raises:
+            PolicyError: If the key provider is malformed, or does not match any of `wanted`.
+        """
         try:
-            fields = strict_json.read_object(info, "key-provider")
-            name, provider_id = (
-                strict_json.string(fields, "name"),
-                strict_json.hex_field(fields, "id"),
-            )
+            name, provider_id = read_key_provider(info)
         except FormatError as error:
             raise PolicyError(
-                f"key provider: cannot be read: {error}",
-                reason="key_provider",
+                f"key provider: cannot be read: {error}", reason="key_provider"
             ) from error
         for one in wanted:
             same_name = one.name is None or matches_any(name.encode(), [one.name.encode()])
             if same_name and (one.id is None or matches_any(provider_id, [one.id])):
-                return f"the key provider is {one}"
+                return VerificationStep("key_provider", "passed", f"the key provider is {one}")
         want = " or ".join(sorted(str(one) for one in wanted)[:_SHOWN])
-        raise policy_error(
-            "key_provider",
+        raise PolicyError(
             f"key provider: {name[:_SHOWN_BYTES]!r} with id {format_values([provider_id])}, must "
             f"be {want}; deploy the application with that one, or accept this one in key_provider",
+            reason="key_provider",
         )
+
+
+def read_key_provider(info: bytes) -> tuple[str, bytes]:
+    """Decode `AppInfo.key_provider_info`, and return name and id.
+
+    Raises:
+        FormatError: If it is missing or malformed.
+    """
+    found = strict_json.read_object(info, "key-provider")
+    return strict_json.string(found, "name"), strict_json.hex_field(found, "id")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequiredEvent:
     """Runtime event that must be in the event log at least once, in any order.
 
-    Reserved names of boot events match up to `system-ready` only, because the application may emit
-    events of any name later.
+    An event with the reserved name of a boot event counts only up to the event `system-ready`,
+    because the application may emit events of any name later.
     """
 
     name: str
@@ -423,31 +442,34 @@ class RequiredEvent:
             raise UsageError('during: must be "boot" or "app"', reason="wrong_value")
         if self.name in RESERVED_NAMES:
             if self.during == "app":
-                raise UsageError(f"during: {self.name!r} is a boot event", reason="conflict")
+                raise UsageError(
+                    f"during: {self.name!r} is a boot event and cannot occur later; use boot",
+                    reason="conflict",
+                )
             object.__setattr__(self, "during", "boot")
 
-    def appraise(self, claims: Claims) -> str:
-        """Return the finding; PolicyError if the event is missing or has another payload."""
+    def appraise(self, claims: Claims) -> VerificationStep:
+        """Return the verification step; PolicyError if the event is missing or does not match."""
         if RUNTIME_REGISTER not in claims.event_registers:
-            raise policy_error(
-                "required_event",
-                f"event {self.name!r}: required, but {_missing_log(claims.platform)}",
-            )
+            raise self._error(f"required, but {_missing_log(claims.platform)}")
         named = [event for event in claims.events if event.name == self.name]
         timely = [event for event in self._when(claims.events) if event.name == self.name]
-        if any(self._matches(event) for event in timely):
-            return f"the log has event {self.name!r}"
+        part, wanted = ("payload", self.payload) if self.digest is None else ("digest", self.digest)
+        found = [getattr(event, part) for event in timely]
+        if any(wanted is None or matches_any(value, [wanted]) for value in found):
+            return VerificationStep("required_event", "passed", f"the log has event {self.name!r}")
         if not timely:
+            period = {"boot": f" up to {_BOOT_END}", "app": f" after {_BOOT_END}"}
+            during = period.get(self.during or "", "")
             beside = " at that time" if named else ""
-            raise policy_error(
-                "required_event",
-                f"event {self.name!r}: required{self._period_text()}, but not in the log{beside}; "
-                "have the guest emit it, or drop it from required_events",
+            raise self._error(
+                f"required{during}, but not in the log{beside}; have the guest emit it, or drop it "
+                "from required_events"
             )
-        raise policy_error(
-            "required_event",
-            f"event {self.name!r}: {self._measured_field(timely)}, must be "
-            f"{self._measured_field([None])}; have the guest emit that, or change required_events",
+        assert wanted is not None  # otherwise any event matches
+        raise self._error(
+            f"{part} {format_values(found)}, must be {part} {format_values([wanted])}; have the "
+            "guest emit that, or change required_events"
         )
 
     def _when(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
@@ -457,21 +479,8 @@ class RequiredEvent:
         end = next((at for at, event in enumerate(events) if event.name == _BOOT_END), -1)
         return events[: end + 1] if self.during == "boot" else events[end + 1 :]
 
-    def _matches(self, event: Event) -> bool:
-        if self.digest is not None:
-            return matches_any(event.digest, [self.digest])
-        return self.payload is None or matches_any(event.payload, [self.payload])
-
-    def _period_text(self) -> str:
-        return {"boot": f" up to {_BOOT_END}", "app": f" after {_BOOT_END}"}.get(
-            self.during or "", ""
-        )
-
-    def _measured_field(self, events: Iterable[Event | None]) -> str:
-        """Return payload or digest of events, or for None of the rule, as text."""
-        which = "payload" if self.digest is None else "digest"
-        values = [getattr(self if event is None else event, which) for event in events]
-        return f"{which} {format_values(values)}"
+    def _error(self, problem: str) -> PolicyError:
+        return PolicyError(f"event {self.name!r}: {problem}", reason="required_event")
 
 
 def _missing_log(platform: str) -> str:

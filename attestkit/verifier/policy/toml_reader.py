@@ -4,11 +4,14 @@ Keys are the names of the rules. Bytes are hex without prefix, in the order of t
 single value stands for a list of one. Empty rules are errors.
 """
 
+import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from datetime import timedelta
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -29,18 +32,21 @@ from attestkit.verifier.policy.rules import (
 )
 from attestkit.verifier.result import TcbStatus
 
-__all__ = ["ANY", "LARGEST", "PRESET_NAMES", "UNITS", "config_reason", "parse", "read_file"]
+__all__ = ["ANY", "LARGEST", "PRESET_NAMES", "UNITS", "config_errors", "parse", "read_file"]
 
 PRESET_NAMES: Final = ("strict", "default", "development")
 ANY: Final = "any"
-"""Value of `accepted_advisories` that accepts any."""
+"""Value of `accepted_advisories` that accepts any advisory."""
 
 UNITS: Final = {"w": 604_800, "d": 86_400, "h": 3_600, "s": 1}
 """Seconds by unit of a period."""
 
 _T = TypeVar("_T")
+_R = TypeVar("_R", KeyProvider, RequiredEvent)
 
+_SHOWN: Final = 64  # characters of a value in an error
 _MAX_SECONDS: Final = 10**11  # seconds; the limit is a century
+_HEX: Final = frozenset({"id", "payload", "digest"})  # keys of tables whose values are bytes
 _PERIOD: Final = re.compile(r"([0-9]{1,10})([wdhs])")
 
 
@@ -52,7 +58,7 @@ class Parsed(NamedTuple):
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Read a file, up to a byte over the limit of 1 MiB, which `parse` checks.
+    """Read a file, at most one byte more than 1 MiB; `parse` rejects a file over 1 MiB.
 
     Raises:
         ConfigError: If the file cannot be read.
@@ -70,22 +76,31 @@ def parse(text: str | bytes, source: str) -> Parsed:
     """Decode TOML of at most 1 MiB; contradictions between rules are not checked.
 
     Raises:
-        ConfigError: If it is not TOML, or a key is unknown, missing, or of the wrong type; the text
-            begins with `source` and the key.
+        ConfigError: If `text` is not TOML, or a key is unknown, missing, or of the wrong type. The
+            message begins with `source` and the key.
     """
-    try:
+    with config_errors(f"{source}: "):
         table = decode(text)
         preset = _preset(table)
-        rules = {key: _rule(key, value) for key, value in table.items() if key != "preset"}
+        return Parsed(
+            preset, {key: _rule(key, value) for key, value in table.items() if key != "preset"}
+        )
+
+
+@contextmanager
+def config_errors(prefix: str) -> Iterator[None]:
+    """Replace a ConfigError or UsageError by a ConfigError whose message begins with `prefix`."""
+    try:
+        yield
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}", reason=error.reason) from error
+        raise ConfigError(f"{prefix}{error}", reason=error.reason) from error
     except UsageError as error:
-        raise ConfigError(f"{source}: {error}", reason=config_reason(error)) from error
-    return Parsed(preset, rules)
+        reason = _REASONS.get(error.reason, "wrong_value")
+        raise ConfigError(f"{prefix}{error}", reason=reason) from error
 
 
 def _preset(table: Mapping[str, Any]) -> str | None:
-    """Check the keys, and return the preset; an empty file is an error."""
+    """Check the keys of the file, and return its preset; an empty file is an error."""
     _check_keys("", table, ("preset", *_KEYS))
     if "preset" not in table:
         if "accepted_statuses" not in table:
@@ -110,11 +125,9 @@ def _check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> N
     names = tuple(known)
     for key in table:
         if key not in names:
-            near = get_close_matches(key[:64], names, 1)
-            hint = f'did you mean "{near[0]}"?' if near else f"must be one of {', '.join(names)}"
-            raise ConfigError(
-                f"{where}{_sanitize.key(key)}: unknown key; {hint}", reason="unknown_key"
-            )
+            name = f"{where}{_sanitize.key(key)}"
+            hint = _sanitize.near(key, names) or f"; must be one of {', '.join(names)}"
+            raise ConfigError(f"{name}: unknown key{hint}", reason="unknown_key")
 
 
 def _alternatives(names: Iterable[str]) -> str:
@@ -122,15 +135,8 @@ def _alternatives(names: Iterable[str]) -> str:
 
 
 def _format_value(value: object) -> str:
-    """Return a value of the file if it is short, else its type."""
-    if isinstance(value, str) and len(value) <= 64:
-        return ascii(value)
-    if isinstance(value, (bool, int)) and -(1 << 64) < value < 1 << 64:
-        return str(value).lower()
-    return f"a {_KINDS.get(type(value), type(value).__name__)}"
-
-
-_KINDS: Final = {str: "long string", dict: "table", list: "list", int: "large number"}
+    """Return a value of the file, cut to 64 characters."""
+    return _sanitize.one_line(json.dumps(value, default=str), _SHOWN)
 
 
 def _value_error(
@@ -143,23 +149,17 @@ def _as_list(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _hex(key: str, value: object, want: str) -> bytes:
+def _hex(key: str, value: object, want: str = "hex digits") -> bytes:
     if not isinstance(value, str):
         raise _value_error(key, value, want, "wrong_type")
     if (found := unhex(value)) is None:
-        raise ConfigError(
-            f"{key}: invalid hex: {_format_value(value)}, must be {want}", reason="encoding"
-        )
+        raise ConfigError(f"{key}: {_format_value(value)}, must be {want}", reason="encoding")
     return found
 
 
 def _values(size: int, key: str, value: object) -> frozenset[bytes] | None:
     want = f"{2 * size} hex digits ({size} bytes), or a list of such"
-    found = tuple(_hex(key, one, want) for one in _as_list(value))
-    for one in found:
-        if len(one) != size:
-            raise ConfigError(f"{key}: {len(one)} bytes, must be {want}", reason="wrong_size")
-    return accepted_values(key, found, size)
+    return accepted_values(key, [_hex(key, one, want) for one in _as_list(value)], size)
 
 
 def _statuses(key: str, value: object) -> tuple[TcbStatus, ...]:
@@ -167,17 +167,19 @@ def _statuses(key: str, value: object) -> tuple[TcbStatus, ...]:
     found = []
     for one in _as_list(value):
         if one not in names:
-            near = get_close_matches(one[:64], names, 1) if isinstance(one, str) else []
-            raise _value_error(key, one, f'"{near[0]}"' if near else _alternatives(names))
+            raise _value_error(key, one, _alternatives(names))
         found.append(TcbStatus(one))
     return tuple(found)
 
 
+def _text(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise _value_error(key, value, "a string", "wrong_type")
+    return value
+
+
 def _texts(key: str, value: object) -> tuple[str, ...]:
-    for one in _as_list(value):
-        if not isinstance(one, str):
-            raise _value_error(key, one, "a string, or a list of strings", "wrong_type")
-    return tuple(_as_list(value))
+    return tuple(_text(key, one) for one in _as_list(value))
 
 
 def _accepted_advisories(key: str, value: object) -> tuple[str, ...] | None:
@@ -208,7 +210,7 @@ def _boolean(key: str, value: object) -> bool:
     return value
 
 
-def _table(key: str, value: object, known: Iterable[str] | None) -> dict[str, Any]:
+def _table(key: str, value: object, known: Iterable[str] | None = None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _value_error(key, value, f"a table, written [{key}]", "wrong_type")
     if known is not None:
@@ -217,7 +219,7 @@ def _table(key: str, value: object, known: Iterable[str] | None) -> dict[str, An
 
 
 def _svns(key: str, value: object) -> tuple[tuple[str, int], ...]:
-    table = _table(key, value, None)
+    table = _table(key, value)
     return tuple(
         (name, _integer(f"{key}.{_sanitize.key(name)}", svn)) for name, svn in table.items()
     )
@@ -225,7 +227,7 @@ def _svns(key: str, value: object) -> tuple[tuple[str, int], ...]:
 
 def _reference_values(key: str, value: object) -> ReferenceValues:
     table = _table(key, value, REGISTERS)
-    found = {name: _values(REGISTERS[name][1], f"{key}.{name}", table[name]) for name in table}
+    found = {name: _values(REGISTERS[name].size, f"{key}.{name}", table[name]) for name in table}
     return _create(key, ReferenceValues, found)
 
 
@@ -238,8 +240,8 @@ def _mask(key: str, value: object) -> BitMask:
                 reason="conflict",
             )
         want = "16 hex digits (8 bytes), as in the evidence"
-        fields = {name: _hex(f"{key}.{name}", table[name], want) for name in table}
-        return _create(key, BitMask.exactly, fields)
+        given = {name: _hex(f"{key}.{name}", table[name], want) for name in table}
+        return _create(key, BitMask.exactly, given)
     bits = {name: _bits(key, name, table[name]) for name in table}
     return _create(key, BitMask, bits)
 
@@ -247,70 +249,57 @@ def _mask(key: str, value: object) -> BitMask:
 def _bits(field: str, name: str, value: object) -> int:
     """Decode bit names or 8 bytes; an integer would be ambiguous in its byte order."""
     key, known = f"{field}.{name}", BIT_NAMES[field]
+    if isinstance(value, list):
+        bits = 0
+        for one in value:
+            if not isinstance(one, str) or one not in known:
+                raise _value_error(key, one, f"one of {', '.join(known)}")
+            bits |= known[one]
+        return bits
     want = "16 hex digits (8 bytes), as in the evidence, or a list of bit names"
-    if isinstance(value, str):
-        data = _hex(key, value, want)
-        if len(data) != 8:
-            raise ConfigError(f"{key}: {len(data)} bytes, must be {want}", reason="wrong_size")
-        return int.from_bytes(data, "little")
-    if not isinstance(value, list):
-        raise _value_error(key, value, want, "wrong_type")
-    found = 0
-    for one in value:
-        if not isinstance(one, str) or one not in known:
-            raise _value_error(key, one, f"one of {', '.join(known)}")
-        found |= known[one]
+    data = _hex(key, value, want)
+    if len(data) != 8:
+        raise ConfigError(f"{key}: {len(data)} bytes, must be {want}", reason="wrong_size")
+    return int.from_bytes(data, "little")
+
+
+def _records(kind: type[_R], key: str, value: object) -> list[_R]:
+    """Decode tables, each to a rule of class `kind`; fields that are bytes are hex."""
+    known = {field.name: field for field in fields(kind)}
+    found = []
+    for one in _as_list(value):
+        table = _table(key, one, known)
+        for name, field in known.items():
+            if field.default is MISSING and name not in table:
+                raise ConfigError(f"{key}: missing key: {name}", reason="missing")
+        given = {
+            name: (_hex if name in _HEX else _text)(f"{key}.{name}", text)
+            for name, text in table.items()
+        }
+        found.append(_create(key, kind, given))
     return found
 
 
-def _key_provider(key: str, value: object) -> tuple[KeyProvider, ...]:
-    found = []
-    for one in _as_list(value):
-        table = _table(key, one, ("name", "id"))
-        fields: dict[str, Any] = {}
-        if "name" in table:
-            (fields["name"],) = _texts(f"{key}.name", [table["name"]])
-        if "id" in table:
-            fields["id"] = _hex(f"{key}.id", table["id"], "hex digits")
-        found.append(_create(key, KeyProvider, fields))
-    return tuple(found)
+def _events(key: str, value: object) -> list[RequiredEvent]:
+    found = _records(RequiredEvent, key, value)
+    for event, count in Counter(found).items():
+        if count > 1:
+            name = _format_value(event.name)
+            raise ConfigError(f"{key}: duplicate event: {name}", reason="duplicate")
+    return found
 
 
-def _events(key: str, value: object) -> tuple[RequiredEvent, ...]:
-    found: dict[RequiredEvent, None] = {}  # a set would lose the order of the file
-    for one in _as_list(value):
-        table = _table(key, one, ("name", "payload", "digest", "during"))
-        if "name" not in table:
-            raise ConfigError(f"{key}: an event has no name", reason="missing")
-        fields: dict[str, Any] = {}
-        for name, text in table.items():
-            if name in {"payload", "digest"}:
-                fields[name] = _hex(f"{key}.{name}", text, "hex digits")
-            else:
-                (fields[name],) = _texts(f"{key}.{name}", [text])
-        event = _create(key, RequiredEvent, fields)
-        if event in found:
-            raise ConfigError(
-                f"{key}: duplicate event: {_format_value(event.name)}", reason="duplicate"
-            )
-        found[event] = None
-    return tuple(found)
-
-
-def _create(key: str, kind: Callable[..., _T], fields: dict[str, Any]) -> _T:
-    """Create a rule; its error gets the key as prefix."""
+def _create(key: str, kind: Callable[..., _T], given: dict[str, Any]) -> _T:
+    """Create a rule of class `kind`; the message of an error begins with the key."""
     try:
-        return kind(**fields)
+        return kind(**given)
     except UsageError as error:
-        at = "." if str(error).partition(":")[0] in fields else ": "
-        raise ConfigError(f"{key}{at}{error}", reason=config_reason(error)) from error
+        at = "." if str(error).partition(":")[0] in given else ": "
+        reason = _REASONS.get(error.reason, "wrong_value")
+        raise ConfigError(f"{key}{at}{error}", reason=reason) from error
 
 
-def config_reason(error: UsageError) -> ConfigReason:
-    """Return the reason of a ConfigError for a rule that the policy's classes do not accept."""
-    return _REASONS.get(error.reason, "wrong_value")
-
-
+# Reasons for rules that the policy's classes do not accept; any other is a wrong value.
 _REASONS: Final[dict[str, ConfigReason]] = {
     "conflict": "conflict",
     "encoding": "encoding",
@@ -339,6 +328,6 @@ _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "instance_id": partial(_values, 20),
     "os_image_hash": partial(_values, 32),
     "device_id": partial(_values, 32),
-    "key_provider": _key_provider,
+    "key_provider": partial(_records, KeyProvider),
     "required_events": _events,
 }

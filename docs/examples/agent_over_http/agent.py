@@ -65,7 +65,7 @@ def prove(tee: Attester, url: str, key: SigningKey) -> str:
     nonce = ask(url, "/challenge")["nonce"]
     public_key = key.verify_key.encode()
     report_data = ReportData.bind(TAG, context(url) + bytes.fromhex(nonce) + public_key)
-    evidence = tee.attest(report_data).to_bytes()
+    evidence = tee.attest(report_data=report_data).to_bytes()
     verdict = ask(url, "/attest", nonce=nonce, public_key=public_key.hex(), evidence=evidence.hex())
     simulated = "SIMULATED" if verdict["simulated"] else ""
     print("accepted as", repr(verdict["app_id"]), simulated)

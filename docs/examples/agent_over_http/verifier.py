@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 
-from attestkit import AppraisalPolicy, Collateral, ReportData, Verifier, verify_signature
-from attestkit.errors import AttestKitError
+from attestkit import ReportData, Verifier, verify_signature
+from attestkit.errors import AttestKitError, SignatureError
 
 TAG = "example-agent-session"
 PATIENCE = 60  # lifetime of a challenge in seconds
@@ -73,8 +73,10 @@ class Admissions:
             key, last = self._sessions.get(session, (b"", 0))
             if not key:
                 raise RefusedError("no such session")
-            if not verify_signature("ed25519", signed, bytes.fromhex(signature), key):
-                raise RefusedError("the attested key has not signed this message")
+            try:
+                verify_signature(key, bytes.fromhex(signature), signed, algorithm="ed25519")
+            except SignatureError as error:
+                raise RefusedError("the attested key has not signed this message") from error
             if type(number) is not int or number <= last:
                 raise RefusedError("this message was here before")
             self._sessions[session] = key, number
@@ -128,9 +130,9 @@ def main() -> None:
     args = parser.parse_args()
     verifier = Verifier(
         trust_anchor=args.trust_anchor and args.trust_anchor.read_bytes(),
-        collateral=args.collateral and Collateral.load(args.collateral),
+        collateral=args.collateral,
         pccs_url=args.pccs,
-        policy=AppraisalPolicy.load(args.policy),
+        policy=args.policy,
     )
     with ThreadingHTTPServer(("127.0.0.1", args.port), Handler) as server:
         here = f"http://127.0.0.1:{server.server_port}"

@@ -13,5 +13,5 @@ trap 'rm -rf "$found"' EXIT
 nonce=$(python3 -c 'import secrets; print(secrets.token_hex(32))')
 
 # shellcheck disable=SC2086 # a command with its arguments
-$attest --report-data "$nonce" > "$found/evidence.bin" || exit 3
-attestkit verify "$found/evidence.bin" --report-data "$nonce" --policy policy.toml "$@"
+$attest --nonce "$nonce" > "$found/evidence.bin" || exit 3
+attestkit verify "$found/evidence.bin" --nonce "$nonce" --policy policy.toml "$@"

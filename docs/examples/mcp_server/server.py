@@ -19,8 +19,8 @@ from nacl.signing import SigningKey
 from pydantic import BaseModel, Field
 
 import attestkit
-from attestkit import AppraisalPolicy, Attester, Collateral, ReportData, Verifier, verify_signature
-from attestkit.errors import AttestKitError, VerificationError
+from attestkit import Attester, ReportData, Verifier, verify_signature
+from attestkit.errors import AttestKitError, SignatureError, VerificationError
 
 TAG = "example-mcp-agent"
 PATIENCE = 300  # lifetime of a challenge in seconds: models are slow
@@ -69,7 +69,9 @@ class Agent:
     def prove(self, nonce: Hex32) -> Proof:
         """Prove this agent's app and TEE to the creator of `nonce`."""
         public_key = self._key.verify_key.encode().hex()
-        evidence = self._tee.attest(report_data(nonce, public_key)).stripped().to_bytes()
+        evidence = (
+            self._tee.attest(report_data=report_data(nonce, public_key)).stripped().to_bytes()
+        )
         return Proof(evidence=base64.b64encode(evidence).decode(), public_key=public_key)
 
     def check(self, nonce: Hex32, proof: Proof) -> Verdict:
@@ -91,7 +93,7 @@ class Agent:
             accepted=True,
             reason="accepted",
             app_id=result.app_info.app_id.hex() if result.app_info else "",
-            tcb_status=str(result.tcb_status or ""),
+            tcb_status=str(result.tcb.status or ""),
             simulated=result.simulated,
         )
 
@@ -104,13 +106,18 @@ class Agent:
         if public_key not in self._accepted:
             return refusal("unknown_agent", "its key was not accepted by check")
         key = bytes.fromhex(public_key)
-        if not verify_signature("ed25519", message(text), bytes.fromhex(signature), key):
+        try:
+            verify_signature(key, bytes.fromhex(signature), message(text), algorithm="ed25519")
+        except SignatureError:
             return refusal("signature", "it is another text's, or another key's")
         return Verdict(accepted=True, reason="signed")
 
 
 def report_data(nonce: str, public_key: str) -> bytes:
-    """Bind a nonce and a key."""
+    """Bind a nonce and a key under a tag of this protocol.
+
+    Not `attest(nonce=...)`: a challenger could choose a nonce that ends with its own key.
+    """
     return ReportData.bind(TAG, bytes.fromhex(nonce + public_key))
 
 
@@ -137,9 +144,9 @@ def main() -> None:
     args = parser.parse_args()
     verifier = Verifier(
         trust_anchor=args.trust_anchor and args.trust_anchor.read_bytes(),
-        collateral=args.collateral and Collateral.load(args.collateral),
+        collateral=args.collateral,
         pccs_url=args.pccs,
-        policy=AppraisalPolicy.load(args.policy),
+        policy=args.policy,
     )
     options = {"seed": args.seed_file.read_bytes()} if args.seed_file else {}
     with attestkit.open(args.backend, **options) as tee:

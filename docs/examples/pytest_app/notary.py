@@ -1,6 +1,6 @@
 """A small app for a TEE: it stamps documents with an attested key.
 
-`Notary` runs in the TEE. `believe` and `is_stamped` are for its customers.
+`Notary` runs in the TEE. `believe` and `check_stamp` are for its customers.
 """
 
 import time
@@ -27,7 +27,7 @@ class Notary:
         self._tee, self._wait = tee, wait
         if not any(event.name == "notary-rules" for event in tee.event_log().events):
             tee.emit_event("notary-rules", RULES)
-        self._key = SigningKey(tee.keys.derive_separated("notary", "ed25519").key)
+        self._key = SigningKey(tee.keys.derive("notary", "ed25519").key)
 
     @property
     def public_key(self) -> bytes:
@@ -43,10 +43,10 @@ class Notary:
         report_data = ReportData.bind(TAG, nonce + self.public_key)
         for pause in PATIENCE:
             try:
-                return self._tee.attest(report_data).to_bytes()
+                return self._tee.attest(report_data=report_data).to_bytes()
             except BackendBusyError:
                 self._wait(pause)
-        return self._tee.attest(report_data).to_bytes()
+        return self._tee.attest(report_data=report_data).to_bytes()
 
     def stamp(self, document: bytes) -> bytes:
         """Return the stamp of a document, 64 bytes."""
@@ -67,6 +67,11 @@ def believe(
     return verifier.verify(evidence, report_data=ReportData.bind(TAG, nonce + public_key))
 
 
-def is_stamped(document: bytes, stamp: bytes, public_key: bytes) -> bool:
-    """Return whether the notary of an accepted result has stamped a document."""
-    return verify_signature("ed25519", f"{TAG}-stamp:".encode() + document, stamp, public_key)
+def check_stamp(document: bytes, stamp: bytes, public_key: bytes) -> None:
+    """Check that the notary of an accepted result has stamped a document.
+
+    Raises:
+        SignatureError: If the stamp is not valid.
+    """
+    stamped = f"{TAG}-stamp:".encode() + document
+    verify_signature(public_key, stamp, stamped, algorithm="ed25519")

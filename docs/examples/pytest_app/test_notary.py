@@ -4,11 +4,17 @@ import secrets
 from collections.abc import Callable
 
 import pytest
-from notary import NONCE, RULES, Notary, believe, is_stamped
+from notary import NONCE, RULES, Notary, believe, check_stamp
 
 import attestkit
 from attestkit import AppraisalPolicy
-from attestkit.errors import BackendBusyError, BackendError, PolicyError, VerificationError
+from attestkit.errors import (
+    BackendBusyError,
+    BackendError,
+    PolicyError,
+    SignatureError,
+    VerificationError,
+)
 from attestkit.testing import SimulatedTee
 from attestkit.verifier import RequiredEvent
 from attestkit.verifier.policy.toml_writer import pin
@@ -21,7 +27,7 @@ Factory = Callable[..., SimulatedTee]
 def policy(tee_factory: Factory) -> AppraisalPolicy:
     """Pin image, app and rules of a known good deployment, as `attestkit policy` does."""
     good = tee_factory(app_compose=COMPOSE)
-    pinned = pin(good.verify(good.attest(b"pin"), report_data=b"pin"))
+    pinned = pin(good.verify(good.attest(nonce=bytes(NONCE)), nonce=bytes(NONCE)))
     rules = RequiredEvent(name="notary-rules", payload=RULES)
     return pinned.replace(required_events={*pinned.required_events, rules})
 
@@ -35,14 +41,15 @@ def introduced(tee: SimulatedTee, policy: AppraisalPolicy) -> Notary:
     return notary
 
 
-def test_is_stamped_accepts_only_the_stamped_document(
+def test_check_stamp_accepts_only_the_stamped_document(
     tee_factory: Factory, policy: AppraisalPolicy
 ) -> None:
     """A stamp is valid for its document only."""
     notary = introduced(tee_factory(app_compose=COMPOSE), policy)
     stamp = notary.stamp(b"a deed")
-    assert is_stamped(b"a deed", stamp, notary.public_key)
-    assert not is_stamped(b"another deed", stamp, notary.public_key)
+    check_stamp(b"a deed", stamp, notary.public_key)
+    with pytest.raises(SignatureError):
+        check_stamp(b"another deed", stamp, notary.public_key)
 
 
 def test_notary_after_restart_has_same_key(tee: SimulatedTee) -> None:
@@ -113,7 +120,7 @@ def test_notary_unmeasured_rules_fails_at_start(tee: SimulatedTee) -> None:
 
 def test_notary_uses_agent_socket(tee: SimulatedTee) -> None:
     """The notary finds the agent by the environment, and has the same key."""
-    assert tee.client["DSTACK_SIMULATOR_ENDPOINT"] == str(tee.socket)
+    assert tee.client["DSTACK_SIMULATOR_ENDPOINT"] == tee.socket
     with attestkit.open() as deployed:
         assert deployed.backend.name == "dstack_agent"
         assert Notary(deployed).public_key == Notary(tee.attester).public_key

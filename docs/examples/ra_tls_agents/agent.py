@@ -14,7 +14,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import attestkit
-from attestkit import AppraisalPolicy, Attester, Collateral, Verifier, ra_tls
+from attestkit import Attester, Verifier, ra_tls
 from attestkit.errors import AttestKitError, UnsupportedError
 from attestkit.ra_tls import PeerRefusedError
 
@@ -107,9 +107,9 @@ def main() -> None:
     args = parser.parse_args()
     verifier = Verifier(
         trust_anchor=args.trust_anchor and args.trust_anchor.read_bytes(),
-        collateral=args.collateral and Collateral.load(args.collateral),
+        collateral=args.collateral,
         pccs_url=args.pccs,
-        policy=AppraisalPolicy.load(args.policy),
+        policy=args.policy,
     )
     files = {"seed": args.seed_file, "app_compose": args.app_compose}
     options = {name: path.read_bytes() for name, path in files.items() if path}

@@ -16,7 +16,7 @@ from eth_keys.datatypes import PublicKey
 from eth_keys.exceptions import BadSignature
 from eth_utils.exceptions import ValidationError
 
-from attestkit import AppraisalPolicy, AttestationResult, Collateral, ReportData, Verifier
+from attestkit import AttestationResult, ReportData, Verifier
 from attestkit.errors import AttestKitError, VerificationError
 from attestkit.keys import recover_root
 
@@ -74,9 +74,9 @@ def main() -> None:
     args = parser.parse_args()
     verifier = Verifier(
         trust_anchor=args.trust_anchor and args.trust_anchor.read_bytes(),
-        collateral=args.collateral and Collateral.load(args.collateral),
+        collateral=args.collateral,
         pccs_url=args.pccs,
-        policy=AppraisalPolicy.load(args.policy),
+        policy=args.policy,
     )
     signed = json.loads(args.file.read_bytes())
     try:

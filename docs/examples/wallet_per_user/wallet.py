@@ -28,11 +28,11 @@ def sign(tee: Attester, user: str, message: str, nonce: bytes) -> dict[str, str]
         sys.exit("a user is called by 1 to 32 of a-z, 0-9 and -")
     purpose = f"wallet/eth/{user}"
     # The path contains the algorithm, so keys of other algorithms differ.
-    key = tee.keys.derive(separated_path(purpose, "secp256k1"), purpose)
+    key = tee.keys.derive_compat(separated_path(purpose, "secp256k1"), purpose)
     account = Account.from_key(key.key)
     text = f"{message}\n\nwallet of {user}, once: {nonce.hex()}"
     app_key = recover_root(key.public_key, purpose, key.signature_chain[0])
-    evidence = tee.attest(ReportData.bind(TAG, nonce + app_key))
+    evidence = tee.attest(report_data=ReportData.bind(TAG, nonce + app_key))
     return {
         "address": account.address,
         "text": text,

@@ -14,21 +14,9 @@ from hypothesis import strategies as st
 from attestkit.attestation import MAX_SIZE, Attestation, Encoding
 from attestkit.attestation.cmw import evidence as cmw_evidence
 from attestkit.attestation.cmw.evidence import COLLECTION_TYPE, MEDIA_TYPES, CmwEncoding
+from attestkit.attestation.wire import evidence_parts as wire
 from attestkit.attestation.wire import v1_cbor, v1_document
-from attestkit.attestation.wire.evidence_parts import (
-    Evidence,
-    GcpTdx,
-    NitroEnclave,
-    NitroTpm,
-    PcrValue,
-    Platform,
-    RuntimeEvent,
-    SevSnp,
-    Stack,
-    Tdx,
-    TpmEvent,
-    TpmQuote,
-)
+from attestkit.attestation.wire.evidence_parts import Evidence, Stack, Tdx
 from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.event_log import WireEvent
 from attestkit.verifier import Verifier
@@ -39,14 +27,11 @@ from tests.attestation.samples import (
     STACK,
     V2,
     is_rejected,
-    mutations,
-    prefixes,
-    read_everything,
 )
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import load, needs_shared
-from tests.verifier import parcels
+from tests.verifier.platforms import intel
 
 DATA: Final = Path(__file__).parents[2] / "data/cmw"
 FORMS: Final[tuple[CmwEncoding, ...]] = get_args(CmwEncoding)
@@ -65,21 +50,21 @@ _EVENTS: Final = st.lists(
     max_size=3,
 ).map(tuple)
 _TPM: Final = st.builds(
-    TpmQuote,
+    wire.TpmQuote,
     *(_SHORT, _SHORT),
-    st.lists(st.builds(PcrValue, _U32, _TEXT, _SHORT), max_size=2).map(tuple),
+    st.lists(st.builds(wire.PcrValue, _U32, _TEXT, _SHORT), max_size=2).map(tuple),
     _SHORT,
     st.sampled_from(["dstack", "gcp"]),
-    st.lists(st.builds(TpmEvent, _U32, _SHORT), max_size=2).map(tuple),
+    st.lists(st.builds(wire.TpmEvent, _U32, _SHORT), max_size=2).map(tuple),
 )
-_PLATFORMS: Final[st.SearchStrategy[Platform]] = st.one_of(
+_PLATFORMS: Final[st.SearchStrategy[wire.Platform]] = st.one_of(
     st.builds(Tdx, _SHORT, _EVENTS),
-    st.builds(GcpTdx, _SHORT, _EVENTS, _TPM),
-    st.builds(NitroEnclave, _SHORT),
-    st.builds(SevSnp, _SHORT, st.lists(_SHORT, max_size=3).map(tuple), _TEXT),
-    st.builds(NitroTpm, _SHORT),
+    st.builds(wire.GcpTdx, _SHORT, _EVENTS, _TPM),
+    st.builds(wire.NitroEnclave, _SHORT),
+    st.builds(wire.SevSnp, _SHORT, st.lists(_SHORT, max_size=3).map(tuple), _TEXT),
+    st.builds(wire.NitroTpm, _SHORT),
 )
-_RUNTIME: Final = st.builds(RuntimeEvent, _TEXT, _SHORT, st.sampled_from([1, 2]))
+_RUNTIME: Final = st.builds(wire.RuntimeEvent, _TEXT, _SHORT, st.sampled_from([1, 2]))
 PARCELS: Final = st.builds(
     Evidence,
     _PLATFORMS,
@@ -118,7 +103,7 @@ def test_cmw_parts_are_readable_by_other_decoders(evidence: Evidence) -> None:
     for label, (media_type, value, ind) in parts.items():
         assert (media_type, ind) == (MEDIA_TYPES[label], 4)
         assert isinstance(value, bytes)
-    if isinstance(evidence.platform, (Tdx, GcpTdx)):
+    if isinstance(evidence.platform, (Tdx, wire.GcpTdx)):
         assert parts["quote"][1] == evidence.platform.quote
         log = json.loads(parts["event_log"][1])
         assert [event["event"] for event in log] == [e.event for e in evidence.platform.event_log]
@@ -153,25 +138,6 @@ def test_cmw_sample_files_round_trip(path: Path) -> None:
     assert found.encoding == path.name.split(".")[1]
     assert found.evidence == {"tdx": KINDS[0], "snp": KINDS[3]}[path.name.split(".")[0]]
     assert found.to_bytes() == path.read_bytes()
-
-
-def test_cmw_sample_files_cover_every_encoding() -> None:
-    """There is at least one sample file per encoding."""
-    assert {path.name.split(".")[1] for path in DATA.glob("*.cmw")} == set(FORMS)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", [0, 3])
-def test_from_bytes_of_truncated_cmw_fails(form: CmwEncoding, kind: int) -> None:
-    """No proper prefix of a CMW is evidence."""
-    for cut in prefixes(Attestation(KINDS[kind]).to_bytes(form)):
-        assert is_rejected(Attestation.from_bytes, cut)
-
-
-@given(mutations(*(Attestation(kind).to_bytes(form) for kind in SMALL for form in FORMS)))
-def test_from_bytes_of_mutated_cmw_raises_only_attestkit_errors(data: bytes) -> None:
-    """A mutated CMW is evidence or raises an AttestKitError."""
-    is_rejected(read_everything, data)
 
 
 # -- collections of other producers ----------------------------------------------------------------
@@ -263,18 +229,16 @@ def test_decode_of_unsuitable_part_names_its_label(
     changes: dict[str, Any], reason: str, subject: str
 ) -> None:
     """A part of the wrong type, platform or format is rejected with its label."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, start=subject):
         read_collection(sample_parts() | changes)
-    assert caught.value.message.startswith(subject)
 
 
 @pytest.mark.parametrize("label", ["event_log", "report_data", "runtime_events", "config", "quote"])
 def test_collection_with_missing_part_fails_naming_it(label: str) -> None:
     """The error names the missing part."""
     rest = {name: part for name, part in sample_parts().items() if name != label}
-    with raises(FormatError, "missing") as caught:
+    with raises(FormatError, "missing", part=label):
         read_collection(rest)
-    assert label in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -297,9 +261,8 @@ def test_decode_of_invalid_event_names_its_field(
     """An invalid field of an event is rejected with label, index and name."""
     event = {"imr": 3, "event_type": 1, "digest": "", "event": "", "event_payload": ""}
     log = json.dumps([event, event | change]).encode()
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, start=f"event_log: {subject}"):
         read_collection(sample_parts() | {"event_log": [MEDIA_TYPES["event_log"], log]})
-    assert caught.value.message.startswith(f"event_log: {subject}")
 
 
 @pytest.mark.parametrize(
@@ -336,7 +299,7 @@ def test_collection_with_over_65536_events_fails() -> None:
 
 def test_cmw_over_10_mib_is_neither_read_nor_written() -> None:
     """Evidence is at most 10 MiB long."""
-    large = Attestation(Evidence(NitroTpm(bytes(MAX_SIZE)), STACK))
+    large = Attestation(Evidence(wire.NitroTpm(bytes(MAX_SIZE)), STACK))
     for form in ("cbor", "json"):
         with raises(UsageError, "too_large"):
             large.to_bytes(untyped(form))
@@ -344,16 +307,16 @@ def test_cmw_over_10_mib_is_neither_read_nor_written() -> None:
         Attestation.from_bytes(b"{" * (MAX_SIZE + 1))
 
 
-def test_to_cmw_of_lone_surrogate_is_usage_error() -> None:
+def test_to_bytes_of_lone_surrogate_is_usage_error() -> None:
     """Text without a UTF-8 encoding is a usage error in every field."""
     event = EVENTS[0]._replace(event="\ud800")
     for evidence in (
         Evidence(KINDS[2].platform, STACK._replace(config="\ud800")),
         Evidence(Tdx(b"", (event,)), STACK),
     ):
-        for form in FORMS:
+        for encoding in get_args(Encoding):
             with raises(UsageError, "encoding"):
-                Attestation(evidence).to_bytes(form)
+                Attestation(evidence).to_bytes(encoding)
 
 
 # -- enclosed collateral ---------------------------------------------------------------------------
@@ -363,14 +326,14 @@ def test_to_cmw_of_lone_surrogate_is_usage_error() -> None:
 def test_with_collateral_encloses_collateral_without_changing_evidence(encoding: Encoding) -> None:
     """A collection carries collateral, which does not take part in equality."""
     bare = Attestation(KINDS[0])
-    attestation = bare.with_collateral(parcels.collateral())
+    attestation = bare.with_collateral(intel.collateral())
     again = Attestation.from_bytes(attestation.to_bytes(encoding))
     assert bare.enclosed_collateral is None
-    assert again.enclosed_collateral == parcels.collateral()
+    assert again.enclosed_collateral == intel.collateral()
     assert again.to_bytes() == attestation.to_bytes(encoding)
     assert again == bare
     assert hash(again) == hash(bare)
-    assert copy.copy(again).enclosed_collateral == parcels.collateral()
+    assert copy.copy(again).enclosed_collateral == intel.collateral()
     assert again.stripped().enclosed_collateral is None
     assert again.with_collateral(None).enclosed_collateral is None
     assert attestation.to_bytes() == attestation.to_bytes("cbor")
@@ -406,7 +369,7 @@ def test_cmw_arguments_of_other_type_are_usage_errors(collateral: object) -> Non
 
 def test_collateral_is_written_in_collections_only() -> None:
     """The other encodings drop the enclosed collateral."""
-    attestation = Attestation(KINDS[0]).with_collateral(parcels.collateral())
+    attestation = Attestation(KINDS[0]).with_collateral(intel.collateral())
     for encoding in get_args(Encoding):
         again = Attestation.from_bytes(attestation.to_bytes(encoding))
         assert again == attestation
@@ -418,23 +381,22 @@ def test_enclosed_collateral_if_malformed_fails_on_access(text: bytes) -> None:
     """The evidence is read; access to the collateral raises the error."""
     found = read_collection(sample_parts() | {"collateral": [MEDIA_TYPES["collateral"], text, 2]})
     assert found == Attestation(KINDS[0])
-    with raises(FormatError, "wrong_value") as caught:
+    with raises(FormatError, "wrong_value", start="collateral: "):
         _ = found.enclosed_collateral
-    assert caught.value.message.startswith("collateral: ")
 
 
 def test_verifier_ignores_enclosed_collateral() -> None:
     """A verifier uses enclosed collateral only if the caller passes it, and then verifies it."""
-    genuine = parcels.evidence()
-    sent = genuine.with_collateral(parcels.collateral()).to_bytes("cbor")
-    without = Verifier(parcels.PKI.root_der)
+    genuine = intel.evidence()
+    sent = genuine.with_collateral(intel.collateral()).to_bytes("cbor")
+    without = Verifier(trust_anchor=intel.PKI.root_der)
     with pytest.raises(CollateralError):
-        without.verify(sent, report_data=None, now=parcels.NOW)
+        without.verify(sent, report_data=None, now=intel.NOW)
     enclosed = Attestation.from_bytes(sent).enclosed_collateral
-    with_enclosed = Verifier(parcels.PKI.root_der, enclosed)
-    assert with_enclosed.verify(
-        sent, report_data=None, now=parcels.NOW
-    ) == parcels.verifier().verify(genuine, report_data=None)
+    with_enclosed = Verifier(trust_anchor=intel.PKI.root_der, collateral=enclosed)
+    assert with_enclosed.verify(sent, report_data=None, now=intel.NOW) == intel.verifier().verify(
+        genuine, report_data=None
+    )
 
 
 def test_to_bytes_accepts_every_encoding_and_names_them_on_error() -> None:

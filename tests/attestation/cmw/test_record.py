@@ -22,7 +22,7 @@ from attestkit.attestation.cmw.record import (
     write_tag,
 )
 from attestkit.errors import FormatError, UsageError
-from tests.attestation.samples import is_rejected, mutations, prefixes
+from tests.attestation.samples import prefixes
 from tests.raising import raises
 from tests.untyped import untyped
 
@@ -277,9 +277,8 @@ def test_read_cbor_of_malformed_message_names_reason_and_offset(
 )
 def test_read_json_of_malformed_message_names_the_part(text: str, reason: str, part: str) -> None:
     """Each rule of the draft and of JSON is enforced, and the error names the part or label."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, part=part):
         read_json(text.encode())
-    assert part in caught.value.message
 
 
 @given(st.binary(max_size=30))
@@ -288,9 +287,8 @@ def test_read_json_of_other_base64_fails(value: bytes) -> None:
     text = to_base64url(value)
     assert from_base64url(text, "a") == value
     for other in (text + "=", text + "\n", " " + text, text + "+", text + "/", text + "\u00e9"):
-        with raises(FormatError, "encoding") as caught:
+        with raises(FormatError, "encoding", start="a: "):
             from_base64url(other, "a")
-        assert caught.value.message.startswith("a: ")
 
 
 @pytest.mark.parametrize(
@@ -300,13 +298,6 @@ def test_read_json_of_incomplete_base64url_fails(text: str) -> None:
     """A single character is not a byte, and unused bits must be zero."""
     with pytest.raises(FormatError):
         from_base64url(text, "a")
-
-
-@given(mutations(*(bytes.fromhex(written) for written, _ in KNOWN)) | st.binary(max_size=60))
-def test_read_of_arbitrary_bytes_raises_only_format_error(data: bytes) -> None:
-    """Arbitrary bytes raise FormatError, or are a message that round-trips."""
-    if not is_rejected(read_cbor, data):
-        assert read_cbor(write_cbor(read_cbor(data))) == read_cbor(data)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import (
@@ -18,7 +16,7 @@ from attestkit.attestation.launch.mr_config import (
 )
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.errors import FormatError, UsageError
-from tests.attestation.samples import FIXTURE, is_rejected
+from tests.attestation.samples import FIXTURE
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
@@ -92,7 +90,7 @@ def test_mr_config_matches_captured_guests() -> None:
     """A TD's MR_CONFIG_ID and an SNP guest's HOST_DATA have the computed values."""
     td = Attestation.from_bytes(FIXTURE)
     assert td.quote is not None
-    assert untyped(td.quote.body).mr_config_id == config_id_v1(td.app_info().compose_hash)
+    assert untyped(td.quote.body).mr_config_id == config_id_v1(td.app_info.compose_hash)
     guest = Attestation.from_bytes(data("dstack/dstack-attest/sev_snp_attestation.bin"))
     assert guest.snp_report is not None
     document = SevSnp(*guest.evidence.platform).mr_config
@@ -140,9 +138,8 @@ def test_parse_of_minimal_document_has_empty_defaults() -> None:
 )
 def test_parse_of_invalid_document_names_the_key(change: dict[str, Any], reason: str) -> None:
     """Unknown keys and invalid values are rejected with the key."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, part=next(iter(change))):
         MrConfig.parse(json.dumps(FULL | change))
-    assert next(iter(change)) in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -158,9 +155,8 @@ def test_parse_of_invalid_document_names_the_key(change: dict[str, Any], reason:
 def test_check_lengths_of_wrong_length_names_the_key(change: dict[str, Any], reason: str) -> None:
     """The ids of a document used to verify a launch have fixed lengths."""
     document = MrConfig.parse(json.dumps(FULL | change))
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, part=next(iter(change))):
         document.check_lengths()
-    assert next(iter(change)) in caught.value.message
 
 
 def test_mr_config_of_invalid_argument_is_usage_error() -> None:
@@ -175,15 +171,3 @@ def test_mr_config_of_invalid_argument_is_usage_error() -> None:
         nitro_tpm_pcr8(bytes(32))
     with raises(FormatError, "encoding"):
         host_data("\ud800")
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(
-    st.binary(max_size=60)
-    | st.dictionaries(st.sampled_from(sorted(FULL)), st.none() | st.text() | st.integers()).map(
-        lambda d: json.dumps(d).encode()
-    )
-)
-def test_parse_of_arbitrary_document_raises_only_format_error(document: bytes) -> None:
-    """Arbitrary documents are read or raise FormatError."""
-    is_rejected(MrConfig.parse, document)

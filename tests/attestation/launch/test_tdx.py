@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit._formats.cbor import Value
@@ -15,7 +15,6 @@ from attestkit.attestation.launch.tdx import (
 )
 from attestkit.errors import FormatError
 from attestkit.event_log import WireEvent
-from tests.attestation.samples import is_rejected
 from tests.raising import raises
 from tests.vectors import load, needs_shared
 
@@ -129,9 +128,8 @@ def test_registers_of_unsupported_configuration_names_the_key(
     config: dict[str, Any], reason: str
 ) -> None:
     """A configuration without lite measurement is rejected with the key."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, part=next(iter(config))):
         compute_registers(IMAGE, CONFIG | config, LOG)
-    assert next(iter(config)) in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -184,18 +182,8 @@ def test_read_of_invalid_document_names_the_field(
 
     changed = replace_field(DOCUMENT, path)
     assert isinstance(changed, dict)
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, part=path[-1]):
         TdxImage.read(changed)
-    assert path[-1] in caught.value.message
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(st.binary(max_size=40), st.integers(0x80000000, 2**63 - 1))
-def test_td_hob_digest_of_arbitrary_witness_raises_only_format_error(
-    witness: bytes, memory_size: int
-) -> None:
-    """Arbitrary witnesses are read or raise FormatError."""
-    is_rejected(lambda data: td_hob_digest(data, memory_size), witness)
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40))))

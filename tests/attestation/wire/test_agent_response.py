@@ -4,14 +4,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Tdx
 from attestkit.errors import FormatError
 from attestkit.event_log import EventLog
-from tests.attestation.samples import FIXTURE, V2, is_rejected
+from tests.attestation.samples import FIXTURE, V2
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 
@@ -52,7 +50,7 @@ def test_from_agent_response_of_get_quote_and_attest_agree() -> None:
     """GetQuote and Attest responses of one guest contain the same boot."""
     quoted, attested = map(Attestation.from_agent_response, (GET_QUOTE, ATTEST))
     assert attested.encoding == "v0"
-    assert attested.app_info() == quoted.app_info()
+    assert attested.app_info == quoted.app_info
 
 
 @needs_shared
@@ -113,9 +111,8 @@ def test_from_agent_response_with_invalid_field_names_it(
     change: dict[str, Any], reason: str, field: str
 ) -> None:
     """A missing or invalid field is rejected with its name."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, part=field):
         Attestation.from_agent_response(json.loads(GET_QUOTE) | change)
-    assert field in caught.value.message
 
 
 @needs_shared
@@ -153,22 +150,3 @@ def test_from_agent_response_with_sgx_quote_fails() -> None:
     """An SGX quote is not the evidence of a TD."""
     with raises(FormatError, "wrong_type"):
         Attestation.from_quote_and_log(data("quotes/dcap-qvl/sgx_quote"), "[]")
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(
-    st.dictionaries(
-        st.sampled_from(["quote", "event_log", "report_data", "vm_config", "attestation", "x"]),
-        st.none()
-        | st.text(max_size=20)
-        | st.integers()
-        | st.binary(max_size=40).map(bytes.hex)
-        | st.lists(st.none(), max_size=2),
-    )
-)
-def test_from_agent_response_of_arbitrary_object_raises_only_attestkit_errors(
-    fields: dict[str, Any],
-) -> None:
-    """Any values of the keys are read or raise an AttestKitError."""
-    is_rejected(lambda _: Attestation.from_agent_response(fields), b"")
-    is_rejected(lambda _: Attestation.from_agent_response(json.dumps(fields)), b"")

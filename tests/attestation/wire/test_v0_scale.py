@@ -4,7 +4,6 @@ import struct
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit.attestation.wire import v0_scale
 from attestkit.attestation.wire.evidence_parts import Evidence, Tdx
@@ -13,12 +12,10 @@ from attestkit.event_log import WireEvent
 from tests.attestation.samples import (
     ENCODINGS,
     EVENTS,
-    FIXTURE,
     KINDS,
     POD,
     STACK,
     V2,
-    is_rejected,
     mutations,
     prefixes,
 )
@@ -58,19 +55,8 @@ def test_v0_vectors_round_trip(case: dict[str, str]) -> None:
 def test_v0_vectors_truncated_fail(case: dict[str, str]) -> None:
     """No proper prefix is evidence; the error starts with the documented text."""
     for cut in prefixes(bytes.fromhex(case["v0_scale"])):
-        with raises(FormatError, "truncated") as caught:
+        with raises(FormatError, "truncated", start="Failed to decode legacy VersionedAttestation"):
             v0_scale.decode_evidence(cut)
-        assert str(caught.value).startswith("Failed to decode legacy VersionedAttestation")
-
-
-@needs_shared
-def test_v0_fixture_truncated_fails() -> None:
-    """The capture truncated at any byte is rejected with an offset inside it."""
-    for cut in prefixes(FIXTURE):
-        with raises(FormatError, "truncated") as caught:
-            v0_scale.decode_evidence(cut)
-        assert caught.value.offset is not None
-        assert caught.value.offset <= max(len(cut), 1)
 
 
 @pytest.mark.parametrize("index", [5, 255])
@@ -90,9 +76,10 @@ def test_v0_of_unknown_tpm_platform_fails() -> None:
 
 def test_v0_with_trailing_bytes_fails_naming_their_number() -> None:
     """Trailing bytes are rejected with their number."""
-    with raises(FormatError, "trailing_data") as caught:
+    with raises(
+        FormatError, "trailing_data", text="Trailing bytes after legacy VersionedAttestation: 3"
+    ):
         v0_scale.decode_evidence(ENCODED[0] + bytes(3))
-    assert str(caught.value) == "Trailing bytes after legacy VersionedAttestation: 3"
 
 
 @pytest.mark.parametrize(
@@ -119,9 +106,8 @@ def test_v0_of_unsupported_evidence_is_usage_error(
     evidence: Evidence, reason: str, text: str
 ) -> None:
     """Pods, version 2 events and report data of other sizes have no V0 encoding."""
-    with raises(UsageError, reason) as caught:
+    with raises(UsageError, reason, text=text):
         v0_scale.encode_evidence(evidence)
-    assert str(caught.value) == text
 
 
 def test_v0_of_version_2_runtime_event_is_usage_error() -> None:
@@ -129,22 +115,6 @@ def test_v0_of_version_2_runtime_event_is_usage_error() -> None:
     events = (STACK.runtime_events[0]._replace(version=2),)
     with raises(UsageError, "not_applicable"):
         v0_scale.encode_evidence(Evidence(KINDS[2].platform, STACK._replace(runtime_events=events)))
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(st.binary(max_size=200).map(lambda tail: b"\0" + tail))
-def test_v0_of_arbitrary_bytes_raises_only_format_error(data: bytes) -> None:
-    """Arbitrary bytes after the version are read or raise FormatError."""
-    is_rejected(v0_scale.decode_evidence, data)
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(mutations(*[encoded[:2000] for encoded in ENCODED]))
-def test_v0_of_mutated_evidence_round_trips_or_fails(data: bytes) -> None:
-    """V0 is a unique encoding: mutated bytes that are read are rewritten unchanged."""
-    data = b"\0" + data[1:]
-    if not is_rejected(v0_scale.decode_evidence, data):
-        assert v0_scale.encode_evidence(v0_scale.decode_evidence(data)) == data
 
 
 LONG_NAME = WireEvent(3, 0xFFFFFFFF, bytes(48), "n" * 70, b"")

@@ -2,14 +2,12 @@
 
 import cbor2
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit._formats.cbor import read_value
-from attestkit.attestation.wire import v1_cbor, v1_document, v1_msgpack
+from attestkit.attestation.wire import v1_cbor, v1_document
 from attestkit.attestation.wire.evidence_parts import Evidence
-from attestkit.errors import FormatError, UsageError
-from tests.attestation.samples import KINDS, POD, STACK, V2, is_rejected, mutations, prefixes
+from attestkit.errors import FormatError
+from tests.attestation.samples import KINDS, POD, V2, prefixes
 from tests.raising import raises
 
 EVIDENCE = [*KINDS, V2, POD]
@@ -18,22 +16,11 @@ MARK = b"\xd9\xd9\xf7"
 
 
 @pytest.mark.parametrize("evidence", EVIDENCE)
-def test_v1_cbor_of_every_kind_round_trips(evidence: Evidence) -> None:
-    """Evidence of every platform and stack is read back equal."""
-    assert v1_cbor.decode_evidence(v1_cbor.encode_evidence(evidence)) == evidence
-
-
-@pytest.mark.parametrize("evidence", EVIDENCE)
 def test_v1_cbor_is_readable_by_other_decoders(evidence: Evidence) -> None:
     """cbor2 decodes the V1 tree behind the tag, with byte strings for bytes."""
     encoded = v1_cbor.encode_evidence(evidence)
     assert encoded.startswith(MARK)
     assert cbor2.loads(encoded[3:]) == v1_document.build_tree(evidence)
-
-
-def test_v1_cbor_keys_are_sorted() -> None:
-    """Keys are sorted by their encoding."""
-    assert ENCODED[2].startswith(MARK + b"\xa3\x65stack\xa2\x64data\xa3\x66config")
 
 
 def test_v1_cbor_keys_follow_rfc8949_order() -> None:
@@ -55,17 +42,19 @@ def test_v1_cbor_truncated_fails(encoded: bytes) -> None:
 
 def test_v1_cbor_with_trailing_bytes_fails_naming_their_number() -> None:
     """Trailing bytes are rejected with their number."""
-    with raises(FormatError, "trailing_data") as caught:
+    with raises(FormatError, "trailing_data", text="trailing bytes after attestation CBOR: 2"):
         v1_cbor.decode_evidence(ENCODED[0] + bytes(2))
-    assert str(caught.value) == "trailing bytes after attestation CBOR: 2"
 
 
 def test_v1_cbor_of_other_version_fails() -> None:
     """Only version 1 is supported."""
     document = cbor2.loads(ENCODED[0][3:]) | {"version": 300}
-    with raises(FormatError, "unsupported_version") as caught:
+    with raises(
+        FormatError,
+        "unsupported_version",
+        text="unsupported attestation version: expected 1, got 300",
+    ):
         v1_cbor.decode_evidence(MARK + cbor2.dumps(document))
-    assert str(caught.value) == "unsupported attestation version: expected 1, got 300"
 
 
 @pytest.mark.parametrize(
@@ -113,27 +102,3 @@ def test_v1_cbor_limits_unknown_values() -> None:
     deep = b"\x81" * 1_100_000 + b"\0"
     with raises(FormatError, "too_many", offset=12 + 1_048_576):
         v1_cbor.decode_evidence(MARK + b"\xa4\x67unknown" + deep + ENCODED[2][4:])
-
-
-def test_v1_cbor_write_of_lone_surrogate_is_usage_error() -> None:
-    """Text without a UTF-8 encoding is a usage error."""
-    evidence = Evidence(KINDS[2].platform, STACK._replace(config="\ud800"))
-    with raises(UsageError, "encoding"):
-        v1_cbor.encode_evidence(evidence)
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(st.binary(max_size=200).map(lambda tail: MARK + tail))
-def test_v1_cbor_of_arbitrary_bytes_raises_only_format_error(data: bytes) -> None:
-    """Arbitrary bytes are read or raise FormatError."""
-    is_rejected(v1_cbor.decode_evidence, data)
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(mutations(*[encoded[:2000] for encoded in ENCODED]))
-def test_v1_cbor_of_mutated_evidence_round_trips_or_fails(data: bytes) -> None:
-    """Mutated evidence that is read round-trips in CBOR and msgpack."""
-    if not is_rejected(v1_cbor.decode_evidence, data):
-        evidence = v1_cbor.decode_evidence(data)
-        assert v1_cbor.decode_evidence(v1_cbor.encode_evidence(evidence)) == evidence
-        assert v1_msgpack.decode_evidence(v1_msgpack.encode_evidence(evidence)) == evidence

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestkit._formats.msgpack import MsgpackReader
 from attestkit.attestation.wire import v1_document, v1_msgpack, v1_tdx_fast
 from attestkit.attestation.wire.evidence_parts import Evidence, Tdx
-from attestkit.attestation.wire.v1_msgpack import MsgpackReader
-from attestkit.errors import FormatError, UsageError
+from attestkit.errors import FormatError
 from tests.attestation.samples import (
-    ENCODINGS,
     KINDS,
     POD,
     STACK,
@@ -24,16 +23,9 @@ from tests.attestation.samples import (
     v2_event,
 )
 from tests.raising import raises
-from tests.vectors import needs_shared
 
 EVIDENCE = [*KINDS, V2, POD]
 ENCODED = [v1_msgpack.encode_evidence(evidence) for evidence in EVIDENCE]
-ROWS = [
-    pytest.param(bytes.fromhex(case[key]), id=f"{case['name']} {key}")
-    for case in ENCODINGS
-    for key in ("v1_msgpack", "v1_msgpack_dstack_pod")
-    if case.get(key)
-]
 
 
 def encode_changed(evidence: Evidence, *path: str | int, to: object) -> bytes:
@@ -52,34 +44,28 @@ def test_v1_of_every_kind_round_trips(evidence: Evidence) -> None:
     assert v1_msgpack.decode_evidence(v1_msgpack.encode_evidence(evidence)) == evidence
 
 
-@needs_shared
-@pytest.mark.parametrize("encoded", ROWS)
-def test_v1_vectors_round_trip(encoded: bytes) -> None:
-    """The synthetic evidence of every platform and stack is rewritten byte for byte."""
-    assert v1_msgpack.encode_evidence(v1_msgpack.decode_evidence(encoded)) == encoded
-
-
 @pytest.mark.parametrize("encoded", [encoded for encoded in ENCODED if len(encoded) < 5000])
 def test_v1_truncated_fails(encoded: bytes) -> None:
     """No proper prefix is evidence; the error starts with the documented text."""
     for cut in prefixes(encoded):
-        with raises(FormatError, "truncated") as caught:
+        with raises(FormatError, "truncated", start="failed to decode attestation from msgpack"):
             v1_msgpack.decode_evidence(cut)
-        assert str(caught.value).startswith("failed to decode attestation from msgpack")
 
 
 def test_v1_with_trailing_bytes_fails_naming_their_number() -> None:
     """Trailing bytes are rejected with their number."""
-    with raises(FormatError, "trailing_data") as caught:
+    with raises(FormatError, "trailing_data", text="trailing bytes after attestation msgpack: 3"):
         v1_msgpack.decode_evidence(ENCODED[0] + bytes(3))
-    assert str(caught.value) == "trailing bytes after attestation msgpack: 3"
 
 
 def test_v1_of_other_version_fails() -> None:
     """Only version 1 is supported."""
-    with raises(FormatError, "unsupported_version") as caught:
+    with raises(
+        FormatError,
+        "unsupported_version",
+        text="unsupported attestation version: expected 1, got 2",
+    ):
         v1_msgpack.decode_evidence(encode_changed(KINDS[0], "version", to=2))
-    assert str(caught.value) == "unsupported attestation version: expected 1, got 2"
 
 
 def test_v1_accepts_any_key_order_and_unknown_keys() -> None:
@@ -206,10 +192,8 @@ def test_v1_limits_unknown_values() -> None:
         v1_msgpack.decode_evidence(b"\x84\xa7unknown" + deep + ENCODED[0][1:])
     longer = b"\xdd" + (140_000).to_bytes(4, "big") + b"\xcd\0\1" * 140_000
     with raises(FormatError, "not_canonical"):
-        v1_msgpack.MsgpackReader(longer).blob()
-    assert (
-        len(v1_msgpack.MsgpackReader(b"\xdc\xff\xff" + longer[5 : 5 + 3 * 65_535]).blob()) == 65_535
-    )
+        MsgpackReader(longer).blob()
+    assert len(MsgpackReader(b"\xdc\xff\xff" + longer[5 : 5 + 3 * 65_535]).blob()) == 65_535
 
 
 def test_v1_with_count_over_remaining_bytes_fails() -> None:
@@ -273,13 +257,6 @@ def test_v1_accepts_overlong_numbers_in_byte_arrays() -> None:
     assert MsgpackReader(encoded).blob() == b"\x05\x05\xff\x80"
 
 
-def test_v1_write_of_lone_surrogate_is_usage_error() -> None:
-    """Text without a UTF-8 encoding is a usage error."""
-    evidence = Evidence(KINDS[2].platform, STACK._replace(config="\ud800"))
-    with raises(UsageError, "encoding"):
-        v1_msgpack.encode_evidence(evidence)
-
-
 def test_v1_tree_has_documented_key_order() -> None:
     """Keys have the documented order; the version of an event is written only if it is 2."""
     tree = v1_document.build_tree(V2)
@@ -289,22 +266,6 @@ def test_v1_tree_has_documented_key_order() -> None:
     assert list(event) == order
     assert list(tree["stack"]["data"]) == ["report_data", "runtime_events", "config"]
     assert list(tree["stack"]["data"]["runtime_events"][0]) == ["event", "payload"]
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(st.binary(max_size=200).map(lambda tail: b"\x83" + tail))
-def test_v1_of_arbitrary_bytes_raises_only_format_error(data: bytes) -> None:
-    """Arbitrary bytes are read or raise FormatError."""
-    is_rejected(v1_msgpack.decode_evidence, data)
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(mutations(*[encoded[:2000] for encoded in ENCODED]))
-def test_v1_of_mutated_evidence_round_trips_or_fails(data: bytes) -> None:
-    """Mutated evidence that is read is rewritten as equal evidence."""
-    if not is_rejected(v1_msgpack.decode_evidence, data):
-        evidence = v1_msgpack.decode_evidence(data)
-        assert v1_msgpack.decode_evidence(v1_msgpack.encode_evidence(evidence)) == evidence
 
 
 def read_result(data: bytes) -> object:

@@ -119,75 +119,47 @@ def test_call_keeps_path_of_url() -> None:
 
 
 _FEATURE: Final = (UnsupportedError, "feature")
+_REJECTED: Final = (UsageError, "wrong_value")
 _AGENT_ERROR: Final = (BackendError, "agent_error")
+_NO_QUOTE: Final = (QuoteUnavailableError, "agent_error")
 _OVERLOADED: Final = (BackendBusyError, "overloaded")
+_SIMULATOR: Final = "runtime event emission is unavailable in simulator mode: x"
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "method", "expected", "words"),
+    ("status", "message", "method", "expected", "words"),
     [
-        (
-            400,
-            {"error": "Unsupported algorithm"},
-            "GetKey",
-            (UsageError, "wrong_value"),
-            "Unsupported algorithm",
-        ),
-        (400, {"error": "Failed to parse k256 key: x"}, "GetKey", _AGENT_ERROR, "Failed to parse"),
-        (400, {"error": "Service not found: Sign"}, "Sign", _FEATURE, "release 0.5.6"),
-        (404, {"error": "Service not found: Sign"}, "Sign", _FEATURE, "release 0.5.6"),
-        (404, {"error": "x"}, "EmitEvent", _FEATURE, "release 0.6.0"),
+        (400, "Unsupported algorithm", "GetKey", _REJECTED, "Unsupported algorithm"),
+        (400, "Failed to parse k256 key: x", "GetKey", _AGENT_ERROR, "Failed to parse"),
+        (400, "Service not found: Sign", "Sign", _FEATURE, "release 0.5.6"),
+        (404, "Service not found: Sign", "Sign", _FEATURE, "release 0.5.6"),
+        (404, "x", "EmitEvent", _FEATURE, "release 0.6.0"),
         (404, b"<html>gone</html>", "GetKey", _FEATURE, "release is older"),
-        (
-            400,
-            {"error": "runtime event emission is unavailable in simulator mode: x"},
-            "EmitEvent",
-            _FEATURE,
-            "simulator mode",
-        ),
-        (
-            400,
-            {"error": "Failed to get quote: x"},
-            "GetQuote",
-            (QuoteUnavailableError, "agent_error"),
-            "Failed to get quote: x",
-        ),
-        (
-            500,
-            {"error": "no quote"},
-            "GetQuote",
-            (QuoteUnavailableError, "agent_error"),
-            "no quote",
-        ),
-        (500, {"error": "no keys"}, "GetKey", _AGENT_ERROR, "no keys"),
-        (
-            502,
-            {"error": "bad gateway"},
-            "EmitEvent",
-            (BackendError, "outcome_unknown"),
-            "bad gateway (status 502)",
-        ),
+        (400, _SIMULATOR, "EmitEvent", _FEATURE, "simulator mode"),
+        (400, "Failed to get quote: x", "GetQuote", _NO_QUOTE, "Failed to get quote: x"),
+        (500, "no quote", "GetQuote", _NO_QUOTE, "no quote"),
+        (500, "no keys", "GetKey", _AGENT_ERROR, "no keys"),
+        (502, "bad", "EmitEvent", (BackendError, "outcome_unknown"), "bad (status 502)"),
         (500, b"", "GetKey", _AGENT_ERROR, "status 500"),
-        (503, {"error": "full"}, "GetQuote", _OVERLOADED, "full"),
+        (503, "full", "GetQuote", _OVERLOADED, "full"),
         (429, b"slower", "GetKey", _OVERLOADED, "slower"),
         (302, b"", "GetKey", _AGENT_ERROR, "status 302"),
         (204, b"", "GetKey", _AGENT_ERROR, "status 204"),
         (103, b"", "GetKey", _AGENT_ERROR, "status 103"),
-        (401, {"error": "who are you"}, "GetKey", _AGENT_ERROR, "who are you (status 401)"),
-        (400, {"error": "what Info is"}, "Info", _AGENT_ERROR, "what Info is"),  # no arguments
-        (
-            400,
-            {"error": {"code": 404, "description": "It is gone."}},
-            "X",
-            (UsageError, "wrong_value"),
-            "It is gone.",
-        ),
+        (401, "who are you", "GetKey", _AGENT_ERROR, "who are you (status 401)"),
+        (400, "what Info is", "Info", _AGENT_ERROR, "what Info is"),  # no arguments
+        (400, {"code": 404, "description": "It is gone."}, "X", _REJECTED, "It is gone."),
     ],
 )
 def test_call_status_gives_reason_and_message(
-    status: int, body: object, method: str, expected: tuple[type[AttestKitError], str], words: str
+    status: int,
+    message: object,
+    method: str,
+    expected: tuple[type[AttestKitError], str],
+    words: str,
 ) -> None:
     """The error names the agent, the method and the agent's message."""
+    body = message if isinstance(message, bytes) else {"error": message}
     error = request_error(response(body, status), method)
     assert (type(error), error.reason) == expected
     assert method in str(error)
@@ -368,15 +340,6 @@ def test_call_after_agent_restart_succeeds() -> None:
             with raises(BackendUnavailableError, "cannot_connect", path=path):
                 client.call("EmitEvent")
             Path(path).unlink()
-
-
-def test_closed_client_rejects_calls() -> None:
-    """Close is idempotent."""
-    client = AgentClient("/nowhere")
-    client.close()
-    client.close()
-    with raises(UsageError, "closed"):
-        client.call("Info")
 
 
 def echo(connection: socket.socket, request: Request) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import attestkit
 from attestkit import Attestation, EventLog, LocalKeys, Quote, backends
 from attestkit.backends.base import AppHost, Backend, GuestAgent, RegisterExtender, SnpReporter
 from attestkit.backends.dstack_agent import DstackAgent
@@ -29,7 +28,7 @@ from tests.backends.dstack_agent.scripted_agent import (
     scripted_agent,
 )
 from tests.raising import raises
-from tests.serve.server import SEED, Server, running_server
+from tests.serve.server import SEED, Server
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 
@@ -87,18 +86,8 @@ def test_app_compose_and_keys_are_the_agents(server: Server) -> None:
     twin = Simulator(seed=bytes.fromhex(SEED))
     assert backend.read_app_compose() == twin.app_compose.raw
     local = LocalKeys(AppKeys.from_seed(bytes.fromhex(SEED)))
-    assert backend.keys.derive("a", "b") == local.derive("a", "b")
+    assert backend.keys.derive_compat("a", "b") == local.derive_compat("a", "b")
     assert backend.keys.sign(b"c", "ed25519") == local.sign(b"c", "ed25519")
-
-
-def test_endpoint_may_be_a_url() -> None:
-    """An endpoint that starts with http is a URL."""
-    with (
-        running_server("--dev-http", "127.0.0.1:0") as server,
-        attestkit.Attester(DstackAgent(endpoint=server.dev_url)) as tee,
-    ):
-        assert tee.simulated
-        assert tee.attest(b"nonce").report_data == b"nonce".ljust(64, b"\0")
 
 
 def test_closed_backend_rejects_all_calls(server: Server) -> None:
@@ -110,7 +99,7 @@ def test_closed_backend_rejects_all_calls(server: Server) -> None:
         lambda: backend.get_quote(REPORT_DATA),
         backend.read_event_log,
         lambda: backend.emit_event("a", b""),
-        lambda: backend.keys.derive("a"),
+        lambda: backend.keys.derive_compat("a"),
     ):
         with raises(UsageError, "closed"):
             call()
@@ -175,10 +164,9 @@ def test_event_log_missing_is_empty() -> None:
             assert make_backend(found).read_event_log() == b""
     with (
         agent_with_defaults(GetQuote=response({"event_log": [1]})) as found,
-        raises(BackendError, "malformed_response") as caught,
+        raises(BackendError, "malformed_response", part="event_log"),
     ):
         make_backend(found).read_event_log()
-    assert "event_log" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -202,9 +190,8 @@ def test_app_compose_hidden_or_malformed_is_an_error(
     info: object, kind: type[AttestKitError], reason: str, field: str
 ) -> None:
     """An app may hide tcb_info; a malformed response is the agent's fault."""
-    with agent_with_defaults(Info=response(info)) as found, raises(kind, reason) as caught:
+    with agent_with_defaults(Info=response(info)) as found, raises(kind, reason, part=field):
         make_backend(found).read_app_compose()
-    assert field in str(caught.value)
 
 
 def test_app_compose_is_returned_byte_for_byte() -> None:
@@ -215,19 +202,9 @@ def test_app_compose_is_returned_byte_for_byte() -> None:
         assert make_backend(found).read_app_compose() == text.encode()
 
 
-def test_emit_event_unsupported_agent() -> None:
-    """Agents since 0.6.0 lack the method, and simulators of 0.5.11 refuse it."""
-    words = "runtime event emission is unavailable in simulator mode: x"
-    for answer, text in (
-        (response({"error": "Service not found: EmitEvent"}, 400), "release 0.6.0"),
-        (response({"error": words}, 400), "simulator mode"),
-    ):
-        with agent_with_defaults(EmitEvent=answer) as found:
-            with raises(UnsupportedError, "feature") as caught:
-                make_backend(found).emit_event("x", b"")
-            assert text in str(caught.value)
-            assert len([one for one in found.requests if one.method == "EmitEvent"]) == 1
-    with agent_with_defaults(EmitEvent=response(b"")) as found:  # one that answers nothing at all
+def test_emit_event_accepts_empty_response() -> None:
+    """The response of the agent has no content."""
+    with agent_with_defaults(EmitEvent=response(b"")) as found:
         make_backend(found).emit_event("x", b"\xff")
         assert found.requests[-1].message == {"event": "x", "payload": "ff"}
 
@@ -322,6 +299,5 @@ def test_snp_agent_gives_attestation_without_quote() -> None:
         read = Attestation.from_agent_response(backend.get_quote_response(REPORT_DATA))
         assert read.quote is None
         assert backend.read_event_log() == b""
-        with raises(QuoteUnavailableError, "empty", path=found.path) as caught:
+        with raises(QuoteUnavailableError, "empty", path=found.path, part="use get_quote_response"):
             backend.get_quote(REPORT_DATA)
-        assert "use get_quote_response" in str(caught.value)

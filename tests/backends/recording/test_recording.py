@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -13,14 +14,8 @@ from attestkit.backends.recording import Recording
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError
 from attestkit.testing import BackendContract
-from tests.backends.recording.recorded import isolate_from_host, record
+from tests.backends.recording.recorded import record
 from tests.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
-
-
-@pytest.fixture(autouse=True)
-def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Isolate the test from this machine."""
-    isolate_from_host(tmp_path, monkeypatch)
 
 
 def snp_simulator() -> Simulator:
@@ -31,6 +26,8 @@ def snp_simulator() -> Simulator:
 class RecordedContract(BackendContract):
     """Backend contract of a backend that is being recorded."""
 
+    make_recorded: ClassVar[Callable[..., Backend]]  # returns the backend to record
+
     @pytest.fixture(autouse=True)
     def _folder(self) -> Iterator[None]:
         with tempfile.TemporaryDirectory(prefix="ak") as name:
@@ -38,14 +35,12 @@ class RecordedContract(BackendContract):
             self.count = 0
             yield
 
-    def make_recorded(self) -> Backend:
-        """Return the backend to record."""
-        raise NotImplementedError
-
     def make_backend(self) -> Backend:
         """Return a recording of a fresh backend."""
         self.count += 1
-        return record(self.folder / f"{self.count}.jsonl", self.make_recorded())
+        folder = self.folder / f"machine-{self.count}"
+        folder.mkdir()
+        return record(self.folder / f"{self.count}.jsonl", type(self).make_recorded(folder))
 
     def probe_backend(self, backend: Backend) -> None:
         """Probe with the file's path."""
@@ -56,43 +51,31 @@ class RecordedContract(BackendContract):
 class TestSimulator(RecordedContract):
     """Recorded simulator."""
 
-    def make_recorded(self) -> Backend:
-        """Return a fresh TD."""
-        return Simulator()
+    make_recorded = staticmethod(lambda _: Simulator())
 
 
 class TestSimulatedSnp(RecordedContract):
     """Recorded simulator of an SNP guest."""
 
-    def make_recorded(self) -> Backend:
-        """Return a guest."""
-        return Simulator(platform="snp")
+    make_recorded = staticmethod(lambda _: Simulator(platform="snp"))
 
 
 class TestTd(RecordedContract):
     """Recorded TD with a journal on disk."""
 
-    def make_recorded(self) -> Backend:
-        """Return a freshly booted TD."""
-        folder = self.folder / f"machine-{self.count}"
-        folder.mkdir()
-        return FakeTd(Machine(folder))
+    make_recorded = staticmethod(lambda folder: FakeTd(Machine(folder)))
 
 
 class TestSnp(RecordedContract):
     """Recorded SNP guest."""
 
-    def make_recorded(self) -> Backend:
-        """Return a guest."""
-        return FakeSnp()
+    make_recorded = staticmethod(lambda _: FakeSnp())
 
 
 class TestAgent(RecordedContract):
     """Recorded guest agent."""
 
-    def make_recorded(self) -> Backend:
-        """Return an agent."""
-        return FakeAgent()
+    make_recorded = staticmethod(lambda _: FakeAgent())
 
 
 @pytest.mark.parametrize("make", [Simulator, FakeSnp, FakeAgent, snp_simulator])

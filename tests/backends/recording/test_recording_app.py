@@ -10,36 +10,30 @@ from attestkit.attester import Attester
 from attestkit.backends.base import AppHost, hosts_app
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import UnsupportedError
-from tests.backends.recording.recorded import isolate_from_host, record
+from tests.backends.recording.recorded import record
 from tests.raising import raises
 from tests.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
 
 COMPOSE = b'{"manifest_version": 2, "name": "app", "runner": "docker-compose"}'
 
 
-@pytest.fixture(autouse=True)
-def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Isolate the test from this machine."""
-    isolate_from_host(tmp_path, monkeypatch)
-
-
 def test_keys_are_never_recorded(tmp_path: Path) -> None:
     """They are available while recording, and unsupported in a replay."""
     path = tmp_path / "a.jsonl"
     with attestkit.open("recording", path=path, of="simulator", options={"seed": SEED}) as tee:
-        secret = tee.keys.derive("wallet").key
+        secret = tee.keys.derive_compat("wallet").key
     with (
         attestkit.open("recording", path=path) as tee,
         raises(UnsupportedError, "no_keys"),
     ):
-        tee.keys.derive("wallet")
+        tee.keys.derive_compat("wallet")
     agent = record(tmp_path / "b.jsonl", FakeAgent())
     with Attester(agent) as tee:
-        assert tee.keys.derive("wallet").key == secret
+        assert tee.keys.derive_compat("wallet").key == secret
     with attestkit.open("recording", path=tmp_path / "b.jsonl") as tee:
         for use in (
-            lambda: tee.keys.derive("wallet"),
-            lambda: tee.keys.derive_separated("wallet", "p256"),
+            lambda: tee.keys.derive_compat("wallet"),
+            lambda: tee.keys.derive("wallet", "p256"),
             lambda: tee.keys.sign(b"", "ed25519"),
         ):
             with raises(UnsupportedError, "no_keys"):
@@ -58,7 +52,7 @@ def test_host_shared_files_are_recorded(tmp_path: Path, monkeypatch: pytest.Monk
     (shared / ".sys-config.json").write_text(json.dumps(config))
 
     def use(tee: Attester) -> list[object]:
-        evidence = tee.attest(b"nonce")
+        evidence = tee.attest(report_data=b"nonce", pad=True)
         return [evidence.to_bytes(), evidence.config, tee.app_compose.raw, tee.vm_config]
 
     with Attester(record(tmp_path / "a.jsonl", FakeTd(Machine(tmp_path)))) as tee:
@@ -69,7 +63,7 @@ def test_host_shared_files_are_recorded(tmp_path: Path, monkeypatch: pytest.Monk
         assert use(tee) == first
         assert tee.host is not None
         with raises(UnsupportedError, "no_keys"):
-            tee.keys.derive("")
+            tee.keys.derive_compat("")
 
 
 def test_snp_launch_document_is_recorded(tmp_path: Path) -> None:
@@ -83,10 +77,10 @@ def test_snp_launch_document_is_recorded(tmp_path: Path) -> None:
     (shared / ".sys-config.json").write_text(json.dumps(config))
     backend = FakeSnp(host_data=host_data(document))
     with Attester(record(tmp_path / "a.jsonl", backend)) as tee:
-        first = tee.attest(b"nonce")
+        first = tee.attest(report_data=b"nonce", pad=True)
     (shared / ".sys-config.json").unlink()
     with attestkit.open("recording", path=tmp_path / "a.jsonl") as tee:
-        second = tee.attest(b"nonce")
+        second = tee.attest(report_data=b"nonce", pad=True)
         with raises(UnsupportedError, "no_app"):
             _ = tee.app_compose
     assert second.to_bytes() == first.to_bytes()
@@ -101,7 +95,7 @@ def test_recording_without_host_shared_files_has_no_app(
     def use(tee: Attester) -> list[object]:
         with raises(UnsupportedError, "no_app") as caught:
             _ = tee.app_compose
-        return [tee.attest(b"").to_bytes(), str(caught.value), tee.vm_config]
+        return [tee.attest(report_data=bytes(64)).to_bytes(), str(caught.value), tee.vm_config]
 
     with Attester(record(tmp_path / "a.jsonl", FakeTd(Machine(tmp_path)))) as tee:
         first = use(tee)

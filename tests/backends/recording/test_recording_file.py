@@ -1,9 +1,6 @@
 """Reading a recording: complete, truncated and malformed files."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.attester import Attester
 from attestkit.backends.recording import Recording, recording_file
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import AttestKitError, BackendError, FormatError
@@ -137,8 +133,8 @@ ERRONEOUS: list[tuple[Callable[[list[dict[str, Any]]], object], str, str]] = [
     (change_line(5, reason="damaged"), "line 6: error: unknown reason", "wrong_value"),
     (change_line(5, reason=None), "line 6: error: unknown reason", "wrong_value"),
     (change_line(5, reason=7), "line 6: error: unknown reason", "wrong_value"),
+    (change_line(5, reason=[]), "line 6: error: unknown reason", "wrong_value"),
     (change_line(5, offset="x"), "line 6: error: offset", "wrong_type"),
-    (change_line(5, steps=[1]), "line 6: error: steps", "wrong_type"),
     (change_line(8, end="7"), "line 9: end", "wrong_type"),
     (change_line(8, end=3), "line 9: end: 3 calls", "wrong_size"),
     (lambda lines: lines.append(lines[1]), "line 10: ", "trailing_data"),
@@ -161,9 +157,8 @@ def test_malformed_line_is_rejected(
     lines = [json.loads(line) for line in whole.decode().splitlines()]
     alter(lines)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, start=f"{path}: {position}"):
         Recording(path)
-    assert str(caught.value).startswith(f"{path}: {position}")
 
 
 def test_malformed_line_before_the_end_is_rejected(tmp_path: Path, whole: bytes) -> None:
@@ -221,33 +216,6 @@ def test_recording_size_limits(
     assert len(recording_file.read_recording(tmp_path / "c.jsonl").entries) == 1
 
 
-def test_file_size_limit_ends_the_recording(tmp_path: Path) -> None:
-    """With RLIMIT_FSIZE, calls succeed and the file has complete lines."""
-    path = tmp_path / "a.jsonl"
-    program = (
-        "import attestkit, resource\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-        f"tee = attestkit.open('recording', path={str(path)!r}, of='simulator')\n"
-        "for number in range(5):\n"
-        "    tee.get_quote(bytes([number]))\n"
-        "try:\n"
-        "    tee.close()\n"
-        "except attestkit.errors.BackendError as error:\n"
-        "    print(error.reason, error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith("truncated ")
-    assert "File too large" in done.stdout
-    assert path.read_bytes().endswith(b"\n")
-    assert len(recording_file.read_recording(path).entries) == 1
-
-
 def test_lone_surrogates_are_preserved(tmp_path: Path) -> None:
     """An event name of an agent may be invalid Unicode."""
 
@@ -262,27 +230,3 @@ def test_lone_surrogates_are_preserved(tmp_path: Path) -> None:
     with raises(BackendError, "not_recorded"):
         replay.emit_event("\ud801", b"")
     replay.emit_event("\ud800", b"")
-
-
-def test_member_order_is_irrelevant(tmp_path: Path, whole: bytes) -> None:
-    """Other tools may reorder the members."""
-    path = tmp_path / "a.jsonl"
-    lines = [json.loads(line) for line in whole.decode().splitlines()]
-    path.write_text("\n".join(json.dumps(line, sort_keys=True, indent=None) for line in lines))
-    replay = Recording(path)
-    assert replay.get_quote(REPORT_DATA) == 2 * REPORT_DATA
-    assert replay.complete
-
-
-def test_large_recording_is_read_in_linear_time(tmp_path: Path) -> None:
-    """Repeated logs do not multiply the size or the time."""
-    path = tmp_path / "a.jsonl"
-    with Attester(Recording(path, of=Simulator(seed=SEED))) as tee:
-        for number in range(100):
-            tee.emit_event(f"event {number}", b"payload")
-        last = tee.attest(b"").to_bytes()
-    assert path.stat().st_size < 500_000
-    with Attester(Recording(path)) as tee:
-        for number in range(100):
-            tee.emit_event(f"event {number}", b"payload")
-        assert tee.attest(b"").to_bytes() == last

@@ -5,7 +5,6 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -91,17 +90,3 @@ def test_history_memory_is_proportional_to_file_size(tmp_path: Path, shape: str)
         tracemalloc.stop()
     assert peaks[1] < 10 * peaks[0], peaks  # quadratic: 64 times
     assert peaks[1] < 20 * path.stat().st_size
-
-
-def test_replay_returns_each_history_in_order(tmp_path: Path) -> None:
-    """The last one repeats, as the same tuple."""
-    path = tmp_path / "a.jsonl"
-    events = [make_event(number) for number in range(5)]
-    write_recording(path, [(0, events[:3]), (2, events[3:]), (4, []), (1, []), (1, [])])
-    log: Any = Recording(path)
-    log = log.open_journal()
-    zero, one, two, three, four = events
-    expected = [(zero, one, two), (zero, one, three, four), (zero, one, three, four)]
-    assert [log.events() for _ in range(3)] == expected
-    assert log.events() == (zero,)
-    assert log.events() is log.events()

@@ -29,9 +29,11 @@ _NAMES = st.sampled_from(["model", "x", "", "app-id", "a:b", "ü", "\ud800"])
 def _calls() -> st.SearchStrategy[Call]:
     """Return calls of an Attester and of its backend; many are invalid."""
     return st.one_of(
-        st.builds(lambda data: lambda tee: tee.attest(data).to_bytes(), _DATA),
+        st.builds(
+            lambda data: lambda tee: tee.attest(report_data=data, pad=True).to_bytes(), _DATA
+        ),
         st.builds(lambda data: lambda tee: tee.get_quote(data).raw, _DATA),
-        st.builds(lambda data: lambda tee: tee.evidence(data).to_bytes(), _DATA),
+        st.builds(lambda data: lambda tee: tee.attest(report_data=data).to_bytes(), _DATA),
         st.builds(
             lambda name, data: lambda tee: tee.emit_event(name, data), _NAMES, st.binary(max_size=9)
         ),
@@ -45,7 +47,7 @@ def _calls() -> st.SearchStrategy[Call]:
             [
                 lambda tee: tee.registers(),
                 lambda tee: tee.event_log().to_json(),
-                lambda tee: tee.info(),
+                lambda tee: tee.app_info,
                 lambda tee: tee.app_compose.raw,
                 lambda tee: tee.vm_config,
                 lambda tee: tee.backend.read_event_log(),
@@ -79,14 +81,6 @@ def assert_replay_equals(path: Path, make: Callable[[], Any], calls: list[Call])
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory for all recordings."""
     return tmp_path_factory.mktemp("recordings")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_host(folder: Path) -> Any:
-    """Disable the host-shared directory."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DSTACK_HOST_SHARED_DIR", str(folder / "none"))
-        yield
 
 
 def new_path(folder: Path) -> Path:
@@ -152,13 +146,15 @@ def test_replayed_evidence_verifies(folder: Path) -> None:
     path = new_path(folder)
     simulator = Simulator(now=lambda: NOW)
     verifier = Verifier(
-        simulator.trust_anchor, simulator.collateral(), policy=AppraisalPolicy.default()
+        trust_anchor=simulator.trust_anchor,
+        collateral=simulator.collateral(),
+        policy=AppraisalPolicy.default(),
     )
 
     def verify_evidence(backend: Backend) -> dict[str, object]:
         with Attester(backend) as tee:
             tee.emit_event("model", b"1")
-            evidence = tee.attest(b"nonce").to_bytes()
+            evidence = tee.attest(report_data=b"nonce", pad=True).to_bytes()
         return verifier.verify(evidence, report_data=b"nonce", now=NOW).to_dict()
 
     first = verify_evidence(Recording(path, of=simulator))

@@ -237,7 +237,7 @@ def test_journal_of_closed_recording_rejects_calls(tmp_path: Path) -> None:
     backend = Simulator(seed=SEED, state_dir=tmp_path / "state")
     recording: Any = Recording(path, of=backend)
     log = recording.open_journal()
-    descriptor = recording._state.handler._writer._fd
+    descriptor = recording._handler._writer._fd
     recording.close()
     with other.open("wb") as file:
         os.dup2(file.fileno(), descriptor)

@@ -53,7 +53,7 @@ def main(folder: str, rounds: int) -> None:
     for round_number in range(rounds):
         new = run_and_kill(folder, round_number)
         with open_attester("simulator", state_dir=folder) as tee:
-            quote, log = tee.quote_and_log(bytes(64))
+            quote, log = tee.evidence_source.quote_and_log(bytes(64))
             log.check(quote)
             names = [event.name for event in log.runtime]
             emitted = names[names.index("system-ready") + 1 :]

@@ -1,9 +1,10 @@
 """The 42 cases of the simulated PKI's vectors, each built from the scenario of its name."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
+
+from msgspec.structs import replace
 
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
@@ -15,7 +16,7 @@ from attestkit.backends.simulator.scenarios.config import (
 )
 from attestkit.backends.simulator.scenarios.named import scenario
 from attestkit.collateral import Collateral
-from tests.vectors import SHARED, load
+from tests.vectors import SHARED, load, td_fields
 
 VECTORS: Final = SHARED / "vectors" / "simulated-pki"
 SEED: Final = bytes(range(32))
@@ -23,7 +24,7 @@ OTHER_SEED: Final = bytes(range(32, 64))
 NOW: Final = 1790000000
 INPUTS: Final = load("simulated-pki/inputs.json")
 CASES: Final = load("simulated-pki/cases.json").get("cases", [])
-BODY: Final = TdBody(**{k: bytes.fromhex(v) for k, v in INPUTS.get("td_body", {}).items()})
+BODY: Final = TdBody(**td_fields(INPUTS.get("td_body", {})))
 
 
 class Built(NamedTuple):

@@ -12,16 +12,13 @@ from attestkit.backends.base import AppHost, Backend, RegisterExtender
 from attestkit.backends.simulator import Simulator
 from attestkit.collateral import Collateral
 from attestkit.errors import (
-    ConfigError,
     UsageError,
 )
 from attestkit.factory import open as open_attester
 from attestkit.keys import AppKeys
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.testing import BackendContract
-from tests.dcap import REJECT, judge
 from tests.raising import raises
-from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 
 SEED = bytes(range(32))
@@ -35,14 +32,6 @@ class TestInMemory(BackendContract):
     def make_backend(self) -> Backend:
         """Return a fresh TD."""
         return Simulator()
-
-
-class TestVersion5(BackendContract):
-    """Backend contract with version 5 quotes."""
-
-    def make_backend(self) -> Backend:
-        """Return a fresh TD."""
-        return Simulator(quote_version=5)
 
 
 class TestOnDisk(BackendContract):
@@ -70,27 +59,6 @@ def test_simulator_implements_all_td_protocols() -> None:
 # -- quotes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [4, 5])
-def test_quotes_verify_under_the_simulators_root_only(version: int) -> None:
-    """dcap-qvl gives UpToDate, and rejects them under Intel's root."""
-    with open_attester("simulator", quote_version=version, now=lambda: NOW) as tee:
-        simulator = tee.backend
-        assert isinstance(simulator, Simulator)
-        quote = tee.get_quote(b"nonce")
-        assert quote.version == version
-        verdict = judge(quote.raw, simulator.collateral(), simulator.trust_anchor, NOW)
-        assert verdict.status == "UpToDate", verdict.text
-        assert judge(quote.raw, simulator.collateral(), None, NOW).status == REJECT
-        with make_other_simulator() as other:
-            anchor = untyped(other.backend).trust_anchor
-            assert judge(quote.raw, simulator.collateral(), anchor, NOW).status == REJECT
-
-
-def make_other_simulator() -> Attester:
-    """Return a TD with another root."""
-    return open_attester("simulator", seed=SEED)
-
-
 def test_collateral_is_that_of_the_given_time() -> None:
     """The default is the simulator's clock."""
     simulator = Simulator(seed=SEED, now=lambda: NOW)
@@ -110,7 +78,7 @@ def test_quote_body_describes_the_td() -> None:
     assert body.report_data == report_data
     assert quote.rtmrs == tuple(map(simulator.read_rtmr, range(4)))
     assert body.mr_config_id == b"\1" + simulator.app_compose.compose_hash + bytes(15)
-    assert body.mr_td != bytes(48)
+    assert body.mrtd != bytes(48)
     assert body.mr_owner == body.mr_owner_config == bytes(48)
     five = Quote.parse(Simulator(seed=SEED, quote_version=5).get_quote(report_data)).body
     assert isinstance(five, TdQuoteBody)
@@ -162,16 +130,8 @@ def test_simulator_invalid_option_is_rejected(
     options: dict[str, Any], reason: str, subject: str
 ) -> None:
     """The error names the option."""
-    with raises(UsageError, reason) as caught:
+    with raises(UsageError, reason, part=subject):
         open_attester("simulator", **options)
-    assert subject in str(caught.value)
-
-
-def test_invalid_app_compose_is_a_config_error() -> None:
-    """The error names the key."""
-    with raises(ConfigError, "missing") as caught:
-        Simulator(app_compose=b'{"name":"x","runner":"bash"}')
-    assert "manifest_version" in str(caught.value)
 
 
 # -- the boot sequence -------------------------------------------------------------------------
@@ -240,7 +200,7 @@ def test_boot_sequence_follows_app_compose() -> None:
     with open_attester("simulator", app_compose=raw) as tee:
         assert {event.version for event in tee.event_log().runtime} == {2}
         assert tee.emit_event("with:colon", b"").version == 2
-        assert tee.attest(b"").to_bytes()[0] != 0  # version 1 of the format
+        assert tee.attest(report_data=bytes(64)).to_bytes()[0] != 0  # version 1 of the format
 
 
 @needs_shared
@@ -276,7 +236,7 @@ def test_boot_sequence_with_files_of_a_kms_agent() -> None:
         assert json.loads(found["key-provider"]) == {"name": "kms", "id": "3059aa"}
         assert tee.vm_config == system["vm_config"]
         assert tee.app_compose.raw == raw
-        assert tee.info().os_image_hash.hex() == image
+        assert tee.app_info.os_image_hash.hex() == image
     assert keys.k256_key  # they belong to the caller, and are still open
 
 
@@ -285,7 +245,7 @@ def test_vm_config_is_returned_unchanged() -> None:
     text = '{ "os_image_hash" : "' + "ab" * 32 + '",\n "unknown": 1.50 }'
     with open_attester("simulator", vm_config=text) as tee:
         assert tee.vm_config == text
-        assert tee.attest(b"").config == text
-        assert tee.info().os_image_hash == b"\xab" * 32
+        assert tee.attest(report_data=bytes(64)).config == text
+        assert tee.app_info.os_image_hash == b"\xab" * 32
     with open_attester("simulator", vm_config="") as tee:
-        assert tee.info().os_image_hash == b""
+        assert tee.app_info.os_image_hash == b""

@@ -25,21 +25,16 @@ from attestkit.errors import (
 from attestkit.event_log.journal import LOG
 from attestkit.factory import open as open_attester
 from attestkit.keys import LocalKeys
+from tests.backends.simulator.test_simulator import make_app_compose
 from tests.raising import raises
 
 SEED = bytes(range(32))
 ROOT = Path(__file__).parents[3]
 
 
-def make_app_compose(**fields: object) -> bytes:
-    """Return an app-compose.json."""
-    base = {"manifest_version": 2, "name": "app", "runner": "docker-compose"}
-    return json.dumps({**base, **fields}).encode()
-
-
 def app_event_names(tee: Attester) -> list[str]:
     """Return the names of the app's events, after a check of the log."""
-    quote, log = tee.quote_and_log(bytes(64))
+    quote, log = tee.evidence_source.quote_and_log(bytes(64))
     log.check(quote)
     names = [event.name for event in log.runtime]
     return names[names.index("system-ready") + 1 :]
@@ -52,11 +47,11 @@ def test_td_continues_in_the_next_process(tmp_path: Path) -> None:
         tee.emit_event("one", b"1")
         registers, keys = tee.registers(), tee.keys
         assert isinstance(keys, LocalKeys)
-        key = keys.derive("path").key
+        key = keys.derive_compat("path").key
     with open_attester("simulator", state_dir=str(folder)) as tee:
         assert tee.registers() == registers
         assert app_event_names(tee) == ["one"]
-        assert tee.keys.derive("path").key == key
+        assert tee.keys.derive_compat("path").key == key
         tee.emit_event("two", b"2")
         assert app_event_names(tee) == ["one", "two"]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -84,13 +79,13 @@ def test_reset_reboots_the_td(tmp_path: Path, *, on_disk: bool) -> None:
     options: dict[str, Any] = {"state_dir": tmp_path} if on_disk else {}
     with open_attester("simulator", **options) as tee:
         assert isinstance(tee.backend, Simulator)
-        booted, info = tee.registers(), tee.info()
+        booted, info = tee.registers(), tee.app_info
         tee.emit_event("one", b"")
         assert tee.registers() != booted
         tee.backend.reset()
         assert tee.registers() == booted
         assert app_event_names(tee) == []
-        assert tee.info() == info
+        assert tee.app_info == info
         tee.emit_event("two", b"")
         assert app_event_names(tee) == ["two"]
     if on_disk:
@@ -140,13 +135,6 @@ def test_state_dir_is_exclusive(tmp_path: Path) -> None:
     open_attester("simulator", state_dir=tmp_path).close()
 
 
-def test_failed_start_releases_the_state_dir(tmp_path: Path) -> None:
-    """The next process can use the directory."""
-    with pytest.raises(UsageError):
-        open_attester("simulator", state_dir=tmp_path, vm_config="[]")
-    open_attester("simulator", state_dir=tmp_path).close()
-
-
 def test_failed_boot_can_be_repeated(tmp_path: Path) -> None:
     """The same process can try again: no lock is left."""
     obstacle = tmp_path / "runtime_event_version.new"
@@ -157,7 +145,7 @@ def test_failed_boot_can_be_repeated(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     obstacle.rmdir()
     with open_attester("simulator", state_dir=tmp_path) as tee:
-        tee.attest(b"")
+        tee.attest(report_data=bytes(64))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +182,7 @@ def test_modified_event_log_is_rejected(tmp_path: Path) -> None:
     with open_attester("simulator", state_dir=tmp_path) as tee:
         assert tee.get_quote(b"").rtmrs == tee.registers()
         with raises(ReplayError, "rtmr_mismatch"):
-            tee.attest(b"")
+            tee.attest(report_data=bytes(64))
         with pytest.raises(JournalError):
             tee.emit_event("two", b"")
         assert isinstance(tee.backend, Simulator)

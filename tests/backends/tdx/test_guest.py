@@ -13,18 +13,12 @@ from attestkit.backends.tdx.guest import TdGuest, read_boot_id
 from attestkit.errors import BackendError, BackendUnavailableError, JournalError, UsageError
 from attestkit.event_log.journal import replay_from
 from attestkit.event_log.runtime_events import runtime_event
-from tests.backends.tdx.fake_td import BOOT_ID, DONE, FakeTd, count_open_files
+from tests.backends.tdx.fake_td import BOOT_ID, FakeTd, count_open_files
 from tests.raising import errno_of, raises
 
 ONE, TWO = runtime_event("one", b"1"), runtime_event("two", b"2")
 REPORT = "ioctl 0xc4405401"
 WRITE = "write rtmr3:sha384"
-
-
-@pytest.fixture
-def td(tmp_path: Path) -> FakeTd:
-    """Return a TDX guest with register files."""
-    return FakeTd(tmp_path)
 
 
 def make_guest(td: FakeTd) -> TdGuest:
@@ -107,41 +101,6 @@ def test_journal_without_register_files_uses_ioctl(tmp_path: Path) -> None:
     assert td.rtmrs[3] == replay_from(bytes(48), (ONE,))
 
 
-def test_journal_detects_foreign_extend(td: FakeTd) -> None:
-    """If the log does not explain the register, nothing is emitted."""
-    backend = make_guest(td)
-    backend.open_journal().emit(ONE)
-    td.extend(3, bytes(48))
-    with pytest.raises(JournalError, match=td.rtmrs[3].hex()):
-        backend.open_journal().emit(TWO)
-    assert backend.open_journal().events() == (ONE,)
-    assert td.extends == 2  # ONE, and the foreign one
-
-
-def test_journal_after_reboot_starts_a_new_log(td: FakeTd) -> None:
-    """A new boot ID and a zero register archive the previous log."""
-    make_guest(td).open_journal().emit(ONE)
-    td.paths.boot_id.write_text(BOOT_ID.replace("4", "5") + "\n")
-    td.rtmrs[3] = bytes(48)
-    backend = make_guest(td)
-    assert backend.open_journal().events() == ()
-    backend.open_journal().emit(TWO)
-    assert backend.open_journal().events() == (TWO,)
-    kept = [file.name for file in td.paths.runtime_log.iterdir() if BOOT_ID in file.name]
-    assert kept == [f"runtime_events.log.{BOOT_ID}"]
-
-
-def test_journal_new_boot_with_used_register_is_rejected(td: FakeTd) -> None:
-    """After a kexec, for example, no log explains the register."""
-    make_guest(td).open_journal().emit(ONE)
-    td.paths.boot_id.write_text(BOOT_ID.replace("4", "5"))
-    backend = make_guest(td)
-    assert backend.open_journal().events() == ()
-    with raises(JournalError, "mismatch"):
-        backend.open_journal().emit(TWO)
-    assert td.extends == 1
-
-
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EINVAL])
 def test_journal_failed_extend_leaves_no_event(td: FakeTd, number: int) -> None:
     """The error is raised, and the next event succeeds."""
@@ -155,36 +114,6 @@ def test_journal_failed_extend_leaves_no_event(td: FakeTd, number: int) -> None:
     assert not (td.paths.runtime_log / "runtime_event.pending").exists()
     backend.open_journal().emit(TWO)
     assert td.rtmrs[3] == replay_from(bytes(48), (TWO,))
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.EINTR])
-def test_journal_applied_extend_is_logged_despite_error(td: FakeTd, number: int) -> None:
-    """The register's value decides, not the result of the call."""
-    backend = make_guest(td)
-    td.fail[WRITE] = [number + DONE]
-    backend.open_journal().emit(ONE)
-    assert backend.open_journal().events() == (ONE,)
-    assert td.extends == 1
-
-
-def test_journal_is_shared_by_threads(td: FakeTd) -> None:
-    """Concurrent calls open one journal, which contains all events."""
-    backend = make_guest(td)
-    start = threading.Barrier(8)
-    events = [runtime_event(f"event {number}", b"") for number in range(8)]
-
-    def emit(number: int) -> None:
-        start.wait()
-        backend.open_journal().emit(events[number])
-
-    threads = [threading.Thread(target=emit, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    logged = backend.open_journal().events()
-    assert sorted(event.name for event in logged) == sorted(event.name for event in events)
-    assert td.rtmrs[3] == replay_from(bytes(48), logged)
 
 
 def test_closed_guest_rejects_the_journal(td: FakeTd) -> None:

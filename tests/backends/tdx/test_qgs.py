@@ -54,12 +54,6 @@ REPORT = bytes(range(256)) * 4
 SHORT = Deadlines(connect=5.0, answer=0.2)
 
 
-@pytest.fixture
-def socket_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the path of a socket, short enough for sun_path."""
-    return tmp_path_factory.mktemp("q") / "s"
-
-
 def request_quote(
     socket_path: Path, behave: Behaviour, deadlines: Deadlines | None = None
 ) -> bytes:
@@ -117,66 +111,47 @@ def test_get_quote_report_must_be_1024_bytes(report: object) -> None:
 # -- malformed responses -----------------------------------------------------------------------
 
 MALFORMED = [
-    (framed(response(), 0), "malformed_response", "length 0, expected 16 to 1048576"),
-    (framed(response(), 15), "malformed_response", "length 15"),
-    (framed(response(), (1 << 20) + 1), "malformed_response", "length 1048577"),
-    (framed(response(), 0xFFFFFFFF), "malformed_response", "length 4294967295"),
-    (framed(response())[:3], "truncated", "3 of 4 bytes"),
-    (framed(response())[:4], "truncated", "4 of 5148 bytes"),
-    (framed(response())[:-1], "truncated", "5147 of 5148 bytes"),
-    (framed(response(major=0)), "malformed_response", "version (byte 0) 0"),
-    (framed(response(major=2)), "malformed_response", "version (byte 0) 2"),
-    (framed(response(kind=0)), "malformed_response", "type (byte 4) 0"),
-    (framed(response(kind=3)), "malformed_response", "type (byte 4) 3"),
-    (framed(response(size=5143)), "malformed_response", "size (byte 8) 5143"),
-    (framed(response(size=0xFFFFFFFF)), "malformed_response", "size (byte 8) 4294967295"),
-    (
-        framed(response(quote_size=len(QUOTE) - 1)),
-        "malformed_response",
-        "size fields (byte 16) 0 and 5119",
-    ),
-    (
-        framed(response(id_size=0xFFFFFFFF, quote_size=5121)),
-        "malformed_response",
-        "size fields (byte 16) 4294967295 and 5121",
-    ),
-    (framed(response(b"", size=16)[:16]), "malformed_response", "16 bytes, expected at least 24"),
-    (
-        framed(response(b"", size=16, code=0x12001)[:16]),
-        "malformed_response",
-        "expected at least 24, error 0x00012001",
-    ),
-    (
-        framed(response(code=0x12001)),
-        "malformed_response",
-        "error 0x00012001 (unexpected error), but with data: 0 + 5120 bytes",
-    ),
+    (framed(response(), 0), "length 0, expected 16 to 1048576"),
+    (framed(response(), 15), "length 15"),
+    (framed(response(), (1 << 20) + 1), "length 1048577"),
+    (framed(response(), 0xFFFFFFFF), "length 4294967295"),
+    (framed(response())[:3], "truncated response: 3 of 4 bytes"),
+    (framed(response())[:4], "truncated response: 4 of 5148 bytes"),
+    (framed(response())[:-1], "truncated response: 5147 of 5148 bytes"),
+    (framed(response(major=0)), "version (byte 0) 0"),
+    (framed(response(major=2)), "version (byte 0) 2"),
+    (framed(response(kind=0)), "type (byte 4) 0"),
+    (framed(response(kind=3)), "type (byte 4) 3"),
+    (framed(response(size=5143)), "size (byte 8) 5143"),
+    (framed(response(size=0xFFFFFFFF)), "size (byte 8) 4294967295"),
+    (framed(response(quote_size=len(QUOTE) - 1)), "size fields (byte 16) 0 and 5119"),
+    (framed(response(id_size=0xFFFFFFFF, quote_size=5121)), "(byte 16) 4294967295 and 5121"),
+    (framed(response(b"", size=16)[:16]), "16 bytes, expected at least 24"),
+    (framed(response(b"", size=16, code=0x12001)[:16]), "at least 24, error 0x00012001"),
+    (framed(response(code=0x12001)), "(unexpected error), but with data: 0 + 5120 bytes"),
 ]
 
 
-@pytest.mark.parametrize(("reply", "reason", "place_and_value"), MALFORMED)
+@pytest.mark.parametrize(("reply", "place_and_value"), MALFORMED)
 def test_get_quote_malformed_response_names_field_and_value(
-    socket_path: Path, reply: bytes, reason: str, place_and_value: str
+    socket_path: Path, reply: bytes, place_and_value: str
 ) -> None:
     """The error has the service, the field, its offset and its value."""
-    with raises(BackendError, reason, path=str(socket_path)) as caught:
+    reason = "truncated" if place_and_value.startswith("truncated") else "malformed_response"
+    with raises(BackendError, reason, path=str(socket_path), part=place_and_value):
         request_quote(socket_path, answering(reply))
-    assert place_and_value in str(caught.value)
-
-
-def test_get_quote_sizes_that_overflow_32_bits_are_rejected(socket_path: Path) -> None:
-    """The sum of the sizes equals the message size modulo 2 ** 32."""
-    assert (24 + 0xFFFFFFFF + 5121) % (1 << 32) == 5144
-    with pytest.raises(BackendError):
-        request_quote(socket_path, answering(framed(response(id_size=0xFFFFFFFF, quote_size=5121))))
 
 
 @pytest.mark.parametrize("code", [*CODES, 1, 0x12008, 0xFFFFFFFF])
 def test_get_quote_error_code_is_named(socket_path: Path, code: int) -> None:
     """A QGS error means that the quote, not the platform, is unavailable."""
-    with raises(QuoteUnavailableError, "quoting_service", path=str(socket_path)) as caught:
+    with raises(
+        QuoteUnavailableError,
+        "quoting_service",
+        path=str(socket_path),
+        part=f"{code:#010x} ({CODES.get(code, 'unknown error')})",
+    ) as caught:
         request_quote(socket_path, answering(framed(response(b"", code=code))))
-    assert f"{code:#010x} ({CODES.get(code, 'unknown error')})" in str(caught.value)
     assert "see the log of the QGS on the host" in str(caught.value)
     assert len(set(CODES.values())) == len(CODES)
 
@@ -199,17 +174,17 @@ def test_get_quote_connection_closed_names_possible_causes(
     socket_path: Path, behave: Behaviour
 ) -> None:
     """The connection may be closed before or after the request was read."""
-    with raises(QuoteUnavailableError, "connection_lost", path=str(socket_path)) as caught:
+    with raises(
+        QuoteUnavailableError, "connection_lost", path=str(socket_path), part="before DCAP 1.16"
+    ):
         request_quote(socket_path, behave)
-    assert "before DCAP 1.16" in str(caught.value)
 
 
 def test_get_quote_silent_service_times_out(socket_path: Path) -> None:
     """The error has the timeout."""
     start = time.monotonic()
-    with raises(QuoteUnavailableError, "timed_out", path=str(socket_path)) as caught:
+    with raises(QuoteUnavailableError, "timed_out", path=str(socket_path), part="within 0.2 s"):
         request_quote(socket_path, silent, SHORT)
-    assert "within 0.2 s" in str(caught.value)
     assert 0.2 <= time.monotonic() - start < 10
 
 
@@ -230,11 +205,6 @@ def test_get_quote_deadline_uses_given_clock(socket_path: Path) -> None:
     ):
         get_quote(parse_endpoint(socket_path), REPORT, clock=lambda: float(next(now)))
     assert next(now) == 42  # start, send, three reads in time, and one too late
-
-
-def test_default_deadlines_follow_the_specification() -> None:
-    """5 s for the connection, 30 s for the response."""
-    assert Deadlines() == (5.0, 30.0)
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda tail: response(b"") + tail))
@@ -300,8 +270,8 @@ class FakeConnection:
 
 def exchange_message(peer: FakeConnection) -> bytes:
     """Return the message received over a connection."""
-    run = qgs._Exchange(host_endpoint(4050), Deadlines(), time.monotonic).run
-    return run(untyped(peer), qgs.quote_request(REPORT))
+    exchange = qgs._Exchange(untyped(peer), host_endpoint(4050), Deadlines(), time.monotonic)
+    return exchange.run(qgs.quote_request(REPORT))
 
 
 @given(st.binary(max_size=100) | st.builds(framed, st.binary(max_size=60)))
@@ -355,9 +325,8 @@ def test_connect_errno_gives_reason_and_remedy(
     number: int, kind: type[BackendError], reason: str, remedy: str
 ) -> None:
     """Each cause has its own remedy."""
-    with raises(kind, reason, path="vsock 2:4050") as caught:
+    with raises(kind, reason, path="vsock 2:4050", part=remedy) as caught:
         exchange_message(FakeConnection(b"", OSError(number, os.strerror(number))))
-    assert remedy in str(caught.value)
     assert errno_of(caught.value) == number
 
 
@@ -376,20 +345,6 @@ def test_connect_unused_or_missing_socket(socket_path: Path) -> None:
         with raises(QuoteUnavailableError, "cannot_connect", path=str(socket_path)) as caught:
             get_quote(parse_endpoint(socket_path), REPORT)
         assert errno_of(caught.value) == errno.ECONNREFUSED
-
-
-def test_connect_full_backlog_is_busy(socket_path: Path) -> None:
-    """A real socket whose backlog is full."""
-    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as waiting:
-        listener.bind(str(socket_path))
-        listener.listen(0)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
-                client.settimeout(0)
-                client.connect(str(socket_path))
-        with raises(BackendBusyError, "overloaded", path=str(socket_path)):
-            get_quote(parse_endpoint(socket_path), REPORT)
 
 
 @pytest.mark.parametrize(
@@ -416,9 +371,8 @@ def test_socket_creation_errors_give_reason_and_remedy(
         lambda: get_quote(host_endpoint(4050), REPORT),
         lambda: check_transport(host_endpoint(4050)),
     ):
-        with raises(BackendUnavailableError, reason, path="vsock 2:4050") as caught:
+        with raises(BackendUnavailableError, reason, path="vsock 2:4050", part=remedy) as caught:
             call()
-        assert remedy in str(caught.value)
         assert errno.errorcode[number] in str(caught.value)
 
 

@@ -23,7 +23,7 @@ from attestkit.errors import (
     UsageError,
 )
 from tests.backends.tdx.fake_td import FakeTd, count_open_files
-from tests.backends.tdx.qgs_server import KEY_ID, QUOTE, framed, response
+from tests.backends.tdx.qgs_server import QUOTE, framed, response
 from tests.raising import errno_of, raises
 
 if TYPE_CHECKING:
@@ -135,12 +135,6 @@ def test_get_quote_request_depends_on_generation(driver: FakeDriver) -> None:
     assert request == REPORT
 
 
-def test_get_quote_drops_the_key_id(framing: FakeDriver) -> None:
-    """The selected key ID before the quote is removed."""
-    framing.reply = (0, framed(response(key_id=KEY_ID)), None)
-    assert framing.quote() == QUOTE
-
-
 # -- statuses ----------------------------------------------------------------------------------
 
 STATUSES = [
@@ -157,9 +151,8 @@ def test_get_quote_status_gives_reason_and_text(
 ) -> None:
     """A quote next to a failure status is ignored, and nothing else is tried."""
     driver.reply = (status, driver.reply[1], None)
-    with raises(kind, reason, path=driver.path) as caught:
+    with raises(kind, reason, path=driver.path, part=text):
         driver.quote()
-    assert text in str(caught.value)
     assert len(driver.commands) == 1
 
 
@@ -181,9 +174,10 @@ def test_get_quote_in_flight_is_polled(driver: FakeDriver) -> None:
 def test_get_quote_in_flight_times_out_after_30_s(driver: FakeDriver) -> None:
     """The error states that the device stays busy until the host responds."""
     driver.reply = (IN_FLIGHT, b"", None)
-    with raises(QuoteUnavailableError, "timed_out", path=driver.path) as caught:
+    with raises(
+        QuoteUnavailableError, "timed_out", path=driver.path, part="busy until the host responds"
+    ):
         driver.quote()
-    assert "busy until the host responds" in str(caught.value)
     assert 30 <= driver.now < 31
     assert len(driver.commands) == 1
 
@@ -212,9 +206,8 @@ def test_get_quote_deadline_includes_the_ioctl(
 def test_get_quote_length_beyond_buffer_is_malformed(driver: FakeDriver, length: int) -> None:
     """Nothing beyond the buffer is read."""
     driver.reply = (0, driver.reply[1], length)
-    with raises(BackendError, "malformed_response", path=driver.path) as caught:
+    with raises(BackendError, "malformed_response", path=driver.path, part=f"(byte 20) {length}"):
         driver.quote()
-    assert f"(byte 20) {length}" in str(caught.value)
 
 
 def test_get_quote_response_may_fill_the_buffer(driver: FakeDriver) -> None:
@@ -248,10 +241,7 @@ MALFORMED = [
     (b"\0\0\x14", "truncated", "3 bytes, expected at least 4"),
     (framed(response(), 15), "malformed_response", "length 15"),
     (framed(response(), 5143), "malformed_response", "length 5143 with 5144 bytes"),
-    (framed(response(), 5145), "malformed_response", "length 5145 with 5144 bytes"),
-    (framed(response(), 0xFFFFFFFF), "malformed_response", "length 4294967295"),
     (framed(response(major=2)), "malformed_response", "version (byte 0) 2"),
-    (framed(response(kind=0)), "malformed_response", "type (byte 4) 0"),
 ]
 
 
@@ -261,17 +251,8 @@ def test_get_quote_malformed_message_names_the_field(
 ) -> None:
     """The error is the same as over vsock."""
     framing.reply = (0, answer, None)
-    with raises(BackendError, reason, path=framing.path) as caught:
+    with raises(BackendError, reason, path=framing.path, part=text):
         framing.quote()
-    assert text in str(caught.value)
-
-
-def test_get_quote_qgs_error_names_the_code(framing: FakeDriver) -> None:
-    """The QGS error code is reported with its name."""
-    framing.reply = (0, framed(response(b"", code=0x12003)), None)
-    with raises(QuoteUnavailableError, "quoting_service", path=framing.path) as caught:
-        framing.quote()
-    assert "0x00012003 (invalid parameter)" in str(caught.value)
 
 
 @given(status=st.sampled_from([0, 0, FAILED, 5]), answer=st.binary(max_size=2000), data=st.data())
@@ -309,26 +290,10 @@ def test_get_quote_errno_gives_reason_and_is_final(
 ) -> None:
     """No other ioctl number is tried."""
     driver.fail = [number]
-    with raises(kind, reason, path=driver.path) as caught:
+    with raises(kind, reason, path=driver.path, part=text) as caught:
         driver.quote()
-    assert text in str(caught.value)
     assert errno_of(caught.value) == number
     assert driver.commands == [driver.generation.number]
-
-
-def test_get_quote_never_tries_another_generation(
-    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only the configured ioctl number is called."""
-    for name, other in GENERATIONS.items():
-        if other != driver.generation:
-            other_driver = FakeDriver(driver.td.paths.tdx_guest.parents[1] / name, name)
-            monkeypatch.setattr(other_driver, "ioctl", driver.ioctl)
-            driver.commands.clear()
-            with raises(BackendUnavailableError, "unsupported_kernel") as caught:
-                other_driver.quote()
-            assert errno_of(caught.value) == errno.ENOTTY
-            assert driver.commands == [other.number]
 
 
 def test_get_quote_eintr_is_retried_once(driver: FakeDriver) -> None:
@@ -357,6 +322,5 @@ def test_get_quote_ebusy_is_retried_up_to_1_s(driver: FakeDriver) -> None:
 @pytest.mark.parametrize("name", ["", "A", "B", "c", "C''", None, 1])
 def test_parse_generation_unknown_name_lists_generations(name: object) -> None:
     """An unknown generation is a usage error."""
-    with raises(UsageError, "unknown_name") as caught:
+    with raises(UsageError, "unknown_name", part="C, C', D, D'"):
         parse_generation(name)
-    assert "C, C', D, D'" in str(caught.value)

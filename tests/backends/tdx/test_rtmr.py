@@ -37,12 +37,6 @@ def make_registers(td: FakeTd, *, named: bool = False) -> RtmrAccess:
 
 
 @pytest.fixture
-def td(tmp_path: Path) -> FakeTd:
-    """Return a TD of Linux 6.16 or later: it has register files."""
-    return FakeTd(tmp_path)
-
-
-@pytest.fixture
 def old(tmp_path: Path) -> FakeTd:
     """Return a TD without register files, whose driver extends by the first ioctl."""
     return FakeTd(tmp_path, files=False, extends_by=(FIRST,))
@@ -112,9 +106,10 @@ def test_read_file_of_wrong_size_is_malformed(td: FakeTd, size: int) -> None:
 def test_read_without_files_and_device_names_both(old: FakeTd) -> None:
     """The error has both paths."""
     old.paths.tdx_guest.unlink()
-    with raises(BackendUnavailableError, "missing", path=str(old.paths.tdx_guest)) as caught:
+    with raises(
+        BackendUnavailableError, "missing", path=str(old.paths.tdx_guest), part="Linux 6.16"
+    ):
         make_registers(old).read(3)
-    assert "Linux 6.16" in str(caught.value)
 
 
 # -- extending by the file ---------------------------------------------------------------------
@@ -165,7 +160,7 @@ WRITE_ERRORS = [
     Expected(errno.EIO, BackendError, "io_error", "see the kernel log (dmesg)"),
     Expected(errno.EACCES, BackendUnavailableError, "permission_denied", "mode 0644, owner uid"),
     Expected(errno.EPERM, BackendUnavailableError, "permission_denied", "mode 0644, owner uid"),
-    Expected(errno.EROFS, BackendUnavailableError, "permission_denied", "measurements read-write"),
+    Expected(errno.EROFS, BackendUnavailableError, "permission_denied", "directory read-write"),
     Expected(errno.ENOENT, BackendUnavailableError, "missing", "the directory exists"),
     Expected(errno.ENOSPC, BackendError, "io_error", "undocumented error"),
 ]
@@ -302,9 +297,8 @@ def test_extend_second_ioctl_is_tried_after_enotty(tmp_path: Path) -> None:
 def test_extend_unsupported_kernel_names_required_version(tmp_path: Path) -> None:
     """Linux 6.2 to 6.15 supports neither ioctl."""
     td = FakeTd(tmp_path, files=False)
-    with raises(UnsupportedError, "no_registers") as caught:
+    with raises(UnsupportedError, "no_registers", part="Linux 6.16"):
         make_registers(td).extend(3, DIGEST)
-    assert "Linux 6.16" in str(caught.value)
     assert td.times(CALL) == td.times(OTHER_CALL) == 1
     assert td.extends == 0
 
@@ -335,21 +329,8 @@ def test_extend_ioctl_driver_errors_have_their_meaning(old: FakeTd) -> None:
         (errno.EINVAL, BackendError, "io_error", "no such register"),
     ):
         old.fail[CALL] = [number]
-        with raises(kind, reason, path=str(old.paths.tdx_guest)) as caught:
+        with raises(kind, reason, path=str(old.paths.tdx_guest), part=text):
             make_registers(old).extend(3, DIGEST)
-        assert text in str(caught.value)
-
-
-@pytest.mark.parametrize("number", [errno.EINTR, errno.EBUSY])
-def test_extend_ioctl_busy_is_retried_with_same_ioctl(old: FakeTd, number: int) -> None:
-    """The register is read before each retry; it is extended once."""
-    old.fail[CALL] = [number] * 2
-    expected = extend_register(old.rtmrs[3], DIGEST)
-    make_registers(old).extend(3, DIGEST)
-    assert old.rtmrs[3] == expected
-    assert old.extends == 1
-    assert old.times(CALL) == 3
-    assert old.times(OTHER_CALL) == 0
 
 
 @pytest.mark.parametrize(
@@ -382,13 +363,6 @@ def test_extend_missing_file_does_not_use_ioctl(td: FakeTd) -> None:
     assert td.times(CALL) == td.times(OTHER_CALL) == td.extends == 0
 
 
-def test_extend_ioctl_device_error_is_raised(old: FakeTd) -> None:
-    """The device's own error is raised."""
-    old.fail["open tdx_guest"] = [errno.EACCES] * 10
-    with raises(BackendUnavailableError, "permission_denied", path=str(old.paths.tdx_guest)):
-        make_registers(old).extend(3, DIGEST)
-
-
 def test_extend_ioctl_unexpected_result_is_unknown(old: FakeTd) -> None:
     """Nothing is tried after it."""
 
@@ -409,9 +383,13 @@ def test_configured_directory_missing_is_an_error(old: FakeTd) -> None:
     configured = make_registers(old, named=True)
     with raises(BackendUnavailableError, "missing", path=str(old.paths.measurements)):
         configured.read(3)
-    with raises(BackendUnavailableError, "missing", path=str(old.paths.measurements)) as caught:
+    with raises(
+        BackendUnavailableError,
+        "missing",
+        path=str(old.paths.measurements),
+        part="unset DCAP_TDX_RTMR_SYSFS_PATH",
+    ):
         configured.extend(3, DIGEST)
-    assert "unset DCAP_TDX_RTMR_SYSFS_PATH" in str(caught.value)
     assert old.extends == old.times(CALL) == 0
 
 
@@ -426,13 +404,6 @@ def test_configured_directory_without_file_is_an_error(td: FakeTd) -> None:
     with raises(BackendUnavailableError, "missing", path=file):
         configured.extend(3, DIGEST)
     assert td.extends == 0
-
-
-def test_configured_directory_is_used(td: FakeTd) -> None:
-    """Reads and extends use its files."""
-    expected = extend_register(td.rtmrs[3], DIGEST)
-    make_registers(td, named=True).extend(3, DIGEST)
-    assert make_registers(td, named=True).read(3) == expected
 
 
 # -- real system calls -------------------------------------------------------------------------

@@ -81,20 +81,12 @@ def test_errno_on_tdx_gives_reason_and_remedy(
 
 
 _REQUEST_FAILED = (QuoteUnavailableError, "request_failed")
+_TIMED_OUT = (QuoteUnavailableError, "timed_out")
+_KEY_LOST = (QuoteUnavailableError, "key_lost")
 SNP_CASES = [
     ("outblob", errno.EIO, _REQUEST_FAILED, ["do not retry", "VMPCK", "reboot"]),
-    (
-        "outblob",
-        errno.ETIMEDOUT,
-        (QuoteUnavailableError, "timed_out"),
-        ["60 s", "do not retry", "reboot"],
-    ),
-    (
-        "outblob",
-        errno.ENOTTY,
-        (QuoteUnavailableError, "key_lost"),
-        ["wiped", "reboot", "vmpck_id"],
-    ),
+    ("outblob", errno.ETIMEDOUT, _TIMED_OUT, ["60 s", "do not retry", "reboot"]),
+    ("outblob", errno.ENOTTY, _KEY_LOST, ["wiped", "reboot", "vmpck_id"]),
     ("outblob", errno.ENXIO, _MISSING, ["secure processor rejected", "dmesg"]),
     ("outblob", errno.EINVAL, _IO_ERROR, ["privlevel", "VMPL"]),
     ("auxblob", errno.EFBIG, (BackendError, "too_large"), ["longer than this kernel"]),
@@ -170,6 +162,13 @@ def test_generation_must_be_a_number(text: bytes) -> None:
     assert error.path.endswith("/generation")
 
 
+def test_rejected_report_data_with_unreadable_generation_is_raised() -> None:
+    """Whether another process has written is unknown then."""
+    unreadable = Fault("read", "generation", b"?\n", after=1)
+    error = request_error(TsmKernel(), Fault("read", "outblob", errno.EINVAL), unreadable)
+    assert errno_of(error) == errno.EINVAL
+
+
 def test_response_size_is_limited() -> None:
     """A text file has at most 4096 bytes, a report at most 16 MiB."""
     limit = 16 << 20
@@ -186,11 +185,21 @@ def test_response_size_is_limited() -> None:
 # -- waiting -----------------------------------------------------------------------------------
 
 
-def test_request_busy_host_is_retried_with_backoff() -> None:
-    """EBUSY is retried after delays that double up to 1 s."""
-    kernel = TsmKernel(faults=[Fault("read", "outblob", errno.EBUSY, times=7)])
+_BACKOFF = [0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0]
+
+
+@pytest.mark.parametrize(("interrupts", "busy", "slept"), [(0, 7, 7), (1, 0, 0), (1, 3, 3)])
+def test_request_is_retried_after_one_signal_and_while_busy(
+    interrupts: int, busy: int, slept: int
+) -> None:
+    """EBUSY is retried after delays that double up to 1 s, one EINTR at once."""
+    kernel = TsmKernel()
+    kernel.faults = [
+        Fault("read", "outblob", errno.EINTR, times=interrupts),
+        Fault("read", "outblob", errno.EBUSY, times=busy),
+    ]
     assert make_client(kernel).request(REQUEST).report == expected_report(REPORT_DATA, 0, 4998)
-    assert kernel.slept == [0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0]
+    assert kernel.slept == _BACKOFF[:slept]
     assert kernel.calls.count("write inblob") == 1
 
 
@@ -203,24 +212,6 @@ def test_request_busy_host_times_out_after_30_s() -> None:
     assert errno_of(error) == errno.EBUSY
     assert sum(kernel.slept) == pytest.approx(30)
     assert max(kernel.slept) == 1
-
-
-def test_request_single_signal_is_retried_at_once() -> None:
-    """One EINTR is retried without a delay."""
-    kernel = TsmKernel(faults=[Fault("read", "outblob", errno.EINTR)])
-    assert make_client(kernel).request(REQUEST).report == expected_report(REPORT_DATA, 0, 4998)
-    assert kernel.slept == []
-
-
-def test_request_signal_then_busy_is_retried() -> None:
-    """After a signal, the TDX driver returns EBUSY until the host has answered."""
-    kernel = TsmKernel()
-    kernel.faults = [
-        Fault("read", "outblob", errno.EINTR),
-        Fault("read", "outblob", errno.EBUSY, times=3),
-    ]
-    assert make_client(kernel).request(REQUEST).report == expected_report(REPORT_DATA, 0, 4998)
-    assert kernel.slept == [0.02, 0.04, 0.08]
 
 
 def test_request_second_signal_raises_busy() -> None:

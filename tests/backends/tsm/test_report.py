@@ -8,7 +8,6 @@ import pytest
 
 from attestkit.backends.tsm.report import TsmClient, TsmRequest, TsmResponse
 from attestkit.errors import (
-    AttestKitError,
     BackendBusyError,
     BackendError,
     BackendUnavailableError,
@@ -244,28 +243,6 @@ def test_shared_entry_lock_released_early_is_taken() -> None:
     assert reports.request(REQUEST).report == expected_report(REPORT_DATA, 0, 4998)
     assert kernel.slept == [0.02, 0.04, 0.08]
     assert not kernel.locked
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.EBUSY, errno.EINTR, errno.ENOMEM])
-def test_shared_entry_is_unlocked_after_an_error(number: int) -> None:
-    """A failed request releases the lock and keeps the entry."""
-    kernel = TsmKernel()
-    add_shared_entry(kernel)
-    reports = make_client(kernel, SHARED)
-    kernel.faults = [Fault("read", "outblob", number, times=999)]
-    with pytest.raises(AttestKitError):
-        reports.request(REQUEST)
-    assert not kernel.locked
-    assert "com.intel.dcap" in kernel.entries
-
-
-def test_shared_entry_missing_at_open_is_unavailable() -> None:
-    """A missing shared entry is an error, and no new entry is created."""
-    kernel = TsmKernel()
-    with raises(BackendUnavailableError, "missing", path=SHARED) as caught:
-        TsmClient(FOLDER, SHARED, kernel.system()).identify()
-    assert "unset DCAP_TDX_QUOTE_CONFIGFS_PATH" in str(caught.value)
-    assert kernel.calls == ["read provider"]
 
 
 def test_shared_entry_removed_later_is_unavailable() -> None:

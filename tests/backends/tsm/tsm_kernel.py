@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from attestkit.backends.tsm.configfs_files import DirectoryEntry, TsmSystem
+from attestkit.backends.tsm.configfs_files import DirectoryEntry, OsFiles, TsmSystem
 from attestkit.backends.tsm.report import TsmClient, TsmRequest
 from attestkit.errors import AttestKitError
 
@@ -61,7 +61,7 @@ class Entry:
 
 
 @dataclass
-class TsmKernel:
+class TsmKernel(OsFiles):
     """Fake kernel with one TSM driver and a virtual clock."""
 
     provider: str | None = "tdx_guest"

@@ -16,8 +16,6 @@ from typing import Final, NamedTuple, TypeAlias
 from attestkit.event_log.journal import BOOT_ID, LOCK, LOG, PENDING, VERSION
 from attestkit.event_log.journal_files import QUEUE
 
-__all__ = ["Corruption", "corruptions"]
-
 Change: TypeAlias = Callable[[Path], object]
 Edit: TypeAlias = Callable[[bytes], bytes]
 

@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 
 from tests.rigs.emulator import environment, stop
 
-__all__ = ["Disk", "faulty_folder"]
-
 _STATS = ("st_atime_ns", "st_ctime_ns", "st_mtime_ns")
 _CHANGES = frozenset({"write", "create", "rename", "unlink"})
 _SAME = ("st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_blocks", "st_ino")

@@ -13,6 +13,7 @@ import pytest
 
 from attestkit.emulator import fuse_mount
 from attestkit.errors import BackendUnavailableError
+from tests.cli.program import closed_pipe, run
 from tests.raising import raises
 from tests.rigs.emulator import (
     PATIENCE,
@@ -66,34 +67,24 @@ def test_mount_json_ready_object_has_paths(tmp_path: Path) -> None:
 def test_mount_unwritable_stdout_ends_mount(stdout: str, more: list[str], tmp_path: Path) -> None:
     """If the ready line cannot be written, the mount ends with exit code 1 and one line."""
     (tmp_path / "mount").mkdir()
-    reader, writer = os.pipe()
-    os.close(reader)
-    if stdout == "full":
-        os.close(writer)
-        writer = os.open("/dev/full", os.O_WRONLY)
-    done = subprocess.run(
-        command(tmp_path / "mount", *more),
-        env=environment(),
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    os.close(writer)
+    with closed_pipe() as writer, Path("/dev/full").open("w") as full:
+        done = run(
+            "mount", str(tmp_path / "mount"), *more, stdout=full if stdout == "full" else writer
+        )
     reason = "No space left on device" if stdout == "full" else "Broken pipe"
     assert (done.returncode, done.stderr) == (1, f"attestkit: stdout: cannot write: {reason}\n")
     assert not os.path.ismount(tmp_path / "mount")
 
 
 def test_mount_accepts_seed_as_hex_or_file(tmp_path: Path) -> None:
-    """The seed is hex with or without 0x, or a file."""
+    """The seed is hex with or without 0x, or a file, and random without the option."""
     raw, text = tmp_path / "raw", tmp_path / "text"
     raw.write_bytes(b"\x11" * 32)
     text.write_text("11" * 32 + "\n")
     seeds = (f"0x{'11' * 32}", f"0X{'11' * 32}", f"@{raw}", f"@{text}")
-    with emulator(seed="11" * 32) as machine:
+    with emulator(seed="11" * 32) as machine, emulator(seed=None) as other:
         root = machine.trust_anchor
+        assert other.trust_anchor != root
     for seed in seeds:
         with emulator(seed=seed) as machine:
             assert machine.trust_anchor == root, seed
@@ -125,10 +116,8 @@ def test_mount_signal_after_lazy_unmount_ends_process() -> None:
 
 def test_mount_unwritable_stdout_with_ignored_signals_ends(tmp_path: Path) -> None:
     """The mount also ends if SIGTERM is ignored."""
-    words = ["/bin/sh", "-c", 'trap "" TERM; exec "$@" >/dev/full', "sh", *command(tmp_path)]
-    done = subprocess.run(
-        words, env=environment(), timeout=PATIENCE, check=False, stderr=subprocess.PIPE, text=True
-    )
+    wrapper = ["/bin/sh", "-c", 'trap "" TERM; exec "$@" >/dev/full', "sh"]
+    done = run("mount", str(tmp_path), wrapper=wrapper)
     assert (done.returncode, "stdout: cannot write" in done.stderr) == (1, True)
 
 
@@ -176,24 +165,6 @@ def test_mount_keeps_ignored_signal_ignored(tmp_path: Path) -> None:
         assert stop(process, tmp_path) == 0
 
 
-def test_emulator_fixture_unmounts_after_kill() -> None:
-    """The fixture removes the mount of a killed emulator."""
-    with emulator() as machine:
-        machine.process.kill()
-        machine.process.wait(PATIENCE)
-        assert str(machine.root) in Path("/proc/self/mounts").read_text()
-    assert str(machine.root) not in Path("/proc/self/mounts").read_text()
-    assert not machine.root.parent.exists()
-
-
-def test_mount_root_certificate_follows_from_seed() -> None:
-    """The root certificate follows from the seed, and is random without one."""
-    with emulator() as one, emulator() as two, emulator(seed=None) as other:
-        assert one.trust_anchor == two.trust_anchor
-        assert one.trust_anchor != other.trust_anchor
-        assert one.boot_id != two.boot_id
-
-
 def test_mount_state_dir_keeps_seed_and_log(tmp_path: Path) -> None:
     """A state folder keeps seed and log over a restart, and cannot be shared."""
     state = str(tmp_path / "state")
@@ -216,24 +187,17 @@ def refusal(tmp_path: Path, *options: str, code: int = 1, folder: Path | None = 
     if folder is None:
         folder = tmp_path / "mount"
         folder.mkdir(exist_ok=True)
-    done = subprocess.run(
-        command(folder, *options),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = run("mount", str(folder), *options)
     assert (done.returncode, done.stdout) == (code, "")
     [line] = done.stderr.splitlines()
-    return line.removeprefix("attestkit: ")
+    return str(line.removeprefix("attestkit: "))
 
 
 @pytest.mark.parametrize(
     ("option", "words"),
     [
         # Each starts a program, so most are slow: a number, a file, and two names.
-        ("--seed=11", "--seed: 1 bytes instead of 32"),
+        ("--seed=11", "--seed: must be 32 bytes, not 1"),
         ("--seed-file=none", "none: No such file or directory"),
         ("--fault=bad", "unknown fault 'bad'; write it as"),
         ("--qgs=vsock:x", "'vsock:x': must be vsock:PORT"),
@@ -241,9 +205,9 @@ def refusal(tmp_path: Path, *options: str, code: int = 1, folder: Path | None = 
             ("--seed=0xzz", "--seed: not hex"),
             ("--seed=@none", "none: No such file or directory"),
             ("--seed-file=", "the path is empty"),
-            ("--mr-config-id=0X00", "--mr-config-id: 1 bytes instead of 48"),
-            ("--host-data=0x00", "--host-data: 1 bytes instead of 32"),
-            ("--mr-config-id=00", "--mr-config-id: 1 bytes instead of 48"),
+            ("--mr-config-id=0X0", "--mr-config-id: not hex"),
+            ("--host-data=0x00", "host_data: must be 32 bytes"),
+            ("--mr-config-id=00", "mr_config_id: must be 48 bytes"),
             ("--provider=tdx", "unknown name 'tdx'; use one of tdx_guest, sev_guest, none"),
             ("--kernel=six", "must be like 6.12 or 6.12.80, not 'six'"),
             ("--driver=E", "driver: unknown name 'E'"),
@@ -271,7 +235,7 @@ def test_mount_folder_must_exist_and_be_empty(tmp_path: Path) -> None:
 def test_mount_qgs_listen_error_is_code_3(tmp_path: Path) -> None:
     """A QGS address that cannot be used is an error."""
     error = refusal(tmp_path, f"--qgs={tmp_path}/none/socket", code=3)
-    assert "cannot listen on" in error
+    assert "cannot listen" in error
 
 
 def test_mount_libfuse_error_is_one_line(tmp_path: Path) -> None:
@@ -279,36 +243,10 @@ def test_mount_libfuse_error_is_one_line(tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("only root can take the right to mount away")
     (tmp_path / "mount").mkdir()
-    done = subprocess.run(
-        ["unshare", "--user", *command(tmp_path / "mount")],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = run("mount", str(tmp_path / "mount"), wrapper=["unshare", "--user"])
     assert (done.returncode, done.stdout) == (3, "")
     [line] = done.stderr.splitlines()
     assert line.startswith(f"attestkit: {tmp_path}/mount: mount failed: fuse")
-
-
-def test_mount_list_faults_needs_no_folder() -> None:
-    """--list-faults lists the faults without a folder."""
-    words = [sys.executable, "-m", "attestkit", "mount", "--list-faults"]
-    done = subprocess.run(
-        words, env=environment(), check=True, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert [line.split()[0] for line in done.stdout.splitlines()][:2] == ["ebusy", "eintr"]
-    assert [line.split()[0] for line in done.stdout.splitlines()[-3:]] == [
-        *("OPERATION=ERRNO", "OPERATION", "ERRNO")
-    ]
-    done = subprocess.run(
-        words[:-1], env=environment(), check=False, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert (done.returncode, done.stderr) == (
-        1,
-        "attestkit: DIR: missing; use attestkit mount DIR\n",
-    )
 
 
 def test_serve_without_fuse_names_requirement(
@@ -317,9 +255,10 @@ def test_serve_without_fuse_names_requirement(
     """Each missing requirement of FUSE is named with a remedy."""
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "mfusepy", None)
-        with raises(BackendUnavailableError, "missing_dependency") as caught:
+        with raises(
+            BackendUnavailableError, "missing_dependency", part="pip install 'attestkit[fuse]'"
+        ):
             fuse_mount.serve(tmp_path)
-        assert "pip install 'attestkit[fuse]'" in str(caught.value)
     with monkeypatch.context() as patch:
         patch.setattr(fuse_mount, "DEVICE", tmp_path / "none")
         with raises(BackendUnavailableError, "missing", path=str(tmp_path / "none")):
@@ -327,9 +266,8 @@ def test_serve_without_fuse_names_requirement(
     with monkeypatch.context() as patch:
         patch.setattr(fuse_mount, "os", SimpleNamespace(**{**vars(os), "geteuid": lambda: 1000}))
         patch.setenv("PATH", str(tmp_path))
-        with raises(BackendUnavailableError, "missing_dependency") as caught:
+        with raises(BackendUnavailableError, "missing_dependency", part="install fuse3"):
             fuse_mount.serve(tmp_path)
-        assert "install fuse3" in str(caught.value)
 
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir])

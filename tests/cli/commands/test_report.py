@@ -10,25 +10,19 @@ from pathlib import Path
 import pytest
 
 from attestkit.__main__ import main
+from attestkit._sanitize import printable
 from attestkit.attestation import Attestation
 from attestkit.cli.report.events import FIRST, LAST
-from attestkit.cli.report.page import step_class
 from attestkit.event_log import EventLog
-from attestkit.event_log.display import preview, printable
+from attestkit.event_log.display import preview
 from tests.cli import evidence_files
 from tests.cli.evidence_files import HOSTILE, NONCE_HEX, Files
 from tests.vectors import HAVE_SHARED, SHARED, needs_shared
-from tests.verifier import parcels
+from tests.verifier.platforms import intel
 
 Capture = pytest.CaptureFixture[str]
 DCAP = SHARED / "data/quotes/dcap-qvl"
 VOID = {"meta"}
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    """Valid evidence in every format, with trust anchor and collateral."""
-    return evidence_files.write(tmp_path)
 
 
 class Reader(HTMLParser):
@@ -100,7 +94,7 @@ def test_report_accepted_evidence_has_every_section(files: Files) -> None:
         "UpToDate",
         "Simulated evidence",
         "Freshness was not checked",
-        parcels.APP_ID.hex(),
+        intel.APP_ID.hex(),
         "log agrees",
         "system-ready",
         "EV_EFI_VARIABLE_DRIVER_CONFIG",
@@ -112,13 +106,13 @@ def test_report_accepted_evidence_has_every_section(files: Files) -> None:
         "valid",
     ):
         assert text in page.text, text
-    evidence = parcels.evidence()
+    evidence = intel.evidence()
     for register in evidence.event_log.replay():
         assert register.hex() in page.text
     for event in evidence.event_log.events:
         assert event.digest.hex() in page.text
     assert "unverified" not in page.text
-    fresh = report(files, str(files.evidence), *files.trusted, "--report-data", NONCE_HEX)
+    fresh = report(files, str(files.evidence), *files.trusted, "--nonce", NONCE_HEX)
     assert "Freshness was not checked" not in fresh.text
     certificate = report(files, str(files.certificate), *files.trusted)
     assert "Freshness was not checked" in certificate.text
@@ -141,9 +135,9 @@ def test_report_rejected_evidence_is_marked_unverified(files: Files, capsys: Cap
 
 def test_report_shows_both_values_of_differing_register(files: Files) -> None:
     """A differing register is shown with the value and the replay."""
-    genuine = parcels.evidence()
+    genuine = intel.evidence()
     assert genuine.quote is not None
-    log = parcels.log_of([*parcels.BOOT, ("more", b"")])
+    log = intel.log_of([*intel.BOOT, ("more", b"")])
     path = files.put("other", Attestation.for_tdx(genuine.quote, log, genuine.config).to_bytes())
     page = report(files, str(path), *files.trusted, code=2)
     assert page.text.count("log differs") == 1
@@ -184,13 +178,13 @@ def test_report_escapes_hostile_text(files: Files) -> None:
 
 
 def _long_log(events: int) -> EventLog:
-    return parcels.log_of([*parcels.BOOT, *[("e", b"x" * 40)] * events])
+    return intel.log_of([*intel.BOOT, *[("e", b"x" * 40)] * events])
 
 
 def test_report_long_log_is_shortened(files: Files) -> None:
     """Of a long log, only the first and last events are shown."""
     log = _long_log(65_000)
-    evidence = Attestation.for_tdx(parcels.quote_of(log), log, parcels.IMAGE.vm_config)
+    evidence = Attestation.for_tdx(intel.quote_of(log), log, intel.IMAGE.vm_config)
     path = files.put("long", evidence.to_bytes())
     page = report(files, str(path), *files.trusted)
     hidden = len([event for event in log.events if event.register == 3]) - FIRST - LAST
@@ -271,32 +265,6 @@ def test_report_marks_omitted_steps(files: Files) -> None:
     assert "<li>the report&#39;s signature is valid" in text
 
 
-@pytest.mark.parametrize(
-    ("step", "css"),
-    [
-        ("the quote's signature is valid", ""),
-        ("TCB status UpToDate is accepted", ""),
-        ("TCB status OutOfDate is accepted", "caution"),
-        ("TCB status SWHardeningNeeded is accepted", "caution"),
-        ("OutOfDate: of the TCB versions, launch differ from the reported one", "caution"),
-        ("security advisories INTEL-SA-1 are accepted", "caution"),
-        ("caution: the policy names an app and no OS image", "caution"),
-        ("the enclave runs in debug mode: its PCRs 0 to 2 are zero", "caution"),
-        (
-            "the report data is as the bundle names it, which alone does not show freshness",
-            "caution",
-        ),
-        ("there is no TCB status on this platform", "left-out"),
-        ("the OS image was left out: it was", "left-out"),
-        ("freshness was not checked: any report data was accepted", "left-out"),
-        ("revocation was not checked: no CRL was consulted", "left-out"),
-    ],
-)
-def test_step_class_by_step_text(step: str, css: str) -> None:
-    """Omitted and cautionary steps have their own CSS classes."""
-    assert step_class(step) == css
-
-
 @needs_shared
 def test_report_outdated_snp_platform_has_caution(files: Files) -> None:
     """An outdated SEV-SNP platform is marked with caution."""
@@ -304,8 +272,8 @@ def test_report_outdated_snp_platform_has_caution(files: Files) -> None:
     words = [str(path), "--at", "2026-07-01", "--policy", "development"]
     page = report(files, *words)
     text = (files.folder / "page.html").read_text()
-    assert '<li class="caution">OutOfDate: ' in text
-    assert '<li class="caution">TCB status OutOfDate is accepted' in text
+    assert '<li class="caution">caution: OutOfDate: ' in text
+    assert '<li class="caution">caution: TCB status OutOfDate is accepted' in text
     assert "no security advisory applies" not in page.text
     assert "Policydevelopment" in page.text.replace("\n", "")
 

@@ -20,9 +20,9 @@ def recorded(tmp_path: Path) -> Path:
     """A recording of a simulated TD."""
     path = tmp_path / "tee.jsonl"
     with attestkit.open("recording", path=path, of="simulator") as tee:
-        tee.attest(b"nonce")
+        tee.attest(report_data=b"nonce", pad=True)
         tee.emit_event("model", b"1")
-        tee.attest(b"nonce")
+        tee.attest(report_data=b"nonce", pad=True)
     return path
 
 
@@ -55,7 +55,7 @@ def test_show_truncated_recording_is_incomplete(recorded: Path, capsys: Capture)
 def test_show_recording_has_recorded_backend(tmp_path: Path, capsys: Capture) -> None:
     """The recorded backend and its `simulated` flag are shown."""
     with Attester(Recording(tmp_path / "a.jsonl", of=FakeSnp())) as tee:
-        tee.attest(b"")
+        tee.attest(report_data=bytes(64))
     assert main(["show", str(tmp_path / "a.jsonl"), "--json"]) == 0
     found = schemas.check("show", capsys.readouterr().out)
     assert (found["backend"], found["simulated"]) == ("fake_snp", False)

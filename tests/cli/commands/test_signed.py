@@ -5,7 +5,6 @@ import re
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import cbor2
 import pytest
@@ -13,26 +12,19 @@ import pytest
 from attestkit import __main__ as program
 from attestkit.__main__ import main
 from attestkit.cli.commands import ear as command
-from attestkit.errors import FormatError, SignatureError, VerificationError
 from attestkit.serve.config.option_values import read_policy
 from attestkit.serve.verifier_service.ear import encode_key_set
 from attestkit.verifier.ear import envelope
 from attestkit.verifier.ear.claims import RESULT
 from attestkit.verifier.ear.result_token import EarKey, policy_uri, sign_ear, verify_ear
-from tests.cli import evidence_files, schemas
-from tests.cli.evidence_files import AT, HOSTILE, NONCE_HEX, Files
-from tests.verifier import parcels
+from tests.cli import schemas
+from tests.cli.evidence_files import AT, HOSTILE, REPORT_DATA, Files
 from tests.verifier.ear import ears
 from tests.verifier.ear.ears import ED25519, NONCE, NOW, P256
+from tests.verifier.platforms import intel
 
 Capture = pytest.CaptureFixture[str]
 TIME = ["--at", NOW.isoformat()]
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    """Valid evidence in every format, with trust anchor and collateral."""
-    return evidence_files.write(tmp_path)
 
 
 @pytest.fixture
@@ -67,15 +59,15 @@ def test_save_ear_signs_accepted_result(
     path = saved(files, key, *more)
     assert "accepted" in capsys.readouterr().out
     assert keys.read_bytes() == encode_key_set(ED25519) + b"\n"
-    found = verify_ear(path.read_bytes(), ED25519.public, nonce=NONCE, now=parcels.NOW)
-    assert (found.form, found.issued_at) == (form, parcels.NOW.replace(microsecond=0))
+    found = verify_ear(path.read_bytes(), ED25519.public, nonce=NONCE, now=intel.NOW)
+    assert (found.form, found.issued_at) == (form, intel.NOW.replace(microsecond=0))
     assert found.policy_id == policy_uri(read_policy("--policy", "default"))
     words = ["ear", str(path), "--key", str(keys), "--nonce", NONCE.hex(), "--at", AT]
     assert main([*words, "--json"]) == 4  # simulated
     text = schemas.check("ear", capsys.readouterr().out)
     assert (text["status"], text["simulated"]) == ("contraindicated", True)
     assert text["nonce"] == NONCE.hex()
-    assert text["result"]["report_data"].startswith(NONCE_HEX)
+    assert text["result"]["report_data"] == REPORT_DATA.hex()
     assert main(words) == 4
     shown = capsys.readouterr()
     assert "SIMULATED" in shown.out
@@ -87,7 +79,7 @@ def test_save_ear_default_is_jwt_without_nonce(files: Files, key: Path) -> None:
     """By default the EAR is a JWT without a nonce, and deterministic."""
     path = saved(files, key)
     first = path.read_bytes()
-    found = verify_ear(first, ED25519.public, nonce=None, now=parcels.NOW)
+    found = verify_ear(first, ED25519.public, nonce=None, now=intel.NOW)
     assert (found.form, found.nonce) == ("jwt", None)
     assert saved(files, key).read_bytes() == first
 
@@ -120,11 +112,10 @@ def test_save_ear_usage_error_writes_nothing(files: Files, key: Path, capsys: Ca
     for words, text in (
         ([one, "--save-ear", path], "an EAR needs both"),
         ([one, "--ear-key", str(key)], "an EAR needs both"),
-        ([one, "--nonce", "00" * 8], "--nonce: an EAR needs"),
         ([one, "--ear-format", "jwt"], "an EAR needs both"),
         ([one, "--save-ear-keys", path], "an EAR needs both"),
         ([one, one, *both], "requires exactly one FILE"),
-        ([one, *both, "--nonce", "00" * 7], "7 bytes, must be 8 to 64"),
+        ([one, *both, "--nonce", "00" * 7], "must be 8 to 64 bytes, not 7"),
         ([one, *both, "--nonce", "x"], "not hex"),
         ([one, *both, "--ear-format", "xml"], "xml"),
         ([one, "--save-ear", "-", "--ear-key", str(key)], "stdout is used for the results"),
@@ -175,7 +166,7 @@ def test_ear_key_requires_hidden_memory(
 
 def test_ear_shows_affirming_result(files: Files, keys: Path, capsys: Capture) -> None:
     """An affirming EAR has exit code 0; a newline after a JWT is ignored."""
-    token = sign_ear(ears.create_small_result(), ED25519, nonce=NONCE, policy_id="tag:the policy")
+    token = sign_ear(ears.create_small_result(nonce=NONCE), ED25519, policy_id="tag:the policy")
     for ending in (b"", b"\n", b"\r\n"):
         path = str(files.put("token", token + ending))
         assert main(["ear", path, "--key", str(keys), *TIME]) == 0
@@ -214,7 +205,7 @@ def test_ear_accepts_jwk_and_jwk_set(files: Files, keys: Path, capsys: Capture) 
 
 def test_ear_invalid_token_prints_only_error(files: Files, keys: Path, capsys: Capture) -> None:
     """An expired, altered or malformed EAR has one line on stderr and no output."""
-    token = sign_ear(ears.create_small_result(), ED25519, nonce=NONCE, policy_id="tag:the policy")
+    token = sign_ear(ears.create_small_result(nonce=NONCE), ED25519, policy_id="tag:the policy")
     altered = token[:-2] + (b"A" if token[-2:-1] != b"A" else b"B") + token[-1:]
     later = ["--at", (NOW + timedelta(hours=1)).isoformat()]
     for data, more, code in (
@@ -235,17 +226,6 @@ def test_ear_invalid_token_prints_only_error(files: Files, keys: Path, capsys: C
             found = capsys.readouterr()
             assert found.out == ""
             assert found.err.count("\n") == 1
-
-
-@pytest.mark.parametrize("form", ["jwt", "cose"])
-def test_ear_truncated_token_is_refused(form: Any) -> None:
-    """Every truncation is refused with an error of attestkit."""
-    token = sign_ear(ears.create_small_result(), ED25519, form=form)
-    public = (ED25519.public,)
-    assert command._verify(token, public, None, None, NOW).form == form
-    for size in range(len(token)):
-        with pytest.raises((FormatError, SignatureError, VerificationError)):
-            command._verify(token[:size], public, None, None, NOW)
 
 
 def test_ear_escapes_control_characters(files: Files, keys: Path, capsys: Capture) -> None:

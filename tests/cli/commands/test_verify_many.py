@@ -2,14 +2,11 @@
 
 import base64
 import builtins
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +17,14 @@ from hypothesis import strategies as st
 from attestkit.__main__ import main
 from attestkit.cli.batch import executors, input_lines
 from attestkit.cli.commands import verify_many
-from attestkit.errors import FormatError
 from attestkit.verifier.batch import scheduler
-from tests.cli import evidence_files, schemas
+from tests.cli import schemas
 from tests.cli.evidence_files import NONCE_HEX, Files
 from tests.serve.server import environment
-from tests.verifier.parcels import APP_ID
+from tests.verifier.platforms.intel import APP_ID
 
 NO_WORKERS = ["--workers", "0"]
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    """Valid evidence in every format, with trust anchor and collateral."""
-    return evidence_files.write(tmp_path)
 
 
 def put(files: Files, *lines: object, name: str = "lines") -> str:
@@ -58,8 +48,8 @@ def test_verify_many_accepts_every_evidence_format(files: Files, capsys: Capture
     path = put(
         files,
         {"evidence": raw.hex()},
-        {"evidence": f"0x{raw.hex()}", "report_data": f"0x{NONCE_HEX}", "id": "named"},
-        {"evidence": base64.b64encode(raw).decode(), "report_data": None, "id": -7},
+        {"evidence": f"0x{raw.hex()}", "nonce": f"0x{NONCE_HEX}", "id": "named"},
+        {"evidence": base64.b64encode(raw).decode(), "id": -7},
         {"evidence": files.bundle.read_bytes().hex()},
         {"evidence": base64.b64encode(quote).decode()},
         {"response": answer},
@@ -68,10 +58,40 @@ def test_verify_many_accepts_every_evidence_format(files: Files, capsys: Capture
     found = run(capsys, path, *files.trusted, code=0)
     assert [one["id"] for one in found] == [1, "named", -7, 4, 5, 6, 7]
     assert [one["number"] for one in found] == list(range(1, 8))
-    assert [one["freshness_checked"] for one in found] == [False, True, *[False] * 5]
+    assert [one["fresh"] for one in found] == [False, True, *[False] * 5]
     assert {one["verdict"] for one in found} == {"accepted"}
-    with_option = run(capsys, path, *files.trusted, "--report-data", NONCE_HEX, code=0)
-    assert all(one["freshness_checked"] for one in with_option)  # also where a line has null
+    with_option = run(capsys, path, *files.trusted, "--nonce", NONCE_HEX, code=0)
+    assert all(one["fresh"] for one in with_option)
+
+
+@pytest.mark.parametrize("name", ["nonce", "report_data"])
+def test_verify_many_null_does_not_disable_the_comparison(
+    files: Files, capsys: Capture, name: str
+) -> None:
+    """A null is an error without an option, and leaves the option's nonce in force."""
+    path = put(files, {"evidence": files.evidence.read_bytes().hex(), name: None})
+    [found] = run(capsys, path, *files.trusted, code=5)
+    assert found["error"].startswith(f"line 1: {name}: null")
+    [found] = run(capsys, path, *files.trusted, "--nonce", NONCE_HEX, code=0)
+    assert found["fresh"]
+
+
+def test_verify_many_nonce_option_refuses_report_data_of_line(
+    files: Files, capsys: Capture
+) -> None:
+    """A line cannot replace the required nonce by report data."""
+    line = {"evidence": files.evidence.read_bytes().hex(), "report_data": "00" * 64}
+    [found] = run(capsys, put(files, line), *files.trusted, "--nonce", NONCE_HEX, code=5)
+    assert found["reason"] == "inconsistent"
+
+
+def test_verify_many_compares_report_data_of_bundle(files: Files, capsys: Capture) -> None:
+    """A bundle with other report data than its evidence is refused, as by `verify`."""
+    bundle = json.loads(files.bundle.read_bytes())
+    bundle["report_data"] = "11" * 64
+    line = {"evidence": json.dumps(bundle).encode().hex()}
+    [found] = run(capsys, put(files, line), *files.trusted, code=4)
+    assert found["reason"] == "report_data"
 
 
 @pytest.mark.parametrize(
@@ -80,22 +100,22 @@ def test_verify_many_accepts_every_evidence_format(files: Files, capsys: Capture
         (b"{", "not JSON"),
         (b"\xff", "not UTF-8"),
         (b"[]", "not a JSON object"),
-        (b"[" * 300, "nests deeper"),
+        (b"[" * 300, "nests over"),
         (b'{"id": 1, "id": 2}', "occurs twice"),
         ({"evidence": "00", "reportdata": "00"}, "unknown field 'reportdata'"),
         ({}, "exactly one is required"),
         ({"evidence": "00", "response": {}}, "exactly one is required"),
-        ({"evidence": "no hex!"}, "neither hex nor base64"),
-        ({"evidence": ""}, "neither hex nor base64"),
-        ({"evidence": 5}, "evidence: not text"),
+        ({"evidence": "no hex!"}, "must be hex or base64"),
+        ({"evidence": ""}, "must be hex or base64"),
+        ({"evidence": 5}, "evidence: must be text"),
         ({"evidence": "00", "report_data": ""}, "report_data"),
         ({"evidence": "00", "report_data": "00" * 65}, "report_data"),
-        ({"evidence": "00", "report_data": 0}, "report_data: not text"),
-        ({"evidence": "00", "id": "x" * 257}, "id: not text"),
-        ({"evidence": "00", "id": "x\ud800"}, "id: contains half a surrogate pair"),
-        ({"evidence": "00", "id": True}, "id: not text"),
-        ({"evidence": "00", "id": 1.5}, "id: not text"),
-        ({"response": 5}, "response: not"),
+        ({"evidence": "00", "report_data": 0}, "report_data: must be text"),
+        ({"evidence": "00", "id": "x" * 257}, "id: must be text"),
+        ({"evidence": "00", "id": "x\ud800"}, "id: contains an unpaired surrogate"),
+        ({"evidence": "00", "id": True}, "id: must be text"),
+        ({"evidence": "00", "id": 1.5}, "id: must be text"),
+        ({"response": 5}, "response: must be"),
         ({"response": {"quote": "00", "event_log": "[]"}}, "quote"),
     ],
 )
@@ -112,17 +132,7 @@ def test_verify_many_malformed_line_is_one_error(
     assert text in found[1]["error"]
 
 
-DEFAULTS = input_lines.EntryDefaults(None, own_collateral=True)
-
-
-def test_read_entry_truncated_line_has_error() -> None:
-    """Every truncation of a line has an error and no evidence."""
-    line = b'{"id": "x", "evidence": "0400ff", "report_data": "00", "collateral": null}'
-    assert input_lines._entry(1, line, DEFAULTS).error is None
-    for size in range(1, len(line)):
-        entry = input_lines._entry(1, line[:size], DEFAULTS)
-        assert isinstance(entry.error, FormatError)
-        assert entry.evidence == b""
+DEFAULTS = input_lines.EntryDefaults(None, None, own_collateral=True)
 
 
 _VALUES = st.recursive(
@@ -169,7 +179,7 @@ def test_verify_many_returns_most_severe_code(files: Files, capsys: Capture) -> 
     assert [one["exit_code"] for one in found] == [4, 5, 3, 5, 0]
     assert found[0]["reason"] == "report_data"
     assert found[0]["steps"]
-    assert not found[0]["freshness_checked"]
+    assert not found[0]["fresh"]
     assert "not a regular file" in found[2]["error"]
     assert "attestkit verify" in found[3]["error"]
 
@@ -294,28 +304,6 @@ def test_parquet_mode_follows_umask(mask: int, mode: int, files: Files, capsys: 
     finally:
         os.umask(before)
     assert table.stat().st_mode & 0o777 == mode
-
-
-def test_verify_many_failed_executor_is_reported_once(
-    files: Files, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A failed executor is one warning, and the results are complete."""
-
-    def fail() -> None:
-        raise OSError("no thread")
-
-    @contextlib.contextmanager
-    def broken(*_given: object) -> Iterator[Executor]:
-        with ThreadPoolExecutor(1, initializer=fail) as pool:
-            yield pool
-
-    monkeypatch.setattr(executors, "open_executor", broken)
-    path = put(files, *[{"evidence": files.evidence.read_bytes().hex()}] * 40)
-    assert main(["verify-many", path, *files.trusted]) == 0
-    captured = capsys.readouterr()
-    assert captured.out.count("\n") == 40
-    assert captured.err.count("attestkit: executor failed (BrokenThreadPool") == 1
-    assert captured.err.count("\n") == 1
 
 
 ORDERLY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

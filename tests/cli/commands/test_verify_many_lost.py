@@ -14,8 +14,8 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.cli.batch import executors
-from tests import fleet as show
 from tests.cli import evidence_files
+from tests.long_runs import fleet
 from tests.serve.server import environment
 
 LONG = 300  # seconds
@@ -69,14 +69,14 @@ def test_verify_many_lost_cluster_is_reported_once(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(show.DASKS_OWN)
+@pytest.mark.filterwarnings(fleet.DASK_WARNING)
 def test_verify_many_continues_after_losing_cluster(tmp_path: Path) -> None:
     """If the cluster is lost during the run, local workers finish it, with one warning."""
     pytest.importorskip("distributed")
     files = evidence_files.write(tmp_path)
     line = json.dumps({"evidence": files.evidence.read_bytes().hex()}).encode() + b"\n"
     with ExitStack() as stack:
-        with show.cluster(1) as client:
+        with fleet.cluster(1) as client:
             words = ["verify-many", "-", *files.trusted, "--scheduler", client.scheduler.address]
             program = subprocess.Popen(
                 [sys.executable, "-m", "attestkit", *words],

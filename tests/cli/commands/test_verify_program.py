@@ -9,24 +9,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
 from attestkit.__main__ import main
-from tests.cli import evidence_files
 from tests.cli.evidence_files import Files
-from tests.cli.pipes import wait_until_read
+from tests.cli.program import closed_pipe, run, wait_until_read
 from tests.serve.server import environment
-from tests.verifier import parcels
+from tests.verifier.platforms import intel
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    """Valid evidence in every format, with trust anchor and collateral."""
-    return evidence_files.write(tmp_path)
 
 
 # -- many --------------------------------------------------------------------------------------
@@ -108,15 +100,8 @@ def test_verify_without_terminal_has_no_progress_bar(files: Files, capsys: Captu
 
 def test_verify_closed_pipe_keeps_exit_code(files: Files) -> None:
     """A closed stdout does not change the exit code."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-m", "attestkit", "verify", str(files.tampered()), *files.trusted],
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
-    os.close(writer)
+    with closed_pipe() as writer:
+        done = run("verify", str(files.tampered()), *files.trusted, stdout=writer)
     assert done.returncode == 2
 
 
@@ -129,8 +114,8 @@ def pccs() -> Iterator[tuple[str, list[str]]]:
     from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
 
     requests: list[str] = []
-    platform = parcels.PKI.platform()
-    service = SimulatedPccs(parcels.collateral, [ServedPlatform(platform.qe_id, platform.pck_der)])
+    platform = intel.PKI.platform()
+    service = SimulatedPccs(intel.collateral, [ServedPlatform(platform.qe_id, platform.pck_der)])
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -65,32 +65,6 @@ def test_doctor_on_working_guest_gets_quote(machine: Emulator) -> None:
     assert machine.entries() == []
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        ("empty_outblob", ("configfs_tsm: no quote", "quoting service")),
-        ("short_outblob", ("configfs_tsm: no quote", "1000 bytes")),
-        ("eio", ("configfs_tsm: no quote", "EIO")),
-        ("wrong_report_data", ("configfs_tsm: no quote", "report data differs")),
-    ],
-)
-def test_doctor_reports_failed_quote(machine: Emulator, fault: str, words: tuple[str, ...]) -> None:
-    """A failed quote of a usable backend is reported with its error."""
-    machine.fault(fault)
-    found = diagnose(machine, quote=True)
-    assert found["backends"]["configfs_tsm"] is None
-    for word in words:
-        assert word in advice(found)
-
-
-def test_doctor_reports_missing_driver(machine: Emulator) -> None:
-    """ENXIO from configfs-tsm is reported, with the module to load."""
-    machine.fault("provider_leaves")
-    found = diagnose(machine)
-    assert "ENXIO" in found["backends"]["configfs_tsm"]
-    assert "modprobe tdx-guest" in advice(found)
-
-
 def test_doctor_compares_runtime_log_with_register(machine: Emulator) -> None:
     """Agreement, a foreign extend, a reboot and a kexec are distinguished."""
     emit(machine)
@@ -108,16 +82,6 @@ def test_doctor_compares_runtime_log_with_register(machine: Emulator) -> None:
     found = diagnose(machine)
     assert found["runtime_log"]["state"] == "other-boot"
     assert "kexec" in advice(found)
-
-
-def test_doctor_reports_leftover_entry(machine: Emulator) -> None:
-    """A configfs entry of a killed process is reported."""
-    left = machine.root / "sys/kernel/config/tsm/report/attestkit-999999-00"
-    left.mkdir()
-    found = diagnose(machine)
-    left.rmdir()
-    assert found["report_entries"] == ["attestkit-999999-00"]
-    assert "rmdir" in advice(found)
 
 
 def test_doctor_on_older_kernel_reads_register_from_report() -> None:

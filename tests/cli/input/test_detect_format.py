@@ -1,6 +1,5 @@
 """Detection of file formats by content, and input from stdin."""
 
-import contextlib
 import io
 import json
 from collections.abc import Callable
@@ -8,16 +7,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from attestkit.__main__ import main
 from attestkit.attestation import Attestation, Encoding
 from attestkit.cli.input.detect_format import identify
-from attestkit.errors import AttestKitError, FormatError
-from attestkit.quote import Quote
+from attestkit.errors import FormatError
 from tests.attestation.samples import KINDS
-from tests.cli import evidence_files
 from tests.cli.evidence_files import Files
 from tests.vectors import data, needs_shared
 
@@ -46,16 +41,6 @@ SAMPLES = {
 def test_identify_names_real_files(name: str, kind: str) -> None:
     """Each real file has its format detected."""
     assert identify(data(name)).kind == kind
-
-
-@needs_shared
-def test_identify_hex_equals_binary() -> None:
-    """Hex text, with or without 0x, parses like the bytes."""
-    raw = data("quotes/dcap-qvl/tdx_quote")
-    for text in (raw.hex(), "0x" + raw.hex().upper() + "\n"):
-        found = identify(text.encode())
-        assert isinstance(found.value, Quote)
-        assert found.value == Quote.parse(raw)
 
 
 @pytest.mark.parametrize("encoding", get_args(Encoding))
@@ -96,20 +81,7 @@ def test_identify_unknown_format_raises_format_error(junk: bytes) -> None:
         identify(junk)
 
 
-@given(st.binary(max_size=2000))
-def test_identify_any_bytes_raises_only_attestkit_errors(junk: bytes) -> None:
-    """Arbitrary bytes raise only errors of attestkit."""
-    with contextlib.suppress(AttestKitError):
-        identify(junk)
-
-
 # -- stdin -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    """Valid evidence in every format, with trust anchor and collateral."""
-    return evidence_files.write(tmp_path)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Options of verification, and errors that name option and file."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,18 +8,13 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit._crypto.pem import encode_pem
-from tests.cli import evidence_files
+from attestkit.report_data import ReportData
 from tests.cli.evidence_files import Files
-from tests.verifier.parcels import NONCE
+from tests.verifier.platforms import intel
+from tests.verifier.platforms.intel import NONCE
 
 Capture = pytest.CaptureFixture[str]
 OPTIONS = ["--collateral", "--certificate", "--trust-anchor", "--policy"]
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    """Valid evidence in every format, with trust anchor and collateral."""
-    return evidence_files.write(tmp_path)
 
 
 def refusal(capsys: Capture, *words: str) -> str:
@@ -85,10 +81,10 @@ def test_at_rejects_invalid_time(at: str, files: Files, capsys: Capture) -> None
 
 def test_verify_takes_report_data_options_of_attest(files: Files, tmp_path: Path) -> None:
     """Verify and attest agree on --text, --file and --sha512."""
-    nonce = files.put("nonce", NONCE)
+    nonce, evidence = files.put("nonce", NONCE), files.put("raw", intel.evidence().to_bytes())
     for words in (["--text", NONCE.decode()], ["--file", str(nonce)], ["--text", "other"]):
         code = 4 if "other" in words else 0
-        assert main(["verify", str(files.evidence), *files.trusted, *words]) == code
+        assert main(["verify", str(evidence), *files.trusted, *words]) == code
     long = str(files.put("long", bytes(100_000)))
     hashed, root, collateral = (
         tmp_path / name for name in ("hashed", "root.pem", "collateral.json")
@@ -101,6 +97,26 @@ def test_verify_takes_report_data_options_of_attest(files: Files, tmp_path: Path
     assert main(["verify", str(hashed), *trusted, "--text", "long", "--sha512"]) == 4
 
 
+def test_attest_and_verify_agree_on_nonce(tmp_path: Path, capsys: Capture) -> None:
+    """Evidence of `attest --nonce` is fresh for this nonce only, and never by report data."""
+    made, root, collateral = (str(tmp_path / name) for name in ("made", "root", "collateral"))
+    saved = ["--save-trust-anchor", root, "--save-collateral", collateral]
+    nonce = "00112233445566778899"
+    assert main(["attest", "--backend", "simulator", "--nonce", nonce, "-o", made, *saved]) == 0
+    words = ["verify", "--json", made, "--trust-anchor", root, "--collateral", collateral]
+    raw = ReportData.for_nonce(bytes.fromhex(nonce)).hex()
+    for more, code, bound_to in (
+        (["--nonce", f"0x{nonce}"], 0, "nonce"),
+        (["--nonce", nonce[::-1]], 4, None),
+        (["--report-data", raw], 0, "report_data"),
+        ([], 0, None),
+    ):
+        capsys.readouterr()
+        assert main([*words, *more]) == code
+        [found] = json.loads(capsys.readouterr().out)["results"]
+        assert (found["bound_to"], found["fresh"]) == (bound_to, bound_to == "nonce")
+
+
 @pytest.mark.parametrize("command", ["verify", "policy"])
 @pytest.mark.parametrize(
     ("words", "text"),
@@ -108,6 +124,12 @@ def test_verify_takes_report_data_options_of_attest(files: Files, tmp_path: Path
         (["--text", ""], "report data: empty; give 1 to 64 bytes"),
         (["--text", "a" * 65], "--text: more than 64 bytes"),
         (["--text", "a", "--report-data", "00"], "mutually exclusive"),
+        (["--nonce", "00" * 8, "--report-data", "00"], "mutually exclusive"),
+        (["--nonce", "00" * 8, "--sha512"], "mutually exclusive"),
+        (["--nonce", "00" * 7], "--nonce: must be 8 to 64 bytes"),
+        (["--nonce", "00" * 65], "--nonce: must be 8 to 64 bytes"),
+        (["--nonce", ""], "--nonce"),
+        (["--nonce", "a nonce!"], "--nonce: not hex"),
         (["--sha512"], "--sha512: nothing to hash"),
         (["--file", "/gone"], "attestkit: --file /gone: No such file or directory"),
     ],

@@ -3,16 +3,13 @@
 import itertools
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from attestkit.__main__ import main
-from tests.cli import evidence_files
 from tests.cli.evidence_files import Files
-from tests.serve.server import environment
+from tests.cli.program import run
 
 Capture = pytest.CaptureFixture[str]
 COMMANDS = {
@@ -20,12 +17,6 @@ COMMANDS = {
     "policy": ["policy", "-o"],
     "verify": ["verify", "--save-bundle"],
 }
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    """Valid evidence in every format, with trust anchor and collateral."""
-    return evidence_files.write(tmp_path)
 
 
 def _alias(path: Path, alias_type: str) -> Path:
@@ -135,15 +126,8 @@ def test_output_in_inaccessible_folder_is_one_line(option: str, tmp_path: Path) 
     closed.mkdir(mode=0)
     lesser = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     path = str(closed / "quote")
-    words = [sys.executable, "-m", "attestkit", "quote", "--backend", "simulator", option, path]
-    done = subprocess.run(
-        [*([] if os.geteuid() else lesser), *words],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    wrapper = [] if os.geteuid() else lesser
+    done = run("quote", "--backend", "simulator", option, path, wrapper=wrapper)
     errors = [line for line in done.stderr.splitlines() if "SIMULATED" not in line]
     assert (done.returncode, len(errors)) == (1, 1), done.stderr
     assert path in errors[0]
@@ -157,24 +141,11 @@ def test_save_bundle_refuses_stdout(path: str, files: Files) -> None:
     assert Path("/dev/stdout").is_symlink()
 
 
-def test_policy_refuses_json_and_output_to_stdout(files: Files, capsys: Capture) -> None:
-    """Policy and JSON cannot both go to stdout."""
-    assert main(["policy", "--json", str(files.evidence), *files.trusted, "-o", "-"]) == 1
-    assert capsys.readouterr().out == ""
-
-
 @pytest.mark.parametrize("name", ["report", "policy"])
 def test_output_equal_to_stdin_is_refused(name: str, files: Files) -> None:
     """An output that is the file behind stdin is refused."""
     before = files.evidence.read_bytes()
     words = [name, "-", *files.trusted, "-o", str(files.evidence)]
     with files.evidence.open("rb") as stdin:
-        done = subprocess.run(
-            [sys.executable, "-m", "attestkit", *words],
-            stdin=stdin,
-            env=environment(),
-            capture_output=True,
-            check=False,
-        )
-    assert done.returncode == 1
+        assert run(*words, stdin=stdin).returncode == 1
     assert files.evidence.read_bytes() == before

@@ -24,18 +24,42 @@ function watched(client) {
   return [new Proxy(client, { get }), uncalled];
 }
 
+// Return what a call returns; undefined if an old release lacks the method.
+function attempt(call) {
+  return call().catch((error) => {
+    if (process.env.ATTESTKIT_OLD_CLIENT && error instanceof TypeError) return undefined;
+    throw error;
+  });
+}
+
+async function sign(client) {
+  const digest = createHash('sha256').update('text').digest();
+  const signatures = {};
+  for (const algorithm of ['ed25519', 'secp256k1', 'secp256k1_prehashed']) {
+    const { signature, signature_chain, public_key } = await client.sign(algorithm, digest);
+    const good = await client.verify(algorithm, digest, signature, public_key);
+    const bad = await client.verify(algorithm, Buffer.alloc(32), signature, public_key);
+    signatures[algorithm] = {
+      signature: hex(signature),
+      chain: signature_chain.map(hex),
+      public_key: hex(public_key),
+      good: good.valid,
+      bad: bad.valid,
+    };
+  }
+  return signatures;
+}
+
 async function dstack(client) {
   const found = { before: (await client.info()).tcb_info.rtmr3 };
   found.emitted = (await client.emitEvent('from-javascript', Buffer.from('deadbeef', 'hex'))) ?? null;
   found.quote = quoteOf(await client.getQuote('hello'));
-  found.attestation = (await client.attest('hello')).attestation;
+  found.attestation = await attempt(async () => (await client.attest('hello')).attestation);
   found.info = await client.info();
-  found.version = await client.version();
+  found.version = await attempt(async () => await client.version());
   found.reachable = await client.isReachable();
-  found.keys = {
-    'my/key/path secp256k1': keyOf(await client.getKey('my/key/path', 'signing')),
-    'my/key/path ed25519': keyOf(await client.getKey('my/key/path', 'signing', 'ed25519')),
-  };
+  found.keys = { 'my/key/path secp256k1': keyOf(await client.getKey('my/key/path', 'signing')) };
+  if (found.version) found.keys['my/key/path ed25519'] = keyOf(await client.getKey('my/key/path', 'signing', 'ed25519'));
   const tls = await client.getTlsKey({
     subject: 'example.com',
     altNames: ['www.example.com'],
@@ -47,23 +71,12 @@ async function dstack(client) {
     withAppInfo: true,
   });
   found.tls = { ...tls, length: tls.asUint8Array().length };
-  const digest = createHash('sha256').update('text').digest();
-  found.signatures = {};
-  for (const algorithm of ['ed25519', 'secp256k1', 'secp256k1_prehashed']) {
-    const { signature, signature_chain, public_key } = await client.sign(algorithm, digest);
-    const good = await client.verify(algorithm, digest, signature, public_key);
-    const bad = await client.verify(algorithm, Buffer.alloc(32), signature, public_key);
-    found.signatures[algorithm] = {
-      signature: hex(signature),
-      chain: signature_chain.map(hex),
-      public_key: hex(public_key),
-      good: good.valid,
-      bad: bad.valid,
-    };
-  }
+  found.signatures = await attempt(() => sign(client));
   found.ethereum = toViemAccountSecure(await client.getKey('eth/test', 'wallet')).address;
-  const pair = toKeypairSecure(await client.getKey('sol/test', 'wallet', 'ed25519'));
-  found.solana = { secret: hex(pair.secretKey), address: pair.publicKey.toBase58() };
+  if (found.version) {
+    const pair = toKeypairSecure(await client.getKey('sol/test', 'wallet', 'ed25519'));
+    found.solana = { secret: hex(pair.secretKey), address: pair.publicKey.toBase58() };
+  }
   found.refused = await client.getQuote('').then(() => null, (error) => error.message);
   return found;
 }

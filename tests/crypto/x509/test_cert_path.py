@@ -9,15 +9,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AWS_ROOT
 from attestkit.attestation import Attestation
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
-from tests.attestation.samples import mutations
 from tests.raising import raises
 from tests.vectors import HAVE_SHARED, data, needs_shared
 
@@ -193,9 +190,10 @@ def test_check_path_checks_validity_of_every_certificate() -> None:
     for at in range(3):
         chain = [*valid, root]
         chain[at] = expired[at]
-        with raises(CollateralExpiredError, "cert_expired") as caught:
+        with raises(
+            CollateralExpiredError, "cert_expired", start=f"#{at} is valid from 2026-07-31"
+        ):
             check_path(make_path(*chain), NOW)
-        assert str(caught.value).startswith(f"#{at} is valid from 2026-07-31")
         check_path(make_path(*chain), late)
 
 
@@ -203,9 +201,10 @@ def test_check_path_with_unknown_critical_extension_fails() -> None:
     """An unknown critical extension fails in any certificate."""
     unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"")
     root = make_certificate("root", "root", authority_extensions(), unknown)
-    with raises(SignatureError, "cert_unknown_extension") as caught:
+    with raises(
+        SignatureError, "cert_unknown_extension", text="#1: unknown critical extension: 1.2.3.4"
+    ):
         check_path(make_path(make_certificate("leaf", "root"), root), NOW)
-    assert str(caught.value) == "#1: unknown critical extension: 1.2.3.4"
 
 
 def replace_bytes(find: bytes, replace: bytes) -> bytes:
@@ -245,9 +244,8 @@ def test_read_certificate_of_invalid_der_fails(
     der: Callable[[], bytes], reason: str, subject: str
 ) -> None:
     """Each violated rule is named."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, start=f"malformed X.509: {subject}"):
         read_path_certificate(der())
-    assert caught.value.message.startswith(f"malformed X.509: {subject}")
 
 
 def test_read_certificate_with_different_signature_algorithms_fails() -> None:
@@ -265,9 +263,8 @@ def test_read_certificate_with_duplicate_extension_fails() -> None:
     oids = [x509.ObjectIdentifier(f"1.2.3.{n}") for n in (4, 5)]
     der = make_certificate("a", "a", *(x509.UnrecognizedExtension(oid, b"") for oid in oids))
     four, five = b"\x06\x03\x2a\x03\x04", b"\x06\x03\x2a\x03\x05"
-    with raises(FormatError, "duplicate") as caught:
+    with raises(FormatError, "duplicate", part="1.2.3.4"):
         read_path_certificate(der.replace(five, four))
-    assert "1.2.3.4" in caught.value.message
 
 
 @needs_shared
@@ -285,14 +282,3 @@ def test_check_path_of_changed_byte_fails(which: int) -> None:
         tampered = [*chain[:which], bytes(changed), *chain[which + 1 :]]
         with pytest.raises((FormatError, SignatureError)):
             check_path(make_path(*tampered), NOW)
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(st.binary(max_size=60) | mutations(*real_certificates()))
-def test_read_certificate_of_arbitrary_bytes_raises_only_format_error(der: bytes) -> None:
-    """Arbitrary bytes are read or raise FormatError."""
-    try:
-        found = read_path_certificate(der)
-    except FormatError:
-        return
-    assert found.der == der

@@ -6,8 +6,6 @@ from typing import Final
 
 import dcap_qvl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import encode_pem
@@ -208,6 +206,7 @@ def test_sgx_extension_with_five_entries_is_read() -> None:
         (b"\x30\x81\x01\x00", "syntax", "value"),  # an overlong length
         (b"\x30\x82\x00\x81" + bytes(129), "syntax", "value"),
         (b"\x30\x83\x00\x00\x00", "syntax", "value"),
+        (b"\x30\x83\x01\x00\x00" + bytes(1 << 16), "syntax", "value"),  # over 64 KiB
         (tlv(0x30, tlv(0x30, tlv(0x06, b"\x2a\x03\x01") + b"\x05\x00")), "wrong_type", "entries"),
     ],
 )
@@ -215,26 +214,5 @@ def test_sgx_extension_if_malformed_fails_naming_entry(
     extension: bytes, reason: str, entry_name: str
 ) -> None:
     """A missing, duplicate, oversized or mistyped entry is named in the error."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, start=f"SGX extension: {entry_name}: "):
         read_sgx_extension(make_certificate(extension))
-    assert caught.value.message.startswith(f"SGX extension: {entry_name}: ")
-
-
-def test_sgx_extension_truncated_fails() -> None:
-    """A truncated extension is rejected."""
-    for size in range(len(GOOD)):
-        with pytest.raises(FormatError):
-            read_sgx_extension(make_certificate(GOOD[:size]))
-
-
-@settings(deadline=None, max_examples=50)  # shared machines are slow
-@given(st.integers(0, len(GOOD) - 1), st.integers(1, 255))
-def test_sgx_extension_of_changed_byte_raises_only_format_error(offset: int, flip: int) -> None:
-    """Any changed byte gives FormatError or other values."""
-    changed = bytearray(GOOD)
-    changed[offset] ^= flip
-    try:
-        read = read_sgx_extension(make_certificate(bytes(changed)))
-    except FormatError:
-        return
-    assert [len(read.ppid), len(read.components), len(read.cpusvn)] == [16, 16, 16]

@@ -366,7 +366,7 @@ def test_dashboard_hostile_names_stay_text(browser: Any, width: int, height: int
         assert len(links) == 2 * len(HOSTILE)
         for link, name in zip(links[::2], HOSTILE, strict=True):
             answer = page.request.get(link)  # a browser would download what contains NUL
-            assert (answer.status, answer.text()) == (200, name)
+            assert (answer.status, answer.text()) == (200, name[:1024])  # the limit of a name
 
 
 def test_dashboard_follows_container_engine(browser: Any) -> None:

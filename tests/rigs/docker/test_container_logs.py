@@ -415,11 +415,10 @@ def test_list_containers_equals_docker_ps(rig: DockerServer, middle: int) -> Non
     found = asyncio.run(ContainerEngine(rig.docker.address).list_containers())
     form = "{{.ID}}\t{{.Names}}\t{{.Image}}\t{{.State}}"
     printed = rig.docker.cli("ps", "--all", "--no-trunc", "--format", form).stdout.decode()
-    assert [[one.id, *one.names, one.image, one.state] for one in found] == [
+    assert [[one.id, one.name, one.image, one.state] for one in found] == [
         line.split("\t") for line in printed.splitlines()
     ]
-    states = {one.names[0]: (one.state, one.status.split()[0]) for one in found}
+    states = {one.name: (one.state, one.status.split()[0]) for one in found}
     assert states["alive"] == ("running", "Up")
     assert states[GATEWAY] == ("exited", "Exited")
-    assert all(abs(one.created - time.time()) < 3600 for one in found)
     rig.docker.cli("rm", "--force", "alive")

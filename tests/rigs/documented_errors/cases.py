@@ -160,7 +160,7 @@ def request_report_data(tee: attestkit.Attester, report_data: bytes) -> bytes:
     """Request a quote, or evidence on SEV-SNP; return the report data in it."""
     if tee.has_quotes:
         return tee.get_quote(report_data).report_data
-    report = tee.attest(report_data).snp_report
+    report = tee.attest(report_data=report_data).snp_report
     assert report is not None
     return report.report_data
 

@@ -68,7 +68,7 @@ def test_boot_file_case_gives_documented_error(machine: Emulator, case: Case) ->
     with attestkit.open("configfs_tsm", root=machine.root) as tee:
         before = tee.registers()
         for request in (
-            lambda: tee.attest(REPORT_DATA),
+            lambda: tee.attest(report_data=REPORT_DATA),
             tee.event_log,
             lambda: tee.emit_event("event", b""),
         ):
@@ -81,7 +81,7 @@ def test_boot_file_case_gives_documented_error(machine: Emulator, case: Case) ->
         assert len(machine.armed()) == 1
         machine.clear_faults()
         tee.emit_event("event", b"")
-        assert tee.attest(OTHER).report_data == OTHER
+        assert tee.attest(report_data=OTHER, pad=True).report_data == OTHER
 
 
 @pytest.mark.parametrize("operation", ["open", "read"])
@@ -91,9 +91,9 @@ def test_missing_ccel_table_gives_empty_boot_log(machine: Emulator, operation: s
         machine.fault(f"{operation}:ccel_table=ENOENT:*")
         assert tee.event_log().events == ()
         with raises(ReplayError, "rtmr_mismatch"):
-            tee.attest(REPORT_DATA)
+            tee.attest(report_data=REPORT_DATA)
         machine.clear_faults()
-        assert tee.attest(OTHER).report_data == OTHER
+        assert tee.attest(report_data=OTHER, pad=True).report_data == OTHER
 
 
 def test_ccel_table_without_data_is_unavailable(fleet: Fleet) -> None:
@@ -102,5 +102,5 @@ def test_ccel_table_without_data_is_unavailable(fleet: Fleet) -> None:
     case = Case((), "", BackendUnavailableError, "missing", AREA)
     with attestkit.open("tdx_ioctl", root=machine.root, qgs=machine.qgs) as tee:
         with expect_error(case, machine.root):
-            tee.attest(REPORT_DATA)
+            tee.attest(report_data=REPORT_DATA)
         assert tee.get_quote(REPORT_DATA).report_data == REPORT_DATA

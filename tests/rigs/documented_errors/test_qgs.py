@@ -171,7 +171,7 @@ def test_qgs_case_gives_documented_error(machine: Emulator, case: Case) -> None:
         machine.fault(case.armed)
         assert case.error is not None
         with pytest.raises(case.error) as caught:
-            tee.attest(REPORT_DATA)
+            tee.attest(report_data=REPORT_DATA)
         assert isinstance(caught.value, BackendError)
         assert (caught.value.reason, caught.value.path) == (case.reason, str(machine.qgs))
 
@@ -214,9 +214,10 @@ def test_qgs_code_gives_documented_error(machine: Emulator, socket_path: Path, r
         qgs_server(socket_path, behaviour) as server,
         attestkit.open("tdx_ioctl", root=machine.root, qgs=socket_path) as tee,
     ):
-        with raises(row.error, "quoting_service", path=str(socket_path)) as caught:
+        with raises(
+            row.error, "quoting_service", path=str(socket_path), part=f"{row.code} ({row.meaning}"
+        ):
             request_report_data(tee, REPORT_DATA)
-        assert f"{row.code} ({row.meaning}" in str(caught.value)
         assert server.connections == 1
         assert server.requests[0][24 + 128 : 24 + 192] == REPORT_DATA  # the report's report data
 
@@ -230,9 +231,8 @@ def test_qgs_violation_is_rejected(machine: Emulator, socket_path: Path, wrong: 
             "tdx_ioctl", root=machine.root, qgs=socket_path, deadlines=Deadlines(answer=0.2)
         ) as tee,
     ):
-        with raises(wrong.error, wrong.reason, path=str(socket_path)) as caught:
+        with raises(wrong.error, wrong.reason, path=str(socket_path), part=wrong.value):
             request_report_data(tee, REPORT_DATA)
-        assert wrong.value in str(caught.value)
         assert server.connections == 1
 
 

@@ -150,7 +150,7 @@ def test_rtmr_case_gives_documented_error(machine: Emulator, case: Case) -> None
         assert log.emit(b"first") == b"first"
         check_case(case, machine, FakeClock(), log.emit)
         log.check([b"first", *([REPORT_DATA] if case.error is None else []), OTHER])
-        evidence = tee.attest(REPORT_DATA)
+        evidence = tee.attest(report_data=REPORT_DATA)
         assert evidence.quote is not None
         evidence.event_log.check(evidence.quote)
 
@@ -220,7 +220,9 @@ def test_rtmr_unreadable_after_extend_is_decided_later(machine: Emulator, write:
         assert (machine.root / LOG / PENDING).exists()
         assert machine.armed() == []
         done = [b"first", *([REPORT_DATA] if write == "rtmr_extend_lies" else [])]
-        assert [event.payload for event in tee.attest(REPORT_DATA).event_log.runtime] == done
+        assert [
+            event.payload for event in tee.attest(report_data=REPORT_DATA).event_log.runtime
+        ] == done
         log.check(done)
         assert log.emit(OTHER) == OTHER
         log.check([*done, OTHER])
@@ -244,7 +246,7 @@ def test_rtmr_foreign_extend_during_emit_is_detected(machine: Emulator) -> None:
         with pytest.raises(JournalError, match=after.hex()):
             tee.emit_event("fault", OTHER)
         with pytest.raises(ReplayError, match="RTMR3"):
-            tee.attest(REPORT_DATA)
+            tee.attest(report_data=REPORT_DATA)
         assert tee.get_quote(REPORT_DATA).rtmrs[3] == after
 
 
@@ -299,7 +301,7 @@ def test_rtmr_unsupported_kernel_rejects_events(machine: Emulator) -> None:
         with expect_error(case, machine.root):
             tee.emit_event("fault", REPORT_DATA)
         EventChecker(machine, tee).check([])
-        assert tee.attest(REPORT_DATA).report_data == REPORT_DATA
+        assert tee.attest(report_data=REPORT_DATA).report_data == REPORT_DATA
 
 
 @needs_spec

@@ -188,7 +188,11 @@ def test_snp_fatal_error_prevents_further_requests(machine: Emulator, case: Case
             request_report_data(tee, REPORT_DATA)
         machine.clear_faults()
         made, read = arm_faults(machine, "mkdir=EIO@9"), arm_faults(machine, "read:outblob=EIO@9")
-        for request in (tee.attest, backend.get_quote, backend.get_snp_report):
+        for request in (
+            lambda data: tee.attest(report_data=data, pad=True),
+            backend.get_quote,
+            backend.get_snp_report,
+        ):
             with pytest.raises(QuoteUnavailableError) as again:
                 request(OTHER)
             check_error(again.value, case._replace(armed=""), machine.root)

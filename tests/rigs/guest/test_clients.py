@@ -187,7 +187,7 @@ def assert_evidence_verifies(evidence: Attestation, guest: System, app: AppFiles
     assert evidence.platform == "dstack-tdx"
     assert evidence.quote is not None
     assert_quote_verifies(guest, evidence.quote)
-    info = evidence.app_info()
+    info = evidence.app_info
     assert info.compose_hash.hex() == app.compose_hash
     assert info.app_id.hex() == app.compose_hash[:40]
     assert json.loads(info.key_provider_info) == {"name": "none", "id": ""}
@@ -238,7 +238,7 @@ def test_clients_cannot_emit_boot_events(server: Server, app: AppFiles) -> None:
         assert f"{name!r} is reserved" in answer.json()["error"]
     answer = call(server.dstack, "GetQuote").json()
     assert answer["event_log"] == before
-    assert Attestation.from_agent_response(answer).app_info().app_id.hex() == app.compose_hash[:40]
+    assert Attestation.from_agent_response(answer).app_info.app_id.hex() == app.compose_hash[:40]
 
 
 def test_client_event_is_in_the_kernels_register(guest: System, server: Server) -> None:

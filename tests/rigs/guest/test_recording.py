@@ -24,10 +24,10 @@ from tests.untyped import untyped
 Use: TypeAlias = Callable[[Attester], object]
 
 CALLS: tuple[Use, ...] = (
-    lambda tee: tee.attest(b"nonce").to_bytes(),
+    lambda tee: tee.attest(report_data=b"nonce", pad=True).to_bytes(),
     lambda tee: tee.emit_event("model", b"1"),
-    lambda tee: tee.attest(b"nonce").to_bytes(),
-    lambda tee: tee.attest(b"other").to_bytes(),
+    lambda tee: tee.attest(report_data=b"nonce", pad=True).to_bytes(),
+    lambda tee: tee.attest(report_data=b"other", pad=True).to_bytes(),
     lambda tee: tee.registers(),
     lambda tee: tee.event_log().to_json(),
     lambda tee: tee.app_compose.raw,
@@ -69,7 +69,9 @@ def test_recording_of_tdx_guest_is_identical(tmp_path: Path, kernel: str) -> Non
     path = tmp_path / "a.jsonl"
     with emulator(kernel=kernel) as machine:
         verifier = Verifier(
-            machine.trust_anchor, machine.collateral(), policy=AppraisalPolicy.default()
+            trust_anchor=machine.trust_anchor,
+            collateral=machine.collateral(),
+            policy=AppraisalPolicy.default(),
         )
         with Attester(record_machine(path, machine)) as tee:
             assert not tee.simulated
@@ -155,13 +157,13 @@ def test_recording_of_agent_is_identical(tmp_path: Path) -> None:
     """The server has ended before the replay."""
     path = tmp_path / "a.jsonl"
     with running_server() as server, Attester(make_agent(path, server.dstack)) as tee:
-        key = tee.keys.derive("wallet").key
+        key = tee.keys.derive_compat("wallet").key
         first = run_calls(tee)
     with Attester(make_agent(path)) as tee:
         assert isinstance(tee.backend, GuestAgent)
         assert run_calls(tee) == first
         with raises(UnsupportedError, "no_keys"):
-            tee.keys.derive("wallet")
+            tee.keys.derive_compat("wallet")
     assert isinstance(first[0], bytes)
     assert first[0] != first[2]
     assert key.hex() not in path.read_text()

@@ -28,7 +28,7 @@ from attestkit.backends.tdx import guest
 from attestkit.backends.tdx.guest import TdGuest
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import AttestKitError
-from attestkit.event_log.journal_files import Folder, OsFolder
+from attestkit.event_log.journal_files import OsFolder
 from tests.keeping import Keeping
 from tests.rigs.journal import upstream_agent
 
@@ -100,7 +100,7 @@ def make_watched_folder(step: Step) -> type[OsFolder]:
 
 def list_operations() -> list[str]:
     """Return the names of a journal folder's operations, without `path_of`."""
-    every = [name for name, what in vars(Folder).items() if name[0] != "_" and callable(what)]
+    every = [name for name, what in vars(OsFolder).items() if name[0] != "_" and callable(what)]
     return [name for name in every if name != "path_of"]
 
 
@@ -186,7 +186,7 @@ def look(order: Order, say: Say) -> None:
 
 def report_evidence(tee: Attester, say: Say) -> None:
     """Attest, and report the events, and RTMR3 from the quote and from the register."""
-    evidence = Attestation.from_bytes(tee.attest(b"look").to_bytes())
+    evidence = Attestation.from_bytes(tee.attest(report_data=b"look", pad=True).to_bytes())
     assert evidence.quote is not None
     names = [event.name for event in evidence.runtime_events]
     say("found", names, evidence.quote.rtmrs[3].hex(), tee.registers()[3].hex())

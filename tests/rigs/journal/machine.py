@@ -186,7 +186,7 @@ def replay_names(names: list[str]) -> bytes:
 
 def event_names(tee: Attester) -> list[str]:
     """Return the names of the events in evidence, which must be consistent."""
-    quote, log = tee.quote_and_log(bytes(64))
+    quote, log = tee.evidence_source.quote_and_log(bytes(64))
     names = [event.name for event in log.runtime]
     assert replay_names(names) == quote.rtmrs[3]
     return names

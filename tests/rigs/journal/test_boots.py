@@ -68,7 +68,7 @@ def assert_rejects_evidence(machine: Machine, replay: bytes) -> list[str]:
             with raises(JournalError, "mismatch", expected=replay, actual=register) as refused:
                 tee.emit_event("one more", b"")
             with raises(ReplayError, "rtmr_mismatch") as not_believed:
-                tee.attest(b"")
+                tee.attest(report_data=bytes(64))
             assert tee.get_quote(b"").rtmrs[3] == register
             texts += [str(refused.value), str(not_believed.value)]
     assert (machine.read(LOG), machine.read(PENDING)) == (log, pending)
@@ -141,7 +141,7 @@ def test_foreign_extend_stops_running_and_new_processes(machine: Machine) -> Non
         with raises(JournalError, "mismatch", expected=expected, actual=actual):
             tee.emit_event("b", b"")
         with raises(ReplayError, "rtmr_mismatch"):
-            tee.attest(b"")
+            tee.attest(report_data=bytes(64))
         assert tee.get_quote(b"").rtmrs[3] == machine.register()
     assert_rejects_evidence(machine, replay_names(["a"]))
 
@@ -161,7 +161,7 @@ def test_agent_log_without_boot_id_is_adopted(
     log = machine.read(LOG)
     assert log is not None
     with Attester(machine.backend()) as tee:
-        quote, seen = tee.quote_and_log(bytes(64))
+        quote, seen = tee.evidence_source.quote_and_log(bytes(64))
         assert [event.name for event in seen.runtime] == ["a", "b"]
         assert seen.replay()[3] == quote.rtmrs[3]
         assert machine.read(BOOT_ID) is None  # reading changes nothing

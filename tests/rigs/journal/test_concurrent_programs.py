@@ -13,6 +13,7 @@ import pytest
 from attestkit.attester import Attester
 from attestkit.errors import ReplayError
 from attestkit.event_log.journal import Journal
+from tests.event_log.journal_rig import watch
 from tests.rigs.emulator import PATIENCE, requires_fuse
 from tests.rigs.journal.client import make_payload
 from tests.rigs.journal.machine import (
@@ -181,7 +182,7 @@ def test_pending_event_is_not_decided_without_the_lock(
     emitter, backend = machine.backend(), machine.backend()
     journal = emitter.open_journal()
     assert isinstance(journal, Journal)
-    journal.watch(step)
+    watch(journal, step)
     real = backend.get_quote
     with Attester(backend) as tee, Attester(emitter) as other:
         thread = threading.Thread(target=other.emit_event, args=("first", make_payload("first")))
@@ -197,7 +198,7 @@ def test_pending_event_is_not_decided_without_the_lock(
         timer = threading.Timer(2, goes_on.set)  # if we wait for it
         timer.start()
         with contextlib.suppress(ReplayError):  # tested elsewhere
-            tee.attest(b"")
+            tee.attest(report_data=bytes(64))
         timer.cancel()
         goes_on.set()
         thread.join()

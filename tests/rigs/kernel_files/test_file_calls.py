@@ -193,7 +193,7 @@ def test_fs_get_report0_matches_files_and_quote(machine: Emulator) -> None:
     assert report.quote_body() == quote.raw[48 : 48 + 584]
     folder = machine.root / MEASUREMENTS
     assert report.rtmrs == tuple(read_once(folder / f"rtmr{number}:sha384") for number in range(4))
-    assert report.mr_td == read_once(folder / "mrtd:sha384")
+    assert report.mrtd == read_once(folder / "mrtd:sha384")
     assert report.mr_config_id == read_once(folder / "mrconfigid")
     assert report.mac not in (bytes(32), get_td_report(machine, OTHER).mac)
 

@@ -198,7 +198,7 @@ def test_run_attestkit_finds_the_tee() -> None:
         import attestkit
         with attestkit.open() as attester:
             attester.emit_event("of a test", b"payload")
-            evidence = attester.attest(bytes(64))
+            evidence = attester.attest(report_data=bytes(64))
             evidence.event_log.check(evidence.quote)
             print(attester.backend.name, [e.name for e in evidence.event_log.events][-1])
     """
@@ -332,11 +332,11 @@ def test_run_unusable_program_exits_with_126_or_127(tmp_path: Path) -> None:
     [
         ([], 1, "CMD: missing; use attestkit run -- CMD"),
         (["--", ""], 1, "CMD: missing; use attestkit run -- CMD"),
-        (["--seed", "11", "true"], 1, "--seed: 1 bytes instead of 32"),
+        (["--seed", "11", "true"], 1, "--seed: must be 32 bytes, not 1"),
         (["--fault", "bad", "true"], 1, "unknown fault 'bad'; write it as ebusy"),
         (["--state-dir", "", "true"], 1, "--state-dir: the value is empty"),
         (["--state-dir", "/dev/null", "true"], 3, "/dev/null"),
-        (["--qgs", "/none/socket", "true"], 3, "cannot listen on /none/socket"),
+        (["--qgs", "/none/socket", "true"], 3, "/none/socket: quote service: cannot listen"),
         (
             ["--state-dir", "/run/none/such", "true"],
             1,

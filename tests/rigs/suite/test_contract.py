@@ -43,7 +43,7 @@ class TestContract(BackendContract):
                 tee.emit_event("contract", b"payload")
             assert tee.event_log().runtime == ()
             assert (
-                Attestation.from_bytes(tee.attest(REPORT_DATA).to_bytes()).report_data
+                Attestation.from_bytes(tee.attest(report_data=REPORT_DATA).to_bytes()).report_data
                 == REPORT_DATA
             )
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.serve.client import call
-from tests.serve.hammer import LoadClient
+from tests.serve.http.load_client import LoadClient
 from tests.serve.server import PATIENCE, ROOT
 
 MACHINE = Path(__file__).with_name("start_systemd.sh")

@@ -14,10 +14,9 @@ from hypothesis import given
 
 from attestkit.serve import listener_apps
 from attestkit.serve.api_docs.api_model import Api, list_calls
-from attestkit.serve.api_docs.examples import example_of
 from attestkit.serve.api_docs.proto_file import proto_file
 from attestkit.serve.rpc import protobuf_codec
-from attestkit.serve.rpc.messages import PACKAGE, GetTlsKeyArgs
+from attestkit.serve.rpc.messages import PACKAGE
 from attestkit.serve.services import dstack_guest, worker_api
 from tests.serve.asgi import Client
 from tests.serve.protobuf import MESSAGES, any_message
@@ -105,20 +104,6 @@ def test_encoding_equals_protobuf_library(pool: DescriptorPool, message: Any) ->
     assert built.SerializeToString() == ours
     assert theirs.FromString(ours) == built
     assert protobuf_codec.decode(type(message), built.SerializeToString()) == message
-
-
-@needs_protoc
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: str(message.__name__))
-def test_encoding_equals_protoc(folder: Path, message: Any) -> None:
-    """Protoc decodes the codec's bytes to text and encodes it to the same bytes."""
-    example = example_of(message)
-    if message is GetTlsKeyArgs:
-        example = GetTlsKeyArgs("ц", ("", "b"), not_before=0, not_after=2**64 - 1)
-    ours = b"".join(protobuf_codec.encode(example))
-    name = f"{PACKAGE}.{message.__name__}"
-    text = _protoc(folder, f"--decode={name}", given=ours)
-    assert not re.search(rb"^\s*\d+:", text, re.MULTILINE)  # an unknown field
-    assert _protoc(folder, f"--encode={name}", given=text) == ours
 
 
 def test_file_lists_services_of_listener(dstack: Client, tappd: Client, external: Client) -> None:

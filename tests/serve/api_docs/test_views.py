@@ -1,6 +1,5 @@
 """The API documentation page: complete, self-contained, with working commands."""
 
-import asyncio
 import re
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from attestkit.serve.rpc.dispatcher import Service
 from attestkit.serve.rpc.messages import fields_of
 from attestkit.serve.services import dstack_guest, worker_api
 from tests.serve.asgi import Client
-from tests.serve.guests import MakeGuest
+from tests.serve.guests import GuestClient
 from tests.serve.server import Server, running_server
 
 CURL: Final = shutil.which("curl")
@@ -133,18 +132,9 @@ def test_descriptions_are_escaped() -> None:
     )
 
 
-def test_logs_are_documented_if_public() -> None:
-    """All eight parameters of logs are listed if logs are public."""
-    pages = frozenset({"/logs/", "/metrics"})
-    text = _Page(render_page(Api("t", "1", "http://x", [worker_api.SERVICE], pages))).text
-    names = ("since", "until", "follow", "text", "bare", "timestamps", "tail", "ansi")
-    assert all(re.search(rf"^{name} ", text, re.MULTILINE) for name in names)
-    assert "/metrics" in text
-
-
-def test_page_is_cached(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+def test_page_is_cached(guest_client: GuestClient) -> None:
     """The page is rendered at the first request."""
-    client = Client(listener_apps.dstack_app(make_guest()), loop)
+    client = guest_client("dstack")
     for path in ("/docs", "/openapi.json", "/dstack_guest.proto"):
         assert client.get(path).body is client.get(path).body
 

@@ -11,15 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import ConfigError
-from attestkit.serve.config.agent_config_file import Config, parse_config, read_config
-from attestkit.serve.config.command_line import (
-    FLAGS,
-    LOG_FORMATS,
-    LOG_LEVELS,
-    PLATFORMS,
-    QUOTE_VERSIONS,
-    Options,
-)
+from attestkit.serve.config.agent_config_file import parse_config, read_config
+from attestkit.serve.config.command_line import CHOICES, FLAGS, Config, Options
 from attestkit.serve.config.limits import Limits
 from tests.raising import raises
 
@@ -156,67 +149,78 @@ def test_parse_config_profile_precedence() -> None:
     assert found.unknown == ("release",)
 
 
-def test_parse_config_global_tables_merge() -> None:
-    """Tables of `global` are merged into those of `default` by key."""
-    found = parse_text(
-        """
-        [default.core]
-        keys_file = "a"
-        compose_file = "b"
-        [global.core]
-        keys_file = "c"
-        [global.attestkit.limits]
-        streams = 2
-        """
-    )
-    assert found.values == {"app_keys": "c", "app_compose": "b"}
-    assert found.limits == {"streams": 2}
+CORE: dict[str, Any] = {"keys_file": "a", "compose_file": "b"}
+BOTH: dict[str, Any] = {"http": "none", "log_level": "error"}
+ACCEPTED: list[tuple[dict[str, Any], dict[str, Any], dict[str, float]]] = [
+    # a table of `global` is merged into that of `default` by key
+    (
+        {"default": {"core": CORE}, "global": {"core": {"keys_file": "c"}}},
+        {"app_keys": "c", "app_compose": "b"},
+        {},
+    ),
+    ({"global": {"attestkit": {"limits": {"streams": 2}}}}, {}, {"streams": 2}),
+    # the external address is an IP address and a port, each with a default, or a socket
+    ({"external": {"address": "127.0.0.1"}}, {"http": "127.0.0.1:8090"}, {}),
+    ({"external": {"address": "127.0.0.1", "port": 0}}, {"http": "127.0.0.1:0"}, {}),
+    ({"external": {"address": "::1", "port": 65535}}, {"http": "[::1]:65535"}, {}),
+    ({"external": {"port": 80}}, {"http": ":80"}, {}),
+    ({"external": {"address": "unix:./e.sock", "port": 80}}, {"http": "unix:./e.sock"}, {}),
+    ({"external": {}}, {}, {}),
+    # Rocket's log levels, old and new
+    *(
+        ({"default": {"log_level": level}}, {"log_level": expected}, {})
+        for level, expected in (
+            *((level, level) for level in CHOICES["log_level"]),
+            *(("off", "error"), ("critical", "error"), ("warn", "warning")),
+            *(("normal", "info"), ("trace", "debug")),
+        )
+    ),
+    # attestkit's own table precedes the agent's keys
+    (
+        {"default": {"log_level": "warn", "attestkit": BOTH}, "external": {"address": "0.0.0.0"}},
+        BOTH,
+        {},
+    ),
+    ({"default": {"keep_alive": 0}}, {}, {"idle_seconds": 0.1}),
+    (
+        {"default": {"keep_alive": 7, "attestkit": {"limits": {"idle_seconds": 8}}}},
+        {},
+        {"idle_seconds": 8.0},
+    ),
+    (
+        {"default": {"core": {"simulator": {"mock_attestation_seed": "11" * 32}}}},
+        {"seed": "11" * 32},
+        {},
+    ),
+    ({"default": {"core": {"simulator": {"patch_report_data": True}}}}, {}, {}),
+    # `fault` is a text or a list; `workers` and `quote_version` are numbers or texts
+    *(
+        ({"default": {"attestkit": {key: value}}}, {key: expected}, {})
+        for key, value, expected in (
+            ("fault", "ebusy:3 eio", ("ebusy:3 eio",)),
+            ("fault", ["ebusy:3", "eio"], ("ebusy:3", "eio")),
+            *(("workers", 3, "3"), ("workers", "3", "3")),
+            *(("quote_version", 5, "5"), ("quote_version", "5", "5")),
+        )
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("external", "expected"),
-    [
-        ({"address": "127.0.0.1"}, "127.0.0.1:8090"),
-        ({"address": "127.0.0.1", "port": 0}, "127.0.0.1:0"),
-        ({"address": "::1", "port": 65535}, "[::1]:65535"),
-        ({"port": 80}, ":80"),
-        ({"address": "unix:./external.sock", "port": 80}, "unix:./external.sock"),
-        ({}, None),
-    ],
-)
-def test_parse_config_external_address(external: dict[str, Any], expected: str | None) -> None:
-    """The external address is an IP address and a port, each with a default, or a socket."""
-    assert parse_profiles(external=external).values.get("http") == expected
-
-
-@pytest.mark.parametrize(
-    ("level", "expected"),
-    [
-        *((level, level) for level in LOG_LEVELS),
-        *(("off", "error"), ("critical", "error"), ("warn", "warning")),
-        *(("normal", "info"), ("trace", "debug")),
-    ],
-)
-def test_parse_config_log_level_maps_rocket_levels(level: str, expected: str) -> None:
-    """Rocket's log levels, old and new, map to attestkit's levels."""
-    assert parse_profiles(default={"log_level": level}).values == {"log_level": expected}
+@pytest.mark.parametrize(("profiles", "values", "limits"), ACCEPTED)
+def test_parse_config_accepted_values(
+    profiles: dict[str, Any], values: dict[str, Any], limits: dict[str, float]
+) -> None:
+    """Each setting has its documented meaning."""
+    found = parse_profiles(**profiles)
+    assert (found.values, found.limits) == (values, limits)
+    assert found.sources.keys() == values.keys()
 
 
 def test_parse_config_every_option_is_a_key() -> None:
     """Every command line option except --config is a key of `default.attestkit`."""
     configurable = set(Options._fields) - {"config", "ident", "data_disks", "sources", "limits"}
     for name in configurable:
-        value: Any = "x"
-        if name in FLAGS:
-            value = True
-        elif name == "log_format":
-            value = LOG_FORMATS[-1]
-        elif name == "log_level":
-            value = LOG_LEVELS[0]
-        elif name == "platform":
-            value = PLATFORMS[-1]
-        elif name == "quote_version":
-            value = QUOTE_VERSIONS[-1]
+        value = True if name in FLAGS else CHOICES.get(name, "x")[-1]
         found = parse_attestkit_table(**{name: value})
         assert found.values == {name: (value,) if name == "fault" else value}
         assert found.sources == {name: f"agent.toml: default.attestkit.{name}"}
@@ -224,68 +228,14 @@ def test_parse_config_every_option_is_a_key() -> None:
         assert "unknown key" in refusal_of(f"[default.attestkit]\n{name} = 'x'")
 
 
-def test_parse_config_fault_accepts_text_or_list() -> None:
-    """`fault` is a text or a list of texts."""
-    assert parse_attestkit_table(fault="ebusy:3 eio").values == {"fault": ("ebusy:3 eio",)}
-    assert parse_attestkit_table(fault=["ebusy:3", "eio"]).values == {"fault": ("ebusy:3", "eio")}
-    for value in ("1", "[1]", "['']", "''", "true", str(["a"] * 65)):
-        assert "default.attestkit.fault" in refusal_of(f"[default.attestkit]\nfault = {value}")
-
-
-def test_parse_config_workers_accepts_number() -> None:
-    """`workers` is a whole number or a text; the range is checked later."""
-    assert (
-        parse_attestkit_table(workers=3).values
-        == parse_attestkit_table(workers="3").values
-        == {"workers": "3"}
-    )
-    for value in ("true", "3.0", "[3]"):
-        assert "workers" in refusal_of(f"[default.attestkit]\nworkers = {value}")
-
-
-def test_parse_config_quote_version_accepts_number() -> None:
-    """`quote_version` is 4 or 5, as a number or a text."""
-    assert (
-        parse_attestkit_table(quote_version=5).values
-        == parse_attestkit_table(quote_version="5").values
-        == {"quote_version": "5"}
-    )
-    for value in ("3", "true", "5.0"):
-        assert "quote_version" in refusal_of(f"[default.attestkit]\nquote_version = {value}")
-
-
 def test_parse_config_every_limit_is_a_key() -> None:
-    """Limits are numbers or texts with units, and precede the agent's keep_alive."""
+    """Limits are numbers or texts with units."""
     limits = Limits()._asdict()
     assert parse_attestkit_table(limits=limits).limits == limits
     assert parse_attestkit_table(limits={"body": "1MiB", "idle_seconds": "500ms"}).limits == {
         "body": 1 << 20,
         "idle_seconds": 0.5,
     }
-    found = parse_profiles(default={"keep_alive": 7, "attestkit": {"limits": {"idle_seconds": 8}}})
-    assert found.limits == {"idle_seconds": 8.0}
-
-
-def test_parse_config_attestkit_table_precedes_agent_keys() -> None:
-    """Keys of `default.attestkit` precede the agent's keys."""
-    found = parse_profiles(
-        default={"log_level": "warn", "attestkit": {"http": "none", "log_level": "error"}},
-        external={"address": "0.0.0.0"},
-    )
-    assert found.values == {"http": "none", "log_level": "error"}
-    assert found.sources["http"] == "agent.toml: default.attestkit.http"
-
-
-def test_parse_config_keep_alive_zero_uses_minimum() -> None:
-    """keep_alive = 0 becomes the minimum idle time."""
-    assert parse_profiles(default={"keep_alive": 0}).limits == {"idle_seconds": 0.1}
-
-
-def test_parse_config_mock_seed_sets_seed() -> None:
-    """`mock_attestation_seed` of dstack's simulator sets the seed."""
-    found = parse_profiles(default={"core": {"simulator": {"mock_attestation_seed": "11" * 32}}})
-    assert found.values == {"seed": "11" * 32}
-    assert parse_profiles(default={"core": {"simulator": {"patch_report_data": True}}}).values == {}
 
 
 def test_parse_config_unknown_keys_are_listed_escaped() -> None:
@@ -355,6 +305,14 @@ REFUSED = [
     ("[default.attestkit]\nlog_level = 'trace'", "wrong_value", "attestkit.log_level"),
     ("[default.attestkit]\nsocket_mode = 660", "wrong_type", "attestkit.socket_mode"),
     ("[default.attestkit]\nlimits = 1", "wrong_type", "default.attestkit.limits"),
+    ("[default.attestkit]\nfault = 1", "wrong_type", "attestkit.fault"),
+    ("[default.attestkit]\nfault = [1]", "wrong_type", "attestkit.fault[0]"),
+    ("[default.attestkit]\nfault = ['']", "missing", "attestkit.fault[0]"),
+    (f"[default.attestkit]\nfault = {['a'] * 65}", "wrong_type", "attestkit.fault"),
+    ("[default.attestkit]\nworkers = true", "wrong_type", "attestkit.workers"),
+    ("[default.attestkit]\nworkers = 3.0", "wrong_type", "attestkit.workers"),
+    ("[default.attestkit]\nquote_version = 3", "wrong_value", "attestkit.quote_version"),
+    ("[default.attestkit]\nquote_version = true", "wrong_type", "attestkit.quote_version"),
     ("[default.attestkit.limits]\nbdoy = 1", "unknown_key", "attestkit.limits.bdoy"),
     ("[default.attestkit.limits]\nbody = 1", "wrong_value", "attestkit.limits.body"),
     ("[default.attestkit.limits]\nbody = []", "wrong_type", "attestkit.limits.body"),
@@ -391,20 +349,10 @@ def test_parse_config_invalid_value_names_file_and_key(text: str, reason: str, k
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("default = 1", "default: must be a table"),
         ("[default]\nident = 5", "default.ident: must be text in quotes, not a number"),
-        ("[default]\nident = ''", "default.ident: the value is empty"),
         ("[default]\nkeep_alive = -1", "default.keep_alive: must be 0.1s to 86400s: -1"),
         ("[default]\nlog_level = 'loud'", "default.log_level: must be one of debug, info,"),
-        ("[external]\ntls = {}", "external.tls: TLS is not supported; use a TLS proxy"),
-        (
-            "[external]\naddress = 1979-05-27",
-            "external.address: must be text in quotes, not a date",
-        ),
-        (
-            "[default.attestkit]\nhtpp = 'x'",
-            "default.attestkit.htpp: unknown key; did you mean http?",
-        ),
+        ("[default.attestkit]\nhtpp = 'x'", "default.attestkit.htpp: unknown key; did you mean"),
     ],
 )
 def test_parse_config_error_states_remedy(text: str, message: str) -> None:
@@ -415,12 +363,10 @@ def test_parse_config_error_states_remedy(text: str, message: str) -> None:
 def test_parse_config_invalid_utf8_or_json_array_is_refused() -> None:
     """Invalid UTF-8 and a JSON document other than an object are refused."""
     for name in ("x", "x.json"):
-        with raises(ConfigError, "encoding", "syntax") as caught:
+        with raises(ConfigError, "encoding", "syntax", start=f"{name}: "):
             parse_config(b"\xff", name)
-        assert str(caught.value).startswith(f"{name}: ")
-    with raises(ConfigError, "wrong_type") as caught:
+    with raises(ConfigError, "wrong_type", start="x.json: "):
         parse_config(b"[]", "x.json")
-    assert str(caught.value).startswith("x.json: ")
 
 
 def test_parse_config_error_hides_seed() -> None:
@@ -441,9 +387,8 @@ def test_read_config_unreadable_file_names_path(tmp_path: Path) -> None:
     path.write_text('{"default": {"ident": "x"}}')
     assert read_config(path).sources == {"ident": f"{path}: default.ident"}
     for unreadable in (tmp_path / "nowhere", tmp_path, Path("/dev/zero")):
-        with raises(ConfigError, "unreadable") as caught:
+        with raises(ConfigError, "unreadable", part=str(unreadable)):
             read_config(unreadable)
-        assert str(unreadable) in str(caught.value)
     with path.open("wb") as file:
         file.truncate(1 << 40)
     with raises(ConfigError, "too_large"):
@@ -485,11 +430,3 @@ def test_parse_config_any_bytes_raise_only_config_error(data: bytes, name: str) 
     """Arbitrary bytes raise no error but ConfigError."""
     with suppress(ConfigError):
         parse_config(data, name)
-
-
-@given(st.integers(0, len(UPSTREAM) - 1), st.characters())
-def test_parse_config_mutated_example_raises_only_config_error(at: int, letter: str) -> None:
-    """A truncated or altered example raises no error but ConfigError."""
-    for text in (UPSTREAM[:at], UPSTREAM[:at] + letter + UPSTREAM[at + 1 :]):
-        with suppress(ConfigError):
-            parse_config(text.encode("utf-8", "surrogatepass"), "agent.toml")

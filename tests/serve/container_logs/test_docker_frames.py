@@ -1,7 +1,6 @@
 """Splitting a container log into frames or lines, independently of how it arrives in pieces."""
 
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -143,10 +142,3 @@ def test_split_lines_keeps_all_bytes(pieces: list[bytes]) -> None:
     found = split_pieces(LineSplitter(), pieces)
     assert b"".join(frame.data for frame in found) == b"".join(pieces)
     assert all(b"\n" not in frame.data[:-1] for frame in found)
-
-
-@given(PIECES)
-def test_split_frames_any_bytes_raise_only_backend_error(pieces: list[bytes]) -> None:
-    """Arbitrary bytes give frames or BackendError."""
-    with suppress(BackendError):
-        split_pieces(FrameSplitter(), pieces)

@@ -1,10 +1,6 @@
 """Query parameters of a container log: eight names, at most once each, errors by name."""
 
-from contextlib import suppress
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
 from attestkit.serve.container_logs.query_parameters import Parameters, parse, parse_time
@@ -129,9 +125,8 @@ def test_parse_invalid_tail_is_refused(text: str) -> None:
 def test_parse_duplicate_parameter_is_refused(name: str) -> None:
     """A parameter must not be repeated, even with the same value."""
     value = {"tail": "=5", "since": "=5", "until": "=5"}.get(name, "")
-    with raises(FormatError, "duplicate") as caught:
+    with raises(FormatError, "duplicate", start=f"{name}: "):
         parse(f"{name}{value}&x&{name}{value}".encode(), NOW)
-    assert caught.value.message.startswith(f"{name}: ")
 
 
 def test_parse_unknown_parameter_is_ignored() -> None:
@@ -146,16 +141,3 @@ def test_for_engine_query() -> None:
     assert query == dict(zip(names[:5], ["1", "1", "0", "0", "1000"], strict=True))
     query = Parameters(since=5, until=6, follow=True, timestamps=True, tail="all").for_engine()
     assert query == dict(zip(names, ["1", "1", "1", "1", "all", "5", "6"], strict=True))
-
-
-@given(
-    st.binary()
-    | st.lists(st.sampled_from([*b"since=until&tail=+%0123456789smhd", *b"follow"])).map(bytes)
-    | st.tuples(st.sampled_from(Parameters._fields), st.text()).map("=".join).map(str.encode)
-)
-def test_parse_any_query_raises_only_format_error(query: bytes) -> None:
-    """An arbitrary query gives parameters or FormatError."""
-    with suppress(FormatError):
-        found = parse(query, NOW)
-        assert all(0 <= time < 2**63 for time in (found.since, found.until))
-        assert all(value.isascii() and value.isalnum() for value in found.for_engine().values())

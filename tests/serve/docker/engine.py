@@ -1,6 +1,8 @@
 """A scripted container engine, for behaviour that a real one cannot be made to show."""
 
 import asyncio
+import functools
+import inspect
 import json
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -23,6 +25,23 @@ Script: TypeAlias = Callable[[asyncio.StreamWriter], Coroutine[Any, Any, None]]
 def run_with_timeout(main: Coroutine[Any, Any, T]) -> T:
     """Run a test that must not hang."""
     return asyncio.run(asyncio.wait_for(main, 60))
+
+
+def with_engine(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a coroutine test, whose first argument is a new engine, with a timeout."""
+    engine, *fixtures = inspect.signature(test).parameters.values()
+    assert engine.name == "engine"
+
+    @functools.wraps(test)
+    def run(**arguments: Any) -> None:
+        async def main() -> None:
+            async with run_engine() as engine:
+                await test(engine, **arguments)
+
+        run_with_timeout(main())
+
+    vars(run)["__signature__"] = inspect.Signature(fixtures)
+    return run
 
 
 def encode_frames(frames: Iterable[Frame]) -> bytes:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from attestkit.errors import BackendError, ConfigError, NotFoundError
 from attestkit.serve.docker import engine as containers
-from attestkit.serve.docker.engine import Container, ContainerEngine
+from attestkit.serve.docker.engine import ContainerEngine
 from tests.raising import raises
 from tests.serve.docker.engine import (
     ID,
@@ -24,18 +24,11 @@ from tests.serve.docker.engine import (
     run_engine,
     run_with_timeout,
     send_chunks,
+    with_engine,
 )
+from tests.serve.docker.test_responses import LISTED
 from tests.serve.server import refusal
 
-LISTED = {
-    "Id": ID,
-    "Names": ["/app-1", "/other/alias"],
-    "Image": "busybox:1",
-    "Created": 1_764_113_675,
-    "State": "running",
-    "Status": "Up 2 hours",
-    "Labels": {},
-}
 ADDRESSES = {
     "unix:///var/run/docker.sock": ("/var/run/docker.sock", "unix://localhost"),
     "/run/docker.sock": ("/run/docker.sock", "unix://localhost"),
@@ -81,9 +74,8 @@ def test_engine_address_schemes(address: str, endpoint: tuple[str | None, str]) 
 @pytest.mark.parametrize("address", WRONG_ADDRESSES)
 def test_engine_invalid_address_is_refused(address: str) -> None:
     """Unsupported addresses are refused, and no password is shown."""
-    with raises(ConfigError, "wrong_value") as caught:
+    with raises(ConfigError, "wrong_value", part="$DOCKER_HOST") as caught:
         ContainerEngine(address)
-    assert "$DOCKER_HOST" in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
@@ -116,22 +108,16 @@ def test_serve_invalid_docker_host_fails_startup() -> None:
 
 @pytest.mark.parametrize("tcp", [False, True])
 def test_list_containers(*, tcp: bool) -> None:
-    """Stopped containers are included; names have no leading slash."""
+    """All containers are listed, over a socket or TCP."""
 
     async def main() -> None:
         async with run_engine(tcp=tcp) as engine:
-            bare = {**LISTED, "Names": None, "State": "removing"}
-            engine.answers["/containers/json"] = 200, [LISTED, bare]
+            engine.answers["/containers/json"] = 200, [LISTED, {**LISTED, "State": "removing"}]
             found = await ContainerEngine(engine.address).list_containers()
-            assert found[0] == Container(
-                id=ID,
-                names=("app-1", "other/alias"),
-                image="busybox:1",
-                state="running",
-                status="Up 2 hours",
-                created=1_764_113_675,
-            )
-            assert found[1] == found[0]._replace(names=(), state="removing")
+            assert [(one.name, one.state) for one in found] == [
+                ("app-1", "running"),
+                ("app-1", "removing"),
+            ]
             assert engine.asked == ["/version", "/v1.45/containers/json?all=1"]
 
     run_with_timeout(main())
@@ -168,21 +154,6 @@ def test_engine_unexpected_version_response(
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [None, [1], [{}], [None], [{**LISTED, "Created": "x"}], [{**LISTED, "Names": 5}], b"["],
-)
-def test_list_containers_malformed_response(answer: object) -> None:
-    """Containers without required fields are refused."""
-    get_error({"/containers/json": (200, answer)}, "malformed_response")
-
-
-@pytest.mark.parametrize("answer", [{}, None, [], {"Id": ID}, {"Id": ID, "Config": None}, b"["])
-def test_open_log_malformed_container(answer: object) -> None:
-    """A container without id or TTY flag is refused."""
-    get_error({"/containers/app/json": (200, answer)}, "malformed_response", log=True)
-
-
-@pytest.mark.parametrize(
     ("answer", "reason", "end"),
     [
         ((501, {"message": "no reading"}), "agent_error", " 501: no reading"),
@@ -198,34 +169,26 @@ def test_open_log_engine_error(answer: tuple[int, Any], reason: str, end: str) -
     assert get_error({f"/containers/{ID}/logs": answer}, reason, log=True).endswith(end)
 
 
-def test_engine_without_response(monkeypatch: pytest.MonkeyPatch) -> None:
+@with_engine
+async def test_engine_without_response(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed connection and a timeout are errors."""
-
-    async def main() -> None:
-        async with run_engine() as engine:
-            engine.answers = {}
-            with raises(BackendError, "connection_lost"):
-                await ContainerEngine(engine.address).list_containers()
-            monkeypatch.setattr(containers, "ANSWER_SECONDS", 0.1)
-            engine.answers = {"/version": NO_RESPONSE}
-            for request in (ContainerEngine(engine.address).list_containers(), _open(engine)):
-                with raises(BackendError, "timed_out"):
-                    await request
-
-    run_with_timeout(main())
+    engine.answers = {}
+    with raises(BackendError, "connection_lost"):
+        await ContainerEngine(engine.address).list_containers()
+    monkeypatch.setattr(containers, "ANSWER_SECONDS", 0.1)
+    engine.answers = {"/version": NO_RESPONSE}
+    for request in (ContainerEngine(engine.address).list_containers(), _open(engine)):
+        with raises(BackendError, "timed_out"):
+            await request
 
 
-def test_open_log_removed_container() -> None:
+@with_engine
+async def test_open_log_removed_container(engine: Engine) -> None:
     """A container removed before its log is opened is not found."""
-
-    async def main() -> None:
-        async with run_engine() as engine:
-            engine.answers[f"/containers/{ID}/logs"] = 404, {"message": f"No such container: {ID}"}
-            with raises(NotFoundError, "container") as caught:
-                await _open(engine)
-            assert str(caught.value) == "No such container: app"
-
-    run_with_timeout(main())
+    engine.answers[f"/containers/{ID}/logs"] = 404, {"message": f"No such container: {ID}"}
+    with raises(NotFoundError, "container") as caught:
+        await _open(engine)
+    assert str(caught.value) == "No such container: app"
 
 
 @pytest.mark.parametrize("translated", [True, False])
@@ -255,48 +218,19 @@ def test_open_log_lost_connection_is_not_a_timeout(*, translated: bool) -> None:
 
 
 HOSTILE = (
-    *(
-        "",
-        ".",
-        "..",
-        "../version",
-        "a/../../version",
-        "/app",
-        "app/",
-        "app/json",
-        "a b",
-        "-a",
-        "_a",
-    ),
-    *(
-        "a?all=1",
-        "a#b",
-        "a%2Fb",
-        "a%",
-        "a\\b",
-        "a\nb",
-        "app\n",
-        "a\0b",
-        "é",
-        "aé",
-        "٣",
-        "a:b",
-        "a;b",
-    ),
+    *("", ".", "..", "../version", "a/../../version", "/app", "app/", "app/json", "a b", "-a"),
+    *("_a", "a?all=1", "a#b", "a%2Fb", "a%", "a\\b", "a\nb", "app\n", "a\0b", "é", "aé", "٣"),
+    *("a:b", "a;b"),
 )
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_open_log_invalid_name_is_not_sent(name: str) -> None:
+@with_engine
+async def test_open_log_invalid_name_is_not_sent(engine: Engine, name: str) -> None:
     """Names that could change the engine's path are refused without a request."""
-
-    async def main() -> None:
-        async with run_engine() as engine:
-            with raises(NotFoundError, "container"):
-                await _open(engine, name)
-            assert engine.asked == []
-
-    run_with_timeout(main())
+    with raises(NotFoundError, "container"):
+        await _open(engine, name)
+    assert engine.asked == []
 
 
 @given(st.text())
@@ -309,17 +243,13 @@ def test_open_log_any_name_is_one_segment(name: str) -> None:
         assert name.isascii()
 
 
-def test_open_log_requests_name_then_id() -> None:
+@with_engine
+async def test_open_log_requests_name_then_id(engine: Engine) -> None:
     """The first request has the name, the second the id from its response."""
-
-    async def main() -> None:
-        async with run_engine() as engine:
-            for name in ("app", "A.b_c-1", ID):
-                engine.answers[f"/containers/{name}/json"] = engine.answers["/containers/app/json"]
-                assert await _open(engine, name) == b""
-                assert engine.asked[-2:] == [
-                    f"/v1.45/containers/{name}/json",
-                    f"/v1.45/containers/{ID}/logs?stdout=1",
-                ]
-
-    run_with_timeout(main())
+    for name in ("app", "A.b_c-1", ID):
+        engine.answers[f"/containers/{name}/json"] = engine.answers["/containers/app/json"]
+        assert await _open(engine, name) == b""
+        assert engine.asked[-2:] == [
+            f"/v1.45/containers/{name}/json",
+            f"/v1.45/containers/{ID}/logs?stdout=1",
+        ]

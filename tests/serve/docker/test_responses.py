@@ -2,12 +2,9 @@
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
 from attestkit.serve.docker import responses
@@ -15,7 +12,6 @@ from attestkit.serve.docker.responses import (
     MAX_ANSWER,
     MAX_LIST,
     Container,
-    ContainerDetails,
     read_container,
     read_error_message,
     read_list,
@@ -31,7 +27,6 @@ LISTED: dict[str, Any] = {
     "Image": "busybox:1",
     "ImageID": f"sha256:{ID}",
     "Command": "sh -c 'sleep 1'",
-    "Created": 1_764_113_675,
     "Ports": [{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 80, "Type": "tcp"}],
     "Labels": {"com.docker.compose.project": "app"},
     "State": "running",
@@ -59,18 +54,21 @@ def encode_json(value: object) -> bytes:
 
 
 def test_read_list() -> None:
-    """A list gives the used fields of each container."""
-    assert read_list(encode_json([LISTED])) == [
-        Container(ID, ("app-1",), "busybox:1", "running", "Up 2 hours", 1_764_113_675)
-    ]
-    assert read_list(encode_json([])) == []
-    bare = {**LISTED, "Names": None, "Created": -62_135_596_800}  # year 1, Go's zero time
-    assert read_list(encode_json([bare]))[0][1::4] == ((), -62_135_596_800)
+    """A list gives the used fields of each container; names and unused fields may be missing."""
+    [found] = read_list(encode_json([LISTED]))
+    assert found == Container(ID, "busybox:1", "running", "Up 2 hours", ("/app-1",))
+    assert found.name == "app-1"
+    unused = LISTED.keys() - {"Id", "Image", "State", "Status"}
+    bare = {name: value for name, value in LISTED.items() if name not in unused}
+    for nameless in (bare, {**bare, "Names": None}, {**bare, "Names": []}):
+        assert read_list(encode_json([nameless]))[0].name == ""
+    assert len(read_list(encode_json([{**bare, "Names": ["x" * 9999]}]))[0].name) == 1024
 
 
 def test_read_container() -> None:
     """A container gives its id and TTY flag."""
-    assert read_container(encode_json(INSPECTED)) == ContainerDetails(ID, terminal=True)
+    found = read_container(encode_json(INSPECTED))
+    assert (found.id, found.config.tty) == (ID, True)
 
 
 def test_read_version() -> None:
@@ -104,39 +102,24 @@ def test_read_error_message_of_text(kind: str) -> None:
     assert len(read_error_message(b"x" * 9999, kind)) == 200
 
 
-@pytest.mark.parametrize("field", ["Id", "Names", "Image", "State", "Status", "Created"])
-@pytest.mark.parametrize("value", WRONG)
-def test_read_list_wrong_type_is_refused(field: str, value: object) -> None:
-    """One malformed container makes the list malformed."""
-    if (field == "Names" and value in (None, [])) or (field == "Created" and value == 5):
-        return
-    with raises(FormatError, "wrong_type") as caught:
-        read_list(encode_json([LISTED, {**LISTED, field: value}]))
-    assert caught.value.message.startswith(f"{field}: ")
-
-
-@pytest.mark.parametrize("field", LISTED)
-def test_read_list_missing_field(field: str) -> None:
-    """A missing required field is refused; names and unused fields may be missing."""
+@pytest.mark.parametrize("field", ["Id", "Names", "Image", "State", "Status"])
+def test_read_list_wrong_type_is_refused(field: str) -> None:
+    """One malformed container makes the list malformed; so does a missing field."""
+    wrong = [{**LISTED, field: value} for value in WRONG]
     less = {name: value for name, value in LISTED.items() if name != field}
-    if field in {"Id", "Image", "State", "Status", "Created"}:
-        with raises(FormatError, "wrong_type") as caught:
-            read_list(encode_json([less]))
-        assert caught.value.message.startswith(f"{field}: ")
-    else:
-        assert read_list(encode_json([less]))[0].id == ID
+    for container in wrong[2:] if field == "Names" else [*wrong, less]:
+        with raises(FormatError, "wrong_value", part=field):
+            read_list(encode_json([LISTED, container]))
 
 
-def test_read_container_wrong_type_is_refused() -> None:
+def test_read_container_wrong_value_is_refused() -> None:
     """An invalid id or TTY flag is refused."""
-    for value in (*WRONG, "", "../version", "a/b", "a?b", "é", f"{ID}\n", "-a"):
-        with raises(FormatError, "wrong_type", "wrong_value") as caught:
+    for value in (*WRONG, "", "../version", "a/b", "a?b", "é", f"{ID}\n", "-a", "a" * 1025):
+        with raises(FormatError, "wrong_value"):
             read_container(encode_json({**INSPECTED, "Id": value}))
-        assert caught.value.message.startswith("Id: ")
     for value in (None, 5, "x", [], {}, {"Tty": None}, {"Tty": 1}, {"Tty": "true"}):
-        with raises(FormatError, "wrong_type") as caught:
+        with raises(FormatError, "wrong_value"):
             read_container(encode_json({**INSPECTED, "Config": value}))
-        assert caught.value.message.partition(":")[0] in {"Config", "Tty"}
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -147,46 +130,6 @@ def test_read_other_json_is_refused(read: Callable[[bytes], object], value: obje
         return
     with pytest.raises(FormatError):
         read(encode_json(value))
-
-
-@pytest.mark.parametrize(
-    ("read", "sample"),
-    [(read_list, [LISTED]), (read_container, INSPECTED), (read_version, VERSION)],
-)
-def test_read_truncated_response_is_refused(
-    read: Callable[[bytes], object], sample: object
-) -> None:
-    """A response truncated at any length is refused."""
-    data = encode_json(sample)
-    for size in range(len(data)):
-        with pytest.raises(FormatError):
-            read(data[:size])
-
-
-@given(st.binary() | st.recursive(st.none() | st.text() | st.floats(), st.lists).map(encode_json))
-def test_read_any_bytes_raise_only_format_error(data: bytes) -> None:
-    """Arbitrary bytes raise no error but FormatError."""
-    for read in READERS:
-        with suppress(FormatError):
-            read(data)
-
-
-def test_read_list_bounds_texts() -> None:
-    """Texts, names and the number of names are truncated."""
-    long = "x" * 2000
-    many = dict.fromkeys(("Id", "Image", "State", "Status"), long) | {"Names": [f"/{long}"] * 1000}
-    (found,) = read_list(encode_json([{**LISTED, **many}]))
-    assert {len(text) for text in (found.id, found.image, found.state, found.status)} == {1024}
-    assert [len(name) for name in found.names] == [1024] * 16
-
-
-@pytest.mark.parametrize("created", [1 << 63, -(1 << 63) - 1, 10**400])
-def test_read_list_timestamp_over_64_bits_is_refused(created: int) -> None:
-    """A timestamp over 64 bits is refused."""
-    with raises(FormatError, "wrong_type") as caught:
-        read_list(encode_json([{**LISTED, "Created": created}]))
-    assert caught.value.message.startswith("Created: ")
-    assert read_list(encode_json([{**LISTED, "Created": created // 10**400}]))
 
 
 def test_read_response_length_limit() -> None:

@@ -9,8 +9,6 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-__all__ = ["ATTACKS", "SMUGGLED", "Attack", "read_statuses"]
-
 SMUGGLED = "smuggled"
 _EVENT = f'{{"event":"{SMUGGLED}","payload":""}}'.encode()
 _HIDDEN = (
@@ -46,6 +44,9 @@ def read_statuses(received: bytes) -> list[int]:
     return found
 
 
+_JSON = b"Content-Type: application/json"
+
+
 def _get(target: bytes, *headers: bytes, version: bytes = b"1.1", verb: bytes = b"GET") -> bytes:
     lines = [verb + b" " + target + b" HTTP/" + version, b"Host: localhost", *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n"
@@ -65,7 +66,7 @@ def _half_close(connection: socket.socket) -> None:
 
 
 def _chunked(start: bytes) -> bytes:
-    return _post(b"Content-Type: application/json", b"Transfer-Encoding: chunked", body=start)
+    return _post(_JSON, b"Transfer-Encoding: chunked", body=start)
 
 
 # Ends the connection, where further requests are not tested; otherwise the server waits for one.
@@ -141,79 +142,63 @@ _TARGETS = [
 ]
 
 
+def _attacks(
+    listener: str, rows: "Sequence[tuple[str, Sequence[bytes], Sequence[list[int]]]]"
+) -> list[Attack]:
+    return [Attack(name, listener, parts, answers) for name, parts, answers in rows]
+
+
 def create_framing_attacks() -> list[Attack]:
     """Return requests whose length is ambiguous or malformed."""
     both = _post(b"Content-Length: 6", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n" + _HIDDEN)
     old = _post(b"Transfer-Encoding: chunked", body=b"0\r\n\r\n" + _HIDDEN, version=b"1.0")
     inside = b"Content-Length: %d" % len(_HIDDEN)
-    attacks = [
-        Attack("length and chunks", "dstack", [both], _REFUSED),
-        Attack("chunks in HTTP/1.0", "dstack", [old], ([400], [200])),
-        Attack(
-            "a request as the body of GET",
-            "dstack",
-            [_get(b"/Version", inside) + _HIDDEN],
-            ([200],),
-        ),
-        Attack("a request as the body of POST", "dstack", [_post(inside, body=_HIDDEN)], ([200],)),
-        Attack(
-            "two lengths",
-            "dstack",
-            [_post(b"Content-Length: 0", inside, body=_HIDDEN)],
-            _REFUSED,
-        ),
-        Attack(
-            "twice the same length",
-            "dstack",
-            [_post(inside, inside, body=_HIDDEN)],
-            _REFUSED,
-        ),
+    two = _post(b"Content-Length: 0", inside, body=_HIDDEN)
+    malformed = [
+        *((name, _post(b"Content-Length: " + length, body=_HIDDEN)) for length, name in _LENGTHS),
+        *((name, _post(coding, body=b"0\r\n\r\n" + _HIDDEN)) for coding, name in _CODINGS),
+        *((name, _chunked(chunks + _HIDDEN)) for chunks, name in _CHUNKS),
     ]
-    for length, name in _LENGTHS:
-        attacks.append(
-            Attack(name, "dstack", [_post(b"Content-Length: " + length, body=_HIDDEN)], _REFUSED)
-        )
-    for coding, name in _CODINGS:
-        attacks.append(
-            Attack(name, "dstack", [_post(coding, body=b"0\r\n\r\n" + _HIDDEN)], _REFUSED)
-        )
-    for chunks, name in _CHUNKS:
-        chunked = _post(b"Transfer-Encoding: chunked", body=chunks + _HIDDEN)
-        attacks.append(Attack(name, "dstack", [chunked], _REFUSED))
-    return attacks
+    return _attacks(
+        "dstack",
+        [
+            ("length and chunks", [both], _REFUSED),
+            ("chunks in HTTP/1.0", [old], ([400], [200])),
+            ("a request as the body of GET", [_get(b"/Version", inside) + _HIDDEN], ([200],)),
+            ("a request as the body of POST", [_post(inside, body=_HIDDEN)], ([200],)),
+            ("two lengths", [two], _REFUSED),
+            ("twice the same length", [_post(inside, inside, body=_HIDDEN)], _REFUSED),
+            *((name, [request], _REFUSED) for name, request in malformed),
+        ],
+    )
 
 
 def create_head_attacks() -> list[Attack]:
     """Return malformed and oversized heads."""
     many = [b"X-%d: y" % number for number in range(200)]
     other = [b"X-HTTP-Method-Override: POST", b"X-Original-URL: /GetKey", _LAST]
-    attacks = [Attack(name, "http", [head], ([400], [404])) for head, name in _HEADS]
-    attacks += [
-        Attack("two hosts", "http", [_get(b"/prpc/Version", b"Host: y")], ([400],)),
-        Attack("HTTP/1.2", "http", [_get(b"/nope", version=b"1.2")], ([400],)),
-        Attack("bare line feeds", "http", [b"GET /GetKey HTTP/1.1\nHost: x\n\n"], ([400], [404])),
-        Attack("200 headers", "http", [_get(b"/prpc/Version", *many)], ([431],)),
-        Attack("a long target", "http", [_get(b"/" + b"a" * 40_000)], ([431],)),
-        Attack("a long header", "http", [_get(b"/", b"X: " + b"a" * 40_000)], ([431],)),
-        Attack(
-            "an endless header", "http", [b"GET / HTTP/1.1\r\nX: ", *[b"a" * 9000] * 40], ([431],)
-        ),
-        Attack("a target of 20 kB", "http", [_get(b"/" + b"a" * 20_000, _LAST)], ([404],)),
-        Attack("an unknown expectation", "http", [_get(b"/prpc/Version", b"Expect: x")], ([200],)),
-        Attack("another method in a header", "http", [_get(b"/prpc/Version", *other)], ([200],)),
-        Attack(
-            "another protocol with a body",
-            "dstack",
+    upgrade = [b"Connection: Upgrade", b"Upgrade: h2c", b"Content-Length: 2"]
+    upgraded = _post(*upgrade, body=b"{}" + _KEY)
+    return [
+        *(Attack(name, "http", [head], ([400], [404])) for head, name in _HEADS),
+        Attack("another protocol with a body", "dstack", [upgraded], ([200, 200], [400])),
+        *_attacks(
+            "http",
             [
-                _post(
-                    b"Connection: Upgrade", b"Upgrade: h2c", b"Content-Length: 2", body=b"{}" + _KEY
-                )
+                ("two hosts", [_get(b"/prpc/Version", b"Host: y")], ([400],)),
+                ("HTTP/1.2", [_get(b"/nope", version=b"1.2")], ([400],)),
+                ("bare line feeds", [b"GET /GetKey HTTP/1.1\nHost: x\n\n"], ([400], [404])),
+                ("200 headers", [_get(b"/prpc/Version", *many)], ([431],)),
+                ("a long target", [_get(b"/" + b"a" * 40_000)], ([431],)),
+                ("a long header", [_get(b"/", b"X: " + b"a" * 40_000)], ([431],)),
+                ("an endless header", [b"GET / HTTP/1.1\r\nX: ", *[b"a" * 9000] * 40], ([431],)),
+                ("a target of 20 kB", [_get(b"/" + b"a" * 20_000, _LAST)], ([404],)),
+                ("an unknown expectation", [_get(b"/prpc/Version", b"Expect: x")], ([200],)),
+                ("another method in a header", [_get(b"/prpc/Version", *other)], ([200],)),
+                ("line breaks in a target", [_get(b"/a%0d%0aX:%20y")], ([404],)),
             ],
-            ([200, 200], [400]),
         ),
-        Attack("line breaks in a target", "http", [_get(b"/a%0d%0aX:%20y")], ([404],)),
     ]
-    return attacks
 
 
 def create_target_attacks() -> list[Attack]:
@@ -224,94 +209,59 @@ def create_target_attacks() -> list[Attack]:
     ]
 
 
+_START = b"POST /Version HTTP/1.1\r\nHost: localhost\r\n"
+_BODY = b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+
+
 def create_slow_attacks() -> list[Attack]:
     """Return clients that stop sending."""
-    start = b"POST /Version HTTP/1.1\r\nHost: localhost\r\n"
-    body = b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
-    return [
-        Attack("half a head", "dstack", [start], ([408],)),
-        Attack("half a body", "dstack", [start + body + b"{"], ([408],)),
-        Attack(
-            "a promised body",
-            "dstack",
-            [start + b"Expect: 100-continue\r\n" + body],
-            ([408],),
-        ),
-        Attack("nothing", "dstack", [], ([],)),
-        Attack("line ends and nothing else", "dstack", [b"\r\n"] * 20, ([],)),
-    ]
+    return _attacks(
+        "dstack",
+        [
+            ("half a head", [_START], ([408],)),
+            ("half a body", [_START + _BODY + b"{"], ([408],)),
+            ("a promised body", [_START + b"Expect: 100-continue\r\n" + _BODY], ([408],)),
+            ("nothing", [], ([],)),
+            ("line ends and nothing else", [b"\r\n"] * 20, ([],)),
+        ],
+    )
 
 
 def create_disconnect_attacks() -> list[Attack]:
     """Return clients that disconnect, half-close, or do not read the responses."""
-    start = b"POST /Version HTTP/1.1\r\nHost: localhost\r\n"
-    body = b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
-    ask = _get(b"/Info")
+    version, page, ask = _get(b"/prpc/Version"), _get(b"/docs"), _get(b"/Info")
+    mixed = (page + version) * 20
     return [
-        Attack("half a head, then gone", "dstack", [start], ([],), _reset),
-        Attack("half a body, then gone", "dstack", [start + body + b"{"], ([],), _reset),
+        Attack("half a head, then gone", "dstack", [_START], ([],), _reset),
+        Attack("half a body, then gone", "dstack", [_START + _BODY + b"{"], ([],), _reset),
         Attack("a request, then gone", "http", [_get(b"/")], ([],), _reset),
         Attack("1000 requests, then gone", "dstack", [ask * 1000], ([],), _reset),
-        Attack("a request, then no more", "dstack", [ask], ([200],), _half_close),
-        Attack(
-            "2000 requests, then no more",
-            "http",
-            [_get(b"/prpc/Version") * 2000],
-            ([200] * 2000,),
-            _half_close,
-        ),
-        Attack(
-            "pages, then no more",
-            "http",
-            [(_get(b"/docs") + _get(b"/prpc/Version")) * 20],
-            ([200] * 40,),
-            _half_close,
-        ),
-        Attack("half a head, then no more", "dstack", [start], ([],), _half_close),
-        Attack(
-            "pages and half a head, then no more",
-            "http",
-            [_get(b"/docs") * 20 + start],
-            ([200] * 20,),
-            _half_close,
-        ),
-        Attack("2000 requests at once", "http", [_get(b"/prpc/Version") * 2000], ([200] * 2000,)),
+        Attack("a request, then EOF", "dstack", [ask], ([200],), _half_close),
+        Attack("2000 requests, then EOF", "http", [version * 2000], ([200] * 2000,), _half_close),
+        Attack("pages, then EOF", "http", [mixed], ([200] * 40,), _half_close),
+        Attack("half a head, then EOF", "dstack", [_START], ([],), _half_close),
+        Attack("pages, half a head, EOF", "http", [page * 20 + _START], ([200] * 20,), _half_close),
+        Attack("2000 requests at once", "http", [version * 2000], ([200] * 2000,)),
     ]
 
 
 def create_large_attacks() -> list[Attack]:
     """Return oversized bodies and deeply nested JSON."""
-    json = b"Content-Type: application/json"
     chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
-    endless = _post(json, b"Transfer-Encoding: chunked")
+    large = _post(_JSON, b"Content-Length: 100000000")
     deep = b"[" * 100_000
-    return [
-        Attack(
-            "a body of 100 MB",
-            "dstack",
-            [_post(json, b"Content-Length: 100000000"), *[bytes(65536)] * 64],
-            ([400],),
-        ),
-        Attack(
-            "endless trailers", "dstack", [_chunked(b"0\r\n"), *[b"x: y\r\n" * 1000] * 40], ([431],)
-        ),
-        Attack(
-            "an endless trailer", "dstack", [_chunked(b"0\r\nx: "), *[b"y" * 6000] * 40], ([431],)
-        ),
-        Attack(
-            "an endless chunk extension",
-            "dstack",
-            [_chunked(b"1;x="), *[b"y" * 6000] * 40],
-            ([431],),
-        ),
-        Attack("an endless body", "dstack", [endless, *[chunk] * 400], ([400], [])),
-        Attack(
-            "deep JSON",
-            "dstack",
-            [_get(b"/GetKey", json, b"Content-Length: %d" % len(deep), verb=b"POST") + deep],
-            ([400],),
-        ),
-    ]
+    nested = _get(b"/GetKey", _JSON, b"Content-Length: %d" % len(deep), verb=b"POST") + deep
+    return _attacks(
+        "dstack",
+        [
+            ("a body of 100 MB", [large, *[bytes(65536)] * 64], ([400],)),
+            ("endless trailers", [_chunked(b"0\r\n"), *[b"x: y\r\n" * 1000] * 40], ([431],)),
+            ("an endless trailer", [_chunked(b"0\r\nx: "), *[b"y" * 6000] * 40], ([431],)),
+            ("an endless chunk extension", [_chunked(b"1;x="), *[b"y" * 6000] * 40], ([431],)),
+            ("an endless body", [_chunked(b""), *[chunk] * 400], ([400], [])),
+            ("deep JSON", [nested], ([400],)),
+        ],
+    )
 
 
 ATTACKS = [

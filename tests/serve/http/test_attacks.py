@@ -1,16 +1,14 @@
 """Hostile requests end in a refusal or a close, and the next valid request is served."""
 
 import contextlib
-import socket
 from collections.abc import Iterator
 
 import pytest
 
-from tests.serve.client import call
+from tests.serve.client import call, connect
 from tests.serve.http.attacks import ATTACKS, SMUGGLED, Attack, read_statuses
 from tests.serve.server import Server, running_server
 
-_PATIENCE = 30  # seconds
 _LIMITS = ("head_seconds=0.4", "body_seconds=0.4", "idle_seconds=0.4", "write_seconds=1")
 
 
@@ -23,21 +21,10 @@ def server() -> Iterator[Server]:
         server.check_log()
 
 
-def connect(server: Server, listener: str) -> socket.socket:
-    """Connect to a listener of the server."""
-    if listener == "dstack":
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(_PATIENCE)
-        connection.connect(server.dstack)
-        return connection
-    host, _, port = server.url.removeprefix("http://").rpartition(":")
-    return socket.create_connection((host, int(port)), _PATIENCE)
-
-
 def send_attack(server: Server, attack: Attack) -> bytes:
     """Send an attack; return the response until the server closes the connection."""
     received = b""
-    with connect(server, attack.listener) as connection, contextlib.suppress(ConnectionError):
+    with connect(server.ready[attack.listener]) as connection, contextlib.suppress(ConnectionError):
         for part in attack.parts:
             connection.sendall(part)
         if attack.after is not None:
@@ -54,14 +41,7 @@ def test_attack_ends_and_next_request_is_served(server: Server, attack: Attack) 
     assert read_statuses(received) in attack.answers, received[:500]
     if attack.listener == "http":
         assert b"signature_chain" not in received
-    endpoint, method = (
-        (server.url, "prpc/Version") if attack.listener == "http" else (server.dstack, "Version")
-    )
-    assert call(endpoint, method).status == 200
+    method = "prpc/Version" if attack.listener == "http" else "Version"
+    assert call(server.ready[attack.listener], method).status == 200
     log = call(server.dstack, "GetQuote", {"report_data": "00"}).json()["event_log"]
     assert SMUGGLED not in log
-
-
-def test_attacks_are_distinct() -> None:
-    """There are at least 60 different attacks."""
-    assert len({(*attack.parts, attack.after) for attack in ATTACKS}) == len(ATTACKS) >= 60

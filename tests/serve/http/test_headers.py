@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from tests.serve.server import PATIENCE, Server, running_server
+from tests.serve.client import connect
+from tests.serve.server import Server, running_server
 
 STANDARD: Final = {
     "server": "attestkit simulator",
@@ -49,41 +50,31 @@ def server() -> Iterator[Server]:
         assert "Traceback" not in server.log()
 
 
-def connect(server: Server, listener: str) -> socket.socket:
-    """Connect to a listener."""
-    place = server.ready[listener]
-    if place.startswith("/"):
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(PATIENCE)
-        connection.connect(place)
-        return connection
-    host, _, port = place.removeprefix("http://").rpartition(":")
-    return socket.create_connection((host, int(port)), PATIENCE)
-
-
-def send_request(connection: socket.socket, encode_request: bytes) -> ParsedResponse:
+def send_request(connection: socket.socket, request: bytes) -> ParsedResponse:
     """Send bytes and read the response."""
-    connection.sendall(encode_request)
-    response = http.client.HTTPResponse(
-        connection, method=encode_request.partition(b" ")[0].decode()
-    )
+    connection.sendall(request)
+    response = http.client.HTTPResponse(connection, method=request.partition(b" ")[0].decode())
     response.begin()
     fields = [(name.lower(), value) for name, value in response.getheaders()]
     return ParsedResponse(response.status, fields, response.read())
 
 
-def check_headers(
-    listener: str, response_read: ParsedResponse, *, head: bool = False
-) -> dict[str, str]:
+def check_headers(listener: str, response: ParsedResponse, *, head: bool = False) -> dict[str, str]:
     """Check the common headers; return all headers."""
-    found = dict(response_read.fields)
-    assert len(found) == len(response_read.fields)
+    found = dict(response.fields)
+    assert len(found) == len(response.fields)
     assert STANDARD.items() <= found.items()
     version = found.get("x-app-version")
     assert version == ("v0.5.11 (unknown)" if listener == "http" else None)
     assert "transfer-encoding" not in found
-    assert head or found["content-length"] == str(len(response_read.body))
+    assert head or found["content-length"] == str(len(response.body))
     return found
+
+
+def check_response(listener: str, response: ParsedResponse, status: int, kind: str) -> None:
+    """Check the status, the content type and the common headers."""
+    assert response.status == status
+    assert check_headers(listener, response)["content-type"] == kind
 
 
 def encode_request(target: str, *fields: str, verb: str = "GET", version: str = "1.1") -> bytes:
@@ -113,19 +104,16 @@ def test_responses_of_methods_have_headers(server: Server, listener: str) -> Non
         (encode_request(target, "Content-Length: 5000", verb="POST"), 400, JSON),
         (encode_request(target, binary, "Content-Length: 5000", verb="POST"), 400, BINARY),
     ):
-        with connect(server, listener) as connection:
-            response_read = send_request(connection, asked)
-        assert (response_read.status, check_headers(listener, response_read)["content-type"]) == (
-            status,
-            kind,
-        ), asked
+        with connect(server.ready[listener]) as connection:
+            response = send_request(connection, asked)
+        check_response(listener, response, status, kind)
 
 
 @pytest.mark.parametrize("listener", VERSION)
 def test_head_has_headers_of_get(server: Server, listener: str) -> None:
     """HEAD has the headers of GET, including the length, and no body."""
     for target, status in ((VERSION[listener], 200), (MISTAKE[listener], 400), ("/nowhere", 404)):
-        with connect(server, listener) as connection:
+        with connect(server.ready[listener]) as connection:
             head = send_request(connection, encode_request(target, verb="HEAD"))
             get = send_request(connection, encode_request(target))
         assert (head.status, get.status, head.body) == (status, status, b"")
@@ -142,7 +130,7 @@ def test_head_has_headers_of_get(server: Server, listener: str) -> None:
 )
 def test_pages_have_headers(server: Server, target: str) -> None:
     """Pages of the external listener and their errors have the headers."""
-    with connect(server, "http") as connection:
+    with connect(server.url) as connection:
         check_headers("http", send_request(connection, encode_request(target)))
 
 
@@ -159,12 +147,9 @@ REFUSED: Final = {
 def test_refusals_have_headers(server: Server, listener: str, case: tuple[bytes, int]) -> None:
     """Refusals by the listener itself have the headers."""
     asked, status = case
-    with connect(server, listener) as connection:
-        response_read = send_request(connection, asked)
-    assert (response_read.status, check_headers(listener, response_read)["content-type"]) == (
-        status,
-        JSON,
-    )
+    with connect(server.ready[listener]) as connection:
+        response = send_request(connection, asked)
+    check_response(listener, response, status, JSON)
 
 
 @pytest.mark.parametrize("listener", VERSION)
@@ -174,10 +159,7 @@ def test_connection_limit_response_has_headers(server: Server, listener: str) ->
     with contextlib.ExitStack() as stack:
         # The connections of earlier tests are closed by the time the last of these is answered.
         for _ in range(8):
-            connection = stack.enter_context(connect(server, listener))
+            connection = stack.enter_context(connect(server.ready[listener]))
             assert send_request(connection, ask).status == 200
-        response_read = send_request(stack.enter_context(connect(server, listener)), ask)
-    assert (response_read.status, check_headers(listener, response_read)["content-type"]) == (
-        503,
-        JSON,
-    )
+        response = send_request(stack.enter_context(connect(server.ready[listener])), ask)
+    check_response(listener, response, 503, JSON)

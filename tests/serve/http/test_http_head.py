@@ -12,8 +12,8 @@ from uvicorn.server import ServerState
 
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Traffic
-from attestkit.serve.http.listener_state import ListenerState
-from attestkit.serve.http.protocol import HttpProtocol, ListenerConfig
+from attestkit.serve.http.listener_state import ListenerConfig, ListenerState
+from attestkit.serve.http.protocol import HttpProtocol
 from attestkit.serve.http.request_checks import KEPT, head_size, without_upgrade
 from tests.serve.http.test_protocol import RecordingTransport
 from tests.untyped import untyped
@@ -46,7 +46,9 @@ def parse_requests(pieces: list[bytes]) -> tuple[Asked, bytes]:
         await send({"type": "http.response.body", "body": b""})
 
     async def play() -> bytes:
-        config = ListenerConfig(untyped(app), ListenerState.of("echo", Limits(), Traffic(), None))
+        config = ListenerConfig(
+            untyped(app), ListenerState.of("echo", Limits(), Traffic(), None), HttpProtocol
+        )
         config.load()
         transport = RecordingTransport()
         protocol = HttpProtocol(config, ServerState(), {}, _loop=asyncio.get_running_loop())

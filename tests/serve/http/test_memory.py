@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.client import Connection, call
+from tests.serve.client import Connection, call, connect
 from tests.serve.server import Server, running_server
 
 MIB = 1 << 20
@@ -33,14 +33,6 @@ def read_peak_memory(server: Server) -> int:
     return int(line.split()[1]) // 1024
 
 
-def connect(server: Server) -> socket.socket:
-    """Connect to dstack.sock."""
-    client = socket.socket(socket.AF_UNIX)
-    client.settimeout(60)
-    client.connect(server.dstack)
-    return client
-
-
 def send_incomplete_request(client: socket.socket) -> bytes:
     """Send a large request without its last byte; return the response, if any."""
     client.sendall(
@@ -61,7 +53,7 @@ def test_incomplete_large_bodies_are_limited(server: Server) -> None:
     """Bodies over the limit are refused with 503; small requests are served."""
     before = read_peak_memory(server)
     with ExitStack() as stack:
-        clients = [stack.enter_context(connect(server)) for _ in range(SENDERS)]
+        clients = [stack.enter_context(connect(server.dstack)) for _ in range(SENDERS)]
         answers = [send_incomplete_request(client) for client in clients]
         refused = [answer for answer in answers if answer]
         assert all(answer.startswith(b"HTTP/1.1 503 ") for answer in refused)
@@ -80,7 +72,7 @@ def test_unread_responses_are_limited(server: Server) -> None:
     before = read_peak_memory(server)
     request = b"GET /Info HTTP/1.1\r\nHost: x\r\n\r\n"
     with ExitStack() as stack:
-        clients = [stack.enter_context(connect(server)) for _ in range(4)]
+        clients = [stack.enter_context(connect(server.dstack)) for _ in range(4)]
         for client in clients:
             client.settimeout(0)
             sent = 0

@@ -1,8 +1,7 @@
 """Requests of one packet are answered in batches, so that other clients are not delayed."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import pytest
 import uvloop
@@ -11,8 +10,8 @@ from uvicorn.server import ServerState
 from attestkit.serve import listener_apps
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Traffic
-from attestkit.serve.http.listener_state import ListenerState
-from attestkit.serve.http.protocol import HttpProtocol, ListenerConfig
+from attestkit.serve.http.listener_state import ListenerConfig, ListenerState
+from attestkit.serve.http.protocol import HttpProtocol
 from attestkit.serve.services.context import Guest
 from tests.untyped import untyped
 
@@ -76,7 +75,7 @@ class RecordingTransport:
 def create_connection(guest: Guest) -> tuple[HttpProtocol, RecordingTransport]:
     """Return a connection to dstack.sock and its transport."""
     shared = ListenerState.of("dstack", Limits(), Traffic(), None)
-    config = ListenerConfig(listener_apps.dstack_app(guest), shared)
+    config = ListenerConfig(listener_apps.dstack_app(guest), shared, HttpProtocol)
     config.load()
     protocol, transport = HttpProtocol(config, ServerState(), {}), RecordingTransport()
     protocol.connection_made(untyped(transport))
@@ -92,16 +91,19 @@ async def _until(done: Callable[[], bool]) -> int:
     return turns
 
 
-def run(test: Callable[[], Any]) -> None:
-    """Run a coroutine in the server's event loop."""
-    uvloop.run(asyncio.wait_for(test(), 60))
+def run(guest: Guest, test: Callable[[HttpProtocol, RecordingTransport], Awaitable[None]]) -> None:
+    """Run a test on a new connection in the server's event loop."""
+
+    async def main() -> None:
+        await asyncio.wait_for(test(*create_connection(guest)), 60)
+
+    uvloop.run(main())
 
 
 def test_packet_of_requests_is_answered_in_batches(guest: Guest) -> None:
     """Each loop iteration answers a batch; reading is paused until the last one."""
 
-    async def test() -> None:
-        protocol, transport = create_connection(guest)
+    async def test(protocol: HttpProtocol, transport: RecordingTransport) -> None:
         count = PACKET // len(REQUEST)
         protocol.data_received(REQUEST * count)
         assert transport.paused
@@ -115,27 +117,25 @@ def test_packet_of_requests_is_answered_in_batches(guest: Guest) -> None:
         assert most < 300  # one batch and the slice in which it ended
         await _until(lambda: not transport.paused)
 
-    run(test)
+    run(guest, test)
 
 
 def test_small_packets_equal_one_large(guest: Guest) -> None:
     """Reads in a row without other events are limited too."""
 
-    async def test() -> None:
-        protocol, transport = create_connection(guest)
+    async def test(protocol: HttpProtocol, transport: RecordingTransport) -> None:
         for _ in range(1000):
             protocol.data_received(REQUEST * 3)
         assert transport.answers < 300
         await _until(lambda: transport.answers == 3000)
 
-    run(test)
+    run(guest, test)
 
 
 def test_queued_requests_are_not_parsed_early(guest: Guest) -> None:
     """Requests behind a slow one stay bytes, so memory is that of the packet."""
 
-    async def test() -> None:
-        protocol, transport = create_connection(guest)
+    async def test(protocol: HttpProtocol, transport: RecordingTransport) -> None:
         count = PACKET // len(REQUEST)
         protocol.data_received(SLOW + REQUEST * count)
         assert len(protocol.pipeline) < 300
@@ -143,20 +143,19 @@ def test_queued_requests_are_not_parsed_early(guest: Guest) -> None:
         await _until(lambda: transport.answers == count + 1)
         assert not protocol.pipeline
 
-    run(test)
+    run(guest, test)
 
 
 def test_client_that_ignores_pauses_is_dropped(guest: Guest) -> None:
     """The connection is aborted when the buffer exceeds its limit."""
 
-    async def test() -> None:
-        protocol, transport = create_connection(guest)
+    async def test(protocol: HttpProtocol, transport: RecordingTransport) -> None:
         protocol.data_received(SLOW)
         for _ in range(10):
             protocol.data_received(REQUEST * (PACKET // len(REQUEST)))
         assert transport.aborted
 
-    run(test)
+    run(guest, test)
 
 
 @pytest.mark.parametrize(
@@ -165,15 +164,14 @@ def test_client_that_ignores_pauses_is_dropped(guest: Guest) -> None:
 def test_eof_in_partial_request_answers_complete_ones(guest: Guest, rest: bytes) -> None:
     """Complete requests are answered, then the connection ends."""
 
-    async def test() -> None:
-        protocol, transport = create_connection(guest)
+    async def test(protocol: HttpProtocol, transport: RecordingTransport) -> None:
         protocol.data_received(SLOW + REQUEST + rest)
         assert protocol.eof_received()
         await _until(lambda: transport.aborted)
         assert transport.answers == 2
         await asyncio.gather(*protocol.tasks)
 
-    run(test)
+    run(guest, test)
 
 
 @pytest.mark.parametrize(
@@ -182,13 +180,12 @@ def test_eof_in_partial_request_answers_complete_ones(guest: Guest, rest: bytes)
 def test_eof_in_first_request_ends_connection(guest: Guest, rest: bytes) -> None:
     """The connection ends at once."""
 
-    async def test() -> None:
-        protocol, _ = create_connection(guest)
+    async def test(protocol: HttpProtocol, _: RecordingTransport) -> None:
         protocol.data_received(rest)
         assert not protocol.eof_received()
         await asyncio.gather(*protocol.tasks)
 
-    run(test)
+    run(guest, test)
 
 
 @pytest.mark.parametrize(
@@ -204,40 +201,37 @@ def test_eof_in_first_request_ends_connection(guest: Guest, rest: bytes) -> None
 def test_refused_head_request_has_no_body(guest: Guest, sent: bytes, *, has_body: bool) -> None:
     """A refusal of HEAD has the length but no body (RFC 9110, 9.3.2)."""
 
-    async def test() -> None:
-        protocol, transport = create_connection(guest)
+    async def test(protocol: HttpProtocol, transport: RecordingTransport) -> None:
         protocol.data_received(sent)
         await _until(lambda: bool(transport.written))
         head, _, body = transport.written.partition(b"\r\n\r\n")
         assert bool(body) == has_body
         assert b"content-length: 0\r\n" not in head
 
-    run(test)
+    run(guest, test)
 
 
 def test_malformed_request_after_head_has_body(guest: Guest) -> None:
     """The refusal has a body, because it does not belong to the HEAD request."""
 
-    async def test() -> None:
-        protocol, transport = create_connection(guest)
+    async def test(protocol: HttpProtocol, transport: RecordingTransport) -> None:
         protocol.data_received(b"HEAD /Version HTTP/1.1\r\n\r\n")
         await asyncio.gather(*protocol.tasks)
         protocol.data_received(b"519")
         assert b"malformed HTTP" in transport.written
 
-    run(test)
+    run(guest, test)
 
 
 def test_nothing_follows_last_response(guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing follows the response to HTTP/1.0, whatever else was received."""
 
-    async def test() -> None:
-        protocol, transport = create_connection(guest)
+    async def test(protocol: HttpProtocol, transport: RecordingTransport) -> None:
         protocol.data_received(OLD + SLOW + b"GET /Version ;TTP/1.1\r\n")
         await _until(lambda: transport.at_end and not protocol.tasks)
         assert (transport.answers, transport.aborted) == (1, False)
         assert b"\r\nconnection: close\r\n" in transport.written
         protocol.connection_lost(None)
 
-    run(test)
+    run(guest, test)
     assert not caplog.records

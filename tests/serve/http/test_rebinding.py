@@ -1,4 +1,4 @@
-"""DNS rebinding: a simulator on loopback rejects foreign Host headers."""
+"""DNS rebinding: a simulator on loopback rejects foreign hosts, in Host or in the target."""
 
 import asyncio
 import socket
@@ -15,10 +15,11 @@ from attestkit.dstack.app_compose import AppCompose
 from attestkit.serve import listener_apps
 from attestkit.serve.app_factory import ServerOptions, build_server
 from attestkit.serve.endpoints import ListenAddresses
+from attestkit.serve.http.request_checks import with_named_host
 from tests.serve.asgi import Client
-from tests.serve.client import Answer, Connection
+from tests.serve.client import connect, get
 from tests.serve.guests import SEED, MakeGuest
-from tests.serve.server import Server, running_server
+from tests.serve.server import Server
 from tests.tees import FakeSnp
 
 COMPOSE = b'{"manifest_version": 2, "name": "an app", "runner": "bash"}'
@@ -97,12 +98,8 @@ def create_simulator() -> Simulator:
 def test_simulator_on_loopback_checks_host(stack: ExitStack) -> None:
     """The simulator checks the host on loopback addresses, also of an inherited socket."""
     for name in ("127.0.0.1", "localhost"):
-        assert (
-            create_external_client(stack, create_simulator(), (name, 0))
-            .get("/", host="x.example")
-            .status
-            == 400
-        )
+        external = create_external_client(stack, create_simulator(), (name, 0))
+        assert external.get("/", host="x.example").status == 400
     for family, host in ((socket.AF_INET, "127.0.0.3"), (socket.AF_INET6, "::1")):
         taken = stack.enter_context(socket.create_server((host, 0), family=family))
         external = create_external_client(stack, create_simulator(), ("127.0.0.1", 0), taken)
@@ -112,12 +109,8 @@ def test_simulator_on_loopback_checks_host(stack: ExitStack) -> None:
 def test_simulator_elsewhere_does_not_check_host(stack: ExitStack, tmp_path: Path) -> None:
     """On another address or a unix socket the host is not checked."""
     for place in (("0.0.0.0", 0), tmp_path / "http.sock"):
-        assert (
-            create_external_client(stack, create_simulator(), place)
-            .get("/", host="x.example")
-            .status
-            == 200
-        )
+        external = create_external_client(stack, create_simulator(), place)
+        assert external.get("/", host="x.example").status == 200
 
 
 def test_hardware_on_loopback_does_not_check_host(stack: ExitStack) -> None:
@@ -129,36 +122,83 @@ def test_hardware_on_loopback_does_not_check_host(stack: ExitStack) -> None:
 # -- a running server -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Return a simulator with default options."""
-    with running_server() as server:
-        yield server
-        server.check_log()
-
-
-def get(server: Server, target: str, headers: dict[str, str]) -> Answer:
-    """GET from the external listener."""
-    connection = Connection(server.url)
-    try:
-        return connection.send_request("GET", target, None, headers)
-    finally:
-        connection.close()
-
-
 @pytest.mark.parametrize("target", PAGES)
-def test_rebound_host_is_refused_by_server(server: Server, target: str) -> None:
+def test_rebound_host_is_refused_by_server(dev_server: Server, target: str) -> None:
     """A running server rejects a foreign host on its direct path too."""
     for headers in (REBOUND, {**REBOUND, "Origin": "http://attacker.example"}):
-        answer = get(server, target, headers)
+        answer = get(dev_server.url, target, headers)
         assert (answer.status, list(answer.json())) == (400, ["error"])
         assert HOLDS in answer.json()["error"]
-    assert get(server, target, {}).status != 400
+    assert get(dev_server.url, target, {}).status != 400
 
 
-def test_request_without_host_is_accepted(server: Server) -> None:
+def test_request_without_host_is_accepted(dev_server: Server) -> None:
     """HTTP/1.0 without Host is accepted, because browsers always send one."""
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), 60) as client:
+    with connect(dev_server.url) as client:
         client.sendall(b"GET /prpc/Version HTTP/1.0\r\n\r\n")
         assert client.makefile("rb").readline().startswith(b"HTTP/1.1 200 ")
+
+
+# -- targets in absolute form ----------------------------------------------------------------------
+
+HOST = (b"host", b"localhost")
+KEY = "/GetKey?path=x"
+VERSION = "/prpc/Worker.Version"
+
+
+def request_status(url: str, line: str, *fields: str) -> int:
+    """Send a request; return the status of the response."""
+    with connect(url) as client:
+        head = (line, *fields, "Connection: close", "", "")
+        client.sendall("\r\n".join(head).encode("latin-1"))
+        return int(client.makefile("rb").readline().split()[1])
+
+
+@pytest.mark.parametrize(
+    "authority",
+    [
+        *("http://evil.example", "HTTP://EVIL.EXAMPLE:80", "https://evil.example"),
+        "http://x@localhost",
+        *("http://localhost.evil.example", "http://192.0.2.1:8090", "http://[::2]"),
+    ],
+)
+def test_foreign_authority_is_refused(dev_server: Server, authority: str) -> None:
+    """A foreign authority in the target is a 400, whatever the Host header."""
+    for url, path in ((dev_server.dev_url, KEY), (dev_server.url, VERSION)):
+        assert request_status(url, f"GET {authority}{path} HTTP/1.1", "Host: localhost") == 400
+        assert request_status(url, f"GET {authority}{path} HTTP/1.0") == 400
+
+
+def test_loopback_authority_is_accepted(dev_server: Server) -> None:
+    """A loopback authority is accepted; a foreign Host beside it is refused."""
+    for url, path in ((dev_server.dev_url, KEY), (dev_server.url, VERSION)):
+        port = url.rpartition(":")[2]
+        for authority in (f"http://localhost:{port}", "http://127.0.0.1", "HTTP://LOCALHOST"):
+            assert request_status(url, f"GET {authority}{path} HTTP/1.1", "Host: localhost") == 200
+            assert request_status(url, f"GET {authority}{path} HTTP/1.0") == 200
+            assert (
+                request_status(url, f"GET {authority}{path} HTTP/1.1", "Host: evil.example") == 400
+            )
+        assert request_status(url, f"GET {path} HTTP/1.1", "Host: localhost") == 200
+
+
+@pytest.mark.parametrize(
+    ("target", "authority"),
+    [
+        (b"http://a", b"a"),
+        (b"http://a:1/b", b"a:1"),
+        (b"HtTp://[::1]:2?c=d", b"[::1]:2"),
+        (b"coap+tcp://e#f", b"e"),
+        (b"http://u@a/http://b/", b"u@a"),
+        (b"http:///b", b""),
+    ],
+)
+def test_with_named_host_appends_authority(target: bytes, authority: bytes) -> None:
+    """The authority is appended unchanged, with port and user info."""
+    assert with_named_host(target, [HOST]) == [HOST, (b"host", authority)]
+
+
+def test_with_named_host_other_forms_add_nothing() -> None:
+    """Targets in other forms name no authority."""
+    for target in (b"/", b"/http://a/", b"//a/b", b"*", b"", b"a:443", b"/?http://a"):
+        assert with_named_host(target, [HOST]) == [HOST]

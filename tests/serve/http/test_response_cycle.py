@@ -3,12 +3,13 @@
 import asyncio
 import socket
 import struct
+from asyncio import StreamReader, StreamWriter
 
 import pytest
 
 from attestkit.serve.http.asgi import Receive, Scope, Send
 from attestkit.serve.http.views import ENDLESS
-from tests.serve.listening import GET, Connect, echo, response, run
+from tests.serve.http.listening import GET, Connect, echo, exchange, response, run
 
 
 @pytest.mark.parametrize(
@@ -26,15 +27,13 @@ def test_malformed_request_waits_for_earlier_responses(second: bytes, between: i
         await asyncio.sleep(0.05)
         await echo(scope, receive, send)
 
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
+    async def test(reader: StreamReader, writer: StreamWriter) -> None:
         writer.write(GET * (1 + between) + second)
         for _ in range(1 + between):
             assert (await response(reader))[::2] == (200, b"/path 0")
         assert await reader.read() == b""
-        writer.close()
 
-    run(test, slow)
+    exchange(test, slow)
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -69,55 +68,3 @@ def test_endless_response_ends_with_client(*, begun: bool, behind: bytes, reset:
         await ended.wait()
 
     run(test, endless)
-
-
-def test_refusals_have_application_headers() -> None:
-    """The listener's own refusals have the application's headers."""
-
-    class App:
-        headers = ((b"server", b"test"), (b"x-frame-options", b"SAMEORIGIN"))
-
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            await echo(scope, receive, send)
-
-    async def test(connect: Connect) -> None:
-        for head in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200 + b"\r\n"):
-            reader, writer = await connect()
-            writer.write(head)
-            _, headers, _ = await response(reader)
-            assert (headers["server"], headers["x-frame-options"]) == ("test", "SAMEORIGIN")
-            writer.close()
-
-    run(test, App())
-
-
-def test_half_closed_client_gets_response() -> None:
-    """A client that half-closes the connection receives its response."""
-
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(0.05)
-        await echo(scope, receive, send)
-
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
-        writer.write(GET)
-        writer.write_eof()
-        assert (await response(reader))[2] == b"/path 0"
-        assert await reader.read() == b""
-        writer.close()
-
-    run(test, slow)
-
-
-def test_garbage_after_request_is_ignored() -> None:
-    """Garbage after a request does not affect its response."""
-
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
-        writer.write(GET + b"garbage\r\n\r\n")
-        status, headers, body = await response(reader)
-        assert (status, body, headers["connection"]) == (200, b"/path 0", "close")
-        assert await reader.read() == b""
-        writer.close()
-
-    run(test)

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import re
 import socket
+from asyncio import StreamReader, StreamWriter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from attestkit.serve.config.limits import Limits
 from attestkit.serve.http import server
 from attestkit.serve.http.asgi import App, Receive, Scope, Send
 from attestkit.serve.http.server import Listener
-from tests.serve.listening import GET, Connect, echo, refusal, response, run, serving
+from tests.serve import client
+from tests.serve.http.listening import GET, Connect, echo, exchange, refusal, response, run, serving
+from tests.serve.server import ROOT, running_server
 
 
 def test_each_listener_serves_its_application() -> None:
@@ -43,56 +48,25 @@ def test_each_listener_serves_its_application() -> None:
 def test_connection_is_persistent() -> None:
     """Several requests share a connection; no header names the HTTP library."""
 
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
+    async def test(reader: StreamReader, writer: StreamWriter) -> None:
         for _ in range(3):
             writer.write(GET)
             status, headers, body = await response(reader)
             assert (status, body) == (200, b"/path 0")
             assert "date" in headers
             assert "server" not in headers
-        writer.close()
 
-    run(test)
+    exchange(test)
 
 
 def test_pipelined_requests_are_answered_in_order() -> None:
     """Pipelined requests are answered in order."""
 
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
+    async def test(reader: StreamReader, writer: StreamWriter) -> None:
         writer.write(b"".join(GET.replace(b"path", b"%d" % n) for n in range(20)))
         assert [(await response(reader))[2] for _ in range(20)] == [b"/%d 0" % n for n in range(20)]
-        writer.close()
 
-    run(test)
-
-
-@pytest.mark.parametrize(
-    "garbage",
-    [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"GET\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
-        b"GET /\xff HTTP/1.1\r\n\r\n",
-        b"CONNECT x:1 HTTP/1.1\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    ],
-)
-def test_malformed_http_is_400(garbage: bytes) -> None:
-    """Malformed HTTP is a 400 in JSON and closes the connection."""
-
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
-        writer.write(garbage)
-        assert await refusal(reader) == 400
-        writer.close()
-
-    run(test)
+    exchange(test)
 
 
 @pytest.mark.parametrize("step", [1 << 20, 1000])
@@ -103,22 +77,19 @@ def test_oversized_head_is_431(start: bytes, end: bytes, step: int) -> None:
     filler = b"x: y\r\n" if start.endswith(b"\n") else b"x"
     head = start + filler * (Limits().head // len(filler) + 1) + end
 
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
+    async def test(reader: StreamReader, writer: StreamWriter) -> None:
         for at in range(0, len(head), step):
             writer.write(head[at : at + step])
             await asyncio.sleep(0)
         assert await refusal(reader) == 431
-        writer.close()
 
-    run(test)
+    exchange(test)
 
 
 def test_head_limit_excludes_body() -> None:
     """The limit applies to the head only, even if the body arrives with it."""
 
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
+    async def test(reader: StreamReader, writer: StreamWriter) -> None:
         for _ in range(2):
             padding = b"x" * (Limits().head - 200)
             writer.write(
@@ -126,17 +97,15 @@ def test_head_limit_excludes_body() -> None:
                 + bytes(300_000)
             )
             assert (await response(reader))[2] == b"/p 300000"
-        writer.close()
 
-    run(test)
+    exchange(test)
 
 
 def test_slow_head_is_408() -> None:
     """The timeout starts with the first byte and is not reset by later ones."""
     limits = Limits(head_seconds=0.2)
 
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
+    async def test(reader: StreamReader, writer: StreamWriter) -> None:
 
         async def dribble() -> None:
             for byte in GET * 100:
@@ -146,49 +115,31 @@ def test_slow_head_is_408() -> None:
         dribbling = asyncio.create_task(dribble())
         assert await refusal(reader) == 408
         dribbling.cancel()
-        writer.close()
 
-    run(test, limits=limits)
+    exchange(test, limits=limits)
 
 
 def test_slow_second_head_is_408() -> None:
     """The timeout applies to later requests of a connection."""
-    limits = Limits(head_seconds=0.1)
 
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
+    async def test(reader: StreamReader, writer: StreamWriter) -> None:
         writer.write(GET + GET[:10])
         await response(reader)
         assert await refusal(reader) == 408
-        writer.close()
 
-    run(test, limits=limits)
-
-
-def test_silent_connection_is_closed() -> None:
-    """A connection without a request is closed without a response."""
-    limits = Limits(head_seconds=0.05)
-
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
-        assert await reader.read() == b""
-        writer.close()
-
-    run(test, limits=limits)
+    exchange(test, limits=Limits(head_seconds=0.1))
 
 
 def test_idle_connection_is_closed() -> None:
     """A persistent connection is closed after the idle timeout."""
     limits = Limits(idle_seconds=0)
 
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
+    async def test(reader: StreamReader, writer: StreamWriter) -> None:
         writer.write(GET)
         await response(reader)
         assert await reader.read() == b""
-        writer.close()
 
-    run(test, limits=limits)
+    exchange(test, limits=limits)
 
 
 def test_stalled_body_is_408() -> None:
@@ -201,30 +152,26 @@ def test_stalled_body_is_408() -> None:
             seen.append(message["body"])
         seen.append("gone")
 
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
+    async def test(reader: StreamReader, writer: StreamWriter) -> None:
         writer.write(b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc")
         assert await refusal(reader) == 408
         assert seen == [b"abc", "gone"]
-        writer.close()
 
-    run(test, app, limits)
+    exchange(test, app, limits)
 
 
 def test_slow_body_resets_timeout() -> None:
     """Each piece of a body restarts the timeout."""
     limits = Limits(body_seconds=0.3)
 
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
+    async def test(reader: StreamReader, writer: StreamWriter) -> None:
         writer.write(b"POST /p HTTP/1.1\r\nContent-Length: 10\r\n\r\n")
         for _ in range(10):
             await asyncio.sleep(0.05)
             writer.write(b"x")
         assert (await response(reader))[2] == b"/p 10"
-        writer.close()
 
-    run(test, limits=limits)
+    exchange(test, limits=limits)
 
 
 def test_connection_limit_is_503() -> None:
@@ -253,41 +200,6 @@ def test_connection_limit_is_503() -> None:
     run(test, limits=limits)
 
 
-UPGRADE = (
-    b"POST /p HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUPGRADE: h2c\r\n"
-    b"Content-Length: 9\r\n\r\n\r\nUpgrade"
-)
-
-
-def test_upgrade_is_ignored() -> None:
-    """A request to upgrade is answered in HTTP/1.1."""
-
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
-        for _ in range(2):
-            writer.write(UPGRADE)
-            status, _, body = await response(reader)
-            assert (status, body) == (200, b"/p 9")
-        writer.close()
-
-    run(test)
-
-
-def test_split_upgrade_header_is_400() -> None:
-    """If the Upgrade header is split, the body is lost and the request refused."""
-
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
-        at = UPGRADE.index(b"RADE: ")
-        writer.write(UPGRADE[:at])
-        await asyncio.sleep(0.05)
-        writer.write(UPGRADE[at:])
-        assert await refusal(reader) == 400
-        writer.close()
-
-    run(test)
-
-
 def test_early_response_reaches_sending_client() -> None:
     """A response before the end of the body reaches the client."""
 
@@ -296,47 +208,15 @@ def test_early_response_reaches_sending_client() -> None:
         await send({"type": "http.response.start", "status": 400, "headers": headers})
         await send({"type": "http.response.body", "body": b"no\n"})
 
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
+    async def test(reader: StreamReader, writer: StreamWriter) -> None:
         writer.write(b"POST /p HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n")
         for _ in range(3):
             writer.write(bytes(1_000_000))
             await writer.drain()
         assert (await response(reader))[2] == b"no\n"
         assert await reader.read() == b""
-        writer.close()
 
-    run(test, hasty)
-
-
-def test_shutdown_finishes_active_requests() -> None:
-    """Shutdown refuses new connections and finishes active requests."""
-    begun, go = asyncio.Event(), asyncio.Event()
-
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        begun.set()
-        await go.wait()
-        await echo(scope, receive, send)
-
-    async def main() -> None:
-        async with serving(slow) as ([connect], task):
-            reader, writer = await connect()
-            writer.write(GET)
-            await begun.wait()
-            task.cancel()
-            while True:
-                try:
-                    _, other = await connect()
-                except ConnectionRefusedError:
-                    break
-                other.close()
-                await asyncio.sleep(0.01)
-            go.set()
-            status, headers, body = await response(reader)
-            assert (status, body, headers["connection"]) == (200, b"/path 0", "close")
-            writer.close()
-
-    uvloop.run(main())
+    exchange(test, hasty)
 
 
 def test_failing_listener_stops_server(tmp_path: Path) -> None:
@@ -354,19 +234,44 @@ def test_failing_listener_stops_server(tmp_path: Path) -> None:
     uvloop.run(main())
 
 
-def test_application_error_is_logged_not_returned(caplog: pytest.LogCaptureFixture) -> None:
-    """An application error is a 500 without text; the log contains it."""
+@pytest.mark.parametrize("error", [RuntimeError("secret"), asyncio.CancelledError("secret")])
+def test_application_error_is_logged_not_returned(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An application error, even a cancellation, is a 500 without text; the log contains it."""
 
     async def broken(*_: Any) -> None:
-        raise RuntimeError("secret")
+        raise error
 
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
+    async def test(reader: StreamReader, writer: StreamWriter) -> None:
         writer.write(GET)
         status, _, body = await response(reader)
         assert status == 500
         assert b"secret" not in body
-        writer.close()
 
-    run(test, broken)
+    exchange(test, broken)
     assert "secret" in caplog.text
+    # asyncio's debug mode also logs slow callbacks
+    logged = [(each.name, each.levelname) for each in caplog.records if each.name != "asyncio"]
+    assert logged == [("uvicorn.error", "ERROR")]
+
+
+# -- uvicorn ---------------------------------------------------------------------------------------
+
+
+def test_uvicorn_honours_connection_close() -> None:
+    """The response to `Connection: close` closes the connection in every supported version."""
+    with (
+        running_server("--limit", "idle_seconds=1h") as running,
+        client.connect(running.url) as connection,
+    ):
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        head, _, _ = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert b"connection: close" in head.split(b"\r\n")
+
+
+def test_uvicorn_minimum_version() -> None:
+    """The minimum version is at least 0.53 and at most the installed one."""
+    [least] = re.findall(r'"uvicorn>=([0-9.]+)"', (ROOT / "pyproject.toml").read_text())
+    numbers = [tuple(map(int, text.split("."))) for text in (least, version("uvicorn"))]
+    assert (0, 53) <= numbers[0] <= numbers[1]

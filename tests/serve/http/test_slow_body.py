@@ -10,7 +10,7 @@ from attestkit.quote import Quote
 from attestkit.serve import listener_apps
 from attestkit.serve.rpc.dispatcher import MethodRoute
 from tests.serve.guests import Blocking, MakeGuest
-from tests.serve.listening import GET, Connect, response, run
+from tests.serve.http.listening import GET, Connect, response, run
 
 PATIENCE = 20.0
 BODY = b'{"report_data": "ab"}'

@@ -5,21 +5,12 @@ import signal
 import socket
 import stat
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.serve.client import Connection, call
 from tests.serve.server import PATIENCE, command, environment, refusal, running_server
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Return a folder with a short path, to stay below the length limit of a socket's path."""
-    with tempfile.TemporaryDirectory(prefix="ak") as name:
-        yield Path(name)
 
 
 def read_mode(path: str | Path) -> int:
@@ -192,30 +183,6 @@ def test_signal_stops_gracefully(folder: Path, number: int) -> None:
         assert not os.path.lexists(server.dstack)
         assert not os.path.lexists(server.tappd)
         assert server.log() == said
-
-
-def test_active_request_is_finished(folder: Path) -> None:
-    """A request begun before the signal is answered."""
-    with running_server(folder=folder) as server, socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(60)
-        client.connect(server.dstack)
-        client.sendall(
-            b"POST /Version HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n"
-        )
-        assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"  # the request has begun
-        server.process.send_signal(signal.SIGTERM)
-        while True:  # until connections are refused
-            try:
-                with socket.socket(socket.AF_UNIX) as other:
-                    other.connect(server.dstack)
-            except OSError:
-                break
-        client.sendall(b"{}")
-        answer = client.makefile("rb").read()
-        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-        assert b"connection: close\r\n" in answer
-        assert server.process.wait(60) == 0
 
 
 def test_replaced_socket_is_not_removed(folder: Path) -> None:

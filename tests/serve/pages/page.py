@@ -13,8 +13,6 @@ from attestkit.serve.services.worker_api import SERVICE
 from tests.serve.asgi import Client
 from tests.untyped import untyped
 
-__all__ = ["Engine", "Page", "create_client", "create_container", "read_page"]
-
 
 class Page(HTMLParser):
     """A parsed page: rows by label, headings, tables, links and tags."""
@@ -28,6 +26,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.links: list[str] = []
         self.attributes: set[str] = set()
+        self.meters: list[str] = []  # values in percent
         self.text = ""
         self.textarea = ""
         self._open: list[str] = []
@@ -40,6 +39,7 @@ class Page(HTMLParser):
         """Record a tag and its attributes."""
         self.tags.append(tag)
         self.attributes |= {name for name, _ in attrs}
+        self.meters += [dict(attrs)["value"] or ""] if tag == "meter" else []
         self.links += [value or "" for name, value in attrs if name == "href" and tag == "a"]
         if tag not in {"meta", "link", "img"}:
             self._open.append(tag)
@@ -87,7 +87,7 @@ def create_container(
     identity: str = "0123abcd",
 ) -> Container:
     """Return a container as an engine describes it."""
-    return Container(identity, tuple(names), image, state, status, 0)
+    return Container(identity, image, state, status, tuple(names))
 
 
 class Engine:

@@ -2,21 +2,25 @@
 
 import asyncio
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import psutil
 import pytest
 
 from attestkit.errors import BackendUnavailableError
-from attestkit.serve import listener_apps
 from attestkit.serve.docker.engine import Container
+from attestkit.serve.machine_info import Disk, Figures, Load, Memory
 from attestkit.serve.pages import dashboard
+from attestkit.serve.pages.dashboard import duration_text, size_text
 from attestkit.serve.pages.event_timeline import FIRST, LAST
+from attestkit.serve.rpc.messages import AppInfo
+from attestkit.serve.services.context import AppIdentity, Guest
 from tests.serve.asgi import Client
-from tests.serve.guests import NOW, Blocking, Broken, Counting, MakeGuest
+from tests.serve.guests import NOW, Blocking, Broken, GuestClient, MakeGuest
 from tests.serve.pages.page import Engine, Page, create_client, create_container, read_page
+from tests.untyped import untyped
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -24,6 +28,18 @@ HOSTILE = (
     "цель {} {{ rows }} {% raw %} %s",
     "</textarea></title><img src=x onerror=alert(1)>",
 )
+
+PageClient: TypeAlias = Callable[..., Client]
+
+
+@pytest.fixture
+def page_client(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> PageClient:
+    """Return a factory of clients of the pages of a new guest, with an engine and other views."""
+
+    def make(engine: Engine, *paths: str, **options: Any) -> Client:
+        return create_client(make_guest(**options), engine, loop, *paths)
+
+    return make
 
 
 def test_page_shows_app_identity(dstack: Client, external: Client) -> None:
@@ -83,32 +99,18 @@ def test_page_shows_new_event_immediately(dstack: Client, external: Client) -> N
     assert before.rows["RTMR2"] == after.rows["RTMR2"]
 
 
-def test_page_requests_create_one_quote(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
-    """Evidence is created once, however often the page is requested."""
-    guest = make_guest(Counting)
-    client = Client(listener_apps.external_app(guest), loop)
-    read_page(client)
-    assert isinstance(guest.attester.backend, Counting)
-    quotes = guest.attester.backend.quotes
-    for _ in range(5):
-        read_page(client)
-    assert guest.attester.backend.quotes == quotes
-
-
-def test_page_on_blocking_device(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+def test_page_on_blocking_device(guest_client: GuestClient) -> None:
     """The page is the same on a blocking device."""
-    page = read_page(Client(listener_apps.external_app(make_guest(Blocking)), loop))
+    page = read_page(guest_client("external", backend=Blocking))
     assert page.rows["App Name"] == "an app"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_values_are_escaped(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, name: str
+    page_client: PageClient, make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, name: str
 ) -> None:
     """Values of the app, its events, containers and engine never become markup."""
-    usual = read_page(create_client(make_guest(), Engine(create_container(["a"])), loop, "/logs/"))
+    usual = read_page(page_client(Engine(create_container(["a"])), "/logs/"))
     guest = make_guest(compose={"name": name, "docker_compose_file": f"</textarea>{name}"})
     hostile = create_container([f"{name}"], image=name, state=name, status=name, identity=name)
     client = create_client(guest, Engine(hostile), loop, "/logs/")
@@ -126,20 +128,25 @@ def test_values_are_escaped(
     assert name in read_page(create_client(guest, engine, loop)).section("Deployed Containers")
 
 
-def test_bidi_controls_are_escaped(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+def test_bidi_controls_are_escaped(page_client: PageClient) -> None:
     """Direction and invisible characters are shown as escapes."""
-    guest = make_guest(compose={"name": "a\u202eb\u200bc\n"})
-    page = read_page(create_client(guest, Engine(create_container(["x\u202e"])), loop))
-    assert page.rows["App Name"] == "a\\u202eb\\u200bc\\u000a"
-    assert page.table[-1][0] == "x\\u202e"
+    text, shown = "x\u202e", "x\\u202e"
+    container = create_container([text], image=text, state=text, status=text, identity=text)
+    page = read_page(
+        page_client(Engine(container), compose={"name": "a\u202eb\u200bc\n" + "x" * 300})
+    )
+    assert page.rows["App Name"] == "a\\u202eb\\u200bc\\u000a" + "x" * 294 + " ... 306 characters"
+    assert page.table[-1] == [shown, shown, shown]
+    engine = Engine(fault=BackendUnavailableError(text, reason="missing"))
+    assert shown in read_page(page_client(engine)).section("Deployed Containers")
 
 
 def test_hidden_measurements_are_not_linked(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
+    make_guest: MakeGuest, guest_client: GuestClient
 ) -> None:
     """With public_tcbinfo false neither measurements nor links to them are shown."""
     guest = make_guest(compose={"public_tcbinfo": False})
-    page = read_page(Client(listener_apps.external_app(guest), loop))
+    page = read_page(guest_client("external", guest))
     assert "TCB info is not public" in page.text
     registers = guest.attester.registers()
     assert registers[3].hex() not in page.text
@@ -148,48 +155,80 @@ def test_hidden_measurements_are_not_linked(
     assert "system-ready" not in page.text
 
 
-def test_page_without_evidence_is_500(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_page_without_evidence_is_500(guest_client: GuestClient) -> None:
     """If the platform fails, the page is a 500 with a JSON error."""
-    response = Client(listener_apps.external_app(make_guest(Broken)), loop).get("/")
+    response = guest_client("external", backend=Broken).get("/")
     assert response.status == 500
     assert response.error().startswith("Failed to get worker info: Failed to get attestation: ")
 
 
 def test_page_without_figures_is_500(
     make_guest: MakeGuest,
-    loop: asyncio.AbstractEventLoop,
+    guest_client: GuestClient,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If the machine's figures are public and unreadable, the page is a 500."""
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     guest = make_guest(compose={"public_sysinfo": True})
-    response = Client(listener_apps.external_app(guest), loop).get("/")
+    response = guest_client("external", guest).get("/")
     assert response.status == 500
     assert response.error().startswith("Failed to get worker info: system information: ")
-    assert Client(listener_apps.external_app(make_guest()), loop).get("/").status == 200
+    assert guest_client("external").get("/").status == 200
 
 
-def test_public_figures_are_shown(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """With public_sysinfo the machine's figures have the documented rows."""
-    page = read_page(
-        Client(listener_apps.external_app(make_guest(compose={"public_sysinfo": True})), loop)
-    )
-    size = r"\d+\.\d\d [KMGT]?B"
-    for label, pattern in (
-        ("Operating System", r"\S.*"),
-        ("Kernel Version", r"\S+"),
-        ("CPU", r"cpu0 @\d+ MHz \(\d+ cores\)"),
-        ("Memory Usage", rf"{size} / {size} / {size} Used / Total / Available"),
-        ("Swap Usage", rf"{size} / {size} / {size} Used / Total / Free"),
-        ("Load Average", r"\d+\.\d\d% / \d+\.\d\d% / \d+\.\d\d% 1 / 5 / 15 minutes"),
-        ("System Uptime", r"\d+ seconds .*"),
-        ("Disk 0", rf"{size} / {size} Free / Total of /"),
+FIGURES = Figures(
+    os_name="DStack",
+    os_version="0.5.4",
+    kernel="6.9.0-dstack",
+    cpu="cpu0 @2600 MHz",
+    cpus=4,
+    memory=Memory(4 * 1024**3, 3 * 1024**3, 2 * 1024**3),
+    swap=Memory(0, 0, 0),
+    uptime=93784,
+    load=Load(28, 150, 1200),
+    disks=(Disk("/dev/a", "/", 1000, 250), Disk("/dev/b", "/data\n", 0, 0)),
+)
+
+
+def test_public_figures_are_shown(
+    guest_client: GuestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With public_sysinfo the machine's figures have the documented rows, and meters if in use."""
+    monkeypatch.setattr(dashboard, "read_figures", lambda _: FIGURES)
+    page = read_page(guest_client("external", compose={"public_sysinfo": True}))
+    assert list(page.rows.items())[-14:-5] == [
+        ("Operating System", "DStack 0.5.4"),
+        ("Kernel Version", "6.9.0-dstack"),
+        ("CPU", "cpu0 @2600 MHz (4 cores)"),
+        ("Memory Usage", "1.00 GB / 4.00 GB / 3.00 GB Used / Total / Available"),
+        ("Swap Usage", "0.00 B / 0.00 B / 0.00 B Used / Total / Free"),
+        ("Load Average", "0.28% / 1.50% / 12.00% 1 / 5 / 15 minutes"),
+        ("System Uptime", "93784 seconds 1 d 2 h"),
+        ("Disk 0", "250.00 B / 1000.00 B Free / Total of /"),
+        ("Disk 1", "0.00 B / 0.00 B Free / Total of /data\\u000a"),
+    ]
+    assert page.meters == ["25.0", "75.0", "0.0"]
+
+
+def test_absent_identity_has_no_row(
+    guest_client: GuestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vendor and hashes have a row only if the app has them."""
+    info = AppInfo(app_id=b"\1", instance_id=b"\2", app_name="a", device_id=b"\3")
+    plain = ["App Name", "App ID", "Instance ID", "Device ID", "Key Provider Info"]
+    for app, more in (
+        (info, []),
+        (info._replace(cloud_product="p"), ["Machine Provider"]),
+        (info._replace(cloud_vendor="v"), ["Machine Provider"]),
+        (
+            info._replace(compose_hash=b"\4", os_image_hash=b"\5"),
+            ["Compose Hash", "OS Image Hash"],
+        ),
     ):
-        assert re.fullmatch(pattern, page.rows[label]), page.rows[label]
-    assert "Disk 1" not in page.rows
+        identity = AppIdentity(app, None, untyped(None))
+        monkeypatch.setattr(Guest, "identity", lambda *_, found=identity, **__: found)
+        assert list(read_page(guest_client("external")).rows) == [*plain, *more]
 
 
 def test_figures_are_hidden_by_default(external: Client) -> None:
@@ -199,14 +238,14 @@ def test_figures_are_hidden_by_default(external: Client) -> None:
     assert "/metrics" not in page.links
 
 
-def test_containers_are_listed(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+def test_containers_are_listed(page_client: PageClient) -> None:
     """All containers are listed by name, with links to their logs."""
     engine = Engine(
         create_container(["gateway-1", "alias"], identity="1"),
         create_container(["migrate"], "img", "exited", "Exited (0) 2 minutes ago", identity="2"),
         create_container([], identity="3"),
     )
-    page = read_page(create_client(make_guest(), engine, loop, "/logs/"))
+    page = read_page(page_client(engine, "/logs/"))
     assert "NameStatusLogsImage" in page.section("Deployed Containers")
     assert page.table == [
         ["gateway-1", "Up 3 minutes", "Follow Last 1,000", "an-image:1"],
@@ -217,43 +256,37 @@ def test_containers_are_listed(make_guest: MakeGuest, loop: asyncio.AbstractEven
     assert "/logs/migrate?text&bare&timestamps" in page.links
 
 
-def test_log_link_is_one_segment(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+def test_log_link_is_one_segment(page_client: PageClient) -> None:
     """A link to logs contains any container name as one segment."""
     name = "../a/b?follow=no#c%2Fd"
-    client = create_client(make_guest(), Engine(create_container([f"{name}"])), loop, "/logs/")
+    client = page_client(Engine(create_container([f"{name}"])), "/logs/")
     links = [link for link in read_page(client).links if link.startswith("/logs/")]
     assert len(links) == 2
     for link in links:
         assert client.get(link).body == name.encode()
 
 
-def test_private_logs_are_not_linked(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_private_logs_are_not_linked(page_client: PageClient) -> None:
     """Without public_logs the table has no column for logs."""
-    page = read_page(create_client(make_guest(), Engine(create_container(["a"])), loop))
+    page = read_page(page_client(Engine(create_container(["a"]))))
     assert "NameStatusImage" in page.section("Deployed Containers")
     assert page.table == [["a", "Up 3 minutes", "an-image:1"]]
     assert not any(link.startswith("/logs") for link in page.links)
 
 
-def test_empty_container_list_is_stated(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_empty_container_list_is_stated(page_client: PageClient) -> None:
     """Without containers the page states so."""
-    page = read_page(create_client(make_guest(), Engine(), loop))
+    page = read_page(page_client(Engine()))
     assert page.table == []
     assert "No containers." in page.text
 
 
-def test_unreachable_engine_is_reported(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_unreachable_engine_is_reported(page_client: PageClient) -> None:
     """The page shows the engine's error and everything else."""
     engine = Engine(
         fault=BackendUnavailableError("no engine at /var/run/docker.sock", reason="missing")
     )
-    page = read_page(create_client(make_guest(), engine, loop))
+    page = read_page(page_client(engine))
     assert page.table == []
     assert "The container engine is unavailable." in page.text
     assert "no engine at /var/run/docker.sock" in page.text
@@ -261,7 +294,7 @@ def test_unreachable_engine_is_reported(
 
 
 def test_hanging_engine_is_reported(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+    page_client: PageClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The page waits for the engine up to a timeout."""
 
@@ -271,37 +304,35 @@ def test_hanging_engine_is_reported(
             return ()
 
     monkeypatch.setattr(dashboard, "_ENGINE_SECONDS", 0.01)
-    page = read_page(create_client(make_guest(), HangingEngine(), loop))
+    page = read_page(page_client(HangingEngine()))
     assert "It did not respond within 0.01 seconds." in page.text
 
 
-def test_engine_requests_are_cached(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+def test_engine_requests_are_cached(page_client: PageClient) -> None:
     """The engine is called once per second; a clock set back refreshes the cache."""
     clock = [float(NOW)]
     engine = Engine(create_container(["a"]))
-    client = create_client(make_guest(now=lambda: clock[0]), engine, loop)
+    client = page_client(engine, now=lambda: clock[0])
     for at, asked in ((0, 1), (0, 1), (0.9, 1), (1.1, 2), (1.2, 2), (-5, 3)):
         clock[0] = NOW + at
         read_page(client)
         assert engine.asked == asked, at
 
 
-def test_many_containers_are_truncated(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_many_containers_are_truncated(page_client: PageClient) -> None:
     """The table has at most 200 rows and states the number of containers."""
     engine = Engine(
         *[create_container([f"c{index}"], identity=str(index)) for index in range(1500)]
     )
-    page = read_page(create_client(make_guest(), engine, loop))
+    page = read_page(page_client(engine))
     assert len(page.table) == 200
     assert "The first 200 of 1,500 containers." in page.text
 
 
-def test_long_log_is_truncated(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+def test_long_log_is_truncated(make_guest: MakeGuest, guest_client: GuestClient) -> None:
     """The page of a log with 10,000 events stays below 500 kB."""
     guest = make_guest()
-    client = Client(listener_apps.external_app(guest), loop)
+    client = guest_client("external", guest)
     for index in range(10_000):
         guest.attester.emit_event(f"event-{index}", b"some data")
     guest.attester.emit_event("name" * 1000, bytes(1_000_000))
@@ -317,3 +348,36 @@ def test_long_log_is_truncated(make_guest: MakeGuest, loop: asyncio.AbstractEven
     assert "The first 131,072 of " in page.text
     whole = json.loads(client.get("/prpc/Worker.Info").body)
     assert len(json.loads(whole["tcb_info"])["event_log"]) > events
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0.00 B"),
+        (1023, "1023.00 B"),
+        (1024, "1.00 KB"),
+        (1536, "1.50 KB"),
+        (1024**2 - 1, "1024.00 KB"),
+        (25276502016, "23.54 GB"),
+        (5 * 1024**4, "5.00 TB"),
+        (1024**7, "1024.00 EB"),
+    ],
+)
+def test_size_text(size: int, text: str) -> None:
+    """Sizes are divided by 1024, with two decimals."""
+    assert size_text(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, ""),
+        (59, "59 s"),
+        (3600, "1 h 0 min"),
+        (93784, "1 d 2 h"),
+        (86400 * 400, "400 d 0 h"),
+    ],
+)
+def test_duration_text(seconds: int, text: str) -> None:
+    """The two largest units."""
+    assert duration_text(seconds) == text

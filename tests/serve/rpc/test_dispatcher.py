@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from attestkit import errors
-from attestkit.errors import AttestKitError, NotFoundError, UsageError
+from attestkit.errors import UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.http.views import View, ViewRequest, ViewResponse
 from attestkit.serve.rpc import protobuf_codec
-from attestkit.serve.rpc.dispatcher import Method, RpcApp, Service, status_of
+from attestkit.serve.rpc.dispatcher import Method, RpcApp, Service
 from attestkit.serve.rpc.messages import AttestResponse, GetKeyArgs, RawQuoteArgs
 from attestkit.serve.services.context import Guest
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
@@ -159,45 +159,29 @@ def test_head_has_headers_of_get(client: Client) -> None:
     assert client.request("HEAD", "/Nope").status == 404
 
 
-@pytest.mark.parametrize(
-    "content_type",
-    [JSON_TYPE, "application/json; charset=utf-8", "Application/JSON ;x=y", "application/json;"],
-)
-def test_json_content_type_ignores_case_and_parameters(client: Client, content_type: str) -> None:
-    """The media type selects JSON, whatever its case and parameters."""
-    body = b'{"report_data":"ab"}'
-    response = client.request("POST", "/Echo", body, {"content-type": content_type})
-    assert (response.status, response.body) == (200, b'{"attestation":"ab"}')
-    assert response.headers["content-type"] == JSON_TYPE
+FORM = "application/x-www-form-urlencoded"
 
 
 @pytest.mark.parametrize(
-    "headers",
+    ("query", "content_type"),
     [
-        {},
-        {"content-type": ""},
-        {"content-type": "application/x-www-form-urlencoded"},
-        {"content-type": "text/plain;charset=UTF-8"},
+        *[("", JSON_TYPE), ("", f"{JSON_TYPE}; charset=utf-8"), ("", "Application/JSON ;x=y")],
+        # A body with a brace is JSON for curl's default content type.
+        *[("", None), ("", ""), ("", FORM), ("", "text/plain;charset=UTF-8")],
+        *[(f"?{flag}", "image/png") for flag in ("json", "json=", "json=1", "json=true")],
+        ("?a=b&json", "image/png"),
     ],
 )
-def test_brace_selects_json_without_json_content_type(
-    client: Client, headers: dict[str, str]
-) -> None:
-    """A body with a brace is JSON for curl's default content type."""
-    response = client.request("POST", "/Echo", b'{"report_data":"ab"}', headers)
-    assert (response.status, response.body) == (200, b'{"attestation":"ab"}')
-    response = client.request("POST", "/Echo", b'{"report_data":1}', headers)
-    assert response.status == 400
-    assert response.error() == "report_data: must be a string of hex digits"
-
-
-@pytest.mark.parametrize("flag", ["json", "json=", "json=1", "json=true", "a=b&json"])
-def test_json_query_flag_selects_json(client: Client, flag: str) -> None:
-    """`?json` selects JSON, whatever the content type."""
-    response = client.request(
-        "POST", f"/Echo?{flag}", b'{"report_data":"ab"}', {"content-type": "image/png"}
-    )
-    assert (response.status, response.body) == (200, b'{"attestation":"ab"}')
+def test_json_is_selected(client: Client, query: str, content_type: str | None) -> None:
+    """JSON is selected by content type, by a brace, or by `?json`; so are its errors."""
+    headers = {} if content_type is None else {"content-type": content_type}
+    for body, status, answer in (
+        (b'{"report_data":"ab"}', 200, {"attestation": "ab"}),
+        (b'{"report_data":1}', 400, {"error": "report_data: must be a string of hex digits"}),
+    ):
+        response = client.request("POST", f"/Echo{query}", body, headers)
+        assert (response.status, response.json()) == (status, answer)
+        assert response.headers["content-type"] == JSON_TYPE
 
 
 BINARY = {"content-type": BINARY_TYPE}
@@ -235,25 +219,12 @@ def test_declared_protobuf_is_not_json(client: Client) -> None:
     assert b"not a protobuf message" in response.body
 
 
-@pytest.mark.parametrize(
-    ("path", "status", "text"),
-    [
-        ("/Nope", 404, b"Service not found: Nope"),
-        ("/prpc/Old.Nope", 404, b"Service not found: Nope"),
-        ("/%FF", 404, "Service not found: \ufffd".encode()),
-        ("/a/b", 404, b"No such path: /a/b"),
-        ("/", 404, b"No such path: /"),
-    ],
-)
-def test_protobuf_not_found_error(client: Client, path: str, status: int, text: bytes) -> None:
-    """A 404 is a message with the text in field 1."""
-    response = client.request("POST", path, b"", BINARY)
-    assert (response.status, response.body) == (status, b"\x0a" + bytes([len(text)]) + text)
-    assert response.headers["content-type"] == BINARY_TYPE
-
-
 def test_protobuf_method_error(client: Client) -> None:
     """Errors keep their status; unexpected ones contain only a request id."""
+    response = client.request("POST", "/%FF", b"", BINARY)
+    text = "Service not found: \ufffd".encode()
+    assert (response.status, response.body) == (404, b"\x0a" + bytes([len(text)]) + text)
+    assert response.headers["content-type"] == BINARY_TYPE
     fail = GetKeyArgs(path="BackendError", purpose="because")
     response = client.request("POST", "/Fail", b"".join(protobuf_codec.encode(fail)), BINARY)
     assert (response.status, response.body) == (500, b"\x0a\x07because")
@@ -354,17 +325,6 @@ def test_error_status_and_text(client: Client, name: str) -> None:
     """400 for the caller's errors, 404 for missing objects, otherwise 500."""
     response = client.post("/Fail", {"path": name, "purpose": "because"})
     assert (response.status, response.error()) == (STATUSES.get(name, 500), "because")
-
-
-def test_status_of_subclass() -> None:
-    """A subclass has the status of its base class."""
-
-    class SpecialError(NotFoundError):
-        pass
-
-    assert status_of(SpecialError("x", reason="path")) == 404
-    assert status_of(UsageError("x", reason="missing")) == 400
-    assert status_of(AttestKitError("x", reason="other")) == 500
 
 
 def test_unexpected_error_is_logged_not_returned(

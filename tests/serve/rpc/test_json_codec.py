@@ -90,23 +90,8 @@ def test_decode_wrong_type_names_field(message: Any, field: messages.Field) -> N
         for bad in wrong:
             if field.repeated and bad == []:
                 continue
-            with raises(FormatError, "wrong_type", "wrong_value") as caught:
+            with raises(FormatError, "wrong_type", "wrong_value", start=f"{field.name}: "):
                 decode(message, json.dumps({field.name: bad}).encode())
-            assert caught.value.message.startswith(f"{field.name}: ")
-
-
-@pytest.mark.parametrize(
-    ("message", "field"), FIELDS, ids=[f"{m.__name__}.{f.name}" for m, f in FIELDS]
-)
-def test_decode_missing_field_has_default(message: Any, field: messages.Field) -> None:
-    """A missing field has its default."""
-    full: dict[type, Any] = {str: "a", bool: True, int: 1, bytes: "00"}
-    body = {
-        f.name: [full[f.kind]] if f.repeated else full[f.kind]
-        for f in fields_of(message)
-        if f is not field
-    }
-    assert getattr(decode(message, json.dumps(body).encode()), field.name) == field.default
 
 
 @pytest.mark.parametrize(
@@ -115,6 +100,7 @@ def test_decode_missing_field_has_default(message: Any, field: messages.Field) -
         b'{"path":"a","path":"b"}',
         b'{"path":"a","purpose":"x:y","p\\u0061th":"b"}',
         b'{"path":"a","later":{"path":1},"path":"a"}',
+        b'{"path":"a","later":1,"later":1}',
     ],
 )
 def test_decode_duplicate_field_is_refused(body: bytes) -> None:
@@ -123,9 +109,9 @@ def test_decode_duplicate_field_is_refused(body: bytes) -> None:
         decode(GetKeyArgs, body)
 
 
-def test_decode_duplicate_unknown_member_is_ignored() -> None:
-    """Unknown members may be repeated."""
-    body = b'{"x":1,"x":2,"path":"a:b","y":{"path":1,"path":2}}'
+def test_decode_colons_elsewhere_are_no_duplicates() -> None:
+    """Colons in values and names of an unknown member do not count as members."""
+    body = b'{"x:y":"1:2","path":"a:b","y":{"path":1,"path":2}}'
     assert decode(GetKeyArgs, body) == GetKeyArgs("a:b")
 
 
@@ -139,9 +125,7 @@ def test_decode_duplicate_unknown_member_is_ignored() -> None:
         b'{"path":"\\ud800"}',
         b'{"path":"a"} x',
         b'{"not_before":NaN}',
-        b'{"not_before":' + b"9" * 5000 + b"}",
         b'{"x":' * 100,
-        b"[" * 100,
         b'\xef\xbb\xbf{"path":"a"}',
         '{"path":"a"}'.encode("utf-16"),
     ],
@@ -159,7 +143,7 @@ def test_decode_deep_nesting_is_refused(body: bytes) -> None:
         decode(GetKeyArgs, body)
 
 
-@pytest.mark.parametrize("body", [b"null", b"[]", b"1", b'"path"', b"true"])
+@pytest.mark.parametrize("body", [b"null", b"[]", b"[" * 100, b"1", b'"path"', b"true"])
 def test_decode_non_object_is_refused(body: bytes) -> None:
     """A message must be an object."""
     with raises(FormatError, "wrong_type"):
@@ -171,13 +155,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=5,
 )
-
-
-@given(st.sampled_from(REQUESTS), st.binary() | st.binary().map(lambda b: b'{"path":' + b))
-def test_decode_any_bytes_raise_only_format_error(message: Any, body: bytes) -> None:
-    """Arbitrary bytes give a message or FormatError."""
-    with suppress(FormatError):
-        assert type(decode(message, body)) is message
 
 
 @given(st.sampled_from(FIELDS), JSON)
@@ -245,16 +222,6 @@ def test_encode_error_format(text: str) -> None:
     assert json.loads(body) == {"error": text}
 
 
-@pytest.mark.parametrize("size", [1, 100_000])
-def test_decode_large_body_equals_small(size: int) -> None:
-    """The decoder for large bodies gives the same message."""
-    fill = "x" * size
-    body = json.dumps({"subject": f"a:b{fill}", "alt_names": ["c:d", fill], "z": {"subject": [1]}})
-    assert decode(GetTlsKeyArgs, f" {body}".encode()) == GetTlsKeyArgs(
-        subject=f"a:b{fill}", alt_names=("c:d", fill)
-    )
-
-
 @pytest.mark.parametrize(
     ("text", "reason", "subject"),
     [
@@ -270,13 +237,12 @@ def test_decode_large_body_equals_small(size: int) -> None:
     ],
 )
 @pytest.mark.parametrize("size", [1, 100_000])
-def test_decode_large_body_has_errors_of_small(
+def test_decode_errors_do_not_depend_on_size(
     text: str, reason: str, subject: str, size: int
 ) -> None:
-    """The decoder for large bodies gives the same errors."""
-    with raises(FormatError, reason) as caught:
+    """A large body gives the errors of a small one."""
+    with raises(FormatError, reason, start=subject):
         decode(GetKeyArgs, (text % ("1" * size)).encode("latin-1"))
-    assert caught.value.message.startswith(subject)
 
 
 @pytest.mark.parametrize("member", ['"x":[%s[]]', '"path":[%s[]]', '"alt_names":[%s[]]'])

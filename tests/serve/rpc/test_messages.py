@@ -1,12 +1,9 @@
 """The messages match the guest agent API: names, order, numbers, types and defaults."""
 
-from typing import Any, NamedTuple
-
 import pytest
 
 from attestkit.serve.rpc import messages
 from attestkit.serve.rpc.messages import Field, fields_of
-from tests.vectors import load, needs_shared
 
 # Messages of the API document; "?" is optional, "*" is repeated.
 SCHEMA = {
@@ -96,61 +93,3 @@ def test_repr_hides_keys(message: object, secret: str) -> None:
     """The repr of a message contains no key."""
     assert secret not in repr(message)
     assert secret not in str(message)
-
-
-def _varint(number: int) -> bytes:
-    out = b""
-    while number > 0x7F:
-        out += bytes([number & 0x7F | 0x80])
-        number >>= 7
-    return out + bytes([number])
-
-
-def _protobuf(message: NamedTuple) -> bytes:
-    """Encode as proto3 does, using only the field descriptions."""
-    return b"".join(
-        _protobuf_field(field, item)
-        for field, value in zip(fields_of(type(message)), message, strict=True)
-        for item in (value if field.repeated else [value] if value != field.default else [])
-    )
-
-
-def _protobuf_field(field: Field, value: Any) -> bytes:
-    if field.kind in (int, bool):
-        return _varint(field.number << 3) + _varint(int(value))
-    data: bytes = value.encode() if field.kind is str else value
-    return _varint(field.number << 3 | 2) + _varint(len(data)) + data
-
-
-_REQUESTS = {
-    "GetKey": messages.GetKeyArgs,
-    "EmitEvent": messages.EmitEventArgs,
-    "Verify": messages.VerifyRequest,
-    "GetTlsKey": messages.GetTlsKeyArgs,
-    "GetQuote": messages.RawQuoteArgs,
-    "DeriveKey": messages.DeriveKeyArgs,
-}
-
-
-@needs_shared
-@pytest.mark.parametrize(
-    "case", load("prpc_wire.json").get("cases", []), ids=lambda case: str(case["method"])
-)
-def test_field_descriptions_give_protobuf_bytes(case: dict[str, Any]) -> None:
-    """The descriptions suffice to produce the vectors' bytes."""
-    message = _REQUESTS.get(case["method"])
-    if message is None:
-        assert case["protobuf_request"] == ""
-        return
-    values = {
-        field.name: _value(field, case["json_request"][field.name])
-        for field in fields_of(message)
-        if field.name in case["json_request"]
-    }
-    assert _protobuf(message(**values)).hex() == case["protobuf_request"]
-
-
-def _value(field: Field, value: Any) -> Any:
-    if field.kind is bytes:
-        return bytes.fromhex(value)
-    return tuple(value) if field.repeated else value

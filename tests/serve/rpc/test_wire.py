@@ -1,15 +1,13 @@
 """The RPC examples of the vectors: requests and responses in each encoding."""
 
-import asyncio
 import json
 from typing import Any
 
 import pytest
 
 from attestkit.backends.simulator import Simulator
-from attestkit.serve import listener_apps
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client, Response
-from tests.serve.guests import Broken, MakeGuest
+from tests.serve.guests import Broken, GuestClient
 from tests.vectors import load, needs_shared
 
 pytestmark = needs_shared
@@ -71,12 +69,10 @@ _BODIES = {"report_data of 65 bytes": json.dumps({"report_data": "00" * 65})}
 
 
 @pytest.mark.parametrize("row", WIRE.get("errors", []), ids=lambda row: str(row["request"]))
-def test_error_response(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, row: dict[str, Any]
-) -> None:
+def test_error_response(guest_client: GuestClient, row: dict[str, Any]) -> None:
     """Status, content type, and the body where the vectors have one."""
     broken = "cannot produce a quote" in row["request"]
-    client = Client(listener_apps.dstack_app(make_guest(Broken if broken else Simulator)), loop)
+    client = guest_client("dstack", backend=Broken if broken else Simulator)
     verb, path = row["request"].replace(",", "").split()[:2]
     _, json_mode, rest = row["request"].partition(f"{JSON_TYPE}, ")
     body = _BODIES.get(rest, rest.removesuffix(", when the platform cannot produce a quote"))

@@ -3,10 +3,9 @@
 import asyncio
 import json
 import logging
-import os
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.serve.server_log.access_log import AccessLog
-from attestkit.serve.server_log.log import ServerLog
 from attestkit.serve.server_log.stderr_sink import LONGEST_LINE
+from tests.serve.server_log.captured_log import CapturedLog
 from tests.untyped import untyped
 
 NOW = 1_700_000_000.25
@@ -161,20 +160,11 @@ async def _until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def run(test: Callable[[AccessLog, RecordingSink], Awaitable[None]]) -> None:
-    """Run a test with a log in an event loop."""
-    log, sink = create_access_log()
+def test_requests_are_written_in_batches() -> None:
+    """Requests are written later, in order, in one batch; 1000 of them at once."""
 
     async def main() -> None:
-        await test(log, sink)
-
-    asyncio.run(main())
-
-
-def test_requests_are_written_in_batches() -> None:
-    """Requests are written later, in order, in one batch."""
-
-    async def test(log: AccessLog, sink: RecordingSink) -> None:
+        log, sink = create_access_log()
         for n in range(10):
             record_request(log, n)
         assert sink.batches == []
@@ -185,80 +175,50 @@ def test_requests_are_written_in_batches() -> None:
         await _until(lambda: len(sink.batches) == 2)  # the timer is armed again
         log.flush()
         assert len(sink.batches) == 2  # an empty batch is not written
-
-    run(test)
-
-
-def test_batch_of_1000_is_written_at_once() -> None:
-    """1000 requests are written without waiting for the timer."""
-
-    async def test(log: AccessLog, sink: RecordingSink) -> None:
         for n in range(2500):
             record_request(log, n)
-        assert [len(batch) for batch in sink.batches] == [1000, 1000]
+        assert [len(batch) for batch in sink.batches[2:]] == [1000, 1000]
         log.flush()
-        assert sum(map(len, sink.batches)) == 2500
+        assert sum(map(len, sink.batches[2:])) == 2500
 
-    run(test)
+    asyncio.run(main())
 
 
-def test_requests_precede_later_error() -> None:
+def test_requests_precede_later_error(captured: CapturedLog) -> None:
     """Pending requests are written before an error record of any thread."""
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    log = ServerLog(writer)
-    try:
-        access = log.access_log(lambda: NOW)
+    access, logger = captured.log.access_log(lambda: NOW), logging.getLogger("attestkit.serve")
 
-        async def main() -> None:
-            record_request(access, 1)
-            logging.getLogger("attestkit.serve").info("early")
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, logging.getLogger("attestkit.serve").error, "bad")
-            record_request(access, 2)
+    async def main() -> None:
+        record_request(access, 1)
+        logger.info("early")
+        await asyncio.get_running_loop().run_in_executor(None, logger.error, "bad")
+        record_request(access, 2)
 
-        asyncio.run(main())
-        log.close()
-        lines = os.read(reader, 1 << 16).decode().splitlines()
-    finally:
-        log.close()
-        os.close(reader)
-        os.close(writer)
-    assert lines[0].endswith("early")
-    assert lines[1].endswith(" 1-1")
-    assert lines[2].endswith("bad")
-    assert lines[3].endswith(" 1-2")
+    asyncio.run(main())
+    captured.log.close()
+    assert [line.split()[-1] for line in captured.read_lines()] == ["early", "1-1", "bad", "1-2"]
 
 
-def test_blocked_reader_drops_lines_without_delay() -> None:
+def test_blocked_reader_drops_lines_without_delay(captured: CapturedLog) -> None:
     """With a full pipe requests are dropped without delay; the number is logged later."""
-    reader, writer = os.pipe()
-    log = ServerLog(writer)
-    try:
-        access = log.access_log(lambda: NOW)
+    access = captured.log.access_log(lambda: NOW)
 
-        async def main() -> None:
-            slowest = 0.0
-            for n in range(10_000):
-                begin = time.monotonic()
-                record_request(access, n)
-                slowest = max(slowest, time.monotonic() - begin)
-            assert slowest < 1
+    async def main() -> None:
+        slowest = 0.0
+        for n in range(10_000):
+            begin = time.monotonic()
+            record_request(access, n)
+            slowest = max(slowest, time.monotonic() - begin)
+        assert slowest < 1
 
-        asyncio.run(main())
-        access.flush()
-        before = os.read(reader, 1 << 20).decode().splitlines()
-        logging.getLogger("attestkit.serve").warning("after")
-        lines, after = os.read(reader, 1 << 20).decode().splitlines()
-    finally:
-        log.close()
-        os.close(reader)
-        os.close(writer)
-    lost = 10_000 - len(before)
+    asyncio.run(main())
+    access.flush()
+    lost = 10_000 - len(captured.read_lines())
     assert lost > 1000
+    logging.getLogger("attestkit.serve").warning("after")
     dropped = f"{lost} log lines were dropped: the reader is too slow"
-    assert lines == f"WARNING attestkit.serve: {dropped}"
-    assert after.endswith("after")
+    lines = captured.read_lines()
+    assert lines == [f"WARNING attestkit.serve: {dropped}", "WARNING attestkit.serve: after"]
 
 
 def test_record_costs_less_than_2_us() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import socket
 from typing import Any
 
@@ -94,11 +93,3 @@ def test_access_log_client_disconnect_is_499() -> None:
         server.stop()
         found = read_requests(server)
     assert ("/Nope", 499) in [(line["path"], line["status"]) for line in found]
-
-
-def test_access_log_is_off_by_default() -> None:
-    """Without --access-log no request is logged."""
-    with running_server() as server:
-        call(server.dstack, "Version")
-        server.stop()
-        assert not re.search("Version", server.log())

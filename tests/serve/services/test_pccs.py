@@ -1,7 +1,6 @@
 """`--pccs` serves the simulator's collateral to dcap-qvl's and attestkit's clients."""
 
 import asyncio
-import http.client
 import json
 import shutil
 import socket
@@ -10,30 +9,31 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import dcap_qvl
+import httpx
 import pytest
 
-from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
 from attestkit.backends.simulator.scenarios.config import QuoteConfig, Scenario
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
-from attestkit.serve import serve
 from attestkit.serve.config.agent_settings import decide_settings
 from attestkit.serve.config.command_line import Options
 from attestkit.serve.config.option_values import Address
-from attestkit.serve.endpoints import ListenAddresses
+from attestkit.serve.listener_apps import collateral_app
 from attestkit.serve.services.pccs import PccsApp, make_pccs
 from tests.raising import raises
 from tests.serve.asgi import Client
 from tests.serve.client import call
 from tests.serve.server import SEED, Server, refusal, running_server
 from tests.thorough import slow
+from tests.untyped import untyped
 
 SUFFIXES: Final = (
     *("", "/", "/sgx/certification/v4", "/sgx/certification/v4/"),
@@ -60,22 +60,9 @@ def current_time() -> int:
     return int(datetime.now(timezone.utc).timestamp())
 
 
-class BufferedResponse(http.client.HTTPResponse):
-    """A response whose body has been read."""
-
-    data = b""
-
-
-def get(server: Server, target: str, verb: str = "GET") -> BufferedResponse:
+def request(server: Server, target: str, verb: str = "GET") -> httpx.Response:
     """Return the response to one request."""
-    connection = http.client.HTTPConnection(urlsplit(server.ready["pccs"]).netloc, timeout=10)
-    connection.response_class = BufferedResponse
-    connection.request(verb, target)
-    response = connection.getresponse()
-    assert isinstance(response, BufferedResponse)
-    response.data = response.read()
-    connection.close()
-    return response
+    return httpx.request(verb, server.ready["pccs"] + target, timeout=10, trust_env=False)
 
 
 def test_pccs_url_is_printed(server: Server) -> None:
@@ -190,21 +177,21 @@ def test_pccs_scenario_determines_clients_result(name: str, expected: str) -> No
 
 def test_pccs_response_headers(server: Server) -> None:
     """Version, Content-Length, type and Server header are set; Transfer-Encoding is not."""
-    response = get(server, "/sgx/certification/v4/rootcacrl")
-    assert (response.status, response.version) == (200, 11)
-    assert response.getheader("Content-Length") == str(len(response.data))
-    assert response.getheader("Content-Type") == "application/pkix-crl"
-    assert response.getheader("Transfer-Encoding") is None
-    assert "simulator" in (response.getheader("Server") or "").lower()
-    assert get(server, "/nothing").status == 404
-    assert get(server, "/tdx/certification/v4/tcb").status == 400
+    response = request(server, "/sgx/certification/v4/rootcacrl")
+    assert (response.status_code, response.http_version) == (200, "HTTP/1.1")
+    assert response.headers["Content-Length"] == str(len(response.content))
+    assert response.headers["Content-Type"] == "application/pkix-crl"
+    assert "Transfer-Encoding" not in response.headers
+    assert "simulator" in response.headers["Server"].lower()
+    assert request(server, "/nothing").status_code == 404
+    assert request(server, "/tdx/certification/v4/tcb").status_code == 400
 
 
 @pytest.mark.parametrize("verb", ["POST", "PUT", "DELETE", "HEAD"])
 def test_pccs_other_method_is_405(server: Server, verb: str) -> None:
     """Methods other than GET are refused on every path."""
-    response = get(server, "/sgx/certification/v4/rootcacrl", verb)
-    assert (response.status, response.getheader("Allow")) == (405, "GET")
+    response = request(server, "/sgx/certification/v4/rootcacrl", verb)
+    assert (response.status_code, response.headers["Allow"]) == (405, "GET")
 
 
 def test_pccs_internal_error_is_not_shown(
@@ -234,56 +221,20 @@ def test_pccs_requires_simulator(tmp_path: Path) -> None:
     assert "--pccs: for the simulator only" in expected
 
 
-class OtherSimulatedBackend:
-    """A simulated backend without collateral."""
-
-    name = "foreign"
-    simulated = True
-    blocking = False
-
-    def __init__(self) -> None:
-        self._simulator = Simulator(seed=bytes(32))
-
-    @classmethod
-    def probe(cls) -> None:
-        """Succeed: it runs everywhere."""
-
-    def get_quote(self, report_data: bytes) -> bytes:
-        """Return a quote of the simulator."""
-        return self._simulator.get_quote(report_data)
-
-    def read_event_log(self) -> bytes:
-        """Return the event log of the simulator."""
-        return self._simulator.read_event_log()
-
-    def close(self) -> None:
-        """Close the simulator."""
-        self._simulator.close()
-
-
-def test_pccs_other_simulated_backend_is_refused(simulator: Simulator) -> None:
+def test_pccs_other_simulated_backend_is_refused() -> None:
     """A PCCS requires attestkit's simulator, not just a simulated backend."""
-    with (
-        Attester(OtherSimulatedBackend()) as attester,
-        raises(UsageError, "not_applicable"),
-    ):
-        serve(
-            attester,
-            ListenAddresses(pccs=("127.0.0.1", 0)),
-            app_compose=simulator.app_compose,
-            vm_config="{}",
-        )
+    guest = SimpleNamespace(attester=SimpleNamespace(backend=object()))
+    with raises(UsageError, "not_applicable"):
+        collateral_app(untyped(guest))
 
 
 def test_pccs_address_option(tmp_path: Path) -> None:
     """Off by default; errors name a malformed or occupied address."""
     settings = decide_settings(Options(backend="simulator"), {"HOME": "/"}, tuple)
-    assert settings.pccs is None
+    assert settings.addresses.pccs is None
     for text, address in (("0.0.0.0:8081", Address("0.0.0.0", 8081)), ("none", None)):
-        assert (
-            decide_settings(Options(backend="simulator", pccs=text), {"HOME": "/"}, tuple).pccs
-            == address
-        )
+        given = Options(backend="simulator", pccs=text)
+        assert decide_settings(given, {"HOME": "/"}, tuple).addresses.pccs == address
     expected = refusal("--backend", "simulator", "--pccs", "8081", folder=tmp_path, code=1)
     assert "--pccs: must be HOST:PORT with a port of 0 to 65535, or none: 8081" in expected
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -291,9 +242,3 @@ def test_pccs_address_option(tmp_path: Path) -> None:
         options = ("--backend", "simulator", "--dir", str(tmp_path), "--http", "none")
         expected = refusal(*options, "--pccs", where, folder=tmp_path, code=3)
     assert f"--pccs {where}: the port is in use" in expected
-
-
-def test_pccs_is_off_by_default() -> None:
-    """Without --pccs the ready line has no PCCS."""
-    with running_server() as server:
-        assert "pccs" not in server.ready

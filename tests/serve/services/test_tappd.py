@@ -1,6 +1,5 @@
 """The Tappd service: responses and errors of every method."""
 
-import asyncio
 import json
 from typing import Any
 
@@ -12,43 +11,16 @@ from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.event_log import EventLog
 from attestkit.keys import derive_p256
 from attestkit.quote import Quote
-from attestkit.serve import listener_apps
-from attestkit.serve.rpc.messages import TdxQuoteResponse, fields_of
+from attestkit.serve.rpc.messages import TdxQuoteResponse
 from attestkit.serve.services import tappd
 from attestkit.serve.services.context import Guest
 from tests.serve.asgi import Client
-from tests.serve.guests import NOW, Broken, MakeGuest
+from tests.serve.guests import NOW, GuestClient, MakeGuest
+from tests.serve.services.test_request_fields import VALID
 from tests.vectors import load, needs_shared
 
 REPORT_DATA = load("report_data.json")
 WIRE = load("prpc_wire.json")
-VALID: dict[str, dict[str, Any]] = {
-    "DeriveKey": {
-        "path": "a",
-        "subject": "b",
-        "alt_names": ["c"],
-        "usage_ra_tls": True,
-        "usage_server_auth": True,
-        "usage_client_auth": True,
-        "random_seed": False,
-    },
-    "DeriveK256Key": {"path": "a", "purpose": "b", "algorithm": "ed25519"},
-    "TdxQuote": {"report_data": "00", "hash_algorithm": "sha256", "prefix": "a"},
-    "RawQuote": {"report_data": "00" * 64},
-}
-FIELDS = [
-    (name, field)
-    for name, method in tappd.SERVICE.methods.items()
-    if method.request is not None
-    for field in fields_of(method.request)
-]
-IDS = [f"{name}.{field.name}" for name, field in FIELDS]
-TOO_LONG = {
-    "DeriveKey.subject": 400,
-    "DeriveK256Key.algorithm": 400,
-    "TdxQuote.hash_algorithm": 400,
-    "RawQuote.report_data": 400,
-}
 
 
 @pytest.mark.parametrize("path", ["/prpc/{}", "/prpc/Tappd.{}"])
@@ -72,31 +44,6 @@ def test_unknown_path_is_404(tappd: Client, path: str) -> None:
     assert tappd.get(path).status == 404
 
 
-@pytest.mark.parametrize(("name", "field"), FIELDS, ids=IDS)
-def test_missing_field_uses_default(tappd: Client, name: str, field: Any) -> None:
-    """A missing field has its default; RawQuote requires 64 bytes."""
-    message = {key: value for key, value in VALID[name].items() if key != field.name}
-    response = tappd.post(f"/prpc/{name}", message)
-    assert response.status == (400 if name == "RawQuote" else 200)
-
-
-@pytest.mark.parametrize(("name", "field"), FIELDS, ids=IDS)
-def test_wrong_type_is_400(tappd: Client, name: str, field: Any) -> None:
-    """The error names the field."""
-    response = tappd.post(f"/prpc/{name}", VALID[name] | {field.name: 7})
-    assert response.status == 400
-    assert response.error().startswith(f"{field.name}: must be ")
-
-
-@pytest.mark.parametrize(("name", "field"), FIELDS, ids=IDS)
-def test_long_field_is_bounded(tappd: Client, name: str, field: Any) -> None:
-    """A field with a limit is refused beyond it; others are accepted."""
-    long: Any = {str: "x" * 300_000, bytes: "00" * 300_000, bool: True}[field.kind]
-    message = VALID[name] | {field.name: ["x"] * 1000 if field.repeated else long}
-    response = tappd.post(f"/prpc/{name}", message)
-    assert response.status == TOO_LONG.get(f"{name}.{field.name}", 200)
-
-
 @needs_shared
 def test_derive_key_matches_vectors(vector_tappd: Client) -> None:
     """The key of a path equals the vectors; its certificate has the subject."""
@@ -112,12 +59,12 @@ def test_derive_key_matches_vectors(vector_tappd: Client) -> None:
 
 
 def test_derive_key_random_seed_gives_new_keys(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
+    make_guest: MakeGuest, guest_client: GuestClient
 ) -> None:
     """With `random_seed` each call gives a new key that depends on the path."""
     numbers = iter(range(1, 100))
     guest = make_guest(random=lambda size: bytes([next(numbers)]) * size)
-    client = Client(listener_apps.tappd_app(guest), loop)
+    client = guest_client("tappd", guest)
     keys = [
         client.post("/prpc/DeriveKey", {"path": path, "random_seed": random}).json()["key"]
         for path, random in [("a", True), ("a", True), ("a", False), ("a", False)]
@@ -201,14 +148,6 @@ def test_tdx_quote_unknown_algorithm_is_refused(tappd: Client, algorithm: str) -
     """An unknown hash algorithm is refused."""
     response = tappd.post("/prpc/TdxQuote", {"report_data": "", "hash_algorithm": algorithm})
     assert (response.status, response.error()) == (400, "invalid hash algorithm")
-
-
-def test_quote_failure_is_500(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """The error states the failed operation."""
-    client = Client(listener_apps.tappd_app(make_guest(Broken)), loop)
-    response = client.post("/prpc/TdxQuote")
-    assert response.status == 500
-    assert response.error().startswith("Failed to get quote: ")
 
 
 def test_info_and_version_equal_agent(guest: Guest, tappd: Client, dstack: Client) -> None:

@@ -1,6 +1,5 @@
 """The Worker service on the external listener: app info and evidence for its keys only."""
 
-import asyncio
 import json
 from typing import Any
 
@@ -8,10 +7,9 @@ import pytest
 
 from attestkit.event_log import EventLog
 from attestkit.quote import Quote
-from attestkit.serve import listener_apps
 from attestkit.serve.services import dstack_guest, tappd
 from tests.serve.asgi import Client
-from tests.serve.guests import Counting, MakeGuest, vector_keys
+from tests.serve.guests import Counting, GuestClient, MakeGuest, vector_keys
 from tests.vectors import load, needs_shared
 
 APP_KEY = load("app_key_attestation.json")
@@ -23,13 +21,11 @@ def test_worker_info_equals_agent_info(dstack: Client, external: Client) -> None
         assert external.get(path).body == dstack.get("/Info").body
 
 
-def test_worker_info_hides_measurements(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_worker_info_hides_measurements(make_guest: MakeGuest, guest_client: GuestClient) -> None:
     """With public_tcbinfo false the measurements are hidden on the external listener only."""
     guest = make_guest(compose={"public_tcbinfo": False})
-    inside = Client(listener_apps.dstack_app(guest), loop).get("/Info").json()
-    outside = Client(listener_apps.external_app(guest), loop).post("/prpc/Worker.Info").json()
+    inside = guest_client("dstack", guest).get("/Info").json()
+    outside = guest_client("external", guest).post("/prpc/Worker.Info").json()
     assert (outside["tcb_info"], outside["vm_config"]) == ("", "")
     assert inside["tcb_info"] != "" != inside["vm_config"]
     assert {**outside, "tcb_info": "", "vm_config": ""} == {
@@ -37,7 +33,7 @@ def test_worker_info_hides_measurements(
         "tcb_info": "",
         "vm_config": "",
     }
-    assert Client(listener_apps.tappd_app(guest), loop).get("/prpc/Info").json() == inside
+    assert guest_client("tappd", guest).get("/prpc/Info").json() == inside
 
 
 @pytest.mark.parametrize(
@@ -50,9 +46,9 @@ def test_other_methods_are_404(external: Client, name: str, path: str) -> None:
         assert response.status == 404
 
 
-def test_responses_have_app_version(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+def test_responses_have_app_version(guest_client: GuestClient) -> None:
     """X-App-Version is in every response, including errors and pages."""
-    client = Client(listener_apps.external_app(make_guest()), loop)
+    client = guest_client("external")
     for path in ("/prpc/Worker.Version", "/nope", "/", "/prpc/Nope"):
         assert client.get(path).headers["x-app-version"] == "v0.5.11 (unknown)"
     assert client.get("/prpc/Version").json() == {"version": "0.5.11", "rev": "unknown"}
@@ -61,13 +57,10 @@ def test_responses_have_app_version(make_guest: MakeGuest, loop: asyncio.Abstrac
 @needs_shared
 @pytest.mark.parametrize("case", APP_KEY.get("cases", []), ids=str)
 def test_app_key_attestation_matches_vectors(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, case: dict[str, Any]
+    guest_client: GuestClient, case: dict[str, Any]
 ) -> None:
     """The quoted report data equals the vectors."""
-    client = Client(
-        listener_apps.external_app(make_guest(app_keys=vector_keys(k256_key=case["k256_key"]))),
-        loop,
-    )
+    client = guest_client("external", app_keys=vector_keys(k256_key=case["k256_key"]))
     response = client.post("/prpc/Worker.GetAttestationForAppKey", case["request"]).json()
     assert list(response) == ["quote", "event_log", "report_data", "vm_config"]
     assert response["report_data"] == case["report_data"]
@@ -88,16 +81,14 @@ def test_app_key_attestation_other_algorithm_is_400(external: Client, algorithm:
     assert external.post("/prpc/GetAttestationForAppKey").error() == "Unsupported algorithm"
 
 
-def test_app_key_attestation_is_cached(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_app_key_attestation_is_cached(make_guest: MakeGuest, guest_client: GuestClient) -> None:
     """Evidence is created once per algorithm and register state."""
     guest = make_guest(Counting)
     backend = guest.attester.backend
     assert isinstance(backend, Counting)
     outside, inside = (
-        Client(listener_apps.external_app(guest), loop),
-        Client(listener_apps.dstack_app(guest), loop),
+        guest_client("external", guest),
+        guest_client("dstack", guest),
     )
 
     def collect_responses() -> set[bytes]:

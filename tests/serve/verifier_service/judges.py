@@ -30,7 +30,7 @@ IMAGE = b"\x1d" * 32
 def create_evidence(report_data: bytes = b"nonce") -> Attestation:
     """Return evidence of the simulated TD."""
     with Attester(Simulator(seed=SEED)) as tee:
-        return tee.attest(report_data)
+        return tee.attest(report_data=report_data, pad=True)
 
 
 def create_authenticated(status: TcbStatus | None = TcbStatus.OUT_OF_DATE) -> Authenticated:
@@ -38,15 +38,18 @@ def create_authenticated(status: TcbStatus | None = TcbStatus.OUT_OF_DATE) -> Au
     return Authenticated(status, ("INTEL-SA-1",), create_evidence().report_data, b"", Tcb(), (), ())
 
 
-def create_attestation_result(*, simulated: bool = False) -> AttestationResult:
+def create_attestation_result(
+    *, simulated: bool = False, nonce: bytes | None = None
+) -> AttestationResult:
     """Return the result of evidence that passed."""
     return create_result(
         ResultContent(
             claims=Claims("dstack-tdx", create_evidence().report_data, (), (), (), (), IMAGE),
-            tcb_status=TcbStatus.OUT_OF_DATE,
             advisory_ids=(),
-            tcb=Tcb(),
+            tcb=Tcb(status=TcbStatus.OUT_OF_DATE),
             simulated=simulated,
+            bound_to=None if nonce is None else "nonce",
+            nonce=nonce,
             app_info=None,
             verified_at=datetime.fromtimestamp(NOW, timezone.utc),
             certificate_chain=(),
@@ -97,10 +100,10 @@ class FakeVerifier:
 
     def app_info(self) -> object:
         """Return the outcome of this step."""
-        info: AppInfo = self.opened[-1].app_info()
+        info: AppInfo = self.opened[-1].app_info
         return self._outcome("app_info", info)
 
-    def appraise(self, report_data: bytes | None) -> object:
+    def appraise(self, *, nonce: bytes | None = None, report_data: bytes | None = b"") -> object:
         """Return the outcome of this step."""
-        assert report_data is None
-        return self._outcome("appraise", create_attestation_result())
+        assert (nonce is None) == (report_data is None)
+        return self._outcome("appraise", create_attestation_result(nonce=nonce))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from attestkit.verifier.pipeline import Verifier
 
 GOOD = {"attestation": create_evidence().to_bytes().hex()}
+REJECTED = VerificationError("no", reason="rejected")
 ALONE = ("--backend", "none", "--verifier", "127.0.0.1:0", "--verifier-metrics", "127.0.0.1:0")
 
 
@@ -49,6 +50,7 @@ class ServiceWithMetrics:
         with ThreadPoolExecutor(1) as executor:
             app = VerifierApp(
                 cast("Verifier", fake),
+                executor,
                 executor,
                 traffic=self._stats.of("verifier"),
                 verdicts=self._stats.verdicts,
@@ -74,31 +76,16 @@ def service(loop: asyncio.AbstractEventLoop) -> ServiceWithMetrics:
     [
         (FakeVerifier(), GOOD, ("accepted", "")),
         (FakeVerifier(), {}, ("refused", "reading")),
-        (
-            FakeVerifier(authenticate=VerificationError("no", reason="rejected")),
-            GOOD,
-            ("refused", "quote"),
-        ),
-        (
-            FakeVerifier(replay=VerificationError("no", reason="rejected")),
-            GOOD,
-            ("refused", "quote"),
-        ),
-        (
-            FakeVerifier(image_hash=VerificationError("no", reason="rejected")),
-            GOOD,
-            ("refused", "os_image"),
-        ),
-        (
-            FakeVerifier(app_info=VerificationError("no", reason="rejected")),
-            GOOD,
-            ("refused", "event_log"),
-        ),
-        (
-            FakeVerifier(appraise=VerificationError("no", reason="rejected")),
-            GOOD,
-            ("refused", "policy"),
-        ),
+        *[
+            (FakeVerifier(**{name: REJECTED}), GOOD, ("refused", step))
+            for name, step in (
+                ("authenticate", "quote"),
+                ("replay", "quote"),
+                ("image_hash", "os_image"),
+                ("app_info", "event_log"),
+                ("appraise", "policy"),
+            )
+        ],
         (FakeVerifier(appraise=ValueError("ours")), GOOD, ("failed", "policy")),
         (
             FakeVerifier(appraise=VerificationError("no", reason="internal")),
@@ -174,6 +161,14 @@ def test_foreign_host_on_loopback_is_400(loop: asyncio.AbstractEventLoop) -> Non
     assert Client(VerifierMetricsApp(Stats), loop).get("/metrics", host="a.example").status == 200
 
 
+@contextlib.contextmanager
+def running(folder: Path, *options: str) -> Iterator[Server]:
+    """Run a verifier with metrics; it stops in order."""
+    with ready_server(command(*ALONE, *options), folder, environment()) as server:
+        yield server
+        assert server.stop() == 0
+
+
 def scrape_metrics(server: Server) -> str:
     """Return the metrics of a running service."""
     answer = httpx.get(f"{server.ready['verifier_metrics']}/metrics", timeout=PATIENCE)
@@ -201,7 +196,7 @@ def send_empty_requests(server: Server, times: int) -> None:
 
 def test_single_process_serves_own_counts(tmp_path: Path) -> None:
     """A single process serves its own counts; promtool accepts the format."""
-    with ready_server(command(*ALONE), tmp_path, environment()) as server:
+    with running(tmp_path) as server:
         send_empty_requests(server, 3)
         read_metrics = scrape_metrics(server)
         assert count_refused(read_metrics) == 3
@@ -210,13 +205,12 @@ def test_single_process_serves_own_counts(tmp_path: Path) -> None:
             assert _check(read_metrics) == set()
         verifier = httpx.get(f"{server.ready['verifier']}/metrics", timeout=PATIENCE)
         assert verifier.status_code == 404
-        assert server.stop() == 0
     server.check_log()
 
 
 def test_worker_pool_serves_aggregated_counts(tmp_path: Path) -> None:
     """Workers share one sum, which keeps the counts of a killed worker."""
-    with ready_server(command(*ALONE, "--workers", "2"), tmp_path, environment()) as server:
+    with running(tmp_path, "--workers", "2") as server:
         send_empty_requests(server, 8)
         wait_until(
             lambda: count_refused(scrape_metrics(server)) == 8, "the counts are not aggregated"
@@ -242,19 +236,17 @@ def test_worker_pool_serves_aggregated_counts(tmp_path: Path) -> None:
             lambda: count_refused(scrape_metrics(server)) == 10,
             "the counts of the new workers are missing",
         )
-        assert server.stop() == 0
 
 
 def test_metrics_address_in_use_fails_startup(tmp_path: Path) -> None:
     """If the address is in use, startup fails; the error names the option."""
-    with ready_server(command(*ALONE), tmp_path, environment()) as server:
+    with running(tmp_path) as server:
         used_address = server.ready["verifier_metrics"].removeprefix("http://")
         for extra_options in ((), ("--workers", "2")):
             done = run_to_end(*ALONE[:-1], used_address, *extra_options, folder=tmp_path)
             assert done.returncode != 0
             [line] = done.stderr.splitlines()
             assert "--verifier-metrics" in line
-        assert server.stop() == 0
 
 
 def count_open_connections(read_metrics: str) -> float:
@@ -273,8 +265,7 @@ def has_closed_socket(worker: int, listening: Path) -> bool:
 
 def test_worker_reports_final_counts_on_shutdown(tmp_path: Path) -> None:
     """Requests answered after the last heartbeat are counted too."""
-    words = command(*ALONE, "--workers", "1", "--access-log")
-    with ready_server(words, tmp_path, environment()) as server:
+    with running(tmp_path, "--workers", "1", "--access-log") as server:
         address = urlsplit(server.ready["verifier"])
         [worker] = list_child_processes(server.process.pid)
         with socket.create_connection((address.hostname, address.port), PATIENCE) as client:
@@ -301,7 +292,6 @@ def test_worker_reports_final_counts_on_shutdown(tmp_path: Path) -> None:
         scrapes = {"listener": "verifier_metrics", "method": "metrics", "status": "200"}
         assert _value(read_metrics, "attestkit_requests_total", **scrapes) > 1
         wait_until(lambda: '"GET /metrics" 200' in server.log(), "no line for a scrape")
-        assert server.stop() == 0
 
 
 @pytest.mark.slow
@@ -317,7 +307,7 @@ def test_inherited_metrics_socket_is_served(tmp_path: Path, extra_options: tuple
 
 
 @contextlib.contextmanager
-def keep_connection_open(server: Server) -> Iterator[socket.socket]:
+def keep_open(server: Server) -> Iterator[socket.socket]:
     """Request the metrics once and keep the connection open."""
     address = urlsplit(server.ready["verifier_metrics"])
     with socket.create_connection((address.hostname, address.port), PATIENCE) as client:
@@ -330,10 +320,9 @@ def keep_connection_open(server: Server) -> Iterator[socket.socket]:
 @pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\nHost: "])
 def test_open_metrics_connection_does_not_delay_shutdown(tmp_path: Path, sent: bytes) -> None:
     """Neither an idle connection nor an incomplete request delays shutdown."""
-    words = command(*ALONE, "--workers", "1", "--limit", "drain_seconds=3600")
     with (
-        ready_server(words, tmp_path, environment()) as server,
-        keep_connection_open(server) as client,
+        running(tmp_path, "--workers", "1", "--limit", "drain_seconds=3600") as server,
+        keep_open(server) as client,
     ):
         client.sendall(sent)
         assert server.stop() == 0
@@ -342,9 +331,8 @@ def test_open_metrics_connection_does_not_delay_shutdown(tmp_path: Path, sent: b
 @pytest.mark.slow
 def test_metrics_listener_obeys_limits(tmp_path: Path) -> None:
     """--limit connections=1 applies to the metrics listener."""
-    words = command(*ALONE, "--workers", "1", "--limit", "connections=1")
-    with ready_server(words, tmp_path, environment()) as server:
-        with keep_connection_open(server):
+    with running(tmp_path, "--workers", "1", "--limit", "connections=1") as server:
+        with keep_open(server):
             url = f"{server.ready['verifier_metrics']}/metrics"
             assert httpx.get(url, timeout=PATIENCE).status_code == 503
         assert server.stop() == 0

@@ -94,7 +94,9 @@ def verify(body: bytes, at: datetime, *, collateral: bool, loop: asyncio.Abstrac
     policy = AppraisalPolicy.development()
     verifier = Verifier(collateral=intel, policy=policy, clock=lambda: at)
     with ThreadPoolExecutor(1) as executor:
-        response = Client(VerifierApp(verifier, executor), loop).request("POST", "/verify", body)
+        response = Client(VerifierApp(verifier, executor, executor), loop).request(
+            "POST", "/verify", body
+        )
     assert response.status == 200
     assert "x-attestkit-simulated" not in response.headers
     return response.json()
@@ -148,7 +150,7 @@ def test_lite_captures_are_consistent_without_signature(name: str) -> None:
     evidence.event_log.check(evidence.quote, registers=(3,))
     config = json.loads(evidence.config)
     assert verify_os_image(evidence.evidence).hex() == config["os_image_hash"]
-    assert evidence.app_info().app_id.hex() == "86b0e55f2fa8e4fb69d890f14f54d5612707646e"
+    assert evidence.app_info.app_id.hex() == "86b0e55f2fa8e4fb69d890f14f54d5612707646e"
     if name == "tdx-lite-getquote":
         evidence.event_log.check(evidence.quote)
     else:  # evidence in a certificate omits all but three firmware events

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.serve.endpoints import BoundAddresses
 from attestkit.serve.systemd.notify_watchdog import ServiceManager
 from attestkit.serve.systemd.service import ServiceEnvironment
+from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
 from attestkit.serve.worker_pool.supervisor import WorkerPool, run_pool
 from tests.serve.server import (
     PATIENCE,
@@ -31,6 +31,7 @@ from tests.serve.server import (
     run_to_end,
 )
 from tests.serve.server import running_server as running_agent
+from tests.serve.systemd.activation import activated_command
 from tests.serve.systemd.notify import FakeServiceManager
 from tests.serve.verifier_service.test_verifier_instances import (
     read_port,
@@ -74,11 +75,7 @@ def test_supervisor_lifecycle(tmp_path: Path, manager: FakeServiceManager) -> No
         assert manager.next_but_status() == "WATCHDOG=1"
         os.kill(workers[0], signal.SIGKILL)
         wait_until(
-            lambda: (
-                workers[1]
-                in list_child_processes(server.process.pid)
-                not in ([workers[1]], workers)
-            ),
+            lambda: len(set(list_child_processes(server.process.pid)) - set(workers)) == 1,
             "no replacement is started",
         )
         assert get_health(server.ready["verifier"]) == 200
@@ -121,17 +118,9 @@ def test_supervisor_worker_failing_at_startup_stops_service(tmp_path: Path) -> N
     anchor = tmp_path / "root.der"
     with contextlib.closing(Simulator(seed=bytes(32))) as simulator:
         anchor.write_bytes(simulator.trust_anchor)
-    words = command(*VERIFIER, "--workers", "2", "--trust-anchor", "/dev/stdin")
+    options = (*VERIFIER, "--workers", "2", "--trust-anchor", "/dev/stdin")
     with anchor.open("rb") as stdin:  # consumed by the supervisor, so empty for the workers
-        done = subprocess.run(
-            words,
-            stdin=stdin,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        done = run_to_end(*options, folder=tmp_path, stdin=stdin)
     assert (done.returncode, done.stdout) == (1, "")
     first, *_, last = done.stderr.splitlines()
     assert first.startswith("attestkit serve: --trust-anchor /dev/stdin")
@@ -191,7 +180,8 @@ def test_supervisor_shutdown_under_load_answers_accepted_requests(tmp_path: Path
 def test_supervisor_hung_worker_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
     """A worker without heartbeat is killed and replaced."""
     listening = socket.create_server(("127.0.0.1", 0))
-    pool = WorkerPool(1, [*VERIFIER, "--workers", "1"], 10.0, timeout_seconds=1.0)
+    arguments = [*VERIFIER, "--workers", "1"]
+    pool = WorkerPool(1, arguments, 10.0, MetricsAggregator(), timeout_seconds=1.0)
     own_pid = os.getpid()
     before = set(list_child_processes(own_pid))
     replaced: list[int] = []
@@ -226,7 +216,8 @@ import socket, sys
 from attestkit.serve.worker_pool.supervisor import WorkerPool, run_pool
 from attestkit.serve.systemd.notify_watchdog import ServiceManager
 from attestkit.serve.systemd.service import ServiceEnvironment
-crew = WorkerPool(2, sys.argv[1:], 10.0, timeout_seconds=5.5)
+from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
+crew = WorkerPool(2, sys.argv[1:], 10.0, MetricsAggregator(), timeout_seconds=5.5)
 supervisor = ServiceEnvironment(ServiceManager(None), {}, watchdog=False)
 run_pool(crew, socket.create_server(("127.0.0.1", 0)), supervisor, lambda r: print(r, flush=True))
 """
@@ -317,14 +308,6 @@ def read_command_line(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-EXEC_WITH_SOCKET: Final = """
-import os, sys
-os.dup2(int(sys.argv[1]), 3)
-os.environ["LISTEN_PID"] = str(os.getpid())
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-
 @contextlib.contextmanager
 def serve_on_inherited_socket(
     name: str, words: list[str], folder: Path
@@ -334,15 +317,10 @@ def serve_on_inherited_socket(
     After the server ends, the socket still accepts connections for the next server.
     """
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        given = os.dup(listening.fileno())
-        environ = environment(LISTEN_FDS="1", LISTEN_FDNAMES=name)
-        words_with_socket = [sys.executable, "-c", EXEC_WITH_SOCKET, str(given), *words]
-        try:
-            os.set_inheritable(given, True)
-            with ready_server(words_with_socket, folder, environ, pass_fds=[given]) as server:
-                yield server, listening.getsockname()[1]
-        finally:
-            os.close(given)
+        activated, given = activated_command(words, name, [listening])
+        with ready_server(activated, folder, environment(), pass_fds=given) as server:
+            os.close(given[0])
+            yield server, listening.getsockname()[1]
         with socket.create_connection(listening.getsockname()) as later:
             accepted, where = listening.accept()
             assert where == later.getsockname()

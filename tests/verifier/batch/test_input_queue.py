@@ -16,12 +16,12 @@ import pytest
 
 from attestkit.cli.input.read_input import open_interruptible
 from attestkit.errors import FormatError
-from attestkit.verifier import Item, Verifier
+from attestkit.verifier import VerificationItem, Verifier
 from attestkit.verifier.batch.input_queue import ItemReader
-from tests.verifier.parcels import NOW, PKI
+from tests.verifier.platforms.intel import NOW, PKI
 
 TIMEOUT = 60  # s
-VERIFIER = Verifier(PKI.root_der)
+VERIFIER = Verifier(trust_anchor=PKI.root_der)
 _Got = TypeVar("_Got")
 
 
@@ -43,10 +43,10 @@ def pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
         yield read, write
 
 
-def read_items(file: BinaryIO) -> Iterator[Item]:
+def read_items(file: BinaryIO) -> Iterator[VerificationItem]:
     """Yield an item for each line."""
     for line in iter(file.readline, b""):
-        yield Item(line, None)
+        yield VerificationItem(line, report_data=None)
 
 
 def find_reader_threads() -> list[threading.Thread]:
@@ -103,19 +103,20 @@ def test_stream_submits_single_item_beside_running_task() -> None:
         assert [place for place, _ in call_with_timeout(lambda: list(stream))] == [0]
 
 
+@pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("window", [1, 3, 16, 50])
-def test_stream_reads_at_most_window_items(window: int) -> None:
+def test_stream_reads_at_most_window_items(window: int, *, ordered: bool) -> None:
     """Items read, running and waiting for their turn never exceed the window."""
     yielded, most_pending = 0, 0
 
-    def items() -> Iterator[Item]:
+    def items() -> Iterator[VerificationItem]:
         nonlocal most_pending
         for number in range(200):
             most_pending = max(most_pending, number + 1 - yielded)
-            yield Item(b"", None)
+            yield VerificationItem(b"", report_data=None)
 
     with ThreadPoolExecutor(2) as pool:
-        for _ in VERIFIER.verify_stream(items(), pool, window=window, ordered=True, now=NOW):
+        for _ in VERIFIER.verify_stream(items(), pool, window=window, ordered=ordered, now=NOW):
             yielded += 1
     assert yielded == 200
     assert most_pending <= window
@@ -125,10 +126,10 @@ def test_item_reader_bounds_bytes() -> None:
     """No item is read beyond the limit in bytes until some are released."""
     release, available = 0, threading.Semaphore(0)
 
-    def items() -> Iterator[Item]:
+    def items() -> Iterator[VerificationItem]:
         for number in range(20):
             assert number * 60 - release < 250
-            yield Item(bytes(60), None)
+            yield VerificationItem(bytes(60), report_data=None)
 
     with closing(ItemReader(items(), 1000, 250, available.release)) as reader:
         reader.begin()
@@ -150,8 +151,8 @@ def test_stream_raises_iterator_error_after_outcomes() -> None:
     """An exception of the iterator is raised after the outcomes of earlier items."""
     wrong = KeyError("mine")
 
-    def items() -> Iterator[Item]:
-        yield from [Item(b"", None)] * 21
+    def items() -> Iterator[VerificationItem]:
+        yield from [VerificationItem(b"", report_data=None)] * 21
         raise wrong
 
     with ThreadPoolExecutor(1) as pool:
@@ -166,8 +167,8 @@ def test_stream_raises_iterator_error_after_outcomes() -> None:
 def test_stream_raises_interrupt_of_iterator_at_once() -> None:
     """KeyboardInterrupt in the iterator does not wait for running tasks."""
 
-    def items() -> Iterator[Item]:
-        yield from [Item(b"", None)] * 3
+    def items() -> Iterator[VerificationItem]:
+        yield from [VerificationItem(b"", report_data=None)] * 3
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -187,10 +188,10 @@ def test_stream_closed_or_deleted_ends_reader_thread(ending: str) -> None:
     """Closing or deleting a stream closes its iterator and ends its thread."""
     closed = threading.Event()
 
-    def endless() -> Iterator[Item]:
+    def endless() -> Iterator[VerificationItem]:
         try:
             while True:
-                yield Item(b"", None)
+                yield VerificationItem(b"", report_data=None)
         finally:
             closed.set()
 
@@ -212,15 +213,15 @@ def test_stream_closed_by_reader_thread() -> None:
     go = threading.Event()
     closed_result: Future[None] = Future()
 
-    def items() -> Iterator[Item]:
-        yield Item(b"", None)
+    def items() -> Iterator[VerificationItem]:
+        yield VerificationItem(b"", report_data=None)
         assert go.wait(TIMEOUT)
         try:
             stream.close()
             closed_result.set_result(None)
         except RuntimeError as error:
             closed_result.set_exception(error)
-        yield Item(b"", None)
+        yield VerificationItem(b"", report_data=None)
 
     with ThreadPoolExecutor(1) as pool:
         stream = VERIFIER.verify_stream(items(), pool, now=NOW)
@@ -237,8 +238,8 @@ def test_item_reader_error_creates_no_cycle(ending: str) -> None:
     """An exception of the iterator creates no reference cycle with the reader."""
     go = threading.Event()
 
-    def items() -> Iterator[Item]:
-        yield Item(b"", None)
+    def items() -> Iterator[VerificationItem]:
+        yield VerificationItem(b"", report_data=None)
         assert go.wait(TIMEOUT)
         raise KeyboardInterrupt if ending == "interrupted" else KeyError
 
@@ -308,9 +309,9 @@ def test_stream_iterator_runs_in_context_of_caller() -> None:
     variable: ContextVar[str] = ContextVar("variable", default="none")
     seen: list[str] = []
 
-    def items() -> Iterator[Item]:
+    def items() -> Iterator[VerificationItem]:
         seen.append(variable.get())
-        yield Item(b"", None)
+        yield VerificationItem(b"", report_data=None)
 
     variable.set("mine")
     with ThreadPoolExecutor(1) as pool:
@@ -322,9 +323,9 @@ def test_stream_starts_processes_before_reader_thread() -> None:
     """A pool that forks must not do so beside a thread that may hold a lock."""
     begun: list[int] = []
 
-    def items(pool: ProcessPoolExecutor) -> Iterator[Item]:
+    def items(pool: ProcessPoolExecutor) -> Iterator[VerificationItem]:
         begun.append(len(pool._processes))
-        yield Item(b"", None)
+        yield VerificationItem(b"", report_data=None)
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert len(list(VERIFIER.verify_stream(items(pool), pool, now=NOW))) == 1

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import (
     BrokenExecutor,
     Executor,
@@ -24,17 +24,17 @@ import pytest
 from attestkit.attestation import Attestation
 from attestkit.collateral.pccs_client import Response
 from attestkit.errors import FormatError, UsageError
-from attestkit.verifier import AttestationResult, Item, Verifier
+from attestkit.verifier import AttestationResult, VerificationItem, Verifier
 from attestkit.verifier.batch import input_queue, scheduler
 from attestkit.verifier.batch.task import BatchTask, Outcome, SharedVerifier
-from tests import fleet as show
+from tests.long_runs import fleet
 from tests.raising import raises
 from tests.records import ROOT
 from tests.serve.server import environment
-from tests.verifier import parcels
-from tests.verifier.parcels import NONCE, NOW, PKI
+from tests.verifier.platforms import intel
+from tests.verifier.platforms.intel import NONCE, NOW, PKI
 
-RAW = parcels.evidence().to_bytes()
+RAW = intel.evidence().to_bytes()
 POISON = b"\4\0 poison"
 SPAWN = get_context("spawn")
 
@@ -78,7 +78,7 @@ class KilledOnceVerifier(Verifier):
 
 def create_killable_verifier() -> KillableVerifier:
     """Return a verifier that pickles."""
-    return KillableVerifier(PKI.root_der, parcels.collateral())
+    return KillableVerifier(trust_anchor=PKI.root_der, collateral=intel.collateral())
 
 
 def describe_outcomes(found: Iterable[Outcome]) -> list[str]:
@@ -106,7 +106,7 @@ class ScriptedExecutor(Executor):
         completed: Future[Any] = Future()
         if self.script:
             self.script.pop(0)(completed)
-        elif POISON in [item[0] for item in arguments[0]._items]:
+        elif POISON in [item.evidence for item in arguments[0]._items]:
             completed.set_exception(BrokenExecutor("a process ended"))
         else:
             completed.set_result(call(*arguments))
@@ -168,9 +168,13 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_batch_killed_worker_loses_no_item(tmp_path: Path) -> None:
     """If a worker is killed, the remaining items are verified by replacement processes."""
     verifier = KilledOnceVerifier(
-        PKI.root_der, parcels.collateral(), getter=KillOnce(tmp_path / "mark")
+        trust_anchor=PKI.root_der,
+        collateral=intel.collateral(),
+        getter=KillOnce(tmp_path / "mark"),
     )
-    evidence = [Item(b"", None)] * 40 + [Item(RAW, NONCE)] * 60
+    evidence = [VerificationItem(b"", report_data=None)] * 40 + [
+        VerificationItem(RAW, report_data=NONCE)
+    ] * 60
     with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
         found = verifier.verify_many(evidence, pool, now=NOW)
     assert (tmp_path / "mark").exists()
@@ -180,8 +184,8 @@ def test_batch_killed_worker_loses_no_item(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_batch_fatal_item_is_rejected_alone_in_processes() -> None:
     """Only an item that kills every process is rejected; others of its task are verified."""
-    evidence: list[Any] = [Item(RAW, NONCE)] * 40
-    evidence[20] = Item(POISON, None)
+    evidence: list[Any] = [VerificationItem(RAW, report_data=NONCE)] * 40
+    evidence[20] = VerificationItem(POISON, report_data=None)
     evidence[30] = (lambda: None, None)  # does not pickle
     with ProcessPoolExecutor(2, mp_context=SPAWN) as pool:
         found = verify_any_items(create_killable_verifier(), evidence, pool)
@@ -192,8 +196,8 @@ def test_batch_fatal_item_is_rejected_alone_in_processes() -> None:
 
 def test_batch_fatal_item_kills_bounded_number_of_processes(pools: list[int]) -> None:
     """A fatal item kills one process of the pool, one with its task, and two alone."""
-    evidence = [Item(RAW, NONCE)] * 40
-    evidence[20] = Item(POISON, None)
+    evidence = [VerificationItem(RAW, report_data=NONCE)] * 40
+    evidence[20] = VerificationItem(POISON, report_data=None)
     found = create_killable_verifier().verify_many(evidence, ScriptedExecutor(), now=NOW)
     assert describe_outcomes(found) == ["good"] * 20 + ["internal"] + ["good"] * 19
     assert pools == [1] * 4  # the last one verifies the other items
@@ -206,7 +210,10 @@ def test_batch_broken_executor_is_replaced(
     step: Callable[["Future[Any]"], object], at: int
 ) -> None:
     """Items of an executor that fails tasks are verified by attestkit's own pool."""
-    evidence = [Item(RAW, NONCE), Item(RAW, b"other")] * 12
+    evidence = [
+        VerificationItem(RAW, report_data=NONCE),
+        VerificationItem(RAW, report_data=b"other"),
+    ] * 12
     found = create_killable_verifier().verify_many(
         evidence, ScriptedExecutor(*[answer_16_items] * at, step), now=NOW
     )
@@ -217,7 +224,7 @@ def test_batch_broken_executor_is_replaced(
 @pytest.mark.usefixtures("pools")
 def test_batch_executor_closed_later_is_replaced() -> None:
     """An executor closed from the start raises UsageError; one closed later is replaced."""
-    evidence = [Item(RAW, NONCE)] * 24
+    evidence = [VerificationItem(RAW, report_data=NONCE)] * 24
     found = create_killable_verifier().verify_many(
         evidence, ScriptedExecutor(answer_16_items, close), now=NOW
     )
@@ -234,8 +241,8 @@ def verify_any_items(verifier: Verifier, evidence: list[Any], executor: Executor
 @pytest.mark.usefixtures("pools")
 def test_batch_unpicklable_verifier_raises_usage_error() -> None:
     """A verifier that cannot be pickled raises UsageError for processes, and works with threads."""
-    verifier = Verifier(PKI.root_der, parcels.collateral(), clock=lambda: NOW)
-    evidence = [Item(RAW, NONCE)] * 20
+    verifier = Verifier(trust_anchor=PKI.root_der, collateral=intel.collateral(), clock=lambda: NOW)
+    evidence = [VerificationItem(RAW, report_data=NONCE)] * 20
     pool = ProcessPoolExecutor(1, mp_context=SPAWN)
     with pool, raises(UsageError, "not_picklable"):
         verifier.verify_many(evidence, pool, now=NOW)
@@ -251,7 +258,7 @@ def test_batch_broken_executor_is_logged_once(
     step: Callable[["Future[Any]"], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A broken executor is logged once, as a warning with its cause."""
-    evidence = [Item(RAW, NONCE)] * 40
+    evidence = [VerificationItem(RAW, report_data=NONCE)] * 40
     with caplog.at_level("WARNING", "attestkit.verifier"):
         create_killable_verifier().verify_many(evidence, ScriptedExecutor(), now=NOW)
         assert not caplog.records
@@ -272,53 +279,13 @@ def test_batch_broken_thread_pool_is_replaced_by_threads() -> None:
     def fail() -> None:
         raise OSError("no thread")
 
-    verifier = Verifier(PKI.root_der, parcels.collateral(), clock=lambda: NOW)
+    verifier = Verifier(trust_anchor=PKI.root_der, collateral=intel.collateral(), clock=lambda: NOW)
     with ThreadPoolExecutor(1, initializer=fail) as pool:
-        found = verifier.verify_many([Item(RAW, NONCE)] * 20, pool)
+        found = verifier.verify_many([VerificationItem(RAW, report_data=NONCE)] * 20, pool)
     assert describe_outcomes(found) == ["good"] * 20
 
 
 # -- streams --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("window", [1, 5, 40])
-def test_stream_reads_bounded_number_of_items(window: int, *, ordered: bool) -> None:
-    """At most one window of items is read beyond those that were yielded."""
-    taken = 0
-
-    def endless() -> Iterator[Item]:
-        nonlocal taken
-        while True:
-            taken += 1
-            yield Item(b"", None)
-
-    with ThreadPoolExecutor(2) as pool:
-        stream = Verifier(PKI.root_der).verify_stream(
-            endless(), pool, window=window, ordered=ordered, now=NOW
-        )
-        for yielded in range(1, 200):
-            index, _ = next(stream)
-            assert taken <= yielded + window + min(16, window)
-            if ordered:
-                assert index == yielded - 1
-
-
-@pytest.mark.parametrize("window", [1, 3])
-def test_stream_with_full_window_yields_before_reading(window: int) -> None:
-    """With a full window no item is read before an outcome is yielded."""
-    received = 0
-
-    def items() -> Iterator[Item]:
-        for number in range(12):
-            assert received > number - window
-            yield Item(b"", None)
-
-    with ThreadPoolExecutor(1) as pool:
-        stream = Verifier(PKI.root_der).verify_stream(items(), pool, window=window, now=NOW)
-        for _ in stream:
-            received += 1
-    assert received == 12
 
 
 def test_batch_bounds_bytes_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +293,9 @@ def test_batch_bounds_bytes_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "_CHUNK_BYTES", 100)
     monkeypatch.setattr(scheduler, "_BYTES", 250)
     executor = ScriptedExecutor()
-    found = Verifier(PKI.root_der).verify_many([Item(bytes(60), None)] * 20, executor, now=NOW)
+    found = Verifier(trust_anchor=PKI.root_der).verify_many(
+        [VerificationItem(bytes(60), report_data=None)] * 20, executor, now=NOW
+    )
     assert len(found) == 20
     assert executor.submitted == 10
 
@@ -334,7 +303,7 @@ def test_batch_bounds_bytes_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", ["response", "attestation", "quote", "bundle"])
 def test_batch_bounds_bytes_of_objects(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Objects count with the bytes of their quote, log and configuration."""
-    raw = parcels.evidence()
+    raw = intel.evidence()
     assert raw.quote is not None
     large = {"quote": raw.quote.raw.hex(), "event_log": "[]", "vm_config": " " * 60_000}
     evidence: Any = {
@@ -343,16 +312,16 @@ def test_batch_bounds_bytes_of_objects(kind: str, monkeypatch: pytest.MonkeyPatc
         "attestation": raw,
         "quote": raw.quote,
     }[kind]
-    collateral = parcels.collateral() if kind == "bundle" else None
+    collateral = intel.collateral() if kind == "bundle" else None
     minimum = {"bundle": 4000, "response": 60_000, "attestation": len(RAW) // 2, "quote": 4000}[
         kind
     ]
-    item = Item(evidence, None, collateral)
+    item = VerificationItem(evidence, report_data=None, collateral=collateral)
     size = input_queue.size_of(item)
     assert minimum <= size < 2 * len(repr(large)) + 100_000
     monkeypatch.setattr(scheduler, "_CHUNK_BYTES", size + 1)
     executor = ScriptedExecutor()
-    found = Verifier(PKI.root_der).verify_many([item] * 20, executor, now=NOW)
+    found = Verifier(trust_anchor=PKI.root_der).verify_many([item] * 20, executor, now=NOW)
     assert len(found) == 20
     assert executor.submitted == 10
 
@@ -361,39 +330,18 @@ def test_batch_bounds_bytes_of_objects(kind: str, monkeypatch: pytest.MonkeyPatc
 def test_verify_stream_rejects_invalid_window(window: Any) -> None:
     """An invalid window raises UsageError at the call, not at the first outcome."""
     with raises(UsageError, "out_of_range"):
-        Verifier(PKI.root_der).verify_stream([], window=window)
-
-
-def test_stream_iterator_error_propagates() -> None:
-    """An exception of the iterator propagates unchanged."""
-
-    def failing() -> Iterator[Item]:
-        yield Item(b"", None)
-        raise KeyError("mine")
-
-    with ThreadPoolExecutor(1) as pool, pytest.raises(KeyError, match="mine"):
-        list(Verifier(PKI.root_der).verify_stream(failing(), pool, now=NOW))
+        Verifier(trust_anchor=PKI.root_der).verify_stream([], window=window)
 
 
 def test_stream_outcomes_equal_verify_many() -> None:
     """A stream on threads yields each place once, with the same outcome as `verify_many`."""
-    evidence = list(show.items(40, 20))
-    expected = [show.told(each) for each in show.judge().verify_many(evidence, now=NOW)]
-    show.check(show.judge().verify_many(evidence, now=NOW), 20)
+    evidence = list(fleet.items(40, 20))
+    expected = [fleet.summary_of(each) for each in fleet.verifier().verify_many(evidence, now=NOW)]
+    fleet.check(fleet.verifier().verify_many(evidence, now=NOW), 20)
     with ThreadPoolExecutor(2) as pool:
-        stream = show.judge().verify_stream(evidence, pool, window=7, now=NOW)
-        found = {index: show.told(outcome) for index, outcome in stream}
+        stream = fleet.verifier().verify_stream(evidence, pool, window=7, now=NOW)
+        found = {index: fleet.summary_of(outcome) for index, outcome in stream}
     assert [found[index] for index in range(40)] == expected
-
-
-def test_is_running_killed_process_is_false() -> None:
-    """A killed process counts as ended even before it is reaped."""
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
-        assert show.is_running(process.pid)
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert not show.is_running(process.pid)
-    assert not show.is_running(process.pid)
 
 
 # -- dask -----------------------------------------------------------------------------------------
@@ -404,7 +352,7 @@ def test_dask_cluster_losing_worker_verifies_all() -> None:
     """On a cluster that loses a worker, exactly the 100 altered of 1,000 items are rejected."""
     pytest.importorskip("distributed")
     completed = subprocess.run(
-        [sys.executable, "-m", "tests.fleet", "--pieces", "1000"],
+        [sys.executable, "-m", "tests.long_runs.fleet", "--pieces", "1000"],
         env=environment(),
         cwd=ROOT,
         capture_output=True,
@@ -431,29 +379,31 @@ def test_dask_and_pyarrow_are_imported_lazily() -> None:
 
 def test_batch_task_has_unique_dask_token() -> None:
     """Dask merges tasks with equal tokens, so tokens are unique and independent of evidence."""
-    task = BatchTask(SharedVerifier(create_killable_verifier()), [Item(RAW, NONCE)], NOW)
+    task = BatchTask(
+        SharedVerifier(create_killable_verifier()), [VerificationItem(RAW, report_data=NONCE)], NOW
+    )
     assert task.__dask_tokenize__() != task.__dask_tokenize__()
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(show.DASKS_OWN)
+@pytest.mark.filterwarnings(fleet.DASK_WARNING)
 def test_dask_cluster_rejects_fatal_item_alone() -> None:
     """After four killed workers dask fails the task, and only the fatal item is rejected."""
     pytest.importorskip("distributed")
-    evidence = [Item(RAW, NONCE)] * 40
-    evidence[20] = Item(POISON, None)
-    with show.cluster() as client:
+    evidence = [VerificationItem(RAW, report_data=NONCE)] * 40
+    evidence[20] = VerificationItem(POISON, report_data=None)
+    with fleet.cluster() as client:
         found = create_killable_verifier().verify_many(evidence, client.get_executor(), now=NOW)
     assert describe_outcomes(found) == ["good"] * 20 + ["internal"] + ["good"] * 19
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(show.DASKS_OWN)
+@pytest.mark.filterwarnings(fleet.DASK_WARNING)
 def test_verify_many_command_on_dask_cluster(tmp_path: Path) -> None:
     """The output equals that of one process, and stderr has no dask messages."""
     pytest.importorskip("distributed")
     (tmp_path / "root").write_bytes(PKI.root_der)
-    parcels.collateral().save(tmp_path / "collateral")
+    intel.collateral().save(tmp_path / "collateral")
     lines = [
         json.dumps(
             {"id": number, "evidence": RAW.hex(), "report_data": (b"x", NONCE)[number % 2].hex()}
@@ -463,7 +413,7 @@ def test_verify_many_command_on_dask_cluster(tmp_path: Path) -> None:
     (tmp_path / "lines").write_text("\n".join(lines))
     arguments = ["--trust-anchor", str(tmp_path / "root"), "--at", NOW.isoformat()]
     arguments += ["--collateral", str(tmp_path / "collateral"), str(tmp_path / "lines")]
-    with show.cluster() as client:
+    with fleet.cluster() as client:
         address = client.scheduler.address
         outputs = [
             _verify_many(*arguments, *more)

@@ -1,8 +1,7 @@
 """Tests of verify_many: outcomes in order, on any executor."""
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,17 @@ from typing import Any
 import pytest
 
 from attestkit.collateral.cache import CollateralCache
-from attestkit.errors import AttestKitError, PolicyError, UsageError
-from attestkit.verifier import AttestationResult, Item, Verifier
-from attestkit.verifier.batch import scheduler
-from tests.raising import raises
-from tests.verifier import parcels
-from tests.verifier.parcels import NONCE, NOW, PKI, RecordingGetter, fixed_clock
+from attestkit.errors import AttestKitError, PolicyError
+from attestkit.verifier import AttestationResult, VerificationItem, Verifier
+from tests.verifier.platforms import intel
+from tests.verifier.platforms.intel import NONCE, NOW, PKI, RecordingGetter, fixed_clock
 
-RAW = parcels.evidence().to_bytes()
+RAW = intel.evidence().to_bytes()
 
 
 def create_verifier() -> Verifier:
     """Return a verifier that pickles."""
-    return Verifier(PKI.root_der, parcels.collateral())
+    return Verifier(trust_anchor=PKI.root_der, collateral=intel.collateral())
 
 
 @pytest.fixture(scope="module", params=["here", "threads", "processes"])
@@ -46,11 +43,11 @@ def describe_outcome(found: AttestationResult | AttestKitError) -> str:
 def test_verify_many_keeps_order_and_errors(executor: Executor | None) -> None:
     """Each outcome has its item's place; a rejection keeps its reason and steps."""
     kinds = [
-        Item(RAW, NONCE),
-        Item(RAW, b"other"),
-        Item(RAW[:-1], NONCE),
-        Item(RAW, None),
-        Item(b"", NONCE),
+        VerificationItem(RAW, report_data=NONCE),
+        VerificationItem(RAW, report_data=b"other"),
+        VerificationItem(RAW[:-1], report_data=NONCE),
+        VerificationItem(RAW, report_data=None),
+        VerificationItem(b"", report_data=NONCE),
     ]
     items = [kinds[index * 7 % 5] for index in range(83)]
     calls: list[tuple[int, int]] = []
@@ -75,8 +72,11 @@ def test_verify_many_keeps_order_and_errors(executor: Executor | None) -> None:
 
 def test_verify_many_collateral_of_item(executor: Executor | None) -> None:
     """The collateral of an item is used for that item only."""
-    without = Verifier(PKI.root_der)
-    items = [Item(RAW, NONCE), Item(RAW, NONCE, parcels.collateral())]
+    without = Verifier(trust_anchor=PKI.root_der)
+    items = [
+        VerificationItem(RAW, report_data=NONCE),
+        VerificationItem(RAW, report_data=NONCE, collateral=intel.collateral()),
+    ]
     assert [describe_outcome(each) for each in without.verify_many(items, executor, now=NOW)] == [
         "CollateralError",
         "good",
@@ -93,10 +93,16 @@ def test_verify_many_fetches_collateral_once_per_process(
         CollateralCache(tmp_path / "cache", clock=fixed_clock) if cached_in == "folder" else None
     )
     verifier = Verifier(
-        PKI.root_der, pccs_url="http://pccs", getter=getter, cache=cache, clock=fixed_clock
+        trust_anchor=PKI.root_der,
+        pccs_url="http://pccs",
+        getter=getter,
+        cache=cache,
+        clock=fixed_clock,
     )
     for _ in range(2):
-        found = verifier.verify_many([Item(RAW, NONCE)] * 100, executor, now=NOW)
+        found = verifier.verify_many(
+            [VerificationItem(RAW, report_data=NONCE)] * 100, executor, now=NOW
+        )
         assert {describe_outcome(each) for each in found} == {"good"}
     processes = 2 if isinstance(executor, ProcessPoolExecutor) else 1
     assert 4 <= len(getter.urls()) <= 4 * processes
@@ -106,29 +112,9 @@ def test_verify_many_fetches_collateral_once_per_process(
 def test_verify_many_empty_or_invalid_items() -> None:
     """No items give no outcomes; an invalid item is rejected in its place."""
     assert create_verifier().verify_many([]) == []
-    nonsense: list[Any] = [5, (RAW,), Item(RAW, NONCE)]
+    nonsense: list[Any] = [5, (RAW,), VerificationItem(RAW, report_data=NONCE)]
     found = create_verifier().verify_many(nonsense, now=NOW)
     assert [describe_outcome(each) for each in found] == ["UsageError", "UsageError", "good"]
-
-
-def test_verify_many_dead_worker_task_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task of a dead worker is verified in another process."""
-    monkeypatch.setattr(scheduler, "_CHUNK", 1)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(os._exit, 1)
-        found = create_verifier().verify_many([Item(RAW, NONCE)] * 3, pool, now=NOW)
-    assert [describe_outcome(each) for each in found] == ["good"] * 3
-
-
-def test_verify_many_closed_executor_raises_usage_error() -> None:
-    """An executor that is closed from the start raises UsageError."""
-
-    class Closed(Executor):
-        def submit(self, *_args: object, **_options: object) -> "Future[Any]":
-            raise RuntimeError("closed")
-
-    with raises(UsageError, "closed"):
-        create_verifier().verify_many([Item(RAW, NONCE)], Closed(), now=NOW)
 
 
 def test_verify_many_progress_error_propagates() -> None:
@@ -138,4 +124,6 @@ def test_verify_many_progress_error_propagates() -> None:
         raise KeyError("mine")
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(KeyError, match="mine"):
-        create_verifier().verify_many([Item(RAW, NONCE)] * 40, pool, failing, now=NOW)
+        create_verifier().verify_many(
+            [VerificationItem(RAW, report_data=NONCE)] * 40, pool, failing, now=NOW
+        )

@@ -2,7 +2,8 @@
 
 import base64
 import json
-from datetime import datetime, timedelta, timezone
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Final, Literal
 
 import cbor2
@@ -11,18 +12,13 @@ import pytest
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.ed25519 import Ed25519Key
 from attestkit.errors import VerificationError
+from attestkit.verifier.ear.claims import LABELS
 from attestkit.verifier.ear.keys import to_base64url
 from attestkit.verifier.ear.result_token import Ear, EarKey, sign_ear, verify_ear
-from attestkit.verifier.result import (
-    AttestationResult,
-    Claims,
-    ResultContent,
-    Tcb,
-    TcbStatus,
-    create_result,
-)
+from attestkit.verifier.result import AttestationResult, Claims, TcbStatus
+from tests.verifier.policy import policy_samples
 
-NOW: Final = datetime(2026, 9, 21, 14, 13, 20, tzinfo=timezone.utc)
+NOW: Final = policy_samples.NOW
 NONCE: Final = b"a client's nonce"
 ED25519: Final = EarKey(Ed25519Key(bytes(range(32))))
 P256: Final = EarKey(P256Key.from_scalar(bytes(range(1, 33))))
@@ -39,21 +35,12 @@ def create_small_result(
     simulated: bool = False,
     platform: str = "dstack-tdx",
     registers: tuple[tuple[str, bytes], ...] = (),
+    nonce: bytes | None = None,
 ) -> AttestationResult:
     """Return a minimal attestation result."""
-    return create_result(
-        ResultContent(
-            claims=Claims(platform, b"data", registers, (), (), (), IMAGE),
-            tcb_status=status,
-            advisory_ids=(),
-            tcb=Tcb(),
-            simulated=simulated,
-            app_info=None,
-            verified_at=NOW + timedelta(milliseconds=500),
-            certificate_chain=(),
-            steps=(),
-        )
-    )
+    found = Claims(platform, b"data", registers, (), (), (), IMAGE)
+    verified = policy_samples.authenticated(status=status)
+    return policy_samples.result(found, verified, None, simulated=simulated, nonce=nonce)
 
 
 def create_jwt(header: Any, claims: Any, key: EarKey = ED25519) -> bytes:
@@ -78,10 +65,13 @@ def create_cose(
 
 
 def create_ear(
-    form: Literal["jwt", "cose"] = "jwt", key: EarKey = ED25519, **options: Any
+    form: Literal["jwt", "cose"] = "jwt",
+    key: EarKey = ED25519,
+    nonce: bytes | None = NONCE,
+    **options: Any,
 ) -> bytes:
-    """Return an EAR with a nonce."""
-    return sign_ear(create_small_result(), key, form=form, **{"nonce": NONCE, **options})
+    """Return an EAR of evidence that is bound to a nonce."""
+    return sign_ear(create_small_result(nonce=nonce), key, form=form, **options)
 
 
 def read(token: bytes, key: EarKey = ED25519, **options: Any) -> Ear:
@@ -102,6 +92,19 @@ def decode_claims(token: bytes) -> dict[str, Any]:
     body = token.split(b".")[1]
     found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + b"=="))
     return found
+
+
+def create_altered_ear(
+    form: Literal["jwt", "cose"], alter: Callable[[dict[Any, Any], Callable[[str], Any]], object]
+) -> bytes:
+    """Return a correctly signed EAR whose claims `alter` changed; it gets claims and their keys."""
+    if form == "jwt":
+        claims = decode_claims(create_ear())
+        alter(claims, str)
+        return create_jwt({"alg": "EdDSA"}, claims)
+    claims = cbor2.loads(cbor2.loads(create_ear("cose")).value[2])
+    alter(claims, lambda name: LABELS.get(name, name))
+    return create_cose({1: -8}, claims)
 
 
 def flip_bit(data: bytes, bit: int) -> bytes:

@@ -1,12 +1,11 @@
 """Tests of interoperability: PyJWT and pycose verify EARs, and reject altered ones."""
 
 import base64
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any, cast
 
 import cbor2
 import jwt
-import pytest
 from pycose.headers import KID, Algorithm
 from pycose.keys.ec2 import EC2Key
 from pycose.keys.okp import OKPKey
@@ -22,7 +21,6 @@ from tests.verifier.ear.ears import (
     create_ear,
     create_small_result,
     every_key,
-    flip_bit,
 )
 
 
@@ -42,32 +40,7 @@ def test_pyjwt_verifies_ear(key: EarKey) -> None:
     assert appraisal["ear.status"] == "affirming"
     assert appraisal["ear.trustworthiness-vector"] == {"hardware": 2, "runtime-opaque": 2}
     assert appraisal["ear.appraisal-policy-id"] == "urn:policy"
-    assert appraisal["attestkit.result"] == create_small_result().to_dict()
-
-
-@every_key
-def test_pyjwt_rejects_altered_ear(key: EarKey) -> None:
-    """PyJWT rejects flipped bits and expired tokens, and reads the nonce."""
-    now = datetime.now(timezone.utc)
-    jwk = jwt.PyJWK(key.public.to_jwk())
-
-    def decode(token: bytes) -> dict[str, Any]:
-        found: dict[str, Any] = jwt.decode(token, jwk, algorithms=[key.public.algorithm])
-        return found
-
-    token = create_ear("jwt", key, now=now)
-    parts = [base64.urlsafe_b64decode(part + b"==") for part in token.split(b".")]
-    for index in (1, 2):
-        for bit in {0, 1, 8, 255, 8 * len(parts[index]) - 1}:
-            changed = [*parts]
-            changed[index] = flip_bit(parts[index], bit)
-            with pytest.raises(jwt.InvalidSignatureError):
-                decode(b".".join(map(base64url, changed)))
-    found = decode(b".".join(map(base64url, parts)))["eat_nonce"].encode()
-    assert found == base64url(NONCE)
-    assert found != base64url(NONCE[::-1])
-    with pytest.raises(jwt.ExpiredSignatureError):
-        decode(create_ear("jwt", key, now=now - timedelta(minutes=10)))
+    assert appraisal["attestkit.result"] == create_small_result(nonce=NONCE).to_dict()
 
 
 @every_key
@@ -93,28 +66,11 @@ def test_pycose_verifies_ear(key: EarKey) -> None:
                 1000: 2,
                 1001: {4: 2, 5: 2},
                 1003: "urn:policy",
-                "attestkit.result": create_small_result().to_dict(),
+                "attestkit.result": create_small_result(nonce=NONCE).to_dict(),
             }
         },
     }
     assert claims[10] != NONCE[::-1]
-
-
-@every_key
-def test_pycose_rejects_altered_ear(key: EarKey) -> None:
-    """Pycose rejects flipped bits of payload or signature, and trailing bytes."""
-    parts = list(cbor2.loads(create_ear("cose", key)).value)
-    assert create_pycose_message(parts, key).verify_signature() is True
-    for index in (2, 3):
-        for bit in {0, 1, 8, 255, 8 * len(parts[index]) - 1}:
-            changed = [*parts]
-            changed[index] = flip_bit(parts[index], bit)
-            assert create_pycose_message(changed, key).verify_signature() is False
-    assert (
-        create_pycose_message([*parts[:2], parts[2] + b"\0", parts[3]], key).verify_signature()
-        is False
-    )
-    assert cbor2.loads(parts[2])[10] == NONCE
 
 
 def create_pycose_message(parts: Any, key: EarKey) -> Any:

@@ -42,8 +42,7 @@ from tests.verifier.ear.ears import (
     get_rejection_reason,
     read,
 )
-from tests.verifier.parcels import NONCE as REPORT_DATA
-from tests.verifier.parcels import attester, verifier
+from tests.verifier.platforms.intel import attester, verifier
 
 # -- accepted EARs ---------------------------------------------------------------------------------
 
@@ -52,8 +51,8 @@ from tests.verifier.parcels import attester, verifier
 @every_form
 def test_ear_round_trip(form: Literal["jwt", "cose"], key: EarKey) -> None:
     """Result, policy, times, nonce and raw evidence survive signing and verification."""
-    result, policy = create_small_result(), AppraisalPolicy.default()
-    token = sign_ear(result, key, form=form, nonce=NONCE, policy=policy, raw_evidence=b"\0raw")
+    result, policy = create_small_result(nonce=NONCE), AppraisalPolicy.default()
+    token = sign_ear(result, key, form=form, policy=policy, raw_evidence=b"\0raw")
     found = read(token, key, policy_id=policy_uri(policy))
     assert found.form == form
     assert found.result == result.to_dict()
@@ -64,17 +63,15 @@ def test_ear_round_trip(form: Literal["jwt", "cose"], key: EarKey) -> None:
     assert (found.nonce, found.raw_evidence) == (NONCE, b"\0raw")
     assert found.developer == "attestkit"
     assert found.build.startswith("attestkit ")
-    assert token == sign_ear(
-        result, key, form=form, nonce=NONCE, policy=policy, raw_evidence=b"\0raw"
-    )
+    assert token == sign_ear(result, key, form=form, policy=policy, raw_evidence=b"\0raw")
 
 
 @every_form
 def test_ear_of_simulated_evidence_is_contraindicated(form: Literal["jwt", "cose"]) -> None:
     """The EAR of simulated evidence is contraindicated."""
     with attester() as tee:
-        result = verifier().verify(tee.attest(REPORT_DATA), report_data=REPORT_DATA)
-    found = read(sign_ear(result, P256, form=form), P256, nonce=None)
+        result = verifier().verify(tee.attest(nonce=NONCE), nonce=NONCE)
+    found = read(sign_ear(result, P256, form=form), P256)
     assert found.result == result.to_dict()
     assert found.simulated
     assert found.status is Tier.CONTRAINDICATED
@@ -89,8 +86,8 @@ def test_ear_of_simulated_evidence_has_no_other_tier(
     """All claims of simulated evidence are contraindicated, for any platform and status."""
     policy = AppraisalPolicy.development().replace(os_image_hash=(IMAGE,))
     for platform in ("dstack-tdx", "dstack-amd-sev-snp", "dstack-nitro-enclave", "sgx"):
-        result = create_small_result(status=status, simulated=True, platform=platform)
-        found = read(sign_ear(result, ED25519, form=form, nonce=NONCE, policy=policy))
+        result = create_small_result(status=status, simulated=True, platform=platform, nonce=NONCE)
+        found = read(sign_ear(result, ED25519, form=form, policy=policy))
         assert found.simulated
         assert found.status is Tier.CONTRAINDICATED
         assert {Tier.of(value) for value in found.vector.values()} == {Tier.CONTRAINDICATED}
@@ -125,15 +122,6 @@ def test_ear_altered_truncated_or_extended_is_rejected(data: st.DataObject) -> N
 
 
 TOKENS = {(name, form): create_ear(form, key) for name, key in KEYS.items() for form in FORMS}
-
-
-@every_form
-def test_ear_truncated_at_any_length_is_rejected(form: Literal["jwt", "cose"]) -> None:
-    """A truncated token is rejected."""
-    token = create_ear(form)
-    for size in range(len(token)):
-        with pytest.raises((FormatError, SignatureError)):
-            read(token[:size])
 
 
 @settings(max_examples=50)
@@ -321,8 +309,6 @@ def test_ear_over_256_kib_is_rejected() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"nonce": b"7 bytes"}, "wrong_size"),
-        ({"nonce": bytes(65)}, "wrong_size"),
         ({"lifetime": timedelta(0)}, "out_of_range"),
         ({"lifetime": timedelta(seconds=1, microseconds=1)}, "out_of_range"),
         ({"lifetime": timedelta(days=1, seconds=1)}, "out_of_range"),
@@ -333,10 +319,6 @@ def test_ear_over_256_kib_is_rejected() -> None:
         ({"form": "cwt"}, "wrong_value"),
         ({"form": ["jwt"]}, "wrong_value"),
         ({"form": None}, "wrong_value"),
-        ({"nonce": "a client's nonce"}, "wrong_type"),
-        ({"nonce": [0] * 8}, "wrong_type"),
-        ({"nonce": 8}, "wrong_type"),
-        ({"form": "cose", "nonce": "a client's nonce"}, "wrong_type"),
         ({"raw_evidence": "raw"}, "wrong_type"),
         ({"form": "cose", "raw_evidence": "raw"}, "wrong_type"),
         ({"form": "cose", "raw_evidence": bytearray(8)}, "wrong_type"),

@@ -20,27 +20,16 @@ PROTECTED: Final = cbor2.dumps({1: -35})
 
 _USAGE: Final = dict.fromkeys(
     (
-        "digital_signature",
-        "content_commitment",
-        "key_encipherment",
-        "data_encipherment",
-        "key_agreement",
-        "key_cert_sign",
-        "crl_sign",
-        "encipher_only",
-        "decipher_only",
+        *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
+        *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
     ),
     False,
 )
 
 
-def key(name: str, curve: type[ec.EllipticCurve] = ec.SECP384R1) -> ec.EllipticCurvePrivateKey:
-    """Return the key of that name."""
-    return _generate_key(name, curve)
-
-
 @cache
-def _generate_key(name: str, curve: type[ec.EllipticCurve]) -> ec.EllipticCurvePrivateKey:
+def key(name: str, curve: type[ec.EllipticCurve], /) -> ec.EllipticCurvePrivateKey:
+    """Return the key of that name."""
     del name  # distinguishes keys in the cache
     return ec.generate_private_key(curve())
 
@@ -74,7 +63,7 @@ def certificate(
     )
     if extension is not None:
         builder = builder.add_extension(extension, critical=True)
-    signed = builder.sign(key(signed_by or issuer), algorithm())
+    signed = builder.sign(key(signed_by or issuer, ec.SECP384R1), algorithm())
     return signed.public_bytes(Encoding.DER)
 
 
@@ -120,12 +109,13 @@ def document(
     unprotected: Mapping[object, object] | None = None,
     signer: ec.EllipticCurvePrivateKey | None = None,
     algorithm: type[SHA256 | SHA384] = SHA384,
+    signature: bytes = b"",
 ) -> bytes:
     """Return a document, signed with the enclave's key by default."""
     content = cbor2.dumps(payload() if fields is None else fields)
     to_be_signed = cbor2.dumps(["Signature1", protected, b"", content])
     r, s = decode_dss_signature(
-        (signer or key("enclave")).sign(to_be_signed, ec.ECDSA(algorithm()))
+        (signer or key("enclave", ec.SECP384R1)).sign(to_be_signed, ec.ECDSA(algorithm()))
     )
-    signature = r.to_bytes(48, "big") + s.to_bytes(48, "big")
+    signature = signature or r.to_bytes(48, "big") + s.to_bytes(48, "big")
     return cbor2.dumps([protected, dict(unprotected or {}), content, signature])

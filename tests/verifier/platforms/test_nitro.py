@@ -1,8 +1,8 @@
 """Tests of Nitro documents: signature, certificate chain, age and format."""
 
 import pickle
-from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import cbor2
 import pytest
@@ -21,7 +21,6 @@ from attestkit.errors import (
     FormatError,
     SignatureError,
     UnsupportedError,
-    UsageError,
     VerificationError,
 )
 from attestkit.verifier.platforms.nitro import Nitro
@@ -70,7 +69,7 @@ def test_nitro_authenticates_captures_at_their_time(name: str) -> None:
     assert found.report_data == stack.report_data
     assert found.chain[-1] == AWS_ROOT
     assert len(found.chain) == 5
-    steps = " / ".join(found.steps)
+    steps = " / ".join(map(str, found.steps))
     assert ("debug mode" in steps) == name.endswith("_dbg")
     assert "revocation was not checked" in steps
 
@@ -94,10 +93,8 @@ def test_nitro_capture_outside_validity_is_rejected() -> None:
         Nitro().authenticate(document, now)
     for now, reason in (
         (created + timedelta(hours=1) + second, "document_expired"),
-        (
-            created - 4 * second,
-            "cert_expired",
-        ),  # the enclave's certificate was issued three seconds before
+        # The enclave's certificate was issued three seconds before.
+        (created - 4 * second, "cert_expired"),
         (created + timedelta(hours=4), "cert_expired"),
     ):
         with pytest.raises(VerificationError) as caught:
@@ -147,64 +144,35 @@ def test_nitro_ignores_root_in_bundle() -> None:
     Nitro(aws.root()).authenticate(replace_chain(b"anything", leaf=direct), aws.NOW)
 
 
+def test_nitro_invalid_bundle_is_rejected() -> None:
+    """Order, missing CAs, and the path length of the region are checked."""
+    root, region, zone = aws.chain()
+    limited = aws.certificate("region", "root", path_length=0)
+    for bundle, reason in (
+        ((root, zone, region), "untrusted_root"),
+        ((root, zone), "untrusted_root"),
+        ((root, region), "cert_bad_signature"),
+        ((root, limited, zone), "cert_not_authority"),
+        ((root, region, b"zone"), "cert_malformed"),
+    ):
+        assert get_rejection(replace_chain(*bundle)).reason == reason
+
+
 @pytest.mark.parametrize(
-    ("bundle", "reason"),
+    ("changes", "reason"),
     [
-        (lambda root, region, zone: (root, zone, region), "untrusted_root"),
-        (lambda root, _, zone: (root, zone), "untrusted_root"),
-        (lambda root, region, _: (root, region), "cert_bad_signature"),
-        (
-            lambda root, region, _: (
-                root,
-                region,
-                aws.certificate("zone", "region", usage="crl_sign"),
-            ),
-            "cert_not_authority",
-        ),
-        (
-            lambda root, region, _: (
-                root,
-                region,
-                aws.certificate("zone", "region", authority=False),
-            ),
-            "cert_not_authority",
-        ),
-        (
-            lambda root, _, zone: (root, aws.certificate("region", "root", path_length=0), zone),
-            "cert_not_authority",
-        ),
-        (
-            lambda root, region, _: (
-                root,
-                region,
-                aws.certificate("zone", "region", valid_until=aws.NOW - timedelta(seconds=1)),
-            ),
-            "cert_expired",
-        ),
-        (
-            lambda root, region, _: (
-                root,
-                region,
-                aws.certificate("zone", "region", extension=x509.PolicyConstraints(0, None)),
-            ),
-            "cert_unknown_extension",
-        ),
-        (
-            lambda root, region, _: (
-                root,
-                region,
-                aws.certificate("zone", "region", algorithm=SHA256),
-            ),
-            "cert_bad_signature",
-        ),
-        (lambda root, region, _: (root, region, b"zone"), "cert_malformed"),
+        ({"usage": "crl_sign"}, "cert_not_authority"),
+        ({"authority": False}, "cert_not_authority"),
+        ({"valid_until": aws.NOW - timedelta(seconds=1)}, "cert_expired"),
+        ({"extension": x509.PolicyConstraints(0, None)}, "cert_unknown_extension"),
+        ({"algorithm": SHA256}, "cert_bad_signature"),
     ],
 )
-def test_nitro_invalid_bundle_is_rejected(
-    bundle: Callable[[bytes, bytes, bytes], tuple[bytes, ...]], reason: str
-) -> None:
-    """Order, CA flag, path length, validity, extensions and algorithms are checked."""
-    assert get_rejection(replace_chain(*bundle(*aws.chain()))).reason == reason
+def test_nitro_invalid_ca_certificate_is_rejected(changes: dict[str, Any], reason: str) -> None:
+    """CA flag, key usage, validity, extensions and algorithm of a CA are checked."""
+    root, region, _ = aws.chain()
+    zone = aws.certificate("zone", "region", **changes)
+    assert get_rejection(replace_chain(root, region, zone)).reason == reason
 
 
 def test_nitro_leaf_must_be_valid_signing_certificate() -> None:
@@ -225,34 +193,28 @@ def test_nitro_leaf_must_be_valid_signing_certificate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("document", "reason"),
+    ("changes", "reason"),
     [
-        (lambda: aws.document(protected=cbor2.dumps({1: -7})), "document_algorithm"),
-        (lambda: aws.document(protected=cbor2.dumps({})), "document_algorithm"),
-        (lambda: aws.document(protected=b""), "document_algorithm"),
-        (lambda: aws.document(protected=cbor2.dumps({1: "ES384"})), "document_algorithm"),
-        (lambda: aws.document(unprotected={1: -35}), "document_algorithm"),
-        (lambda: aws.document(unprotected={2: [1]}), "document_algorithm"),
-        (
-            lambda: aws.document(protected=cbor2.dumps({1: -35, 2: [1, 4]})),
-            "document_critical_header",
-        ),
-        (lambda: aws.document(protected=cbor2.dumps({1: -35, 2: []})), "document_critical_header"),
-        (lambda: aws.document(protected=cbor2.dumps({1: -35, 2: 1})), "document_critical_header"),
-        (lambda: aws.document(signer=aws.key("another")), "document_bad_signature"),
-        (lambda: aws.document(algorithm=SHA256), "document_bad_signature"),
-        (
-            lambda: cbor2.dumps([*cbor2.loads(aws.document())[:3], bytes(96)]),
-            "document_bad_signature",
-        ),
-        (lambda: cbor2.dumps([*cbor2.loads(aws.document())[:3], b"r"]), "document_bad_signature"),
+        ({"protected": cbor2.dumps({1: -7})}, "document_algorithm"),
+        ({"protected": cbor2.dumps({})}, "document_algorithm"),
+        ({"protected": b""}, "document_algorithm"),
+        ({"protected": cbor2.dumps({1: "ES384"})}, "document_algorithm"),
+        ({"unprotected": {1: -35}}, "document_algorithm"),
+        ({"unprotected": {2: [1]}}, "document_algorithm"),
+        ({"protected": cbor2.dumps({1: -35, 2: [1, 4]})}, "document_critical_header"),
+        ({"protected": cbor2.dumps({1: -35, 2: []})}, "document_critical_header"),
+        ({"protected": cbor2.dumps({1: -35, 2: 1})}, "document_critical_header"),
+        ({"signer": aws.key("another", ec.SECP384R1)}, "document_bad_signature"),
+        ({"algorithm": SHA256}, "document_bad_signature"),
+        ({"signature": bytes(96)}, "document_bad_signature"),
+        ({"signature": b"r"}, "document_bad_signature"),
     ],
 )
 def test_nitro_invalid_signature_or_header_is_rejected(
-    document: Callable[[], bytes], reason: str
+    changes: dict[str, Any], reason: str
 ) -> None:
     """The algorithm is ES384 in the protected header, and no unknown header is critical."""
-    error = get_rejection(document())
+    error = get_rejection(aws.document(**changes))
     assert isinstance(error, SignatureError)
     assert error.reason == reason
 
@@ -283,21 +245,20 @@ def test_nitro_accepts_uncritical_headers() -> None:
         ({"user_data": bytes(513)}, "too_large", "user_data"),
         ({"nonce": bytes(513)}, "too_large", "nonce"),
         ({"public_key": bytes(1025)}, "too_large", "public_key"),
-        ({"certificate": ...}, "wrong_size", "a certificate"),
-        ({"certificate": bytes(1025)}, "wrong_size", "a certificate"),
+        ({"certificate": ...}, "wrong_size", "certificate"),
+        ({"certificate": bytes(1025)}, "wrong_size", "certificate"),
         ({"cabundle": ...}, "wrong_size", "cabundle"),
         ({"cabundle": []}, "wrong_size", "cabundle"),
         ({"cabundle": [b"x"] * 11}, "wrong_size", "cabundle"),
-        ({"cabundle": [b"", b"x"]}, "wrong_size", "a certificate"),
+        ({"cabundle": [b"", b"x"]}, "wrong_size", "certificate"),
     ],
 )
 def test_nitro_field_outside_limits_raises_format_error(
     changes: dict[str, object], reason: str, subject: str
 ) -> None:
     """Fields must be within the limits of AWS's specification."""
-    with raises(FormatError, reason) as caught:
+    with raises(FormatError, reason, part=subject):
         Nitro(aws.root()).authenticate(aws.document(aws.payload(**changes)), aws.NOW)
-    assert subject in str(caught.value)
 
 
 def test_nitro_optional_fields_at_their_limits() -> None:
@@ -322,8 +283,6 @@ def test_nitro_malformed_document_is_rejected() -> None:
         fields = aws.payload(nitrotpm_pcrs={n: bytes(48) for n in range(3)}, **changes)
         with raises(UnsupportedError, "feature"):
             nitro.authenticate(aws.document(fields), aws.NOW)
-    with raises(UsageError, "wrong_value"):
-        nitro.authenticate(aws.document(), datetime.fromisoformat("2026-08-01"))
 
 
 def test_nitro_pickle_round_trip() -> None:

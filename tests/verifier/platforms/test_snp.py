@@ -23,7 +23,6 @@ from attestkit.errors import (
     ReplayError,
     SignatureError,
     UnsupportedError,
-    UsageError,
     VerificationError,
 )
 from attestkit.verifier.platforms.snp import Snp
@@ -95,7 +94,7 @@ def test_snp_authenticates_dstack_evidence() -> None:
     levels = (("boot_loader", 4), ("tee", 0), ("snp", 23), ("microcode", 213))
     assert found.tcb.components == levels
     assert found.chain == (platform.cert_chain[1], platform.cert_chain[0], AMD_ROOTS["Milan"])
-    steps = " / ".join(found.steps)
+    steps = " / ".join(map(str, found.steps))
     assert "HOST_DATA is the hash" in steps
     assert "revocation was not checked" in steps
     assert "current, committed, launch differ" in steps
@@ -118,9 +117,10 @@ def test_snp_without_certificates_names_kds_url() -> None:
         f"https://kdsintf.amd.com/vcek/v1/Milan/{chip_id}?blSPL=4&teeSPL=0&snpSPL=23&ucodeSPL=213"
         in str(caught.value)
     )
-    with raises(CollateralError, "missing") as caught:
+    with raises(
+        CollateralError, "missing", part="https://kdsintf.amd.com/vcek/v1/Milan/cert_chain"
+    ):
         Snp(certificates=pems[:1]).authenticate(platform, TIME)
-    assert "https://kdsintf.amd.com/vcek/v1/Milan/cert_chain" in str(caught.value)
 
 
 @needs_shared
@@ -128,11 +128,10 @@ def test_snp_version_2_report_takes_product_from_certificate() -> None:
     """The product of a version 2 report is read from the certificate."""
     found = Snp().authenticate(load_virtee_evidence(), TIME)
     assert found.status is TcbStatus.UP_TO_DATE
-    assert "of a Milan processor" in " ".join(found.steps)
-    assert "HOST_DATA was not compared" in " ".join(found.steps)
-    with raises(CollateralError, "missing") as caught:
+    assert "of a Milan processor" in " ".join(map(str, found.steps))
+    assert "HOST_DATA was not compared" in " ".join(map(str, found.steps))
+    with raises(CollateralError, "missing", part="<Milan or Genoa>") as caught:
         Snp().authenticate(load_virtee_evidence()._replace(cert_chain=()), TIME)
-    assert "<Milan or Genoa>" in str(caught.value)
     assert "blSPL=3&teeSPL=0&snpSPL=8" in str(caught.value)
 
 
@@ -142,7 +141,7 @@ def test_snp_debuggable_guest_is_rejected() -> None:
     error = get_rejection(load_go_sev_guest_evidence(), now=TIME)
     assert isinstance(error, PolicyError)
     assert error.reason == "debug"
-    assert any("signature is valid" in step for step in error.steps)
+    assert any("signature is valid" in step.text for step in error.steps)
 
 
 @needs_shared
@@ -219,16 +218,15 @@ def test_snp_authenticates_vlek_report() -> None:
     raw = amd.report({0x48: VLEK_KEY})
     found = Snp(amd.ark()).authenticate(amd.evidence(raw, (amd.asvk(), amd.vlek())), amd.NOW)
     assert found.chain == (amd.vlek(), amd.asvk(), amd.ark())
-    assert "a-provider" in " ".join(found.steps)
+    assert "a-provider" in " ".join(map(str, found.steps))
     table = amd.table(vlek=amd.vlek(), ask=amd.asvk())
     assert Snp(amd.ark()).authenticate(amd.evidence(raw, (table,)), amd.NOW) == found
-    with raises(CollateralError, "missing") as caught:
+    with raises(CollateralError, "missing", part="get the VLEK certificate from the host"):
         Snp(amd.ark()).authenticate(amd.evidence(raw, ()), amd.NOW)
-    assert "get the VLEK certificate from the host" in str(caught.value)
-    with raises(CollateralError, "missing") as caught:
+    with raises(
+        CollateralError, "missing", start="ASVK certificate", part="/vlek/v1/Milan/cert_chain"
+    ):
         Snp(amd.ark()).authenticate(amd.evidence(raw, (amd.vlek(), amd.ask())), amd.NOW)
-    assert str(caught.value).startswith("ASVK certificate")
-    assert "/vlek/v1/Milan/cert_chain" in str(caught.value)
 
 
 def test_snp_authenticates_turin_report() -> None:
@@ -245,14 +243,12 @@ def test_snp_authenticates_turin_report() -> None:
         ("microcode", 213),
         ("fmc", 1),
     )
-    with raises(CollateralError, "missing") as caught:
+    with raises(CollateralError, "missing", part="Turin/0102030405060708?fmcSPL=1&blSPL=2"):
         Snp().authenticate(amd.evidence(amd.report(changes), ()), amd.NOW)
-    assert "Turin/0102030405060708?fmcSPL=1&blSPL=2" in str(caught.value)
     older = amd.report({**changes, 0x188: bytes(3)}, version=2)
     Snp(amd.ark()).authenticate(amd.evidence(older, chain), amd.NOW)
-    with raises(CollateralError, "missing") as caught:
+    with raises(CollateralError, "missing", part="Turin/0102030405060708?fmcSPL=1&blSPL=2"):
         Snp().authenticate(amd.evidence(older, ()), amd.NOW)
-    assert "Turin/0102030405060708?fmcSPL=1&blSPL=2" in str(caught.value)
     assert get_rejection(amd.evidence(older), amd.ark()).reason == "product_mismatch"
 
 
@@ -273,7 +269,7 @@ def test_snp_guest_policy_violation_is_rejected(changes: Mapping[int, bytes], re
     error = get_simulated_rejection(amd.evidence(amd.report(changes)))
     assert isinstance(error, PolicyError)
     assert error.reason == reason
-    assert any("the report's signature is valid" in step for step in error.steps)
+    assert any("the report's signature is valid" in step.text for step in error.steps)
 
 
 @pytest.mark.parametrize(
@@ -290,10 +286,9 @@ def test_snp_masked_chip_id_is_reported() -> None:
     """A masked chip id is accepted and reported in the steps."""
     raw = amd.report({0x1A0: bytes(64)})
     found = Snp(amd.ark()).authenticate(amd.evidence(raw), amd.NOW)
-    assert any("hidden" in step for step in found.steps)
-    with raises(CollateralError, "missing") as caught:
+    assert any("hidden" in step.text for step in found.steps)
+    with raises(CollateralError, "missing", part="the host masks the chip id"):
         Snp(amd.ark()).authenticate(amd.evidence(raw, ()), amd.NOW)
-    assert "the host masks the chip id" in str(caught.value)
 
 
 @pytest.mark.parametrize("at", [0x038, 0x1E0, 0x1F0])
@@ -309,16 +304,10 @@ def test_snp_host_data_must_be_hash_of_mr_config() -> None:
     document = '{"version":3}'
     raw = amd.report({0xC0: host_data(document)})
     found = Snp(amd.ark()).authenticate(amd.evidence(raw, mr_config=document), amd.NOW)
-    assert "HOST_DATA is the hash of the configuration document" in found.steps
+    assert any(step.check == "host_data" and step.outcome == "passed" for step in found.steps)
     error = get_simulated_rejection(amd.evidence(raw, mr_config=document + " "))
     assert isinstance(error, ReplayError)
     assert error.reason == "host_data_mismatch"
-
-
-def test_snp_naive_now_raises_usage_error() -> None:
-    """A datetime without time zone raises UsageError."""
-    with raises(UsageError, "wrong_value"):
-        Snp(amd.ark()).authenticate(amd.evidence(), datetime.fromisoformat("2026-08-01"))
 
 
 def test_snp_pickle_round_trip() -> None:

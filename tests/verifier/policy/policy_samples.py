@@ -1,6 +1,8 @@
 """Sample claims that every preset accepts, and changes to them."""
 
-from datetime import datetime, timezone
+import hashlib
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
 import pytest
@@ -9,7 +11,14 @@ from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError
 from attestkit.event_log.event import Event
 from attestkit.event_log.runtime_events import runtime_event
-from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from attestkit.verifier import VerificationStep
+from attestkit.verifier.policy.appraisal_policy import (
+    AppraisalPolicy,
+    BitMask,
+    KeyProvider,
+    ReferenceValues,
+    RequiredEvent,
+)
 from attestkit.verifier.result import (
     AttestationResult,
     Authenticated,
@@ -108,7 +117,7 @@ def claims(platform: str = TDX, **changes: Any) -> Claims:
         event_registers=(0, 1, 2, 3) if measured else (),
         os_image_hash=IMAGE_HASH,
     )
-    return found._replace(**changes)
+    return replace(found, **changes)
 
 
 def bare_claims() -> Claims:
@@ -116,10 +125,10 @@ def bare_claims() -> Claims:
     return claims(events=(), event_registers=(), os_image_hash=b"")
 
 
-def authenticated(**changes: Any) -> Authenticated:
-    """Return the authenticated claims of a platform that is up to date."""
+def authenticated(platform: str = TDX, **changes: Any) -> Authenticated:
+    """Return the authenticated claims of a platform that is up to date; Nitro has no status."""
     found = Authenticated(
-        status=TcbStatus.UP_TO_DATE,
+        status=None if platform == NITRO else TcbStatus.UP_TO_DATE,
         advisory_ids=(),
         report_data=bytes(64),
         device=PPID,
@@ -131,7 +140,7 @@ def authenticated(**changes: Any) -> Authenticated:
             components=(("SGX component 1", 3), ("TDX component 2", 4), ("PCE", 13)),
         ),
         chain=(b"leaf", b"root"),
-        steps=("signed",),
+        steps=(VerificationStep("signature", "passed", "signed"),),
     )
     return found._replace(**changes)
 
@@ -160,17 +169,22 @@ def rules(**arguments: Any) -> AppraisalPolicy:
     return AppraisalPolicy.default().replace(**arguments)
 
 
-def appraise(
+def appraise_in_steps(
     policy: AppraisalPolicy,
     evidence_claims: Claims | None = None,
     verified: Authenticated | None = None,
     info: AppInfo | None = _APP_INFO,
     **options: Any,
-) -> tuple[str, ...]:
+) -> tuple[VerificationStep, ...]:
     """Return the steps of an appraisal at NOW."""
     return policy.appraise(
         evidence_claims or claims(), verified or authenticated(), info, NOW, **options
     )
+
+
+def appraise(*arguments: Any, **options: Any) -> tuple[str, ...]:
+    """Return the texts of the steps of an appraisal at NOW."""
+    return tuple(step.text for step in appraise_in_steps(*arguments, **options))
 
 
 def get_rejection_text(reason: str, *arguments: Any, **options: Any) -> str:
@@ -185,19 +199,49 @@ def result(
     evidence_claims: Claims | None = None,
     verified: Authenticated | None = None,
     info: AppInfo | None = _APP_INFO,
+    *,
+    simulated: bool = False,
+    nonce: bytes | None = None,
 ) -> AttestationResult:
     """Return the attestation result for such evidence."""
     evidence_claims, verified = evidence_claims or claims(), verified or authenticated()
     return create_result(
         ResultContent(
             claims=evidence_claims,
-            tcb_status=verified.status,
             advisory_ids=verified.advisory_ids,
-            tcb=verified.tcb,
-            simulated=False,
+            tcb=replace(verified.tcb, status=verified.status),
+            simulated=simulated,
+            bound_to=None if nonce is None else "nonce",
+            nonce=nonce,
             app_info=info,
             verified_at=NOW,
             certificate_chain=verified.chain,
             steps=(),
         )
+    )
+
+
+def create_policy_with_every_rule() -> AppraisalPolicy:
+    """Return a policy with every rule set."""
+    return AppraisalPolicy(
+        accepted_statuses={TcbStatus.UP_TO_DATE, TcbStatus.CONFIGURATION_NEEDED},
+        accepted_advisories=("INTEL-SA-00837",),
+        refused_advisories=("INTEL-SA-00001",),
+        platform_grace_period=timedelta(days=30),
+        qe_grace_period=timedelta(hours=36),
+        minimum_evaluation_data_number=17,
+        minimum_svns=(("TDX component 2", 4), ("PCE", 13)),
+        platforms=(TDX,),
+        refuse_simulated=True,
+        require_mr_config=True,
+        reference_values=ReferenceValues(mrtd=(register(0x11), register(0x12))),
+        td_attributes=BitMask(must_be_set=1 << 28, must_be_clear=1 << 63),
+        xfam=BitMask.exactly(bytes.fromhex("e702060000000000")),
+        app_id=(APP_ID,),
+        compose_hash=(COMPOSE_HASH,),
+        instance_id=(INSTANCE_ID,),
+        os_image_hash=(IMAGE_HASH,),
+        device_id=(hashlib.sha256(PPID).digest(),),
+        key_provider=(KeyProvider(name="kms", id=b"\x30\x59"),),
+        required_events=(RequiredEvent(name="model", payload=b"weights"),),
     )

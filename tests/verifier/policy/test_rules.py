@@ -1,15 +1,13 @@
 """Tests of single policy rules: accepted, rejected and invalid values."""
 
 import hmac
-from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit.errors import PolicyError, UsageError
+from attestkit.errors import PolicyError
 from attestkit.event_log.runtime_events import RESERVED_NAMES, runtime_digest
 from attestkit.verifier.policy import rules as policy_rules
 from attestkit.verifier.policy.rules import (
@@ -22,8 +20,6 @@ from attestkit.verifier.policy.rules import (
     format_values,
     matches_any,
 )
-from attestkit.verifier.result import TcbStatus
-from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     ATTRIBUTES,
     NITRO,
@@ -50,7 +46,7 @@ from tests.verifier.policy.policy_samples import REGISTERS as SAMPLE_REGISTERS
 def test_reference_values_fields_match_registers() -> None:
     """ReferenceValues has a field for each register, and the samples have a value of its size."""
     assert {field.name for field in fields(ReferenceValues)} == set(REGISTERS)
-    for name, (platform, size) in REGISTERS.items():
+    for name, (platform, size, _) in REGISTERS.items():
         value = {**SAMPLE_REGISTERS[platform], **ATTRIBUTES[platform]}[name]
         assert len(value) == size, name
 
@@ -58,8 +54,8 @@ def test_reference_values_fields_match_registers() -> None:
 @pytest.mark.parametrize("name", REGISTERS)
 def test_reference_value_mismatch_is_rejected(name: str) -> None:
     """One of several values is accepted; a rejection names both values."""
-    platform, size = REGISTERS[name]
-    verified = authenticated(status=None if platform == NITRO else TcbStatus.UP_TO_DATE)
+    platform, size, _ = REGISTERS[name]
+    verified = authenticated(platform)
     actual = {**SAMPLE_REGISTERS[platform], **ATTRIBUTES[platform]}[name]
     other = register(0xEE, size)
     accepted = rules(reference_values=ReferenceValues(**{name: (other, actual)}))
@@ -73,14 +69,14 @@ def test_reference_value_mismatch_is_rejected(name: str) -> None:
 @pytest.mark.parametrize("name", REGISTERS)
 def test_reference_value_of_missing_register_is_rejected(name: str) -> None:
     """A platform without the register, or evidence that omits it, is rejected."""
-    owner, size = REGISTERS[name]
+    owner, size, _ = REGISTERS[name]
     policy = rules(reference_values=ReferenceValues(**{name: (register(0xEE, size),)}))
     for platform in {TDX, SNP, SGX, NITRO} - {owner}:
-        verified = authenticated(status=None if platform == NITRO else TcbStatus.UP_TO_DATE)
+        verified = authenticated(platform)
         text = get_rejection_text("reference_value", policy, claims(platform), verified)
         assert text.startswith(f"{name}: ")
         assert platform in text
-    verified = authenticated(status=None if owner == NITRO else TcbStatus.UP_TO_DATE)
+    verified = authenticated(owner)
     get_rejection_text("reference_value", policy, claims(owner, **{name: None}), verified)
 
 
@@ -90,32 +86,6 @@ def test_reference_value_rejection_names_first_register() -> None:
     assert get_rejection_text("reference_value", rules(reference_values=values)).startswith(
         "rtmr1: 2121"
     )
-
-
-@pytest.mark.parametrize(
-    ("given_values", "reason", "subject"),
-    [
-        ({"mrtd": ()}, "missing", "mrtd"),
-        ({"mrtd": register(1)}, "wrong_type", "mrtd"),
-        ({"mrtd": "00" * 48}, "wrong_type", "mrtd"),
-        ({"mrtd": 1}, "wrong_type", "mrtd"),
-        ({"mrtd": (register(1, 47),)}, "wrong_size", "mrtd"),
-        ({"host_data": (register(1),)}, "wrong_size", "host_data"),
-        ({"mrtd": (bytearray(48),)}, "wrong_type", "mrtd"),
-        (
-            {"mrtd": (register(1),), "measurement": (register(1),)},
-            "conflict",
-            "measurement",
-        ),
-    ],
-)
-def test_reference_values_invalid_raises_usage_error(
-    given_values: dict[str, Any], reason: str, subject: str
-) -> None:
-    """Values of a wrong type or size, or of several platforms, raise UsageError."""
-    with raises(UsageError, reason) as caught:
-        ReferenceValues(**given_values)
-    assert str(caught.value).startswith(f"{subject}: ")
 
 
 def test_matches_any_compares_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +124,7 @@ def test_td_attributes_bit_mask() -> None:
     policy = rules(td_attributes=BitMask(must_be_set=1 << 28, must_be_clear=1 << 29))
     assert f"td_attributes {SEPT_VE_DISABLE.hex()} has the required bits" in appraise(policy)
     text = get_rejection_text("attributes", policy, claims(td_attributes=bytes(8)))
-    assert "td_attributes: 0000000000000000, where SEPT_VE_DISABLE must be set;" in text
+    assert "td_attributes: 0000000000000000, but SEPT_VE_DISABLE must be set;" in text
     both = (1 << 29).to_bytes(8, "little")
     text = get_rejection_text("attributes", policy, claims(td_attributes=both))
     assert "SEPT_VE_DISABLE must be set and MIGRATABLE must be clear" in text
@@ -200,33 +170,6 @@ def test_bit_mask_exactly_compares_masked_bits(value: int, mask: int, actual: by
         assert equal
 
 
-@pytest.mark.parametrize(
-    ("create", "reason", "subject"),
-    [
-        (BitMask, "missing", "bit mask"),
-        (lambda: BitMask(must_be_set=True), "out_of_range", "must_be_set"),
-        (lambda: BitMask(must_be_clear=1 << 64), "out_of_range", "must_be_clear"),
-        (lambda: BitMask(must_be_set=-1), "out_of_range", "must_be_set"),
-        (lambda: BitMask(must_be_set=6, must_be_clear=12), "conflict", "bit mask"),
-        (lambda: BitMask.exactly(bytes(7)), "wrong_size", "value"),
-        (lambda: BitMask.exactly(bytes(8), bytes(9)), "wrong_size", "mask"),
-        (lambda: BitMask.exactly(bytes(8), bytes(8)), "missing", "bit mask"),
-        (
-            lambda: BitMask.exactly(b"\3" + bytes(7), b"\1" + bytes(7)),
-            "conflict",
-            "value",
-        ),
-    ],
-)
-def test_bit_mask_invalid_raises_usage_error(
-    create: Callable[[], BitMask], reason: str, subject: str
-) -> None:
-    """An empty or contradictory mask raises UsageError."""
-    with raises(UsageError, reason) as caught:
-        create()
-    assert str(caught.value).startswith(f"{subject}: ")
-
-
 # -- key providers -----------------------------------------------------------------------------
 
 
@@ -269,25 +212,6 @@ def test_key_provider_malformed_event_is_rejected(info: bytes) -> None:
     """A malformed key provider event is rejected."""
     policy = rules(key_provider=(KeyProvider(name="kms"),))
     get_rejection_text("key_provider", policy, None, None, app_info(key_provider_info=info))
-
-
-@pytest.mark.parametrize(
-    ("given_fields", "reason", "subject"),
-    [
-        ({}, "missing", "key provider"),
-        ({"name": ""}, "wrong_type", "name"),
-        ({"name": "\ud800"}, "encoding", "name"),
-        ({"id": b""}, "wrong_type", "id"),
-        ({"id": "3059"}, "wrong_type", "id"),
-    ],
-)
-def test_key_provider_invalid_rule_raises_usage_error(
-    given_fields: dict[str, Any], reason: str, subject: str
-) -> None:
-    """A rule without a valid name or id raises UsageError."""
-    with raises(UsageError, reason) as caught:
-        KeyProvider(**given_fields)
-    assert str(caught.value).startswith(f"{subject}: ")
 
 
 # -- required events ---------------------------------------------------------------------------
@@ -376,31 +300,9 @@ def test_required_event_without_event_registers_is_rejected() -> None:
     assert "bare quote" in text
     app_events = events(("model", b""))
     for platform in (SNP, NITRO):
-        verified = authenticated(status=None if platform == NITRO else TcbStatus.UP_TO_DATE)
+        verified = authenticated(platform)
         text = get_rejection_text(
             "required_event", policy, claims(platform, events=app_events), verified
         )
         assert platform in text
     assert "bare quote" in get_rejection_text("required_event", policy, claims(SGX))
-
-
-@pytest.mark.parametrize(
-    ("given_fields", "reason", "subject"),
-    [
-        ({"name": ""}, "wrong_type", "name"),
-        ({"name": 1}, "wrong_type", "name"),
-        ({"name": "\udfff"}, "encoding", "name"),
-        ({"name": "a", "payload": "00"}, "wrong_type", "payload"),
-        ({"name": "a", "digest": bytes(32)}, "wrong_size", "digest"),
-        ({"name": "a", "digest": bytes(48), "payload": b""}, "conflict", "digest"),
-        ({"name": "a", "during": "night"}, "wrong_value", "during"),
-        ({"name": "app-id", "during": "app"}, "conflict", "during"),
-    ],
-)
-def test_required_event_invalid_rule_raises_usage_error(
-    given_fields: dict[str, Any], reason: str, subject: str
-) -> None:
-    """An invalid rule raises UsageError."""
-    with raises(UsageError, reason) as caught:
-        RequiredEvent(**given_fields)
-    assert str(caught.value).startswith(f"{subject}: ")

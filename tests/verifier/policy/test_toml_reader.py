@@ -1,6 +1,6 @@
 """Tests of the policy reader: every key, and errors that name file and key."""
 
-from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,65 +10,59 @@ from hypothesis import strategies as st
 
 from attestkit.errors import ConfigError
 from attestkit.verifier.policy import toml_reader
-from attestkit.verifier.policy.appraisal_policy import (
-    PRESETS,
-    AppraisalPolicy,
-    BitMask,
-    KeyProvider,
-    ReferenceValues,
-    RequiredEvent,
-)
+from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from attestkit.verifier.policy.rules import REGISTERS
-from attestkit.verifier.result import TcbStatus
 from tests.raising import raises
-from tests.verifier.policy.policy_samples import TDX, register
+from tests.verifier.policy.policy_samples import (
+    APP_ID,
+    COMPOSE_HASH,
+    IMAGE_HASH,
+    INSTANCE_ID,
+    PPID,
+    TDX,
+    create_policy_with_every_rule,
+)
 
-FILE = """
+FILE = f"""
 preset = "strict"                       # then replaced:
 accepted_statuses = ["UpToDate", "ConfigurationNeeded"]
-accepted_advisories = "any"
-refused_advisories = "INTEL-SA-00837"
+accepted_advisories = ["intel-sa-00837"]
+refused_advisories = "INTEL-SA-00001"
 platform_grace_period = 30
 qe_grace_period = "36h"
 minimum_evaluation_data_number = 17
 platforms = ["dstack-tdx"]
 refuse_simulated = true
 require_mr_config = true
-app_id = "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a"
-compose_hash = [
-  "0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c",
-  "0C0D0C0D0C0D0C0D0C0D0C0D0C0D0C0D0C0D0C0D0C0D0C0D0C0D0C0D0C0D0C0D",
-]
-instance_id = ["0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a"]
-os_image_hash = "0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c"
-device_id = "0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c"
-key_provider = { name = "kms", id = "3059" }
+app_id = "{APP_ID.hex()}"
+compose_hash = "{COMPOSE_HASH.hex().upper()}"
+instance_id = ["{INSTANCE_ID.hex()}"]
+os_image_hash = "{IMAGE_HASH.hex()}"
+device_id = "{sha256(PPID).hexdigest()}"
+key_provider = {{ name = "kms", id = "3059" }}
 
 [minimum_svns]
-"TDX component 2" = 6
+"TDX component 2" = 4
 PCE = 13
 
 [reference_values]
-mrtd = "REGISTER"
-rtmr0 = ["REGISTER"]
+mrtd = [
+  "{"11" * 48}",
+  "{"12" * 48}",
+]
 
 [td_attributes]
 must_be_set = ["SEPT_VE_DISABLE"]
 must_be_clear = "0000000000000080"
 
 [xfam]
-mask = "ff00000000000000"
-value = "e700000000000000"
+mask = "{"ff" * 8}"
+value = "e702060000000000"
 
 [[required_events]]
 name = "model"
-payload = "00ff"
-
-[[required_events]]
-name = "other"
-digest = "REGISTER"
-during = "app"
-""".replace("REGISTER", "11" * 48)
+payload = "{b"weights".hex()}"
+"""
 
 
 def get_rejection_text(text: str | bytes) -> ConfigError:
@@ -81,31 +75,7 @@ def get_rejection_text(text: str | bytes) -> ConfigError:
 
 def test_from_toml_reads_every_key() -> None:
     """Each key of the file becomes the rule of its name."""
-    assert AppraisalPolicy.from_toml(FILE) == AppraisalPolicy(
-        accepted_statuses={TcbStatus.UP_TO_DATE, TcbStatus.CONFIGURATION_NEEDED},
-        accepted_advisories=None,
-        refused_advisories=("INTEL-SA-00837",),
-        platform_grace_period=timedelta(days=30),
-        qe_grace_period=timedelta(hours=36),
-        minimum_evaluation_data_number=17,
-        minimum_svns=(("PCE", 13), ("TDX component 2", 6)),
-        platforms=(TDX,),
-        refuse_simulated=True,
-        require_mr_config=True,
-        reference_values=ReferenceValues(mrtd=(register(0x11),), rtmr0=(register(0x11),)),
-        td_attributes=BitMask(must_be_set=1 << 28, must_be_clear=1 << 63),
-        xfam=BitMask(must_be_set=0xE7, must_be_clear=0x18),
-        app_id=(register(0x0A, 20),),
-        compose_hash=(register(0x0C, 32), b"\x0c\x0d" * 16),
-        instance_id=(register(0x0A, 20),),
-        os_image_hash=(register(0x0C, 32),),
-        device_id=(register(0x0C, 32),),
-        key_provider=(KeyProvider(name="kms", id=b"\x30\x59"),),
-        required_events=(
-            RequiredEvent(name="model", payload=b"\x00\xff"),
-            RequiredEvent(name="other", digest=register(0x11), during="app"),
-        ),
-    )
+    assert AppraisalPolicy.from_toml(FILE) == create_policy_with_every_rule()
 
 
 def test_from_toml_keys_match_policy_fields() -> None:
@@ -129,17 +99,15 @@ def test_load_reads_path(tmp_path: Path) -> None:
     assert AppraisalPolicy.load(path) == AppraisalPolicy.from_toml(FILE)
     assert AppraisalPolicy.load(str(path)) == AppraisalPolicy.load(path)
     path.write_text("preset = 1")
-    with raises(ConfigError, "wrong_value") as caught:
+    with raises(ConfigError, "wrong_value", start=f"{path}: preset: 1, "):
         AppraisalPolicy.load(path)
-    assert str(caught.value).startswith(f"{path}: preset: 1, ")
 
 
 @pytest.mark.parametrize("name", ["missing.toml", ".", "nul\0"])
 def test_load_unreadable_file_raises_config_error(tmp_path: Path, name: str) -> None:
     """A missing file, a folder or an invalid path raises ConfigError with the path."""
-    with raises(ConfigError, "unreadable") as caught:
+    with raises(ConfigError, "unreadable", part=str(tmp_path)):
         AppraisalPolicy.load(tmp_path / name)
-    assert str(tmp_path) in str(caught.value)
 
 
 def test_policy_file_over_1_mib_is_rejected(tmp_path: Path) -> None:
@@ -162,168 +130,113 @@ INVALID_FILES: list[tuple[str | bytes, str, str]] = [
     ("app_id = 1", "missing", "preset"),
     ("preset", "syntax", ""),
     (b"\xff", "encoding", ""),
-    (PRESET_LINE + "preset = 'strict'", "syntax", ""),
-    (PRESET_LINE + "app_id = " + "[" * 17 + "]" * 17, "too_deep", ""),
-    (PRESET_LINE + "app_id = " + "{a=" * 17 + "1" + "}" * 17, "too_deep", ""),
-    (PRESET_LINE + "a." * 17 + "b = 1", "too_deep", ""),
-    (PRESET_LINE + "refuse_simulated = " + "9" * 4000, "wrong_type", "refuse_simulated"),
     # Presets and keys.
     ('preset = "lax"', "wrong_value", "preset"),
     ('preset = ["strict"]', "wrong_value", "preset"),
-    (PRESET_LINE + "mrtd = 1", "unknown_key", "mrtd"),
-    (PRESET_LINE + "compose_hsah = 1", "unknown_key", "compose_hsah"),
-    (PRESET_LINE + "app-id = 1", "unknown_key", "app-id"),
-    (PRESET_LINE + '"a\\u0007b" = 1', "unknown_key", "a\\x07b"),
-    (
-        PRESET_LINE + f'"{"a" * 70}" = 1',
-        "unknown_key",
-        f"{'a' * 64}...",
-    ),
-    (
-        PRESET_LINE + "[reference_values]\nmr_td = 1",
-        "unknown_key",
-        "reference_values.mr_td",
-    ),
-    (PRESET_LINE + "[td_attributes]\nset = []", "unknown_key", "td_attributes.set"),
-    (
-        PRESET_LINE + "[[required_events]]\nnames = 1",
-        "unknown_key",
-        "required_events.names",
-    ),
-    (PRESET_LINE + "[key_provider]\nkind = 1", "unknown_key", "key_provider.kind"),
     # Statuses and advisories.
     ("accepted_statuses = []", "missing", "accepted_statuses"),
     ('accepted_statuses = ["UptoDate"]', "wrong_value", "accepted_statuses"),
     ("accepted_statuses = [1]", "wrong_value", "accepted_statuses"),
     ("accepted_statuses = [true]", "wrong_value", "accepted_statuses"),
     ('accepted_statuses = "Revoked"', "wrong_value", "accepted_statuses"),
-    (PRESET_LINE + "accepted_advisories = true", "wrong_type", "accepted_advisories"),
-    (PRESET_LINE + 'accepted_advisories = ["any of"]', "wrong_value", "accepted_advisories"),
-    (PRESET_LINE + "refused_advisories = [1]", "wrong_type", "refused_advisories"),
+    ('preset = "development"\nqe_grace_period = 1', "conflict", "accepted_statuses"),
+]
+INVALID_RULES: list[tuple[str, str, str]] = [  # beside a preset
+    ("preset = 'strict'", "syntax", ""),
+    ("app_id = " + "[" * 17 + "]" * 17, "too_deep", ""),
+    ("refuse_simulated = " + "9" * 4000, "wrong_type", "refuse_simulated"),
+    ("mrtd = 1", "unknown_key", "mrtd"),
+    ("compose_hsah = 1", "unknown_key", "compose_hsah"),
+    ("app-id = 1", "unknown_key", "app-id"),
+    ('"a\\u0007b" = 1', "unknown_key", "a\\x07b"),
+    (f'"{"a" * 70}" = 1', "unknown_key", f"{'a' * 64}..."),
+    ("[reference_values]\nmr_td = 1", "unknown_key", "reference_values.mr_td"),
+    ("[td_attributes]\nset = []", "unknown_key", "td_attributes.set"),
+    ("[[required_events]]\nnames = 1", "unknown_key", "required_events.names"),
+    ("[key_provider]\nkind = 1", "unknown_key", "key_provider.kind"),
+    ("accepted_advisories = true", "wrong_type", "accepted_advisories"),
+    ('accepted_advisories = ["any of"]', "wrong_value", "accepted_advisories"),
+    ("refused_advisories = [1]", "wrong_type", "refused_advisories"),
     # Periods and numbers.
-    (PRESET_LINE + 'platform_grace_period = "30 days"', "wrong_value", "platform_grace_period"),
-    (PRESET_LINE + "platform_grace_period = 1.5", "wrong_value", "platform_grace_period"),
-    (PRESET_LINE + "platform_grace_period = -1", "wrong_value", "platform_grace_period"),
-    (PRESET_LINE + "platform_grace_period = true", "wrong_value", "platform_grace_period"),
-    (PRESET_LINE + f"qe_grace_period = {10**30}", "wrong_value", "qe_grace_period"),
-    (PRESET_LINE + 'qe_grace_period = "9999999999w"', "wrong_value", "qe_grace_period"),
-    (PRESET_LINE + 'qe_grace_period = "5300w"', "wrong_value", "qe_grace_period"),
-    (
-        'preset = "development"\nqe_grace_period = 1',
-        "conflict",
-        "accepted_statuses",
-    ),
-    (
-        PRESET_LINE + 'minimum_evaluation_data_number = "1"',
-        "wrong_type",
-        "minimum_evaluation_data_number",
-    ),
-    (
-        PRESET_LINE + "minimum_evaluation_data_number = 65536",
-        "wrong_value",
-        "minimum_evaluation_data_number",
-    ),
-    (
-        PRESET_LINE + "refused_advisories = []",
-        "missing",
-        "refused_advisories",
-    ),
-    (PRESET_LINE + "minimum_svns = {}", "missing", "minimum_svns"),
-    (PRESET_LINE + "[minimum_svns]", "missing", "minimum_svns"),
-    (PRESET_LINE + "minimum_svns = []", "missing", "minimum_svns"),
-    (PRESET_LINE + "[reference_values]", "missing", "reference_values"),
-    (PRESET_LINE + "required_events = []", "missing", "required_events"),
-    (PRESET_LINE + "minimum_svns = 1", "wrong_type", "minimum_svns"),
-    (PRESET_LINE + "[minimum_svns]\n'PCE' = '1'", "wrong_type", "minimum_svns.PCE"),
-    (PRESET_LINE + "[minimum_svns]\nPCE = true", "wrong_type", "minimum_svns.PCE"),
-    (PRESET_LINE + "[minimum_svns]\nPCE = -1", "wrong_value", "minimum_svns"),
-    (PRESET_LINE + "refuse_simulated = 1", "wrong_type", "refuse_simulated"),
-    (PRESET_LINE + "require_mr_config = 'yes'", "wrong_type", "require_mr_config"),
-    (PRESET_LINE + 'platforms = ["tdx"]', "wrong_value", "platforms"),
-    (PRESET_LINE + "platforms = []", "missing", "platforms"),
+    ('platform_grace_period = "30 days"', "wrong_value", "platform_grace_period"),
+    ("platform_grace_period = 1.5", "wrong_value", "platform_grace_period"),
+    ("platform_grace_period = -1", "wrong_value", "platform_grace_period"),
+    ("platform_grace_period = true", "wrong_value", "platform_grace_period"),
+    (f"qe_grace_period = {10**30}", "wrong_value", "qe_grace_period"),
+    ('qe_grace_period = "9999999999w"', "wrong_value", "qe_grace_period"),
+    ('qe_grace_period = "5300w"', "wrong_value", "qe_grace_period"),
+    ('minimum_evaluation_data_number = "1"', "wrong_type", "minimum_evaluation_data_number"),
+    ("minimum_evaluation_data_number = 65536", "wrong_value", "minimum_evaluation_data_number"),
+    ("refused_advisories = []", "missing", "refused_advisories"),
+    ("minimum_svns = {}", "missing", "minimum_svns"),
+    ("[minimum_svns]", "missing", "minimum_svns"),
+    ("minimum_svns = []", "missing", "minimum_svns"),
+    ("[reference_values]", "missing", "reference_values"),
+    ("required_events = []", "missing", "required_events"),
+    ("minimum_svns = 1", "wrong_type", "minimum_svns"),
+    ("[minimum_svns]\n'PCE' = '1'", "wrong_type", "minimum_svns.PCE"),
+    ("[minimum_svns]\nPCE = true", "wrong_type", "minimum_svns.PCE"),
+    ("[minimum_svns]\nPCE = -1", "wrong_value", "minimum_svns"),
+    ("refuse_simulated = 1", "wrong_type", "refuse_simulated"),
+    ("require_mr_config = 'yes'", "wrong_type", "require_mr_config"),
+    ('platforms = ["tdx"]', "wrong_value", "platforms"),
+    ("platforms = []", "missing", "platforms"),
     # Bytes.
-    (PRESET_LINE + "app_id = []", "missing", "app_id"),
-    (PRESET_LINE + 'app_id = ""', "wrong_size", "app_id"),
-    (PRESET_LINE + 'app_id = "0a"', "wrong_size", "app_id"),
-    (PRESET_LINE + 'app_id = "0"', "encoding", "app_id"),
-    (PRESET_LINE + 'app_id = "0x"', "encoding", "app_id"),
-    (PRESET_LINE + 'app_id = "0a 0a"', "encoding", "app_id"),
-    (PRESET_LINE + 'app_id = "\u0660\u0660"', "encoding", "app_id"),
-    (PRESET_LINE + f'app_id = "{"g" * 100}"', "encoding", "app_id"),
-    (PRESET_LINE + "app_id = 1979-05-27", "wrong_type", "app_id"),
-    (PRESET_LINE + "app_id = [[]]", "wrong_type", "app_id"),
-    (PRESET_LINE + 'device_id = "00"', "wrong_size", "device_id"),
-    (PRESET_LINE + "[reference_values]\nmrtd = []", "missing", "reference_values.mrtd"),
-    (PRESET_LINE + '[reference_values]\nmrtd = "00"', "wrong_size", "reference_values.mrtd"),
-    (PRESET_LINE + "reference_values = 1", "wrong_type", "reference_values"),
+    ("app_id = []", "missing", "app_id"),
+    ('app_id = ""', "wrong_size", "app_id"),
+    ('app_id = "0a"', "wrong_size", "app_id"),
+    ('app_id = "0"', "encoding", "app_id"),
+    ('app_id = "0x"', "encoding", "app_id"),
+    ('app_id = "0a 0a"', "encoding", "app_id"),
+    ('app_id = "\u0660\u0660"', "encoding", "app_id"),
+    (f'app_id = "{"g" * 100}"', "encoding", "app_id"),
+    ("app_id = 1979-05-27", "wrong_type", "app_id"),
+    ("app_id = [[]]", "wrong_type", "app_id"),
+    ('device_id = "00"', "wrong_size", "device_id"),
+    ("[reference_values]\nmrtd = []", "missing", "reference_values.mrtd"),
+    ('[reference_values]\nmrtd = "00"', "wrong_size", "reference_values.mrtd"),
+    ("reference_values = 1", "wrong_type", "reference_values"),
     (
-        PRESET_LINE + f'[reference_values]\nmrtd = "{"00" * 48}"\npcr0 = "{"00" * 48}"',
+        f'[reference_values]\nmrtd = "{"00" * 48}"\npcr0 = "{"00" * 48}"',
         "conflict",
         "reference_values.pcr0",
     ),
     # Bits.
-    (PRESET_LINE + "[xfam]", "missing", "xfam"),
-    (PRESET_LINE + "xfam = 3", "wrong_type", "xfam"),
-    (PRESET_LINE + "[xfam]\nmust_be_set = 3", "wrong_type", "xfam.must_be_set"),
-    (PRESET_LINE + '[xfam]\nmust_be_set = "03"', "wrong_size", "xfam.must_be_set"),
-    (PRESET_LINE + '[xfam]\nmust_be_set = ["AVX2"]', "wrong_value", "xfam.must_be_set"),
-    (PRESET_LINE + "[xfam]\nmust_be_set = [[]]", "wrong_value", "xfam.must_be_set"),
-    (
-        PRESET_LINE + '[xfam]\nmust_be_set = ["FP"]\nmust_be_clear = ["FP"]',
-        "conflict",
-        "xfam",
-    ),
-    (PRESET_LINE + f'[xfam]\nmask = "{"ff" * 8}"', "conflict", "xfam"),
-    (
-        PRESET_LINE + f'[xfam]\nvalue = "{"ff" * 8}"\nmust_be_set = ["FP"]',
-        "conflict",
-        "xfam",
-    ),
-    (PRESET_LINE + '[xfam]\nvalue = "ff"', "wrong_size", "xfam.value"),
-    (PRESET_LINE + f'[xfam]\nvalue = "{"f" * 16}"\nmask = ""', "wrong_size", "xfam.mask"),
-    (PRESET_LINE + '[td_attributes]\nmust_be_set = ["DEBUG"]', "wrong_value", "td_attributes"),
+    ("[xfam]", "missing", "xfam"),
+    ("xfam = 3", "wrong_type", "xfam"),
+    ("[xfam]\nmust_be_set = 3", "wrong_type", "xfam.must_be_set"),
+    ('[xfam]\nmust_be_set = "03"', "wrong_size", "xfam.must_be_set"),
+    ('[xfam]\nmust_be_set = ["AVX2"]', "wrong_value", "xfam.must_be_set"),
+    ("[xfam]\nmust_be_set = [[]]", "wrong_value", "xfam.must_be_set"),
+    ('[xfam]\nmust_be_set = ["FP"]\nmust_be_clear = ["FP"]', "conflict", "xfam"),
+    (f'[xfam]\nmask = "{"ff" * 8}"', "conflict", "xfam"),
+    (f'[xfam]\nvalue = "{"ff" * 8}"\nmust_be_set = ["FP"]', "conflict", "xfam"),
+    ('[xfam]\nvalue = "ff"', "wrong_size", "xfam.value"),
+    (f'[xfam]\nvalue = "{"f" * 16}"\nmask = ""', "wrong_size", "xfam.mask"),
+    ('[td_attributes]\nmust_be_set = ["DEBUG"]', "wrong_value", "td_attributes"),
     # Key providers and events.
-    (PRESET_LINE + "key_provider = []", "missing", "key_provider"),
-    (PRESET_LINE + 'key_provider = "kms"', "wrong_type", "key_provider"),
-    (PRESET_LINE + "key_provider = {}", "missing", "key_provider"),
-    (PRESET_LINE + 'key_provider = { id = "" }', "wrong_type", "key_provider.id"),
-    (PRESET_LINE + 'key_provider = { name = "" }', "wrong_type", "key_provider.name"),
-    (PRESET_LINE + "key_provider = { name = 1 }", "wrong_type", "key_provider.name"),
-    (PRESET_LINE + "key_provider = { name = ['kms'] }", "wrong_type", "key_provider.name"),
-    (PRESET_LINE + "[[required_events]]", "missing", "required_events"),
-    (PRESET_LINE + "required_events = ['model']", "wrong_type", "required_events"),
-    (PRESET_LINE + '[[required_events]]\nname = ""', "wrong_type", "required_events.name"),
+    ("key_provider = []", "missing", "key_provider"),
+    ('key_provider = "kms"', "wrong_type", "key_provider"),
+    ("key_provider = {}", "missing", "key_provider"),
+    ('key_provider = { id = "" }', "wrong_type", "key_provider.id"),
+    ('key_provider = { name = "" }', "wrong_type", "key_provider.name"),
+    ("key_provider = { name = 1 }", "wrong_type", "key_provider.name"),
+    ("key_provider = { name = ['kms'] }", "wrong_type", "key_provider.name"),
+    ("[[required_events]]", "missing", "required_events"),
+    ("required_events = ['model']", "wrong_type", "required_events"),
+    ('[[required_events]]\nname = ""', "wrong_type", "required_events.name"),
+    ('[[required_events]]\nname = "a"\npayload = 1', "wrong_type", "required_events.payload"),
+    ('[[required_events]]\nname = "a"\nduring = "x"', "wrong_value", "required_events.during"),
+    ('[[required_events]]\nname = "a"\nduring = []', "wrong_type", "required_events.during"),
+    ('[[required_events]]\nname = "a"\ndigest = ""', "wrong_size", "required_events.digest"),
     (
-        PRESET_LINE + '[[required_events]]\nname = "a"\npayload = 1',
-        "wrong_type",
-        "required_events.payload",
-    ),
-    (
-        PRESET_LINE + '[[required_events]]\nname = "a"\nduring = "x"',
-        "wrong_value",
-        "required_events.during",
-    ),
-    (
-        PRESET_LINE + '[[required_events]]\nname = "a"\nduring = []',
-        "wrong_type",
-        "required_events.during",
-    ),
-    (
-        PRESET_LINE + '[[required_events]]\nname = "a"\ndigest = ""',
-        "wrong_size",
-        "required_events.digest",
-    ),
-    (
-        PRESET_LINE + '[[required_events]]\nname = "a"\n[[required_events]]\nname = "a"',
+        '[[required_events]]\nname = "a"\n[[required_events]]\nname = "a"',
         "duplicate",
         "required_events",
     ),
-    (
-        PRESET_LINE + 'accepted_advisories = ["A"]\nrefused_advisories = "a"',
-        "conflict",
-        "refused_advisories",
-    ),
+    ('accepted_advisories = ["A"]\nrefused_advisories = "a"', "conflict", "refused_advisories"),
 ]
+INVALID_FILES += [(PRESET_LINE + text, reason, key) for text, reason, key in INVALID_RULES]
 
 
 @pytest.mark.parametrize(("text", "reason", "key"), INVALID_FILES, ids=range(len(INVALID_FILES)))
@@ -349,16 +262,6 @@ def test_from_toml_ignores_brackets_in_strings_and_comments() -> None:
         for more in range(3):  # closing quotes may be preceded by up to two quotes of the text
             text = f"{3 * quote}x{(3 + more) * quote}, ["
             assert get_rejection_text(PRESET_LINE + "app_id = [" + text * 17).reason == "too_deep"
-
-
-def test_from_toml_hostile_file_is_rejected_quickly() -> None:
-    """Files that could take quadratic time, or exhaust the stack, are rejected quickly."""
-    size = toml_reader.LARGEST // 4
-    for part in ('"""\\', '"\\', "'''", "'", "[", "{a=", "a.", "#\n", "[[x]]\n", "=", "\\"):
-        text = PRESET_LINE + "app_id = " + part * (size // len(part))
-        assert get_rejection_text(text[:size]).reason
-    for part in ("a.", "[a.b]\n", "a"):
-        assert get_rejection_text((PRESET_LINE + part * (size // len(part)))[:size]).reason
 
 
 # -- any file ----------------------------------------------------------------------------------
@@ -406,15 +309,3 @@ def test_from_toml_any_table_raises_only_config_error(
         except ConfigError:
             return
     assert isinstance(hash(policy), int)
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(data=st.binary(max_size=200) | st.text(max_size=200))
-def test_from_toml_any_bytes_raise_only_config_error(data: str | bytes) -> None:
-    """Any bytes give ConfigError."""
-    try:
-        AppraisalPolicy.from_toml(data)
-    except ConfigError:
-        pass
-    else:
-        pytest.fail("accepted as a policy")

@@ -18,8 +18,6 @@ from weakref import WeakMethod
 from attestkit._sanitize import near, shown
 from attestkit.errors import UsageError
 
-__all__ = ["NAMED", "OPERATIONS", "Fault", "Faults", "FaultsLike", "named_faults"]
-
 _READ: Final = "read:outblob"
 _REPORT: Final = "report"
 
@@ -153,9 +151,8 @@ class Fault(NamedTuple):
             raise _unknown_fault(text)
         seconds = float(match["seconds"] or 0) / (1000 if match["unit"] == "ms" else 1)
         if seconds > _MAX_SECONDS:
-            raise UsageError(
-                f"fault {shown(text.strip())}: longer than {_MAX_SECONDS:g}s", reason="out_of_range"
-            )
+            problem = f"fault {shown(text.strip())}: longer than {_MAX_SECONDS:g}s"
+            raise UsageError(problem, reason="out_of_range")
         return cls(match["name"], named.operation, named.number, seconds, times, skip)
 
     def __str__(self) -> str:
@@ -195,12 +192,15 @@ def _unknown_fault(text: str) -> UsageError:
 
 
 class Faults:
-    """Armed faults. Thread-safe."""
+    """Faults that will be injected, called armed. Thread-safe."""
 
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
         self._lock = threading.Lock()
         self._queues: dict[str, list[Fault]] = {}
         self._watchers: list[WeakMethod[Callable[[Fault], None]]] = []
+        self._add(faults)
+
+    def _add(self, faults: Iterable[Fault]) -> None:
         for fault in faults:
             if fault.times:
                 self._queues.setdefault(fault.operation, []).append(fault)
@@ -224,10 +224,8 @@ class Faults:
             return cls()
         # A mapping would be read as its keys, without the counts.
         if isinstance(faults, Mapping) or not isinstance(faults, Iterable):
-            raise UsageError(
-                "faults: must be a str, such as 'ebusy:3 slow:2s', or a list of them",
-                reason="wrong_type",
-            )
+            text = "faults: must be a str, such as 'ebusy:3 slow:2s', or a list of them"
+            raise UsageError(text, reason="wrong_type")
         return cls(map(_to_fault, faults))
 
     @property
@@ -259,9 +257,7 @@ class Faults:
                 if validate := watcher():
                     validate(fault)
         with self._lock:
-            for fault in new:
-                if fault.times:
-                    self._queues.setdefault(fault.operation, []).append(fault)
+            self._add(new)
 
     def clear(self) -> None:
         """Disarm all faults."""
@@ -292,6 +288,11 @@ class Faults:
             elif fault.times != _ALWAYS:
                 queue[0] = fault._replace(times=fault.times - 1)
             return fault
+
+    def effect(self, operation: str) -> str:
+        """Return the name of the fault to inject into this `operation`, or an empty string."""
+        fault = self.strike(operation)
+        return fault.name if fault else ""
 
     def check(self, operation: str) -> None:
         """Raise the OSError of the fault to inject into this `operation`, if any."""

@@ -7,23 +7,13 @@ are no retries: where the real backend repeats a step, as after EBUSY, the call 
 import errno
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from attestkit.backends.linux.device_errors import busy, failed, no_quote, translate_errno
 from attestkit.backends.simulator.faults.fault_specs import NAMED, Fault, Faults, named_faults
-from attestkit.errors import (
-    BackendBusyError,
-    BackendError,
-    BackendUnavailableError,
-    QuoteUnavailableError,
-    UsageError,
-)
+from attestkit.errors import BackendError, UsageError
 from attestkit.event_log.journal import LOG
 from attestkit.event_log.journal_files import OsFolder
-
-if TYPE_CHECKING:
-    from attestkit._reasons import BackendReason
-
-__all__ = ["FaultInjector", "TearingFolder", "simulator_faults"]
 
 # Operations of a request to configfs-tsm, and the step (tsm_errors.Step) of their errors.
 _REQUEST: Final = {
@@ -100,9 +90,8 @@ class FaultInjector:
                 reason="not_applicable",
             )
         if fault.name == "torn_journal" and not self._has_log:
-            raise UsageError(
-                "fault torn_journal: needs a runtime log on disk; use state_dir", reason="missing"
-            )
+            text = "fault torn_journal: needs a runtime log on disk; use state_dir"
+            raise UsageError(text, reason="missing")
 
     # -- reports -------------------------------------------------------------------------------
 
@@ -136,19 +125,14 @@ class FaultInjector:
         if fault := strike("unload"):
             raise self._backend_error(fault, "MAKE", errno.ENXIO)
         if fault := strike("provider"):
-            raise BackendError(
-                f"{_prefix(fault)}: the TEE changed since this backend was opened; open another",
-                reason="platform_changed",
-            )
+            text = "the TEE changed since this backend was opened; open another backend"
+            raise failed(_prefix(fault), text, "platform_changed")
         for operation, step in _REQUEST.items():
             if fault := strike(operation):
                 raise self._backend_error(fault, step, fault.number)
         if fault := strike("commit"):
-            raise BackendBusyError(
-                f"{_prefix(fault)}: another process wrote to the entry; use a separate entry for "
-                "each program, or retry",
-                reason="device",
-            )
+            text = "another process wrote to the entry; use one for each program, or retry"
+            raise busy(_prefix(fault), text, "device")
 
     def _delay(self) -> None:
         fault = self.faults.strike("delay")
@@ -156,27 +140,20 @@ class FaultInjector:
             return
         self._wait(min(fault.seconds, _HOST_TIMEOUT))
         if fault.seconds > _HOST_TIMEOUT:
-            raise QuoteUnavailableError(
-                f"{_prefix(fault)}: the host did not answer within {_HOST_TIMEOUT:.0f} s; retry",
-                reason="timed_out",
-            )
+            text = f"the host did not answer within {_HOST_TIMEOUT:.0f} s; retry"
+            raise no_quote(_prefix(fault), text, "timed_out")
 
     def _report_error(self, fault: Fault) -> BackendError:
         if fault.name == "oversized_outblob":
             return self._backend_error(fault, "REPORT", errno.EFBIG)
         size = _SHORT if fault.name == "short_outblob" else 0
         if self._platform == "tdx":
-            return QuoteUnavailableError(
-                f"{_prefix(fault)}: the host returned {size} bytes instead of a quote; check its "
-                "quoting service (QGS), then retry",
-                reason="too_short" if size else "empty",
-            )
+            text = f"the host returned {size} bytes instead of a quote; check its QGS, then retry"
+            return no_quote(_prefix(fault), text, "too_short" if size else "empty")
         if fault.name == "quote_fails":
             return self._backend_error(fault, "REPORT", errno.EIO)
-        return BackendError(
-            f"{_prefix(fault)}: the kernel returned {size} bytes instead of a report",
-            reason="malformed_response",
-        )
+        text = f"the kernel returned {size} bytes instead of a report"
+        return failed(_prefix(fault), text, "malformed_response")
 
     def _backend_error(self, fault: Fault, step: str, number: int) -> BackendError:
         """Return the real backend's error for an errno, with the fault in place of the path."""
@@ -186,8 +163,10 @@ class FaultInjector:
         if step == "MAKE" and number == errno.ENOENT:
             refusal = errno_meanings.folder_missing_error(error, _prefix(fault), mounted=True)
         else:
-            file = errno_meanings.FailedFile(_prefix(fault), self._platform, lambda _: "simulated")
-            refusal = errno_meanings.translate_error(errno_meanings.Step[step], error, file)
+            kind = errno_meanings.Step[step]
+            refusal = errno_meanings.translate_error(
+                kind, error, _prefix(fault), self._platform, lambda _: "simulated"
+            )
         assert isinstance(refusal, BackendError)
         return refusal
 
@@ -212,10 +191,8 @@ class FaultInjector:
         if fault is None or fault.name == "rtmr_extend_lies":
             extend()
         if fault is not None:
-            raise BackendError(
-                f"{_prefix(fault)}: the TDX module refused to extend RTMR{register} (EIO)",
-                reason="io_error",
-            )
+            text = f"the TDX module refused to extend RTMR{register} (EIO)"
+            raise failed(_prefix(fault), text, "io_error")
 
     def extend_for_log(self, extend: Callable[[], None]) -> None:
         """Extend RTMR3 for an event; the fault torn_journal then truncates its line in the log."""
@@ -231,22 +208,11 @@ class FaultInjector:
     def _access_register(self, register: int, what: str) -> None:
         for operation in (f"open:rtmr{register}", f"{what}:rtmr{register}"):
             if fault := self.faults.strike(operation):
-                done = "read" if what == "read" else "extended"
-                kind, reason = _REGISTER_ERRORS.get(fault.number, (BackendError, "io_error"))
-                cause = os.strerror(fault.number)
-                text = f"{_prefix(fault)}: RTMR{register} cannot be {done}: {cause}"
-                raise kind(text, reason=reason)
+                from attestkit.backends.tdx.rtmr import FILE_MEANINGS  # lazy: only for errors
 
-
-# As in rtmr.py; a test compares them.
-_REGISTER_ERRORS: Final[dict[int, "tuple[type[BackendError], BackendReason]"]] = {
-    errno.EACCES: (BackendUnavailableError, "permission_denied"),
-    errno.EPERM: (BackendUnavailableError, "permission_denied"),
-    errno.EROFS: (BackendUnavailableError, "permission_denied"),
-    errno.ENOENT: (BackendUnavailableError, "missing"),
-    errno.EBUSY: (BackendBusyError, "device"),
-    errno.EINTR: (BackendBusyError, "interrupted"),
-}
+                text = f"RTMR{register} cannot be {'read' if what == 'read' else 'extended'}"
+                error = OSError(fault.number, os.strerror(fault.number))
+                raise translate_errno(_prefix(fault), text, error, FILE_MEANINGS)
 
 
 class TearingFolder(OsFolder):

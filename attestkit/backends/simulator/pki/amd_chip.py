@@ -19,10 +19,7 @@ from attestkit._crypto.x509.amd_certificates import (
 from attestkit._crypto.x509.sgx_pki_writer import Window
 from attestkit.backends.simulator.os_image import simulated_snp_image
 from attestkit.backends.simulator.pki.intel_pki import derive, serial_number
-from attestkit.backends.simulator.pki.issue_cache import IssueCache
 from attestkit.backends.simulator.scenarios.config import Scenario, SnpConfig, value_or
-
-__all__ = ["SimulatedChip", "issue_chip"]
 
 _BODY: Final = struct.Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8sBBB21x64s8sBBBxBBBx8s168x")
 _SIGNATURE: Final = 512  # bytes: r and s of 72 each, little-endian, and zeros
@@ -138,7 +135,9 @@ class SimulatedChip:
         return entries + bytes(_TABLE_ENTRY.size) + contents
 
 
-def _issue(seed: bytes, scenario: Scenario) -> tuple[SimulatedChip, bytes]:
+def issue_chip(seed: bytes, scenario: Scenario) -> tuple[SimulatedChip, bytes]:
+    """Return the chip and the trust anchor."""
+
     def chip(label: str | None) -> SimulatedChip:
         of = seed if label is None else derive(seed, f"seed/{label}", 32)
         # Not `partial`, whose repr would contain the seed.
@@ -148,7 +147,3 @@ def _issue(seed: bytes, scenario: Scenario) -> tuple[SimulatedChip, bytes]:
     if anchor is None and scenario.platform_pki is None:
         return made, made.ark_der
     return made, anchor if isinstance(anchor, bytes) else chip(anchor).ark_der
-
-
-issue_chip: Final = IssueCache(_issue)
-"""Return the chip and the trust anchor, cached as for `issued.issue_platform`."""

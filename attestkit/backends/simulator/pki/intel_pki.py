@@ -23,6 +23,7 @@ from attestkit._crypto.x509.sgx_pki_writer import (
     issue_crl,
     sgx_extension,
 )
+from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.scenarios.config import (
     CollateralConfig,
     CrlConfig,
@@ -34,8 +35,6 @@ from attestkit.backends.simulator.scenarios.config import (
 )
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
-
-__all__ = ["SimulatedPki", "SimulatedPlatform", "collateral_window", "derive", "serial_number"]
 
 _SALT: Final = b"attestkit/sim-pki/v1"
 _DAY: Final = 86400  # seconds
@@ -81,8 +80,7 @@ class SimulatedPki:
         Raises:
             UsageError: If the seed is not 32 bytes.
         """
-        if len(seed) != 32:
-            raise UsageError(f"seed: must be 32 bytes, not {len(seed)}", reason="wrong_size")
+        check_bytes("seed", seed, 32)
         self._seed = seed
         self.config: PkiConfig = config or PkiConfig()
         self._root = Authority("Intel SGX Root CA", self.key(_ROOT))
@@ -121,9 +119,8 @@ class SimulatedPki:
             UsageError: If the id is empty, not ASCII, or contains a slash.
         """
         if not platform_id or not platform_id.isascii() or "/" in platform_id:
-            raise UsageError(
-                "platform_id: must be ASCII without a slash, and not empty", reason="wrong_value"
-            )
+            text = "platform_id: must be ASCII without a slash, and not empty"
+            raise UsageError(text, reason="wrong_value")
         return SimulatedPlatform(self, platform_id)
 
     def issue_pck(self, label: str, key: P256Key, sgx: bytes) -> bytes:
@@ -253,7 +250,13 @@ def collateral_window(now: float) -> tuple[int, int]:
 
 
 def _next_update(end: int | timedelta | None, issue: int, default: int) -> int:
-    """Return the next update of a part that was issued at `issue`."""
+    """Return the time of the next update of a part of the collateral, in Unix time.
+
+    Args:
+        end: Configured time in Unix time, or relative to `issue`; None: `default`.
+        issue: Unix time at which the part is issued.
+        default: Time if none is configured.
+    """
     if not isinstance(end, timedelta):
         return value_or(end, default)
     moment = issue + int(end.total_seconds())
@@ -270,6 +273,14 @@ def _apply_alterations(config: CollateralConfig, part: str, text: str) -> str:
     return text
 
 
+def _dates(
+    config: TcbInfoConfig | QeIdentityConfig, issue: int, next_update: int
+) -> dict[str, str]:
+    start = value_or(config.issue, issue)
+    end = _next_update(config.next_update, start, next_update)
+    return {"issueDate": _format_date(start), "nextUpdate": _format_date(end)}
+
+
 def _tcb_info(
     config: TcbInfoConfig, pki: PkiConfig, issue: int, next_update: int
 ) -> dict[str, Any]:
@@ -283,10 +294,7 @@ def _tcb_info(
     return {
         "id": config.id,
         "version": config.version,
-        "issueDate": _format_date(value_or(config.issue, issue)),
-        "nextUpdate": _format_date(
-            _next_update(config.next_update, value_or(config.issue, issue), next_update)
-        ),
+        **_dates(config, issue, next_update),
         "fmspc": _hex(value_or(config.fmspc, pki.fmspc)),
         "pceId": _hex(value_or(config.pceid, pki.pceid)),
         "tcbType": 0,
@@ -332,10 +340,7 @@ def _qe_identity(
     return {
         "id": config.id,
         "version": config.version,
-        "issueDate": _format_date(value_or(config.issue, issue)),
-        "nextUpdate": _format_date(
-            _next_update(config.next_update, value_or(config.issue, issue), next_update)
-        ),
+        **_dates(config, issue, next_update),
         "tcbEvaluationDataNumber": config.evaluation_number,
         "miscselect": f"{config.miscselect:08X}",
         "miscselectMask": "FFFFFFFF",

@@ -15,8 +15,6 @@ from attestkit._crypto.x509.sgx_extension import read_sgx_extension
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 
-__all__ = ["PccsResponse", "ServedPlatform", "SimulatedPccs"]
-
 _SGX: Final = "/sgx/certification/v4"
 _TDX: Final = "/tdx/certification/v4"
 _CRL, _PEM, _JSON, _TEXT = (
@@ -53,7 +51,7 @@ _NOT_FOUND: Final = PccsResponse(
 
 
 class SimulatedPccs:
-    """Service of the current collateral."""
+    """PCCS that serves the current collateral of one simulated PKI."""
 
     def __init__(
         self, collateral: Callable[[], Collateral], platforms: Sequence[ServedPlatform]
@@ -69,7 +67,7 @@ class SimulatedPccs:
             FormatError: If a certificate is not a PCK certificate.
         """
         if not platforms:
-            raise UsageError("platforms: empty; a PCCS needs one", reason="missing")
+            raise UsageError("platforms: empty; give at least one", reason="missing")
         self._collateral = collateral
         self._platforms = {platform.qe_id.hex(): platform.pck_der for platform in platforms}
         self._default = platforms[0].pck_der

@@ -10,11 +10,10 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import sha256, sha384
+from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki, SimulatedPlatform
 from attestkit.backends.simulator.scenarios.config import PkiConfig, QuoteConfig, value_or
 from attestkit.errors import UsageError
-
-__all__ = ["QuotingEnclave", "TdBody"]
 
 _TCB_SVN: Final = bytes([7, 1, 3]) + bytes(13)
 _MR_SEAM: Final = sha384(b"attestkit simulated TDX module")
@@ -38,7 +37,7 @@ class TdBody(NamedTuple):
     seam_attributes: bytes = bytes(8)
     td_attributes: bytes = bytes.fromhex("0000001000000000")  # 8 bytes: SEPT_VE_DISABLE
     xfam: bytes = bytes.fromhex("e702060000000000")  # 8 bytes
-    mr_td: bytes = bytes(48)
+    mrtd: bytes = bytes(48)
     mr_config_id: bytes = bytes(48)
     mr_owner: bytes = bytes(48)
     mr_owner_config: bytes = bytes(48)
@@ -62,10 +61,7 @@ class TdBody(NamedTuple):
         values = self[:count]
         if tuple(map(len, values)) != _SIZES[:count]:
             for name, value, size in zip(self._fields, values, _SIZES, strict=False):
-                if len(value) != size:
-                    raise UsageError(
-                        f"{name}: must be {size} bytes, not {len(value)}", reason="wrong_size"
-                    )
+                check_bytes(name, value, size)
         return b"".join(values)
 
 
@@ -94,7 +90,8 @@ class QuotingEnclave:
         """
         config = config or QuoteConfig()
         if unknown := set(config.altered) - _OFFSETS.keys():
-            raise UsageError(f"altered: no field {min(unknown)!r} in a body", reason="unknown_name")
+            text = f"altered: a TD body has no field {min(unknown)!r}"
+            raise UsageError(text, reason="unknown_name")
         platform = pki.platform(platform_id)
         self.qe_id: bytes = platform.qe_id  # 16 bytes, identifies the platform at a PCCS
         self.pck_der: bytes = platform.pck_der
@@ -118,17 +115,15 @@ class QuotingEnclave:
         """
         head = self._quote_heads.get((version, len(body)))
         if head is None:
-            raise UsageError(
-                f"body: wrong size for a quote of version {version}: {len(body)} bytes",
-                reason="wrong_size" if version in (4, 5) else "wrong_value",
-            )
+            text = f"body: wrong size for a quote of version {version}: {len(body)} bytes"
+            raise UsageError(text, reason="wrong_size" if version in (4, 5) else "wrong_value")
         signed = head + body
         quote = b"".join((signed, self._auth_size, self._key.sign(signed), self._tail))
         return _apply_alterations(self._config, quote, len(head)) if self._alter else quote
 
 
 def _quote_heads(config: QuoteConfig, platform: SimulatedPlatform) -> dict[tuple[int, int], bytes]:
-    """Return the part before the body, by version and size of the body."""
+    """Return the part of a quote before its body, by version of the quote and size of the body."""
     heads = {}
     for version, size in _BODY_TYPES:
         head = _HEADER.pack(

@@ -5,26 +5,15 @@ revoked certificates can be given as labels of the PKI's key derivation: `"tcb-s
 `"platform/0/pck-leaf"`, or any other string for an unrelated key.
 """
 
-from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
-from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeVar
+from typing import Final, Literal, NamedTuple, TypeVar
+
+import msgspec
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import sha256
+from attestkit.backends.base import check_bytes
 from attestkit.errors import UsageError
-
-__all__ = [
-    "CollateralConfig",
-    "CrlConfig",
-    "PkiConfig",
-    "QeIdentityConfig",
-    "QuoteConfig",
-    "Scenario",
-    "SnpConfig",
-    "TcbInfoConfig",
-    "TcbLevel",
-    "value_or",
-]
 
 _T = TypeVar("_T")
 _INTEL_QE_VENDOR_ID: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
@@ -73,34 +62,32 @@ def value_or(value: _T | None, default: _T) -> _T:
 
 def _check_sizes(config: "PkiConfig | QuoteConfig | SnpConfig") -> None:
     """Check the fields with a fixed number of bytes or bits; optional fields may be None."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if value is None and field.default is None:
+    for name, default in zip(config.__struct_fields__, config.__struct_defaults__, strict=True):
+        value = getattr(config, name)
+        if value is None and default is None:
             continue
-        size, bits = _BYTES.get(field.name), _BITS.get(field.name)
-        if size is not None and (not isinstance(value, bytes) or len(value) != size):
-            found = len(value) if isinstance(value, bytes) else type(value).__name__
-            raise UsageError(
-                f"{field.name}: must be {size} bytes, not {found}",
-                reason="wrong_size" if isinstance(value, bytes) else "wrong_type",
-            )
-        if bits is not None:
-            _check_range(field.name, value, (1 << bits) - 1)
+        if name in _BYTES:
+            check_bytes(name, value, _BYTES[name])
+        if name in _BITS:
+            _check_range(name, value, (1 << _BITS[name]) - 1)
 
 
 def _check_range(name: str, value: object, highest: int, lowest: int = 0) -> None:
     if not isinstance(value, int):
-        raise UsageError(
-            f"{name}: must be an integer, not a {type(value).__name__}", reason="wrong_type"
-        )
+        raise UsageError(f"{name}: must be an integer: {value!r}", reason="wrong_type")
     if not lowest <= value <= highest:
-        raise UsageError(
-            f"{name}: must be {lowest} to {highest}, not {value}", reason="out_of_range"
-        )
+        text = f"{name}: must be {lowest} to {highest}, not {value}"
+        raise UsageError(text, reason="out_of_range")
 
 
 def _check_validity(config: "PkiConfig | SnpConfig", own_end: str, last: datetime) -> None:
-    """Check the validity of certificates; `own_end` is the optional end of one kind."""
+    """Check the validity of certificates.
+
+    Args:
+        config: Configuration with `not_before` and `not_after`.
+        own_end: Name of the optional field with the end of one kind of certificate.
+        last: Latest time allowed.
+    """
     for name in ("not_before", "not_after", own_end):
         moment = getattr(config, name)
         if moment is None and name == own_end:
@@ -111,7 +98,7 @@ def _check_validity(config: "PkiConfig | SnpConfig", own_end: str, last: datetim
         if not _FIRST <= moment <= last:
             raise UsageError(f"{name}: must be in 1950 to {last.year}", reason="out_of_range")
         if moment < config.not_before:
-            raise UsageError(f"{name}: before not_before", reason="conflict")
+            raise UsageError(f"{name}: must not be before not_before", reason="conflict")
 
 
 def _check_update(name: str, moment: object) -> None:
@@ -120,31 +107,7 @@ def _check_update(name: str, moment: object) -> None:
         _check_range(name, moment, _LAST_SECOND, _FIRST_SECOND)
 
 
-class _Values:
-    """Base of dataclasses with comparison, hash and repr; generating these would take 2 ms."""
-
-    __slots__ = ()
-    # Not `__slots__`, which has only the fields of the last subclass.
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    def _values(self) -> tuple[object, ...]:
-        return tuple([getattr(self, name) for name in self.__dataclass_fields__])
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Values) or type(self) is not type(other):
-            return False
-        return self._values() == other._values()
-
-    def __hash__(self) -> int:
-        return hash(self._values())
-
-    def __repr__(self) -> str:
-        fields = zip(self.__dataclass_fields__, self._values(), strict=True)
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields)})"
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class PkiConfig(_Values):
+class PkiConfig(msgspec.Struct, frozen=True):
     """Content of the certificates, and identity of the quoting enclave.
 
     The root certificate depends only on the seed, the CRL base URL and the validity.
@@ -193,8 +156,7 @@ class TcbLevel(NamedTuple):
     advisories: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class TcbInfoConfig(_Values):
+class TcbInfoConfig(msgspec.Struct, frozen=True):
     """Content of the TCB info; None: the value of the PKI's configuration or the clock.
 
     Raises:
@@ -227,8 +189,7 @@ class TcbInfoConfig(_Values):
         _check_update("next_update", self.next_update)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class QeIdentityConfig(_Values):
+class QeIdentityConfig(msgspec.Struct, frozen=True):
     """Content of the QE identity; None: the value of the PKI's configuration or the clock.
 
     Raises:
@@ -253,8 +214,7 @@ class QeIdentityConfig(_Values):
         _check_update("next_update", self.next_update)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class CrlConfig(_Values):
+class CrlConfig(msgspec.Struct, frozen=True):
     """Content of a CRL; None: the value from the clock.
 
     Raises:
@@ -269,11 +229,11 @@ class CrlConfig(_Values):
     key: P256Key | str | None = None  # the signing key; None: that of the CRL's issuer
 
     def __post_init__(self) -> None:
-        if not isinstance(self.revoked, tuple):  # a str would be iterated by characters
-            raise UsageError(
-                "revoked: must be a tuple of serial numbers and labels", reason="wrong_type"
-            )
-        for one in self.revoked:
+        revoked: object = self.revoked
+        if not isinstance(revoked, tuple):  # a str would be iterated by characters
+            text = "revoked: must be a tuple of serial numbers and labels"
+            raise UsageError(text, reason="wrong_type")
+        for one in revoked:
             if not isinstance(one, str):
                 _check_range("revoked", one, _LONGEST_SERIAL, 1)
         if self.number is not None:
@@ -282,8 +242,7 @@ class CrlConfig(_Values):
         _check_update("next_update", self.next_update)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class CollateralConfig(_Values):
+class CollateralConfig(msgspec.Struct, frozen=True):
     """Content of the four signed parts of the collateral."""
 
     tcb_info: TcbInfoConfig = TcbInfoConfig()
@@ -297,8 +256,7 @@ class CollateralConfig(_Values):
     altered: tuple[tuple[Literal["tcb_info", "qe_identity"], str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class QuoteConfig(_Values):
+class QuoteConfig(msgspec.Struct, frozen=True):
     """Content of quotes and QE report; None: the value of the PKI or the platform.
 
     Raises:
@@ -346,8 +304,7 @@ class QuoteConfig(_Values):
         _check_range("cut", self.cut, 1 << 12)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class SnpConfig(_Values):
+class SnpConfig(msgspec.Struct, frozen=True):
     """Content of an SEV-SNP guest's report, and of the VCEK certificate.
 
     Raises:
@@ -369,8 +326,7 @@ class SnpConfig(_Values):
         _check_validity(self, "vcek_not_after", _LAST)
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Scenario(_Values):
+class Scenario(msgspec.Struct, frozen=True):
     """A simulated platform with deviations of its evidence and endorsements.
 
     Raises:
@@ -395,13 +351,11 @@ class Scenario(_Values):
 
     def __post_init__(self) -> None:
         if self.platform not in ("tdx", "snp"):
-            raise UsageError(
-                f"platform: must be tdx or snp, not {self.platform!r}", reason="wrong_value"
-            )
+            text = f"platform: must be tdx or snp, not {self.platform!r}"
+            raise UsageError(text, reason="wrong_value")
         if self.quote_version not in (None, 4, 5):
-            raise UsageError(
-                f"quote_version: must be 4 or 5, not {self.quote_version!r}", reason="wrong_value"
-            )
+            text = f"quote_version: must be 4 or 5, not {self.quote_version!r}"
+            raise UsageError(text, reason="wrong_value")
         anchor: object = self.trust_anchor
         if anchor is not None and not isinstance(anchor, (bytes, str)):
             raise UsageError("trust_anchor: must be DER or a label", reason="wrong_type")

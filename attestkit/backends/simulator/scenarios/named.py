@@ -5,9 +5,8 @@ validity of its certificates, 2020 to 2049 (UTC); `snp-vcek-expired` from Februa
 are those of the simulated PKI's published test vectors.
 """
 
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from typing import Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from attestkit._sanitize import near, shown
 from attestkit.backends.simulator.scenarios.config import (
@@ -22,8 +21,6 @@ from attestkit.backends.simulator.scenarios.config import (
 )
 from attestkit.errors import UsageError
 
-__all__ = ["NAMED", "NamedScenario", "chosen_scenario", "named_scenarios", "scenario"]
-
 
 def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
     """Return the scenario of an argument: a name, a Scenario, or None for an up-to-date guest.
@@ -37,22 +34,12 @@ def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
     if chosen is None:
         return Scenario(platform="snp") if platform == "snp" else Scenario()
     if isinstance(chosen, str):
-        # Lazy: the default scenario does not need the table.
-
         chosen = scenario(chosen)
     if not isinstance(chosen, Scenario):
         raise UsageError("scenario: must be a name or a Scenario", reason="wrong_type")
-    try:
-        hash(chosen)
-    except TypeError as error:
-        raise UsageError(
-            "scenario: its values must be hashable; use tuples instead of lists",
-            reason="wrong_type",
-        ) from error
     if platform not in (None, chosen.platform):
-        raise UsageError(
-            f"scenario: for the platform {chosen.platform}, not {platform}", reason="conflict"
-        )
+        text = f"scenario: for the platform {chosen.platform}, not {platform}"
+        raise UsageError(text, reason="conflict")
     return chosen
 
 
@@ -71,203 +58,178 @@ class NamedScenario(NamedTuple):
     text: str  # one line of help
 
 
-def _tcb(config: TcbInfoConfig) -> Scenario:
-    return Scenario(collateral=CollateralConfig(tcb_info=config))
+_row = NamedScenario  # of the table below
 
 
-def _qe(config: QeIdentityConfig) -> Scenario:
-    return Scenario(collateral=CollateralConfig(qe_identity=config))
+def _collateral(**parts: Any) -> Scenario:
+    return Scenario(collateral=CollateralConfig(**parts))
 
 
-def _crl(*, root: CrlConfig | None = None, pck: CrlConfig | None = None) -> Scenario:
-    config = CollateralConfig(root_crl=root or CrlConfig(), pck_crl=pck or CrlConfig())
-    return Scenario(collateral=config)
+def _tcb(**fields: Any) -> Scenario:
+    return _collateral(tcb_info=TcbInfoConfig(**fields))
 
 
-def _quote(config: QuoteConfig) -> Scenario:
-    return Scenario(quote=config)
+def _qe(**fields: Any) -> Scenario:
+    return _collateral(qe_identity=QeIdentityConfig(**fields))
+
+
+def _crl(part: Literal["root_crl", "pck_crl"], **fields: Any) -> Scenario:
+    return _collateral(**{part: CrlConfig(**fields)})
+
+
+def _quote(version: int | None = None, **fields: Any) -> Scenario:
+    return Scenario(quote=QuoteConfig(**fields), quote_version=version)
 
 
 def _body(name: str, value: bytes, version: int | None = None) -> Scenario:
     return Scenario(body=((name, value),), quote_version=version)
 
 
-def _snp(config: SnpConfig) -> Scenario:
-    return Scenario(platform="snp", snp=config)
+def _snp(anchor: str | None = None, **fields: Any) -> Scenario:
+    return Scenario(platform="snp", snp=SnpConfig(**fields), trust_anchor=anchor)
 
 
-def _collateral(config: CollateralConfig) -> Scenario:
-    return Scenario(collateral=config)
-
-
-def _status(status: str) -> NamedScenario:
+def _status(status: str, outcome: str | None = None) -> NamedScenario:
     text = f"the platform's TCB level is {status}"
-    return NamedScenario(_tcb(TcbInfoConfig(status=status)), status, text)
+    return NamedScenario(_tcb(status=status), outcome or status, text)
 
 
-_HEALTHY: Final = {
-    "ok-v4": NamedScenario(
-        Scenario(quote_version=4), "UpToDate", "an up-to-date TD, quotes of version 4"
-    ),
-    "ok-v5-td10": NamedScenario(
+NAMED: Final[dict[str, NamedScenario]] = {
+    # Up to date.
+    "ok-v4": _row(Scenario(quote_version=4), "UpToDate", "an up-to-date TD, quotes of version 4"),
+    "ok-v5-td10": _row(
         Scenario(quote_version=5, td10=True),
         "UpToDate",
         "an up-to-date TD, quotes of version 5 with a TD 1.0 body",
     ),
-    "ok-v5-td15": NamedScenario(
+    "ok-v5-td15": _row(
         Scenario(quote_version=5),
         "UpToDate",
         "an up-to-date TD, quotes of version 5 with a TD 1.5 body",
     ),
-    "ok-at-issue-date": NamedScenario(
-        _collateral(CollateralConfig(age=-_DAY)),
-        "UpToDate",
-        "collateral issued at the last midnight (UTC)",
+    "ok-at-issue-date": _row(
+        _collateral(age=-_DAY), "UpToDate", "collateral issued at the last midnight (UTC)"
     ),
-    "ok-last-second": NamedScenario(
-        _collateral(CollateralConfig(age=28 * _DAY)),
+    "ok-last-second": _row(
+        _collateral(age=28 * _DAY),
         "UpToDate",
         "collateral that is valid until the next midnight (UTC)",
     ),
-    "ok-zero-padded-quote": NamedScenario(
-        _quote(QuoteConfig(padding=64)), "UpToDate", "64 zero bytes after the quote"
+    "ok-zero-padded-quote": _row(_quote(padding=64), "UpToDate", "64 zero bytes after the quote"),
+    "ok-other-serial-revoked": _row(
+        _crl("pck_crl", revoked=(0x1234567890,)), "UpToDate", "another platform is revoked"
     ),
-    "ok-other-serial-revoked": NamedScenario(
-        _crl(pck=CrlConfig(revoked=(0x1234567890,))), "UpToDate", "another platform is revoked"
-    ),
-    "ok-second-platform": NamedScenario(
+    "ok-second-platform": _row(
         Scenario(platform_id="1"), "UpToDate", "another platform under the same root"
     ),
-}
-
-_ALTERED: Final = {
-    "wrong-root": NamedScenario(
+    # Altered evidence.
+    "wrong-root": _row(
         Scenario(trust_anchor=_UNRELATED),
         "crl_bad_signature",
         "the trust anchor is not the root of quote and collateral",
     ),
-    "untrusted-root": NamedScenario(
+    "untrusted-root": _row(
         Scenario(platform_pki=_UNRELATED),
         "untrusted_root",
         "quote and collateral have different roots",
     ),
-    "report-data-altered": NamedScenario(
-        _quote(QuoteConfig(altered=("report_data",))),
+    "report-data-altered": _row(
+        _quote(altered=("report_data",)),
         "quote_bad_signature",
         "a bit of the report data was flipped after signing",
     ),
-    "rtmr3-altered": NamedScenario(
-        _quote(QuoteConfig(altered=("rtmr3",))), "quote_bad_signature", "a bit of RTMR3 was flipped"
+    "rtmr3-altered": _row(
+        _quote(altered=("rtmr3",)), "quote_bad_signature", "a bit of RTMR3 was flipped"
     ),
-    "v5-altered": NamedScenario(
-        replace(_quote(QuoteConfig(altered=("mr_config_id",))), quote_version=5),
+    "v5-altered": _row(
+        _quote(5, altered=("mr_config_id",)),
         "quote_bad_signature",
         "a bit of MR_CONFIG_ID was flipped, in a quote of version 5",
     ),
-    "vendor-id-wrong": NamedScenario(
-        _quote(QuoteConfig(vendor_id=bytes(16))),
-        "qe_vendor_id",
-        "the quote has an unknown QE vendor id",
+    "vendor-id-wrong": _row(
+        _quote(vendor_id=bytes(16)), "qe_vendor_id", "the quote has an unknown QE vendor id"
     ),
-    "truncated": NamedScenario(
-        _quote(QuoteConfig(cut=100)),
-        "sig_data_truncated",
-        "the last 100 bytes of the quote are missing",
+    "truncated": _row(
+        _quote(cut=100), "sig_data_truncated", "the last 100 bytes of the quote are missing"
     ),
-    "attestation-key-unbound": NamedScenario(
-        _quote(QuoteConfig(attestation_key=_UNRELATED, bound_key="platform/0/attestation")),
+    "attestation-key-unbound": _row(
+        _quote(attestation_key=_UNRELATED, bound_key="platform/0/attestation"),
         "qe_binding",
         "the QE report certifies another attestation key than the one that signed",
     ),
-    "qe-report-wrong-pck-key": NamedScenario(
-        _quote(QuoteConfig(pck_key=_UNRELATED)),
+    "qe-report-wrong-pck-key": _row(
+        _quote(pck_key=_UNRELATED),
         "qe_report_bad_signature",
         "the QE report is signed by another key than that of the PCK certificate",
     ),
-}
-
-_COLLATERAL: Final = {
-    "collateral-expired": NamedScenario(
-        _collateral(CollateralConfig(age=31 * _DAY)),
-        "crl_expired",
-        "all of the collateral has expired",
+    # Collateral.
+    "collateral-expired": _row(
+        _collateral(age=31 * _DAY), "crl_expired", "all of the collateral has expired"
     ),
-    "collateral-not-yet-valid": NamedScenario(
-        _collateral(CollateralConfig(age=-2 * _DAY)),
-        "tcb_info_not_yet_valid",
-        "the collateral is from tomorrow",
+    "collateral-not-yet-valid": _row(
+        _collateral(age=-2 * _DAY), "tcb_info_not_yet_valid", "the collateral is from tomorrow"
     ),
-    "tcb-info-expired": NamedScenario(
-        _tcb(TcbInfoConfig(next_update=_EXPIRED)), "tcb_info_expired", "the TCB info has expired"
+    "tcb-info-expired": _row(
+        _tcb(next_update=_EXPIRED), "tcb_info_expired", "the TCB info has expired"
     ),
-    "qe-identity-expired": NamedScenario(
-        _qe(QeIdentityConfig(next_update=_EXPIRED)),
-        "qe_identity_expired",
-        "the QE identity has expired",
+    "qe-identity-expired": _row(
+        _qe(next_update=_EXPIRED), "qe_identity_expired", "the QE identity has expired"
     ),
-    "pck-crl-expired": NamedScenario(
-        _crl(pck=CrlConfig(next_update=_EXPIRED)), "crl_expired", "the PCK CA's CRL has expired"
+    "pck-crl-expired": _row(
+        _crl("pck_crl", next_update=_EXPIRED), "crl_expired", "the PCK CA's CRL has expired"
     ),
-    "root-crl-expired": NamedScenario(
-        _crl(root=CrlConfig(next_update=_EXPIRED)), "crl_expired", "the root's CRL has expired"
+    "root-crl-expired": _row(
+        _crl("root_crl", next_update=_EXPIRED), "crl_expired", "the root's CRL has expired"
     ),
-    "pck-crl-is-root-crl": NamedScenario(
-        _collateral(CollateralConfig(pck_crl_is_roots=True)),
+    "pck-crl-is-root-crl": _row(
+        _collateral(pck_crl_is_roots=True),
         "crl_missing",
         "the root's CRL replaces that of the PCK CA",
     ),
-    "fmspc-mismatch": NamedScenario(
-        _tcb(TcbInfoConfig(fmspc=bytes(6))),
-        "tcb_info_mismatch",
-        "the TCB info is for another FMSPC",
+    "fmspc-mismatch": _row(
+        _tcb(fmspc=bytes(6)), "tcb_info_mismatch", "the TCB info is for another FMSPC"
     ),
-    "pceid-mismatch": NamedScenario(
-        _tcb(TcbInfoConfig(pceid=b"\0\1")),
+    "pceid-mismatch": _row(
+        _tcb(pceid=b"\0\1"),
         "tcb_info_mismatch",
         "the TCB info is for another PCE, which dcap-qvl does not check",
     ),
-    "tcb-info-altered": NamedScenario(
-        _collateral(CollateralConfig(altered=(("tcb_info", "UpToDate", "OutOfDate"),))),
+    "tcb-info-altered": _row(
+        _collateral(altered=(("tcb_info", "UpToDate", "OutOfDate"),)),
         "tcb_info_bad_signature",
         "a status in the TCB info was changed after signing",
     ),
-    "tcb-info-wrong-signer": NamedScenario(
-        _tcb(TcbInfoConfig(by_platform=True)),
+    "tcb-info-wrong-signer": _row(
+        _tcb(by_platform=True),
         "chain_length",
         "the TCB info is signed by the platform, which dcap-qvl does not check",
     ),
-    "qe-identity-altered": NamedScenario(
-        _collateral(CollateralConfig(altered=(("qe_identity", '"isvprodid":2', '"isvprodid":3'),))),
+    "qe-identity-altered": _row(
+        _collateral(altered=(("qe_identity", '"isvprodid":2', '"isvprodid":3'),)),
         "qe_identity_bad_signature",
         "the product in the QE identity was changed after signing",
     ),
-    "qe-identity-for-sgx": NamedScenario(
-        _qe(QeIdentityConfig(id="QE")),
-        "qe_identity_wrong_type",
-        "the QE identity is for the quoting enclave of SGX",
+    "qe-identity-for-sgx": _row(
+        _qe(id="QE"), "qe_identity_wrong_type", "the QE identity is for the quoting enclave of SGX"
     ),
-}
-
-_REVOKED: Final = {
-    "pck-revoked": NamedScenario(
-        _crl(pck=CrlConfig(revoked=("platform/0/pck-leaf",))),
+    # Revoked certificates.
+    "pck-revoked": _row(
+        _crl("pck_crl", revoked=("platform/0/pck-leaf",)),
         "cert_revoked",
         "the platform's PCK certificate is revoked",
     ),
-    "pck-ca-revoked": NamedScenario(
-        _crl(root=CrlConfig(revoked=("pck-platform-ca",))),
+    "pck-ca-revoked": _row(
+        _crl("root_crl", revoked=("pck-platform-ca",)),
         "cert_revoked",
         "the CA that issued the platform's certificate is revoked",
     ),
-    "tcb-signer-revoked": NamedScenario(
-        _crl(root=CrlConfig(revoked=("tcb-signing",))),
+    "tcb-signer-revoked": _row(
+        _crl("root_crl", revoked=("tcb-signing",)),
         "cert_revoked",
         "the certificate that signs TCB info and QE identity is revoked",
     ),
-}
-
-_TCB: Final = {
-    "tcb-UpToDate": NamedScenario(Scenario(), "UpToDate", "the platform's TCB level is UpToDate"),
+    # TCB levels.
+    "tcb-UpToDate": _row(Scenario(), "UpToDate", "the platform's TCB level is UpToDate"),
     **{
         f"tcb-{status}": _status(status)
         for status in (
@@ -278,13 +240,11 @@ _TCB: Final = {
             "OutOfDateConfigurationNeeded",
         )
     },
-    "tcb-Revoked": _status("Revoked")._replace(outcome="tcb_revoked"),
-    "tcb-below-top-level": NamedScenario(
-        _tcb(TcbInfoConfig(pcesvn=14)),
-        "OutOfDate",
-        "the platform is below the first TCB level, and at the second",
+    "tcb-Revoked": _status("Revoked", "tcb_revoked"),
+    "tcb-below-top-level": _row(
+        _tcb(pcesvn=14), "OutOfDate", "the platform is below the first TCB level, and at the second"
     ),
-    "tcb-below-all-levels": NamedScenario(
+    "tcb-below-all-levels": _row(
         Scenario(
             pki=PkiConfig(cpusvn=bytes(16)),
             collateral=CollateralConfig(TcbInfoConfig(sgx_components=PkiConfig().cpusvn)),
@@ -292,96 +252,72 @@ _TCB: Final = {
         "tcb_not_supported",
         "the platform is below every TCB level",
     ),
-    "module-OutOfDate": NamedScenario(
+    "module-OutOfDate": _row(
         _body("tee_tcb_svn", bytes([5, 1, 3]) + _SVN, 4),
         "OutOfDate",
         "the TDX module is out of date",
     ),
-    "module-update": NamedScenario(
+    "module-update": _row(
         _body("tee_tcb_svn", bytes([5, 1, 3]) + _SVN, 5),
         "TDRelaunchAdvised",
         "the TDX module was out of date at launch of the TD, and was updated since",
     ),
-    "qe-OutOfDate": NamedScenario(
-        _quote(QuoteConfig(qe_isvsvn=2)), "OutOfDate", "the quoting enclave is out of date"
+    "qe-OutOfDate": _row(_quote(qe_isvsvn=2), "OutOfDate", "the quoting enclave is out of date"),
+    "qe-below-all-levels": _row(
+        _quote(qe_isvsvn=1), "tcb_not_supported", "the quoting enclave is below every TCB level"
     ),
-    "qe-below-all-levels": NamedScenario(
-        _quote(QuoteConfig(qe_isvsvn=1)),
-        "tcb_not_supported",
-        "the quoting enclave is below every TCB level",
-    ),
-    "qe-mrsigner-mismatch": NamedScenario(
-        _quote(QuoteConfig(qe_mrsigner=b"\x44" * 32)),
+    "qe-mrsigner-mismatch": _row(
+        _quote(qe_mrsigner=b"\x44" * 32),
         "qe_identity_mismatch",
         "MRSIGNER of the quoting enclave is not that of the QE identity",
     ),
-    "qe-debug": NamedScenario(
-        _quote(QuoteConfig(qe_attributes=bytes.fromhex("1700000000000000e700000000000000"))),
+    "qe-debug": _row(
+        _quote(qe_attributes=bytes.fromhex("1700000000000000e700000000000000")),
         "qe_identity_mismatch",
         "the quoting enclave is in debug mode",
     ),
-}
-
-_TD: Final = {
-    "td-debug": NamedScenario(
+    # Attributes of the TD.
+    "td-debug": _row(
         _body("td_attributes", bytes.fromhex("0100001000000000")),
         "td_debug",
         "the TD is in debug mode: its host can read its memory",
     ),
-    "td-no-sept-ve-disable": NamedScenario(
+    "td-no-sept-ve-disable": _row(
         _body("td_attributes", bytes(8)),
         "td_attributes",
         "SEPT_VE_DISABLE is off: the host can raise exceptions inside the TD",
     ),
-    "service-td": NamedScenario(
+    "service-td": _row(
         _body("mr_service_td", b"\1" * 48, 5),
         "service_td",
         "a service TD, such as one for migration, is bound to the TD",
     ),
-}
-
-_SNP: Final = {
-    "snp": NamedScenario(_snp(SnpConfig()), "UpToDate", "an up-to-date SEV-SNP guest"),
-    "snp-debug": NamedScenario(
-        _snp(SnpConfig(policy=0xB0000)),
-        "debug",
-        "the policy of the guest allows debugging by the host",
+    # SEV-SNP.
+    "snp": _row(_snp(), "UpToDate", "an up-to-date SEV-SNP guest"),
+    "snp-debug": _row(
+        _snp(policy=0xB0000), "debug", "the policy of the guest allows debugging by the host"
     ),
-    "snp-wrong-chip": NamedScenario(
-        _snp(SnpConfig(vcek_chip=_UNRELATED)),
-        "chip_id_mismatch",
-        "the VCEK certificate is for another chip",
+    "snp-wrong-chip": _row(
+        _snp(vcek_chip=_UNRELATED), "chip_id_mismatch", "the VCEK certificate is for another chip"
     ),
-    "snp-tcb-mismatch": NamedScenario(
-        _snp(SnpConfig(vcek_tcb=bytes([9, 0, 0, 0, 0, 0, 20, 72]))),
+    "snp-tcb-mismatch": _row(
+        _snp(vcek_tcb=bytes([9, 0, 0, 0, 0, 0, 20, 72])),
         "tcb_mismatch",
         "the VCEK certificate is for an older TCB than that of the report",
     ),
-    "snp-bad-signature": NamedScenario(
-        _snp(SnpConfig(report_key=_UNRELATED)),
-        "report_bad_signature",
-        "the report is not signed by the VCEK",
+    "snp-bad-signature": _row(
+        _snp(report_key=_UNRELATED), "report_bad_signature", "the report is not signed by the VCEK"
     ),
-    "snp-vcek-expired": NamedScenario(
-        _snp(SnpConfig(vcek_not_after=datetime(2020, 2, 1, tzinfo=timezone.utc))),
+    "snp-vcek-expired": _row(
+        _snp(vcek_not_after=datetime(2020, 2, 1, tzinfo=timezone.utc)),
         "cert_expired",
         "the VCEK certificate expired on 2020-02-01",
     ),
-    "snp-untrusted-root": NamedScenario(
-        replace(_snp(SnpConfig()), trust_anchor=_UNRELATED),
+    "snp-untrusted-root": _row(
+        _snp(_UNRELATED),
         "untrusted_root",
         "the trust anchor is not the root of the report's certificates",
     ),
-}
-
-NAMED: Final[dict[str, NamedScenario]] = {
-    **_HEALTHY,
-    **_ALTERED,
-    **_COLLATERAL,
-    **_REVOKED,
-    **_TCB,
-    **_TD,
-    **_SNP,
 }
 
 
@@ -399,9 +335,6 @@ def scenario(name: str) -> Scenario:
     """
     named = NAMED.get(name)
     if named is None:
-        raise UsageError(
-            f"unknown scenario {shown(name)}{near(name, NAMED)}; for a list run attestkit serve "
-            "--list-scenarios",
-            reason="unknown_name",
-        )
+        text = f"unknown scenario {shown(name)}{near(name, NAMED)}; for a list run attestkit serve"
+        raise UsageError(f"{text} --list-scenarios", reason="unknown_name")
     return named.scenario

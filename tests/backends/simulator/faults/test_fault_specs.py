@@ -75,9 +75,8 @@ def test_fault_text_round_trips(text: str, shown: str) -> None:
 )
 def test_unknown_fault_names_the_list_command(text: str) -> None:
     """The error is short, and names the command that lists all faults."""
-    with raises(UsageError, "unknown_name") as caught:
+    with raises(UsageError, "unknown_name", part=repr(text.strip())) as caught:
         Fault.parse(text)
-    assert repr(text.strip()) in str(caught.value)
     assert "attestkit serve --list-faults" in str(caught.value)
     assert len(str(caught.value)) < 240
 
@@ -99,16 +98,12 @@ def test_fault_count_and_skip() -> None:
 
 
 def test_fault_star_is_triggered_until_cleared() -> None:
-    """The count `*` has no limit."""
-    faults = make_faults("mkdir=EIO:*")
+    """The count `*` has no limit, and with 0 nothing is armed."""
+    faults = make_faults("mkdir=EIO:*", "ebusy:0")
     assert all(faults.strike("mkdir") for _ in range(100))
+    assert len(faults.armed()) == 1
     faults.clear()
     assert faults.strike("mkdir") is None
-
-
-def test_fault_count_zero_arms_nothing() -> None:
-    """A count of 0 is accepted and ignored."""
-    assert make_faults("ebusy:0").armed() == ()
 
 
 def test_faults_of_one_operation_are_triggered_in_order() -> None:
@@ -122,14 +117,6 @@ def test_faults_of_one_operation_are_triggered_in_order() -> None:
         None,
     ]
     assert [str(fault) for fault in faults.armed()] == ["rmdir=EPERM:1"]
-
-
-def test_fault_does_not_affect_other_operations() -> None:
-    """Operations with other names succeed."""
-    faults = make_faults("write:rtmr3=EIO")
-    faults.check("write:rtmr2")
-    faults.check("read:rtmr3")
-    assert [str(fault) for fault in faults.armed()] == ["write:rtmr3=EIO:1"]
 
 
 def test_fault_count_is_shared_by_threads() -> None:
@@ -181,12 +168,8 @@ def test_empty_faults_are_truthy() -> None:
 )
 def test_unknown_fault_suggests_nearest_name(text: str, proposed: str) -> None:
     """The text fits in one line, and the listing command shows all faults."""
-    with raises(UsageError, "unknown_name") as caught:
+    with raises(UsageError, "unknown_name", start=f"unknown fault {text!r}{proposed}"):
         Fault.parse(text)
-    message = str(caught.value)
-    assert message.startswith(f"unknown fault {text!r}{proposed}")
-    assert message.endswith("attestkit serve --list-faults")
-    assert len(message) < 220
     listed = "\n".join(named_faults())
     assert all(name in listed for name in (*NAMED, *OPERATIONS, "EBUSY"))
 

@@ -2,20 +2,21 @@
 
 import contextlib
 import re
-from dataclasses import dataclass
-from hashlib import sha256
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.pki.amd_chip import issue_chip
-from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.scenarios.config import (
     CollateralConfig,
+    CrlConfig,
+    PkiConfig,
+    QeIdentityConfig,
     QuoteConfig,
     Scenario,
+    SnpConfig,
     TcbInfoConfig,
 )
 from attestkit.backends.simulator.scenarios.named import NAMED, named_scenarios, scenario
@@ -133,14 +134,14 @@ def test_named_scenarios_have_one_line_of_help() -> None:
         assert "\n" not in line
         assert scenario(name) is named.scenario
     for name, proposed in (("tcb-outofdate", "tcb-OutOfDate"), ("pck-revokd", "pck-revoked")):
-        with raises(UsageError, "unknown_name") as caught:
+        with raises(
+            UsageError, "unknown_name", part=f"'{name}'; did you mean {proposed}"
+        ) as caught:
             scenario(name)
-        assert f"'{name}'; did you mean {proposed}" in str(caught.value)
         assert "attestkit serve --list-scenarios" in str(caught.value)
         assert len(str(caught.value)) < 200
-    with raises(UsageError, "unknown_name") as caught:
+    with raises(UsageError, "unknown_name", part=r"'\x1b[m';"):
         scenario("\x1b[m")
-    assert r"'\x1b[m';" in str(caught.value)
 
 
 def test_custom_scenario_is_accepted() -> None:
@@ -156,10 +157,9 @@ def test_custom_scenario_is_accepted() -> None:
     [
         (Scenario(body=(("rtmr3", bytes(48)),)), "unknown_name", "'rtmr3'"),
         (Scenario(body=(("mr_tdd", bytes(48)),)), "unknown_name", "'mr_tdd'"),
-        (Scenario(body=(("mr_td", bytes(47)),)), "wrong_size", "mr_td: "),
+        (Scenario(body=(("mrtd", bytes(47)),)), "wrong_size", "mrtd: "),
         (Scenario(quote=QuoteConfig(altered=("rtmr4",))), "unknown_name", "'rtmr4'"),
         (Scenario(platform_id=""), "wrong_value", "platform_id: "),
-        (Scenario(body=untyped([("mr_td", bytes(48))])), "wrong_type", "tuples instead of lists"),
     ],
 )
 def test_invalid_scenario_is_rejected(
@@ -167,25 +167,94 @@ def test_invalid_scenario_is_rejected(
 ) -> None:
     """The error names the unknown field, and the state directory stays usable."""
     for _ in range(2):
-        with raises(UsageError, reason) as caught:
+        with raises(UsageError, reason, part=subject):
             Simulator(seed=SEED, scenario=own, state_dir=tmp_path)
-        assert subject in str(caught.value)
     Simulator(seed=SEED, state_dir=tmp_path).close()
 
 
-@pytest.mark.parametrize(
-    ("knobs", "reason"),
-    [
-        ({"platform": "sgx"}, "wrong_value"),
-        ({"quote_version": 3}, "wrong_value"),
-        ({"trust_anchor": 5}, "wrong_type"),
-    ],
-)
-def test_scenario_fields_are_checked(knobs: dict[str, Any], reason: str) -> None:
-    """The constructor rejects invalid values."""
-    with raises(UsageError, reason) as caught:
-        Scenario(**knobs)
-    assert str(caught.value).startswith(f"{next(iter(knobs))}: ")
+_YEAR_1949 = datetime(1949, 1, 1, tzinfo=timezone.utc)
+_YEAR_2019 = datetime(2019, 12, 31, tzinfo=timezone.utc)
+_YEAR_2050 = datetime(2050, 1, 1, tzinfo=timezone.utc)
+_NAIVE = datetime.fromisoformat("2020-01-01")
+OUT_OF_RANGE: Final[list[tuple[type, str, object, str]]] = [
+    *((PkiConfig, name, bytes(1), "wrong_size") for name in ("fmspc", "pceid", "cpusvn")),
+    (PkiConfig, "qe_mrsigner", bytes(31), "wrong_size"),
+    (PkiConfig, "fmspc", 6, "wrong_type"),
+    (PkiConfig, "pcesvn", 32768, "out_of_range"),
+    (PkiConfig, "pcesvn", "13", "wrong_type"),
+    (PkiConfig, "sgx_type", 3, "out_of_range"),
+    (PkiConfig, "qe_isvsvn", 65536, "out_of_range"),
+    (PkiConfig, "qe_miscselect", -1, "out_of_range"),
+    *((kind, "not_before", _NAIVE, "wrong_type") for kind in (PkiConfig, SnpConfig)),
+    *((kind, "not_before", _YEAR_1949, "out_of_range") for kind in (PkiConfig, SnpConfig)),
+    *((kind, "not_after", _YEAR_2019, "conflict") for kind in (PkiConfig, SnpConfig)),
+    *((PkiConfig, "not_before", value, "wrong_type") for value in (5, None)),
+    (PkiConfig, "not_after", _YEAR_2050, "out_of_range"),
+    (
+        PkiConfig,
+        "not_after",
+        _YEAR_2050.replace(tzinfo=timezone(-timedelta(hours=1))),
+        "out_of_range",
+    ),
+    (
+        PkiConfig,
+        "not_before",
+        datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
+        "out_of_range",
+    ),
+    (PkiConfig, "pck_not_after", _YEAR_1949, "out_of_range"),
+    (PkiConfig, "pck_not_after", _YEAR_2019, "conflict"),
+    *((PkiConfig, "crl_base_url", url, "encoding") for url in ("https://\xfc", "https://a\n")),
+    (PkiConfig, "crl_base_url", b"https://a", "wrong_type"),
+    (SnpConfig, "snp_tcb", bytes(7), "wrong_size"),
+    (SnpConfig, "snp_tcb", 8, "wrong_type"),
+    (SnpConfig, "vcek_tcb", bytes(9), "wrong_size"),
+    (SnpConfig, "policy", 1 << 64, "out_of_range"),
+    (SnpConfig, "policy", None, "wrong_type"),
+    (SnpConfig, "vcek_not_after", _YEAR_2019, "conflict"),
+    (QuoteConfig, "version", 65536, "out_of_range"),
+    *(
+        (QuoteConfig, name, bytes(3), "wrong_size")
+        for name in ("reserved", "vendor_id", "user_data")
+    ),
+    *((QuoteConfig, name, bytes(3), "wrong_size") for name in ("qe_cpusvn", "qe_report_data")),
+    (QuoteConfig, "body_size", 1 << 32, "out_of_range"),
+    *((QuoteConfig, name, -1, "out_of_range") for name in ("qe_isvsvn", "padding")),
+    *((CrlConfig, "revoked", (number,), "out_of_range") for number in (-1, 0, 1 << 159)),
+    *((CrlConfig, "revoked", value, "wrong_type") for value in ((None,), "tcb-signing")),
+    *((CrlConfig, "number", number, "out_of_range") for number in (-1, 1 << 159)),
+    (CrlConfig, "number", "1", "wrong_type"),
+    (CrlConfig, "this_update", timedelta(1), "wrong_type"),
+    (CrlConfig, "next_update", NOW + 0.5, "wrong_type"),
+    *(
+        (kind, name, value, "out_of_range")
+        for kind, name in (
+            *((TcbInfoConfig, "issue"), (TcbInfoConfig, "next_update")),
+            *((QeIdentityConfig, "issue"), (QeIdentityConfig, "next_update")),
+            *((CrlConfig, "this_update"), (CrlConfig, "next_update")),
+        )
+        for value in (10**13, -(10**9))
+    ),
+    *((kind, "issue", "now", "wrong_type") for kind in (TcbInfoConfig, QeIdentityConfig)),
+    (Scenario, "platform", "sgx", "wrong_value"),
+    (Scenario, "quote_version", 3, "wrong_value"),
+    (Scenario, "trust_anchor", 5, "wrong_type"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "value", "reason"), OUT_OF_RANGE)
+def test_configuration_out_of_range_is_rejected(
+    kind: type, name: str, value: object, reason: str
+) -> None:
+    """The error names the field."""
+    with raises(UsageError, reason, start=f"{name}: "):
+        kind(**{name: value})
+
+
+def test_qe_auth_data_is_limited_to_65535_bytes() -> None:
+    """The length field has 16 bits."""
+    with raises(UsageError, "out_of_range"):
+        QuoteConfig(qe_auth_data=bytes(65536))
 
 
 def test_events_are_in_the_quote_of_each_scenario() -> None:
@@ -193,19 +262,9 @@ def test_events_are_in_the_quote_of_each_scenario() -> None:
     with open_attester("simulator", seed=SEED, scenario="tcb-OutOfDate") as tee:
         before = tee.registers()
         tee.emit_event("mine", b"1")
-        quote, log = tee.quote_and_log(REPORT_DATA)
+        quote, log = tee.evidence_source.quote_and_log(REPORT_DATA)
         assert quote.rtmrs == tee.registers() != before
         assert log.runtime[-1].name == "mine"
-
-
-def test_scenarios_compare_by_value() -> None:
-    """Equal values share a cached PKI; repr shows each field."""
-    one, same = (Scenario(quote=QuoteConfig(altered=("mr_config_id",))) for _ in range(2))
-    assert one == same
-    assert hash(one) == hash(same)
-    assert one not in {Scenario(), QuoteConfig(altered=("mr_config_id",))}
-    assert repr(one).startswith("Scenario(platform='tdx', snp=SnpConfig(")
-    assert "altered=('mr_config_id',)" in repr(one)
 
 
 def test_scenario_is_deterministic() -> None:
@@ -220,12 +279,14 @@ def test_scenario_is_deterministic() -> None:
 def verify_outcome(name: str, policy: AppraisalPolicy) -> str:
     """Return the accepted status of a raw quote, or the reason of the error."""
     simulator = Simulator(seed=SEED, scenario=name, now=lambda: NOW)
-    verifier = Verifier(simulator.trust_anchor, simulator.collateral(), policy=policy)
+    verifier = Verifier(
+        trust_anchor=simulator.trust_anchor, collateral=simulator.collateral(), policy=policy
+    )
     try:
         result = verifier.verify(simulator.get_quote(REPORT_DATA), report_data=REPORT_DATA, now=NOW)
     except (VerificationError, CollateralError, FormatError) as error:
         return str(error.reason)
-    return str(result.tcb_status)
+    return str(result.tcb.status)
 
 
 @pytest.mark.parametrize("name", TDX)
@@ -243,40 +304,13 @@ def test_policies_accept_by_tcb_status(name: str) -> None:
     assert default == (outcome if outcome in (*current, CURRENT_BOTH) else "tcb_status")
 
 
-def test_pki_cache_is_limited_and_excludes_random_seeds() -> None:
-    """PKIs of the last four given seeds are cached."""
-    issue_platform.clear()
-    Simulator()
-    assert len(issue_platform) == 0
-    for number in range(20):
-        Simulator(seed=bytes([number] * 32))
-        assert len(issue_platform) == min(number + 1, 4)
-    one, two = (Simulator(seed=SEED, scenario="qe-debug") for _ in range(2))
-    assert one._pki is two._pki
-    assert one._pki is not Simulator(seed=SEED)._pki
-    for number in range(3):  # used again, so not the oldest
-        Simulator(seed=bytes([number] * 32))
-        assert Simulator(seed=SEED, scenario="qe-debug")._pki is one._pki
-
-
-def test_caches_do_not_contain_seeds() -> None:
-    """The cache key is the seed's hash."""
-    seed = b"\xa7" * 32
-    td, guest = Simulator(seed=seed), Simulator(seed=seed, platform="snp")
-    assert (sha256(seed).digest(), td._scenario) in issue_platform._kept
-    assert (sha256(seed).digest(), guest._scenario) in issue_chip._kept
-    chip = vars(untyped(guest)._chip)
-    shown = f"{issue_platform._kept!r} {issue_chip._kept!r} {chip!r}"
-    assert repr(seed)[2:-1] not in shown
-
-
 def test_attester_rejects_invalid_evidence_of_scenarios() -> None:
     """These five give raw quotes only; all other scenarios give evidence."""
     refused = set()
     for name in NAMED:
         with open_attester("simulator", seed=SEED, scenario=name) as tee:
             try:
-                tee.attest(REPORT_DATA)
+                tee.attest(report_data=REPORT_DATA)
             except (BackendError, ReplayError):
                 refused.add(name)
     assert refused == NO_EVIDENCE
@@ -306,20 +340,3 @@ def test_guide_lists_each_scenario() -> None:
     """Its tables equal the code's, in order."""
     rows = re.findall(r"^\| `(.+)` \| (.+) \| (.+) \|$", GUIDE.read_text(), re.MULTILINE)
     assert rows == [(name, named.outcome, named.text) for name, named in NAMED.items()]
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class _Special(TcbInfoConfig):
-    note: str = ""
-
-
-def test_subclass_values_compare_by_all_fields() -> None:
-    """Equality, hash and repr include inherited fields."""
-    one, same, other = _Special(note="a"), _Special(note="a"), _Special(version=2, note="a")
-    assert one == same
-    assert hash(one) == hash(same)
-    assert one != other
-    assert hash(one) != hash(other)
-    assert one != TcbInfoConfig()
-    assert "version=2" in repr(other)
-    assert repr(other).endswith("note='a')")

@@ -32,7 +32,7 @@ def test_events_are_in_register_and_log_on_kernel(td: SimulatedTd) -> None:
     with _attester() as tee:
         for number in range(3):
             tee.emit_event(f"event-{number}", b"payload")
-            evidence = tee.attest(REPORT_DATA)
+            evidence = tee.attest(report_data=REPORT_DATA)
             assert evidence.quote is not None
             evidence.event_log.check(evidence.quote)
         assert _names(tee) == ["event-0", "event-1", "event-2"]
@@ -78,7 +78,7 @@ def test_kill_around_extend_keeps_log_and_register_consistent(
     assert (RUNTIME_LOG / "runtime_event.pending").exists()
     with _attester() as tee:
         tee.emit_event("after", b"payload")
-        evidence = tee.attest(REPORT_DATA)
+        evidence = tee.attest(report_data=REPORT_DATA)
         assert evidence.quote is not None
         evidence.event_log.check(evidence.quote)
         assert _names(tee) == ["before", *(["lost-or-kept"] if done else []), "after"]
@@ -94,7 +94,7 @@ def test_foreign_extend_prevents_events_and_evidence(td: SimulatedTd) -> None:
         with pytest.raises(JournalError):
             tee.emit_event("another", b"payload")
         with pytest.raises(ReplayError):
-            tee.attest(REPORT_DATA)
+            tee.attest(report_data=REPORT_DATA)
         assert tee.get_quote(REPORT_DATA).rtmrs == td.registers()
 
 
@@ -104,7 +104,7 @@ def test_kernel_without_register_files_rejects_events(td: SimulatedTd) -> None:
     with _attester() as tee:
         with pytest.raises(UnsupportedError):
             tee.emit_event("name", b"payload")
-        evidence = tee.attest(REPORT_DATA)
+        evidence = tee.attest(report_data=REPORT_DATA)
         assert evidence.quote is not None
         evidence.event_log.check(evidence.quote)
         assert evidence.event_log.runtime == ()

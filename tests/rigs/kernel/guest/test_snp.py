@@ -54,7 +54,7 @@ def test_snp_evidence_has_report_and_certificates(snp: SimulatedSnp) -> None:
     """Events are unsupported."""
     snp.boot()
     with Attester(ConfigfsTsm()) as tee:
-        evidence = tee.attest(REPORT_DATA)
+        evidence = tee.attest(report_data=REPORT_DATA)
         with pytest.raises(UnsupportedError):
             tee.emit_event("name", b"payload")
     assert evidence.report_data == REPORT_DATA

@@ -1,0 +1,91 @@
+"""A position in untrusted bytes: common base of the readers of CBOR, msgpack and SCALE."""
+
+from typing import ClassVar, Final
+
+from attestkit._reasons import FormatReason
+from attestkit.errors import FormatError
+
+_MAX_SKIPPED: Final = 1 << 20  # skipped values create no objects, so many are allowed
+
+
+class Cursor:
+    """Cursor over `data`; every method reads one value and advances past it.
+
+    All methods raise FormatError, with the offset of the invalid value.
+    """
+
+    __slots__ = ("_skipped", "at", "data")
+
+    CODEC: ClassVar[str]  # name in errors
+    NIL: ClassVar[bytes] = b""
+    WHOLE: ClassVar[frozenset[int]] = frozenset()
+    """Initial bytes that are a complete value, for `skip`."""
+
+    def __init__(self, data: bytes, at: int = 0) -> None:
+        self.data: bytes = data
+        self.at: int = at
+        self._skipped = 0
+
+    @property
+    def remaining(self) -> int:
+        """Number of bytes that are not read yet."""
+        return len(self.data) - self.at
+
+    def error(self, problem: str, reason: FormatReason, offset: int) -> FormatError:
+        """Return the error for a value at `offset`."""
+        return FormatError(f"{self.CODEC}: {problem}", reason=reason, offset=offset)
+
+    def wrong_type(self, expected: str, offset: int) -> FormatError:
+        """Return the error for a value of another type."""
+        return self.error(f"expected {expected}", "wrong_type", offset)
+
+    def take(self, size: int) -> bytes:
+        """Read exactly `size` bytes."""
+        end = self.at + size
+        if end > len(self.data):
+            problem = f"truncated: {size} bytes expected, {self.remaining} left"
+            raise self.error(problem, "truncated", self.at)
+        found = self.data[self.at : end]
+        self.at = end
+        return found
+
+    def take_text(self, size: int, start: int) -> str:
+        """Read `size` bytes of UTF-8; errors have the offset `start`, where the value begins."""
+        try:
+            return self.take(size).decode()
+        except UnicodeDecodeError as error:
+            raise self.error("text is not UTF-8", "encoding", start) from error
+
+    def truncated(self, count: int, start: int) -> FormatError:
+        """Return the error for a value at `start` with more items than remaining bytes."""
+        problem = f"truncated: {count} items, {self.remaining} bytes left"
+        return self.error(problem, "truncated", start)
+
+    def finish(self, subject: str) -> None:
+        """Raise FormatError unless all bytes were read."""
+        if left := self.remaining:
+            message = f"{subject}: {left} bytes after its end"
+            raise FormatError(message, reason="trailing_data", offset=self.at)
+
+    def nil(self) -> bool:
+        """Return whether the next value is nil, and read it if so."""
+        found = self.data[self.at : self.at + 1] == self.NIL
+        self.at += found
+        return found
+
+    def skip(self) -> None:
+        """Skip one value of any depth; a reader skips at most 1,048,576 values in all."""
+        data, whole, left = self.data, self.WHOLE, 1
+        while left:
+            self._skipped += 1
+            if self._skipped > _MAX_SKIPPED:
+                raise self.error(f"more than {_MAX_SKIPPED} unknown values", "too_many", self.at)
+            if self.at < len(data) and data[self.at] in whole:
+                self.at += 1
+                left -= 1
+            else:
+                left += self.skip_head() - 1
+
+    def skip_head(self) -> int:
+        """Skip a value without the items that it contains; return the number of these items."""
+        raise NotImplementedError

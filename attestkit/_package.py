@@ -1,0 +1,41 @@
+"""The package itself: its installed version, and public names imported on first use (PEP 562)."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+
+
+def own_version() -> str:
+    """Return the installed version; "0+unknown" if the files were copied and not installed."""
+    # Lazy: importing it takes as long as half a start.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("attestkit")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def lazy_names(
+    package: str, names: Mapping[str, Iterable[str]]
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """Return the functions `__getattr__` and `__dir__` of a package.
+
+    Hide them from type checkers, which would otherwise accept any name.
+
+    Args:
+        package: Name of the package.
+        names: Public names by the submodule that defines them.
+    """
+    homes = {name: module for module, found in names.items() for name in found}
+    attributes = vars(sys.modules[package])
+
+    def get(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = import_module(f"{package}.{homes[name]}")
+        value: object = module if name == homes[name] else getattr(module, name)
+        attributes[name] = value
+        return value
+
+    return get, lambda: sorted({*attributes, *homes})

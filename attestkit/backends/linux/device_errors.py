@@ -1,0 +1,105 @@
+"""Errors of files, devices and sockets: their text begins with the path, and they contain it."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from attestkit._reasons import (
+    BackendBusyReason,
+    BackendReason,
+    BackendUnavailableReason,
+    QuoteUnavailableReason,
+)
+from attestkit.errors import (
+    BackendBusyError,
+    BackendError,
+    BackendUnavailableError,
+    QuoteUnavailableError,
+)
+
+ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+DENIED: Final = frozenset({errno.EACCES, errno.EPERM})
+
+
+def failed(path: object, problem: str, reason: BackendReason) -> BackendError:
+    """Return the error of a device or file that returned an error or an invalid response."""
+    return BackendError(f"{path}: {problem}", reason=reason, path=str(path))
+
+
+def unavailable(
+    path: object, problem: str, reason: BackendUnavailableReason
+) -> BackendUnavailableError:
+    """Return the error of a device or file that is missing or not accessible."""
+    return BackendUnavailableError(f"{path}: {problem}", reason=reason, path=str(path))
+
+
+def busy(path: object, problem: str, reason: BackendBusyReason) -> BackendBusyError:
+    """Return the error of a device or file that another request uses."""
+    return BackendBusyError(f"{path}: {problem}", reason=reason, path=str(path))
+
+
+def no_quote(path: object, problem: str, reason: QuoteUnavailableReason) -> QuoteUnavailableError:
+    """Return the error of a platform that returned no quote."""
+    return QuoteUnavailableError(f"{path}: {problem}", reason=reason, path=str(path))
+
+
+# What an errno means: error and reason, and its cause and remedy in words.
+Meaning = tuple[Callable[[object, str, Any], BackendError], BackendReason, str]
+
+INTERRUPTED: Final[Meaning] = (busy, "interrupted", "interrupted repeatedly; retry")
+OUT_OF_MEMORY: Final[Meaning] = (failed, "io_error", "the kernel is out of memory; retry")
+_BY_POLICY: Final = "forbidden by a security policy (seccomp, LSM)"
+FORBIDDEN_BY_POLICY: Final[Meaning] = (unavailable, "permission_denied", _BY_POLICY)
+UNKNOWN: Final[Meaning] = (failed, "io_error", "undocumented error; see the kernel log")
+
+
+def access_error(path: object, problem: str, error: OSError, remedy: str = "") -> BackendError:
+    """Return the error of a file that cannot be opened, read or written.
+
+    `remedy` is appended if permission is denied.
+    """
+    text = f"{problem} ({error_name(error)})"
+    if error.errno in DENIED | {errno.EROFS}:
+        return unavailable(path, f"{text}: {permissions(str(path))}{remedy}", "permission_denied")
+    return failed(path, text, "io_error")
+
+
+def translate_errno(
+    path: object,
+    problem: str,
+    error: OSError,
+    meanings: Mapping[int, Meaning],
+    otherwise: Meaning = UNKNOWN,
+) -> BackendError:
+    """Return the error of a failed operation.
+
+    Args:
+        path: The file, device or socket.
+        problem: What failed, such as "boot log: cannot be read".
+        error: Its OSError.
+        meanings: Meaning of each errno.
+        otherwise: Meaning of any other errno.
+    """
+    make, reason, meaning = meanings.get(error.errno or 0, otherwise)
+    return make(path, f"{problem} ({error_name(error)}): {meaning}", reason)
+
+
+def error_name(error: OSError) -> str:
+    """Return the symbol and the text of an errno: "EACCES, permission denied"."""
+    number = error.errno or 0
+    return f"{errno.errorcode.get(number, f'errno {number}')}, {os.strerror(number).lower()}"
+
+
+def permissions(path: str | os.PathLike[str]) -> str:
+    """Return mode, owner and group of a file, and the user and groups of this process."""
+    groups = ",".join(map(str, sorted({os.getegid(), *os.getgroups()})))
+    process = f"this process has uid {os.geteuid()}, groups {groups}"
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        return f"stat of {path} failed ({error_name(error)}); {process}"
+    mode = stat.S_IMODE(found.st_mode)
+    return f"{path} has mode {mode:04o}, owner uid {found.st_uid}, group {found.st_gid}; {process}"

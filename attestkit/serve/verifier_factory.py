@@ -1,0 +1,76 @@
+"""The Verifier and the signing key of the verifier service, from its settings."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from attestkit.collateral import Collateral
+from attestkit.collateral.cache import CollateralCache
+from attestkit.collateral.pccs_client import base_url
+from attestkit.dstack.host_shared_folder import read_file
+from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
+from attestkit.serve.config.option_values import prefix_errors, read_policy
+from attestkit.serve.verifier_service.ear import read_ear_key
+from attestkit.verifier.authenticators import Authenticators
+from attestkit.verifier.dcap.authenticate import Dcap
+from attestkit.verifier.pipeline import Verifier
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+
+if TYPE_CHECKING:
+    from attestkit.serve.config.command_line import Options
+    from attestkit.serve.config.verifier_settings import VerifierSettings
+    from attestkit.verifier.ear.result_token import EarKey
+
+_Read = TypeVar("_Read")
+
+
+def open_verifier(settings: "VerifierSettings") -> "Verifier":
+    """Build the Verifier. Without a policy, TCB status is reported but not enforced."""
+    options, cache = settings.options, None
+    Dcap(None)  # fails if the package that verifies quotes is missing
+    if settings.pccs_url is not None:
+        source = options.sources.get("verifier_pccs", "--verifier-pccs or $PCCS_URL")
+        with prefix_errors(f"{source}:"):
+            base_url(settings.pccs_url)  # fail at startup instead of at the first request
+    if (folder := options.path("verifier_cache")) is not None:
+        with prefix_errors(options.prefix("verifier_cache")):
+            cache = CollateralCache(folder)
+    anchor = _read_option_file(
+        options, "trust_anchor", lambda data: Authenticators(data).trust_anchor
+    )
+    policy = AppraisalPolicy.development()
+    if options.verifier_policy is not None:
+        policy = read_policy(options.prefix("verifier_policy"), options.verifier_policy)
+    return Verifier(
+        trust_anchor=anchor,
+        collateral=_read_option_file(options, "verifier_collateral", Collateral.from_json),
+        pccs_url=settings.pccs_url,
+        policy=policy,
+        cache=cache,
+    )
+
+
+def load_ear_key(settings: "VerifierSettings") -> "EarKey | None":
+    """Return the key that signs attestation results; None if no option names one."""
+    if (path := settings.options.path("ear_key")) is None:
+        return None
+    return read_ear_key(settings.options.prefix("ear_key"), path)
+
+
+def _read_option_file(
+    options: "Options", field: str, parse: Callable[[bytes], _Read]
+) -> _Read | None:
+    """Return the parsed content of an option's file; None if it is not given.
+
+    Raises:
+        ConfigError: If the file cannot be read or parsed; the text names the option.
+    """
+    if (path := options.path(field)) is None:
+        return None
+    with prefix_errors(options.prefix(field)):
+        data = read_file(path)
+        try:
+            return parse(data)
+        except (CollateralError, FormatError) as error:
+            raise ConfigError(f"{path}: {error}", reason="syntax") from error
+        except UsageError as error:
+            raise ConfigError(f"{path}: {error}", reason="wrong_value") from error

@@ -1,0 +1,244 @@
+"""Verification of one piece of evidence in single steps.
+
+Steps: format, signatures, report data, event log, OS image, app identity, policy. A step that
+passes adds a VerificationStep to the result; otherwise it raises an exception. An unexpected
+exception rejects the evidence.
+"""
+
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from types import EllipsisType
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from attestkit._reasons import VerificationStep
+from attestkit.attestation import Attestation
+from attestkit.collateral import Collateral
+from attestkit.errors import UsageError
+from attestkit.quote import Quote
+from attestkit.verifier.authenticators import Authenticators
+from attestkit.verifier.batch.task import run_step
+from attestkit.verifier.dcap.fetch_and_retry import authenticate_fetching
+from attestkit.verifier.evidence_bundle import EvidenceBundle
+from attestkit.verifier.evidence_checks import (
+    ExpectedReportData,
+    ParsedEvidence,
+    app_info,
+    check_os_image,
+    check_quoted_report_data,
+    check_report_data,
+    claims,
+    replay_event_log,
+)
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from attestkit.verifier.result import (
+    AttestationResult,
+    Authenticated,
+    Claims,
+    ResultContent,
+    create_result,
+)
+
+if TYPE_CHECKING:
+    from attestkit.attestation import AppInfo
+    from attestkit.collateral.caching_source import CollateralSource
+
+Evidence = bytes | Attestation | Quote
+"""Encoded evidence or raw quote, or the parsed object of either."""
+
+_Got = TypeVar("_Got")
+_RAW_QUOTES: Final = (b"\3\0", b"\4\0", b"\5\0")  # quote versions; no evidence begins so
+
+
+class Settings(NamedTuple):
+    """Configuration of a verification, from its Verifier."""
+
+    authenticators: Authenticators
+    policy: AppraisalPolicy
+    policy_name: str
+    collateral: Collateral | None  # for all evidence
+    source: "CollateralSource | None"
+    details: bool  # of the TCB
+
+
+class Examination:
+    """Verification in single steps: call each method once, in the order of their definition."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        evidence: Evidence,
+        now: datetime,
+        collateral: Collateral | None,
+        *,
+        fetch: bool = True,
+    ) -> None:
+        self._settings = settings
+        self._now, self._fetch = now, fetch
+        self._collateral = settings.collateral if collateral is None else collateral
+        self._steps: list[VerificationStep] = []
+        self._authenticated: Authenticated | None = None
+        self._replayed: tuple[int, ...] | None = None
+        self._image_hash: bytes | None = None
+        self._app_info: AppInfo | None = None
+        self.parsed: ParsedEvidence = run_step("format", self._steps, lambda: _to_parsed(evidence))
+
+    @property
+    def steps(self) -> tuple[VerificationStep, ...]:
+        """Steps that passed so far, and steps that were skipped."""
+        return tuple(self._steps)
+
+    def authenticate(self) -> Authenticated:
+        """Verify signatures and platform."""
+        return run_step("signatures", self._steps, self._authenticate)
+
+    def _authenticate(self) -> Authenticated:
+        source, quote = self._settings.source, self.parsed.quote
+        if source is None or quote is None or self._collateral is not None:
+            found = self._authenticate_with(self._collateral)
+        else:
+            precheck = partial(self._settings.authenticators.precheck, quote, now=self._now)
+            found, self._collateral = authenticate_fetching(
+                source, quote, self._authenticate_with, precheck, fetch=self._fetch
+            )
+        check_quoted_report_data(self.parsed, found.report_data)
+        self._authenticated = found
+        self._steps.extend(found.steps)
+        return found
+
+    def _authenticate_with(self, collateral: Collateral | None) -> Authenticated:
+        settings = self._settings
+        return settings.authenticators.authenticate(
+            self.parsed, collateral, self._now, details=settings.details
+        )
+
+    def replay(self) -> None:
+        """Compare the event log with the registers."""
+        run_step("event log", self._steps, self._replay)
+
+    def _replay(self) -> None:
+        _require(self._authenticated)
+        self._replayed, step = replay_event_log(self.parsed)
+        self._steps.append(step)
+
+    def image_hash(self) -> bytes:
+        """Return the hash of the running OS image; empty if not verifiable."""
+        return run_step("OS image", self._steps, self._verify_image)
+
+    def _verify_image(self) -> bytes:
+        _require(self._replayed)
+        self._image_hash, step = check_os_image(self.parsed)
+        self._steps.append(step)
+        return self._image_hash
+
+    def app_info(self) -> "AppInfo | None":
+        """Return the identity of the app; unauthenticated fields are empty.
+
+        None if the evidence names no app.
+        """
+        return run_step("identity", self._steps, self._identify)
+
+    def _identify(self) -> "AppInfo | None":
+        authenticated, image = _require(self._authenticated), _require(self._image_hash)
+        self._app_info, steps = app_info(self.parsed, authenticated.device, image)
+        self._steps.extend(steps)
+        return self._app_info
+
+    def appraise(
+        self,
+        *,
+        nonce: bytes | None = None,
+        report_data: bytes | EllipsisType | None = ...,
+    ) -> AttestationResult:
+        """Appraise the claims by the policy, and return the result; see `Verifier.verify`."""
+
+        def appraise() -> AttestationResult:
+            return self._appraise(ExpectedReportData.of(nonce, report_data))
+
+        return run_step("policy", self._steps, appraise)
+
+    def complete(self, expected: ExpectedReportData) -> AttestationResult:
+        """Run all steps, and return the result."""
+        self.authenticate()
+        self.replay()
+        self.image_hash()
+        self.app_info()
+        return run_step("policy", self._steps, lambda: self._appraise(expected))
+
+    def _appraise(self, expected: ExpectedReportData) -> AttestationResult:
+        authenticated = _require(self._authenticated)
+        found = self._claims()
+        self._steps.append(check_report_data(authenticated.report_data, expected))
+        settings = self._settings
+        simulated = not settings.authenticators.genuine(self.parsed)
+        self._steps.extend(
+            settings.policy.appraise(
+                found,
+                authenticated,
+                self._app_info,
+                self._now,
+                self._explain,
+                simulated=simulated,
+            )
+        )
+        accepted = f"accepted by {settings.policy_name}"
+        self._steps.append(VerificationStep("policy", "passed", accepted))
+        return create_result(
+            ResultContent(
+                claims=found,
+                advisory_ids=authenticated.advisory_ids,
+                tcb=replace(authenticated.tcb, status=authenticated.status),
+                simulated=simulated,
+                bound_to=expected.bound_to,
+                nonce=expected.nonce,
+                app_info=self._app_info,
+                verified_at=self._now,
+                certificate_chain=authenticated.chain,
+                steps=self.steps,
+            )
+        )
+
+    def claims(self) -> Claims:
+        """Return the authenticated fields, after the previous steps."""
+        return run_step("claims", self._steps, self._claims)
+
+    def _claims(self) -> Claims:
+        authenticated = _require(self._authenticated)
+        registers, image = _require(self._replayed), _require(self._image_hash)
+        return claims(self.parsed, authenticated.report_data, registers, image)
+
+    def _explain(self) -> str:
+        """Return a sentence on the outdated component; computed only for an error."""
+        authenticated, quote = _require(self._authenticated), self.parsed.quote
+        if quote is None or self._collateral is None:
+            return ""
+        return self._settings.authenticators.explain(authenticated, quote, self._collateral)
+
+
+def _require(value: _Got | None) -> _Got:
+    if value is None:
+        raise UsageError(
+            "verification steps: called out of order; call each once, in the order of Examination",
+            reason="conflict",
+        )
+    return value
+
+
+def _to_parsed(evidence: object) -> ParsedEvidence:
+    """Parse evidence; a raw quote is recognised by its version."""
+    if isinstance(evidence, Attestation):
+        return ParsedEvidence.of(evidence)
+    if isinstance(evidence, Quote):
+        return ParsedEvidence(None, evidence)
+    if isinstance(evidence, EvidenceBundle):
+        raise UsageError(
+            "evidence: wrong type: EvidenceBundle; use Verifier.verify_bundle", reason="wrong_type"
+        )
+    if not isinstance(evidence, bytes):
+        raise UsageError(
+            f"evidence: wrong type: {type(evidence).__name__}, must be bytes, Attestation or Quote",
+            reason="wrong_type",
+        )
+    if evidence[:2] in _RAW_QUOTES:
+        return ParsedEvidence(None, Quote.parse(evidence))
+    return ParsedEvidence.of(Attestation.from_bytes(evidence))

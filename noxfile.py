@@ -1,0 +1,186 @@
+"""Run attestkit with other Pythons, dependencies, clients and frameworks: `make matrix`.
+
+Each session is an environment with a wheel of this tree; the tests are a copy without the package.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import nox
+
+ROOT: Final = Path(__file__).resolve().parent
+PROJECT: Final = nox.project.load_toml(ROOT / "pyproject.toml")["project"]
+PYTHONS: Final = nox.project.python_versions({"project": PROJECT})
+ENDS: Final = (PYTHONS[0], PYTHONS[-1])
+EXTRAS: Final = [name for name in PROJECT["optional-dependencies"] if name not in ("all", "dev")]
+TOOLS: Final = ("pytest>=9", "pytest-asyncio", "hypothesis", "httpx", "jsonschema-rs")
+# Official clients, the newest last. Info of 0.5.1 needs a field that dstack 0.5 does not send.
+PYTHON_CLIENTS: Final = ("0.5.0", "0.5.2", "0.5.3", "0.5.4")
+JS_CLIENTS: Final = ("0.5.5", "0.5.7", "0.5.8")
+FRAMEWORKS: Final = {  # the oldest version and the newest, with its tests
+    "starlette": ("0.40.0", "tests/matrix/test_frameworks.py"),
+    "fastapi": ("0.115.0", "tests/matrix/test_frameworks.py"),
+    "httpx": ("0.27.0", "tests/ra_tls/test_http.py"),
+}
+# Tests that use every dependency, some seconds each.
+TESTS: Final = (
+    *("tests/native/test_native.py", "tests/attestation/wire/test_v1_cbor.py", "tests/formats"),
+    *("tests/crypto/test_ecdsa.py", "tests/crypto/test_ed25519.py", "tests/crypto/test_hashes.py"),
+    *("tests/keys/test_signatures.py", "tests/dstack/test_env_encryption.py"),
+    *("tests/ra_tls/test_certificate.py", "tests/verifier/policy/test_toml_reader.py"),
+    "tests/verifier/dcap/test_authenticate.py",
+    *("tests/serve/http/test_protocol.py", "tests/serve/http/test_server.py"),
+    *("tests/serve/rpc/test_json_codec.py", "tests/serve/rpc/test_event_log_json.py"),
+    *("tests/serve/rpc/test_protobuf_codec.py", "tests/serve/docker/test_engine.py"),
+    *("tests/serve/pages/test_dashboard.py", "tests/serve/metrics/test_agent.py"),
+    *("tests/serve/test_machine_info.py", "tests/cli/test_cli.py"),
+    *("tests/cli/commands/test_mount.py", "tests/cli/commands/test_verify_many.py"),
+)
+CORE_TESTS: Final = ("tests/native/test_native.py", "tests/test_quote.py", "tests/event_log")
+
+nox.options.default_venv_backend = "uv"
+nox.options.error_on_missing_interpreters = True
+# Where uv is, and the Pythons of pyenv.
+places = [Path(sys.executable).parent, *Path.home().glob(".pyenv/versions/3.*/bin")]
+os.environ["PATH"] = os.pathsep.join([*map(str, places), os.environ["PATH"]])
+
+
+@cache
+def build() -> Path:
+    """Build the wheel of this tree, once a run."""
+    folder = ROOT / ".matrix" / "wheel"
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(
+        ["uv", "build", "--quiet", "--wheel", "--out-dir", str(folder)], cwd=ROOT, check=True
+    )
+    [wheel] = folder.glob("*.whl")
+    return wheel
+
+
+def wheel(extras: str = "all") -> str:
+    """Return the requirement of this tree's wheel."""
+    return f"attestkit[{extras}] @ {build().as_uri()}"
+
+
+def install(session: nox.Session, *requirements: str, oldest: bool = False) -> None:
+    """Install wheels only: the newest versions, or of the requirements the oldest allowed ones."""
+    resolution = "lowest-direct" if oldest else "highest"
+    session.install("--only-binary", ":all:", "--resolution", resolution, *requirements)
+
+
+def copy_tests(session: nox.Session) -> Path:
+    """Copy the tests without the package, and make the copy the current folder."""
+    place = Path(session.create_tmp()).resolve() / "tree"
+    shutil.rmtree(place, ignore_errors=True)
+    ignored = shutil.ignore_patterns("__pycache__", "node_modules", ".*")
+    for name in ("tests", "docs"):
+        shutil.copytree(ROOT / name, place / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "Makefile"):
+        shutil.copy(ROOT / name, place)
+    shared = place.parent / "shared"
+    if (ROOT.parent / "shared").exists() and not shared.exists():
+        shared.symlink_to(ROOT.parent / "shared")
+    session.cd(place)
+    return place
+
+
+def run_tests(session: nox.Session, *paths: str, **environ: str) -> None:
+    """Run tests of the current folder, with few examples of each property."""
+    environ |= {"ATTESTKIT_MOST_EXAMPLES": "5", "PYTHONPATH": ""}
+    options = ("-q", "-p", "no:cacheprovider", "-p", "tests.rigs.few_examples")
+    marks = ("-m", "not slow and not rig and not hardware")
+    session.run("python", "-m", "pytest", *options, *marks, *paths, env=environ)
+
+
+@nox.session(python=PYTHONS)
+def newest(session: nox.Session) -> None:
+    """Run tests with all dependencies at their newest."""
+    install(session, wheel(), *TOOLS)
+    copy_tests(session)
+    run_tests(session, *TESTS)
+
+
+@nox.session(python=PYTHONS)
+def oldest(session: nox.Session) -> None:
+    """Run tests with all dependencies at the oldest version that is allowed."""
+    extras = PROJECT["optional-dependencies"]
+    wanted = [each for name in EXTRAS for each in extras[name]]
+    install(session, *PROJECT["dependencies"], *wanted, oldest=True)
+    install(session, wheel(), *TOOLS)
+    copy_tests(session)
+    run_tests(session, *TESTS)
+
+
+@nox.session(python=ENDS)
+def plain_python(session: nox.Session) -> None:
+    """Run the tests of the C core on the plain Python core."""
+    install(session, wheel(), *TOOLS)
+    copy_tests(session)
+    run_tests(session, *CORE_TESTS, ATTESTKIT_PURE_PYTHON="1")
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("extra", ["none", *EXTRAS, "all"])
+def extras(session: nox.Session, extra: str) -> None:
+    """Check the features of an extra, and that errors name the missing extras."""
+    some = {"none": [], "all": EXTRAS}.get(extra, [extra])
+    install(session, wheel(",".join(some)))
+    session.run("uv", "pip", "check", external=True)
+    session.cd(session.create_tmp())
+    session.run("python", str(ROOT / "tests/packaging/installed.py"), "compiled", *some)
+
+
+@nox.session(python=ENDS)
+@nox.parametrize("name", list(FRAMEWORKS))
+def frameworks(session: nox.Session, name: str) -> None:
+    """Run RA-TLS with a framework: its oldest version on the oldest Python, else its newest."""
+    version, path = FRAMEWORKS[name]
+    wanted = f"{name}=={version}" if session.python == ENDS[0] else name
+    install(session, wheel(), wanted, *(tool for tool in TOOLS if tool != name))
+    copy_tests(session)
+    run_tests(session, path)
+
+
+@nox.session(python=ENDS)
+def pytest_plugin(session: nox.Session) -> None:
+    """Run a project that uses the plugin's fixtures, with pytest 7.4 and with the newest."""
+    install(session, wheel(), "pytest==7.4.0" if session.python == ENDS[0] else "pytest")
+    place = Path(session.create_tmp()) / "project"
+    shutil.copytree(ROOT / "tests/sample_project", place, dirs_exist_ok=True)
+    session.cd(place)
+    session.run("python", "-m", "pytest", "-q")
+
+
+@nox.session(python="3.11")
+@nox.parametrize("release", PYTHON_CLIENTS)
+def dstack_sdk(session: nox.Session, release: str) -> None:
+    """Run the tests of the official Python client with a release of it."""
+    install(session, wheel(), f"dstack-sdk[all]=={release}", *TOOLS)
+    copy_tests(session)
+    run_tests(session, "tests/clients/test_dstack_sdk.py", **old_client(release, PYTHON_CLIENTS))
+
+
+@nox.session(python="3.11")
+@nox.parametrize("release", JS_CLIENTS)
+def dstack_sdk_js(session: nox.Session, release: str) -> None:
+    """Run the tests of the official JavaScript client with a release of it."""
+    install(session, wheel(), *TOOLS)
+    folder = copy_tests(session) / "tests/clients/js"
+    manifest = json.loads((folder / "package.json").read_text())
+    manifest["dependencies"]["@phala/dstack-sdk"] = release
+    (folder / "package.json").write_text(json.dumps(manifest))
+    (folder / "package-lock.json").unlink()
+    quiet = ("--no-audit", "--no-fund", "--loglevel=error", "--ignore-scripts")
+    session.run("npm", "install", "--prefix", str(folder), *quiet, external=True)
+    run_tests(session, "tests/clients/test_js_sdk.py", **old_client(release, JS_CLIENTS))
+
+
+def old_client(release: str, releases: tuple[str, ...]) -> dict[str, str]:
+    """Return the variable that lets tests skip what a release other than the newest lacks."""
+    return {} if release == releases[-1] else {"ATTESTKIT_OLD_CLIENT": "1"}

@@ -1,0 +1,44 @@
+"""The drawn pictures match docs/pictures/draw.py and a quote's layout."""
+
+from pathlib import Path
+
+import pytest
+
+import attestkit
+
+HERE = Path(__file__).resolve().parents[2] / "docs/pictures"
+
+pytestmark = pytest.mark.skipif(not HERE.exists(), reason="docs/pictures is not here")
+
+
+@pytest.fixture(scope="module", name="drawn")
+def _drawn() -> dict[str, str]:
+    """Every picture, drawn again."""
+    from docs.pictures.draw import PICTURES  # lazy: an sdist may lack them
+
+    return {name: draw() for name, draw in PICTURES.items()}
+
+
+def test_pictures_match_script(drawn: dict[str, str]) -> None:
+    """No picture was edited or is obsolete; `python -m docs.pictures.draw` draws them again."""
+    assert {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("*.svg")} == drawn
+
+
+def test_drawn_offsets_match_quote() -> None:
+    """The bytes at the drawn offsets of a quote's body are the fields of `Quote`."""
+    from docs.pictures.quotes import body_parts, quote_parts
+
+    with attestkit.open("simulator") as tee:
+        quote = tee.get_quote(b"nonce")
+    places = {part.name: part for part in (*quote_parts(), *body_parts())}
+
+    def at(name: str) -> bytes:
+        _, start, size = places[name]
+        return quote.raw[start : start + size]
+
+    assert at("mrtd") == quote.mrtd
+    assert tuple(at(f"rtmr{n}") for n in range(4)) == quote.rtmrs
+    assert at("report_data") == quote.report_data
+    assert at("signature") == quote.signature
+    assert at("QE report") == quote.qe_report.raw
+    assert at("header") + at("body") == quote.signed_region

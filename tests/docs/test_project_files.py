@@ -1,0 +1,57 @@
+"""Project files for users and contributors are well-formed and correct."""
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attestkit._formats import toml
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = ROOT / "CONTRIBUTING.md"
+GITHUB = ROOT / ".github"
+CHANGES = ROOT / "CHANGELOG.md"
+yaml = importlib.import_module("yaml")  # ships no types
+
+pytestmark = pytest.mark.skipif(not GITHUB.exists(), reason="this is not a checkout")
+
+
+def _read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def _project() -> dict[str, Any]:
+    found: dict[str, Any] = toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
+    return found
+
+
+def test_citation_has_this_version() -> None:
+    """Version and licence are the package's; all fields that the schema requires are present."""
+    cited, project = _read(ROOT / "CITATION.cff"), _project()
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert cited["title"] == project["name"]
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+
+
+def test_changelog_begins_with_this_version() -> None:
+    """The newest version is first; each has its release date or is unreleased."""
+    heads = re.findall(r"^## (.+)$", CHANGES.read_text(), re.MULTILINE)
+    assert all(re.fullmatch(r"\[[0-9.]+\] - (\d{4}-\d\d-\d\d|unreleased)", head) for head in heads)
+    assert heads[0].startswith(f"[{_project()['version']}] ")
+    kinds = re.findall(r"^### (.+)$", CHANGES.read_text(), re.MULTILINE)
+    assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_workflow_calls_ci_script() -> None:
+    """The workflow calls .ci/run, has read permissions only, and has a time limit."""
+    text = (GITHUB / "workflows" / "ci.yml").read_text()
+    flow = yaml.safe_load(text)
+    assert flow["permissions"] == {"contents": "read"}
+    [job] = flow["jobs"].values()
+    assert 0 < job["timeout-minutes"] <= 90
+    assert job["steps"][-1]["run"] == "bash .ci/run"
+    assert "secrets." not in text
+    options = job["container"]["options"]
+    assert all(f"--cap-add {name}" in options for name in ("SYS_ADMIN", "NET_ADMIN"))

@@ -1,0 +1,47 @@
+"""docs/threat-model.md: every promise names tests, and those exist."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.docs.promises import PAGE, ROOT, nodes, promises
+
+pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="docs/threat-model.md is not here")
+
+
+def _functions(file: str) -> set[str]:
+    tree = ast.parse((ROOT / file).read_text())
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
+def test_every_promise_has_tests_that_exist() -> None:
+    """A test that was renamed or moved away leaves a promise that nothing holds."""
+    for promise in promises():
+        assert promise.tests, promise.number
+        for file, name, _ in promise.tests:
+            assert (ROOT / file).is_file(), f"{promise.number}: {file}"
+            assert name.startswith("test_"), promise.number
+            assert name in _functions(file), f"{promise.number}: {file}::{name}"
+
+
+def test_every_row_is_a_promise() -> None:
+    """A row that cannot be read as one would be left out by `make promises` without a word."""
+    text = PAGE.read_text()
+    numbers = re.findall(r"^\| ([A-Z]\d+) \|", text, re.MULTILINE)
+    assert numbers == [promise.number for promise in promises()]
+    assert len(set(numbers)) == len(numbers) > 30
+    assert text.count("`tests/") == sum(len(promise.tests) for promise in promises())
+
+
+@pytest.mark.slow
+def test_pytest_knows_every_test_of_a_promise() -> None:
+    """Also those with parameters, whose names are made when they are collected."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "--collect-only"]
+    done = subprocess.run(
+        [*command, *nodes()], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -1,0 +1,89 @@
+"""The example of a third-party backend can be installed, and is used by its name only."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs/examples/backend_plugin"
+PATIENCE = 120  # seconds, enough on a loaded machine
+
+
+def run(*command: str, path: Path | None = None, cwd: Path = ROOT) -> str:
+    """Run a Python with `path` to import from, and return its output."""
+    found = ":".join(str(one) for one in (path, ROOT) if one is not None)
+    # Warnings of pip and of third-party pytest plugins are not errors here.
+    ours = {"ATTESTKIT_BACKEND"} | ({"PYTHONWARNINGS"} if "-m" in command else set())
+    environ = {name: value for name, value in os.environ.items() if name not in ours}
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**environ, "PYTHONPATH": found, "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def evaluate(program: str, path: Path) -> Any:
+    """Return the value of a Python expression over attestkit with the installed package."""
+    text = f"import json, attestkit\nfrom attestkit import backends\nprint(json.dumps({program}))"
+    return json.loads(run("-c", text, path=path))
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder into which pip installed the example, without network."""
+    folder = tmp_path_factory.mktemp("plugin")
+    source, target = folder / "source", folder / "site"
+    shutil.copytree(EXAMPLE, source)  # a build leaves files behind
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
+    run("-m", "pip", "install", "--quiet", *options, "--target", str(target), str(source))
+    yield target
+    shutil.rmtree(folder)
+
+
+def test_plugin_is_used_by_name(installed: Path) -> None:
+    """The installed backend is listed, loaded, probed and opened, and makes evidence."""
+    names = evaluate("backends.names()", installed)
+    assert names[-1] == "example_tee"
+    assert evaluate("backends.load('example_tee').__module__", installed) == "attestkit_example_tee"
+    assert evaluate("backends.probe_all()['example_tee']", installed) is None
+    made = "attestkit.open('example_tee').attest(report_data=b'nonce', pad=True).report_data.hex()"
+    assert bytes.fromhex(evaluate(made, installed)) == b"nonce".ljust(64, b"\0")
+    assert evaluate("attestkit.open('example_tee').simulated", installed) is True
+
+
+def test_plugin_is_not_detected_automatically(installed: Path) -> None:
+    """Detection of backends does not consider the plugin, so installing it is harmless."""
+    assert "example_tee" not in evaluate("backends.AUTO_ORDER", installed)
+    program = """
+import attestkit
+try:
+    print(attestkit.open().backend.name)
+except attestkit.errors.AttestKitError as error:
+    print(type(error).__name__)
+"""
+    assert run("-c", program, path=installed).strip() != "example_tee"
+
+
+def test_plugin_tests_pass(installed: Path) -> None:
+    """The package's tests pass as its README runs them, with the backend contract."""
+    source = installed.parent / "source"
+    options = ("-q", "-p", "no:cacheprovider", "--rootdir", str(source), "-c", os.devnull)
+    printed = run("-m", "pytest", *options, "tests", path=installed, cwd=source)
+    assert " passed" in printed
+    assert "failed" not in printed
+    assert int(printed.split(" passed")[0].split()[-1]) >= 11

@@ -1,0 +1,210 @@
+"""Memory safety of the C core over all samples: memcheck, and clang's sanitizers.
+
+Memcheck does not support AVX-512, so it runs the kernels of older CPUs; the sanitizers run those
+of this CPU at every level. All kernels must write the same output.
+"""
+
+import faulthandler
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from tests.own_xml import parse_xml
+
+pytest.importorskip("hatchling", reason="hatchling builds the package, and is not here")
+pytest.importorskip("cffi")
+
+import build_cffi
+from attestkit import _native
+from fuzz import drivers
+from fuzz.campaign import CORPORA, folder_name
+from fuzz.samples import samples
+
+pytestmark = pytest.mark.slow
+needs_core = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
+
+SECONDS = 300
+EVERY_FEATURE = 2**32 - 1
+LEVELS = (0, 0x7, EVERY_FEATURE)  # portable; SHA-NI, BMI2 and AVX2; all of this CPU
+# By tool, which is the name of a fixture.
+TOOLS = {"memcheck": (EVERY_FEATURE,), "sanitized": LEVELS}
+# The cost of cutting at each length is quadratic.
+WHOLE = 6000  # bytes: longer files are cut at this many places
+MEMCHECK = ("valgrind", "--quiet", "--error-exitcode=9", "--exit-on-first-error=yes")
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def found(program: str) -> str:
+    """Return the path of a program, or skip."""
+    path = shutil.which(program)
+    if path is None:
+        pytest.skip(f"{program} is not here")
+    return path
+
+
+def runner(program: Path, *before: str) -> Run:
+    """Return a function that runs the driver on files."""
+
+    def run(
+        target: str, features: int, step: int, files: list[Path]
+    ) -> "subprocess.CompletedProcess[str]":
+        words = [target, str(features), str(step), *map(str, files)]
+        return subprocess.run(
+            [*before, str(program), *words],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def memcheck(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The driver, built with the package's flags, under valgrind."""
+    found("valgrind")
+    found("gcc")
+    program = drivers.build("replay.c", tmp_path_factory.mktemp("plain"), "gcc")
+    return runner(program, *MEMCHECK)
+
+
+def links(compiler: str, folder: Path) -> bool:
+    """Return whether a compiler can link sanitizers, whose runtime is a separate package."""
+    source = folder / "nothing.c"
+    source.write_text("int main(void)\n{\n    return 0;\n}\n")
+    command = [compiler, *drivers.SANITIZERS, str(source), "-o", str(folder / "nothing")]
+    return not subprocess.run(command, capture_output=True, check=False).returncode
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The driver with clang's sanitizers."""
+    compiler = drivers.clang()
+    if compiler is None:
+        pytest.skip(f"none of {', '.join(drivers.CLANGS)} is here")
+    folder = tmp_path_factory.mktemp("sanitized")
+    if not links(compiler, folder):
+        pytest.skip(f"{compiler} is here without the runtime of its sanitizers")
+    return runner(drivers.build("replay.c", folder, compiler, *drivers.SANITIZERS))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """All samples of each function, and the inputs of its corpus."""
+    folder = tmp_path_factory.mktemp("samples")
+    samples_of = samples()
+    for name, inputs in samples_of.items():
+        inputs += [path.read_bytes() for path in (CORPORA / folder_name(name)).iterdir()]
+    return {name: drivers.write_samples(folder / name, of) for name, of in samples_of.items()}
+
+
+def step_for(file: Path) -> int:
+    """Return the number of bytes between the places where a file is cut."""
+    size = file.stat().st_size
+    return 1 if size <= WHOLE else size // 300
+
+
+@pytest.mark.parametrize("target", list(samples()))
+def test_whole_and_truncated_samples_are_memory_safe(
+    target: str,
+    files: dict[str, list[Path]],
+    request: pytest.FixtureRequest,
+    subtests: pytest.Subtests,
+) -> None:
+    """No byte is read out of bounds or uninitialised; every kernel writes the same output."""
+    faulthandler.cancel_dump_traceback_later()  # each run has its own deadline
+    groups: dict[int, list[Path]] = {}
+    for file in files[target]:
+        groups.setdefault(step_for(file), []).append(file)
+    sums: dict[int, str] = {}  # by step: the output of the first available tool
+    for tool, levels in TOOLS.items():
+        with subtests.test(tool):
+            run: Run = request.getfixturevalue(tool)  # skips if it is not installed
+            for (step, group), level in product(groups.items(), levels):
+                done = run(target, level, step, group)
+                assert done.returncode == 0, done.stderr
+                assert len(done.stdout.splitlines()) == len(group)
+                assert done.stdout == sums.setdefault(step, done.stdout), level
+    if not sums:
+        pytest.skip("no tool of these is here")
+
+
+@pytest.mark.parametrize("wrong", ["overread", "unwritten"])
+def test_memcheck_detects_planted_bug(memcheck: Run, wrong: str, tmp_path: Path) -> None:
+    """Memcheck detects a read out of bounds and one of uninitialised memory."""
+    [file] = drivers.write_samples(tmp_path / "x", [b"some bytes"])
+    done = memcheck(wrong, EVERY_FEATURE, 0, [file])
+    assert done.returncode == 9
+    said = {"overread": "Invalid read of size 1", "unwritten": "uninitialised value"}
+    assert said[wrong] in done.stderr
+
+
+# -- bindings for Python ---------------------------------------------------------------------------
+
+
+def findings_in_core(report: Path) -> list[str]:
+    """Return memcheck's findings about the core, without those about Python.
+
+    An error counts if it happens in the core's code, a leak if the core allocated the memory;
+    memory that a module holds until Python exits does not count.
+    """
+    complaints = []
+    for error in parse_xml(report.read_text()).iter("error"):
+        kind = error.findtext("kind", "")
+        frames = [
+            (Path(frame.findtext("obj", "")).name, frame.findtext("fn", "?"))
+            for frame in error.iterfind("stack[1]/frame")
+        ]
+        frames = [frame for frame in frames if not frame[0].startswith("vgpreload")]
+        ours = [function for library, function in frames if library == build_cffi.TARGET]
+        leaked = kind.startswith("Leak_") and ours and "PyInit__lib" not in ours
+        if leaked or (not kind.startswith("Leak_") and frames[0][0] == build_cffi.TARGET):
+            complaints.append(" from ".join((kind, *ours)))
+    return complaints
+
+
+def objects_under_memcheck(report: Path, *words: str) -> list[str]:
+    """Run fuzz.objects under valgrind; return the findings about the core."""
+    leaks = ("--leak-check=full", "--show-leak-kinds=definite", "--num-callers=30")
+    command = [found("valgrind"), "--quiet", *leaks, "--xml=yes", f"--xml-file={report}"]
+    done = subprocess.run(
+        [*command, sys.executable, "-m", "fuzz.objects", *words],
+        cwd=build_cffi.ROOT,
+        env={**os.environ, "PYTHONMALLOC": "malloc"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.stdout == "compiled\n", done.stderr
+    return findings_in_core(report)
+
+
+@needs_core
+def test_objects_of_samples_are_memory_safe(files: dict[str, list[Path]], tmp_path: Path) -> None:
+    """Python objects of quotes and logs read no byte out of bounds, and do not leak."""
+    faulthandler.cancel_dump_traceback_later()  # the run has its own deadline
+    paths = [path for name in ("quote", "ccel", "tpm", "json") for path in files[name]]
+    short = [str(path) for path in paths if path.stat().st_size < 20000]
+    assert objects_under_memcheck(tmp_path / "report.xml", *short) == []
+
+
+@needs_core
+@pytest.mark.parametrize(
+    ("wrong", "kind", "function"),
+    [("overread", "InvalidRead", "ak_sha384"), ("leak", "Leak_DefinitelyLost", "agent_json_walk")],
+)
+def test_planted_bug_in_objects_is_detected(
+    wrong: str, kind: str, function: str, tmp_path: Path
+) -> None:
+    """A read out of bounds and a leaked object are detected."""
+    seen = objects_under_memcheck(tmp_path / "report.xml", wrong)
+    assert any(one.startswith(kind) and function in one for one in seen), seen

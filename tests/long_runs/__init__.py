@@ -1,0 +1,1 @@
+"""Programs that run for minutes or hours and write records."""

@@ -1,0 +1,71 @@
+"""Every installed C compiler compiles every file of the core without warnings; `make compilers`."""
+
+import faulthandler
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hatchling", reason="hatchling builds the package, and is not here")
+pytest.importorskip("cffi")
+
+import build_cffi
+from fuzz.drivers import CLANGS, NATIVE, asks_python, clang
+from tests.rigs.checkout import copy_checkout, core_tests, run_tests
+
+OTHERS = ("gcc-12", "gcc-14", "clang-14", "clang-19", "aarch64-linux-gnu-gcc")
+# They also warn about code that cffi generates, so they apply to our own files only.
+STRICTER = ("-Wcast-qual", "-Wmissing-prototypes", "-Werror")
+# For this machine's architecture; the rig of another one compiles with its compilers.
+PYTHON = ("-isystem", sysconfig.get_path("include"))
+
+
+def found(compiler: str) -> str:
+    """Return the path of a compiler, or skip."""
+    path = shutil.which(compiler)
+    if path is None:
+        pytest.skip(f"{compiler} is not here")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["gcc", *OTHERS])
+def test_no_compiler_warns(compiler: str, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    """With the build's flags and stricter ones, a warning is an error."""
+    flags = [*build_cffi.FLAGS, build_cffi.FRAMES, *STRICTER, *PYTHON]
+    command = [found(compiler), *flags, "-I.", "-c"]
+    for source in build_cffi.SOURCES:
+        if "aarch64" in compiler and asks_python(source):
+            continue
+        # Python's slot tables store functions as `void *`, which POSIX allows and ISO C does not.
+        pedantic = [] if asks_python(source) else ["-Wpedantic"]
+        with subtests.test(source):
+            done = subprocess.run(
+                [*command, *pedantic, source, "-o", tmp_path / "o"],
+                cwd=NATIVE,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert not done.returncode, done.stderr
+
+
+@pytest.mark.slow
+def test_core_of_another_compiler(tmp_path: Path) -> None:
+    """The core built by clang passes its tests at every level that this CPU supports."""
+    faulthandler.cancel_dump_traceback_later()  # the run has its own deadline
+    compiler = clang()
+    if compiler is None:
+        pytest.skip(f"none of {', '.join(CLANGS)} is here")
+    checkout = copy_checkout(tmp_path)
+    environment = {**os.environ, "CC": compiler, "ATTESTKIT_STRICT_BUILD": "1"}
+    environment.pop("ATTESTKIT_SANITIZE", None)
+    subprocess.run([sys.executable, "build_cffi.py"], cwd=checkout, env=environment, check=True)
+    command = [sys.executable, "-m", "pytest", "-p", "no:benchmark", *core_tests()]
+    outcome = run_tests(command, checkout, seconds=600, examples=1000)
+    assert outcome.good, outcome.text
+    assert outcome.counts["passed"] > 100

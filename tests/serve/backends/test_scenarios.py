@@ -1,0 +1,95 @@
+"""Named scenarios: verifiers of the server's evidence get the scenario's outcome."""
+
+import contextlib
+import ssl
+from datetime import datetime, timezone
+
+import pytest
+
+from attestkit import Attestation, Collateral, Quote
+from attestkit.backends.simulator.scenarios.named import NAMED
+from attestkit.errors import VerificationError
+from attestkit.quote import TdQuoteBody
+from attestkit.verifier import AppraisalPolicy, Verifier
+from tests.dcap import REJECT, judge
+from tests.serve.client import call
+from tests.serve.server import Server, running_server
+
+PCCS = ("--pccs", "127.0.0.1:0")
+REPORT_DATA = b"\x77" * 64
+
+
+def read_trust_anchor(server: Server) -> bytes:
+    """Return the server's root certificate (DER)."""
+    return ssl.PEM_cert_to_DER_cert((server.folder / "trust-anchor.pem").read_text())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ok-v5-td15", "tcb-OutOfDate", "module-update", "pck-revoked", "collateral-expired"],
+)
+def test_scenario_determines_dcap_qvl_result(name: str) -> None:
+    """dcap-qvl gives the scenario's outcome for quote and collateral."""
+    with running_server("--scenario", name, *PCCS) as server:
+        assert f"scenario: {name}\n" in server.log()
+        answer = call(server.dstack, "GetQuote", {"report_data": REPORT_DATA.hex()})
+        quote = Quote.parse(bytes.fromhex(answer.json()["quote"]))
+        assert quote.report_data == REPORT_DATA
+        collateral = Collateral.fetch(quote, server.ready["pccs"])
+        now = int(datetime.now(timezone.utc).timestamp())
+        verdict = judge(quote.raw, collateral, read_trust_anchor(server), now)
+        outcome = NAMED[name].outcome
+        accepted = outcome[
+            :1
+        ].isupper()  # a TCB status of Intel; reasons for a refusal are lower case
+        assert verdict.status == (outcome if accepted else REJECT), verdict.text
+        server.check_log()
+
+
+@pytest.mark.parametrize("name", ["truncated", "report-data-altered"])
+def test_malformed_quote_is_not_returned(name: str) -> None:
+    """A malformed quote, or one of other report data, is a 500."""
+    with running_server("--scenario", name) as server:
+        for method in ("GetQuote", "Attest", "GetQuote"):
+            answer = call(server.dstack, method)
+            assert answer.status == 500
+            assert answer.json()["error"].startswith("Failed to get ")
+        assert call(server.dstack, "Version").status == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        (("--platform", "snp"), ""),
+        (("--scenario", "snp"), ""),
+        (("--scenario", "snp-debug"), "debug"),
+        (("--scenario", "snp-bad-signature"), "signature"),
+    ],
+)
+def test_snp_scenario_determines_result(options: tuple[str, ...], refusal: str) -> None:
+    """A strict verifier accepts or rejects the evidence; the TDX quote is empty."""
+    with running_server(*options) as server:
+        answer = call(server.dstack, "Attest", {"report_data": REPORT_DATA.hex()})
+        evidence = bytes.fromhex(answer.json()["attestation"])
+        assert Attestation.from_bytes(evidence).report_data == REPORT_DATA
+        assert call(server.dstack, "GetQuote").json()["quote"] == ""
+        verifier = Verifier(trust_anchor=read_trust_anchor(server), policy=AppraisalPolicy.strict())
+        with contextlib.ExitStack() as stack:
+            if refusal:
+                stack.enter_context(pytest.raises(VerificationError, match=refusal))
+            verifier.verify(evidence, report_data=REPORT_DATA)
+        server.check_log()
+
+
+def test_fault_precedes_scenario() -> None:
+    """A fault applies first, then the scenario, for TDX and SNP."""
+    with running_server("--scenario", "td-debug", "--fault", "eio") as server:
+        assert "simulated fault eio" in call(server.dstack, "GetQuote").json()["error"]
+        quote = Quote.parse(bytes.fromhex(call(server.dstack, "GetQuote").json()["quote"]))
+        assert isinstance(quote.body, TdQuoteBody)
+        assert quote.body.td_attributes[0] & 1
+    with running_server("--platform", "snp", "--fault", "eio short_outblob") as server:
+        texts = [call(server.dstack, "Attest").json() for _ in range(3)]
+        assert "simulated fault eio" in texts[0]["error"]
+        assert "simulated fault short_outblob" in texts[1]["error"]
+        assert "attestation" in texts[2]

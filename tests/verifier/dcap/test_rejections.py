@@ -1,0 +1,394 @@
+"""Tests of rejections: by dcap-qvl, and of input that dcap-qvl accepts (gaps)."""
+
+from hashlib import sha256
+
+import pytest
+
+from attestkit._crypto.x509.sgx_pki_writer import Window
+from attestkit.backends.simulator.scenarios.config import (
+    CrlConfig,
+    QeIdentityConfig,
+    TcbInfoConfig,
+    TcbLevel,
+)
+from attestkit.collateral import Collateral
+from attestkit.errors import (
+    AttestKitError,
+    CollateralError,
+    CollateralExpiredError,
+    FormatError,
+    SignatureError,
+    VerificationError,
+)
+from attestkit.quote import Quote
+from tests.dcap import REJECT, judge
+from tests.raising import raises
+from tests.untyped import untyped
+from tests.verifier.dcap.dcap_samples import (
+    COLLATERAL,
+    FUTURE,
+    NOW,
+    OTHER,
+    PAST,
+    PKI,
+    RAW,
+    ROOT,
+    TCB_SIGNER,
+    collateral,
+    create_enclave_quote,
+    create_pki,
+    create_td_quote,
+    get_reason,
+    get_rejection,
+    issue_signer,
+    pem,
+    qe_identity,
+    replace_collateral,
+    sign,
+    tcb_info,
+)
+
+ISSUER_CHAINS = ["tcb_info_issuer_chain", "qe_identity_issuer_chain"]
+PCK_CERTIFICATE = PKI.platform().pck_der
+BLOCK = "-----BEGIN CERTIFICATE-----"
+
+
+def create_quote_with_chain(root: bytes) -> bytes:
+    """Return a quote whose PCK chain ends in another root."""
+    chain = pem(PCK_CERTIFICATE, PKI.pck_ca_der, root)
+    return create_enclave_quote(certification=chain.encode())
+
+
+def is_accepted_by_dcap_qvl(
+    raw: bytes = RAW, endorsements: Collateral = COLLATERAL, now: int = NOW
+) -> bool:
+    """Return whether dcap-qvl alone accepts, which shows that the added check is needed."""
+    return judge(raw, endorsements, ROOT, now).status != REJECT
+
+
+def sign_with_pck_key(field: str, *chain: bytes) -> Collateral:
+    """Return collateral with a body that is signed by the PCK certificate's key."""
+    body = field.removesuffix("_issuer_chain")
+    signature = PKI.platform().pck_key.sign(getattr(COLLATERAL, body).encode())
+    return replace_collateral(**{field: pem(*chain), f"{body}_signature": signature})
+
+
+def create_issuer_chains(field: str) -> list[tuple[str, str, Collateral]]:
+    """Return the reason, part of the text, and collateral for each invalid issuer chain."""
+    signer, length = PKI.tcb_signing_der, "chain_length"
+    own = sign_with_pck_key(field, PCK_CERTIFICATE, PKI.pck_ca_der, ROOT)
+    found = [
+        (length, ": 3 certificates, must be ", own),
+        ("untrusted_root", "", replace_collateral(**{field: pem(signer, OTHER.root_der)})),
+    ]
+    for chain in ([signer], [signer, ROOT, ROOT], [signer, PKI.pck_ca_der, ROOT]):
+        text = f": {len(chain)} certificates, must be "
+        found.append((length, text, replace_collateral(**{field: pem(*chain)})))
+    for name in ("Somebody", "Intel SGX TCB Signin", "intel sgx tcb signing", f"{TCB_SIGNER},O=x"):
+        other = replace_collateral(**{field: pem(issue_signer(name), ROOT)})
+        found.append(("unexpected_subject", "must be Intel SGX TCB Signing", other))
+    return found
+
+
+def drop_component(kind: str) -> Collateral:
+    """Return TCB info whose second level has 15 components of a kind."""
+    return tcb_info(lambda body: body["tcbLevels"][1]["tcb"][kind].pop())
+
+
+Rows = dict[type[AttestKitError], list[tuple[str, str, bytes | Collateral]]]
+"""Reason, part of the text, and quote or collateral, by error type."""
+
+VALID = PKI.config.not_before, PKI.config.not_after
+OLD, NEW = create_pki(pck_not_after=PAST), create_pki(not_before=FUTURE)
+SERVICE_TD = create_td_quote(mr_service_td=b"\1" * 48)
+REVOKED = (TcbLevel(4, "2024-11-13T00:00:00Z", "Revoked"),)
+
+
+def replace_signer(name: str, start: object = None, end: object = None) -> Collateral:
+    """Return collateral whose named body is signed by a certificate with these dates."""
+    window = Window(untyped(start or VALID[0]), untyped(end or VALID[1]))
+    return replace_collateral(**{f"{name}_issuer_chain": pem(issue_signer(validity=window), ROOT)})
+
+
+def create_quote_with_attributes(value: int) -> bytes:
+    """Return the quote of a TD with these attributes."""
+    return create_td_quote(td_attributes=value.to_bytes(8, "little"))
+
+
+REJECTIONS: Rows = {
+    VerificationError: [
+        ("tdx_module_mismatch", "signer", create_td_quote(mr_signer_seam=b"\1" * 48)),
+        ("tdx_module_mismatch", "attributes", create_td_quote(seam_attributes=b"\1" * 8)),
+        (
+            "tdx_module_mismatch",
+            "TCB info names",
+            collateral(tcb_info=TcbInfoConfig(module_id="TDX_02")),
+        ),
+        (
+            "tcb_not_supported",
+            "TDX component 1 (module TDX_01) is 3, the level from 2024-11 needs 6",
+            create_td_quote(tee_tcb_svn=bytes([3, 1, 3]) + bytes(13)),
+        ),
+        (
+            "tcb_not_supported",
+            "TDX component 1 (module TDX_01) is 1",
+            create_td_quote(tee_tcb_svn2=bytes([1, 1, 3]) + bytes(13)),
+        ),
+        ("tdx_module_mismatch", "", create_td_quote(tee_tcb_svn2=bytes([7, 9, 3]) + bytes(13))),
+        (
+            "tcb_revoked",
+            "that of the TDX module, from 2024-11, is itself Revoked",
+            collateral(tcb_info=TcbInfoConfig(module_levels=REVOKED)),
+        ),
+        (
+            "tcb_revoked",
+            "that of the quoting enclave",
+            collateral(qe_identity=QeIdentityConfig(levels=REVOKED)),
+        ),
+        ("td_debug", "0100001000000000", create_quote_with_attributes(1 << 28 | 1)),
+        ("td_attributes", "1000001000000000", create_quote_with_attributes(1 << 28 | 1 << 4)),
+        ("td_attributes", "MIGRATABLE", create_quote_with_attributes(1 << 28 | 1 << 29)),
+        ("td_attributes", "reserved", create_quote_with_attributes(1 << 28 | 1 << 32)),
+        ("td_attributes", "SEPT_VE_DISABLE is not set", create_quote_with_attributes(0)),
+        ("service_td", "MR_SERVICETD", SERVICE_TD),
+        ("qe_identity_mismatch", "MISCSELECT", create_enclave_quote(qe_miscselect=1)),
+        ("qe_identity_mismatch", "ISVPRODID", create_enclave_quote(qe_isvprodid=1)),
+        ("qe_identity_mismatch", "", create_enclave_quote(qe_attributes=bytes(16))),
+        ("tcb_info_wrong_type", "", collateral(tcb_info=TcbInfoConfig(id="SGX"))),
+    ],
+    CollateralError: [
+        ("tcb_info_malformed", "", tcb_info(lambda b: b.pop("tdxModule"))),
+        (
+            "tcb_info_malformed",
+            "fetch fresh collateral",
+            tcb_info(lambda b: b["tcbLevels"][0].update(tcbStatus="CertRevoked")),
+        ),
+        ("qe_identity_malformed", "", qe_identity(lambda b: b["tcbLevels"].clear())),
+        ("tcb_info_malformed", "", replace_collateral(tcb_info="garbage")),
+        ("qe_identity_malformed", "", replace_collateral(qe_identity="garbage")),
+        ("crl_malformed", "", replace_collateral(pck_crl=b"garbage")),
+        ("crl_malformed", "", replace_collateral(root_ca_crl=b"garbage")),
+        ("cert_malformed", "TCB info", replace_collateral(tcb_info_issuer_chain="x")),
+        ("cert_malformed", "QE identity", replace_collateral(qe_identity_issuer_chain="x")),
+    ],
+    SignatureError: [
+        (
+            "cert_revoked",
+            "the PCK CA's certificate",
+            collateral(root_crl=CrlConfig(revoked=("pck-platform-ca",))),
+        ),
+        (
+            "cert_revoked",
+            "the certificate that signs TCB info",
+            collateral(root_crl=CrlConfig(revoked=("tcb-signing",))),
+        ),
+        ("cert_revoked", "the root itself", collateral(root_crl=CrlConfig(revoked=("root-ca",)))),
+        (
+            "crl_bad_signature",
+            "the root CA's CRL is not signed by the trust anchor; fetch",
+            collateral(root_crl=CrlConfig(key="other")),
+        ),
+        ("crl_bad_signature", "the PCK CA's CRL", collateral(pck_crl=CrlConfig(key="other"))),
+        ("untrusted_root", "the quote's PCK certificate chain", create_enclave_quote(OTHER)),
+        (
+            "untrusted_root",
+            "the issuer chain of QE identity",
+            replace_collateral(
+                qe_identity_issuer_chain=OTHER.collateral(NOW).qe_identity_issuer_chain
+            ),
+        ),
+        (
+            "cert_bad_signature",
+            "",
+            replace_collateral(tcb_info_issuer_chain=pem(issue_signer(issuer=OTHER), ROOT)),
+        ),
+        (
+            "cert_constraints",
+            "",
+            replace_collateral(tcb_info_issuer_chain=pem(issue_signer(path_length=0), ROOT)),
+        ),
+    ],
+    CollateralExpiredError: [
+        (
+            "cert_expired",
+            "the certificate that signs TCB info was valid until 2026-09-21T14:13:19Z",
+            replace_signer("tcb_info", end=PAST),
+        ),
+        (
+            "cert_expired",
+            "the certificate that signs QE identity is valid from 2026-09-21T14:13:21Z",
+            replace_signer("qe_identity", start=FUTURE),
+        ),
+        (
+            "cert_expired",
+            "the platform's PCK certificate was valid until 2026-09-21T14:13:19Z",
+            create_enclave_quote(OLD),
+        ),
+        (
+            "cert_expired",
+            "the platform's PCK certificate is valid from 2026-09-21T14:13:21Z",
+            create_enclave_quote(NEW),
+        ),
+        (
+            "qe_identity_not_yet_valid",
+            "QE identity is valid from 2026-09-21T14:13:21Z",
+            collateral(qe_identity=QeIdentityConfig(issue=NOW + 1)),
+        ),
+    ],
+    FormatError: [
+        ("quote_format", "32 bytes", create_enclave_quote(qe_auth_data=b"")),
+    ],
+}
+
+
+EARLY, LATE = "is valid from 2026-09-21T14:13:21Z", "was valid until 2026-09-21T14:13:20Z"
+PCEID = "PCEID 0001, the PCK certificate has 0000"
+SHORT = "level 1 must have 16 components"
+GAPS: Rows = {
+    SignatureError: [
+        *create_issuer_chains("tcb_info_issuer_chain"),
+        *create_issuer_chains("qe_identity_issuer_chain"),
+        ("untrusted_root", "", create_quote_with_chain(OTHER.root_der)),
+    ],
+    CollateralExpiredError: [
+        # A CRL is valid from its thisUpdate; bodies expire at nextUpdate, as a CRL does.
+        ("crl_expired", EARLY, collateral(root_crl=CrlConfig(this_update=NOW + 1))),
+        ("crl_expired", EARLY, collateral(pck_crl=CrlConfig(this_update=NOW + 1))),
+        ("tcb_info_expired", LATE, collateral(tcb_info=TcbInfoConfig(next_update=NOW))),
+        ("qe_identity_expired", LATE, collateral(qe_identity=QeIdentityConfig(next_update=NOW))),
+    ],
+    VerificationError: [
+        ("tcb_info_mismatch", PCEID, collateral(tcb_info=TcbInfoConfig(pceid=b"\0\1"))),
+        ("tcb_info_mismatch", "", create_enclave_quote(create_pki(pceid=b"\1\0"))),
+        ("tcb_info_wrong_type", "", collateral(tcb_info=TcbInfoConfig(version=4))),
+        ("tcb_info_wrong_type", "", tcb_info(lambda body: body.update(tcbType=1))),
+        ("qe_identity_wrong_type", "", collateral(qe_identity=QeIdentityConfig(version=3))),
+    ],
+    CollateralError: [  # a level that is not reached must be well-formed, too
+        ("tcb_info_malformed", SHORT, drop_component("sgxtcbcomponents")),
+        ("tcb_info_malformed", SHORT, drop_component("tdxtcbcomponents")),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "fragment", "given", "gap"),
+    [
+        (kind, *row, gap)
+        for gap, table in ((False, REJECTIONS), (True, GAPS))
+        for kind, rows in table.items()
+        for row in rows
+    ],
+)
+@pytest.mark.parametrize("details", [False, True])
+def test_authenticate_rejection_has_type_reason_and_text(
+    kind: type[AttestKitError],
+    reason: str,
+    fragment: str,
+    given: bytes | Collateral,
+    *,
+    gap: bool,
+    details: bool,
+) -> None:
+    """Each rejection has its type, reason and text; dcap-qvl accepts the gaps only."""
+    raw, endorsements = (given, COLLATERAL) if isinstance(given, bytes) else (RAW, given)
+    assert is_accepted_by_dcap_qvl(raw, endorsements) is gap
+    error = get_rejection(raw, endorsements, details=details)
+    assert type(error) is kind
+    assert get_reason(error) == reason
+    assert fragment in str(error)
+
+
+def test_expired_collateral_names_part_and_end_of_validity() -> None:
+    """The error names the expired part, its end, the time, and the remedy."""
+    assert str(get_rejection(now=1792454400)) == (
+        "the root CA's CRL was valid until 2026-10-20T00:00:00Z, not at 2026-10-20T00:00:00Z; "
+        "fetch fresh collateral"
+    )
+    endorsements = collateral(pck_crl=CrlConfig(next_update=NOW))
+    assert str(get_rejection(RAW, endorsements)).startswith(
+        "the PCK CA's CRL was valid until 2026-09-21T14:13:20Z"
+    )
+
+
+@pytest.mark.parametrize("body", ["tcb_info", "qe_identity"])
+def test_body_signed_by_pck_certificate_without_its_ca_is_rejected(body: str) -> None:
+    """A PCK certificate must not sign TCB info or QE identity."""
+    short = replace_collateral(**{f"{body}_issuer_chain": pem(PCK_CERTIFICATE, ROOT)})
+    assert get_reason(get_rejection(RAW, short)) == "unexpected_subject"
+
+
+@pytest.mark.parametrize("field", ISSUER_CHAINS)
+@pytest.mark.parametrize("label", ["CERTIFICATE", "X509 CERTIFICATE", "ANYTHING"])
+def test_issuer_chain_with_ambiguous_pem_is_rejected(field: str, label: str) -> None:
+    """A PEM block that some readers skip and others accept is rejected."""
+    body = field.removesuffix("_issuer_chain")
+    hidden = pem(PCK_CERTIFICATE).replace("CERTIFICATE", label)
+    for text in (
+        hidden + pem(PKI.tcb_signing_der, ROOT),
+        f"text\n{hidden}" + pem(PKI.tcb_signing_der, ROOT),
+        pem(PKI.tcb_signing_der) + hidden + pem(ROOT),
+    ):
+        signature = PKI.platform().pck_key.sign(getattr(COLLATERAL, body).encode())
+        for signed in (signature, getattr(COLLATERAL, f"{body}_signature")):
+            endorsements = replace_collateral(**{field: text, f"{body}_signature": signed})
+            assert get_reason(get_rejection(RAW, endorsements)) in {
+                "cert_malformed",
+                "chain_length",
+            }
+
+
+@pytest.mark.parametrize(
+    ("chain", "expected"),
+    [
+        ([PCK_CERTIFICATE], "chain_length"),
+        ([PCK_CERTIFICATE, PKI.pck_ca_der, ROOT, ROOT], "chain_length"),
+        ([PKI.pck_ca_der, PCK_CERTIFICATE, ROOT], "unexpected_subject"),
+        ([ROOT, PKI.pck_ca_der, PCK_CERTIFICATE], "unexpected_subject"),
+        ([PKI.tcb_signing_der, ROOT], "unexpected_subject"),
+        ([PCK_CERTIFICATE, ROOT, PKI.pck_ca_der], "unexpected_subject"),
+    ],
+    ids=["leaf", "four", "ca-first", "reversed", "signer", "ca-last"],
+)
+def test_pck_chain_must_be_leaf_ca_and_root(chain: list[bytes], expected: str) -> None:
+    """A PCK chain is the PCK certificate, the PCK CA and the root, in this order."""
+    error = get_rejection(create_enclave_quote(certification=pem(*chain).encode()))
+    assert isinstance(error, SignatureError)
+    assert error.reason == expected
+
+
+@pytest.mark.parametrize("text", [b"", b"garbage", (BLOCK + "\nAAAA\n").encode()])
+def test_pck_chain_without_certificates_raises_format_error(text: bytes) -> None:
+    """A PCK chain without certificates raises FormatError."""
+    error = get_rejection(create_enclave_quote(certification=text))
+    assert isinstance(error, FormatError)
+    assert error.reason == "quote_format"
+
+
+def test_qe_report_data_upper_half_must_be_zero() -> None:
+    """The QE report data after the 32 bytes of the hash must be zero."""
+    binding = sha256(PKI.platform().attestation_key.public_point + bytes(range(32))).digest()
+    raw = create_enclave_quote(qe_report_data=binding + bytes(31) + b"\1")
+    assert is_accepted_by_dcap_qvl(raw)
+    with raises(FormatError, "qe_binding"):
+        Quote.parse(raw)
+
+
+def test_expired_trust_anchor_is_rejected() -> None:
+    """The trust anchor's validity is checked."""
+    old = create_pki(not_after=PAST)
+    assert judge(RAW, COLLATERAL, old.root_der, NOW).status != REJECT
+    error = get_rejection(root=old.root_der)
+    assert isinstance(error, CollateralExpiredError)
+    assert error.reason == "cert_expired"
+    assert "the trust anchor is valid from 2020-01-01" in str(error)
+
+
+def test_renewed_tcb_signer_is_accepted() -> None:
+    """A renewed certificate of the TCB signer is accepted."""
+    renewed = issue_signer(validity=Window(PKI.config.not_before, PKI.config.not_after))
+    endorsements = replace_collateral(tcb_info_issuer_chain=pem(renewed, ROOT))
+    assert is_accepted_by_dcap_qvl(endorsements=endorsements)
+    assert sign(COLLATERAL.tcb_info) == COLLATERAL.tcb_info_signature
+    with pytest.raises(AssertionError, match="accepted as UpToDate"):
+        get_rejection(RAW, endorsements)
