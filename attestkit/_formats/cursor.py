@@ -88,4 +88,4 @@ class Cursor:
 
     def skip_head(self) -> int:
         """Skip a value without the items that it contains; return the number of these items."""
-        raise NotImplementedError
+        raise NotImplementedError  # each format has its own

@@ -57,7 +57,7 @@ class Provider:
 
     def report(self, request: Request) -> Blobs:
         """Return a report, or raise the driver's OSError."""
-        raise NotImplementedError
+        raise NotImplementedError  # each driver has its own
 
     def failed(self, number: int) -> None:
         """Handle the errno of a failed read of a report."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, CollateralError, UsageError
@@ -119,6 +119,27 @@ class Verifier:
         self._policy_name = self.policy, policy_name(self.policy)
         self._source = self._open_source()
 
+    @overload
+    def verify(
+        self,
+        evidence: Evidence,
+        *,
+        nonce: bytes,
+        now: datetime | float | None = None,
+        collateral: Collateral | None = None,
+    ) -> AttestationResult: ...
+
+    @overload
+    def verify(
+        self,
+        evidence: Evidence,
+        *,
+        nonce: bytes | None = None,
+        report_data: bytes | EllipsisType | None,
+        now: datetime | float | None = None,
+        collateral: Collateral | None = None,
+    ) -> AttestationResult: ...
+
     def verify(
         self,
         evidence: Evidence,
@@ -156,6 +177,25 @@ class Verifier:
             return self.examine(evidence, now=now, collateral=collateral).complete(expected)
 
         return run_step("verification", (), complete)
+
+    @overload
+    def verify_bundle(
+        self,
+        bundle: EvidenceBundle,
+        *,
+        nonce: bytes,
+        now: datetime | float | None = None,
+    ) -> AttestationResult: ...
+
+    @overload
+    def verify_bundle(
+        self,
+        bundle: EvidenceBundle,
+        *,
+        nonce: bytes | None = None,
+        report_data: bytes | EllipsisType | None,
+        now: datetime | float | None = None,
+    ) -> AttestationResult: ...
 
     def verify_bundle(
         self,
@@ -360,6 +400,33 @@ def _check_collateral(given: object) -> None:
             f"collateral: wrong type: {type(given).__name__}, must be a Collateral",
             reason="wrong_type",
         )
+
+
+@overload
+def verify(
+    evidence: Evidence,
+    *,
+    nonce: bytes,
+    collateral: Collateral | _Path | None = None,
+    trust_anchor: bytes | str | None = None,
+    policy: AppraisalPolicy | _Path | None = None,
+    pccs_url: str | None = None,
+    now: datetime | float | None = None,
+) -> AttestationResult: ...
+
+
+@overload
+def verify(
+    evidence: Evidence,
+    *,
+    nonce: bytes | None = None,
+    report_data: bytes | EllipsisType | None,
+    collateral: Collateral | _Path | None = None,
+    trust_anchor: bytes | str | None = None,
+    policy: AppraisalPolicy | _Path | None = None,
+    pccs_url: str | None = None,
+    now: datetime | float | None = None,
+) -> AttestationResult: ...
 
 
 def verify(

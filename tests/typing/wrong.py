@@ -30,6 +30,8 @@ def wrong(tee: Attester, quote: Quote, verifier: Verifier, keys: KeyDeriver) -> 
     _ = quote.rtmrs[4]  # E
     quote.mrtd.hex(1, 2, 3)  # E
     quote.version = 5  # E
+    attestkit.verify(b"evidence")  # E
+    verifier.verify(b"evidence")  # E
     verifier.verify(b"evidence", report_data="nonce")  # E
     verifier.verify(quote, report_data=None).simulated()  # E
     Verifier(policy=7)  # E

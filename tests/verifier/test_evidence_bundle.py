@@ -295,7 +295,7 @@ def test_verify_bundle_requires_explicit_report_data() -> None:
             create_bundle(GENUINE.to_bytes()), report_data=b"other"
         )
     with raises(UsageError, "missing"):
-        create_offline_verifier().verify_bundle(bundle)
+        untyped(create_offline_verifier()).verify_bundle(bundle)
 
 
 def test_verify_bundle_now_overrides_its_time() -> None:

@@ -42,8 +42,8 @@ class VerifierProtocol(Protocol):
         self,
         evidence: bytes | Attestation | Quote,
         *,
-        nonce: bytes | None = None,
-        report_data: bytes | EllipsisType | None = ...,
+        nonce: bytes | None,
+        report_data: bytes | EllipsisType | None,
         now: datetime | float | None = None,
         collateral: Collateral | None = None,
     ) -> AttestationResult:

@@ -309,6 +309,20 @@ class _Claims(msgspec.Struct):
     raw_evidence: object = msgspec.field(name="ear.raw-evidence", default=None)
 
 
+def _read_nonce(form: TokenFormat, value: object, result: dict[str, Any]) -> bytes | None:
+    """Return the nonce, which the result must be bound to; None if both have none."""
+    nonce = _bytes("eat_nonce", value, form)
+    if nonce is not None:
+        try:
+            check_nonce(nonce)
+        except UsageError as error:
+            raise FormatError(f"EAR: eat_{error}", reason="wrong_size") from error
+    if (nonce is not None) != (result.get("bound_to") == "nonce"):
+        text = f"EAR: eat_nonce does not match bound_to of {RESULT}"
+        raise FormatError(text, reason="inconsistent")
+    return nonce
+
+
 def _read(form: TokenFormat, fields: dict[str, Any]) -> Ear:
     """Return the content of an EAR, after a check of all types."""
     _check_profile(fields)
@@ -328,15 +342,6 @@ def _read(form: TokenFormat, fields: dict[str, Any]) -> Ear:
         raise FormatError(
             "EAR: the name of the submodule is not the platform", reason="inconsistent"
         )
-    nonce = _bytes("eat_nonce", claims.eat_nonce, form)
-    if nonce is not None:
-        try:
-            check_nonce(nonce)
-        except UsageError as error:
-            raise FormatError(f"EAR: eat_{error}", reason="wrong_size") from error
-    if (nonce is not None) != (result.get("bound_to") == "nonce"):
-        text = f"EAR: eat_nonce does not match bound_to of {RESULT}"
-        raise FormatError(text, reason="inconsistent")
     simulated = result.get("simulated")
     if not isinstance(simulated, bool):
         raise FormatError(f"EAR: {RESULT} has no boolean 'simulated'", reason="missing")
@@ -349,7 +354,7 @@ def _read(form: TokenFormat, fields: dict[str, Any]) -> Ear:
         result=result,
         issued_at=_EPOCH + timedelta(seconds=claims.iat),
         expires_at=_EPOCH + timedelta(seconds=claims.exp),
-        nonce=nonce,
+        nonce=_read_nonce(form, claims.eat_nonce, result),
         policy_id=appraisal.policy_id,
         raw_evidence=_bytes("ear.raw-evidence", claims.raw_evidence, form),
         build=claims.verifier_id.build,
