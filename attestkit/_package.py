@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from importlib import import_module
 
 
+@cache
 def own_version() -> str:
     """Return the installed version; "0+unknown" if the files were copied and not installed."""
     # Lazy: importing it takes as long as half a start.

@@ -123,7 +123,6 @@ class Journal:
         self._has_lock = False  # in `_lock`, False only while the folder cannot be created
         self._is_current = False  # the file cannot have changed since the events were read
         self._boot_confirmed = False  # the stored boot ID is that of this boot
-        self._is_unlogged = False  # RTMR3 has an event that could not be appended to the log
         self._reset()
 
     def _reset(self) -> None:
@@ -197,8 +196,8 @@ class Journal:
                     self._is_current = self._may_cache()
                 except JournalError:
                     pass
-                except OSError as error:  # otherwise the log is complete
-                    if self._is_unlogged:
+                except OSError as error:
+                    if self._register.read() != self._replay:
                         raise JournalError(
                             "runtime log: cannot append an earlier event, which is in RTMR3: "
                             f"{error}; the next use of the log tries again",
@@ -308,7 +307,6 @@ class Journal:
     def _resolve_pending(self, pending: bytes) -> None:
         """Append the pending event if the register includes it, else drop it."""
         line, event = _interpret_pending(pending)
-        self._is_unlogged = False
         register = self._register.read()
         if not line.startswith(self._tail):
             raise self._damaged_tail()
@@ -316,9 +314,7 @@ class Journal:
             if self._tail:
                 self._drop_tail()
         elif event is not None and register == replay_from(self._replay, (event,)):
-            self._is_unlogged = True
             self._append(event, line)
-            self._is_unlogged = False
         else:
             raise self._mismatch(register, self._replay)
         self._folder.remove(PENDING)

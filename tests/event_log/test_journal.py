@@ -375,6 +375,28 @@ def test_emit_with_log_changed_under_lock_stays_pending(*, late: bool) -> None:
     check_agreement(world, [(FIRST, SECOND)])
 
 
+def test_events_with_unreadable_pending_event_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log without an event of RTMR3 is never returned, not even if no file can be opened."""
+    world = used_world()
+
+    def read(name: str) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files", name)
+
+    def extend(digest: bytes) -> None:
+        world.extend(digest)
+        world.stop = world.step  # the append fails
+        world.make_error = lambda: OSError(errno.EMFILE, "Too many open files")
+
+    journal = world.journal(extend=extend)
+    with raises(JournalError, "not_recorded"):
+        journal.emit(SECOND)
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "read", read)
+        with raises(JournalError, "not_recorded"):
+            journal.events()
+    assert journal.events() == (FIRST, SECOND)
+
+
 def test_emit_with_unexpected_register_value_stays_pending() -> None:
     """If the register has an unexpected value, the event stays pending and nothing is emitted."""
     world = used_world()

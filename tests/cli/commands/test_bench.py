@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from attestkit.__main__ import main
+from attestkit._package import own_version
 from attestkit.cli.commands.bench import host_facts
 
 
@@ -40,6 +41,7 @@ def test_host_facts_without_metadata_has_unknown_version(monkeypatch: pytest.Mon
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("importlib.metadata.version", no_metadata)
+    monkeypatch.setattr("attestkit._package.own_version", own_version.__wrapped__)
     assert host_facts()["attestkit"] == "0+unknown"
 
 
