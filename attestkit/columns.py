@@ -170,4 +170,4 @@ def _packed(offsets: "Sequence[SupportsIndex] | memoryview") -> bytes:
     except TypeError as error:
         raise UsageError("offsets: must be integers", reason="wrong_type") from error
     except OverflowError as error:
-        raise FormatError("offsets: must be 0 to 2^64-1", reason="offsets") from error
+        raise FormatError("offsets: each must be 0 to 2^64-1", reason="offsets") from error

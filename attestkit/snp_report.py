@@ -60,7 +60,7 @@ class SnpTcb(NamedTuple):
             product: Milan, Genoa, Turin or Venice.
 
         Raises:
-            FormatError: If a byte that the product does not use is not zero.
+            FormatError: If a byte that is reserved on the product is nonzero.
             UsageError: If `data` does not have 8 bytes, or the product is unknown.
         """
         layout = _TCB.get(product)
@@ -198,7 +198,7 @@ class SnpReport(NamedTuple):
                 `product` of the report is None.
 
         Raises:
-            FormatError: If a byte that the product does not use is not zero.
+            FormatError: If a byte that is reserved on the product is nonzero.
             UsageError: If `which` is unknown, or the product is unknown or missing.
         """
         if which not in ("current", "reported", "committed", "launch"):

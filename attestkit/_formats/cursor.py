@@ -57,7 +57,7 @@ class Cursor:
             raise self.error("text is not UTF-8", "encoding", start) from error
 
     def truncated(self, count: int, start: int) -> FormatError:
-        """Return the error for a value at `start` with more items than remaining bytes."""
+        """Return the error for an array or map at `start` whose items cannot all be in the data."""
         problem = f"truncated: {count} items, {self.remaining} bytes left"
         return self.error(problem, "truncated", start)
 

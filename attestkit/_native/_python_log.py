@@ -135,7 +135,7 @@ class _Walk(NamedTuple):
             raise refuse(Status.LOG_BANK, at + 28)
 
     def header(self) -> int:
-        """Parse the header; return the offset of the first record, 0 in the SHA-1 format."""
+        """Parse the header, which logs in the SHA-1 format lack; return the offset after it."""
         _, index, event_type, _, _, start, size = self.old_event(0)
         if event_type == _NO_ACTION and size >= 29 and self.data.startswith(_SPEC_ID, start):
             if index > (1 if self.ccel else 0):

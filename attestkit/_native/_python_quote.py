@@ -30,7 +30,7 @@ Layout = tuple[int, int, int, int, int, int, int, int, int]
 
 
 class _Cursor:
-    """A cursor over the data from `at` to `end`."""
+    """A read position `at` in the data, which are read up to `end`."""
 
     def __init__(self, data: bytes, at: int = 0) -> None:
         self.data = data

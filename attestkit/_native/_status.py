@@ -129,12 +129,12 @@ def refuse_one(status: int, number: int, offset: int) -> FormatError:
 
 
 def numbered(error: FormatError, number: int, offset: int | None) -> FormatError:
-    """Return the error of a single quote with the index of the quote and another offset.
+    """Return the error for one of several quotes, given the error for the quote alone.
 
     Args:
-        error: Error of `refuse`.
-        number: Index of the quote among several, from 0.
-        offset: Position of the error in the buffer of all quotes.
+        error: The error for the quote alone, made by `refuse`.
+        number: Index of the quote, from 0.
+        offset: Byte offset of the error in the buffer that contains all quotes.
     """
     message = f"quote {number}: {error.message.removeprefix('quote: ')}"
     return FormatError(message, offset=offset, reason=error.reason)

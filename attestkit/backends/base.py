@@ -134,7 +134,7 @@ class GuestAgent(Protocol):
         ...
 
     def read_app_compose(self) -> bytes:
-        """Return the app-compose; raise UnsupportedError if the agent does not return it."""
+        """Return the app-compose file; raise UnsupportedError if the agent does not send it."""
         ...
 
     @property

@@ -56,7 +56,7 @@ class FuseOperations:
         self._uid, self._gid = os.getuid(), os.getgid()
 
     def init_with_config(self, _connection: object, _config: object) -> None:
-        """Report that the file system is mounted."""
+        """Signal the waiting thread that the kernel has mounted the file system."""
         self._ready()
 
     def getattr(self, path: str | None, info: FileInfo | None = None) -> dict[str, int]:

@@ -268,7 +268,7 @@ class _OpenDevice(OpenFile):
 
 
 def measurement_files(registers: Registers, faults: Faults) -> Folder:
-    """Return `/sys/devices/virtual/misc/tdx_guest/measurements`."""
+    """Return the emulated folder `/sys/devices/virtual/misc/tdx_guest/measurements`."""
     folder, launch = Folder(), registers.td.launch
     fixed = {
         "mrconfigid": launch.mr_config_id,

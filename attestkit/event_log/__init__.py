@@ -324,12 +324,12 @@ class EventLog:
         return (RUNTIME_REGISTER,)
 
     def check_events(self) -> None:
-        """Check the rules for runtime events that do not depend on a quote.
+        """Check the runtime events, as far as that needs no quote.
 
         Raises:
-            VerificationError: If a runtime event is not in RTMR3, another event is in RTMR3, a
-                version 1 name has a colon, or a version 2 event lacks its preimage or does not
-                match it (reason `event`).
+            VerificationError: If a runtime event is not in RTMR3, if RTMR3 has an event that is not
+                a runtime event, if the name of a version 1 event has a colon, or if a version 2
+                event lacks its preimage or does not match it (reason `event`).
         """
         if self._v2_error is not None:
             raise VerificationError(self._v2_error, reason="event")

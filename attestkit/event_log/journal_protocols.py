@@ -64,8 +64,8 @@ def replay_from(start: bytes, events: Iterable[Event]) -> bytes:
 def size_in_evidence(event: Event) -> int:
     """Return the maximum size of a runtime event in evidence or in JSON, in bytes.
 
-    Evidence has name and payload twice; JSON has the payload in hex. Version 2 adds the preimage,
-    which has the payload in hex, once more in hex.
+    Evidence contains name and payload twice; JSON contains the payload in hex. An event of version
+    2 also has a preimage, which takes four bytes for each byte of the payload.
     """
     name = len(json_string(event.name).encode())
     if event.version == 1:

@@ -37,9 +37,9 @@ def setenv(owner: object, name: str, value: str) -> None:
 
 
 def restore(owner: object) -> None:
-    """Undo the settings of an owner, whatever their position among those of others.
+    """Undo the settings of one owner; owners may do so in any order.
 
-    A variable that was changed without this module meanwhile keeps its value.
+    A variable that other code has changed since then keeps its value.
     """
     with _lock:
         for name, settings in tuple(_variables.items()):

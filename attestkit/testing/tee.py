@@ -293,10 +293,10 @@ class SimulatedTee:
 
     @property
     def client(self) -> dict[str, str]:
-        """The environment variables for official clients, set until the end of the running test.
+        """Environment variables by which official dstack clients find this TEE.
 
-        If several TEEs set them, the last one takes effect. On SEV-SNP, `PCCS_URL` is not among
-        them.
+        Access to this property also sets them, until the end of the running test. If several TEEs
+        set them, the last one takes effect. On TDX, `PCCS_URL` is one of them.
         """
         variables = {
             "DSTACK_SIMULATOR_ENDPOINT": self.socket,

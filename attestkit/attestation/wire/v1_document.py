@@ -245,7 +245,7 @@ def _tpm_platform(reader: Reader) -> str:
     at = reader.at
     name = reader.text()
     if name not in parts.TPM_PLATFORMS:
-        raise FormatError("unknown TPM platform", reason="wrong_value", offset=at)
+        raise FormatError(f"TPM platform: unknown: {name!r}", reason="wrong_value", offset=at)
     return name
 
 

@@ -218,7 +218,7 @@ class RtmrAccess:
             raise self._file_error("extended", name, error) from error
 
     def _extend_by_ioctl(self, fd: int, register: int, digest: bytes) -> None:
-        """Extend by the first form of the ioctl; by the second if the first returns ENOTTY."""
+        """Extend a register with the ioctl of one kernel; after ENOTTY, with that of the other."""
         for number in (EXTEND_RTMR, EXTEND_RTMR_V3):
             extend = self._extender(fd, number, register, digest)
             error = self._extend_once(register, digest, extend)

@@ -135,7 +135,7 @@ def _check_parquet(path: Path | None, source: Path, options: VerificationOptions
     with contextlib.suppress(OSError):  # reported by the later write
         if path.exists() and (not path.is_file() or path.resolve().parent == source.resolve()):
             raise UsageError(
-                f"--parquet {path}: not a regular file, or in INPUT; use another file",
+                f"--parquet {path}: must be a regular file outside of INPUT; use another file",
                 reason="cannot_write",
             )
 

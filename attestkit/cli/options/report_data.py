@@ -46,7 +46,7 @@ def _read_padded(
 def report_data_choices(
     nonce: str, report_data: str, sha512: str
 ) -> tuple[Callable[[Any], Any], ...]:
-    """Return the options for `read_report_data`; the arguments are help texts."""
+    """Return decorators that add the options for `read_report_data`, with these help texts."""
     return (
         click.option("--nonce", metavar="HEX", help=nonce),
         click.option("--report-data", metavar="HEX", help=report_data),

@@ -137,7 +137,7 @@ def _names() -> str:
 
 
 def _number(text: str, kind: Kind) -> float | None:
-    """Return the value of a number with an optional unit; None if it is malformed."""
+    """Return a number in the base unit of its kind (bytes, seconds); None if it is malformed."""
     found = _NUMBER.fullmatch(text)
     if found is None or (scale := _UNITS[kind].get(found[3])) is None:
         return None

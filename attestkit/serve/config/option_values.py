@@ -27,12 +27,12 @@ def prefix_errors(prefix: str) -> Iterator[None]:
 
 
 def read_policy(option: str, text: str) -> "AppraisalPolicy":
-    """Return the policy that an option names: a preset, else a TOML file.
+    """Return the policy that an option names: the name of a preset, else the path of a TOML file.
 
-    A preset takes precedence over a file of the same name; `./strict` is the file.
+    For a file that has the name of a preset, such as strict, the path is `./strict`.
 
     Raises:
-        ConfigError: If the file cannot be read or is invalid; the text names `option` and file.
+        ConfigError: If the file cannot be read or is invalid.
     """
     from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy  # lazy
 

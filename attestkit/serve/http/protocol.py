@@ -192,9 +192,10 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse received data, or drop it after an error response.
 
-        Data are parsed in slices: a packet with thousands of requests neither becomes as many
-        objects nor delays other connections. The rest waits while a request is pending, and once
-        enough requests were answered in this iteration of the event loop.
+        Data are parsed in slices, because a packet with thousands of requests must not create
+        thousands of objects, nor delay other connections. The rest of the data waits while a
+        request is pending. After a fixed number of responses it waits for the next iteration of the
+        event loop.
         """
         if self._refused:
             self._drop(data)

@@ -164,7 +164,7 @@ class UnixListener:
             raise
 
     def close(self) -> None:
-        """Stop listening and remove the path."""
+        """Stop listening, and remove the file of a Unix socket."""
         self.socket.close()
         self.unlink()
 

@@ -81,7 +81,7 @@ class ResponseTemplate(Generic[M]):
         self._rest = [(run.pop(0) if len(run[0]) <= _SHORT else b"", run) for run in rest]
 
     def render(self, *beginnings: bytes) -> PreparedResponse[M]:
-        """Return the response whose varying fields start with these bytes."""
+        """Return the response, given the first bytes of each field that varies between requests."""
         json, before = self._first.copy(), self._before
         for beginning, (behind, run) in zip(beginnings, self._rest, strict=True):
             json.append(before + hexlify(beginning) + behind)

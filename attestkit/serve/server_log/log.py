@@ -186,7 +186,7 @@ class ServerLog:
         return self._access
 
     def print_lines(self, lines: Sequence[str], **members: object) -> None:
-        """Write lines that are not a log record; as JSON a record of the first line."""
+        """Write lines without log level; in JSON, one record with the first line and `members`."""
         if self.format == "json":
             self._logger.info("%s", lines[0], extra=members)
         else:

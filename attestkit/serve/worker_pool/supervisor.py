@@ -247,7 +247,7 @@ class _PoolSupervisor:
             message.cancel()
 
     def _announce_ready(self) -> None:
-        """Announce once that all workers are ready."""
+        """Report to systemd and the log that all workers are ready, but only the first time."""
         if self._all_ready or len(self._ready) < self._pool.size or self._stopping.is_set():
             return
         self._all_ready = True
@@ -263,9 +263,10 @@ class _PoolSupervisor:
             self._watching = asyncio.create_task(self._service.manager.watch(ready.addresses))
 
     def _abort_startup(self, outcome: str, code: int) -> None:
-        """Fail startup if a worker exits with `code` before all are ready.
+        """Stop with an error, because a worker exited with `code`; do nothing if all were ready.
 
-        A restart would not help.
+        Before all workers are ready, starting another would not help. `outcome` says how the worker
+        ended.
         """
         if self._all_ready or self._stopping.is_set():
             return

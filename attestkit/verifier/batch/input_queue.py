@@ -151,7 +151,7 @@ class ItemReader:
             self._changed.notify_all()
 
     def raise_error(self) -> None:
-        """Raise the exception of the iterator, if any."""
+        """Raise the exception that the input iterator raised, if any."""
         error, self._error = self._error, None  # its frames reference this object
         try:
             if error is not None:

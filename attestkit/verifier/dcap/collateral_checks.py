@@ -45,7 +45,7 @@ class Endorsements(NamedTuple):
     tdx: tuple[int, ...]
 
     def windows(self) -> Iterator[tuple[str, DcapReason, DcapReason, Window]]:
-        """Yield name, reason if too early, reason if too late, and validity of each signed part."""
+        """Yield name, reason before and reason after its validity, and validity of each part."""
         given, info, qe = self.collateral, self.tcb_info, self.qe_identity
         for name, crl in (("root CA", given.root_ca_crl), ("PCK CA", given.pck_crl)):
             yield f"the {name}'s CRL", "crl_expired", "crl_expired", crl_window(crl)

@@ -391,7 +391,7 @@ class KeyProvider:
             name, provider_id = read_key_provider(info)
         except FormatError as error:
             raise PolicyError(
-                f"key provider: cannot be read: {error}", reason="key_provider"
+                f"malformed event key-provider: {error}", reason="key_provider"
             ) from error
         for one in wanted:
             same_name = one.name is None or matches_any(name.encode(), [one.name.encode()])
